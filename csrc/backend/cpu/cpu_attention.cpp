@@ -1,0 +1,172 @@
+// Attention on the CPU: which rows and which part of the cache make one task.
+//
+// Prefill: a task is up to 16 query rows of one key/value head (several tokens x the heads of a group), over all keys they
+// see. Decode: few rows and a long cache, so a task is one range of kSplitTokens keys; the partial results are merged in
+// order. Both rules look at the work only, never at the number of threads.
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "backend/cpu/cpu_backend.h"
+
+namespace gemlet {
+namespace {
+
+using kernels::kKvBlockTokens;
+using kernels::kMaxAttentionRows;
+
+constexpr int64_t kSplitTokens = 512;
+constexpr int64_t kMaxSplitRows = 16;  // segments with more rows than this have tasks enough without splitting
+
+struct Task {
+  const AttentionSegment* segment;
+  int64_t kv_head;
+  int64_t token, tokens;  // rows of the segment
+  int64_t head, heads;    // query heads within the group
+  int64_t kv_begin, kv_end;
+  int64_t partial;        // index of this task's partial result; -1 = writes the output itself
+};
+
+// Tasks that must be merged: partial results first .. first + count - 1 of the same rows.
+struct Merge {
+  size_t task;
+  int64_t count;
+};
+
+int64_t element_bytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : 2; }
+
+}  // namespace
+
+void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q,
+                                float* k, const float* v, const float* q_norm, const float* k_norm, float eps,
+                                const float* cosines, const float* sines) {
+  const int64_t dim = shape.head_dim;
+  const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
+  const auto store = shape.kv_format == KvFormat::kF32 ? kernels_.kv_store_f32 : kernels_.kv_store_bf16;
+  for (const AttentionSegment& segment : segments) {
+    for_each_row(segment.rows, (shape.num_heads + 2 * shape.num_kv_heads) * dim, [&](int64_t i) {
+      const int64_t row = segment.row + i;
+      const int64_t position = segment.position + i;
+      const float* c = cosines + row * (dim / 2);
+      const float* s = sines + row * (dim / 2);
+      for (int64_t h = 0; h < shape.num_heads; ++h) {
+        float* head = q + (row * shape.num_heads + h) * dim;
+        if (q_norm) kernels_.rms_norm(head, q_norm, eps, dim, head);
+        kernels_.rope(c, s, shape.query_scale, dim, head);
+      }
+      uint8_t* block = const_cast<uint8_t*>(segment.kv.blocks[position / kKvBlockTokens - segment.kv.first_block]);
+      for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
+        float* key = k + (row * shape.num_kv_heads + h) * dim;
+        if (k_norm) kernels_.rms_norm(key, k_norm, eps, dim, key);
+        kernels_.rope(c, s, 1.0f, dim, key);
+        store({key, v + (row * shape.num_kv_heads + h) * dim, dim, position % kKvBlockTokens,
+               block + segment.kv.layer_offset + h * head_bytes});
+      }
+    });
+  }
+}
+
+void CpuBackend::attention(const AttentionShape& shape, std::span<const AttentionSegment> segments, const float* q,
+                           float* out) {
+  const int64_t dim = shape.head_dim;
+  const int64_t group = shape.num_heads / shape.num_kv_heads;
+  const int64_t heads_per_task = std::min(group, kMaxAttentionRows);
+  const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
+  const auto kernel = shape.kv_format == KvFormat::kF32 ? kernels_.attention_f32 : kernels_.attention_bf16;
+
+  std::vector<Task> tasks;
+  std::vector<Merge> merges;
+  int64_t partials = 0;
+  for (const AttentionSegment& segment : segments) {
+    const int64_t tokens_per_task = std::max<int64_t>(1, kMaxAttentionRows / heads_per_task);
+    for (int64_t token = 0; token < segment.rows; token += tokens_per_task) {
+      const int64_t tokens = std::min(tokens_per_task, segment.rows - token);
+      const int64_t first_position = segment.position + token;
+      const int64_t begin = shape.window > 0 ? std::max<int64_t>(0, first_position - shape.window + 1) : 0;
+      const int64_t end = first_position + tokens;
+      const bool split = segment.rows <= kMaxSplitRows && end - begin > kSplitTokens;
+      for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
+        for (int64_t head = 0; head < group; head += heads_per_task) {
+          const int64_t heads = std::min(heads_per_task, group - head);
+          Task task = {&segment, kv_head, token, tokens, head, heads, begin, end, -1};
+          if (!split) {
+            tasks.push_back(task);
+            continue;
+          }
+          merges.push_back({tasks.size(), 0});
+          for (int64_t at = begin; at < end; at = task.kv_end) {
+            task.kv_begin = at;
+            task.kv_end = std::min(end, (at / kSplitTokens + 1) * kSplitTokens);
+            task.partial = partials++;
+            tasks.push_back(task);
+            ++merges.back().count;
+          }
+        }
+      }
+    }
+  }
+
+  const int64_t scratch_floats = kernels::attention_scratch(dim);
+  const int64_t partial_floats = kMaxAttentionRows * (dim + 2);  // out [rows, dim], max [rows], sum [rows]
+  float* const scratches = scratch(attention_scratch_, scratch_floats * threads());
+  float* const parts = scratch(partials_, partial_floats * partials);
+  const auto out_row = [&](const Task& task, int64_t r) {
+    const int64_t row = task.segment->row + task.token + r / task.heads;
+    return (row * shape.num_heads + task.kv_head * group + task.head + r % task.heads) * dim;
+  };
+
+  pool_.run(static_cast<int64_t>(tasks.size()), [&](int64_t index, int thread) {
+    const Task& task = tasks[static_cast<size_t>(index)];
+    const int64_t rows = task.tokens * task.heads;
+    float* const part = task.partial >= 0 ? parts + task.partial * partial_floats : nullptr;
+    std::array<const float*, kMaxAttentionRows> queries;
+    std::array<float*, kMaxAttentionRows> outputs;
+    std::array<int32_t, kMaxAttentionRows> positions;
+    for (int64_t r = 0; r < rows; ++r) {
+      const size_t i = static_cast<size_t>(r);
+      queries[i] = q + out_row(task, r);
+      outputs[i] = part ? part + r * dim : out + out_row(task, r);
+      positions[i] = static_cast<int32_t>(task.segment->position + task.token + r / task.heads);
+    }
+    kernels::AttentionArgs args = {};
+    args.q = queries.data();
+    args.positions = positions.data();
+    args.rows = rows;
+    args.head_dim = dim;
+    args.blocks = task.segment->kv.blocks;
+    args.first_block = task.segment->kv.first_block;
+    args.head_offset = task.segment->kv.layer_offset + task.kv_head * head_bytes;
+    args.kv_begin = task.kv_begin;
+    args.kv_end = task.kv_end;
+    args.window = shape.window;
+    args.softcap = shape.softcap;
+    args.out = outputs.data();
+    args.max = part ? part + kMaxAttentionRows * dim : nullptr;
+    args.sum = part ? args.max + kMaxAttentionRows : nullptr;
+    args.scratch = scratches + thread * scratch_floats;
+    kernel(args);
+  });
+
+  for (const Merge& merge : merges) {
+    const Task& first = tasks[merge.task];
+    for (int64_t r = 0; r < first.tokens * first.heads; ++r) {
+      const float* part = parts + first.partial * partial_floats;
+      float largest = -INFINITY;
+      for (int64_t i = 0; i < merge.count; ++i) {
+        largest = std::max(largest, part[i * partial_floats + kMaxAttentionRows * dim + r]);
+      }
+      float* const to = out + out_row(first, r);
+      std::fill_n(to, dim, 0.0f);
+      float sum = 0.0f;
+      for (int64_t i = 0; i < merge.count; ++i) {
+        const float* from = part + i * partial_floats;
+        const float weight = std::exp(from[kMaxAttentionRows * dim + r] - largest);
+        sum += weight * from[kMaxAttentionRows * (dim + 1) + r];
+        for (int64_t d = 0; d < dim; ++d) to[d] += weight * from[r * dim + d];
+      }
+      for (int64_t d = 0; d < dim; ++d) to[d] /= sum;
+    }
+  }
+}
+
+}  // namespace gemlet

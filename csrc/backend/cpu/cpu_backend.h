@@ -1,0 +1,61 @@
+// The CPU backend: splits each operation into tasks for the thread pool and hands them to the kernels of one tier. How work
+// is split never depends on the number of threads, and kernels sum in a fixed order: results are equal for every thread count.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/thread_pool.h"
+#include "kernels/registry.h"
+
+namespace gemlet {
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(Tier tier, int threads);
+
+  std::string tier() const override { return std::string(tier_name(tier_)); }
+  int threads() const override { return pool_.threads(); }
+  AlignedBuffer allocate(size_t bytes) override { return AlignedBuffer(bytes); }
+  void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;
+  void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
+  void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* residual) override;
+  void matmul(const float* x, int64_t rows, std::span<const MatmulTarget> targets) override;
+  void gelu_mul(float* gate, const float* up, int64_t rows, int64_t dim) override;
+  void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q, float* k,
+                      const float* v, const float* q_norm, const float* k_norm, float eps, const float* cosines,
+                      const float* sines) override;
+  void attention(const AttentionShape& shape, std::span<const AttentionSegment> segments, const float* q,
+                 float* out) override;
+  void softcap(float cap, int64_t rows, int64_t dim, float* x) override;
+  void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) override;
+
+ private:
+  // A row operation on fewer floats than this costs less than waking the pool.
+  static constexpr int64_t kSerialFloats = 16 * 1024;
+
+  // fn(row) for every row of dim floats: on the calling thread while the work is too small to be worth a barrier.
+  template <typename Fn>
+  void for_each_row(int64_t rows, int64_t dim, const Fn& fn) {
+    if (rows * dim <= kSerialFloats) {
+      for (int64_t row = 0; row < rows; ++row) fn(row);
+      return;
+    }
+    const int64_t rows_per_task = std::max<int64_t>(1, kSerialFloats / 4 / dim);
+    pool_.run((rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
+      const int64_t end = std::min(rows, (task + 1) * rows_per_task);
+      for (int64_t row = task * rows_per_task; row < end; ++row) fn(row);
+    });
+  }
+  float* scratch(AlignedBuffer& buffer, int64_t floats);  // grows the buffer
+
+  Tier tier_;
+  ThreadPool pool_;
+  kernels::KernelTable kernels_;
+  AlignedBuffer quantized_;          // activations as int8
+  AlignedBuffer attention_scratch_;  // per thread
+  AlignedBuffer partials_;           // attention split over the cache
+};
+
+}  // namespace gemlet

@@ -1,0 +1,122 @@
+#include "base/cpu_features.h"
+
+#include <array>
+
+#include "base/error.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace gemlet {
+namespace {
+
+constexpr uint64_t kXcr0Avx = 0x6;       // SSE and AVX registers
+constexpr uint64_t kXcr0Avx512 = 0xe6;   // plus opmask and the upper ZMM halves
+
+struct TierEntry {
+  Tier tier;
+  std::string_view name;
+};
+constexpr std::array<TierEntry, 3> kTiers = {{
+    {Tier::kScalar, "scalar"},
+    {Tier::kAvx2, "avx2"},
+    {Tier::kAvx512Vnni, "avx512vnni"},
+}};
+
+}  // namespace
+
+CpuFacts detect_cpu() {
+  CpuFacts facts;
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d)) {
+    facts.sse2 = d & (1u << 26);
+    facts.fma = c & (1u << 12);
+    facts.osxsave = c & (1u << 27);
+    facts.avx = c & (1u << 28);
+    facts.f16c = c & (1u << 29);
+  }
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+    facts.avx2 = b & (1u << 5);
+    facts.avx512f = b & (1u << 16);
+    facts.avx512dq = b & (1u << 17);
+    facts.avx512bw = b & (1u << 30);
+    facts.avx512vl = b & (1u << 31);
+    facts.avx512vnni = c & (1u << 11);
+    facts.amx_bf16 = d & (1u << 22);
+    facts.amx_tile = d & (1u << 24);
+    facts.amx_int8 = d & (1u << 25);
+    unsigned max_subleaf = a;
+    if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+      facts.avxvnni = a & (1u << 4);
+      facts.avx512bf16 = a & (1u << 5);
+    }
+  }
+  if (facts.osxsave) {
+    unsigned low = 0, high = 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    facts.xcr0 = (static_cast<uint64_t>(high) << 32) | low;
+  }
+#endif
+  return facts;
+}
+
+bool tier_supported(const CpuFacts& facts, Tier tier) {
+  const bool os_avx = facts.osxsave && (facts.xcr0 & kXcr0Avx) == kXcr0Avx;
+  const bool os_avx512 = facts.osxsave && (facts.xcr0 & kXcr0Avx512) == kXcr0Avx512;
+  switch (tier) {
+    case Tier::kScalar:
+      return true;
+    case Tier::kAvx2:
+      return os_avx && facts.avx && facts.avx2 && facts.fma && facts.f16c;
+    case Tier::kAvx512Vnni:
+      return os_avx512 && tier_supported(facts, Tier::kAvx2) && facts.avx512f && facts.avx512bw && facts.avx512vl &&
+             facts.avx512dq && facts.avx512vnni;
+  }
+  return false;
+}
+
+std::vector<Tier> supported_tiers(const CpuFacts& facts) {
+  std::vector<Tier> tiers;
+  for (const TierEntry& entry : kTiers) {
+    if (tier_supported(facts, entry.tier)) tiers.push_back(entry.tier);
+  }
+  return tiers;
+}
+
+std::string_view tier_name(Tier tier) {
+  for (const TierEntry& entry : kTiers) {
+    if (entry.tier == tier) return entry.name;
+  }
+  return "unknown";
+}
+
+std::optional<Tier> tier_from_name(std::string_view name) {
+  for (const TierEntry& entry : kTiers) {
+    if (entry.name == name) return entry.tier;
+  }
+  return std::nullopt;
+}
+
+TierChoice choose_tier(const CpuFacts& facts, const char* forced) {
+  const std::vector<Tier> tiers = supported_tiers(facts);
+  if (forced == nullptr || *forced == '\0') {
+    return {tiers.back(), "the highest tier that the CPU has and the operating system supports"};
+  }
+  std::string names;
+  for (const Tier tier : tiers) {
+    if (!names.empty()) names += ", ";
+    names += tier_name(tier);
+  }
+  const std::optional<Tier> tier = tier_from_name(forced);
+  if (!tier) {
+    fail(ErrorCode::kUnsupported, "GEMLET_CPU='", forced, "' is not a tier; this machine has: ", names);
+  }
+  if (!tier_supported(facts, *tier)) {
+    fail(ErrorCode::kUnsupported, "GEMLET_CPU='", forced, "' needs instructions that this machine lacks; it has: ", names);
+  }
+  return {*tier, "forced by GEMLET_CPU"};
+}
+
+}  // namespace gemlet

@@ -1,0 +1,24 @@
+// How many threads this process may really use.
+#pragma once
+
+#include <string>
+
+namespace gemlet {
+
+struct CpuLimits {
+  int affinity = 1;         // CPUs in the process's affinity mask
+  int cgroup_quota = 0;     // CPUs that the cgroup's quota pays for, rounded up; 0 = no quota
+  int physical_cores = 1;   // distinct cores among the CPUs of the affinity mask
+};
+
+CpuLimits detect_cpu_limits();
+
+struct ThreadChoice {
+  int threads;
+  std::string reason;
+};
+
+// min(affinity, quota, physical cores), and which of the three decided.
+ThreadChoice default_threads(const CpuLimits& limits);
+
+}  // namespace gemlet

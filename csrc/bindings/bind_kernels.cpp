@@ -1,0 +1,197 @@
+// The kernels one by one, for tests and benchmarks: gemlet._core.kernels.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/aligned_buffer.h"
+#include "base/error.h"
+#include "bindings/bindings.h"
+#include "formats/quantize.h"
+#include "kernels/registry.h"
+
+namespace py = pybind11;
+
+namespace gemlet::bindings {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+kernels::KernelTable table_of(const std::string& name) {
+  const auto tier = tier_from_name(name);
+  if (!tier || !tier_supported(detect_cpu(), *tier)) {
+    fail(ErrorCode::kUnsupported, "tier '", name, "' does not run on this machine");
+  }
+  return kernels::kernels_for(*tier);
+}
+
+struct Packed {
+  Matrix matrix;
+  AlignedBuffer storage;
+};
+
+Packed pack(const std::string& format_text, const Floats& w) {
+  const auto format = format_from_name(format_text);
+  if (!format || w.ndim() != 2 || w.shape(0) < 1 || w.shape(1) < 1) {
+    fail(ErrorCode::kInvalidRequest, "expected a format (f32, bf16, q8, q4) and a matrix [rows, cols]");
+  }
+  Packed packed;
+  packed.matrix = {*format, w.shape(0), w.shape(1), nullptr};
+  packed.storage = AlignedBuffer(static_cast<size_t>(packed.matrix.bytes()));
+  packed.matrix.data = packed.storage.data();
+  for (int64_t p = 0; p < packed.matrix.panels(); ++p) {
+    const int64_t rows = std::min(kPanelRows, w.shape(0) - p * kPanelRows);
+    if (!pack_panel(*format, w.data(p * kPanelRows, 0), rows, w.shape(1),
+                    packed.storage.data() + p * panel_bytes(*format, w.shape(1)))) {
+      fail(ErrorCode::kTensor, "the matrix holds values that are not finite or too large");
+    }
+  }
+  return packed;
+}
+
+// What the format makes of w: float32 of the same shape.
+py::array_t<float> roundtrip(const std::string& format, const Floats& w) {
+  const Packed packed = pack(format, w);
+  py::array_t<float> out({w.shape(0), w.shape(1)});
+  for (int64_t r = 0; r < w.shape(0); ++r) unpack_row(packed.matrix, r, out.mutable_data(r, 0));
+  return out;
+}
+
+// x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` uses for `format`.
+py::array_t<float> matmul(const std::string& tier, const std::string& format, const Floats& x, const Floats& w) {
+  const kernels::KernelTable table = table_of(tier);
+  const Packed packed = pack(format, w);
+  const Matrix& matrix = packed.matrix;
+  if (x.ndim() != 2 || x.shape(0) < 1 || x.shape(1) != matrix.cols) {
+    fail(ErrorCode::kInvalidRequest, "x must be [rows, ", matrix.cols, "]");
+  }
+  const int64_t rows = x.shape(0);
+  py::array_t<float> y({rows, matrix.rows});
+  kernels::MatmulArgs args = {x.data(),     matrix.cols * 4,  rows, matrix.data, panel_bytes(matrix.format, matrix.cols),
+                              matrix.cols,  y.mutable_data(), matrix.rows, matrix.rows};
+  AlignedBuffer quantized;
+  if (matrix.format == Format::kQ8 || matrix.format == Format::kQ4) {
+    args.cols = padded_cols(matrix.format, matrix.cols);
+    args.x_stride = kernels::quantized_row_bytes(args.cols);
+    quantized = AlignedBuffer(static_cast<size_t>(rows * args.x_stride));
+    for (int64_t r = 0; r < rows; ++r) {
+      table.quantize_i8({x.data(r, 0), matrix.cols, args.cols, matrix.format == Format::kQ4 ? 8 : 128,
+                         quantized.data() + r * args.x_stride});
+    }
+    args.x = quantized.data();
+  }
+  switch (matrix.format) {
+    case Format::kF32:
+      table.matmul_f32_f32(args);
+      break;
+    case Format::kBf16:
+      table.matmul_f32_bf16(args);
+      break;
+    case Format::kQ8:
+      table.matmul_i8_q8(args);
+      break;
+    case Format::kQ4:
+      table.matmul_i8_q4(args);
+      break;
+  }
+  return y;
+}
+
+// Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is "f32" or "bf16".
+py::array_t<float> attention(const std::string& tier, const std::string& kv, const Floats& q, const std::vector<int32_t>& positions,
+                             const Floats& keys, const Floats& values, int64_t window, float softcap) {
+  const kernels::KernelTable table = table_of(tier);
+  const int64_t rows = q.shape(0), dim = q.shape(1), tokens = keys.shape(0);
+  if (rows > kernels::kMaxAttentionRows || static_cast<int64_t>(positions.size()) != rows || keys.shape(1) != dim ||
+      values.shape(0) != tokens || values.shape(1) != dim || dim % 2 != 0) {
+    fail(ErrorCode::kInvalidRequest, "shapes do not agree");
+  }
+  const bool f32 = kv == "f32";
+  const int64_t blocks = (tokens + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
+  const size_t block_bytes = static_cast<size_t>(kernels::kv_head_bytes(dim, f32 ? 4 : 2));
+  std::vector<AlignedBuffer> storage;
+  std::vector<const uint8_t*> pointers;
+  for (int64_t b = 0; b < blocks; ++b) {
+    storage.emplace_back(block_bytes);
+    pointers.push_back(storage.back().data());
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    const kernels::KvStoreArgs store = {keys.data(t, 0), values.data(t, 0), dim, t % kernels::kKvBlockTokens,
+                                        storage[static_cast<size_t>(t / kernels::kKvBlockTokens)].data()};
+    (f32 ? table.kv_store_f32 : table.kv_store_bf16)(store);
+  }
+  py::array_t<float> out({rows, dim});
+  std::vector<const float*> q_rows;
+  std::vector<float*> out_rows;
+  for (int64_t r = 0; r < rows; ++r) {
+    q_rows.push_back(q.data(r, 0));
+    out_rows.push_back(out.mutable_data(r, 0));
+  }
+  std::vector<float> scratch(static_cast<size_t>(kernels::attention_scratch(dim)));
+  kernels::AttentionArgs args = {};
+  args.q = q_rows.data();
+  args.positions = positions.data();
+  args.rows = rows;
+  args.head_dim = dim;
+  args.blocks = pointers.data();
+  args.kv_end = tokens;
+  args.window = window;
+  args.softcap = softcap;
+  args.out = out_rows.data();
+  args.scratch = scratch.data();
+  (f32 ? table.attention_f32 : table.attention_bf16)(args);
+  return out;
+}
+
+// A row operation on x [dim]; `other` is the weight, the second operand or the cosines, as the operation needs.
+py::array_t<float> rowwise(const std::string& tier, const std::string& operation, const Floats& x, const Floats& other,
+                           const Floats& third, float scalar) {
+  const kernels::KernelTable table = table_of(tier);
+  const int64_t dim = x.size();
+  py::array_t<float> out(dim);
+  float* const to = out.mutable_data();
+  std::copy_n(x.data(), dim, to);
+  if (operation == "rms_norm") {
+    table.rms_norm(x.data(), other.data(), scalar, dim, to);
+  } else if (operation == "rms_norm_add") {
+    table.rms_norm_add(third.data(), other.data(), scalar, dim, to);
+  } else if (operation == "add") {
+    table.add(other.data(), dim, to);
+  } else if (operation == "gelu_mul") {
+    table.gelu_mul(x.data(), other.data(), dim, to);
+  } else if (operation == "softcap") {
+    table.softcap(scalar, dim, to);
+  } else if (operation == "rope") {
+    table.rope(other.data(), third.data(), scalar, dim, to);
+  } else if (operation == "exp_sum") {
+    const float sum = table.exp_sum(x.data(), scalar, dim, to);
+    for (int64_t i = 0; i < dim; ++i) to[i] /= sum;
+  } else if (operation == "row_max") {
+    std::fill_n(to, dim, table.row_max(x.data(), dim));
+  } else {
+    fail(ErrorCode::kInvalidRequest, "unknown row operation '", operation, "'");
+  }
+  return out;
+}
+
+}  // namespace
+
+void register_kernels(py::module_& parent) {
+  py::module_ m = parent.def_submodule("kernels", "The kernels one by one, for tests and benchmarks.");
+  m.def("entries", [] {
+    std::vector<std::pair<std::string, std::string>> result;
+    for (const kernels::KernelEntry& entry : kernels::kernel_entries()) {
+      result.emplace_back(entry.operation, tier_name(entry.tier));
+    }
+    return result;
+  });
+  m.def("roundtrip", &roundtrip, py::arg("format"), py::arg("w"));
+  m.def("matmul", &matmul, py::arg("tier"), py::arg("format"), py::arg("x"), py::arg("w"));
+  m.def("attention", &attention, py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"), py::arg("keys"),
+        py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f);
+  m.def("rowwise", &rowwise, py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("other"), py::arg("third"),
+        py::arg("scalar"));
+}
+
+}  // namespace gemlet::bindings

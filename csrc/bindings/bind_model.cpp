@@ -1,0 +1,130 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <map>
+
+#include "base/error.h"
+#include "bindings/bindings.h"
+#include "engine/sequence.h"
+#include "model/builder.h"
+
+namespace py = pybind11;
+
+namespace gemlet::bindings {
+namespace {
+
+Format weight_format(const std::string& name) {
+  const auto format = format_from_name(name);
+  if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", name, "' is unknown; expected f32, bf16, q8 or q4");
+  return *format;
+}
+
+KvFormat kv_format(const std::string& name) {
+  if (name == "f32") return KvFormat::kF32;
+  if (name == "bf16") return KvFormat::kBf16;
+  fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32 or bf16");
+}
+
+void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype) {
+  SourceType type;
+  char kind;
+  if (dtype == "f32") {
+    type = SourceType::kF32;
+    kind = 'f';
+  } else if (dtype == "bf16" || dtype == "f16") {
+    type = dtype == "bf16" ? SourceType::kBf16 : SourceType::kF16;
+    kind = 'u';
+  } else {
+    fail(ErrorCode::kTensor, "tensor '", name, "' has dtype tag '", dtype, "', expected f32, bf16 or f16");
+  }
+  const py::ssize_t item = kind == 'f' ? 4 : 2;
+  if (data.dtype().kind() != kind || data.itemsize() != item || !(data.flags() & py::array::c_style)) {
+    fail(ErrorCode::kTensor, "tensor '", name, "' tagged ", dtype, " must be a C-contiguous ",
+         kind == 'f' ? "float32" : "uint16", " array");
+  }
+  const std::vector<int64_t> shape(data.shape(), data.shape() + data.ndim());
+  const void* const pointer = data.data();
+  const py::gil_scoped_release release;
+  builder.add(name, shape, pointer, type);
+}
+
+py::dict slots(const ModelBuilder& builder) {
+  py::dict result;
+  for (const auto& [name, slot] : builder.slots()) result[py::str(name)] = py::tuple(py::cast(slot.shape));
+  return result;
+}
+
+py::dict memory(const Model& model) {
+  py::dict result;
+  result["weights"] = model.weight_bytes();
+  result["kv_cache_per_token"] = model.kv_layout().bytes_per_token(false);
+  result["kv_cache_per_window_token"] = model.kv_layout().bytes_per_token(true);
+  return result;
+}
+
+// Every tap of a fresh context, rows of all chunks one after the other.
+py::dict taps(const std::shared_ptr<Model>& model, const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& ids) {
+  struct Tap {
+    int64_t dim;
+    std::vector<float> values;
+  };
+  std::map<std::string, Tap> collected;
+  const TapSink sink = [&](const std::string& name, const float* data, int64_t rows, int64_t dim) {
+    Tap& tap = collected[name];
+    tap.dim = dim;
+    tap.values.insert(tap.values.end(), data, data + rows * dim);
+  };
+  Sequence sequence(model);
+  const std::span<const int32_t> span(ids.data(), static_cast<size_t>(ids.size()));
+  {
+    const py::gil_scoped_release release;
+    sequence.extend(span, LogitsWanted::kAll, &sink);
+  }
+  const int64_t vocab = model->config().vocab_size;
+  const float* logits = sequence.logits();
+  collected["logits"] = {vocab, std::vector<float>(logits, logits + sequence.logits_rows() * vocab)};
+  py::dict result;
+  for (const auto& [name, tap] : collected) {
+    const int64_t rows = static_cast<int64_t>(tap.values.size()) / tap.dim;
+    result[py::str(name)] = py::array_t<float>({rows, tap.dim}, tap.values.data());
+  }
+  return result;
+}
+
+}  // namespace
+
+void register_model(py::module_& m) {
+  py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
+      .def_property_readonly("config", [](const Model& model) { return model.config(); })
+      .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
+      .def_property_readonly("weights", [](const Model& model) { return std::string(format_name(model.weight_format())); })
+      .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })
+      .def_property_readonly("closed", &Model::closed)
+      .def_property_readonly("parameter_count", &Model::parameter_count)
+      .def("memory", &memory, "Bytes by kind: weights, cache per token, cache per token inside the sliding windows.")
+      .def("bytes_per_token", &Model::decode_bytes, py::kw_only(), py::arg("depth") = 0,
+           "Bytes that one decode step reads after `depth` tokens.")
+      .def("taps", &taps, py::arg("ids"), "Intermediate activations of a fresh context by name, float32 [len(ids), dim].")
+      .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
+
+  py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
+      .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
+                       const std::string& kv_cache, int threads) {
+             if (threads < 1 || threads > 1024) {
+               fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024");
+             }
+             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
+                                                   kv_format(kv_cache), make_cpu_backend(threads));
+           }),
+           py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
+           py::arg("threads"))
+      .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
+      .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"),
+           "Packs one tensor: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or 'f16'.")
+      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"), py::call_guard<py::gil_scoped_release>(),
+           "Fills every empty slot with random values of trained weights' size.")
+      .def("finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
+           "The model; the builder is spent afterwards.");
+}
+
+}  // namespace gemlet::bindings

@@ -1,0 +1,123 @@
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <optional>
+
+
+#include "backend/backend.h"
+#include "base/aligned_buffer.h"
+#include "base/cpu_features.h"
+#include "base/cpu_limits.h"
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "bindings/bindings.h"
+#include "kernels/registry.h"
+
+namespace py = pybind11;
+
+namespace gemlet::bindings {
+namespace {
+
+#define GEMLET_CPU_FLAGS(X) \
+  X(sse2) X(avx) X(f16c) X(fma) X(avx2) X(avx512f) X(avx512bw) X(avx512vl) X(avx512dq) X(avx512vnni) X(avx512bf16) \
+  X(avxvnni) X(amx_tile) X(amx_int8) X(amx_bf16) X(osxsave)
+
+std::vector<std::string> names(const std::vector<Tier>& tiers) {
+  std::vector<std::string> result;
+  for (const Tier tier : tiers) result.emplace_back(tier_name(tier));
+  return result;
+}
+
+py::dict cpu_info() {
+  const CpuFacts facts = detect_cpu();
+  const TierChoice choice = choose_tier(facts, std::getenv("GEMLET_CPU"));
+  std::vector<std::string> features;
+#define GEMLET_ADD_FLAG(flag) \
+  if (facts.flag) features.emplace_back(#flag);
+  GEMLET_CPU_FLAGS(GEMLET_ADD_FLAG)
+#undef GEMLET_ADD_FLAG
+  py::dict kernels;
+  for (const kernels::KernelEntry& entry : kernels::kernel_entries()) {
+    kernels[py::str(std::string(entry.operation))] =
+        std::string(tier_name(kernels::resolved_tier(entry.operation, choice.tier)));
+  }
+  const CpuLimits limits = detect_cpu_limits();
+  py::dict result;
+  result["tiers"] = names(supported_tiers(facts));
+  result["tier"] = std::string(tier_name(choice.tier));
+  result["reason"] = choice.reason;
+  result["features"] = features;
+  result["kernels"] = kernels;
+  result["affinity"] = limits.affinity;
+  result["cgroup_quota"] = limits.cgroup_quota;
+  result["physical_cores"] = limits.physical_cores;
+  return result;
+}
+
+// The choice for a machine described by its feature names and XCR0, for tests of the dispatch.
+std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vector<std::string>& features, uint64_t xcr0,
+                                                                 const std::optional<std::string>& forced) {
+  CpuFacts facts;
+  facts.xcr0 = xcr0;
+  for (const std::string& feature : features) {
+#define GEMLET_SET_FLAG(flag) \
+  if (feature == #flag) {     \
+    facts.flag = true;        \
+    continue;                 \
+  }
+    GEMLET_CPU_FLAGS(GEMLET_SET_FLAG)
+#undef GEMLET_SET_FLAG
+    fail(ErrorCode::kInvalidRequest, "unknown CPU feature '", feature, "'");
+  }
+  const TierChoice choice = choose_tier(facts, forced ? forced->c_str() : nullptr);
+  return {std::string(tier_name(choice.tier)), names(supported_tiers(facts))};
+}
+
+// GB/s that `threads` threads read together from a buffer larger than the caches; the best of five passes.
+double measure_read_bandwidth(int threads, int64_t megabytes) {
+  if (threads < 1 || threads > 1024) fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024");
+  if (megabytes < 1 || megabytes > 65536) {
+    fail(ErrorCode::kInvalidRequest, "megabytes is ", megabytes, ", expected 1 to 65536");
+  }
+  const py::gil_scoped_release release;
+  const int64_t piece = int64_t{1} << 20;
+  AlignedBuffer buffer(static_cast<size_t>(megabytes * piece));
+  ThreadPool pool(threads);
+  const kernels::KernelTable kernels = kernels::kernels_for(choose_tier(detect_cpu(), std::getenv("GEMLET_CPU")).tier);
+  float* const data = buffer.as<float>();
+  const int64_t floats = piece / 4;
+  pool.run(megabytes, [&](int64_t task, int) {
+    for (int64_t i = 0; i < floats; i += 1024) data[task * floats + i] = 1.0f;
+  });
+  std::vector<float> sums(static_cast<size_t>(megabytes));
+  double best = 0;
+  for (int pass = 0; pass < 5; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run(megabytes, [&](int64_t task, int) {
+      sums[static_cast<size_t>(task)] = kernels.row_max(data + task * floats, floats);
+    });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, static_cast<double>(megabytes * piece) / seconds.count() / 1e9);
+  }
+  return best;
+}
+
+}  // namespace
+
+void register_system(py::module_& m) {
+  m.def("cpu_info", &cpu_info, "CPU features, tiers found, tier in use and why, kernel tiers, limits on threads.");
+  m.def(
+      "default_threads",
+      [] {
+        const ThreadChoice choice = default_threads(detect_cpu_limits());
+        return std::pair(choice.threads, choice.reason);
+      },
+      "Threads used when none are asked for, and why.");
+  m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"), py::arg("forced") = py::none(),
+        "(tier, supported tiers) of a machine described by feature names and XCR0.");
+  m.def("measure_read_bandwidth", &measure_read_bandwidth, py::kw_only(), py::arg("threads"), py::arg("megabytes") = 512,
+        "Memory read bandwidth in GB/s.");
+}
+
+}  // namespace gemlet::bindings

@@ -1,0 +1,57 @@
+#include <pybind11/pybind11.h>
+
+#include <new>
+
+#include "base/error.h"
+#include "bindings/bindings.h"
+
+namespace {
+
+const char* python_name(gemlet::ErrorCode code) {
+  switch (code) {
+    case gemlet::ErrorCode::kConfig:
+      return "ConfigError";
+    case gemlet::ErrorCode::kTensor:
+      return "TensorError";
+    case gemlet::ErrorCode::kInvalidRequest:
+      return "InvalidRequestError";
+    case gemlet::ErrorCode::kContextLength:
+      return "ContextLengthError";
+    case gemlet::ErrorCode::kUnsupported:
+      return "UnsupportedError";
+    case gemlet::ErrorCode::kClosed:
+      return "ModelClosedError";
+    case gemlet::ErrorCode::kCancelled:
+      return "CancelledError";
+    case gemlet::ErrorCode::kMemory:
+      return "MemoryLimitError";
+  }
+  return "GemletError";
+}
+
+// The classes live in Python (gemlet.errors); looked up when something is raised, so importing the core stays cheap.
+void raise_gemlet_error(const char* name, const char* message) {
+  const pybind11::object type = pybind11::module_::import("gemlet.errors").attr(name);
+  PyErr_SetString(type.ptr(), message);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The C++ core of gemlet. Private: use the gemlet package.";
+  m.attr("__version__") = GEMLET_VERSION;
+  pybind11::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const gemlet::Error& error) {
+      raise_gemlet_error(python_name(error.code()), error.what());
+    } catch (const std::bad_alloc&) {
+      raise_gemlet_error("MemoryLimitError", "out of memory; use a smaller model, fewer bits per weight or a shorter context");
+    }
+  });
+  gemlet::bindings::register_system(m);
+  gemlet::bindings::register_config(m);
+  gemlet::bindings::register_model(m);
+  gemlet::bindings::register_engine(m);
+  gemlet::bindings::register_kernels(m);
+}

@@ -1,0 +1,45 @@
+// Chooses the next token from logits. The order of the steps is that of Hugging Face's generate(): repetition penalty,
+// temperature, top-k, top-p, min-p, then one draw.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace gemlet {
+
+struct SamplerConfig {
+  double temperature = 1.0;         // 0 = greedy
+  int64_t top_k = 0;                // 0 = all
+  double top_p = 1.0;               // in (0, 1]
+  double min_p = 0.0;               // in [0, 1): least probability relative to the likeliest token's
+  double repetition_penalty = 1.0;  // > 0; divides positive and multiplies negative logits of tokens already seen
+  uint64_t seed = 0;
+  int64_t vocab_limit = 0;          // ids from here on are never chosen; 0 = no limit
+};
+
+class Sampler {
+ public:
+  explicit Sampler(const SamplerConfig& config);  // throws kInvalidRequest for values out of range
+
+  // logits [vocab]; history: the tokens that the repetition penalty applies to. Throws kInvalidRequest if the logits hold no
+  // finite value to choose from.
+  int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
+
+ private:
+  struct Candidate {
+    float logit;
+    int32_t id;
+  };
+  void penalize(std::span<const int32_t> history);
+  void select_candidates(float largest);
+  double uniform();
+
+  SamplerConfig config_;
+  uint64_t state_;
+  std::vector<float> logits_;
+  std::vector<Candidate> candidates_;
+  std::vector<double> weights_;
+};
+
+}  // namespace gemlet

@@ -1,0 +1,44 @@
+#include "formats/formats.h"
+
+namespace gemlet {
+
+std::string_view format_name(Format format) {
+  switch (format) {
+#define GEMLET_NAME_FORMAT(id, name) \
+  case Format::k##id:                \
+    return #name;
+    GEMLET_FORMATS(GEMLET_NAME_FORMAT)
+#undef GEMLET_NAME_FORMAT
+  }
+  return "unknown";
+}
+
+std::optional<Format> format_from_name(std::string_view text) {
+#define GEMLET_MATCH_FORMAT(id, name) \
+  if (text == #name) return Format::k##id;
+  GEMLET_FORMATS(GEMLET_MATCH_FORMAT)
+#undef GEMLET_MATCH_FORMAT
+  return std::nullopt;
+}
+
+int64_t padded_cols(Format format, int64_t cols) {
+  const int64_t unit = format == Format::kF32 ? 1 : format == Format::kBf16 ? 2 : kSuperblock;
+  return (cols + unit - 1) / unit * unit;
+}
+
+int64_t panel_bytes(Format format, int64_t cols) {
+  const int64_t padded = padded_cols(format, cols);
+  switch (format) {
+    case Format::kF32:
+      return padded * kPanelRows * 4;
+    case Format::kBf16:
+      return padded * kPanelRows * 2;
+    case Format::kQ8:
+      return padded / kSuperblock * kQ8SuperblockBytes;
+    case Format::kQ4:
+      return padded / kSuperblock * kQ4SuperblockBytes;
+  }
+  return 0;
+}
+
+}  // namespace gemlet

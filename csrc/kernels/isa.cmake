@@ -1,0 +1,22 @@
+# The one map from instruction-set tier to compiler flags. Flags go on the files named here and on nothing else, so no
+# other code can contain an instruction the machine may lack.
+
+set(GEMLET_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+set(GEMLET_ISA_FLAGS_avx512vnni -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c)
+
+function(gemlet_add_isa_sources target)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    set(tiers avx2 avx512vnni)
+  else()
+    set(tiers)
+  endif()
+  foreach(tier IN LISTS tiers)
+    foreach(operation matmul attention rowwise)
+      set(source ${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${tier}.cpp)
+      target_sources(${target} PRIVATE ${source})
+      # -ffp-contract=fast lets a * b + c become one FMA; -fno-exceptions keeps unwinding helpers out of these objects.
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+        "${GEMLET_ISA_FLAGS_${tier}};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math")
+    endforeach()
+  endforeach()
+endfunction()

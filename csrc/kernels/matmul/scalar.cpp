@@ -1,0 +1,122 @@
+// The definition of the matmul kernels, in plain loops; 16 outputs wide so that any compiler can vectorize them a little.
+#include <math.h>
+#include <string.h>
+
+#include "base/float_bits.h"
+#include "formats/formats.h"
+#include "kernels/matmul/matmul.h"
+
+namespace gemlet::kernels::scalar {
+namespace {
+
+void store(const MatmulArgs& a, int64_t row, int64_t panel, const float* sums) {
+  const int64_t first = panel * kPanelRows;
+  const int64_t count = a.outputs - first < kPanelRows ? a.outputs - first : kPanelRows;
+  memcpy(a.y + row * a.y_stride + first, sums, static_cast<size_t>(count) * sizeof(float));
+}
+
+// Calls product(x_row, panel, sums[16]) for every row and panel.
+template <typename Product>
+void for_each_panel(const MatmulArgs& a, Product product) {
+  const int64_t panels = panel_count(a.outputs);
+  for (int64_t p = 0; p < panels; ++p) {
+    for (int64_t r = 0; r < a.rows; ++r) {
+      float sums[kPanelRows] = {};
+      product(static_cast<const uint8_t*>(a.x) + r * a.x_stride, a.panels + p * a.panel_stride, sums);
+      store(a, r, p, sums);
+    }
+  }
+}
+
+// Weight of output o at column c of a block of 32, as stored (unsigned).
+struct Q8 {
+  static constexpr int64_t kSuperblockBytes = kQ8SuperblockBytes;
+  static constexpr int64_t kBlockBytes = kPanelRows * kBlock;
+  static int32_t at(const uint8_t* lines, int64_t o, int64_t c) { return lines[c / 4 * 64 + o * 4 + c % 4]; }
+};
+struct Q4 {
+  static constexpr int64_t kSuperblockBytes = kQ4SuperblockBytes;
+  static constexpr int64_t kBlockBytes = kPanelRows * kBlock / 2;
+  static int32_t at(const uint8_t* lines, int64_t o, int64_t c) {
+    const uint8_t byte = lines[c % 16 / 4 * 64 + o * 4 + c % 4];
+    return c < 16 ? byte & 15 : byte >> 4;
+  }
+};
+
+template <typename Weight>
+void matmul_i8(const MatmulArgs& a) {
+  const int64_t cols = a.cols;
+  for_each_panel(a, [cols](const uint8_t* x, const uint8_t* panel, float* sums) {
+    const int8_t* q = reinterpret_cast<const int8_t*>(x);
+    const float* scales = reinterpret_cast<const float*>(x + cols);
+    const int32_t* offsets = reinterpret_cast<const int32_t*>(x + cols + cols / kBlock * 4);
+    for (int64_t b = 0; b < cols / kBlock; ++b) {
+      const uint8_t* superblock = panel + b / 2 * Weight::kSuperblockBytes;
+      const uint8_t* lines = superblock + kScaleBytes + b % 2 * Weight::kBlockBytes;
+      int32_t dots[kPanelRows];
+      for (int64_t o = 0; o < kPanelRows; ++o) dots[o] = offsets[b];
+      for (int64_t c = 0; c < kBlock; ++c) {
+        for (int64_t o = 0; o < kPanelRows; ++o) dots[o] += Weight::at(lines, o, c) * q[b * kBlock + c];
+      }
+      for (int64_t o = 0; o < kPanelRows; ++o) {
+        uint16_t bits;
+        memcpy(&bits, superblock + (b % 2 * kPanelRows + o) * 2, 2);
+        sums[o] += static_cast<float>(dots[o]) * (f16_to_f32(bits) * scales[b]);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void quantize_i8(const QuantizeArgs& a) {
+  int8_t* q = reinterpret_cast<int8_t*>(a.out);
+  float* scales = reinterpret_cast<float*>(a.out + a.cols);
+  int32_t* offsets = reinterpret_cast<int32_t*>(a.out + a.cols + a.cols / kBlock * 4);
+  for (int64_t b = 0; b < a.cols / kBlock; ++b) {
+    float x[kBlock];
+    float peak = 0.0f;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int64_t c = b * kBlock + i;
+      x[i] = c < a.valid ? a.x[c] : 0.0f;
+      peak = fmaxf(peak, fabsf(x[i]));
+    }
+    const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int32_t v = static_cast<int32_t>((x[i] * inverse + 12582912.0f) - 12582912.0f);  // ties to even
+      q[b * kBlock + i] = static_cast<int8_t>(v);
+      sum += v;
+    }
+    scales[b] = peak * (1.0f / 127.0f);
+    offsets[b] = -a.zero_point * sum;
+  }
+}
+
+void matmul_f32_f32(const MatmulArgs& a) {
+  const int64_t cols = a.cols;
+  for_each_panel(a, [cols](const uint8_t* x, const uint8_t* panel, float* sums) {
+    const float* row = reinterpret_cast<const float*>(x);
+    const float* w = reinterpret_cast<const float*>(panel);
+    for (int64_t c = 0; c < cols; ++c) {
+      for (int64_t o = 0; o < kPanelRows; ++o) sums[o] += row[c] * w[c * kPanelRows + o];
+    }
+  });
+}
+
+void matmul_f32_bf16(const MatmulArgs& a) {
+  const int64_t cols = a.cols;
+  for_each_panel(a, [cols](const uint8_t* x, const uint8_t* panel, float* sums) {
+    const float* row = reinterpret_cast<const float*>(x);
+    const uint16_t* w = reinterpret_cast<const uint16_t*>(panel);
+    for (int64_t c = 0; c < cols; ++c) {
+      const uint16_t* line = w + c / 2 * kPanelRows * 2 + c % 2;
+      for (int64_t o = 0; o < kPanelRows; ++o) sums[o] += row[c] * bf16_to_f32(line[o * 2]);
+    }
+  });
+}
+
+void matmul_i8_q8(const MatmulArgs& a) { matmul_i8<Q8>(a); }
+void matmul_i8_q4(const MatmulArgs& a) { matmul_i8<Q4>(a); }
+
+}  // namespace gemlet::kernels::scalar

@@ -1,0 +1,76 @@
+// What the kernels' bodies need beyond the arithmetic operators of VF and VI (vectors of kLanes floats and int32, declared by
+// the tier's header, which comes first). Internal linkage throughout.
+#pragma once
+
+namespace gemlet::kernels {
+namespace {
+
+inline VF splat(float x) { return x - (VF){}; }
+inline VI splat_i32(int32_t x) { return x - (VI){}; }
+inline VF load(const float* p) {
+  VF v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline VI load_i32(const void* p) {
+  VI v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// First `count` floats only; the rest of the vector is zero.
+inline VF load_some(const float* p, int64_t count) {
+  float lanes[kLanes] = {};
+  __builtin_memcpy(lanes, p, (size_t)count * sizeof(float));
+  return load(lanes);
+}
+inline void store_some(float* p, VF v, int64_t count) {
+  float lanes[kLanes];
+  store(lanes, v);
+  __builtin_memcpy(p, lanes, (size_t)count * sizeof(float));
+}
+
+inline float sum_lanes(VF v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  }
+  return lanes[0];
+}
+inline float max_lanes(VF v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
+  }
+  return lanes[0];
+}
+
+inline VF abs(VF x) { return (VF)((VI)x & 0x7fffffff); }
+inline VF select(VI mask, VF yes, VF no) { return (VF)((mask & (VI)yes) | (~mask & (VI)no)); }
+inline VF to_float(VI x) { return __builtin_convertvector(x, VF); }
+
+// e^x: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]; relative error below 2e-7. 0 below -87.3, capped above 88.
+inline VF exp(VF x) {
+  const VF clamped = max(select(x < splat(88.0f), x, splat(88.0f)), splat(-87.3f));
+  const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const VF shifted = clamped * 1.44269504f + magic;
+  const VF n = shifted - magic;
+  const VF r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  VF p = splat(1.3981999e-3f);
+  p = p * r + 8.3334519e-3f;
+  p = p * r + 4.1665795e-2f;
+  p = p * r + 1.6666665e-1f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r + 1.0f;
+  const VI power = (((VI)shifted - (VI)magic) + 127) << 23;
+  return select(x > splat(-87.3f), p * (VF)power, splat(0.0f));
+}
+
+// tanh(x) = 1 - 2 / (e^2x + 1): absolute error below 2e-7.
+inline VF tanh(VF x) { return 1.0f - 2.0f / (exp(x + x) + 1.0f); }
+
+}  // namespace
+}  // namespace gemlet::kernels

@@ -1,0 +1,78 @@
+#include "model/kv_cache.h"
+
+#include <algorithm>
+
+#include "kernels/attention/attention.h"
+
+namespace gemlet {
+
+using kernels::kKvBlockTokens;
+
+KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_format) {
+  std::vector<const LayerConfig*> examples;  // one layer of each kind
+  for (const LayerConfig& layer : config.layers) {
+    size_t kind = 0;
+    while (kind < examples.size() && !examples[kind]->same_cache(layer)) ++kind;
+    if (kind == examples.size()) {
+      const int64_t element = format == KvFormat::kF32 ? 4 : 2;
+      examples.push_back(&layer);
+      kinds.push_back({layer.sliding_window, layer.num_kv_heads * kernels::kv_head_bytes(layer.head_dim, element), 0});
+    }
+    layers.push_back({kind, kinds[kind].layers * kinds[kind].layer_bytes});
+    ++kinds[kind].layers;
+  }
+}
+
+int64_t KvLayout::bytes_per_token(bool sliding) const {
+  int64_t bytes = 0;
+  for (const Kind& kind : kinds) {
+    if ((kind.window > 0) == sliding) bytes += kind.block_bytes() / kKvBlockTokens;
+  }
+  return bytes;
+}
+
+int64_t KvCache::bytes() const {
+  int64_t total = 0;
+  for (const Table& table : tables_) {
+    for (const auto& block : table.blocks) total += static_cast<int64_t>(block->size());
+  }
+  return total;
+}
+
+void KvCache::reserve(int64_t tokens) {
+  const int64_t last_block = (length_ + tokens - 1) / kKvBlockTokens;
+  for (size_t kind = 0; kind < tables_.size(); ++kind) {
+    Table& table = tables_[kind];
+    while (table.first_block + static_cast<int64_t>(table.blocks.size()) <= last_block) {
+      auto block = std::make_shared<AlignedBuffer>(
+          backend_->allocate(static_cast<size_t>(layout_->kinds[kind].block_bytes())));
+      table.pointers.reserve(table.blocks.size() + 1);
+      table.blocks.push_back(std::move(block));
+      table.pointers.push_back(table.blocks.back()->data());
+    }
+  }
+}
+
+void KvCache::commit(int64_t tokens) {
+  length_ += tokens;
+  for (size_t kind = 0; kind < tables_.size(); ++kind) {
+    const int64_t window = layout_->kinds[kind].window;
+    if (window == 0) continue;
+    Table& table = tables_[kind];
+    const int64_t oldest = std::max<int64_t>(0, length_ - window + 1);  // the next token sees this one and later
+    const int64_t drop = std::min<int64_t>(oldest / kKvBlockTokens - table.first_block,
+                                           static_cast<int64_t>(table.blocks.size()));
+    if (drop <= 0) continue;
+    table.blocks.erase(table.blocks.begin(), table.blocks.begin() + drop);
+    table.pointers.erase(table.pointers.begin(), table.pointers.begin() + drop);
+    table.first_block += drop;
+  }
+}
+
+KvView KvCache::view(size_t layer) const {
+  const KvLayout::Place& place = layout_->layers[layer];
+  const Table& table = tables_[place.kind];
+  return {table.pointers.data(), table.first_block, place.offset};
+}
+
+}  // namespace gemlet

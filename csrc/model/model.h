@@ -1,0 +1,72 @@
+// A loaded model: configuration, weights, backend. Shared by any number of sequences; one forward pass runs at a time.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/config.h"
+#include "model/kv_cache.h"
+#include "model/weights.h"
+
+namespace gemlet {
+
+// Receives intermediate activations: name, float32 [rows, dim].
+using TapSink = std::function<void(const std::string& name, const float* data, int64_t rows, int64_t dim)>;
+
+// Which rows of a segment want logits.
+enum class LogitsWanted : uint8_t { kNone, kLast, kAll };
+
+// Consecutive new tokens of one sequence: a chunk of its prompt, or the one token of a decode step.
+struct Segment {
+  KvCache* kv;
+  std::span<const int32_t> ids;
+  LogitsWanted wanted = LogitsWanted::kLast;
+  float* logits = nullptr;  // [1 or ids.size(), vocab]
+};
+
+class Model {
+ public:
+  Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer> storage, std::unique_ptr<Backend> backend,
+        Format weight_format, KvFormat kv_format);
+
+  const ModelConfig& config() const { return config_; }
+  const ModelWeights& weights() const { return weights_; }
+  const KvLayout& kv_layout() const { return kv_layout_; }
+  Format weight_format() const { return weight_format_; }
+  Backend& backend() { return *backend_; }
+
+  // Advances every segment by its tokens, appending to its cache and writing the logits it wants. All or nothing: if it
+  // throws, no cache has grown. `cancel` (may be null) is looked at between layers and ends the pass with Error{kCancelled}.
+  // Throws kClosed after close().
+  void forward(std::span<const Segment> batch, const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr);
+
+  // Rows that one forward pass should get at most; longer prompts come in chunks of this.
+  static constexpr int64_t kChunkTokens = 512;
+
+  int64_t weight_bytes() const;                        // all matrices and norms
+  int64_t decode_bytes(int64_t depth) const;           // read for one token after `depth` others: weights and cache
+  int64_t parameter_count() const;
+
+  void close();
+  bool closed() const { return closed_.load(); }
+
+ private:
+  friend class ForwardPass;
+  ModelConfig config_;
+  ModelWeights weights_;
+  std::vector<AlignedBuffer> storage_;
+  std::unique_ptr<Backend> backend_;
+  Format weight_format_;
+  KvLayout kv_layout_;
+  AlignedBuffer activations_;  // scratch of the forward pass, grown on demand
+  std::mutex mutex_;           // one forward pass at a time: it owns the scratch and the thread pool
+  std::atomic<bool> closed_{false};
+};
+
+}  // namespace gemlet

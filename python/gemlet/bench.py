@@ -1,0 +1,234 @@
+"""The measurements behind ``gemlet bench``: prefill (pp) and decode (tg) speed beside what memory allows.
+
+``ppN`` runs N random tokens through an empty context in one call. ``tgN`` is N single-token forward passes
+after one BOS token. A depth d first fills the context with d tokens, which are not counted. Sampling and
+text are not part of either: these are the numbers llama-bench prints, so the two can be read side by side.
+
+Every row says how many bytes a token reads at least, and which share of the memory bandwidth measured just
+before and just after that is: near 100% there is nothing left to win but fewer bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from gemlet import _core
+from gemlet.errors import ContextLengthError, InvalidRequestError
+from gemlet.generation import PREFILL_CHUNK, prefill
+from gemlet.generation_config import show
+from gemlet.model import Model
+from numpy.typing import NDArray
+
+__all__ = ["BenchResult", "iter_bench", "machine_info", "parameter_count", "run_bench", "weight_bytes"]
+
+_BOS = 2  # in every Gemma vocabulary; a speed test needs no more than some first token
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """One row of the table.
+
+    Attributes:
+        test: "pp512", "tg128", with a depth "tg128 @ d4096".
+        samples: tokens per second of each repetition.
+        bytes_per_token: least bytes that a token reads; for prefill, the weights once for every 512 tokens.
+        bandwidth: bytes per second of plain reading: the larger of the measurements before and after.
+    """
+
+    test: str
+    samples: tuple[float, ...]
+    bytes_per_token: float
+    bandwidth: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean over the repetitions."""
+        return statistics.fmean(self.samples)
+
+    @property
+    def stdev(self) -> float:
+        """Sample standard deviation over the repetitions; 0 for a single one."""
+        return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
+
+    @property
+    def bandwidth_share(self) -> float:
+        """Bytes read per second over the measured bandwidth; prefill is bound by arithmetic and stays low."""
+        return self.tokens_per_second * self.bytes_per_token / self.bandwidth
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return {
+            "test": self.test,
+            "tokens_per_second": self.tokens_per_second,
+            "stdev": self.stdev,
+            "bytes_per_token": self.bytes_per_token,
+            "bandwidth_share": self.bandwidth_share,
+            "samples": list(self.samples),
+        }
+
+
+def parameter_count(config: _core.ModelConfig) -> int:
+    """Number of parameters of the language model, a tied embedding counted once.
+
+    >>> import gemlet
+    >>> from gemlet.bench import parameter_count
+    >>> with gemlet.load() as model:
+    ...     print(parameter_count(model._core_model.config) > 100_000)
+    True
+    """
+    hidden = config.hidden_size
+    total = config.vocab_size * hidden * (1 if config.tied_embeddings else 2) + hidden
+    for layer in config.layers:
+        attention = 2 * (layer.num_heads + layer.num_kv_heads) * layer.head_dim * hidden
+        norms = (4 if layer.post_norms else 2) * hidden + (2 * layer.head_dim if layer.qk_norm else 0)
+        total += attention + 3 * layer.intermediate_size * hidden + norms
+    return total
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of the packed weights, embedding included."""
+    memory = model.memory()
+    return memory["weights"] + memory["embedding"]
+
+
+def machine_info(model: Model) -> dict[str, Any]:
+    """What a figure is worthless without: processor, tier, threads, system."""
+    cpu = _core.cpu_info()
+    return {
+        "cpu": cpu.get("name", platform.machine()),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "tier": model.tier,
+        "threads": model.threads,
+        "gemlet": _core.__version__,
+    }
+
+
+def run_bench(
+    model: Model,
+    *,
+    prompt: Sequence[int] = (512,),
+    generate: Sequence[int] = (128,),
+    depth: int = 0,
+    repetitions: int = 5,
+) -> list[BenchResult]:
+    """All rows of :func:`iter_bench` at once.
+
+    >>> import gemlet
+    >>> from gemlet.bench import run_bench
+    >>> with gemlet.load() as model:
+    ...     rows = run_bench(model, prompt=[8], generate=[4], repetitions=2)
+    >>> [row.test for row in rows]
+    ['pp8', 'tg4']
+    """
+    return list(iter_bench(model, prompt=prompt, generate=generate, depth=depth, repetitions=repetitions))
+
+
+def iter_bench(
+    model: Model,
+    *,
+    prompt: Sequence[int] = (512,),
+    generate: Sequence[int] = (128,),
+    depth: int = 0,
+    repetitions: int = 5,
+) -> Iterator[BenchResult]:
+    """Measures prefill of every length in ``prompt`` and decode of every length in ``generate``, row by row.
+
+    Args:
+        model: what to measure; it is left as it was.
+        prompt: numbers of tokens for pp; 0 is left out.
+        generate: numbers of tokens for tg; 0 is left out.
+        depth: tokens already in the context when the clock starts.
+        repetitions: timed runs of each test, after one that is not timed.
+
+    Raises:
+        InvalidRequestError: a negative number, or nothing to run.
+        ContextLengthError: a test does not fit the model's context.
+
+    >>> import gemlet
+    >>> from gemlet.bench import iter_bench
+    >>> with gemlet.load() as model:
+    ...     for row in iter_bench(model, prompt=[8], generate=[0], repetitions=2):
+    ...         print(row.test, row.tokens_per_second > 0)
+    pp8 True
+    """
+    for name, values, least in (
+        ("prompt", prompt, 0),
+        ("generate", generate, 0),
+        ("depth", [depth], 0),
+        ("repetitions", [repetitions], 1),
+    ):
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidRequestError(
+                    f"{name}: got {show(value)}, expected an integer of at least {least}"
+                )
+    tests = [("pp", count) for count in prompt if count] + [("tg", count) for count in generate if count]
+    if not tests:
+        raise InvalidRequestError("nothing to measure: every length of prompt and generate is 0")
+    for kind, count in tests:
+        needed = depth + count + (kind == "tg")
+        if needed > model.context_length:
+            raise ContextLengthError(
+                f"{kind}{count} at depth {depth}: {needed} tokens, "
+                f"but the context holds {model.context_length}"
+            )
+    for kind, count in tests:
+        yield _measure(model, kind, count, depth, repetitions)
+
+
+def _measure(model: Model, kind: str, count: int, depth: int, repetitions: int) -> BenchResult:
+    core = model._core_model
+    run = _time_prefill if kind == "pp" else _time_decode
+    before = _core.measure_read_bandwidth(threads=model.threads)
+    # The first run touches every page and wakes the threads. It need not be long.
+    run(model, min(count, PREFILL_CHUNK if kind == "pp" else 4), 0)
+    samples = tuple(count / run(model, count, depth) for _ in range(repetitions))
+    after = _core.measure_read_bandwidth(threads=model.threads)
+    if kind == "pp":
+        passes = -(-count // PREFILL_CHUNK)
+        bytes_per_token = core.bytes_per_token(depth=depth) * passes / count
+    else:
+        bytes_per_token = float(core.bytes_per_token(depth=depth + count // 2))
+    test = f"{kind}{count}" + (f" @ d{depth}" if depth else "")
+    return BenchResult(test, samples, bytes_per_token, max(before, after))
+
+
+def _random_ids(model: Model, count: int) -> NDArray[np.int32]:
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, size=count, dtype=np.int32)
+    ids[:1] = min(_BOS, model.vocab_size - 1)
+    return ids
+
+
+def _time_prefill(model: Model, count: int, depth: int) -> float:
+    """Seconds for ``count`` tokens after ``depth`` others."""
+    ids = _random_ids(model, depth + count)
+    sequence = _core.Sequence(model._core_model)
+    try:
+        if depth:
+            prefill(sequence, ids[:depth])
+        started = time.perf_counter()
+        prefill(sequence, ids[depth:])
+        return time.perf_counter() - started
+    finally:
+        sequence.close()
+
+
+def _time_decode(model: Model, count: int, depth: int) -> float:
+    """Seconds for ``count`` single-token forward passes after ``depth`` tokens and one more."""
+    ids = _random_ids(model, depth + 1 + count)
+    sequence = _core.Sequence(model._core_model)
+    try:
+        prefill(sequence, ids[: depth + 1])
+        started = time.perf_counter()
+        for position in range(depth + 1, depth + 1 + count):
+            sequence.extend(ids[position : position + 1])
+        return time.perf_counter() - started
+    finally:
+        sequence.close()

@@ -1,0 +1,43 @@
+"""The ``gemlet`` command: ``generate``, ``chat``, ``info`` and ``bench``.
+
+Exit codes: 0 done, 1 an error (one line on standard error), 2 bad usage, 130 interrupted with Ctrl-C. A
+reader that goes away early (``gemlet generate ... | head -1``) is not an error.
+
+>>> from gemlet.cli import main
+>>> main(["generate", "The door opened", "--max-tokens", "4", "--seed", "1"])  # doctest: +ELLIPSIS
+...
+0
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line ``argv`` (None: the process's own) and returns its exit code."""
+    from gemlet.cli.common import one_line, prepare_streams, silence_stdout
+    from gemlet.cli.parser import build_parser
+    from gemlet.errors import GemletError
+
+    prepare_streams()
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        silence_stdout()
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except GemletError as error:
+        message = one_line(str(error))
+    except MemoryError as error:
+        message = f"out of memory: {one_line(str(error))}"
+    print(f"gemlet: error: {message}", file=sys.stderr)
+    return 1

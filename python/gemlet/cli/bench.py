@@ -1,0 +1,99 @@
+"""``gemlet bench``: prefill and decode speed as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gemlet.bench import BenchResult, iter_bench, machine_info, parameter_count, weight_bytes
+from gemlet.cli.common import one_line, open_model
+from gemlet.model import Model
+
+__all__ = ["run"]
+
+_COLUMNS = (
+    ("model", 24, "<"),
+    ("size", 11, ">"),
+    ("params", 9, ">"),
+    ("weights", 7, ">"),
+    ("threads", 7, ">"),
+    ("tier", 11, ">"),
+    ("test", 15, ">"),
+    ("t/s", 19, ">"),
+    ("bytes/token", 11, ">"),
+    ("bandwidth", 9, ">"),
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command."""
+    if arguments.random is not None:
+        from gemlet.load import random_model
+
+        model = random_model(arguments.random, weights=arguments.weights, threads=arguments.threads)
+        name = f"{arguments.random} (random)"
+    else:
+        model = open_model(arguments)
+        name = model.source
+    with model:
+        rows = []
+        for row in iter_bench(
+            model, prompt=arguments.p, generate=arguments.n, depth=arguments.d, repetitions=arguments.r
+        ):
+            if not arguments.json:
+                if not rows:
+                    print(_line([title for title, _, _ in _COLUMNS]))
+                    print(_rule())
+                print(_line(_cells(model, name, row)), flush=True)
+            rows.append(row)
+        # The bandwidth of a loaded machine moves; the best it showed is what it can do.
+        bandwidth = max(row.bandwidth for row in rows)
+        if arguments.json:
+            machine = {**machine_info(model), "read_bandwidth_bytes_per_second": bandwidth}
+            described = {
+                "name": name,
+                "weights": model.weights,
+                "bytes": weight_bytes(model),
+                "parameters": parameter_count(model._core_model.config),
+            }
+            print(
+                json.dumps(
+                    {"machine": machine, "model": described, "results": [row.to_json() for row in rows]}
+                )
+            )
+        else:
+            print(f"\nread bandwidth of {model.threads} threads: {bandwidth / 1e9:.1f} GB/s")
+    return 0
+
+
+def _cells(model: Model, name: str, row: BenchResult) -> list[str]:
+    return [
+        one_line(name)[-24:],
+        f"{weight_bytes(model) / 1e6:.1f} MB",
+        f"{parameter_count(model._core_model.config) / 1e6:.2f} M",
+        model.weights,
+        str(model.threads),
+        model.tier,
+        row.test,
+        f"{row.tokens_per_second:.2f} ± {row.stdev:.2f}",
+        f"{row.bytes_per_token / 1e6:.2f} MB",
+        f"{100 * row.bandwidth_share:.1f} %",
+    ]
+
+
+def _line(cells: list[str]) -> str:
+    return (
+        "| "
+        + " | ".join(
+            f"{cell:{align}{width}}" for cell, (_, width, align) in zip(cells, _COLUMNS, strict=True)
+        )
+        + " |"
+    )
+
+
+def _rule() -> str:
+    return (
+        "|"
+        + "|".join("-" * (width + 1) + ("-" if align == "<" else ":") for _, width, align in _COLUMNS)
+        + "|"
+    )

@@ -1,0 +1,82 @@
+"""``gemlet chat``: a conversation, a line at a time."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+
+from gemlet.cli.common import generation_config, one_line, open_model, print_stats, write
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.generation import GenerationConfig
+from gemlet.model import Model
+
+__all__ = ["run"]
+
+_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cuts a reply short."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command until /exit or the end of standard input."""
+    config = generation_config(arguments, max_tokens=1024)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  line editing and history for input()
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+    opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    with open_model(arguments) as model:
+        if model.chat_format is None or model.tokenizer is None:
+            raise UnsupportedError(f"{model.source} has no chat format; use gemlet generate")
+        if interactive:
+            print(_HELP)
+        messages = list(opening)
+        while (line := _read_line(interactive)) is not None:
+            if line == "/exit":
+                break
+            if line == "/reset":
+                messages = list(opening)
+            elif line.startswith("/"):
+                print(f"{line.split()[0]} is not a command. {_HELP}", file=sys.stderr)
+            elif line:
+                messages.append({"role": "user", "content": line})
+                if not _reply(model, messages, config, stats=arguments.stats):
+                    messages.pop()  # a turn without an answer is as if it had not been
+    return 0
+
+
+def _read_line(interactive: bool) -> str | None:
+    """The next line without surrounding blanks; None at the end of the input."""
+    while True:
+        try:
+            return input("> " if interactive else "").strip()
+        except EOFError:
+            if interactive:
+                print()
+            return None
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print("\n(/exit or Ctrl-D leaves)")
+
+
+def _reply(model: Model, messages: list[dict[str, str]], config: GenerationConfig, *, stats: bool) -> bool:
+    """Streams a reply and adds it to ``messages``; False if there was none."""
+    try:
+        stream = model.stream_chat(messages, config)
+    except InvalidRequestError as error:  # most likely: the conversation has outgrown the context
+        print(f"gemlet: error: {one_line(str(error))} (/reset starts afresh)", file=sys.stderr)
+        return False
+    with stream, contextlib.suppress(KeyboardInterrupt):
+        for chunk in stream:
+            if chunk.text:
+                write(chunk.text)
+    text = stream.result.text
+    write("\n")
+    if stats:
+        print_stats(model, stream.result)
+    if text:
+        messages.append({"role": "assistant", "content": text})
+    return bool(text)

@@ -1,0 +1,95 @@
+"""What the commands share: opening the model, reading the options, writing to terminals and pipes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from gemlet.generation import Generation
+from gemlet.generation_config import GenerationConfig
+from gemlet.model import Model
+
+__all__ = [
+    "bold",
+    "for_terminal",
+    "generation_config",
+    "one_line",
+    "open_model",
+    "peak_memory_bytes",
+    "prepare_streams",
+    "print_stats",
+    "silence_stdout",
+    "write",
+]
+
+
+def prepare_streams() -> None:
+    """Lets characters that the terminal's encoding lacks become "?" instead of an error in mid-sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def silence_stdout() -> None:
+    """After the reader of a pipe has gone: the interpreter's last flush must not fail a second time."""
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), sys.stdout.fileno())
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks and control characters: messages may quote what a model file says."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def for_terminal(text: str) -> str:
+    """``text`` without the control characters by which a model could steer the terminal."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def bold(text: str) -> str:
+    """``text`` in bold, unless the NO_COLOR convention forbids it."""
+    return text if os.environ.get("NO_COLOR") else f"\x1b[1m{text}\x1b[0m"
+
+
+def write(text: str) -> None:
+    """Writes text of the model to standard output at once."""
+    sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def generation_config(arguments: argparse.Namespace, **defaults: Any) -> GenerationConfig:
+    """The sampling options that were given, over ``defaults``, over those of GenerationConfig."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return GenerationConfig(**{**defaults, **given})
+
+
+def open_model(arguments: argparse.Namespace) -> Model:
+    """The model that --model, --weights and --threads describe."""
+    from gemlet.load import load
+
+    return load(arguments.model, weights=arguments.weights, threads=arguments.threads)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    import resource  # absent where there is no POSIX, so not at the top
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def print_stats(model: Model, result: Generation) -> None:
+    """Timings and peak memory, on standard error."""
+    lines = [
+        f"load         {model.load_seconds:.3f} s ({model.weights}, {model.threads} threads, {model.tier})",
+        f"prefill      {result.prompt_tokens} tokens in {result.prefill_seconds:.3f} s, "
+        f"{result.prefill_tokens_per_second:.1f} tok/s",
+        f"decode       {result.decode_steps} tokens in {result.decode_seconds:.3f} s, "
+        f"{result.decode_tokens_per_second:.1f} tok/s",
+        f"peak memory  {peak_memory_bytes() / 1e6:.1f} MB",
+    ]
+    print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,87 @@
+"""``gemlet generate``: continue a text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from gemlet.cli.common import (
+    bold,
+    for_terminal,
+    generation_config,
+    open_model,
+    peak_memory_bytes,
+    print_stats,
+    write,
+)
+from gemlet.errors import InvalidRequestError
+from gemlet.generation import Generation, TextStream
+from gemlet.model import Model
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; the exit code is 130 after Ctrl-C, with what was written by then kept."""
+    prompt = _read_prompt(arguments.prompt)
+    config = generation_config(arguments)  # before the model: a wrong value should not cost the loading time
+    with open_model(arguments) as model:
+        stream = model.stream(prompt, config)
+        if sys.stdout.isatty() and not arguments.json:
+            write_prompt(prompt)
+        interrupted = _follow(stream, quiet=arguments.json)
+        result = stream.result
+        if arguments.json:
+            print(json.dumps(_report(model, result)))
+        elif interrupted or not result.text.endswith("\n"):
+            write("\n")
+        if arguments.stats:
+            print_stats(model, result)
+    return 130 if interrupted else 0
+
+
+def write_prompt(prompt: str) -> None:
+    """Shows the prompt, so that a terminal reads as one text."""
+    sys.stdout.write(bold(for_terminal(prompt)))
+    sys.stdout.flush()
+
+
+def _read_prompt(argument: str) -> str:
+    if argument != "-":
+        return argument
+    try:
+        prompt = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"prompt: byte {error.start} of standard input is not UTF-8; convert it first (iconv -t UTF-8)"
+        ) from None
+    # echo and editors end a text with a newline that nobody means to be part of the prompt.
+    return prompt.removesuffix("\n").removesuffix("\r")
+
+
+def _follow(stream: TextStream, *, quiet: bool) -> bool:
+    """Writes the text as it comes; True if Ctrl-C cut it short."""
+    with stream:
+        try:
+            for chunk in stream:
+                if chunk.text and not quiet:
+                    write(chunk.text)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _report(model: Model, result: Generation) -> dict[str, object]:
+    return {
+        **dataclasses.asdict(result),
+        "prefill_tokens_per_second": result.prefill_tokens_per_second,
+        "decode_tokens_per_second": result.decode_tokens_per_second,
+        "load_seconds": model.load_seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "model": model.source,
+        "weights": model.weights,
+        "threads": model.threads,
+        "tier": model.tier,
+    }

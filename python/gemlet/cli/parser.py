@@ -1,0 +1,191 @@
+"""The command line's grammar. What a command does is imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+__all__ = ["build_parser"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; the namespace it returns has ``run``, to be called with the namespace itself."""
+    parser = argparse.ArgumentParser(
+        prog="gemlet",
+        description="Run Gemma models on the CPU. Without --model, a small demo model that comes with the "
+        "package answers.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(run=lambda arguments: _version_or_help(parser, arguments))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_generate(commands)
+    _add_chat(commands)
+    _add_info(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _version_or_help(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if not arguments.version:
+        parser.print_help(sys.stderr)
+        return 2
+    from gemlet import _core
+
+    print(f"gemlet {_core.__version__}")
+    return 0
+
+
+def _add_generate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="continue a text",
+        description="Continue PROMPT. A terminal shows the prompt in bold and then the text as it is "
+        "written; a pipe or a file gets the continuation alone.",
+    )
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        help="text to continue; - reads it from standard input (one newline at its end is dropped)",
+    )
+    _add_model(parser)
+    _add_sampling(parser, "256")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end instead of the text"
+    )
+    parser.add_argument(
+        "--stats", action="store_true", help="print timings and peak memory to standard error"
+    )
+    parser.set_defaults(run=_run_generate)
+
+
+def _add_chat(commands: Any) -> None:
+    parser = commands.add_parser(
+        "chat",
+        help="hold a conversation",
+        description="Hold a conversation, a line at a time. /reset forgets it, /exit or Ctrl-D leaves, "
+        "Ctrl-C cuts a reply short.",
+    )
+    _add_model(parser)
+    parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
+    _add_sampling(parser, "1024")
+    parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
+    parser.set_defaults(run=_run_chat)
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="version, CPU and threads",
+        description="Show the version, the CPU tiers found, the tier in use and why, the threads and why.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run_info)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure prefill and decode speed",
+        description="Measure prefill (pp) and decode (tg) speed. The column bandwidth is the share that the "
+        "bytes read per token have of the machine's memory bandwidth, measured in the same run.",
+    )
+    source = parser.add_mutually_exclusive_group()
+    _add_model_source(source)
+    source.add_argument(
+        "--random",
+        metavar="NAME",
+        help="random weights at a real shape, for example gemma3-1b or gemma3-270m",
+    )
+    _add_placement(parser)
+    parser.add_argument(
+        "-p",
+        type=_counts,
+        default=[512],
+        metavar="N[,N]",
+        help="prompt lengths for pp; 0: none (default 512)",
+    )
+    parser.add_argument(
+        "-n", type=_counts, default=[128], metavar="N[,N]", help="token counts for tg; 0: none (default 128)"
+    )
+    parser.add_argument(
+        "-d", type=int, default=0, metavar="DEPTH", help="tokens already in the context (default 0)"
+    )
+    parser.add_argument("-r", type=int, default=5, metavar="N", help="repetitions of each test (default 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run_bench)
+
+
+def _add_model_source(parser: Any) -> None:
+    parser.add_argument(
+        "--model", metavar="DIR_OR_FILE", help="a Hugging Face folder; without it, the demo model"
+    )
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=["auto", "bf16", "q8", "q4", "f32"],
+        default="auto",
+        help="format of the weights in memory (default auto)",
+    )
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: see gemlet info)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_model_source(parser)
+    _add_placement(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
+    # No defaults here: what is not given is left to GenerationConfig, which also checks the values.
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-tokens", type=int, metavar="N", help=f"most tokens to write (default {max_tokens})"
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 1)")
+    group.add_argument("--top-p", type=float, metavar="P", help="nucleus; 1 keeps all (default 0.95)")
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="keep the K likeliest; 0 keeps all (default 64)"
+    )
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="drop what is rarer than P times the likeliest"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="R", help="above 1 repeats less (default 1)"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same text (default: a new one)")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"
+    )
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def _run_generate(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import generate
+
+    return generate.run(arguments)
+
+
+def _run_chat(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import chat
+
+    return chat.run(arguments)
+
+
+def _run_info(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import info
+
+    return info.run(arguments)
+
+
+def _run_bench(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import bench
+
+    return bench.run(arguments)

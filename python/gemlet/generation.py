@@ -1,0 +1,265 @@
+"""Generating text: the answer (:class:`Generation`, :class:`Chunk`) and its loop (:class:`TextStream`).
+
+One loop serves every interface: prefill the prompt in chunks, then sample a token, show it, feed it back.
+
+>>> import gemlet
+>>> with gemlet.load() as model:
+...     answer = model.generate("The door opened", max_tokens=8, seed=1)
+>>> answer.completion_tokens, answer.finish_reason
+(8, 'length')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from gemlet.errors import CancelledError, InvalidRequestError
+from gemlet.generation_config import GenerationConfig
+from gemlet.stopping import StreamDecoder, TextEmitter
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["Chunk", "FinishReason", "Generation", "GenerationConfig", "TextStream"]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+# Between two chunks of a prefill Python runs: Ctrl-C and cancel() take effect there.
+PREFILL_CHUNK = 512
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A finished generation.
+
+    Attributes:
+        text: the continuation (without the prompt and without the stop string); empty without a tokenizer.
+        token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
+        finish_reason: "stop" (end token or stop string), "length" (``max_tokens`` or a full context) or
+            "cancelled".
+        prompt_tokens: tokens of the prompt, BOS included.
+        completion_tokens: ``len(token_ids)``.
+        prefill_seconds: time to run the prompt through the model.
+        decode_seconds: time spent after that on sampling, decoding and feeding tokens back; the time in which
+            the caller of a stream did something else is not in it.
+        decode_steps: single-token forward passes in ``decode_seconds`` (the first token needs none).
+        seed: the seed that was used, so that a run without one can be repeated.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    decode_steps: int
+    seed: int
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens per second of prefill (0.0 when no prompt was run)."""
+        return _rate(self.prompt_tokens, self.prefill_seconds)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Single-token forward passes per second of decoding (0.0 when there was none)."""
+        return _rate(self.decode_steps, self.decode_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """One step of a stream.
+
+    Attributes:
+        text: text that became certain with this step; empty while half a character or the possible beginning
+            of a stop string is held back. The texts of a stream's chunks add up to :attr:`Generation.text`.
+        token_ids: the tokens of this step (none in a last chunk that only ends the stream).
+        finish_reason: None, but in the last chunk: see :class:`Generation`.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+
+
+def prefill(
+    sequence: _core.Sequence, ids: NDArray[np.int32], cancelled: threading.Event | None = None
+) -> None:
+    """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        if cancelled is not None and cancelled.is_set():
+            raise CancelledError("cancelled during prefill")
+        is_last = start + PREFILL_CHUNK >= len(ids)
+        sequence.extend(ids[start : start + PREFILL_CHUNK], logits="last" if is_last else "none")
+
+
+class TextStream:
+    """The token loop as an iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
+
+    Nothing is computed before the first chunk is asked for. Each stream has a context (KV cache) of its own,
+    given back when the stream ends, is closed or is left as a context manager. Ctrl-C raises
+    KeyboardInterrupt out of the iteration, ends the stream and leaves the model usable.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
+    ...     chunks = list(stream)
+    >>> [chunk.finish_reason for chunk in chunks]
+    [None, None, 'length']
+    >>> stream.result.text == "".join(chunk.text for chunk in chunks)
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        sequence: _core.Sequence,
+        sampler: _core.Sampler,
+        prompt_ids: NDArray[np.int32],
+        config: GenerationConfig,
+        seed: int,
+        end_ids: frozenset[int],
+        context_length: int,
+        decoder: StreamDecoder | None,
+    ) -> None:
+        self._sequence = sequence
+        self._sampler = sampler
+        self._prompt_ids = prompt_ids
+        self._config = config
+        self._seed = seed
+        self._end_ids = frozenset() if config.ignore_eos else end_ids
+        self._context_length = context_length
+        self._emitter = TextEmitter(decoder, config.stop)
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._prefill_seconds = 0.0
+        self._decode_seconds = 0.0
+        self._decode_steps = 0
+        self._result: Generation | None = None
+        self._open = True
+        self._cancelled = threading.Event()
+        self._step_lock = threading.Lock()  # one step at a time, whoever asks for it
+        self._open_lock = threading.RLock()  # so that cancel() never meets a sequence that is being closed
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        with self._step_lock:
+            if not self._open:
+                raise StopIteration
+            try:
+                return self._step()
+            except CancelledError:
+                return self._end("cancelled")
+            except KeyboardInterrupt:
+                self._end("cancelled")
+                raise
+            except BaseException:
+                self._release()
+                raise
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """Asks the stream to end; returns at once. Any thread may call it, any number of times.
+
+        A step that is running stops at its next opportunity; the stream's last chunk then says "cancelled".
+        """
+        self._cancelled.set()
+        with self._open_lock:
+            if self._open:
+                self._sequence.cancel()
+
+    def close(self) -> None:
+        """Cancels the stream if it has not ended, waits for a running step, and gives its context back."""
+        if self._open:
+            self.cancel()
+        with self._step_lock:
+            if self._open:
+                self._end("cancelled")
+
+    @property
+    def result(self) -> Generation:
+        """The whole :class:`Generation`, once the stream has ended.
+
+        Raises:
+            InvalidRequestError: the stream has not ended yet, or ended with an error.
+        """
+        if self._result is None:
+            raise InvalidRequestError("the stream has no result: iterate it to its end, or close() it, first")
+        return self._result
+
+    def _step(self) -> Chunk:
+        """One forward pass (the whole prompt at first, then the last token) and the token sampled from it."""
+        if self._cancelled.is_set():
+            return self._end("cancelled")
+        started = time.perf_counter()
+        if not self._token_ids:
+            prefill(self._sequence, self._prompt_ids, self._cancelled)
+            self._prefill_seconds = time.perf_counter() - started
+            started = time.perf_counter()
+        else:
+            self._sequence.extend(np.array(self._token_ids[-1:], dtype=np.int32))
+            self._decode_steps += 1
+        reason: FinishReason | None = None
+        token_ids: list[int] = []
+        text = ""
+        token_id = self._sequence.sample(self._sampler)
+        if token_id in self._end_ids:
+            reason = "stop"
+        else:
+            token_ids.append(token_id)
+            self._token_ids.append(token_id)
+            text = self._emitter.push(token_id)
+            self._text.append(text)  # at once: an interrupt may come before the chunk is handed out
+            if self._emitter.stopped:
+                reason = "stop"
+            elif (
+                len(self._token_ids) >= self._config.max_tokens
+                or self._sequence.length >= self._context_length
+            ):
+                reason = "length"
+        self._decode_seconds += time.perf_counter() - started
+        if reason is not None:
+            return self._end(reason, text, token_ids)
+        return Chunk(text, token_ids, None)
+
+    def _end(self, reason: FinishReason, text: str = "", token_ids: list[int] | None = None) -> Chunk:
+        """Ends the stream: its last chunk is ``text`` (already recorded) and what was held back."""
+        held_back = self._emitter.finish()
+        self._text.append(held_back)
+        if self._emitter.stopped and reason == "length":
+            reason = "stop"  # the very last characters completed a stop string
+        self._result = Generation(
+            text="".join(self._text),
+            token_ids=list(self._token_ids),
+            finish_reason=reason,
+            prompt_tokens=len(self._prompt_ids),
+            completion_tokens=len(self._token_ids),
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+            decode_steps=self._decode_steps,
+            seed=self._seed,
+        )
+        self._release()
+        return Chunk(text + held_back, token_ids or [], reason)
+
+    def _release(self) -> None:
+        with self._open_lock:
+            self._open = False
+            self._sequence.close()

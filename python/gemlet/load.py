@@ -1,0 +1,251 @@
+"""From a folder to a :class:`~gemlet.model.Model`: :func:`load`, and :func:`random_model` for benchmarks."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from gemlet.errors import InvalidRequestError, ModelFileError, TensorError, UnsupportedError
+
+if TYPE_CHECKING:
+    from gemlet import _core
+    from gemlet.checkpoint import Checkpoint
+    from gemlet.config import TextConfig
+    from gemlet.model import Model
+    from gemlet.tokenizer import Tokenizer
+
+__all__ = ["PRESETS", "load", "random_model"]
+
+# weights -> formats in memory of (matrices, embedding table, KV cache). The embedding is also the output
+# matrix and loses more to four bits than the others do, so "q4" keeps it at eight.
+PRESETS = {
+    "f32": ("f32", "f32", "f32"),
+    "bf16": ("bf16", "bf16", "bf16"),
+    "q8": ("q8", "q8", "bf16"),
+    "q4": ("q4", "q8", "bf16"),
+}
+MAX_THREADS = 1024
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    weights: str = "auto",
+    threads: int | None = None,
+    max_context: int | None = None,
+    device: str = "cpu",
+) -> Model:
+    """Loads a Gemma 1, 2 or 3 model; ``source`` None is the small demo model that comes with gemlet.
+
+    The folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
+    shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
+    is one. Of a multimodal Gemma 3 the text part is loaded. Weights are converted one at a time.
+
+    Args:
+        source: the folder. Without a tokenizer in it the model still loads, and takes and gives token ids.
+        weights: the format of the weights in memory: "bf16", "f32", "q8" (int8 in blocks of 32), "q4" (int4
+            in blocks of 32; the embedding table is q8). "auto": bf16 where they are stored so, else f32.
+        threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
+            physical cores (``gemlet info`` shows the number and the reason).
+        max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV
+            cache. None: what the model was made for.
+        device: only "cpu".
+
+    Returns:
+        The model, a context manager; ``close()`` gives its memory back.
+
+    Raises:
+        ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
+        ConfigError: ``config.json`` describes something that gemlet does not run; names the key.
+        TensorError: a tensor is missing, unexpected, mis-shaped, of another type or not finite; names it.
+        TokenizerError: there is a tokenizer, but it cannot be used.
+        InvalidRequestError: an argument is out of range.
+        UnsupportedError: ``device`` is not one this build has.
+        MemoryLimitError: the weights do not fit into memory.
+
+    >>> import gemlet
+    >>> with gemlet.load(weights="q8", threads=1) as model:
+    ...     model.weights, model.config.family
+    ('q8', 'gemma3')
+    """
+    started = time.perf_counter()
+    _check_weights(weights)
+    _check_device(device)
+    threads = _check_threads(threads)
+    folder = _find_folder(source)
+
+    from gemlet import config as configs
+    from gemlet.checkpoint import Checkpoint
+    from gemlet.tensors import map_tensors
+
+    config = configs.read_config(folder)
+    max_context = _check_max_context(max_context, config)
+    end_ids = configs.read_end_ids(folder, config)
+    tokenizer = _open_tokenizer(folder)  # before the weights: it is small and may be wrong
+    with Checkpoint(folder) as checkpoint:
+        slots = map_tensors(
+            {name: info.shape for name, info in checkpoint.tensors.items()}, config, where=folder
+        )
+        if weights == "auto":
+            stored = {
+                checkpoint.tensors[name].dtype for name in slots if len(checkpoint.tensors[name].shape) > 1
+            }
+            weights = "bf16" if stored == {"BF16"} else "f32"
+        builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
+        _add_tensors(builder, checkpoint, slots)
+    return _model(
+        builder,
+        config,
+        tokenizer=tokenizer,
+        end_ids=end_ids,
+        source="demo" if source is None else folder,
+        started=started,
+    )
+
+
+def random_model(
+    name: str,
+    *,
+    weights: str = "auto",
+    threads: int | None = None,
+    max_context: int | None = None,
+    seed: int = 0,
+) -> Model:
+    """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
+
+    ``weights`` "auto" is "bf16"; the other arguments are those of :func:`load`. It has no tokenizer. Raises
+    :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``).
+
+    >>> with random_model("gemma3-270m", weights="q4", threads=1) as model:
+    ...     model.config.num_layers
+    18
+    """
+    from gemlet.config import shape_config
+
+    started = time.perf_counter()
+    _check_weights(weights)
+    threads = _check_threads(threads)
+    config = shape_config(name)
+    max_context = _check_max_context(max_context, config)
+    weights = "bf16" if weights == "auto" else weights
+    builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
+    builder.add_random(seed=seed)
+    end_ids = frozenset(config.eos_token_ids)
+    return _model(builder, config, tokenizer=None, end_ids=end_ids, source=name, started=started)
+
+
+def _builder(config: TextConfig, *, weights: str, threads: int, max_context: int) -> _core.ModelBuilder:
+    from gemlet import _core
+
+    matrices, embedding, kv_cache = PRESETS[weights]
+    return _core.ModelBuilder(
+        config=config.to_core(weights=weights, max_context=max_context),
+        weights=matrices,
+        embedding=embedding,
+        kv_cache=kv_cache,
+        threads=threads,
+    )
+
+
+def _add_tensors(builder: _core.ModelBuilder, checkpoint: Checkpoint, slots: dict[str, str]) -> None:
+    # Largest first: the copy of the embedding table is gone before most of the packed weights exist.
+    for name in sorted(slots, key=lambda name: -checkpoint.tensors[name].nbytes):
+        array, dtype = checkpoint.read(name)
+        try:
+            builder.add(slots[name], array, dtype)
+        except TensorError as problem:  # the core knows the slot only
+            path = os.path.join(checkpoint.folder, checkpoint.tensors[name].file)
+            raise TensorError(f"{path}: tensor {name!r}: {problem}") from None
+        del array  # before the next one is read
+
+
+def _model(
+    builder: _core.ModelBuilder,
+    config: TextConfig,
+    *,
+    tokenizer: Tokenizer | None,
+    end_ids: frozenset[int],
+    source: str,
+    started: float,
+) -> Model:
+    from gemlet.model import Model
+
+    chat_format = None
+    if tokenizer is not None:
+        from gemlet.chat import chat_format_for
+
+        chat_format = chat_format_for(config.model_type, tokenizer)
+        if tokenizer.end_of_turn_id is not None:
+            end_ids |= {tokenizer.end_of_turn_id}
+    return Model(
+        core=builder.finish(),
+        config=config,
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        end_ids=end_ids,
+        source=source,
+        load_seconds=time.perf_counter() - started,
+    )
+
+
+def _find_folder(source: str | os.PathLike[str] | None) -> str:
+    if source is None:
+        return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
+    accepted = "expected a Hugging Face folder with config.json and safetensors weights"
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
+    if os.path.isdir(path):
+        return path
+    if path.lower().endswith(".gguf"):
+        raise ModelFileError(f"{path}: GGUF models cannot be loaded yet; {accepted}")
+    if os.path.lexists(path):
+        raise ModelFileError(f"{path}: is not a folder; {accepted}")
+    hint = ""
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        hint = f". gemlet does not download; `hf download {path}` does, and prints the folder to give here"
+    raise ModelFileError(f"{path}: no such folder; {accepted}{hint}")
+
+
+def _open_tokenizer(folder: str) -> Tokenizer | None:
+    if not any(os.path.lexists(os.path.join(folder, name)) for name in _TOKENIZER_FILES):
+        return None
+    from gemlet.tokenizer import Tokenizer
+
+    return Tokenizer.from_file(folder)
+
+
+def _check_weights(weights: str) -> None:
+    if not isinstance(weights, str) or (weights != "auto" and weights not in PRESETS):
+        choices = ", ".join(repr(choice) for choice in ("auto", *PRESETS))
+        raise InvalidRequestError(f"weights is {weights!r}; expected one of {choices}")
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda":
+        raise UnsupportedError("device is 'cuda', but this gemlet was built without CUDA; use device='cpu'")
+    if device != "cpu":
+        raise UnsupportedError(f"device is {device!r}; this gemlet runs on 'cpu' only")
+
+
+def _check_threads(threads: int | None) -> int:
+    if threads is None:
+        from gemlet import _core
+
+        return _core.default_threads()[0]
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+        raise InvalidRequestError(f"threads is {threads!r}; expected 1 to {MAX_THREADS}, or None")
+    return threads
+
+
+def _check_max_context(max_context: int | None, config: TextConfig) -> int:
+    longest = config.max_position_embeddings
+    if max_context is None:
+        return longest
+    if type(max_context) is not int or not 1 <= max_context <= longest:
+        raise InvalidRequestError(
+            f"max_context is {max_context!r}; expected 1 to {longest} tokens, the model's limit, or None"
+        )
+    return max_context

@@ -1,0 +1,352 @@
+"""The public :class:`Model`: a loaded checkpoint with its tokenizer, and everything one asks of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gemlet import _core
+from gemlet.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    MemoryLimitError,
+    ModelClosedError,
+    UnsupportedError,
+)
+from gemlet.generation import Generation, TextStream
+from gemlet.generation_config import GenerationConfig, resolve_config, show, token_id_array
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from gemlet.chat import ChatFormat
+    from gemlet.config import TextConfig
+    from gemlet.generation_config import GenerationOptions
+    from gemlet.tokenizer import Tokenizer
+    from typing_extensions import Unpack
+
+__all__ = ["Model"]
+
+# Rows of logits computed at a time: bounds the core's own buffer to 128 * vocab_size floats (134 MB for
+# Gemma 3).
+_LOGITS_CHUNK = 128
+
+
+class Model:
+    """A Gemma model ready to generate; made by :func:`gemlet.load`.
+
+    It may be shared by threads: each generation has a context of its own, and the forward passes of
+    concurrent generations take turns. Use it as a context manager, or call :meth:`close`, to give its memory
+    back; what is called on it afterwards raises :class:`~gemlet.errors.ModelClosedError`.
+
+    Attributes:
+        config: what ``config.json`` says.
+        tokenizer: None where the model came without one; prompts are then token ids and the text stays empty.
+        chat_format: how a conversation becomes a prompt; None where the model has none.
+        end_ids: the tokens that end a generation.
+        source: where the model came from, for people to read.
+        load_seconds: how long loading took.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     answer = model.generate("The door opened", max_tokens=12, seed=7)
+    >>> answer.finish_reason, answer.completion_tokens
+    ('length', 12)
+    """
+
+    def __init__(
+        self,
+        *,
+        core: _core.Model,
+        config: TextConfig,
+        tokenizer: Tokenizer | None,
+        chat_format: ChatFormat | None,
+        end_ids: frozenset[int],
+        source: str,
+        load_seconds: float,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.chat_format = chat_format
+        self.end_ids = end_ids
+        self.source = source
+        self.load_seconds = load_seconds
+        self._core_model = core
+        self._weights = core.weights
+        self._threads = core.threads
+        self._tier = core.tier
+        self._context_length = core.config.max_context
+        self._vocab_size = core.config.vocab_size
+        self._closed = False
+        # Guards _closed and _streams: close() must see every stream, and no stream may begin after it.
+        self._lock = threading.Lock()
+        self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._closed else f"weights={self.weights} threads={self.threads} tier={self.tier}"
+        )
+        return f"<gemlet.Model {self.source!r} {state}>"
+
+    def __enter__(self) -> Model:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def weights(self) -> str:
+        """Format of the weights in memory: "f32", "bf16", "q8" or "q4"."""
+        return self._weights
+
+    @property
+    def threads(self) -> int:
+        """Threads that a forward pass runs on."""
+        return self._threads
+
+    @property
+    def tier(self) -> str:
+        """Instruction-set tier of the kernels in use, for example "avx2"."""
+        return self._tier
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and continuation together, that a context holds."""
+        return self._context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, and so the width of the logits."""
+        return self._vocab_size
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by use: the weights, the embedding, the KV cache of a token and so on.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     print(all(size >= 0 for size in model.memory().values()))
+        True
+        """
+        self._check_open()
+        return self._core_model.memory()
+
+    def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """The logits after each of ``ids`` in a fresh context, after any soft-capping.
+
+        Args:
+            ids: token ids ``[n]``, BOS included where the model expects one.
+
+        Returns:
+            float32 ``[n, vocab_size]``; row i predicts token i + 1.
+
+        Raises:
+            InvalidRequestError: no ids, or an id out of range.
+            ContextLengthError: more ids than the context holds.
+            MemoryLimitError: the result does not fit in memory.
+            ModelClosedError: the model is closed.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     logits = model.logits(model.tokenizer.encode("The door"))
+        >>> logits.dtype, logits.ndim
+        (dtype('float32'), 2)
+        """
+        self._check_open()
+        tokens = self._checked_ids(ids, "ids")
+        try:
+            result = np.empty((len(tokens), self._vocab_size), dtype=np.float32)
+        except MemoryError:
+            size = len(tokens) * self._vocab_size * 4
+            raise MemoryLimitError(
+                f"logits: {len(tokens)} rows of {self._vocab_size} need {size} bytes; pass fewer ids"
+            ) from None
+        sequence = _core.Sequence(self._core_model)
+        try:
+            for start in range(0, len(tokens), _LOGITS_CHUNK):
+                stop = start + _LOGITS_CHUNK
+                sequence.extend(tokens[start:stop], logits="all")
+                result[start:stop] = sequence.logits()
+        finally:
+            sequence.close()
+        return result
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
+        config: GenerationConfig | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Generation:
+        """Continues ``prompt`` and returns the whole continuation.
+
+        Args:
+            prompt: text (encoded with one BOS) or token ids, which are taken as they are.
+            config: how to generate; None takes the defaults of :class:`GenerationConfig`.
+            **overrides: single values of it, for this call.
+
+        Raises:
+            InvalidRequestError: an empty prompt, a token id out of range, an invalid option, or text for a
+                model without tokenizer.
+            ContextLengthError: the prompt does not fit the context.
+            ModelClosedError: the model is closed.
+            KeyboardInterrupt: Ctrl-C; the model stays usable.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     first = model.generate("The door opened", max_tokens=9, seed=3)
+        ...     second = model.generate("The door opened", max_tokens=9, seed=3)
+        >>> first.text == second.text
+        True
+        """
+        return _run_to_end(self.stream(prompt, config, **overrides))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
+        config: GenerationConfig | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> TextStream:
+        """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
+
+        The request is checked here; the work is done as the returned :class:`TextStream` is iterated.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     text = "".join(chunk.text for chunk in model.stream("The door", max_tokens=5, temperature=0))
+        >>> text != ""
+        True
+        """
+        self._check_open()
+        settings = resolve_config(config, overrides)
+        if isinstance(prompt, str):
+            ids: object = self._encode(prompt)
+        else:
+            ids = prompt
+        return self._start(ids, settings)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> Generation:
+        """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
+
+        Args:
+            messages: roles system (or developer), user and assistant; a system message joins the first user
+                turn.
+            config: how to generate, as in :meth:`generate`.
+            **overrides: single values of it.
+
+        Raises:
+            UnsupportedError: the model has no chat format or no tokenizer.
+            InvalidRequestError: malformed messages; and what :meth:`generate` raises.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     reply = model.chat([{"role": "user", "content": "Who is there?"}], max_tokens=6)
+        >>> reply.completion_tokens <= 6
+        True
+        """
+        return _run_to_end(self.stream_chat(messages, config, **overrides))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **overrides: Unpack[GenerationOptions],
+    ) -> TextStream:
+        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     stream = model.stream_chat([{"role": "user", "content": "Who is there?"}], max_tokens=4)
+        ...     text = "".join(chunk.text for chunk in stream)
+        >>> stream.result.prompt_tokens > 4
+        True
+        """
+        self._check_open()
+        settings = resolve_config(config, overrides)
+        if self.chat_format is None or self.tokenizer is None:
+            missing = "tokenizer" if self.tokenizer is None else "chat format"
+            raise UnsupportedError(f"chat: {self.source} has no {missing}; use generate() or stream()")
+        return self._start(self.chat_format.encode_chat(self.tokenizer, messages), settings)
+
+    def close(self) -> None:
+        """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless."""
+        with self._lock:
+            self._closed = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+        self._core_model.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelClosedError(f"the model from {self.source} is closed; load it again")
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                f"prompt: got text, but {self.source} has no tokenizer; pass token ids instead"
+            )
+        if not prompt:
+            raise InvalidRequestError("prompt: it is empty, expected at least one character")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"prompt: character {error.start} is half of a surrogate pair, expected valid Unicode: "
+                f"{show(prompt[max(0, error.start - 10) : error.end])}"
+            ) from None
+        return self.tokenizer.encode(prompt)
+
+    def _checked_ids(self, ids: object, name: str) -> NDArray[np.int32]:
+        tokens = token_id_array(ids, vocab_size=self._vocab_size, name=name)
+        if len(tokens) > self._context_length:
+            raise ContextLengthError(
+                f"{name}: {len(tokens)} tokens, but the context holds {self._context_length}; shorten it, "
+                "or load the model with a larger max_context"
+            )
+        return tokens
+
+    def _start(self, ids: object, settings: GenerationConfig) -> TextStream:
+        tokens = self._checked_ids(ids, "prompt")
+        if settings.stop and self.tokenizer is None:
+            raise InvalidRequestError(f"stop: {self.source} has no tokenizer, so no text to find a string in")
+        # 32 bits are enough to tell runs apart, and short enough to type again.
+        seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
+        sampler = _core.Sampler(
+            temperature=0.0 if settings.greedy else settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+            seed=seed,
+            # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
+            vocab_limit=0 if self.tokenizer is None else min(self.tokenizer.vocab_size, self._vocab_size),
+        )
+        with self._lock:
+            self._check_open()
+            stream = TextStream(
+                sequence=_core.Sequence(self._core_model),
+                sampler=sampler,
+                prompt_ids=tokens,
+                config=settings,
+                seed=seed,
+                end_ids=self.end_ids,
+                context_length=self._context_length,
+                decoder=None if self.tokenizer is None else self.tokenizer.stream_decoder(),
+            )
+            self._streams.add(stream)
+        return stream
+
+
+def _run_to_end(stream: TextStream) -> Generation:
+    with stream:
+        for _ in stream:
+            pass
+    return stream.result

@@ -1,0 +1,325 @@
+"""Text to token ids and back, exactly as the reference tokenizers of Gemma do it.
+
+Ordinary text goes through SentencePiece: spaces become U+2581, nothing is added or stripped, user-defined
+pieces match first, then byte-pair encoding, then bytes for characters without a piece. Around it lie the
+rules the vocabulary file does not carry: BOS exactly once, control tokens found in text only where the caller
+trusts it, and a decoder that never emits half a UTF-8 character.
+"""
+
+from __future__ import annotations
+
+import codecs
+import operator
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from ._json import show
+from ._sentencepiece_proto import BYTE
+from ._tokenizer_files import read_vocabulary
+from ._vocabulary import SPACE, Vocabulary
+from .errors import InvalidRequestError, TokenizerError
+
+__all__ = ["StreamDecoder", "Tokenizer"]
+
+_CHUNK = (
+    8192  # characters encoded at once where the text may be cut: SentencePiece is superlinear in the length
+)
+_CUT = re.compile(r"\n(?=[^\n])")
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_TURN_ENDS = ("<end_of_turn>", "<turn|>")
+
+
+def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD for each byte that is no UTF-8, as SentencePiece has it (Python gives one for several)."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+_ERRORS = "gemlet-replace-each-byte"
+codecs.register_error(_ERRORS, _replace_each_byte)
+_incremental_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Tokenizer:
+    """A vocabulary with its rules; made by :meth:`from_file`. Safe to use from several threads.
+
+    Attributes:
+        vocab_size: number of ids; those the model's table has beyond it mean nothing.
+        bos_id, eos_id, pad_id: ids of these tokens, None where the vocabulary has none.
+        unk_id: id of the token for what cannot be encoded (with byte fallback, nothing).
+        control_ids: the ids that carry structure instead of text: bos, turn markers, image placeholders, ...
+        source: the file read.
+
+    >>> import gemlet
+    >>> tokenizer = gemlet.load().tokenizer
+    >>> ids = tokenizer.encode("The door opened.")
+    >>> ids[0] == tokenizer.bos_id, tokenizer.decode(ids)
+    (True, 'The door opened.')
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import sentencepiece
+
+        self.source = vocabulary.source
+        self.vocab_size = len(vocabulary.pieces)
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.pad_id = vocabulary.pad_id
+        self.unk_id = vocabulary.unk_id
+        self.control_ids = frozenset(vocabulary.control.values())
+        self._pieces = vocabulary.pieces
+        self._control = vocabulary.control
+        self._added = vocabulary.added
+        self._ids: dict[str, int] | None = None
+        self._strips_first_space = vocabulary.add_dummy_prefix
+        self._bytes = _decoding_table(vocabulary)
+        self._trusted = _Splitter({**vocabulary.added, **vocabulary.control})
+        self._untrusted = _Splitter(vocabulary.added)
+        # Cutting before the character after a newline is exact where no piece has both.
+        self._may_cut = vocabulary.plain and not any(
+            "\n" in piece and piece.strip("\n") for piece in vocabulary.pieces
+        )
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=vocabulary.proto)
+        except (RuntimeError, ValueError) as error:
+            raise TokenizerError(f"{self.source}: SentencePiece refuses the vocabulary: {error}") from error
+        if self._processor.get_piece_size() > self.vocab_size:
+            raise TokenizerError(f"{self.source}: SentencePiece sees more pieces than the file declares")
+        self._encode_text: Callable[[str], list[int]] = self._processor.EncodeAsIds
+        if vocabulary.merge_encoder is not None:
+            self._encode_text = vocabulary.merge_encoder.encode
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer in ``path``: a ``tokenizer.model``, a ``tokenizer.json``, a GGUF file, or a folder
+        with one of them (looked for in this order). ``tokenizer_config.json`` and ``added_tokens.json``
+        beside the first two contribute their added tokens.
+
+        Raises:
+            ModelFileError: no such file, or it cannot be read, or it is not a valid GGUF file.
+            TokenizerError: the file holds no tokenizer gemlet can reproduce exactly; the message says why.
+        """
+        return cls(read_vocabulary(path))
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.source!r}, vocab_size={self.vocab_size})"
+
+    # --- encoding -------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, add_bos: bool = True, *, allow_control: bool = True) -> list[int]:
+        """The token ids of ``text``.
+
+        Args:
+            text: any Unicode text.
+            add_bos: begin with BOS, exactly once: a text that itself begins with ``<bos>``, as a rendered
+                chat template does, gets no second one. False leaves the text as it is.
+            allow_control: a control token written in the text (``<start_of_turn>``) becomes that token, as in
+                the reference tokenizers. False takes the text as plain characters: no control token can come
+                out of it, which is what text from a user needs.
+
+        Raises:
+            TypeError: ``text`` is not a ``str``.
+            TokenizerError: the text holds a lone surrogate, which UTF-8 cannot say; or BOS is asked for and
+                the vocabulary has none.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.encode("<bos>Yes") == tokenizer.encode("Yes")
+        True
+        >>> tokenizer.control_ids.isdisjoint(tokenizer.encode("<bos>", add_bos=False, allow_control=False))
+        True
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text has to be a str, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            got = f"the lone surrogate U+{ord(text[error.start]):04X}"
+            raise TokenizerError(f"text: character {error.start} is {got}; expected valid Unicode") from None
+        ids: list[int] = []
+        splitter = self._trusted if allow_control else self._untrusted
+        for piece in splitter.split(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                for chunk in self._chunks(piece):
+                    ids += self._encode_text(chunk)
+        if not add_bos:
+            return ids
+        if self.bos_id is None:
+            raise TokenizerError(f"{self.source}: the vocabulary has no BOS; encode with add_bos=False")
+        start = 0
+        while start < len(ids) and ids[start] == self.bos_id:
+            start += 1
+        return [self.bos_id, *ids[start:]]
+
+    def _chunks(self, text: str) -> Iterator[str]:
+        """``text`` in parts whose ids, one after the other, are the ids of the whole."""
+        start = 0
+        while self._may_cut and len(text) - start > _CHUNK:
+            match = _CUT.search(text, start + _CHUNK)
+            if match is None:
+                break
+            yield text[start : match.end()]
+            start = match.end()
+        yield text[start:] if start else text
+
+    # --- decoding -------------------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[int], *, skip_control: bool = True) -> str:
+        """The text of ``ids``.
+
+        Args:
+            ids: token ids.
+            skip_control: leave control tokens (BOS, turn markers, ...) out; False writes them by name.
+
+        Bytes that are not valid UTF-8 become U+FFFD each.
+
+        Raises:
+            InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
+        """
+        decoder = self.stream_decoder(skip_control=skip_control)
+        data = b"".join([decoder.bytes_of(identifier) for identifier in ids])
+        return data.decode("utf-8", _ERRORS)
+
+    def stream_decoder(self, *, skip_control: bool = True) -> StreamDecoder:
+        """A decoder for ids that arrive one at a time; see :class:`StreamDecoder`."""
+        return StreamDecoder(
+            self._bytes,
+            {} if skip_control else {i: self._pieces[i].encode() for i in self.control_ids},
+            strips_first_space=self._strips_first_space,
+        )
+
+    # --- the vocabulary -------------------------------------------------------------------------------------
+
+    def id_to_piece(self, token_id: int) -> str:
+        """The piece of an id as the vocabulary writes it (a space as U+2581).
+
+        Raises:
+            InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
+        """
+        return self._pieces[_checked(token_id, self.vocab_size)]
+
+    def piece_to_id(self, piece: str) -> int | None:
+        """The id of a piece as the vocabulary writes it, None where it has no such piece."""
+        if self._ids is None:
+            self._ids = {text: identifier for identifier, text in enumerate(self._pieces) if text}
+        return self._control.get(piece, self._ids.get(piece))
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """The id of the token that ends a chat turn, None where the vocabulary has none."""
+        return next((self._control[name] for name in _TURN_ENDS if name in self._control), None)
+
+    def token_id(self, name: str) -> int | None:
+        """The id of the control or added token ``name`` (``"<start_of_turn>"``), None where there is none."""
+        return self._control.get(name, self._added.get(name))
+
+
+class StreamDecoder:
+    """Turns ids that arrive one at a time into text as soon as it is certain.
+
+    Whatever ``push`` and the closing ``finish`` return is, put together, what :meth:`Tokenizer.decode` gives
+    for the same ids. The bytes of an incomplete character wait for the next id.
+
+    >>> import gemlet
+    >>> tokenizer = gemlet.load().tokenizer
+    >>> decoder = tokenizer.stream_decoder()
+    >>> parts = [decoder.push(token_id) for token_id in tokenizer.encode("Yes ☂")]
+    >>> "".join(parts) + decoder.finish()
+    'Yes ☂'
+    """
+
+    def __init__(
+        self, table: list[bytes], control: Mapping[int, bytes], *, strips_first_space: bool = False
+    ) -> None:
+        self._table = table
+        self._control = control
+        self._strips = self._strips_first_space = strips_first_space
+        self._decoder = _incremental_decoder(errors=_ERRORS)
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now; may be empty.
+
+        Raises:
+            InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
+        """
+        return self._decoder.decode(self.bytes_of(token_id))
+
+    def finish(self) -> str:
+        """What is still held back, an incomplete character as U+FFFD; the decoder is then as new."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        self._strips = self._strips_first_space
+        return rest
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The UTF-8 bytes ``token_id`` adds to the text."""
+        token_id = _checked(token_id, len(self._table))
+        if self._control:
+            rendered = self._control.get(token_id)
+            if rendered is not None:
+                return rendered
+        data = self._table[token_id]
+        if self._strips and data:
+            self._strips = False
+            return data[1:] if data[:1] == b" " else data
+        return data
+
+
+class _Splitter:
+    """Cuts text at literal tokens: the leftmost first, of several at one place the longest."""
+
+    def __init__(self, tokens: Mapping[str, int]) -> None:
+        self._tokens = tokens
+        self._lengths = sorted({len(text) for text in tokens}, reverse=True)
+        first = {re.escape(text[0]) for text in tokens}
+        self._first = re.compile(f"[{''.join(sorted(first))}]") if first else None
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The parts of ``text`` between tokens, and the ids of the tokens, in order; no part is empty."""
+        start = 0
+        for match in self._first.finditer(text) if self._first else ():
+            at = match.start()
+            if at < start:
+                continue
+            for length in self._lengths:
+                identifier = self._tokens.get(text[at : at + length])
+                if identifier is not None:
+                    if at > start:
+                        yield text[start:at]
+                    yield identifier
+                    start = at + length
+                    break
+        if start < len(text):
+            yield text[start:] if start else text
+
+
+def _decoding_table(vocabulary: Vocabulary) -> list[bytes]:
+    """The bytes each id adds to the text: one for a byte piece, none for a control token."""
+    table = [piece.replace(SPACE, " ").encode() for piece in vocabulary.pieces]
+    for identifier, kind in enumerate(vocabulary.types):
+        if kind == BYTE:
+            piece = vocabulary.pieces[identifier]
+            match = _BYTE_PIECE.fullmatch(piece)
+            if match is None:
+                problem = f"byte piece {identifier} is {show(piece)}; expected <0x00> to <0xFF>"
+                raise TokenizerError(f"{vocabulary.source}: {problem}")
+            table[identifier] = bytes.fromhex(match[1])
+    for identifier in vocabulary.control.values():
+        table[identifier] = b""
+    return table
+
+
+def _checked(token_id: int, vocab_size: int) -> int:
+    try:
+        value = operator.index(token_id)
+    except TypeError:
+        kind = type(token_id).__name__
+        raise InvalidRequestError(f"token id {show(token_id)} is a {kind}; expected an integer") from None
+    if not 0 <= value < vocab_size:
+        message = f"token id {value} is out of range; the vocabulary has {vocab_size} (0 to {vocab_size - 1})"
+        raise InvalidRequestError(message)
+    return value

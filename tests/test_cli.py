@@ -1,0 +1,410 @@
+"""The ``gemlet`` command as a user runs it: in a process of its own, with the demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import gemlet
+import pytest
+from gemlet.cli import main
+from gemlet.cli.common import for_terminal, one_line
+
+PROMPT = "The door opened"
+GEMLET = [sys.executable, "-m", "gemlet"]
+PATIENCE = 120
+
+
+def run(
+    *arguments: str, stdin: bytes | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*GEMLET, *arguments],
+        input=b"" if stdin is None else stdin,
+        capture_output=True,
+        timeout=PATIENCE,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def failed(done: subprocess.CompletedProcess[bytes], code: int = 1) -> str:
+    """The one line on standard error with which a command fails."""
+    error = done.stderr.decode()
+    assert done.returncode == code, error
+    assert done.stdout == b""
+    assert error.startswith("gemlet: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# generate
+
+
+def test_a_pipe_gets_the_continuation_alone() -> None:
+    done = run("generate", PROMPT, "--max-tokens", "20", "--seed", "3", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    with gemlet.load(threads=1) as model:
+        text = model.generate(PROMPT, max_tokens=20, seed=3).text
+    assert done.stdout.decode() == (text if text.endswith("\n") else text + "\n")
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_prompt_from_standard_input(ending: str) -> None:
+    options = ("--max-tokens", "12", "--seed", "4", "--json")
+    given = json.loads(run("generate", PROMPT, *options).stdout)
+    piped = json.loads(run("generate", "-", *options, stdin=(PROMPT + ending).encode()).stdout)
+    assert piped["token_ids"] == given["token_ids"]
+    assert piped["prompt_tokens"] == given["prompt_tokens"]
+
+
+def test_json_for_machines() -> None:
+    done = run(
+        *(
+            "generate",
+            PROMPT,
+            "--json",
+            "--max-tokens",
+            "16",
+            "--seed",
+            "5",
+            "--weights",
+            "q8",
+            "--threads",
+            "1",
+        ),
+        *("--temperature", "0.8", "--top-p", "0.9", "--top-k", "40", "--min-p", "0.02"),
+        *("--repetition-penalty", "1.1", "--stop", "\x01a", "--stop", "\x01b"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    report = json.loads(done.stdout)
+    with gemlet.load(weights="q8", threads=1) as model:
+        expected = model.generate(
+            PROMPT,
+            max_tokens=16,
+            seed=5,
+            temperature=0.8,
+            top_p=0.9,
+            top_k=40,
+            min_p=0.02,
+            repetition_penalty=1.1,
+            stop=["\x01a", "\x01b"],
+        )
+        assert report["tier"] == model.tier
+    assert (report["text"], report["token_ids"]) == (expected.text, expected.token_ids)
+    assert report["finish_reason"] == expected.finish_reason
+    assert report["prompt_tokens"] == expected.prompt_tokens
+    assert report["completion_tokens"] == len(report["token_ids"])
+    assert (report["seed"], report["weights"], report["threads"]) == (5, "q8", 1)
+    for name in ("load_seconds", "prefill_seconds", "decode_seconds", "peak_memory_bytes"):
+        assert report[name] > 0
+    for name in ("prefill_tokens_per_second", "decode_tokens_per_second"):
+        assert report[name] > 0
+
+
+def test_stats_go_to_standard_error() -> None:
+    done = run("generate", PROMPT, "--max-tokens", "8", "--seed", "1", "--stats")
+    assert done.returncode == 0
+    lines = done.stderr.decode().splitlines()
+    assert [line.split()[0] for line in lines] == ["load", "prefill", "decode", "peak"]
+    assert re.search(r"[\d.]+ s \(\w+, \d+ threads, \w+\)$", lines[0])
+    assert re.search(r"\d+ tokens in [\d.]+ s, [\d.]+ tok/s$", lines[1])
+    assert re.search(r"\d+ tokens in [\d.]+ s, [\d.]+ tok/s$", lines[2])
+    assert re.search(r"[\d.]+ MB$", lines[3])
+    assert b"tok/s" not in done.stdout
+
+
+def test_stop_ends_the_text() -> None:
+    options = ("generate", PROMPT, "--temperature", "0", "--max-tokens", "40", "--json")
+    free = json.loads(run(*options).stdout)["text"]
+    stop = free[len(free) // 2 :][:3]
+    cut = json.loads(run(*options, "--stop", stop).stdout)
+    assert cut["text"] == free[: free.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
+    done = run(
+        "generate", "Caf\u00e9 \U0001f600", "--max-tokens", "40", "--seed", "1", PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", PROMPT, "--model", "/no/such/folder"], "/no/such/folder"),
+        (["generate", PROMPT, "--temperature", "nan"], "temperature: got nan, expected"),
+        (["generate", PROMPT, "--temperature", "-1"], "temperature: got -1.0"),
+        (["generate", PROMPT, "--top-p", "0"], "top_p: got 0.0"),
+        (["generate", PROMPT, "--top-k", "-3"], "top_k: got -3"),
+        (["generate", PROMPT, "--max-tokens", "0"], "max_tokens: got 0"),
+        (["generate", PROMPT, "--stop", ""], "stop: got ''"),
+        (["generate", PROMPT, "--seed", "-1"], "seed: got -1"),
+        (["generate", PROMPT, "--threads", "0"], "threads"),
+        (["generate", ""], "prompt: it is empty"),
+        (["generate", "-"], "prompt: it is empty"),
+        (["generate", "word " * 5000], "prompt: "),
+        (["chat", "--model", "/no/such/folder"], "/no/such/folder"),
+        (["bench", "--random", "gemma9-9b"], "gemma9-9b"),
+        (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
+        (["bench", "-p", "100000", "-n", "0"], "the context holds"),
+        (["bench", "-r", "0"], "repetitions: got 0"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
+    assert message in failed(run(*arguments))
+
+
+def test_a_prompt_that_is_not_utf8_is_refused() -> None:
+    assert "byte 3 of standard input is not UTF-8" in failed(run("generate", "-", stdin=b"abc\xff"))
+    done = subprocess.run(
+        [*map(os.fsencode, GEMLET), b"generate", b"abc\xff"],
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "surrogate" in failed(done)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["generate"],
+        ["generate", PROMPT, "--max-tokens", "many"],
+        ["generate", PROMPT, "--weights", "q5"],
+        ["generate", PROMPT, "--no-such-option"],
+        ["sing"],
+        ["bench", "-p", "1,x"],
+        ["bench", "--model", "a", "--random", "b"],
+    ],
+)
+def test_bad_usage_is_exit_code_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert b"usage: gemlet" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["info"], ["bench"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert "usage: gemlet" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_a_stream_cleanly() -> None:
+    process = subprocess.Popen(
+        [*GEMLET, "generate", PROMPT, "--max-tokens", "100000", "--weights", "f32", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert (first + rest).endswith(b"\n")
+    assert error == b""
+
+
+def test_ctrl_c_while_waiting_for_the_prompt() -> None:
+    # The process says on standard error that it runs, then waits for standard input.
+    program = (
+        "import sys; from gemlet.cli import main; import gemlet.cli.generate; "
+        "sys.stderr.write('!'); sys.stderr.flush(); sys.exit(main(['generate', '-']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    assert process.stderr.read(1) == b"!"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert output == b""
+    assert error.strip() == b""
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    process = subprocess.Popen(
+        [*GEMLET, "generate", PROMPT, "--max-tokens", "2000", "--seed", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(PATIENCE) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+# terminals
+
+
+# Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
+_TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = ()) -> tuple[int, str]:
+    """Runs gemlet on a terminal; sends each answer when the text before it has appeared. Code and screen."""
+    screen, far_side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TAKE_TERMINAL, *GEMLET, *arguments],
+        stdin=far_side,
+        stdout=far_side,
+        stderr=far_side,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1"},
+    )
+    os.close(far_side)
+    seen = ""
+    searched = 0
+    waiting = list(answers)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        ready, _, _ = select.select([screen], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"still running; on the screen: {seen!r}, to be answered: {waiting}")
+        try:
+            data = os.read(screen, 65536)
+        except OSError:  # how Linux says that the other side of a terminal is closed
+            data = b""
+        if not data:
+            break
+        seen += data.decode(errors="replace")
+        while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
+            searched = found + len(waiting[0][0])
+            os.write(screen, waiting.pop(0)[1].encode())
+    os.close(screen)
+    code = process.wait(PATIENCE)
+    assert not waiting, seen
+    return code, seen.replace("\r\n", "\n")
+
+
+def test_a_terminal_shows_the_prompt_before_the_text() -> None:
+    code, screen = on_terminal(["generate", PROMPT, "--max-tokens", "15", "--seed", "3"])
+    assert code == 0
+    with gemlet.load() as model:
+        text = model.generate(PROMPT, max_tokens=15, seed=3).text
+    assert screen == f"\x1b[1m{PROMPT}\x1b[0m{for_terminal(text)}" + ("" if text.endswith("\n") else "\n")
+
+
+def test_chat_on_a_terminal() -> None:
+    code, screen = on_terminal(
+        ["chat", "--max-tokens", "8", "--seed", "1"],
+        [("> ", "Good evening\n"), ("> ", "/dance\n"), ("> ", "/reset\n"), ("> ", "\x03"), ("> ", "/exit\n")],
+    )
+    assert code == 0
+    assert "/dance is not a command" in screen
+    assert "/exit or Ctrl-D leaves" in screen
+    assert "Traceback" not in screen
+
+
+def test_chat_leaves_at_ctrl_d() -> None:
+    code, _ = on_terminal(["chat", "--max-tokens", "4"], [("> ", "Hello\n"), ("> ", "\x04")])
+    assert code == 0
+
+
+def test_chat_in_a_pipe_answers_each_line_with_the_conversation_so_far() -> None:
+    done = run(
+        "chat",
+        "--max-tokens",
+        "10",
+        "--seed",
+        "6",
+        "--system",
+        "Be kind.",
+        stdin=b"One\n\nTwo\n/reset\nOne\n",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    system = {"role": "system", "content": "Be kind."}
+    one, two = ({"role": "user", "content": content} for content in ("One", "Two"))
+    with gemlet.load() as model:
+        first = model.chat([system, one], max_tokens=10, seed=6).text
+        assert first
+        second = model.chat(
+            [system, one, {"role": "assistant", "content": first}, two], max_tokens=10, seed=6
+        ).text
+    assert done.stdout.decode() == f"{first}\n{second}\n{first}\n"
+
+
+def test_a_chat_that_outgrows_the_context_says_so_and_goes_on() -> None:
+    done = run("chat", "--max-tokens", "3", "--seed", "1", stdin=b"word " * 5000 + b"\nHello\n")
+    assert done.returncode == 0
+    error = done.stderr.decode()
+    assert error.startswith("gemlet: error: ")
+    assert "/reset starts afresh" in error
+    assert error.count("\n") == 1
+    assert done.stdout.endswith(b"\n")
+
+
+# info, version, import
+
+
+def test_info() -> None:
+    report = json.loads(run("info", "--json").stdout)
+    assert report["threads"] >= 1
+    assert report["threads_reason"]
+    assert report["cpu"]["tier"] in report["cpu"]["tiers"]
+    assert "scalar" in report["cpu"]["tiers"]
+    shown = run("info").stdout.decode()
+    assert f"gemlet   {report['version']} " in shown
+    assert f"\ntier     {report['cpu']['tier']} (" in shown
+    assert f"\nthreads  {report['threads']} ({report['threads_reason']})" in shown
+
+
+def test_info_names_a_forced_tier() -> None:
+    report = json.loads(run("info", "--json", GEMLET_CPU="scalar").stdout)
+    assert report["cpu"]["tier"] == "scalar"
+    assert "GEMLET_CPU" in report["cpu"]["reason"]
+    assert "GEMLET_CPU" in failed(run("info", GEMLET_CPU="quantum"))
+
+
+def test_version() -> None:
+    assert run("--version").stdout.decode() == f"gemlet {gemlet._core.__version__}\n"
+
+
+def test_importing_costs_little_beyond_numpy() -> None:
+    program = "import numpy, time; t = time.perf_counter(); import gemlet; print(time.perf_counter() - t)"
+    seconds = min(
+        float(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+        for _ in range(7)
+    )
+    assert seconds <= 0.050
+
+
+def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
+    program = (
+        "import sys, gemlet; heavy = {'sentencepiece', 'safetensors', 'argparse', 'json', 'resource'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"[]\n", b"")
+
+
+def test_text_of_files_and_models_cannot_steer_the_terminal() -> None:
+    hostile = "a\x1b[2Jb\nc\x9b1md\te\x7f"
+    assert for_terminal(hostile) == "a[2Jb\nc1md\te"
+    assert one_line(hostile) == r"a\x1b[2Jb\nc\x9b1md\te\x7f"
+    assert one_line("na\u00efve \U0001f600") == "na\u00efve \U0001f600"

@@ -1,0 +1,174 @@
+"""The C++ forward pass against the golden taps of the official implementation, in float32.
+
+Every published structure of Gemma 1, 2 and 3 is opened with gemlet.load(), as a user would open it, and must
+give the official taps, logits and greedy text, however its tokens are fed: whole, in chunks, one by one,
+beside another context, on one thread or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import Any
+
+import gemlet
+import numpy as np
+import pytest
+from gemlet import _core
+from golden.folders import BY_NAME, HERE, NAMES, TOLERANCE, expected_taps, read_golden, tap_errors
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+# Two float32 evaluations of the same thing in another order of additions.
+REORDERED = 5e-5
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(name: str) -> Iterator[gemlet.Model]:
+    with gemlet.load(HERE / name, weights="f32", threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def golden(name: str) -> dict[str, NDArray[Any]]:
+    return read_golden(name)
+
+
+def int32(ids: NDArray[Any]) -> NDArray[np.int32]:
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
+    """Logits [n, vocab] of ids fed to a fresh context in pieces of `sizes`, the last of them repeated."""
+    sequence = _core.Sequence(model._core_model)
+    rows, at = [], 0
+    try:
+        for size in chain(sizes, repeat(sizes[-1])):
+            if at >= len(ids):
+                break
+            sequence.extend(int32(ids[at : at + size]), logits="all")
+            rows.append(sequence.logits().copy())
+            at += size
+        assert sequence.length == len(ids)
+        assert sequence.token_ids == ids.tolist()
+    finally:
+        sequence.close()
+    return np.concatenate(rows)
+
+
+def difference(got: Floats, expected: Floats) -> float:
+    assert got.shape == expected.shape
+    assert np.isfinite(got).all()
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+# --- The official results -----------------------------------------------------------------------------------
+def test_taps_agree_with_the_official_implementation(
+    name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]]
+) -> None:
+    taps = model._core_model.taps(int32(golden["ids"]))
+    expected = expected_taps(BY_NAME[name])
+    assert not set(expected) - taps.keys()
+    for tap in expected:
+        assert taps[tap].dtype == np.float32
+        assert taps[tap].shape == (len(golden["ids"]), golden[tap].shape[1])
+        assert np.isfinite(taps[tap]).all()
+    errors = tap_errors(golden, taps)
+    for tap in expected:  # in order of computation: the message names where it first went wrong
+        assert errors[tap] < TOLERANCE, f"{tap}: {errors[tap]:.1e}; worst {max(errors.values()):.1e}"
+
+
+def test_logits_agree_with_the_official_implementation(
+    model: gemlet.Model, golden: dict[str, NDArray[Any]]
+) -> None:
+    logits = model.logits(golden["ids"].tolist())
+    assert logits.dtype == np.float32
+    assert difference(logits[golden["rows"]], golden["logits"]) < TOLERANCE
+
+
+def test_greedy_text_is_the_official_one(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
+    result = model.generate(golden["ids"].tolist(), temperature=0, max_tokens=24, ignore_eos=True)
+    assert list(result.token_ids) == golden["greedy"].tolist()
+    assert result.finish_reason == "length"
+
+
+# --- However the tokens are fed -----------------------------------------------------------------------------
+@pytest.mark.parametrize("chunk", [1, 2, 7, 8, 9, 16, 40, 63, 64, 65, 512])
+def test_chunked_prefill_and_decode_equal_whole_prefill(
+    model: gemlet.Model, golden: dict[str, NDArray[Any]], chunk: int
+) -> None:
+    ids = golden["ids"]
+    logits = feed(model, ids, [chunk])
+    assert difference(logits, model.logits(ids.tolist())) < REORDERED
+    assert difference(logits[golden["rows"]], golden["logits"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("past_window", [-1, 0, 1])
+def test_prefill_that_ends_at_the_window_then_decodes(
+    model: gemlet.Model, golden: dict[str, NDArray[Any]], past_window: int
+) -> None:
+    """The prompt ends just before, at and just after the first window; then single tokens cross its end."""
+    window = max(layer.sliding_window for layer in model.config.layers) or 8
+    ids = golden["ids"][: 3 * window + 3]
+    first = window + past_window
+    rows = golden["rows"][golden["rows"] < len(ids)]
+    logits = feed(model, ids, [first, 1])
+    assert difference(logits[rows], golden["logits"][: len(rows)]) < TOLERANCE
+    alone = model.logits(ids[:first].tolist())
+    assert difference(alone, logits[:first]) < REORDERED
+
+
+def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
+    ids = golden["ids"]
+    sequence = _core.Sequence(model._core_model)
+    sequence.extend(int32(ids[:20]), logits="none")
+    sequence.extend(int32(ids[20:]), logits="last")
+    last = sequence.logits()
+    sequence.close()
+    assert last.shape == (1, golden["logits"].shape[1])
+    assert difference(last, golden["logits"][-1:]) < TOLERANCE
+
+
+def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
+    """Fed in turns, each gives bit for bit what it gives alone."""
+    ids = golden["ids"][:41]
+    texts = [ids, np.concatenate([ids[:1], ids[:0:-1]])]
+    pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]
+    assert sum(pieces) == len(ids)
+    together: list[list[Floats]] = [[], []]
+    sequences = [_core.Sequence(model._core_model) for _ in texts]
+    at = 0
+    for piece in pieces:
+        for text, sequence, rows in zip(texts, sequences, together, strict=True):
+            sequence.extend(int32(text[at : at + piece]), logits="all")
+            rows.append(sequence.logits().copy())
+        at += piece
+    for sequence in sequences:
+        sequence.close()
+    for text, rows in zip(texts, together, strict=True):
+        np.testing.assert_array_equal(np.concatenate(rows), feed(model, text, pieces))
+    assert np.abs(together[0][-1] - together[1][-1]).max() > 0.1
+
+
+def test_the_same_bits_twice(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
+    ids = golden["ids"].tolist()
+    np.testing.assert_array_equal(model.logits(ids), model.logits(ids))
+
+
+def test_the_same_bits_on_one_thread_and_two(
+    name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]]
+) -> None:
+    ids = golden["ids"]
+    with gemlet.load(HERE / name, weights="f32", threads=2) as two:
+        assert (model.threads, two.threads) == (1, 2)
+        one_taps, two_taps = (m._core_model.taps(int32(ids)) for m in (model, two))
+        assert one_taps.keys() == two_taps.keys()
+        for tap, value in one_taps.items():
+            np.testing.assert_array_equal(value, two_taps[tap], err_msg=tap)
+        short = ids[:41]
+        np.testing.assert_array_equal(feed(model, short, [10, 1]), feed(two, short, [10, 1]))

@@ -1,0 +1,99 @@
+"""Hugging Face folders of a few kilobytes, written byte by byte, to test reading them and refusing to."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gemlet.config import parse_config
+from gemlet.tensors import expected_slots, tensor_name
+from numpy.typing import NDArray
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 64,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gemma": {"model_type": "gemma", **SIZES},
+    "gemma2": {"model_type": "gemma2", "sliding_window": 8, **SIZES},
+    "gemma3_text": {"model_type": "gemma3_text", "sliding_window": 8, "sliding_window_pattern": 2, **SIZES},
+}
+
+
+def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Truncated to bfloat16: exact enough for weights that nobody compares."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def weights_of(config: Mapping[str, Any], prefix: str = "model.", seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Small random float32 weights under their Hugging Face names."""
+    parsed = parse_config(config, where="config.json")
+    random = np.random.default_rng(seed)
+    head_prefix = prefix.removesuffix("model.") if prefix.startswith("language_model.") else ""
+    return {
+        tensor_name(slot, parsed.family, prefix, head_prefix): random.normal(0, 0.05, shape).astype(
+            np.float32
+        )
+        for slot, shape in expected_slots(parsed).items()
+    }
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, NDArray[Any]], *, bf16: bool = False, metadata: object = None
+) -> bytes:
+    """A valid safetensors file."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    blobs = []
+    end = 0
+    for name, values in tensors.items():
+        data = bf16_bits(values) if bf16 else values
+        begin, end = end, end + data.nbytes
+        dtype = "BF16" if bf16 else {"float32": "F32", "float16": "F16", "int64": "I64"}[str(data.dtype)]
+        header[name] = {"dtype": dtype, "shape": list(data.shape), "data_offsets": [begin, end]}
+        blobs.append(data.tobytes())
+    return with_header(header, b"".join(blobs))
+
+
+def with_header(header: object, data: bytes) -> bytes:
+    """``header`` (an object, or JSON text to take as it is) and ``data`` as a safetensors file."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    tensors: Mapping[str, NDArray[Any]] | None = None,
+    bf16: bool = False,
+) -> Path:
+    """``config.json`` and ``model.safetensors`` in ``folder``; no tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    found = weights_of(config) if tensors is None else tensors
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(found, bf16=bf16))
+    return folder
+
+
+def write_shards(folder: Path, shards: Mapping[str, Mapping[str, NDArray[Any]]]) -> Path:
+    """Each shard's tensors in its file, and a true index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, tensors in shards.items():
+        (folder / file).write_bytes(safetensors_bytes(tensors))
+    write_index(folder, {name: file for file, tensors in shards.items() for name in tensors})
+    return folder
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
