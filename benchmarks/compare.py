@@ -3,9 +3,10 @@
     python benchmarks/compare.py --a "gemlet bench --json -r 1" --b "other/gemlet bench --json -r 1" -r 7
     python benchmarks/compare.py before.json after.json
 
-With commands, the two run in turns, A B A B ..., and the ratio B/A is taken within each turn, so that a machine
-that slows down in the middle slows both. With files the two were measured at different times; the report says so.
-Files and commands give the JSON of ``gemlet bench --json`` or of pytest-benchmark (``--benchmark-save-data``).
+With commands, the two run in turns, A B A B ..., and the ratio B/A is taken within each turn, so that a
+machine that slows down in the middle slows both. With files the two were measured at different times; the
+report says so. Files and commands give the JSON of ``gemlet bench --json`` or of pytest-benchmark
+(``--benchmark-save-data``).
 
 A difference counts as shown when every one of at least five turns points the same way (by chance that happens
 once in sixteen), or, between files, when the two ranges do not touch.
@@ -31,7 +32,8 @@ def read(text: str, where: str) -> tuple[dict[str, Any], Speeds]:
     try:
         report = json.loads(text)
         if "benchmarks" in report:
-            machine = dict(report.get("machine_info", {}).get("cpu", {}))
+            cpu = report.get("machine_info", {}).get("cpu", {})
+            machine = {"cpu": cpu.get("brand_raw"), "count": cpu.get("count")}
             speeds = {
                 b["name"]: [1 / seconds for seconds in b["stats"]["data"]] for b in report["benchmarks"]
             }
@@ -83,7 +85,13 @@ def verdict_of_ranges(a: list[float], b: list[float]) -> str:
 
 def print_table(rows: list[list[str]]) -> None:
     """A Markdown table."""
-    titles = ["test", "A t/s: median (range)", "B t/s: median (range)", "B/A: median (range)", "verdict"]
+    titles = [
+        "test",
+        "A per second: median (range)",
+        "B per second: median (range)",
+        "B/A: median (range)",
+        "verdict",
+    ]
     widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
     for row in [titles, ["-" * width for width in widths], *rows]:
         print("| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |")

@@ -5,7 +5,7 @@
     pytest benchmarks --benchmark-enable --benchmark-save=NAME --benchmark-save-data    # for compare.py
 
 The times are per round: 512 tokens of prefill or 32 of decode. ``extra_info`` has tokens per second, bytes
-per token and the share of the memory bandwidth measured in the same session, without which the times say
+per token and the share of the memory bandwidth measured in the same run, without which the times say
 little.
 """
 
@@ -42,7 +42,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[gemlet.Model]:
 
 @pytest.fixture(scope="module")
 def bandwidth(model: gemlet.Model) -> float:
-    return _core.measure_read_bandwidth(threads=model.threads)
+    return _core.measure_read_bandwidth(threads=model.threads) * 1e9
 
 
 def describe(
@@ -66,7 +66,7 @@ def test_prefill(benchmark: Any, model: gemlet.Model, bandwidth: float) -> None:
     ids = random_ids(model, PREFILL)
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (_core.Sequence(model._core_model), ids), {}
+        return (_core.TokenSequence(model._core_model), ids), {}
 
     benchmark.group = f"prefill {PREFILL}"
     benchmark.pedantic(prefill, setup=setup, rounds=5, warmup_rounds=1)
@@ -77,11 +77,11 @@ def test_decode(benchmark: Any, model: gemlet.Model, bandwidth: float) -> None:
     ids = random_ids(model, DECODE + 1)
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        sequence = _core.Sequence(model._core_model)
+        sequence = _core.TokenSequence(model._core_model)
         sequence.extend(ids[:1])
         return (sequence,), {}
 
-    def decode(sequence: _core.Sequence) -> None:
+    def decode(sequence: _core.TokenSequence) -> None:
         for position in range(1, len(ids)):
             sequence.extend(ids[position : position + 1])
 

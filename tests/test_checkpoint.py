@@ -137,13 +137,11 @@ def test_unknown_tensor(tmp_path: Path) -> None:
         opened.read("b")
 
 
-def test_wrong_type_is_refused_when_it_is_read(tmp_path: Path) -> None:
-    opened = Checkpoint(write(tmp_path, safetensors_bytes({"ids": np.zeros(3, np.int64)})))
-    with (
-        opened,
-        pytest.raises(TensorError, match=r"model\.safetensors: tensor 'ids' is I64; expected F32, BF16"),
-    ):
-        opened.read("ids")
+def test_wrong_type_is_refused(tmp_path: Path) -> None:
+    with Checkpoint(write(tmp_path, safetensors_bytes({"ids": np.zeros(3, np.int64)}))) as opened:
+        for use in (opened.dtype, opened.read):
+            with pytest.raises(TensorError, match=r"safetensors: tensor 'ids' is I64; expected F32, BF16"):
+                use("ids")
 
 
 # --- what is refused: a header's lies -------------------------------------------------------------
@@ -239,7 +237,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 VALID = safetensors_bytes({"a": A, "b": B, "c": A.astype(np.float16)}, metadata={"format": "pt"})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4),
     st.integers(0, len(VALID)),

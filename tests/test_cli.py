@@ -209,7 +209,19 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ctrl_c_ends_a_stream_cleanly() -> None:
     process = subprocess.Popen(
-        [*GEMLET, "generate", PROMPT, "--max-tokens", "100000", "--weights", "f32", "--threads", "1"],
+        [
+            *GEMLET,
+            "generate",
+            PROMPT,
+            "--max-tokens",
+            "100000",
+            "--temperature",
+            "0",
+            "--weights",
+            "f32",
+            "--threads",
+            "1",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -260,7 +272,11 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 # Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
-_TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+_TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = ()) -> tuple[int, str]:
@@ -312,7 +328,13 @@ def test_a_terminal_shows_the_prompt_before_the_text() -> None:
 def test_chat_on_a_terminal() -> None:
     code, screen = on_terminal(
         ["chat", "--max-tokens", "8", "--seed", "1"],
-        [("> ", "Good evening\n"), ("> ", "/dance\n"), ("> ", "/reset\n"), ("> ", "\x03"), ("> ", "/exit\n")],
+        [
+            ("\n> ", "Good evening\n"),
+            ("\n> ", "/dance\n"),
+            ("\n> ", "/reset\n"),
+            ("\n> ", "\x03"),
+            ("\n> ", "/exit\n"),
+        ],
     )
     assert code == 0
     assert "/dance is not a command" in screen
@@ -321,7 +343,7 @@ def test_chat_on_a_terminal() -> None:
 
 
 def test_chat_leaves_at_ctrl_d() -> None:
-    code, _ = on_terminal(["chat", "--max-tokens", "4"], [("> ", "Hello\n"), ("> ", "\x04")])
+    code, _ = on_terminal(["chat", "--max-tokens", "4"], [("\n> ", "Hello\n"), ("\n> ", "\x04")])
     assert code == 0
 
 

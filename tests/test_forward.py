@@ -45,7 +45,7 @@ def int32(ids: NDArray[Any]) -> NDArray[np.int32]:
 
 def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
     """Logits [n, vocab] of ids fed to a fresh context in pieces of `sizes`, the last of them repeated."""
-    sequence = _core.Sequence(model._core_model)
+    sequence = _core.TokenSequence(model._core_model)
     rows, at = [], 0
     try:
         for size in chain(sizes, repeat(sizes[-1])):
@@ -125,7 +125,7 @@ def test_prefill_that_ends_at_the_window_then_decodes(
 
 def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
     ids = golden["ids"]
-    sequence = _core.Sequence(model._core_model)
+    sequence = _core.TokenSequence(model._core_model)
     sequence.extend(int32(ids[:20]), logits="none")
     sequence.extend(int32(ids[20:]), logits="last")
     last = sequence.logits()
@@ -141,7 +141,7 @@ def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dic
     pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]
     assert sum(pieces) == len(ids)
     together: list[list[Floats]] = [[], []]
-    sequences = [_core.Sequence(model._core_model) for _ in texts]
+    sequences = [_core.TokenSequence(model._core_model) for _ in texts]
     at = 0
     for piece in pieces:
         for text, sequence, rows in zip(texts, sequences, together, strict=True):

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import gemlet
 import numpy as np
@@ -246,8 +246,8 @@ def scripted(
     **options: Any,
 ) -> TextStream:
     return TextStream(
-        sequence=sequence or ScriptedSequence(list(script)),
-        sampler=None,  # type: ignore[arg-type]
+        sequence=cast(Any, sequence or ScriptedSequence(list(script))),
+        sampler=cast(Any, None),
         prompt_ids=np.ones(prompt, dtype=np.int32),
         config=GenerationConfig(**options),
         seed=0,
@@ -394,7 +394,12 @@ def test_close_from_another_thread_waits_for_the_step() -> None:
 
     running = threading.Event()
     stream = scripted(b"", sequence=Slow([97, 98]))
-    closer = threading.Thread(target=lambda: (running.wait(10), stream.close()))
+
+    def close() -> None:
+        assert running.wait(10)
+        stream.close()
+
+    closer = threading.Thread(target=close)
     closer.start()
     chunks = list(stream)
     closer.join(10)
@@ -613,11 +618,8 @@ def test_interrupted_generation_leaves_the_model_usable(
         patched.setattr(model, "tokenizer", InterruptingTokenizer(model.tokenizer, after=5))
         with pytest.raises(KeyboardInterrupt):
             model.generate(PROMPT, max_tokens=20, seed=9, ignore_eos=True)
-    assert model.generate(PROMPT, max_tokens=20, seed=9) == dataclasses.replace(
-        expected,
-        prefill_seconds=pytest.approx(expected.prefill_seconds, abs=60),
-        decode_seconds=pytest.approx(expected.decode_seconds, abs=60),
-    )
+    again = model.generate(PROMPT, max_tokens=20, seed=9)
+    assert (again.text, again.finish_reason) == (expected.text, expected.finish_reason)
 
 
 def test_cancel_ends_a_stream_and_leaves_the_model_usable(model: gemlet.Model) -> None:
@@ -683,7 +685,7 @@ def test_after_close_everything_says_so() -> None:
         model.__enter__,
     ):
         with pytest.raises(ModelClosedError, match="closed"):
-            use()  # type: ignore[operator]
+            use()
 
 
 def test_a_model_without_tokenizer_takes_ids(model: gemlet.Model, monkeypatch: pytest.MonkeyPatch) -> None:

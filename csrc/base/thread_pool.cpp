@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <thread>
@@ -35,15 +36,22 @@ void watch_forks() {
 
 }  // namespace
 
+// A run is published as one word, (round, tasks, next), and a task is taken by counting `next` up with compare-and-swap. A
+// worker reads fn and context only after it has taken a task, and the caller does not return before every taken task is done,
+// so both are valid then. The caller never waits for a worker that has taken nothing: on a busy machine a worker may be off
+// its CPU for milliseconds, and a forward pass has hundreds of runs.
 struct ThreadPool::State {
+  static constexpr int kBits = 20;  // of `tasks` and of `next`; the rest counts rounds
+  static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
+
   uint32_t forks = g_forks.load();
   TaskFn fn = nullptr;
   const void* context = nullptr;
-  int64_t tasks = 0;
-  bool stop = false;
-  alignas(64) std::atomic<uint32_t> round{0};    // counts runs; a change wakes the workers
-  alignas(64) std::atomic<int64_t> next{0};      // next task to hand out
-  alignas(64) std::atomic<int32_t> working{0};   // workers that have not finished this round
+  int64_t first_task = 0;
+  alignas(64) std::atomic<uint64_t> ticket{0};
+  alignas(64) std::atomic<uint32_t> round{0};  // changes with every run; workers sleep on it
+  alignas(64) std::atomic<int64_t> done{0};    // tasks finished in this round
+  std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 
   explicit State(int threads) {
@@ -51,14 +59,23 @@ struct ThreadPool::State {
   }
 
   ~State() {
-    stop = true;
+    stop.store(true, std::memory_order_relaxed);
     round.fetch_add(1, std::memory_order_release);
     round.notify_all();
     for (std::thread& worker : workers) worker.join();
   }
 
   void take_tasks(int thread) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) fn(context, task, thread);
+    uint64_t seen = ticket.load(std::memory_order_acquire);
+    for (;;) {
+      const uint64_t next = seen & kMask;
+      const uint64_t tasks = (seen >> kBits) & kMask;
+      if (next >= tasks) return;
+      if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      fn(context, first_task + static_cast<int64_t>(next), thread);
+      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<int64_t>(tasks)) done.notify_one();
+      seen = ticket.load(std::memory_order_acquire);
+    }
   }
 
   // Returns once `value` differs from `seen`: spins, then sleeps.
@@ -75,10 +92,22 @@ struct ThreadPool::State {
     for (uint32_t seen = 0;;) {
       wait_for_change(round, seen);
       seen = round.load(std::memory_order_acquire);
-      if (stop) return;
+      if (stop.load(std::memory_order_relaxed)) return;
       take_tasks(thread);
-      if (working.fetch_sub(1, std::memory_order_acq_rel) == 1) working.notify_one();
     }
+  }
+
+  void run(int64_t first, int64_t tasks, const void* run_context, TaskFn run_fn) {
+    fn = run_fn;
+    context = run_context;
+    first_task = first;
+    done.store(0, std::memory_order_relaxed);
+    const uint64_t number = round.load(std::memory_order_relaxed) + 1;
+    ticket.store((number << (2 * kBits)) | (static_cast<uint64_t>(tasks) << kBits), std::memory_order_release);
+    round.store(static_cast<uint32_t>(number), std::memory_order_release);
+    round.notify_all();
+    take_tasks(0);
+    for (int64_t count; (count = done.load(std::memory_order_acquire)) != tasks;) wait_for_change(done, count);
   }
 };
 
@@ -97,17 +126,9 @@ void ThreadPool::run_erased(int64_t tasks, const void* context, TaskFn fn) {
     return;
   }
   if (state_->forks != g_forks.load(std::memory_order_relaxed)) state_ = new State(threads_);
-  State& state = *state_;
-  state.fn = fn;
-  state.context = context;
-  state.tasks = tasks;
-  state.next.store(0, std::memory_order_relaxed);
-  state.working.store(threads_ - 1, std::memory_order_relaxed);
-  state.round.fetch_add(1, std::memory_order_release);
-  state.round.notify_all();
-  state.take_tasks(0);
-  for (int32_t left; (left = state.working.load(std::memory_order_acquire)) != 0;) {
-    State::wait_for_change(state.working, left);
+  constexpr int64_t kMost = static_cast<int64_t>(State::kMask);
+  for (int64_t first = 0; first < tasks; first += kMost) {
+    state_->run(first, std::min(kMost, tasks - first), context, fn);
   }
 }
 

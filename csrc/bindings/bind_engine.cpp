@@ -48,7 +48,7 @@ void register_engine(py::module_& m) {
           },
           py::arg("logits"), py::arg("history"), "Next token id from logits [vocab]; history feeds the repetition penalty.");
 
-  py::class_<Sequence>(m, "Sequence", py::is_final(), "One context: its tokens and their keys and values.")
+  py::class_<Sequence>(m, "TokenSequence", py::is_final(), "One context: its tokens and their keys and values.")
       .def(py::init<std::shared_ptr<Model>>(), py::arg("model"))
       .def_property_readonly("length", &Sequence::length)
       .def_property_readonly("token_ids", &Sequence::token_ids)

@@ -1,4 +1,4 @@
-// The kernels one by one, for tests and benchmarks: gemlet._core.kernels.
+// The kernels one by one, for tests and benchmarks: gemlet._core.kernel_*.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -177,21 +177,27 @@ py::array_t<float> rowwise(const std::string& tier, const std::string& operation
 
 }  // namespace
 
-void register_kernels(py::module_& parent) {
-  py::module_ m = parent.def_submodule("kernels", "The kernels one by one, for tests and benchmarks.");
-  m.def("entries", [] {
-    std::vector<std::pair<std::string, std::string>> result;
-    for (const kernels::KernelEntry& entry : kernels::kernel_entries()) {
-      result.emplace_back(entry.operation, tier_name(entry.tier));
-    }
-    return result;
-  });
-  m.def("roundtrip", &roundtrip, py::arg("format"), py::arg("w"));
-  m.def("matmul", &matmul, py::arg("tier"), py::arg("format"), py::arg("x"), py::arg("w"));
-  m.def("attention", &attention, py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"), py::arg("keys"),
-        py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f);
-  m.def("rowwise", &rowwise, py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("other"), py::arg("third"),
-        py::arg("scalar"));
+void register_kernels(py::module_& m) {
+  m.def(
+      "kernel_entries",
+      [] {
+        std::vector<std::pair<std::string, std::string>> result;
+        for (const kernels::KernelEntry& entry : kernels::kernel_entries()) {
+          result.emplace_back(entry.operation, tier_name(entry.tier));
+        }
+        return result;
+      },
+      "(operation, tier) of every kernel compiled in.");
+  m.def("kernel_roundtrip", &roundtrip, py::kw_only(), py::arg("format"), py::arg("w"),
+        "What a weight format makes of w: float32 of the same shape.");
+  m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("format"), py::arg("x"), py::arg("w"),
+        "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` uses for `format`.");
+  m.def("kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"),
+        py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f,
+        "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32' or 'bf16'.");
+  m.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("other"),
+        py::arg("third"), py::arg("scalar"),
+        "A row operation on x [dim]; `other` and `third` are its further operands.");
 }
 
 }  // namespace gemlet::bindings

@@ -1,5 +1,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <map>
 
@@ -25,7 +26,7 @@ KvFormat kv_format(const std::string& name) {
   fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32 or bf16");
 }
 
-void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype) {
+void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype, int64_t first_row) {
   SourceType type;
   char kind;
   if (dtype == "f32") {
@@ -45,25 +46,31 @@ void add(ModelBuilder& builder, const std::string& name, const py::array& data, 
   const std::vector<int64_t> shape(data.shape(), data.shape() + data.ndim());
   const void* const pointer = data.data();
   const py::gil_scoped_release release;
-  builder.add(name, shape, pointer, type);
+  builder.add(name, shape, pointer, type, first_row);
 }
 
-py::dict slots(const ModelBuilder& builder) {
-  py::dict result;
+using Shapes = py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::ellipsis>>;
+using Taps = py::typing::Dict<py::str, py::array_t<float>>;
+
+Shapes slots(const ModelBuilder& builder) {
+  Shapes result;
   for (const auto& [name, slot] : builder.slots()) result[py::str(name)] = py::tuple(py::cast(slot.shape));
   return result;
 }
 
-py::dict memory(const Model& model) {
-  py::dict result;
-  result["weights"] = model.weight_bytes();
+std::map<std::string, int64_t> memory(const Model& model) {
+  std::map<std::string, int64_t> result;
+  const ModelWeights& weights = model.weights();
+  const int64_t embedding = weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
+  result["weights"] = model.weight_bytes() - embedding;
+  result["embedding"] = embedding;
   result["kv_cache_per_token"] = model.kv_layout().bytes_per_token(false);
   result["kv_cache_per_window_token"] = model.kv_layout().bytes_per_token(true);
   return result;
 }
 
 // Every tap of a fresh context, rows of all chunks one after the other.
-py::dict taps(const std::shared_ptr<Model>& model, const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& ids) {
+Taps taps(const std::shared_ptr<Model>& model, const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& ids) {
   struct Tap {
     int64_t dim;
     std::vector<float> values;
@@ -83,7 +90,7 @@ py::dict taps(const std::shared_ptr<Model>& model, const py::array_t<int32_t, py
   const int64_t vocab = model->config().vocab_size;
   const float* logits = sequence.logits();
   collected["logits"] = {vocab, std::vector<float>(logits, logits + sequence.logits_rows() * vocab)};
-  py::dict result;
+  Taps result;
   for (const auto& [name, tap] : collected) {
     const int64_t rows = static_cast<int64_t>(tap.values.size()) / tap.dim;
     result[py::str(name)] = py::array_t<float>({rows, tap.dim}, tap.values.data());
@@ -101,7 +108,7 @@ void register_model(py::module_& m) {
       .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })
       .def_property_readonly("closed", &Model::closed)
       .def_property_readonly("parameter_count", &Model::parameter_count)
-      .def("memory", &memory, "Bytes by kind: weights, cache per token, cache per token inside the sliding windows.")
+      .def("memory", &memory, "Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding windows.")
       .def("bytes_per_token", &Model::decode_bytes, py::kw_only(), py::arg("depth") = 0,
            "Bytes that one decode step reads after `depth` tokens.")
       .def("taps", &taps, py::arg("ids"), "Intermediate activations of a fresh context by name, float32 [len(ids), dim].")
@@ -120,7 +127,8 @@ void register_model(py::module_& m) {
            py::arg("threads"))
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
       .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"),
-           "Packs one tensor: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or 'f16'.")
+           py::arg("first_row") = 0,
+           "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or 'f16'.")
       .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"), py::call_guard<py::gil_scoped_release>(),
            "Fills every empty slot with random values of trained weights' size.")
       .def("finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },

@@ -1,7 +1,9 @@
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <chrono>
 #include <cstdlib>
+#include <map>
 #include <optional>
 
 
@@ -29,7 +31,7 @@ std::vector<std::string> names(const std::vector<Tier>& tiers) {
   return result;
 }
 
-py::dict cpu_info() {
+py::typing::Dict<py::str, py::object> cpu_info() {
   const CpuFacts facts = detect_cpu();
   const TierChoice choice = choose_tier(facts, std::getenv("GEMLET_CPU"));
   std::vector<std::string> features;
@@ -37,13 +39,13 @@ py::dict cpu_info() {
   if (facts.flag) features.emplace_back(#flag);
   GEMLET_CPU_FLAGS(GEMLET_ADD_FLAG)
 #undef GEMLET_ADD_FLAG
-  py::dict kernels;
+  std::map<std::string, std::string> kernels;
   for (const kernels::KernelEntry& entry : kernels::kernel_entries()) {
-    kernels[py::str(std::string(entry.operation))] =
+    kernels[std::string(entry.operation)] =
         std::string(tier_name(kernels::resolved_tier(entry.operation, choice.tier)));
   }
   const CpuLimits limits = detect_cpu_limits();
-  py::dict result;
+  py::typing::Dict<py::str, py::object> result;
   result["tiers"] = names(supported_tiers(facts));
   result["tier"] = std::string(tier_name(choice.tier));
   result["reason"] = choice.reason;

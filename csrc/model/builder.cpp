@@ -84,18 +84,19 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
 void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix) {
   storage_.push_back(backend_->allocate(static_cast<size_t>(packed_bytes(format, rows, cols))));
   *matrix = {format, rows, cols, storage_.back().data()};
-  slots_[name] = {{rows, cols}, matrix, nullptr, storage_.back().data(), false};
+  slots_[name] = {{rows, cols}, matrix, nullptr, storage_.back().data(), 0};
 }
 
 void ModelBuilder::declare_norm(const std::string& name, int64_t dim, const float** norm) {
   storage_.push_back(backend_->allocate(static_cast<size_t>(dim) * sizeof(float)));
   *norm = storage_.back().as<float>();
-  slots_[name] = {{dim}, nullptr, norm, storage_.back().data(), false};
+  slots_[name] = {{dim}, nullptr, norm, storage_.back().data(), 0};
 }
 
-// read_rows(first_row, count, out) gives rows as float32 and is called from several threads.
+// read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32; called from several threads.
 template <typename ReadRows>
-void ModelBuilder::fill(const std::string& name, Slot& slot, const ReadRows& read_rows) {
+void ModelBuilder::fill(const std::string& name, Slot& slot, int64_t first_row, int64_t row_count,
+                        const ReadRows& read_rows) {
   std::atomic<bool> finite{true};
   if (slot.norm) {
     float* const out = reinterpret_cast<float*>(slot.storage);
@@ -106,49 +107,63 @@ void ModelBuilder::fill(const std::string& name, Slot& slot, const ReadRows& rea
     }
   } else {
     const Matrix& matrix = *slot.matrix;
-    const auto pack = [&](int64_t panel) {
+    const auto pack = [&](int64_t index) {
       thread_local std::vector<float> rows;
-      const int64_t first = panel * kPanelRows;
-      const int64_t count = std::min(kPanelRows, matrix.rows - first);
+      const int64_t panel = first_row / kPanelRows + index;
+      const int64_t count = std::min(kPanelRows, matrix.rows - panel * kPanelRows);
       rows.resize(static_cast<size_t>(kPanelRows * matrix.cols));
-      read_rows(first, count, rows.data());
+      read_rows(panel * kPanelRows, count, rows.data());
       uint8_t* const out = slot.storage + panel * panel_bytes(matrix.format, matrix.cols);
       if (!pack_panel(matrix.format, rows.data(), count, matrix.cols, out)) finite = false;
     };
     backend_->parallel(
-        matrix.panels(),
-        [](const void* context, int64_t panel) { (*static_cast<const decltype(pack)*>(context))(panel); }, &pack);
+        panel_count(row_count),
+        [](const void* context, int64_t index) { (*static_cast<const decltype(pack)*>(context))(index); }, &pack);
   }
   if (!finite) {
     fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ",
          slot.matrix ? format_name(slot.matrix->format) : "f32", "; the file is damaged or the training diverged");
   }
-  slot.filled = true;
+  slot.rows_filled += row_count;
 }
 
-void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type) {
+void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
+                       int64_t first_row) {
   const auto found = slots_.find(name);
   if (finished_ || found == slots_.end()) fail(ErrorCode::kTensor, "tensor '", name, "' is not part of this model");
   Slot& slot = found->second;
-  if (slot.filled) fail(ErrorCode::kTensor, "tensor '", name, "' was given twice");
-  if (shape != slot.shape) {
-    fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(slot.shape));
+  if (slot.filled()) fail(ErrorCode::kTensor, "tensor '", name, "' was given twice");
+  const bool matrix = slot.matrix != nullptr;
+  if (first_row != slot.rows_filled) {
+    fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected the next ones, from ",
+         slot.rows_filled);
+  }
+  // What remains of the tensor, or the next full panels of it.
+  const int64_t rows = matrix && !shape.empty() ? shape[0] : 1;
+  const int64_t left = slot.rows() - first_row;
+  const bool fits = shape.size() == slot.shape.size() && shape.back() == slot.shape.back() &&
+                    (rows == left || (rows > 0 && rows < left && rows % kPanelRows == 0));
+  if (!fits) {
+    std::vector<int64_t> expected = slot.shape;
+    if (matrix) expected[0] = left;
+    fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
   }
   const int64_t cols = shape.back();
-  fill(name, slot, [&](int64_t first, int64_t count, float* out) { widen(data, type, first * cols, count * cols, out); });
+  fill(name, slot, first_row, rows,
+       [&](int64_t first, int64_t count, float* out) { widen(data, type, (first - first_row) * cols, count * cols, out); });
 }
 
 void ModelBuilder::add_random(uint64_t seed) {
   uint64_t tensor = 0;
   for (auto& [name, slot] : slots_) {
     ++tensor;
-    if (slot.filled) continue;
+    if (slot.rows_filled > 0) continue;
     const int64_t cols = slot.shape.back();
     // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; norms around their neutral value.
     const float scale = slot.norm ? 0.1f : std::sqrt(3.0f / static_cast<float>(cols));
     const float neutral = slot.norm ? 1.0f - static_cast<float>(config_.norm_offset) : 0.0f;
     const uint64_t start = mix(seed ^ (tensor << 40));
-    fill(name, slot, [&](int64_t first, int64_t count, float* out) {
+    fill(name, slot, 0, slot.rows(), [&](int64_t first, int64_t count, float* out) {
       for (int64_t r = 0; r < count; ++r) {
         uint64_t state = mix(start + static_cast<uint64_t>(first + r));
         for (int64_t c = 0; c < cols; ++c) {
@@ -162,7 +177,7 @@ void ModelBuilder::add_random(uint64_t seed) {
 
 std::unique_ptr<Model> ModelBuilder::finish() {
   for (const auto& [name, slot] : slots_) {
-    if (!slot.filled) fail(ErrorCode::kTensor, "tensor '", name, "' is missing: expected shape ", shape_text(slot.shape));
+    if (!slot.filled()) fail(ErrorCode::kTensor, "tensor '", name, "' is missing: expected shape ", shape_text(slot.shape));
   }
   if (finished_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
   finished_ = true;

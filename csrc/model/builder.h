@@ -23,13 +23,17 @@ class ModelBuilder {
     Matrix* matrix = nullptr;       // one of the two is set
     const float** norm = nullptr;
     uint8_t* storage = nullptr;
-    bool filled = false;
+    int64_t rows_filled = 0;        // rows of a matrix; a norm is one row
+    int64_t rows() const { return matrix ? shape[0] : 1; }
+    bool filled() const { return rows_filled == rows(); }
   };
   const std::map<std::string, Slot>& slots() const { return slots_; }
 
-  // Fills a slot from row-major data. Throws kTensor for an unknown name, a wrong shape, a second filling, or values that are
-  // not finite in the slot's format.
-  void add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type);
+  // Fills a slot from row-major data: a whole tensor, or the next rows of a matrix (a multiple of 16 but at the end), so that
+  // a large table passes through a small buffer. Throws kTensor for an unknown name, a wrong shape, rows out of turn, or
+  // values that are not finite in the slot's format.
+  void add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
+           int64_t first_row = 0);
 
   // Fills every empty slot with random values of the size trained weights have.
   void add_random(uint64_t seed);
@@ -39,7 +43,7 @@ class ModelBuilder {
 
  private:
   template <typename ReadRows>
-  void fill(const std::string& name, Slot& slot, const ReadRows& read_rows);
+  void fill(const std::string& name, Slot& slot, int64_t first_row, int64_t row_count, const ReadRows& read_rows);
   void declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix);
   void declare_norm(const std::string& name, int64_t dim, const float** norm);
 

@@ -1,97 +1,318 @@
-from collections.abc import Callable, Sequence as _Seq
-from typing import Any, final
+"""
+The C++ core of gemlet. Private: use the gemlet package.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+from __future__ import annotations
 
-__version__: str
+import collections.abc
+import typing
 
-def cpu_info() -> dict[str, Any]: ...
-def default_threads() -> tuple[int, str]: ...
-def measure_read_bandwidth(*, threads: int, megabytes: int = 512) -> float: ...
+import numpy
+import numpy.typing
 
-@final
+__all__: list[str] = [
+    "LayerConfig",
+    "Model",
+    "ModelBuilder",
+    "ModelConfig",
+    "Sampler",
+    "TokenSequence",
+    "choose_tier",
+    "cpu_info",
+    "default_threads",
+    "kernel_attention",
+    "kernel_entries",
+    "kernel_matmul",
+    "kernel_roundtrip",
+    "kernel_rowwise",
+    "measure_read_bandwidth",
+]
+
 class LayerConfig:
+    """
+    One layer's shape and rules.
+    """
     def __init__(
         self,
         *,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        intermediate_size: int,
-        query_scale: float,
-        rope_theta: float,
-        rope_scaling_factor: float = 1.0,
-        sliding_window: int = 0,
-        attention_softcap: float = 0.0,
+        num_heads: typing.SupportsInt | typing.SupportsIndex,
+        num_kv_heads: typing.SupportsInt | typing.SupportsIndex,
+        head_dim: typing.SupportsInt | typing.SupportsIndex,
+        intermediate_size: typing.SupportsInt | typing.SupportsIndex,
+        query_scale: typing.SupportsFloat | typing.SupportsIndex,
+        rope_theta: typing.SupportsFloat | typing.SupportsIndex,
+        rope_scaling_factor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        sliding_window: typing.SupportsInt | typing.SupportsIndex = 0,
+        attention_softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         qk_norm: bool = False,
         post_norms: bool = False,
     ) -> None: ...
-    # read-only properties of the same names
+    @property
+    def attention_softcap(self) -> float: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def post_norms(self) -> bool: ...
+    @property
+    def qk_norm(self) -> bool: ...
+    @property
+    def query_scale(self) -> float: ...
+    @property
+    def rope_scaling_factor(self) -> float: ...
+    @property
+    def rope_theta(self) -> float: ...
+    @property
+    def sliding_window(self) -> int: ...
 
-@final
 class ModelConfig:
+    """
+    A model as data; validated on construction.
+    """
     def __init__(
         self,
         *,
-        vocab_size: int,
-        hidden_size: int,
-        max_context: int,
-        rms_norm_eps: float,
-        embedding_scale: float,
-        layers: _Seq[LayerConfig],
-        final_softcap: float = 0.0,
-        norm_offset: float = 0.0,
+        vocab_size: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        max_context: typing.SupportsInt | typing.SupportsIndex,
+        rms_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+        embedding_scale: typing.SupportsFloat | typing.SupportsIndex,
+        layers: collections.abc.Sequence[LayerConfig],
+        final_softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        norm_offset: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         tied_embeddings: bool = True,
     ) -> None: ...
-    # read-only properties of the same names
+    @property
+    def embedding_scale(self) -> float: ...
+    @property
+    def final_softcap(self) -> float: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def layers(self) -> list[LayerConfig]: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def norm_offset(self) -> float: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @property
+    def tied_embeddings(self) -> bool: ...
+    @property
+    def vocab_size(self) -> int: ...
 
-@final
-class ModelBuilder:
-    def __init__(
-        self, *, config: ModelConfig, weights: str, embedding: str, kv_cache: str, threads: int
-    ) -> None: ...
-    def tensors(self) -> dict[str, tuple[int, ...]]: ...  # slot -> expected shape
-    def add(self, name: str, data: NDArray[Any], dtype: str) -> None: ...  # dtype "f32" (float32 array), "bf16"/"f16" (uint16 array)
-    def add_random(self, *, seed: int) -> None: ...  # fills every slot with random weights (benchmarks)
-    def finish(self) -> Model: ...
-
-@final
 class Model:
-    config: ModelConfig
-    threads: int
-    weights: str
-    tier: str
-    def memory(self) -> dict[str, int]: ...  # bytes by kind: weights, embedding, kv_cache_per_token ...
-    def bytes_per_token(self, *, depth: int = 0) -> int: ...  # bytes a decode step reads
-    def taps(self, ids: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]: ...
-    def close(self) -> None: ...
+    """
+    Weights ready to run; made by ModelBuilder.
+    """
+    def bytes_per_token(self, *, depth: typing.SupportsInt | typing.SupportsIndex = 0) -> int:
+        """
+        Bytes that one decode step reads after `depth` tokens.
+        """
+    def close(self) -> None:
+        """
+        Gives the memory back.
+        """
+    def memory(self) -> dict[str, int]:
+        """
+        Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding windows.
+        """
+    def taps(
+        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
+    ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+        """
+        Intermediate activations of a fresh context by name, float32 [len(ids), dim].
+        """
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def parameter_count(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def tier(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
 
-@final
-class Sampler:
+class ModelBuilder:
+    """
+    Builds a Model tensor by tensor.
+    """
     def __init__(
         self,
         *,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        repetition_penalty: float,
-        seed: int,
-        vocab_limit: int = 0,
+        config: ModelConfig,
+        weights: str,
+        embedding: str,
+        kv_cache: str,
+        threads: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
-    def sample(self, logits: NDArray[np.float32], history: NDArray[np.int32]) -> int: ...
+    def add(
+        self,
+        name: str,
+        data: numpy.ndarray,
+        dtype: str,
+        first_row: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or 'f16'.
+        """
+    def add_random(self, *, seed: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Fills every empty slot with random values of trained weights' size.
+        """
+    def finish(self) -> Model:
+        """
+        The model; the builder is spent afterwards.
+        """
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """
+        Expected shape of every slot still to be filled or filled.
+        """
 
-@final
-class Sequence:
-    """One context: its tokens and their keys and values."""
+class Sampler:
+    """
+    Chooses tokens from logits; holds the random state.
+    """
+    def __init__(
+        self,
+        *,
+        temperature: typing.SupportsFloat | typing.SupportsIndex,
+        top_k: typing.SupportsInt | typing.SupportsIndex,
+        top_p: typing.SupportsFloat | typing.SupportsIndex,
+        min_p: typing.SupportsFloat | typing.SupportsIndex,
+        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def sample(
+        self,
+        logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        history: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    ) -> int:
+        """
+        Next token id from logits [vocab]; history feeds the repetition penalty.
+        """
+
+class TokenSequence:
+    """
+    One context: its tokens and their keys and values.
+    """
     def __init__(self, model: Model) -> None: ...
+    def cancel(self) -> None:
+        """
+        From another thread: the running extend raises CancelledError.
+        """
+    def close(self) -> None:
+        """
+        Gives the cache back.
+        """
+    def extend(
+        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, logits: str = "last"
+    ) -> None:
+        """
+        Appends tokens; keeps the logits of none, the last or all of them.
+        """
+    def logits(self) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Logits of the last extend, float32 [rows, vocab].
+        """
+    def sample(self, sampler: Sampler) -> int:
+        """
+        Next token id from the last row of logits.
+        """
+    @property
+    def cache_bytes(self) -> int: ...
     @property
     def length(self) -> int: ...
     @property
     def token_ids(self) -> list[int]: ...
-    def extend(self, ids: NDArray[np.int32], *, logits: str = "last") -> None: ...  # "none" | "last" | "all"; GIL released; one call = one or more chunks
-    def logits(self) -> NDArray[np.float32]: ...  # [rows, vocab] of the last extend
-    def sample(self, sampler: Sampler) -> int: ...  # from the last row of logits; repetition history = token_ids
-    def cancel(self) -> None: ...  # from another thread: a running extend raises CancelledError
-    def close(self) -> None: ...
+
+def choose_tier(
+    *,
+    features: collections.abc.Sequence[str],
+    xcr0: typing.SupportsInt | typing.SupportsIndex,
+    forced: str | None = None,
+) -> tuple[str, list[str]]:
+    """
+    (tier, supported tiers) of a machine described by feature names and XCR0.
+    """
+
+def cpu_info() -> dict[str, typing.Any]:
+    """
+    CPU features, tiers found, tier in use and why, kernel tiers, limits on threads.
+    """
+
+def default_threads() -> tuple[int, str]:
+    """
+    Threads used when none are asked for, and why.
+    """
+
+def kernel_attention(
+    *,
+    tier: str,
+    kv: str,
+    q: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    keys: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    values: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    window: typing.SupportsInt | typing.SupportsIndex = 0,
+    softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32' or 'bf16'.
+    """
+
+def kernel_entries() -> list[tuple[str, str]]:
+    """
+    (operation, tier) of every kernel compiled in.
+    """
+
+def kernel_matmul(
+    *,
+    tier: str,
+    format: str,
+    x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` uses for `format`.
+    """
+
+def kernel_roundtrip(
+    *, format: str, w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    What a weight format makes of w: float32 of the same shape.
+    """
+
+def kernel_rowwise(
+    *,
+    tier: str,
+    operation: str,
+    x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    other: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    third: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    scalar: typing.SupportsFloat | typing.SupportsIndex,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    A row operation on x [dim]; `other` and `third` are its further operands.
+    """
+
+def measure_read_bandwidth(
+    *,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    megabytes: typing.SupportsInt | typing.SupportsIndex = 512,
+) -> float:
+    """
+    Memory read bandwidth in GB/s.
+    """
+
+__version__: str = "0.1.0"

@@ -21,10 +21,10 @@ MAX_END_IDS = 64
 
 
 def show(value: object, limit: int = 80) -> str:
-    """``repr(value)``, cut to ``limit`` characters: what a file says goes into messages escaped and short.
+    """``repr(value)``, cut to about ``limit`` characters: what a file says enters messages escaped and short.
 
     >>> show("a" * 100, limit=12)
-    "'aaaa...aaa'"
+    "'aaa...aaaa'"
     """
     import reprlib
 

@@ -210,8 +210,14 @@ def _by_id(file: Path, vocab: Mapping[str, Any], added: AddedTokens) -> list[str
 
 def _merge_strings(file: Path, merges: list[Any]) -> list[str]:
     """Both forms of a merge, ``"a b"`` and ``["a", "b"]``, as ``"a b"``."""
-    if set(map(type, merges)) <= {str}:
+    kinds = set(map(type, merges))
+    if kinds <= {str}:
         return merges
+    if kinds == {list} and set(map(len, merges)) == {2}:
+        try:
+            return list(map(" ".join, merges))
+        except TypeError:
+            pass  # not all are strings: the loop below says which
     strings = []
     for rank, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -188,6 +188,20 @@ class Checkpoint:
             )
         tensors[info.name] = info
 
+    def dtype(self, name: str) -> str:
+        """The type of tensor ``name`` as the core calls it: "f32", "bf16" or "f16".
+
+        Raises :class:`TensorError` for a tensor that is not there or has another type.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise TensorError(f"{self.folder}: has no tensor {show(name)}")
+        if info.dtype not in _READABLE:
+            raise TensorError(
+                f"{self._path(info.file)}: tensor {show(name)} is {info.dtype}; expected F32, BF16 or F16"
+            )
+        return _READABLE[info.dtype][0]
+
     def read(self, name: str) -> tuple[NDArray[Any], str]:
         """The values of tensor ``name`` and their type: "f32" (float32), "bf16" or "f16" (the bits, uint16).
 
@@ -196,20 +210,35 @@ class Checkpoint:
         """
         import numpy as np
 
-        info = self.tensors.get(name)
-        if info is None:
-            raise TensorError(f"{self.folder}: has no tensor {show(name)}")
-        if info.dtype not in _READABLE:
-            raise TensorError(
-                f"{self._path(info.file)}: tensor {show(name)} is {info.dtype}; expected F32, BF16 or F16"
-            )
-        tag, numpy_type = _READABLE[info.dtype]
+        tag = self.dtype(name)
+        info = self.tensors[name]
         try:
-            array: NDArray[Any] = np.empty(info.shape, dtype=numpy_type)
+            array: NDArray[Any] = np.empty(info.shape, dtype=_READABLE[info.dtype][1])
         except MemoryError:
             raise MemoryLimitError(f"no memory for the {info.nbytes} bytes of tensor {show(name)}") from None
         self._fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
         return array, tag
+
+    def read_rows(self, name: str, block_bytes: int) -> Iterator[tuple[NDArray[Any], str]]:
+        """The values of :meth:`read` in blocks of rows of about ``block_bytes``, each a multiple of 16 rows
+        but the last. A block is overwritten by the next one: use it before asking for that.
+        """
+        import numpy as np
+
+        tag = self.dtype(name)
+        info = self.tensors[name]
+        if len(info.shape) < 2 or info.nbytes <= block_bytes:
+            yield self.read(name)
+            return
+        rows = info.shape[0]
+        row_bytes = info.nbytes // rows
+        step = max(16, block_bytes // row_bytes // 16 * 16)
+        block: NDArray[Any] = np.empty((min(step, rows), *info.shape[1:]), dtype=_READABLE[info.dtype][1])
+        for first in range(0, rows, step):
+            part = block[: min(step, rows - first)]
+            buffer = part.reshape(-1).view(np.uint8).data
+            self._fill(info.file, info.begin + first * row_bytes, buffer, show(name))
+            yield part, tag
 
     def _bytes(self, file: str, begin: int, length: int) -> bytes:
         buffer = bytearray(length)

@@ -94,7 +94,7 @@ class Chunk:
 
 
 def prefill(
-    sequence: _core.Sequence, ids: NDArray[np.int32], cancelled: threading.Event | None = None
+    sequence: _core.TokenSequence, ids: NDArray[np.int32], cancelled: threading.Event | None = None
 ) -> None:
     """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
     for start in range(0, len(ids), PREFILL_CHUNK):
@@ -123,7 +123,7 @@ class TextStream:
     def __init__(
         self,
         *,
-        sequence: _core.Sequence,
+        sequence: _core.TokenSequence,
         sampler: _core.Sampler,
         prompt_ids: NDArray[np.int32],
         config: GenerationConfig,

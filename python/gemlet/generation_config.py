@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gemlet.errors import InvalidRequestError
 from numpy.typing import NDArray
+
+from gemlet.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from typing import TypedDict
@@ -33,6 +34,7 @@ __all__ = ["GenerationConfig", "resolve_config", "show", "token_id_array"]
 
 _MAX_INT = 2**31 - 1
 _MAX_STOPS = 16
+_BELOW_ONE = 1 - 2**-53  # the largest double below 1
 _MAX_STOP_CHARACTERS = 256
 
 
@@ -102,7 +104,7 @@ class GenerationConfig:
         temperature: 0 to 100; 0 always takes the most likely token (greedy).
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: above 0, up to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all.
-        min_p: 0 to 1: drop tokens less likely than this fraction of the most likely one; 0 keeps all.
+        min_p: 0 to below 1: drop tokens less likely than this fraction of the most likely one; 0 keeps all.
         repetition_penalty: 0.01 to 100; above 1 discourages tokens of the prompt and of the text so far.
         seed: 0 to 2**64 - 1; the same seed gives the same output on any number of threads; None takes a new
             one every time (:attr:`Generation.seed` tells which).
@@ -150,7 +152,7 @@ class GenerationConfig:
             "top_k": _integer("top_k", top_k, 0, _MAX_INT, f"an integer from 0 (keep all) to {_MAX_INT}"),
             # The smallest positive double stands for "above 0".
             "top_p": _real("top_p", top_p, 5e-324, 1.0, "a number above 0, up to 1 (keep all)"),
-            "min_p": _real("min_p", min_p, 0.0, 1.0, "a number from 0 (keep all) to 1"),
+            "min_p": _real("min_p", min_p, 0.0, _BELOW_ONE, "a number from 0 (keep all) to below 1"),
             "repetition_penalty": _real(
                 "repetition_penalty", repetition_penalty, 0.01, 100.0, "a number from 0.01 to 100 (1 is none)"
             ),

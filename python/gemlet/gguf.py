@@ -155,18 +155,23 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
-            status = os.fstat(file.fileno())
+        # O_NONBLOCK: opening a FIFO must not hang; it has no effect on a regular file.
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ModelFileError(f"{name}: not a regular file")
             if status.st_size < 24:
-                raise ModelFileError(
-                    f"{name}: {status.st_size} bytes are too few for a GGUF header (24 bytes)"
-                )
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24 bytes)")
+            with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(name, data).read()
-    except OSError as error:
-        raise ModelFileError(f"{name}: cannot be read: {error.strerror or error}") from error
+        finally:
+            os.close(descriptor)
+    except ModelFileError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelFileError(f"{name}: cannot be read: {reason}") from error
 
 
 class _Reader:

@@ -26,6 +26,7 @@ PRESETS = {
     "q4": ("q4", "q8", "bf16"),
 }
 MAX_THREADS = 1024
+_ROW_BLOCK_BYTES = 32 << 20  # of a tensor at a time: loading needs little more memory than the packed weights
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
@@ -88,11 +89,11 @@ def load(
         slots = map_tensors(
             {name: info.shape for name, info in checkpoint.tensors.items()}, config, where=folder
         )
+        # Every type is checked here, before the first byte of weights is read.
+        stored = {name: checkpoint.dtype(name) for name in slots}
         if weights == "auto":
-            stored = {
-                checkpoint.tensors[name].dtype for name in slots if len(checkpoint.tensors[name].shape) > 1
-            }
-            weights = "bf16" if stored == {"BF16"} else "f32"
+            matrices = {stored[name] for name in slots if len(checkpoint.tensors[name].shape) > 1}
+            weights = "bf16" if matrices == {"bf16"} else "f32"
         builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
         _add_tensors(builder, checkpoint, slots)
     return _model(
@@ -150,15 +151,15 @@ def _builder(config: TextConfig, *, weights: str, threads: int, max_context: int
 
 
 def _add_tensors(builder: _core.ModelBuilder, checkpoint: Checkpoint, slots: dict[str, str]) -> None:
-    # Largest first: the copy of the embedding table is gone before most of the packed weights exist.
-    for name in sorted(slots, key=lambda name: -checkpoint.tensors[name].nbytes):
-        array, dtype = checkpoint.read(name)
-        try:
-            builder.add(slots[name], array, dtype)
-        except TensorError as problem:  # the core knows the slot only
-            path = os.path.join(checkpoint.folder, checkpoint.tensors[name].file)
-            raise TensorError(f"{path}: tensor {name!r}: {problem}") from None
-        del array  # before the next one is read
+    for name in slots:
+        first_row = 0
+        for array, dtype in checkpoint.read_rows(name, _ROW_BLOCK_BYTES):
+            try:
+                builder.add(slots[name], array, dtype, first_row)
+            except TensorError as problem:  # the core knows the slot only
+                path = os.path.join(checkpoint.folder, checkpoint.tensors[name].file)
+                raise TensorError(f"{path}: tensor {name!r}: {problem}") from None
+            first_row += array.shape[0]
 
 
 def _model(

@@ -164,7 +164,7 @@ class Model:
             raise MemoryLimitError(
                 f"logits: {len(tokens)} rows of {self._vocab_size} need {size} bytes; pass fewer ids"
             ) from None
-        sequence = _core.Sequence(self._core_model)
+        sequence = _core.TokenSequence(self._core_model)
         try:
             for start in range(0, len(tokens), _LOGITS_CHUNK):
                 stop = start + _LOGITS_CHUNK
@@ -332,7 +332,7 @@ class Model:
         with self._lock:
             self._check_open()
             stream = TextStream(
-                sequence=_core.Sequence(self._core_model),
+                sequence=_core.TokenSequence(self._core_model),
                 sampler=sampler,
                 prompt_ids=tokens,
                 config=settings,

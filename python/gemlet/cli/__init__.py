@@ -3,10 +3,12 @@
 Exit codes: 0 done, 1 an error (one line on standard error), 2 bad usage, 130 interrupted with Ctrl-C. A
 reader that goes away early (``gemlet generate ... | head -1``) is not an error.
 
+>>> import contextlib, io, json
 >>> from gemlet.cli import main
->>> main(["generate", "The door opened", "--max-tokens", "4", "--seed", "1"])  # doctest: +ELLIPSIS
-...
-0
+>>> with contextlib.redirect_stdout(io.StringIO()) as output:
+...     code = main(["generate", "The door opened", "--max-tokens", "4", "--json"])
+>>> code, json.loads(output.getvalue())["completion_tokens"] <= 4
+(0, True)
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = open_model(arguments)
         name = model.source
     with model:
-        rows = []
+        rows: list[BenchResult] = []
         for row in iter_bench(
             model, prompt=arguments.p, generate=arguments.n, depth=arguments.d, repetitions=arguments.r
         ):
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
         else:
-            print(f"\nread bandwidth of {model.threads} threads: {bandwidth / 1e9:.1f} GB/s")
+            print(f"\nread bandwidth, threads {model.threads}: {bandwidth / 1e9:.1f} GB/s")
     return 0
 
 

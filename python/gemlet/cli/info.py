@@ -8,7 +8,9 @@ import platform
 from typing import Any
 
 import numpy as np
+
 from gemlet import _core
+from gemlet.bench import cpu_name
 
 __all__ = ["collect", "run"]
 
@@ -21,7 +23,7 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _core.cpu_info(),
+        "cpu": {"name": cpu_name(), **_core.cpu_info()},
         "threads": threads,
         "threads_reason": reason,
     }
@@ -33,12 +35,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(info))
         return 0
-    cpu = dict(info["cpu"])
+    cpu = info["cpu"]
     print(f"gemlet   {info['version']} (Python {info['python']}, NumPy {info['numpy']}, {info['system']})")
-    print(f"tiers    {' '.join(cpu.pop('tiers'))}")
-    print(f"tier     {cpu.pop('tier')} ({cpu.pop('reason')})")
+    print(f"cpu      {cpu['name']}")
+    print(f"tiers    {' '.join(cpu['tiers'])}")
+    print(f"tier     {cpu['tier']} ({cpu['reason']})")
+    lower = [f"{name} {tier}" for name, tier in cpu["kernels"].items() if tier != cpu["tier"]]
+    print(f"kernels  {len(cpu['kernels']) - len(lower)} of {len(cpu['kernels'])} at this tier")
+    if lower:
+        print(f"         below it: {', '.join(lower)}")
     print(f"threads  {info['threads']} ({info['threads_reason']})")
-    for key, value in cpu.items():
-        shown = " ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else value
-        print(f"{key:<8} {shown}")
     return 0

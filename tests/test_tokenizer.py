@@ -1,0 +1,585 @@
+"""The tokenizer: reference vectors, every file format, control tokens, streaming, and bad input."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TokenizerError
+from gemlet.tokenizer import Tokenizer
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tokenizer_files import (
+    ARRAY,
+    BOOL,
+    F32,
+    I32,
+    MARKERS,
+    SPACE,
+    STRING,
+    U32,
+    gemma4,
+    gemma4_gguf,
+    gemma4_json,
+    gguf_entry,
+    gguf_file,
+    tokenizer_json,
+    trained_gguf,
+    trained_merges,
+    trained_model,
+    trained_pieces,
+)
+
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
+# Text made of what a vocabulary treats specially, so that the pieces meet each other.
+crafted_text = st.lists(
+    st.sampled_from([" ", "  ", "\n", "\n\n", "\t", "the ", "door", "<", ">", SPACE, "é", "日", "😀", "\0"])
+    | st.sampled_from(["<bos>", "<eos>", "<pad>", "<unk>", *MARKERS])
+    | any_text,
+    max_size=12,
+).map("".join)
+
+
+def save(folder: Path, name: str, data: bytes | dict[str, Any]) -> Path:
+    path = folder / name
+    path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def gemma4_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("gemma4"), "vocab.gguf", gemma4_gguf()))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("trained"), "tokenizer.model", trained_model()))
+
+
+@pytest.fixture(scope="session")
+def trained_json_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("json"), "tokenizer.json", trained_json()))
+
+
+@pytest.fixture(scope="session")
+def trained_gguf_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("gguf"), "model.gguf", trained_gguf()))
+
+
+def trained_json() -> dict[str, Any]:
+    pieces, _, types = trained_pieces()
+    return tokenizer_json(pieces, types, trained_merges())
+
+
+# --- the reference --------------------------------------------------------------------------------------------------
+
+
+def test_the_46_vectors_of_gemma_4(gemma4_tokenizer: Tokenizer) -> None:
+    vectors = gemma4()["vectors"]
+    assert len(vectors) == 46
+    for text, ids in vectors:
+        assert gemma4_tokenizer.encode(text, add_bos=False) == ids, text
+        assert gemma4_tokenizer.decode(ids) == text
+
+
+def test_more_texts_as_hugging_face_encodes_them(gemma4_tokenizer: Tokenizer) -> None:
+    for text, ids in gemma4()["more"]:
+        assert gemma4_tokenizer.encode(text, add_bos=False) == ids, text
+        assert gemma4_tokenizer.decode(ids, skip_control=False) == text.replace(SPACE, " ")
+
+
+def test_gemma_4_from_tokenizer_json_with_both_forms_of_merges(tmp_path: Path, gemma4_tokenizer: Tokenizer) -> None:
+    data = gemma4_json()
+    listed = {**data, "model": {**data["model"], "merges": [m.split(" ") for m in data["model"]["merges"]]}}
+    for content in (data, listed):
+        tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.json", content))
+        for text, ids in gemma4()["vectors"] + gemma4()["more"]:
+            assert tokenizer.encode(text, add_bos=False) == ids
+        assert tokenizer.control_ids == gemma4_tokenizer.control_ids
+        assert tokenizer.vocab_size == 262144
+
+
+def test_gemma_4_ids(gemma4_tokenizer: Tokenizer) -> None:
+    t = gemma4_tokenizer
+    assert (t.vocab_size, t.pad_id, t.eos_id, t.bos_id, t.unk_id) == (262144, 0, 1, 2, 3)
+    assert (t.token_id("<|turn>"), t.end_of_turn_id) == (105, 106)
+    assert t.token_id("<start_of_turn>") is None
+    assert (t.id_to_piece(107), t.piece_to_id(SPACE * 2), t.piece_to_id("no such piece")) == ("\n", 138, None)
+    assert {0, 1, 2, 3, 46, 48, 50, 52, 98, 100, 105, 106, 255999} <= t.control_ids
+    assert 107 not in t.control_ids
+
+
+# --- every format says the same -------------------------------------------------------------------------------------
+
+
+@relaxed
+@given(text=crafted_text, allow_control=st.booleans())
+@example(text=" " * 40 + "the", allow_control=True)
+@example(text="<start_of_turn>user\nthe door<end_of_turn>\n", allow_control=False)
+def test_the_formats_agree(
+    trained: Tokenizer,
+    trained_json_tokenizer: Tokenizer,
+    trained_gguf_tokenizer: Tokenizer,
+    text: str,
+    allow_control: bool,
+) -> None:
+    ids = trained.encode(text, allow_control=allow_control)
+    assert trained_json_tokenizer.encode(text, allow_control=allow_control) == ids
+    assert trained_gguf_tokenizer.encode(text, allow_control=allow_control) == ids
+    assert trained_json_tokenizer.decode(ids) == trained.decode(ids) == trained_gguf_tokenizer.decode(ids)
+
+
+@relaxed
+@given(text=crafted_text)
+def test_tokenizer_model_is_sentencepiece_between_control_tokens(trained: Tokenizer, text: str) -> None:
+    original = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
+    plain = text.replace("<", "(")  # without control tokens nothing is gemlet's own
+    assert trained.encode(plain, add_bos=False) == original.encode(plain)
+    assert trained.decode(original.encode(plain)) == plain.replace(SPACE, " ")
+
+
+@relaxed
+@given(ids=st.lists(st.integers(4, 419), max_size=30))
+def test_decoding_broken_utf8_is_sentencepiece_too(trained: Tokenizer, ids: list[int]) -> None:
+    original = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
+    assert trained.decode(ids, skip_control=False) == original.decode(ids)
+
+
+def test_a_folder_prefers_tokenizer_model(tmp_path: Path, trained: Tokenizer) -> None:
+    save(tmp_path, "model.gguf", trained_gguf())
+    assert Tokenizer.from_file(tmp_path).source.endswith("model.gguf")
+    save(tmp_path, "tokenizer.json", trained_json())
+    assert Tokenizer.from_file(tmp_path).source.endswith("tokenizer.json")
+    save(tmp_path, "tokenizer.model", trained_model())
+    folder = Tokenizer.from_file(str(tmp_path))
+    assert folder.source.endswith("tokenizer.model")
+    assert folder.encode("the door") == trained.encode("the door")
+
+
+def test_merges_as_a_trainer_writes_them(tmp_path: Path) -> None:
+    """One merge for each piece, where a SentencePiece model would also join ``a`` and ``bc``."""
+    data = trained_json()
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{b:02X}>" for b in range(256))]
+    pieces += ["a", "b", "c", "ab", "bc", "abc", SPACE, "\n", "<x>"]
+    types = [3, 3, 3, 2, *[6] * 256, *[1] * 8, 4]
+    data = tokenizer_json(pieces, types, ["b c", "a b", "ab c"])
+    tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.json", data))
+
+    def text(ids: list[int]) -> list[str]:
+        return [tokenizer.id_to_piece(i) for i in ids]
+
+    assert text(tokenizer.encode("abc", add_bos=False)) == ["a", "bc"]
+    assert text(tokenizer.encode("ab c", add_bos=False)) == ["ab", SPACE, "c"]
+    assert text(tokenizer.encode("<x>é<bos>\n", add_bos=False)) == ["<x>", "<0xC3>", "<0xA9>", "<bos>", "\n"]
+    assert tokenizer.decode(tokenizer.encode("abcabc <x>é")) == "abcabc <x>é"
+
+
+# --- BOS and control tokens -----------------------------------------------------------------------------------------
+
+
+def test_bos_exactly_once(trained: Tokenizer) -> None:
+    plain = trained.encode("the door", add_bos=False)
+    assert trained.encode("the door") == [2, *plain]
+    assert trained.encode("<bos>the door") == [2, *plain]
+    assert trained.encode("<bos><bos>the door") == [2, *plain]
+    assert trained.encode("<bos>the door", add_bos=False) == [2, *plain]
+    assert trained.encode("the<bos>door").count(2) == 2
+    assert trained.encode("") == trained.encode("<bos>") == [2]
+    assert trained.encode("", add_bos=False) == []
+    untrusted = trained.encode("<bos>the door", allow_control=False)
+    assert untrusted[0] == 2
+    assert untrusted.count(2) == 1
+    assert trained.decode(untrusted) == "<bos>the door"
+
+
+def test_control_tokens_in_text(trained: Tokenizer) -> None:
+    start, end = trained.token_id("<start_of_turn>"), trained.token_id("<end_of_turn>")
+    newline = trained.piece_to_id("\n")
+    text = "<start_of_turn>user\nthe door<end_of_turn>\n"
+    ids = trained.encode(text)
+    assert ids[:2] == [2, start]
+    assert ids[-2:] == [end, newline]
+    assert trained.decode(ids) == "user\nthe door\n"
+    assert trained.decode(ids, skip_control=False) == "<bos>" + text
+    assert trained.encode("<eos><pad><unk>", add_bos=False) == [1, 0, 3]
+    # Neither white space, HTML nor <unusedN> is structure: they are text in both directions.
+    text = "<b><unused0>\n\n   "
+    ids = trained.encode(text, add_bos=False, allow_control=False)
+    assert ids == trained.encode(text, add_bos=False)
+    assert len(ids) == 4
+    assert trained.decode(ids) == text
+
+
+def test_sentencepiece_type_of_a_marker_does_not_matter(tmp_path: Path, trained: Tokenizer) -> None:
+    """Gemma's files give turn markers the type user-defined; a control piece has to match in text as well."""
+    types = {"user_defined_symbols": MARKERS[:2] + MARKERS[4:], "control_symbols": MARKERS[2:4]}
+    controls = Tokenizer.from_file(save(tmp_path, "tokenizer.model", trained_model(**frozen(types))))
+    text = "<start_of_turn>user\nthe door<end_of_turn>\n"
+    for tokenizer in (trained, controls):
+        trusted = [tokenizer.id_to_piece(i) for i in tokenizer.encode(text)]
+        assert trusted[:2] == ["<bos>", "<start_of_turn>"]
+        assert trusted[-2:] == ["<end_of_turn>", "\n"]
+        assert tokenizer.control_ids.isdisjoint(tokenizer.encode(text, add_bos=False, allow_control=False))
+
+
+def frozen(options: dict[str, list[str]]) -> dict[str, Any]:
+    return {name: tuple(value) for name, value in options.items()}
+
+
+@relaxed
+@given(text=crafted_text)
+def test_untrusted_text_never_gives_control_tokens(
+    trained: Tokenizer, gemma4_tokenizer: Tokenizer, text: str
+) -> None:
+    ids = trained.encode(text, add_bos=False, allow_control=False)
+    assert trained.control_ids.isdisjoint(ids)
+    assert trained.decode(ids) == text.replace(SPACE, " ")
+    turned = text.replace("<start_of_turn>", "<|turn>").replace("<end_of_turn>", "<turn|>")
+    ids = gemma4_tokenizer.encode(turned, add_bos=False, allow_control=False)
+    assert gemma4_tokenizer.control_ids.isdisjoint(ids)
+
+
+def test_the_longest_of_overlapping_control_tokens_wins(gemma4_tokenizer: Tokenizer) -> None:
+    t = gemma4_tokenizer
+    pieces = [t.id_to_piece(i) for i in t.encode("<<|image|><|image><image|>", add_bos=False)]
+    assert pieces == ["<", "<|image|>", "<|image>", "<image|>"]
+
+
+def test_no_bos_in_the_vocabulary(tmp_path: Path) -> None:
+    path = save(tmp_path, "tokenizer.model", trained_model(bos_id=-1, eos_id=1, unk_id=2))
+    tokenizer = Tokenizer.from_file(path)
+    assert tokenizer.bos_id is None
+    assert tokenizer.decode(tokenizer.encode("the door", add_bos=False)) == "the door"
+    with pytest.raises(TokenizerError, match="BOS"):
+        tokenizer.encode("the door")
+
+
+def test_a_model_that_adds_a_space_keeps_sentencepiece_decoding(tmp_path: Path) -> None:
+    data = trained_model(add_dummy_prefix=True)
+    tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.model", data))
+    original = sentencepiece.SentencePieceProcessor(model_proto=data)
+    for text in ("the door", " the door", "日"):
+        ids = tokenizer.encode(text)
+        assert ids[1:] == original.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert stream(tokenizer, ids) == text
+
+
+# --- added tokens ---------------------------------------------------------------------------------------------------
+
+
+def test_added_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
+    """As Gemma 3's <image_soft_token> at 262144, one after the last piece; and a fine-tuned model's own."""
+    config = {
+        "bos_token": "<bos>",
+        "added_tokens_decoder": {
+            "420": {"content": "<image_soft_token>", "special": True},
+            "423": {"content": "[note]", "special": False, "lstrip": False},
+        },
+    }
+    save(tmp_path, "tokenizer_config.json", config)
+    for name, data in (("tokenizer.json", trained_json()), ("tokenizer.model", trained_model())):
+        tokenizer = Tokenizer.from_file(save(tmp_path, name, data))
+        assert tokenizer.vocab_size == 424
+        ids = tokenizer.encode("the<image_soft_token>[note]", add_bos=False)
+        assert ids[-2:] == [420, 423]
+        assert tokenizer.decode(ids) == "the[note]"
+        assert tokenizer.decode([421, 422]) == ""
+        untrusted = tokenizer.encode("<image_soft_token>[note]", add_bos=False, allow_control=False)
+        assert 420 not in untrusted
+        assert untrusted[-1] == 423
+
+
+def test_added_tokens_of_tokenizer_json_and_added_tokens_json(tmp_path: Path) -> None:
+    data = trained_json()
+    data["added_tokens"].append({"id": 420, "content": "<image_soft_token>", "special": True})
+    assert Tokenizer.from_file(save(tmp_path, "tokenizer.json", data)).encode("<image_soft_token>") == [2, 420]
+    folder = tmp_path / "other"
+    folder.mkdir()
+    save(folder, "added_tokens.json", {"<image_soft_token>": 420})
+    save(folder, "tokenizer.model", trained_model())
+    tokenizer = Tokenizer.from_file(folder)
+    assert tokenizer.encode("<image_soft_token>") == [2, 420]
+    assert 420 in tokenizer.control_ids
+
+
+def test_a_piece_renamed_by_a_fine_tuned_model(tmp_path: Path) -> None:
+    config = {
+        "eos_token": {"content": "<|im_end|>"},
+        "added_tokens_decoder": {"5": {"content": "<|im_end|>", "special": True}},  # <unused0> in the model
+    }
+    save(tmp_path, "tokenizer_config.json", config)
+    tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.model", trained_model()))
+    assert tokenizer.eos_id == 5
+    assert tokenizer.encode("<|im_end|>") == [2, 5]
+    assert tokenizer.decode([5], skip_control=False) == "<|im_end|>"
+    assert 5 not in tokenizer.encode("<unused0>")
+
+
+# --- decoding and streaming -----------------------------------------------------------------------------------------
+
+
+def stream(tokenizer: Tokenizer, ids: list[int], *, skip_control: bool = True) -> str:
+    decoder = tokenizer.stream_decoder(skip_control=skip_control)
+    return "".join([*(decoder.push(i) for i in ids), decoder.finish()])
+
+
+@relaxed
+@given(ids=st.lists(st.integers(0, 419), max_size=40), skip_control=st.booleans())
+def test_streaming_equals_decoding_whatever_the_ids(
+    trained: Tokenizer, ids: list[int], skip_control: bool
+) -> None:
+    assert stream(trained, ids, skip_control=skip_control) == trained.decode(ids, skip_control=skip_control)
+
+
+@relaxed
+@given(text=crafted_text)
+@example(text="👩‍👩‍👧‍👦 שלום 日本 é")
+def test_at_every_split_the_stream_is_a_prefix_of_whole_characters(trained: Tokenizer, text: str) -> None:
+    ids = trained.encode(text, allow_control=False)
+    whole = trained.decode(ids)
+    decoder = trained.stream_decoder()
+    shown = ""
+    for count, token in enumerate(ids, 1):
+        shown += decoder.push(token)
+        assert whole.startswith(shown)
+        held = whole.encode()[len(shown.encode()) :]
+        rest = trained.stream_decoder()
+        later = "".join(rest.push(i) for i in ids[count:]) + rest.finish()
+        assert held.endswith(later.lstrip("\ufffd").encode())  # nothing is held back but a part of one character
+    assert shown + decoder.finish() == whole
+
+
+def test_half_a_character_waits_and_a_broken_one_is_replaced(trained: Tokenizer) -> None:
+    first, second, third = trained.encode("日", add_bos=False)
+    decoder = trained.stream_decoder()
+    assert [decoder.push(first), decoder.push(second), decoder.push(third)] == ["", "", "日"]
+    assert [decoder.push(first), decoder.push(second), decoder.finish()] == ["", "", "\ufffd\ufffd"]
+    door = trained.encode("door", add_bos=False)
+    assert decoder.push(first) + decoder.push(door[0]) == "\ufffd" + trained.decode(door[:1])
+
+
+@pytest.mark.parametrize("bad", [-1, 420, 1 << 70, 1.0, "2", None])
+def test_ids_out_of_range(trained: Tokenizer, bad: Any) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: trained.decode([2, bad]),
+        lambda: trained.stream_decoder().push(bad),
+        lambda: trained.id_to_piece(bad),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequestError, match=r"token id .*(420|integer)"):
+            call()
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\0", "a\0b", "\u202eabc\u200f", "שלום עולם", "السلام عليكم", "e\u0301", "\ufeff", "\U0010ffff", "😀" * 50]
+    + [" " * n + "x" for n in range(70)]
+    + ["\n" * n + "\t" * (n % 5) + " " for n in range(40)],
+)
+def test_any_text_survives(trained: Tokenizer, gemma4_tokenizer: Tokenizer, text: str) -> None:
+    for tokenizer in (trained, gemma4_tokenizer):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_bytes_stand_for_characters_without_a_piece(gemma4_tokenizer: Tokenizer) -> None:
+    pieces = [gemma4_tokenizer.id_to_piece(i) for i in gemma4_tokenizer.encode("\U0010fffe", add_bos=False)]
+    assert pieces == ["<0xF4>", "<0x8F>", "<0xBF>", "<0xBE>"]
+
+
+@pytest.mark.parametrize("bad", [None, b"text", 3, ["text"]])
+def test_text_has_to_be_str(trained: Tokenizer, bad: Any) -> None:
+    with pytest.raises(TypeError, match=f"str, got {type(bad).__name__}"):
+        trained.encode(bad)
+
+
+def test_lone_surrogates_are_refused(trained: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match=r"character 4 is the lone surrogate U\+D83D"):
+        trained.encode("the \ud83d")
+
+
+def test_long_text_is_cut_without_changing_ids(trained: Tokenizer) -> None:
+    rng = random.Random(3)
+    parts = ["the door ", "\n", "\n\n", "\n\n\n\n", "   ", "日", "<b>", "rain"]
+    text = "".join(rng.choices(parts, k=40000))
+    original = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
+    assert trained.encode(text, add_bos=False) == original.encode(text)
+
+
+def test_a_megabyte_takes_about_a_second(trained: Tokenizer) -> None:
+    rng = random.Random(5)
+    lines = "".join("the old man who kept the house " + "\n " [rng.random() < 0.9] for _ in range(33000))
+    started = time.perf_counter()
+    for text in (lines, lines.replace("\n", " "), "<" * 1_000_000):
+        trained.encode(text)
+    assert time.perf_counter() - started < 15  # three megabytes; a quadratic step would take minutes
+
+
+# --- bad files ------------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, *words: str, error: type[GemletError] = TokenizerError) -> None:
+    with pytest.raises(error) as caught:
+        Tokenizer.from_file(path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    refused(tmp_path / "absent.model", "absent.model", error=ModelFileError)
+    refused(tmp_path, "tokenizer.model, tokenizer.json or *.gguf", error=ModelFileError)
+    refused(tmp_path / "nul\0", "nul", error=ModelFileError)
+    save(tmp_path, "a.gguf", trained_gguf())
+    save(tmp_path, "b.gguf", trained_gguf())
+    refused(tmp_path, "a.gguf, b.gguf")
+
+
+def test_tokenizer_model_cut_anywhere(tmp_path: Path) -> None:
+    data = trained_model()
+    path = tmp_path / "tokenizer.model"
+    for size in [*range(0, 300), *range(300, len(data), 37)]:
+        path.write_bytes(data[:size])
+        try:
+            Tokenizer.from_file(path)
+        except TokenizerError as error:
+            assert "tokenizer.model" in str(error)
+        else:
+            # A cut between two messages leaves a smaller model; without its settings SentencePiece's defaults hold.
+            assert size > 200
+
+
+@settings(relaxed, max_examples=300)
+@given(data=st.data())
+def test_damaged_tokenizer_model_is_a_typed_error_or_works(tmp_path: Path, data: st.DataObject) -> None:
+    damaged = bytearray(trained_model())
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = save(tmp_path, "tokenizer.model", bytes(damaged))
+    try:
+        tokenizer = Tokenizer.from_file(path)
+        tokenizer.decode(tokenizer.encode("the door 日<end_of_turn>", add_bos=False))
+    except GemletError as error:
+        assert "tokenizer.model" in str(error)
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The good tokenizer.json with one (dotted) key set, or removed where value is ``...``."""
+    data: dict[str, Any] = json.loads(json.dumps(trained_json()))
+    inner = data
+    *path, last = key.split(".")
+    for step in path:
+        inner = inner[step]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("normalizer", None, "normalizer"),
+        ("normalizer", {"type": "NFKC"}, "normalizer"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}]}, "normalizer"),
+        ("pre_tokenizer", {"type": "ByteLevel"}, "pre_tokenizer"),
+        ("decoder", {"type": "ByteLevel"}, "decoder"),
+        ("model", None, "model.type"),
+        ("model.type", "Unigram", "model.type"),
+        ("model.byte_fallback", False, "model.byte_fallback"),
+        ("model.dropout", 0.1, "model.dropout"),
+        ("model.end_of_word_suffix", "</w>", "model.end_of_word_suffix"),
+        ("model.ignore_merges", True, "model.ignore_merges"),
+        ("model.vocab", ..., "model.vocab"),
+        ("model.vocab", {"a": 0, "b": 7}, "'b'"),
+        ("model.vocab", {"a": 0, "b": 0}, "share the id 0"),
+        ("model.vocab", {"a": 0, "b": True}, "'b'"),
+        ("model.vocab", {"a": 0, "b": 1}, "<unk>"),
+        ("model.vocab", {}, "0 pieces"),
+        ("model.vocab", {"": 0, "<unk>": 1}, "empty"),
+        ("model.vocab", {"<unk>": 0, "<0x41>": 1}, "byte pieces"),
+        ("model.vocab", {"<unk>": 0, "<0xZZ>": 1}, "byte piece"),
+        ("model.merges", None, "model.merges"),
+        ("model.merges", ["ab"], "merge 0"),
+        ("model.merges", ["a b c"], "no piece"),
+        ("model.merges", [["a", "b", "c"]], "merge 0"),
+        ("model.merges", [["a", 1]], "merge 0"),
+        ("model.merges", ["t h", ["x", "yz"]], "'xyz'"),
+        ("added_tokens", {"id": 0}, "added_tokens"),
+        ("added_tokens", [{"id": -1, "content": "<x>"}], "added_tokens"),
+        ("added_tokens", [{"id": 1 << 40, "content": "<x>"}], "added_tokens"),
+        ("added_tokens", [{"id": 400000, "content": "<x>"}], "400000"),
+        ("added_tokens", [{"id": 500, "content": ""}], "500"),
+        ("added_tokens", [{"id": 500, "content": "<x>", "lstrip": True}], "lstrip"),
+    ],
+)
+def test_tokenizer_json_of_another_kind(tmp_path: Path, key: str, value: Any, word: str) -> None:
+    refused(save(tmp_path, "tokenizer.json", changed(key, value)), "tokenizer.json", word)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff\xfe", b'{"a":' * 100000, b'{"a": 1, "a": 2}', b'{"a": NaN}'])
+def test_tokenizer_json_that_is_not_json(tmp_path: Path, data: bytes) -> None:
+    refused(save(tmp_path, "tokenizer.json", data), "tokenizer.json")
+
+
+def gguf_vocabulary(**changes: bytes | None) -> bytes:
+    entries = {
+        "model": gguf_entry("tokenizer.ggml.model", STRING, "llama"),
+        "tokens": gguf_entry("tokenizer.ggml.tokens", ARRAY, (STRING, ["<unk>", "<bos>", "a"])),
+        "scores": gguf_entry("tokenizer.ggml.scores", ARRAY, (F32, [0, 0, 0])),
+        "types": gguf_entry("tokenizer.ggml.token_type", ARRAY, (I32, [2, 3, 1])),
+        **changes,
+    }
+    return gguf_file([entry for entry in entries.values() if entry is not None])
+
+
+def test_the_smallest_gguf_vocabulary(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(save(tmp_path, "v.gguf", gguf_vocabulary()))
+    assert tokenizer.encode("ab") == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "error"),
+    [
+        ({"model": None}, "tokenizer.ggml.model", ModelFileError),
+        ({"model": gguf_entry("tokenizer.ggml.model", STRING, "gpt2")}, "gpt2", TokenizerError),
+        ({"model": gguf_entry("tokenizer.ggml.model", STRING, "gemma4")}, "tokenizer.ggml.merges", ModelFileError),
+        ({"tokens": None}, "tokenizer.ggml.tokens", ModelFileError),
+        ({"tokens": gguf_entry("tokenizer.ggml.tokens", ARRAY, (I32, [1]))}, "tokens", ModelFileError),
+        ({"tokens": gguf_entry("tokenizer.ggml.tokens", ARRAY, (ARRAY, [(I32, [])] * 3))}, "tokens", TokenizerError),
+        ({"tokens": gguf_entry("tokenizer.ggml.tokens", ARRAY, (STRING, ["<unk>", "a", "a"]))}, "a", TokenizerError),
+        ({"scores": None}, "tokenizer.ggml.scores", ModelFileError),
+        ({"scores": gguf_entry("tokenizer.ggml.scores", ARRAY, (F32, [0]))}, "scores", TokenizerError),
+        (
+            {"scores": gguf_entry("tokenizer.ggml.scores", ARRAY, (F32, [0, float("nan"), 0]))},
+            "scores",
+            TokenizerError,
+        ),
+        ({"types": None}, "tokenizer.ggml.token_type", ModelFileError),
+        ({"types": gguf_entry("tokenizer.ggml.token_type", ARRAY, (I32, [2, 3]))}, "token_type", TokenizerError),
+        ({"types": gguf_entry("tokenizer.ggml.token_type", ARRAY, (I32, [2, 3, 9]))}, "token_type", TokenizerError),
+        ({"types": gguf_entry("tokenizer.ggml.token_type", ARRAY, (I32, [1, 3, 1]))}, "<unk>", TokenizerError),
+        ({"bos": gguf_entry("tokenizer.ggml.bos_token_id", U32, 3)}, "bos_token_id", TokenizerError),
+        ({"space": gguf_entry("tokenizer.ggml.add_space_prefix", BOOL, True)}, "add_space_prefix", TokenizerError),
+    ],
+)
+def test_gguf_vocabularies_of_another_kind(
+    tmp_path: Path, changes: dict[str, bytes | None], word: str, error: type[GemletError]
+) -> None:
+    refused(save(tmp_path, "v.gguf", gguf_vocabulary(**changes)), "v.gguf", word, error=error)
+
+
+def test_gguf_is_recognised_by_its_content(tmp_path: Path) -> None:
+    assert Tokenizer.from_file(save(tmp_path, "vocabulary.bin", trained_gguf())).vocab_size == 420
+    refused(save(tmp_path, "x.bin", b"GGUF" + struct.pack("<I", 9)), "x.bin", error=ModelFileError)
