@@ -20,9 +20,9 @@ U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", 10: "Q", 11: "q", 12: "d"}
 
 WORDS = (
-    "the door opened and a lamp was lit in the hall where nobody had been for many years said the old man who "
-    "kept the house by the sea while the rain fell on the stones of the yard and the wind went round it"
-).split()
+    "the door opened and a lamp was lit in the hall where nobody had been for many years said the old man "
+    "who kept the house by the sea while the rain fell on the stones of the yard and the wind went round it"
+)
 
 
 def gguf_string(text: str | bytes) -> bytes:
@@ -60,12 +60,13 @@ def gguf_file(
     return head + b"\0" * (-len(head) % alignment) + data
 
 
-# --- the reduced vocabulary of Gemma 4 ------------------------------------------------------------------------------
+# --- the reduced vocabulary of Gemma 4 ----------------------------------------------------------------------
 
 
 @cache
 def gemma4() -> dict[str, Any]:
-    """``pieces`` and ``types`` of all 262,144 ids (those left out as unused fillers), ``merges``, ``vectors``."""
+    """``pieces`` and ``types`` of all 262,144 ids (those left out as unused fillers), ``merges``,
+    ``vectors``."""
     data = json.loads(lzma.decompress((DATA / "gemma4_vocab.json.xz").read_bytes()))
     pieces = [f"<left out {i}>".replace(" ", "_") for i in range(data["size"])]
     types = [5] * data["size"]
@@ -97,13 +98,17 @@ def gemma4_json() -> dict[str, Any]:
     vocabulary = gemma4()
     return tokenizer_json(
         vocabulary["pieces"],
-        [piece_type if piece_type not in (4, 5) else {4: 3, 5: 1}[piece_type] for piece_type in vocabulary["types"]],
+        [
+            piece_type if piece_type not in (4, 5) else {4: 3, 5: 1}[piece_type]
+            for piece_type in vocabulary["types"]
+        ],
         vocabulary["merges"],
     )
 
 
 def tokenizer_json(pieces: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
-    """A ``tokenizer.json`` as Gemma's: control pieces are special added tokens, user-defined ones plain ones."""
+    """A ``tokenizer.json`` as Gemma's: control pieces are special added tokens, user-defined ones plain
+    ones."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -152,9 +157,19 @@ def tokenizer_json(pieces: list[str], types: list[int], merges: list[str]) -> di
     }
 
 
-# --- a small SentencePiece model of Gemma's shape -------------------------------------------------------------------
+# --- a small SentencePiece model of Gemma's shape -----------------------------------------------------------
 
-MARKERS = ["<mask>", "<unused0>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", SPACE * 2, SPACE * 3, "<b>"]
+MARKERS = [
+    "<mask>",
+    "<unused0>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "\n",
+    "\n\n",
+    SPACE * 2,
+    SPACE * 3,
+    "<b>",
+]
 
 
 @cache
@@ -164,7 +179,7 @@ def trained_model(**options: Any) -> bytes:
 
     out = io.BytesIO()
     rng = random.Random(7)
-    lines = (" ".join(rng.choices(WORDS, k=12)) for _ in range(300))
+    lines = (" ".join(rng.choices(WORDS.split(), k=12)) for _ in range(300))
     arguments: dict[str, Any] = {
         "vocab_size": 420,
         "model_type": "bpe",
@@ -183,8 +198,9 @@ def trained_model(**options: Any) -> bytes:
         "num_threads": 1,
         "minloglevel": 2,
     }
-    trainer = sentencepiece.SentencePieceTrainer
-    trainer.train(sentence_iterator=lines, model_writer=out, **(arguments | options))
+    for name, value in options.items():  # tuples, since they are the cache's key; the trainer wants lists
+        arguments[name] = list(value) if isinstance(value, tuple) else value
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=out, **arguments)
     return out.getvalue()
 
 
@@ -222,7 +238,7 @@ def trained_merges() -> list[str]:
 def trained_gguf() -> bytes:
     pieces, scores, types = trained_pieces()
     # Converters write the spaces of user-defined pieces as they are.
-    tokens = [piece.replace(SPACE, " ") if kind == 4 else piece for piece, kind in zip(pieces, types, strict=True)]
+    tokens = [p.replace(SPACE, " ") if kind == 4 else p for p, kind in zip(pieces, types, strict=True)]
     return gguf_file(
         [
             gguf_entry("tokenizer.ggml.model", STRING, "llama"),

@@ -2,11 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <unordered_set>
 
 #include "base/error.h"
 
 namespace gemlet {
+namespace {
+
+// Passes over the vocabulary go this many logits at a time, so that plain loops vectorize.
+constexpr size_t kLanes = 32;
+
+}  // namespace
 
 Sampler::Sampler(const SamplerConfig& config) : config_(config), state_(config.seed) {
   const auto check = [](bool good, const char* name, double value, const char* expected) {
@@ -35,41 +42,47 @@ void Sampler::penalize(std::span<const int32_t> history) {
   const float penalty = static_cast<float>(config_.repetition_penalty);
   std::unordered_set<int32_t> seen;
   for (const int32_t id : history) {
-    if (id < 0 || static_cast<size_t>(id) >= logits_.size() || !seen.insert(id).second) continue;
-    float& logit = logits_[static_cast<size_t>(id)];
+    if (id < 0 || static_cast<size_t>(id) >= penalized_.size() || !seen.insert(id).second) continue;
+    float& logit = penalized_[static_cast<size_t>(id)];
     logit = logit > 0 ? logit / penalty : logit * penalty;
   }
 }
 
-// Fills candidates_ in falling order with every token that top-k and top-p can keep.
-void Sampler::select_candidates(float largest) {
+// Fills candidates_ in falling order with every token that top-k, top-p and min-p keep, and weights_ with their e^(logit/T).
+void Sampler::select_candidates(std::span<const float> logits, float largest) {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
   };
-  const size_t top_k = config_.top_k > 0 ? static_cast<size_t>(config_.top_k) : logits_.size();
   const double inverse_temperature = 1.0 / config_.temperature;
-  // The whole vocabulary's weight is needed for top-p only where top-k does not cut first.
-  double total = 0;
-  if (top_k >= logits_.size() && config_.top_p < 1) {
-    for (const float logit : logits_) total += std::exp((static_cast<double>(logit) - largest) * inverse_temperature);
+  const auto weight_of = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - static_cast<double>(largest)) * inverse_temperature);
+  };
+  const size_t top_k = config_.top_k > 0 ? static_cast<size_t>(config_.top_k) : logits.size();
+  // Only these can weigh in at all: e^-60 of the largest is beyond the precision of the sum.
+  const double negligible = 60.0 * config_.temperature;
+  // Sorting 262,144 tokens takes 40 ms; those near the largest are nearly always enough. Widen the reach until they are.
+  const bool by_rank = top_k < logits.size();
+  double sum = 0;
+  if (!by_rank) {
+    for (const float logit : logits) {
+      if (logit >= largest - negligible) sum += weight_of(logit);
+    }
   }
-  // Sorting 262,144 tokens takes 20 ms; those within a few units of the largest are nearly always enough. Widen until they are.
-  for (double reach = 8 * config_.temperature;; reach *= 4) {
-    candidates_.clear();
-    const float floor = static_cast<float>(largest - reach);
-    const bool everything = reach > 1e4 || !(floor > -3e38f);
-    for (size_t id = 0; id < logits_.size(); ++id) {
-      if (logits_[id] >= floor || (everything && logits_[id] > -INFINITY)) {
-        candidates_.push_back({logits_[id], static_cast<int32_t>(id)});
-      }
-    }
-    bool enough = everything || candidates_.size() >= top_k;
-    if (!enough && total > 0) {
+  if (!by_rank && config_.top_p == 1) {  // nothing depends on the order
+    collect(logits, static_cast<float>(largest + std::max(-negligible, std::log(config_.min_p) * config_.temperature)));
+    weights_.clear();
+    for (const Candidate& c : candidates_) weights_.push_back(weight_of(c.logit));
+    return;
+  }
+  for (double reach = 4.0 * std::min(1.0, config_.temperature);; reach *= 2) {
+    collect(logits, static_cast<float>(largest - std::min(reach, negligible)));
+    if (reach >= negligible) break;
+    if (by_rank && candidates_.size() >= top_k) break;
+    if (!by_rank) {
       double covered = 0;
-      for (const Candidate& c : candidates_) covered += std::exp((static_cast<double>(c.logit) - largest) * inverse_temperature);
-      enough = covered >= config_.top_p * total;
+      for (const Candidate& c : candidates_) covered += weight_of(c.logit);
+      if (covered >= config_.top_p * sum) break;
     }
-    if (enough) break;
   }
   if (candidates_.size() > top_k) {
     std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<int64_t>(top_k), candidates_.end(), better);
@@ -78,12 +91,10 @@ void Sampler::select_candidates(float largest) {
   std::sort(candidates_.begin(), candidates_.end(), better);
 
   weights_.clear();
-  double sum = 0;
   for (const Candidate& c : candidates_) {
-    weights_.push_back(std::exp((static_cast<double>(c.logit) - largest) * inverse_temperature));
-    sum += weights_.back();
+    weights_.push_back(weight_of(c.logit));
+    if (by_rank) sum += weights_.back();
   }
-  if (total > 0) sum = total;
   // top-p: the smallest set of likeliest tokens whose probability reaches top_p.
   size_t keep = weights_.size();
   if (config_.top_p < 1) {
@@ -95,26 +106,36 @@ void Sampler::select_candidates(float largest) {
   weights_.resize(std::max<size_t>(1, keep));
 }
 
-int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
-  const size_t size = config_.vocab_limit > 0 ? std::min(logits.size(), static_cast<size_t>(config_.vocab_limit)) : logits.size();
-  if (size == 0) fail(ErrorCode::kInvalidRequest, "there are no logits to choose from");
-  logits_.assign(logits.begin(), logits.begin() + static_cast<int64_t>(size));
-  if (config_.repetition_penalty != 1.0) penalize(history);
-  size_t best = 0;
-  bool any = false;
-  for (size_t id = 0; id < size; ++id) {
-    if (std::isfinite(logits_[id])) {
-      if (!any || logits_[id] > logits_[best]) best = id;
-      any = true;
-    } else if (!(logits_[id] < 0)) {
-      fail(ErrorCode::kInvalidRequest, "the logit of token ", id, " is ", logits_[id],
-           ": the computation overflowed; the weights may be damaged");
+// candidates_ = every token with a logit of at least `floor`.
+void Sampler::collect(std::span<const float> logits, float floor) {
+  candidates_.clear();
+  const auto take = [&](size_t begin, size_t end) {
+    for (size_t id = begin; id < end; ++id) {
+      if (logits[id] >= floor) candidates_.push_back({logits[id], static_cast<int32_t>(id)});
     }
+  };
+  size_t id = 0;
+  for (; id + kLanes <= logits.size(); id += kLanes) {  // most groups hold none: look at 32 at a time
+    float peak[4] = {logits[id], logits[id + 1], logits[id + 2], logits[id + 3]};
+    for (size_t i = 4; i < kLanes; ++i) peak[i % 4] = logits[id + i] > peak[i % 4] ? logits[id + i] : peak[i % 4];
+    if (std::max(std::max(peak[0], peak[1]), std::max(peak[2], peak[3])) >= floor) take(id, id + kLanes);
   }
-  if (!any) fail(ErrorCode::kInvalidRequest, "no logit is finite");
-  if (config_.temperature == 0) return static_cast<int32_t>(best);
+  take(id, logits.size());
+}
 
-  select_candidates(logits_[best]);
+int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
+  if (config_.vocab_limit > 0) logits = logits.first(std::min(logits.size(), static_cast<size_t>(config_.vocab_limit)));
+  if (logits.empty()) fail(ErrorCode::kInvalidRequest, "there are no logits to choose from");
+  if (config_.repetition_penalty != 1.0) {
+    penalized_.assign(logits.begin(), logits.end());
+    penalize(history);
+    logits = penalized_;
+  }
+  const float largest = check_and_max(logits);
+  if (config_.temperature == 0) {
+    return static_cast<int32_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
+  }
+  select_candidates(logits, largest);
   double sum = 0;
   for (const double weight : weights_) sum += weight;
   double draw = uniform() * sum;
@@ -123,6 +144,31 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
     if (draw < 0) return candidates_[i].id;
   }
   return candidates_[weights_.size() - 1].id;
+}
+
+// The largest logit. NaN or +infinity means that the computation overflowed; -infinity only forbids a token.
+float Sampler::check_and_max(std::span<const float> logits) {
+  float peak[kLanes];
+  std::fill_n(peak, kLanes, -std::numeric_limits<float>::infinity());
+  float bad[kLanes] = {};  // stays 0 unless a NaN passes
+  size_t id = 0;
+  for (; id + kLanes <= logits.size(); id += kLanes) {
+    for (size_t i = 0; i < kLanes; ++i) {
+      const float logit = logits[id + i];
+      peak[i] = logit > peak[i] ? logit : peak[i];
+      bad[i] += logit == logit ? 0.0f : 1.0f;
+    }
+  }
+  for (; id < logits.size(); ++id) {
+    peak[0] = std::max(peak[0], logits[id]);
+    bad[0] += logits[id] == logits[id] ? 0.0f : 1.0f;
+  }
+  const float largest = *std::max_element(peak, peak + kLanes);
+  if (largest == std::numeric_limits<float>::infinity() || std::any_of(bad, bad + kLanes, [](float b) { return b != 0; })) {
+    fail(ErrorCode::kInvalidRequest, "the logits hold NaN or infinity: the computation overflowed; the weights may be damaged");
+  }
+  if (largest == -std::numeric_limits<float>::infinity()) fail(ErrorCode::kInvalidRequest, "no logit is finite");
+  return largest;
 }
 
 }  // namespace gemlet

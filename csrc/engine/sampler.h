@@ -22,8 +22,8 @@ class Sampler {
  public:
   explicit Sampler(const SamplerConfig& config);  // throws kInvalidRequest for values out of range
 
-  // logits [vocab]; history: the tokens that the repetition penalty applies to. Throws kInvalidRequest if the logits hold no
-  // finite value to choose from.
+  // logits [vocab]; history: the tokens that the repetition penalty applies to. Throws kInvalidRequest if the logits hold NaN
+  // or infinity.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
  private:
@@ -32,12 +32,14 @@ class Sampler {
     int32_t id;
   };
   void penalize(std::span<const int32_t> history);
-  void select_candidates(float largest);
+  void select_candidates(std::span<const float> logits, float largest);
+  void collect(std::span<const float> logits, float floor);
+  static float check_and_max(std::span<const float> logits);
   double uniform();
 
   SamplerConfig config_;
   uint64_t state_;
-  std::vector<float> logits_;
+  std::vector<float> penalized_;
   std::vector<Candidate> candidates_;
   std::vector<double> weights_;
 };

@@ -132,6 +132,7 @@ def parse_model(data: bytes) -> ParsedModel:
     add_dummy_prefix = remove_extra_whitespaces = True
     charsmap = False
     names = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}  # SentencePiece's defaults
+    settings = set()
     at, size = 0, len(data)
     while at < size:
         if data[at] == 0x0A and at + 1 < size and data[at + 1] < 0x80 and at + 2 + data[at + 1] <= size:
@@ -150,10 +151,12 @@ def parse_model(data: bytes) -> ParsedModel:
             spans.append((start, end))
             tags.append(at)
         elif number == 2 and wire == _BYTES:
+            settings.add(number)
             for inner, inner_wire, inner_at, stop in _fields(data, start, end):
                 if inner in _SPECIAL_PIECE and inner_wire == _BYTES:
                     names[_SPECIAL_PIECE[inner]] = data[inner_at:stop].decode("utf-8", "replace")
         elif number == 3 and wire == _BYTES:
+            settings.add(number)
             for inner, inner_wire, inner_at, stop in _fields(data, start, end):
                 if inner == 2 and inner_wire == _BYTES:
                     charsmap = stop > inner_at
@@ -164,6 +167,8 @@ def parse_model(data: bytes) -> ParsedModel:
         at = end
     if not pieces:
         raise TokenizerError("not a SentencePiece model: it holds no piece")
+    if settings != {2, 3}:  # they follow the pieces; without them SentencePiece would take its defaults
+        raise TokenizerError(f"cut short after {len(pieces)} pieces: no settings follow")
     plain = not (add_dummy_prefix or remove_extra_whitespaces or charsmap)
     return ParsedModel(pieces, types, spans, tags, add_dummy_prefix, plain, names)
 

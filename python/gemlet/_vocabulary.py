@@ -30,6 +30,9 @@ __all__ = ["CONTROL_NAMES", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
 SPACE = "\u2581"  # how a piece writes U+0020
 
 MAX_PIECES = 4 * 1024 * 1024
+MAX_PIECE = (
+    1024  # characters; Gemma's longest have 31. SentencePiece recurses once for each when it loads them
+)
 MAX_GAP = 65536  # how far beyond the vocabulary an added token's id may lie
 
 # Control tokens by name. The reference tokenizers list them as special; some vocabularies give them the type
@@ -102,6 +105,7 @@ class AddedTokens:
             )
         if not isinstance(text, str) or not text or not isinstance(special, bool):
             raise TokenizerError(f"{where}: id {identifier} needs a non-empty content and a boolean special")
+        _check_unicode(where, text)
         self.tokens[identifier] = (text, special)
 
     def read_siblings(self, folder: Path) -> None:
@@ -124,6 +128,14 @@ class AddedTokens:
                     self.names[name] = value
 
 
+def _check_unicode(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
+        code = ord(text[error.start])
+        raise TokenizerError(f"{where}: a piece holds the lone surrogate U+{code:04X}") from None
+
+
 class Draft:
     """A vocabulary being put together: pieces and types as the file has them, added tokens on top."""
 
@@ -132,6 +144,12 @@ class Draft:
             raise TokenizerError(f"{source}: {len(pieces)} pieces; expected 1 to {MAX_PIECES}")
         if "" in pieces:
             raise TokenizerError(f"{source}: piece {pieces.index('')} is empty")
+        longest = max(pieces, key=len)
+        if len(longest) > MAX_PIECE:
+            raise TokenizerError(
+                f"{source}: a piece of {len(longest)} characters; at most {MAX_PIECE} are allowed"
+            )
+        _check_unicode(source, "".join(pieces))
         self.source = source
         self.pieces = pieces
         self.types = types
@@ -161,6 +179,8 @@ class Draft:
             if not known:  # beyond the vocabulary, or a fine-tuned model's new name for a piece
                 self.control.pop(self.pieces[identifier], None)
                 self.pieces[identifier] = text
+            if known and self.types[identifier] == BYTE:
+                continue  # a byte stays a byte, whatever the list calls it
             if special or text in CONTROL_NAMES:
                 self.make_control(text, identifier)
             elif not known:
@@ -177,10 +197,13 @@ class Draft:
         kinds = ("bos", "eos", "pad", "unk")
         return {kind: self.special_id(*(t.get(kind) for t in name_tables), f"<{kind}>") for kind in kinds}
 
-    def finish(self, ids: Mapping[str, int | None], proto: bytes, **rest: Any) -> Vocabulary:
+    def unknown(self, ids: Mapping[str, int | None]) -> int:
         unknown = ids["unk"]
         if unknown is None:
-            raise TokenizerError(f"{self.source}: no piece stands for the unknown; expected <unk>")
+            raise TokenizerError(f"{self.source}: no piece stands for unknown characters; expected <unk>")
+        return unknown
+
+    def finish(self, ids: Mapping[str, int | None], proto: bytes, **rest: Any) -> Vocabulary:
         return Vocabulary(
             source=self.source,
             pieces=self.pieces,
@@ -190,13 +213,14 @@ class Draft:
             bos_id=ids["bos"],
             eos_id=ids["eos"],
             pad_id=ids["pad"],
-            unk_id=unknown,
+            unk_id=self.unknown(ids),
             proto=proto,
             **rest,
         )
 
     def build(self, scores: Sequence[float], ids: Mapping[str, int | None]) -> bytes:
         """The SentencePiece model of the pieces with these scores."""
+        self.types[self.unknown(ids)] = UNKNOWN
         byte_pieces = self.types.count(BYTE)
         if byte_pieces not in (0, 256):
             raise TokenizerError(f"{self.source}: {byte_pieces} byte pieces; expected all 256, or none")

@@ -162,7 +162,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
             if not stat.S_ISREG(status.st_mode):
                 raise ModelFileError(f"{name}: not a regular file")
             if status.st_size < 24:
-                raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24 bytes)")
+                raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24)")
             with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(name, data).read()
         finally:

@@ -1,15 +1,24 @@
-"""The text the demo model is trained and judged on: three public-domain books, cut into chapters and paragraphs.
+"""The text the demo model is trained and judged on, and its vocabulary.
 
-`read_books` gives every book as training chapters and held-out chapters; the first 40 % of every held-out chapter picks
-the checkpoint, the rest is what the reported perplexities are measured on.
+`read_books` cuts three public-domain books into training chapters and held-out chapters; the first 40 % of
+every held-out chapter picks the checkpoint, the rest is what the reported perplexities are measured on.
+`train_tokenizer` makes the SentencePiece vocabulary from the training chapters, `Cutter` the sequences of
+token ids.
 """
 
 from __future__ import annotations
 
+import io
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import sentencepiece as spm
+import torch
+
+PAD, EOS, BOS, END_OF_TURN, BLANK_LINE = 0, 1, 2, 106, 108
+VOCAB_SIZE = 4096
 
 TITLES = {
     "shakespeare": "Shakespeare, plays (the tinyshakespeare selection)",
@@ -20,7 +29,7 @@ TITLES = {
 
 @dataclass
 class Book:
-    """Chapters are lists of paragraphs; `select` picks the checkpoint, `report` is measured once at the end."""
+    """Chapters are lists of paragraphs; `select` picks the checkpoint, `report` is what is reported."""
 
     train: list[list[str]]
     select: list[list[str]]
@@ -29,9 +38,10 @@ class Book:
 
 def typography(text: str) -> str:
     """One spelling of quotes and dashes for all books: the vocabulary is small."""
-    for old, new in (("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'"), ("\r", ""), ("\ufeff", ""), ("_", "")):
-        text = text.replace(old, new)
-    return re.sub(r"-{2,}", "—", text)
+    text = re.sub("[\u201c\u201d]", '"', text)
+    text = re.sub("[\u2018\u2019]", "'", text)
+    text = re.sub("[\r\ufeff_]", "", text)
+    return re.sub("-{2,}", "—", text)
 
 
 def read_shakespeare(text: str) -> list[list[str]]:
@@ -45,6 +55,7 @@ def read_shakespeare(text: str) -> list[list[str]]:
 
 
 def read_frankenstein(text: str) -> list[list[str]]:
+    """Four letters, then the chapters; a paragraph is one line of the file."""
     chapters = re.split(r"^(?:Letter|Chapter) \d+\n", text, flags=re.MULTILINE)[1:]
     return [[" ".join(p.split()) for p in chapter.split("\n\n") if p.strip()] for chapter in chapters]
 
@@ -52,8 +63,8 @@ def read_frankenstein(text: str) -> list[list[str]]:
 def read_botchan(text: str) -> list[list[str]]:
     """Without the Project Gutenberg header and licence; lines rewrapped into paragraphs.
 
-    The file has lost its blank lines. A paragraph ends where a line ends in a full stop although the first word
-    of the next line would still have fitted.
+    The file has lost its blank lines. A paragraph ends where a line ends in a full stop although the first
+    word of the next line would still have fitted.
     """
     body = text.split("*** START OF", 1)[1].split("—(THE END)—", 1)[0]
     body = re.sub(r"\[Footnote[^\]]*\]\n", "", body)
@@ -73,9 +84,10 @@ def read_botchan(text: str) -> list[list[str]]:
 
 
 def read_books(corpus: Path) -> dict[str, Book]:
+    """The books by name. Which chapters are held out is fixed here: their positions, counted from 0."""
     sources = {
         "shakespeare": ("tinyshakespeare.txt", read_shakespeare, (9, 27, 45)),
-        "frankenstein": ("frankenstein.txt", read_frankenstein, (13, 21)),  # chapters 10 and 18, after 4 letters
+        "frankenstein": ("frankenstein.txt", read_frankenstein, (13, 21)),  # chapters 10, 18
         "botchan": ("botchan.txt", read_botchan, (8,)),  # chapter IX
     }
     books = {}
@@ -123,3 +135,75 @@ def write_heldout(path: Path, books: dict[str, Book], limit: int = 18_000) -> No
                 parts.append(paragraph)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def train_tokenizer(books: dict[str, Book], path: Path) -> spm.SentencePieceProcessor:
+    """A SentencePiece BPE vocabulary with Gemma 3's control tokens at Gemma 3's ids."""
+    symbols = ["<mask>", "[multimodal]", *(f"<unused{i}>" for i in range(99))]
+    symbols += ["<start_of_turn>", "<end_of_turn>"]
+    symbols += ["\n" * n for n in range(1, 9)] + ["▁" * n for n in range(2, 17)]
+    paragraphs = [line for book in books.values() for c in book.train for p in c for line in p.split("\n")]
+    model = io.BytesIO()  # written through memory: a file name would become part of the model
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(paragraphs), max_sentence_length=1 << 20, model_writer=model, model_type="bpe",
+        vocab_size=VOCAB_SIZE, byte_fallback=True, character_coverage=1.0, split_digits=True,
+        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+        pad_id=PAD, eos_id=EOS, bos_id=BOS, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+        user_defined_symbols=symbols, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    path.write_bytes(model.getvalue())
+    tokenizer = spm.SentencePieceProcessor(model_file=str(path))
+    expected = {
+        "<pad>": PAD, "<eos>": EOS, "<bos>": BOS, "<unk>": 3, "<mask>": 4, "<unused0>": 6,
+        "<start_of_turn>": 105, "<end_of_turn>": END_OF_TURN, "\n": 107, "\n\n": BLANK_LINE, "▁▁": 115,
+    }  # fmt: skip
+    actual = {piece: tokenizer.piece_to_id(piece) for piece in expected}
+    if actual != expected or tokenizer.vocab_size() != VOCAB_SIZE:
+        raise RuntimeError(f"the vocabulary is not laid out like Gemma's: {actual}")
+    return tokenizer
+
+
+@dataclass
+class Stream:
+    """A book as one row of token ids, and the places where a sequence may begin."""
+
+    ids: torch.Tensor
+    starts: list[int]
+
+
+class Cutter:
+    """Turns text into streams of tokens."""
+
+    def __init__(self, tokenizer: spm.SentencePieceProcessor) -> None:
+        self.tokenizer = tokenizer
+        pieces = [tokenizer.id_to_piece(i) for i in range(VOCAB_SIZE)]
+        known = {piece: i for i, piece in enumerate(pieces)}
+        # bare[id]: the piece without its leading space, as it is at the start of a text; -1: there is none.
+        self.bare = [known.get(p[1:], -1) if p[0] == "▁" else i for i, p in enumerate(pieces)]
+        self.ends = [re.search(r"""[.!?]["']?$""", p) is not None for p in pieces]
+        self.opens = [re.match(r"""▁["']?[A-Z]""", p) is not None for p in pieces]
+
+    def stream(self, documents: list[list[str]], bpe_dropout: float) -> Stream:
+        """Lists of paragraphs -> one row; a document ends in <eos>. Paragraphs and sentences are starts."""
+        sampling = {"enable_sampling": True, "alpha": bpe_dropout, "nbest_size": -1} if bpe_dropout else {}
+        ids: list[int] = []
+        starts: list[int] = []
+        for document in documents:
+            for number, paragraph in enumerate(document):
+                pieces = self.tokenizer.encode(paragraph, **sampling)
+                starts.append(len(ids))
+                for at in range(1, len(pieces)):
+                    if self.opens[pieces[at]] and self.ends[pieces[at - 1]] and self.bare[pieces[at]] >= 0:
+                        starts.append(len(ids) + at)
+                ids += pieces
+                ids.append(EOS if number == len(document) - 1 else BLANK_LINE)
+            ids.append(BOS)
+        return Stream(torch.tensor(ids), starts)
+
+    def row(self, stream: Stream, length: int, rng: random.Random) -> torch.Tensor:
+        """<bos> and `length` tokens from a random start on."""
+        at = rng.choice(stream.starts)
+        while at + length > len(stream.ids):
+            at = rng.choice(stream.starts)
+        first = torch.tensor([BOS, self.bare[int(stream.ids[at])]])
+        return torch.cat((first, stream.ids[at + 1 : at + length]))

@@ -1,16 +1,18 @@
 """Writes gemma4_vocab.json.xz: the part of Gemma 4's vocabulary that its reference vectors can touch.
 
-Of the 262,144 pieces it keeps, with their ids, those that occur in one of the texts (no other piece can ever arise
-while such a text is encoded), control and user-defined pieces and bytes; of the 514,906 merges, in their order, those
-that make a piece that is kept. Beside llama.cpp's 46 vectors it holds more texts, with the ids that Hugging Face
-``tokenizers`` gives for them with the whole vocabulary.
+Of the 262,144 pieces it keeps, with their ids, those that occur in one of the texts (no other piece can ever
+arise while such a text is encoded), control and user-defined pieces and bytes; of the 514,906 merges, in
+their order, those that make a piece that is kept. Beside llama.cpp's 46 vectors it holds more texts, with the
+ids that Hugging Face ``tokenizers`` gives for them with the whole vocabulary.
 
     pip install tokenizers
     python tests/data/make_gemma4_vocab.py ggml-vocab-gemma-4.gguf    # beside it: .gguf.inp and .gguf.out
 
-The three files come from llama.cpp's folder models/ (Apache-2.0; the vocabulary is that of google/gemma-4-26B-A4B-it,
-Apache-2.0).
+The three files come from llama.cpp's folder models/ (Apache-2.0; the vocabulary is that of
+google/gemma-4-26B-A4B-it, Apache-2.0).
 """
+
+# ruff: noqa: RUF001 - the texts are meant to be unusual
 
 import json
 import lzma
@@ -58,9 +60,10 @@ def reference(pieces: list[str], types: list[int], merges: list[str]):  # type: 
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = [AddedToken(p, special=True, normalized=False) for p, t in zip(pieces, types, strict=True) if t in (3, 4)]
-    tokenizer.add_special_tokens(special)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps)
+    special = [piece for piece, kind in zip(pieces, types, strict=True) if kind in (3, 4)]
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
     return tokenizer
 
 
@@ -70,7 +73,8 @@ def main(path: str) -> None:
     types = [int(t) for t in gguf.metadata["tokenizer.ggml.token_type"]]
     merges = gguf.get("tokenizer.ggml.merges", list)
     texts = Path(path + ".inp").read_bytes().decode().split(SEPARATOR)
-    ids = [[int(i) for i in line.split()] for line in Path(path + ".out").read_text().split("\n")[: len(texts)]]
+    lines = Path(path + ".out").read_text().split("\n")[: len(texts)]
+    ids = [[int(i) for i in line.split()] for line in lines]
     tokenizer = reference(pieces, types, merges)
     more = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     kept = {i: piece for i, piece in enumerate(pieces) if types[i] != 1}

@@ -1,0 +1,46 @@
+"""The project speaks only of itself: no file names a path of the machine it was written on.
+
+Looks at every file under version control (in an export without .git: at every file).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MACHINE_PATH = re.compile(rb"(?<![\w.~$}/-])/(?:work|root|home|Users|tmp)/[\w.-]+")
+CARRIAGE_RETURN = re.compile(rb"\r\n")
+TEXT = {".py", ".pyi", ".md", ".toml", ".txt", ".cmake", ".h", ".cpp", ".list", ".json", ""}
+
+
+def files() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        return [path for path in ROOT.rglob("*") if path.is_file()]
+    # New files too. The checkout may belong to another user than the one who runs this.
+    git = ["git", "-c", "safe.directory=*"]
+    command = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    paths = [ROOT / name for name in listing.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def main() -> int:
+    errors = []
+    for path in files():
+        data = path.read_bytes()
+        name = path.relative_to(ROOT)
+        if found := MACHINE_PATH.search(data):
+            errors.append(f"{name}: names the machine path {found.group().decode()}")
+        if path.suffix in TEXT and CARRIAGE_RETURN.search(data):
+            errors.append(f"{name}: has Windows line ends")
+        if len(data) > 2_000_000 and path.parent.name != "demo":
+            errors.append(f"{name}: {len(data)} bytes are too many for the repository")
+    print("\n".join(errors) or f"{len(files())} files speak of the project only")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What the kernel tests share: numbers of every kind, arrays that end at a guard page, float64 definitions.
+
+UNIT is the rounding error of float32: one operation is off by at most UNIT times its result, or by TINY where
+the result is denormal. A sum of n products, in any order, with or without FMA, is off by at most
+``(n + 1) * UNIT * sum(|x w|)`` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Any
+
+import numpy as np
+from gemlet import _core
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+UNIT = 2.0**-24
+TINY = 2.0**-149
+BLOCK = 32  # columns under one scale, of weights and of int8 activations
+HALF_UNIT = 2.0**-11  # rounding error of float16, and
+HALF_TINY = 2.0**-25  # of its denormals
+# Blocks of activations below this may become zero: 127 / max|x|, which scales them, has left float32.
+FLUSHED = 127 / 3.4e38
+
+MACHINE_TIERS: list[str] = _core.cpu_info()["tiers"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def guarded(values: NDArray[Any]) -> Floats:
+    """A float32 copy whose last byte is the last before an unreadable page: a read past it is a crash."""
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    pages = -(-array.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if _libc.mprotect(start + pages * mmap.PAGESIZE, mmap.PAGESIZE, 0):  # PROT_NONE
+        raise OSError(ctypes.get_errno(), "mprotect")
+    offset = pages * mmap.PAGESIZE - array.nbytes
+    copy = np.frombuffer(memory, np.float32, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+KINDS = ["normal", "bits", "wide", "large", "denormal", "zero", "constant", "zero blocks", "outliers", "coarse"]
+
+
+def numbers(random: np.random.Generator, kind: str, shape: tuple[int, ...], largest: float) -> Floats:
+    """Numbers of one kind, |x| <= largest."""
+    x = random.standard_normal(shape)
+    if kind == "bits":  # every exponent, denormals too, is as likely as any other
+        bits = random.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
+        x = np.where(np.isfinite(bits) & (np.abs(bits) <= largest), bits, 0)
+    elif kind == "wide":
+        x *= 10.0 ** random.uniform(-12, np.log10(largest), shape)
+    elif kind == "large":
+        x *= largest / 8
+    elif kind == "denormal":
+        x *= 1e-40
+    elif kind == "zero":
+        x *= -0.0
+    elif kind == "constant":
+        x = np.full(shape, random.choice([-1.0, 1.0]) * random.uniform(0.1, 3))
+    elif kind == "zero blocks":
+        x[..., np.arange(shape[-1]) // BLOCK % 2 == 1] = 0
+    elif kind == "outliers":
+        x[..., :: BLOCK // 2] *= 1e4
+    elif kind == "coarse":  # many ties when rounding
+        x = np.round(x * 4) / 8
+    return np.clip(x, -largest, largest).astype(np.float32)
+
+
+def bf16(values: Floats) -> Floats:
+    """Rounded to bfloat16, to nearest, ties to even."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+
+
+def blocks_of(values: NDArray[Any]) -> NDArray[Any]:
+    """[rows, cols] -> [rows, blocks, 32], padded with zeros."""
+    rows, cols = values.shape
+    padded = np.zeros((rows, -(-cols // BLOCK) * BLOCK), values.dtype)
+    padded[:, :cols] = values
+    return padded.reshape(rows, -1, BLOCK)
+
+
+def int8_steps(x: Floats) -> Doubles:
+    """Size of one step of the int8 activations x [rows, cols]: max|x| / 127 over each block of 32 columns."""
+    scales = np.abs(blocks_of(x).astype(np.float64)).max(axis=-1, keepdims=True) / 127
+    return np.broadcast_to(scales, (*scales.shape[:2], BLOCK)).reshape(len(x), -1)[:, : x.shape[1]]
+
+
+def int8_activations(x: Floats) -> tuple[Doubles, Doubles]:
+    """x' as the int8 kernels see x, and how far from it each value may be beyond float32's rounding.
+
+    That is one step where x / step is half-way between two integers, as far as float32 can tell, and the whole
+    value in a block that may be flushed to zero; else nothing.
+    """
+    step = int8_steps(x)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        q = np.where(step > 0, x / step, 0)
+    half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4  # in float32 q is at most 127 * 4 UNIT elsewhere
+    rounded = np.rint(q) * step
+    return rounded, half_way * step + np.where(step * 127 < FLUSHED, np.abs(rounded), 0)

@@ -1,0 +1,184 @@
+"""Which kernels run, on how many threads, and that neither shows in the results."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import gemlet
+import numpy as np
+import pytest
+from gemlet import _core
+from golden.folders import HERE
+from processes import run_python, start_python
+
+INFO = _core.cpu_info()
+AVX = 0x6  # XCR0: the operating system saves SSE and AVX registers
+AVX512 = 0xE6  # also the mask registers and the upper halves of ZMM
+AVX2_FEATURES = ["sse2", "osxsave", "avx", "f16c", "fma", "avx2"]
+AVX512VNNI_FEATURES = [*AVX2_FEATURES, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"]
+ALL_FEATURES = [*AVX512VNNI_FEATURES, "avx512bf16", "avxvnni", "amx_tile", "amx_int8", "amx_bf16"]
+
+
+def choose(features: list[str], xcr0: int, forced: str | None = None) -> tuple[str, list[str]]:
+    return _core.choose_tier(features=features, xcr0=xcr0, forced=forced)
+
+
+# --- The tier ------------------------------------------------------------------------------------------------
+def test_the_highest_tier_that_the_features_allow() -> None:
+    assert choose([], 0) == ("scalar", ["scalar"])
+    assert choose(AVX2_FEATURES, AVX) == ("avx2", ["scalar", "avx2"])
+    assert choose(AVX512VNNI_FEATURES, AVX512) == ("avx512vnni", ["scalar", "avx2", "avx512vnni"])
+    tier, tiers = choose(ALL_FEATURES, 0xFFFF_FFFF_FFFF_FFFF)
+    assert tier == tiers[-1]
+    assert tiers[:3] == ["scalar", "avx2", "avx512vnni"]
+
+
+@pytest.mark.parametrize("xcr0", [0, 1, 2, 4, 0xE0])
+def test_without_the_operating_systems_support_for_avx_it_is_scalar(xcr0: int) -> None:
+    """CPUID alone is not enough: without saved registers the instructions fault, or corrupt other processes."""
+    assert choose(ALL_FEATURES, xcr0) == ("scalar", ["scalar"])
+
+
+@pytest.mark.parametrize("xcr0", [AVX, 0x26, 0x46, 0x86, 0x66, 0xA6, 0xC6])
+def test_without_its_support_for_avx512_it_is_avx2(xcr0: int) -> None:
+    assert choose(AVX512VNNI_FEATURES, xcr0) == ("avx2", ["scalar", "avx2"])
+
+
+def test_without_xgetbv_nothing_is_assumed() -> None:
+    without = [feature for feature in ALL_FEATURES if feature != "osxsave"]
+    assert choose(without, 0xFFFF) == ("scalar", ["scalar"])
+
+
+@pytest.mark.parametrize("missing", [feature for feature in AVX2_FEATURES if feature != "sse2"])
+def test_a_missing_feature_of_avx2_leaves_scalar(missing: str) -> None:
+    """The AVX-512 files use AVX2, FMA and F16C too."""
+    features = [feature for feature in AVX512VNNI_FEATURES if feature != missing]
+    assert choose(features, AVX512) == ("scalar", ["scalar"])
+
+
+@pytest.mark.parametrize("missing", [feature for feature in AVX512VNNI_FEATURES if "512" in feature])
+def test_a_missing_feature_of_avx512_leaves_avx2(missing: str) -> None:
+    features = [feature for feature in AVX512VNNI_FEATURES if feature != missing]
+    assert choose(features, AVX512) == ("avx2", ["scalar", "avx2"])
+
+
+def test_a_forced_tier_is_taken_or_refused() -> None:
+    for forced in ("scalar", "avx2", "avx512vnni"):
+        assert choose(AVX512VNNI_FEATURES, AVX512, forced)[0] == forced
+    assert choose(AVX512VNNI_FEATURES, AVX512, "")[0] == "avx512vnni"
+    with pytest.raises(gemlet.UnsupportedError, match=r"'avx512vnni'.* lacks; it has: scalar, avx2$"):
+        choose(AVX2_FEATURES, AVX, "avx512vnni")
+    for unknown in ("AVX2", "avx", "avx2 ", "sse", "amx\0"):
+        with pytest.raises(gemlet.UnsupportedError, match=r"is not a tier.*: scalar, avx2$"):
+            choose(AVX2_FEATURES, AVX, unknown)
+
+
+def test_an_unknown_feature_is_refused() -> None:
+    with pytest.raises(gemlet.InvalidRequestError, match="'avx3'"):
+        choose(["avx3"], AVX)
+
+
+def test_this_machine() -> None:
+    assert INFO["tiers"][0] == "scalar"
+    assert INFO["tier"] in INFO["tiers"]
+    assert INFO["kernels"] == kernels_of(INFO["tier"])
+    with open("/proc/cpuinfo", encoding="ascii") as file:
+        flags = next((line.split() for line in file if line.startswith("flags")), [])
+    for feature in ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"):
+        assert (feature.replace("12_", "12") in INFO["features"]) == (feature in flags), feature
+
+
+def kernels_of(tier: str) -> dict[str, str]:
+    """Each operation's tier when `tier` is in use: its own, or the next lower one that has it."""
+    allowed = INFO["tiers"][: INFO["tiers"].index(tier) + 1]
+    return {operation: found for operation, found in _core.kernel_entries() if found in allowed}
+
+
+FORCED = """
+    import json, gemlet
+    from gemlet import _core
+    with gemlet.load(threads=1) as model:
+        logits = model.logits([2, 100, 200, 300])
+    info = _core.cpu_info()
+    print(json.dumps([model.tier, info["tier"], info["reason"], info["kernels"], logits[-1, :8].tolist()]))
+"""
+
+
+@pytest.mark.parametrize("tier", INFO["tiers"])
+def test_a_forced_tier_is_the_one_that_runs(tier: str) -> None:
+    model_tier, info_tier, reason, kernels, logits = json.loads(run_python(FORCED, GEMLET_CPU=tier))
+    assert model_tier == info_tier == tier
+    assert "GEMLET_CPU" in reason
+    assert kernels == kernels_of(tier)
+    with gemlet.load(threads=1) as model:
+        expected = model.logits([2, 100, 200, 300])[-1, :8]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("forced", ["sse9", "AVX2", "amx,avx2"])
+def test_forcing_what_the_machine_lacks_names_what_it_has(forced: str) -> None:
+    code = "import gemlet\ngemlet.load()"
+    done = start_python(code, GEMLET_CPU=forced)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("gemlet.errors.UnsupportedError: ")
+    assert f"'{forced}'" in last
+    assert last.endswith(", ".join(INFO["tiers"]))
+
+
+# --- The number of threads -----------------------------------------------------------------------------------
+def test_threads_default_to_what_the_process_may_use() -> None:
+    threads, reason = _core.default_threads()
+    limits = [INFO["affinity"], INFO["physical_cores"]] + ([INFO["cgroup_quota"]] if INFO["cgroup_quota"] else [])
+    assert threads == min(limits)
+    assert INFO["affinity"] == len(os.sched_getaffinity(0))
+    assert f"affinity {INFO['affinity']}" in reason
+    assert f"physical cores {INFO['physical_cores']}" in reason
+    assert f"cgroup quota {INFO['cgroup_quota'] or 'none'}" in reason
+
+
+def test_threads_respect_affinity() -> None:
+    code = """
+        import os
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        import gemlet
+        from gemlet import _core
+        threads, reason = _core.default_threads()
+        assert threads == 1 and reason.startswith("min(affinity 1, "), (threads, reason)
+        assert _core.cpu_info()["physical_cores"] == 1
+        with gemlet.load() as model:
+            assert model.threads == 1
+            model.generate("The", max_tokens=2)
+    """
+    run_python(code)
+
+
+def test_the_same_bits_on_any_number_of_threads() -> None:
+    """All formats, long and short prompts, and decoding where the cache is read in several pieces."""
+    ids = np.random.default_rng(0).integers(4, 4000, 720, dtype=np.int32)
+    for weights in ("bf16", "q8", "q4", "f32"):
+        results = []
+        for threads in (1, 2, 3, 8):
+            with gemlet.load(weights=weights, threads=threads) as model:
+                assert model.threads == threads
+                sequence = _core.TokenSequence(model._core_model)
+                rows = []
+                for first, last in ((0, 700), (700, 707), (707, 708), (708, 709), (709, 720)):
+                    sequence.extend(ids[first:last], logits="last")
+                    rows.append(sequence.logits().copy())
+                sequence.close()
+                results.append(np.concatenate(rows))
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0], err_msg=weights)
+
+
+@pytest.mark.parametrize("name", ["gemma2-27b", "gemma3-1b"])
+def test_the_same_bits_on_any_number_of_threads_of_a_golden_model(name: str) -> None:
+    results = []
+    for threads in (1, 2, 3, 8):
+        with gemlet.load(HERE / name, weights="q4", threads=threads) as model:
+            ids = np.arange(60) % model.vocab_size
+            results.append(model.logits(ids.tolist()))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])

@@ -1,0 +1,228 @@
+"""Every kernel of every tier that this machine has, against a float64 definition and against the scalar tier.
+
+The list of kernels is the core's own (``kernel_entries``): one that no test here covers makes
+``test_every_kernel_is_tested`` fail. Inputs end at a page that cannot be read.
+
+How far a product y = sum(x w) may be from its float64 value, v being what the format makes of w:
+
+- f32 and bf16 weights: x and v are used as they are; the bound is that of a float32 sum.
+- q8 and q4: x is rounded to int8 first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2. For
+  y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum. Where
+  x / s is half-way between two integers, up to float32's rounding, x' may be either.
+  Against y itself the error is at most sum(s |v|) / 2 more.
+"""
+
+from __future__ import annotations
+
+import gemlet
+import numpy as np
+import pytest
+from gemlet import _core
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import (
+    BLOCK,
+    FLUSHED,
+    KINDS,
+    MACHINE_TIERS,
+    TINY,
+    UNIT,
+    Doubles,
+    Floats,
+    bf16,
+    guarded,
+    int8_activations,
+    int8_steps,
+    numbers,
+)
+
+MATMULS = {
+    "matmul_f32_f32": "f32",
+    "matmul_f32_bf16": "bf16",
+    "matmul_i8_q8": "q8",
+    "matmul_i8_q4": "q4",
+}
+ACTIVATIONS = ["quantize_i8"]
+INT8_FORMATS = ["q8", "q4"]
+# (largest |x|, largest |w|): products and their sums stay within float32.
+RANGES = {"f32": (1e17, 1e17), "bf16": (1e17, 1e17), "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
+
+ENTRIES: list[tuple[str, str]] = _core.kernel_entries()
+
+
+def kernels(*operations: str) -> pytest.MarkDecorator:
+    """Runs a test for every (operation, tier) of these operations that this machine can run."""
+    cases = [(operation, tier) for operation, tier in ENTRIES if operation in operations and tier in MACHINE_TIERS]
+    return pytest.mark.parametrize(("operation", "tier"), cases, ids=[f"{name}-{tier}" for name, tier in cases])
+
+
+def test_every_kernel_is_tested() -> None:
+    from test_kernels_attention import ATTENTIONS, STORES
+    from test_kernels_rowwise import ROW_OPERATIONS
+
+    tested = {*MATMULS, *ACTIVATIONS, *ATTENTIONS, *STORES, *ROW_OPERATIONS}
+    assert {operation for operation, _ in ENTRIES} == tested
+    assert len(set(ENTRIES)) == len(ENTRIES)
+    # Every operation has its definition, and cpu_info tells where the others come from.
+    assert {operation for operation, tier in ENTRIES if tier == "scalar"} == tested
+    assert set(_core.cpu_info()["kernels"]) == tested
+
+
+def matmul(tier: str, format: str, x: Floats, w: Floats) -> Floats:
+    y = _core.kernel_matmul(tier=tier, format=format, x=guarded(x), w=guarded(w))
+    assert y.shape == (len(x), len(w))
+    assert y.dtype == np.float32
+    return y
+
+
+def expected(format: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
+    """What a kernel computes, in float64, and how far from it float32 may be (the text above)."""
+    v = _core.kernel_roundtrip(format=format, w=w).astype(np.float64)
+    cols = x.shape[1]
+    if format not in INT8_FORMATS:
+        exact = x.astype(np.float64)
+        return exact @ v.T, (cols + 1) * (UNIT * (np.abs(exact) @ np.abs(v.T)) + TINY)
+    steps, unsure = int8_activations(x)
+    blocks = -(-cols // BLOCK)
+    # 4: the step of x, its product with the weights' scale, that with the integer sum, the conversion of 1 / 127.
+    bound = (blocks + 4) * UNIT * (np.abs(steps) @ np.abs(v.T)) + unsure @ np.abs(v.T)
+    # A denormal step of x, or of the product of steps, is off by up to TINY, and that counts 127 times or 127 * 127.
+    tiny = TINY * (127 * np.abs(v).sum(axis=1) + 127 * 127 * cols)
+    return steps @ v.T, bound + tiny
+
+
+def check_matmul(tier: str, format: str, x: Floats, w: Floats) -> None:
+    y, bound = expected(format, x, w)
+    got = matmul(tier, format, x, w)
+    assert np.isfinite(got).all()
+    assert (np.abs(got - y) <= bound).all(), f"{np.max(np.abs(got - y) / bound):.3g} times the bound"
+    scalar = matmul("scalar", format, x, w).astype(np.float64)
+    assert (np.abs(got - scalar) <= 2 * bound).all()
+
+
+def case(format: str, seed: int, rows: int, outputs: int, cols: int, kinds: tuple[str, str]) -> tuple[Floats, Floats]:
+    random = np.random.default_rng(seed)
+    largest_x, largest_w = RANGES[format]
+    return (
+        numbers(random, kinds[0], (rows, cols), largest_x),
+        numbers(random, kinds[1], (outputs, cols), largest_w),
+    )
+
+
+NORMAL = ("normal", "normal")
+
+
+@kernels(*MATMULS)
+def test_matmul_at_every_number_of_columns(operation: str, tier: str) -> None:
+    for cols in (*range(1, 131), 159, 160, 161, 255, 256, 257, 640):
+        rows, outputs = 1 + cols * 7 % 11, 1 + cols * 5 % 37
+        x, w = case(MATMULS[operation], cols, rows, outputs, cols, NORMAL)
+        check_matmul(tier, MATMULS[operation], x, w)
+
+
+@kernels(*MATMULS)
+def test_matmul_at_every_number_of_rows(operation: str, tier: str) -> None:
+    """Across all tiles of rows; a row of a large call has the bits it has in a call of its own."""
+    format = MATMULS[operation]
+    x, w = case(format, 1, 40, 33, 96, NORMAL)
+    alone = np.concatenate([matmul(tier, format, x[r : r + 1], w) for r in range(40)])
+    for rows in range(1, 41):
+        np.testing.assert_array_equal(matmul(tier, format, x[:rows], w), alone[:rows])
+        np.testing.assert_array_equal(matmul(tier, format, x[40 - rows :], w), alone[40 - rows :])
+    check_matmul(tier, format, x, w)
+
+
+@kernels(*MATMULS)
+def test_matmul_at_every_number_of_outputs(operation: str, tier: str) -> None:
+    """Across all panels; an output does not depend on the others."""
+    format = MATMULS[operation]
+    x, w = case(format, 2, 5, 50, 70, NORMAL)
+    whole = matmul(tier, format, x, w)
+    for outputs in range(1, 51):
+        np.testing.assert_array_equal(matmul(tier, format, x, w[:outputs]), whole[:, :outputs])
+        np.testing.assert_array_equal(matmul(tier, format, x, w[50 - outputs :]), whole[:, 50 - outputs :])
+
+
+@kernels(*MATMULS)
+@pytest.mark.parametrize(("rows", "outputs", "cols"), [(1, 257, 2048), (9, 47, 1152), (33, 17, 6912), (1, 1, 32)])
+def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
+    x, w = case(MATMULS[operation], 3, rows, outputs, cols, ("outliers", "normal"))
+    check_matmul(tier, MATMULS[operation], x, w)
+
+
+@kernels(*MATMULS)
+def test_matmul_of_every_kind_of_numbers(operation: str, tier: str) -> None:
+    for i, x_kind in enumerate(KINDS):
+        for j, w_kind in enumerate(KINDS):
+            x, w = case(MATMULS[operation], 10 * i + j, 1 + i, 20, 64 + 16 * j, (x_kind, w_kind))
+            check_matmul(tier, MATMULS[operation], x, w)
+
+
+@kernels(*MATMULS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 60), st.integers(1, 200)),
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+)
+def test_matmul_of_anything(
+    operation: str, tier: str, seed: int, shape: tuple[int, int, int], kinds: tuple[str, str]
+) -> None:
+    x, w = case(MATMULS[operation], seed, *shape, kinds)
+    check_matmul(tier, MATMULS[operation], x, w)
+
+
+@kernels("matmul_i8_q8", "matmul_i8_q4")
+def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
+    """The largest integers of either sign, where sums of two byte products leave 16 bits."""
+    format = MATMULS[operation]
+    x = np.full((9, 320), 127, np.float32)
+    x[1::2] *= -1
+    x[4, ::2] *= -1
+    largest = {"q8": (127, -127), "q4": (7, -8)}[format]
+    w = np.full((34, 320), largest[0], np.float32)
+    w[::3] = largest[1]
+    w[:, 0::32] = largest[1]  # the value that sets q4's scale
+    np.testing.assert_array_equal(matmul(tier, format, x, w), x.astype(np.float64) @ w.astype(np.float64).T)
+
+
+@kernels(*ACTIVATIONS)
+@pytest.mark.parametrize("format", INT8_FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_activations_are_within_half_a_step(operation: str, tier: str, format: str, kind: str) -> None:
+    """Times a diagonal matrix that its format holds exactly, the activations show themselves."""
+    diagonal = {"q8": 127.0, "q4": -8.0}[format]
+    for cols in (1, 31, 32, 33, 64, 100):
+        x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e28)
+        seen = matmul(tier, format, x, diagonal * np.eye(cols, dtype=np.float32)).astype(np.float64) / diagonal
+        # x / s is off by up to 127 * 4 UNIT steps when rounded to an integer, the product by 2 UNIT.
+        steps = int8_steps(x)
+        bound = steps * (0.5 + 127 * 6 * UNIT) + np.where(steps * 127 < FLUSHED, np.abs(x), 127 * TINY)
+        assert (np.abs(seen - x) <= bound).all()
+
+
+@kernels(*MATMULS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_activations_that_are_not_finite_show(operation: str, tier: str, value: float) -> None:
+    """An overflow upstream must reach the logits, where it is an error, and not become a likely token."""
+    for cols, at in ((32, 0), (70, 69), (256, 100)):
+        x, w = case(MATMULS[operation], 5, 3, 20, cols, NORMAL)
+        x[1, at] = value
+        y = matmul(tier, MATMULS[operation], x, w)
+        assert not np.isfinite(y[1]).any()
+        assert np.isfinite(y[[0, 2]]).all()
+
+
+def test_bf16_products_use_the_rounded_weights() -> None:
+    """The definition above leans on kernel_roundtrip; here is one that does not."""
+    x, w = case("bf16", 6, 3, 18, 77, NORMAL)
+    v = bf16(w).astype(np.float64)
+    for tier in MACHINE_TIERS:
+        np.testing.assert_allclose(matmul(tier, "bf16", x, w), x.astype(np.float64) @ v.T, rtol=0, atol=1e-4)
+
+
+def test_a_tier_that_the_machine_lacks_is_refused() -> None:
+    one = np.ones((1, 32), np.float32)
+    for tier in ("", "sse9", "AVX2"):
+        with pytest.raises(gemlet.UnsupportedError, match=f"'{tier}'"):
+            _core.kernel_matmul(tier=tier, format="f32", x=one, w=one)

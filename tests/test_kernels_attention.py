@@ -1,0 +1,222 @@
+"""Attention and its cache in every tier against float64.
+
+Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within TANH * softcap; an error d in
+a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum of the weights are
+float32 sums over the tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gemlet import _core
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, numbers
+from test_kernels import kernels
+
+ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16"}
+STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16"}
+EXP = 2e-7 + 2 * UNIT
+TANH = 2e-7 + 2 * UNIT
+HEAD_DIMS = [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 66, 80, 96, 128, 256, 512]
+
+
+def attention(
+    tier: str,
+    kv: str,
+    q: Floats,
+    positions: list[int],
+    keys: Floats,
+    values: Floats,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Floats:
+    out = _core.kernel_attention(
+        tier=tier,
+        kv=kv,
+        q=guarded(q),
+        positions=positions,
+        keys=guarded(keys),
+        values=guarded(values),
+        window=window,
+        softcap=softcap,
+    )
+    assert out.shape == q.shape
+    return out
+
+
+def expected(
+    kv: str, q: Floats, positions: list[int], keys: Floats, values: Floats, window: int, softcap: float
+) -> tuple[Doubles, Doubles]:
+    """The definition in float64, and the bound above."""
+    if kv == "bf16":
+        keys, values = bf16(keys), bf16(values)
+    wide, k, v = (array.astype(np.float64) for array in (q, keys, values))
+    dim, tokens = q.shape[1], np.arange(len(k))
+    scores = wide @ k.T
+    doubt = (dim + 1) * (UNIT * (np.abs(wide) @ np.abs(k.T)) + TINY)
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+        doubt = np.minimum(doubt, 2 * softcap) + softcap * TANH + 2 * UNIT * np.abs(scores)
+    at = np.array(positions)[:, None]
+    visible = (tokens <= at) & ((tokens > at - window) if window else True)
+    out, bound = np.zeros(q.shape), np.zeros(q.shape)
+    for row, seen in enumerate(visible):
+        if not seen.any():
+            continue
+        s = scores[row, seen] - scores[row, seen].max()
+        p = np.exp(s) / np.exp(s).sum()
+        # Subtracting the largest score rounds; so does rescaling when a larger one comes, once per block of 64.
+        factor = np.expm1(2 * (doubt[row, seen].max() + UNIT * np.abs(s).max()) + 2 * EXP)
+        rounding = (2 * seen.sum() + 2 * (len(k) // 64 + 1) + 8) * UNIT
+        size = p @ np.abs(v[seen])
+        out[row] = p @ v[seen]
+        bound[row] = (2 * factor + rounding) * size + 2 * len(k) * TINY + 1.3e-38 * np.abs(v[seen]).max()
+    return out, bound
+
+
+def check(
+    tier: str,
+    kv: str,
+    q: Floats,
+    positions: list[int],
+    keys: Floats,
+    values: Floats,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> None:
+    arguments = (q, positions, keys, values, window, softcap)
+    y, bound = expected(kv, *arguments)
+    got = attention(tier, kv, *arguments)
+    error = np.abs(got - y)
+    assert (error <= bound).all(), f"{np.max(error / np.maximum(bound, TINY)):.3g} times the bound"
+    assert (np.abs(got - attention("scalar", kv, *arguments).astype(np.float64)) <= 2 * bound).all()
+
+
+def case(seed: int, rows: int, dim: int, tokens: int, spread: float = 2.0) -> tuple[Floats, list[int], Floats, Floats]:
+    """q whose scores have the deviation `spread`, positions, keys, values."""
+    random = np.random.default_rng(seed)
+    q = numbers(random, "normal", (rows, dim), 1e3) * np.float32(spread / np.sqrt(dim))
+    keys, values = (numbers(random, "normal", (tokens, dim), 1e3) for _ in range(2))
+    return q, random.integers(0, tokens, rows).tolist(), keys, values
+
+
+@kernels(*ATTENTIONS, *STORES)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+def test_attention_at_every_head_dim(operation: str, tier: str, dim: int) -> None:
+    kv = {**ATTENTIONS, **STORES}[operation]
+    for rows, tokens in ((1, 1), (1, 130), (3, 64), (8, 65), (16, 63)):
+        check(tier, kv, *case(dim, rows, dim, tokens))
+
+
+@kernels(*ATTENTIONS)
+def test_attention_at_every_number_of_tokens(operation: str, tier: str) -> None:
+    """Whole blocks of 64 and parts of them, whole panels of 16 and parts of them."""
+    for tokens in (*range(1, 131, 3), 191, 192, 193, 255, 256, 257, 300):
+        q, _, keys, values = case(tokens, 1 + tokens % 5, 16, tokens)
+        check(tier, ATTENTIONS[operation], q, [tokens - 1] * len(q), keys, values)
+        check(tier, ATTENTIONS[operation], q, [tokens // 2] * len(q), keys, values)
+
+
+@kernels(*ATTENTIONS)
+def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
+    """Every number of rows gives each row the bits it has alone."""
+    kv = ATTENTIONS[operation]
+    q, positions, keys, values = case(3, 16, 48, 200)
+    alone = [attention(tier, kv, q[r : r + 1], positions[r : r + 1], keys, values, 70, 5.0) for r in range(16)]
+    for rows in range(1, 17):
+        together = attention(tier, kv, q[:rows], positions[:rows], keys, values, 70, 5.0)
+        np.testing.assert_array_equal(together, np.concatenate(alone[:rows]))
+
+
+@kernels(*ATTENTIONS)
+@pytest.mark.parametrize("window", [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 128, 300, 10_000])
+def test_attention_within_a_window(operation: str, tier: str, window: int) -> None:
+    """Positions at the ends of blocks and of the window; several heads of a group share a position."""
+    q, _, keys, values = case(window, 16, 32, 200)
+    for first in (0, 1, 62, 63, 64, 65, 126, 127, 128, 192, 196):
+        positions = [first + r // 4 for r in range(16)]
+        check(tier, ATTENTIONS[operation], q, positions, keys, values, window)
+
+
+@kernels(*ATTENTIONS)
+def test_tokens_out_of_sight_have_no_influence(operation: str, tier: str) -> None:
+    kv = ATTENTIONS[operation]
+    q, _, keys, values = case(9, 4, 32, 200)
+    positions = [100, 101, 130, 131]
+    before = attention(tier, kv, q, positions, keys, values, window=40)
+    for hidden in (slice(0, 61), slice(132, 200)):
+        keys[hidden] = 1e3
+        values[hidden] = -1e6
+    np.testing.assert_array_equal(attention(tier, kv, q, positions, keys, values, window=40), before)
+    # A row that sees nothing gives zeros.
+    assert not attention(tier, kv, q, [-1, -1, 300, 150], keys, values, window=40)[:3].any()
+
+
+@kernels(*ATTENTIONS)
+@pytest.mark.parametrize("softcap", [0.1, 1.0, 30.0, 50.0])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 40.0, 1000.0])
+def test_attention_with_softcap(operation: str, tier: str, softcap: float, spread: float) -> None:
+    check(tier, ATTENTIONS[operation], *case(4, 6, 64, 150, spread), 100, softcap)
+
+
+@kernels(*ATTENTIONS)
+@pytest.mark.parametrize("spread", [1e-6, 10.0, 100.0, 1e4])
+def test_attention_from_even_to_one_hot(operation: str, tier: str, spread: float) -> None:
+    check(tier, ATTENTIONS[operation], *case(5, 6, 64, 300, spread))
+
+
+@kernels(*ATTENTIONS)
+def test_the_largest_score_may_come_anywhere(operation: str, tier: str) -> None:
+    """Rising and falling scores: with every block, or never, the running maximum moves."""
+    values = numbers(np.random.default_rng(6), "normal", (300, 16), 1e3)
+    q = np.ones((1, 16), np.float32)
+    for slope in (-1.0, -0.01, 0.01, 1.0):
+        keys = np.repeat((slope * np.arange(300, dtype=np.float32))[:, None] / 16, 16, axis=1)
+        check(tier, ATTENTIONS[operation], q, [299], keys, values)
+
+
+@kernels(*ATTENTIONS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("operand", ["query", "key", "value"])
+def test_what_is_not_finite_shows(operation: str, tier: str, operand: str, value: float) -> None:
+    """An overflow must reach the logits, where it is an error, and not become a weight of zero."""
+    q, _, keys, values = case(7, 3, 32, 100)
+    keys[2, 5] = np.sign(q[2, 5])  # an infinite key then has the score inf, not -inf
+    {"query": q, "key": keys, "value": values}[operand][2, 5] *= value
+    out = attention(tier, ATTENTIONS[operation], q, [0, 99, 40], keys, values)
+    if operand == "value":
+        assert not np.isfinite(out[1:, 5]).any()
+    else:
+        assert not np.isfinite(out[2]).any()
+        assert np.isfinite(out[0]).all()
+
+
+@kernels(*ATTENTIONS)
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 16),
+    dim=st.integers(1, 70).map(lambda half: 2 * half),
+    tokens=st.integers(1, 300),
+    window=st.integers(0, 320),
+    softcap=st.sampled_from([0.0, 0.5, 30.0]),
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+)
+def test_attention_to_anything(
+    operation: str,
+    tier: str,
+    seed: int,
+    rows: int,
+    dim: int,
+    tokens: int,
+    window: int,
+    softcap: float,
+    kinds: tuple[str, str],
+) -> None:
+    q, positions, _, _ = case(seed, rows, dim, tokens)
+    random = np.random.default_rng(seed)
+    keys = numbers(random, kinds[0], (tokens, dim), 10.0)
+    values = numbers(random, kinds[1], (tokens, dim), 1e30)
+    check(tier, ATTENTIONS[operation], q, positions, keys, values, window, softcap)
