@@ -12,6 +12,7 @@ import mmap
 from typing import Any
 
 import numpy as np
+import pytest
 from gemlet import _core
 from numpy.typing import NDArray
 
@@ -23,13 +24,20 @@ TINY = 2.0**-149
 BLOCK = 32  # columns under one scale, of weights and of int8 activations
 HALF_UNIT = 2.0**-11  # rounding error of float16, and
 HALF_TINY = 2.0**-25  # of its denormals
-# Blocks of activations below this may become zero: 127 / max|x|, which scales them, has left float32.
+# Blocks of activations with max|x| below this may become zero: 127 / max|x| leaves float32.
 FLUSHED = 127 / 3.4e38
 
+ENTRIES: list[tuple[str, str]] = _core.kernel_entries()
 MACHINE_TIERS: list[str] = _core.cpu_info()["tiers"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def kernels(*operations: str) -> pytest.MarkDecorator:
+    """Runs a test for every (operation, tier) of these operations that this machine can run."""
+    cases = [entry for entry in ENTRIES if entry[0] in operations and entry[1] in MACHINE_TIERS]
+    return pytest.mark.parametrize(("operation", "tier"), cases, ids=["-".join(entry) for entry in cases])
 
 
 def guarded(values: NDArray[Any]) -> Floats:
@@ -46,7 +54,18 @@ def guarded(values: NDArray[Any]) -> Floats:
     return copy
 
 
-KINDS = ["normal", "bits", "wide", "large", "denormal", "zero", "constant", "zero blocks", "outliers", "coarse"]
+KINDS = [
+    "normal",
+    "bits",
+    "wide",
+    "large",
+    "denormal",
+    "zero",
+    "constant",
+    "zero blocks",
+    "outliers",
+    "coarse",
+]
 
 
 def numbers(random: np.random.Generator, kind: str, shape: tuple[int, ...], largest: float) -> Floats:
@@ -97,8 +116,8 @@ def int8_steps(x: Floats) -> Doubles:
 def int8_activations(x: Floats) -> tuple[Doubles, Doubles]:
     """x' as the int8 kernels see x, and how far from it each value may be beyond float32's rounding.
 
-    That is one step where x / step is half-way between two integers, as far as float32 can tell, and the whole
-    value in a block that may be flushed to zero; else nothing.
+    That is one step where x / step is half-way between two integers, as far as float32 can tell, and the
+    whole value in a block that may be flushed to zero; else nothing.
     """
     step = int8_steps(x)
     with np.errstate(invalid="ignore", divide="ignore"):

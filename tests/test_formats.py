@@ -7,8 +7,8 @@ w is the matrix, v what the format makes of it.
 - q8: in each block of 32, v = q * s, q in -127..127, s = max|w| / 127 as float16. |w - v| <= s / 2, or, where
   float16 rounded s down, the distance of the largest value to 127 s. That is at most 127 times the rounding
   of s: below s / 16, but up to 127 * 2^-25 where s is denormal.
-- q4: v = q * s, q in -8..7, s in float16: the values of GGUF's Q4_0. Any s is allowed, so the bound compares with
-  Q4_0's own choice, s = (value of largest magnitude) / -8: the squared error of a block is never larger.
+- q4: v = q * s, q in -8..7, s in float16: the values of GGUF's Q4_0. Any s is allowed, so the bound compares
+  with Q4_0's own choice, s = (value of largest magnitude) / -8: the squared error of a block is never larger.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ def test_q8_is_within_half_a_step(shape: tuple[int, int], kind: str, seed: int) 
     np.testing.assert_array_equal(q, np.rint(q))
     assert np.abs(q).max() <= 127
     assert (new[np.broadcast_to(scale, new.shape) == 0] == 0).all()
-    bound = np.maximum(scale / 2 * (1 + 1e-4), 127 * rounding)  # x / s is computed in float32: 127 * 2^-23 off
+    bound = np.maximum(
+        scale / 2 * (1 + 1e-4), 127 * rounding
+    )  # x / s is computed in float32: 127 * 2^-23 off
     assert (np.abs(old - new) <= bound).all(), np.max(np.abs(old - new) / np.maximum(bound, 1e-300))
 
 
 def q4_scales(v: Doubles) -> Doubles | None:
-    """A float16 scale for each row of v [n, 32] that makes all its values integers in -8..7; None if none does."""
+    """A float16 scale per row of v [n, 32] that makes its values integers in -8..7; None if there is none."""
     scales = np.zeros(len(v))
     for i, block in enumerate(v):
         peak = block[np.abs(block).argmax()]
@@ -127,7 +129,7 @@ def test_q4_is_in_the_value_set_of_q4_0_and_no_further_away(
     scales = q4_scales(new)
     assert scales is not None
     error, allowed = ((old - new) ** 2).sum(axis=-1), ((old - q4_0(old)) ** 2).sum(axis=-1)
-    # The fitted scale is the best for its q until float16 rounds it; that moves every value by 8 roundings at most.
+    # The fitted scale is the best for its q until float16 rounds it: a value moves by 8 roundings at most.
     rounding = np.maximum(np.abs(old).max(axis=-1) / 4 * HALF_UNIT, HALF_TINY)
     slack = BLOCK * (8 * rounding) ** 2
     assert (error <= allowed * (1 + 1e-5) + slack).all()
@@ -150,7 +152,10 @@ def test_q4_0_checkpoints_come_through_without_loss(
 
 
 @quick
-@given(st.lists(st.integers(-127, 127), min_size=BLOCK - 1, max_size=BLOCK - 1), st.floats(2.0**-14, 500, width=16))
+@given(
+    st.lists(st.integers(-127, 127), min_size=BLOCK - 1, max_size=BLOCK - 1),
+    st.floats(2.0**-14, 500, width=16),
+)
 def test_q8_0_checkpoints_come_through_without_loss(q: list[int], scale: float) -> None:
     w = (np.array([*q, 127]) * scale).astype(np.float32)[None, :]
     np.testing.assert_array_equal(roundtrip("q8", w), w)
@@ -160,7 +165,11 @@ def test_q8_0_checkpoints_come_through_without_loss(q: list[int], scale: float) 
 def test_rows_and_blocks_do_not_depend_on_each_other(format: str) -> None:
     w = numbers(np.random.default_rng(1), "wide", (37, 129), 1e4)
     v = roundtrip(format, w)
-    for rows, cols in ((slice(16, 17), slice(0, 129)), (slice(3, 36), slice(64, 129)), (slice(0, 37), slice(32, 64))):
+    for rows, cols in (
+        (slice(16, 17), slice(0, 129)),
+        (slice(3, 36), slice(64, 129)),
+        (slice(0, 37), slice(32, 64)),
+    ):
         np.testing.assert_array_equal(roundtrip(format, w[rows, cols]), v[rows, cols])
 
 

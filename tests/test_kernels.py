@@ -6,9 +6,9 @@ The list of kernels is the core's own (``kernel_entries``): one that no test her
 How far a product y = sum(x w) may be from its float64 value, v being what the format makes of w:
 
 - f32 and bf16 weights: x and v are used as they are; the bound is that of a float32 sum.
-- q8 and q4: x is rounded to int8 first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2. For
-  y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum. Where
-  x / s is half-way between two integers, up to float32's rounding, x' may be either.
+- q8 and q4: x is rounded to int8 first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2.
+  For y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum.
+  Where x / s is half-way between two integers, up to float32's rounding, x' may be either.
   Against y itself the error is at most sum(s |v|) / 2 more.
 """
 
@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
     BLOCK,
+    ENTRIES,
     FLUSHED,
     KINDS,
     MACHINE_TIERS,
@@ -33,8 +34,11 @@ from kernel_cases import (
     guarded,
     int8_activations,
     int8_steps,
+    kernels,
     numbers,
 )
+from test_kernels_attention import ATTENTIONS, STORES
+from test_kernels_rowwise import ROW_OPERATIONS
 
 MATMULS = {
     "matmul_f32_f32": "f32",
@@ -47,19 +51,8 @@ INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
 RANGES = {"f32": (1e17, 1e17), "bf16": (1e17, 1e17), "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
 
-ENTRIES: list[tuple[str, str]] = _core.kernel_entries()
-
-
-def kernels(*operations: str) -> pytest.MarkDecorator:
-    """Runs a test for every (operation, tier) of these operations that this machine can run."""
-    cases = [(operation, tier) for operation, tier in ENTRIES if operation in operations and tier in MACHINE_TIERS]
-    return pytest.mark.parametrize(("operation", "tier"), cases, ids=[f"{name}-{tier}" for name, tier in cases])
-
 
 def test_every_kernel_is_tested() -> None:
-    from test_kernels_attention import ATTENTIONS, STORES
-    from test_kernels_rowwise import ROW_OPERATIONS
-
     tested = {*MATMULS, *ACTIVATIONS, *ATTENTIONS, *STORES, *ROW_OPERATIONS}
     assert {operation for operation, _ in ENTRIES} == tested
     assert len(set(ENTRIES)) == len(ENTRIES)
@@ -84,9 +77,9 @@ def expected(format: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
         return exact @ v.T, (cols + 1) * (UNIT * (np.abs(exact) @ np.abs(v.T)) + TINY)
     steps, unsure = int8_activations(x)
     blocks = -(-cols // BLOCK)
-    # 4: the step of x, its product with the weights' scale, that with the integer sum, the conversion of 1 / 127.
+    # 4: 1 / 127 in float32, the step of x, its product with the weights' scale, that with the integer sum.
     bound = (blocks + 4) * UNIT * (np.abs(steps) @ np.abs(v.T)) + unsure @ np.abs(v.T)
-    # A denormal step of x, or of the product of steps, is off by up to TINY, and that counts 127 times or 127 * 127.
+    # A denormal step of x is off by up to TINY, which counts 127 times; a product of steps, 127 * 127 times.
     tiny = TINY * (127 * np.abs(v).sum(axis=1) + 127 * 127 * cols)
     return steps @ v.T, bound + tiny
 
@@ -100,7 +93,9 @@ def check_matmul(tier: str, format: str, x: Floats, w: Floats) -> None:
     assert (np.abs(got - scalar) <= 2 * bound).all()
 
 
-def case(format: str, seed: int, rows: int, outputs: int, cols: int, kinds: tuple[str, str]) -> tuple[Floats, Floats]:
+def case(
+    format: str, seed: int, rows: int, outputs: int, cols: int, kinds: tuple[str, str]
+) -> tuple[Floats, Floats]:
     random = np.random.default_rng(seed)
     largest_x, largest_w = RANGES[format]
     return (
@@ -144,7 +139,9 @@ def test_matmul_at_every_number_of_outputs(operation: str, tier: str) -> None:
 
 
 @kernels(*MATMULS)
-@pytest.mark.parametrize(("rows", "outputs", "cols"), [(1, 257, 2048), (9, 47, 1152), (33, 17, 6912), (1, 1, 32)])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "cols"), [(1, 257, 2048), (9, 47, 1152), (33, 17, 6912), (1, 1, 32)]
+)
 def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
     x, w = case(MATMULS[operation], 3, rows, outputs, cols, ("outliers", "normal"))
     check_matmul(tier, MATMULS[operation], x, w)
@@ -194,7 +191,9 @@ def test_int8_activations_are_within_half_a_step(operation: str, tier: str, form
     diagonal = {"q8": 127.0, "q4": -8.0}[format]
     for cols in (1, 31, 32, 33, 64, 100):
         x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e28)
-        seen = matmul(tier, format, x, diagonal * np.eye(cols, dtype=np.float32)).astype(np.float64) / diagonal
+        seen = (
+            matmul(tier, format, x, diagonal * np.eye(cols, dtype=np.float32)).astype(np.float64) / diagonal
+        )
         # x / s is off by up to 127 * 4 UNIT steps when rounded to an integer, the product by 2 UNIT.
         steps = int8_steps(x)
         bound = steps * (0.5 + 127 * 6 * UNIT) + np.where(steps * 127 < FLUSHED, np.abs(x), 127 * TINY)

@@ -1,8 +1,8 @@
 """Attention and its cache in every tier against float64.
 
-Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within TANH * softcap; an error d in
-a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum of the weights are
-float32 sums over the tokens.
+Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within TANH * softcap; an error
+d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum of the weights
+are float32 sums over the tokens.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import pytest
 from gemlet import _core
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, numbers
-from test_kernels import kernels
+from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, kernels, numbers
 
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16"}
@@ -67,7 +66,7 @@ def expected(
             continue
         s = scores[row, seen] - scores[row, seen].max()
         p = np.exp(s) / np.exp(s).sum()
-        # Subtracting the largest score rounds; so does rescaling when a larger one comes, once per block of 64.
+        # Subtracting the largest score rounds; so does rescaling for a larger one, once per block of 64.
         factor = np.expm1(2 * (doubt[row, seen].max() + UNIT * np.abs(s).max()) + 2 * EXP)
         rounding = (2 * seen.sum() + 2 * (len(k) // 64 + 1) + 8) * UNIT
         size = p @ np.abs(v[seen])
@@ -94,7 +93,9 @@ def check(
     assert (np.abs(got - attention("scalar", kv, *arguments).astype(np.float64)) <= 2 * bound).all()
 
 
-def case(seed: int, rows: int, dim: int, tokens: int, spread: float = 2.0) -> tuple[Floats, list[int], Floats, Floats]:
+def case(
+    seed: int, rows: int, dim: int, tokens: int, spread: float = 2.0
+) -> tuple[Floats, list[int], Floats, Floats]:
     """q whose scores have the deviation `spread`, positions, keys, values."""
     random = np.random.default_rng(seed)
     q = numbers(random, "normal", (rows, dim), 1e3) * np.float32(spread / np.sqrt(dim))
@@ -124,7 +125,9 @@ def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
     """Every number of rows gives each row the bits it has alone."""
     kv = ATTENTIONS[operation]
     q, positions, keys, values = case(3, 16, 48, 200)
-    alone = [attention(tier, kv, q[r : r + 1], positions[r : r + 1], keys, values, 70, 5.0) for r in range(16)]
+    alone = [
+        attention(tier, kv, q[r : r + 1], positions[r : r + 1], keys, values, 70, 5.0) for r in range(16)
+    ]
     for rows in range(1, 17):
         together = attention(tier, kv, q[:rows], positions[:rows], keys, values, 70, 5.0)
         np.testing.assert_array_equal(together, np.concatenate(alone[:rows]))

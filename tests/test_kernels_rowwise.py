@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from gemlet import _core
-from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, guarded, numbers
-from test_kernels import kernels
+from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT
@@ -145,7 +144,7 @@ def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
 @kernels("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows(operation: str, tier: str, value: float) -> None:
-    """An overflow must reach the logits, where it is an error: no operation may turn it into a common number."""
+    """An overflow must reach the logits, where it is an error: nothing may turn it into a common number."""
     for dim, at in ((1, 0), (16, 3), (40, 39)):
         x, other, third, scalar = operands(operation, dim, "normal", 1)
         (third if operation == "rms_norm_add" else x)[at] = value

@@ -1,6 +1,6 @@
-// What a device must be able to do: a dozen coarse operations over [rows, dim] activations in float32. The model is written
-// against this interface and sees no thread and no instruction set. Pointers are the backend's own memory (allocate());
-// the CPU's are ordinary pointers. All calls on one backend come from one thread at a time.
+// What a device must be able to do: a dozen coarse operations over [rows, dim] activations in float32. The model is
+// written against this interface and sees no thread and no instruction set. Pointers are the backend's own memory
+// (allocate()); the CPU's are ordinary pointers. All calls on one backend come from one thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/aligned_buffer.h"
+#include "base/row_table.h"
 #include "formats/formats.h"
 
 namespace gemlet {
@@ -16,8 +17,10 @@ namespace gemlet {
 // How keys and values are stored.
 enum class KvFormat : uint8_t { kF32, kBf16 };
 
-// One product of a matmul call: y [rows, weight->rows] = x [rows, cols] * weight^T.
-struct MatmulTarget {
+// One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T.
+struct Product {
+  const float* x;
+  int64_t rows;
   const Matrix* weight;
   float* y;
 };
@@ -26,21 +29,21 @@ struct MatmulTarget {
 struct KvView {
   const uint8_t* const* blocks;  // blocks[i] holds tokens [64 (first_block + i), + 64)
   int64_t first_block;
-  int64_t layer_offset;          // bytes from a block's start to this layer's first head
+  int64_t layer_offset;  // bytes from a block's start to this layer's first head
 };
 struct AttentionSegment {
   KvView kv;
-  int64_t row;        // first row of the batch
+  int64_t row;  // first row of the batch
   int64_t rows;
-  int64_t position;   // absolute position of that row
+  int64_t position;  // absolute position of that row
 };
 
 struct AttentionShape {
   int64_t num_heads;
   int64_t num_kv_heads;
   int64_t head_dim;
-  int64_t window;      // 0 = full attention
-  float softcap;       // 0 = none
+  int64_t window;  // 0 = full attention
+  float softcap;   // 0 = none
   float query_scale;
   KvFormat kv_format;
 };
@@ -63,16 +66,22 @@ class Backend {
   virtual void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim,
                           float* residual) = 0;
 
-  // All targets share x [rows, cols].
-  virtual void matmul(const float* x, int64_t rows, std::span<const MatmulTarget> targets) = 0;
+  // All products, in one go. Neighbours that share x should stand together: it is prepared once.
+  virtual void matmul(std::span<const Product> products) = 0;
 
-  // gate [rows, dim] = gelu_tanh(gate) * up
-  virtual void gelu_mul(float* gate, const float* up, int64_t rows, int64_t dim) = 0;
+  // out [rows, dim] = gelu_tanh(gate) * up; rows of gate and up lie `gate_stride` and `up_stride` floats apart. out may
+  // be gate where gate_stride is dim.
+  virtual void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,
+                        int64_t dim, float* out) = 0;
 
-  // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation by
-  // cosines/sines [rows, head_dim / 2], query_scale on q. Then k and v go into the cache at their rows' positions.
-  virtual void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q, float* k,
-                              const float* v, const float* q_norm, const float* k_norm, float eps,
+  // x [rows, dim]: x = max(0, x - (mean + deviations * standard deviation)), both over the row
+  virtual void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) = 0;
+
+  // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
+  // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
+  // and v go into the cache at their rows' positions. k null: the layer reads another one's cache.
+  virtual void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q,
+                              float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;
 
   // out [rows, heads, head_dim] = attention of q over the cache
@@ -81,6 +90,36 @@ class Backend {
 
   // x = cap * tanh(x / cap)
   virtual void softcap(float cap, int64_t rows, int64_t dim, float* x) = 0;
+
+  virtual void copy(const float* x, int64_t count, float* out) = 0;
+  virtual void scale(float factor, int64_t count, float* x) = 0;
+  // out [rows, dim] = x * weight [dim]
+  virtual void mul_rows(const float* x, const float* weight, int64_t rows, int64_t dim, float* out) = 0;
+
+  // out [i, dim] = x[rows[i], dim]
+  virtual void gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* out) = 0;
+  // out [rows, dim] = sum over j < per_row of weights[i * per_row + j] * x[places[i * per_row + j], dim], in the order
+  // of j
+  virtual void combine(const float* x, std::span<const int32_t> places, std::span<const float> weights, int64_t per_row,
+                       int64_t dim, float* out) = 0;
+  // x [ids, cols] = (x + table_scale * table[ids]) * out_scale
+  virtual void add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale, float out_scale,
+                              float* x) = 0;
+
+  // Softmax over each row of logits [rows, experts], its `count` largest (ties: the lower index first), renormalised to
+  // sum 1 and multiplied by scale [experts]: ids and weights [rows, count] in host memory.
+  virtual void route(const float* logits, const float* scale, int64_t rows, int64_t experts, int64_t count,
+                     int32_t* ids, float* weights) = 0;
+
+  // AltUp over streams [S, rows, dim]; modalities [rows, S] before their tanh, which are scaled by `input_scale` first.
+  //   predict: out[k] = x[k] + sum_j (coefs [S*S, S] m)[k * S + j] x[j]
+  //   correct: out[k] = predicted[k] + ((coefs [S, S] m)[k] + 1) (activated - predicted[0])
+  virtual void altup_predict(const float* x, const float* modalities, float input_scale, const float* coefs,
+                             int64_t streams, int64_t rows, int64_t dim, float* out) = 0;
+  virtual void altup_correct(const float* predicted, const float* activated, const float* modalities, float input_scale,
+                             const float* coefs, int64_t streams, int64_t rows, int64_t dim, float* out) = 0;
+  // x [rows, dim] *= rms(target) / sqrt(max(mean(x^2), 1e-5)): the magnitude of target's rows
+  virtual void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) = 0;
 
   // Runs fn(task) for tasks [0, tasks) on the backend's host threads; for packing weights while loading.
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;

@@ -11,8 +11,8 @@
 namespace gemlet {
 namespace {
 
-constexpr uint64_t kXcr0Avx = 0x6;       // SSE and AVX registers
-constexpr uint64_t kXcr0Avx512 = 0xe6;   // plus opmask and the upper ZMM halves
+constexpr uint64_t kXcr0Avx = 0x6;      // SSE and AVX registers
+constexpr uint64_t kXcr0Avx512 = 0xe6;  // plus opmask and the upper ZMM halves
 
 struct TierEntry {
   Tier tier;
@@ -114,7 +114,8 @@ TierChoice choose_tier(const CpuFacts& facts, const char* forced) {
     fail(ErrorCode::kUnsupported, "GEMLET_CPU='", forced, "' is not a tier; this machine has: ", names);
   }
   if (!tier_supported(facts, *tier)) {
-    fail(ErrorCode::kUnsupported, "GEMLET_CPU='", forced, "' needs instructions that this machine lacks; it has: ", names);
+    fail(ErrorCode::kUnsupported, "GEMLET_CPU='", forced,
+         "' needs instructions that this machine lacks; it has: ", names);
   }
   return {*tier, "forced by GEMLET_CPU"};
 }

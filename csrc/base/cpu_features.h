@@ -1,5 +1,5 @@
-// Which instruction sets this process may use: what the CPU has (CPUID, HWCAP), what the operating system saves (XCR0) and
-// what it grants (AMX tile data). A CPU flag without the operating system's support counts as absent.
+// Which instruction sets this process may use: what the CPU has (CPUID, HWCAP), what the operating system saves (XCR0)
+// and what it grants (AMX tile data). A CPU flag without the operating system's support counts as absent.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +38,8 @@ struct TierChoice {
   std::string reason;
 };
 
-// The highest supported tier, or the one that GEMLET_CPU names. Throws kUnsupported when GEMLET_CPU names an unknown tier or
-// one this machine lacks: a forced tier is the one that runs, never silently another.
+// The highest supported tier, or the one that GEMLET_CPU names. Throws kUnsupported when GEMLET_CPU names an unknown
+// tier or one this machine lacks: a forced tier is the one that runs, never silently another.
 TierChoice choose_tier(const CpuFacts& facts, const char* forced);
 
 }  // namespace gemlet

@@ -20,7 +20,8 @@ std::string read_line(const std::string& path) {
   return line;
 }
 
-// CPUs granted by one cgroup directory; 0 if it sets no quota. Version 2 has "quota period" in cpu.max, version 1 two files.
+// CPUs granted by one cgroup directory; 0 if it sets no quota. Version 2 has "quota period" in cpu.max, version 1 two
+// files.
 double quota_of(const std::string& directory) {
   std::istringstream v2(read_line(directory + "/cpu.max"));
   std::string quota;
@@ -31,13 +32,10 @@ double quota_of(const std::string& directory) {
   return v1_quota > 0 && v1_period > 0 ? v1_quota / v1_period : 0;
 }
 
-// The tightest quota on the path from this process's cgroup up to the root.
-int cgroup_quota() {
-  double tightest = 0;
-  const auto consider = [&](double cpus) {
-    if (cpus > 0 && (tightest == 0 || cpus < tightest)) tightest = cpus;
-  };
-  std::ifstream self("/proc/self/cgroup");  // lines "hierarchy:controllers:path"
+// Calls visit(directory) for this process's cgroup of `controller` and all above it.
+template <typename Visit>
+void for_each_cgroup(const std::string& controller, const Visit& visit) {
+  std::ifstream self("/proc/self/cgroup");  // lines "hierarchy:controllers:path"; version 2 names no controllers
   std::string line;
   while (std::getline(self, line)) {
     const size_t first = line.find(':');
@@ -47,16 +45,31 @@ int cgroup_quota() {
     std::string path = line.substr(second + 1);
     std::string root = "/sys/fs/cgroup";
     if (!controllers.empty()) {
-      if (("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
-      root += "/cpu";
+      if (("," + controllers + ",").find("," + controller + ",") == std::string::npos) continue;
+      root += "/" + controller;
     }
     while (path.size() > 1) {
-      consider(quota_of(root + path));
+      visit(root + path);
       path.resize(path.rfind('/'));
     }
-    consider(quota_of(root));
+    visit(root);
   }
+}
+
+int cgroup_quota() {
+  double tightest = 0;
+  for_each_cgroup("cpu", [&](const std::string& directory) {
+    const double cpus = quota_of(directory);
+    if (cpus > 0 && (tightest == 0 || cpus < tightest)) tightest = cpus;
+  });
   return tightest > 0 ? std::max(1, static_cast<int>(std::ceil(tightest - 1e-6))) : 0;
+}
+
+// A number of bytes from a file that may say "max" or be missing; `otherwise` then.
+int64_t read_bytes(const std::string& path, int64_t otherwise) {
+  std::istringstream line(read_line(path));
+  int64_t bytes = 0;
+  return line >> bytes ? bytes : otherwise;
 }
 
 }  // namespace
@@ -81,6 +94,31 @@ CpuLimits detect_cpu_limits() {
   }
   limits.physical_cores = cores.empty() ? limits.affinity : static_cast<int>(cores.size());
   return limits;
+}
+
+int64_t available_memory() {
+  int64_t available = INT64_MAX;
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key;
+  int64_t kilobytes = 0;
+  std::string unit;
+  while (meminfo >> key >> kilobytes >> unit) {
+    if (key != "MemAvailable:") continue;
+    available = kilobytes * 1024;
+    break;
+  }
+  for_each_cgroup("memory", [&](const std::string& directory) {
+    const int64_t limit = std::min(read_bytes(directory + "/memory.max", INT64_MAX),
+                                   read_bytes(directory + "/memory.limit_in_bytes", INT64_MAX));
+    if (limit == INT64_MAX) return;
+    std::ifstream stat(directory + "/memory.stat");
+    int64_t bytes = 0, used = 0;  // by processes: what files fill is given back when needed
+    while (stat >> key >> bytes) {
+      if (key == "anon" || key == "total_rss") used = bytes;
+    }
+    available = std::min(available, std::max<int64_t>(0, limit - used));
+  });
+  return available;
 }
 
 ThreadChoice default_threads(const CpuLimits& limits) {

@@ -1,14 +1,15 @@
-// How many threads this process may really use.
+// How many threads and how much memory this process may really use.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace gemlet {
 
 struct CpuLimits {
-  int affinity = 1;         // CPUs in the process's affinity mask
-  int cgroup_quota = 0;     // CPUs that the cgroup's quota pays for, rounded up; 0 = no quota
-  int physical_cores = 1;   // distinct cores among the CPUs of the affinity mask
+  int affinity = 1;        // CPUs in the process's affinity mask
+  int cgroup_quota = 0;    // CPUs that the cgroup's quota pays for, rounded up; 0 = no quota
+  int physical_cores = 1;  // distinct cores among the CPUs of the affinity mask
 };
 
 CpuLimits detect_cpu_limits();
@@ -20,5 +21,9 @@ struct ThreadChoice {
 
 // min(affinity, quota, physical cores), and which of the three decided.
 ThreadChoice default_threads(const CpuLimits& limits);
+
+// Bytes of memory that this process may still take: the machine's available memory and the room under the cgroup's
+// limit, whichever is less.
+int64_t available_memory();
 
 }  // namespace gemlet

@@ -1,4 +1,5 @@
-// The core's one exception. The bindings map its code to a class of gemlet.errors; nothing in csrc/ prints, aborts or exits.
+// The core's one exception. The bindings map its code to a class of gemlet.errors; nothing in csrc/ prints, aborts or
+// exits.
 #pragma once
 
 #include <sstream>
@@ -10,6 +11,7 @@ namespace gemlet {
 
 enum class ErrorCode {
   kConfig,          // ConfigError: a model configuration that cannot be
+  kModelFile,       // ModelFileError: a file that cannot be read any more
   kTensor,          // TensorError: missing, extra, mis-shaped, non-finite
   kInvalidRequest,  // InvalidRequestError: a caller's argument
   kContextLength,   // ContextLengthError

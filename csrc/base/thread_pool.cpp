@@ -1,12 +1,12 @@
 #include "base/thread_pool.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <atomic>
-#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "base/error.h"
+#include "base/fork_mutex.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -15,8 +15,8 @@
 namespace gemlet {
 namespace {
 
-// Long enough to bridge the gap between two operations of a forward pass (a few microseconds), short enough not to steal a
-// core from others when the model pauses.
+// Long enough to bridge the gap between two operations of a forward pass (a few microseconds), short enough not to
+// steal a core from others when the model pauses.
 constexpr int kSpins = 4000;
 
 inline void relax() {
@@ -27,24 +27,17 @@ inline void relax() {
 #endif
 }
 
-std::atomic<uint32_t> g_forks{0};  // generation of this process, counted up in the child of a fork
-
-void watch_forks() {
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { g_forks.fetch_add(1); }); });
-}
-
 }  // namespace
 
-// A run is published as one word, (round, tasks, next), and a task is taken by counting `next` up with compare-and-swap. A
-// worker reads fn and context only after it has taken a task, and the caller does not return before every taken task is done,
-// so both are valid then. The caller never waits for a worker that has taken nothing: on a busy machine a worker may be off
-// its CPU for milliseconds, and a forward pass has hundreds of runs.
+// A run is published as one word, (round, tasks, next), and a task is taken by counting `next` up with
+// compare-and-swap. A worker reads fn and context only after it has taken a task, and the caller does not return before
+// every taken task is done, so both are valid then. The caller never waits for a worker that has taken nothing: on a
+// busy machine a worker may be off its CPU for milliseconds, and a forward pass has hundreds of runs.
 struct ThreadPool::State {
   static constexpr int kBits = 20;  // of `tasks` and of `next`; the rest counts rounds
   static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
 
-  uint32_t forks = g_forks.load();
+  uint32_t forks = fork_generation();
   TaskFn fn = nullptr;
   const void* context = nullptr;
   int64_t first_task = 0;
@@ -55,10 +48,18 @@ struct ThreadPool::State {
   std::vector<std::thread> workers;
 
   explicit State(int threads) {
-    for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
+    try {
+      for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
+    } catch (const std::exception&) {  // the system grants no more threads
+      const size_t started = workers.size();
+      join();
+      fail(ErrorCode::kMemory, "cannot start ", threads, " threads, only ", started + 1, "; ask for fewer");
+    }
   }
 
-  ~State() {
+  ~State() { join(); }
+
+  void join() {
     stop.store(true, std::memory_order_relaxed);
     round.fetch_add(1, std::memory_order_release);
     round.notify_all();
@@ -111,13 +112,10 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), state_(nullptr) {
-  watch_forks();
-  state_ = new State(threads_);
-}
+ThreadPool::ThreadPool(int threads) : threads_(threads), state_(nullptr) { state_ = new State(threads_); }
 
 ThreadPool::~ThreadPool() {
-  if (state_->forks == g_forks.load()) delete state_;  // a forked child cannot join its parent's threads
+  if (state_->forks == fork_generation()) delete state_;  // a forked child cannot join its parent's threads
 }
 
 void ThreadPool::run_erased(int64_t tasks, const void* context, TaskFn fn) {
@@ -125,7 +123,7 @@ void ThreadPool::run_erased(int64_t tasks, const void* context, TaskFn fn) {
     for (int64_t task = 0; task < tasks; ++task) fn(context, task, 0);
     return;
   }
-  if (state_->forks != g_forks.load(std::memory_order_relaxed)) state_ = new State(threads_);
+  if (state_->forks != fork_generation()) state_ = new State(threads_);
   constexpr int64_t kMost = static_cast<int64_t>(State::kMask);
   for (int64_t first = 0; first < tasks; first += kMost) {
     state_->run(first, std::min(kMost, tasks - first), context, fn);

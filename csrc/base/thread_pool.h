@@ -1,6 +1,7 @@
-// A standing pool of worker threads. run() hands out task indices 0..tasks-1; the caller works along and returns when all are
-// done. Which thread runs which task is not fixed, so a task's result must not depend on it: that is what makes results equal
-// for every number of threads. Workers spin briefly between runs, then sleep. Safe after fork: the child's pool starts anew.
+// A standing pool of worker threads. run() hands out task indices 0..tasks-1; the caller works along and returns when
+// all are done. Which thread runs which task is not fixed, so a task's result must not depend on it: that is what makes
+// results equal for every number of threads. Workers spin briefly between runs, then sleep. Safe after fork: the
+// child's pool starts anew.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +21,8 @@ class ThreadPool {
   // Calls fn(task, thread) for every task in [0, tasks). fn must not throw. One run at a time: the owner serialises.
   template <typename Fn>
   void run(int64_t tasks, const Fn& fn) {
-    run_erased(tasks, &fn, [](const void* context, int64_t task, int thread) {
-      (*static_cast<const Fn*>(context))(task, thread);
-    });
+    run_erased(tasks, &fn,
+               [](const void* context, int64_t task, int thread) { (*static_cast<const Fn*>(context))(task, thread); });
   }
 
  private:

@@ -1,58 +1,81 @@
 #include <pybind11/stl.h>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
 #include "model/config.h"
 
 namespace py = pybind11;
 
 namespace gemlet::bindings {
+namespace {
+
+// Keyword constructors: a name that is no field is an error, a field not given keeps its default of config.h.
+template <typename Config, typename Value>
+bool set_field(Config& config, const std::string& name, const char* field, Value Config::* member, py::handle value) {
+  if (name != field) return false;
+  try {
+    config.*member = py::cast<Value>(value);
+  } catch (const py::cast_error&) {
+    fail(ErrorCode::kConfig, field, " is ", py::repr(value).cast<std::string>(), ", expected another type or size");
+  }
+  return true;
+}
+
+// clang-format off
+#define GEMLET_LAYER_FIELDS(X) \
+  X(num_heads) X(num_kv_heads) X(head_dim) X(intermediate_size) X(query_scale) X(rope_theta) X(rope_scaling_factor) \
+  X(sliding_window) X(attention_softcap) X(qk_norm) X(post_norms) X(v_norm) X(key_is_value) X(rope_partial_factor) \
+  X(kv_source) X(activation_sparsity) X(num_experts) X(experts_per_token) X(expert_intermediate_size) X(layer_scalar)
+
+#define GEMLET_MODEL_FIELDS(X) \
+  X(vocab_size) X(hidden_size) X(max_context) X(rms_norm_eps) X(embedding_scale) X(final_softcap) X(norm_offset) \
+  X(tied_embeddings) X(per_layer_input_size) X(per_layer_vocab_size) X(altup_streams) X(laurel_rank) X(layers)
+// clang-format on
+
+template <typename Config, typename SetField>
+Config from_keywords(const char* type, const py::kwargs& keywords, const SetField& set) {
+  Config config;
+  for (const auto& [key, value] : keywords) {
+    const std::string name = py::cast<std::string>(key);
+    if (!set(config, name, value)) {
+      throw py::type_error(std::string(type) + "() has no argument '" + name + "'");
+    }
+  }
+  return config;
+}
+
+}  // namespace
 
 void register_config(py::module_& m) {
-  py::class_<LayerConfig>(m, "LayerConfig", py::is_final(), "One layer's shape and rules.")
-      .def(py::init([](int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t intermediate_size,
-                       double query_scale, double rope_theta, double rope_scaling_factor, int64_t sliding_window,
-                       double attention_softcap, bool qk_norm, bool post_norms) {
-             return LayerConfig{num_heads,  num_kv_heads,        head_dim,       intermediate_size, query_scale,
-                                rope_theta, rope_scaling_factor, sliding_window, attention_softcap, qk_norm,
-                                post_norms};
-           }),
-           py::kw_only(), py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("head_dim"),
-           py::arg("intermediate_size"), py::arg("query_scale"), py::arg("rope_theta"),
-           py::arg("rope_scaling_factor") = 1.0, py::arg("sliding_window") = 0, py::arg("attention_softcap") = 0.0,
-           py::arg("qk_norm") = false, py::arg("post_norms") = false)
-      .def_readonly("num_heads", &LayerConfig::num_heads)
-      .def_readonly("num_kv_heads", &LayerConfig::num_kv_heads)
-      .def_readonly("head_dim", &LayerConfig::head_dim)
-      .def_readonly("intermediate_size", &LayerConfig::intermediate_size)
-      .def_readonly("query_scale", &LayerConfig::query_scale)
-      .def_readonly("rope_theta", &LayerConfig::rope_theta)
-      .def_readonly("rope_scaling_factor", &LayerConfig::rope_scaling_factor)
-      .def_readonly("sliding_window", &LayerConfig::sliding_window)
-      .def_readonly("attention_softcap", &LayerConfig::attention_softcap)
-      .def_readonly("qk_norm", &LayerConfig::qk_norm)
-      .def_readonly("post_norms", &LayerConfig::post_norms);
+  py::class_<LayerConfig> layer(m, "LayerConfig", py::is_final(),
+                                "One layer's shape and rules; keywords are the fields.");
+  layer.def(py::init([](const py::KWArgs<py::object>& keywords) {
+    return from_keywords<LayerConfig>("LayerConfig", keywords,
+                                      [](LayerConfig& c, const std::string& name, py::handle v) {
+#define GEMLET_SET(field) set_field(c, name, #field, &LayerConfig::field, v) ||
+                                        return GEMLET_LAYER_FIELDS(GEMLET_SET) false;
+#undef GEMLET_SET
+                                      });
+  }));
+#define GEMLET_BIND(field) layer.def_readonly(#field, &LayerConfig::field);
+  GEMLET_LAYER_FIELDS(GEMLET_BIND)
+#undef GEMLET_BIND
 
-  py::class_<ModelConfig>(m, "ModelConfig", py::is_final(), "A model as data; validated on construction.")
-      .def(py::init([](int64_t vocab_size, int64_t hidden_size, int64_t max_context, double rms_norm_eps,
-                       double embedding_scale, std::vector<LayerConfig> layers, double final_softcap, double norm_offset,
-                       bool tied_embeddings) {
-             ModelConfig config{vocab_size,    hidden_size, max_context,     rms_norm_eps,     embedding_scale,
-                                final_softcap, norm_offset, tied_embeddings, std::move(layers)};
-             config.validate();
-             return config;
-           }),
-           py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("max_context"), py::arg("rms_norm_eps"),
-           py::arg("embedding_scale"), py::arg("layers"), py::arg("final_softcap") = 0.0, py::arg("norm_offset") = 0.0,
-           py::arg("tied_embeddings") = true)
-      .def_readonly("vocab_size", &ModelConfig::vocab_size)
-      .def_readonly("hidden_size", &ModelConfig::hidden_size)
-      .def_readonly("max_context", &ModelConfig::max_context)
-      .def_readonly("rms_norm_eps", &ModelConfig::rms_norm_eps)
-      .def_readonly("embedding_scale", &ModelConfig::embedding_scale)
-      .def_readonly("layers", &ModelConfig::layers)
-      .def_readonly("final_softcap", &ModelConfig::final_softcap)
-      .def_readonly("norm_offset", &ModelConfig::norm_offset)
-      .def_readonly("tied_embeddings", &ModelConfig::tied_embeddings);
+  py::class_<ModelConfig> model(m, "ModelConfig", py::is_final(),
+                                "A model as data, validated on construction; keywords are the fields.");
+  model.def(py::init([](const py::KWArgs<py::object>& keywords) {
+    ModelConfig config =
+        from_keywords<ModelConfig>("ModelConfig", keywords, [](ModelConfig& c, const std::string& name, py::handle v) {
+#define GEMLET_SET(field) set_field(c, name, #field, &ModelConfig::field, v) ||
+          return GEMLET_MODEL_FIELDS(GEMLET_SET) false;
+#undef GEMLET_SET
+        });
+    config.validate();
+    return config;
+  }));
+#define GEMLET_BIND(field) model.def_readonly(#field, &ModelConfig::field);
+  GEMLET_MODEL_FIELDS(GEMLET_BIND)
+#undef GEMLET_BIND
 }
 
 }  // namespace gemlet::bindings

@@ -1,5 +1,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
+
+#include <memory>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
@@ -11,60 +14,94 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+// Shown in the signature as what NumPy takes for an array.
+using TokenIds = py::typing::Union<py::array, py::typing::List<py::int_>>;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-std::span<const int32_t> span_of(const Ids& ids) { return {ids.data(), static_cast<size_t>(ids.size())}; }
+// Token ids from a one-dimensional array (or list) of integers; nothing is rounded, wrapped or flattened on the way.
+std::vector<int32_t> token_ids(const py::object& ids) {
+  const py::array array = py::array::ensure(ids);
+  if (!array) throw py::error_already_set();
+  if (array.size() == 0) return {};
+  const char kind = array.dtype().kind();
+  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
+    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
+         " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
+  }
+  const auto wide = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
+  if (!wide) throw py::error_already_set();
+  std::vector<int32_t> result(static_cast<size_t>(wide.size()));
+  for (size_t i = 0; i < result.size(); ++i) {
+    const int64_t id = wide.data()[i];
+    if (id < INT32_MIN || id > INT32_MAX) {
+      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i, " is out of range");
+    }
+    result[i] = static_cast<int32_t>(id);
+  }
+  return result;
+}
 
-void extend(Sequence& sequence, const Ids& ids, const std::string& logits) {
+py::array_t<float> logits(const Sequence& sequence) {
+  auto values = std::make_unique<std::vector<float>>();
+  {
+    const py::gil_scoped_release release;
+    *values = sequence.logits();
+  }
+  const int64_t vocab = sequence.model().config().vocab_size;
+  const int64_t rows = static_cast<int64_t>(values->size()) / vocab;
+  float* const data = values->data();
+  const py::capsule owner(values.release(), [](void* pointer) { delete static_cast<std::vector<float>*>(pointer); });
+  return py::array_t<float>({rows, vocab}, data, owner);
+}
+
+void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits) {
   LogitsWanted wanted;
-  if (logits == "none") {
+  if (wanted_logits == "none") {
     wanted = LogitsWanted::kNone;
-  } else if (logits == "last") {
+  } else if (wanted_logits == "last") {
     wanted = LogitsWanted::kLast;
-  } else if (logits == "all") {
+  } else if (wanted_logits == "all") {
     wanted = LogitsWanted::kAll;
   } else {
-    fail(ErrorCode::kInvalidRequest, "logits is '", logits, "', expected 'none', 'last' or 'all'");
+    fail(ErrorCode::kInvalidRequest, "logits is '", wanted_logits, "', expected 'none', 'last' or 'all'");
   }
+  const std::vector<int32_t> tokens = token_ids(ids);
   const py::gil_scoped_release release;
-  sequence.extend(span_of(ids), wanted);
+  sequence.extend(tokens, wanted);
 }
 
 }  // namespace
 
 void register_engine(py::module_& m) {
+  using release_gil = py::call_guard<py::gil_scoped_release>;
   py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits; holds the random state.")
-      .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double repetition_penalty, uint64_t seed,
-                       int64_t vocab_limit) {
-             return Sampler({temperature, top_k, top_p, min_p, repetition_penalty, seed, vocab_limit});
+      .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double repetition_penalty,
+                       uint64_t seed, int64_t vocab_limit) {
+             const SamplerConfig config = {temperature, top_k, top_p, min_p, repetition_penalty, seed, vocab_limit};
+             return std::make_unique<Sampler>(config);
            }),
            py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("seed"), py::arg("vocab_limit") = 0)
       .def(
           "sample",
-          [](Sampler& sampler, const Floats& logits, const Ids& history) {
-            return sampler.sample({logits.data(), static_cast<size_t>(logits.size())}, span_of(history));
+          [](Sampler& sampler, const Floats& row, const TokenIds& history) {
+            return sampler.sample({row.data(), static_cast<size_t>(row.size())}, token_ids(history));
           },
-          py::arg("logits"), py::arg("history"), "Next token id from logits [vocab]; history feeds the repetition penalty.");
+          py::arg("logits"), py::arg("history"),
+          "Next token id from logits [vocab]; history feeds the repetition penalty.");
 
   py::class_<Sequence>(m, "TokenSequence", py::is_final(), "One context: its tokens and their keys and values.")
-      .def(py::init<std::shared_ptr<Model>>(), py::arg("model"))
-      .def_property_readonly("length", &Sequence::length)
-      .def_property_readonly("token_ids", &Sequence::token_ids)
-      .def_property_readonly("cache_bytes", &Sequence::cache_bytes)
+      .def(py::init<std::shared_ptr<Model>>(), py::arg("model").none(false))
+      .def_property_readonly("length", py::cpp_function(&Sequence::length, release_gil()))
+      .def_property_readonly("token_ids", py::cpp_function(&Sequence::token_ids, release_gil()))
+      .def_property_readonly("cache_bytes", py::cpp_function(&Sequence::cache_bytes, release_gil()))
       .def("extend", &extend, py::arg("ids"), py::kw_only(), py::arg("logits") = "last",
            "Appends tokens; keeps the logits of none, the last or all of them.")
-      .def(
-          "logits",
-          [](const Sequence& sequence) {
-            return py::array_t<float>({sequence.logits_rows(), sequence.model().config().vocab_size}, sequence.logits());
-          },
-          "Logits of the last extend, float32 [rows, vocab].")
-      .def("sample", &Sequence::sample, py::arg("sampler"), py::call_guard<py::gil_scoped_release>(),
+      .def("logits", &logits, "Logits of the last extend, float32 [rows, vocab].")
+      .def("sample", &Sequence::sample, py::arg("sampler").none(false), release_gil(),
            "Next token id from the last row of logits.")
       .def("cancel", &Sequence::cancel, "From another thread: the running extend raises CancelledError.")
-      .def("close", &Sequence::close, "Gives the cache back.");
+      .def("close", &Sequence::close, release_gil(), "Gives the cache back.");
 }
 
 }  // namespace gemlet::bindings

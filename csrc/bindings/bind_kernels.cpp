@@ -68,8 +68,9 @@ py::array_t<float> matmul(const std::string& tier, const std::string& format, co
   }
   const int64_t rows = x.shape(0);
   py::array_t<float> y({rows, matrix.rows});
-  kernels::MatmulArgs args = {x.data(),     matrix.cols * 4,  rows, matrix.data, panel_bytes(matrix.format, matrix.cols),
-                              matrix.cols,  y.mutable_data(), matrix.rows, matrix.rows};
+  kernels::MatmulArgs args = {
+      x.data(),    matrix.cols * 4,  rows,        matrix.data, panel_bytes(matrix.format, matrix.cols),
+      matrix.cols, y.mutable_data(), matrix.rows, matrix.rows};
   AlignedBuffer quantized;
   if (matrix.format == Format::kQ8 || matrix.format == Format::kQ4) {
     args.cols = padded_cols(matrix.format, matrix.cols);
@@ -99,8 +100,9 @@ py::array_t<float> matmul(const std::string& tier, const std::string& format, co
 }
 
 // Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is "f32" or "bf16".
-py::array_t<float> attention(const std::string& tier, const std::string& kv, const Floats& q, const std::vector<int32_t>& positions,
-                             const Floats& keys, const Floats& values, int64_t window, float softcap) {
+py::array_t<float> attention(const std::string& tier, const std::string& kv, const Floats& q,
+                             const std::vector<int32_t>& positions, const Floats& keys, const Floats& values,
+                             int64_t window, float softcap) {
   const kernels::KernelTable table = table_of(tier);
   const int64_t rows = q.shape(0), dim = q.shape(1), tokens = keys.shape(0);
   if (rows > kernels::kMaxAttentionRows || static_cast<int64_t>(positions.size()) != rows || keys.shape(1) != dim ||
@@ -192,11 +194,12 @@ void register_kernels(py::module_& m) {
         "What a weight format makes of w: float32 of the same shape.");
   m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("format"), py::arg("x"), py::arg("w"),
         "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` uses for `format`.");
-  m.def("kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"),
-        py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f,
-        "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32' or 'bf16'.");
-  m.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("other"),
-        py::arg("third"), py::arg("scalar"),
+  m.def(
+      "kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"),
+      py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f,
+      "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32' or 'bf16'.");
+  m.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"),
+        py::arg("other"), py::arg("third"), py::arg("scalar"),
         "A row operation on x [dim]; `other` and `third` are its further operands.");
 }
 

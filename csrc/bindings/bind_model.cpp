@@ -26,20 +26,20 @@ KvFormat kv_format(const std::string& name) {
   fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32 or bf16");
 }
 
-void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype, int64_t first_row) {
-  SourceType type;
-  char kind;
-  if (dtype == "f32") {
-    type = SourceType::kF32;
-    kind = 'f';
-  } else if (dtype == "bf16" || dtype == "f16") {
-    type = dtype == "bf16" ? SourceType::kBf16 : SourceType::kF16;
-    kind = 'u';
-  } else {
-    fail(ErrorCode::kTensor, "tensor '", name, "' has dtype tag '", dtype, "', expected f32, bf16 or f16");
-  }
+SourceType source_type(const std::string& name, const std::string& dtype) {
+  if (dtype == "f32") return SourceType::kF32;
+  if (dtype == "bf16") return SourceType::kBf16;
+  if (dtype == "f16") return SourceType::kF16;
+  fail(ErrorCode::kTensor, "tensor '", name, "' has dtype tag '", dtype, "', expected f32, bf16 or f16");
+}
+
+void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
+         int64_t first_row) {
+  const SourceType type = source_type(name, dtype);
+  const char kind = type == SourceType::kF32 ? 'f' : 'u';
   const py::ssize_t item = kind == 'f' ? 4 : 2;
-  if (data.dtype().kind() != kind || data.itemsize() != item || !(data.flags() & py::array::c_style)) {
+  if (data.dtype().kind() != kind || data.itemsize() != item || data.dtype().byteorder() == '>' ||
+      !(data.flags() & py::array::c_style)) {
     fail(ErrorCode::kTensor, "tensor '", name, "' tagged ", dtype, " must be a C-contiguous ",
          kind == 'f' ? "float32" : "uint16", " array");
   }
@@ -49,10 +49,11 @@ void add(ModelBuilder& builder, const std::string& name, const py::array& data, 
   builder.add(name, shape, pointer, type, first_row);
 }
 
+using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Shapes = py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::ellipsis>>;
 using Taps = py::typing::Dict<py::str, py::array_t<float>>;
 
-Shapes slots(const ModelBuilder& builder) {
+Shapes slots(ModelBuilder& builder) {
   Shapes result;
   for (const auto& [name, slot] : builder.slots()) result[py::str(name)] = py::tuple(py::cast(slot.shape));
   return result;
@@ -61,7 +62,8 @@ Shapes slots(const ModelBuilder& builder) {
 std::map<std::string, int64_t> memory(const Model& model) {
   std::map<std::string, int64_t> result;
   const ModelWeights& weights = model.weights();
-  const int64_t embedding = weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
+  const int64_t embedding =
+      weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
   result["embedding"] = embedding;
   result["kv_cache_per_token"] = model.kv_layout().bytes_per_token(false);
@@ -70,7 +72,7 @@ std::map<std::string, int64_t> memory(const Model& model) {
 }
 
 // Every tap of a fresh context, rows of all chunks one after the other.
-Taps taps(const std::shared_ptr<Model>& model, const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& ids) {
+Taps taps(const std::shared_ptr<Model>& model, const Ids& ids) {
   struct Tap {
     int64_t dim;
     std::vector<float> values;
@@ -86,10 +88,8 @@ Taps taps(const std::shared_ptr<Model>& model, const py::array_t<int32_t, py::ar
   {
     const py::gil_scoped_release release;
     sequence.extend(span, LogitsWanted::kAll, &sink);
+    collected["logits"] = {model->config().vocab_size, sequence.logits()};
   }
-  const int64_t vocab = model->config().vocab_size;
-  const float* logits = sequence.logits();
-  collected["logits"] = {vocab, std::vector<float>(logits, logits + sequence.logits_rows() * vocab)};
   Taps result;
   for (const auto& [name, tap] : collected) {
     const int64_t rows = static_cast<int64_t>(tap.values.size()) / tap.dim;
@@ -104,14 +104,18 @@ void register_model(py::module_& m) {
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
-      .def_property_readonly("weights", [](const Model& model) { return std::string(format_name(model.weight_format())); })
+      .def_property_readonly("weights",
+                             [](const Model& model) { return std::string(format_name(model.weight_format())); })
       .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })
       .def_property_readonly("closed", &Model::closed)
       .def_property_readonly("parameter_count", &Model::parameter_count)
-      .def("memory", &memory, "Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding windows.")
+      .def("memory", &memory,
+           "Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding "
+           "windows.")
       .def("bytes_per_token", &Model::decode_bytes, py::kw_only(), py::arg("depth") = 0,
            "Bytes that one decode step reads after `depth` tokens.")
-      .def("taps", &taps, py::arg("ids"), "Intermediate activations of a fresh context by name, float32 [len(ids), dim].")
+      .def("taps", &taps, py::arg("ids"),
+           "Intermediate activations of a fresh context by name, float32 [len(ids), dim].")
       .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
@@ -126,13 +130,24 @@ void register_model(py::module_& m) {
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"))
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
-      .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"),
-           py::arg("first_row") = 0,
-           "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or 'f16'.")
-      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"), py::call_guard<py::gil_scoped_release>(),
+      .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
+           "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or "
+           "'f16'.")
+      .def(
+          "set_per_layer_table",
+          [](ModelBuilder& builder, const std::string& path, int64_t offset, int64_t rows, int64_t cols,
+             const std::string& dtype) {
+            builder.set_per_layer_table(
+                RowTable(path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype)));
+          },
+          py::kw_only(), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"), py::arg("dtype"),
+          "The per-layer embedding table: it stays in its file and is read by row.")
+      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"),
+           py::call_guard<py::gil_scoped_release>(),
            "Fills every empty slot with random values of trained weights' size.")
-      .def("finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
-           "The model; the builder is spent afterwards.");
+      .def(
+          "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
+          "The model; the builder is spent afterwards.");
 }
 
 }  // namespace gemlet::bindings

@@ -6,7 +6,6 @@
 #include <map>
 #include <optional>
 
-
 #include "backend/backend.h"
 #include "base/aligned_buffer.h"
 #include "base/cpu_features.h"
@@ -21,9 +20,11 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
+// clang-format off
 #define GEMLET_CPU_FLAGS(X) \
   X(sse2) X(avx) X(f16c) X(fma) X(avx2) X(avx512f) X(avx512bw) X(avx512vl) X(avx512dq) X(avx512vnni) X(avx512bf16) \
   X(avxvnni) X(amx_tile) X(amx_int8) X(amx_bf16) X(osxsave)
+// clang-format on
 
 std::vector<std::string> names(const std::vector<Tier>& tiers) {
   std::vector<std::string> result;
@@ -58,7 +59,8 @@ py::typing::Dict<py::str, py::object> cpu_info() {
 }
 
 // The choice for a machine described by its feature names and XCR0, for tests of the dispatch.
-std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vector<std::string>& features, uint64_t xcr0,
+std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vector<std::string>& features,
+                                                                 uint64_t xcr0,
                                                                  const std::optional<std::string>& forced) {
   CpuFacts facts;
   facts.xcr0 = xcr0;
@@ -116,10 +118,10 @@ void register_system(py::module_& m) {
         return std::pair(choice.threads, choice.reason);
       },
       "Threads used when none are asked for, and why.");
-  m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"), py::arg("forced") = py::none(),
-        "(tier, supported tiers) of a machine described by feature names and XCR0.");
-  m.def("measure_read_bandwidth", &measure_read_bandwidth, py::kw_only(), py::arg("threads"), py::arg("megabytes") = 512,
-        "Memory read bandwidth in GB/s.");
+  m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),
+        py::arg("forced") = py::none(), "(tier, supported tiers) of a machine described by feature names and XCR0.");
+  m.def("measure_read_bandwidth", &measure_read_bandwidth, py::kw_only(), py::arg("threads"),
+        py::arg("megabytes") = 512, "Memory read bandwidth in GB/s.");
 }
 
 }  // namespace gemlet::bindings

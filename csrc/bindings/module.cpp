@@ -11,6 +11,8 @@ const char* python_name(gemlet::ErrorCode code) {
   switch (code) {
     case gemlet::ErrorCode::kConfig:
       return "ConfigError";
+    case gemlet::ErrorCode::kModelFile:
+      return "ModelFileError";
     case gemlet::ErrorCode::kTensor:
       return "TensorError";
     case gemlet::ErrorCode::kInvalidRequest:
@@ -46,7 +48,8 @@ PYBIND11_MODULE(_core, m) {
     } catch (const gemlet::Error& error) {
       raise_gemlet_error(python_name(error.code()), error.what());
     } catch (const std::bad_alloc&) {
-      raise_gemlet_error("MemoryLimitError", "out of memory; use a smaller model, fewer bits per weight or a shorter context");
+      raise_gemlet_error("MemoryLimitError",
+                         "out of memory; use a smaller model, fewer bits per weight or a shorter context");
     }
   });
   gemlet::bindings::register_system(m);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -19,7 +20,8 @@ Sampler::Sampler(const SamplerConfig& config) : config_(config), state_(config.s
   const auto check = [](bool good, const char* name, double value, const char* expected) {
     if (!good) fail(ErrorCode::kInvalidRequest, name, " is ", value, ", expected ", expected);
   };
-  check(std::isfinite(config.temperature) && config.temperature >= 0, "temperature", config.temperature, "a number >= 0");
+  check(std::isfinite(config.temperature) && config.temperature >= 0, "temperature", config.temperature,
+        "a number >= 0");
   check(config.top_k >= 0, "top_k", static_cast<double>(config.top_k), "0 (all) or more");
   check(config.top_p > 0 && config.top_p <= 1, "top_p", config.top_p, "a number in (0, 1]");
   check(config.min_p >= 0 && config.min_p < 1, "min_p", config.min_p, "a number in [0, 1)");
@@ -48,7 +50,8 @@ void Sampler::penalize(std::span<const int32_t> history) {
   }
 }
 
-// Fills candidates_ in falling order with every token that top-k, top-p and min-p keep, and weights_ with their e^(logit/T).
+// Fills candidates_ in falling order with every token that top-k, top-p and min-p keep, and weights_ with their
+// e^(logit/T).
 void Sampler::select_candidates(std::span<const float> logits, float largest) {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
@@ -60,7 +63,8 @@ void Sampler::select_candidates(std::span<const float> logits, float largest) {
   const size_t top_k = config_.top_k > 0 ? static_cast<size_t>(config_.top_k) : logits.size();
   // Only these can weigh in at all: e^-60 of the largest is beyond the precision of the sum.
   const double negligible = 60.0 * config_.temperature;
-  // Sorting 262,144 tokens takes 40 ms; those near the largest are nearly always enough. Widen the reach until they are.
+  // Sorting 262,144 tokens takes 40 ms; those near the largest are nearly always enough. Widen the reach until they
+  // are.
   const bool by_rank = top_k < logits.size();
   double sum = 0;
   if (!by_rank) {
@@ -124,6 +128,7 @@ void Sampler::collect(std::span<const float> logits, float floor) {
 }
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
   if (config_.vocab_limit > 0) logits = logits.first(std::min(logits.size(), static_cast<size_t>(config_.vocab_limit)));
   if (logits.empty()) fail(ErrorCode::kInvalidRequest, "there are no logits to choose from");
   if (config_.repetition_penalty != 1.0) {
@@ -164,8 +169,10 @@ float Sampler::check_and_max(std::span<const float> logits) {
     bad[0] += logits[id] == logits[id] ? 0.0f : 1.0f;
   }
   const float largest = *std::max_element(peak, peak + kLanes);
-  if (largest == std::numeric_limits<float>::infinity() || std::any_of(bad, bad + kLanes, [](float b) { return b != 0; })) {
-    fail(ErrorCode::kInvalidRequest, "the logits hold NaN or infinity: the computation overflowed; the weights may be damaged");
+  if (largest == std::numeric_limits<float>::infinity() ||
+      std::any_of(bad, bad + kLanes, [](float b) { return b != 0; })) {
+    fail(ErrorCode::kInvalidRequest,
+         "the logits hold NaN or infinity: the computation overflowed; the weights may be damaged");
   }
   if (largest == -std::numeric_limits<float>::infinity()) fail(ErrorCode::kInvalidRequest, "no logit is finite");
   return largest;

@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "base/fork_mutex.h"
+
 namespace gemlet {
 
 struct SamplerConfig {
@@ -15,15 +17,15 @@ struct SamplerConfig {
   double min_p = 0.0;               // in [0, 1): least probability relative to the likeliest token's
   double repetition_penalty = 1.0;  // > 0; divides positive and multiplies negative logits of tokens already seen
   uint64_t seed = 0;
-  int64_t vocab_limit = 0;          // ids from here on are never chosen; 0 = no limit
+  int64_t vocab_limit = 0;  // ids from here on are never chosen; 0 = no limit
 };
 
 class Sampler {
  public:
   explicit Sampler(const SamplerConfig& config);  // throws kInvalidRequest for values out of range
 
-  // logits [vocab]; history: the tokens that the repetition penalty applies to. Throws kInvalidRequest if the logits hold NaN
-  // or infinity.
+  // logits [vocab]; history: the tokens that the repetition penalty applies to. Throws kInvalidRequest if the logits
+  // hold NaN or infinity.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
  private:
@@ -37,6 +39,7 @@ class Sampler {
   static float check_and_max(std::span<const float> logits);
   double uniform();
 
+  ForkMutex mutex_;  // sample() from several threads takes turns
   SamplerConfig config_;
   uint64_t state_;
   std::vector<float> penalized_;

@@ -1,48 +1,52 @@
 #include "engine/sequence.h"
 
 #include <algorithm>
+#include <mutex>
 
 #include "base/error.h"
 
 namespace gemlet {
 
-Sequence::Sequence(std::shared_ptr<Model> model) : model_(std::move(model)), kv_(model_->kv_layout(), model_->backend()) {
+Sequence::Sequence(std::shared_ptr<Model> model)
+    : model_(std::move(model)), kv_(model_->kv_layout(), model_->backend()) {
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
 }
 
 void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
   const ModelConfig& config = model_->config();
   if (closed_) fail(ErrorCode::kClosed, "the sequence is closed");
   if (ids.empty()) fail(ErrorCode::kInvalidRequest, "there are no token ids to append; give at least one");
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= config.vocab_size) {
-      fail(ErrorCode::kInvalidRequest, "token id ", ids[i], " at position ", i, " is out of range: the vocabulary has ids 0 to ",
-           config.vocab_size - 1);
+      fail(ErrorCode::kInvalidRequest, "token id ", ids[i], " at position ", i,
+           " is out of range: the vocabulary has ids 0 to ", config.vocab_size - 1);
     }
   }
-  if (length() + static_cast<int64_t>(ids.size()) > config.max_context) {
-    fail(ErrorCode::kContextLength, length() + static_cast<int64_t>(ids.size()), " tokens do not fit the context of ",
-         config.max_context, " tokens; shorten the prompt");
+  if (static_cast<int64_t>(ids_.size() + ids.size()) > config.max_context) {
+    fail(ErrorCode::kContextLength, static_cast<int64_t>(ids_.size() + ids.size()),
+         " tokens do not fit the context of ", config.max_context, " tokens; shorten the prompt");
   }
   const int64_t total = static_cast<int64_t>(ids.size());
   const int64_t rows = wanted == LogitsWanted::kNone ? 0 : wanted == LogitsWanted::kLast ? 1 : total;
   const size_t bytes = static_cast<size_t>(rows * config.vocab_size) * sizeof(float);
   logits_rows_ = 0;
-  if (logits_.buffer.size() < bytes) {
-    logits_.buffer = AlignedBuffer();
-    logits_.buffer = AlignedBuffer(bytes);
+  if (logits_.size() < bytes) {
+    logits_ = AlignedBuffer();
+    logits_ = AlignedBuffer(bytes);
   }
   cancel_.store(false, std::memory_order_relaxed);
   ids_.reserve(ids_.size() + ids.size());
   for (int64_t done = 0; done < total;) {
     const int64_t count = std::min(Model::kChunkTokens, total - done);
-    Segment segment = {&kv_, ids.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), LogitsWanted::kNone, nullptr};
+    Segment segment = {&kv_, ids.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), LogitsWanted::kNone,
+                       nullptr};
     if (wanted == LogitsWanted::kAll) {
       segment.wanted = wanted;
-      segment.logits = logits_.buffer.as<float>() + done * config.vocab_size;
+      segment.logits = logits_.as<float>() + done * config.vocab_size;
     } else if (wanted == LogitsWanted::kLast && done + count == total) {
       segment.wanted = wanted;
-      segment.logits = logits_.buffer.as<float>();
+      segment.logits = logits_.as<float>();
     }
     model_->forward({&segment, 1}, &cancel_, taps);
     ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
@@ -52,18 +56,41 @@ void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const T
 }
 
 int32_t Sequence::sample(Sampler& sampler) const {
+  const std::lock_guard<ForkMutex> lock(mutex_);
   if (logits_rows_ == 0) {
     fail(ErrorCode::kInvalidRequest, "there are no logits to sample from; extend with logits='last' first");
   }
   const size_t vocab = static_cast<size_t>(model_->config().vocab_size);
-  const float* last = logits_.as_floats() + static_cast<size_t>(logits_rows_ - 1) * vocab;
+  const float* last = reinterpret_cast<const float*>(logits_.data()) + static_cast<size_t>(logits_rows_ - 1) * vocab;
   return sampler.sample({last, vocab}, ids_);
 }
 
+int64_t Sequence::length() const {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  return static_cast<int64_t>(ids_.size());
+}
+
+std::vector<int32_t> Sequence::token_ids() const {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  return ids_;
+}
+
+std::vector<float> Sequence::logits() const {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  const float* const first = reinterpret_cast<const float*>(logits_.data());
+  return std::vector<float>(first, first + logits_rows_ * model_->config().vocab_size);
+}
+
+int64_t Sequence::cache_bytes() const {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  return kv_.bytes();
+}
+
 void Sequence::close() {
+  const std::lock_guard<ForkMutex> lock(mutex_);
   closed_ = true;
   kv_ = KvCache(model_->kv_layout(), model_->backend());
-  logits_.buffer = AlignedBuffer();
+  logits_ = AlignedBuffer();
   logits_rows_ = 0;
 }
 

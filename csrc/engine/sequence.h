@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "base/fork_mutex.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 
@@ -15,33 +16,29 @@ class Sequence {
  public:
   explicit Sequence(std::shared_ptr<Model> model);
 
-  // Appends tokens, in chunks of Model::kChunkTokens. Throws before anything changes if an id is out of range or the context
-  // would overflow; if cancelled midway, the chunks already done stay.
+  // Appends tokens, in chunks of Model::kChunkTokens. Throws before anything changes if an id is out of range or the
+  // context would overflow; if cancelled midway, the chunks already done stay.
   void extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps = nullptr);
 
   // Next token from the last row of logits. Throws kInvalidRequest if the last extension kept none.
   int32_t sample(Sampler& sampler) const;
 
-  int64_t length() const { return static_cast<int64_t>(ids_.size()); }
-  const std::vector<int32_t>& token_ids() const { return ids_; }
-  const float* logits() const { return logits_.as_floats(); }  // [logits_rows, vocab]
-  int64_t logits_rows() const { return logits_rows_; }
+  int64_t length() const;
+  std::vector<int32_t> token_ids() const;
+  std::vector<float> logits() const;  // of the last extension, [rows, vocab]
   const Model& model() const { return *model_; }
-  int64_t cache_bytes() const { return kv_.bytes(); }
+  int64_t cache_bytes() const;
 
   // From any thread: a running extend() ends with Error{kCancelled} at the next layer. Later extends work again.
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
   void close();
 
  private:
-  struct Logits {
-    AlignedBuffer buffer;
-    const float* as_floats() const { return reinterpret_cast<const float*>(buffer.data()); }
-  };
+  mutable ForkMutex mutex_;  // of everything below but cancel_: calls from several threads take turns
   std::shared_ptr<Model> model_;
   KvCache kv_;
   std::vector<int32_t> ids_;
-  Logits logits_;
+  AlignedBuffer logits_;
   int64_t logits_rows_ = 0;
   std::atomic<bool> cancel_{false};
   bool closed_ = false;

@@ -1,17 +1,19 @@
 // The closed set of weight formats and the one packed layout they share.
 //
-// A matrix W [rows, cols] (y = W x) is stored as panels of 16 rows. Inside a panel the unit is a line of 64 bytes: 16 rows x
-// 4 bytes of consecutive columns, that is 1 column of f32, 2 of bf16, 4 of q8 or 8 of q4:
+// A matrix W [rows, cols] (y = W x) is stored as panels of 16 rows. Inside a panel the unit is a line of 64 bytes: 16
+// rows x 4 bytes of consecutive columns, that is 1 column of f32, 2 of bf16, 4 of q8 or 8 of q4:
 //
 //   f32   line j: byte 4r..4r+3 of row r = W[r][j]
 //   bf16  line j: W[r][2j], W[r][2j+1]
-//   q8    superblock of 64 columns = 2 x 16 f16 scales (64 bytes: first block's 16 rows, then the second's), then 16 lines;
+//   q8    superblock of 64 columns = 2 x 16 f16 scales (64 bytes: first block's 16 rows, then the second's), then 16
+//   lines;
 //         line j: W[r][4j .. 4j+3] as q + 128 (unsigned), q in [-127, 127], value = q * scale
-//   q4    superblock of 64 columns = 64 bytes of scales as above, then 2 x 4 lines; line j of a block of 32 columns: low
+//   q4    superblock of 64 columns = 64 bytes of scales as above, then 2 x 4 lines; line j of a block of 32 columns:
+//   low
 //         nibbles W[r][4j .. 4j+3], high nibbles W[r][16+4j .. 16+4j+3], each q + 8, q in [-8, 7], value = q * scale
 //
-// Scales cover blocks of 32 columns. The value set of q4 is GGUF's Q4_0, that of q8 contains Q8_0. Rows are padded with zeros
-// to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16) or 64 (q8, q4).
+// Scales cover blocks of 32 columns. The value set of q4 is GGUF's Q4_0, that of q8 contains Q8_0. Rows are padded with
+// zeros to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16) or 64 (q8, q4).
 #pragma once
 
 #include <cstddef>
@@ -35,9 +37,9 @@ enum class Format : uint8_t {
 };
 
 inline constexpr int64_t kPanelRows = 16;
-inline constexpr int64_t kBlock = 32;          // columns under one scale
-inline constexpr int64_t kSuperblock = 64;     // columns stored together in q8 and q4
-inline constexpr int64_t kScaleBytes = 64;     // 2 x 16 f16 scales of a superblock
+inline constexpr int64_t kBlock = 32;       // columns under one scale
+inline constexpr int64_t kSuperblock = 64;  // columns stored together in q8 and q4
+inline constexpr int64_t kScaleBytes = 64;  // 2 x 16 f16 scales of a superblock
 inline constexpr int64_t kQ8SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock;
 inline constexpr int64_t kQ4SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock / 2;
 

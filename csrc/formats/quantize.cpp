@@ -9,7 +9,8 @@
 namespace gemlet {
 namespace {
 
-// Adding 1.5 * 2^23 rounds to the nearest integer (ties to even) in the current mode; far cheaper than lrintf on plain SSE2.
+// Adding 1.5 * 2^23 rounds to the nearest integer (ties to even) in the current mode; far cheaper than lrintf on plain
+// SSE2.
 inline float round_even(float x) {
   constexpr float kMagic = 12582912.0f;
   return (x + kMagic) - kMagic;

@@ -1,5 +1,5 @@
-// The definition of the weight formats: rows of float32 to packed panels and back. Speed matters only enough to load a model;
-// the kernels are tested against these functions.
+// The definition of the weight formats: rows of float32 to packed panels and back. Speed matters only enough to load a
+// model; the kernels are tested against these functions.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@ namespace gemlet {
 
 // Quantizes one block of 32 values. Writes q (q8: -127..127; q4: -8..7) and returns the scale, already rounded to f16.
 //   q8: scale = max|x| / 127, q = round(x / scale)
-//   q4: scale = (the value of largest magnitude) / -8, q = round(x / scale); then the scale is fitted to the chosen q by least
+//   q4: scale = (the value of largest magnitude) / -8, q = round(x / scale); then the scale is fitted to the chosen q
+//   by least
 //       squares, sum(x q) / sum(q q), which lowers the error and keeps the value set of GGUF's Q4_0.
 float quantize_block_q8(const float* x, int8_t* q);
 float quantize_block_q4(const float* x, int8_t* q);

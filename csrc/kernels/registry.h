@@ -1,4 +1,5 @@
-// The kernels of one tier as a table of functions. The .list files name every kernel once; this table is made from them.
+// The kernels of one tier as a table of functions. The .list files name every kernel once; this table is made from
+// them.
 #pragma once
 
 #include <string_view>

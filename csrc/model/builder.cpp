@@ -4,9 +4,11 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <mutex>
+#include <new>
 
+#include "base/cpu_limits.h"
 #include "base/error.h"
-#include "base/float_bits.h"
 #include "formats/quantize.h"
 
 namespace gemlet {
@@ -18,108 +20,196 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-uint64_t mix(uint64_t x) {  // splitmix64
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out) {
-  switch (type) {
-    case SourceType::kF32:
-      std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);
-      return;
-    case SourceType::kBf16:
-    case SourceType::kF16: {
-      const uint8_t* source = static_cast<const uint8_t*>(data) + first * 2;
-      for (int64_t i = 0; i < count; ++i) {
-        uint16_t bits;
-        std::memcpy(&bits, source + i * 2, 2);  // a file may place tensors at any byte
-        out[i] = type == SourceType::kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-      }
-      return;
-    }
-  }
-}
-
 }  // namespace
+
+int64_t ModelBuilder::Slot::values() const {
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  return count;
+}
 
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
                            std::unique_ptr<Backend> backend)
     : config_(std::move(config)), weight_format_(weights), kv_format_(kv_format), backend_(std::move(backend)) {
   config_.validate();
   const int64_t hidden = config_.hidden_size;
+  const size_t layers = config_.layers.size();
   declare_matrix("embed_tokens", config_.vocab_size, hidden, embedding, &weights_.embed_tokens);
   if (!config_.tied_embeddings) {
     declare_matrix("lm_head", config_.vocab_size, hidden, embedding, &weights_.lm_head);
   }
   declare_norm("final_norm", hidden, &weights_.final_norm);
-  weights_.layers.resize(config_.layers.size());
-  for (size_t i = 0; i < config_.layers.size(); ++i) {
-    const LayerConfig& c = config_.layers[i];
-    LayerWeights& w = weights_.layers[i];
-    const std::string at = "layers." + std::to_string(i) + ".";
-    declare_norm(at + "pre_attention_norm", hidden, &w.pre_attention_norm);
-    declare_matrix(at + "q_proj", c.num_heads * c.head_dim, hidden, weights, &w.q_proj);
-    declare_matrix(at + "k_proj", c.num_kv_heads * c.head_dim, hidden, weights, &w.k_proj);
-    declare_matrix(at + "v_proj", c.num_kv_heads * c.head_dim, hidden, weights, &w.v_proj);
-    declare_matrix(at + "o_proj", hidden, c.num_heads * c.head_dim, weights, &w.o_proj);
-    if (c.qk_norm) {
-      declare_norm(at + "q_norm", c.head_dim, &w.q_norm);
-      declare_norm(at + "k_norm", c.head_dim, &w.k_norm);
-    }
-    declare_norm(at + "pre_mlp_norm", hidden, &w.pre_mlp_norm);
-    declare_matrix(at + "gate_proj", c.intermediate_size, hidden, weights, &w.gate_proj);
-    declare_matrix(at + "up_proj", c.intermediate_size, hidden, weights, &w.up_proj);
-    declare_matrix(at + "down_proj", hidden, c.intermediate_size, weights, &w.down_proj);
-    if (c.post_norms) {
-      declare_norm(at + "post_attention_norm", hidden, &w.post_attention_norm);
-      declare_norm(at + "post_mlp_norm", hidden, &w.post_mlp_norm);
-    }
+  if (const int64_t size = config_.per_layer_input_size; size > 0) {
+    declare_matrix("per_layer_model_projection", static_cast<int64_t>(layers) * size, hidden, weight_format_,
+                   &weights_.per_layer_model_projection);
+    declare_norm("per_layer_projection_norm", size, &weights_.per_layer_projection_norm);
+  }
+  const size_t others = static_cast<size_t>(config_.altup_streams - 1);
+  weights_.altup_projections.resize(others);
+  weights_.altup_unembed_projections.resize(others);
+  for (size_t k = 0; k < others; ++k) {
+    const std::string number = std::to_string(k);
+    declare_matrix("altup_projections." + number, hidden, hidden, weight_format_, &weights_.altup_projections[k]);
+    declare_matrix("altup_unembed_projections." + number, hidden, hidden, weight_format_,
+                   &weights_.altup_unembed_projections[k]);
+  }
+  weights_.layers.resize(layers);
+  for (size_t i = 0; i < layers; ++i) {
+    declare_layer("layers." + std::to_string(i) + ".", config_.layers[i], weights_.layers[i]);
   }
   if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
 }
 
+void ModelBuilder::declare_layer(const std::string& at, const LayerConfig& c, LayerWeights& w) {
+  const int64_t hidden = config_.hidden_size;
+  declare_norm(at + "pre_attention_norm", hidden, &w.pre_attention_norm);
+  declare_matrix(at + "q_proj", c.num_heads * c.head_dim, hidden, weight_format_, &w.q_proj);
+  const bool owns_cache = c.kv_source < 0;
+  if (owns_cache) declare_matrix(at + "k_proj", c.num_kv_heads * c.head_dim, hidden, weight_format_, &w.k_proj);
+  if (owns_cache && !c.key_is_value) {
+    declare_matrix(at + "v_proj", c.num_kv_heads * c.head_dim, hidden, weight_format_, &w.v_proj);
+  }
+  declare_matrix(at + "o_proj", hidden, c.num_heads * c.head_dim, weight_format_, &w.o_proj);
+  if (c.qk_norm) {
+    declare_norm(at + "q_norm", c.head_dim, &w.q_norm);
+    if (owns_cache) declare_norm(at + "k_norm", c.head_dim, &w.k_norm);
+  }
+  declare_norm(at + "pre_mlp_norm", hidden, &w.pre_mlp_norm);
+  declare_matrix(at + "gate_proj", c.intermediate_size, hidden, weight_format_, &w.gate_proj);
+  declare_matrix(at + "up_proj", c.intermediate_size, hidden, weight_format_, &w.up_proj);
+  declare_matrix(at + "down_proj", hidden, c.intermediate_size, weight_format_, &w.down_proj);
+  if (c.post_norms) {
+    declare_norm(at + "post_attention_norm", hidden, &w.post_attention_norm);
+    declare_norm(at + "post_mlp_norm", hidden, &w.post_mlp_norm);
+  }
+  if (c.num_experts > 0) declare_experts(at, c, w.experts);
+  if (const int64_t size = config_.per_layer_input_size; size > 0) {
+    declare_matrix(at + "per_layer_input_gate", size, hidden, weight_format_, &w.per_layer_input_gate);
+    declare_matrix(at + "per_layer_projection", hidden, size, weight_format_, &w.per_layer_projection);
+    declare_norm(at + "post_per_layer_input_norm", hidden, &w.post_per_layer_input_norm);
+  }
+  if (c.layer_scalar) declare_vector(at + "layer_scalar", {1}, 1.0f, &w.layer_scalar);
+  if (config_.altup_streams > 1) declare_altup(at, w.altup);
+}
+
+// Routers stay in f32: they are small, and a token sent to another expert is a large error.
+void ModelBuilder::declare_experts(const std::string& at, const LayerConfig& c, ExpertWeights& w) {
+  const int64_t hidden = config_.hidden_size;
+  declare_norm(at + "pre_moe_norm", hidden, &w.pre_moe_norm);
+  declare_norm(at + "post_dense_norm", hidden, &w.post_dense_norm);
+  declare_norm(at + "post_moe_norm", hidden, &w.post_moe_norm);
+  declare_vector(at + "router_scale", {hidden}, 1.0f, &w.router_scale);
+  declare_matrix(at + "router_proj", c.num_experts, hidden, Format::kF32, &w.router_proj);
+  declare_vector(at + "router_per_expert_scale", {c.num_experts}, 1.0f, &w.router_per_expert_scale);
+  w.gate_up.resize(static_cast<size_t>(c.num_experts));
+  w.down.resize(static_cast<size_t>(c.num_experts));
+  for (size_t e = 0; e < w.gate_up.size(); ++e) {
+    const std::string expert = at + "experts." + std::to_string(e) + ".";
+    declare_matrix(expert + "gate_up", 2 * c.expert_intermediate_size, hidden, weight_format_, &w.gate_up[e]);
+    declare_matrix(expert + "down", hidden, c.expert_intermediate_size, weight_format_, &w.down[e]);
+    slots_[expert + "gate_up"].routed = slots_[expert + "down"].routed = true;
+  }
+}
+
+void ModelBuilder::declare_altup(const std::string& at, AltupWeights& w) {
+  const int64_t hidden = config_.hidden_size, streams = config_.altup_streams;
+  declare_norm(at + "altup_router_norm", hidden, &w.router_norm);
+  declare_matrix(at + "altup_router", streams, hidden, Format::kF32, &w.router);
+  declare_vector(at + "altup_prediction_coefs", {streams * streams, streams}, 0.0f, &w.prediction_coefs);
+  declare_vector(at + "altup_correction_coefs", {streams, streams}, 0.0f, &w.correction_coefs);
+  declare_vector(at + "altup_correct_scale", {hidden}, 1.0f, &w.correct_scale);
+  declare_matrix(at + "laurel_left", config_.laurel_rank, hidden, weight_format_, &w.laurel_left);
+  declare_matrix(at + "laurel_right", hidden, config_.laurel_rank, weight_format_, &w.laurel_right);
+  declare_norm(at + "post_laurel_norm", hidden, &w.post_laurel_norm);
+}
+
+uint8_t* ModelBuilder::allocate(int64_t bytes) {
+  promised_bytes_ += bytes;
+  if (promised_bytes_ > available_bytes_) {
+    fail(ErrorCode::kMemory, "the weights need more than the ", available_bytes_ >> 20,
+         " MB of memory that are free; use a smaller model or fewer bits per weight");
+  }
+  storage_.push_back(backend_->allocate(static_cast<size_t>(bytes)));
+  return storage_.back().data();
+}
+
+std::map<std::string, ModelBuilder::Slot> ModelBuilder::slots() {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  return slots_;
+}
+
 void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix) {
-  storage_.push_back(backend_->allocate(static_cast<size_t>(packed_bytes(format, rows, cols))));
-  *matrix = {format, rows, cols, storage_.back().data()};
-  slots_[name] = {{rows, cols}, matrix, nullptr, storage_.back().data(), 0};
+  uint8_t* const storage = allocate(packed_bytes(format, rows, cols));
+  *matrix = {format, rows, cols, storage};
+  Slot& slot = slots_[name];
+  slot.shape = {rows, cols};
+  slot.matrix = matrix;
+  slot.storage = storage;
+}
+
+void ModelBuilder::declare_vector(const std::string& name, std::vector<int64_t> shape, float neutral,
+                                  const float** vector) {
+  Slot& slot = slots_[name];
+  slot.shape = std::move(shape);
+  slot.storage = allocate(slot.values() * 4);
+  *vector = reinterpret_cast<const float*>(slot.storage);
+  slot.neutral = neutral;
 }
 
 void ModelBuilder::declare_norm(const std::string& name, int64_t dim, const float** norm) {
-  storage_.push_back(backend_->allocate(static_cast<size_t>(dim) * sizeof(float)));
-  *norm = storage_.back().as<float>();
-  slots_[name] = {{dim}, nullptr, norm, storage_.back().data(), 0};
+  const float offset = static_cast<float>(config_.norm_offset);
+  declare_vector(name, {dim}, 1.0f - offset, norm);
+  slots_[name].offset = offset;
 }
 
-// read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32; called from several threads.
+void ModelBuilder::set_per_layer_table(RowTable table) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  accept_per_layer_table(std::move(table));
+}
+
+void ModelBuilder::accept_per_layer_table(RowTable table) {
+  const int64_t rows = config_.per_layer_vocab_size;
+  const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
+  if (!needs_per_layer_table()) fail(ErrorCode::kTensor, "tensor 'embed_tokens_per_layer' is not part of this model");
+  if (table.rows() != rows || table.cols() != cols) {
+    fail(ErrorCode::kTensor, "tensor 'embed_tokens_per_layer' has shape ", shape_text({table.rows(), table.cols()}),
+         ", expected ", shape_text({rows, cols}));
+  }
+  weights_.per_layer_table = std::move(table);
+}
+
+// read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32; called from several
+// threads.
 template <typename ReadRows>
 void ModelBuilder::fill(const std::string& name, Slot& slot, int64_t first_row, int64_t row_count,
                         const ReadRows& read_rows) {
-  std::atomic<bool> finite{true};
-  if (slot.norm) {
+  std::atomic<bool> finite{true}, memory{true};
+  if (!slot.matrix) {
     float* const out = reinterpret_cast<float*>(slot.storage);
     read_rows(0, 1, out);
-    for (int64_t i = 0; i < slot.shape[0]; ++i) {
+    for (int64_t i = 0; i < slot.values(); ++i) {
       if (!std::isfinite(out[i])) finite = false;
-      out[i] += static_cast<float>(config_.norm_offset);
+      out[i] += slot.offset;
     }
   } else {
     const Matrix& matrix = *slot.matrix;
-    const auto pack = [&](int64_t index) {
-      thread_local std::vector<float> rows;
+    const auto pack = [&](int64_t index) {  // a task must not throw
+      const std::unique_ptr<float[]> rows(new (std::nothrow) float[static_cast<size_t>(kPanelRows * matrix.cols)]);
+      if (!rows) {
+        memory = false;
+        return;
+      }
       const int64_t panel = first_row / kPanelRows + index;
       const int64_t count = std::min(kPanelRows, matrix.rows - panel * kPanelRows);
-      rows.resize(static_cast<size_t>(kPanelRows * matrix.cols));
-      read_rows(panel * kPanelRows, count, rows.data());
+      read_rows(panel * kPanelRows, count, rows.get());
       uint8_t* const out = slot.storage + panel * panel_bytes(matrix.format, matrix.cols);
-      if (!pack_panel(matrix.format, rows.data(), count, matrix.cols, out)) finite = false;
+      if (!pack_panel(matrix.format, rows.get(), count, matrix.cols, out)) finite = false;
     };
     backend_->parallel(
         panel_count(row_count),
         [](const void* context, int64_t index) { (*static_cast<const decltype(pack)*>(context))(index); }, &pack);
   }
+  if (!memory) fail(ErrorCode::kMemory, "out of memory while packing tensor '", name, "'");
   if (!finite) {
     fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ",
          slot.matrix ? format_name(slot.matrix->format) : "f32", "; the file is damaged or the training diverged");
@@ -129,6 +219,7 @@ void ModelBuilder::fill(const std::string& name, Slot& slot, int64_t first_row, 
 
 void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
                        int64_t first_row) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
   const auto found = slots_.find(name);
   if (finished_ || found == slots_.end()) fail(ErrorCode::kTensor, "tensor '", name, "' is not part of this model");
   Slot& slot = found->second;
@@ -148,42 +239,63 @@ void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shap
     if (matrix) expected[0] = left;
     fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
   }
-  const int64_t cols = shape.back();
-  fill(name, slot, first_row, rows,
-       [&](int64_t first, int64_t count, float* out) { widen(data, type, (first - first_row) * cols, count * cols, out); });
+  const int64_t cols = matrix ? shape.back() : slot.values();
+  fill(name, slot, first_row, rows, [&](int64_t first, int64_t count, float* out) {
+    widen(data, type, (first - first_row) * cols, count * cols, out);
+  });
 }
 
 void ModelBuilder::add_random(uint64_t seed) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
   uint64_t tensor = 0;
   for (auto& [name, slot] : slots_) {
     ++tensor;
     if (slot.rows_filled > 0) continue;
-    const int64_t cols = slot.shape.back();
-    // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; norms around their neutral value.
-    const float scale = slot.norm ? 0.1f : std::sqrt(3.0f / static_cast<float>(cols));
-    const float neutral = slot.norm ? 1.0f - static_cast<float>(config_.norm_offset) : 0.0f;
-    const uint64_t start = mix(seed ^ (tensor << 40));
+    const int64_t cols = slot.matrix ? slot.shape.back() : slot.values();
+    // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.
+    const float scale = slot.matrix ? std::sqrt(3.0f / static_cast<float>(cols)) : 0.1f;
+    const uint64_t start = seed * 0x9e3779b97f4a7c15u + (tensor << 40);
     fill(name, slot, 0, slot.rows(), [&](int64_t first, int64_t count, float* out) {
       for (int64_t r = 0; r < count; ++r) {
-        uint64_t state = mix(start + static_cast<uint64_t>(first + r));
-        for (int64_t c = 0; c < cols; ++c) {
-          state = state * 6364136223846793005u + 1442695040888963407u;
-          out[r * cols + c] = neutral + scale * (static_cast<float>(state >> 40) * 0x1p-23f - 1.0f);
-        }
+        float* const row = out + r * cols;
+        random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
+        for (int64_t c = 0; c < cols; ++c) row[c] = slot.neutral + scale * row[c];
       }
     });
+  }
+  if (needs_per_layer_table() && weights_.per_layer_table.empty()) {
+    accept_per_layer_table(RowTable::random(config_.per_layer_vocab_size,
+                                            config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()),
+                                            seed));
   }
 }
 
 std::unique_ptr<Model> ModelBuilder::finish() {
-  for (const auto& [name, slot] : slots_) {
-    if (!slot.filled()) fail(ErrorCode::kTensor, "tensor '", name, "' is missing: expected shape ", shape_text(slot.shape));
-  }
+  const std::lock_guard<ForkMutex> lock(mutex_);
   if (finished_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
+  ModelSize size;
+  for (const auto& [name, slot] : slots_) {
+    if (!slot.filled()) {
+      fail(ErrorCode::kTensor, "tensor '", name, "' is missing: expected shape ", shape_text(slot.shape));
+    }
+    size.parameters += slot.values();
+    const int64_t bytes = slot.matrix ? slot.matrix->bytes() : slot.values() * 4;
+    if (slot.routed) {
+      size.expert_bytes += bytes;
+    } else if (name != "embed_tokens" || config_.tied_embeddings) {  // the table alone is read by row
+      size.dense_bytes += bytes;
+    }
+  }
+  if (needs_per_layer_table()) {
+    if (weights_.per_layer_table.empty()) {
+      fail(ErrorCode::kTensor, "tensor 'embed_tokens_per_layer' is missing");
+    }
+    size.parameters += weights_.per_layer_table.rows() * weights_.per_layer_table.cols();
+  }
   finished_ = true;
   slots_.clear();
   return std::make_unique<Model>(std::move(config_), std::move(weights_), std::move(storage_), std::move(backend_),
-                                 weight_format_, kv_format_);
+                                 weight_format_, kv_format_, size);
 }
 
 }  // namespace gemlet

@@ -1,5 +1,5 @@
-// Builds a Model tensor by tensor: each tensor given is checked, packed into its format on all threads, and can then be let
-// go, so loading never holds more than the packed model and one source tensor.
+// Builds a Model tensor by tensor: each tensor given is checked, packed into its format on all threads, and can then be
+// let go, so loading never holds more than the packed model and a block of source rows.
 #pragma once
 
 #include <map>
@@ -7,33 +7,41 @@
 #include <string>
 #include <vector>
 
+#include "base/cpu_limits.h"
+#include "base/fork_mutex.h"
 #include "model/model.h"
 
 namespace gemlet {
 
-enum class SourceType : uint8_t { kF32, kBf16, kF16 };
-
 class ModelBuilder {
  public:
   // Allocates all weights. Throws kConfig for a bad configuration, kMemory if they do not fit.
-  ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format, std::unique_ptr<Backend> backend);
+  ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
+               std::unique_ptr<Backend> backend);
 
   struct Slot {
-    std::vector<int64_t> shape;     // [rows, cols] of a matrix, [dim] of a norm
-    Matrix* matrix = nullptr;       // one of the two is set
-    const float** norm = nullptr;
+    std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) as the checkpoint has it
+    Matrix* matrix = nullptr;    // null: a vector
     uint8_t* storage = nullptr;
-    int64_t rows_filled = 0;        // rows of a matrix; a norm is one row
+    float offset = 0;         // added to a vector's values
+    float neutral = 0;        // what random vectors vary around
+    bool routed = false;      // an expert: a token reads only some of them
+    int64_t rows_filled = 0;  // a vector is one row
     int64_t rows() const { return matrix ? shape[0] : 1; }
+    int64_t values() const;
     bool filled() const { return rows_filled == rows(); }
   };
-  const std::map<std::string, Slot>& slots() const { return slots_; }
+  std::map<std::string, Slot> slots();
 
-  // Fills a slot from row-major data: a whole tensor, or the next rows of a matrix (a multiple of 16 but at the end), so that
-  // a large table passes through a small buffer. Throws kTensor for an unknown name, a wrong shape, rows out of turn, or
-  // values that are not finite in the slot's format.
+  // Fills a slot from row-major data: a whole tensor, or the next rows of a matrix (a multiple of 16 but at the end),
+  // so that a large table passes through a small buffer. Throws kTensor for an unknown name, a wrong shape, rows out of
+  // turn, or values that are not finite in the slot's format.
   void add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
            int64_t first_row = 0);
+
+  // The per-layer embedding table, which stays in its file. Throws kTensor if the model has none or the shape is wrong.
+  void set_per_layer_table(RowTable table);
+  bool needs_per_layer_table() const { return config_.per_layer_input_size > 0; }
 
   // Fills every empty slot with random values of the size trained weights have.
   void add_random(uint64_t seed);
@@ -42,10 +50,16 @@ class ModelBuilder {
   std::unique_ptr<Model> finish();
 
  private:
+  void accept_per_layer_table(RowTable table);
   template <typename ReadRows>
   void fill(const std::string& name, Slot& slot, int64_t first_row, int64_t row_count, const ReadRows& read_rows);
+  void declare_layer(const std::string& at, const LayerConfig& config, LayerWeights& weights);
+  void declare_experts(const std::string& at, const LayerConfig& config, ExpertWeights& weights);
+  void declare_altup(const std::string& at, AltupWeights& weights);
   void declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix);
   void declare_norm(const std::string& name, int64_t dim, const float** norm);
+  uint8_t* allocate(int64_t bytes);
+  void declare_vector(const std::string& name, std::vector<int64_t> shape, float neutral, const float** vector);
 
   ModelConfig config_;
   Format weight_format_;
@@ -55,6 +69,9 @@ class ModelBuilder {
   std::vector<AlignedBuffer> storage_;
   std::map<std::string, Slot> slots_;
   bool finished_ = false;
+  const int64_t available_bytes_ = available_memory();
+  int64_t promised_bytes_ = 0;  // to the buffers so far: the system would grant memory that it does not have
+  ForkMutex mutex_;             // calls from several threads take turns
 };
 
 }  // namespace gemlet

@@ -9,7 +9,8 @@
 namespace gemlet {
 namespace {
 
-// Generous bounds (the largest Gemma has 5376 x 21504 and 262,208 tokens) that keep every product of sizes far below 2^63.
+// Generous bounds (the largest Gemma has 5376 x 21504 and 262,208 tokens) that keep every product of sizes far below
+// 2^63.
 constexpr int64_t kMaxVocab = int64_t{1} << 22;
 constexpr int64_t kMaxWidth = int64_t{1} << 18;
 constexpr int64_t kMaxLayers = 1024;
@@ -39,6 +40,13 @@ void ModelConfig::validate() const {
   check_real("", "embedding_scale", embedding_scale, 1e-6, 1e6);
   check_real("", "final_softcap", final_softcap, 0, 1e6);
   check_real("", "norm_offset", norm_offset, -16, 16);
+  check("", "per_layer_input_size", per_layer_input_size, 0, kMaxWidth);
+  if (per_layer_input_size > 0) check("", "per_layer_vocab_size", per_layer_vocab_size, 1, kMaxVocab);
+  check("", "altup_streams", altup_streams, 1, 16);
+  if (altup_streams > 1) {  // an AltUp layer has both
+    check("", "laurel_rank", laurel_rank, 1, kMaxWidth);
+    check("", "per_layer_input_size", per_layer_input_size, 1, kMaxWidth);
+  }
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerConfig& layer = layers[i];
     const std::string where = "layer " + std::to_string(i) + ": ";
@@ -51,12 +59,34 @@ void ModelConfig::validate() const {
     check_real(where, "rope_theta", layer.rope_theta, 1.0, 1e12);
     check_real(where, "rope_scaling_factor", layer.rope_scaling_factor, 1e-3, 1e6);
     check_real(where, "attention_softcap", layer.attention_softcap, 0, 1e6);
-    if (layer.head_dim % 2 != 0) fail(ErrorCode::kConfig, where, "head_dim is ", layer.head_dim, ", expected an even number");
+    if (layer.head_dim % 2 != 0)
+      fail(ErrorCode::kConfig, where, "head_dim is ", layer.head_dim, ", expected an even number");
+    check_real(where, "rope_partial_factor", layer.rope_partial_factor, 0, 1);
+    check_real(where, "activation_sparsity", layer.activation_sparsity.value_or(0), -10, 10);
+    check(where, "num_experts", layer.num_experts, 0, 4096);
+    if (layer.num_experts > 0) {
+      check(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
+      check(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
+    }
+    check(where, "kv_source", layer.kv_source, -1, static_cast<int64_t>(i) - 1);
+    if (layer.kv_source >= 0) {
+      const LayerConfig& source = layers[static_cast<size_t>(layer.kv_source)];
+      if (source.kv_source >= 0 || !source.same_cache(layer)) {
+        fail(ErrorCode::kConfig, where, "kv_source is ", layer.kv_source,
+             ", expected a layer with its own cache and the same window, kv heads and head_dim");
+      }
+    }
     if (layer.num_heads % layer.num_kv_heads != 0) {
       fail(ErrorCode::kConfig, where, "num_heads (", layer.num_heads, ") is not a multiple of num_kv_heads (",
            layer.num_kv_heads, ")");
     }
   }
+}
+
+size_t ModelConfig::first_shared_layer() const {
+  size_t first = layers.size();
+  while (first > 0 && layers[first - 1].kv_source >= 0) --first;
+  return first;
 }
 
 }  // namespace gemlet

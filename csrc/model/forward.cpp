@@ -3,108 +3,89 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-
-#include "base/error.h"
 
 namespace gemlet {
 
-Model::Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer> storage,
-             std::unique_ptr<Backend> backend, Format weight_format, KvFormat kv_format)
-    : config_(std::move(config)),
-      weights_(std::move(weights)),
-      storage_(std::move(storage)),
-      backend_(std::move(backend)),
-      weight_format_(weight_format),
-      kv_layout_(config_, kv_format) {}
-
-void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* cancel, const TapSink* taps) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
-  for (const Segment& segment : batch) {
-    for (const int32_t id : segment.ids) {
-      if (id < 0 || id >= config_.vocab_size) {
-        fail(ErrorCode::kInvalidRequest, "token id ", id, " is out of range: the vocabulary has ids 0 to ",
-             config_.vocab_size - 1);
-      }
-    }
-    const int64_t after = segment.kv->length() + static_cast<int64_t>(segment.ids.size());
-    if (after > config_.max_context) {
-      fail(ErrorCode::kContextLength, after, " tokens do not fit the context of ", config_.max_context,
-           "; shorten the prompt, or load with a larger max_context if the model allows it");
-    }
-  }
-  for (const Segment& segment : batch) segment.kv->reserve(static_cast<int64_t>(segment.ids.size()));
-  const auto check_cancelled = [&] {
-    if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
-  };
-
-  ForwardPass pass(*this, batch, taps);
-  pass.embed();
-  for (size_t index = 0; index < config_.layers.size(); ++index) {
-    check_cancelled();
-    pass.layer(index);
-  }
-  check_cancelled();
-  pass.logits();
-  for (const Segment& segment : batch) segment.kv->commit(static_cast<int64_t>(segment.ids.size()));
-}
-
 ForwardPass::ForwardPass(Model& model, std::span<const Segment> batch, const TapSink* taps)
     : model_(model),
+      config_(model.config()),
+      weights_(model.weights()),
       backend_(model.backend()),
-      batch_(batch),
       taps_(taps),
-      eps_(static_cast<float>(model.config().rms_norm_eps)) {
-  const ModelConfig& config = model.config();
-  for (const Segment& segment : batch) rows_ += static_cast<int64_t>(segment.ids.size());
-  int64_t wide = 0;
-  int64_t rope = 0;
-  for (const LayerConfig& layer : config.layers) {
+      eps_(static_cast<float>(config_.rms_norm_eps)) {
+  for (const Segment& segment : batch) {
+    const int64_t rows = static_cast<int64_t>(segment.ids.size());
+    const int64_t wanted = segment.wanted == LogitsWanted::kNone ? 0 : segment.wanted == LogitsWanted::kLast ? 1 : rows;
+    parts_.push_back({segment.kv, rows_, rows, segment.kv->length(), wanted, segment.logits});
+    ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
+    rows_ += rows;
+  }
+  allocate();
+  make_rope_tables();
+}
+
+// All scratch in one buffer that the model keeps between passes.
+void ForwardPass::allocate() {
+  int64_t wide = 0, rope = 0;
+  for (const LayerConfig& layer : config_.layers) {
     const int64_t heads = 2 * layer.num_heads + 2 * layer.num_kv_heads;  // q, attention output, k, v
-    wide = std::max({wide, heads * layer.head_dim, 2 * layer.intermediate_size});
+    wide = std::max({wide, heads * layer.head_dim, 2 * layer.intermediate_size, experts_floats(layer)});
     const auto same = [&](const Rope& known) { return known.example->same_rope(layer); };
     if (std::none_of(ropes_.begin(), ropes_.end(), same)) {
       ropes_.push_back({&layer, nullptr, nullptr});
       rope += layer.head_dim;
     }
   }
-  const size_t floats = static_cast<size_t>(rows_) * static_cast<size_t>(4 * config.hidden_size + wide + rope);
-  if (model.activations_.size() < floats * sizeof(float)) {
-    model.activations_ = AlignedBuffer();  // give the old one back first
-    model.activations_ = backend_.allocate(floats * sizeof(float));
+  const int64_t hidden = config_.hidden_size;
+  const int64_t streams = config_.altup_streams;
+  const int64_t per_layer = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
+  const int64_t altup = streams > 1 ? streams * hidden + hidden + config_.laurel_rank + streams : 0;
+  const int64_t floats =
+      rows_ * (streams * hidden + 3 * hidden + wide + rope + per_layer + config_.per_layer_input_size + altup);
+  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+  AlignedBuffer& buffer = model_.activations_;
+  if (buffer.size() < bytes) {
+    buffer = AlignedBuffer();  // give the old one back first
+    buffer = backend_.allocate(bytes);
   }
-  float* at = model.activations_.as<float>();
+  float* at = buffer.as<float>();
   const auto take = [&](int64_t dim) {
     float* const start = at;
     at += rows_ * dim;
     return start;
   };
-  x_ = take(config.hidden_size);
-  normed_ = take(config.hidden_size);
-  branch_ = take(config.hidden_size);
-  last_ = take(config.hidden_size);
+  x_ = take(streams * hidden);
+  normed_ = take(hidden);
+  branch_ = take(hidden);
+  last_ = take(hidden);
   wide_ = take(wide);
+  per_layer_ = take(per_layer);
+  per_layer_gate_ = take(config_.per_layer_input_size);
+  if (streams > 1) {
+    predicted_ = take(streams * hidden);
+    laurel_ = take(hidden);
+    low_rank_ = take(config_.laurel_rank);
+    modalities_ = take(streams);
+  }
   for (Rope& table : ropes_) {
     table.cosines = take(table.example->head_dim / 2);
     table.sines = take(table.example->head_dim / 2);
   }
-  make_rope_tables();
 }
 
 void ForwardPass::embed() {
-  const ModelConfig& config = model_.config();
-  float* at = x_;
-  for (const Segment& segment : batch_) {
-    backend_.embed(model_.weights().embed_tokens, segment.ids, static_cast<float>(config.embedding_scale), at);
-    at += static_cast<int64_t>(segment.ids.size()) * config.hidden_size;
-  }
-  tap("embed", x_, config.hidden_size);
+  backend_.embed(weights_.embed_tokens, ids_, static_cast<float>(config_.embedding_scale), x_);
+  tap("embed", x_, config_.hidden_size);
+  if (config_.per_layer_input_size > 0) make_per_layer_inputs();
+  if (config_.altup_streams > 1) open_streams();
 }
 
 void ForwardPass::layer(size_t index) {
-  const int64_t hidden = model_.config().hidden_size;
-  const LayerWeights& w = model_.weights().layers[index];
+  if (index == config_.first_shared_layer()) keep_wanted_rows();
+  if (rows_ == 0) return;
+  if (config_.altup_streams > 1) return altup_layer(index);
+  const LayerWeights& w = weights_.layers[index];
+  const int64_t hidden = config_.hidden_size;
 
   backend_.rms_norm(x_, w.pre_attention_norm, eps_, rows_, hidden, normed_);
   attention(index);
@@ -114,107 +95,100 @@ void ForwardPass::layer(size_t index) {
   backend_.rms_norm(x_, w.pre_mlp_norm, eps_, rows_, hidden, normed_);
   mlp(index);
   tap_layer(index, "mlp", branch_, hidden);
+  if (config_.layers[index].num_experts > 0) add_experts(index);
   backend_.add_branch(branch_, w.post_mlp_norm, eps_, rows_, hidden, x_);
+
+  if (config_.per_layer_input_size > 0) {
+    per_layer_input(index, x_);
+    backend_.add_branch(branch_, w.post_per_layer_input_norm, eps_, rows_, hidden, x_);
+  }
+  if (w.layer_scalar) backend_.scale(*w.layer_scalar, rows_ * hidden, x_);
   tap_layer(index, "output", x_, hidden);
 }
 
+// From here on no layer writes to a cache, so only the rows that want logits still matter.
+void ForwardPass::keep_wanted_rows() {
+  std::vector<int64_t> kept;
+  for (Part& part : parts_) {
+    const int64_t skipped = part.rows - part.wanted;
+    for (int64_t i = 0; i < part.wanted; ++i) kept.push_back(part.row + skipped + i);
+    part.row = static_cast<int64_t>(kept.size()) - part.wanted;
+    part.rows = part.wanted;
+    part.position += skipped;
+  }
+  const int64_t count = static_cast<int64_t>(kept.size());
+  if (count == rows_) return;
+  // [blocks, rows, dim] -> [blocks, count, dim]; rows only move towards the front, so in order this works in place.
+  const auto keep = [&](float* x, int64_t blocks, int64_t dim) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t from = block * rows_ + kept[static_cast<size_t>(i)], to = block * count + i;
+        if (from != to) backend_.copy(x + from * dim, dim, x + to * dim);
+      }
+    }
+  };
+  keep(x_, config_.altup_streams, config_.hidden_size);
+  if (config_.per_layer_input_size > 0) {
+    keep(per_layer_, 1, config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()));
+  }
+  rows_ = count;
+  make_rope_tables();
+}
+
 void ForwardPass::logits() {
-  const ModelConfig& config = model_.config();
-  const int64_t hidden = config.hidden_size;
+  const int64_t hidden = config_.hidden_size;
+  if (rows_ == 0) return;
+  if (config_.altup_streams > 1) close_streams();
   if (taps_) {
-    backend_.rms_norm(x_, model_.weights().final_norm, eps_, rows_, hidden, normed_);
+    backend_.rms_norm(x_, weights_.final_norm, eps_, rows_, hidden, normed_);
     tap("final_norm", normed_, hidden);
   }
-  int64_t row = 0;
-  for (const Segment& segment : batch_) {
-    const int64_t rows = static_cast<int64_t>(segment.ids.size());
-    const int64_t wanted = segment.wanted == LogitsWanted::kNone ? 0 : segment.wanted == LogitsWanted::kLast ? 1 : rows;
-    row += rows;
-    if (wanted == 0) continue;
-    const float* from = x_ + (row - wanted) * hidden;
-    backend_.rms_norm(from, model_.weights().final_norm, eps_, wanted, hidden, last_);
-    const MatmulTarget head = {&model_.weights().lm_head, segment.logits};
-    backend_.matmul(last_, wanted, {&head, 1});
-    if (config.final_softcap > 0) {
-      backend_.softcap(static_cast<float>(config.final_softcap), wanted, config.vocab_size, segment.logits);
+  for (const Part& part : parts_) {
+    if (part.wanted == 0) continue;
+    const float* from = x_ + (part.row + part.rows - part.wanted) * hidden;
+    backend_.rms_norm(from, weights_.final_norm, eps_, part.wanted, hidden, last_);
+    const Product head = {last_, part.wanted, &weights_.lm_head, part.logits};
+    backend_.matmul({&head, 1});
+    if (config_.final_softcap > 0) {
+      backend_.softcap(static_cast<float>(config_.final_softcap), part.wanted, config_.vocab_size, part.logits);
     }
   }
 }
 
-// theta_i = base^(-2i / head_dim) / factor, computed in float32 like the reference: at far positions the rounding of theta
-// decides the angle.
+// theta_i = base^(-2i / head_dim) / factor, computed in float32 like the reference: at far positions the rounding of
+// theta decides the angle. Pairs beyond rope_partial_factor do not rotate.
 void ForwardPass::make_rope_tables() {
   for (const Rope& table : ropes_) {
-    const int64_t half = table.example->head_dim / 2;
-    std::vector<float> inverse_frequency(static_cast<size_t>(half));
-    for (int64_t i = 0; i < half; ++i) {
-      const float exponent = static_cast<float>(2 * i) / static_cast<float>(table.example->head_dim);
-      const float power = static_cast<float>(std::pow(table.example->rope_theta, static_cast<double>(exponent)));
-      inverse_frequency[static_cast<size_t>(i)] = 1.0f / power / static_cast<float>(table.example->rope_scaling_factor);
+    const LayerConfig& c = *table.example;
+    const int64_t half = c.head_dim / 2;
+    const int64_t rotated = static_cast<int64_t>(c.rope_partial_factor * static_cast<double>(c.head_dim)) / 2;
+    std::vector<float> inverse_frequency(static_cast<size_t>(half), 0.0f);
+    for (int64_t i = 0; i < rotated; ++i) {
+      const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.head_dim);
+      const float power = static_cast<float>(std::pow(c.rope_theta, static_cast<double>(exponent)));
+      inverse_frequency[static_cast<size_t>(i)] = 1.0f / power / static_cast<float>(c.rope_scaling_factor);
     }
-    int64_t row = 0;
-    for (const Segment& segment : batch_) {
-      for (size_t token = 0; token < segment.ids.size(); ++token, ++row) {
-        const float position = static_cast<float>(segment.kv->length() + static_cast<int64_t>(token));
+    for (const Part& part : parts_) {
+      for (int64_t token = 0; token < part.rows; ++token) {
+        const float position = static_cast<float>(part.position + token);
+        float* const cosines = table.cosines + (part.row + token) * half;
+        float* const sines = table.sines + (part.row + token) * half;
         for (int64_t i = 0; i < half; ++i) {
           const float angle = position * inverse_frequency[static_cast<size_t>(i)];
-          table.cosines[row * half + i] = std::cos(angle);
-          table.sines[row * half + i] = std::sin(angle);
+          cosines[i] = std::cos(angle);
+          sines[i] = std::sin(angle);
         }
       }
     }
   }
 }
 
-void ForwardPass::tap(const char* name, const float* data, int64_t dim) const {
+void ForwardPass::tap(const std::string& name, const float* data, int64_t dim) const {
   if (taps_) (*taps_)(name, data, rows_, dim);
 }
 
-void ForwardPass::tap_layer(size_t index, const char* name, const float* data, int64_t dim) const {
+void ForwardPass::tap_layer(size_t index, const std::string& name, const float* data, int64_t dim) const {
   if (taps_) (*taps_)("layers." + std::to_string(index) + "." + name, data, rows_, dim);
-}
-
-int64_t Model::weight_bytes() const {
-  int64_t bytes = 0;
-  for (const AlignedBuffer& buffer : storage_) bytes += static_cast<int64_t>(buffer.size());
-  return bytes;
-}
-
-int64_t Model::parameter_count() const {
-  const auto size = [](const Matrix& m) { return m.rows * m.cols; };
-  int64_t count = size(weights_.embed_tokens) + config_.hidden_size;
-  if (!config_.tied_embeddings) count += size(weights_.lm_head);
-  for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    const LayerWeights& w = weights_.layers[i];
-    for (const Matrix* m : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj, &w.gate_proj, &w.up_proj, &w.down_proj}) {
-      count += size(*m);
-    }
-    count += config_.hidden_size * (config_.layers[i].post_norms ? 4 : 2);
-    if (config_.layers[i].qk_norm) count += 2 * config_.layers[i].head_dim;
-  }
-  return count;
-}
-
-int64_t Model::decode_bytes(int64_t depth) const {
-  int64_t bytes = weights_.lm_head.bytes();
-  for (const LayerWeights& w : weights_.layers) {
-    for (const Matrix* m : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj, &w.gate_proj, &w.up_proj, &w.down_proj}) {
-      bytes += m->bytes();
-    }
-  }
-  for (const KvLayout::Kind& kind : kv_layout_.kinds) {
-    const int64_t seen = kind.window > 0 ? std::min(depth, kind.window) : depth;
-    bytes += kind.block_bytes() / 64 * seen;
-  }
-  return bytes;
-}
-
-void Model::close() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  closed_ = true;
-  weights_ = ModelWeights();
-  storage_.clear();
-  activations_ = AlignedBuffer();
 }
 
 }  // namespace gemlet

@@ -1,7 +1,8 @@
-// One forward pass over a ragged batch: the state that the blocks (blocks/*.cpp) share. Activations are [rows, dim] float32,
-// rows = all segments' tokens one after the other; the residual stream `x` stays float32 throughout.
+// One forward pass over a ragged batch: the state that the blocks (blocks/*.cpp) share. Activations are [rows, dim]
+// float32, rows = all segments' tokens one after the other; the residual stream `x` stays float32 throughout.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "model/model.h"
@@ -17,31 +18,63 @@ class ForwardPass {
   void logits();
 
  private:
-  void attention(size_t index);  // branch_ = o_proj(attention(normed_))
-  void mlp(size_t index);        // branch_ = down(gelu(gate(normed_)) * up(normed_))
-  void make_rope_tables();
-  void tap(const char* name, const float* data, int64_t dim) const;
-  void tap_layer(size_t index, const char* name, const float* data, int64_t dim) const;
-
-  Model& model_;
-  Backend& backend_;
-  std::span<const Segment> batch_;
-  const TapSink* taps_;
-  int64_t rows_ = 0;
-  float eps_;
-
-  // Scratch, all inside Model::activations_.
-  float* x_;         // [rows, hidden] residual stream
-  float* normed_;    // [rows, hidden]
-  float* branch_;    // [rows, hidden]
-  float* wide_;      // [rows, max(q + k + v + attention out, gate + up)] by turns of attention and mlp
-  float* last_;      // [segments or rows, hidden] rows that want logits
+  // The rows of one segment that are still in the pass.
+  struct Part {
+    KvCache* kv;
+    int64_t row, rows;
+    int64_t position;  // absolute, of the first row
+    int64_t wanted;    // last rows that want logits
+    float* logits;
+  };
   struct Rope {
     const LayerConfig* example;
     float* cosines;  // [rows, head_dim / 2]
     float* sines;
   };
-  std::vector<Rope> ropes_;  // one per distinct (theta, scaling, head_dim)
+
+  void allocate();
+  void make_rope_tables();
+  void keep_wanted_rows();
+
+  void attention(size_t index);                            // branch_ = o_proj(attention(normed_))
+  void mlp(size_t index);                                  // branch_ = down(gelu(gate(normed_)) * up(normed_))
+  void add_experts(size_t index);                          // branch_ = norm(branch_) + norm(experts(x_))
+  int64_t experts_floats(const LayerConfig& layer) const;  // scratch per row
+
+  void make_per_layer_inputs();
+  void per_layer_input(size_t index, const float* x);  // branch_ = projection(gelu(gate(x)) * this layer's input)
+
+  void open_streams();                                          // x_ [rows, hidden] -> [streams, rows, hidden]
+  void altup_layer(size_t index);                               // layer() over streams
+  void altup_route(const AltupWeights& altup, const float* x);  // modalities_ = router(rms_norm(x))
+  void close_streams();                                         // and back
+
+  void tap(const std::string& name, const float* data, int64_t dim) const;
+  void tap_layer(size_t index, const std::string& name, const float* data, int64_t dim) const;
+
+  Model& model_;
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  Backend& backend_;
+  const TapSink* taps_;
+  std::vector<Part> parts_;
+  std::vector<int32_t> ids_;
+  int64_t rows_ = 0;
+  float eps_;
+
+  // Scratch, all inside Model::activations_.
+  float* x_;                     // [streams, rows, hidden] residual
+  float* normed_;                // [rows, hidden]
+  float* branch_;                // [rows, hidden]
+  float* last_;                  // [rows, hidden] rows that want logits
+  float* wide_;                  // [rows, the widest of q + output + k + v, gate + up, experts] by turns
+  float* per_layer_;             // [rows, layers, per_layer_input] every layer's own embedding
+  float* per_layer_gate_;        // [rows, per_layer_input]
+  float* predicted_ = nullptr;   // [streams, rows, hidden]
+  float* laurel_ = nullptr;      // [rows, hidden]
+  float* low_rank_ = nullptr;    // [rows, laurel_rank]
+  float* modalities_ = nullptr;  // [rows, streams]
+  std::vector<Rope> ropes_;      // one per distinct (theta, scaling, share, head_dim)
 };
 
 }  // namespace gemlet

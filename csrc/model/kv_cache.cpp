@@ -11,6 +11,10 @@ using kernels::kKvBlockTokens;
 KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_format) {
   std::vector<const LayerConfig*> examples;  // one layer of each kind
   for (const LayerConfig& layer : config.layers) {
+    if (layer.kv_source >= 0) {
+      layers.push_back(layers[static_cast<size_t>(layer.kv_source)]);
+      continue;
+    }
     size_t kind = 0;
     while (kind < examples.size() && !examples[kind]->same_cache(layer)) ++kind;
     if (kind == examples.size()) {
@@ -44,8 +48,8 @@ void KvCache::reserve(int64_t tokens) {
   for (size_t kind = 0; kind < tables_.size(); ++kind) {
     Table& table = tables_[kind];
     while (table.first_block + static_cast<int64_t>(table.blocks.size()) <= last_block) {
-      auto block = std::make_shared<AlignedBuffer>(
-          backend_->allocate(static_cast<size_t>(layout_->kinds[kind].block_bytes())));
+      auto block =
+          std::make_shared<AlignedBuffer>(backend_->allocate(static_cast<size_t>(layout_->kinds[kind].block_bytes())));
       table.pointers.reserve(table.blocks.size() + 1);
       table.blocks.push_back(std::move(block));
       table.pointers.push_back(table.blocks.back()->data());
@@ -60,8 +64,8 @@ void KvCache::commit(int64_t tokens) {
     if (window == 0) continue;
     Table& table = tables_[kind];
     const int64_t oldest = std::max<int64_t>(0, length_ - window + 1);  // the next token sees this one and later
-    const int64_t drop = std::min<int64_t>(oldest / kKvBlockTokens - table.first_block,
-                                           static_cast<int64_t>(table.blocks.size()));
+    const int64_t drop =
+        std::min<int64_t>(oldest / kKvBlockTokens - table.first_block, static_cast<int64_t>(table.blocks.size()));
     if (drop <= 0) continue;
     table.blocks.erase(table.blocks.begin(), table.blocks.begin() + drop);
     table.pointers.erase(table.pointers.begin(), table.pointers.begin() + drop);

@@ -1,8 +1,8 @@
 // Keys and values of one sequence, in reference-counted blocks of kKvBlockTokens tokens.
 //
-// There is one table of blocks per kind of layer (window, kv heads, head_dim); a block holds its tokens for all layers of the
-// kind, layer after layer, head after head (layout of a head: kernels/attention/attention.h). Kinds with a sliding window drop
-// blocks that no future token can see.
+// There is one table of blocks per kind of layer (window, kv heads, head_dim); a block holds its tokens for all layers
+// of the kind, layer after layer, head after head (layout of a head: kernels/attention/attention.h). Kinds with a
+// sliding window drop blocks that no future token can see.
 #pragma once
 
 #include <cstdint>
@@ -37,14 +37,16 @@ struct KvLayout {
 
 class KvCache {
  public:
-  KvCache(const KvLayout& layout, Backend& backend) : layout_(&layout), backend_(&backend), tables_(layout.kinds.size()) {}
+  KvCache(const KvLayout& layout, Backend& backend)
+      : layout_(&layout), backend_(&backend), tables_(layout.kinds.size()) {}
 
   int64_t length() const { return length_; }
   int64_t bytes() const;
 
   // Makes room for `tokens` more. If it throws (no memory), the cache is as it was.
   void reserve(int64_t tokens);
-  // The reserved tokens have been written: they count from now on, and blocks that fell out of every window are dropped.
+  // The reserved tokens have been written: they count from now on, and blocks that fell out of every window are
+  // dropped.
   void commit(int64_t tokens);
 
   // This layer's blocks. Valid until the next reserve or commit.

@@ -4,12 +4,12 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/fork_mutex.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
 #include "model/weights.h"
@@ -30,10 +30,17 @@ struct Segment {
   float* logits = nullptr;  // [1 or ids.size(), vocab]
 };
 
+// What a model's tensors add up to.
+struct ModelSize {
+  int64_t parameters = 0;
+  int64_t dense_bytes = 0;   // read for every token
+  int64_t expert_bytes = 0;  // of all routed experts
+};
+
 class Model {
  public:
   Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer> storage, std::unique_ptr<Backend> backend,
-        Format weight_format, KvFormat kv_format);
+        Format weight_format, KvFormat kv_format, ModelSize size);
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
@@ -42,16 +49,17 @@ class Model {
   Backend& backend() { return *backend_; }
 
   // Advances every segment by its tokens, appending to its cache and writing the logits it wants. All or nothing: if it
-  // throws, no cache has grown. `cancel` (may be null) is looked at between layers and ends the pass with Error{kCancelled}.
-  // Throws kClosed after close().
-  void forward(std::span<const Segment> batch, const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr);
+  // throws, no cache has grown. `cancel` (may be null) is looked at between layers and ends the pass with
+  // Error{kCancelled}. Throws kClosed after close().
+  void forward(std::span<const Segment> batch, const std::atomic<bool>* cancel = nullptr,
+               const TapSink* taps = nullptr);
 
   // Rows that one forward pass should get at most; longer prompts come in chunks of this.
   static constexpr int64_t kChunkTokens = 512;
 
-  int64_t weight_bytes() const;                        // all matrices and norms
-  int64_t decode_bytes(int64_t depth) const;           // read for one token after `depth` others: weights and cache
-  int64_t parameter_count() const;
+  int64_t weight_bytes() const;               // all matrices and norms
+  int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
+  int64_t parameter_count() const { return size_.parameters; }
 
   void close();
   bool closed() const { return closed_.load(); }
@@ -63,9 +71,10 @@ class Model {
   std::vector<AlignedBuffer> storage_;
   std::unique_ptr<Backend> backend_;
   Format weight_format_;
+  ModelSize size_;
   KvLayout kv_layout_;
   AlignedBuffer activations_;  // scratch of the forward pass, grown on demand
-  std::mutex mutex_;           // one forward pass at a time: it owns the scratch and the thread pool
+  ForkMutex mutex_;            // one forward pass at a time: it owns the scratch and the thread pool
   std::atomic<bool> closed_{false};
 };
 

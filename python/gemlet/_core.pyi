@@ -30,29 +30,29 @@ __all__: list[str] = [
 
 class LayerConfig:
     """
-    One layer's shape and rules.
+    One layer's shape and rules; keywords are the fields.
     """
-    def __init__(
-        self,
-        *,
-        num_heads: typing.SupportsInt | typing.SupportsIndex,
-        num_kv_heads: typing.SupportsInt | typing.SupportsIndex,
-        head_dim: typing.SupportsInt | typing.SupportsIndex,
-        intermediate_size: typing.SupportsInt | typing.SupportsIndex,
-        query_scale: typing.SupportsFloat | typing.SupportsIndex,
-        rope_theta: typing.SupportsFloat | typing.SupportsIndex,
-        rope_scaling_factor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        sliding_window: typing.SupportsInt | typing.SupportsIndex = 0,
-        attention_softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        qk_norm: bool = False,
-        post_norms: bool = False,
-    ) -> None: ...
+    def __init__(self, **kwargs: typing.Any) -> None: ...
+    @property
+    def activation_sparsity(self) -> float | None: ...
     @property
     def attention_softcap(self) -> float: ...
+    @property
+    def expert_intermediate_size(self) -> int: ...
+    @property
+    def experts_per_token(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
     @property
     def intermediate_size(self) -> int: ...
+    @property
+    def key_is_value(self) -> bool: ...
+    @property
+    def kv_source(self) -> int: ...
+    @property
+    def layer_scalar(self) -> bool: ...
+    @property
+    def num_experts(self) -> int: ...
     @property
     def num_heads(self) -> int: ...
     @property
@@ -64,29 +64,23 @@ class LayerConfig:
     @property
     def query_scale(self) -> float: ...
     @property
+    def rope_partial_factor(self) -> float: ...
+    @property
     def rope_scaling_factor(self) -> float: ...
     @property
     def rope_theta(self) -> float: ...
     @property
     def sliding_window(self) -> int: ...
+    @property
+    def v_norm(self) -> bool: ...
 
 class ModelConfig:
     """
-    A model as data; validated on construction.
+    A model as data, validated on construction; keywords are the fields.
     """
-    def __init__(
-        self,
-        *,
-        vocab_size: typing.SupportsInt | typing.SupportsIndex,
-        hidden_size: typing.SupportsInt | typing.SupportsIndex,
-        max_context: typing.SupportsInt | typing.SupportsIndex,
-        rms_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
-        embedding_scale: typing.SupportsFloat | typing.SupportsIndex,
-        layers: collections.abc.Sequence[LayerConfig],
-        final_softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        norm_offset: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        tied_embeddings: bool = True,
-    ) -> None: ...
+    def __init__(self, **kwargs: typing.Any) -> None: ...
+    @property
+    def altup_streams(self) -> int: ...
     @property
     def embedding_scale(self) -> float: ...
     @property
@@ -94,11 +88,17 @@ class ModelConfig:
     @property
     def hidden_size(self) -> int: ...
     @property
+    def laurel_rank(self) -> int: ...
+    @property
     def layers(self) -> list[LayerConfig]: ...
     @property
     def max_context(self) -> int: ...
     @property
     def norm_offset(self) -> float: ...
+    @property
+    def per_layer_input_size(self) -> int: ...
+    @property
+    def per_layer_vocab_size(self) -> int: ...
     @property
     def rms_norm_eps(self) -> float: ...
     @property
@@ -172,6 +172,18 @@ class ModelBuilder:
         """
         The model; the builder is spent afterwards.
         """
+    def set_per_layer_table(
+        self,
+        *,
+        path: str,
+        offset: typing.SupportsInt | typing.SupportsIndex,
+        rows: typing.SupportsInt | typing.SupportsIndex,
+        cols: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+    ) -> None:
+        """
+        The per-layer embedding table: it stays in its file and is read by row.
+        """
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """
         Expected shape of every slot still to be filled or filled.
@@ -195,7 +207,7 @@ class Sampler:
     def sample(
         self,
         logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-        history: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+        history: numpy.ndarray | list[int],
     ) -> int:
         """
         Next token id from logits [vocab]; history feeds the repetition penalty.
@@ -214,9 +226,7 @@ class TokenSequence:
         """
         Gives the cache back.
         """
-    def extend(
-        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, logits: str = "last"
-    ) -> None:
+    def extend(self, ids: numpy.ndarray | list[int], *, logits: str = "last") -> None:
         """
         Appends tokens; keeps the logits of none, the last or all of them.
         """

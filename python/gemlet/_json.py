@@ -131,10 +131,10 @@ class Keys:
                     "only keys gemlet knows, because any other may change what the model computes"
                 )
 
-    def integer(self, key: str, limit: int) -> int:
+    def integer(self, key: str, limit: int, low: int = 1) -> int:
         value = self.get(key)
-        if type(value) is not int or not 1 <= value <= limit:
-            raise self.wrong(key, f"an integer from 1 to {limit}")
+        if type(value) is not int or not low <= value <= limit:
+            raise self.wrong(key, f"an integer from {low} to {limit}")
         return value
 
     def number(self, key: str, low: float, high: float) -> float:

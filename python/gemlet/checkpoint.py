@@ -219,25 +219,32 @@ class Checkpoint:
         self._fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
         return array, tag
 
-    def read_rows(self, name: str, block_bytes: int) -> Iterator[tuple[NDArray[Any], str]]:
+    def read_rows(
+        self, name: str, block_bytes: int, *, entry: int | None = None
+    ) -> Iterator[tuple[NDArray[Any], str]]:
         """The values of :meth:`read` in blocks of rows of about ``block_bytes``, each a multiple of 16 rows
-        but the last. A block is overwritten by the next one: use it before asking for that.
+        but the last. A block is overwritten by the next one: use it before asking for that. With ``entry``,
+        those of the matrix at this place of a stack of matrices.
         """
         import numpy as np
 
         tag = self.dtype(name)
         info = self.tensors[name]
-        if len(info.shape) < 2 or info.nbytes <= block_bytes:
+        begin, nbytes, shape = info.begin, info.nbytes, info.shape
+        if entry is not None:
+            nbytes, shape = nbytes // shape[0], shape[1:]
+            begin += entry * nbytes
+        elif len(shape) < 2 or nbytes <= block_bytes:
             yield self.read(name)
             return
-        rows = info.shape[0]
-        row_bytes = info.nbytes // rows
+        rows = shape[0]
+        row_bytes = nbytes // rows
         step = max(16, block_bytes // row_bytes // 16 * 16)
-        block: NDArray[Any] = np.empty((min(step, rows), *info.shape[1:]), dtype=_READABLE[info.dtype][1])
+        block: NDArray[Any] = np.empty((min(step, rows), *shape[1:]), dtype=_READABLE[info.dtype][1])
         for first in range(0, rows, step):
             part = block[: min(step, rows - first)]
             buffer = part.reshape(-1).view(np.uint8).data
-            self._fill(info.file, info.begin + first * row_bytes, buffer, show(name))
+            self._fill(info.file, begin + first * row_bytes, buffer, show(name))
             yield part, tag
 
     def _bytes(self, file: str, begin: int, length: int) -> bytes:

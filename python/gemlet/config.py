@@ -1,9 +1,7 @@
-"""Hugging Face ``config.json`` of Gemma 1, 2 and 3 as a checked, frozen description of the text model.
+"""Hugging Face ``config.json`` of every Gemma as a checked, frozen description of the text model.
 
-What each family's keys mean is data (``families.py``); this module reads, checks and resolves them: the layer
-pattern, one RoPE base and scale per layer, the score scale, the caps. Both spellings of RoPE are read:
-``rope_theta``, ``rope_local_base_freq``, ``rope_scaling`` (transformers 4) and ``rope_parameters``
-(transformers 5). Where two keys say the same thing they must agree.
+What each family's keys mean is data (``families.py``); this module reads and checks what is said of the model
+as a whole, ``_layers.py`` resolves its layers and ``_rope.py`` how they rotate positions.
 
 A ``config.json`` is hostile until checked: every number has a type and a range, chosen so that no product of
 sizes leaves 64 bits, and a key that is neither used nor known to be harmless is an error that names it.
@@ -14,12 +12,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemlet._json import Keys, read_json_object, show
+from gemlet._layers import LayerSpec, read_layers, read_size
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
-from gemlet.families import FAMILIES, FIXED_KEYS, IGNORED_KEYS, MULTIMODAL_IGNORED_KEYS, SHAPES, Family
+from gemlet.families import FAMILIES, MULTIMODAL, Family
+from gemlet.shapes import SHAPES
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -35,50 +35,16 @@ __all__ = [
     "shape_config",
 ]
 
-# Integer key -> largest accepted value. The largest real Gemma stays a factor of ten or more below each.
-_LIMITS = {
-    "vocab_size": 1 << 22,
-    "hidden_size": 1 << 16,
-    "intermediate_size": 1 << 20,
-    "num_hidden_layers": 1024,
-    "num_attention_heads": 1024,
-    "num_key_value_heads": 1024,
-    "head_dim": 4096,
-    "max_position_embeddings": 1 << 24,
-    "sliding_window": 1 << 24,
-}
-_LAYER_TYPES = ("sliding_attention", "full_attention")
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """One transformer layer.
-
-    ``query_scale`` multiplies the scores q.k; ``rope_scaling_factor`` divides the positions;
-    ``sliding_window`` is the number of keys a query sees, itself included, 0 for all; ``attention_softcap`` 0
-    means none.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    query_scale: float
-    rope_theta: float
-    rope_scaling_factor: float
-    sliding_window: int
-    attention_softcap: float
-    qk_norm: bool
-    post_norms: bool
-
 
 @dataclass(frozen=True)
 class TextConfig:
     """The text model a ``config.json`` describes.
 
-    ``family`` is "gemma", "gemma2" or "gemma3"; ``model_type`` is the file's own word. ``norm_offset`` is
-    added to every norm weight (Hugging Face stores ``w``, computes with ``1 + w``). ``final_softcap`` 0 means
-    none.
+    ``family`` is "gemma", "gemma2", "gemma3", "gemma3n" or "gemma4"; ``model_type`` is the file's own word.
+    ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store ``w`` and compute with ``1 + w``).
+    ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
+    layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
+    more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``.
 
     >>> config = shape_config("gemma3-1b")
     >>> config.num_layers, config.hidden_size, [layer.sliding_window for layer in config.layers[:6]]
@@ -98,6 +64,10 @@ class TextConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     layers: tuple[LayerSpec, ...]
+    per_layer_input_size: int = 0
+    per_layer_vocab_size: int = 0
+    altup_streams: int = 1
+    laurel_rank: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -110,32 +80,20 @@ class TextConfig:
         """
         from gemlet import _core
 
-        layers = [
-            _core.LayerConfig(
-                num_heads=layer.num_heads,
-                num_kv_heads=layer.num_kv_heads,
-                head_dim=layer.head_dim,
-                intermediate_size=layer.intermediate_size,
-                query_scale=layer.query_scale,
-                rope_theta=layer.rope_theta,
-                rope_scaling_factor=layer.rope_scaling_factor,
-                sliding_window=layer.sliding_window,
-                attention_softcap=layer.attention_softcap,
-                qk_norm=layer.qk_norm,
-                post_norms=layer.post_norms,
-            )
-            for layer in self.layers
-        ]
         return _core.ModelConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             max_context=self.max_position_embeddings if max_context is None else max_context,
             rms_norm_eps=self.rms_norm_eps,
             embedding_scale=embedding_scale(self.hidden_size, weights),
-            layers=layers,
+            layers=[_core.LayerConfig(**vars(layer)) for layer in self.layers],
             final_softcap=self.final_softcap,
             norm_offset=self.norm_offset,
             tied_embeddings=self.tie_word_embeddings,
+            per_layer_input_size=self.per_layer_input_size,
+            per_layer_vocab_size=self.per_layer_vocab_size,
+            altup_streams=self.altup_streams,
+            laurel_rank=self.laurel_rank,
         )
 
 
@@ -194,25 +152,26 @@ def shape_config(name: str) -> TextConfig:
 def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     """The text model a parsed ``config.json`` describes; ``where`` names the file in errors."""
     model_type = raw.get("model_type")
-    if model_type == "gemma3":
-        return _parse_multimodal(raw, where)
+    if isinstance(model_type, str) and model_type in MULTIMODAL:
+        return _parse_multimodal(raw, where, model_type)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(repr(name) for name in (*FAMILIES, "gemma3"))
+        known = ", ".join(repr(name) for name in (*FAMILIES, *MULTIMODAL))
         got = "is missing" if model_type is None else f"is {show(model_type)}"
         raise ConfigError(f"{where}: unknown architecture: model_type {got}; expected one of {known}")
     return _parse_text(Keys(raw, where, "", FAMILIES[model_type].defaults), FAMILIES[model_type], model_type)
 
 
-def _parse_multimodal(raw: Mapping[str, Any], where: str) -> TextConfig:
-    """Gemma 3 with images: the text part is ``text_config``, which leaves out keys equal to the defaults."""
+def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:
+    """With images or sound: the text part is ``text_config``, which leaves out keys equal to the defaults."""
+    text_type, ignored = MULTIMODAL[model_type]
+    family = FAMILIES[text_type]
     outer = Keys(raw, where, "", {"text_config": None, "eos_token_id": None, "tie_word_embeddings": None})
-    outer.refuse_unknown(MULTIMODAL_IGNORED_KEYS, FIXED_KEYS)
+    outer.refuse_unknown(ignored, family.fixed)
     text = raw.get("text_config")
     if not isinstance(text, dict):
-        raise outer.wrong("text_config", "an object with the keys of a gemma3_text configuration")
-    family = FAMILIES["gemma3_text"]
-    if text.get("model_type", "gemma3_text") != "gemma3_text":
-        raise Keys(text, where, "text_config.").wrong("model_type", "'gemma3_text'")
+        raise outer.wrong("text_config", f"an object with the keys of a {text_type} configuration")
+    if text.get("model_type", text_type) != text_type:
+        raise Keys(text, where, "text_config.").wrong("model_type", repr(text_type))
     merged = dict(text)
     # The outer object's word counts for these two; the inner one repeats it or leaves it out.
     if raw.get("tie_word_embeddings") is not None:
@@ -221,156 +180,43 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str) -> TextConfig:
         merged["tie_word_embeddings"] = raw["tie_word_embeddings"]
     if raw.get("eos_token_id") is not None:
         merged["eos_token_id"] = raw["eos_token_id"]
-    return _parse_text(Keys(merged, where, "text_config.", family.defaults), family, "gemma3")
+    return _parse_text(Keys(merged, where, "text_config.", family.defaults), family, model_type)
 
 
 def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
-    keys.refuse_unknown(IGNORED_KEYS, FIXED_KEYS)
-    num_layers = _size(keys, "num_hidden_layers")
-    num_heads = _size(keys, "num_attention_heads")
-    num_kv_heads = _size(keys, "num_key_value_heads")
-    if num_heads % num_kv_heads:
-        raise keys.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({num_heads})")
-    head_dim = _size(keys, "head_dim")
-    if head_dim % 2:
-        raise keys.wrong("head_dim", "an even number (RoPE rotates pairs)")
-    scalar = keys.number("query_pre_attn_scalar", 1e-6, 1e9) if family.query_scalar else float(head_dim)
-    softcap = keys.cap("attn_logit_softcapping")
-    rope = _read_rope(keys, family)
-    layer_types = _read_layer_types(keys, family, num_layers)
-    window = _read_window(keys) if "sliding_attention" in layer_types else 0
-    intermediate_size = _size(keys, "intermediate_size")
-    kinds = {
-        kind: LayerSpec(
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            intermediate_size=intermediate_size,
-            query_scale=scalar**-0.5,
-            rope_theta=rope[kind][0],
-            rope_scaling_factor=rope[kind][1],
-            sliding_window=window if kind == "sliding_attention" else 0,
-            attention_softcap=softcap,
-            qk_norm=family.qk_norm,
-            post_norms=family.post_norms,
-        )
-        for kind in _LAYER_TYPES
-    }
-    vocab_size = _size(keys, "vocab_size")
-    return TextConfig(
+    keys.refuse_unknown(family.ignored, family.fixed)
+    vocab_size = read_size(keys, "vocab_size")
+    config = TextConfig(
         family=family.name,
         model_type=model_type,
         vocab_size=vocab_size,
-        hidden_size=_size(keys, "hidden_size"),
-        max_position_embeddings=_size(keys, "max_position_embeddings"),
+        hidden_size=read_size(keys, "hidden_size"),
+        max_position_embeddings=read_size(keys, "max_position_embeddings"),
         rms_norm_eps=keys.number("rms_norm_eps", 1e-12, 1.0),
-        final_softcap=keys.cap("final_logit_softcapping"),
-        norm_offset=1.0,
+        final_softcap=_read_final_softcap(keys),
+        norm_offset=family.norm_offset,
         tie_word_embeddings=keys.flag("tie_word_embeddings"),
         pad_token_id=keys.token_id("pad_token_id", vocab_size),
         bos_token_id=keys.token_id("bos_token_id", vocab_size),
         eos_token_ids=keys.token_ids("eos_token_id", vocab_size),
-        layers=tuple(kinds[kind] for kind in layer_types),
+        layers=read_layers(keys, family),
     )
-
-
-def _size(keys: Keys, key: str) -> int:
-    return keys.integer(key, _LIMITS[key])
-
-
-def _read_window(keys: Keys) -> int:
-    window = _size(keys, "sliding_window")
-    if keys.get("sliding_window_size") not in (None, window):
-        raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
-    return window
-
-
-def _read_layer_types(keys: Keys, family: Family, num_layers: int) -> tuple[str, ...]:
-    """One of ``_LAYER_TYPES`` per layer: the file's own list where it has one, else the family's pattern."""
-    if family.layer_pattern == 0:
-        return ("full_attention",) * num_layers
-    pattern = family.layer_pattern
-    spellings = ("sliding_window_pattern", "_sliding_window_pattern")
-    names = [name for name in spellings if keys.get(name) is not None]
-    for name in names:
-        pattern = keys.integer(name, _LIMITS["num_hidden_layers"])
-        if pattern != keys.get(names[0]):
-            raise keys.wrong(name, f"the value of {names[0]} ({show(keys.get(names[0]))})")
-    types = keys.get("layer_types")
-    if types is None:
-        return tuple(_LAYER_TYPES[(i + 1) % pattern == 0] for i in range(num_layers))
-    if not isinstance(types, list) or len(types) != num_layers:
-        raise keys.wrong("layer_types", f"a list of {num_layers} entries, one per layer (num_hidden_layers)")
-    for i, kind in enumerate(types):
-        if kind not in _LAYER_TYPES:
-            expected = " or ".join(repr(name) for name in _LAYER_TYPES)
-            raise ConfigError(f"{keys.label('layer_types')}[{i}] is {show(kind)}; expected {expected}")
-    return tuple(types)
-
-
-def _read_rope(keys: Keys, family: Family) -> dict[str, tuple[float, float]]:
-    """layer type -> (theta, factor that positions are divided by)."""
-    parameters = keys.mapping("rope_parameters")
-    scaling = keys.mapping("rope_scaling")
-    if not family.rope_by_layer_type:
-        one = _rope_kind(keys, "rope_theta", parameters, "rope_parameters", scaling, family.global_theta)
-        return dict.fromkeys(_LAYER_TYPES, one)
-    nested = Keys(parameters, keys.where, f"{keys.prefix}rope_parameters.", dict.fromkeys(_LAYER_TYPES))
-    nested.refuse_unknown(frozenset(), {})
-    legacy = {"sliding_attention": "rope_local_base_freq", "full_attention": "rope_theta"}
-    defaults = {"sliding_attention": family.local_theta, "full_attention": family.global_theta}
-    return {
-        kind: _rope_kind(
-            keys,
-            legacy[kind],
-            nested.mapping(kind),
-            f"rope_parameters.{kind}",
-            scaling if kind == "full_attention" else {},  # rope_scaling has never applied to sliding layers
-            defaults[kind],
+    if "altup_num_inputs" in family.defaults:
+        config = replace(
+            config,
+            altup_streams=read_size(keys, "altup_num_inputs", low=2),
+            laurel_rank=read_size(keys, "laurel_rank"),
         )
-        for kind in _LAYER_TYPES
-    }
+    if "hidden_size_per_layer_input" in family.defaults:
+        # A layer of Gemma 3n cannot do without.
+        size = read_size(keys, "hidden_size_per_layer_input", low=1 if config.altup_streams > 1 else 0)
+        rows = read_size(keys, "vocab_size_per_layer_input") if size else 0
+        config = replace(config, per_layer_input_size=size, per_layer_vocab_size=rows)
+    return config
 
 
-def _rope_kind(
-    keys: Keys,
-    legacy_theta: str,
-    parameters: Mapping[str, Any],
-    parameters_key: str,
-    scaling: Mapping[str, Any],
-    default_theta: float,
-) -> tuple[float, float]:
-    """(theta, factor) from the new-style object, the old-style keys, or both where they agree."""
-    new = Keys(parameters, keys.where, f"{keys.prefix}{parameters_key}.", _ROPE_DEFAULTS)
-    old = Keys(scaling, keys.where, f"{keys.prefix}rope_scaling.", _ROPE_DEFAULTS)
-    thetas = {
-        part.label(name): part.number(name, 1.0, 1e12)
-        for part, name in ((new, "rope_theta"), (old, "rope_theta"), (keys, legacy_theta))
-        if part.get(name) is not None
-    }
-    scaled = [part for part in (new, old) if part.raw.keys() - {"rope_theta"}]
-    factors = {part.label("factor"): _rope_factor(part) for part in scaled}
-    for found in (thetas, factors):
-        if len(set(found.values())) > 1:
-            listed = ", ".join(f"{label} = {value:g}" for label, value in found.items())
-            raise ConfigError(f"{listed}: these keys contradict each other; expected one value")
-    return next(iter(thetas.values()), default_theta), next(iter(factors.values()), 1.0)
-
-
-_ROPE_DEFAULTS: Mapping[str, Any] = {"rope_type": None, "type": None, "rope_theta": None, "factor": None}
-
-
-def _rope_factor(keys: Keys) -> float:
-    """The factor of a RoPE object: its type must be "default" (1.0) or "linear"."""
-    keys.refuse_unknown(frozenset(), {})
-    names = [key for key in ("rope_type", "type") if keys.get(key) is not None]
-    for name in names:
-        if keys.get(name) not in ("default", "linear"):
-            raise keys.wrong(name, "'default' or 'linear'")
-    if len({keys.get(name) for name in names}) > 1:
-        raise keys.wrong("type", f"the value of rope_type ({show(keys.get('rope_type'))})")
-    if names and keys.get(names[0]) == "linear":
-        return keys.number("factor", 1e-3, 1e6)
-    if keys.get("factor") not in (None, 1.0):
-        raise keys.wrong("factor", "no factor beside the rope type 'default'")
-    return 1.0
+def _read_final_softcap(keys: Keys) -> float:
+    softcap = keys.cap("final_logit_softcapping")
+    if not softcap and keys.defaults.get("altup_num_inputs"):  # the reference has no Gemma 3n without one
+        raise keys.wrong("final_logit_softcapping", "a number: every Gemma 3n has a cap on its logits")
+    return softcap

@@ -8,111 +8,13 @@ logits). Any other key is an error, so nothing that matters is dropped in silenc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-__all__ = ["FAMILIES", "FIXED_KEYS", "IGNORED_KEYS", "MULTIMODAL_IGNORED_KEYS", "SHAPES", "Family"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family: the defaults of its keys and what its block is made of.
-
-    ``layer_pattern`` P: layer ``i`` is global where ``(i + 1) % P == 0``, else sliding; 0: all are global.
-    ``query_scalar``: the score scale is ``query_pre_attn_scalar ** -0.5``, not ``head_dim ** -0.5``.
-    ``rope_by_layer_type``: sliding and global layers have a theta each; else one serves both.
-    """
-
-    name: str
-    defaults: Mapping[str, Any]
-    layer_pattern: int
-    query_scalar: bool
-    rope_by_layer_type: bool
-    local_theta: float
-    global_theta: float
-    qk_norm: bool
-    post_norms: bool
-
-
-_GEMMA1: dict[str, Any] = {
-    "vocab_size": 256000,
-    "hidden_size": 3072,
-    "intermediate_size": 24576,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "head_dim": 256,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-    "tie_word_embeddings": True,
-    "rope_parameters": None,
-    "rope_theta": None,
-    "rope_scaling": None,
-}
-_GEMMA2: dict[str, Any] = _GEMMA1 | {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "sliding_window_size": None,  # a second name of the same number in the first uploads of Gemma 2
-    "layer_types": None,
-    "final_logit_softcapping": 30.0,
-    "attn_logit_softcapping": 50.0,
-}
-_GEMMA3: dict[str, Any] = _GEMMA2 | {
-    "vocab_size": 262208,
-    "max_position_embeddings": 131072,
-    "final_logit_softcapping": None,
-    "attn_logit_softcapping": None,
-    "sliding_window_pattern": None,
-    "_sliding_window_pattern": None,
-    "rope_local_base_freq": None,
-}
-
-FAMILIES: Mapping[str, Family] = {
-    "gemma": Family(
-        name="gemma",
-        defaults=_GEMMA1,
-        layer_pattern=0,
-        query_scalar=False,
-        rope_by_layer_type=False,
-        local_theta=10000.0,
-        global_theta=10000.0,
-        qk_norm=False,
-        post_norms=False,
-    ),
-    "gemma2": Family(
-        name="gemma2",
-        defaults=_GEMMA2,
-        layer_pattern=2,
-        query_scalar=True,
-        rope_by_layer_type=False,
-        local_theta=10000.0,
-        global_theta=10000.0,
-        qk_norm=False,
-        post_norms=True,
-    ),
-    "gemma3_text": Family(
-        name="gemma3",
-        defaults=_GEMMA3,
-        layer_pattern=6,
-        query_scalar=True,
-        rope_by_layer_type=True,
-        local_theta=10000.0,
-        global_theta=1000000.0,
-        qk_norm=True,
-        post_norms=True,
-    ),
-}
+__all__ = ["FAMILIES", "MULTIMODAL", "Family"]
 
 # Keys with one supported meaning: any other value is an error that names the key.
-FIXED_KEYS: Mapping[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[Any, ...]] = {
     # Early Gemma 1 files say "gelu"; the models were trained with the tanh approximation all the same.
     "hidden_act": ("gelu_pytorch_tanh", "gelu", None),
     "hidden_activation": ("gelu_pytorch_tanh", None),
@@ -200,86 +102,226 @@ _SAMPLING = {
     "top_p",
     "typical_p",
 }
-IGNORED_KEYS = frozenset(_BOOKKEEPING | _SAMPLING)
+_IGNORED = frozenset(_BOOKKEEPING | _SAMPLING)
 
-# The outer object of a multimodal Gemma 3, beside text_config; the image side is not read.
-MULTIMODAL_IGNORED_KEYS = IGNORED_KEYS | {
+
+@dataclass(frozen=True)
+class Family:
+    """One family: the defaults of its keys and what its block is made of.
+
+    ``ignored`` and ``fixed`` are the keys of its configuration that change nothing, and those of which only
+    the listed values are supported. ``layer_pattern`` P: layer ``i`` is global where ``(i + 1) % P == 0``, else
+    sliding; 0: all are global. ``query_scale``: the score scale is ``head_dim ** -0.5``,
+    ``query_pre_attn_scalar ** -0.5`` or 1. ``rope``: one theta serves all layers ("flat"), sliding and global
+    layers have one each ("nested"), or that and the old spelling means nothing ("nested only").
+    ``norm_offset`` is added to every norm weight.
+    """
+
+    name: str
+    defaults: Mapping[str, Any]
+    layer_pattern: int
+    query_scale: Literal["head_dim", "query_pre_attn_scalar", "one"]
+    rope: Literal["flat", "nested", "nested only"] = "flat"
+    local_theta: float = 10000.0
+    global_theta: float = 10000.0
+    norm_offset: float = 1.0
+    qk_norm: bool = False
+    post_norms: bool = False
+    v_norm: bool = False
+    layer_scalar: bool = False
+    last_layer_is_global: bool = False
+    ignored: frozenset[str] = _IGNORED
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _FIXED)
+
+
+_GEMMA1: dict[str, Any] = {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+    "rope_theta": None,
+    "rope_scaling": None,
+}
+_GEMMA2: dict[str, Any] = _GEMMA1 | {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_size": None,  # a second name of the same number in the first uploads of Gemma 2
+    "layer_types": None,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+_GEMMA3: dict[str, Any] = _GEMMA2 | {
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+    "sliding_window_pattern": None,
+    "_sliding_window_pattern": None,
+    "rope_local_base_freq": None,
+}
+
+_GEMMA3N: dict[str, Any] = {
+    "vocab_size": 262400,
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 35,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+    "rope_theta": None,
+    "rope_local_base_freq": None,
+    "rope_scaling": None,
+    "sliding_window": 512,
+    "layer_types": None,
+    "final_logit_softcapping": 30.0,
+    "num_kv_shared_layers": 15,
+    "activation_sparsity_pattern": None,
+    "hidden_size_per_layer_input": 256,
+    "vocab_size_per_layer_input": 262144,
+    "altup_num_inputs": 4,
+    "laurel_rank": 64,
+}
+_GEMMA4_UNIFIED: dict[str, Any] = {
+    "vocab_size": 262144,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+    "sliding_window": 1024,
+    "layer_types": None,
+    "final_logit_softcapping": None,
+    "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False,
+    "attention_k_eq_v": False,
+    "global_head_dim": 512,
+    "num_global_key_value_heads": None,
+    "per_layer_config": None,  # the two keys above, as transformers 5 writes them; it silences them
+}
+_GEMMA4: dict[str, Any] = _GEMMA4_UNIFIED | {
+    "max_position_embeddings": 131072,
+    "sliding_window": 512,
+    "hidden_size_per_layer_input": 256,
+    "vocab_size_per_layer_input": 262144,
+    "enable_moe_block": False,
+    "num_experts": None,
+    "top_k_experts": None,
+    "moe_intermediate_size": None,
+}
+# "vision" lets the tokens of an image see each other; text stays causal.
+_FIXED_GEMMA4 = _FIXED | {"use_bidirectional_attention": (None, False, "vision")}
+
+_FAMILY_GEMMA4 = Family(
+    name="gemma4",
+    defaults=_GEMMA4,
+    layer_pattern=6,
+    query_scale="one",
+    rope="nested only",
+    norm_offset=0.0,
+    qk_norm=True,
+    post_norms=True,
+    v_norm=True,
+    layer_scalar=True,
+    last_layer_is_global=True,
+    fixed=_FIXED_GEMMA4,
+)
+# By model_type of a text model.
+FAMILIES: Mapping[str, Family] = {
+    "gemma": Family(name="gemma", defaults=_GEMMA1, layer_pattern=0, query_scale="head_dim"),
+    "gemma2": Family(
+        name="gemma2",
+        defaults=_GEMMA2,
+        layer_pattern=2,
+        query_scale="query_pre_attn_scalar",
+        post_norms=True,
+    ),
+    "gemma3_text": Family(
+        name="gemma3",
+        defaults=_GEMMA3,
+        layer_pattern=6,
+        query_scale="query_pre_attn_scalar",
+        rope="nested",
+        global_theta=1000000.0,
+        qk_norm=True,
+        post_norms=True,
+    ),
+    "gemma3n_text": Family(
+        name="gemma3n",
+        defaults=_GEMMA3N,
+        layer_pattern=5,
+        query_scale="one",
+        rope="nested",
+        global_theta=1000000.0,
+        norm_offset=0.0,
+        qk_norm=True,
+        post_norms=True,
+        v_norm=True,
+        # Published files have the scalar; the reference never reads it. The other two act in training.
+        ignored=_IGNORED | {"query_pre_attn_scalar", "altup_coef_clip", "altup_lr_multiplier"},
+        fixed=_FIXED | {"altup_active_idx": (0,), "altup_correct_scale": (True,)},
+    ),
+    "gemma4_text": _FAMILY_GEMMA4,
+    "gemma4_unified_text": replace(
+        _FAMILY_GEMMA4,
+        defaults=_GEMMA4_UNIFIED,
+        # The class has neither per-layer inputs nor experts; a file may say so.
+        ignored=_IGNORED
+        | {"vocab_size_per_layer_input", "num_experts", "top_k_experts", "moe_intermediate_size"},
+        fixed=_FIXED_GEMMA4 | {"hidden_size_per_layer_input": (0, None), "enable_moe_block": (False, None)},
+    ),
+}
+
+# What stands beside text_config in the outer object of a multimodal file; images and sound are not read.
+_IMAGES = {
     "boi_token_id",
-    "boi_token_index",
     "bos_token_id",
     "eoi_token_id",
-    "eoi_token_index",
     "image_token_id",
-    "image_token_index",
-    "mm_tokens_per_image",
     "pad_token_id",
     "vision_config",
 }
+_SOUND = {"audio_config", "audio_token_id", "boa_token_id", "eoa_token_id", "vision_soft_tokens_per_image"}
+_GEMMA4_OUTER = _IGNORED | _IMAGES | _SOUND | {"eoa_token_index", "video_token_id"}
 
-
-def _gemma3(**keys: Any) -> dict[str, Any]:
-    return {"model_type": "gemma3_text", "sliding_window": 1024} | keys
-
-
-def _small_gemma3(**keys: Any) -> dict[str, Any]:
-    """The text-only sizes: a smaller vocabulary table, context and window, and no RoPE scaling."""
-    small = {"vocab_size": 262144, "max_position_embeddings": 32768, "sliding_window": 512}
-    return _gemma3(num_attention_heads=4, num_key_value_heads=1, **small, **keys)
-
-
-_LINEAR_8 = {"rope_type": "linear", "factor": 8.0}
-
-# The published sizes as config.json objects, for random weights at real shapes (nothing is read from a file).
-SHAPES: Mapping[str, Mapping[str, Any]] = {
-    "gemma-2b": {
-        "model_type": "gemma",
-        "hidden_size": 2048,
-        "intermediate_size": 16384,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-    },
-    "gemma-7b": {"model_type": "gemma"},
-    "gemma2-2b": {"model_type": "gemma2"},
-    "gemma2-9b": {
-        "model_type": "gemma2",
-        "hidden_size": 3584,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 42,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-    },
-    "gemma2-27b": {
-        "model_type": "gemma2",
-        "hidden_size": 4608,
-        "intermediate_size": 36864,
-        "num_hidden_layers": 46,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "head_dim": 128,
-        "query_pre_attn_scalar": 144,
-    },
-    "gemma3-270m": _small_gemma3(hidden_size=640, intermediate_size=2048, num_hidden_layers=18),
-    "gemma3-1b": _small_gemma3(hidden_size=1152, intermediate_size=6912, num_hidden_layers=26),
-    "gemma3-4b": _gemma3(
-        hidden_size=2560, intermediate_size=10240, num_hidden_layers=34, rope_scaling=_LINEAR_8
+# model_type of a multimodal file -> (that of its text_config, the outer keys that are ignored).
+MULTIMODAL: Mapping[str, tuple[str, frozenset[str]]] = {
+    "gemma3": (
+        "gemma3_text",
+        _IGNORED
+        | _IMAGES
+        | {"boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image"},
     ),
-    "gemma3-12b": _gemma3(
-        hidden_size=3840,
-        intermediate_size=15360,
-        num_hidden_layers=48,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        rope_scaling=_LINEAR_8,
-    ),
-    "gemma3-27b": _gemma3(
-        hidden_size=5376,
-        intermediate_size=21504,
-        num_hidden_layers=62,
-        num_attention_heads=32,
-        num_key_value_heads=16,
-        head_dim=128,
-        query_pre_attn_scalar=168,
-        rope_scaling=_LINEAR_8,
-    ),
+    "gemma3n": ("gemma3n_text", _IGNORED | _IMAGES | _SOUND | {"audio_soft_tokens_per_image"}),
+    "gemma4": ("gemma4_text", _GEMMA4_OUTER),
+    "gemma4_unified": ("gemma4_unified_text", _GEMMA4_OUTER),
 }

@@ -38,11 +38,13 @@ def load(
     max_context: int | None = None,
     device: str = "cpu",
 ) -> Model:
-    """Loads a Gemma 1, 2 or 3 model; ``source`` None is the small demo model that comes with gemlet.
+    """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
 
     The folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
     shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
-    is one. Of a multimodal Gemma 3 the text part is loaded. Weights are converted one at a time.
+    is one. Of a multimodal model the text part is loaded. Weights are converted one at a time. The table of
+    per-layer embeddings (Gemma 3n, Gemma 4 E2B and E4B) stays in its file, which is read while the model runs:
+    leave it in place.
 
     Args:
         source: the folder. Without a tokenizer in it the model still loads, and takes and gives token ids.
@@ -151,15 +153,24 @@ def _builder(config: TextConfig, *, weights: str, threads: int, max_context: int
 
 
 def _add_tensors(builder: _core.ModelBuilder, checkpoint: Checkpoint, slots: dict[str, str]) -> None:
-    for name in slots:
-        first_row = 0
-        for array, dtype in checkpoint.read_rows(name, _ROW_BLOCK_BYTES):
-            try:
-                builder.add(slots[name], array, dtype, first_row)
-            except TensorError as problem:  # the core knows the slot only
-                path = os.path.join(checkpoint.folder, checkpoint.tensors[name].file)
-                raise TensorError(f"{path}: tensor {name!r}: {problem}") from None
-            first_row += array.shape[0]
+    from gemlet.tensors import PER_LAYER_TABLE, core_slots
+
+    for name, slot in slots.items():
+        info = checkpoint.tensors[name]
+        path = os.path.join(checkpoint.folder, info.file)
+        if slot == PER_LAYER_TABLE:
+            rows, cols = info.shape
+            dtype = checkpoint.dtype(name)
+            builder.set_per_layer_table(path=path, offset=info.begin, rows=rows, cols=cols, dtype=dtype)
+            continue
+        for part, entry in core_slots(slot, info.shape):
+            first_row = 0
+            for array, dtype in checkpoint.read_rows(name, _ROW_BLOCK_BYTES, entry=entry):
+                try:
+                    builder.add(part, array, dtype, first_row)
+                except TensorError as problem:  # the core knows the slot only
+                    raise TensorError(f"{path}: tensor {name!r}: {problem}") from None
+                first_row += array.shape[0]
 
 
 def _model(

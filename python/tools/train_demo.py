@@ -36,9 +36,6 @@ from pathlib import Path
 import sentencepiece as spm
 import torch
 import transformers
-from torch.nn import functional
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
-
 from demo_corpus import (
     BOS,
     END_OF_TURN,
@@ -54,6 +51,8 @@ from demo_corpus import (
     train_tokenizer,
     write_heldout,
 )
+from torch.nn import functional
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 CONTEXT = 1024
 SEQUENCE, MEASURED = 256, 512  # tokens of a training sequence (of CONTEXT at the end) and of a measured one

@@ -10,26 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .variants import VARIANTS, Variant
+from .variants_gemma3n import GEMMA3N
+from .variants_gemma4 import GEMMA4
 
 HERE = Path(__file__).parent
-BY_NAME = {variant.name: variant for variant in VARIANTS}
-NAMES = tuple(BY_NAME)
+BY_NAME = {variant.name: variant for variant in (*VARIANTS, *GEMMA3N, *GEMMA4)}
+ALL_NAMES = tuple(BY_NAME)
+# What the C++ core computes and its tests run. Families join it one by one: (*VARIANTS, *GEMMA3N, *GEMMA4) in the end.
+NAMES = tuple(variant.name for variant in VARIANTS)
 TOLERANCE = 2e-4  # of a tap's largest magnitude, float32
 NOT_TAPS = ("ids", "rows", "greedy")
 
 
-def read_golden(name: str) -> dict[str, NDArray[Any]]:
-    """golden.safetensors of one variant; `rows` is filled in where the file keeps every row.
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a golden file.
 
     Written out here, as only two dtypes occur and the tests should not rest on the reader they test.
     """
-    blob = (HERE / name / "golden.safetensors").read_bytes()
+    blob = path.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
-    golden: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for key, entry in json.loads(blob[8:start]).items():
         begin, end = entry["data_offsets"]
         dtype = {"F32": "<f4", "I64": "<i8"}[entry["dtype"]]
-        golden[key] = np.frombuffer(blob[start + begin : start + end], dtype).reshape(entry["shape"])
+        tensors[key] = np.frombuffer(blob[start + begin : start + end], dtype).reshape(entry["shape"])
+    return tensors
+
+
+def read_golden(name: str) -> dict[str, NDArray[Any]]:
+    """golden.safetensors of one variant; `rows` is filled in where the file keeps every row."""
+    golden = read_tensors(HERE / name / "golden.safetensors")
     golden.setdefault("rows", np.arange(len(golden["ids"])))
     return golden
 
@@ -46,6 +56,11 @@ def tap_errors(golden: dict[str, NDArray[Any]], taps: dict[str, NDArray[Any]]) -
 def expected_taps(variant: Variant) -> tuple[str, ...]:
     """The tap names csrc/MODEL.md asks of a variant's model, in order of computation."""
     text = variant.config.get("text_config", variant.config)
-    layers = range(text["num_hidden_layers"])
-    inside = (f"layers.{index}.{tap}" for index in layers for tap in ("attention", "mlp", "output"))
-    return ("embed", *inside, "final_norm", "logits")
+    streams = range(1, text.get("altup_num_inputs", 4) if text["model_type"] == "gemma3n_text" else 1)
+    inside = ["attention", "mlp"]
+    inside += ["moe"] if text.get("enable_moe_block") else []
+    inside += ["output", *(f"stream.{k}" for k in streams)]
+    before = ["per_layer_inputs"] if text.get("hidden_size_per_layer_input") else []
+    before += [f"stream.{k}" for k in streams]
+    layers = (f"layers.{index}.{tap}" for index in range(text["num_hidden_layers"]) for tap in inside)
+    return ("embed", *before, *layers, "final_norm", "logits")

@@ -1,5 +1,6 @@
 """The tiny checkpoints of tests/golden, as data: config.json in the form published checkpoints have it.
 
+Gemma 1, 2 and 3 are here; variants_gemma3n.py and variants_gemma4.py have the rest.
 Every variant stands for one structure found in the wild. Dimensions are small, mostly different from each
 other (so that a swapped pair cannot go unnoticed) and mostly no multiples of 16 or 32 (so that no kernel can
 rely on round sizes).
@@ -34,7 +35,8 @@ class Variant:
     norm_center: float = 0.0
     head_norm: float = 0.5  # mean of the q/k norm weights above norm_center: sharpens the attention
     query_gain: float = 1.5  # spread of q and k lanes where there is no q/k norm
-    extra: dict[str, Any] = field(default_factory=dict)  # room for what later families need
+    # Tensors in the file that the text model must skip: name -> shape.
+    unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 # --- Gemma 1 ------------------------------------------------------------------------------------------------

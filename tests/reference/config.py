@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 # Values a published config leaves out when they equal the ones of the configuration class.
@@ -31,23 +32,67 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
     },
+    "gemma3n_text": {
+        "vocab_size": 262400,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 512,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 256,
+        "altup_num_inputs": 4,
+        "num_kv_shared_layers": 15,
+    },
+    "gemma4_text": {
+        "vocab_size": 262144,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 512,
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": 10_000.0},
+            "full_attention": {"rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
+        },
+        "hidden_size_per_layer_input": 256,
+    },
+}
+CLASS_DEFAULTS["gemma4_unified_text"] = CLASS_DEFAULTS["gemma4_text"] | {
+    "sliding_window": 1024,
+    "hidden_size_per_layer_input": 0,
 }
 
 
 @dataclass(frozen=True)
+class Rope:
+    theta: float
+    factor: float = 1.0  # divides every angle (linear scaling)
+    partial_factor: float = 1.0  # share of the pairs that turn, from lane 0 on
+
+
+@dataclass(frozen=True)
 class Layer:
-    """Attention and norms of one layer. H = num_heads, K = num_kv_heads, h = head_dim in the shapes below."""
+    """What differs between layers. H = num_heads, K = num_kv_heads, h = head_dim in the shapes of weights."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     query_scale: float  # multiplies q . k
-    rope_theta: float
-    rope_factor: float  # divides every angle (linear scaling); 1 = none
+    rope: Rope
     sliding_window: int  # keys a query sees, itself included; 0 = all
     attention_softcap: float  # 0 = none
     qk_norm: bool
     post_norms: bool
+    v_norm: bool = False
+    key_is_value: bool = False  # no v_proj: values are the projected keys, before norm and rope
+    kv_source: int | None = None  # the earlier layer whose keys and values this one reads; None = its own
+    sparsity_cutoff: float | None = None  # standard deviations above the mean where gate values start to count
+    experts_per_token: int = 0  # 0 = no mixture of experts beside the MLP
+    layer_scalar: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +105,8 @@ class Config:
     final_softcap: float  # 0 = none
     tied_embeddings: bool
     layers: tuple[Layer, ...]
+    per_layer_input_size: int = 0  # P; 0 = no per-layer inputs
+    altup_streams: int = 1  # S; 1 = neither AltUp nor LAuReL
 
 
 def read_config(folder: Path) -> Config:
@@ -69,55 +116,109 @@ def read_config(folder: Path) -> Config:
     raw = raw.get("text_config", raw)
     family = raw["model_type"]
     given = CLASS_DEFAULTS[family] | {key: value for key, value in raw.items() if value is not None}
+    new = family not in ("gemma", "gemma2", "gemma3_text")
 
+    kinds = layer_types(family, given)
     layers = []
-    for kind in layer_types(family, given):
+    for kind in kinds:
         local = kind == "sliding_attention"
-        theta, factor = rope(family, given, kind)
+        scalar = given.get("query_pre_attn_scalar", given["head_dim"])
         layers.append(
             Layer(
                 num_heads=given["num_attention_heads"],
                 num_kv_heads=given["num_key_value_heads"],
                 head_dim=given["head_dim"],
-                query_scale=given.get("query_pre_attn_scalar", given["head_dim"]) ** -0.5,
-                rope_theta=theta,
-                rope_factor=factor,
+                query_scale=1.0 if new else scalar**-0.5,  # published 3n files have the key, to no effect
+                rope=rope(family, given, kind),
                 sliding_window=given["sliding_window"] if local else 0,
                 # Gemma 3 has the key, but transformers does not apply it there; published configs hold null.
                 attention_softcap=given["attn_logit_softcapping"] if family == "gemma2" else 0.0,
-                qk_norm=family == "gemma3_text",
+                qk_norm=new or family == "gemma3_text",
                 post_norms=family != "gemma",
+                v_norm=new,
             )
         )
+    if family == "gemma3n_text":
+        layers = gemma3n_layers(layers, given)
+    elif new:
+        layers = gemma4_layers(layers, given)
+    if new:
+        layers = shared_keys(layers, given.get("num_kv_shared_layers", 0))
     return Config(
         vocab_size=given["vocab_size"],
         hidden_size=given["hidden_size"],
         rms_norm_eps=given["rms_norm_eps"],
         embedding_scale=given["hidden_size"] ** 0.5,
-        norm_offset=1.0,
+        norm_offset=0.0 if new else 1.0,
         final_softcap=given.get("final_logit_softcapping", 0.0),
         tied_embeddings=tied and given.get("tie_word_embeddings", True),
         layers=tuple(layers),
+        per_layer_input_size=given.get("hidden_size_per_layer_input", 0),
+        altup_streams=given["altup_num_inputs"] if family == "gemma3n_text" else 1,
     )
 
 
 def layer_types(family: str, given: dict[str, Any]) -> list[str]:
     """One kind per layer: the list in the config, else the family's pattern (every n-th layer is global)."""
-    if "layer_types" in given:
-        return list(given["layer_types"])
-    every = {"gemma": 1, "gemma2": 2, "gemma3_text": given.get("sliding_window_pattern", 6)}[family]
     count = given["num_hidden_layers"]
-    return ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(count)]
+    pattern = {"gemma": 1, "gemma2": 2, "gemma3_text": given.get("sliding_window_pattern", 6), "gemma3n_text": 5}
+    every = pattern.get(family, 6)
+    rule = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(count)]
+    kinds = list(given.get("layer_types", rule))
+    if family.startswith("gemma4"):
+        kinds[-1] = "full_attention"  # whatever the list says
+    return kinds
 
 
-def rope(family: str, given: dict[str, Any], kind: str) -> tuple[float, float]:
-    """(theta, factor) of one kind of layer, from `rope_parameters` (new) or the separate keys (old)."""
+def rope(family: str, given: dict[str, Any], kind: str) -> Rope:
+    """RoPE of one kind of layer, from `rope_parameters` (new) or the separate keys (old)."""
     if "rope_parameters" in given:
         parameters = given["rope_parameters"]
         parameters = parameters.get(kind, parameters)
-        return parameters["rope_theta"], parameters.get("factor", 1.0)
-    if family != "gemma3_text":
-        return given.get("rope_theta", 10_000.0), 1.0
+        return Rope(
+            parameters["rope_theta"], parameters.get("factor", 1.0), parameters.get("partial_rotary_factor", 1.0)
+        )
+    if not family.startswith("gemma3"):
+        return Rope(given.get("rope_theta", 10_000.0))
     if kind == "sliding_attention":
-        return given["rope_local_base_freq"], 1.0
-    return given["rope_theta"], given.get("rope_scaling", {}).get("factor", 1.0)
+        return Rope(given["rope_local_base_freq"])
+    return Rope(given["rope_theta"], given.get("rope_scaling", {}).get("factor", 1.0))
+
+
+def gemma3n_layers(layers: list[Layer], given: dict[str, Any]) -> list[Layer]:
+    """Activation sparsity: a share q of the gate values, if they were normally distributed, is cut off."""
+    count = len(layers)
+    shares = given.get("activation_sparsity_pattern", [0.95] * 10 + [0.0] * (count - 10) if count > 10 else [])
+    cutoffs = [NormalDist().inv_cdf(share) if share > 0 else None for share in shares] or [None] * count
+    return [replace(layer, sparsity_cutoff=cutoff) for layer, cutoff in zip(layers, cutoffs, strict=True)]
+
+
+def gemma4_layers(layers: list[Layer], given: dict[str, Any]) -> list[Layer]:
+    """Head sizes of global layers, k = v, experts, the layer scalar."""
+    keys_are_values = given.get("attention_k_eq_v", False)
+    experts = given["top_k_experts"] if given.get("enable_moe_block") else 0
+    changed = []
+    for index, layer in enumerate(layers):
+        layer = replace(layer, experts_per_token=experts, layer_scalar=True)
+        if not layer.sliding_window:
+            wider = {"head_dim": given["global_head_dim"]}
+            if keys_are_values and "num_global_key_value_heads" in given:  # without k = v it does not count
+                wider["num_key_value_heads"] = given["num_global_key_value_heads"]
+            if "per_layer_config" in given:  # the form transformers 5 writes; it silences the two keys above
+                overrides = {int(layer): value for layer, value in given["per_layer_config"].items()}
+                wider = overrides.get(index, {})
+            layer = replace(
+                layer,
+                head_dim=wider.get("head_dim", layer.head_dim),
+                num_kv_heads=wider.get("num_key_value_heads", layer.num_kv_heads),
+                key_is_value=keys_are_values,
+            )
+        changed.append(layer)
+    return changed
+
+
+def shared_keys(layers: list[Layer], shared: int) -> list[Layer]:
+    """The last `shared` layers read the cache of the last earlier layer of their own kind."""
+    own = layers[: len(layers) - shared]
+    last = {bool(layer.sliding_window): index for index, layer in enumerate(own)}
+    return own + [replace(layer, kv_source=last[bool(layer.sliding_window)]) for layer in layers[len(own) :]]

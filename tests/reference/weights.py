@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder under the slot names of csrc/MODEL.md, and golden.safetensors."""
+"""The tensors of a checkpoint folder under the slot names of csrc/MODEL.md."""
 
 from __future__ import annotations
 
@@ -9,12 +9,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Config
+from .config import Config, Layer
 
 Array = NDArray[Any]
 
 PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "I64": np.dtype("<i8")}
+
+PER_LAYER_INPUTS = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
+ALTUP = {
+    "altup_prediction_coefs": "altup.prediction_coefs",
+    "altup_correction_coefs": "altup.correction_coefs",
+    "altup_router": "altup.modality_router",
+    "altup_router_norm": "altup.router_norm",
+    "altup_correct_scale": "altup.correct_output_scale",
+    "laurel_left": "laurel.linear_left",
+    "laurel_right": "laurel.linear_right",
+    "post_laurel_norm": "laurel.post_laurel_norm",
+}
+EXPERTS = {
+    "router_proj": "router.proj",
+    "router_scale": "router.scale",
+    "router_per_expert_scale": "router.per_expert_scale",
+    "experts_gate_up": "experts.gate_up_proj",
+    "experts_down": "experts.down_proj",
+    "post_dense_norm": "post_feedforward_layernorm_1",
+    "pre_moe_norm": "pre_feedforward_layernorm_2",
+    "post_moe_norm": "post_feedforward_layernorm_2",
+}
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
@@ -37,23 +59,48 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 
 
 def slot_names(config: Config) -> dict[str, str]:
-    """Slot -> name in the file, without prefix. The same file name means two things in two families."""
+    """Slot -> name in the file, without prefix and ".weight". One name of the file means two things."""
     names = {"embed_tokens": "embed_tokens", "final_norm": "norm"}
+    if config.per_layer_input_size:
+        whole = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+        names |= {name: name for name in whole}
+    for k in range(config.altup_streams - 1):
+        names |= {name: name for name in (f"altup_projections.{k}", f"altup_unembed_projections.{k}")}
     for index, layer in enumerate(config.layers):
-        block = {
-            "pre_attention_norm": "input_layernorm",
-            **{p: f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "o_proj")},
-            "pre_mlp_norm": "pre_feedforward_layernorm" if layer.post_norms else "post_attention_layernorm",
-            **{p: f"mlp.{p}" for p in ("gate_proj", "up_proj", "down_proj")},
-        }
-        if layer.qk_norm:
-            block |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-        if layer.post_norms:
-            block |= {
-                "post_attention_norm": "post_attention_layernorm",
-                "post_mlp_norm": "post_feedforward_layernorm",
-            }
+        block = layer_names(layer)
+        if config.per_layer_input_size:
+            block |= {name: name for name in PER_LAYER_INPUTS}
+        if config.altup_streams > 1:
+            block |= ALTUP
         names |= {f"layers.{index}.{slot}": f"layers.{index}.{name}" for slot, name in block.items()}
+    return names
+
+
+def layer_names(layer: Layer) -> dict[str, str]:
+    """Slot -> name of what depends on the layer alone."""
+    names = {
+        "pre_attention_norm": "input_layernorm",
+        "q_proj": "self_attn.q_proj",
+        "o_proj": "self_attn.o_proj",
+        "pre_mlp_norm": "pre_feedforward_layernorm" if layer.post_norms else "post_attention_layernorm",
+        **{p: f"mlp.{p}" for p in ("gate_proj", "up_proj", "down_proj")},
+    }
+    own_keys = layer.kv_source is None
+    if own_keys:
+        names |= {"k_proj": "self_attn.k_proj"}
+    if own_keys and not layer.key_is_value:
+        names |= {"v_proj": "self_attn.v_proj"}
+    if layer.qk_norm:
+        names |= {"q_norm": "self_attn.q_norm"} | ({"k_norm": "self_attn.k_norm"} if own_keys else {})
+    if layer.post_norms:
+        names |= {
+            "post_attention_norm": "post_attention_layernorm",
+            "post_mlp_norm": "post_feedforward_layernorm",
+        }
+    if layer.experts_per_token:
+        names |= EXPERTS
+    if layer.layer_scalar:
+        names |= {"layer_scalar": "layer_scalar"}
     return names
 
 
@@ -67,7 +114,9 @@ def read_weights(folder: Path, config: Config) -> dict[str, Array]:
     stored: dict[str, Array] = {}
     for file in files:
         stored |= read_safetensors(folder / file)
-    prefix = next(p for p in PREFIXES if f"{p}embed_tokens.weight" in stored)
-    weights = {slot: stored[f"{prefix}{name}.weight"] for slot, name in slot_names(config).items()}
-    weights["lm_head"] = weights["embed_tokens"] if config.tied_embeddings else stored["lm_head.weight"]
+    # Parameters of a module of their own have the suffix, single parameters of a larger module do not.
+    stored = {name.removesuffix(".weight"): tensor for name, tensor in stored.items()}
+    prefix = next(p for p in PREFIXES if f"{p}embed_tokens" in stored)
+    weights = {slot: stored[f"{prefix}{name}"] for slot, name in slot_names(config).items()}
+    weights["lm_head"] = weights["embed_tokens"] if config.tied_embeddings else stored["lm_head"]
     return weights

@@ -1,8 +1,8 @@
 // Attention on the CPU: which rows and which part of the cache make one task.
 //
-// Prefill: a task is up to 16 query rows of one key/value head (several tokens x the heads of a group), over all keys they
-// see. Decode: few rows and a long cache, so a task is one range of kSplitTokens keys; the partial results are merged in
-// order. Both rules look at the work only, never at the number of threads.
+// Prefill: a task is up to 16 query rows of one key/value head (several tokens x the heads of a group), over all keys
+// they see. Decode: few rows and a long cache, so a task is one range of kSplitTokens keys; the partial results are
+// merged in order. Both rules look at the work only, never at the number of threads.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -24,7 +24,7 @@ struct Task {
   int64_t token, tokens;  // rows of the segment
   int64_t head, heads;    // query heads within the group
   int64_t kv_begin, kv_end;
-  int64_t partial;        // index of this task's partial result; -1 = writes the output itself
+  int64_t partial;  // index of this task's partial result; -1 = writes the output itself
 };
 
 // Tasks that must be merged: partial results first .. first + count - 1 of the same rows.
@@ -38,7 +38,7 @@ int64_t element_bytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : 2
 }  // namespace
 
 void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q,
-                                float* k, const float* v, const float* q_norm, const float* k_norm, float eps,
+                                float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                                 const float* cosines, const float* sines) {
   const int64_t dim = shape.head_dim;
   const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
@@ -54,13 +54,15 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Att
         if (q_norm) kernels_.rms_norm(head, q_norm, eps, dim, head);
         kernels_.rope(c, s, shape.query_scale, dim, head);
       }
+      if (!k) return;
       uint8_t* block = const_cast<uint8_t*>(segment.kv.blocks[position / kKvBlockTokens - segment.kv.first_block]);
       for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
         float* key = k + (row * shape.num_kv_heads + h) * dim;
         if (k_norm) kernels_.rms_norm(key, k_norm, eps, dim, key);
         kernels_.rope(c, s, 1.0f, dim, key);
-        store({key, v + (row * shape.num_kv_heads + h) * dim, dim, position % kKvBlockTokens,
-               block + segment.kv.layer_offset + h * head_bytes});
+        float* value = v + (row * shape.num_kv_heads + h) * dim;
+        if (v_norm) kernels_.rms_norm(value, nullptr, eps, dim, value);
+        store({key, value, dim, position % kKvBlockTokens, block + segment.kv.layer_offset + h * head_bytes});
       }
     });
   }

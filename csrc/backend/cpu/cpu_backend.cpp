@@ -11,7 +11,8 @@ namespace {
 // Bytes of activations that one pass over the weights keeps in L2.
 constexpr int64_t kActivationBytes = 512 * 1024;
 
-constexpr size_t kMaxTargets = 8;
+// Bytes of weights in one task: long enough to stream, short enough to even out the threads.
+constexpr int64_t kTaskBytes = 64 * 1024;
 
 int32_t zero_point(Format format) { return format == Format::kQ4 ? 8 : format == Format::kQ8 ? 128 : 0; }
 
@@ -42,7 +43,8 @@ void CpuBackend::rms_norm(const float* x, const float* weight, float eps, int64_
   for_each_row(rows, dim, [&](int64_t row) { kernels_.rms_norm(x + row * dim, weight, eps, dim, out + row * dim); });
 }
 
-void CpuBackend::add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* residual) {
+void CpuBackend::add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim,
+                            float* residual) {
   for_each_row(rows, dim, [&](int64_t row) {
     if (weight) {
       kernels_.rms_norm_add(x + row * dim, weight, eps, dim, residual + row * dim);
@@ -52,82 +54,95 @@ void CpuBackend::add_branch(const float* x, const float* weight, float eps, int6
   });
 }
 
-void CpuBackend::gelu_mul(float* gate, const float* up, int64_t rows, int64_t dim) {
-  for_each_row(rows, dim, [&](int64_t row) { kernels_.gelu_mul(gate + row * dim, up + row * dim, dim, gate + row * dim); });
+void CpuBackend::gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,
+                          int64_t dim, float* out) {
+  for_each_row(rows, dim, [&](int64_t row) {
+    kernels_.gelu_mul(gate + row * gate_stride, up + row * up_stride, dim, out + row * dim);
+  });
 }
 
 void CpuBackend::softcap(float cap, int64_t rows, int64_t dim, float* x) {
   constexpr int64_t kPiece = 4096;  // one row of logits alone is worth splitting
   const int64_t total = rows * dim;
-  for_each_row((total + kPiece - 1) / kPiece, kPiece,
-               [&](int64_t piece) { kernels_.softcap(cap, std::min(kPiece, total - piece * kPiece), x + piece * kPiece); });
+  for_each_row((total + kPiece - 1) / kPiece, kPiece, [&](int64_t piece) {
+    kernels_.softcap(cap, std::min(kPiece, total - piece * kPiece), x + piece * kPiece);
+  });
 }
 
-void CpuBackend::matmul(const float* x, int64_t rows, std::span<const MatmulTarget> targets) {
-  const int64_t cols = targets[0].weight->cols;
-  const int32_t zero = zero_point(targets[0].weight->format);
-  for (size_t i = 1; i < targets.size(); ++i) {
-    // Activations are prepared for one kind of weight at a time.
-    if (i == kMaxTargets || zero_point(targets[i].weight->format) != zero) {
-      matmul(x, rows, targets.first(i));
-      matmul(x, rows, targets.subspan(i));
-      return;
+void CpuBackend::matmul(std::span<const Product> products) {
+  // Activations in the form that each product's kernel takes: as they are, or quantized once per distinct x.
+  struct Prepared {
+    const uint8_t* data;
+    int64_t stride;
+    int64_t cols;
+  };
+  const auto layout = [](const Product& product) {
+    const Matrix& weight = *product.weight;
+    const bool int8 = zero_point(weight.format) != 0;
+    const int64_t cols = int8 ? padded_cols(weight.format, weight.cols) : weight.cols;
+    const int64_t stride = int8 ? kernels::quantized_row_bytes(cols) : cols * 4;
+    return Prepared{reinterpret_cast<const uint8_t*>(product.x), stride, cols};
+  };
+  const auto shares_input = [&](size_t i) {  // with the product before it
+    const Product &a = products[i], &b = products[i - (i > 0)];
+    return i > 0 && a.x == b.x && a.rows == b.rows && zero_point(a.weight->format) == zero_point(b.weight->format);
+  };
+  int64_t quantized_bytes = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    if (zero_point(products[i].weight->format) == 0 || shares_input(i)) continue;
+    quantized_bytes += products[i].rows * layout(products[i]).stride;
+  }
+  uint8_t* quantized = reinterpret_cast<uint8_t*>(scratch(quantized_, quantized_bytes / 4));
+
+  tasks_.clear();
+  Prepared input = {};
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Product& product = products[i];
+    const Matrix& weight = *product.weight;
+    if (!shares_input(i)) {
+      input = layout(product);
+      if (const int32_t zero = zero_point(weight.format); zero != 0) {
+        for_each_row(product.rows, weight.cols, [&](int64_t row) {
+          uint8_t* const out = quantized + row * input.stride;
+          kernels_.quantize_i8({product.x + row * weight.cols, weight.cols, input.cols, zero, out});
+        });
+        input.data = quantized;
+        quantized += product.rows * input.stride;
+      }
+    }
+    // A task: a run of panels of about 64 KB, times a block of rows that fits L2.
+    const int64_t stride = panel_bytes(weight.format, weight.cols);
+    const int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
+    const int64_t row_block = std::clamp<int64_t>(kActivationBytes / input.stride, 16, 512);
+    for (int64_t row = 0; row < product.rows; row += row_block) {
+      for (int64_t panel = 0; panel < weight.panels(); panel += run) {
+        kernels::MatmulArgs args = {};
+        args.x = input.data + row * input.stride;
+        args.x_stride = input.stride;
+        args.rows = std::min(row_block, product.rows - row);
+        args.panels = weight.panel(panel);
+        args.panel_stride = stride;
+        args.cols = input.cols;
+        args.y = product.y + row * weight.rows + panel * kPanelRows;
+        args.y_stride = weight.rows;
+        args.outputs = std::min(run * kPanelRows, weight.rows - panel * kPanelRows);
+        tasks_.push_back({args, weight.format});
+      }
     }
   }
-
-  const uint8_t* activations = reinterpret_cast<const uint8_t*>(x);
-  int64_t stride = cols * static_cast<int64_t>(sizeof(float));
-  int64_t kernel_cols = cols;
-  if (zero != 0) {
-    kernel_cols = padded_cols(targets[0].weight->format, cols);
-    stride = kernels::quantized_row_bytes(kernel_cols);
-    uint8_t* out = reinterpret_cast<uint8_t*>(scratch(quantized_, rows * stride / 4));
-    for_each_row(rows, cols, [&](int64_t row) {
-      kernels_.quantize_i8({x + row * cols, cols, kernel_cols, zero, out + row * stride});
-    });
-    activations = out;
-  }
-
-  // Tasks: all targets' panels in runs of about 64 KB (decode) or a few panels (prefill), times blocks of rows.
-  const int64_t row_block = std::clamp<int64_t>(kActivationBytes / stride, 16, 512);
-  const size_t count = targets.size();
-  int64_t panels_per_task[kMaxTargets], tasks_before[kMaxTargets + 1] = {0};
-  for (size_t i = 0; i < count; ++i) {
-    const Matrix& weight = *targets[i].weight;
-    const int64_t by_bytes = 64 * 1024 / panel_bytes(weight.format, weight.cols);
-    panels_per_task[i] = std::clamp<int64_t>(by_bytes, 1, 64);
-    const int64_t runs = (weight.panels() + panels_per_task[i] - 1) / panels_per_task[i];
-    tasks_before[i + 1] = tasks_before[i] + runs;
-  }
-  for (int64_t first = 0; first < rows; first += row_block) {
-    const int64_t block_rows = std::min(row_block, rows - first);
-    pool_.run(tasks_before[count], [&](int64_t task, int) {
-      size_t i = 0;
-      while (task >= tasks_before[i + 1]) ++i;
-      const Matrix& weight = *targets[i].weight;
-      const int64_t panel = (task - tasks_before[i]) * panels_per_task[i];
-      const int64_t outputs = std::min(panels_per_task[i] * kPanelRows, weight.rows - panel * kPanelRows);
-      const kernels::MatmulArgs args = {activations + first * stride,
-                                        stride,
-                                        block_rows,
-                                        weight.panel(panel),
-                                        panel_bytes(weight.format, weight.cols),
-                                        kernel_cols,
-                                        targets[i].y + first * weight.rows + panel * kPanelRows,
-                                        weight.rows,
-                                        outputs};
-      switch (weight.format) {
-        case Format::kF32:
-          return kernels_.matmul_f32_f32(args);
-        case Format::kBf16:
-          return kernels_.matmul_f32_bf16(args);
-        case Format::kQ8:
-          return kernels_.matmul_i8_q8(args);
-        case Format::kQ4:
-          return kernels_.matmul_i8_q4(args);
-      }
-    });
-  }
+  pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int) {
+    const MatmulTask& task = tasks_[static_cast<size_t>(index)];
+    switch (task.format) {
+      case Format::kF32:
+        return kernels_.matmul_f32_f32(task.args);
+      case Format::kBf16:
+        return kernels_.matmul_f32_bf16(task.args);
+      case Format::kQ8:
+        return kernels_.matmul_i8_q8(task.args);
+      case Format::kQ4:
+        return kernels_.matmul_i8_q4(task.args);
+    }
+  });
 }
 
 void CpuBackend::parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) {

@@ -1,5 +1,6 @@
-// The CPU backend: splits each operation into tasks for the thread pool and hands them to the kernels of one tier. How work
-// is split never depends on the number of threads, and kernels sum in a fixed order: results are equal for every thread count.
+// The CPU backend: splits each operation into tasks for the thread pool and hands them to the kernels of one tier. How
+// work is split never depends on the number of threads, and kernels sum in a fixed order: results are equal for every
+// thread count.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,12 @@
 
 namespace gemlet {
 
+// One run of panels of one product for one block of rows.
+struct MatmulTask {
+  kernels::MatmulArgs args;
+  Format format;
+};
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(Tier tier, int threads);
@@ -21,14 +28,31 @@ class CpuBackend final : public Backend {
   void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
   void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* residual) override;
-  void matmul(const float* x, int64_t rows, std::span<const MatmulTarget> targets) override;
-  void gelu_mul(float* gate, const float* up, int64_t rows, int64_t dim) override;
+  void matmul(std::span<const Product> products) override;
+  void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
+                float* out) override;
+  void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override;
   void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q, float* k,
-                      const float* v, const float* q_norm, const float* k_norm, float eps, const float* cosines,
+                      float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps, const float* cosines,
                       const float* sines) override;
   void attention(const AttentionShape& shape, std::span<const AttentionSegment> segments, const float* q,
                  float* out) override;
   void softcap(float cap, int64_t rows, int64_t dim, float* x) override;
+  void copy(const float* x, int64_t count, float* out) override;
+  void scale(float factor, int64_t count, float* x) override;
+  void mul_rows(const float* x, const float* weight, int64_t rows, int64_t dim, float* out) override;
+  void gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* out) override;
+  void combine(const float* x, std::span<const int32_t> places, std::span<const float> weights, int64_t per_row,
+               int64_t dim, float* out) override;
+  void add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale, float out_scale,
+                      float* x) override;
+  void route(const float* logits, const float* scale, int64_t rows, int64_t experts, int64_t count, int32_t* ids,
+             float* weights) override;
+  void altup_predict(const float* x, const float* modalities, float input_scale, const float* coefs, int64_t streams,
+                     int64_t rows, int64_t dim, float* out) override;
+  void altup_correct(const float* predicted, const float* activated, const float* modalities, float input_scale,
+                     const float* coefs, int64_t streams, int64_t rows, int64_t dim, float* out) override;
+  void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) override;
   void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) override;
 
  private:
@@ -54,6 +78,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   kernels::KernelTable kernels_;
   AlignedBuffer quantized_;          // activations as int8
+  std::vector<MatmulTask> tasks_;    // of the matmul call at hand
   AlignedBuffer attention_scratch_;  // per thread
   AlignedBuffer partials_;           // attention split over the cache
 };

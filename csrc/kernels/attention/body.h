@@ -1,5 +1,6 @@
-// The vector body of attention, compiled once per tier: block by block, scores of all rows against 64 keys (tile), softcap
-// and mask, online softmax, then the weighted sum of the values (tile again). K and V of a block are read once for all rows.
+// The vector body of attention, compiled once per tier: block by block, scores of all rows against 64 keys (tile),
+// softcap and mask, online softmax, then the weighted sum of the values (tile again). K and V of a block are read once
+// for all rows.
 #pragma once
 
 #include "kernels/attention/attention.h"
@@ -53,8 +54,8 @@ inline void product(int64_t rows, const float* const* x, const uint8_t* matrix, 
                                     accumulate);
   }
   if (r < rows) {
-    product_tail<Lines, kRowTile>(rows - r, x + r, matrix, panel_bytes, panels, cols, dst + r * dst_stride,
-                                  dst_stride, accumulate);
+    product_tail<Lines, kRowTile>(rows - r, x + r, matrix, panel_bytes, panels, cols, dst + r * dst_stride, dst_stride,
+                                  accumulate);
   }
 }
 

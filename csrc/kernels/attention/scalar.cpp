@@ -57,7 +57,7 @@ void attention(const AttentionArgs& a) {
         for (int64_t d = 0; d < a.head_dim; ++d) s += a.q[r][d] * Cache::read(keys[Cache::index(slot, d, cols)]);
         if (a.softcap > 0.0f) s = a.softcap * tanhf(s / a.softcap);
         scores[slot] = s;
-        block_max = fmaxf(block_max, s);
+        if (s > block_max || s != s) block_max = s;  // NaN must show
       }
       if (block_max == -INFINITY) continue;
       const float previous = largest;
@@ -69,7 +69,8 @@ void attention(const AttentionArgs& a) {
         if (scores[slot] == -INFINITY) continue;
         const float p = expf(scores[slot] - largest);
         sum += p;
-        for (int64_t d = 0; d < a.head_dim; ++d) out[d] += p * Cache::read(values[Cache::index(d, slot, kKvBlockTokens)]);
+        for (int64_t d = 0; d < a.head_dim; ++d)
+          out[d] += p * Cache::read(values[Cache::index(d, slot, kKvBlockTokens)]);
       }
     }
     if (a.max) {

@@ -1,5 +1,6 @@
-// The vector body of the matmul kernels, compiled once per tier. Panel by panel, and inside a panel kRowTile rows at a time:
-// the panel (10 to 60 KB quantized) stays in L1/L2 while the rows pass by. Decode (one row) streams the panels once.
+// The vector body of the matmul kernels, compiled once per tier. Panel by panel, and inside a panel kRowTile rows at a
+// time: the panel (10 to 60 KB quantized) stays in L1/L2 while the rows pass by. Decode (one row) streams the panels
+// once.
 #pragma once
 
 #include "kernels/matmul/matmul.h"
@@ -147,19 +148,23 @@ void quantize_i8(const QuantizeArgs& a) {
   constexpr int kVectors = kQuantBlock / kLanes;
   for (int64_t b = 0; b < a.cols / kQuantBlock; ++b) {
     VF x[kVectors];
-    VF peaks = splat(0.0f);
+    VI peaks = {};  // magnitudes compare as their bits do, and NaN is above all
     for (int v = 0; v < kVectors; ++v) {
       const int64_t c = b * kQuantBlock + v * kLanes;
       const int64_t left = a.valid - c;
       x[v] = left >= kLanes ? load(a.x + c) : left > 0 ? load_some(a.x + c, left) : splat(0.0f);
-      peaks = max(peaks, abs(x[v]));
+      const VI bits = (VI)abs(x[v]);
+      peaks = bits > peaks ? bits : peaks;
     }
-    const float peak = max_lanes(peaks);
-    const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    int32_t peak_bits = 0;
+    for (int i = 0; i < kLanes; ++i) peak_bits = peaks[i] > peak_bits ? peaks[i] : peak_bits;
+    float peak;
+    __builtin_memcpy(&peak, &peak_bits, sizeof peak);
+    const float inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
     VI sum = {};
     for (int v = 0; v < kVectors; ++v) {
       const VF rounded = (x[v] * inverse + 12582912.0f) - 12582912.0f;
-      const VI integer = __builtin_convertvector(rounded, VI);
+      const VI integer = __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI);
       sum += integer;
       typedef int8_t Bytes __attribute__((vector_size(kLanes)));
       const Bytes bytes = __builtin_convertvector(integer, Bytes);

@@ -1,8 +1,8 @@
 // Matrix products against packed weights: y[r][o] = sum_c x[r][c] * W[o][c].
 //
-// A kernel <op>_<activation>_<weight> computes consecutive panels of 16 outputs for all rows of x, on the calling thread. The
-// order in which it sums does not depend on the number of rows or on which panels it is given, so results do not depend on
-// how work is split. The packed layouts are defined in formats/formats.h.
+// A kernel <op>_<activation>_<weight> computes consecutive panels of 16 outputs for all rows of x, on the calling
+// thread. The order in which it sums does not depend on the number of rows or on which panels it is given, so results
+// do not depend on how work is split. The packed layouts are defined in formats/formats.h.
 #pragma once
 
 #include <stdint.h>
@@ -27,6 +27,7 @@ using matmul_i8_q4_fn = void(const MatmulArgs&);     // int8 activations, q4 wei
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
 //   scale = max|x| / 127 per block of 32, q = round(x / scale), offset = -zero_point * sum(q)
+// A block whose max|x| is at most kZeroPeak becomes zeros; one that holds an infinity or a NaN has that as its scale.
 // The offset undoes the weights' storage as unsigned numbers (q4: + 8, q8: + 128).
 struct QuantizeArgs {
   const float* x;      // [valid]
@@ -35,6 +36,7 @@ struct QuantizeArgs {
   int32_t zero_point;  // 8 for q4, 128 for q8
   uint8_t* out;        // quantized_row_bytes(cols) bytes
 };
+constexpr float kZeroPeak = 3.734e-37f;  // below it 127 / max|x| overflows
 using quantize_i8_fn = void(const QuantizeArgs&);
 
 constexpr int64_t quantized_row_bytes(int64_t cols) { return (cols + cols / 32 * 8 + 63) / 64 * 64; }

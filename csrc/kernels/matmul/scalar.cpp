@@ -1,6 +1,10 @@
-// The definition of the matmul kernels, in plain loops; 16 outputs wide so that any compiler can vectorize them a little.
+// The definition of the matmul kernels, in plain loops; 16 outputs wide so that any compiler can vectorize them a
+// little.
 #include <math.h>
 #include <string.h>
+
+#include <algorithm>
+#include <bit>
 
 #include "base/float_bits.h"
 #include "formats/formats.h"
@@ -75,16 +79,18 @@ void quantize_i8(const QuantizeArgs& a) {
   int32_t* offsets = reinterpret_cast<int32_t*>(a.out + a.cols + a.cols / kBlock * 4);
   for (int64_t b = 0; b < a.cols / kBlock; ++b) {
     float x[kBlock];
-    float peak = 0.0f;
+    uint32_t peak_bits = 0;  // magnitudes compare as their bits do, and NaN is above all
     for (int64_t i = 0; i < kBlock; ++i) {
       const int64_t c = b * kBlock + i;
       x[i] = c < a.valid ? a.x[c] : 0.0f;
-      peak = fmaxf(peak, fabsf(x[i]));
+      peak_bits = std::max(peak_bits, std::bit_cast<uint32_t>(fabsf(x[i])));
     }
-    const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    const float peak = std::bit_cast<float>(peak_bits);
+    const float inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
     int32_t sum = 0;
     for (int64_t i = 0; i < kBlock; ++i) {
-      const int32_t v = static_cast<int32_t>((x[i] * inverse + 12582912.0f) - 12582912.0f);  // ties to even
+      const float rounded = (x[i] * inverse + 12582912.0f) - 12582912.0f;  // ties to even
+      const int32_t v = rounded == rounded ? static_cast<int32_t>(rounded) : 0;
       q[b * kBlock + i] = static_cast<int8_t>(v);
       sum += v;
     }

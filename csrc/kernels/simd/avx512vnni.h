@@ -1,5 +1,6 @@
-// AVX-512 F/BW/VL/DQ + VNNI: 16 floats a vector, 32 registers, vpdpbusd multiplies 64 byte pairs. Included by avx512vnni.cpp
-// files only; everything has internal linkage, so no instruction of this tier can leak into code that runs everywhere.
+// AVX-512 F/BW/VL/DQ + VNNI: 16 floats a vector, 32 registers, vpdpbusd multiplies 64 byte pairs. Included by
+// avx512vnni.cpp files only; everything has internal linkage, so no instruction of this tier can leak into code that
+// runs everywhere.
 #pragma once
 
 // gcc 12 warns about its own headers' deliberately undefined values at -O3.
@@ -17,8 +18,8 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int kLanes = 16;    // floats in a vector
-constexpr int kRowTile = 8;   // rows of x computed together: 2 x 8 sums + weights fit 32 registers
+constexpr int kLanes = 16;   // floats in a vector
+constexpr int kRowTile = 8;  // rows of x computed together: 2 x 8 sums + weights fit 32 registers
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 

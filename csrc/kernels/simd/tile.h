@@ -1,6 +1,6 @@
-// The inner tiles of matmul and attention: R rows of f32 x against H vectors of one panel (formats/formats.h: lines of 64
-// bytes, 16 outputs x 4 bytes of columns). Even and odd columns are summed apart: two chains per sum hide the latency of the
-// FMA when R is 1, and the order is the same for every R, so prefill and decode give the same bits.
+// The inner tiles of matmul and attention: R rows of f32 x against H vectors of one panel (formats/formats.h: lines of
+// 64 bytes, 16 outputs x 4 bytes of columns). Even and odd columns are summed apart: two chains per sum hide the
+// latency of the FMA when R is 1, and the order is the same for every R, so prefill and decode give the same bits.
 #pragma once
 
 namespace gemlet::kernels {

@@ -1,5 +1,5 @@
-// What the kernels' bodies need beyond the arithmetic operators of VF and VI (vectors of kLanes floats and int32, declared by
-// the tier's header, which comes first). Internal linkage throughout.
+// What the kernels' bodies need beyond the arithmetic operators of VF and VI (vectors of kLanes floats and int32,
+// declared by the tier's header, which comes first). Internal linkage throughout.
 #pragma once
 
 namespace gemlet::kernels {
@@ -52,9 +52,11 @@ inline VF abs(VF x) { return (VF)((VI)x & 0x7fffffff); }
 inline VF select(VI mask, VF yes, VF no) { return (VF)((mask & (VI)yes) | (~mask & (VI)no)); }
 inline VF to_float(VI x) { return __builtin_convertvector(x, VF); }
 
-// e^x: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]; relative error below 2e-7. 0 below -87.3, capped above 88.
+// e^x: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]; relative error below 2e-7. 0 below -87.3, capped
+// above 88.
 inline VF exp(VF x) {
-  const VF clamped = max(select(x < splat(88.0f), x, splat(88.0f)), splat(-87.3f));
+  // NaN must come out as NaN: max() gives its second operand then, and every comparison is false.
+  const VF clamped = max(splat(-87.3f), select(x > splat(88.0f), splat(88.0f), x));
   const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const VF shifted = clamped * 1.44269504f + magic;
   const VF n = shifted - magic;
@@ -66,7 +68,7 @@ inline VF exp(VF x) {
   p = p * r + 0.5f;
   p = p * (r * r) + r + 1.0f;
   const VI power = (((VI)shifted - (VI)magic) + 127) << 23;
-  return select(x > splat(-87.3f), p * (VF)power, splat(0.0f));
+  return select(x < splat(-87.3f), splat(0.0f), p * (VF)power);
 }
 
 // tanh(x) = 1 - 2 / (e^2x + 1): absolute error below 2e-7.

@@ -6,15 +6,19 @@
 namespace gemlet {
 
 void ForwardPass::attention(size_t index) {
-  const LayerConfig& c = model_.config().layers[index];
-  const LayerWeights& w = model_.weights().layers[index];
-  float* const q = wide_;                                          // [rows, heads, head_dim]
-  float* const mixed = q + rows_ * c.num_heads * c.head_dim;       // [rows, heads, head_dim]
-  float* const k = mixed + rows_ * c.num_heads * c.head_dim;       // [rows, kv_heads, head_dim]
-  float* const v = k + rows_ * c.num_kv_heads * c.head_dim;        // [rows, kv_heads, head_dim]
+  const LayerConfig& c = config_.layers[index];
+  const LayerWeights& w = weights_.layers[index];
+  const bool owns_cache = c.kv_source < 0;
+  float* const q = wide_;                                     // [rows, heads, head_dim]
+  float* const mixed = q + rows_ * c.num_heads * c.head_dim;  // [rows, heads, head_dim]
+  float* const k = mixed + rows_ * c.num_heads * c.head_dim;  // [rows, kv_heads, head_dim]
+  float* const v = k + rows_ * c.num_kv_heads * c.head_dim;   // [rows, kv_heads, head_dim]
 
-  const MatmulTarget qkv[] = {{&w.q_proj, q}, {&w.k_proj, k}, {&w.v_proj, v}};
-  backend_.matmul(normed_, rows_, qkv);
+  std::vector<Product> projections = {{normed_, rows_, &w.q_proj, q}};
+  if (owns_cache) projections.push_back({normed_, rows_, &w.k_proj, k});
+  if (owns_cache && !c.key_is_value) projections.push_back({normed_, rows_, &w.v_proj, v});
+  backend_.matmul(projections);
+  if (c.key_is_value) backend_.copy(k, rows_ * c.num_kv_heads * c.head_dim, v);
 
   const AttentionShape shape = {c.num_heads,
                                 c.num_kv_heads,
@@ -24,19 +28,17 @@ void ForwardPass::attention(size_t index) {
                                 static_cast<float>(c.query_scale),
                                 model_.kv_layout().format};
   std::vector<AttentionSegment> segments;
-  int64_t row = 0;
-  for (const Segment& segment : batch_) {
-    const int64_t rows = static_cast<int64_t>(segment.ids.size());
-    segments.push_back({segment.kv->view(index), row, rows, segment.kv->length()});
-    row += rows;
+  for (const Part& part : parts_) {
+    if (part.rows > 0) segments.push_back({part.kv->view(index), part.row, part.rows, part.position});
   }
   const Rope* rope = ropes_.data();
   while (!rope->example->same_rope(c)) ++rope;
-  backend_.rope_and_store(shape, segments, q, k, v, w.q_norm, w.k_norm, eps_, rope->cosines, rope->sines);
+  backend_.rope_and_store(shape, segments, q, owns_cache ? k : nullptr, v, w.q_norm, w.k_norm, c.v_norm, eps_,
+                          rope->cosines, rope->sines);
   backend_.attention(shape, segments, q, mixed);
 
-  const MatmulTarget output = {&w.o_proj, branch_};
-  backend_.matmul(mixed, rows_, {&output, 1});
+  const Product output = {mixed, rows_, &w.o_proj, branch_};
+  backend_.matmul({&output, 1});
 }
 
 }  // namespace gemlet

@@ -4,15 +4,19 @@
 namespace gemlet {
 
 void ForwardPass::mlp(size_t index) {
-  const int64_t width = model_.config().layers[index].intermediate_size;
-  const LayerWeights& w = model_.weights().layers[index];
+  const LayerConfig& c = config_.layers[index];
+  const LayerWeights& w = weights_.layers[index];
+  const int64_t width = c.intermediate_size;
   float* const gate = wide_;               // [rows, width]
   float* const up = gate + rows_ * width;  // [rows, width]
-  const MatmulTarget gate_up[] = {{&w.gate_proj, gate}, {&w.up_proj, up}};
-  backend_.matmul(normed_, rows_, gate_up);
-  backend_.gelu_mul(gate, up, rows_, width);
-  const MatmulTarget down = {&w.down_proj, branch_};
-  backend_.matmul(gate, rows_, {&down, 1});
+  const Product gate_up[] = {{normed_, rows_, &w.gate_proj, gate}, {normed_, rows_, &w.up_proj, up}};
+  backend_.matmul(gate_up);
+  if (c.activation_sparsity) {
+    backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
+  }
+  backend_.gelu_mul(gate, width, up, width, rows_, width, gate);
+  const Product down = {gate, rows_, &w.down_proj, branch_};
+  backend_.matmul({&down, 1});
 }
 
 }  // namespace gemlet

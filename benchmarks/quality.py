@@ -1,0 +1,215 @@
+"""What a weight format costs in quality: its distance to f32 on a text.
+
+    python benchmarks/quality.py                                  # the demo model on its held-out text
+    python benchmarks/quality.py --model DIR --text FILE --threads 8 --json
+    python benchmarks/quality.py --parts                          # also: where the distance comes from
+
+The text is cut into chunks of ``--chunk`` tokens, each a fresh context that begins with BOS. For each format:
+
+- KL: the Kullback-Leibler divergence sum p log(p / q) of the next token's distribution q to the one of f32
+  weights, p, in nats: its mean over all tokens and its 99th percentile;
+- top-1: how often the likeliest token is the same;
+- perplexity: exp of the mean -log q(the token that follows);
+- bytes: of the packed weights, the embedding table among them.
+
+With ``--parts``, "q4 in f32" is a model with the values that q4 gives its weights, computed as f32:
+what the rounding of the weights alone does. The rest of q4's distance is its int8 activations and its
+bf16 cache, which has a row of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gemlet import _core
+from gemlet.checkpoint import Checkpoint
+from gemlet.config import read_config
+from gemlet.load import PRESETS
+from gemlet.tensors import map_tensors
+from gemlet.tokenizer import Tokenizer
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+HELD_OUT = ROOT / "tests" / "data" / "heldout.txt"
+_ROWS = 64  # rows of logits looked at together: their float64 copies stay small for 262,144 tokens too
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Formats of matrices, embedding table and KV cache; ``in_f32``: rounded so, computed as f32."""
+
+    matrices: str
+    embedding: str
+    kv_cache: str
+    in_f32: bool = False
+
+
+RECIPES = {
+    **{name: Recipe(*formats) for name, formats in PRESETS.items()},
+    "q4, embedding q4": Recipe("q4", "q4", "bf16"),
+}
+PARTS = {
+    "f32, cache bf16": Recipe("f32", "f32", "bf16"),
+    "q8 in f32": Recipe("q8", "q8", "f32", in_f32=True),
+    "q4 in f32": Recipe("q4", "q8", "f32", in_f32=True),
+    "q4, embedding q4 in f32": Recipe("q4", "q4", "f32", in_f32=True),
+    "q4, embedding f32": Recipe("q4", "f32", "f32"),
+    "f32, embedding q8": Recipe("f32", "q8", "f32"),
+    "f32, embedding q4": Recipe("f32", "q4", "f32"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """One row of the table; see the top of this file."""
+
+    kl: float
+    kl_99: float
+    top_1: float
+    perplexity: float
+    bytes: int
+    tokens: int
+
+
+def open_model(folder: Path, recipe: Recipe, threads: int = 1) -> _core.Model:
+    """The model in ``folder`` by a recipe that the presets of gemlet.load need not have."""
+    config = read_config(folder)
+    in_memory = dataclasses.replace(recipe, matrices="f32", embedding="f32") if recipe.in_f32 else recipe
+    builder = _core.ModelBuilder(
+        config=config.to_core(weights=in_memory.matrices),
+        weights=in_memory.matrices,
+        embedding=in_memory.embedding,
+        kv_cache=recipe.kv_cache,
+        threads=threads,
+    )
+    with Checkpoint(folder) as checkpoint:
+        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+        for name, slot in map_tensors(shapes, config, where=str(folder)).items():
+            values, dtype = checkpoint.read(name)
+            if recipe.in_f32 and values.ndim == 2:
+                format = recipe.embedding if slot in ("embed_tokens", "lm_head") else recipe.matrices
+                values, dtype = _core.kernel_roundtrip(format=format, w=to_f32(values, dtype)), "f32"
+            builder.add(slot, values, dtype)
+    return builder.finish()
+
+
+def to_f32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """A tensor as stored ("f32", "bf16" or "f16", the latter two as uint16) in float32."""
+    if dtype == "bf16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return (values.view(np.float16) if dtype == "f16" else values).astype(np.float32)
+
+
+def chunks_of(ids: Sequence[int], size: int, bos: int) -> list[NDArray[np.int32]]:
+    """BOS and ``size`` - 1 tokens each; what is left over at the end is left out."""
+    step = size - 1
+    return [
+        np.array([bos, *ids[start : start + step]], np.int32) for start in range(0, len(ids) - step + 1, step)
+    ]
+
+
+def read_chunks(
+    folder: Path, text: Path, size: int = 512, limit: int | None = None
+) -> list[NDArray[np.int32]]:
+    """The chunks of a text file, at most ``limit``, taken evenly from all of it."""
+    ids = Tokenizer.from_file(folder).encode(text.read_text(encoding="utf-8"), add_bos=False)
+    chunks = chunks_of(ids, size, read_config(folder).bos_token_id)
+    if limit is None or limit >= len(chunks):
+        return chunks
+    return [chunks[i * len(chunks) // limit] for i in range(limit)]
+
+
+def log_probabilities(model: _core.Model, ids: NDArray[np.int32]) -> Iterator[NDArray[np.float64]]:
+    """log q of the token after each of ``ids`` in a fresh context, [rows, vocab] for some rows at a time."""
+    sequence = _core.TokenSequence(model)
+    try:
+        for start in range(0, len(ids), _ROWS):
+            sequence.extend(ids[start : start + _ROWS], logits="all")
+            logits = sequence.logits().astype(np.float64)
+            logits -= logits.max(axis=-1, keepdims=True)
+            yield logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    finally:
+        sequence.close()
+
+
+def measure(
+    reference: _core.Model, models: Mapping[str, _core.Model], chunks: Sequence[NDArray[np.int32]]
+) -> dict[str, Quality]:
+    """Each model against ``reference`` on the same chunks."""
+    divergences: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
+    agreements: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in models}
+    losses: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
+    for ids in chunks:
+        streams = [log_probabilities(model, ids) for model in models.values()]
+        start = 0
+        for p, *others in zip(log_probabilities(reference, ids), *streams, strict=True):
+            following = ids[start + 1 : start + 1 + len(p)]  # one fewer than rows at the chunk's end
+            start += len(p)
+            likelihood, likeliest = np.exp(p), p.argmax(axis=-1)
+            for name, q in zip(models, others, strict=True):
+                divergences[name].append((likelihood * (p - q)).sum(axis=-1))
+                agreements[name].append(q.argmax(axis=-1) == likeliest)
+                losses[name].append(-q[np.arange(len(following)), following])
+    result = {}
+    for name, model in models.items():
+        kl = np.concatenate(divergences[name])
+        memory = model.memory()
+        result[name] = Quality(
+            kl=float(kl.mean()),
+            kl_99=float(np.quantile(kl, 0.99)),
+            top_1=float(np.concatenate(agreements[name]).mean()),
+            perplexity=float(np.exp(np.concatenate(losses[name]).mean())),
+            bytes=memory["weights"] + memory["embedding"],
+            tokens=len(kl),
+        )
+    return result
+
+
+def main() -> None:
+    """Reads the arguments, measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="Hugging Face folder (default: the demo model)"
+    )
+    parser.add_argument(
+        "--text", type=Path, default=HELD_OUT, metavar="FILE", help="default: the held-out text"
+    )
+    parser.add_argument("--chunk", type=int, default=512, metavar="TOKENS", help="default 512")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N chunks, spread over the text")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
+    parser.add_argument("--parts", action="store_true", help="also separate weights, activations and cache")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    arguments = parser.parse_args()
+    folder = arguments.model or Path(_core.__file__).parent / "demo"
+    recipes = {**RECIPES, **(PARTS if arguments.parts else {})}
+    chunks = read_chunks(folder, arguments.text, arguments.chunk, arguments.limit)
+    if not chunks:
+        sys.exit(f"quality: {arguments.text}: shorter than one chunk of {arguments.chunk} tokens")
+    reference = open_model(folder, RECIPES["f32"], arguments.threads)
+    rows = {}
+    for name, recipe in recipes.items():  # one at a time: two models in memory, not all of them
+        model = open_model(folder, recipe, arguments.threads)
+        rows.update(measure(reference, {name: model}, chunks))
+        model.close()
+    if arguments.json:
+        print(json.dumps({name: dataclasses.asdict(row) for name, row in rows.items()}, indent=2))
+        return
+    print(f"{folder}, {rows['f32'].tokens} tokens in chunks of {arguments.chunk}, tier {reference.tier}\n")
+    print("| weights | KL to f32 | 99th percentile | same top-1 | perplexity | bytes |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row.kl:.2e} | {row.kl_99:.2e} | {row.top_1:.2%} | {row.perplexity:.3f} "
+            f"| {row.bytes:,} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

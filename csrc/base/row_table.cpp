@@ -1,0 +1,103 @@
+#include "base/row_table.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "base/error.h"
+#include "base/float_bits.h"
+
+namespace gemlet {
+namespace {
+
+uint64_t mix(uint64_t x) {  // splitmix64
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
+
+struct RowTable::File {
+  std::string path;
+  int descriptor;
+  ~File() { close(descriptor); }
+};
+
+RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type)
+    : offset_(offset), rows_(rows), cols_(cols), type_(type) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) fail(ErrorCode::kModelFile, path, ": cannot be opened: ", std::strerror(errno));
+  file_ = std::shared_ptr<File>(new File{path, descriptor});
+  struct stat status;
+  if (fstat(descriptor, &status) != 0 || offset < 0 || rows < 1 || cols < 1 || offset > status.st_size ||
+      rows > (status.st_size - offset) / row_bytes()) {
+    fail(ErrorCode::kModelFile, path, ": is too short for a table of ", rows, " x ", cols, " at byte ", offset);
+  }
+}
+
+RowTable RowTable::random(int64_t rows, int64_t cols, uint64_t seed) {
+  RowTable table;
+  table.rows_ = rows;
+  table.cols_ = cols;
+  table.seed_ = seed;
+  return table;
+}
+
+void RowTable::read(int64_t row, float* out) const {
+  if (row < 0 || row >= rows_) fail(ErrorCode::kInvalidRequest, "row ", row, " of a table of ", rows_, " rows");
+  if (!file_) return random_uniform(seed_ + static_cast<uint64_t>(row), cols_, out);
+  std::vector<uint8_t> bytes(static_cast<size_t>(row_bytes()));
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t count = pread(file_->descriptor, bytes.data() + done, bytes.size() - done,
+                                static_cast<off_t>(offset_ + row * row_bytes() + static_cast<int64_t>(done)));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      fail(ErrorCode::kModelFile, file_->path, ": cannot be read any more",
+           count < 0 ? std::string(": ") + std::strerror(errno) : ": it was cut short", "; load the model again");
+    }
+    done += static_cast<size_t>(count);
+  }
+  widen(bytes.data(), type_, 0, cols_, out);
+  for (int64_t i = 0; i < cols_; ++i) {  // loading checked every other weight, but did not read these
+    if (!std::isfinite(out[i])) {
+      fail(ErrorCode::kTensor, file_->path, ": row ", row, " of the table at byte ", offset_,
+           " holds NaN or infinity; the file is damaged or the training diverged");
+    }
+  }
+}
+
+void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out) {
+  switch (type) {
+    case SourceType::kF32:
+      std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);
+      return;
+    case SourceType::kBf16:
+    case SourceType::kF16: {
+      const uint8_t* source = static_cast<const uint8_t*>(data) + first * 2;
+      for (int64_t i = 0; i < count; ++i) {
+        uint16_t bits;
+        std::memcpy(&bits, source + i * 2, 2);
+        out[i] = type == SourceType::kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+      }
+      return;
+    }
+  }
+}
+
+void random_uniform(uint64_t seed, int64_t count, float* out) {
+  uint64_t state = mix(seed);
+  for (int64_t i = 0; i < count; ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    out[i] = static_cast<float>(state >> 40) * 0x1p-23f - 1.0f;
+  }
+}
+
+}  // namespace gemlet

@@ -1,0 +1,44 @@
+// A table of rows that stays in its file: rows are read one by one as they are needed (per-layer embeddings, of which a
+// token touches one row in 262,144). Reads go through pread, so a file that shrinks is an error and never a crash.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace gemlet {
+
+enum class SourceType : uint8_t { kF32, kBf16, kF16 };
+
+class RowTable {
+ public:
+  RowTable() = default;
+  // `rows` rows of `cols` values from byte `offset` of the file. Throws kModelFile if it cannot be opened or is too
+  // short.
+  RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type);
+  // A table of random values that takes no memory, for benchmarks.
+  static RowTable random(int64_t rows, int64_t cols, uint64_t seed);
+
+  bool empty() const { return rows_ == 0; }
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  int64_t row_bytes() const { return cols_ * (type_ == SourceType::kF32 ? 4 : 2); }
+
+  // out [cols] float32. Throws kModelFile if the file has become unreadable, kTensor if the row is not finite.
+  void read(int64_t row, float* out) const;
+
+ private:
+  struct File;
+  std::shared_ptr<File> file_;  // null: random
+  int64_t offset_ = 0, rows_ = 0, cols_ = 0;
+  SourceType type_ = SourceType::kBf16;
+  uint64_t seed_ = 0;
+};
+
+// `count` values from element `first` of `data`, which may lie at any byte.
+void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out);
+
+// Fills out with uniform values in [-1, 1); the same for the same seed.
+void random_uniform(uint64_t seed, int64_t count, float* out);
+
+}  // namespace gemlet

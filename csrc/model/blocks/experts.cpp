@@ -1,0 +1,70 @@
+// Mixture of experts beside the MLP (Gemma 4 26B-A4B): a router picks the best few experts per token; rows are grouped
+// by expert, so that each expert used is read once and a decode step reads only the experts it routes to.
+#include <cmath>
+#include <numeric>
+
+#include "model/forward.h"
+
+namespace gemlet {
+
+int64_t ForwardPass::experts_floats(const LayerConfig& c) const {
+  if (c.num_experts == 0) return 0;
+  // router input and logits, then per routed row: input, gate and up, activation, output
+  return config_.hidden_size + c.num_experts +
+         c.experts_per_token * (2 * config_.hidden_size + 3 * c.expert_intermediate_size);
+}
+
+void ForwardPass::add_experts(size_t index) {
+  const LayerConfig& c = config_.layers[index];
+  const ExpertWeights& w = weights_.layers[index].experts;
+  const int64_t hidden = config_.hidden_size, width = c.expert_intermediate_size;
+  const int64_t routed = rows_ * c.experts_per_token;
+  float* const scores_input = wide_;                      // [rows, hidden]
+  float* const scores = scores_input + rows_ * hidden;    // [rows, experts]
+  float* const inputs = scores + rows_ * c.num_experts;   // [routed, hidden]
+  float* const gate_up = inputs + routed * hidden;        // [routed, 2 width]
+  float* const activated = gate_up + routed * 2 * width;  // [routed, width]
+  float* const outputs = activated + routed * width;      // [routed, hidden]
+
+  // The router sees the residual through a norm of its own, the experts through another.
+  backend_.rms_norm(x_, w.router_scale, eps_, rows_, hidden, scores_input);
+  backend_.scale(static_cast<float>(1.0 / std::sqrt(static_cast<double>(hidden))), rows_ * hidden, scores_input);
+  const Product router = {scores_input, rows_, &w.router_proj, scores};
+  backend_.matmul({&router, 1});
+  std::vector<int32_t> ids(static_cast<size_t>(routed));
+  std::vector<float> shares(static_cast<size_t>(routed));
+  backend_.route(scores, w.router_per_expert_scale, rows_, c.num_experts, c.experts_per_token, ids.data(),
+                 shares.data());
+
+  // Routed rows stand in the order of their experts: places[i] is where the i-th (row, choice) went.
+  std::vector<int64_t> first(static_cast<size_t>(c.num_experts) + 1, 0);
+  for (const int32_t id : ids) ++first[static_cast<size_t>(id) + 1];
+  std::partial_sum(first.begin(), first.end(), first.begin());
+  std::vector<int64_t> next(first.begin(), first.end() - 1);
+  std::vector<int32_t> places(ids.size()), sources(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const int64_t place = next[static_cast<size_t>(ids[i])]++;
+    places[i] = static_cast<int32_t>(place);
+    sources[static_cast<size_t>(place)] = static_cast<int32_t>(static_cast<int64_t>(i) / c.experts_per_token);
+  }
+  backend_.rms_norm(x_, w.pre_moe_norm, eps_, rows_, hidden, normed_);
+  backend_.gather(normed_, sources, hidden, inputs);
+
+  std::vector<Product> up, down;
+  for (int64_t e = 0; e < c.num_experts; ++e) {
+    const int64_t begin = first[static_cast<size_t>(e)], count = first[static_cast<size_t>(e) + 1] - begin;
+    if (count == 0) continue;
+    up.push_back({inputs + begin * hidden, count, &w.gate_up[static_cast<size_t>(e)], gate_up + begin * 2 * width});
+    down.push_back({activated + begin * width, count, &w.down[static_cast<size_t>(e)], outputs + begin * hidden});
+  }
+  backend_.matmul(up);
+  backend_.gelu_mul(gate_up, 2 * width, gate_up + width, 2 * width, routed, width, activated);
+  backend_.matmul(down);
+  backend_.combine(outputs, places, shares, c.experts_per_token, hidden, normed_);
+  tap_layer(index, "moe", normed_, hidden);
+
+  backend_.rms_norm(branch_, w.post_dense_norm, eps_, rows_, hidden, branch_);
+  backend_.add_branch(normed_, w.post_moe_norm, eps_, rows_, hidden, branch_);
+}
+
+}  // namespace gemlet

@@ -1,0 +1,135 @@
+"""What every chat format shares: from segments of text and markers to a prompt's text or its token ids."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gemlet.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from gemlet.reply import TokenReplyParser
+    from gemlet.tokenizer import Tokenizer
+
+__all__ = ["ChatFormat", "Segments"]
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Segments(list[tuple[str, bool]]):
+    """A prompt in parts ``(text, is a marker)``, in order. A marker is one control token by its name."""
+
+    def marker(self, name: str) -> None:
+        self.append((name, True))
+
+    def text(self, text: str) -> None:
+        self.append((text, False))
+
+
+class ChatFormat(ABC):
+    """How a family writes a conversation; :data:`gemlet.chat.GEMMA` is one.
+
+    Attributes:
+        name: for messages.
+        markers: the control tokens without which the format cannot be written.
+        ends: the control tokens that end a reply (the end of the text apart).
+
+    Messages are mappings as in OpenAI's chat API: ``role`` is ``"user"``, ``"assistant"``, ``"system"`` or
+    ``"developer"`` (and ``"tool"`` where the format has tools), ``content`` a string or a list of
+    ``{"type": "text", "text": ...}`` parts.
+
+    >>> from gemlet.chat import GEMMA
+    >>> GEMMA.render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi! "}])
+    '<bos><start_of_turn>user\\nBe brief.\\n\\nHi!<end_of_turn>\\n<start_of_turn>model\\n'
+    """
+
+    name: str
+    markers: tuple[str, ...]
+    ends: tuple[str, ...]
+
+    @abstractmethod
+    def segments(
+        self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
+    ) -> Segments:
+        """The prompt in parts; the arguments are those of :meth:`render`."""
+
+    @abstractmethod
+    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+        """What reads the reply to a prompt: token ids in, text, reasoning and tool calls out.
+
+        It begins in the state in which the prompt ends: after an empty thought, inside an open one, behind
+        the result of a tool.
+        """
+
+    def render(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        *,
+        tools: Tools | None = None,
+        thinking: bool = False,
+    ) -> str:
+        """The prompt as text, for reading and comparing.
+
+        A message that itself contains a marker cannot be told from the format's own there; to get token ids
+        use :meth:`encode_chat`, where it can.
+
+        Args:
+            messages: the conversation so far; at least one message.
+            add_generation_prompt: end with the beginning of the model's turn.
+            tools: functions the model may call, ``{"type": "function", "function": {...}}`` each.
+            thinking: let the model think before it answers.
+
+        Raises:
+            InvalidRequestError: a message is malformed, of a role the format has not, or holds something
+                that is not text; or tools or thinking are asked of a format without. The error names the
+                message.
+        """
+        return "".join(text for text, _ in self.segments(messages, tools, thinking, add_generation_prompt))
+
+    def encode_chat(
+        self,
+        tokenizer: Tokenizer,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        *,
+        tools: Tools | None = None,
+        thinking: bool = False,
+    ) -> list[int]:
+        """The prompt as token ids. Only the format's own markers become control tokens: whatever a message,
+        a tool or its result contains is encoded as plain text, so that nothing in it can end its turn or
+        speak for another role.
+
+        Raises:
+            InvalidRequestError: as for :meth:`render`; or the vocabulary lacks the markers.
+
+        >>> import gemlet
+        >>> from gemlet.chat import GEMMA
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> ids = GEMMA.encode_chat(tokenizer, [{"role": "user", "content": "<end_of_turn>"}])
+        >>> ids.count(tokenizer.end_of_turn_id)
+        1
+        """
+        ids: list[int] = []
+        text: list[str] = []
+        for segment, is_marker in self.segments(messages, tools, thinking, add_generation_prompt):
+            if not is_marker:
+                text.append(segment)  # text between two markers is encoded at once, or the ids could differ
+                continue
+            ids += tokenizer.encode("".join(text), add_bos=False, allow_control=False)
+            text.clear()
+            marker = tokenizer.token_id(segment)
+            if marker is None:
+                raise InvalidRequestError(
+                    f"chat: the vocabulary has no {segment}, which the format {self.name} needs; "
+                    "this is probably a base model, for which there is generate()"
+                )
+            ids.append(marker)
+        return ids + tokenizer.encode("".join(text), add_bos=False, allow_control=False)
+
+    def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The tokens that end a reply: those of :attr:`ends`, and the end of the text."""
+        found = (*(tokenizer.token_id(name) for name in self.ends), tokenizer.eos_id)
+        return frozenset(identifier for identifier in found if identifier is not None)

@@ -1,0 +1,96 @@
+"""The chat format of Gemma 1, 2, 3 and 3n::
+
+    <bos><start_of_turn>user
+    {text}<end_of_turn>
+    <start_of_turn>model
+    {reply}<end_of_turn>
+    <start_of_turn>user
+    ...<end_of_turn>
+    <start_of_turn>model
+
+The text is that of the official templates for every conversation they accept. Where they raise, gemlet does
+what the conversation means: a system message goes in front of the user's turn, messages of one role in a row
+become one turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.messages import checked_messages, role_of, text_parts
+from gemlet.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from gemlet.reply import TokenReplyParser
+    from gemlet.tokenizer import Tokenizer
+
+__all__ = ["GEMMA", "GemmaFormat"]
+
+_JOINT = "\n\n"  # between a system message and the user's, and between messages merged into one turn
+_SYSTEM = ("system", "developer")
+_ROLES = {"user": "user", "assistant": "model", "system": "user", "developer": "user"}
+
+
+class GemmaFormat(ChatFormat):
+    """See :mod:`gemlet.chat.gemma`; there are no tools and there is no thinking."""
+
+    name = "gemma"
+    markers = ("<bos>", "<start_of_turn>", "<end_of_turn>")
+    ends = ("<end_of_turn>",)
+
+    def segments(
+        self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
+    ) -> Segments:
+        if tools:
+            raise InvalidRequestError(f"tools: the format {self.name} has none; describe tools in text")
+        if thinking:
+            raise InvalidRequestError(f"thinking: the format {self.name} has none; expected False")
+        bos, turn_start, turn_end = self.markers
+        out = Segments()
+        out.marker(bos)
+        for role, text in self._turns(messages):
+            out.marker(turn_start)
+            out.text(f"{role}\n{text}")
+            out.marker(turn_end)
+            out.text("\n")
+        if add_generation_prompt:
+            out.marker(turn_start)
+            out.text("model\n")
+        return out
+
+    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+        from gemlet.reply import TokenReplyParser
+
+        kinds = {"<start_of_turn>": "turn_start", "<end_of_turn>": "turn_end", "<eos>": "turn_end"}
+        return TokenReplyParser(tokenizer, kinds, prompt_ids)
+
+    def _turns(self, messages: Messages) -> list[tuple[str, str]]:
+        """``(role as the model knows it, text)`` of each turn, alternating."""
+        turns: list[tuple[str, str]] = []
+        for index, message in enumerate(checked_messages(messages)):
+            role, text = self._read(message, f"messages[{index}]")
+            if turns and turns[-1][0] == role:
+                before = turns.pop()[1]
+                text = _JOINT.join(part for part in (before, text) if part)
+            turns.append((role, text))
+        return turns
+
+    def _read(self, message: Mapping[str, Any], where: str) -> tuple[str, str]:
+        role = role_of(message, where, tuple(_ROLES), self.name)
+        for key in ("tool_calls", "function_call"):
+            if message.get(key):
+                raise InvalidRequestError(
+                    f"{where}: the format {self.name} has no {key}; describe tools in text"
+                )
+        content = message.get("content")
+        if content is None and role == "assistant" and "content" in message:
+            content = ""  # what clients send for a reply without text
+        parts = text_parts(content, where)
+        # The official templates trim each part of what user and model say, and take the system text as it is.
+        text = "".join(parts if role in _SYSTEM else [part.strip() for part in parts])
+        return _ROLES[role], text if text.strip() else ""
+
+
+GEMMA = GemmaFormat()

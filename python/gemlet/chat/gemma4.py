@@ -1,0 +1,335 @@
+"""The chat format of Gemma 4::
+
+    <bos><|turn>system
+    <|think|>
+    {system}<|tool>declaration:NAME{...}<tool|><turn|>
+    <|turn>user
+    {text}<turn|>
+    <|turn>model
+    <|channel>thought
+    {reasoning}
+    <channel|><|tool_call>call:NAME{...}<tool_call|><|tool_response>response:NAME{...}<tool_response|>{reply}<turn|>
+
+The template published with the weights has been revised several times, and differs by size in one place: the
+larger models' ends a prompt without thinking by an empty thought. :class:`Gemma4Revision` holds the
+differences as data. For every conversation that a template takes and understands, the text is the template's
+to the last byte, its oddities included. gemlet departs from it only here:
+
+- ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the templates paste the string;
+- a key of the arguments that leaves open where it ends (``a:b``) is put in quotes;
+- results as messages of the role ``tool`` reach the call they answer also in revisions that know only
+  results within the assistant's message (``tool_responses``), and may be mappings;
+- the reasoning of a message may have any of the names in use (transformers, too, makes them one);
+- a result that answers no call is refused instead of dropped, and so are images, audio and video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from gemlet._json import show
+from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.gemma4_tools import (
+    SchemaStyle,
+    ToolCall,
+    ToolResult,
+    checked_tools,
+    tool_name,
+    write_call,
+    write_result,
+    write_tool,
+)
+from gemlet.chat.messages import checked_messages, json_object, json_value, mapping_at, role_of, text_parts
+from gemlet.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from gemlet.reply import TokenReplyParser
+    from gemlet.tokenizer import Tokenizer
+
+__all__ = ["Gemma4Format", "Gemma4Revision"]
+
+_SYSTEM = ("system", "developer")
+_REASONING = (
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+)  # names clients have for it; the first that says any
+_ROLES = ("user", "assistant", *_SYSTEM, "tool")
+
+
+@dataclass(frozen=True)
+class Gemma4Revision:
+    """What one revision of the official template does in its own way.
+
+    Attributes:
+        name: for messages.
+        think: what follows the marker ``<|think|>``.
+        schema: how declarations of tools are written.
+        continues: when an assistant message goes on in the turn before it: "never"; "after results", when it
+            calls tools and the message before it ended with results; "always", after any assistant message.
+        keeps_reasoning: of which assistant messages after the last user message the reasoning is kept: of
+            "none", of those with "calls", of "all".
+        thought_end: what stands between a thought and ``<channel|>``.
+        awaits_results: a call without a result leaves the turn open and ends in ``<|tool_response>``.
+        empty_thought: when a prompt without thinking ends in an empty thought: "new turn", only where it
+            begins a turn; "always".
+        closes: ``<turn|>`` stands after each "message" (one that ends with results and no text excepted), or
+            once a "turn".
+        resumes_thinking: with thinking, a prompt that ends with results opens a thought.
+    """
+
+    name: str
+    think: str
+    schema: SchemaStyle
+    continues: Literal["never", "after results", "always"]
+    keeps_reasoning: Literal["none", "calls", "all"]
+    thought_end: str
+    awaits_results: bool
+    empty_thought: Literal["new turn", "always"]
+    closes: Literal["message", "turn"] = "message"
+    resumes_thinking: bool = False
+
+
+@dataclass
+class _Message:
+    role: str
+    texts: list[str]
+    is_list: bool  # of parts, not one string
+    has_content: bool
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    call_ids: list[Any] = field(default_factory=list)
+    results: list[ToolResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Gemma4Format(ChatFormat):
+    """Gemma 4's format in one of its revisions.
+
+    Attributes:
+        revision: see :class:`Gemma4Revision`.
+        empty_thought: a prompt without thinking ends in an empty thought (all sizes but E2B and E4B).
+        is_exact: False where the model's own template is one gemlet does not know byte for byte.
+
+    >>> from gemlet.chat import gemma4_format
+    >>> gemma4_format().render([{"role": "user", "content": "Hi"}])
+    '<bos><|turn>user\\nHi<turn|>\\n<|turn>model\\n<|channel>thought\\n<channel|>'
+    """
+
+    revision: Gemma4Revision
+    empty_thought: bool
+    is_exact: bool = True
+
+    markers = ("<bos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>")
+    ends = ("<turn|>", "<|tool_response>")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"gemma4, {self.revision.name}"
+
+    def segments(
+        self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
+    ) -> Segments:
+        read = self._read(checked_messages(messages))
+        out = Segments()
+        out.marker("<bos>")
+        read = self._write_system(out, read, checked_tools(tools), thinking)
+        last_user = max((i for i, message in enumerate(read) if message.role == "user"), default=-1)
+        around = [None, *read, None]
+        for index, (before, message, after) in enumerate(zip(around, read, around[2:], strict=False)):
+            self._write_message(out, message, before, after, index > last_user)
+        if add_generation_prompt:
+            self._write_generation_prompt(out, around[-2], thinking)
+        return out
+
+    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+        from gemlet.reply import GEMMA4_MARKERS, TokenReplyParser
+
+        return TokenReplyParser(tokenizer, GEMMA4_MARKERS, prompt_ids, thought_end=self.revision.thought_end)
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    def _write_system(
+        self, out: Segments, messages: list[_Message], tools: list[Any], thinking: bool
+    ) -> list[_Message]:
+        """The turn that holds the system message, the tools and the wish to think; returns the rest."""
+        has_system = messages[0].role in _SYSTEM
+        if not (has_system or tools or thinking):
+            return messages
+        out.marker("<|turn>")
+        out.text("system\n")
+        if thinking:
+            out.marker("<|think|>")
+            out.text(self.revision.think)
+        if has_system:
+            # The blank is the latest template's; the earlier ones take a string only.
+            end = " " if messages[0].is_list else ""
+            out.text("".join(text.strip() + end for text in messages[0].texts))
+        for index, tool in enumerate(tools):
+            write_tool(out, tool, f"tools[{index}]", self.revision.schema)
+        out.marker("<turn|>")
+        out.text("\n")
+        return messages[1:] if has_system else messages
+
+    def _write_message(
+        self,
+        out: Segments,
+        message: _Message,
+        before: _Message | None,
+        after: _Message | None,
+        is_after_last_user: bool,
+    ) -> None:
+        revision = self.revision
+        is_model = message.role == "assistant"
+        if not self._continues(message, before):
+            out.marker("<|turn>")
+            out.text("model\n" if is_model else f"{message.role}\n")
+        keeps = revision.keeps_reasoning in (("calls", "all") if message.calls else ("all",))
+        if keeps and is_after_last_user and message.reasoning:
+            out.marker("<|channel>")
+            out.text(f"thought\n{message.reasoning}{revision.thought_end}")
+            out.marker("<channel|>")
+        for call in message.calls:
+            write_call(out, call, revision.schema.null)
+        for result in message.results:
+            write_result(out, result, revision.schema.null)
+        text = "".join(_without_thoughts(text) if is_model else text.strip() for text in message.texts)
+        out.text(text)
+        if revision.awaits_results and message.calls and not message.results:
+            out.marker("<|tool_response>")
+        elif self._closes(message, after, text):
+            out.marker("<turn|>")
+            out.text("\n")
+
+    def _continues(self, message: _Message, before: _Message | None) -> bool:
+        """Whether ``message`` goes on in the turn of the message before it."""
+        if before is None or self.revision.continues == "never":
+            return False
+        if self.revision.continues == "after results":
+            return bool(before.results and message.calls)
+        return before.role == message.role == "assistant"
+
+    def _closes(self, message: _Message, after: _Message | None, text: str) -> bool:
+        """Whether the turn ends with ``message``, whose results are there."""
+        if self.revision.closes == "message":
+            return message.has_content or not message.results
+        if after is None:
+            return bool(text.strip()) or not message.results
+        return not message.role == after.role == "assistant"
+
+    def _write_generation_prompt(self, out: Segments, last: _Message | None, thinking: bool) -> None:
+        has_results = last is not None and bool(last.results)
+        awaits = last is not None and bool(last.calls) and self.revision.awaits_results
+        if not has_results and not awaits:
+            out.marker("<|turn>")
+            out.text("model\n")
+        elif has_results and thinking and self.revision.resumes_thinking:
+            out.marker("<|channel>")
+            out.text("thought\n")
+        suits = self.revision.empty_thought == "always" or not (has_results or awaits)
+        if self.empty_thought and not thinking and suits:
+            out.marker("<|channel>")
+            out.text("thought\n")
+            out.marker("<channel|>")
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def _read(self, messages: list[Mapping[str, Any]]) -> list[_Message]:
+        """The messages, each result with the message whose call it answers."""
+        read: list[_Message] = []
+        takes_results = False  # the message before this one called tools, or was such a result
+        for index, message in enumerate(messages):
+            where = f"messages[{index}]"
+            role = role_of(message, where, _ROLES, self.name)
+            if role == "tool":
+                if not takes_results:
+                    raise InvalidRequestError(
+                        f"{where} is the result of a tool, but the message before it calls none; "
+                        "results follow the assistant message with the tool_calls they answer"
+                    )
+                read[-1].results.append(_read_result(message, read[-1], where))
+                continue
+            read.append(self._read_message(message, role, where))
+            takes_results = bool(read[-1].calls) and not read[-1].results
+        return read
+
+    def _read_message(self, message: Mapping[str, Any], role: str, where: str) -> _Message:
+        if role != "assistant":
+            for key in ("tool_calls", "tool_responses", "function_call"):
+                if message.get(key):
+                    raise InvalidRequestError(
+                        f"{where}: {key} in a message of the role {role}; expected none"
+                    )
+        if message.get("function_call"):
+            raise InvalidRequestError(f"{where}: function_call is not supported; send tool_calls")
+        content = message.get("content")
+        calls, call_ids = _read_calls(message.get("tool_calls"), where)
+        results = _read_responses(message.get("tool_responses"), where)
+        if content is None and role == "assistant" and ("content" in message or calls or results):
+            content = ""
+        read = _Message(role, text_parts(content, where), not isinstance(content, str), bool(content))
+        read.calls, read.call_ids, read.results = calls, call_ids, results
+        for key in _REASONING:
+            reasoning = message.get(key)
+            if reasoning is not None and not isinstance(reasoning, str):
+                raise InvalidRequestError(f"{where}: {key} is {show(reasoning)}; expected a string")
+            read.reasoning = read.reasoning or reasoning or ""
+        return read
+
+
+def _without_thoughts(text: str) -> str:
+    """What an earlier reply said outside its thoughts, for clients that send replies back as they came."""
+    kept = [part.split("<|channel>")[0] for part in text.split("<channel|>")]
+    return "".join(kept).strip()
+
+
+def _read_list(value: Any, where: str) -> list[Any]:
+    if not value:
+        return []
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        raise InvalidRequestError(f"{where} is {show(value)}; expected a list")
+    return list(value)
+
+
+def _read_calls(value: Any, where: str) -> tuple[list[ToolCall], list[Any]]:
+    calls: list[ToolCall] = []
+    ids: list[Any] = []
+    for index, call in enumerate(_read_list(value, f"{where}.tool_calls")):
+        here = f"{where}.tool_calls[{index}]"
+        call = mapping_at(call, here)
+        function = mapping_at(call.get("function"), f"{here}.function")
+        name = tool_name(function.get("name"), f"{here}.function")
+        calls.append(ToolCall(name, json_object(function.get("arguments"), f"{here}.function.arguments")))
+        ids.append(call.get("id"))
+    return calls, ids
+
+
+def _read_responses(value: Any, where: str) -> list[ToolResult]:
+    results: list[ToolResult] = []
+    for index, response in enumerate(_read_list(value, f"{where}.tool_responses")):
+        here = f"{where}.tool_responses[{index}]"
+        response = mapping_at(response, here)
+        if "response" not in response:
+            raise InvalidRequestError(f"{here} has no response; expected what the tool answered")
+        name = tool_name(response.get("name", "unknown"), here)
+        results.append(ToolResult(name, json_value(response["response"], f"{here}.response")))
+    return results
+
+
+def _read_result(message: Mapping[str, Any], caller: _Message, where: str) -> ToolResult:
+    """A message of the role tool; its name is that of the call with the same id."""
+    name = message.get("name")
+    call_id = message.get("tool_call_id")
+    for call, known in zip(caller.calls, caller.call_ids, strict=True):
+        if known == call_id:
+            name = call.name
+    if name is None:
+        raise InvalidRequestError(
+            f"{where}: tool_call_id is {show(call_id)}; the calls before it have {show(caller.call_ids)}"
+        )
+    value = message.get("content")
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        value = "".join(text_parts(value, where))
+    return ToolResult(tool_name(name, where), json_value(value, f"{where}.content"))

@@ -1,0 +1,328 @@
+"""Gemma 4's notation for tools: declarations of functions, calls and their results.
+
+It is JSON with bare keys, sorted, and strings between two tokens ``<|"|>`` instead of quotes. A declaration
+abridges a JSON schema: upper-case types, and only the keys the official templates look at. Their order and
+commas differ between revisions of the template; :class:`SchemaStyle` says how.
+
+A text here is never searched for markers: what a client wrote stays text, and only the notation's own
+``<|"|>`` becomes the token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet._json import show
+from gemlet.chat.base import Segments, Tools
+from gemlet.chat.messages import json_value, mapping_at
+from gemlet.errors import InvalidRequestError
+
+__all__ = [
+    "QUOTE",
+    "SchemaStyle",
+    "ToolCall",
+    "ToolResult",
+    "checked_tools",
+    "tool_name",
+    "write_call",
+    "write_result",
+    "write_tool",
+]
+
+QUOTE = '<|"|>'
+_STANDARD_KEYS = frozenset(("description", "type", "properties", "required", "nullable"))
+_NAME = re.compile(r"[^\s{}](?:[^\n{}]*[^\s{}])?")
+# A key that says where it ends, for a reader who looks for the colon. U+2581 is a space to the tokenizer.
+_PLAIN_KEY = re.compile(r'[^\s\u2581:,{}\[\]"](?:[^:,{}\[\]"]*[^\s\u2581:,{}\[\]"])?')
+
+
+@dataclass(frozen=True)
+class SchemaStyle:
+    """How a revision of the template writes a property of a schema.
+
+    Attributes:
+        nullable_first: ``nullable`` stands before ``enum`` and ``items``, not after; the properties of an
+            object, too, come before the items of an array.
+        bare_commas: ``properties`` and ``items`` always begin with a comma, also as the first key.
+        drops_names: a property named like a key of a schema ("description", "type") is left out.
+        null: how a value null is written.
+    """
+
+    nullable_first: bool
+    bare_commas: bool
+    drops_names: bool = True
+    null: str = "None"
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call in the history of a conversation; ``arguments`` are checked JSON values."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a tool answered; ``value`` is a checked JSON value."""
+
+    name: str
+    value: Any
+
+
+def tool_name(value: Any, where: str) -> str:
+    """``value`` as the name of a function."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidRequestError(f"{where}: name is {show(value)}; expected a name without braces")
+    return value
+
+
+def sorted_items(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """As Jinja's ``dictsort`` has it: by key, without regard to case."""
+    return sorted(mapping.items(), key=lambda item: item[0].lower())
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def _write_text(out: Segments, text: str) -> None:
+    out.marker(QUOTE)
+    out.text(text)
+    out.marker(QUOTE)
+
+
+def _write_value(out: Segments, value: Any, null: str, keys: str) -> None:
+    """``keys``: "quoted" as the templates write those of a schema, "bare" as those of a call or result, and
+    "safe" for bare where the key says where it ends."""
+    if isinstance(value, str):
+        _write_text(out, value)
+    elif isinstance(value, bool):
+        out.text("true" if value else "false")
+    elif isinstance(value, dict):
+        out.text("{")
+        _write_members(out, value, null, keys)
+        out.text("}")
+    elif isinstance(value, list):
+        out.text("[")
+        for index, item in enumerate(value):
+            out.text("," if index else "")
+            _write_value(out, item, null, keys)
+        out.text("]")
+    else:
+        out.text(null if value is None else str(value))
+
+
+def _write_members(out: Segments, members: Mapping[str, Any], null: str, keys: str) -> None:
+    for index, (key, value) in enumerate(sorted_items(members)):
+        out.text("," if index else "")
+        if keys == "quoted" or (keys == "safe" and not _PLAIN_KEY.fullmatch(key)):
+            _write_text(out, key)
+        else:
+            out.text(key)
+        out.text(":")
+        _write_value(out, value, null, keys)
+
+
+def write_call(out: Segments, call: ToolCall, null: str) -> None:
+    """``<|tool_call>call:NAME{key:value,...}<tool_call|>``.
+
+    A key that would leave open where it ends (``a:b``) is written as a text, or the call could not be read
+    again; the templates write every key bare.
+    """
+    out.marker("<|tool_call>")
+    out.text(f"call:{call.name}{{")
+    _write_members(out, call.arguments, null, "safe")
+    out.text("}")
+    out.marker("<tool_call|>")
+
+
+def write_result(out: Segments, result: ToolResult, null: str) -> None:
+    """``<|tool_response>response:NAME{key:value,...}<tool_response|>``; what is no object becomes one with
+    the key ``value``."""
+    members = result.value if isinstance(result.value, dict) else {"value": result.value}
+    out.marker("<|tool_response>")
+    out.text(f"response:{result.name}{{")
+    _write_members(out, members, null, "bare")
+    out.text("}")
+    out.marker("<tool_response|>")
+
+
+# --- declarations -------------------------------------------------------------------------------------------
+
+
+def write_tool(out: Segments, tool: Any, where: str, style: SchemaStyle) -> None:
+    """``<|tool>declaration:NAME{...}<tool|>``."""
+    tool = mapping_at(tool, where)
+    where = f"{where}.function"
+    function = json_value(mapping_at(tool.get("function"), where), where)
+    name = tool_name(function.get("name"), where)
+    out.marker("<|tool>")
+    out.text(f"declaration:{name}{{description:")
+    _write_text(out, _text(function.get("description", "")))
+    parameters = function.get("parameters")
+    if parameters:
+        out.text(",parameters:{")
+        _Schema(out, style).write_root(mapping_at(parameters, f"{where}.parameters"), f"{where}.parameters")
+    if "response" in function:
+        response = mapping_at(function["response"], f"{where}.response")
+        out.text(",response:{")
+        if response.get("description"):
+            out.text("description:")
+            _write_text(out, _text(response["description"]))
+            out.text(",")
+        if _type(response) == "OBJECT":
+            out.text("type:")
+            _write_text(out, "OBJECT")
+            out.text("}")
+    out.text("}")
+    out.marker("<tool|>")
+
+
+def checked_tools(tools: Tools | None) -> list[Any]:
+    """``tools`` as a list."""
+    if tools is None:
+        return []
+    if isinstance(tools, str | bytes | Mapping):
+        raise InvalidRequestError(f"tools has to be a list of tools, got a {type(tools).__name__}")
+    return list(tools)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _get(schema: Any, key: str) -> Any:
+    """The key of a schema; ``""``, which is false and no mapping, where there is none."""
+    return schema.get(key, "") if isinstance(schema, dict) else ""
+
+
+def _type(schema: Any) -> str:
+    return str(_get(schema, "type")).upper()
+
+
+class _Schema:
+    """Writes JSON schemas. Every key but the first is preceded by a comma; the braces of the official
+    templates do not always match (a schema without a type), and are written as they are there."""
+
+    def __init__(self, out: Segments, style: SchemaStyle) -> None:
+        self._out = out
+        self._style = style
+        self._comma = False
+
+    def write_root(self, schema: Mapping[str, Any], where: str) -> None:
+        out = self._out
+        if schema.get("properties"):
+            out.text("properties:{")
+            self._write_properties(mapping_at(schema["properties"], f"{where}.properties"), where)
+            out.text("},")
+        if schema.get("required"):
+            out.text("required:")
+            self._write_names(schema["required"], where)
+            out.text(",")
+        if schema.get("type"):
+            out.text("type:")
+            _write_text(out, _type(schema))
+            out.text("}")
+
+    def _write_properties(self, properties: Mapping[str, Any], where: str, drops: bool | None = None) -> None:
+        drops = self._style.drops_names if drops is None else drops
+        first = True
+        for name, schema in sorted_items(properties):
+            if drops and name in _STANDARD_KEYS:
+                continue
+            self._out.text("" if first else ",")
+            first = False
+            self._out.text(f"{name}:{{")
+            self._write_property(schema, f"{where}.{name}"[:200])
+
+    def _write_property(self, schema: Any, where: str) -> None:
+        self._comma = False
+        kind = _type(schema)
+        if _get(schema, "description"):
+            self._write_key("description:")
+            _write_text(self._out, _text(schema["description"]))
+        if self._style.nullable_first:
+            self._write_nullable(schema)
+        if kind == "STRING" and _get(schema, "enum"):
+            self._write_key("enum:")
+            _write_value(self._out, schema["enum"], self._style.null, "quoted")
+        elif kind == "ARRAY":
+            items = _get(schema, "items")
+            if isinstance(items, dict) and items:
+                self._write_block("items:{", self._write_items, items, f"{where}.items")
+        if not self._style.nullable_first:
+            self._write_nullable(schema)
+        if kind == "OBJECT":
+            found = _get(schema, "properties")
+            if isinstance(found, dict):
+                self._write_block("properties:{", self._write_properties, found, where)
+            else:  # without properties of its own, the templates look for some among the other keys
+                self._write_block("properties:{", self._write_other_keys, schema, where)
+            if schema.get("required"):
+                self._write_block("required:", self._write_names, schema["required"], where, end="")
+        self._write_key("type:")
+        _write_text(self._out, kind)
+        self._out.text("}")
+
+    def _write_other_keys(self, schema: Mapping[str, Any], where: str) -> None:
+        self._write_properties(schema, where, drops=True)
+
+    def _write_nullable(self, schema: Any) -> None:
+        if _get(schema, "nullable"):
+            self._write_key("nullable:true")
+
+    def _write_items(self, items: Mapping[str, Any], where: str) -> None:
+        first = True
+        for key, value in sorted_items(items):
+            if value is None:
+                continue
+            self._out.text("" if first else ",")
+            first = False
+            if key == "properties":
+                self._out.text("properties:{")
+                if isinstance(value, dict):
+                    self._write_properties(value, where)
+                self._out.text("}")
+            elif key == "required":
+                self._out.text("required:")
+                self._write_names(value, where)
+            elif key == "type":
+                if not isinstance(value, str | list):
+                    raise InvalidRequestError(f"{where}.type is {show(value)}; expected a string or a list")
+                upper = value.upper() if isinstance(value, str) else [str(item).upper() for item in value]
+                self._out.text("type:")
+                _write_value(self._out, upper, self._style.null, "quoted")
+            else:
+                self._out.text(f"{key}:")
+                _write_value(self._out, value, self._style.null, "quoted")
+
+    def _write_names(self, names: Any, where: str) -> None:
+        if not isinstance(names, list):
+            raise InvalidRequestError(f"{where}.required is {show(names)}; expected a list of names")
+        self._out.text("[")
+        for index, name in enumerate(names):
+            self._out.text("," if index else "")
+            _write_text(self._out, _text(name))
+        self._out.text("]")
+
+    def _write_key(self, text: str) -> None:
+        self._out.text("," if self._comma else "")
+        self._out.text(text)
+        self._comma = True
+
+    def _write_block(
+        self, start: str, write: Callable[[Any, str], None], value: Any, where: str, end: str = "}"
+    ) -> None:
+        """A key whose value has parts of its own, which must not change where commas stand here."""
+        comma = self._comma
+        if self._style.bare_commas:
+            self._out.text("," + start)
+        else:
+            self._write_key(start)
+            comma = True
+        write(value, where)
+        self._out.text(end)
+        self._comma = comma

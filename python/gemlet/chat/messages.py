@@ -1,0 +1,129 @@
+"""Reading a conversation in OpenAI's form: every check that a message, a tool or an argument has to pass.
+
+What a client sends is not trusted. Each function here returns plain values the formats can write without a
+further look, or raises :class:`InvalidRequestError` naming the place (``messages[2].tool_calls[0]``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemlet._json import show
+from gemlet.errors import InvalidRequestError
+from gemlet.tool_calls import MAX_DEPTH
+
+__all__ = [
+    "checked_messages",
+    "json_object",
+    "json_value",
+    "mapping_at",
+    "role_of",
+    "text_parts",
+]
+
+_MAX_BITS = 8192  # of an integer; Python refuses to write much larger ones
+_NOT_TEXT = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
+
+
+def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
+    """``messages`` as a list of mappings, not empty."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        kind = type(messages).__name__
+        raise InvalidRequestError(f"messages has to be a list of messages, got a {kind}")
+    if not messages:
+        raise InvalidRequestError("messages is empty; expected at least one message")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            kind = type(message).__name__
+            raise InvalidRequestError(
+                f"messages[{index}] is a {kind}; expected a mapping with role and content"
+            )
+    return list(messages)
+
+
+def role_of(message: Mapping[str, Any], where: str, roles: Sequence[str], format_name: str) -> str:
+    """The role of ``message``, one of ``roles``."""
+    role = message.get("role")
+    if not isinstance(role, str) or role not in roles:
+        expected = ", ".join(roles)
+        raise InvalidRequestError(f"{where}: role is {show(role)}; the format {format_name} has {expected}")
+    return role
+
+
+def text_parts(content: Any, where: str) -> list[str]:
+    """The texts of a message's ``content``: a string is one, a list of text parts several."""
+    if isinstance(content, str):
+        return [content]
+    if isinstance(content, Sequence) and not isinstance(content, bytes):
+        return [_text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
+    raise InvalidRequestError(
+        f"{where}: content is {show(content)}; expected a string or a list of text parts"
+    )
+
+
+def _text_part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in _NOT_TEXT:
+        raise InvalidRequestError(f"{where} is of type {kind}; this model takes text only")
+    if kind != "text":
+        raise InvalidRequestError(f'{where} is {show(part)}; expected {{"type": "text", "text": ...}}')
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"{where}: text is {show(text)}; expected a string")
+    return text
+
+
+def mapping_at(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"{where} is {show(value)}; expected a mapping")
+    return value
+
+
+def json_value(value: Any, where: str, depth: int = 0) -> Any:
+    """``value`` as JSON would hold it: dict with string keys, list, str, int, float, bool or None.
+
+    >>> json_value({"a": (1, None)}, "arguments")
+    {'a': [1, None]}
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > _MAX_BITS:
+            raise InvalidRequestError(f"{where} is an integer of more than {_MAX_BITS} bits; send it as text")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRequestError(f"{where} is {value}, which is not JSON; expected a finite number")
+        return float(value)
+    if depth >= MAX_DEPTH:
+        raise InvalidRequestError(f"{where[:80]}... is nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InvalidRequestError(f"{where}: the key {show(key)} is no string")
+        return {key: json_value(item, f"{where}.{key}"[:200], depth + 1) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [json_value(item, f"{where}[{i}]"[:200], depth + 1) for i, item in enumerate(value)]
+    kind = type(value).__name__
+    raise InvalidRequestError(f"{where} is a {kind}; expected a value that JSON can hold")
+
+
+def json_object(value: Any, where: str) -> dict[str, Any]:
+    """``value`` as a JSON object; a string, as OpenAI's API has it for arguments, is parsed.
+
+    >>> json_object('{"city": "Oslo"}', "arguments")
+    {'city': 'Oslo'}
+    """
+    if isinstance(value, str):
+        import json
+
+        try:
+            value = json.loads(value) if value.strip() else {}
+        except (ValueError, RecursionError) as problem:
+            raise InvalidRequestError(f"{where} is {show(value)}, not a JSON object: {problem}") from None
+    result = json_value({} if value is None else value, where)
+    if not isinstance(result, dict):
+        raise InvalidRequestError(f"{where} is {show(value)}; expected a JSON object")
+    return result

@@ -1,0 +1,167 @@
+"""Which of the formats gemlet knows a model's own chat template is.
+
+The template is text to compare and never run: a template is a program, and one that comes with a model file
+would be somebody else's program. A known template is recognised by its SHA-256. One gemlet does not know
+byte for byte is judged by the pieces that tell the revisions apart, and :attr:`Gemma4Format.is_exact` says
+that its prompts may differ from the template's in some detail.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from typing import Any
+
+from gemlet._json import no_waiting, read_json_object
+from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
+from gemlet.chat.gemma4_tools import SchemaStyle
+from gemlet.errors import ModelFileError
+
+__all__ = ["CANONICAL", "INTERLEAVED", "LAUNCH", "TOOL_MESSAGES", "gemma4_format", "read_chat_template"]
+
+_log = logging.getLogger("gemlet")
+_log.addHandler(logging.NullHandler())  # silent unless the program that imports gemlet wants to hear
+
+_MAX_BYTES = 1 << 20  # the official ones have 12 to 19 kB
+
+LAUNCH = Gemma4Revision(
+    name="launch",
+    think="",
+    schema=SchemaStyle(nullable_first=True, bare_commas=True),
+    continues="never",
+    keeps_reasoning="none",
+    thought_end="\n",
+    awaits_results=False,
+    empty_thought="always",
+)
+INTERLEAVED = Gemma4Revision(
+    name="interleaved",
+    think="\n",
+    schema=SchemaStyle(nullable_first=True, bare_commas=True),
+    continues="after results",
+    keeps_reasoning="calls",
+    thought_end="",
+    awaits_results=False,
+    empty_thought="always",
+)
+TOOL_MESSAGES = Gemma4Revision(
+    name="tool messages",
+    think="\n",
+    schema=SchemaStyle(nullable_first=False, bare_commas=False),
+    continues="always",
+    keeps_reasoning="calls",
+    thought_end="\n",
+    awaits_results=True,
+    empty_thought="new turn",
+)
+CANONICAL = Gemma4Revision(
+    name="canonical, July 2026",
+    think="\n",
+    schema=SchemaStyle(nullable_first=False, bare_commas=False, drops_names=False, null="null"),
+    continues="always",
+    keeps_reasoning="all",
+    thought_end="\n",
+    awaits_results=True,
+    empty_thought="new turn",
+    closes="turn",
+    resumes_thinking=True,
+)
+
+# SHA-256 of a template without blanks at its ends -> revision.
+_KNOWN = {
+    "58c66fdee4afa29786fa0925a4c3659c8ebc28a2db93da6ae479d7d5886ce48f": LAUNCH,
+    "df900edd2fcee5defc268bee887666c43c976d973bb3e87355b52423a651bf91": INTERLEAVED,
+    "1d35a24a2a63cc600c0cab43628a6df4cd3318e959b03307cf5f9f7e29ecf783": TOOL_MESSAGES,
+    "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": CANONICAL,
+}
+# Pieces that the templates of a revision and the later ones have, the latest first; names of variables, so
+# that they do not depend on how a template is indented.
+_TELLING = (
+    ("continues_into_next", CANONICAL),
+    ("format_tool_response_block", TOOL_MESSAGES),
+    ("last_user_message", INTERLEAVED),
+)
+_EMPTY_THOUGHT = re.compile(r"<\|channel>thought(?:\\n|\n)<channel\|>")
+
+
+def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False) -> Gemma4Format | None:
+    """The format of Gemma 4 that ``template`` describes.
+
+    Args:
+        template: the text of the model's chat template. None is the latest revision gemlet knows.
+        per_layer_inputs: the model is an E2B or E4B, whose prompts end without an empty thought; only looked
+            at where there is no template to say so.
+
+    Returns:
+        None where the text is no template of Gemma 4 at all. A template of Gemma 4 that is not known byte
+        for byte gives the nearest revision with ``is_exact`` False, and a warning in the log "gemlet".
+
+    >>> gemma4_format("{{ messages }}") is None
+    True
+    >>> gemma4_format(per_layer_inputs=True).render([{"role": "user", "content": "Hi"}])
+    '<bos><|turn>user\\nHi<turn|>\\n<|turn>model\\n'
+    """
+    if template is None:
+        return Gemma4Format(CANONICAL, not per_layer_inputs)
+    import hashlib
+
+    empty_thought = _EMPTY_THOUGHT.search(template) is not None
+    known = _KNOWN.get(hashlib.sha256(template.strip().encode("utf-8", "replace")).hexdigest())
+    if known is not None:
+        return Gemma4Format(known, empty_thought)
+    if "<|turn>" not in template or "<turn|>" not in template:
+        return None
+    nearest = next((revision for piece, revision in _TELLING if piece in template), LAUNCH)
+    _log.warning(
+        "the chat template is a revision of Gemma 4's that gemlet does not know; prompts are written as in "
+        "the revision %r and may differ from the template's in details",
+        nearest.name,
+    )
+    return Gemma4Format(nearest, empty_thought, is_exact=False)
+
+
+def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
+    """The text of the chat template in a Hugging Face folder, None where there is none.
+
+    Looked for in ``chat_template.jinja``, ``chat_template.json`` and ``tokenizer_config.json``, in this
+    order; of several named templates it is the one called "default". In GGUF the template is the key
+    ``tokenizer.chat_template``.
+
+    Raises:
+        ModelFileError: a file is there and cannot be read, is no UTF-8, or is too large.
+    """
+    path = os.path.join(os.fspath(folder), "chat_template.jinja")
+    if os.path.lexists(path):
+        return _read_text(path)
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = os.path.join(os.fspath(folder), name)
+        if os.path.lexists(path):
+            found = _default(read_json_object(path, error=ModelFileError).get("chat_template"))
+            if found is not None:
+                return found
+    return None
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, "rb", opener=no_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ModelFileError(f"{path}: not a regular file")
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes; expected a chat template")
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise ModelFileError(f"{path}: not UTF-8 at byte {problem.start}; expected a chat template") from None
+    except OSError as problem:
+        raise ModelFileError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def _default(value: Any) -> str | None:
+    """``chat_template`` as tokenizer_config.json holds it: one text, or a list of named ones."""
+    if isinstance(value, list):
+        named = {e.get("name"): e.get("template") for e in value if isinstance(e, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) and len(value) <= _MAX_BYTES else None

@@ -1,0 +1,186 @@
+"""Memory: given back on close, and its lack an error instead of the end of the process.
+
+Everything here runs in a process of its own. Address space is what is limited: the one limit that every
+system enforces at once. Thread stacks count.
+"""
+
+from __future__ import annotations
+
+import pytest
+from processes import run_python
+
+PRELUDE = """
+    import threading
+    import gemlet
+    import numpy as np
+    import pytest
+    from core_models import builder_of, int32, layer_config, model_config, random_core
+    from gemlet import _core
+    from processes import limit_memory, resident
+"""
+
+
+# --- Given back ---------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_close_gives_the_memory_back() -> None:
+    run_python(f"""{PRELUDE}
+    from gemlet.load import random_model
+    gemlet.load(threads=1).close()
+    before = resident()
+    model = random_model("gemma3-270m", weights="q4", threads=1)
+    size = sum(model.memory()[part] for part in ("weights", "embedding")) / 2**20
+    assert size > 200
+    loaded = resident()
+    assert before + 0.98 * size < loaded < before + size + 40, (before, loaded, size)
+    model.generate([2, 10, 20], max_tokens=2, temperature=0)
+    model.close()
+    assert resident() < before + 10, (before, loaded, resident())
+    """)
+
+
+def test_opening_and_closing_does_not_grow() -> None:
+    run_python(f"""{PRELUDE}
+    def use():
+        with gemlet.load(threads=2) as model:
+            model.generate("The", max_tokens=3)
+    for _ in range(3):
+        use()
+    before = resident()
+    for _ in range(12):
+        use()
+    assert resident() < before + 5, (before, resident())
+    """)
+
+
+def test_a_closed_sequence_gives_its_cache_back_though_the_model_stays() -> None:
+    run_python(f"""{PRELUDE}
+    core = random_core(max_context=20_000)
+    def use():
+        sequence = _core.TokenSequence(core)
+        sequence.extend(np.full(4000, 5, np.int32), logits="all")
+        assert sequence.cache_bytes > 1_000_000
+        sequence.close()
+        assert sequence.cache_bytes == 0
+        return sequence
+    kept = [use() for _ in range(2)]
+    before = resident()
+    kept += [use() for _ in range(8)]
+    assert resident() < before + 4, (before, resident())
+    """)
+
+
+def test_a_sliding_window_bounds_the_cache() -> None:
+    run_python(f"""{PRELUDE}
+    core = random_core(config=model_config(layer_config(), max_context=20_000))
+    sequence = _core.TokenSequence(core)
+    sequence.extend(np.full(600, 5, np.int32))
+    size = sequence.cache_bytes
+    sequence.extend(np.full(15_000, 5, np.int32))
+    assert 0 < sequence.cache_bytes <= size, (size, sequence.cache_bytes)
+    """)
+
+
+# --- Not there ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "config",
+    [
+        "model_config(vocab_size=2**22, hidden_size=2**18)",  # 4 TiB in one tensor
+        "model_config(layer_config(num_heads=4096, num_kv_heads=4096, head_dim=1024), hidden_size=2**18)",
+        "model_config(layer_config(intermediate_size=2**20), hidden_size=2**18)",
+        # Each tensor would fit, of 2 to 16 GiB; together they are 7 to 49 TiB.
+        "model_config(*[layer_config(intermediate_size=2**20)] * 1024, hidden_size=2**12)",
+    ],
+)
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_a_model_larger_than_the_machine_is_refused_before_it_fills(config: str, weights: str) -> None:
+    """Without a limit set: allocating may be promised by the system long before the memory is there."""
+    run_python(
+        f"""{PRELUDE}
+    config = {config}
+    try:
+        builder = builder_of(config, weights="{weights}")
+    except gemlet.MemoryLimitError as error:
+        print(error)
+    else:
+        raise SystemExit("was promised the memory; filling it would end the process")
+    assert resident() < 500
+    """,
+        timeout=20,
+    )
+
+
+def test_weights_that_do_not_fit() -> None:
+    run_python(f"""{PRELUDE}
+    limit_memory(64)
+    with pytest.raises(gemlet.MemoryLimitError, match="bytes"):
+        builder_of(model_config(vocab_size=2**18, hidden_size=512))
+    with gemlet.load(weights="q4", threads=1) as model:  # and a small one still loads
+        model.generate("The", max_tokens=2)
+    """)
+
+
+@pytest.mark.parametrize("logits", ["last", "all"])
+def test_a_context_that_does_not_fit(logits: str) -> None:
+    """What was there before the failed extend stays, and the sequence goes on with less."""
+    run_python(f"""{PRELUDE}
+    config = model_config(layer_config(num_kv_heads=4, head_dim=512, sliding_window=0), max_context=2**22,
+                          vocab_size=4096)
+    core = random_core(config)
+    sequence = _core.TokenSequence(core)
+    sequence.extend(int32(1, 2, 3))
+    sequence.extend(np.full(512, 5, np.int32), logits="none")
+    limit_memory(48)
+    with pytest.raises(gemlet.MemoryLimitError):
+        sequence.extend(np.full(20_000, 5, np.int32), logits="{logits}")
+    length = sequence.length
+    assert (length - 515) % 512 == 0 and length < 20_000
+    sequence.close()
+    fresh = _core.TokenSequence(core)
+    fresh.extend(int32(1, 2, 3))
+    assert np.isfinite(fresh.logits()).all()
+    """)
+
+
+def test_more_threads_than_fit() -> None:
+    """Each needs a stack. An error, and nothing left behind that could not be tried again with fewer."""
+    run_python(f"""{PRELUDE}
+    random_core().close()
+    limit_memory(512)
+    with pytest.raises(gemlet.MemoryLimitError, match="thread"):
+        random_core(threads=1024)
+    with gemlet.load(threads=2) as model:
+        model.generate("The", max_tokens=2)
+    """)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_packing_without_room_for_its_scratch(threads: int) -> None:
+    """Sixteen rows of a very wide matrix as float32, on each thread."""
+    run_python(f"""{PRELUDE}
+    config = model_config(layer_config(intermediate_size=2**20), hidden_size=64)
+    core = random_core(threads={threads})
+    builder = builder_of(config, weights="q4", threads={threads})
+    limit_memory(24)
+    with pytest.raises(gemlet.MemoryLimitError):
+        builder.add_random(seed=1)
+    core.close()
+    """)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_activations_that_do_not_fit(threads: int) -> None:
+    run_python(f"""{PRELUDE}
+    config = model_config(layer_config(intermediate_size=2**16), hidden_size=64, max_context=2048)
+    core = random_core(config, threads={threads}, weights="q4")
+    sequence = _core.TokenSequence(core)
+    sequence.extend(int32(1))
+    before = sequence.logits()
+    limit_memory(24)
+    with pytest.raises(gemlet.MemoryLimitError):
+        sequence.extend(np.full(512, 5, np.int32))
+    assert sequence.length == 1
+    sequence.extend(int32(2, 3, 4))
+    fresh = _core.TokenSequence(core)
+    fresh.extend(int32(1))
+    np.testing.assert_array_equal(fresh.logits(), before)
+    """)
