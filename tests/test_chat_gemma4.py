@@ -206,7 +206,9 @@ def test_arguments_as_openai_sends_them() -> None:
 
 def test_a_key_that_does_not_say_where_it_ends_is_quoted() -> None:
     chat_format = known(template_text(CURRENT))
-    rendered = chat_format.render([user(), caller(call("f", {"a:b": {" ": 1, "c d": 2, "": 3, "\u2581": 4}}))])
+    rendered = chat_format.render(
+        [user(), caller(call("f", {"a:b": {" ": 1, "c d": 2, "": 3, "\u2581": 4}}))]
+    )
     assert 'call:f{<|"|>a:b<|"|>:{<|"|><|"|>:3,<|"|> <|"|>:1,c d:2,<|"|>\u2581<|"|>:4}}' in rendered
 
 

@@ -1,7 +1,7 @@
 """The C++ forward pass against the golden taps of the official implementation, in float32.
 
-Every published structure of Gemma 1, 2 and 3 is opened with gemlet.load(), as a user would open it, and must
-give the official taps, logits and greedy text, however its tokens are fed: whole, in chunks, one by one,
+Every published structure of every family is opened with gemlet.load(), as a user would open it, and must give
+the official taps, logits and greedy text, however its tokens are fed: whole, in chunks, one by one,
 beside another context, on one thread or two.
 """
 
@@ -15,7 +15,7 @@ import gemlet
 import numpy as np
 import pytest
 from gemlet import _core
-from golden.folders import BY_NAME, HERE, NAMES, TOLERANCE, expected_taps, read_golden, tap_errors
+from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 REORDERED = 5e-5
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=ALL_NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -132,6 +132,27 @@ def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, ND
     sequence.close()
     assert last.shape == (1, golden["logits"].shape[1])
     assert difference(last, golden["logits"][-1:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("wanted", ["none", "last"])
+@pytest.mark.parametrize("chunk", [1, 7, 16, 38, 512])
+def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
+    model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, chunk: int
+) -> None:
+    """Layers that share an earlier layer's keys and values are skipped for the tokens that want no logits."""
+    ids = golden["ids"]
+    first = len(ids) - 3
+    expected = model.logits(ids.tolist())
+    sequence = _core.TokenSequence(model._core_model)
+    for at in range(0, first, chunk):
+        end = min(at + chunk, first)
+        sequence.extend(int32(ids[at:end]), logits=wanted)
+        assert len(sequence.logits()) == (1 if wanted == "last" else 0)
+        if wanted == "last":
+            assert difference(sequence.logits(), expected[end - 1 : end]) < REORDERED
+    sequence.extend(int32(ids[first:]), logits="all")
+    assert difference(sequence.logits(), expected[first:]) < REORDERED
+    sequence.close()
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:

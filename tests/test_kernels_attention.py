@@ -1,8 +1,8 @@
 """Attention and its cache in every tier against float64.
 
 Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within TANH * softcap; an error
-d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum of the weights
-are float32 sums over the tokens.
+d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum of the
+weights are float32 sums over the tokens.
 """
 
 from __future__ import annotations

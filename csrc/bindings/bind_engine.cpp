@@ -21,7 +21,7 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 // Token ids from a one-dimensional array (or list) of integers; nothing is rounded, wrapped or flattened on the way.
 std::vector<int32_t> token_ids(const py::object& ids) {
   const py::array array = py::array::ensure(ids);
-  if (!array) throw py::error_already_set();
+  if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
   if (array.size() == 0) return {};
   const char kind = array.dtype().kind();
   if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
@@ -29,7 +29,7 @@ std::vector<int32_t> token_ids(const py::object& ids) {
          " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
   }
   const auto wide = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-  if (!wide) throw py::error_already_set();
+  if (!wide) fail(ErrorCode::kInvalidRequest, "token ids must be integers of at most 64 bits");
   std::vector<int32_t> result(static_cast<size_t>(wide.size()));
   for (size_t i = 0; i < result.size(); ++i) {
     const int64_t id = wide.data()[i];

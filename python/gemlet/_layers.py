@@ -164,7 +164,7 @@ def _wrong_item(keys: Keys, key: str, index: int, value: object, expected: str) 
 
 
 def _read_widths(keys: Keys, family: Family, num_layers: int) -> list[int]:
-    """Of the MLPs: one for all or, in Gemma 3n, whose small models are cut out of larger ones, one per layer."""
+    """Of the MLPs: one for all, or one per layer in Gemma 3n, whose small models are cut from larger ones."""
     if family.name != "gemma3n" or not isinstance(keys.get("intermediate_size"), list):
         return [read_size(keys, "intermediate_size")] * num_layers
     widths = _read_list(keys, "intermediate_size", num_layers)

@@ -109,8 +109,8 @@ _IGNORED = frozenset(_BOOKKEEPING | _SAMPLING)
 class Family:
     """One family: the defaults of its keys and what its block is made of.
 
-    ``ignored`` and ``fixed`` are the keys of its configuration that change nothing, and those of which only
-    the listed values are supported. ``layer_pattern`` P: layer ``i`` is global where ``(i + 1) % P == 0``, else
+    ``ignored`` are the keys of its configuration that change nothing, ``fixed`` those of which only the
+    listed values are supported. ``layer_pattern`` P: layer ``i`` is global where ``(i + 1) % P == 0``, else
     sliding; 0: all are global. ``query_scale``: the score scale is ``head_dim ** -0.5``,
     ``query_pre_attn_scalar ** -0.5`` or 1. ``rope``: one theta serves all layers ("flat"), sliding and global
     layers have one each ("nested"), or that and the old spelling means nothing ("nested only").

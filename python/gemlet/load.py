@@ -43,8 +43,7 @@ def load(
     The folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
     shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
     is one. Of a multimodal model the text part is loaded. Weights are converted one at a time. The table of
-    per-layer embeddings (Gemma 3n, Gemma 4 E2B and E4B) stays in its file, which is read while the model runs:
-    leave it in place.
+    per-layer embeddings (Gemma 3n, Gemma 4 E2B, E4B) stays in its file, which is read while the model runs.
 
     Args:
         source: the folder. Without a tokenizer in it the model still loads, and takes and gives token ids.

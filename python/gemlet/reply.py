@@ -230,14 +230,13 @@ class ReplyParser:
         """The end of the stream: what was held back, and a call that was cut off."""
         if self._state == "call":
             return self._end_call(complete=False)
-        held, self._held = self._held, ""
+        held = self._held
         if self._state == "channel" and not _CHANNEL.startswith(self._line):
             held = self._line
         return [Reasoning(held)] if held else []
 
     def _think(self, text: str) -> list[ReplyEvent]:
-        text = self._held + text
-        self._held = ""
+        text, self._held = self._held + text, ""
         if self._thought_end and text.endswith(self._thought_end):
             self._held = self._thought_end
             text = text[: -len(self._thought_end)]

@@ -112,6 +112,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         num_kv_shared_layers=18,
     ),
     "gemma4-12b": _large_gemma4(
+        model_type="gemma4_unified_text",
         hidden_size=3840,
         intermediate_size=15360,
         num_hidden_layers=48,

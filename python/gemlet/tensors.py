@@ -1,8 +1,8 @@
 """Which tensor of a Hugging Face checkpoint is which weight of the core, and the check that all are there.
 
-A slot is the core's name of a weight ("layers.3.q_proj"); csrc/MODEL.md lists them all. Two slots per layer of a
-mixture of experts hold those of all experts, stacked, as the file has them: :func:`core_slots` takes them apart.
-One trap is in the names: ``post_attention_layernorm`` is the norm *before* the MLP in Gemma 1, and the norm on
+A slot is the core's name of a weight ("layers.3.q_proj"); csrc/MODEL.md lists them. The matrices of routed
+experts are two slots per layer here, stacked as the file has them: :func:`core_slots` takes them apart. One
+trap is in the names: ``post_attention_layernorm`` is the norm *before* the MLP in Gemma 1, and the norm on
 the attention's *output* in all others.
 """
 
@@ -172,7 +172,7 @@ def _layer_slots(layer: LayerSpec, config: TextConfig) -> dict[str, tuple[int, .
 
 
 def core_slots(slot: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
-    """The core's slots that a tensor of this ``shape`` fills, each with its place where the tensor is a stack.
+    """The core's slots that a tensor of this ``shape`` fills, each with its place if the tensor is a stack.
 
     >>> core_slots("layers.2.down_proj", (8, 16))
     [('layers.2.down_proj', None)]
@@ -188,9 +188,9 @@ def core_slots(slot: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]
 def map_tensors(shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, where: str) -> dict[str, str]:
     """tensor name -> slot, for a checkpoint whose tensors have these ``shapes``.
 
-    Tensors that text does not need (towers for images and sound, a copy of the tied output matrix, projections
-    of layers that read another one's keys and values) are left out. Raises :class:`TensorError` for a missing,
-    unexpected or mis-shaped tensor; ``where`` names the checkpoint.
+    Tensors that text does not need are left out: towers for images and sound, a copy of the tied output
+    matrix, projections of layers that read another one's keys and values. Raises :class:`TensorError` for a
+    missing, unexpected or mis-shaped tensor; ``where`` names the checkpoint.
     """
     prefix, head_prefix = _find_prefix(shapes, where)
     slots = expected_slots(config)

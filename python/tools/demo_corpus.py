@@ -13,6 +13,7 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 import torch
@@ -185,7 +186,9 @@ class Cutter:
 
     def stream(self, documents: list[list[str]], bpe_dropout: float) -> Stream:
         """Lists of paragraphs -> one row; a document ends in <eos>. Paragraphs and sentences are starts."""
-        sampling = {"enable_sampling": True, "alpha": bpe_dropout, "nbest_size": -1} if bpe_dropout else {}
+        sampling: dict[str, Any] = (
+            {"enable_sampling": True, "alpha": bpe_dropout, "nbest_size": -1} if bpe_dropout else {}
+        )
         ids: list[int] = []
         starts: list[int] = []
         for document in documents:

@@ -72,4 +72,6 @@ if __name__ == "__main__":
     tensors = {"positions": torch.tensor(POSITIONS)}
     for one in ROPE_CASES:
         tensors |= run(one)
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, HERE / "rope.safetensors")
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, HERE / "rope.safetensors"
+    )

@@ -36,7 +36,9 @@ def open_official(variant: Variant, folder: Path) -> Any:
     )
     unused = tuple(name.removeprefix("model.").removeprefix("language_model.") for name in variant.unused)
     report["unexpected_keys"] = {
-        name for name in report["unexpected_keys"] if not name.endswith(unused) and not name.startswith(SKIPPED)
+        name
+        for name in report["unexpected_keys"]
+        if not name.endswith(unused) and not name.startswith(SKIPPED)
     }
     if any(report.values()):
         raise SystemExit(f"{variant.name}: transformers did not load it cleanly: {report}")
@@ -154,16 +156,22 @@ def run(variant: Variant, model: Any) -> tuple[dict[str, torch.Tensor], float, f
 
 
 def noise_gain(model: Any, golden: dict[str, torch.Tensor], size: float = 1e-6) -> float:
-    """How much larger than a random relative change of the weights that of the logits is: the worst of some.
+    """How much larger than a random relative change of the weights that of a tap or the logits is: the worst.
 
-    Relative to the largest logit. Leaves the model changed.
+    Relative to the tap's largest value. Leaves the model changed.
     """
-    before = model(input_ids=golden["ids"][None], use_cache=False).logits
+
+    def taps() -> dict[str, torch.Tensor]:
+        with recording(model) as record:
+            logits = model(input_ids=golden["ids"][None], use_cache=False).logits[0]
+        return record.taps | {"logits": logits}
+
+    before = taps()
     weights = [weight.clone() for weight in model.parameters()]
     worst = 0.0
     for _ in range(4):
         for weight, original in zip(model.parameters(), weights, strict=True):
             weight.copy_(original * (1 + size * torch.randn(weight.shape)))
-        after = model(input_ids=golden["ids"][None], use_cache=False).logits
-        worst = max(worst, ((after - before).abs().max() / before.abs().max()).item() / size)
+        for name, tap in taps().items():
+            worst = max(worst, ((tap - before[name]).abs().max() / before[name].abs().max()).item() / size)
     return worst

@@ -36,7 +36,9 @@ ROPE_CASES = (
     RopeCase("gemma", "GemmaConfig", GLOBAL, 256, 1e4, 1.0, 1.0, {"head_dim": 256}),
     RopeCase("gemma3-global", "Gemma3TextConfig", GLOBAL, 256, 1e6, 1.0, 1.0, {"head_dim": 256}),
     RopeCase("gemma3-linear", "Gemma3TextConfig", GLOBAL, 256, 1e6, 8.0, 1.0, {"head_dim": 256} | LINEAR),
-    RopeCase("gemma3-linear-local", "Gemma3TextConfig", LOCAL, 256, 1e4, 1.0, 1.0, {"head_dim": 256} | LINEAR),
+    RopeCase(
+        "gemma3-linear-local", "Gemma3TextConfig", LOCAL, 256, 1e4, 1.0, 1.0, {"head_dim": 256} | LINEAR
+    ),
     RopeCase("gemma3-27b", "Gemma3TextConfig", GLOBAL, 128, 1e6, 8.0, 1.0, {"head_dim": 128} | LINEAR),
     RopeCase("gemma3n-global", "Gemma3nTextConfig", GLOBAL, 256, 1e6, 1.0, 1.0, {"head_dim": 256}),
     RopeCase("gemma3n-local", "Gemma3nTextConfig", LOCAL, 256, 1e4, 1.0, 1.0, {"head_dim": 256}),

@@ -10,7 +10,7 @@ from .variants import GLOBAL, LOCAL, Variant
 def gemma3n_text(**changes: Any) -> dict[str, Any]:
     """The text part in the published form (transformers 4.53), two keys that mean nothing included."""
     config = {
-        "activation_sparsity_pattern": [0.95, 0.95, 0.8, 0.0, 0.0, 0.0, 0.0],
+        "activation_sparsity_pattern": [0.95, 0.95, 0.9, 0.0, 0.0, 0.0, 0.0],
         "altup_active_idx": 0,
         "altup_coef_clip": 120.0,
         "altup_correct_scale": True,
@@ -24,7 +24,7 @@ def gemma3n_text(**changes: Any) -> dict[str, Any]:
         "hidden_size": 36,
         "hidden_size_per_layer_input": 6,
         "initializer_range": 0.02,
-        "intermediate_size": [52] * 7,
+        "intermediate_size": [76] * 7,
         "laurel_rank": 5,
         # The two layers before the sharing ones are a local and a global one, but the local one comes first.
         "layer_types": [LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
@@ -154,7 +154,8 @@ GEMMA3N = (
                 vocab_size=137,
                 vocab_size_per_layer_input=137,
             ).items()
-            if key not in ("layer_types", "altup_num_inputs", "rope_local_base_freq", "rope_theta", "rms_norm_eps")
+            if key
+            not in ("layer_types", "altup_num_inputs", "rope_local_base_freq", "rope_theta", "rms_norm_eps")
         },
         **WEIGHTS,
     ),

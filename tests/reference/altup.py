@@ -50,7 +50,9 @@ def predict(model: Model, index: int, x: Array) -> Array:
 
 def correct(model: Model, index: int, y: Array, activated: Array) -> Array:
     """x_k = y_k + c_k (z - y_0): every stream learns from what the layer made of the active one."""
-    mixing = model.linear(route(model, index, activated), f"layers.{index}.altup_correction_coefs") + 1  # [n, S]
+    mixing = (
+        model.linear(route(model, index, activated), f"layers.{index}.altup_correction_coefs") + 1
+    )  # [n, S]
     return y + mixing.T[:, :, None] * (activated - y[0])
 
 

@@ -90,7 +90,9 @@ class Layer:
     v_norm: bool = False
     key_is_value: bool = False  # no v_proj: values are the projected keys, before norm and rope
     kv_source: int | None = None  # the earlier layer whose keys and values this one reads; None = its own
-    sparsity_cutoff: float | None = None  # standard deviations above the mean where gate values start to count
+    sparsity_cutoff: float | None = (
+        None  # standard deviations above the mean where gate values start to count
+    )
     experts_per_token: int = 0  # 0 = no mixture of experts beside the MLP
     layer_scalar: bool = False
 
@@ -161,7 +163,12 @@ def read_config(folder: Path) -> Config:
 def layer_types(family: str, given: dict[str, Any]) -> list[str]:
     """One kind per layer: the list in the config, else the family's pattern (every n-th layer is global)."""
     count = given["num_hidden_layers"]
-    pattern = {"gemma": 1, "gemma2": 2, "gemma3_text": given.get("sliding_window_pattern", 6), "gemma3n_text": 5}
+    pattern = {
+        "gemma": 1,
+        "gemma2": 2,
+        "gemma3_text": given.get("sliding_window_pattern", 6),
+        "gemma3n_text": 5,
+    }
     every = pattern.get(family, 6)
     rule = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(count)]
     kinds = list(given.get("layer_types", rule))
@@ -176,7 +183,9 @@ def rope(family: str, given: dict[str, Any], kind: str) -> Rope:
         parameters = given["rope_parameters"]
         parameters = parameters.get(kind, parameters)
         return Rope(
-            parameters["rope_theta"], parameters.get("factor", 1.0), parameters.get("partial_rotary_factor", 1.0)
+            parameters["rope_theta"],
+            parameters.get("factor", 1.0),
+            parameters.get("partial_rotary_factor", 1.0),
         )
     if not family.startswith("gemma3"):
         return Rope(given.get("rope_theta", 10_000.0))
@@ -188,7 +197,9 @@ def rope(family: str, given: dict[str, Any], kind: str) -> Rope:
 def gemma3n_layers(layers: list[Layer], given: dict[str, Any]) -> list[Layer]:
     """Activation sparsity: a share q of the gate values, if they were normally distributed, is cut off."""
     count = len(layers)
-    shares = given.get("activation_sparsity_pattern", [0.95] * 10 + [0.0] * (count - 10) if count > 10 else [])
+    shares = given.get(
+        "activation_sparsity_pattern", [0.95] * 10 + [0.0] * (count - 10) if count > 10 else []
+    )
     cutoffs = [NormalDist().inv_cdf(share) if share > 0 else None for share in shares] or [None] * count
     return [replace(layer, sparsity_cutoff=cutoff) for layer, cutoff in zip(layers, cutoffs, strict=True)]
 

@@ -1,0 +1,151 @@
+"""Draws the picture of a terminal session in the README from a real run.
+
+    python python/tools/terminal_picture.py            # writes python/tools/terminal.svg
+
+Each command runs in a pseudo-terminal, as in front of a person; what it prints is drawn as it came, except that
+lines break between words where a terminal would break them in the middle of one. Run it on an idle machine: the
+timings become part of the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+COMMANDS = (
+    'gemlet generate "The door opened" --seed 22 --temperature 0.8 --max-tokens 79 --stats',
+    "gemlet info",
+)
+COLUMNS = 92
+# Pixels. Every run of text gets its width by textLength, so that another font keeps the columns.
+CELL, LINE, SIZE = 8.4, 20, 14
+MARGIN, BAR = 22, 40
+FONTS = "ui-monospace,SFMono-Regular,'SF Mono',Menlo,Consolas,'DejaVu Sans Mono','Liberation Mono',monospace"
+STYLES = {
+    "plain": "fill:#c9d1d9",
+    "bold": "fill:#ffffff;font-weight:700",
+    "prompt": "fill:#7ee787;font-weight:700",
+    "command": "fill:#79c0ff",
+}
+_SELECT_GRAPHIC = re.compile(r"\x1b\[([01])m")
+Run = tuple[str, str]  # style, text
+
+
+def run_in_terminal(command: str) -> str:
+    """What ``command`` shows on a terminal, standard error included; ``gemlet`` is the one imported here."""
+    words = shlex.split(command)
+    if words[0] != "gemlet":
+        raise ValueError(f"{command!r}: only gemlet commands are drawn")
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gemlet", *words[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=its_end,
+        stderr=its_end,
+        env={key: value for key, value in os.environ.items() if key != "NO_COLOR"},
+    )
+    os.close(its_end)
+    shown = b""
+    while True:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(terminal)
+    if process.wait() != 0:
+        raise RuntimeError(f"{command}: exit code {process.returncode}\n{shown.decode(errors='replace')}")
+    return shown.decode().replace("\r\n", "\n")
+
+
+def styled_lines(shown: str, columns: int = COLUMNS) -> Iterator[list[Run]]:
+    """The lines of a terminal's output, wrapped between words, each as runs of one style."""
+    plain, bold, style = "", set[int](), "0"
+    for index, part in enumerate(_SELECT_GRAPHIC.split(shown)):
+        if index % 2:
+            style = part
+            continue
+        if style == "1":
+            bold |= set(range(len(plain), len(plain) + len(part)))
+        plain += part
+    if "\x1b" in plain:
+        raise ValueError("the output has an escape sequence that is not drawn")
+    at = 0
+    for line in plain.removesuffix("\n").split("\n"):
+        wrapped = textwrap.wrap(line, columns, drop_whitespace=False, replace_whitespace=False) or [""]
+        for piece in wrapped:
+            runs: list[Run] = []
+            for offset, character in enumerate(piece):
+                name = "bold" if at + offset in bold else "plain"
+                if runs and runs[-1][0] == name:
+                    runs[-1] = (name, runs[-1][1] + character)
+                else:
+                    runs.append((name, character))
+            at += len(piece)
+            yield runs
+        at += 1
+
+
+def draw(lines: Sequence[Sequence[Run]], title: str = "gemlet") -> str:
+    """The SVG of a terminal window that shows ``lines``."""
+    width = round(COLUMNS * CELL + 2 * MARGIN)
+    height = BAR + len(lines) * LINE + MARGIN
+    spoken = "\n".join("".join(text for _, text in line) for line in lines)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img">',
+        f"<title>{escape(title)}</title>",
+        f"<desc>{escape(spoken)}</desc>",
+        "<style>",
+        f"text{{font:{SIZE}px {FONTS};white-space:pre}}",
+        *(f".{name}{{{style}}}" for name, style in STYLES.items()),
+        "</style>",
+        f'<rect width="{width}" height="{height}" rx="10" fill="#0d1117"/>',
+        f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="9.5" fill="none" stroke="#30363d"/>',
+    ]
+    for index, colour in enumerate(("#ff5f57", "#febc2e", "#28c840")):
+        parts.append(f'<circle cx="{MARGIN + 2 + 20 * index}" cy="20" r="6" fill="{colour}"/>')
+    parts.append(
+        f'<text x="{width / 2:g}" y="25" text-anchor="middle" style="fill:#8b949e">{escape(title)}</text>'
+    )
+    for row, line in enumerate(lines):
+        column = 0
+        for style, text in line:
+            if text.strip():
+                kept = text.strip(" ")
+                x = MARGIN + (column + len(text) - len(text.lstrip(" "))) * CELL
+                parts.append(
+                    f'<text class="{style}" x="{x:.1f}" y="{BAR + row * LINE + 16}" '
+                    f'textLength="{len(kept) * CELL:.1f}" xml:space="preserve">{escape(kept, quote=False)}</text>'
+                )
+            column += len(text)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> None:
+    """Reads the arguments, runs the commands, writes the picture."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("terminal.svg"), metavar="FILE"
+    )
+    output: Path = parser.parse_args().output
+    lines: list[list[Run]] = []
+    for command in COMMANDS:
+        shown = list(styled_lines(run_in_terminal(command)))
+        lines += [[("prompt", "$ "), ("command", command)], *shown, []]
+    output.write_text(draw([*lines, [("prompt", "$ "), ("plain", "▊")]]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
