@@ -13,8 +13,9 @@ VARIANTS = ["gemma2-2b", "gemma3-270m"]
 
 
 def main() -> None:
-    import gemlet
     import numpy as np
+
+    import gemlet
 
     sys.path.insert(0, TESTS.as_posix())
     from golden.folders import HERE, TOLERANCE, read_golden, tap_errors

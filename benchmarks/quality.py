@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from gemlet import _core
 from gemlet.checkpoint import Checkpoint
 from gemlet.config import read_config
 from gemlet.load import PRESETS
 from gemlet.tensors import map_tensors
 from gemlet.tokenizer import Tokenizer
-from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = ROOT / "tests" / "data" / "heldout.txt"

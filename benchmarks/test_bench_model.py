@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import gemlet
 import numpy as np
 import pytest
+
+import gemlet
 from gemlet import _core
 from gemlet.generation import prefill
 from gemlet.load import random_model

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gemlet import _core
 from numpy.typing import NDArray
+
+from gemlet import _core
 
 VOCAB, HIDDEN, CONTEXT = 96, 64, 200
 

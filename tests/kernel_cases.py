@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemlet import _core
 from numpy.typing import NDArray
+
+from gemlet import _core
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

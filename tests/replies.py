@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tokenizer_files import gemma4_gguf
+
 from gemlet.reply import (
     GEMMA4_MARKERS,
     Content,
@@ -18,7 +20,6 @@ from gemlet.reply import (
     ToolCall,
 )
 from gemlet.tokenizer import Tokenizer
-from tokenizer_files import gemma4_gguf
 
 QUOTE = '<|"|>'
 CALL = f"<|tool_call>call:weather{{city:{QUOTE}Oslo{QUOTE},days:[1,2]}}<tool_call|>"

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gemlet
 import pytest
+
+import gemlet
 from gemlet import _core
 from gemlet.bench import BenchResult, iter_bench, parameter_count, run_bench, weight_bytes
 from gemlet.errors import ContextLengthError, InvalidRequestError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import gemlet
 import numpy as np
 import pytest
 from core_models import (
@@ -18,8 +17,10 @@ from core_models import (
     random_core,
     sampler,
 )
-from gemlet import _core
 from numpy.typing import NDArray
+
+import gemlet
+from gemlet import _core
 
 
 def ones(*shape: int) -> NDArray[np.float32]:
@@ -180,6 +181,8 @@ LAYER_LIMITS = {
     "rope_theta": (1.0, 1e12),
     "rope_scaling_factor": (1e-3, 1e6),
     "attention_softcap": (0.0, 1e6),
+    "rope_partial_factor": (0.0, 1.0),
+    "num_experts": (0, 4096),
 }
 MODEL_LIMITS = {
     "vocab_size": (1, 2**22),
@@ -189,6 +192,8 @@ MODEL_LIMITS = {
     "embedding_scale": (1e-6, 1e6),
     "final_softcap": (0.0, 1e6),
     "norm_offset": (-16.0, 16.0),
+    "per_layer_input_size": (0, 2**18),
+    "altup_streams": (1, 16),
 }
 
 
@@ -219,6 +224,20 @@ def test_configs_that_make_no_sense() -> None:
         gemlet.ConfigError, match=r"layer 0: num_heads \(4\) is not a multiple of num_kv_heads \(3\)"
     ):
         model_config(layer_config(num_kv_heads=3))
+    with pytest.raises(gemlet.ConfigError, match="activation_sparsity is 11, expected -10 to 10"):
+        model_config(layer_config(activation_sparsity=11))
+    with pytest.raises(gemlet.ConfigError, match="per_layer_input_size is 0, expected 1 to"):
+        model_config(altup_streams=4, laurel_rank=2)
+    with pytest.raises(gemlet.ConfigError, match="laurel_rank is 0, expected 1 to"):
+        model_config(altup_streams=4, per_layer_input_size=2, per_layer_vocab_size=2)
+    with pytest.raises(gemlet.ConfigError, match="layer 1: kv_source is 1, expected -1 to 0"):
+        model_config(layer_config(), layer_config(kv_source=1))
+    with pytest.raises(
+        gemlet.ConfigError, match="layer 1: kv_source is 0, expected a layer with its own cache"
+    ):
+        model_config(layer_config(), layer_config(kv_source=0, sliding_window=0))
+    with pytest.raises(gemlet.ConfigError, match="experts_per_token is 5, expected 1 to 4"):
+        model_config(layer_config(num_experts=4, experts_per_token=5, expert_intermediate_size=8))
     with pytest.raises(gemlet.ConfigError, match="number of layers is 1025"):
         model_config(*[layer_config()] * 1025)
     with pytest.raises(gemlet.ConfigError, match="number of layers is 0"):

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gemlet.chat import GEMMA, chat_format_for
-from gemlet.errors import InvalidRequestError
-from gemlet.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import gemma4_gguf, trained_model
+
+from gemlet.chat import GEMMA, chat_format_for
+from gemlet.errors import InvalidRequestError
+from gemlet.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from chat_conversations import Conversations, official, template_text
+from tokenizer_files import gemma4_gguf, trained_model
+
 from gemlet.chat import GEMMA, Gemma4Format, chat_format_for, gemma4_format
 from gemlet.chat.templates import CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer import Tokenizer
-from tokenizer_files import gemma4_gguf, trained_model
 
 CURRENT = "google-gemma-4-31B-it.jinja"
 OLDER = "google-gemma-4-31B-it-interleaved.jinja"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chat_conversations import TEMPLATES, template_text
+
 from gemlet.chat import Gemma4Format, gemma4_format, read_chat_template
 from gemlet.chat.templates import CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import ModelFileError

@@ -10,11 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemlet import checkpoint as checkpoint_module
-from gemlet.checkpoint import Checkpoint
-from gemlet.config import parse_config
-from gemlet.errors import GemletError, ModelClosedError, ModelFileError, TensorError
-from gemlet.tensors import expected_slots, map_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import (
@@ -27,6 +22,12 @@ from tiny_models import (
     write_index,
     write_shards,
 )
+
+from gemlet import checkpoint as checkpoint_module
+from gemlet.checkpoint import Checkpoint
+from gemlet.config import parse_config
+from gemlet.errors import GemletError, ModelClosedError, ModelFileError, TensorError
+from gemlet.tensors import expected_slots, map_tensors
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 B = np.array([1.5, -2.0], dtype=np.float32)

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-import gemlet
 import pytest
+
+import gemlet
 from gemlet.cli import main
 from gemlet.cli.common import for_terminal, one_line
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 
-import gemlet
 import numpy as np
 import pytest
-from gemlet import _core
 from golden.folders import HERE
 from processes import run_python, start_python
+
+import gemlet
+from gemlet import _core
 
 INFO = _core.cpu_info()
 AVX = 0x6  # XCR0: the operating system saves SSE and AVX registers

@@ -13,10 +13,8 @@ w is the matrix, v what the format makes of it.
 
 from __future__ import annotations
 
-import gemlet
 import numpy as np
 import pytest
-from gemlet import _core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
@@ -31,6 +29,9 @@ from kernel_cases import (
     guarded,
     numbers,
 )
+
+import gemlet
+from gemlet import _core
 
 FORMATS = ["f32", "bf16", "q8", "q4"]
 # Largest magnitude that a format holds: float16's largest scale times the largest |q| of one step.

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Any
 
-import gemlet
 import numpy as np
 import pytest
-from gemlet import _core
 from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
+
+import gemlet
+from gemlet import _core
 
 Floats = NDArray[np.float32]
 # Two float32 evaluations of the same thing in another order of additions.

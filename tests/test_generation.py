@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, cast
 
-import gemlet
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gemlet
 from gemlet import GenerationConfig
 from gemlet.errors import (
     CancelledError,
@@ -24,8 +27,6 @@ from gemlet.errors import (
 from gemlet.generation import PREFILL_CHUNK, Chunk, TextStream
 from gemlet.generation_config import token_id_array
 from gemlet.stopping import StopScanner
-from hypothesis import given
-from hypothesis import strategies as st
 
 PROMPT = "The door opened"
 

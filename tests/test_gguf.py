@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gemlet.errors import GemletError, ModelFileError
-from gemlet.gguf import read_gguf
-from gemlet.tokenizer import Tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_files import (
@@ -26,6 +23,10 @@ from tokenizer_files import (
     gguf_tensor,
     trained_gguf,
 )
+
+from gemlet.errors import GemletError, ModelFileError
+from gemlet.gguf import read_gguf
+from gemlet.tokenizer import Tokenizer
 
 ENTRIES = [
     gguf_entry("general.architecture", STRING, "gemma3"),

@@ -14,10 +14,8 @@ How far a product y = sum(x w) may be from its float64 value, v being what the f
 
 from __future__ import annotations
 
-import gemlet
 import numpy as np
 import pytest
-from gemlet import _core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
@@ -39,6 +37,9 @@ from kernel_cases import (
 )
 from test_kernels_attention import ATTENTIONS, STORES
 from test_kernels_rowwise import ROW_OPERATIONS
+
+import gemlet
+from gemlet import _core
 
 MATMULS = {
     "matmul_f32_f32": "f32",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gemlet import _core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, kernels, numbers
+
+from gemlet import _core
 
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16"}

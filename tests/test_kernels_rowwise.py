@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from gemlet import _core
 from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
+
+from gemlet import _core
 
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 
-import gemlet
 import numpy as np
 import pytest
 from core_models import int32, random_core, sampler
-from gemlet import _core
 from processes import run_python
+
+import gemlet
+from gemlet import _core
 
 FORKS = """
     import os, signal, sys, threading, time, warnings

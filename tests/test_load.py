@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gemlet
 import numpy as np
 import pytest
+from tiny_models import CONFIGS, weights_of, write_folder, write_shards
+
+import gemlet
 from gemlet import _core, shapes
 from gemlet.config import parse_config
 from gemlet.errors import (
@@ -24,7 +26,6 @@ from gemlet.errors import (
 )
 from gemlet.load import PRESETS, random_model
 from gemlet.tensors import PER_LAYER_TABLE, core_slots, expected_slots
-from tiny_models import CONFIGS, weights_of, write_folder, write_shards
 
 IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]
 FAMILIES = list(CONFIGS)

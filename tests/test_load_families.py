@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gemlet
 import numpy as np
 import pytest
-from gemlet.errors import ModelFileError, TensorError
 from tiny_models import CONFIGS, weights_of, write_folder
+
+import gemlet
+from gemlet.errors import ModelFileError, TensorError
 
 IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # 91 and more are beyond the per-layer table of Gemma 3n
 FAMILIES = ("gemma3n_text", "gemma4_text", "gemma4_experts")

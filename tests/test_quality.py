@@ -13,9 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gemlet
 import numpy as np
 import pytest
+
+import gemlet
 
 LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}  # KL divergence to f32 weights, nats per token
 CHUNK, CHUNKS = 512, 8

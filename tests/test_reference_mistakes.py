@@ -80,7 +80,7 @@ def local_rope(**changes: Any) -> Callable[[Config], Config]:
 
 
 def first_of_its_kind(config: Config) -> Config:
-    """Keys and values from the first layer of the same kind instead of the last one before the sharing ones."""
+    """Keys and values from the first layer of the same kind, not the last one before the sharing ones."""
     first = {bool(x.sliding_window): i for i, x in reversed(list(enumerate(config.layers)))}
     return per_layer(
         lambda x: {"kv_source": x.kv_source if x.kv_source is None else first[bool(x.sliding_window)]}

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined, read, read_ids
+from tokenizer_files import trained_model
+
 from gemlet.chat import GEMMA, Gemma4Format
 from gemlet.chat.templates import CANONICAL, INTERLEAVED, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError
@@ -22,10 +27,6 @@ from gemlet.reply import (
     collect,
 )
 from gemlet.tokenizer import Tokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined, read, read_ids
-from tokenizer_files import trained_model
 
 # --- replies as they are ------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import gemlet
 import numpy as np
 import pytest
 from core_models import (
@@ -22,8 +21,10 @@ from core_models import (
     random_core,
     sampler,
 )
-from gemlet import _core
 from processes import run_python
+
+import gemlet
+from gemlet import _core
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from gemlet._sentencepiece_proto import build_model
-from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TokenizerError
-from gemlet.tokenizer import Tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizer_files import (
@@ -37,6 +34,10 @@ from tokenizer_files import (
     trained_model,
     trained_pieces,
 )
+
+from gemlet._sentencepiece_proto import build_model
+from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TokenizerError
+from gemlet.tokenizer import Tokenizer
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 any_text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)

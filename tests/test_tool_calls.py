@@ -7,6 +7,10 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
+
 from gemlet.chat import Gemma4Format, Segments
 from gemlet.chat.gemma4_tools import ToolCall as WrittenCall
 from gemlet.chat.gemma4_tools import write_call
@@ -14,9 +18,6 @@ from gemlet.chat.templates import CANONICAL, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError
 from gemlet.reply import Content, MalformedToolCall, ReplyEvent, TextReplyParser, ToolCall
 from gemlet.tool_calls import MAX_DEPTH, MalformedCallError, parse_call
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
 # --- calls --------------------------------------------------------------------------------------------------
 

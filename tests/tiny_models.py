@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from gemlet.config import parse_config
 from gemlet.tensors import expected_slots, tensor_name
-from numpy.typing import NDArray
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,

@@ -28,7 +28,7 @@ std::vector<int32_t> token_ids(const py::object& ids) {
     fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
          " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
   }
-  const auto wide = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
+  const auto wide = py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array);
   if (!wide) fail(ErrorCode::kInvalidRequest, "token ids must be integers of at most 64 bits");
   std::vector<int32_t> result(static_cast<size_t>(wide.size()));
   for (size_t i = 0; i < result.size(); ++i) {

@@ -36,7 +36,7 @@ class ModelFileError(GemletError, ValueError):
 
 
 class ConfigError(GemletError, ValueError):
-    """``config.json`` names an unknown architecture or key, a value out of range, or an unsupported combination."""
+    """``config.json`` has an unknown architecture or key, a value out of range, or an unknown combination."""
 
 
 class TensorError(GemletError, ValueError):
@@ -48,7 +48,7 @@ class TokenizerError(GemletError, ValueError):
 
 
 class InvalidRequestError(GemletError, ValueError):
-    """A caller's argument is out of range: sampling values, token ids, an empty prompt, malformed messages."""
+    """A caller's argument is wrong: sampling values, token ids, an empty prompt, malformed messages."""
 
 
 class ContextLengthError(InvalidRequestError):

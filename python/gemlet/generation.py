@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation_config import GenerationConfig
 from gemlet.stopping import StreamDecoder, TextEmitter
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from gemlet import _core

@@ -10,6 +10,7 @@ from gemlet.errors import InvalidRequestError, ModelFileError, TensorError, Unsu
 
 if TYPE_CHECKING:
     from gemlet import _core
+    from gemlet.chat import ChatFormat
     from gemlet.checkpoint import Checkpoint
     from gemlet.config import TextConfig
     from gemlet.model import Model
@@ -86,6 +87,7 @@ def load(
     max_context = _check_max_context(max_context, config)
     end_ids = configs.read_end_ids(folder, config)
     tokenizer = _open_tokenizer(folder)  # before the weights: it is small and may be wrong
+    chat_format = None if tokenizer is None else _find_chat_format(folder, config, tokenizer)
     with Checkpoint(folder) as checkpoint:
         slots = map_tensors(
             {name: info.shape for name, info in checkpoint.tensors.items()}, config, where=folder
@@ -101,6 +103,7 @@ def load(
         builder,
         config,
         tokenizer=tokenizer,
+        chat_format=chat_format,
         end_ids=end_ids,
         source="demo" if source is None else folder,
         started=started,
@@ -135,7 +138,15 @@ def random_model(
     builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
     builder.add_random(seed=seed)
     end_ids = frozenset(config.eos_token_ids)
-    return _model(builder, config, tokenizer=None, end_ids=end_ids, source=name, started=started)
+    return _model(
+        builder,
+        config,
+        tokenizer=None,
+        chat_format=None,
+        end_ids=end_ids,
+        source=name,
+        started=started,
+    )
 
 
 def _builder(config: TextConfig, *, weights: str, threads: int, max_context: int) -> _core.ModelBuilder:
@@ -177,19 +188,15 @@ def _model(
     config: TextConfig,
     *,
     tokenizer: Tokenizer | None,
+    chat_format: ChatFormat | None,
     end_ids: frozenset[int],
     source: str,
     started: float,
 ) -> Model:
     from gemlet.model import Model
 
-    chat_format = None
-    if tokenizer is not None:
-        from gemlet.chat import chat_format_for
-
-        chat_format = chat_format_for(config.model_type, tokenizer)
-        if tokenizer.end_of_turn_id is not None:
-            end_ids |= {tokenizer.end_of_turn_id}
+    if tokenizer is not None and tokenizer.end_of_turn_id is not None:
+        end_ids |= {tokenizer.end_of_turn_id}
     return Model(
         core=builder.finish(),
         config=config,
@@ -226,6 +233,14 @@ def _open_tokenizer(folder: str) -> Tokenizer | None:
     from gemlet.tokenizer import Tokenizer
 
     return Tokenizer.from_file(folder)
+
+
+def _find_chat_format(folder: str, config: TextConfig, tokenizer: Tokenizer) -> ChatFormat | None:
+    from gemlet.chat import chat_format_for, read_chat_template
+
+    per_layer_inputs = config.per_layer_input_size > 0
+    template = read_chat_template(folder)
+    return chat_format_for(config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs)
 
 
 def _check_weights(weights: str) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from gemlet import _core
 from gemlet.errors import (
     ContextLengthError,
@@ -19,14 +21,14 @@ from gemlet.errors import (
 )
 from gemlet.generation import Generation, TextStream
 from gemlet.generation_config import GenerationConfig, resolve_config, show, token_id_array
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from gemlet.chat import ChatFormat
     from gemlet.config import TextConfig
     from gemlet.generation_config import GenerationOptions
     from gemlet.tokenizer import Tokenizer
-    from typing_extensions import Unpack
 
 __all__ = ["Model"]
 

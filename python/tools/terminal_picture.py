@@ -2,9 +2,9 @@
 
     python python/tools/terminal_picture.py            # writes python/tools/terminal.svg
 
-Each command runs in a pseudo-terminal, as in front of a person; what it prints is drawn as it came, except that
-lines break between words where a terminal would break them in the middle of one. Run it on an idle machine: the
-timings become part of the picture.
+Each command runs in a pseudo-terminal, as in front of a person; what it prints is drawn as it came, except
+that lines break between words where a terminal would break them in the middle of one. Run it on an idle
+machine: the timings become part of the picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMMANDS = (
     "gemlet info",
 )
 COLUMNS = 92
-# Pixels. Every run of text gets its width by textLength, so that another font keeps the columns.
+# Pixels. Every run of words gets its width by textLength, so that another font keeps the columns.
 CELL, LINE, SIZE = 8.4, 20, 14
 MARGIN, BAR = 22, 40
 FONTS = "ui-monospace,SFMono-Regular,'SF Mono',Menlo,Consolas,'DejaVu Sans Mono','Liberation Mono',monospace"
@@ -36,6 +36,7 @@ STYLES = {
     "prompt": "fill:#7ee787;font-weight:700",
     "command": "fill:#79c0ff",
 }
+_WORDS = re.compile(r"[^ ]+(?: [^ ]+)*")  # with single spaces between them
 _SELECT_GRAPHIC = re.compile(r"\x1b\[([01])m")
 Run = tuple[str, str]  # style, text
 
@@ -108,11 +109,12 @@ def draw(lines: Sequence[Sequence[Run]], title: str = "gemlet") -> str:
         f"<title>{escape(title)}</title>",
         f"<desc>{escape(spoken)}</desc>",
         "<style>",
-        f"text{{font:{SIZE}px {FONTS};white-space:pre}}",
+        f"text{{font-family:{FONTS};font-size:{SIZE}px}}",
         *(f".{name}{{{style}}}" for name, style in STYLES.items()),
         "</style>",
         f'<rect width="{width}" height="{height}" rx="10" fill="#0d1117"/>',
-        f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="9.5" fill="none" stroke="#30363d"/>',
+        f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="9.5" '
+        'fill="none" stroke="#30363d"/>',
     ]
     for index, colour in enumerate(("#ff5f57", "#febc2e", "#28c840")):
         parts.append(f'<circle cx="{MARGIN + 2 + 20 * index}" cy="20" r="6" fill="{colour}"/>')
@@ -122,12 +124,12 @@ def draw(lines: Sequence[Sequence[Run]], title: str = "gemlet") -> str:
     for row, line in enumerate(lines):
         column = 0
         for style, text in line:
-            if text.strip():
-                kept = text.strip(" ")
-                x = MARGIN + (column + len(text) - len(text.lstrip(" "))) * CELL
+            # What stands in columns is placed by columns, whatever the font.
+            for match in _WORDS.finditer(text):
+                x = MARGIN + (column + match.start()) * CELL
                 parts.append(
                     f'<text class="{style}" x="{x:.1f}" y="{BAR + row * LINE + 16}" '
-                    f'textLength="{len(kept) * CELL:.1f}" xml:space="preserve">{escape(kept, quote=False)}</text>'
+                    f'textLength="{len(match[0]) * CELL:.1f}">{escape(match[0], quote=False)}</text>'
                 )
             column += len(text)
     return "\n".join([*parts, "</svg>", ""])

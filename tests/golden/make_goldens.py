@@ -10,9 +10,13 @@ golden.safetensors:
     ids [T] int64           the prompt (starts with <bos>)
     rows [R] int64          only if the taps keep some rows: which ones; otherwise R = T
     embed [R, d]            the scaled embedding
+    per_layer_inputs        [R, L * P] if the model has them
+    stream.{k}              [R, d] Gemma 3n: the streams beside the embedding, k = 1, 2, 3
     layers.{i}.attention    [R, d] o_proj output, before any post norm and before the residual
     layers.{i}.mlp          [R, d] down_proj output, likewise
-    layers.{i}.output       [R, d] the residual stream after the layer
+    layers.{i}.moe          [R, d] the chosen experts' sum, likewise, if the model has experts
+    layers.{i}.output       [R, d] the residual stream after the layer; Gemma 3n: stream 0
+    layers.{i}.stream.{k}   [R, d] Gemma 3n: the others
     final_norm [R, d]       after the last norm
     logits [R, V]           after the final softcap
     greedy [24] int64       the ids greedy decoding appends to `ids`
@@ -45,8 +49,8 @@ from golden.variants import Variant  # noqa: E402
 
 TRANSFORMERS = "5.23.0"
 MAX_BYTES = 1_000_000
-# How much larger than a relative change of the weights that of the logits may be. Random models can be chaotic
-# where trained ones are not; then float32 rounding alone would use up the tests' tolerance.
+# How much larger than a relative change of the weights that of a tap or the logits may be. Random models can be
+# chaotic where trained ones are not; then float32 rounding alone would use up the tests' tolerance.
 MAX_NOISE_GAIN = 150
 
 

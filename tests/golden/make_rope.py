@@ -21,13 +21,13 @@ import sys
 import zlib
 from pathlib import Path
 
-# PyTorch's vector instructions round some powers to the neighbouring float, which at position 100,000 is another
-# angle by 2e-3; its plain code rounds correctly, and gives the same frequencies on every processor.
+# PyTorch's vector instructions round some powers to the neighbouring float, which at position 100,000 is
+# another angle by 2e-3; its plain code rounds correctly, and gives the same frequencies on every processor.
 os.environ["ATEN_CPU_CAPABILITY"] = "default"
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import torch
+import transformers
+from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -57,7 +57,8 @@ def run(case: RopeCase) -> dict[str, torch.Tensor]:
     else:
         rotated = module.apply_rotary_pos_emb(spread, cos, sin)
     half = case.head_dim // 2
-    assert cos.shape[-1] == case.head_dim and torch.equal(cos[..., :half], cos[..., half:])
+    assert cos.shape[-1] == case.head_dim
+    assert torch.equal(cos[..., :half], cos[..., half:])
     return {
         f"{case.name}.frequencies": getattr(rotary, f"{prefix}inv_freq"),
         f"{case.name}.cos": cos[0, :, :half],

@@ -1,4 +1,4 @@
-"""Runs a golden folder with transformers and records the taps. Needs PyTorch; used by make_goldens.py alone."""
+"""Runs a golden folder with transformers and records the taps. Needs PyTorch; only make_goldens.py uses it."""
 
 from __future__ import annotations
 

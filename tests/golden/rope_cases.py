@@ -1,4 +1,4 @@
-"""The RoPE forms of published checkpoints and the positions of rope.safetensors, as data. See make_rope.py."""
+"""The RoPE forms of published checkpoints and the positions of rope.safetensors. See make_rope.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POSITIONS = (0, 1, 2, 3, 511, 512, 1023, 4095, 8191, 8192, 32767, 65535, 65537, 
 
 @dataclass(frozen=True)
 class RopeCase:
-    """`config` makes a configuration of transformers' `config_class`; `kind` is the kind of layer looked at."""
+    """`config` makes one of transformers' `config_class`; `kind` is the kind of layer looked at."""
 
     name: str
     config_class: str

@@ -83,8 +83,8 @@ def gemma3n_multimodal(**text: Any) -> dict[str, Any]:
     }
 
 
-# Tensors of the file that text does not need: of the towers, named as published and as small as they come, and
-# of the layers that share keys and values, where published files hold projections nobody uses.
+# Tensors of the file that text does not need: of the towers, named as published and as small as they come,
+# and of layers that share keys and values, where files may hold projections nobody uses.
 UNUSED = {
     "model.language_model.layers.4.self_attn.k_proj.weight": (32, 36),
     "model.language_model.layers.4.self_attn.v_proj.weight": (32, 36),
@@ -109,7 +109,7 @@ WEIGHTS: dict[str, Any] = dict(norm_center=1.0, head_norm=-0.4)
 GEMMA3N = (
     Variant(
         "gemma3n-e2b",
-        "multimodal as published: bf16 in two shards, tower tensors to skip, sparsity, shared keys and values",
+        "multimodal as published: bf16 in two shards, towers to skip; sparsity, shared keys and values",
         gemma3n_multimodal(),
         stored="bfloat16",
         shards=2,
@@ -161,7 +161,7 @@ GEMMA3N = (
     ),
     Variant(
         "gemma3n-sliced",
-        "a width per layer (MatFormer), as transformers 5 writes it: rope_parameters, padded tensors' names as they are",
+        "a width per layer (MatFormer), as transformers 5 writes it, with rope_parameters",
         gemma3n_causal(
             activation_sparsity_pattern=[0.9, 0.0, 0.5, 0.0, 0.0],
             intermediate_size=[20, 52, 36, 28, 44],

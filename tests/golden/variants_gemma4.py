@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .variants import GLOBAL, LOCAL, Variant
+from .variants import FAR_ROWS, GLOBAL, LOCAL, Variant
 
 ROPE = {
     GLOBAL: {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
@@ -112,12 +112,11 @@ UNUSED = {
     "model.language_model.layers.3.self_attn.v_proj.weight": (16, 36),
     "model.language_model.layers.3.self_attn.k_norm.weight": (16,),
 }
-FAR_ROWS = (0, 1, 62, *(edge + near for edge in range(64, 700, 128) for near in (-1, 0, 1)), 300, 698, 699)
 
 GEMMA4 = (
     Variant(
         "gemma4-31b",
-        "multimodal as published, bf16 in two shards: k = v and fewer, wider heads in global layers, pattern of 6",
+        "multimodal as published, bf16 in two shards; k = v, fewer and wider heads in global layers",
         gemma4_multimodal(
             gemma4_text(
                 [LOCAL] * 5 + [GLOBAL],
@@ -191,7 +190,7 @@ GEMMA4 = (
     ),
     Variant(
         "gemma4-e4b",
-        "text alone: per-layer inputs and sharing without double width; a kv head count for global layers that has no effect",
+        "text alone; per-layer inputs, sharing, no double width; num_global_key_value_heads to no effect",
         gemma4_causal(
             [LOCAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL],  # the last one becomes global
             global_head_dim=24,
@@ -223,7 +222,7 @@ GEMMA4 = (
     ),
     Variant(
         "gemma4-resaved",
-        "as transformers 5 writes it: per_layer_config; RoPE of its own; no softcap; an rms_norm_eps that matters",
+        "as transformers 5 writes it (per_layer_config); RoPE of its own; no softcap; an eps that matters",
         gemma4_causal(
             [LOCAL, GLOBAL, LOCAL, GLOBAL],
             attention_k_eq_v=True,

@@ -1,6 +1,6 @@
 """One forward pass for every Gemma family, prefill and decode alike. Shapes: csrc/MODEL.md, "Notation".
 
-n tokens of this call, S residual streams (1 but for Gemma 3n; stream 0 is the one computed with), d hidden size.
+n tokens of this call, S residual streams (1 but for Gemma 3n; stream 0 is computed with), d hidden size.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def forward(
 ) -> Array:
     """Logits [n, vocab] of ids [n], which follow whatever the cache has seen.
 
-    `taps`, if given, receives the named intermediate results of tests/golden. `last_only` gives logits [1, vocab]
-    of the last token, and computes the layers that share keys and values for that token alone.
+    `taps`, if given, receives the named intermediate results of tests/golden. `last_only` gives the last
+    token's logits [1, vocab], and computes the layers that share keys and values for that token alone.
     """
     config, weights = model.config, model.weights
     cache = Cache() if cache is None else cache

@@ -1,0 +1,243 @@
+"""gemlet beside llama.cpp: the same shapes, the same bits, the same threads, turn by turn in one run.
+
+    pip install llama-cpp-python gguf      # best into an environment of its own; see --llama-python
+    python benchmarks/peers.py --shape gemma3-1b --weights q4 --threads 2
+
+Both engines get random weights of a published shape (q4 with Q4_0, q8 with Q8_0, bf16 with BF16; the
+embedding of "q4" is 8 bit in both). Each loads its model once; then they take turns (A B A B ...), so that a
+machine whose speed drifts is unfair to neither. What counts is the ratio of the medians; the read bandwidth
+measured beside it says what decoding could reach at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TYPES = {"q4": ("Q4_0", "Q8_0"), "q8": ("Q8_0", "Q8_0"), "bf16": ("BF16", "BF16")}  # matrices, embedding
+
+
+def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
+    """A Gemma 3 GGUF without a vocabulary, filled with random values of trained weights' size."""
+    import gguf
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_context_length(shape["context"])
+    writer.add_embedding_length(shape["hidden_size"])
+    writer.add_block_count(shape["layers"])
+    writer.add_feed_forward_length(shape["intermediate_size"])
+    writer.add_head_count(shape["num_heads"])
+    writer.add_head_count_kv(shape["num_kv_heads"])
+    writer.add_key_length(shape["head_dim"])
+    writer.add_value_length(shape["head_dim"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    writer.add_sliding_window(shape["sliding_window"])
+    writer.add_vocab_size(shape["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+
+    def matrix(name: str, rows: int, cols: int, kind: str) -> None:
+        quantization = gguf.GGMLQuantizationType[kind]
+        few = (rng.standard_normal((64, cols)) / np.sqrt(cols)).astype(np.float32)
+        packed = gguf.quants.quantize(few, quantization)
+        data = np.tile(packed, (-(-rows // 64), 1))[:rows]
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=quantization)
+
+    def norm(name: str, size: int) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
+
+    hidden, wide = shape["hidden_size"], shape["intermediate_size"]
+    heads, kv = shape["num_heads"] * shape["head_dim"], shape["num_kv_heads"] * shape["head_dim"]
+    matrices, embedding = TYPES[weights]
+    matrix("token_embd", shape["vocab_size"], hidden, embedding)
+    norm("output_norm", hidden)
+    for i in range(shape["layers"]):
+        for part, rows, cols in (
+            ("attn_q", heads, hidden), ("attn_k", kv, hidden), ("attn_v", kv, hidden),
+            ("attn_output", hidden, heads),
+            ("ffn_gate", wide, hidden), ("ffn_up", wide, hidden), ("ffn_down", hidden, wide),
+        ):  # fmt: skip
+            matrix(f"blk.{i}.{part}", rows, cols, matrices)
+        for part in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            norm(f"blk.{i}.{part}", hidden)
+        norm(f"blk.{i}.attn_q_norm", shape["head_dim"])
+        norm(f"blk.{i}.attn_k_norm", shape["head_dim"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python's C interface."""
+
+    def __init__(self, path: str, threads: int, context: int) -> None:
+        import ctypes
+
+        import llama_cpp
+
+        self.api, self.ctypes = llama_cpp, ctypes
+        self.quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(
+            path.encode(), llama_cpp.llama_model_default_params()
+        )
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = context, 512, 512
+        params.n_threads = params.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, params)
+
+    def clear(self) -> None:
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def extend(self, ids: list[int]) -> None:
+        for start in range(0, len(ids), 512):
+            part = ids[start : start + 512]
+            tokens = (self.api.llama_token * len(part))(*part)
+            if self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(part))) != 0:
+                raise RuntimeError("llama_decode failed")
+            self.api.llama_synchronize(self.context)
+
+
+class Gemlet:
+    def __init__(self, shape: str, weights: str, threads: int) -> None:
+        from gemlet.load import random_model
+
+        self.model = random_model(shape, weights=weights, threads=threads)
+        self.clear()
+
+    def clear(self) -> None:
+        from gemlet import _core
+
+        self.sequence = _core.TokenSequence(self.model._core_model)
+
+    def extend(self, ids: list[int]) -> None:
+        self.sequence.extend(ids)
+
+
+def serve(engine: LlamaCpp | Gemlet) -> None:
+    """Answers lines "prefill N" and "decode N DEPTH" with the seconds they took."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        test, *numbers = line.split()
+        count, depth = int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 1
+        engine.clear()
+        if test == "decode":
+            engine.extend([2 + i % 1000 for i in range(depth)])
+        started = time.perf_counter()
+        if test == "prefill":
+            engine.extend([2 + i % 1000 for i in range(count)])
+        else:
+            for i in range(count):
+                engine.extend([5 + i])
+        print(time.perf_counter() - started, flush=True)
+
+
+def shape_of(name: str) -> dict[str, Any]:
+    from gemlet.config import shape_config
+
+    config = shape_config(name)
+    layer = config.layers[0]
+    if config.family != "gemma3":
+        raise SystemExit(f"{name}: only Gemma 3 shapes are written as GGUF")
+    return {
+        "hidden_size": config.hidden_size, "vocab_size": config.vocab_size, "layers": config.num_layers,
+        "intermediate_size": layer.intermediate_size, "num_heads": layer.num_heads,
+        "num_kv_heads": layer.num_kv_heads,
+        "head_dim": layer.head_dim, "sliding_window": layer.sliding_window, "context": 32768,
+    }  # fmt: skip
+
+
+def compare(options: argparse.Namespace) -> None:
+    from gemlet import _core
+
+    tests = [f"prefill {n}" for n in options.prefill] + [
+        f"decode {options.decode} {d}" for d in options.depth
+    ]
+    context = max([*options.prefill, *(d + options.decode for d in options.depth)]) + 64
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = str(Path(folder) / "random.gguf")
+        script, threads = str(Path(__file__).resolve()), str(options.threads)
+        shape = json.dumps(shape_of(options.shape))
+        subprocess.run([options.llama_python, script, "--write", path, shape, options.weights], check=True)
+        commands = {
+            "gemlet": [sys.executable, script, "--serve-gemlet", options.shape, options.weights, threads],
+            "llama.cpp": [options.llama_python, script, "--serve-llama", path, threads, str(context)],
+        }
+        engines = {
+            name: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for name, command in commands.items()
+        }
+        for engine in engines.values():
+            if engine.stdout is None or engine.stdout.readline() != "ready\n":
+                raise SystemExit("an engine did not start; its message stands above")
+
+        def ask(name: str, test: str) -> float:
+            engine = engines[name]
+            assert engine.stdin is not None
+            assert engine.stdout is not None
+            engine.stdin.write(test + "\n")
+            engine.stdin.flush()
+            return float(engine.stdout.readline())
+
+        print(f"{options.shape} {options.weights}, {threads} threads, tier {_core.cpu_info()['tier']}")
+        print(
+            f"{'test':>18} {'gemlet tok/s':>14} {'llama.cpp tok/s':>16} {'ratio':>6}  spread; bandwidth GB/s"
+        )
+        for test in tests:
+            for name in engines:
+                ask(name, test)
+            before = _core.measure_read_bandwidth(threads=options.threads)
+            pairs = [(ask("gemlet", test), ask("llama.cpp", test)) for _ in range(options.repeat)]
+            after = _core.measure_read_bandwidth(threads=options.threads)
+            count = int(test.split()[1])
+            ours, theirs = (count / statistics.median(column) for column in zip(*pairs, strict=True))
+            ratios = sorted(theirs_s / ours_s for ours_s, theirs_s in pairs)
+            print(
+                f"{test:>18} {ours:14.1f} {theirs:16.1f} {ours / theirs:6.2f}  "
+                f"{ratios[0]:.2f} to {ratios[-1]:.2f}; {before:.1f}, {after:.1f}",
+                flush=True,
+            )
+        for engine in engines.values():
+            engine.kill()
+            engine.wait()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--write"]:
+        return write_gguf(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4])
+    if sys.argv[1:2] == ["--serve-llama"]:
+        return serve(LlamaCpp(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    if sys.argv[1:2] == ["--serve-gemlet"]:
+        return serve(Gemlet(sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="gemma3-1b")
+    parser.add_argument("--weights", default="q4", choices=TYPES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[32, 512])
+    parser.add_argument("--decode", type=int, default=32, help="tokens of a decode test")
+    parser.add_argument(
+        "--depth", type=int, nargs="*", default=[1], help="tokens in the cache before a decode test"
+    )
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--folder", help="where the GGUF file goes for the time being")
+    parser.add_argument(
+        "--llama-python", default=sys.executable, help="a Python that has llama-cpp-python and gguf"
+    )
+    return compare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
