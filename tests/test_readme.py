@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from golden.folders import ALL_NAMES
 
 from gemlet.cli.parser import build_parser
 
@@ -84,3 +85,7 @@ def test_links_lead_somewhere() -> None:
     # A source distribution has no .ci.
     missing = [target for target in local if not target.startswith(".ci/") and not (ROOT / target).exists()]
     assert not missing
+
+
+def test_the_number_of_golden_checkpoints_is_true() -> None:
+    assert f"{len(ALL_NAMES)} of them" in README

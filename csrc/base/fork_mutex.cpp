@@ -15,13 +15,30 @@ uint32_t fork_generation() {
   return g_forks.load(std::memory_order_relaxed);
 }
 
+// A thread that works through a long prompt takes the model's mutex chunk after chunk; with a plain mutex it would get
+// it back every time before a waiting thread has woken up.
 void ForkMutex::lock() {
   for (;;) {
     Node* node = node_.load();
-    if (node->generation == fork_generation()) return node->mutex.lock();
-    Node* fresh = new Node;  // the old one stays behind: it may be locked for ever
-    if (!node_.compare_exchange_strong(node, fresh)) delete fresh;
+    if (node->generation != fork_generation()) {
+      Node* fresh = new Node;  // the old one stays behind: it may be locked for ever
+      if (!node_.compare_exchange_strong(node, fresh)) delete fresh;
+      continue;
+    }
+    std::unique_lock<std::mutex> guard(node->mutex);
+    const uint64_t ticket = node->next++;
+    node->turn.wait(guard, [&] { return node->serving == ticket; });
+    return;
   }
+}
+
+void ForkMutex::unlock() {
+  Node* const node = node_.load();
+  {
+    const std::lock_guard<std::mutex> guard(node->mutex);
+    ++node->serving;
+  }
+  node->turn.notify_all();
 }
 
 }  // namespace gemlet

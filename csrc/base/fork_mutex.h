@@ -1,8 +1,9 @@
-// A mutex that survives fork(): in the child, where the thread that held it does not exist, it starts out free. Also
-// counts forks for the thread pool.
+// A mutex that is fair and survives fork(): who waits longest comes next, and in a child, where the thread that held it
+// does not exist, it starts out free.
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <mutex>
 
@@ -19,12 +20,15 @@ class ForkMutex {
   ForkMutex& operator=(const ForkMutex&) = delete;
 
   void lock();
-  void unlock() { node_.load()->mutex.unlock(); }
+  void unlock();
 
  private:
   struct Node {
     uint32_t generation = fork_generation();
     std::mutex mutex;
+    std::condition_variable turn;
+    uint64_t next = 0;     // ticket of the next to come
+    uint64_t serving = 0;  // ticket of the holder
   };
   std::atomic<Node*> node_;
 };

@@ -16,6 +16,12 @@ inline float round_even(float x) {
   return (x + kMagic) - kMagic;
 }
 
+// Where quantize_block_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range,
+// which costs that value and gives the others a finer grid.
+constexpr float kQ4Steps[] = {-8.0f, -9.0f, 7.4f};
+
+constexpr float kLargestF16 = 65504.0f;
+
 inline float to_f16_and_back(float x) { return f16_to_f32(f32_to_f16(x)); }
 
 void quantize_with(const float* x, float scale, float low, float high, int8_t* q) {
@@ -62,18 +68,26 @@ float quantize_block_q8(const float* x, int8_t* q) {
 }
 
 float quantize_block_q4(const float* x, int8_t* q) {
-  float peak = 0.0f;  // with its sign: the peak maps to -8 exactly
+  float peak = 0.0f;  // with its sign
   for (int i = 0; i < kBlock; ++i) {
     if (std::fabs(x[i]) > std::fabs(peak)) peak = x[i];
   }
-  const float first = peak / -8.0f;
-  quantize_with(x, first, -8.0f, 7.0f, q);
-  float xq = 0.0f, qq = 0.0f;
-  for (int i = 0; i < kBlock; ++i) {
-    xq += x[i] * static_cast<float>(q[i]);
-    qq += static_cast<float>(q[i] * q[i]);
+  float best_scale = peak / -8.0f, best_gain = 0.0f;
+  for (const float steps : kQ4Steps) {
+    quantize_with(x, peak / steps, -8.0f, 7.0f, q);
+    float xq = 0.0f, qq = 0.0f;
+    for (int i = 0; i < kBlock; ++i) {
+      xq += x[i] * static_cast<float>(q[i]);
+      qq += static_cast<float>(q[i] * q[i]);
+    }
+    // With the fitted scale xq / qq the squared error is sum(x x) - xq xq / qq.
+    const float fitted = qq > 0.0f ? xq / qq : 0.0f;
+    if (xq * fitted > best_gain && std::fabs(fitted) <= kLargestF16) {
+      best_gain = xq * fitted;
+      best_scale = fitted;
+    }
   }
-  const float scale = to_f16_and_back(qq > 0.0f ? xq / qq : 0.0f);
+  const float scale = to_f16_and_back(best_scale);
   quantize_with(x, scale, -8.0f, 7.0f, q);
   return scale;
 }

@@ -16,8 +16,6 @@ from .variants_gemma4 import GEMMA4
 HERE = Path(__file__).parent
 BY_NAME = {variant.name: variant for variant in (*VARIANTS, *GEMMA3N, *GEMMA4)}
 ALL_NAMES = tuple(BY_NAME)
-# What the C++ core computes and its tests run.
-NAMES = tuple(variant.name for variant in VARIANTS)
 TOLERANCE = 2e-4  # of a tap's largest magnitude, float32
 NOT_TAPS = ("ids", "rows", "greedy")
 

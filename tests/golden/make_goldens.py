@@ -49,8 +49,8 @@ from golden.variants import Variant  # noqa: E402
 
 TRANSFORMERS = "5.23.0"
 MAX_BYTES = 1_000_000
-# How much larger than a relative change of the weights that of a tap or the logits may be. Random models can be
-# chaotic where trained ones are not; then float32 rounding alone would use up the tests' tolerance.
+# How much larger than a relative change of the weights that of a tap or the logits may be. Random models can
+# be chaotic where trained ones are not; then float32 rounding alone would use up the tests' tolerance.
 MAX_NOISE_GAIN = 150
 
 

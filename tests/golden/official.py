@@ -1,4 +1,4 @@
-"""Runs a golden folder with transformers and records the taps. Needs PyTorch; only make_goldens.py uses it."""
+"""Runs a golden folder with transformers and records the taps. For make_goldens.py; needs PyTorch."""
 
 from __future__ import annotations
 
