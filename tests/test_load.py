@@ -348,3 +348,9 @@ def test_everything_public_is_there() -> None:
         assert getattr(gemlet, name) is not None
         assert name in dir(gemlet)
     assert not hasattr(gemlet, "surprise")
+
+
+def test_the_weights_file_stands_for_its_folder() -> None:
+    folder = Path(gemlet.__file__).parent / "demo"
+    with gemlet.load(folder / "model.safetensors", threads=1) as model:
+        assert model.generate("The door", max_tokens=3, temperature=0).completion_tokens == 3

@@ -16,8 +16,8 @@ inline float round_even(float x) {
   return (x + kMagic) - kMagic;
 }
 
-// Where quantize_block_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range,
-// which costs that value and gives the others a finer grid.
+// Where quantize_block_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the
+// range, which costs that value and gives the others a finer grid.
 constexpr float kQ4Steps[] = {-8.0f, -9.0f, 7.4f};
 
 constexpr float kLargestF16 = 65504.0f;

@@ -10,9 +10,9 @@ namespace gemlet {
 
 // Quantizes one block of 32 values. Writes q (q8: -127..127; q4: -8..7) and returns the scale, already rounded to f16.
 //   q8: scale = max|x| / 127, q = round(x / scale)
-//   q4: scale = (the value of largest magnitude) / -8, q = round(x / scale); then the scale is fitted to the chosen q
-//   by least
-//       squares, sum(x q) / sum(q q), which lowers the error and keeps the value set of GGUF's Q4_0.
+//   q4: q = round(x / scale) for a few scales that put the value of largest magnitude at or a little beyond the range's
+//       end; each scale is fitted to its q by least squares, sum(x q) / sum(q q), and the best one is kept. The values
+//       are of Q4_0's set, and a block that Q4_0 holds exactly (with a -8 in it) stays exact.
 float quantize_block_q8(const float* x, int8_t* q);
 float quantize_block_q4(const float* x, int8_t* q);
 
