@@ -47,8 +47,8 @@ def load(
     per-layer embeddings (Gemma 3n, Gemma 4 E2B, E4B) stays in its file, which is read while the model runs.
 
     Args:
-        source: the folder, or its safetensors file. Without a tokenizer in it the model still loads, and takes
-            and gives token ids.
+        source: the folder, or its safetensors file. Without a tokenizer in it the model still loads, and
+            takes and gives token ids.
         weights: the format of the weights in memory: "bf16", "f32", "q8" (int8 in blocks of 32), "q4" (int4
             in blocks of 32; the embedding table is q8). "auto": bf16 where they are stored so, else f32.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
