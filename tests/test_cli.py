@@ -311,6 +311,10 @@ def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = (
         seen += data.decode(errors="replace")
         while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
             searched = found + len(waiting[0][0])
+            if waiting[0][1] == "\x03":
+                # readline shows its prompt a moment before it listens for signals: a Ctrl-C in between is
+                # only noted, until the next key. No person is that fast.
+                time.sleep(0.5)
             os.write(screen, waiting.pop(0)[1].encode())
     os.close(screen)
     code = process.wait(PATIENCE)

@@ -15,7 +15,7 @@ from tiny_models import CONFIGS, weights_of, write_folder, write_shards
 
 import gemlet
 from gemlet import _core, shapes
-from gemlet.config import parse_config
+from gemlet.config import parse_config, read_sampling
 from gemlet.errors import (
     ConfigError,
     GemletError,
@@ -354,3 +354,25 @@ def test_the_weights_file_stands_for_its_folder() -> None:
     folder = Path(gemlet.__file__).parent / "demo"
     with gemlet.load(folder / "model.safetensors", threads=1) as model:
         assert model.generate("The door", max_tokens=3, temperature=0).completion_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("temperature", "hot"), ("top_p", 0), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
+)
+def test_sampling_that_a_checkpoint_cannot_mean(tmp_path: Path, key: str, value: object) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(gemlet.ConfigError, match=key):
+        read_sampling(tmp_path)
+
+
+def test_a_checkpoints_sampling_is_its_models_default(tmp_path: Path) -> None:
+    wanted = {"do_sample": False, "temperature": 0.5, "top_k": 3, "top_p": 0.25, "min_p": 0.1}
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps(wanted | {"eos_token_id": 1, "max_length": 20})
+    )
+    assert read_sampling(tmp_path) == wanted
+    with gemlet.load(threads=1) as model:  # the demo's file asks for a temperature of 0.8
+        assert model.generation_config == gemlet.GenerationConfig(temperature=0.8, top_k=64, top_p=0.95)
+        said = model.generate("The door", max_tokens=20, seed=1, temperature=0.8).text
+        assert model.generate("The door", max_tokens=20, seed=1).text == said
+        assert model.generate("The door", gemlet.GenerationConfig(max_tokens=20, seed=1)).text != said

@@ -254,12 +254,13 @@ void ModelBuilder::add_random(uint64_t seed) {
     const int64_t cols = slot.matrix ? slot.shape.back() : slot.values();
     // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.
     const float scale = slot.matrix ? std::sqrt(3.0f / static_cast<float>(cols)) : 0.1f;
+    const float neutral = slot.neutral;
     const uint64_t start = seed * 0x9e3779b97f4a7c15u + (tensor << 40);
     fill(name, slot, 0, slot.rows(), [&](int64_t first, int64_t count, float* out) {
       for (int64_t r = 0; r < count; ++r) {
         float* const row = out + r * cols;
         random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
-        for (int64_t c = 0; c < cols; ++c) row[c] = slot.neutral + scale * row[c];
+        for (int64_t c = 0; c < cols; ++c) row[c] = neutral + scale * row[c];
       }
     });
   }

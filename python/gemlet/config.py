@@ -32,6 +32,7 @@ __all__ = [
     "parse_config",
     "read_config",
     "read_end_ids",
+    "read_sampling",
     "shape_config",
 ]
 
@@ -134,12 +135,44 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
 
     The second file is where published chat models name their end of turn.
     """
+    keys = _generation_keys(folder)
+    more = keys.token_ids("eos_token_id", config.vocab_size) if keys else ()
+    return frozenset((*config.eos_token_ids, *more))
+
+
+# The ranges of GenerationConfig.
+_SAMPLING_RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_p": (5e-324, 1.0),
+    "min_p": (0.0, 1.0 - 2**-53),
+    "repetition_penalty": (0.01, 100.0),
+}
+
+
+def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The sampling values that ``generation_config.json`` recommends, by their names in GenerationConfig.
+
+    Raises :class:`ConfigError` naming a key whose value no sampling could use.
+    """
+    keys = _generation_keys(folder)
+    if keys is None:
+        return {}
+    sampling: dict[str, Any] = {}
+    if keys.get("do_sample") is not None:
+        sampling["do_sample"] = keys.flag("do_sample")
+    if keys.get("top_k") is not None:
+        sampling["top_k"] = keys.integer("top_k", 1 << 31, 0)
+    for name, (low, high) in _SAMPLING_RANGES.items():
+        if keys.get(name) is not None:
+            sampling[name] = keys.number(name, low, high)
+    return sampling
+
+
+def _generation_keys(folder: str | os.PathLike[str]) -> Keys | None:
     path = os.path.join(os.fspath(folder), "generation_config.json")
     if not os.path.lexists(path):
-        return frozenset(config.eos_token_ids)
-    raw = read_json_object(path, error=ConfigError)
-    more = Keys(raw, path, "").token_ids("eos_token_id", config.vocab_size)
-    return frozenset((*config.eos_token_ids, *more))
+        return None
+    return Keys(read_json_object(path, error=ConfigError), path, "")
 
 
 def shape_config(name: str) -> TextConfig:

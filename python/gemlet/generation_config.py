@@ -183,10 +183,12 @@ class GenerationConfig:
         return dataclasses.replace(self, **overrides)
 
 
-def resolve_config(config: GenerationConfig | None, overrides: Mapping[str, Any]) -> GenerationConfig:
-    """``config`` (None: the defaults) with the keyword overrides of a call applied."""
+def resolve_config(
+    config: GenerationConfig | None, overrides: Mapping[str, Any], defaults: GenerationConfig
+) -> GenerationConfig:
+    """``config`` (None: ``defaults``) with the keyword overrides of a call applied."""
     if config is None:
-        config = GenerationConfig()
+        config = defaults
     elif not isinstance(config, GenerationConfig):
         raise _invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
     return config.replace(**overrides) if overrides else config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemlet.errors import InvalidRequestError, ModelFileError, TensorError, UnsupportedError
 
@@ -43,8 +43,9 @@ def load(
 
     The folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
     shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
-    is one. Of a multimodal model the text part is loaded. Weights are converted one at a time. The table of
-    per-layer embeddings (Gemma 3n, Gemma 4 E2B, E4B) stays in its file, which is read while the model runs.
+    is one: its end tokens end a text, its sampling values are the model's defaults. Of a multimodal model the
+    text part is loaded. Weights are converted one at a time. The table of per-layer embeddings of Gemma 3n
+    and 4 stays in its file and is read while the model runs.
 
     Args:
         source: the folder, or its safetensors file. Without a tokenizer in it the model still loads, and
@@ -87,6 +88,7 @@ def load(
     config = configs.read_config(folder)
     max_context = _check_max_context(max_context, config)
     end_ids = configs.read_end_ids(folder, config)
+    sampling = configs.read_sampling(folder)
     tokenizer = _open_tokenizer(folder)  # before the weights: it is small and may be wrong
     chat_format = None if tokenizer is None else _find_chat_format(folder, config, tokenizer)
     with Checkpoint(folder) as checkpoint:
@@ -106,6 +108,7 @@ def load(
         tokenizer=tokenizer,
         chat_format=chat_format,
         end_ids=end_ids,
+        sampling=sampling,
         source="demo" if source is None else folder,
         started=started,
     )
@@ -145,6 +148,7 @@ def random_model(
         tokenizer=None,
         chat_format=None,
         end_ids=end_ids,
+        sampling={},
         source=name,
         started=started,
     )
@@ -191,9 +195,11 @@ def _model(
     tokenizer: Tokenizer | None,
     chat_format: ChatFormat | None,
     end_ids: frozenset[int],
+    sampling: dict[str, Any],
     source: str,
     started: float,
 ) -> Model:
+    from gemlet.generation_config import GenerationConfig
     from gemlet.model import Model
 
     if tokenizer is not None and tokenizer.end_of_turn_id is not None:
@@ -204,6 +210,7 @@ def _model(
         tokenizer=tokenizer,
         chat_format=chat_format,
         end_ids=end_ids,
+        generation_config=GenerationConfig(**sampling),
         source=source,
         load_seconds=time.perf_counter() - started,
     )

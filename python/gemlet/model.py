@@ -49,6 +49,8 @@ class Model:
         tokenizer: None where the model came without one; prompts are then token ids and the text stays empty.
         chat_format: how a conversation becomes a prompt; None where the model has none.
         end_ids: the tokens that end a generation.
+        generation_config: how to generate where a call does not say: the sampling values that the
+            checkpoint's ``generation_config.json`` recommends, else the defaults of :class:`GenerationConfig`.
         source: where the model came from, for people to read.
         load_seconds: how long loading took.
 
@@ -69,11 +71,13 @@ class Model:
         end_ids: frozenset[int],
         source: str,
         load_seconds: float,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.chat_format = chat_format
         self.end_ids = end_ids
+        self.generation_config = generation_config or GenerationConfig()
         self.source = source
         self.load_seconds = load_seconds
         self._core_model = core
@@ -186,7 +190,7 @@ class Model:
 
         Args:
             prompt: text (encoded with one BOS) or token ids, which are taken as they are.
-            config: how to generate; None takes the defaults of :class:`GenerationConfig`.
+            config: how to generate; None takes :attr:`generation_config`.
             **overrides: single values of it, for this call.
 
         Raises:
@@ -222,7 +226,7 @@ class Model:
         True
         """
         self._check_open()
-        settings = resolve_config(config, overrides)
+        settings = resolve_config(config, overrides, self.generation_config)
         if isinstance(prompt, str):
             ids: object = self._encode(prompt)
         else:
@@ -271,7 +275,7 @@ class Model:
         True
         """
         self._check_open()
-        settings = resolve_config(config, overrides)
+        settings = resolve_config(config, overrides, self.generation_config)
         if self.chat_format is None or self.tokenizer is None:
             missing = "tokenizer" if self.tokenizer is None else "chat format"
             raise UnsupportedError(f"chat: {self.source} has no {missing}; use generate() or stream()")

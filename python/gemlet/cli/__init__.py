@@ -21,25 +21,10 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (None: the process's own) and returns its exit code."""
-    from gemlet.cli.common import one_line, prepare_streams, silence_stdout
-    from gemlet.cli.parser import build_parser
-    from gemlet.errors import GemletError
-
-    prepare_streams()
-    arguments = build_parser().parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        silence_stdout()
-        return 0
-    except KeyboardInterrupt:
+        from gemlet.cli.parser import run
+
+        return run(argv)
+    except KeyboardInterrupt:  # also while the modules are still being imported
         print(file=sys.stderr)
         return 130
-    except GemletError as error:
-        message = one_line(str(error))
-    except MemoryError as error:
-        message = f"out of memory: {one_line(str(error))}"
-    print(f"gemlet: error: {message}", file=sys.stderr)
-    return 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from typing import Any
 
-from gemlet.cli.common import generation_config, one_line, open_model, print_stats, write
+from gemlet.cli.common import one_line, open_model, print_stats, sampling_options, write
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation import GenerationConfig
 from gemlet.model import Model
 
 __all__ = ["run"]
@@ -18,7 +18,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cuts a 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command until /exit or the end of standard input."""
-    config = generation_config(arguments, max_tokens=1024)
+    options = {"max_tokens": 1024, **sampling_options(arguments)}
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{line.split()[0]} is not a command. {_HELP}", file=sys.stderr)
             elif line:
                 messages.append({"role": "user", "content": line})
-                if not _reply(model, messages, config, stats=arguments.stats):
+                if not _reply(model, messages, options, stats=arguments.stats):
                     messages.pop()  # a turn without an answer is as if it had not been
     return 0
 
@@ -62,10 +62,10 @@ def _read_line(interactive: bool) -> str | None:
             print("\n(/exit or Ctrl-D leaves)")
 
 
-def _reply(model: Model, messages: list[dict[str, str]], config: GenerationConfig, *, stats: bool) -> bool:
+def _reply(model: Model, messages: list[dict[str, str]], options: dict[str, Any], *, stats: bool) -> bool:
     """Streams a reply and adds it to ``messages``; False if there was none."""
     try:
-        stream = model.stream_chat(messages, config)
+        stream = model.stream_chat(messages, **options)
     except InvalidRequestError as error:  # most likely: the conversation has outgrown the context
         print(f"gemlet: error: {one_line(str(error))} (/reset starts afresh)", file=sys.stderr)
         return False

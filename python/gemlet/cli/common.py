@@ -14,12 +14,12 @@ from gemlet.model import Model
 __all__ = [
     "bold",
     "for_terminal",
-    "generation_config",
     "one_line",
     "open_model",
     "peak_memory_bytes",
     "prepare_streams",
     "print_stats",
+    "sampling_options",
     "silence_stdout",
     "write",
 ]
@@ -60,11 +60,12 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def generation_config(arguments: argparse.Namespace, **defaults: Any) -> GenerationConfig:
-    """The sampling options that were given, over ``defaults``, over those of GenerationConfig."""
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that were given; the others are the model's own. Raises for a wrong value."""
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return GenerationConfig(**{**defaults, **given})
+    GenerationConfig(**given)
+    return given
 
 
 def open_model(arguments: argparse.Namespace) -> Model:

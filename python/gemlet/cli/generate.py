@@ -10,10 +10,10 @@ import sys
 from gemlet.cli.common import (
     bold,
     for_terminal,
-    generation_config,
     open_model,
     peak_memory_bytes,
     print_stats,
+    sampling_options,
     write,
 )
 from gemlet.errors import InvalidRequestError
@@ -26,9 +26,9 @@ __all__ = ["run"]
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; the exit code is 130 after Ctrl-C, with what was written by then kept."""
     prompt = _read_prompt(arguments.prompt)
-    config = generation_config(arguments)  # before the model: a wrong value should not cost the loading time
+    options = sampling_options(arguments)  # before the model: a wrong value should not cost the loading time
     with open_model(arguments) as model:
-        stream = model.stream(prompt, config)
+        stream = model.stream(prompt, **options)
         if sys.stdout.isatty() and not arguments.json:
             write_prompt(prompt)
         interrupted = _follow(stream, quiet=arguments.json)

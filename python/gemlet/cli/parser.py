@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["build_parser"]
+__all__ = ["build_parser", "run"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,7 +119,9 @@ def _add_bench(commands: Any) -> None:
 
 def _add_model_source(parser: Any) -> None:
     parser.add_argument(
-        "--model", metavar="DIR_OR_FILE", help="a Hugging Face folder; without it, the demo model"
+        "--model",
+        metavar="DIR_OR_FILE",
+        help="a Hugging Face folder, or its safetensors file; without it, the demo model",
     )
 
 
@@ -138,15 +141,18 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
-    # No defaults here: what is not given is left to GenerationConfig, which also checks the values.
+    # No defaults here: what is not given is the model's own, from its generation_config.json.
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--max-tokens", type=int, metavar="N", help=f"most tokens to write (default {max_tokens})"
     )
-    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 1)")
-    group.add_argument("--top-p", type=float, metavar="P", help="nucleus; 1 keeps all (default 0.95)")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
+    group.add_argument("--top-p", type=float, metavar="P", help="nucleus; 1 keeps all (default: the model's)")
     group.add_argument(
-        "--top-k", type=int, metavar="K", help="keep the K likeliest; 0 keeps all (default 64)"
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="keep the K likeliest; 0 keeps all (default: the model's)",
     )
     group.add_argument(
         "--min-p", type=float, metavar="P", help="drop what is rarer than P times the likeliest"
@@ -189,3 +195,25 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     from gemlet.cli import bench
 
     return bench.run(arguments)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Parses and runs a command line; errors of gemlet become one line on standard error and exit code 1."""
+    from gemlet.cli.common import one_line, prepare_streams, silence_stdout
+    from gemlet.errors import GemletError
+
+    prepare_streams()
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        silence_stdout()
+        return 0
+    except GemletError as error:
+        message = one_line(str(error))
+    except MemoryError as error:
+        message = f"out of memory: {one_line(str(error))}"
+    print(f"gemlet: error: {message}", file=sys.stderr)
+    return 1
