@@ -50,7 +50,7 @@ class Model:
         chat_format: how a conversation becomes a prompt; None where the model has none.
         end_ids: the tokens that end a generation.
         generation_config: how to generate where a call does not say: the sampling values that the
-            checkpoint's ``generation_config.json`` recommends, else the defaults of :class:`GenerationConfig`.
+            checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
         load_seconds: how long loading took.
 
