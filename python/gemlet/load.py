@@ -6,14 +6,14 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from gemlet.errors import InvalidRequestError, ModelFileError, TensorError, UnsupportedError
+from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
 
 if TYPE_CHECKING:
     from gemlet import _core
     from gemlet.chat import ChatFormat
-    from gemlet.checkpoint import Checkpoint
     from gemlet.config import TextConfig
     from gemlet.model import Model
+    from gemlet.source import ModelSource
     from gemlet.tokenizer import Tokenizer
 
 __all__ = ["PRESETS", "load", "random_model"]
@@ -28,7 +28,6 @@ PRESETS = {
 }
 MAX_THREADS = 1024
 _ROW_BLOCK_BYTES = 32 << 20  # of a tensor at a time: loading needs little more memory than the packed weights
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
 def load(
@@ -79,39 +78,23 @@ def load(
     _check_weights(weights)
     _check_device(device)
     threads = _check_threads(threads)
-    folder = _find_folder(source)
+    from gemlet.source import open_source
 
-    from gemlet import config as configs
-    from gemlet.checkpoint import Checkpoint
-    from gemlet.tensors import map_tensors
-
-    config = configs.read_config(folder)
-    max_context = _check_max_context(max_context, config)
-    end_ids = configs.read_end_ids(folder, config)
-    sampling = configs.read_sampling(folder)
-    tokenizer = _open_tokenizer(folder)  # before the weights: it is small and may be wrong
-    chat_format = None if tokenizer is None else _find_chat_format(folder, config, tokenizer)
-    with Checkpoint(folder) as checkpoint:
-        slots = map_tensors(
-            {name: info.shape for name, info in checkpoint.tensors.items()}, config, where=folder
+    with open_source(source) as opened:
+        max_context = _check_max_context(max_context, opened.config)
+        weights = opened.stored_weights() if weights == "auto" else weights
+        builder = _builder(opened.config, weights=weights, threads=threads, max_context=max_context)
+        _add_tensors(builder, opened)
+        return _model(
+            builder,
+            opened.config,
+            tokenizer=opened.tokenizer,
+            chat_format=opened.chat_format,
+            end_ids=opened.end_ids,
+            sampling=opened.sampling,
+            source=opened.name,
+            started=started,
         )
-        # Every type is checked here, before the first byte of weights is read.
-        stored = {name: checkpoint.dtype(name) for name in slots}
-        if weights == "auto":
-            matrices = {stored[name] for name in slots if len(checkpoint.tensors[name].shape) > 1}
-            weights = "bf16" if matrices == {"bf16"} else "f32"
-        builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
-        _add_tensors(builder, checkpoint, slots)
-    return _model(
-        builder,
-        config,
-        tokenizer=tokenizer,
-        chat_format=chat_format,
-        end_ids=end_ids,
-        sampling=sampling,
-        source="demo" if source is None else folder,
-        started=started,
-    )
 
 
 def random_model(
@@ -167,12 +150,13 @@ def _builder(config: TextConfig, *, weights: str, threads: int, max_context: int
     )
 
 
-def _add_tensors(builder: _core.ModelBuilder, checkpoint: Checkpoint, slots: dict[str, str]) -> None:
+def _add_tensors(builder: _core.ModelBuilder, source: ModelSource) -> None:
     from gemlet.tensors import PER_LAYER_TABLE, core_slots
 
-    for name, slot in slots.items():
+    checkpoint = source.checkpoint
+    for name, slot in source.slots.items():
         info = checkpoint.tensors[name]
-        path = os.path.join(checkpoint.folder, info.file)
+        path = checkpoint.path(info.file)
         if slot == PER_LAYER_TABLE:
             rows, cols = info.shape
             dtype = checkpoint.dtype(name)
@@ -214,43 +198,6 @@ def _model(
         source=source,
         load_seconds=time.perf_counter() - started,
     )
-
-
-def _find_folder(source: str | os.PathLike[str] | None) -> str:
-    if source is None:
-        return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
-    accepted = "expected a Hugging Face folder with config.json and safetensors weights"
-    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
-    if os.path.isdir(path):
-        return path
-    if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
-        return os.path.dirname(path) or "."  # a file of the folder stands for it: the rest lies beside it
-    if path.lower().endswith(".gguf"):
-        raise ModelFileError(f"{path}: GGUF models cannot be loaded yet; {accepted}")
-    if os.path.lexists(path):
-        raise ModelFileError(f"{path}: is not a folder; {accepted}")
-    hint = ""
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        hint = f". gemlet does not download; `hf download {path}` does, and prints the folder to give here"
-    raise ModelFileError(f"{path}: no such folder; {accepted}{hint}")
-
-
-def _open_tokenizer(folder: str) -> Tokenizer | None:
-    if not any(os.path.lexists(os.path.join(folder, name)) for name in _TOKENIZER_FILES):
-        return None
-    from gemlet.tokenizer import Tokenizer
-
-    return Tokenizer.from_file(folder)
-
-
-def _find_chat_format(folder: str, config: TextConfig, tokenizer: Tokenizer) -> ChatFormat | None:
-    from gemlet.chat import chat_format_for, read_chat_template
-
-    per_layer_inputs = config.per_layer_input_size > 0
-    template = read_chat_template(folder)
-    return chat_format_for(config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs)
 
 
 def _check_weights(weights: str) -> None:
