@@ -121,14 +121,26 @@ void register_model(py::module_& m) {
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads) {
-             if (threads < 1 || threads > 1024) {
-               fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024");
+             if (threads < 0 || threads > 1024) {
+               fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
              return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
-                                                   kv_format(kv_cache), make_cpu_backend(threads));
+                                                   kv_format(kv_cache),
+                                                   threads == 0 ? nullptr : make_cpu_backend(threads));
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"))
+      .def(
+          "plan",
+          [](ModelBuilder& builder) {
+            const MemoryPlan plan = builder.plan();
+            return std::map<std::string, int64_t>{{"weights", plan.weights},
+                                                  {"embedding", plan.embedding},
+                                                  {"kv_cache", plan.kv_cache},
+                                                  {"activations", plan.activations},
+                                                  {"on_disk", plan.on_disk}};
+          },
+          "Bytes that the model will take, by use.")
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
       .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
            "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or "

@@ -35,6 +35,17 @@ int64_t KvLayout::bytes_per_token(bool sliding) const {
   return bytes;
 }
 
+int64_t KvLayout::peak_bytes(int64_t tokens, int64_t chunk) const {
+  int64_t bytes = 0;
+  for (const Kind& kind : kinds) {
+    const auto blocks = [](int64_t count) { return (count + kKvBlockTokens - 1) / kKvBlockTokens; };
+    // A window may begin anywhere inside its first block.
+    const int64_t seen = kind.window > 0 ? blocks(kind.window - 1 + chunk) + 1 : blocks(tokens);
+    bytes += std::min(seen, blocks(tokens)) * kind.block_bytes();
+  }
+  return bytes;
+}
+
 int64_t KvCache::bytes() const {
   int64_t total = 0;
   for (const Table& table : tables_) {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
+from gemlet.memory import check_memory, parse_memory
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -18,13 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["PRESETS", "load", "random_model"]
 
-# weights -> formats in memory of (matrices, embedding table, KV cache). The embedding is also the output
-# matrix and loses more to four bits than the others do, so "q4" keeps it at eight.
+
+class Formats(NamedTuple):
+    """Formats in memory."""
+
+    matrices: str
+    embedding: str
+    kv_cache: str
+
+
+# The embedding is also the output matrix and loses more to four bits than the others do, so "q4" keeps it at
+# eight.
 PRESETS = {
-    "f32": ("f32", "f32", "f32"),
-    "bf16": ("bf16", "bf16", "bf16"),
-    "q8": ("q8", "q8", "bf16"),
-    "q4": ("q4", "q8", "bf16"),
+    "f32": Formats("f32", "f32", "f32"),
+    "bf16": Formats("bf16", "bf16", "bf16"),
+    "q8": Formats("q8", "q8", "bf16"),
+    "q4": Formats("q4", "q8", "bf16"),
 }
 MAX_THREADS = 1024
 _ROW_BLOCK_BYTES = 32 << 20  # of a tensor at a time: loading needs little more memory than the packed weights
@@ -36,6 +46,8 @@ def load(
     weights: str = "auto",
     threads: int | None = None,
     max_context: int | None = None,
+    embedding: str | None = None,
+    max_memory: int | str | None = None,
     device: str = "cpu",
 ) -> Model:
     """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
@@ -55,6 +67,11 @@ def load(
             physical cores (``gemlet info`` shows the number and the reason).
         max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV
             cache. None: what the model was made for.
+        embedding: the format of the embedding table, which is also the output matrix. None: as ``weights``,
+            but "q8" for "q4", which answers better; "q4" is what the smallest memories need.
+        max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
+            make this process larger with one text of ``max_context`` tokens. The message has the plan and
+            what would fit.
         device: only "cpu".
 
     Returns:
@@ -67,7 +84,7 @@ def load(
         TokenizerError: there is a tokenizer, but it cannot be used.
         InvalidRequestError: an argument is out of range.
         UnsupportedError: ``device`` is not one this build has.
-        MemoryLimitError: the weights do not fit into memory.
+        MemoryLimitError: the weights do not fit into memory, or the model not into ``max_memory``.
 
     >>> import gemlet
     >>> with gemlet.load(weights="q8", threads=1) as model:
@@ -75,15 +92,21 @@ def load(
     ('q8', 'gemma3')
     """
     started = time.perf_counter()
-    _check_weights(weights)
+    check_weights(weights)
     _check_device(device)
     threads = _check_threads(threads)
+    limit = None if max_memory is None else parse_memory(max_memory)
     from gemlet.source import open_source
 
     with open_source(source) as opened:
-        max_context = _check_max_context(max_context, opened.config)
+        max_context = check_max_context(max_context, opened.config)
         weights = opened.stored_weights() if weights == "auto" else weights
-        builder = _builder(opened.config, weights=weights, threads=threads, max_context=max_context)
+        formats = formats_of(weights, embedding)
+        if limit is not None:
+            check_memory(limit, opened.config, weights=weights, embedding=embedding, max_context=max_context)
+        builder = _builder(
+            opened.config, weights=weights, formats=formats, threads=threads, max_context=max_context
+        )
         _add_tensors(builder, opened)
         return _model(
             builder,
@@ -103,6 +126,7 @@ def random_model(
     weights: str = "auto",
     threads: int | None = None,
     max_context: int | None = None,
+    embedding: str | None = None,
     seed: int = 0,
 ) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
@@ -117,12 +141,13 @@ def random_model(
     from gemlet.config import shape_config
 
     started = time.perf_counter()
-    _check_weights(weights)
+    check_weights(weights)
     threads = _check_threads(threads)
     config = shape_config(name)
-    max_context = _check_max_context(max_context, config)
+    max_context = check_max_context(max_context, config)
     weights = "bf16" if weights == "auto" else weights
-    builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
+    formats = formats_of(weights, embedding)
+    builder = _builder(config, weights=weights, formats=formats, threads=threads, max_context=max_context)
     builder.add_random(seed=seed)
     end_ids = frozenset(config.eos_token_ids)
     return _model(
@@ -137,15 +162,25 @@ def random_model(
     )
 
 
-def _builder(config: TextConfig, *, weights: str, threads: int, max_context: int) -> _core.ModelBuilder:
+def formats_of(weights: str, embedding: str | None = None) -> Formats:
+    """The formats in memory that ``weights`` (not "auto") and ``embedding`` stand for."""
+    if embedding is not None and (not isinstance(embedding, str) or embedding not in PRESETS):
+        choices = ", ".join(repr(choice) for choice in PRESETS)
+        raise InvalidRequestError(f"embedding is {embedding!r}; expected one of {choices}, or None")
+    formats = PRESETS[weights]
+    return formats if embedding is None else formats._replace(embedding=embedding)
+
+
+def _builder(
+    config: TextConfig, *, weights: str, formats: Formats, threads: int, max_context: int
+) -> _core.ModelBuilder:
     from gemlet import _core
 
-    matrices, embedding, kv_cache = PRESETS[weights]
     return _core.ModelBuilder(
         config=config.to_core(weights=weights, max_context=max_context),
-        weights=matrices,
-        embedding=embedding,
-        kv_cache=kv_cache,
+        weights=formats.matrices,
+        embedding=formats.embedding,
+        kv_cache=formats.kv_cache,
         threads=threads,
     )
 
@@ -200,7 +235,7 @@ def _model(
     )
 
 
-def _check_weights(weights: str) -> None:
+def check_weights(weights: str) -> None:
     if not isinstance(weights, str) or (weights != "auto" and weights not in PRESETS):
         choices = ", ".join(repr(choice) for choice in ("auto", *PRESETS))
         raise InvalidRequestError(f"weights is {weights!r}; expected one of {choices}")
@@ -223,7 +258,7 @@ def _check_threads(threads: int | None) -> int:
     return threads
 
 
-def _check_max_context(max_context: int | None, config: TextConfig) -> int:
+def check_max_context(max_context: int | None, config: TextConfig) -> int:
     longest = config.max_position_embeddings
     if max_context is None:
         return longest

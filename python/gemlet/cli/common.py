@@ -72,7 +72,14 @@ def open_model(arguments: argparse.Namespace) -> Model:
     """The model that --model, --weights and --threads describe."""
     from gemlet.load import load
 
-    return load(arguments.model, weights=arguments.weights, threads=arguments.threads)
+    return load(
+        arguments.model,
+        weights=arguments.weights,
+        embedding=arguments.embedding,
+        threads=arguments.threads,
+        max_context=arguments.max_context,
+        max_memory=arguments.max_memory,
+    )
 
 
 def peak_memory_bytes() -> int:
