@@ -22,6 +22,7 @@ Doubles = NDArray[np.float64]
 
 UNIT = 2.0**-24
 TINY = 2.0**-149
+NORMAL = 2.0**-126  # the smallest float32 and bfloat16 that is not denormal
 BLOCK = 32  # columns under one scale, of weights and of int8 activations
 HALF_UNIT = 2.0**-11  # rounding error of float16, and
 HALF_TINY = 2.0**-25  # of its denormals

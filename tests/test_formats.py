@@ -182,8 +182,9 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float, at: 
     w[at] = value
     with pytest.raises(gemlet.TensorError, match="not finite"):
         _core.kernel_roundtrip(format=format, w=w)
+    operation = f"matmul_{'i8' if format in ('q8', 'q4') else 'f32'}_{format}"
     with pytest.raises(gemlet.TensorError, match="not finite"):
-        _core.kernel_matmul(tier="scalar", format=format, x=np.ones((1, 70), np.float32), w=w)
+        _core.kernel_matmul(tier="scalar", operation=operation, x=np.ones((1, 70), np.float32), w=w)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@ The list of kernels is the core's own (``kernel_entries``): one that no test her
 
 How far a product y = sum(x w) may be from its float64 value, v being what the format makes of w:
 
-- f32 and bf16 weights: x and v are used as they are; the bound is that of a float32 sum.
+- f32 activations: x and v are used as they are; the bound is that of a float32 sum.
+- bf16 activations: x is rounded to bf16 first, so |x - x'| <= 2^-9 |x|. For y' = sum(x' v) the products are
+  exact and the bound is that of a float32 sum, but the instructions take denormal numbers for zero: x', v,
+  products and sums, each of which may lose up to NORMAL. Against y the error is at most 2^-9 sum(|x v|) more.
 - q8 and q4: x is rounded to int8 first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2.
   For y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum.
   Where x / s is half-way between two integers, up to float32's rounding, x' may be either.
@@ -24,6 +27,7 @@ from kernel_cases import (
     FLUSHED,
     KINDS,
     MACHINE_TIERS,
+    NORMAL,
     TINY,
     UNIT,
     Doubles,
@@ -44,17 +48,18 @@ from gemlet import _core
 MATMULS = {
     "matmul_f32_f32": "f32",
     "matmul_f32_bf16": "bf16",
+    "matmul_bf16_bf16": "bf16",
     "matmul_i8_q8": "q8",
     "matmul_i8_q4": "q4",
 }
-ACTIVATIONS = ["quantize_i8"]
+PREPARED = ["quantize_i8", "round_bf16"]
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
 RANGES = {"f32": (1e17, 1e17), "bf16": (1e17, 1e17), "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
 
 
 def test_every_kernel_is_tested() -> None:
-    tested = {*MATMULS, *ACTIVATIONS, *ATTENTIONS, *STORES, *ROW_OPERATIONS}
+    tested = {*MATMULS, *PREPARED, *ATTENTIONS, *STORES, *ROW_OPERATIONS}
     assert {operation for operation, _ in ENTRIES} == tested
     assert len(set(ENTRIES)) == len(ENTRIES)
     # Every operation has its definition, and cpu_info tells where the others come from.
@@ -62,20 +67,28 @@ def test_every_kernel_is_tested() -> None:
     assert set(_core.cpu_info()["kernels"]) == tested
 
 
-def matmul(tier: str, format: str, x: Floats, w: Floats) -> Floats:
-    y = _core.kernel_matmul(tier=tier, format=format, x=guarded(x), w=guarded(w))
+def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
+    y = _core.kernel_matmul(tier=tier, operation=operation, x=guarded(x), w=guarded(w))
     assert y.shape == (len(x), len(w))
     assert y.dtype == np.float32
     return y
 
 
-def expected(format: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
+def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
     """What a kernel computes, in float64, and how far from it float32 may be (the text above)."""
-    v = _core.kernel_roundtrip(format=format, w=w).astype(np.float64)
+    v = _core.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
     cols = x.shape[1]
-    if format not in INT8_FORMATS:
-        exact = x.astype(np.float64)
-        return exact @ v.T, (cols + 1) * (UNIT * (np.abs(exact) @ np.abs(v.T)) + TINY)
+    if MATMULS[operation] not in INT8_FORMATS:
+        exact = (bf16(x) if "_bf16_" in operation else x).astype(np.float64)
+        magnitude = np.abs(exact) @ np.abs(v).T
+        bound = (cols + 1) * (UNIT * magnitude + TINY)
+        if "_bf16_" in operation:
+            normal = (
+                np.where(np.abs(exact) < NORMAL, 0, np.abs(exact))
+                @ np.where(np.abs(v) < NORMAL, 0, np.abs(v)).T
+            )
+            bound += magnitude - normal + 2 * cols * NORMAL
+        return exact @ v.T, bound
     steps, unsure = int8_activations(x)
     blocks = -(-cols // BLOCK)
     # 4: 1 / 127 in float32, the step of x, its product with the weights' scale, that with the integer sum.
@@ -85,58 +98,56 @@ def expected(format: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
     return steps @ v.T, bound + tiny
 
 
-def check_matmul(tier: str, format: str, x: Floats, w: Floats) -> None:
-    y, bound = expected(format, x, w)
-    got = matmul(tier, format, x, w)
+def check_matmul(tier: str, operation: str, x: Floats, w: Floats) -> None:
+    y, bound = expected(operation, x, w)
+    got = matmul(tier, operation, x, w)
     assert np.isfinite(got).all()
     assert (np.abs(got - y) <= bound).all(), f"{np.max(np.abs(got - y) / bound):.3g} times the bound"
-    scalar = matmul("scalar", format, x, w).astype(np.float64)
+    scalar = matmul("scalar", operation, x, w).astype(np.float64)
     assert (np.abs(got - scalar) <= 2 * bound).all()
 
 
 def case(
-    format: str, seed: int, rows: int, outputs: int, cols: int, kinds: tuple[str, str]
+    operation: str, seed: int, rows: int, outputs: int, cols: int, kinds: tuple[str, str]
 ) -> tuple[Floats, Floats]:
     random = np.random.default_rng(seed)
-    largest_x, largest_w = RANGES[format]
+    largest_x, largest_w = RANGES[MATMULS[operation]]
     return (
         numbers(random, kinds[0], (rows, cols), largest_x),
         numbers(random, kinds[1], (outputs, cols), largest_w),
     )
 
 
-NORMAL = ("normal", "normal")
+PLAIN = ("normal", "normal")
 
 
 @kernels(*MATMULS)
 def test_matmul_at_every_number_of_columns(operation: str, tier: str) -> None:
     for cols in (*range(1, 131), 159, 160, 161, 255, 256, 257, 640):
         rows, outputs = 1 + cols * 7 % 11, 1 + cols * 5 % 37
-        x, w = case(MATMULS[operation], cols, rows, outputs, cols, NORMAL)
-        check_matmul(tier, MATMULS[operation], x, w)
+        x, w = case(operation, cols, rows, outputs, cols, PLAIN)
+        check_matmul(tier, operation, x, w)
 
 
 @kernels(*MATMULS)
 def test_matmul_at_every_number_of_rows(operation: str, tier: str) -> None:
     """Across all tiles of rows; a row of a large call has the bits it has in a call of its own."""
-    format = MATMULS[operation]
-    x, w = case(format, 1, 40, 33, 96, NORMAL)
-    alone = np.concatenate([matmul(tier, format, x[r : r + 1], w) for r in range(40)])
+    x, w = case(operation, 1, 40, 33, 96, PLAIN)
+    alone = np.concatenate([matmul(tier, operation, x[r : r + 1], w) for r in range(40)])
     for rows in range(1, 41):
-        np.testing.assert_array_equal(matmul(tier, format, x[:rows], w), alone[:rows])
-        np.testing.assert_array_equal(matmul(tier, format, x[40 - rows :], w), alone[40 - rows :])
-    check_matmul(tier, format, x, w)
+        np.testing.assert_array_equal(matmul(tier, operation, x[:rows], w), alone[:rows])
+        np.testing.assert_array_equal(matmul(tier, operation, x[40 - rows :], w), alone[40 - rows :])
+    check_matmul(tier, operation, x, w)
 
 
 @kernels(*MATMULS)
 def test_matmul_at_every_number_of_outputs(operation: str, tier: str) -> None:
     """Across all panels; an output does not depend on the others."""
-    format = MATMULS[operation]
-    x, w = case(format, 2, 5, 50, 70, NORMAL)
-    whole = matmul(tier, format, x, w)
+    x, w = case(operation, 2, 5, 50, 70, PLAIN)
+    whole = matmul(tier, operation, x, w)
     for outputs in range(1, 51):
-        np.testing.assert_array_equal(matmul(tier, format, x, w[:outputs]), whole[:, :outputs])
-        np.testing.assert_array_equal(matmul(tier, format, x, w[50 - outputs :]), whole[:, 50 - outputs :])
+        np.testing.assert_array_equal(matmul(tier, operation, x, w[:outputs]), whole[:, :outputs])
+        np.testing.assert_array_equal(matmul(tier, operation, x, w[50 - outputs :]), whole[:, 50 - outputs :])
 
 
 @kernels(*MATMULS)
@@ -144,16 +155,16 @@ def test_matmul_at_every_number_of_outputs(operation: str, tier: str) -> None:
     ("rows", "outputs", "cols"), [(1, 257, 2048), (9, 47, 1152), (33, 17, 6912), (1, 1, 32)]
 )
 def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
-    x, w = case(MATMULS[operation], 3, rows, outputs, cols, ("outliers", "normal"))
-    check_matmul(tier, MATMULS[operation], x, w)
+    x, w = case(operation, 3, rows, outputs, cols, ("outliers", "normal"))
+    check_matmul(tier, operation, x, w)
 
 
 @kernels(*MATMULS)
 def test_matmul_of_every_kind_of_numbers(operation: str, tier: str) -> None:
     for i, x_kind in enumerate(KINDS):
         for j, w_kind in enumerate(KINDS):
-            x, w = case(MATMULS[operation], 10 * i + j, 1 + i, 20, 64 + 16 * j, (x_kind, w_kind))
-            check_matmul(tier, MATMULS[operation], x, w)
+            x, w = case(operation, 10 * i + j, 1 + i, 20, 64 + 16 * j, (x_kind, w_kind))
+            check_matmul(tier, operation, x, w)
 
 
 @kernels(*MATMULS)
@@ -166,25 +177,26 @@ def test_matmul_of_every_kind_of_numbers(operation: str, tier: str) -> None:
 def test_matmul_of_anything(
     operation: str, tier: str, seed: int, shape: tuple[int, int, int], kinds: tuple[str, str]
 ) -> None:
-    x, w = case(MATMULS[operation], seed, *shape, kinds)
-    check_matmul(tier, MATMULS[operation], x, w)
+    x, w = case(operation, seed, *shape, kinds)
+    check_matmul(tier, operation, x, w)
 
 
 @kernels("matmul_i8_q8", "matmul_i8_q4")
 def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
     """The largest integers of either sign, where sums of two byte products leave 16 bits."""
-    format = MATMULS[operation]
     x = np.full((9, 320), 127, np.float32)
     x[1::2] *= -1
     x[4, ::2] *= -1
-    largest = {"q8": (127, -127), "q4": (7, -8)}[format]
+    largest = {"q8": (127, -127), "q4": (7, -8)}[MATMULS[operation]]
     w = np.full((34, 320), largest[0], np.float32)
     w[::3] = largest[1]
     w[:, 0::32] = largest[1]  # the value that sets q4's scale
-    np.testing.assert_array_equal(matmul(tier, format, x, w), x.astype(np.float64) @ w.astype(np.float64).T)
+    np.testing.assert_array_equal(
+        matmul(tier, operation, x, w), x.astype(np.float64) @ w.astype(np.float64).T
+    )
 
 
-@kernels(*ACTIVATIONS)
+@kernels("quantize_i8")
 @pytest.mark.parametrize("format", INT8_FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_activations_are_within_half_a_step(operation: str, tier: str, format: str, kind: str) -> None:
@@ -193,7 +205,10 @@ def test_int8_activations_are_within_half_a_step(operation: str, tier: str, form
     for cols in (1, 31, 32, 33, 64, 100):
         x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e28)
         seen = (
-            matmul(tier, format, x, diagonal * np.eye(cols, dtype=np.float32)).astype(np.float64) / diagonal
+            matmul(tier, f"matmul_i8_{format}", x, diagonal * np.eye(cols, dtype=np.float32)).astype(
+                np.float64
+            )
+            / diagonal
         )
         # x / s is off by up to 127 * 4 UNIT steps when rounded to an integer, the product by 2 UNIT.
         steps = int8_steps(x)
@@ -201,28 +216,49 @@ def test_int8_activations_are_within_half_a_step(operation: str, tier: str, form
         assert (np.abs(seen - x) <= bound).all()
 
 
+@kernels("round_bf16")
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_activations_are_rounded_to_nearest_even(operation: str, tier: str, kind: str) -> None:
+    """Times the identity, the activations show themselves; denormal ones may be zero."""
+    for cols in (1, 2, 15, 16, 17, 31, 32, 33, 100):
+        x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e38)
+        seen = matmul(tier, "matmul_bf16_bf16", x, np.eye(cols, dtype=np.float32))
+        rounded = bf16(x)
+        np.testing.assert_array_equal(np.where(np.abs(rounded) < NORMAL, rounded, seen), rounded)
+        assert (np.abs(seen) <= np.abs(rounded)).all()
+
+
 @kernels(*MATMULS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_activations_that_are_not_finite_show(operation: str, tier: str, value: float) -> None:
     """An overflow upstream must reach the logits, where it is an error, and not become a likely token."""
     for cols, at in ((32, 0), (70, 69), (256, 100)):
-        x, w = case(MATMULS[operation], 5, 3, 20, cols, NORMAL)
+        x, w = case(operation, 5, 3, 20, cols, PLAIN)
         x[1, at] = value
-        y = matmul(tier, MATMULS[operation], x, w)
+        y = matmul(tier, operation, x, w)
         assert not np.isfinite(y[1]).any()
         assert np.isfinite(y[[0, 2]]).all()
 
 
 def test_bf16_products_use_the_rounded_weights() -> None:
     """The definition above leans on kernel_roundtrip; here is one that does not."""
-    x, w = case("bf16", 6, 3, 18, 77, NORMAL)
+    x, w = case("matmul_bf16_bf16", 6, 3, 18, 77, PLAIN)
     v = bf16(w).astype(np.float64)
     for tier in MACHINE_TIERS:
-        np.testing.assert_allclose(matmul(tier, "bf16", x, w), x.astype(np.float64) @ v.T, rtol=0, atol=1e-4)
+        y = matmul(tier, "matmul_f32_bf16", x, w)
+        np.testing.assert_allclose(y, x.astype(np.float64) @ v.T, rtol=0, atol=1e-4)
+        y = matmul(tier, "matmul_bf16_bf16", x, w)
+        np.testing.assert_allclose(y, bf16(x).astype(np.float64) @ v.T, rtol=0, atol=1e-4)
 
 
 def test_a_tier_that_the_machine_lacks_is_refused() -> None:
     one = np.ones((1, 32), np.float32)
     for tier in ("", "sse9", "AVX2"):
         with pytest.raises(gemlet.UnsupportedError, match=f"'{tier}'"):
-            _core.kernel_matmul(tier=tier, format="f32", x=one, w=one)
+            _core.kernel_matmul(tier=tier, operation="matmul_f32_f32", x=one, w=one)
+
+
+def test_an_operation_that_is_no_matmul_is_refused() -> None:
+    one = np.ones((1, 32), np.float32)
+    with pytest.raises(gemlet.InvalidRequestError, match="'rope'"):
+        _core.kernel_matmul(tier="scalar", operation="rope", x=one, w=one)

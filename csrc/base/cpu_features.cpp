@@ -1,11 +1,11 @@
 #include "base/cpu_features.h"
 
-#include <array>
-
 #include "base/error.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace gemlet {
@@ -13,16 +13,27 @@ namespace {
 
 constexpr uint64_t kXcr0Avx = 0x6;      // SSE and AVX registers
 constexpr uint64_t kXcr0Avx512 = 0xe6;  // plus opmask and the upper ZMM halves
+constexpr uint64_t kXcr0Amx = 0x60000;  // tile configuration and tile data
 
 struct TierEntry {
   Tier tier;
   std::string_view name;
+  Tier contained;
 };
-constexpr std::array<TierEntry, 3> kTiers = {{
-    {Tier::kScalar, "scalar"},
-    {Tier::kAvx2, "avx2"},
-    {Tier::kAvx512Vnni, "avx512vnni"},
-}};
+constexpr TierEntry kTiers[] = {
+#define GEMLET_TIER_ENTRY(id, name, contained) {Tier::k##id, #name, Tier::k##contained},
+    GEMLET_TIERS(GEMLET_TIER_ENTRY)
+#undef GEMLET_TIER_ENTRY
+};
+constexpr const TierEntry& entry_of(Tier tier) { return kTiers[static_cast<size_t>(tier)]; }
+
+#if defined(__x86_64__)
+// Linux keeps the 8 KB of tile registers from a process until it asks for them (Documentation/arch/x86/xstate.rst).
+bool request_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 }  // namespace
 
@@ -58,23 +69,36 @@ CpuFacts detect_cpu() {
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     facts.xcr0 = (static_cast<uint64_t>(high) << 32) | low;
   }
+  facts.amx_granted = facts.amx_tile && (facts.xcr0 & kXcr0Amx) == kXcr0Amx && request_amx();
 #endif
   return facts;
 }
 
 bool tier_supported(const CpuFacts& facts, Tier tier) {
-  const bool os_avx = facts.osxsave && (facts.xcr0 & kXcr0Avx) == kXcr0Avx;
-  const bool os_avx512 = facts.osxsave && (facts.xcr0 & kXcr0Avx512) == kXcr0Avx512;
+  const auto saved = [&](uint64_t state) { return facts.osxsave && (facts.xcr0 & state) == state; };
+  const auto contained = [&] { return tier_supported(facts, entry_of(tier).contained); };
   switch (tier) {
     case Tier::kScalar:
       return true;
     case Tier::kAvx2:
-      return os_avx && facts.avx && facts.avx2 && facts.fma && facts.f16c;
+      return contained() && saved(kXcr0Avx) && facts.avx && facts.avx2 && facts.fma && facts.f16c;
+    case Tier::kAvxVnni:
+      return contained() && facts.avxvnni;
+    case Tier::kAvx512:
+      return contained() && saved(kXcr0Avx512) && facts.avx512f && facts.avx512bw && facts.avx512vl && facts.avx512dq;
     case Tier::kAvx512Vnni:
-      return os_avx512 && tier_supported(facts, Tier::kAvx2) && facts.avx512f && facts.avx512bw && facts.avx512vl &&
-             facts.avx512dq && facts.avx512vnni;
+      return contained() && facts.avx512vnni;
+    case Tier::kAvx512Bf16:
+      return contained() && facts.avx512bf16;
+    case Tier::kAmx:
+      return contained() && saved(kXcr0Amx) && facts.amx_granted && facts.amx_tile && facts.amx_int8 && facts.amx_bf16;
   }
   return false;
+}
+
+bool tier_includes(Tier tier, Tier other) {
+  while (tier != other && tier != Tier::kScalar) tier = entry_of(tier).contained;
+  return tier == other;
 }
 
 std::vector<Tier> supported_tiers(const CpuFacts& facts) {
@@ -85,12 +109,7 @@ std::vector<Tier> supported_tiers(const CpuFacts& facts) {
   return tiers;
 }
 
-std::string_view tier_name(Tier tier) {
-  for (const TierEntry& entry : kTiers) {
-    if (entry.tier == tier) return entry.name;
-  }
-  return "unknown";
-}
+std::string_view tier_name(Tier tier) { return entry_of(tier).name; }
 
 std::optional<Tier> tier_from_name(std::string_view name) {
   for (const TierEntry& entry : kTiers) {

@@ -75,20 +75,22 @@ void RowTable::read(int64_t row, float* out) const {
 }
 
 void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out) {
-  switch (type) {
-    case SourceType::kF32:
-      std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);
-      return;
-    case SourceType::kBf16:
-    case SourceType::kF16: {
-      const uint8_t* source = static_cast<const uint8_t*>(data) + first * 2;
-      for (int64_t i = 0; i < count; ++i) {
-        uint16_t bits;
-        std::memcpy(&bits, source + i * 2, 2);
-        out[i] = type == SourceType::kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-      }
-      return;
+  if (type == SourceType::kF32) {
+    std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);
+    return;
+  }
+  const uint8_t* const source = static_cast<const uint8_t*>(data) + first * 2;
+  const auto each = [&](auto convert) {  // a loop of its own for each type: that of bf16 becomes vector instructions
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, source + i * 2, 2);
+      out[i] = convert(bits);
     }
+  };
+  if (type == SourceType::kBf16) {
+    each([](uint16_t bits) { return bf16_to_f32(bits); });
+  } else {
+    each([](uint16_t bits) { return f16_to_f32(bits); });
   }
 }
 

@@ -58,10 +58,16 @@ py::array_t<float> roundtrip(const std::string& format, const Floats& w) {
   return out;
 }
 
-// x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` uses for `format`.
-py::array_t<float> matmul(const std::string& tier, const std::string& format, const Floats& x, const Floats& w) {
+// x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` has for `operation`, a name of kernel_entries().
+py::array_t<float> matmul(const std::string& tier, const std::string& operation, const Floats& x, const Floats& w) {
   const kernels::KernelTable table = table_of(tier);
-  const Packed packed = pack(format, w);
+  const auto* const found =
+      std::find_if(std::begin(kernels::kMatmuls), std::end(kernels::kMatmuls),
+                   [&](const kernels::MatmulOperation& known) { return known.name == operation; });
+  if (found == std::end(kernels::kMatmuls)) {
+    fail(ErrorCode::kInvalidRequest, "'", operation, "' is not a matmul operation");
+  }
+  const Packed packed = pack(std::string(format_name(found->weights)), w);
   const Matrix& matrix = packed.matrix;
   if (x.ndim() != 2 || x.shape(0) < 1 || x.shape(1) != matrix.cols) {
     fail(ErrorCode::kInvalidRequest, "x must be [rows, ", matrix.cols, "]");
@@ -71,31 +77,17 @@ py::array_t<float> matmul(const std::string& tier, const std::string& format, co
   kernels::MatmulArgs args = {
       x.data(),    matrix.cols * 4,  rows,        matrix.data, panel_bytes(matrix.format, matrix.cols),
       matrix.cols, y.mutable_data(), matrix.rows, matrix.rows};
-  AlignedBuffer quantized;
-  if (matrix.format == Format::kQ8 || matrix.format == Format::kQ4) {
+  AlignedBuffer prepared;
+  if (found->activations != kernels::Activations::kF32) {
     args.cols = padded_cols(matrix.format, matrix.cols);
-    args.x_stride = kernels::quantized_row_bytes(args.cols);
-    quantized = AlignedBuffer(static_cast<size_t>(rows * args.x_stride));
+    args.x_stride = kernels::activation_row_bytes(found->activations, args.cols);
+    prepared = AlignedBuffer(static_cast<size_t>(rows * args.x_stride));
     for (int64_t r = 0; r < rows; ++r) {
-      table.quantize_i8({x.data(r, 0), matrix.cols, args.cols, matrix.format == Format::kQ4 ? 8 : 128,
-                         quantized.data() + r * args.x_stride});
+      kernels::prepare_row(table, *found, x.data(r, 0), matrix.cols, prepared.data() + r * args.x_stride);
     }
-    args.x = quantized.data();
+    args.x = prepared.data();
   }
-  switch (matrix.format) {
-    case Format::kF32:
-      table.matmul_f32_f32(args);
-      break;
-    case Format::kBf16:
-      table.matmul_f32_bf16(args);
-      break;
-    case Format::kQ8:
-      table.matmul_i8_q8(args);
-      break;
-    case Format::kQ4:
-      table.matmul_i8_q4(args);
-      break;
-  }
+  (table.*found->kernel)(args);
   return y;
 }
 
@@ -192,8 +184,8 @@ void register_kernels(py::module_& m) {
       "(operation, tier) of every kernel compiled in.");
   m.def("kernel_roundtrip", &roundtrip, py::kw_only(), py::arg("format"), py::arg("w"),
         "What a weight format makes of w: float32 of the same shape.");
-  m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("format"), py::arg("x"), py::arg("w"),
-        "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` uses for `format`.");
+  m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
+        "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`.");
   m.def(
       "kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"),
       py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f,

@@ -21,6 +21,8 @@ std::optional<Format> format_from_name(std::string_view text) {
   return std::nullopt;
 }
 
+int32_t zero_point(Format format) { return format == Format::kQ4 ? 8 : format == Format::kQ8 ? 128 : 0; }
+
 int64_t padded_cols(Format format, int64_t cols) {
   const int64_t unit = format == Format::kF32 ? 1 : format == Format::kBf16 ? 2 : kSuperblock;
   return (cols + unit - 1) / unit * unit;

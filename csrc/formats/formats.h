@@ -46,6 +46,7 @@ inline constexpr int64_t kQ4SuperblockBytes = kScaleBytes + kPanelRows * kSuperb
 std::string_view format_name(Format format);
 std::optional<Format> format_from_name(std::string_view name);
 
+int32_t zero_point(Format format);  // what q8 and q4 add to q to store it unsigned; 0 for the others
 int64_t padded_cols(Format format, int64_t cols);
 int64_t panel_bytes(Format format, int64_t cols);  // bytes of one panel of 16 rows
 inline int64_t panel_count(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }

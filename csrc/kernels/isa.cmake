@@ -2,17 +2,23 @@
 # other code can contain an instruction the machine may lack.
 
 set(GEMLET_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
-set(GEMLET_ISA_FLAGS_avx512vnni -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c)
+set(GEMLET_ISA_FLAGS_avxvnni ${GEMLET_ISA_FLAGS_avx2} -mavxvnni)
+set(GEMLET_ISA_FLAGS_avx512 ${GEMLET_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
+set(GEMLET_ISA_FLAGS_avx512vnni ${GEMLET_ISA_FLAGS_avx512} -mavx512vnni)
+set(GEMLET_ISA_FLAGS_avx512bf16 ${GEMLET_ISA_FLAGS_avx512vnni} -mavx512bf16)
 
 function(gemlet_add_isa_sources target)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-    set(tiers avx2 avx512vnni)
+    set(tiers avx2 avxvnni avx512 avx512vnni avx512bf16)
   else()
     set(tiers)
   endif()
   foreach(tier IN LISTS tiers)
     foreach(operation matmul attention rowwise)
       set(source ${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${tier}.cpp)
+      if(NOT EXISTS ${source})  # the tier has nothing of its own here
+        continue()
+      endif()
       target_sources(${target} PRIVATE ${source})
       # -ffp-contract=fast lets a * b + c become one FMA; -fno-exceptions keeps unwinding helpers out of these objects.
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS

@@ -1,5 +1,7 @@
 #include "kernels/registry.h"
 
+#include <cstring>
+
 namespace gemlet::kernels {
 
 // Declare every kernel in its tier's namespace.
@@ -14,9 +16,9 @@ namespace gemlet::kernels {
 
 namespace {
 namespace tiers {
-constexpr Tier scalar = Tier::kScalar;
-[[maybe_unused]] constexpr Tier avx2 = Tier::kAvx2;
-[[maybe_unused]] constexpr Tier avx512vnni = Tier::kAvx512Vnni;
+#define GEMLET_TIER_CONSTANT(id, name, contained) [[maybe_unused]] constexpr Tier name = Tier::k##id;
+GEMLET_TIERS(GEMLET_TIER_CONSTANT)
+#undef GEMLET_TIER_CONSTANT
 }  // namespace tiers
 }  // namespace
 
@@ -33,9 +35,9 @@ const std::vector<KernelEntry>& kernel_entries() {
 
 KernelTable kernels_for(Tier tier) {
   KernelTable table;
-  // Within a list tiers rise, so the last entry that fits wins.
+  // Within a list no tier stands before one that it contains, so the last entry that fits wins.
 #define KERNEL(operation, kernel_tier) \
-  if (tiers::kernel_tier <= tier) table.operation = kernel_tier::operation;
+  if (tier_includes(tier, tiers::kernel_tier)) table.operation = kernel_tier::operation;
 #include "kernels/attention/attention.list"
 #include "kernels/matmul/matmul.list"
 #include "kernels/rowwise/rowwise.list"
@@ -46,9 +48,34 @@ KernelTable kernels_for(Tier tier) {
 Tier resolved_tier(std::string_view operation, Tier tier) {
   Tier found = Tier::kScalar;
   for (const KernelEntry& entry : kernel_entries()) {
-    if (entry.operation == operation && entry.tier <= tier) found = entry.tier;
+    if (entry.operation == operation && tier_includes(tier, entry.tier)) found = entry.tier;
   }
   return found;
+}
+
+const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows) {
+  static const KernelTable definitions = kernels_for(Tier::kScalar);
+  const MatmulOperation* choice = nullptr;
+  for (const MatmulOperation& operation : kMatmuls) {
+    if (operation.weights != format) continue;
+    choice = &operation;
+    const bool vectorized = table.*operation.kernel != definitions.*operation.kernel;
+    if (vectorized && rows >= operation.least_rows) break;
+  }
+  return *choice;
+}
+
+void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols,
+                 uint8_t* out) {
+  switch (operation.activations) {
+    case Activations::kF32:
+      std::memcpy(out, x, static_cast<size_t>(cols) * sizeof(float));
+      return;
+    case Activations::kI8:
+      return table.quantize_i8({x, cols, padded_cols(operation.weights, cols), zero_point(operation.weights), out});
+    case Activations::kBf16:
+      return table.round_bf16({x, cols, activation_row_bytes(Activations::kBf16, cols) / 2, out});
+  }
 }
 
 }  // namespace gemlet::kernels

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/cpu_features.h"
+#include "formats/formats.h"
 #include "kernels/attention/attention.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/rowwise/rowwise.h"
@@ -15,8 +16,10 @@ namespace gemlet::kernels {
 // Every operation once.
 #define GEMLET_OPERATIONS(X) \
   X(quantize_i8)             \
+  X(round_bf16)              \
   X(matmul_f32_f32)          \
   X(matmul_f32_bf16)         \
+  X(matmul_bf16_bf16)        \
   X(matmul_i8_q8)            \
   X(matmul_i8_q4)            \
   X(kv_store_f32)            \
@@ -46,10 +49,33 @@ struct KernelEntry {
 // All kernels compiled into this library, in the order of the lists.
 const std::vector<KernelEntry>& kernel_entries();
 
-// The table of `tier`: for each operation the kernel of that tier, or of the next lower one that has it.
+// The table of `tier`: for each operation the kernel of that tier, or of the nearest one it contains that has it.
 KernelTable kernels_for(Tier tier);
 
 // Which tier kernels_for(tier) takes `operation` from.
 Tier resolved_tier(std::string_view operation, Tier tier);
+
+// The matmul kernels by what they take. Of those for one weight format the first is chosen that the tier has more than
+// the scalar definition of, and that the product has rows enough for; else the last one.
+struct MatmulOperation {
+  std::string_view name;
+  Activations activations;
+  Format weights;
+  int64_t least_rows;
+  matmul_fn* KernelTable::* kernel;
+};
+inline constexpr MatmulOperation kMatmuls[] = {
+    {"matmul_f32_f32", Activations::kF32, Format::kF32, 1, &KernelTable::matmul_f32_f32},
+    {"matmul_bf16_bf16", Activations::kBf16, Format::kBf16, 1, &KernelTable::matmul_bf16_bf16},
+    {"matmul_f32_bf16", Activations::kF32, Format::kBf16, 1, &KernelTable::matmul_f32_bf16},
+    {"matmul_i8_q8", Activations::kI8, Format::kQ8, 1, &KernelTable::matmul_i8_q8},
+    {"matmul_i8_q4", Activations::kI8, Format::kQ4, 1, &KernelTable::matmul_i8_q4},
+};
+const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows);
+
+// One row of activations, x [cols], in the form that `operation` takes; activation_row_bytes() of the weights'
+// padded_cols.
+void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols,
+                 uint8_t* out);
 
 }  // namespace gemlet::kernels

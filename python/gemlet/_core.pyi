@@ -298,12 +298,12 @@ def kernel_entries() -> list[tuple[str, str]]:
 def kernel_matmul(
     *,
     tier: str,
-    format: str,
+    operation: str,
     x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
-    x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` uses for `format`.
+    x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`.
     """
 
 def kernel_roundtrip(

@@ -14,8 +14,6 @@ constexpr int64_t kActivationBytes = 512 * 1024;
 // Bytes of weights in one task: long enough to stream, short enough to even out the threads.
 constexpr int64_t kTaskBytes = 64 * 1024;
 
-int32_t zero_point(Format format) { return format == Format::kQ4 ? 8 : format == Format::kQ8 ? 128 : 0; }
-
 }  // namespace
 
 CpuBackend::CpuBackend(Tier tier, int threads) : tier_(tier), pool_(threads), kernels_(kernels::kernels_for(tier)) {}
@@ -69,47 +67,54 @@ void CpuBackend::softcap(float cap, int64_t rows, int64_t dim, float* x) {
   });
 }
 
-void CpuBackend::matmul(std::span<const Product> products) {
-  // Activations in the form that each product's kernel takes: as they are, or quantized once per distinct x.
-  struct Prepared {
-    const uint8_t* data;
-    int64_t stride;
-    int64_t cols;
-  };
-  const auto layout = [](const Product& product) {
+// Activations in the form that each product's kernel takes: as they are, or in another form, made once for neighbours
+// that share them.
+void CpuBackend::prepare_inputs(std::span<const Product> products) {
+  inputs_.clear();
+  int64_t bytes = 0;
+  for (const Product& product : products) {
     const Matrix& weight = *product.weight;
-    const bool int8 = zero_point(weight.format) != 0;
-    const int64_t cols = int8 ? padded_cols(weight.format, weight.cols) : weight.cols;
-    const int64_t stride = int8 ? kernels::quantized_row_bytes(cols) : cols * 4;
-    return Prepared{reinterpret_cast<const uint8_t*>(product.x), stride, cols};
-  };
-  const auto shares_input = [&](size_t i) {  // with the product before it
-    const Product &a = products[i], &b = products[i - (i > 0)];
-    return i > 0 && a.x == b.x && a.rows == b.rows && zero_point(a.weight->format) == zero_point(b.weight->format);
-  };
-  int64_t quantized_bytes = 0;
-  for (size_t i = 0; i < products.size(); ++i) {
-    if (zero_point(products[i].weight->format) == 0 || shares_input(i)) continue;
-    quantized_bytes += products[i].rows * layout(products[i]).stride;
+    MatmulInput input = {};
+    input.operation = &kernels::matmul_for(kernels_, weight.format, product.rows);
+    const kernels::Activations form = input.operation->activations;
+    const bool as_it_is = form == kernels::Activations::kF32;
+    input.cols = as_it_is ? weight.cols : padded_cols(weight.format, weight.cols);
+    input.stride = kernels::activation_row_bytes(form, input.cols);
+    if (as_it_is) {
+      input.data = reinterpret_cast<const uint8_t*>(product.x);
+    } else if (!inputs_.empty()) {
+      const MatmulInput& last = inputs_.back();
+      const Product& other = products[inputs_.size() - 1];
+      input.shared = product.x == other.x && product.rows == other.rows && form == last.operation->activations &&
+                     input.stride == last.stride && zero_point(weight.format) == zero_point(other.weight->format);
+    }
+    if (!as_it_is && !input.shared) bytes += product.rows * input.stride;
+    inputs_.push_back(input);
   }
-  uint8_t* quantized = reinterpret_cast<uint8_t*>(scratch(quantized_, quantized_bytes / 4));
-
-  tasks_.clear();
-  Prepared input = {};
+  uint8_t* at = reinterpret_cast<uint8_t*>(scratch(prepared_, bytes / 4));
   for (size_t i = 0; i < products.size(); ++i) {
     const Product& product = products[i];
-    const Matrix& weight = *product.weight;
-    if (!shares_input(i)) {
-      input = layout(product);
-      if (const int32_t zero = zero_point(weight.format); zero != 0) {
-        for_each_row(product.rows, weight.cols, [&](int64_t row) {
-          uint8_t* const out = quantized + row * input.stride;
-          kernels_.quantize_i8({product.x + row * weight.cols, weight.cols, input.cols, zero, out});
-        });
-        input.data = quantized;
-        quantized += product.rows * input.stride;
-      }
+    MatmulInput& input = inputs_[i];
+    if (input.shared) {
+      input.data = inputs_[i - 1].data;
+    } else if (input.data == nullptr) {
+      const int64_t cols = product.weight->cols;
+      for_each_row(product.rows, cols, [&](int64_t row) {
+        kernels::prepare_row(kernels_, *input.operation, product.x + row * cols, cols, at + row * input.stride);
+      });
+      input.data = at;
+      at += product.rows * input.stride;
     }
+  }
+}
+
+void CpuBackend::matmul(std::span<const Product> products) {
+  prepare_inputs(products);
+  tasks_.clear();
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Product& product = products[i];
+    const MatmulInput& input = inputs_[i];
+    const Matrix& weight = *product.weight;
     // A task: a run of panels of about 64 KB, times a block of rows that fits L2.
     const int64_t stride = panel_bytes(weight.format, weight.cols);
     const int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
@@ -126,22 +131,13 @@ void CpuBackend::matmul(std::span<const Product> products) {
         args.y = product.y + row * weight.rows + panel * kPanelRows;
         args.y_stride = weight.rows;
         args.outputs = std::min(run * kPanelRows, weight.rows - panel * kPanelRows);
-        tasks_.push_back({args, weight.format});
+        tasks_.push_back({args, kernels_.*input.operation->kernel});
       }
     }
   }
   pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int) {
     const MatmulTask& task = tasks_[static_cast<size_t>(index)];
-    switch (task.format) {
-      case Format::kF32:
-        return kernels_.matmul_f32_f32(task.args);
-      case Format::kBf16:
-        return kernels_.matmul_f32_bf16(task.args);
-      case Format::kQ8:
-        return kernels_.matmul_i8_q8(task.args);
-      case Format::kQ4:
-        return kernels_.matmul_i8_q4(task.args);
-    }
+    task.kernel(task.args);
   });
 }
 

@@ -12,10 +12,19 @@
 
 namespace gemlet {
 
+// Activations of one product in the form that its kernel takes.
+struct MatmulInput {
+  const kernels::MatmulOperation* operation;
+  int64_t cols;
+  int64_t stride;  // bytes from row to row
+  const uint8_t* data;
+  bool shared;  // with the product before
+};
+
 // One run of panels of one product for one block of rows.
 struct MatmulTask {
   kernels::MatmulArgs args;
-  Format format;
+  kernels::matmul_fn* kernel;
 };
 
 class CpuBackend final : public Backend {
@@ -73,12 +82,14 @@ class CpuBackend final : public Backend {
     });
   }
   float* scratch(AlignedBuffer& buffer, int64_t floats);  // grows the buffer
+  void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;
   ThreadPool pool_;
   kernels::KernelTable kernels_;
-  AlignedBuffer quantized_;          // activations as int8
-  std::vector<MatmulTask> tasks_;    // of the matmul call at hand
+  AlignedBuffer prepared_;           // activations as int8 or bf16
+  std::vector<MatmulInput> inputs_;  // of the matmul call at hand
+  std::vector<MatmulTask> tasks_;
   AlignedBuffer attention_scratch_;  // per thread
   AlignedBuffer partials_;           // attention split over the cache
 };

@@ -1,3 +1,9 @@
 #include "kernels/simd/avx2.h"
 //
-#include "kernels/matmul/body.h"
+#include "kernels/matmul/dots_pairs.h"
+//
+#include "kernels/matmul/body_quantize.h"
+//
+#include "kernels/matmul/body_f32.h"
+//
+#include "kernels/matmul/body_int8.h"

@@ -122,6 +122,23 @@ void matmul_f32_bf16(const MatmulArgs& a) {
   });
 }
 
+void round_bf16(const RoundArgs& a) {
+  uint16_t* out = reinterpret_cast<uint16_t*>(a.out);
+  for (int64_t c = 0; c < a.cols; ++c) out[c] = c < a.valid ? f32_to_bf16(a.x[c]) : uint16_t{0};
+}
+
+void matmul_bf16_bf16(const MatmulArgs& a) {
+  const int64_t cols = a.cols;
+  for_each_panel(a, [cols](const uint8_t* x, const uint8_t* panel, float* sums) {
+    const uint16_t* row = reinterpret_cast<const uint16_t*>(x);
+    const uint16_t* w = reinterpret_cast<const uint16_t*>(panel);
+    for (int64_t c = 0; c < cols; ++c) {
+      const uint16_t* line = w + c / 2 * kPanelRows * 2 + c % 2;
+      for (int64_t o = 0; o < kPanelRows; ++o) sums[o] += bf16_to_f32(row[c]) * bf16_to_f32(line[o * 2]);
+    }
+  });
+}
+
 void matmul_i8_q8(const MatmulArgs& a) { matmul_i8<Q8>(a); }
 void matmul_i8_q4(const MatmulArgs& a) { matmul_i8<Q4>(a); }
 

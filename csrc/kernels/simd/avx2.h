@@ -1,11 +1,13 @@
-// AVX2 + FMA + F16C: 8 floats a vector, 16 registers. Included by avx2.cpp files only; everything has internal linkage,
-// so no instruction of this tier can leak into code that runs everywhere.
+// AVX2 + FMA + F16C: 8 floats a vector, 16 registers. Included by files of tiers that have it only; everything has
+// internal linkage, so no instruction of this tier can leak into code that runs everywhere.
 #pragma once
 
 #include <immintrin.h>
 #include <stdint.h>
 
+#if !defined(GEMLET_TIER)
 #define GEMLET_TIER avx2
+#endif
 
 namespace gemlet::kernels {
 namespace {
@@ -18,19 +20,14 @@ typedef int32_t VI __attribute__((vector_size(32)));
 inline VF load_f16(const void* p) { return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 inline VF max(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
 
-// acc[lane] += sum over 4 bytes of weight (unsigned, at most 15) * x (signed). Pair sums stay below 2^15.
-inline VI dot_q4(VI acc, VI weight, VI x) {
-  const __m256i pairs = _mm256_maddubs_epi16((__m256i)weight, (__m256i)x);
-  return acc + (VI)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-// The same for q8 stored as q + 128: pair sums of unsigned bytes would saturate, so the sign moves from the weight to
-// x.
-constexpr bool kQ8NeedsOffset = false;
-inline VI dot_q8(VI acc, VI weight, VI x) {
-  const __m256i w = _mm256_xor_si256((__m256i)weight, _mm256_set1_epi8((char)0x80));
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8((__m256i)x, w));
-  return acc + (VI)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
+// 16-bit sums of two products of bytes, a unsigned and b signed, saturated.
+inline VI pair_sums(VI a, VI b) { return (VI)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+inline VI add_i16(VI a, VI b) { return (VI)_mm256_add_epi16((__m256i)a, (__m256i)b); }
+// 32-bit sums of two 16-bit numbers.
+inline VI widen_pairs(VI pairs) { return (VI)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1)); }
+inline VI abs_i8(VI a) { return (VI)_mm256_abs_epi8((__m256i)a); }
+// Bytes of a, negated where that of b is negative. What it gives where b is 0 is not said.
+inline VI with_sign_i8(VI a, VI b) { return (VI)_mm256_sign_epi8((__m256i)a, (__m256i)b); }
 
 }  // namespace
 }  // namespace gemlet::kernels

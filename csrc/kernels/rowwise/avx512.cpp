@@ -1,3 +1,3 @@
-#include "kernels/simd/avx512vnni.h"
+#include "kernels/simd/avx512.h"
 //
 #include "kernels/rowwise/body.h"

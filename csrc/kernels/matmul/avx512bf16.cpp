@@ -1,0 +1,3 @@
+#include "kernels/simd/avx512bf16.h"
+//
+#include "kernels/matmul/body_bf16.h"

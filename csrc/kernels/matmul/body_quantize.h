@@ -1,0 +1,47 @@
+// Activations to int8.
+#pragma once
+
+#include "kernels/matmul/matmul.h"
+#include "kernels/simd/vector.h"
+
+namespace gemlet::kernels {
+namespace GEMLET_TIER {
+
+void quantize_i8(const QuantizeArgs& a) {
+  int8_t* q = (int8_t*)a.out;
+  float* scales = (float*)(a.out + a.cols);
+  int32_t* offsets = (int32_t*)(a.out + a.cols + a.cols / kQuantBlock * 4);
+  constexpr int kVectors = kQuantBlock / kLanes;
+  for (int64_t b = 0; b < a.cols / kQuantBlock; ++b) {
+    VF x[kVectors];
+    VI peaks = {};  // magnitudes compare as their bits do, and NaN is above all
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t c = b * kQuantBlock + v * kLanes;
+      const int64_t left = a.valid - c;
+      x[v] = left >= kLanes ? load(a.x + c) : left > 0 ? load_some(a.x + c, left) : splat(0.0f);
+      const VI bits = (VI)abs(x[v]);
+      peaks = bits > peaks ? bits : peaks;
+    }
+    int32_t peak_bits = 0;
+    for (int i = 0; i < kLanes; ++i) peak_bits = peaks[i] > peak_bits ? peaks[i] : peak_bits;
+    float peak;
+    __builtin_memcpy(&peak, &peak_bits, sizeof peak);
+    const float inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
+    VI sum = {};
+    for (int v = 0; v < kVectors; ++v) {
+      const VF rounded = (x[v] * inverse + 12582912.0f) - 12582912.0f;
+      const VI integer = __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI);
+      sum += integer;
+      typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+      const Bytes bytes = __builtin_convertvector(integer, Bytes);
+      __builtin_memcpy(q + b * kQuantBlock + v * kLanes, &bytes, sizeof bytes);
+    }
+    int32_t total = 0;
+    for (int i = 0; i < kLanes; ++i) total += sum[i];
+    scales[b] = peak * (1.0f / 127.0f);
+    offsets[b] = -a.zero_point * total;
+  }
+}
+
+}  // namespace GEMLET_TIER
+}  // namespace gemlet::kernels

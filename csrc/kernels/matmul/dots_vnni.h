@@ -1,0 +1,18 @@
+// Integer dot products of a block of 32 columns with VNNI. Weights come as stored (unsigned); `offset` is that of
+// quantize_i8.
+#pragma once
+
+#include "kernels/simd/vector.h"
+
+namespace gemlet::kernels {
+namespace {
+
+struct Q4Dot {
+  static VI start(int32_t offset) { return splat_i32(offset); }
+  static VI add(VI sums, VI weight, VI x) { return dot_bytes(sums, weight, x); }
+  static VI total(VI sums, int32_t) { return sums; }
+};
+using Q8Dot = Q4Dot;
+
+}  // namespace
+}  // namespace gemlet::kernels
