@@ -148,12 +148,16 @@ void register_model(py::module_& m) {
       .def(
           "set_per_layer_table",
           [](ModelBuilder& builder, const std::string& path, int64_t offset, int64_t rows, int64_t cols,
-             const std::string& dtype) {
+             const std::string& dtype, const std::vector<std::pair<int64_t, int64_t>>& kept) {
+            std::vector<RowTable::Columns> columns;
+            for (const auto& [first, count] : kept) columns.push_back({first, count});
             builder.set_per_layer_table(
-                RowTable(path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype)));
+                RowTable(path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype), std::move(columns)));
           },
           py::kw_only(), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"), py::arg("dtype"),
-          "The per-layer embedding table: it stays in its file and is read by row.")
+          py::arg("kept") = std::vector<std::pair<int64_t, int64_t>>(),
+          "The per-layer embedding table: it stays in its file and is read by row; of `cols` values in a row only the "
+          "runs `kept`, each (first, count), all if empty.")
       .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"),
            py::call_guard<py::gil_scoped_release>(),
            "Fills every empty slot with random values of trained weights' size.")

@@ -185,9 +185,12 @@ class ModelBuilder:
         rows: typing.SupportsInt | typing.SupportsIndex,
         cols: typing.SupportsInt | typing.SupportsIndex,
         dtype: str,
+        kept: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ] = [],
     ) -> None:
         """
-        The per-layer embedding table: it stays in its file and is read by row.
+        The per-layer embedding table: it stays in its file and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty.
         """
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """

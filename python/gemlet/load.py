@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
@@ -49,6 +50,7 @@ def load(
     embedding: str | None = None,
     max_memory: int | str | None = None,
     device: str = "cpu",
+    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
 ) -> Model:
     """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
 
@@ -73,6 +75,9 @@ def load(
             make this process larger with one text of ``max_context`` tokens. The message has the plan and
             what would fit.
         device: only "cpu".
+        matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
+            E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
+            widths, "skip_layers": [...]}`` with a width for each layer that is kept.
 
     Returns:
         The model, a context manager; ``close()`` gives its memory back.
@@ -83,7 +88,7 @@ def load(
         TensorError: a tensor is missing, unexpected, mis-shaped, of another type or not finite; names it.
         TokenizerError: there is a tokenizer, but it cannot be used.
         InvalidRequestError: an argument is out of range.
-        UnsupportedError: ``device`` is not one this build has.
+        UnsupportedError: ``device`` is not one this build has; ``matformer`` for a model that is none.
         MemoryLimitError: the weights do not fit into memory, or the model not into ``max_memory``.
 
     >>> import gemlet
@@ -99,6 +104,8 @@ def load(
     from gemlet.source import open_source
 
     with open_source(source) as opened:
+        if matformer is not None:
+            opened = opened.cut(matformer)
         max_context = check_max_context(max_context, opened.config)
         weights = opened.stored_weights() if weights == "auto" else weights
         formats = formats_of(weights, embedding)
@@ -195,11 +202,14 @@ def _add_tensors(builder: _core.ModelBuilder, source: ModelSource) -> None:
         if slot == PER_LAYER_TABLE:
             rows, cols = info.shape
             dtype = checkpoint.dtype(name)
-            builder.set_per_layer_table(path=path, offset=info.begin, rows=rows, cols=cols, dtype=dtype)
+            kept = source.cuts[name].columns if name in source.cuts else ()
+            builder.set_per_layer_table(
+                path=path, offset=info.begin, rows=rows, cols=cols, dtype=dtype, kept=kept
+            )
             continue
         for part, entry in core_slots(slot, info.shape):
             first_row = 0
-            for array, dtype in checkpoint.read_rows(name, _ROW_BLOCK_BYTES, entry=entry):
+            for array, dtype in source.read_rows(name, _ROW_BLOCK_BYTES, entry=entry):
                 try:
                     builder.add(part, array, dtype, first_row)
                 except TensorError as problem:  # the core knows the slot only

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.errors import InvalidRequestError, ModelFileError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gemlet.chat import ChatFormat
     from gemlet.checkpoint import Checkpoint
     from gemlet.config import TextConfig
+    from gemlet.matformer import Cut
     from gemlet.tokenizer import Tokenizer
 
 __all__ = ["ModelSource", "open_source"]
@@ -33,6 +37,7 @@ class ModelSource:
         chat_format: how a conversation becomes a prompt; None where there is none.
         checkpoint: its tensors, every one checked for being there, its shape and its type, and none read.
         slots: tensor -> the core's name of the weight.
+        cuts: tensor -> what is kept of it, where that is not all.
     """
 
     name: str
@@ -43,6 +48,29 @@ class ModelSource:
     chat_format: ChatFormat | None
     checkpoint: Checkpoint = field(repr=False)
     slots: dict[str, str] = field(repr=False)
+    cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
+
+    def cut(self, matformer: object) -> ModelSource:
+        """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.matformer`)."""
+        from gemlet.matformer import cut_slots
+
+        config, kept = cut_slots(self.config, matformer)
+        slots = {tensor: kept[slot][0] for tensor, slot in self.slots.items() if slot in kept}
+        cuts = {tensor: kept[self.slots[tensor]][1] for tensor in slots}
+        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None}
+        return replace(self, config=config, slots=slots, cuts=parts)
+
+    def read_rows(
+        self, name: str, block_bytes: int, *, entry: int | None = None
+    ) -> Iterator[tuple[NDArray[Any], str]]:
+        """:meth:`Checkpoint.read_rows` of what is kept of tensor ``name``."""
+        cut = self.cuts.get(name)
+        if cut is None:
+            return self.checkpoint.read_rows(name, block_bytes, entry=entry)
+        info = self.checkpoint.tensors[name]
+        if cut.rows:
+            block_bytes = min(block_bytes, cut.end_row * (info.nbytes // info.shape[0]))
+        return cut.apply(self.checkpoint.read_rows(name, block_bytes), info.shape[1])
 
     def stored_weights(self) -> str:
         """What ``weights="auto"`` means: "bf16" where all matrices are stored so, else "f32"."""

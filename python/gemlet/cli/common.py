@@ -13,6 +13,7 @@ from gemlet.model import Model
 
 __all__ = [
     "bold",
+    "dim",
     "for_terminal",
     "one_line",
     "open_model",
@@ -52,6 +53,11 @@ def for_terminal(text: str) -> str:
 def bold(text: str) -> str:
     """``text`` in bold, unless the NO_COLOR convention forbids it."""
     return text if os.environ.get("NO_COLOR") else f"\x1b[1m{text}\x1b[0m"
+
+
+def dim(text: str) -> str:
+    """``text`` dimmed, unless the NO_COLOR convention forbids it."""
+    return text if os.environ.get("NO_COLOR") else f"\x1b[2m{text}\x1b[0m"
 
 
 def write(text: str) -> None:

@@ -70,6 +70,11 @@ def _add_chat(commands: Any) -> None:
     )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
+    parser.add_argument(
+        "--thinking",
+        action="store_true",
+        help="let the model think before it answers (Gemma 4); a terminal shows what it thinks",
+    )
     _add_sampling(parser, "1024")
     parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
     parser.set_defaults(run=_run_chat)
