@@ -18,7 +18,7 @@ RUN = """
     plan = inspect({folder!r}, **{arguments!r}).plan
     with gemlet.load({folder!r}, **{arguments!r}) as model:
         ids = [2] + [i * 37 % 200_000 for i in range(1, {tokens})]
-        answer = model.generate(ids, max_tokens=8, temperature=0, stop=None)
+        answer = model.generate(ids, max_tokens=8, temperature=0, stop=[])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({{"peak": peak, "plan": plan.total, "tokens": answer.completion_tokens}}))
 """
@@ -26,18 +26,18 @@ RUN = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "arguments", "bound"),
+    ("shape", "arguments", "tokens", "bound"),
     [
-        ("gemma3n-e2b", {"weights": "q4", "max_context": 4096}, 2.0 * GB),
-        ("gemma4-e2b", {"weights": "q4", "max_context": 4096}, 2.0 * GB),
-        ("gemma3n-e4b", {"weights": "q4", "embedding": "q4", "max_context": 4096}, 3.0 * GB),
-        ("gemma4-e4b", {"weights": "q4", "embedding": "q4", "max_context": 4096}, 3.0 * GB),
+        ("gemma3n-e2b", {"weights": "q4", "max_context": 4096}, 4080, 2.0 * GB),
+        ("gemma4-e2b", {"weights": "q4", "max_context": 4096}, 4080, 2.0 * GB),
+        ("gemma3n-e4b", {"weights": "q4", "embedding": "q4", "max_context": 4096}, 600, 3.0 * GB),
+        ("gemma4-e4b", {"weights": "q4", "embedding": "q4", "max_context": 4096}, 600, 3.0 * GB),
     ],
 )
 def test_peak_memory_at_real_shapes(
-    tmp_path: Path, shape: str, arguments: dict[str, object], bound: float
+    tmp_path: Path, shape: str, arguments: dict[str, object], tokens: int, bound: float
 ) -> None:
-    """A prompt long enough to need the scratch of full chunks; the cache of the whole context is planned."""
+    """E2B with its whole 4K context filled; E4B with a prompt long enough for the scratch of full chunks."""
     folder = tmp_path / shape
     write_real_shape(folder, shape)
     try:
