@@ -7,6 +7,8 @@ namespace gemlet::kernels {
 namespace {
 
 struct Bf16Product {
+  static constexpr int kRows = kRowTile;
+  static constexpr int vectors(int rows) { return vectors_at_once(rows); }
   // Even and odd lines are summed apart, as in simd/tile.h.
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {

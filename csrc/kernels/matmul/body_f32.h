@@ -8,6 +8,8 @@ namespace {
 
 template <typename Lines>
 struct FloatProduct {
+  static constexpr int kRows = kRowTile;
+  static constexpr int vectors(int rows) { return vectors_at_once(rows); }
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
     const float* x[R];

@@ -11,12 +11,14 @@ constexpr int64_t kScaleLine = 64;
 struct Q8Lines {
   static constexpr int64_t kBlockBytes = 512;
   using Dot = Q8Dot;
-  template <int R, int H>
-  static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
+  template <int R, int H, typename X>
+  static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
     for (int j = 0; j < 8; ++j) {
-      for (int h = 0; h < H; ++h) {
-        const VI w = load_i32(lines + j * 64 + h * kLanes * 4);
-        for (int r = 0; r < R; ++r) dots[r][h] = Dot::add(dots[r][h], w, splat_bytes(x[r] + 4 * j));
+      VI w[H];
+      for (int h = 0; h < H; ++h) w[h] = load_i32(lines + j * 64 + h * kLanes * 4);
+      for (int r = 0; r < R; ++r) {
+        const VI four = splat_bytes(x(r) + 4 * j);
+        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], w[h], four);
       }
     }
   }
@@ -24,47 +26,80 @@ struct Q8Lines {
 struct Q4Lines {
   static constexpr int64_t kBlockBytes = 256;
   using Dot = Q4Dot;
-  template <int R, int H>
-  static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
+  template <int R, int H, typename X>
+  static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
     for (int j = 0; j < 4; ++j) {
+      VI low[H], high[H];
       for (int h = 0; h < H; ++h) {
         const VI w = load_i32(lines + j * 64 + h * kLanes * 4);
-        const VI low = w & 0x0f0f0f0f, high = (w >> 4) & 0x0f0f0f0f;
-        for (int r = 0; r < R; ++r) dots[r][h] = Dot::add(dots[r][h], low, splat_bytes(x[r] + 4 * j));
-        for (int r = 0; r < R; ++r) dots[r][h] = Dot::add(dots[r][h], high, splat_bytes(x[r] + 16 + 4 * j));
+        low[h] = w & 0x0f0f0f0f;
+        high[h] = (w >> 4) & 0x0f0f0f0f;
+      }
+      for (int r = 0; r < R; ++r) {
+        const VI four = splat_bytes(x(r) + 4 * j);
+        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], low[h], four);
+      }
+      for (int r = 0; r < R; ++r) {
+        const VI four = splat_bytes(x(r) + 16 + 4 * j);
+        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], high[h], four);
       }
     }
   }
 };
 
+// Up to 8 rows of x by 4 registers: compilers would keep a pointer for each and run out of registers.
+template <int R>
+struct RowPointers {
+  const uint8_t* low;   // row 0
+  const uint8_t* high;  // row 4
+  int64_t stride;
+  int64_t stride3;
+
+  RowPointers(const uint8_t* first, int64_t row_stride) : low(first), high(first + 4 * row_stride), stride(row_stride), stride3(3 * row_stride) {
+    __asm__("" : "+r"(high), "+r"(stride3));
+  }
+  const uint8_t* operator()(int r) const {
+    const uint8_t* const base = r < 4 ? low : high;
+    return r % 4 == 3 ? base + stride3 : base + r % 4 * stride;
+  }
+  void advance(int64_t bytes) {
+    low += bytes;
+    if (R > 4) high += bytes;
+    __asm__("" : "+r"(low), "+r"(high));
+  }
+};
+
 template <typename Lines>
 struct Int8Product {
+  static constexpr int kRows = kInt8Rows;
+  static constexpr int vectors(int) { return kPanelVectors; }
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
-    const uint8_t* x[R];
-    const float* scales[R];
-    const int32_t* offsets[R];
-    for (int r = 0; r < R; ++r) {
-      x[r] = (const uint8_t*)a.x + (row + r) * a.x_stride;
-      scales[r] = (const float*)(x[r] + a.cols);
-      offsets[r] = (const int32_t*)(x[r] + a.cols + a.cols / kQuantBlock * 4);
-    }
     const int64_t blocks = a.cols / kQuantBlock;
+    const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
+    RowPointers<R> x(first, a.x_stride), scale(first + a.cols, a.x_stride);
+    RowPointers<R> offset(first + a.cols + blocks * 4, a.x_stride);
+    const auto number = [](const uint8_t* p, auto value) {
+      __builtin_memcpy(&value, p, 4);
+      return value;
+    };
     for (int64_t b = 0; b < blocks; b += 2, panel += kScaleLine + 2 * Lines::kBlockBytes) {
-      for (int64_t half = 0; half < 2; ++half) {
+      for (int half = 0; half < 2; ++half) {
         VI dots[R][H];
         for (int r = 0; r < R; ++r) {
-          for (int h = 0; h < H; ++h) dots[r][h] = Lines::Dot::start(offsets[r][b + half]);
+          for (int h = 0; h < H; ++h) dots[r][h] = Lines::Dot::start(number(offset(r), int32_t{}));
         }
         Lines::template dot<R, H>(panel + kScaleLine + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
         for (int h = 0; h < H; ++h) {
           const VF weight_scale = load_f16(panel + half * 32 + (h0 + h) * kLanes * 2);
           for (int r = 0; r < R; ++r) {
-            const VI total = Lines::Dot::total(dots[r][h], offsets[r][b + half]);
-            sums[r][h] += to_float(total) * (weight_scale * scales[r][b + half]);
+            const VI total = Lines::Dot::total(dots[r][h], number(offset(r), int32_t{}));
+            sums[r][h] += to_float(total) * (weight_scale * number(scale(r), float{}));
           }
         }
-        for (int r = 0; r < R; ++r) x[r] += kQuantBlock;
+        x.advance(kQuantBlock);
+        scale.advance(4);
+        offset.advance(4);
       }
     }
   }

@@ -33,9 +33,10 @@ inline void store_tile(const MatmulArgs& a, int64_t row, int64_t panel, int h0, 
   }
 }
 
+// A Product computes tiles of up to kRows rows, Product::vectors(R) of a panel's vectors at a time.
 template <typename Product, int R>
 inline void panel_rows(const MatmulArgs& a, int64_t row, int64_t panel) {
-  constexpr int H = vectors_at_once(R);
+  constexpr int H = Product::vectors(R);
   for (int h0 = 0; h0 < kPanelVectors; h0 += H) {
     VF sums[R][H] = {};
     Product::template tile<R, H>(a, row, a.panels + panel * a.panel_stride, h0, sums);
@@ -55,11 +56,12 @@ inline void last_rows(const MatmulArgs& a, int64_t row, int64_t panel, int64_t r
 
 template <typename Product>
 inline void matmul(const MatmulArgs& a) {
+  constexpr int R = Product::kRows;
   const int64_t panels = (a.outputs + 15) / 16;
   for (int64_t panel = 0; panel < panels; ++panel) {
     int64_t row = 0;
-    for (; row + kRowTile <= a.rows; row += kRowTile) panel_rows<Product, kRowTile>(a, row, panel);
-    if (row < a.rows) last_rows<Product, kRowTile>(a, row, panel, a.rows - row);
+    for (; row + R <= a.rows; row += R) panel_rows<Product, R>(a, row, panel);
+    if (row < a.rows) last_rows<Product, R>(a, row, panel, a.rows - row);
   }
 }
 

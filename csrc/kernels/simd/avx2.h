@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kLanes = 8;    // floats in a vector
 constexpr int kRowTile = 4;  // rows of x computed together: 2 x 4 sums + weights fit 16 registers
+constexpr int kInt8Rows = 4;
 typedef float VF __attribute__((vector_size(32)));
 typedef int32_t VI __attribute__((vector_size(32)));
 
@@ -22,7 +23,12 @@ inline VF max(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
 
 // 16-bit sums of two products of bytes, a unsigned and b signed, saturated.
 inline VI pair_sums(VI a, VI b) { return (VI)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-inline VI add_i16(VI a, VI b) { return (VI)_mm256_add_epi16((__m256i)a, (__m256i)b); }
+// The order of additions is kept: gcc would first compute all operands of a long sum, more than there are registers.
+inline VI add_i16(VI a, VI b) {
+  VI sum = (VI)_mm256_add_epi16((__m256i)a, (__m256i)b);
+  __asm__("" : "+x"(sum));
+  return sum;
+}
 // 32-bit sums of two 16-bit numbers.
 inline VI widen_pairs(VI pairs) { return (VI)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1)); }
 inline VI abs_i8(VI a) { return (VI)_mm256_abs_epi8((__m256i)a); }

@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kLanes = 16;   // floats in a vector
 constexpr int kRowTile = 8;  // rows of x computed together: 2 x 8 sums + weights fit 32 registers
+constexpr int kInt8Rows = 8;
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 
@@ -29,7 +30,12 @@ inline VF max(VF a, VF b) { return (VF)_mm512_max_ps((__m512)a, (__m512)b); }
 
 // 16-bit sums of two products of bytes, a unsigned and b signed, saturated.
 inline VI pair_sums(VI a, VI b) { return (VI)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
-inline VI add_i16(VI a, VI b) { return (VI)_mm512_add_epi16((__m512i)a, (__m512i)b); }
+// The order of additions is kept: gcc would first compute all operands of a long sum, more than there are registers.
+inline VI add_i16(VI a, VI b) {
+  VI sum = (VI)_mm512_add_epi16((__m512i)a, (__m512i)b);
+  __asm__("" : "+v"(sum));
+  return sum;
+}
 // 32-bit sums of two 16-bit numbers.
 inline VI widen_pairs(VI pairs) { return (VI)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1)); }
 inline VI abs_i8(VI a) { return (VI)_mm512_abs_epi8((__m512i)a); }
