@@ -6,8 +6,6 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int64_t kScaleLine = 64;
-
 struct Q8Lines {
   static constexpr int64_t kBlockBytes = 512;
   using Dot = Q8Dot;
