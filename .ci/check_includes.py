@@ -1,6 +1,6 @@
 """The include direction of csrc/, strictly downwards:
 
-    base <- formats <- kernels <- backend <- model <- engine <- bindings
+    base <- formats <- kernels <- backend <- model <- engine <- check, bindings
 
 Instruction-set files (compiled with the flags of kernels/isa.cmake) and all they include may use nothing but
 the headers of their own operation, kernels/simd/ and the compiler's intrinsics: an inline function of a
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
-LAYERS = ["base", "formats", "kernels", "backend", "model", "engine", "bindings"]
+LAYERS = ["base", "formats", "kernels", "backend", "model", "engine", "check", "bindings"]
 # Where a library's headers may be included; a library not named here may not be used.
 LIBRARIES = {"pybind11": "bindings/", "cuda": "backend/cuda/"}
 ISA_SYSTEM_HEADERS = {"immintrin.h", "arm_neon.h", "stdint.h", "stddef.h"}

@@ -6,6 +6,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace gemlet {
@@ -70,6 +72,11 @@ CpuFacts detect_cpu() {
     facts.xcr0 = (static_cast<uint64_t>(high) << 32) | low;
   }
   facts.amx_granted = facts.amx_tile && (facts.xcr0 & kXcr0Amx) == kXcr0Amx && request_amx();
+#elif defined(__aarch64__)
+  // Linux tells what all cores have and what it supports itself.
+  facts.asimd = getauxval(AT_HWCAP) & HWCAP_ASIMD;
+  facts.asimddp = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+  facts.i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;
 #endif
   return facts;
 }
@@ -92,6 +99,12 @@ bool tier_supported(const CpuFacts& facts, Tier tier) {
       return contained() && facts.avx512bf16;
     case Tier::kAmx:
       return contained() && saved(kXcr0Amx) && facts.amx_granted && facts.amx_tile && facts.amx_int8 && facts.amx_bf16;
+    case Tier::kNeon:
+      return contained() && facts.asimd;
+    case Tier::kDotprod:
+      return contained() && facts.asimddp;
+    case Tier::kI8mm:
+      return contained() && facts.i8mm;
   }
   return false;
 }

@@ -20,7 +20,10 @@ namespace gemlet {
   X(Avx512, avx512, Avx2)               \
   X(Avx512Vnni, avx512vnni, Avx512)     \
   X(Avx512Bf16, avx512bf16, Avx512Vnni) \
-  X(Amx, amx, Avx512Bf16)
+  X(Amx, amx, Avx512Bf16)               \
+  X(Neon, neon, Scalar)                 \
+  X(Dotprod, dotprod, Neon)             \
+  X(I8mm, i8mm, Dotprod)
 
 enum class Tier {
 #define GEMLET_DECLARE_TIER(id, name, contained) k##id,
@@ -33,7 +36,8 @@ struct CpuFacts {
   bool sse2 = false, avx = false, f16c = false, fma = false, avx2 = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false, avx512vnni = false, avx512bf16 = false;
   bool avxvnni = false, amx_tile = false, amx_int8 = false, amx_bf16 = false;
-  bool amx_granted = false;  // the operating system lets this process use the tile registers
+  bool amx_granted = false;                           // the operating system lets this process use the tile registers
+  bool asimd = false, asimddp = false, i8mm = false;  // Arm: NEON; sdot and udot; smmla and usdot
   bool osxsave = false;
   uint64_t xcr0 = 0;  // state components the operating system saves: bits 1,2 = SSE, AVX; 5..7 = AVX-512; 17,18 = AMX
 };

@@ -23,7 +23,8 @@ namespace {
 // clang-format off
 #define GEMLET_CPU_FLAGS(X) \
   X(sse2) X(avx) X(f16c) X(fma) X(avx2) X(avx512f) X(avx512bw) X(avx512vl) X(avx512dq) X(avx512vnni) X(avx512bf16) \
-  X(avxvnni) X(amx_tile) X(amx_int8) X(amx_bf16) X(amx_granted) X(osxsave)
+  X(avxvnni) X(amx_tile) X(amx_int8) X(amx_bf16) X(amx_granted) X(osxsave) \
+  X(asimd) X(asimddp) X(i8mm)
 // clang-format on
 
 std::vector<std::string> names(const std::vector<Tier>& tiers) {

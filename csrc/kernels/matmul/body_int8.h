@@ -6,8 +6,6 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int64_t kScaleLine = 64;
-
 struct Q8Lines {
   static constexpr int64_t kBlockBytes = 512;
   using Dot = Q8Dot;
@@ -55,7 +53,8 @@ struct RowPointers {
   int64_t stride;
   int64_t stride3;
 
-  RowPointers(const uint8_t* first, int64_t row_stride) : low(first), high(first + 4 * row_stride), stride(row_stride), stride3(3 * row_stride) {
+  RowPointers(const uint8_t* first, int64_t row_stride)
+      : low(first), high(first + 4 * row_stride), stride(row_stride), stride3(3 * row_stride) {
     __asm__("" : "+r"(high), "+r"(stride3));
   }
   const uint8_t* operator()(int r) const {

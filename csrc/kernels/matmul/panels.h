@@ -10,6 +10,8 @@
 namespace gemlet::kernels {
 namespace {
 
+constexpr int64_t kScaleLine = 64;  // the scales of a superblock of q8 or q4
+
 // Four bytes of a row of activations in every lane.
 inline VI splat_bytes(const uint8_t* p) {
   int32_t four;

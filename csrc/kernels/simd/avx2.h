@@ -15,6 +15,7 @@ namespace {
 constexpr int kLanes = 8;    // floats in a vector
 constexpr int kRowTile = 4;  // rows of x computed together: 2 x 4 sums + weights fit 16 registers
 constexpr int kInt8Rows = 4;
+constexpr int kTileSums = kRowTile;
 typedef float VF __attribute__((vector_size(32)));
 typedef int32_t VI __attribute__((vector_size(32)));
 

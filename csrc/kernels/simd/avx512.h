@@ -22,6 +22,7 @@ namespace {
 constexpr int kLanes = 16;   // floats in a vector
 constexpr int kRowTile = 8;  // rows of x computed together: 2 x 8 sums + weights fit 32 registers
 constexpr int kInt8Rows = 8;
+constexpr int kTileSums = kRowTile;
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 

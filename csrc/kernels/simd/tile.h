@@ -8,8 +8,12 @@ namespace {
 
 constexpr int kPanelVectors = 16 / kLanes;
 
-// How many of a panel's vectors a tile of R rows takes at once: all while the sums fit the registers.
-constexpr int vectors_at_once(int rows) { return rows <= kRowTile / kPanelVectors ? kPanelVectors : 1; }
+// How many of a panel's vectors a tile of R rows takes at once: as many as leave it with kTileSums sums.
+constexpr int vectors_at_once(int rows) {
+  int vectors = kPanelVectors;
+  while (vectors > 1 && rows * vectors > kTileSums) vectors /= 2;
+  return vectors;
+}
 
 // x[r][c] for c in [0, cols); sums[r][h] += sum_c x[r][c] * W[(h0 + h) * kLanes ..][c].
 template <int R, int H>

@@ -1,0 +1,283 @@
+// Attention and its cache. Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within kExp *
+// softcap; an error d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum
+// of the weights are float32 sums over the tokens.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/float_bits.h"
+#include "check/check.h"
+#include "formats/quantize.h"
+#include "kernels/registry.h"
+
+namespace gemlet::check {
+namespace {
+
+using kernels::AttentionArgs;
+using kernels::kKvBlockTokens;
+
+struct Operation {
+  const char* name;
+  Format format;  // of the cache
+  kernels::kv_store_f32_fn* kernels::KernelTable::* store;
+  kernels::attention_f32_fn* kernels::KernelTable::* attention;
+};
+constexpr Operation kOperations[] = {
+    {"f32", Format::kF32, &kernels::KernelTable::kv_store_f32, &kernels::KernelTable::attention_f32},
+    {"bf16", Format::kBf16, &kernels::KernelTable::kv_store_bf16, &kernels::KernelTable::attention_bf16},
+};
+
+const Operation& operation_of(std::string_view name) {
+  for (const Operation& operation : kOperations) {
+    if (name.ends_with(std::string("_") + operation.name)) return operation;
+  }
+  failed("a cache that check/attention.cpp does not know");
+}
+
+int64_t element_bytes(Format format) { return format == Format::kF32 ? 4 : 2; }
+
+// The rows of a head's K, [64 tokens][head_dim], or V, [head_dim][64 tokens], in a block.
+std::vector<float> unpack(Format format, const uint8_t* packed, int64_t rows, int64_t cols) {
+  const Matrix matrix = {format, rows, cols, packed};
+  std::vector<float> values(static_cast<size_t>(rows * cols));
+  for (int64_t r = 0; r < rows; ++r) unpack_row(matrix, r, values.data() + r * cols);
+  return values;
+}
+
+struct Case {
+  int64_t rows, dim, tokens, begin, window;
+  double softcap;
+  std::vector<float> q, keys, values;
+  std::vector<int32_t> positions;
+};
+
+Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t begin, int64_t window, double softcap,
+               double spread, Kind kind = Kind::kNormal) {
+  Random random(seed);
+  Case c = {rows, dim, tokens, begin, window, softcap, {}, {}, {}, {}};
+  c.q = numbers(random, Kind::kNormal, rows, dim, 1e3);
+  for (float& value : c.q) value *= static_cast<float>(spread / std::sqrt(static_cast<double>(dim)));
+  c.keys = numbers(random, kind, tokens, dim, 10);
+  c.values = numbers(random, kind, tokens, dim, 1e30);
+  for (int64_t r = 0; r < rows; ++r) {
+    c.positions.push_back(static_cast<int32_t>(begin + random.below(tokens - begin)));
+  }
+  return c;
+}
+
+double cached(Format format, float value) { return format == Format::kF32 ? value : bf16_to_f32(f32_to_bf16(value)); }
+
+Expected compute(const Case& c, Format format) {
+  Expected expected(c.rows * c.dim);
+  std::vector<double> score(static_cast<size_t>(c.tokens)), doubt(static_cast<size_t>(c.tokens));
+  for (int64_t r = 0; r < c.rows; ++r) {
+    const int64_t position = c.positions[static_cast<size_t>(r)];
+    const int64_t first = std::max(c.begin, c.window > 0 ? position - c.window + 1 : 0);
+    double largest = -INFINITY;
+    for (int64_t t = first; t <= position; ++t) {
+      double s = 0, size = 0;
+      for (int64_t d = 0; d < c.dim; ++d) {
+        const double product =
+            c.q[static_cast<size_t>(r * c.dim + d)] * cached(format, c.keys[static_cast<size_t>(t * c.dim + d)]);
+        s += product;
+        size += std::fabs(product);
+      }
+      double error = static_cast<double>(c.dim + 1) * (kUnit * size + kTiny);
+      if (c.softcap > 0) {
+        s = c.softcap * std::tanh(s / c.softcap);
+        error = std::min(error, 2 * c.softcap) + c.softcap * kExp + 2 * kUnit * std::fabs(s);
+      }
+      score[static_cast<size_t>(t)] = s;
+      doubt[static_cast<size_t>(t)] = error;
+      largest = std::max(largest, s);
+    }
+    double sum = 0, worst = 0, range = 0;
+    for (int64_t t = first; t <= position; ++t) {
+      double& s = score[static_cast<size_t>(t)];
+      range = std::max(range, largest - s);
+      worst = std::max(worst, doubt[static_cast<size_t>(t)]);
+      s = std::exp(s - largest);
+      sum += s;
+    }
+    // Subtracting the largest score rounds; so does rescaling for a larger one, once per block.
+    const double factor = std::expm1(2 * (worst + kUnit * range) + 2 * kExp);
+    const double seen = static_cast<double>(position - first + 1), tokens = static_cast<double>(c.tokens);
+    const double rounding = (2 * seen + 2 * (tokens / 64 + 2) + 8) * kUnit;
+    for (int64_t d = 0; d < c.dim; ++d) {
+      double out = 0, size = 0, peak = 0;
+      for (int64_t t = first; t <= position; ++t) {
+        const double v = cached(format, c.values[static_cast<size_t>(t * c.dim + d)]);
+        out += score[static_cast<size_t>(t)] / sum * v;
+        size += score[static_cast<size_t>(t)] / sum * std::fabs(v);
+        peak = std::max(peak, std::fabs(v));
+      }
+      expected.value[static_cast<size_t>(r * c.dim + d)] = out;
+      expected.bound[static_cast<size_t>(r * c.dim + d)] =
+          (2 * factor + rounding) * size + 2 * tokens * kTiny + 1.3e-38 * peak;
+    }
+  }
+  return expected;
+}
+
+// The cache of a case, each block in memory of its own; slots that hold no token have stale numbers.
+struct Cache {
+  std::vector<GuardedBytes> storage;
+  std::vector<const uint8_t*> blocks;
+};
+Cache store(const Case& c, const Operation& operation, int64_t offset) {
+  Cache cache;
+  Random random(1);
+  const int64_t bytes = offset + kernels::kv_head_bytes(c.dim, element_bytes(operation.format));
+  const int64_t first = c.begin / kKvBlockTokens;
+  for (int64_t b = first; b * kKvBlockTokens < c.tokens; ++b) {
+    cache.storage.emplace_back(bytes);
+    uint8_t* const block = cache.storage.back().data();
+    for (int64_t i = 0; i < bytes; i += 2) {
+      const uint16_t stale = f32_to_bf16(static_cast<float>(random.uniform(-1, 1)));
+      std::memcpy(block + i, &stale, 2);
+    }
+    for (int64_t t = b * kKvBlockTokens; t < std::min(c.tokens, (b + 1) * kKvBlockTokens); ++t) {
+      (kernels::kernels_for(Tier::kScalar).*operation.store)(
+          {c.keys.data() + t * c.dim, c.values.data() + t * c.dim, c.dim, t % kKvBlockTokens, block + offset});
+    }
+    cache.blocks.push_back(block);
+  }
+  return cache;
+}
+
+// out [rows, dim]; in parts of the cache that are merged afterwards if `parts` is more than 1.
+GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, int64_t offset, Tier tier,
+                 int64_t first_row, int64_t rows) {
+  GuardedBytes out(rows * c.dim * 4);
+  const GuardedBytes scratch(kernels::attention_scratch(c.dim) * 4);
+  const GuardedBytes q = guarded({c.q.begin() + first_row * c.dim, c.q.begin() + (first_row + rows) * c.dim});
+  std::vector<const float*> q_rows;
+  std::vector<float*> out_rows;
+  for (int64_t r = 0; r < rows; ++r) {
+    q_rows.push_back(q.as<float>() + r * c.dim);
+    out_rows.push_back(out.as<float>() + r * c.dim);
+  }
+  AttentionArgs args = {};
+  args.q = q_rows.data();
+  args.positions = c.positions.data() + first_row;
+  args.rows = rows;
+  args.head_dim = c.dim;
+  args.blocks = cache.blocks.data();
+  args.first_block = c.begin / kKvBlockTokens;
+  args.head_offset = offset;
+  args.kv_begin = c.begin;
+  args.kv_end = c.tokens;
+  args.window = c.window;
+  args.softcap = static_cast<float>(c.softcap);
+  args.out = out_rows.data();
+  args.scratch = scratch.as<float>();
+  (kernels::kernels_for(tier).*operation.attention)(args);
+
+  // Unnormalised, with the largest score and the sum, it must say the same.
+  const GuardedBytes partial(rows * c.dim * 4), largest(rows * 4), sum(rows * 4);
+  for (int64_t r = 0; r < rows; ++r) out_rows[static_cast<size_t>(r)] = partial.as<float>() + r * c.dim;
+  args.max = largest.as<float>();
+  args.sum = sum.as<float>();
+  (kernels::kernels_for(tier).*operation.attention)(args);
+  for (int64_t i = 0; i < rows * c.dim; ++i) {
+    const double whole = out.as<float>()[i], part = partial.as<float>()[i] / sum.as<float>()[i / c.dim];
+    if (!(std::fabs(whole - part) <= 4 * kUnit * std::fabs(whole) + kTiny) && std::isfinite(whole)) {
+      failed("value " + std::to_string(i) + " differs when it is left unnormalised");
+    }
+  }
+  return out;
+}
+
+void check_case(std::string_view name, const Operation& operation, const Case& c, const Tiers& tiers) {
+  constexpr int64_t kOffset = 192;
+  const Cache cache = store(c, operation, kOffset);
+  const Expected expected = compute(c, operation.format);
+  for (const Tier tier : tiers) {
+    begin_case(name, tier,
+               shape_text("rows", c.rows, "head_dim", c.dim, "tokens", c.tokens, "begin", c.begin, "window", c.window));
+    const GuardedBytes out = run(c, operation, cache, kOffset, tier, 0, c.rows);
+    expect_within(out.as<float>(), expected);
+    const int64_t row = c.rows / 2;
+    const GuardedBytes alone = run(c, operation, cache, kOffset, tier, row, 1);
+    expect_same_bits(alone.as<float>(), out.as<float>() + row * c.dim, c.dim, "with other rows");
+  }
+}
+
+void check_not_finite(std::string_view name, const Operation& operation, float value, const Tiers& tiers) {
+  for (const int operand : {0, 1, 2}) {  // of query, key, value
+    Case c = make_case(7, 3, 32, 100, 0, 0, 0, 2);
+    c.positions = {0, 99, 40};
+    c.keys[2 * 32 + 5] = c.q[2 * 32 + 5] < 0 ? -1.0f : 1.0f;  // an infinite key then has the score inf, not -inf
+    (operand == 0 ? c.q : operand == 1 ? c.keys : c.values)[2 * 32 + 5] *= value;
+    const Cache cache = store(c, operation, 0);
+    for (const Tier tier : tiers) {
+      begin_case(name, tier,
+                 std::string(value > 0 ? "an infinity" : "a NaN") + " in operand " + std::to_string(operand));
+      const GuardedBytes out = run(c, operation, cache, 0, tier, 0, 3);
+      for (int64_t d = 0; d < 32; ++d) {
+        const bool touched = operand < 2 || d == 5;  // a value reaches its own column, in all rows of the call
+        if (operand < 2 && !std::isfinite(out.as<float>()[d])) failed("shows in a row that does not see it");
+        if (touched && std::isfinite(out.as<float>()[2 * 32 + d])) failed("does not show");
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void check_kv_store(std::string_view name, const Tiers& tiers) {
+  const Operation& operation = operation_of(name);
+  Random random(3);
+  for (const int64_t dim : {2, 6, 16, 18, 34, 64, 80, 256}) {
+    const std::vector<float> key = numbers(random, Kind::kBits, 1, dim, 1e30);
+    const std::vector<float> value = numbers(random, Kind::kBits, 1, dim, 1e30);
+    const GuardedBytes k = guarded(key), v = guarded(value);
+    for (const Tier tier : tiers) {
+      for (const int64_t slot : {0, 1, 15, 16, 40, 63}) {
+        begin_case(name, tier, shape_text("head_dim", dim, "slot", slot));
+        const int64_t element = element_bytes(operation.format);
+        const GuardedBytes head(kernels::kv_head_bytes(dim, element));
+        (kernels::kernels_for(tier).*operation.store)({k.as<float>(), v.as<float>(), dim, slot, head.data()});
+        const std::vector<float> keys = unpack(operation.format, head.data(), kKvBlockTokens, dim);
+        const std::vector<float> values =
+            unpack(operation.format, head.data() + kernels::kv_key_bytes(dim, element), dim, kKvBlockTokens);
+        for (int64_t i = 0; i < kKvBlockTokens * dim; ++i) {
+          const int64_t d = i % dim, t = i / dim;
+          const double expected_key = t == slot ? cached(operation.format, key[static_cast<size_t>(d)]) : 0;
+          const double expected_value = t == slot ? cached(operation.format, value[static_cast<size_t>(d)]) : 0;
+          if (keys[static_cast<size_t>(i)] != expected_key) failed("key at " + std::to_string(i));
+          if (values[static_cast<size_t>(d * kKvBlockTokens + t)] != expected_value)
+            failed("value at " + std::to_string(i));
+        }
+      }
+    }
+  }
+}
+
+void check_attention(std::string_view name, const Tiers& tiers) {
+  const Operation& operation = operation_of(name);
+  uint64_t seed = 0;
+  const auto check = [&](int64_t rows, int64_t dim, int64_t tokens, int64_t begin, int64_t window, double softcap,
+                         double spread, Kind kind = Kind::kNormal) {
+    check_case(name, operation, make_case(++seed, rows, dim, tokens, begin, window, softcap, spread, kind), tiers);
+  };
+  for (const int64_t dim : {2, 4, 6, 14, 16, 18, 32, 34, 64, 66, 80, 128, 256}) {
+    check(1, dim, 70, 0, 0, 0, 2);
+    check(1 + dim % 16, dim, 1 + dim % 70, 0, 0, 0, 2);
+  }
+  for (const int64_t tokens : {1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 200})
+    check(1 + tokens % 5, 16, tokens, 0, 0, 0, 2);
+  for (int64_t rows = 1; rows <= kernels::kMaxAttentionRows; ++rows) check(rows, 32, 90, 0, 20, 5, 2);
+  for (const int64_t window : {1, 2, 15, 16, 17, 63, 64, 65, 300}) check(5, 16, 150, 0, window, 0, 2);
+  for (const int64_t begin : {1, 16, 63, 64, 65, 130}) check(4, 32, 150, begin, 0, 0, 2);
+  for (const double softcap : {0.1, 30.0}) {
+    for (const double spread : {0.01, 40.0, 1000.0}) check(3, 64, 80, 0, 0, softcap, spread);
+  }
+  for (const double spread : {1e-6, 100.0, 1e4}) check(3, 64, 130, 0, 0, 0, spread);
+  for (const Kind kind : kKinds) check(4, 48, 100, 0, 0, 0, 2, kind);
+  check_not_finite(name, operation, std::numeric_limits<float>::quiet_NaN(), tiers);
+  check_not_finite(name, operation, std::numeric_limits<float>::infinity(), tiers);
+}
+
+}  // namespace gemlet::check

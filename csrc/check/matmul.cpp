@@ -1,0 +1,322 @@
+// Products against packed weights. The int8 kernels get activations that the scalar tier has rounded, so that a product
+// is exact up to the float32 sum over its blocks; the rounding itself is checked apart.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/float_bits.h"
+#include "check/check.h"
+#include "formats/quantize.h"
+#include "kernels/registry.h"
+
+namespace gemlet::check {
+namespace {
+
+using kernels::Activations;
+using kernels::MatmulArgs;
+using kernels::MatmulOperation;
+
+constexpr double kNormal = 0x1p-126;  // the smallest float32 and bfloat16 that is not denormal
+
+const kernels::KernelTable& definitions() {
+  static const kernels::KernelTable table = kernels::kernels_for(Tier::kScalar);
+  return table;
+}
+
+// Any bits that the format allows.
+void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t bytes) {
+  if (format == Format::kF32 || format == Format::kBf16) {
+    for (int64_t i = 0; i < bytes; i += 4) {
+      // bf16 pairs: both halves are floats; exponents up to 2^56 keep all sums finite
+      const uint32_t bits = static_cast<uint32_t>(random.bits()) & 0xdbffdbffu;
+      std::memcpy(panels + i, &bits, 4);
+    }
+    return;
+  }
+  const int64_t superblock = format == Format::kQ8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
+  for (int64_t i = 0; i < bytes; ++i) {
+    const uint8_t byte = static_cast<uint8_t>(random.bits() >> 32);
+    const int64_t at = i % superblock;
+    if (at < kScaleBytes) {
+      panels[i] = at % 2 == 1 ? byte & 0xbf : byte;  // f16 scales below 2
+    } else {
+      panels[i] = format == Format::kQ8 && byte == 0 ? 1 : byte;  // q8 is -127 .. 127
+    }
+  }
+}
+
+GuardedBytes make_weights(Random& random, Format format, Kind kind, int64_t outputs, int64_t cols) {
+  const int64_t stride = panel_bytes(format, cols);
+  GuardedBytes panels(packed_bytes(format, outputs, cols));
+  if (kind == Kind::kBits) {
+    fill_with_bits(random, format, panels.data(), packed_bytes(format, outputs, cols));
+    return panels;
+  }
+  const std::vector<float> w = numbers(random, kind, outputs, cols, 1e5);
+  for (int64_t p = 0; p < panel_count(outputs); ++p) {
+    const int64_t rows = std::min(kPanelRows, outputs - p * kPanelRows);
+    if (!pack_panel(format, w.data() + p * kPanelRows * cols, rows, cols, panels.data() + p * stride)) {
+      failed("weights cannot be packed");
+    }
+  }
+  return panels;
+}
+
+struct Case {
+  const MatmulOperation& operation;
+  int64_t rows, outputs, cols;
+  GuardedBytes weights;
+  GuardedBytes x;  // in the operation's form of activations
+  MatmulArgs args;
+  Expected expected;
+};
+
+// Column c of a prepared row, as a number.
+double activation(Activations form, const uint8_t* row, int64_t padded, int64_t c) {
+  if (form == Activations::kF32) return reinterpret_cast<const float*>(row)[c];
+  if (form == Activations::kBf16) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
+  const double scale = reinterpret_cast<const float*>(row + padded)[c / kBlock];
+  return static_cast<int8_t>(row[c]) * scale;
+}
+
+// Fills in what float64 makes of the case's weights and activations.
+void compute(Case& c) {
+  const Activations form = c.operation.activations;
+  const bool int8 = form == Activations::kI8;
+  const Matrix matrix = {c.operation.weights, c.outputs, c.cols, c.weights.data()};
+  std::vector<float> w(static_cast<size_t>(c.cols));
+  // Sums of float32: of products of columns, or of blocks scaled by the product of two scales.
+  const double terms = static_cast<double>(int8 ? c.args.cols / kBlock + 4 : c.cols + 1);
+  for (int64_t o = 0; o < c.outputs; ++o) {
+    unpack_row(matrix, o, w.data());
+    for (int64_t r = 0; r < c.rows; ++r) {
+      double sum = 0, size = 0, lost = 0;
+      for (int64_t i = 0; i < c.cols; ++i) {
+        const double x = activation(form, c.x.data() + r * c.args.x_stride, c.args.cols, i);
+        const double weight = w[static_cast<size_t>(i)];
+        sum += x * weight;
+        size += std::fabs(x * weight);
+        if (std::fabs(x) < kNormal || std::fabs(weight) < kNormal) lost += std::fabs(x * weight);
+      }
+      // A denormal product of two scales counts up to 127 * 127 times.
+      double bound = terms * kUnit * size + static_cast<double>(c.cols + 1) * (int8 ? 127 * 127 : 1) * kTiny;
+      if (form == Activations::kBf16) bound += lost + 2 * static_cast<double>(c.cols) * kNormal;
+      c.expected.value[static_cast<size_t>(r * c.outputs + o)] = sum;
+      c.expected.bound[static_cast<size_t>(r * c.outputs + o)] = bound;
+    }
+  }
+}
+
+Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Kind w_kind, int64_t rows,
+               int64_t outputs, int64_t cols) {
+  const Format format = operation.weights;
+  const int64_t padded = operation.activations == Activations::kF32 ? cols : padded_cols(format, cols);
+  const int64_t stride = kernels::activation_row_bytes(operation.activations, padded);
+  Case c = {operation,
+            rows,
+            outputs,
+            cols,
+            make_weights(random, format, w_kind, outputs, cols),
+            GuardedBytes(rows * stride),
+            {},
+            Expected(rows * outputs)};
+  const std::vector<float> x =
+      numbers(random, x_kind, rows, cols, operation.activations == Activations::kI8 ? 1e28 : 1e17);
+  for (int64_t r = 0; r < rows; ++r) {
+    kernels::prepare_row(definitions(), operation, x.data() + r * cols, cols, c.x.data() + r * stride);
+  }
+  c.args = {c.x.data(), stride, rows, c.weights.data(), panel_bytes(format, cols), padded, nullptr, outputs, outputs};
+  compute(c);
+  return c;
+}
+
+void check_case(const Case& c, const Tiers& tiers) {
+  for (const Tier tier : tiers) {
+    begin_case(c.operation.name, tier, shape_text("rows", c.rows, "outputs", c.outputs, "cols", c.cols));
+    auto* const kernel = kernels::kernels_for(tier).*c.operation.kernel;
+    const GuardedBytes y(c.rows * c.outputs * 4);
+    MatmulArgs args = c.args;
+    args.y = y.as<float>();
+    kernel(args);
+    expect_within(y.as<float>(), c.expected);
+
+    // A row, and a panel, has the bits that it has alone; nothing is written between rows of y.
+    const GuardedBytes alone((c.outputs + 3) * 4);
+    for (int64_t r = 0; r < c.rows; ++r) {
+      args = c.args;
+      args.x = c.x.data() + r * c.args.x_stride;
+      args.rows = 1;
+      args.y = alone.as<float>() + 3;
+      kernel(args);
+      expect_same_bits(alone.as<float>() + 3, y.as<float>() + r * c.outputs, c.outputs, "with other rows");
+    }
+    const int64_t panel = panel_count(c.outputs) - 1, first = panel * kPanelRows, last = c.outputs - first;
+    const GuardedBytes wide((c.rows * (last + 1) - 1) * 4);
+    std::memset(wide.data(), 0xff, static_cast<size_t>((c.rows * (last + 1) - 1) * 4));
+    args = c.args;
+    args.panels += panel * args.panel_stride;
+    args.outputs = last;
+    args.y = wide.as<float>();
+    args.y_stride = last + 1;
+    kernel(args);
+    for (int64_t r = 0; r < c.rows; ++r) {
+      const float* const row = wide.as<float>() + r * (last + 1);
+      expect_same_bits(row, y.as<float>() + r * c.outputs + first, last, "with other panels");
+      uint32_t gap = 0xffffffffu;
+      if (r + 1 < c.rows) std::memcpy(&gap, row + last, 4);
+      if (gap != 0xffffffffu) failed("wrote past the row's outputs");
+    }
+  }
+}
+
+// What is not finite must reach the logits, where it is an error.
+void check_not_finite(const MatmulOperation& operation, float value, const Tiers& tiers) {
+  Random random(5);
+  Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
+  std::vector<float> x = numbers(random, Kind::kNormal, 1, 70, 1e3);
+  x[69] = value;
+  kernels::prepare_row(definitions(), operation, x.data(), 70, c.x.data() + c.args.x_stride);
+  for (const Tier tier : tiers) {
+    begin_case(operation.name, tier, value > 0 ? "an infinity" : "a NaN");
+    const GuardedBytes y(3 * 20 * 4);
+    c.args.y = y.as<float>();
+    (kernels::kernels_for(tier).*operation.kernel)(c.args);
+    for (int i = 0; i < 60; ++i) {
+      if (std::isfinite(y.as<float>()[i]) == (i / 20 == 1))
+        failed("in row 1, but " + std::to_string(i) + " shows another");
+    }
+  }
+}
+
+// The largest integers of either sign, where sums of two byte products leave 16 bits.
+void check_extremes(const MatmulOperation& operation, const Tiers& tiers) {
+  Random random(7);
+  Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 9, 33, 320);
+  const bool q8 = operation.weights == Format::kQ8;
+  for (int64_t i = 0; i < packed_bytes(operation.weights, c.outputs, c.cols); ++i) {
+    const bool low = random.below(8) == 0;
+    const int byte = i % (q8 ? kQ8SuperblockBytes : kQ4SuperblockBytes) < kScaleBytes ? i % 2 * 0x3c  // 1.0
+                     : q8                                                             ? (low ? 1 : 255)
+                                                                                      : (low ? 0x0f : 0xff);
+    c.weights.data()[i] = static_cast<uint8_t>(byte);
+  }
+  for (int64_t r = 0; r < c.rows; ++r) {
+    std::vector<float> x(320);
+    for (float& value : x) value = r % 3 == 0 ? 127.0f : r % 3 == 1 ? -127.0f : random.below(2) == 0 ? 127.0f : -127.0f;
+    kernels::prepare_row(definitions(), operation, x.data(), 320, c.x.data() + r * c.args.x_stride);
+  }
+  compute(c);
+  std::fill(c.expected.bound.begin(), c.expected.bound.end(), 0.0);  // integers below 2^24
+  check_case(c, tiers);
+}
+
+}  // namespace
+
+void check_matmul(std::string_view name, const Tiers& tiers) {
+  const auto found = std::find_if(std::begin(kernels::kMatmuls), std::end(kernels::kMatmuls),
+                                  [&](const MatmulOperation& operation) { return operation.name == name; });
+  if (found == std::end(kernels::kMatmuls)) failed("not in kMatmuls");
+  const MatmulOperation& operation = *found;
+  uint64_t seed = 0;
+  for (const int64_t cols :
+       {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 97, 127, 128, 130, 257, 640}) {
+    Random random(++seed);
+    const int64_t rows = 1 + cols * 7 % 11, outputs = 1 + cols * 5 % 37;
+    check_case(make_case(random, operation, Kind::kNormal, Kind::kNormal, rows, outputs, cols), tiers);
+  }
+  for (int64_t rows = 1; rows <= 20; ++rows) {
+    Random random(++seed);
+    check_case(make_case(random, operation, Kind::kNormal, Kind::kBits, rows, 1 + rows * 7 % 50, 64), tiers);
+  }
+  for (const Kind x_kind : kKinds) {
+    for (const Kind w_kind : kKinds) {
+      Random random(++seed);
+      const int64_t rows = 1 + random.below(9), cols = 64 + random.below(70);
+      check_case(make_case(random, operation, x_kind, w_kind, rows, 20, cols), tiers);
+    }
+  }
+  check_not_finite(operation, std::numeric_limits<float>::quiet_NaN(), tiers);
+  check_not_finite(operation, std::numeric_limits<float>::infinity(), tiers);
+  if (operation.activations == Activations::kI8) check_extremes(operation, tiers);
+}
+
+namespace {
+
+// One row: scales, integers within half a step, and offsets that agree with the integers.
+void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, const uint8_t* row) {
+  for (int64_t b = 0; b < cols / kBlock; ++b) {
+    const int64_t first = b * kBlock, count = std::clamp<int64_t>(static_cast<int64_t>(x.size()) - first, 0, kBlock);
+    double peak = 0;
+    for (int64_t i = 0; i < count; ++i) peak = std::max<double>(peak, std::fabs(x[static_cast<size_t>(first + i)]));
+    const double scale = reinterpret_cast<const float*>(row + cols)[b];
+    if (!(std::fabs(scale - peak / 127) <= 2 * kUnit * peak / 127 + kTiny))
+      failed("scale of block " + std::to_string(b));
+    int32_t sum = 0;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int32_t q = static_cast<int8_t>(row[first + i]);
+      sum += q;
+      const double exact = i < count && peak > kernels::kZeroPeak ? x[static_cast<size_t>(first + i)] / peak * 127 : 0;
+      if (!(std::fabs(q - exact) <= 0.5 + 127 * 6 * kUnit)) {
+        failed("column " + std::to_string(first + i) + " is " + std::to_string(q) + ", expected " +
+               std::to_string(exact));
+      }
+    }
+    const int32_t offset = reinterpret_cast<const int32_t*>(row + cols + cols / kBlock * 4)[b];
+    if (offset != -zero * sum) failed("offset of block " + std::to_string(b));
+  }
+}
+
+}  // namespace
+
+void check_quantize_i8(const Tiers& tiers) {
+  uint64_t seed = 100;
+  for (const Kind kind : kKinds) {
+    for (const int64_t valid : {1, 5, 31, 32, 33, 63, 64, 100, 129, 1152}) {
+      Random random(++seed);
+      const int64_t cols = padded_cols(Format::kQ8, valid);
+      const std::vector<float> values = numbers(random, kind, 1, valid, 1e28);
+      const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, cols));
+      const int32_t zero = seed % 2 == 0 ? 8 : 128;
+      for (const Tier tier : tiers) {
+        begin_case("quantize_i8", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
+        kernels::kernels_for(tier).quantize_i8({x.as<float>(), valid, cols, zero, out.data()});
+        check_row_i8(values, cols, zero, out.data());
+      }
+    }
+  }
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    std::vector<float> values(64, 1.0f);
+    values[40] = value;
+    for (const Tier tier : tiers) {
+      begin_case("quantize_i8", tier, value > 0 ? "an infinity" : "a NaN");
+      const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, 64));
+      kernels::kernels_for(tier).quantize_i8({x.as<float>(), 64, 64, 8, out.data()});
+      const float* const scales = reinterpret_cast<const float*>(out.data() + 64);
+      if (!std::isfinite(scales[0]) || std::isfinite(scales[1])) failed("does not show in its block's scale");
+    }
+  }
+}
+
+void check_round_bf16(const Tiers& tiers) {
+  uint64_t seed = 200;
+  for (const Kind kind : kKinds) {
+    for (const int64_t valid : {1, 2, 15, 16, 17, 31, 32, 33, 100}) {
+      Random random(++seed);
+      std::vector<float> values = numbers(random, kind, 1, valid, 1e38);
+      if (seed % 7 == 0) values[0] = std::numeric_limits<float>::quiet_NaN();
+      const int64_t bytes = kernels::activation_row_bytes(Activations::kBf16, valid);
+      const GuardedBytes x = guarded(values), out(bytes);
+      for (const Tier tier : tiers) {
+        begin_case("round_bf16", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
+        kernels::kernels_for(tier).round_bf16({x.as<float>(), valid, bytes / 2, out.data()});
+        for (int64_t i = 0; i < bytes / 2; ++i) {
+          const uint16_t expected = i < valid ? f32_to_bf16(values[static_cast<size_t>(i)]) : uint16_t{0};
+          if (out.as<uint16_t>()[i] != expected) failed("column " + std::to_string(i));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace gemlet::check

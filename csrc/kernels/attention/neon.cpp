@@ -1,0 +1,3 @@
+#include "kernels/simd/neon.h"
+//
+#include "kernels/attention/body.h"

@@ -1,0 +1,53 @@
+// The products of int8 activations on 64-bit Arm. A lines_*.h comes before it and says how a block of 32 columns is
+// multiplied: dot<R, H>(lines, x, dots) adds to dots[r][h] the products of the bytes x[r] and of vector h of the lines;
+// kNeedsOffset: it takes the weights as they are stored, unsigned. Lines with kPairs have their own tile of several
+// rows.
+#pragma once
+
+#include "kernels/matmul/panels.h"
+
+namespace gemlet::kernels {
+namespace {
+
+template <typename Lines>
+struct Int8Product {
+  template <int R, int H>
+  static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
+    if constexpr (R > 1 && Lines::kPairs) return Lines::template pair_tile<R, H>(a, row, panel, h0, sums);
+    const uint8_t* x[R];
+    const float* scales[R];
+    const int32_t* offsets[R];
+    for (int r = 0; r < R; ++r) {
+      x[r] = (const uint8_t*)a.x + (row + r) * a.x_stride;
+      scales[r] = (const float*)(x[r] + a.cols);
+      offsets[r] = (const int32_t*)(x[r] + a.cols + a.cols / kQuantBlock * 4);
+    }
+    const int64_t blocks = a.cols / kQuantBlock;
+    for (int64_t b = 0; b < blocks; b += 2, panel += kScaleLine + 2 * Lines::kBlockBytes) {
+      for (int64_t half = 0; half < 2; ++half) {
+        VI dots[R][H];
+        for (int r = 0; r < R; ++r) {
+          for (int h = 0; h < H; ++h) dots[r][h] = Lines::kNeedsOffset ? splat_i32(offsets[r][b + half]) : VI{};
+        }
+        Lines::template dot<R, H>(panel + kScaleLine + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
+        for (int h = 0; h < H; ++h) {
+          const VF weight_scale = load_f16(panel + half * 32 + (h0 + h) * kLanes * 2);
+          for (int r = 0; r < R; ++r) {
+            sums[r][h] += to_float(dots[r][h]) * (weight_scale * scales[r][b + half]);
+          }
+        }
+        for (int r = 0; r < R; ++r) x[r] += kQuantBlock;
+      }
+    }
+  }
+};
+
+}  // namespace
+
+namespace GEMLET_TIER {
+
+void matmul_i8_q8(const MatmulArgs& a) { matmul<Int8Product<Q8Lines>>(a); }
+void matmul_i8_q4(const MatmulArgs& a) { matmul<Int8Product<Q4Lines>>(a); }
+
+}  // namespace GEMLET_TIER
+}  // namespace gemlet::kernels

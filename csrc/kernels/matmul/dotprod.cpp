@@ -1,0 +1,5 @@
+#include "kernels/simd/dotprod.h"
+//
+#include "kernels/matmul/lines_dotprod.h"
+//
+#include "kernels/matmul/body_int8_arm.h"

@@ -1,0 +1,64 @@
+// Byte products with sdot, which takes the 4 columns of x from any lane of a register: 16 columns of a row are one
+// load.
+#pragma once
+
+#include "kernels/simd/vector.h"
+
+namespace gemlet::kernels {
+namespace {
+
+// Lane is a template parameter as the instruction holds it.
+template <int Lane, int R, int H>
+inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][H]) {
+  for (int h = 0; h < H; ++h) {
+    const int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(line + h * 16), vdupq_n_u8(0x80)));
+    for (int r = 0; r < R; ++r) dots[r][h] = (VI)vdotq_laneq_s32((int32x4_t)dots[r][h], w, x[r], Lane);
+  }
+}
+struct Q8Lines {
+  static constexpr int64_t kBlockBytes = 512;
+  static constexpr bool kNeedsOffset = false;
+  static constexpr bool kPairs = false;
+  template <int R, int H>
+  static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
+    for (int half = 0; half < 2; ++half, lines += 4 * 64) {
+      int8x16_t columns[R];
+      for (int r = 0; r < R; ++r) columns[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16 * half));
+      q8_line<0>(lines, columns, dots);
+      q8_line<1>(lines + 64, columns, dots);
+      q8_line<2>(lines + 128, columns, dots);
+      q8_line<3>(lines + 192, columns, dots);
+    }
+  }
+};
+
+template <int Lane, int R, int H>
+inline void q4_line(const uint8_t* line, const int8x16_t (&first)[R], const int8x16_t (&second)[R], VI (&dots)[R][H]) {
+  for (int h = 0; h < H; ++h) {
+    const uint8x16_t w = vld1q_u8(line + h * 16);
+    const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(w, vdupq_n_u8(15)));
+    const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(w, 4));
+    for (int r = 0; r < R; ++r) dots[r][h] = (VI)vdotq_laneq_s32((int32x4_t)dots[r][h], low, first[r], Lane);
+    for (int r = 0; r < R; ++r) dots[r][h] = (VI)vdotq_laneq_s32((int32x4_t)dots[r][h], high, second[r], Lane);
+  }
+}
+struct Q4Lines {
+  static constexpr int64_t kBlockBytes = 256;
+  static constexpr bool kNeedsOffset = true;
+  static constexpr bool kPairs = false;
+  template <int R, int H>
+  static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
+    int8x16_t first[R], second[R];
+    for (int r = 0; r < R; ++r) {
+      first[r] = vreinterpretq_s8_u8(vld1q_u8(x[r]));
+      second[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16));
+    }
+    q4_line<0>(lines, first, second, dots);
+    q4_line<1>(lines + 64, first, second, dots);
+    q4_line<2>(lines + 128, first, second, dots);
+    q4_line<3>(lines + 192, first, second, dots);
+  }
+};
+
+}  // namespace
+}  // namespace gemlet::kernels

@@ -1,0 +1,3 @@
+#include "kernels/simd/neon.h"
+//
+#include "kernels/rowwise/body.h"

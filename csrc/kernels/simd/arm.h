@@ -1,0 +1,26 @@
+// 64-bit Arm's Advanced SIMD: 4 floats a vector, 32 registers. Included by the headers of its tiers, which differ in
+// how they multiply bytes (kernels/matmul/lines_*.h); everything has internal linkage.
+#pragma once
+
+#include <arm_neon.h>
+#include <stddef.h>
+#include <stdint.h>
+
+namespace gemlet::kernels {
+namespace {
+
+constexpr int kLanes = 4;     // floats in a vector
+constexpr int kRowTile = 4;   // rows of x computed together, and
+constexpr int kTileSums = 8;  // sums of a tile: with as many for odd columns or for integers half of the registers
+typedef float VF __attribute__((vector_size(16)));
+typedef int32_t VI __attribute__((vector_size(16)));
+
+inline VF load_f16(const void* p) {
+  float16x4_t half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return (VF)vcvt_f32_f16(half);
+}
+inline VF max(VF a, VF b) { return (VF)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+
+}  // namespace
+}  // namespace gemlet::kernels
