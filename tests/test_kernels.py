@@ -9,7 +9,8 @@ How far a product y = sum(x w) may be from its float64 value, v being what the f
 - bf16 activations: x is rounded to bf16 first, so |x - x'| <= 2^-9 |x|. For y' = sum(x' v) the products are
   exact and the bound is that of a float32 sum, but the instructions take denormal numbers for zero: x', v,
   products and sums, each of which may lose up to NORMAL. Against y the error is at most 2^-9 sum(|x v|) more.
-- q8 and q4: x is rounded to int8 first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2.
+- bf16 activations in tiles: the same, with v rounded to bf16 for q8 and q4.
+- int8 activations: x is rounded to int8 first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2.
   For y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum.
   Where x / s is half-way between two integers, up to float32's rounding, x' may be either.
   Against y itself the error is at most sum(s |v|) / 2 more.
@@ -51,6 +52,9 @@ MATMULS = {
     "matmul_bf16_bf16": "bf16",
     "matmul_i8_q8": "q8",
     "matmul_i8_q4": "q4",
+    "matmul_tiles_bf16": "bf16",
+    "matmul_tiles_q8": "q8",
+    "matmul_tiles_q4": "q4",
 }
 PREPARED = ["quantize_i8", "round_bf16"]
 INT8_FORMATS = ["q8", "q4"]
@@ -78,11 +82,15 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
     """What a kernel computes, in float64, and how far from it float32 may be (the text above)."""
     v = _core.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
     cols = x.shape[1]
-    if MATMULS[operation] not in INT8_FORMATS:
-        exact = (bf16(x) if "_bf16_" in operation else x).astype(np.float64)
+    in_tiles = operation.startswith("matmul_tiles")
+    if in_tiles:
+        v = bf16(v.astype(np.float32)).astype(np.float64)
+    if not operation.startswith("matmul_i8"):
+        rounded = in_tiles or operation == "matmul_bf16_bf16"
+        exact = (bf16(x) if rounded else x).astype(np.float64)
         magnitude = np.abs(exact) @ np.abs(v).T
         bound = (cols + 1) * (UNIT * magnitude + TINY)
-        if "_bf16_" in operation:
+        if rounded:
             normal = (
                 np.where(np.abs(exact) < NORMAL, 0, np.abs(exact))
                 @ np.where(np.abs(v) < NORMAL, 0, np.abs(v)).T
@@ -157,6 +165,13 @@ def test_matmul_at_every_number_of_outputs(operation: str, tier: str) -> None:
 def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
     x, w = case(operation, 3, rows, outputs, cols, ("outliers", "normal"))
     check_matmul(tier, operation, x, w)
+
+
+@kernels("matmul_tiles_bf16", "matmul_tiles_q8", "matmul_tiles_q4")
+@pytest.mark.parametrize(("rows", "outputs", "cols"), [(400, 33, 1100), (64, 17, 6912)])
+def test_matmul_in_tiles_in_pieces(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
+    """More of x than is kept in L2 at once, more columns than are expanded at once."""
+    check_matmul(tier, operation, *case(operation, 4, rows, outputs, cols, PLAIN))
 
 
 @kernels(*MATMULS)

@@ -17,6 +17,12 @@ constexpr uint64_t kXcr0Avx = 0x6;      // SSE and AVX registers
 constexpr uint64_t kXcr0Avx512 = 0xe6;  // plus opmask and the upper ZMM halves
 constexpr uint64_t kXcr0Amx = 0x60000;  // tile configuration and tile data
 
+#if defined(GEMLET_NO_AMX)
+constexpr bool kAmxKernels = false;  // the compiler does not know it
+#else
+constexpr bool kAmxKernels = true;
+#endif
+
 struct TierEntry {
   Tier tier;
   std::string_view name;
@@ -78,6 +84,9 @@ CpuFacts detect_cpu() {
   facts.asimddp = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
   facts.i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;
 #endif
+#if defined(GEMLET_EMULATE_AMX)
+  facts.amx_emulated = true;
+#endif
   return facts;
 }
 
@@ -87,6 +96,8 @@ bool tier_supported(const CpuFacts& facts, Tier tier) {
   switch (tier) {
     case Tier::kScalar:
       return true;
+    case Tier::kAmxEmulated:
+      return facts.amx_emulated;
     case Tier::kAvx2:
       return contained() && saved(kXcr0Avx) && facts.avx && facts.avx2 && facts.fma && facts.f16c;
     case Tier::kAvxVnni:
@@ -98,6 +109,8 @@ bool tier_supported(const CpuFacts& facts, Tier tier) {
     case Tier::kAvx512Bf16:
       return contained() && facts.avx512bf16;
     case Tier::kAmx:
+      return kAmxKernels && contained() && saved(kXcr0Amx) && facts.amx_granted && facts.amx_tile && facts.amx_int8 &&
+             facts.amx_bf16;
       return contained() && saved(kXcr0Amx) && facts.amx_granted && facts.amx_tile && facts.amx_int8 && facts.amx_bf16;
     case Tier::kNeon:
       return contained() && facts.asimd;

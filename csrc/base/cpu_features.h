@@ -13,8 +13,10 @@ namespace gemlet {
 // Kernel tiers: X(identifier, name, the tier it contains). A machine that has a tier has those it contains, all down to
 // scalar, and a kernel missing in a tier comes from the nearest of these. The highest tier that a machine has is the
 // last of its tiers in this list. Not one chain: AVX-512 machines need not have AVX-VNNI, nor the other way round.
+// amx_emulated is for tests of builds with GEMLET_EMULATE_AMX: AMX in plain C++.
 #define GEMLET_TIERS(X)                 \
   X(Scalar, scalar, Scalar)             \
+  X(AmxEmulated, amx_emulated, Scalar)  \
   X(Avx2, avx2, Scalar)                 \
   X(AvxVnni, avxvnni, Avx2)             \
   X(Avx512, avx512, Avx2)               \
@@ -37,6 +39,7 @@ struct CpuFacts {
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false, avx512vnni = false, avx512bf16 = false;
   bool avxvnni = false, amx_tile = false, amx_int8 = false, amx_bf16 = false;
   bool amx_granted = false;                           // the operating system lets this process use the tile registers
+  bool amx_emulated = false;                          // the library has it
   bool asimd = false, asimddp = false, i8mm = false;  // Arm: NEON; sdot and udot; smmla and usdot
   bool osxsave = false;
   uint64_t xcr0 = 0;  // state components the operating system saves: bits 1,2 = SSE, AVX; 5..7 = AVX-512; 17,18 = AMX

@@ -81,9 +81,10 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
   if (found->activations != kernels::Activations::kF32) {
     args.cols = padded_cols(matrix.format, matrix.cols);
     args.x_stride = kernels::activation_row_bytes(found->activations, args.cols);
-    prepared = AlignedBuffer(static_cast<size_t>(rows * args.x_stride));
+    prepared = AlignedBuffer(static_cast<size_t>(kernels::activation_bytes(found->activations, rows, args.x_stride)));
     for (int64_t r = 0; r < rows; ++r) {
-      kernels::prepare_row(table, *found, x.data(r, 0), matrix.cols, prepared.data() + r * args.x_stride);
+      kernels::prepare_row(table, *found, x.data(r, 0), matrix.cols,
+                           prepared.data() + kernels::activation_offset(found->activations, r, args.x_stride));
     }
     args.x = prepared.data();
   }

@@ -74,7 +74,10 @@ void prepare_row(const KernelTable& table, const MatmulOperation& operation, con
     case Activations::kI8:
       return table.quantize_i8({x, cols, padded_cols(operation.weights, cols), zero_point(operation.weights), out});
     case Activations::kBf16:
-      return table.round_bf16({x, cols, activation_row_bytes(Activations::kBf16, cols) / 2, out});
+    case Activations::kTiles: {
+      const int64_t padded = activation_row_bytes(operation.activations, padded_cols(operation.weights, cols)) / 2;
+      return table.round_bf16({x, cols, padded, operation.activations == Activations::kTiles ? 1024 : 64, out});
+    }
   }
 }
 

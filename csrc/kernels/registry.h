@@ -22,6 +22,9 @@ namespace gemlet::kernels {
   X(matmul_bf16_bf16)        \
   X(matmul_i8_q8)            \
   X(matmul_i8_q4)            \
+  X(matmul_tiles_bf16)       \
+  X(matmul_tiles_q8)         \
+  X(matmul_tiles_q4)         \
   X(kv_store_f32)            \
   X(kv_store_bf16)           \
   X(attention_f32)           \
@@ -66,15 +69,18 @@ struct MatmulOperation {
 };
 inline constexpr MatmulOperation kMatmuls[] = {
     {"matmul_f32_f32", Activations::kF32, Format::kF32, 1, &KernelTable::matmul_f32_f32},
+    {"matmul_tiles_bf16", Activations::kTiles, Format::kBf16, kLeastTileRows, &KernelTable::matmul_tiles_bf16},
     {"matmul_bf16_bf16", Activations::kBf16, Format::kBf16, 1, &KernelTable::matmul_bf16_bf16},
     {"matmul_f32_bf16", Activations::kF32, Format::kBf16, 1, &KernelTable::matmul_f32_bf16},
+    {"matmul_tiles_q8", Activations::kTiles, Format::kQ8, kLeastTileRows, &KernelTable::matmul_tiles_q8},
     {"matmul_i8_q8", Activations::kI8, Format::kQ8, 1, &KernelTable::matmul_i8_q8},
+    {"matmul_tiles_q4", Activations::kTiles, Format::kQ4, kLeastTileRows, &KernelTable::matmul_tiles_q4},
     {"matmul_i8_q4", Activations::kI8, Format::kQ4, 1, &KernelTable::matmul_i8_q4},
 };
 const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows);
 
-// One row of activations, x [cols], in the form that `operation` takes; activation_row_bytes() of the weights'
-// padded_cols.
+// One row of activations, x [cols], in the form that `operation` takes, with the weights' padded_cols, at the place of
+// activation_offset().
 void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols,
                  uint8_t* out);
 

@@ -14,6 +14,17 @@ constexpr int64_t kActivationBytes = 512 * 1024;
 // Bytes of weights in one task: long enough to stream, short enough to even out the threads.
 constexpr int64_t kTaskBytes = 64 * 1024;
 
+// Of products in tiles: most rows and panels of a task, and the tasks that each thread should find at least.
+constexpr int64_t kTileRowBlock = 512;
+constexpr int64_t kTilePanels = 12;
+constexpr int64_t kTileTasks = 3;
+
+// `rows` in as few equal pieces of at most `most` as can be: rows of one piece, a multiple of 16.
+int64_t pieces_of(int64_t rows, int64_t most) {
+  const int64_t pieces = (rows + most - 1) / most;
+  return ((rows + pieces - 1) / pieces + 15) / 16 * 16;
+}
+
 }  // namespace
 
 CpuBackend::CpuBackend(Tier tier, int threads) : tier_(tier), pool_(threads), kernels_(kernels::kernels_for(tier)) {}
@@ -88,7 +99,7 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
       input.shared = product.x == other.x && product.rows == other.rows && form == last.operation->activations &&
                      input.stride == last.stride && zero_point(weight.format) == zero_point(other.weight->format);
     }
-    if (!as_it_is && !input.shared) bytes += product.rows * input.stride;
+    if (!as_it_is && !input.shared) bytes += kernels::activation_bytes(form, product.rows, input.stride);
     inputs_.push_back(input);
   }
   uint8_t* at = reinterpret_cast<uint8_t*>(scratch(prepared_, bytes / 4));
@@ -99,11 +110,13 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
       input.data = inputs_[i - 1].data;
     } else if (input.data == nullptr) {
       const int64_t cols = product.weight->cols;
+      const kernels::Activations form = input.operation->activations;
       for_each_row(product.rows, cols, [&](int64_t row) {
-        kernels::prepare_row(kernels_, *input.operation, product.x + row * cols, cols, at + row * input.stride);
+        kernels::prepare_row(kernels_, *input.operation, product.x + row * cols, cols,
+                             at + kernels::activation_offset(form, row, input.stride));
       });
       input.data = at;
-      at += product.rows * input.stride;
+      at += kernels::activation_bytes(form, product.rows, input.stride);
     }
   }
 }
@@ -115,10 +128,15 @@ void CpuBackend::matmul(std::span<const Product> products) {
     const Product& product = products[i];
     const MatmulInput& input = inputs_[i];
     const Matrix& weight = *product.weight;
-    // A task: a run of panels of about 64 KB, times a block of rows that fits L2.
+    // A task: a run of panels of about 64 KB, times a block of rows that fits L2. In tiles: as many rows as can share
+    // the expansion of the weights, times panels enough to share the way of the rows to L2.
     const int64_t stride = panel_bytes(weight.format, weight.cols);
-    const int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
-    const int64_t row_block = std::clamp<int64_t>(kActivationBytes / input.stride, 16, 512);
+    int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
+    int64_t row_block = std::clamp<int64_t>(kActivationBytes / input.stride, 16, 512);
+    if (input.operation->activations == kernels::Activations::kTiles) {
+      run = std::clamp<int64_t>(weight.panels() / (kTileTasks * threads()) / 2 * 2, 2, kTilePanels);
+      row_block = pieces_of(product.rows, kTileRowBlock);
+    }
     for (int64_t row = 0; row < product.rows; row += row_block) {
       for (int64_t panel = 0; panel < weight.panels(); panel += run) {
         kernels::MatmulArgs args = {};

@@ -1,6 +1,6 @@
-// The CPU backend: splits each operation into tasks for the thread pool and hands them to the kernels of one tier. How
-// work is split never depends on the number of threads, and kernels sum in a fixed order: results are equal for every
-// thread count.
+// The CPU backend: splits each operation into tasks for the thread pool and hands them to the kernels of one tier.
+// Kernels sum in a fixed order, and where results depend on how work is split, the split does not depend on the number
+// of threads: results are equal for every thread count.
 #pragma once
 
 #include <algorithm>

@@ -52,7 +52,7 @@ void round_bf16(const RoundArgs& a) {
     const int64_t left = a.valid - c;
     const VF x = left >= kLanes ? load(a.x + c) : left > 0 ? load_some(a.x + c, left) : splat(0.0f);
     const Halves halves = __builtin_convertvector(bf16_bits(x), Halves);
-    __builtin_memcpy(a.out + c * 2, &halves, sizeof halves);
+    __builtin_memcpy(a.out + c / 32 * a.stride + c % 32 * 2, &halves, sizeof halves);
   }
 }
 

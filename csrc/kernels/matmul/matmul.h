@@ -9,8 +9,10 @@
 
 namespace gemlet::kernels {
 
-// The form of a row of activations: float32 as it comes, or what quantize_i8 or round_bf16 makes of it.
-enum class Activations : uint8_t { kF32, kI8, kBf16 };
+// The form of a row of activations: float32 as it comes, or what quantize_i8 or round_bf16 makes of it. kTiles
+// is kBf16 with 16 rows woven into tiles: 32 columns of the first row, of the second and so on, then the next 32
+// columns. x_stride is then a 16th of a group's bytes, and the memory holds whole groups.
+enum class Activations : uint8_t { kF32, kI8, kBf16, kTiles };
 
 struct MatmulArgs {
   const void* x;          // rows in the kernel's form of activations
@@ -18,7 +20,7 @@ struct MatmulArgs {
   int64_t rows;           // >= 1
   const uint8_t* panels;  // first panel, 64-byte aligned
   int64_t panel_stride;   // bytes per panel
-  int64_t cols;           // columns; i8 kernels: padded to a multiple of 64, bf16 kernels: of 2
+  int64_t cols;           // columns, with those that pad the weights' format; i8 kernels: a multiple of 64
   float* y;               // [rows][outputs], first output of the first panel
   int64_t y_stride;       // floats from one row of y to the next
   int64_t outputs;        // outputs to write: the last panel may have fewer than 16
@@ -29,6 +31,12 @@ using matmul_f32_bf16_fn = matmul_fn;   // f32 activations, bf16 weights
 using matmul_bf16_bf16_fn = matmul_fn;  // bf16 activations, bf16 weights; denormal numbers may count as zero
 using matmul_i8_q8_fn = matmul_fn;      // int8 activations, q8 weights
 using matmul_i8_q4_fn = matmul_fn;      // int8 activations, q4 weights
+// bf16 activations in tiles; weights rounded to bf16; denormal numbers may count as zero
+using matmul_tiles_bf16_fn = matmul_fn;
+using matmul_tiles_q8_fn = matmul_fn;
+using matmul_tiles_q4_fn = matmul_fn;
+// Rows from which a matrix unit is worth the expansion of the weights.
+constexpr int64_t kLeastTileRows = 16;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
 //   scale = max|x| / 127 per block of 32, q = round(x / scale), offset = -zero_point * sum(q)
@@ -50,15 +58,24 @@ struct RoundArgs {
   const float* x;  // [valid]
   int64_t valid;   // columns present; the rest up to `cols` is zero
   int64_t cols;    // multiple of 32
-  uint8_t* out;    // bf16 [cols]
+  int64_t stride;  // bytes from 32 columns to the next 32
+  uint8_t* out;
 };
 using round_bf16_fn = void(const RoundArgs&);
 
-// Bytes from one row of `cols` columns to the next: kI8 and kBf16 rows are whole lines of 64 bytes.
+// x_stride of rows of `cols` columns: rows other than kF32 are whole lines of 64 bytes.
 constexpr int64_t activation_row_bytes(Activations form, int64_t cols) {
   if (form == Activations::kF32) return cols * 4;
   const int64_t bytes = form == Activations::kI8 ? cols + cols / 32 * 8 : cols * 2;
   return (bytes + 63) / 64 * 64;
+}
+
+// Where `row` begins, and the size of all rows.
+constexpr int64_t activation_offset(Activations form, int64_t row, int64_t stride) {
+  return form == Activations::kTiles ? row / 16 * 16 * stride + row % 16 * 64 : row * stride;
+}
+constexpr int64_t activation_bytes(Activations form, int64_t rows, int64_t stride) {
+  return (form == Activations::kTiles ? (rows + 15) / 16 * 16 : rows) * stride;
 }
 
 }  // namespace gemlet::kernels

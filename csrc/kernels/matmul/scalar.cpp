@@ -34,11 +34,13 @@ void for_each_panel(const MatmulArgs& a, Product product) {
 
 // Weight of output o at column c of a block of 32, as stored (unsigned).
 struct Q8 {
+  static constexpr Format kFormat = Format::kQ8;
   static constexpr int64_t kSuperblockBytes = kQ8SuperblockBytes;
   static constexpr int64_t kBlockBytes = kPanelRows * kBlock;
   static int32_t at(const uint8_t* lines, int64_t o, int64_t c) { return lines[c / 4 * 64 + o * 4 + c % 4]; }
 };
 struct Q4 {
+  static constexpr Format kFormat = Format::kQ4;
   static constexpr int64_t kSuperblockBytes = kQ4SuperblockBytes;
   static constexpr int64_t kBlockBytes = kPanelRows * kBlock / 2;
   static int32_t at(const uint8_t* lines, int64_t o, int64_t c) {
@@ -69,6 +71,39 @@ void matmul_i8(const MatmulArgs& a) {
       }
     }
   });
+}
+
+// Weight of output o at column c of a panel, rounded to bf16.
+template <typename Weight>
+float rounded_weight(const uint8_t* panel, int64_t o, int64_t c) {
+  const uint8_t* superblock = panel + c / kSuperblock * Weight::kSuperblockBytes;
+  const int64_t half = c / kBlock % 2;
+  const uint8_t* lines = superblock + kScaleBytes + half * Weight::kBlockBytes;
+  uint16_t bits;
+  memcpy(&bits, superblock + (half * kPanelRows + o) * 2, 2);
+  const int32_t q = Weight::at(lines, o, c % kBlock) - zero_point(Weight::kFormat);
+  return bf16_to_f32(f32_to_bf16(static_cast<float>(q) * f16_to_f32(bits)));
+}
+struct Bf16;
+template <>
+float rounded_weight<Bf16>(const uint8_t* panel, int64_t o, int64_t c) {
+  return bf16_to_f32(reinterpret_cast<const uint16_t*>(panel)[(c / 2 * kPanelRows + o) * 2 + c % 2]);
+}
+
+template <typename Weight>
+void matmul_tiles(const MatmulArgs& a) {
+  for (int64_t o = 0; o < a.outputs; ++o) {
+    const uint8_t* panel = a.panels + o / kPanelRows * a.panel_stride;
+    for (int64_t r = 0; r < a.rows; ++r) a.y[r * a.y_stride + o] = 0.0f;
+    for (int64_t c = 0; c < a.cols; ++c) {
+      const float w = rounded_weight<Weight>(panel, o % kPanelRows, c);
+      for (int64_t r = 0; r < a.rows; ++r) {
+        const uint8_t* x = static_cast<const uint8_t*>(a.x) + activation_offset(Activations::kTiles, r, a.x_stride);
+        const uint16_t* line = reinterpret_cast<const uint16_t*>(x + c / 32 * 1024);
+        a.y[r * a.y_stride + o] += bf16_to_f32(line[c % 32]) * w;
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -123,8 +158,10 @@ void matmul_f32_bf16(const MatmulArgs& a) {
 }
 
 void round_bf16(const RoundArgs& a) {
-  uint16_t* out = reinterpret_cast<uint16_t*>(a.out);
-  for (int64_t c = 0; c < a.cols; ++c) out[c] = c < a.valid ? f32_to_bf16(a.x[c]) : uint16_t{0};
+  for (int64_t c = 0; c < a.cols; ++c) {
+    uint16_t* line = reinterpret_cast<uint16_t*>(a.out + c / 32 * a.stride);
+    line[c % 32] = c < a.valid ? f32_to_bf16(a.x[c]) : uint16_t{0};
+  }
 }
 
 void matmul_bf16_bf16(const MatmulArgs& a) {
@@ -141,5 +178,8 @@ void matmul_bf16_bf16(const MatmulArgs& a) {
 
 void matmul_i8_q8(const MatmulArgs& a) { matmul_i8<Q8>(a); }
 void matmul_i8_q4(const MatmulArgs& a) { matmul_i8<Q4>(a); }
+void matmul_tiles_bf16(const MatmulArgs& a) { matmul_tiles<Bf16>(a); }
+void matmul_tiles_q8(const MatmulArgs& a) { matmul_tiles<Q8>(a); }
+void matmul_tiles_q4(const MatmulArgs& a) { matmul_tiles<Q4>(a); }
 
 }  // namespace gemlet::kernels::scalar

@@ -1,0 +1,125 @@
+// AMX in software, for tests on machines without it: what amx.h declares, after the operations in Intel's manual
+// (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS). Shapes that the processor
+// would refuse and tiles used before they are configured end the program. Plain C++ in plain files.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <bit>
+
+#include "base/float_bits.h"
+#include "kernels/simd/amx_config.h"
+
+#define GEMLET_TIER amx_emulated
+
+namespace gemlet::kernels {
+namespace {
+
+constexpr int kLanes = 16;
+typedef float VF __attribute__((vector_size(64)));
+typedef int32_t VI __attribute__((vector_size(64)));
+
+class Tiles {
+ public:
+  Tiles() = default;
+  Tiles(const Tiles&) = delete;
+
+  void configure(const TileConfig& config) {
+    check(config.palette == 1 && config.start_row == 0);
+    for (const uint8_t byte : config.reserved) check(byte == 0);
+    for (int tile = 0; tile < 16; ++tile) {
+      const bool used = config.rows[tile] != 0;
+      check(used == (config.line[tile] != 0) && (tile < 8 || !used));
+      check(config.rows[tile] <= kTileRows && config.line[tile] <= kTileLine);
+    }
+    config_ = config;
+    memset(data_, 0, sizeof data_);
+  }
+  template <int kTile>
+  void zero() {
+    check(config_.rows[kTile] != 0);
+    memset(data_[kTile], 0, kTileBytes);
+  }
+  template <int kTile>
+  void load(const void* rows, int64_t stride) {
+    zero<kTile>();
+    for (int r = 0; r < config_.rows[kTile]; ++r) {
+      memcpy(data_[kTile][r], static_cast<const uint8_t*>(rows) + r * stride, config_.line[kTile]);
+    }
+  }
+  template <int kTile>
+  void store(void* rows, int64_t stride) {
+    check(config_.rows[kTile] != 0);
+    for (int r = 0; r < config_.rows[kTile]; ++r) {
+      memcpy(static_cast<uint8_t*>(rows) + r * stride, data_[kTile][r], config_.line[kTile]);
+    }
+  }
+  template <int kSums, int kA, int kB>
+  void dot_bf16() {
+    const int rows = config_.rows[kSums], pairs = config_.line[kA] / 4, outputs = config_.line[kSums] / 4;
+    check(kSums != kA && kSums != kB && kA != kB && rows != 0);
+    check(config_.line[kSums] % 4 == 0 && config_.line[kA] % 4 == 0 && config_.line[kB] % 4 == 0);
+    check(config_.rows[kA] == rows && config_.rows[kB] == pairs && config_.line[kB] == config_.line[kSums]);
+    for (int m = 0; m < rows; ++m) {
+      float even[16] = {}, odd[16] = {};
+      for (int k = 0; k < pairs; ++k) {
+        const float a0 = number(data_[kA][m], 2 * k), a1 = number(data_[kA][m], 2 * k + 1);
+        for (int n = 0; n < outputs; ++n) {
+          even[n] = flushed(fmaf(a0, number(data_[kB][k], 2 * n), even[n]));
+          odd[n] = flushed(fmaf(a1, number(data_[kB][k], 2 * n + 1), odd[n]));
+        }
+      }
+      for (int n = 0; n < outputs; ++n) {
+        float sum;
+        memcpy(&sum, data_[kSums][m] + 4 * n, 4);
+        sum = flushed(flushed(sum) + flushed(even[n] + odd[n]));
+        memcpy(data_[kSums][m] + 4 * n, &sum, 4);
+      }
+    }
+  }
+
+ private:
+  static void check(bool legal) {
+    if (!legal) __builtin_trap();
+  }
+  static float flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+  static float number(const uint8_t* row, int index) {
+    uint16_t bits;
+    memcpy(&bits, row + 2 * index, 2);
+    return flushed(bf16_to_f32(bits));
+  }
+
+  TileConfig config_ = [] {
+    TileConfig none;
+    none.palette = 0;
+    return none;
+  }();
+  alignas(64) uint8_t data_[8][kTileRows][kTileLine];
+};
+
+inline VF max(VF a, VF b) { return a > b ? a : b; }
+inline VF load_f16(const void* p) {
+  VF v;
+  for (int i = 0; i < kLanes; ++i) {
+    uint16_t bits;
+    memcpy(&bits, static_cast<const uint8_t*>(p) + 2 * i, 2);
+    v[i] = f16_to_f32(bits);
+  }
+  return v;
+}
+inline VI bf16_pairs(VF low, VF high) {
+  const auto bits = [](float x) -> uint32_t { return f32_to_bf16(fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x); };
+  VI v;
+  for (int i = 0; i < kLanes; ++i) v[i] = std::bit_cast<int32_t>(bits(low[i]) | bits(high[i]) << 16);
+  return v;
+}
+inline VF look_up(VF table, VI index) {
+  VF v;
+  for (int i = 0; i < kLanes; ++i) v[i] = table[index[i] & 15];
+  return v;
+}
+
+}  // namespace
+}  // namespace gemlet::kernels
