@@ -8,6 +8,7 @@
 #include "bindings/bindings.h"
 #include "engine/sequence.h"
 #include "model/builder.h"
+#include "model/rope.h"
 
 namespace py = pybind11;
 
@@ -98,6 +99,19 @@ Taps taps(const std::shared_ptr<Model>& model, const Ids& ids) {
   return result;
 }
 
+std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& layer,
+                                                             const std::vector<int64_t>& positions) {
+  const std::vector<float> frequencies = rope_frequencies(layer);
+  const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(positions.size()),
+                                          static_cast<py::ssize_t>(frequencies.size())};
+  py::array_t<float> cosines(shape), sines(shape);
+  for (size_t i = 0; i < positions.size(); ++i) {
+    const size_t at = i * frequencies.size();
+    rope_angles(frequencies, positions[i], cosines.mutable_data() + at, sines.mutable_data() + at);
+  }
+  return {std::move(cosines), std::move(sines)};
+}
+
 }  // namespace
 
 void register_model(py::module_& m) {
@@ -152,6 +166,9 @@ void register_model(py::module_& m) {
       .def(
           "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
           "The model; the builder is spent afterwards.");
+
+  m.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
+        "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.");
 }
 
 }  // namespace gemlet::bindings

@@ -26,6 +26,7 @@ __all__: list[str] = [
     "kernel_roundtrip",
     "kernel_rowwise",
     "measure_read_bandwidth",
+    "rope_table",
 ]
 
 class LayerConfig:
@@ -326,6 +327,13 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Memory read bandwidth in GB/s.
+    """
+
+def rope_table(
+    layer: LayerConfig, positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
+    """
+    (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
     """
 
 __version__: str = "0.1.0"
