@@ -73,7 +73,8 @@ std::map<std::string, int64_t> memory(const Model& model) {
 }
 
 // Every tap of a fresh context, rows of all chunks one after the other.
-Taps taps(const std::shared_ptr<Model>& model, const Ids& ids) {
+Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string& wanted_logits) {
+  const LogitsWanted wanted = logits_wanted(wanted_logits);
   struct Tap {
     int64_t dim;
     std::vector<float> values;
@@ -88,7 +89,7 @@ Taps taps(const std::shared_ptr<Model>& model, const Ids& ids) {
   const std::span<const int32_t> span(ids.data(), static_cast<size_t>(ids.size()));
   {
     const py::gil_scoped_release release;
-    sequence.extend(span, LogitsWanted::kAll, &sink);
+    sequence.extend(span, wanted, &sink);
     collected["logits"] = {model->config().vocab_size, sequence.logits()};
   }
   Taps result;
@@ -128,8 +129,10 @@ void register_model(py::module_& m) {
            "windows.")
       .def("bytes_per_token", &Model::decode_bytes, py::kw_only(), py::arg("depth") = 0,
            "Bytes that one decode step reads after `depth` tokens.")
-      .def("taps", &taps, py::arg("ids"),
-           "Intermediate activations of a fresh context by name, float32 [len(ids), dim].")
+      .def(
+          "taps", &taps, py::arg("ids"), py::arg("logits") = "all",
+          "Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed "
+          "there, which are all ids where `logits` is 'all'.")
       .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")

@@ -124,10 +124,10 @@ class Model:
         Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding windows.
         """
     def taps(
-        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
+        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], logits: str = "all"
     ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
         """
-        Intermediate activations of a fresh context by name, float32 [len(ids), dim].
+        Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed there, which are all ids where `logits` is 'all'.
         """
     @property
     def closed(self) -> bool: ...
