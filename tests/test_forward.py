@@ -162,7 +162,7 @@ def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
 def test_a_layer_without_a_cache_of_its_own_computes_the_wanted_rows_alone(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, rows: int
 ) -> None:
-    """What a tap shows is what was computed: a prefill does not run the sharing layers for the other tokens."""
+    """What a tap shows is what was computed: a prefill skips the sharing layers for the other tokens."""
     taps = model._core_model.taps(int32(golden["ids"][:38]), logits=wanted)
     layers = model.config.layers
     own = next((i for i in range(len(layers), 0, -1) if layers[i - 1].kv_source < 0), 0)
