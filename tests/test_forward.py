@@ -22,6 +22,8 @@ from gemlet import _core
 Floats = NDArray[np.float32]
 # Two float32 evaluations of the same thing in another order of additions.
 REORDERED = 5e-5
+# Variants whose last layers read the keys and values of earlier ones.
+SHARING = {"gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced", "gemma4-e2b", "gemma4-e4b", "gemma4-far"}
 
 
 @pytest.fixture(scope="module", params=ALL_NAMES)
@@ -154,6 +156,19 @@ def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
     sequence.extend(int32(ids[first:]), logits="all")
     assert difference(sequence.logits(), expected[first:]) < REORDERED
     sequence.close()
+
+
+@pytest.mark.parametrize(("wanted", "rows"), [("none", 0), ("last", 1), ("all", 38)])
+def test_a_layer_without_a_cache_of_its_own_computes_the_wanted_rows_alone(
+    name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, rows: int
+) -> None:
+    """What a tap shows is what was computed: a prefill skips the sharing layers for the other tokens."""
+    taps = model._core_model.taps(int32(golden["ids"][:38]), logits=wanted)
+    layers = model.config.layers
+    own = next((i for i in range(len(layers), 0, -1) if layers[i - 1].kv_source < 0), 0)
+    computed = [len(taps.get(f"layers.{i}.output", ())) for i in range(len(layers))]
+    assert computed == [38] * own + [rows] * (len(layers) - own)
+    assert (own < len(layers)) == (name in SHARING)
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:

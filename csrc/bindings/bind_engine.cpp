@@ -55,22 +55,20 @@ py::array_t<float> logits(const Sequence& sequence) {
 }
 
 void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits) {
-  LogitsWanted wanted;
-  if (wanted_logits == "none") {
-    wanted = LogitsWanted::kNone;
-  } else if (wanted_logits == "last") {
-    wanted = LogitsWanted::kLast;
-  } else if (wanted_logits == "all") {
-    wanted = LogitsWanted::kAll;
-  } else {
-    fail(ErrorCode::kInvalidRequest, "logits is '", wanted_logits, "', expected 'none', 'last' or 'all'");
-  }
+  const LogitsWanted wanted = logits_wanted(wanted_logits);
   const std::vector<int32_t> tokens = token_ids(ids);
   const py::gil_scoped_release release;
   sequence.extend(tokens, wanted);
 }
 
 }  // namespace
+
+LogitsWanted logits_wanted(const std::string& name) {
+  if (name == "none") return LogitsWanted::kNone;
+  if (name == "last") return LogitsWanted::kLast;
+  if (name == "all") return LogitsWanted::kAll;
+  fail(ErrorCode::kInvalidRequest, "logits is '", name, "', expected 'none', 'last' or 'all'");
+}
 
 void register_engine(py::module_& m) {
   using release_gil = py::call_guard<py::gil_scoped_release>;

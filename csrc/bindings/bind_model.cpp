@@ -8,6 +8,7 @@
 #include "bindings/bindings.h"
 #include "engine/sequence.h"
 #include "model/builder.h"
+#include "model/rope.h"
 
 namespace py = pybind11;
 
@@ -72,7 +73,8 @@ std::map<std::string, int64_t> memory(const Model& model) {
 }
 
 // Every tap of a fresh context, rows of all chunks one after the other.
-Taps taps(const std::shared_ptr<Model>& model, const Ids& ids) {
+Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string& wanted_logits) {
+  const LogitsWanted wanted = logits_wanted(wanted_logits);
   struct Tap {
     int64_t dim;
     std::vector<float> values;
@@ -87,7 +89,7 @@ Taps taps(const std::shared_ptr<Model>& model, const Ids& ids) {
   const std::span<const int32_t> span(ids.data(), static_cast<size_t>(ids.size()));
   {
     const py::gil_scoped_release release;
-    sequence.extend(span, LogitsWanted::kAll, &sink);
+    sequence.extend(span, wanted, &sink);
     collected["logits"] = {model->config().vocab_size, sequence.logits()};
   }
   Taps result;
@@ -96,6 +98,19 @@ Taps taps(const std::shared_ptr<Model>& model, const Ids& ids) {
     result[py::str(name)] = py::array_t<float>({rows, tap.dim}, tap.values.data());
   }
   return result;
+}
+
+std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& layer,
+                                                             const std::vector<int64_t>& positions) {
+  const std::vector<float> frequencies = rope_frequencies(layer);
+  const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(positions.size()),
+                                          static_cast<py::ssize_t>(frequencies.size())};
+  py::array_t<float> cosines(shape), sines(shape);
+  for (size_t i = 0; i < positions.size(); ++i) {
+    const size_t at = i * frequencies.size();
+    rope_angles(frequencies, positions[i], cosines.mutable_data() + at, sines.mutable_data() + at);
+  }
+  return {std::move(cosines), std::move(sines)};
 }
 
 }  // namespace
@@ -114,8 +129,10 @@ void register_model(py::module_& m) {
            "windows.")
       .def("bytes_per_token", &Model::decode_bytes, py::kw_only(), py::arg("depth") = 0,
            "Bytes that one decode step reads after `depth` tokens.")
-      .def("taps", &taps, py::arg("ids"),
-           "Intermediate activations of a fresh context by name, float32 [len(ids), dim].")
+      .def(
+          "taps", &taps, py::arg("ids"), py::arg("logits") = "all",
+          "Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed "
+          "there, which are all ids where `logits` is 'all'.")
       .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
@@ -164,6 +181,9 @@ void register_model(py::module_& m) {
       .def(
           "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
           "The model; the builder is spent afterwards.");
+
+  m.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
+        "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.");
 }
 
 }  // namespace gemlet::bindings

@@ -3,7 +3,13 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "model/model.h"
+
 namespace gemlet::bindings {
+
+LogitsWanted logits_wanted(const std::string& name);  // "none", "last" or "all"
 
 void register_config(pybind11::module_& m);
 void register_model(pybind11::module_& m);

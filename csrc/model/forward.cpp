@@ -2,7 +2,8 @@
 #include "model/forward.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "model/rope.h"
 
 namespace gemlet {
 
@@ -181,29 +182,14 @@ void ForwardPass::logits() {
   }
 }
 
-// theta_i = base^(-2i / head_dim) / factor, computed in float32 like the reference: at far positions the rounding of
-// theta decides the angle. Pairs beyond rope_partial_factor do not rotate.
 void ForwardPass::make_rope_tables() {
   for (const Rope& table : ropes_) {
-    const LayerConfig& c = *table.example;
-    const int64_t half = c.head_dim / 2;
-    const int64_t rotated = static_cast<int64_t>(c.rope_partial_factor * static_cast<double>(c.head_dim)) / 2;
-    std::vector<float> inverse_frequency(static_cast<size_t>(half), 0.0f);
-    for (int64_t i = 0; i < rotated; ++i) {
-      const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.head_dim);
-      const float power = static_cast<float>(std::pow(c.rope_theta, static_cast<double>(exponent)));
-      inverse_frequency[static_cast<size_t>(i)] = 1.0f / power / static_cast<float>(c.rope_scaling_factor);
-    }
+    const std::vector<float> frequencies = rope_frequencies(*table.example);
+    const int64_t half = table.example->head_dim / 2;
     for (const Part& part : parts_) {
       for (int64_t token = 0; token < part.rows; ++token) {
-        const float position = static_cast<float>(part.position + token);
-        float* const cosines = table.cosines + (part.row + token) * half;
-        float* const sines = table.sines + (part.row + token) * half;
-        for (int64_t i = 0; i < half; ++i) {
-          const float angle = position * inverse_frequency[static_cast<size_t>(i)];
-          cosines[i] = std::cos(angle);
-          sines[i] = std::sin(angle);
-        }
+        const int64_t at = (part.row + token) * half;
+        rope_angles(frequencies, part.position + token, table.cosines + at, table.sines + at);
       }
     }
   }

@@ -27,6 +27,7 @@ __all__: list[str] = [
     "kernel_roundtrip",
     "kernel_rowwise",
     "measure_read_bandwidth",
+    "rope_table",
 ]
 
 class LayerConfig:
@@ -124,10 +125,10 @@ class Model:
         Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding windows.
         """
     def taps(
-        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
+        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], logits: str = "all"
     ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
         """
-        Intermediate activations of a fresh context by name, float32 [len(ids), dim].
+        Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed there, which are all ids where `logits` is 'all'.
         """
     @property
     def closed(self) -> bool: ...
@@ -336,6 +337,13 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Memory read bandwidth in GB/s.
+    """
+
+def rope_table(
+    layer: LayerConfig, positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
+    """
+    (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
     """
 
 __version__: str = "0.1.0"

@@ -1,0 +1,27 @@
+#include "model/rope.h"
+
+#include <cmath>
+
+namespace gemlet {
+
+// Each step in float32 like the reference: at far positions the rounding of a frequency decides the angle.
+std::vector<float> rope_frequencies(const LayerConfig& layer) {
+  const int64_t rotated = static_cast<int64_t>(layer.rope_partial_factor * static_cast<double>(layer.head_dim)) / 2;
+  std::vector<float> frequencies(static_cast<size_t>(layer.head_dim / 2), 0.0f);
+  for (int64_t i = 0; i < rotated; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(layer.head_dim);
+    const float power = static_cast<float>(std::pow(layer.rope_theta, static_cast<double>(exponent)));
+    frequencies[static_cast<size_t>(i)] = 1.0f / power / static_cast<float>(layer.rope_scaling_factor);
+  }
+  return frequencies;
+}
+
+void rope_angles(std::span<const float> frequencies, int64_t position, float* cosines, float* sines) {
+  for (size_t i = 0; i < frequencies.size(); ++i) {
+    const float angle = static_cast<float>(position) * frequencies[i];
+    cosines[i] = std::cos(angle);
+    sines[i] = std::sin(angle);
+  }
+}
+
+}  // namespace gemlet
