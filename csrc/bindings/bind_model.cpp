@@ -24,7 +24,8 @@ Format weight_format(const std::string& name) {
 KvFormat kv_format(const std::string& name) {
   if (name == "f32") return KvFormat::kF32;
   if (name == "bf16") return KvFormat::kBf16;
-  fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32 or bf16");
+  if (name == "int8") return KvFormat::kInt8;
+  fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32, bf16 or int8");
 }
 
 SourceType source_type(const std::string& name, const std::string& dtype) {

@@ -57,7 +57,7 @@ class KvCache {
  private:
   struct Table {
     int64_t first_block = 0;
-    std::vector<std::shared_ptr<AlignedBuffer>> blocks;
+    std::vector<std::shared_ptr<const uint8_t>> blocks;  // each keeps the slab that it lies in
     std::vector<const uint8_t*> pointers;
   };
   const KvLayout* layout_;

@@ -1,3 +1,5 @@
 #include "kernels/simd/neon.h"
 //
-#include "kernels/attention/body.h"
+#include "kernels/attention/body_float.h"
+//
+#include "kernels/attention/body_store.h"
