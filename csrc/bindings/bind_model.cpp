@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"
@@ -35,8 +36,7 @@ SourceType source_type(const std::string& name, const std::string& dtype) {
   fail(ErrorCode::kTensor, "tensor '", name, "' has dtype tag '", dtype, "', expected f32, bf16 or f16");
 }
 
-void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
-         int64_t first_row) {
+SourceType checked_type(const std::string& name, const py::array& data, const std::string& dtype) {
   const SourceType type = source_type(name, dtype);
   const char kind = type == SourceType::kF32 ? 'f' : 'u';
   const py::ssize_t item = kind == 'f' ? 4 : 2;
@@ -45,10 +45,33 @@ void add(ModelBuilder& builder, const std::string& name, const py::array& data, 
     fail(ErrorCode::kTensor, "tensor '", name, "' tagged ", dtype, " must be a C-contiguous ",
          kind == 'f' ? "float32" : "uint16", " array");
   }
-  const std::vector<int64_t> shape(data.shape(), data.shape() + data.ndim());
+  return type;
+}
+
+std::vector<int64_t> shape_of(const py::array& data) { return {data.shape(), data.shape() + data.ndim()}; }
+
+void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
+         int64_t first_row) {
+  const SourceType type = checked_type(name, data, dtype);
+  const std::vector<int64_t> shape = shape_of(data);
   const void* const pointer = data.data();
   const py::gil_scoped_release release;
   builder.add(name, shape, pointer, type, first_row);
+}
+
+py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,
+                          const std::string& dtype, int64_t first_row) {
+  const SourceType type = checked_type(name, data, dtype);
+  const std::vector<int64_t> shape = shape_of(data);
+  const auto slots = builder.slots();
+  const auto slot = slots.find(name);
+  const int64_t rows = shape.empty() || slot == slots.end() ? 0 : std::min(shape[0], slot->second.rows());
+  py::array_t<uint8_t> out(slot == slots.end() ? 0 : slot->second.packed_bytes(rows));
+  const void* const pointer = data.data();
+  uint8_t* const to = out.mutable_data();
+  const py::gil_scoped_release release;
+  builder.pack(name, shape, pointer, type, first_row, to);
+  return out;
 }
 
 using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
@@ -58,6 +81,16 @@ using Taps = py::typing::Dict<py::str, py::array_t<float>>;
 Shapes slots(ModelBuilder& builder) {
   Shapes result;
   for (const auto& [name, slot] : builder.slots()) result[py::str(name)] = py::tuple(py::cast(slot.shape));
+  return result;
+}
+
+// name -> (format, bytes) of every slot in packed form.
+std::map<std::string, std::pair<std::string, int64_t>> packed_sizes(ModelBuilder& builder) {
+  std::map<std::string, std::pair<std::string, int64_t>> result;
+  for (const auto& [name, slot] : builder.slots()) {
+    result[name] = {std::string(format_name(slot.matrix ? slot.matrix->format : Format::kF32)),
+                    slot.packed_bytes(slot.rows())};
+  }
   return result;
 }
 
@@ -117,6 +150,7 @@ std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& 
 }  // namespace
 
 void register_model(py::module_& m) {
+  m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
@@ -138,16 +172,16 @@ void register_model(py::module_& m) {
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
-                       const std::string& kv_cache, int threads) {
+                       const std::string& kv_cache, int threads, bool allocate) {
              if (threads < 0 || threads > 1024) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
              return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
                                                    kv_format(kv_cache),
-                                                   threads == 0 ? nullptr : make_cpu_backend(threads));
+                                                   threads == 0 ? nullptr : make_cpu_backend(threads), allocate);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
-           py::arg("threads"))
+           py::arg("threads"), py::arg("allocate") = true)
       .def(
           "plan",
           [](ModelBuilder& builder) {
@@ -160,6 +194,13 @@ void register_model(py::module_& m) {
           },
           "Bytes that the model will take, by use.")
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
+      .def("packed_sizes", &packed_sizes, "(format, bytes) of every slot in packed form.")
+      .def("pack", &pack, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
+           "The packed form of what add() would take, whose slot stays empty: bytes for a file.")
+      .def("map_file", &ModelBuilder::map_file, py::arg("descriptor"), py::arg("path"),
+           "Maps the open file that use_packed() speaks of.")
+      .def("use_packed", &ModelBuilder::use_packed, py::arg("name"), py::arg("offset"), py::arg("bytes"),
+           "Fills a slot with the packed form that lies in the mapped file, used in place.")
       .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
            "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or "
            "'f16'.")

@@ -36,6 +36,9 @@ enum class Format : uint8_t {
 #undef GEMLET_DECLARE_FORMAT
 };
 
+// Files hold panels too: raise this when a byte in one comes to mean something else.
+inline constexpr int kLayoutVersion = 1;
+
 inline constexpr int64_t kPanelRows = 16;
 inline constexpr int64_t kBlock = 32;       // columns under one scale
 inline constexpr int64_t kSuperblock = 64;  // columns stored together in q8 and q4

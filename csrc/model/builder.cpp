@@ -29,9 +29,18 @@ int64_t ModelBuilder::Slot::values() const {
   return count;
 }
 
+int64_t ModelBuilder::Slot::packed_bytes(int64_t count) const {
+  if (matrix) return gemlet::packed_bytes(matrix->format, count, matrix->cols);
+  return (values() * 4 + 63) / 64 * 64;
+}
+
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-                           std::unique_ptr<Backend> backend)
-    : config_(std::move(config)), weight_format_(weights), kv_format_(kv_format), backend_(std::move(backend)) {
+                           std::unique_ptr<Backend> backend, bool allocate)
+    : config_(std::move(config)),
+      weight_format_(weights),
+      kv_format_(kv_format),
+      backend_(std::move(backend)),
+      allocate_(allocate) {
   config_.validate();
   const int64_t hidden = config_.hidden_size;
   const size_t layers = config_.layers.size();
@@ -58,7 +67,6 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
   for (size_t i = 0; i < layers; ++i) {
     declare_layer("layers." + std::to_string(i) + ".", config_.layers[i], weights_.layers[i]);
   }
-  if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
 }
 
 void ModelBuilder::declare_layer(const std::string& at, const LayerConfig& c, LayerWeights& w) {
@@ -144,7 +152,7 @@ MemoryPlan ModelBuilder::plan() {
   MemoryPlan plan;
   int64_t widest = config_.hidden_size;
   for (const auto& [name, slot] : slots_) {
-    const int64_t bytes = slot.matrix ? slot.matrix->bytes() : slot.values() * 4;
+    const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
     if (slot.matrix) widest = std::max(widest, slot.matrix->cols);
   }
@@ -165,21 +173,28 @@ std::map<std::string, ModelBuilder::Slot> ModelBuilder::slots() {
 }
 
 void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix) {
-  uint8_t* const storage = allocate(packed_bytes(format, rows, cols));
-  *matrix = {format, rows, cols, storage};
+  *matrix = {format, rows, cols, nullptr};
   Slot& slot = slots_[name];
   slot.shape = {rows, cols};
   slot.matrix = matrix;
-  slot.storage = storage;
+  if (allocate_) set_storage(slot, slot.storage = allocate(slot.packed_bytes(rows)));
+}
+
+void ModelBuilder::set_storage(Slot& slot, const uint8_t* storage) {
+  if (slot.matrix) {
+    slot.matrix->data = storage;
+  } else {
+    *slot.vector = reinterpret_cast<const float*>(storage);
+  }
 }
 
 void ModelBuilder::declare_vector(const std::string& name, std::vector<int64_t> shape, float neutral,
                                   const float** vector) {
   Slot& slot = slots_[name];
   slot.shape = std::move(shape);
-  slot.storage = allocate(slot.values() * 4);
-  *vector = reinterpret_cast<const float*>(slot.storage);
+  slot.vector = vector;
   slot.neutral = neutral;
+  if (allocate_) set_storage(slot, slot.storage = allocate(slot.packed_bytes(1)));
 }
 
 void ModelBuilder::declare_norm(const std::string& name, int64_t dim, const float** norm) {
@@ -205,13 +220,14 @@ void ModelBuilder::accept_per_layer_table(RowTable table) {
 }
 
 // read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32; called from several
-// threads.
+// threads. `packed` takes their packed form.
 template <typename ReadRows>
-void ModelBuilder::fill(const std::string& name, Slot& slot, int64_t first_row, int64_t row_count,
-                        const ReadRows& read_rows) {
+void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count,
+                        const ReadRows& read_rows, uint8_t* packed) {
   std::atomic<bool> finite{true}, memory{true};
   if (!slot.matrix) {
-    float* const out = reinterpret_cast<float*>(slot.storage);
+    float* const out = reinterpret_cast<float*>(packed);
+    std::memset(packed, 0, static_cast<size_t>(slot.packed_bytes(1)));
     read_rows(0, 1, out);
     for (int64_t i = 0; i < slot.values(); ++i) {
       if (!std::isfinite(out[i])) finite = false;
@@ -225,10 +241,10 @@ void ModelBuilder::fill(const std::string& name, Slot& slot, int64_t first_row, 
         memory = false;
         return;
       }
-      const int64_t panel = first_row / kPanelRows + index;
-      const int64_t count = std::min(kPanelRows, matrix.rows - panel * kPanelRows);
-      read_rows(panel * kPanelRows, count, rows.get());
-      uint8_t* const out = slot.storage + panel * panel_bytes(matrix.format, matrix.cols);
+      const int64_t first = first_row + index * kPanelRows;
+      const int64_t count = std::min(kPanelRows, matrix.rows - first);
+      read_rows(first, count, rows.get());
+      uint8_t* const out = packed + index * panel_bytes(matrix.format, matrix.cols);
       if (!pack_panel(matrix.format, rows.get(), count, matrix.cols, out)) finite = false;
     };
     backend_->parallel(
@@ -240,22 +256,67 @@ void ModelBuilder::fill(const std::string& name, Slot& slot, int64_t first_row, 
     fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ",
          slot.matrix ? format_name(slot.matrix->format) : "f32", "; the file is damaged or the training diverged");
   }
-  slot.rows_filled += row_count;
+}
+
+ModelBuilder::Slot& ModelBuilder::find(const std::string& name) {
+  check_can_fill();
+  const auto found = slots_.find(name);
+  if (finished_ || found == slots_.end()) fail(ErrorCode::kTensor, "tensor '", name, "' is not part of this model");
+  if (found->second.filled()) fail(ErrorCode::kTensor, "tensor '", name, "' was given twice");
+  return found->second;
 }
 
 void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
                        int64_t first_row) {
   const std::lock_guard<ForkMutex> lock(mutex_);
-  check_can_fill();
-  const auto found = slots_.find(name);
-  if (finished_ || found == slots_.end()) fail(ErrorCode::kTensor, "tensor '", name, "' is not part of this model");
-  Slot& slot = found->second;
-  if (slot.filled()) fail(ErrorCode::kTensor, "tensor '", name, "' was given twice");
-  const bool matrix = slot.matrix != nullptr;
+  Slot& slot = find(name);
+  if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
   if (first_row != slot.rows_filled) {
     fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected the next ones, from ",
          slot.rows_filled);
   }
+  uint8_t* const out = slot.matrix ? slot.storage + slot.packed_bytes(first_row) : slot.storage;
+  pack_rows(name, slot, shape, data, type, first_row, out);
+  slot.rows_filled += slot.matrix ? shape[0] : 1;
+}
+
+void ModelBuilder::pack(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
+                        int64_t first_row, uint8_t* out) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  Slot& slot = find(name);
+  if (first_row < 0 || first_row >= slot.rows() || first_row % kPanelRows != 0) {
+    fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected a multiple of ", kPanelRows,
+         " below ", slot.rows());
+  }
+  pack_rows(name, slot, shape, data, type, first_row, out);
+}
+
+void ModelBuilder::map_file(int descriptor, const std::string& path) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  if (mapping_) fail(ErrorCode::kInvalidRequest, path, ": the builder has mapped ", mapping_->path(), " already");
+  mapping_ = std::make_shared<FileMapping>(descriptor, path);
+}
+
+void ModelBuilder::use_packed(const std::string& name, int64_t offset, int64_t bytes) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  Slot& slot = find(name);
+  if (!mapping_ || slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': no file was mapped for it");
+  if (bytes != slot.packed_bytes(slot.rows())) {
+    fail(ErrorCode::kTensor, "tensor '", name, "' has ", bytes, " bytes, expected ", slot.packed_bytes(slot.rows()),
+         ": ", shape_text(slot.shape), " as packed ", slot.matrix ? format_name(slot.matrix->format) : "f32");
+  }
+  if (offset < 0 || offset % 64 != 0 || bytes > mapping_->size() || offset > mapping_->size() - bytes) {
+    fail(ErrorCode::kTensor, "tensor '", name, "' begins at byte ", offset,
+         ", expected a multiple of 64 and all of it inside the file of ", mapping_->size(), " bytes");
+  }
+  set_storage(slot, mapping_->data() + offset);
+  slot.rows_filled = slot.rows();
+}
+
+// Checks rows against the slot and packs them.
+void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const std::vector<int64_t>& shape, const void* data,
+                             SourceType type, int64_t first_row, uint8_t* out) {
+  const bool matrix = slot.matrix != nullptr;
   // What remains of the tensor, or the next full panels of it.
   const int64_t rows = matrix && !shape.empty() ? shape[0] : 1;
   const int64_t left = slot.rows() - first_row;
@@ -267,9 +328,12 @@ void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shap
     fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
   }
   const int64_t cols = matrix ? shape.back() : slot.values();
-  fill(name, slot, first_row, rows, [&](int64_t first, int64_t count, float* out) {
-    widen(data, type, (first - first_row) * cols, count * cols, out);
-  });
+  fill(
+      name, slot, first_row, rows,
+      [&](int64_t first, int64_t count, float* values) {
+        widen(data, type, (first - first_row) * cols, count * cols, values);
+      },
+      out);
 }
 
 void ModelBuilder::add_random(uint64_t seed) {
@@ -279,18 +343,23 @@ void ModelBuilder::add_random(uint64_t seed) {
   for (auto& [name, slot] : slots_) {
     ++tensor;
     if (slot.rows_filled > 0) continue;
+    if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
     const int64_t cols = slot.matrix ? slot.shape.back() : slot.values();
     // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.
     const float scale = slot.matrix ? std::sqrt(3.0f / static_cast<float>(cols)) : 0.1f;
     const float neutral = slot.neutral;
     const uint64_t start = seed * 0x9e3779b97f4a7c15u + (tensor << 40);
-    fill(name, slot, 0, slot.rows(), [&](int64_t first, int64_t count, float* out) {
-      for (int64_t r = 0; r < count; ++r) {
-        float* const row = out + r * cols;
-        random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
-        for (int64_t c = 0; c < cols; ++c) row[c] = neutral + scale * row[c];
-      }
-    });
+    fill(
+        name, slot, 0, slot.rows(),
+        [&](int64_t first, int64_t count, float* out) {
+          for (int64_t r = 0; r < count; ++r) {
+            float* const row = out + r * cols;
+            random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
+            for (int64_t c = 0; c < cols; ++c) row[c] = neutral + scale * row[c];
+          }
+        },
+        slot.storage);
+    slot.rows_filled = slot.rows();
   }
   if (needs_per_layer_table() && weights_.per_layer_table.empty()) {
     accept_per_layer_table(RowTable::random(config_.per_layer_vocab_size,
@@ -309,7 +378,8 @@ std::unique_ptr<Model> ModelBuilder::finish() {
       fail(ErrorCode::kTensor, "tensor '", name, "' is missing: expected shape ", shape_text(slot.shape));
     }
     size.parameters += slot.values();
-    const int64_t bytes = slot.matrix ? slot.matrix->bytes() : slot.values() * 4;
+    const int64_t bytes = slot.packed_bytes(slot.rows());
+    size.weight_bytes += bytes;
     if (slot.routed) {
       size.expert_bytes += bytes;
     } else if (name != "embed_tokens" || config_.tied_embeddings) {  // the table alone is read by row
@@ -322,10 +392,11 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     }
     size.parameters += weights_.per_layer_table.rows() * weights_.per_layer_table.cols();
   }
+  if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
   finished_ = true;
   slots_.clear();
-  return std::make_unique<Model>(std::move(config_), std::move(weights_), std::move(storage_), std::move(backend_),
-                                 weight_format_, kv_format_, size);
+  return std::make_unique<Model>(std::move(config_), std::move(weights_), std::move(storage_), std::move(mapping_),
+                                 std::move(backend_), weight_format_, kv_format_, size);
 }
 
 }  // namespace gemlet

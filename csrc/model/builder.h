@@ -1,5 +1,6 @@
 // Builds a Model tensor by tensor: each tensor given is checked, packed into its format on all threads, and can then be
-// let go, so loading never holds more than the packed model and a block of source rows.
+// let go, so loading never holds more than the packed model and a block of source rows. Weights that a file holds in
+// the packed form are used where they lie; pack() makes that form.
 #pragma once
 
 #include <map>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "base/cpu_limits.h"
+#include "base/file_mapping.h"
 #include "base/fork_mutex.h"
 #include "model/model.h"
 
@@ -24,23 +26,26 @@ struct MemoryPlan {
 
 class ModelBuilder {
  public:
-  // Allocates all weights. Throws kConfig for a bad configuration, kMemory if they do not fit. Without a backend it
-  // allocates nothing and can only plan().
+  // Allocates all weights, unless they come from a file or go to one (`allocate` false: no add() then). Throws kConfig
+  // for a bad configuration, kMemory if they do not fit. Without a backend it allocates nothing and can only plan().
   ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-               std::unique_ptr<Backend> backend);
+               std::unique_ptr<Backend> backend, bool allocate = true);
 
   MemoryPlan plan();
 
   struct Slot {
     std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) as the checkpoint has it
     Matrix* matrix = nullptr;    // null: a vector
-    uint8_t* storage = nullptr;
-    float offset = 0;         // added to a vector's values
-    float neutral = 0;        // what random vectors vary around
-    bool routed = false;      // an expert: a token reads only some of them
-    int64_t rows_filled = 0;  // a vector is one row
+    const float** vector = nullptr;
+    uint8_t* storage = nullptr;  // null: not allocated
+    float offset = 0;            // added to a vector's values
+    float neutral = 0;           // what random vectors vary around
+    bool routed = false;         // an expert: a token reads only some of them
+    int64_t rows_filled = 0;     // a vector is one row
     int64_t rows() const { return matrix ? shape[0] : 1; }
     int64_t values() const;
+    // Of `count` rows (a multiple of 16 but at the end) in packed form, whole cache lines.
+    int64_t packed_bytes(int64_t count) const;
     bool filled() const { return rows_filled == rows(); }
   };
   std::map<std::string, Slot> slots();
@@ -50,6 +55,18 @@ class ModelBuilder {
   // turn, or values that are not finite in the slot's format.
   void add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
            int64_t first_row = 0);
+
+  // The same, but the packed form goes to `out`, packed_bytes() of these rows, and the slot is not filled by it:
+  // nothing is kept. What is written, row after row, is what use_packed() takes.
+  void pack(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
+            int64_t first_row, uint8_t* out);
+
+  // The file that use_packed() speaks of; the model keeps it mapped.
+  void map_file(int descriptor, const std::string& path);
+  // Fills a slot with packed values that lie in the mapped file, as they are. Throws kTensor for an unknown name,
+  // another size than the slot has, or a place that is not in the file or not at a multiple of 64. The values are not
+  // looked at: no bit pattern makes an access go wrong, but a NaN among the scales makes the results NaN.
+  void use_packed(const std::string& name, int64_t offset, int64_t bytes);
 
   // The per-layer embedding table, which stays in its file. Throws kTensor if the model has none or the shape is wrong.
   void set_per_layer_table(RowTable table);
@@ -64,7 +81,12 @@ class ModelBuilder {
  private:
   void accept_per_layer_table(RowTable table);
   template <typename ReadRows>
-  void fill(const std::string& name, Slot& slot, int64_t first_row, int64_t row_count, const ReadRows& read_rows);
+  void fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count, const ReadRows& read_rows,
+            uint8_t* out);
+  Slot& find(const std::string& name);
+  void pack_rows(const std::string& name, Slot& slot, const std::vector<int64_t>& shape, const void* data,
+                 SourceType type, int64_t first_row, uint8_t* out);
+  void set_storage(Slot& slot, const uint8_t* storage);
   void declare_layer(const std::string& at, const LayerConfig& config, LayerWeights& weights);
   void declare_experts(const std::string& at, const LayerConfig& config, ExpertWeights& weights);
   void declare_altup(const std::string& at, AltupWeights& weights);
@@ -80,6 +102,8 @@ class ModelBuilder {
   std::unique_ptr<Backend> backend_;
   ModelWeights weights_;
   std::vector<AlignedBuffer> storage_;
+  std::shared_ptr<const FileMapping> mapping_;
+  const bool allocate_;
   std::map<std::string, Slot> slots_;
   bool finished_ = false;
   const int64_t available_bytes_ = available_memory();

@@ -10,10 +10,12 @@
 namespace gemlet {
 
 Model::Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer> storage,
-             std::unique_ptr<Backend> backend, Format weight_format, KvFormat kv_format, ModelSize size)
+             std::shared_ptr<const FileMapping> mapping, std::unique_ptr<Backend> backend, Format weight_format,
+             KvFormat kv_format, ModelSize size)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       storage_(std::move(storage)),
+      mapping_(std::move(mapping)),
       backend_(std::move(backend)),
       weight_format_(weight_format),
       size_(size),
@@ -22,6 +24,7 @@ Model::Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer
 void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* cancel, const TapSink* taps) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
+  if (mapping_) mapping_->check();
   for (const Segment& segment : batch) {
     for (const int32_t id : segment.ids) {
       if (id < 0 || id >= config_.vocab_size) {
@@ -51,12 +54,6 @@ void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* can
   for (const Segment& segment : batch) segment.kv->commit(static_cast<int64_t>(segment.ids.size()));
 }
 
-int64_t Model::weight_bytes() const {
-  int64_t bytes = 0;
-  for (const AlignedBuffer& buffer : storage_) bytes += static_cast<int64_t>(buffer.size());
-  return bytes;
-}
-
 int64_t Model::decode_bytes(int64_t depth) const {
   int64_t bytes = size_.dense_bytes;
   for (const LayerConfig& layer : config_.layers) {  // all layers with experts have the same number of them
@@ -79,6 +76,7 @@ void Model::close() {
   closed_ = true;
   weights_ = ModelWeights();
   storage_.clear();
+  mapping_.reset();
   activations_ = AlignedBuffer();
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/file_mapping.h"
 #include "base/fork_mutex.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
@@ -33,14 +34,16 @@ struct Segment {
 // What a model's tensors add up to.
 struct ModelSize {
   int64_t parameters = 0;
+  int64_t weight_bytes = 0;  // all matrices and vectors, packed
   int64_t dense_bytes = 0;   // read for every token
   int64_t expert_bytes = 0;  // of all routed experts
 };
 
 class Model {
  public:
-  Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer> storage, std::unique_ptr<Backend> backend,
-        Format weight_format, KvFormat kv_format, ModelSize size);
+  Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer> storage,
+        std::shared_ptr<const FileMapping> mapping, std::unique_ptr<Backend> backend, Format weight_format,
+        KvFormat kv_format, ModelSize size);
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
@@ -57,7 +60,7 @@ class Model {
   // Rows that one forward pass should get at most; longer prompts come in chunks of this.
   static constexpr int64_t kChunkTokens = 512;
 
-  int64_t weight_bytes() const;               // all matrices and norms
+  int64_t weight_bytes() const { return size_.weight_bytes; }
   int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
   int64_t parameter_count() const { return size_.parameters; }
 
@@ -69,6 +72,7 @@ class Model {
   ModelConfig config_;
   ModelWeights weights_;
   std::vector<AlignedBuffer> storage_;
+  std::shared_ptr<const FileMapping> mapping_;  // weights used where they lie in a file; null: none
   std::unique_ptr<Backend> backend_;
   Format weight_format_;
   ModelSize size_;

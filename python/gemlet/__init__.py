@@ -16,6 +16,7 @@ from gemlet.errors import (
     ConfigError,
     ContextLengthError,
     GemletError,
+    HubError,
     InvalidRequestError,
     MemoryLimitError,
     ModelClosedError,
@@ -27,8 +28,10 @@ from gemlet.errors import (
 from gemlet.load import load
 
 if TYPE_CHECKING:
+    from gemlet.conversion import convert
     from gemlet.generation import Chunk, Generation
     from gemlet.generation_config import GenerationConfig
+    from gemlet.hub import download
     from gemlet.inspection import Inspection, inspect
     from gemlet.model import Model
     from gemlet.tokenizer import Tokenizer
@@ -43,6 +46,7 @@ __all__ = [
     "GemletError",
     "Generation",
     "GenerationConfig",
+    "HubError",
     "Inspection",
     "InvalidRequestError",
     "MemoryLimitError",
@@ -54,6 +58,8 @@ __all__ = [
     "TokenizerError",
     "UnsupportedError",
     "__version__",
+    "convert",
+    "download",
     "inspect",
     "load",
 ]
@@ -66,6 +72,8 @@ _LAZY = {
     "Inspection": "gemlet.inspection",
     "Model": "gemlet.model",
     "Tokenizer": "gemlet.tokenizer",
+    "convert": "gemlet.conversion",
+    "download": "gemlet.hub",
     "inspect": "gemlet.inspection",
 }
 

@@ -11,6 +11,7 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "LAYOUT_VERSION",
     "LayerConfig",
     "Model",
     "ModelBuilder",
@@ -155,6 +156,7 @@ class ModelBuilder:
         embedding: str,
         kv_cache: str,
         threads: typing.SupportsInt | typing.SupportsIndex,
+        allocate: bool = True,
     ) -> None: ...
     def add(
         self,
@@ -173,6 +175,24 @@ class ModelBuilder:
     def finish(self) -> Model:
         """
         The model; the builder is spent afterwards.
+        """
+    def map_file(self, descriptor: typing.SupportsInt | typing.SupportsIndex, path: str) -> None:
+        """
+        Maps the open file that use_packed() speaks of.
+        """
+    def pack(
+        self,
+        name: str,
+        data: numpy.ndarray,
+        dtype: str,
+        first_row: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        The packed form of what add() would take, whose slot stays empty: bytes for a file.
+        """
+    def packed_sizes(self) -> dict[str, tuple[str, int]]:
+        """
+        (format, bytes) of every slot in packed form.
         """
     def plan(self) -> dict[str, int]:
         """
@@ -196,6 +216,15 @@ class ModelBuilder:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """
         Expected shape of every slot still to be filled or filled.
+        """
+    def use_packed(
+        self,
+        name: str,
+        offset: typing.SupportsInt | typing.SupportsIndex,
+        bytes: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        Fills a slot with the packed form that lies in the mapped file, used in place.
         """
 
 class Sampler:
@@ -346,4 +375,5 @@ def rope_table(
     (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
     """
 
+LAYOUT_VERSION: int = 1
 __version__: str = "0.1.0"

@@ -99,6 +99,7 @@ class Checkpoint:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = os.fspath(folder)
         self._files: dict[str, tuple[FileIO, int, int]] = {}  # name -> (file, size, modified, in ns)
+        self.metadata: dict[str, str] = {}  # of all files
         tensors: dict[str, TensorInfo] = {}
         try:
             weight_map = self._weight_map()
@@ -119,6 +120,12 @@ class Checkpoint:
     def path(self, file: str) -> str:
         """Where ``file``, as a TensorInfo names it, lies."""
         return os.path.join(self.folder, file)
+
+    def descriptor(self, file: str) -> int:
+        """The open file ``file``, while the checkpoint is open."""
+        if file not in self._files:
+            raise ModelClosedError(f"{self.path(file)}: used after the checkpoint was closed")
+        return self._files[file][0].fileno()
 
     def _weight_map(self) -> dict[str, str] | None:
         """tensor -> shard of the index file; None where the folder holds a single file."""
@@ -171,7 +178,9 @@ class Checkpoint:
         if text[:1] != b"{":
             raise ModelFileError(f"{path}: its header begins with {text[:1]!r}; expected a JSON object")
         header = parse_json_object(text, where=f"{path} (header)", error=ModelFileError)
-        return _parse_header(header, path=path, file=file, data_begin=8 + length, data_end=status.st_size)
+        infos = _parse_header(header, path=path, file=file, data_begin=8 + length, data_end=status.st_size)
+        self.metadata |= header.get("__metadata__", {})
+        return infos
 
     def _place(
         self, info: TensorInfo, weight_map: dict[str, str] | None, tensors: dict[str, TensorInfo]
@@ -224,8 +233,8 @@ class Checkpoint:
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
         """The values of :meth:`read` in blocks of rows of about ``block_bytes``, each a multiple of 16 rows
-        but the last. A block is overwritten by the next one: use it before asking for that. With ``entry``,
-        those of the matrix at this place of a stack of matrices.
+        but the last and an array of its own. With ``entry``, those of the matrix at this place of a stack of
+        matrices.
         """
         import numpy as np
 
@@ -241,9 +250,9 @@ class Checkpoint:
         rows = shape[0]
         row_bytes = nbytes // rows
         step = max(16, block_bytes // row_bytes // 16 * 16)
-        block: NDArray[Any] = np.empty((min(step, rows), *shape[1:]), dtype=_READABLE[info.dtype][1])
         for first in range(0, rows, step):
-            part = block[: min(step, rows - first)]
+            count = min(step, rows - first)
+            part: NDArray[Any] = np.empty((count, *shape[1:]), dtype=_READABLE[info.dtype][1])
             buffer = part.reshape(-1).view(np.uint8).data
             self._fill(info.file, begin + first * row_bytes, buffer, show(name))
             yield part, tag

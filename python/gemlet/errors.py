@@ -17,6 +17,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthError",
     "GemletError",
+    "HubError",
     "InvalidRequestError",
     "MemoryLimitError",
     "ModelClosedError",
@@ -37,6 +38,10 @@ class ModelFileError(GemletError, ValueError):
 
 class ConfigError(GemletError, ValueError):
     """``config.json`` has an unknown architecture or key, a value out of range, or an unknown combination."""
+
+
+class HubError(GemletError, RuntimeError):
+    """The hub has no such model, does not give it out, or cannot be reached."""
 
 
 class TensorError(GemletError, ValueError):

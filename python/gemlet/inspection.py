@@ -95,7 +95,7 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_max_context, check_weights
+    from gemlet.load import check_max_context, check_weights, choose_weights
     from gemlet.source import open_source
 
     check_weights(weights)
@@ -103,7 +103,7 @@ def inspect(
     with open_source(source) as opened:
         config = opened.config
         context = check_max_context(max_context, config)
-        weights = opened.stored_weights() if weights == "auto" else weights
+        weights, embedding = choose_weights(opened, weights, embedding)
         plan = plan_memory(config, weights=weights, embedding=embedding, max_context=context)
         parameters, on_disk = _parameters(opened)
         tensors = opened.checkpoint.tensors

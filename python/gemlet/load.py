@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
+from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.memory import check_memory, parse_memory
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gemlet.chat import ChatFormat
     from gemlet.config import TextConfig
     from gemlet.model import Model
+    from gemlet.progress import Progress
     from gemlet.source import ModelSource
     from gemlet.tokenizer import Tokenizer
 
@@ -38,7 +39,6 @@ PRESETS = {
     "q4": Formats("q4", "q8", "bf16"),
 }
 MAX_THREADS = 1024
-_ROW_BLOCK_BYTES = 32 << 20  # of a tensor at a time: loading needs little more memory than the packed weights
 
 
 def load(
@@ -51,20 +51,27 @@ def load(
     max_memory: int | str | None = None,
     device: str = "cpu",
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    cache: bool = False,
+    progress: Progress = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Model:
     """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
 
     The folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
     shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
     is one: its end tokens end a text, its sampling values are the model's defaults. Of a multimodal model the
-    text part is loaded. Weights are converted one at a time. The table of per-layer embeddings of Gemma 3n
-    and 4 stays in its file and is read while the model runs.
+    text part is loaded. Weights are converted one at a time; a folder that :func:`gemlet.convert` made is
+    mapped and used in place, so it is there at once. The table of per-layer embeddings of Gemma 3n and 4
+    stays in its file and is read while the model runs.
 
     Args:
-        source: the folder, or its safetensors file. Without a tokenizer in it the model still loads, and
-            takes and gives token ids.
+        source: the folder, or its safetensors file; or the name of a model on the hub, which is downloaded
+            once ("google/gemma-3-1b-it"). Without a tokenizer in it the model still loads, and takes and
+            gives token ids.
         weights: the format of the weights in memory: "bf16", "f32", "q8" (int8 in blocks of 32), "q4" (int4
-            in blocks of 32; the embedding table is q8). "auto": bf16 where they are stored so, else f32.
+            in blocks of 32; the embedding table is q8). "auto": bf16 where they are stored so, else f32; of
+            a packed folder the format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
             physical cores (``gemlet info`` shows the number and the reason).
         max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV
@@ -78,6 +85,13 @@ def load(
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
+        cache: keeps the packed weights in the user's cache directory (``$XDG_CACHE_HOME/gemlet`` or
+            ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default 20 GB, the longest unused leaving
+            first), and uses them the next time.
+        progress: None shows a bar on terminals if tqdm is installed (``pip install 'gemlet[progress]'``) and
+            packing takes a while, True everywhere, False nowhere; or a function that is called with the bytes
+            done and the bytes in all.
+        revision, token: which branch, tag or commit of a model on the hub, and the access token.
 
     Returns:
         The model, a context manager; ``close()`` gives its memory back.
@@ -88,7 +102,9 @@ def load(
         TensorError: a tensor is missing, unexpected, mis-shaped, of another type or not finite; names it.
         TokenizerError: there is a tokenizer, but it cannot be used.
         InvalidRequestError: an argument is out of range.
-        UnsupportedError: ``device`` is not one this build has; ``matformer`` for a model that is none.
+        UnsupportedError: ``device`` is not one this build has, ``matformer`` for a model that is none, or an
+            extra is not installed.
+        HubError: the hub cannot be reached, or does not give the model out.
         MemoryLimitError: the weights do not fit into memory, or the model not into ``max_memory``.
 
     >>> import gemlet
@@ -99,22 +115,29 @@ def load(
     started = time.perf_counter()
     check_weights(weights)
     _check_device(device)
-    threads = _check_threads(threads)
+    threads = check_threads(threads)
     limit = None if max_memory is None else parse_memory(max_memory)
+    from gemlet.progress import check_progress
     from gemlet.source import open_source
 
-    with open_source(source) as opened:
+    check_progress(progress)
+    with open_source(source, revision=revision, token=token) as opened:
         if matformer is not None:
             opened = opened.cut(matformer)
         max_context = check_max_context(max_context, opened.config)
-        weights = opened.stored_weights() if weights == "auto" else weights
+        weights, embedding = choose_weights(opened, weights, embedding)
         formats = formats_of(weights, embedding)
         if limit is not None:
             check_memory(limit, opened.config, weights=weights, embedding=embedding, max_context=max_context)
-        builder = _builder(
-            opened.config, weights=weights, formats=formats, threads=threads, max_context=max_context
+        builder = _filled_builder(
+            opened,
+            cache=cache,
+            progress=progress,
+            weights=weights,
+            formats=formats,
+            threads=threads,
+            max_context=max_context,
         )
-        _add_tensors(builder, opened)
         return _model(
             builder,
             opened.config,
@@ -149,12 +172,12 @@ def random_model(
 
     started = time.perf_counter()
     check_weights(weights)
-    threads = _check_threads(threads)
+    threads = check_threads(threads)
     config = shape_config(name)
     max_context = check_max_context(max_context, config)
     weights = "bf16" if weights == "auto" else weights
     formats = formats_of(weights, embedding)
-    builder = _builder(config, weights=weights, formats=formats, threads=threads, max_context=max_context)
+    builder = make_builder(config, weights=weights, formats=formats, threads=threads, max_context=max_context)
     builder.add_random(seed=seed)
     end_ids = frozenset(config.eos_token_ids)
     return _model(
@@ -178,9 +201,33 @@ def formats_of(weights: str, embedding: str | None = None) -> Formats:
     return formats if embedding is None else formats._replace(embedding=embedding)
 
 
-def _builder(
-    config: TextConfig, *, weights: str, formats: Formats, threads: int, max_context: int
+def choose_weights(source: ModelSource, weights: str, embedding: str | None) -> tuple[str, str | None]:
+    """The two arguments for ``source``: "auto" is resolved, and what is packed is taken as it is."""
+    packed = source.packed
+    if packed is None:
+        return source.stored_weights() if weights == "auto" else weights, embedding
+    for name, wanted, has in (
+        ("weights", weights, packed.weights),
+        ("embedding", embedding, packed.embedding),
+    ):
+        if wanted not in (None, "auto", has):
+            raise InvalidRequestError(
+                f"{name} is {wanted!r}, but {source.name} is packed as {has!r}; load the original, or "
+                "convert it again"
+            )
+    return packed.weights, packed.embedding
+
+
+def make_builder(
+    config: TextConfig,
+    *,
+    weights: str,
+    formats: Formats,
+    threads: int,
+    max_context: int | None = None,
+    allocate: bool = True,
 ) -> _core.ModelBuilder:
+    """The core's builder; ``allocate`` False: its weights come from a file, or go to one."""
     from gemlet import _core
 
     return _core.ModelBuilder(
@@ -189,32 +236,48 @@ def _builder(
         embedding=formats.embedding,
         kv_cache=formats.kv_cache,
         threads=threads,
+        allocate=allocate,
     )
 
 
-def _add_tensors(builder: _core.ModelBuilder, source: ModelSource) -> None:
-    from gemlet.tensors import PER_LAYER_TABLE, core_slots
+def _filled_builder(
+    source: ModelSource,
+    *,
+    cache: bool,
+    progress: Progress,
+    weights: str,
+    formats: Formats,
+    threads: int,
+    max_context: int,
+) -> _core.ModelBuilder:
+    def builder(allocate: bool) -> _core.ModelBuilder:
+        return make_builder(
+            source.config,
+            weights=weights,
+            formats=formats,
+            threads=threads,
+            max_context=max_context,
+            allocate=allocate,
+        )
 
-    checkpoint = source.checkpoint
-    for name, slot in source.slots.items():
-        info = checkpoint.tensors[name]
-        path = checkpoint.path(info.file)
-        if slot == PER_LAYER_TABLE:
-            rows, cols = info.shape
-            dtype = checkpoint.dtype(name)
-            kept = source.cuts[name].columns if name in source.cuts else ()
-            builder.set_per_layer_table(
-                path=path, offset=info.begin, rows=rows, cols=cols, dtype=dtype, kept=kept
-            )
-            continue
-        for part, entry in core_slots(slot, info.shape):
-            first_row = 0
-            for array, dtype in source.read_rows(name, _ROW_BLOCK_BYTES, entry=entry):
-                try:
-                    builder.add(part, array, dtype, first_row)
-                except TensorError as problem:  # the core knows the slot only
-                    raise TensorError(f"{path}: tensor {name!r}: {problem}") from None
-                first_row += array.shape[0]
+    from gemlet.packing import fill, set_table, source_bytes
+    from gemlet.progress import reporting
+
+    packed = source.packed
+    if packed is None and cache:
+        from gemlet.cache import packed_copy
+
+        packed = packed_copy(source, builder(False), weights=weights, progress=progress)
+    if packed is not None:
+        with packed:
+            mapped = builder(False)
+            packed.use(mapped)
+            set_table(mapped, source)
+            return mapped
+    made = builder(True)
+    with reporting(progress, "loading", source_bytes(source)) as advance:
+        fill(made, source, advance)
+    return made
 
 
 def _model(
@@ -258,7 +321,7 @@ def _check_device(device: str) -> None:
         raise UnsupportedError(f"device is {device!r}; this gemlet runs on 'cpu' only")
 
 
-def _check_threads(threads: int | None) -> int:
+def check_threads(threads: int | None) -> int:
     if threads is None:
         from gemlet import _core
 

@@ -17,11 +17,23 @@ if TYPE_CHECKING:
     from gemlet.checkpoint import Checkpoint
     from gemlet.config import TextConfig
     from gemlet.matformer import Cut
+    from gemlet.packed import PackedCheckpoint
     from gemlet.tokenizer import Tokenizer
 
 __all__ = ["ModelSource", "open_source"]
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+# What a folder says of its model besides the weights.
+_DESCRIPTION_FILES = (
+    "config.json",
+    "generation_config.json",
+    *_TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class ModelSource:
         checkpoint: its tensors, every one checked for being there, its shape and its type, and none read.
         slots: tensor -> the core's name of the weight.
         cuts: tensor -> what is kept of it, where that is not all.
+        files: the files, besides those of the weights, that this was read from.
     """
 
     name: str
@@ -49,11 +62,14 @@ class ModelSource:
     checkpoint: Checkpoint = field(repr=False)
     slots: dict[str, str] = field(repr=False)
     cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
+    files: tuple[str, ...] = field(repr=False, default=())
 
     def cut(self, matformer: object) -> ModelSource:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.matformer`)."""
         from gemlet.matformer import cut_slots
 
+        if self.packed is not None:
+            raise InvalidRequestError(f"matformer: {self.name} is packed; load the original")
         config, kept = cut_slots(self.config, matformer)
         slots = {tensor: kept[slot][0] for tensor, slot in self.slots.items() if slot in kept}
         cuts = {tensor: kept[self.slots[tensor]][1] for tensor in slots}
@@ -72,8 +88,18 @@ class ModelSource:
             block_bytes = min(block_bytes, cut.end_row * (info.nbytes // info.shape[0]))
         return cut.apply(self.checkpoint.read_rows(name, block_bytes), info.shape[1])
 
+    @property
+    def packed(self) -> PackedCheckpoint | None:
+        """The checkpoint, if its weights are packed."""
+        from gemlet.packed import PackedCheckpoint
+
+        return self.checkpoint if isinstance(self.checkpoint, PackedCheckpoint) else None
+
     def stored_weights(self) -> str:
-        """What ``weights="auto"`` means: "bf16" where all matrices are stored so, else "f32"."""
+        """What ``weights="auto"`` means: of packed weights their format, "bf16" where all matrices are stored
+        so, else "f32"."""
+        if self.packed is not None:
+            return self.packed.weights
         tensors = self.checkpoint.tensors
         matrices = {self.checkpoint.dtype(name) for name in self.slots if len(tensors[name].shape) > 1}
         return "bf16" if matrices == {"bf16"} else "f32"
@@ -91,7 +117,9 @@ class ModelSource:
         self.close()
 
 
-def open_source(source: str | os.PathLike[str] | None) -> ModelSource:
+def open_source(
+    source: str | os.PathLike[str] | None, *, revision: str | None = None, token: str | bool | None = None
+) -> ModelSource:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
@@ -100,13 +128,14 @@ def open_source(source: str | os.PathLike[str] | None) -> ModelSource:
     ...     demo.config.family, demo.stored_weights()
     ('gemma3', 'bf16')
     """
-    folder = _find_folder(source)
+    folder = _find_folder(source, revision, token)
     return _open_folder(folder, name="demo" if source is None else folder)
 
 
 def _open_folder(folder: str, *, name: str) -> ModelSource:
     from gemlet import config as configs
     from gemlet.checkpoint import Checkpoint
+    from gemlet.packed import PackedCheckpoint, is_packed
     from gemlet.tensors import map_tensors
 
     config = configs.read_config(folder)
@@ -116,13 +145,19 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
     chat_format = None if tokenizer is None else _find_chat_format(folder, config, tokenizer)
     checkpoint = Checkpoint(folder)
     try:
-        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-        slots = map_tensors(shapes, config, where=folder)
-        for tensor in slots:
-            checkpoint.dtype(tensor)  # raises for a type that cannot be read
+        if is_packed(checkpoint):
+            checkpoint.close()
+            checkpoint = PackedCheckpoint(folder, config)
+            slots = {name: name for name in checkpoint.tensors}
+        else:
+            shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+            slots = map_tensors(shapes, config, where=folder)
+            for tensor in slots:
+                checkpoint.dtype(tensor)  # raises for a type that cannot be read
     except BaseException:
         checkpoint.close()
         raise
+    paths = [os.path.join(folder, file) for file in _DESCRIPTION_FILES]
     return ModelSource(
         name=name,
         config=config,
@@ -132,10 +167,13 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
+        files=tuple(path for path in paths if os.path.isfile(path)),
     )
 
 
-def _find_folder(source: str | os.PathLike[str] | None) -> str:
+def _find_folder(
+    source: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None
+) -> str:
     if source is None:
         return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
     accepted = "expected a Hugging Face folder with config.json and safetensors weights"
@@ -150,10 +188,11 @@ def _find_folder(source: str | os.PathLike[str] | None) -> str:
         raise ModelFileError(f"{path}: GGUF models cannot be loaded yet; {accepted}")
     if os.path.lexists(path):
         raise ModelFileError(f"{path}: is not a folder; {accepted}")
-    hint = ""
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        hint = f". gemlet does not download; `hf download {path}` does, and prints the folder to give here"
-    raise ModelFileError(f"{path}: no such folder; {accepted}{hint}")
+    from gemlet.hub import download, is_repository
+
+    if is_repository(path):
+        return download(path, revision=revision, token=token)
+    raise ModelFileError(f"{path}: no such folder; {accepted}, or the name of a model on the hub")
 
 
 def _open_tokenizer(folder: str) -> Tokenizer | None:

@@ -1,4 +1,4 @@
-"""The ``gemlet`` command: ``generate``, ``chat``, ``info`` and ``bench``.
+"""The ``gemlet`` command: ``generate``, ``chat``, ``info``, ``bench`` and more.
 
 Exit codes: 0 done, 1 an error (one line on standard error), 2 bad usage, 130 interrupted with Ctrl-C. A
 reader that goes away early (``gemlet generate ... | head -1``) is not an error.

@@ -75,7 +75,7 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_model(arguments: argparse.Namespace) -> Model:
-    """The model that --model, --weights and --threads describe."""
+    """The model that the options of :mod:`gemlet.cli.parser` describe."""
     from gemlet.load import load
 
     return load(
@@ -85,6 +85,7 @@ def open_model(arguments: argparse.Namespace) -> Model:
         threads=arguments.threads,
         max_context=arguments.max_context,
         max_memory=arguments.max_memory,
+        cache=arguments.cache,
     )
 
 

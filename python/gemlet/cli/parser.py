@@ -23,6 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_chat(commands)
     _add_inspect(commands)
+    _add_convert(commands)
+    _add_download(commands)
     _add_info(commands)
     _add_bench(commands)
     return parser
@@ -94,6 +96,32 @@ def _add_inspect(commands: Any) -> None:
     _add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run_inspect)
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="pack a model, so that it starts at once",
+        description="Write the model SOURCE as the folder DESTINATION with packed weights, which is mapped "
+        "instead of read: it starts in milliseconds, and processes share its memory.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
+    parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
+    _add_placement(parser)
+    parser.set_defaults(run=_run_convert)
+
+
+def _add_download(commands: Any) -> None:
+    parser = commands.add_parser(
+        "download",
+        help="fetch a model from the hub",
+        description="Fetch the files of a model that gemlet reads from the Hugging Face hub into its cache "
+        "and print their folder. Needs pip install 'gemlet[hub]'.",
+    )
+    parser.add_argument("name", metavar="NAME", help="as on the hub: google/gemma-3-1b-it")
+    parser.add_argument("--revision", metavar="REVISION", help="a branch, tag or commit")
+    parser.add_argument("--token", metavar="TOKEN", help="access token (default: that of `hf auth login`)")
+    parser.set_defaults(run=_run_download)
 
 
 def _add_info(commands: Any) -> None:
@@ -180,6 +208,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
     _add_placement(parser)
     _add_memory(parser)
+    parser.add_argument(
+        "--cache", action="store_true", help="keep the packed weights for the next start, which is faster"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
@@ -231,6 +262,26 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     from gemlet.cli import inspect
 
     return inspect.run(arguments)
+
+
+def _run_convert(arguments: argparse.Namespace) -> int:
+    from gemlet.conversion import convert
+
+    convert(
+        arguments.source,
+        arguments.destination,
+        weights=arguments.weights,
+        embedding=arguments.embedding,
+        threads=arguments.threads,
+    )
+    return 0
+
+
+def _run_download(arguments: argparse.Namespace) -> int:
+    from gemlet.hub import download
+
+    print(download(arguments.name, revision=arguments.revision, token=arguments.token))
+    return 0
 
 
 def _run_info(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,88 @@
+"""From a source to a packed folder: :func:`convert`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from gemlet.errors import InvalidRequestError, ModelFileError
+
+if TYPE_CHECKING:
+    from gemlet.progress import Progress
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: str | os.PathLike[str] | None,
+    destination: str | os.PathLike[str],
+    *,
+    weights: str = "auto",
+    embedding: str | None = None,
+    threads: int | None = None,
+    progress: Progress = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> None:
+    """Writes a model as a folder that :func:`gemlet.load` opens in milliseconds: its weights are packed, and
+    mapped instead of read. Processes that load it share its memory.
+
+    The folder has ``model.safetensors`` with the packed weights, and the files that describe the model
+    (``config.json``, ``generation_config.json``, tokenizer, chat template) as they are. It appears whole or
+    not at all. What a conversion needs of memory does not grow with the model.
+
+    A packed file is for the version of the layout it was written in; a gemlet that has another says so. While
+    a model is loaded, replace its file by renaming another over it, or remove it, but never cut it short.
+
+    Args:
+        source: what :func:`gemlet.load` takes, not yet packed.
+        destination: the folder to make; it must not exist, or be empty.
+        weights, embedding, threads, progress, revision, token: as in :func:`gemlet.load`.
+
+    Raises:
+        InvalidRequestError: an argument is wrong, or the source is packed already.
+        ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
+
+    >>> import tempfile, gemlet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     gemlet.convert(None, f"{folder}/demo-q4", weights="q4")
+    ...     with gemlet.load(f"{folder}/demo-q4", threads=1) as model:
+    ...         model.weights
+    'q4'
+    """
+    from gemlet.load import check_threads, check_weights, choose_weights, formats_of, make_builder
+    from gemlet.packing import source_bytes, write_packed
+    from gemlet.progress import check_progress, reporting
+    from gemlet.source import open_source
+
+    check_weights(weights)
+    check_progress(progress)
+    threads = check_threads(threads)
+    path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else destination
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InvalidRequestError(f"destination is {path!r}; expected the path of a folder to make")
+    target = os.path.abspath(path)
+    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+        raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
+    with open_source(source, revision=revision, token=token) as opened:
+        if opened.packed is not None:
+            raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
+        weights, embedding = choose_weights(opened, weights, embedding)
+        formats = formats_of(weights, embedding)
+        builder = make_builder(
+            opened.config, weights=weights, formats=formats, threads=threads, allocate=False
+        )
+        parent, name = os.path.split(target)
+        made = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
+        try:
+            os.makedirs(made)
+            with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
+                write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
+            for file in opened.files:
+                shutil.copyfile(file, os.path.join(made, os.path.basename(file)))
+            os.rename(made, target)
+        except OSError as problem:
+            raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+        finally:
+            shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,199 @@
+"""From a source's tensors to the packed form of weights, in the memory of a model or in a file.
+
+A packed file is a safetensors file that the core maps and uses in place. Of each weight of the core it has
+one U8 tensor, named as the core names it, whose data is the panels of csrc/formats/formats.h (a vector: its
+float32 values), padded to a multiple of 64 bytes and so beginning at one. The table of per-layer embeddings
+stands last, as rows in the type it had. ``__metadata__`` says which version of gemlet wrote it, in which
+format and layout, and format and shape of every weight.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from gemlet.errors import ModelFileError, TensorError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gemlet import _core
+    from gemlet.source import ModelSource
+
+__all__ = ["FORMAT_VERSION", "fill", "set_table", "source_bytes", "write_packed"]
+
+FORMAT_VERSION = 1  # of the file; the core counts the versions of the layout inside the tensors
+ALIGNMENT = 64
+# Of a tensor at a time: several of these are in memory besides the packed weights. Small enough for the
+# caches to hold a block between reading and packing.
+_BLOCK_BYTES = 4 << 20
+
+T = TypeVar("T")
+
+
+class _Block(NamedTuple):
+    """Rows of a weight: the core's name of it, the tensor they are from, the rows, their type, their
+    place."""
+
+    part: str
+    tensor: str
+    array: NDArray[Any]
+    dtype: str
+    first_row: int
+
+
+def source_bytes(source: ModelSource, *, table: bool = False) -> int:
+    """What packing reads: the bytes of every tensor, the table of per-layer embeddings only if ``table``."""
+    from gemlet.tensors import PER_LAYER_TABLE
+
+    tensors = source.checkpoint.tensors
+    names = (name for name, slot in source.slots.items() if table or slot != PER_LAYER_TABLE)
+    return sum(tensors[name].nbytes for name in names)
+
+
+def fill(builder: _core.ModelBuilder, source: ModelSource, advance: Callable[[int], None]) -> None:
+    """Packs every tensor of ``source`` into the builder's memory; ``advance`` gets the bytes of each step."""
+    for block in _ahead(_blocks(source)):
+        with _naming(source, block.tensor):
+            builder.add(block.part, block.array, block.dtype, block.first_row)
+        advance(block.array.nbytes)
+    set_table(builder, source)
+
+
+def set_table(builder: _core.ModelBuilder, source: ModelSource) -> None:
+    """Gives the builder the table of per-layer embeddings, if there is one: it stays in its file."""
+    from gemlet.tensors import PER_LAYER_TABLE
+
+    checkpoint = source.checkpoint
+    for name, slot in source.slots.items():
+        if slot == PER_LAYER_TABLE:
+            info = checkpoint.tensors[name]
+            rows, cols = info.shape
+            builder.set_per_layer_table(
+                path=checkpoint.path(info.file),
+                offset=info.begin,
+                rows=rows,
+                cols=cols,
+                dtype=checkpoint.dtype(name),
+                kept=source.cuts[name].columns if name in source.cuts else (),
+            )
+
+
+def write_packed(
+    path: str,
+    source: ModelSource,
+    builder: _core.ModelBuilder,
+    advance: Callable[[int], None],
+    *,
+    weights: str,
+    table: bool = True,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes the new file ``path``: every tensor of ``source`` packed as ``builder`` (made without memory of
+    its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
+
+    Raises :class:`ModelFileError` when it cannot be written, and what reading and packing raise; the file is
+    then incomplete and the caller's to remove.
+    """
+    from gemlet.tensors import PER_LAYER_TABLE, core_slots
+
+    sizes, shapes = builder.packed_sizes(), builder.tensors()
+    tensors = source.checkpoint.tensors
+    parts = [
+        part
+        for name, slot in source.slots.items()
+        if slot != PER_LAYER_TABLE
+        for part, _ in core_slots(slot, tensors[name].shape)
+    ]
+    entries: dict[str, tuple[str, list[int], int]] = {p: ("U8", [sizes[p][1]], sizes[p][1]) for p in parts}
+    table_name = next((name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE), None)
+    if table and table_name is not None:
+        info = tensors[table_name]
+        entries[PER_LAYER_TABLE] = (info.dtype, list(info.shape), info.nbytes)
+    described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
+    head = _header(entries, _metadata(weights, described) | (metadata or {}))
+    try:
+        with open(path, "xb", buffering=0) as file:
+            _write(file.fileno(), head)
+            for block in _ahead(_blocks(source)):
+                with _naming(source, block.tensor):
+                    packed = builder.pack(block.part, block.array, block.dtype, block.first_row)
+                _write(file.fileno(), packed.data)
+                advance(block.array.nbytes)
+            if table and table_name is not None:
+                for array, _ in _ahead(source.checkpoint.read_rows(table_name, _BLOCK_BYTES)):
+                    _write(file.fileno(), array.reshape(-1).view("u1").data)
+                    advance(array.nbytes)
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
+
+
+def _metadata(weights: str, described: dict[str, list[Any]]) -> dict[str, str]:
+    from gemlet import _core
+
+    return {
+        "gemlet_version": _core.__version__,
+        "gemlet_format": str(FORMAT_VERSION),
+        "gemlet_layout": str(_core.LAYOUT_VERSION),
+        "gemlet_weights": weights,
+        "gemlet_tensors": json.dumps(described, separators=(",", ":")),
+    }
+
+
+def _header(entries: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> bytes:
+    """A safetensors header, padded so that the data begins at a multiple of 64 bytes of the file."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape, nbytes) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(descriptor: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _blocks(source: ModelSource) -> Iterator[_Block]:
+    """All weights in the order of ``source.slots``, read block by block; not the per-layer table."""
+    from gemlet.tensors import PER_LAYER_TABLE, core_slots
+
+    checkpoint = source.checkpoint
+    for name, slot in source.slots.items():
+        if slot == PER_LAYER_TABLE:
+            continue
+        for part, entry in core_slots(slot, checkpoint.tensors[name].shape):
+            first_row = 0
+            for array, dtype in source.read_rows(name, _BLOCK_BYTES, entry=entry):
+                yield _Block(part, name, array, dtype, first_row)
+                first_row += array.shape[0] if array.ndim > 1 else 0
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made on a thread of its own while the caller works on the one before."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="gemlet-read") as reader:
+        following = reader.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = reader.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+@contextmanager
+def _naming(source: ModelSource, tensor: str) -> Iterator[None]:
+    """The core's errors name the weight only: this adds the file and the tensor."""
+    try:
+        yield
+    except TensorError as problem:
+        path = source.checkpoint.path(source.checkpoint.tensors[tensor].file)
+        raise TensorError(f"{path}: tensor {tensor!r}: {problem}") from None
