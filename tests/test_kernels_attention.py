@@ -110,7 +110,7 @@ def expected(
             step = (p[:, None] * v_step[seen]).max() * (1 + factor) / STEPS * 0.51 + ZERO_PEAK
             bound[row] = (1 + factor) * (p @ v_doubt[seen]) + 127 * step * seen.sum()
         if rounds:
-            bound[row] = 2.0**-9 * (1 + factor) * (p @ np.abs(v[seen]))
+            bound[row] = 2.0**-8 * (1 + factor) * (p @ np.abs(v[seen]))
             bound[row] += 1.3e-38 * seen.sum() * (1 + np.abs(v[seen]).max())
         bound[row] += (2 * factor + rounding) * size + 2 * len(k) * TINY + 1.3e-38 * np.abs(v[seen]).max()
     return out, bound

@@ -49,7 +49,7 @@ struct Row16 {
 
 // x[r] . lines for R rows and one vector of a panel.
 template <int R>
-inline void int8_tile(const Row16* x, const uint8_t* lines, int64_t count, VF (&products)[R]) {
+GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, int64_t count, VF (&products)[R]) {
   VI high[R], low[R];
   for (int r = 0; r < R; ++r) {
     high[r] = Q8Dot::start(x[r].high_offset);
@@ -57,6 +57,7 @@ inline void int8_tile(const Row16* x, const uint8_t* lines, int64_t count, VF (&
   }
   for (int64_t j = 0; j < count; ++j) {
     const VI w = load_i32(lines + j * 64);
+    __builtin_prefetch(lines + j * 64 + kPrefetch);
     for (int r = 0; r < R; ++r) {
       high[r] = Q8Dot::add(high[r], w, splat_bytes(x[r].high + 4 * j));
       low[r] = Q8Dot::add(low[r], w, splat_bytes(x[r].low + 4 * j));

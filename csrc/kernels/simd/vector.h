@@ -2,6 +2,9 @@
 // declared by the tier's header, which comes first). Internal linkage throughout.
 #pragma once
 
+// For tiles, whose sums must stay in registers: as a call they would be stored with every line.
+#define GEMLET_INLINE inline __attribute__((always_inline))
+
 namespace gemlet::kernels {
 namespace {
 
