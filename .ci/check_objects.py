@@ -4,7 +4,8 @@
 
 Objects compiled with the flags of kernels/isa.cmake must define no weak or unique symbol (the linker could
 keep that copy for everybody) and call nothing but the C library's memory functions. All other objects must
-contain no instruction beyond plain x86-64.
+contain no instruction beyond plain x86-64, or armv8-a; there an instruction-set object has those of its tier
+and of no higher one.
 """
 
 from __future__ import annotations
@@ -23,28 +24,56 @@ BEYOND_BASELINE = re.compile(
     r"\t(?:v[a-z0-9]+\s.*%(?:[xyz]mm|k)[0-9]|vzero\w+|k[a-z]+\s.*%k[0-7]"
     r"|(?:popcnt|pshufb|palignr|pabs|pmov[sz]x|pmulld|round[sp][sd]|blendv|ptest|pinsr[bdq]|pextr[bdq])\w*\s).*"
 )
+# Beyond armv8-a: byte and bf16 products, rounding multiply-adds, atomics in one instruction, arithmetic on
+# halves, scalable vectors.
+BEYOND_ARMV8 = re.compile(
+    r"\t(?:(?P<product>[su]dot|usdot|sudot|us?mmla|smmla)\s|bf(?:dot|mmla|mlal|cvt)\w*\s|sqrdml[as]h\s"
+    r"|(?:cas|swp|ld(?:add|clr|set|eor|[su]max|[su]min))[abhlp]*\s|f(?!cvt)\w+\s+(?:h\d|v\d+\.[48]h)"
+    r"|\w+\s.*\b[zp]\d+[./]).*"
+)
+ARM_PRODUCTS = {
+    "dotprod": {"sdot", "udot"},
+    "i8mm": {"sdot", "udot", "usdot", "sudot", "smmla", "ummla", "usmmla"},
+}
 SYMBOL = re.compile(r"^[0-9a-f ]*([A-Za-z?-]) (\S+)$", re.MULTILINE)
+MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}  # ELF's e_machine
 
 
-def output(*command: str) -> str:
+def machine_of(path: Path) -> str:
+    header = path.read_bytes()[:20]
+    return MACHINES.get(int.from_bytes(header[18:20], "little"), "another machine")
+
+
+def tool(name: str, path: Path, *options: str) -> str:
+    """What a tool of binutils says about an object, whichever machine it is for."""
+    machine = machine_of(path)
+    prefix = "" if machine == platform.machine() else f"{machine}-linux-gnu-"
+    command = [prefix + name, *options, path.as_posix()]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def check_isa_object(path: Path) -> list[str]:
     errors = []
-    for kind, symbol in SYMBOL.findall(output("nm", "-C", path.as_posix()).replace(" (", "(")):
+    for kind, symbol in SYMBOL.findall(tool("nm", path, "-C").replace(" (", "(")):
         if kind in "WVu":
             errors.append(f"{path}: weak symbol {symbol}")
         elif kind in "Uwv" and symbol not in MEMORY_FUNCTIONS:
             errors.append(f"{path}: calls {symbol}, which is not a memory function")
+    if machine_of(path) == "aarch64":
+        errors += check_instructions(path, ARM_PRODUCTS.get(path.name.split(".")[0], set()))
     return errors
 
 
-def check_plain_object(path: Path) -> list[str]:
-    if ".gnu.lto_" in output("objdump", "-h", path.as_posix()):
+def check_instructions(path: Path, products: set[str]) -> list[str]:
+    """Nothing beyond the machine's baseline, but these products."""
+    if ".gnu.lto_" in tool("objdump", path, "-h"):
         return [f"{path}: not machine code yet: build with CMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF"]
-    found = BEYOND_BASELINE.search(output("objdump", "-d", "--no-show-raw-insn", path.as_posix()))
-    return [f"{path}: not plain x86-64: {' '.join(found.group().split())}"] if found else []
+    machine = machine_of(path)
+    beyond = BEYOND_ARMV8 if machine == "aarch64" else BEYOND_BASELINE
+    for found in beyond.finditer(tool("objdump", path, "-d", "--no-show-raw-insn")):
+        if found.groupdict().get("product") not in products:
+            return [f"{path}: not plain {machine}: {' '.join(found.group().split())}"]
+    return []
 
 
 def main() -> int:
@@ -54,12 +83,10 @@ def main() -> int:
     in_kernels = [path for path in objects if path.parent.parent.name == "kernels"]
     isa = [path for path in in_kernels if path.name.split(".")[0] in tiers]
     plain = [path for path in objects if path not in isa]
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    if not plain or (x86 and not isa):
+    if not plain or not isa:
         raise SystemExit(f"{build}: {len(plain)} plain, {len(isa)} instruction-set objects; a build folder?")
     errors = [error for path in isa for error in check_isa_object(path)]
-    if x86:
-        errors += [error for path in plain for error in check_plain_object(path)]
+    errors += [error for path in plain for error in check_instructions(path, set())]
     print(
         "\n".join(errors) or f"{len(isa)} instruction-set objects are sealed, {len(plain)} others are plain"
     )

@@ -32,6 +32,9 @@ CONTAINED = {
     "avx512vnni": ["scalar", "avx2", "avx512"],
     "avx512bf16": ["scalar", "avx2", "avx512", "avx512vnni"],
     "amx": ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"],
+    "neon": ["scalar"],
+    "dotprod": ["scalar", "neon"],
+    "i8mm": ["scalar", "neon", "dotprod"],
 }
 
 
@@ -97,6 +100,22 @@ def test_a_missing_feature_of_avx512_or_amx_leaves_what_needs_it_not(missing: st
     assert choose(features, AMX) == (expected, [*CONTAINED[expected], expected])
 
 
+def test_the_tiers_of_64_bit_arm() -> None:
+    """Features as Linux names them; a tier needs all that the ones below it need."""
+    for tier, features in (
+        ("neon", ["asimd"]),  # Cortex-A53, A72
+        ("dotprod", ["asimd", "asimddp"]),  # Cortex-A76, Neoverse N1
+        ("i8mm", ["asimd", "asimddp", "i8mm"]),  # Neoverse V1, Cortex-A710
+        ("neon", ["asimd", "i8mm"]),
+        ("scalar", ["asimddp", "i8mm"]),
+    ):
+        assert choose(features, 0) == (tier, [*CONTAINED[tier], tier])
+    for forced in ("scalar", "neon", "dotprod"):
+        assert choose(["asimd", "asimddp"], 0, forced)[0] == forced
+    with pytest.raises(gemlet.UnsupportedError, match=r"'i8mm'.* lacks; it has: scalar, neon, dotprod$"):
+        choose(["asimd", "asimddp"], 0, "i8mm")
+
+
 def test_a_forced_tier_is_taken_or_refused() -> None:
     for forced in ("scalar", "avx2", "avx512", "avx512vnni"):
         assert choose(AVX512VNNI_FEATURES, AVX512, forced)[0] == forced
@@ -118,9 +137,11 @@ def test_this_machine() -> None:
     assert INFO["tier"] in INFO["tiers"]
     assert INFO["kernels"] == kernels_of(INFO["tier"])
     with open("/proc/cpuinfo", encoding="ascii") as file:
-        flags = next((line.split() for line in file if line.startswith("flags")), [])
+        flags = next((line.split() for line in file if line.startswith(("flags", "Features"))), [])
     for feature in ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile"):
         assert feature not in flags or feature.replace("12_", "12").replace("x_v", "xv") in INFO["features"]
+    for feature in ("asimd", "asimddp", "i8mm"):
+        assert (feature in flags) == (feature in INFO["features"])
     assert "avx2" not in INFO["tiers"] or {"avx2", "fma", "f16c"} <= {*flags}
     assert "avx512vnni" not in INFO["tiers"] or {"avx512f", "avx512_vnni"} <= {*flags}
 
