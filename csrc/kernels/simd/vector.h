@@ -17,6 +17,12 @@ inline VI load_i32(const void* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+// The same four bytes in every lane.
+inline VI splat_bytes(const void* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return splat_i32(four);
+}
 inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // First `count` floats only; the rest of the vector is zero.
