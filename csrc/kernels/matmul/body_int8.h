@@ -11,12 +11,12 @@ struct Q8Lines {
   using Dot = Q8Dot;
   template <int R, int H, typename X>
   static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
+#pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       VI w[H];
       for (int h = 0; h < H; ++h) w[h] = load_i32(lines + j * 64 + h * kLanes * 4);
       for (int r = 0; r < R; ++r) {
-        const VI four = splat_bytes(x(r) + 4 * j);
-        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], w[h], four);
+        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], w[h], x(r) + 4 * j);
       }
     }
   }
@@ -26,6 +26,7 @@ struct Q4Lines {
   using Dot = Q4Dot;
   template <int R, int H, typename X>
   static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       VI low[H], high[H];
       for (int h = 0; h < H; ++h) {
@@ -34,12 +35,10 @@ struct Q4Lines {
         high[h] = (w >> 4) & 0x0f0f0f0f;
       }
       for (int r = 0; r < R; ++r) {
-        const VI four = splat_bytes(x(r) + 4 * j);
-        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], low[h], four);
+        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], low[h], x(r) + 4 * j);
       }
       for (int r = 0; r < R; ++r) {
-        const VI four = splat_bytes(x(r) + 16 + 4 * j);
-        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], high[h], four);
+        for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], high[h], x(r) + 16 + 4 * j);
       }
     }
   }

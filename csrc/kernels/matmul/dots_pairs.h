@@ -1,5 +1,5 @@
 // Integer dot products of a block of 32 columns without VNNI: vpmaddubsw multiplies 4 bytes into two 16-bit sums, which
-// saturate. Weights come as stored (unsigned); `offset` is that of quantize_i8.
+// saturate. Weights come as stored (unsigned), x as 4 bytes; `offset` is that of quantize_i8.
 #pragma once
 
 #include "kernels/simd/vector.h"
@@ -10,16 +10,16 @@ namespace {
 // q4: 8 pair sums of at most 2 * 15 * 127 = 3810 fit 16 bits, so a block is widened once.
 struct Q4Dot {
   static VI start(int32_t) { return VI{}; }
-  static VI add(VI sums, VI weight, VI x) { return add_i16(sums, pair_sums(weight, x)); }
+  static VI add(VI sums, VI weight, const uint8_t* x) { return add_i16(sums, pair_sums(weight, splat_bytes(x))); }
   static VI total(VI sums, int32_t offset) { return widen_pairs(sums) + offset; }
 };
 
 // q8: pair sums of bytes up to 255 would saturate, so the sign moves from the weight to x: at most 2 * 127 * 127.
 struct Q8Dot {
   static VI start(int32_t) { return VI{}; }
-  static VI add(VI sums, VI weight, VI x) {
+  static VI add(VI sums, VI weight, const uint8_t* x) {
     const VI w = weight ^ (int32_t)0x80808080;
-    return sums + widen_pairs(pair_sums(abs_i8(w), with_sign_i8(x, w)));
+    return sums + widen_pairs(pair_sums(abs_i8(w), with_sign_i8(splat_bytes(x), w)));
   }
   static VI total(VI sums, int32_t) { return sums; }
 };

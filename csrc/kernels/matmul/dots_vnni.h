@@ -1,4 +1,5 @@
-// Integer dot products of a block of 32 columns with VNNI. Weights come as stored (unsigned); `offset` is that of
+// Integer dot products of a block of 32 columns with VNNI. Weights come as stored (unsigned), x as 4 bytes; `offset` is
+// that of
 // quantize_i8.
 #pragma once
 
@@ -9,7 +10,7 @@ namespace {
 
 struct Q4Dot {
   static VI start(int32_t offset) { return splat_i32(offset); }
-  static VI add(VI sums, VI weight, VI x) { return dot_bytes(sums, weight, x); }
+  static VI add(VI sums, VI weight, const uint8_t* x) { return dot_bytes(sums, weight, x); }
   static VI total(VI sums, int32_t) { return sums; }
 };
 using Q8Dot = Q4Dot;

@@ -8,8 +8,12 @@
 namespace gemlet::kernels {
 namespace {
 
-// acc[lane] += sum over 4 bytes of a (unsigned) * b (signed), without saturation.
-inline VI dot_bytes(VI acc, VI a, VI b) { return (VI)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)a, (__m256i)b); }
+// acc[lane] += sum over 4 bytes of a (unsigned) * the 4 bytes at b (signed), without saturation.
+inline VI dot_bytes(VI acc, VI a, const uint8_t* b) {
+  int32_t four;
+  __builtin_memcpy(&four, b, 4);
+  return (VI)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)a, _mm256_set1_epi32(four));
+}
 
 }  // namespace
 }  // namespace gemlet::kernels

@@ -20,8 +20,8 @@ inline VI load_i32(const void* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-// Four bytes of a row in every lane.
-inline VI splat_bytes(const uint8_t* p) {
+// The same four bytes in every lane.
+inline VI splat_bytes(const void* p) {
   int32_t four;
   __builtin_memcpy(&four, p, 4);
   return splat_i32(four);
