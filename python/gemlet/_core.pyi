@@ -11,8 +11,8 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
-    "FileRows",
     "LAYOUT_VERSION",
+    "FileRows",
     "LayerConfig",
     "Model",
     "ModelBuilder",

@@ -32,14 +32,14 @@ _BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is 
 
 
 class _Block(NamedTuple):
-    """Rows of a weight: the core's name of it, the tensor they are from, the rows, their type, their
-    place."""
+    """Rows of a weight: its name in the core, the tensor they are from, the rows (an array and its type, or
+    where they are in the file), and their place."""
 
     part: str
     tensor: str
-    array: NDArray[Any]
-    dtype: str
+    rows: tuple[_core.FileRows] | tuple[NDArray[Any], str]
     first_row: int
+    nbytes: int
 
 
 def source_bytes(source: ModelSource, *, table: bool = False) -> int:
