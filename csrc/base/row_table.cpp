@@ -88,6 +88,18 @@ void RowTable::read(int64_t row, float* out) const {
   }
 }
 
+bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out) {
+  while (bytes > 0) {
+    const ssize_t count = pread(descriptor, out, static_cast<size_t>(bytes), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
+    out = static_cast<uint8_t*>(out) + count;
+    offset += count;
+    bytes -= count;
+  }
+  return true;
+}
+
 void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out) {
   if (type == SourceType::kF32) {
     std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);

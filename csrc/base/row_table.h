@@ -45,6 +45,9 @@ class RowTable {
   uint64_t seed_ = 0;
 };
 
+// Fills `out` from byte `offset` of an open file. False if the file ends before or cannot be read.
+bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out);
+
 // `count` values from element `first` of `data`, which may lie at any byte.
 void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out);
 

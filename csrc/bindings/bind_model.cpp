@@ -48,30 +48,30 @@ SourceType checked_type(const std::string& name, const py::array& data, const st
   return type;
 }
 
-std::vector<int64_t> shape_of(const py::array& data) { return {data.shape(), data.shape() + data.ndim()}; }
+// Rows in an array, which has to outlive their use.
+SourceRows array_rows(const std::string& name, const py::array& data, const std::string& dtype) {
+  return {{data.shape(), data.shape() + data.ndim()}, checked_type(name, data, dtype), data.data()};
+}
 
 void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
          int64_t first_row) {
-  const SourceType type = checked_type(name, data, dtype);
-  const std::vector<int64_t> shape = shape_of(data);
-  const void* const pointer = data.data();
+  const SourceRows rows = array_rows(name, data, dtype);
   const py::gil_scoped_release release;
-  builder.add(name, shape, pointer, type, first_row);
+  builder.add(name, rows, first_row);
+}
+
+py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name, const SourceRows& source,
+                                 int64_t first_row) {
+  py::array_t<uint8_t> out(builder.packed_bytes(name, source.shape.empty() ? 0 : source.shape[0]));
+  uint8_t* const to = out.mutable_data();
+  const py::gil_scoped_release release;
+  builder.pack(name, source, first_row, to);
+  return out;
 }
 
 py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,
                           const std::string& dtype, int64_t first_row) {
-  const SourceType type = checked_type(name, data, dtype);
-  const std::vector<int64_t> shape = shape_of(data);
-  const auto slots = builder.slots();
-  const auto slot = slots.find(name);
-  const int64_t rows = shape.empty() || slot == slots.end() ? 0 : std::min(shape[0], slot->second.rows());
-  py::array_t<uint8_t> out(slot == slots.end() ? 0 : slot->second.packed_bytes(rows));
-  const void* const pointer = data.data();
-  uint8_t* const to = out.mutable_data();
-  const py::gil_scoped_release release;
-  builder.pack(name, shape, pointer, type, first_row, to);
-  return out;
+  return pack_source(builder, name, array_rows(name, data, dtype), first_row);
 }
 
 using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
@@ -170,6 +170,13 @@ void register_model(py::module_& m) {
           "there, which are all ids where `logits` is 'all'.")
       .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
 
+  py::class_<SourceRows>(m, "FileRows", py::is_final(),
+                         "Rows of a tensor in an open file, read as they are packed; dtype as for ModelBuilder.add().")
+      .def(py::init([](int descriptor, int64_t offset, std::vector<int64_t> shape, const std::string& dtype) {
+             return SourceRows{std::move(shape), source_type("", dtype), nullptr, descriptor, offset};
+           }),
+           py::kw_only(), py::arg("descriptor"), py::arg("offset"), py::arg("shape"), py::arg("dtype"));
+
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate) {
@@ -195,6 +202,9 @@ void register_model(py::module_& m) {
           "Bytes that the model will take, by use.")
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
       .def("packed_sizes", &packed_sizes, "(format, bytes) of every slot in packed form.")
+      .def("add", &ModelBuilder::add, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0,
+           py::call_guard<py::gil_scoped_release>())
+      .def("pack", &pack_source, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0)
       .def("pack", &pack, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
            "The packed form of what add() would take, whose slot stays empty: bytes for a file.")
       .def("map_file", &ModelBuilder::map_file, py::arg("descriptor"), py::arg("path"),

@@ -21,6 +21,24 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+// A thread's own memory, kept from one panel to the next: new memory would be cleared page by page every time.
+template <typename T>
+class Scratch {
+ public:
+  T* get(int64_t count) {  // null: no memory
+    if (count > count_) {
+      memory_.reset();
+      memory_.reset(new (std::nothrow) T[static_cast<size_t>(count)]);
+      count_ = memory_ ? count : 0;
+    }
+    return memory_.get();
+  }
+
+ private:
+  std::unique_ptr<T[]> memory_;
+  int64_t count_ = 0;
+};
+
 }  // namespace
 
 int64_t ModelBuilder::Slot::values() const {
@@ -219,16 +237,16 @@ void ModelBuilder::accept_per_layer_table(RowTable table) {
   weights_.per_layer_table = std::move(table);
 }
 
-// read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32; called from several
-// threads. `packed` takes their packed form.
+// read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32, or says that it cannot;
+// called from several threads. `packed` takes their packed form.
 template <typename ReadRows>
 void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count,
                         const ReadRows& read_rows, uint8_t* packed) {
-  std::atomic<bool> finite{true}, memory{true};
+  std::atomic<bool> finite{true}, memory{true}, readable{true};
   if (!slot.matrix) {
     float* const out = reinterpret_cast<float*>(packed);
     std::memset(packed, 0, static_cast<size_t>(slot.packed_bytes(1)));
-    read_rows(0, 1, out);
+    if (!read_rows(0, 1, out)) readable = false;
     for (int64_t i = 0; i < slot.values(); ++i) {
       if (!std::isfinite(out[i])) finite = false;
       out[i] += slot.offset;
@@ -236,20 +254,27 @@ void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first
   } else {
     const Matrix& matrix = *slot.matrix;
     const auto pack = [&](int64_t index) {  // a task must not throw
-      const std::unique_ptr<float[]> rows(new (std::nothrow) float[static_cast<size_t>(kPanelRows * matrix.cols)]);
+      thread_local Scratch<float> scratch;
+      float* const rows = scratch.get(kPanelRows * matrix.cols);
       if (!rows) {
         memory = false;
         return;
       }
       const int64_t first = first_row + index * kPanelRows;
       const int64_t count = std::min(kPanelRows, matrix.rows - first);
-      read_rows(first, count, rows.get());
+      if (!read_rows(first, count, rows)) {
+        readable = false;
+        return;
+      }
       uint8_t* const out = packed + index * panel_bytes(matrix.format, matrix.cols);
-      if (!pack_panel(matrix.format, rows.get(), count, matrix.cols, out)) finite = false;
+      if (!pack_panel(matrix.format, rows, count, matrix.cols, out)) finite = false;
     };
     backend_->parallel(
         panel_count(row_count),
         [](const void* context, int64_t index) { (*static_cast<const decltype(pack)*>(context))(index); }, &pack);
+  }
+  if (!readable) {
+    fail(ErrorCode::kModelFile, "tensor '", name, "': the file cannot be read, was cut short, or memory is out");
   }
   if (!memory) fail(ErrorCode::kMemory, "out of memory while packing tensor '", name, "'");
   if (!finite) {
@@ -266,8 +291,7 @@ ModelBuilder::Slot& ModelBuilder::find(const std::string& name) {
   return found->second;
 }
 
-void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
-                       int64_t first_row) {
+void ModelBuilder::add(const std::string& name, const SourceRows& source, int64_t first_row) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   Slot& slot = find(name);
   if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
@@ -275,20 +299,25 @@ void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shap
     fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected the next ones, from ",
          slot.rows_filled);
   }
-  uint8_t* const out = slot.matrix ? slot.storage + slot.packed_bytes(first_row) : slot.storage;
-  pack_rows(name, slot, shape, data, type, first_row, out);
-  slot.rows_filled += slot.matrix ? shape[0] : 1;
+  pack_rows(name, slot, source, first_row, slot.matrix ? slot.storage + slot.packed_bytes(first_row) : slot.storage);
+  slot.rows_filled += slot.matrix ? source.shape[0] : 1;
 }
 
-void ModelBuilder::pack(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
-                        int64_t first_row, uint8_t* out) {
+int64_t ModelBuilder::packed_bytes(const std::string& name, int64_t rows) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  const auto found = slots_.find(name);
+  if (found == slots_.end()) return 0;
+  return found->second.packed_bytes(std::clamp<int64_t>(rows, 0, found->second.rows()));
+}
+
+void ModelBuilder::pack(const std::string& name, const SourceRows& source, int64_t first_row, uint8_t* out) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   Slot& slot = find(name);
   if (first_row < 0 || first_row >= slot.rows() || first_row % kPanelRows != 0) {
     fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected a multiple of ", kPanelRows,
          " below ", slot.rows());
   }
-  pack_rows(name, slot, shape, data, type, first_row, out);
+  pack_rows(name, slot, source, first_row, out);
 }
 
 void ModelBuilder::map_file(int descriptor, const std::string& path) {
@@ -314,9 +343,10 @@ void ModelBuilder::use_packed(const std::string& name, int64_t offset, int64_t b
 }
 
 // Checks rows against the slot and packs them.
-void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const std::vector<int64_t>& shape, const void* data,
-                             SourceType type, int64_t first_row, uint8_t* out) {
+void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRows& source, int64_t first_row,
+                             uint8_t* out) {
   const bool matrix = slot.matrix != nullptr;
+  const std::vector<int64_t>& shape = source.shape;
   // What remains of the tensor, or the next full panels of it.
   const int64_t rows = matrix && !shape.empty() ? shape[0] : 1;
   const int64_t left = slot.rows() - first_row;
@@ -328,12 +358,21 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const std::vec
     fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
   }
   const int64_t cols = matrix ? shape.back() : slot.values();
-  fill(
-      name, slot, first_row, rows,
-      [&](int64_t first, int64_t count, float* values) {
-        widen(data, type, (first - first_row) * cols, count * cols, values);
-      },
-      out);
+  const int64_t value_bytes = source.type == SourceType::kF32 ? 4 : 2;
+  const auto read_rows = [&](int64_t first, int64_t count, float* values) {
+    const int64_t at = (first - first_row) * cols;
+    if (source.data) {
+      widen(source.data, source.type, at, count * cols, values);
+      return true;
+    }
+    thread_local Scratch<uint8_t> scratch;
+    const int64_t bytes = count * cols * value_bytes;
+    uint8_t* const raw = scratch.get(bytes);
+    if (!raw || !read_fully(source.descriptor, source.offset + at * value_bytes, bytes, raw)) return false;
+    widen(raw, source.type, 0, count * cols, values);
+    return true;
+  };
+  fill(name, slot, first_row, rows, read_rows, out);
 }
 
 void ModelBuilder::add_random(uint64_t seed) {
@@ -357,6 +396,7 @@ void ModelBuilder::add_random(uint64_t seed) {
             random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
             for (int64_t c = 0; c < cols; ++c) row[c] = neutral + scale * row[c];
           }
+          return true;
         },
         slot.storage);
     slot.rows_filled = slot.rows();

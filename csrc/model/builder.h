@@ -24,6 +24,16 @@ struct MemoryPlan {
   int64_t on_disk = 0;      // the per-layer table, which stays in its file
 };
 
+// Rows of a tensor, row-major: in memory, or from byte `offset` of an open file, which are then read as they are
+// packed.
+struct SourceRows {
+  std::vector<int64_t> shape;  // of these rows
+  SourceType type;
+  const void* data = nullptr;  // null: in the file
+  int descriptor = -1;
+  int64_t offset = 0;
+};
+
 class ModelBuilder {
  public:
   // Allocates all weights, unless they come from a file or go to one (`allocate` false: no add() then). Throws kConfig
@@ -50,16 +60,16 @@ class ModelBuilder {
   };
   std::map<std::string, Slot> slots();
 
-  // Fills a slot from row-major data: a whole tensor, or the next rows of a matrix (a multiple of 16 but at the end),
+  // Fills a slot: a whole tensor, or the next rows of a matrix (a multiple of 16 but at the end),
   // so that a large table passes through a small buffer. Throws kTensor for an unknown name, a wrong shape, rows out of
-  // turn, or values that are not finite in the slot's format.
-  void add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
-           int64_t first_row = 0);
+  // turn, or values that are not finite in the slot's format; kModelFile if the file cannot be read.
+  void add(const std::string& name, const SourceRows& source, int64_t first_row = 0);
 
-  // The same, but the packed form goes to `out`, packed_bytes() of these rows, and the slot is not filled by it:
+  // Bytes of the packed form of so many rows of a slot, or of all if it has fewer; 0 if there is no such slot.
+  int64_t packed_bytes(const std::string& name, int64_t rows);
+  // add(), but the packed form goes to `out`, packed_bytes(), and the slot is not filled by it:
   // nothing is kept. What is written, row after row, is what use_packed() takes.
-  void pack(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
-            int64_t first_row, uint8_t* out);
+  void pack(const std::string& name, const SourceRows& source, int64_t first_row, uint8_t* out);
 
   // The file that use_packed() speaks of; the model keeps it mapped.
   void map_file(int descriptor, const std::string& path);
@@ -84,8 +94,7 @@ class ModelBuilder {
   void fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count, const ReadRows& read_rows,
             uint8_t* out);
   Slot& find(const std::string& name);
-  void pack_rows(const std::string& name, Slot& slot, const std::vector<int64_t>& shape, const void* data,
-                 SourceType type, int64_t first_row, uint8_t* out);
+  void pack_rows(const std::string& name, Slot& slot, const SourceRows& source, int64_t first_row, uint8_t* out);
   void set_storage(Slot& slot, const uint8_t* storage);
   void declare_layer(const std::string& at, const LayerConfig& config, LayerWeights& weights);
   void declare_experts(const std::string& at, const LayerConfig& config, ExpertWeights& weights);

@@ -12,6 +12,7 @@ import numpy.typing
 
 __all__: list[str] = [
     "LAYOUT_VERSION",
+    "FileRows",
     "LayerConfig",
     "Model",
     "ModelBuilder",
@@ -144,6 +145,19 @@ class Model:
     @property
     def weights(self) -> str: ...
 
+class FileRows:
+    """
+    Rows of a tensor in an open file, read as they are packed; dtype as for ModelBuilder.add().
+    """
+    def __init__(
+        self,
+        *,
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
+        offset: typing.SupportsInt | typing.SupportsIndex,
+        shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        dtype: str,
+    ) -> None: ...
+
 class ModelBuilder:
     """
     Builds a Model tensor by tensor.
@@ -158,6 +172,11 @@ class ModelBuilder:
         threads: typing.SupportsInt | typing.SupportsIndex,
         allocate: bool = True,
     ) -> None: ...
+    @typing.overload
+    def add(
+        self, name: str, rows: FileRows, first_row: typing.SupportsInt | typing.SupportsIndex = 0
+    ) -> None: ...
+    @typing.overload
     def add(
         self,
         name: str,
@@ -180,6 +199,11 @@ class ModelBuilder:
         """
         Maps the open file that use_packed() speaks of.
         """
+    @typing.overload
+    def pack(
+        self, name: str, rows: FileRows, first_row: typing.SupportsInt | typing.SupportsIndex = 0
+    ) -> numpy.typing.NDArray[numpy.uint8]: ...
+    @typing.overload
     def pack(
         self,
         name: str,

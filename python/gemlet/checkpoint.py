@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gemlet import _core
+
 __all__ = ["Checkpoint", "TensorInfo"]
 
 SINGLE_FILE = "model.safetensors"
@@ -240,22 +242,47 @@ class Checkpoint:
 
         tag = self.dtype(name)
         info = self.tensors[name]
+        if entry is None and len(info.shape) < 2:
+            yield self.read(name)
+            return
+        for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
+            part: NDArray[Any] = np.empty(shape, dtype=_READABLE[info.dtype][1])
+            self._fill(info.file, begin, part.reshape(-1).view(np.uint8).data, show(name))
+            yield part, tag
+
+    def file_rows(
+        self, name: str, block_bytes: int, *, entry: int | None = None
+    ) -> Iterator[tuple[_core.FileRows, int, int]]:
+        """The blocks of :meth:`read_rows` as places in the file, for the core to read, with their rows and
+        bytes. :meth:`check_unchanged` is for after reading."""
+        from gemlet import _core
+
+        tag = self.dtype(name)
+        info = self.tensors[name]
+        descriptor = self.descriptor(info.file)
+        for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
+            # So that the disk is not idle while this block is packed.
+            os.posix_fadvise(descriptor, begin + nbytes, 2 * block_bytes, os.POSIX_FADV_WILLNEED)
+            rows = _core.FileRows(descriptor=descriptor, offset=begin, shape=shape, dtype=tag)
+            yield rows, shape[0], nbytes
+
+    def _row_blocks(
+        self, info: TensorInfo, block_bytes: int, entry: int | None
+    ) -> Iterator[tuple[int, tuple[int, ...], int]]:
+        """(first byte in the file, shape, bytes) of each block; a vector is one."""
         begin, nbytes, shape = info.begin, info.nbytes, info.shape
         if entry is not None:
             nbytes, shape = nbytes // shape[0], shape[1:]
             begin += entry * nbytes
-        elif len(shape) < 2 or nbytes <= block_bytes:
-            yield self.read(name)
+        if len(shape) < 2 or nbytes <= block_bytes:
+            yield begin, shape, nbytes
             return
         rows = shape[0]
         row_bytes = nbytes // rows
         step = max(16, block_bytes // row_bytes // 16 * 16)
         for first in range(0, rows, step):
             count = min(step, rows - first)
-            part: NDArray[Any] = np.empty((count, *shape[1:]), dtype=_READABLE[info.dtype][1])
-            buffer = part.reshape(-1).view(np.uint8).data
-            self._fill(info.file, begin + first * row_bytes, buffer, show(name))
-            yield part, tag
+            yield begin + first * row_bytes, (count, *shape[1:]), count * row_bytes
 
     def _bytes(self, file: str, begin: int, length: int) -> bytes:
         buffer = bytearray(length)
@@ -266,7 +293,7 @@ class Checkpoint:
         path = self.path(file)
         if file not in self._files:
             raise ModelClosedError(f"{path}: read after the checkpoint was closed")
-        handle, size, modified = self._files[file]
+        handle, _, _ = self._files[file]
         done = 0
         while done < len(buffer):
             try:
@@ -276,8 +303,14 @@ class Checkpoint:
             if count == 0:
                 raise ModelFileError(f"{path}: was cut short while gemlet was reading {what}")
             done += count
+        self.check_unchanged(file, what)
+
+    def check_unchanged(self, file: str, what: str) -> None:
+        """Raises :class:`ModelFileError` if ``file`` has changed since it was opened."""
+        handle, size, modified = self._files[file]
         status = os.fstat(handle.fileno())
         if (status.st_size, status.st_mtime_ns) != (size, modified):
+            path = self.path(file)
             raise ModelFileError(f"{path}: was changed while gemlet was reading {what}; load it again")
 
     def close(self) -> None:

@@ -13,8 +13,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gemlet._json import show
 from gemlet.errors import ModelFileError, TensorError
 
 if TYPE_CHECKING:
@@ -27,22 +28,18 @@ __all__ = ["FORMAT_VERSION", "fill", "set_table", "source_bytes", "write_packed"
 
 FORMAT_VERSION = 1  # of the file; the core counts the versions of the layout inside the tensors
 ALIGNMENT = 64
-# Of a tensor at a time: several of these are in memory besides the packed weights. Small enough for the
-# caches to hold a block between reading and packing.
-_BLOCK_BYTES = 4 << 20
-
-T = TypeVar("T")
+_BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is seen and progress told
 
 
 class _Block(NamedTuple):
-    """Rows of a weight: the core's name of it, the tensor they are from, the rows, their type, their
-    place."""
+    """Rows of a weight: its name in the core, the tensor they are from, the rows (an array and its type, or
+    where they are in the file), and their place."""
 
     part: str
     tensor: str
-    array: NDArray[Any]
-    dtype: str
+    rows: tuple[_core.FileRows] | tuple[NDArray[Any], str]
     first_row: int
+    nbytes: int
 
 
 def source_bytes(source: ModelSource, *, table: bool = False) -> int:
@@ -56,10 +53,10 @@ def source_bytes(source: ModelSource, *, table: bool = False) -> int:
 
 def fill(builder: _core.ModelBuilder, source: ModelSource, advance: Callable[[int], None]) -> None:
     """Packs every tensor of ``source`` into the builder's memory; ``advance`` gets the bytes of each step."""
-    for block in _ahead(_blocks(source)):
+    for block in _blocks(source):
         with _naming(source, block.tensor):
-            builder.add(block.part, block.array, block.dtype, block.first_row)
-        advance(block.array.nbytes)
+            builder.add(block.part, *block.rows, first_row=block.first_row)
+        advance(block.nbytes)
     set_table(builder, source)
 
 
@@ -118,13 +115,13 @@ def write_packed(
     try:
         with open(path, "xb", buffering=0) as file:
             _write(file.fileno(), head)
-            for block in _ahead(_blocks(source)):
+            for block in _blocks(source):
                 with _naming(source, block.tensor):
-                    packed = builder.pack(block.part, block.array, block.dtype, block.first_row)
+                    packed = builder.pack(block.part, *block.rows, first_row=block.first_row)
                 _write(file.fileno(), packed.data)
-                advance(block.array.nbytes)
+                advance(block.nbytes)
             if table and table_name is not None:
-                for array, _ in _ahead(source.checkpoint.read_rows(table_name, _BLOCK_BYTES)):
+                for array, _ in source.checkpoint.read_rows(table_name, _BLOCK_BYTES):
                     _write(file.fileno(), array.reshape(-1).view("u1").data)
                     advance(array.nbytes)
             os.fsync(file.fileno())
@@ -163,7 +160,7 @@ def _write(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def _blocks(source: ModelSource) -> Iterator[_Block]:
-    """All weights in the order of ``source.slots``, read block by block; not the per-layer table."""
+    """All weights in the order of ``source.slots``, block by block; not the per-layer table."""
     from gemlet.tensors import PER_LAYER_TABLE, core_slots
 
     checkpoint = source.checkpoint
@@ -172,21 +169,15 @@ def _blocks(source: ModelSource) -> Iterator[_Block]:
             continue
         for part, entry in core_slots(slot, checkpoint.tensors[name].shape):
             first_row = 0
-            for array, dtype in source.read_rows(name, _BLOCK_BYTES, entry=entry):
-                yield _Block(part, name, array, dtype, first_row)
-                first_row += array.shape[0] if array.ndim > 1 else 0
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made on a thread of its own while the caller works on the one before."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="gemlet-read") as reader:
-        following = reader.submit(next, items, end)
-        while (item := following.result()) is not end:
-            following = reader.submit(next, items, end)
-            yield item  # type: ignore[misc]
+            if name in source.cuts:
+                for array, dtype in source.read_rows(name, _BLOCK_BYTES, entry=entry):
+                    yield _Block(part, name, (array, dtype), first_row, array.nbytes)
+                    first_row += array.shape[0]
+            else:
+                for rows, count, nbytes in checkpoint.file_rows(name, _BLOCK_BYTES, entry=entry):
+                    yield _Block(part, name, (rows,), first_row, nbytes)
+                    first_row += count
+                checkpoint.check_unchanged(checkpoint.tensors[name].file, show(name))
 
 
 @contextmanager
@@ -194,6 +185,6 @@ def _naming(source: ModelSource, tensor: str) -> Iterator[None]:
     """The core's errors name the weight only: this adds the file and the tensor."""
     try:
         yield
-    except TensorError as problem:
+    except (TensorError, ModelFileError) as problem:
         path = source.checkpoint.path(source.checkpoint.tensors[tensor].file)
-        raise TensorError(f"{path}: tensor {tensor!r}: {problem}") from None
+        raise type(problem)(f"{path}: tensor {tensor!r}: {problem}") from None
