@@ -4,7 +4,8 @@
 
 Objects compiled with the flags of kernels/isa.cmake must define no weak or unique symbol (the linker could
 keep that copy for everybody) and call nothing but the C library's memory functions. All other objects must
-contain no instruction beyond plain x86-64.
+contain no instruction beyond plain x86-64. Tile registers are for the files of amx alone, which configure and
+release them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ BEYOND_BASELINE = re.compile(
     r"\t(?:v[a-z0-9]+\s.*%(?:[xyz]mm|k)[0-9]|vzero\w+|k[a-z]+\s.*%k[0-7]"
     r"|(?:popcnt|pshufb|palignr|pabs|pmov[sz]x|pmulld|round[sp][sd]|blendv|ptest|pinsr[bdq]|pextr[bdq])\w*\s).*"
 )
+TILES = re.compile(r"\t(ldtilecfg|tile\w+|tdp\w+)\b")
 SYMBOL = re.compile(r"^[0-9a-f ]*([A-Za-z?-]) (\S+)$", re.MULTILINE)
 
 
@@ -30,8 +32,20 @@ def output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def machine_code(path: Path) -> str:
+    return output("objdump", "-d", "--no-show-raw-insn", path.as_posix())
+
+
 def check_isa_object(path: Path) -> list[str]:
     errors = []
+    if tiles := {*TILES.findall(machine_code(path))}:
+        needed = {"ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"}
+        if not path.name.startswith("amx."):
+            errors.append(f"{path}: uses tiles: {', '.join(sorted(tiles))}")
+        elif not needed <= tiles:
+            errors.append(f"{path}: lacks {', '.join(sorted(needed - tiles))}")
+    elif path.name.startswith("amx."):
+        errors.append(f"{path}: uses no tiles")
     for kind, symbol in SYMBOL.findall(output("nm", "-C", path.as_posix()).replace(" (", "(")):
         if kind in "WVu":
             errors.append(f"{path}: weak symbol {symbol}")
@@ -43,7 +57,8 @@ def check_isa_object(path: Path) -> list[str]:
 def check_plain_object(path: Path) -> list[str]:
     if ".gnu.lto_" in output("objdump", "-h", path.as_posix()):
         return [f"{path}: not machine code yet: build with CMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF"]
-    found = BEYOND_BASELINE.search(output("objdump", "-d", "--no-show-raw-insn", path.as_posix()))
+    code = machine_code(path)
+    found = BEYOND_BASELINE.search(code) or TILES.search(code)
     return [f"{path}: not plain x86-64: {' '.join(found.group().split())}"] if found else []
 
 
