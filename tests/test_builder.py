@@ -161,7 +161,6 @@ def test_finish() -> None:
         ({"weights": "q5"}, "'q5' is unknown"),
         ({"embedding": ""}, "'' is unknown"),
         ({"kv_cache": "q8"}, "kv_cache format 'q8' is unknown; expected f32 or bf16"),
-        ({"threads": 0}, "threads is 0, expected 1 to 1024"),
         ({"threads": -1}, "threads is -1"),
         ({"threads": 1025}, "threads is 1025"),
     ],

@@ -12,7 +12,7 @@ from tokenizer_files import gemma4_gguf, trained_model
 
 from gemlet.chat import GEMMA, Gemma4Format, chat_format_for, gemma4_format
 from gemlet.chat.templates import CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
-from gemlet.errors import InvalidRequestError
+from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
 
 CURRENT = "google-gemma-4-31B-it.jinja"
@@ -379,7 +379,7 @@ def test_tools_that_cannot_be_said(tools: Any, words: list[str]) -> None:
 
 def test_earlier_families_have_neither_tools_nor_thinking() -> None:
     assert GEMMA.render([user()], tools=[]) == GEMMA.render([user()], tools=None, thinking=False)
-    with pytest.raises(InvalidRequestError, match="tools"):
+    with pytest.raises(UnsupportedError, match="tools"):
         GEMMA.render([user()], tools=[WEATHER])
-    with pytest.raises(InvalidRequestError, match="thinking"):
+    with pytest.raises(UnsupportedError, match="thinking"):
         GEMMA.render([user()], thinking=True)

@@ -3,6 +3,9 @@
 Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within TANH * softcap; an error
 d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum of the
 weights are float32 sums over the tokens.
+
+An int8 cache holds multiples of max|x| / 127 of each token's key and value; against it queries and weights
+are rounded to multiples of their largest / STEPS.
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ from kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, kern
 
 from gemlet import _core
 
-ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16"}
-STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16"}
+ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
+STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
+STEPS = 127 * 254
+BF16_DOTS = ("avx512bf16", "amx")  # tiers whose attention_bf16 rounds queries and weights to bf16
+ZERO_PEAK = 1.001e-33  # rows of an int8 cache with max|x| below may become zeros
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT
 HEAD_DIMS = [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 66, 80, 96, 128, 256, 512]
@@ -46,16 +52,44 @@ def attention(
     return out
 
 
+def int8(x: Floats) -> tuple[Doubles, Doubles]:
+    """What an int8 cache makes of x, and how far from that it may be (see kernel_cases.int8_activations)."""
+    wide = x.astype(np.float64)
+    peak = np.abs(wide).max(axis=1, keepdims=True)
+    step = np.maximum(peak, TINY) / 127
+    q = wide / step
+    half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4
+    doubt = (half_way + 4 * UNIT * np.abs(q)) * step + np.where(peak < ZERO_PEAK, np.abs(wide), 0)
+    return np.rint(q) * step, doubt
+
+
 def expected(
-    kv: str, q: Floats, positions: list[int], keys: Floats, values: Floats, window: int, softcap: float
+    tier: str,
+    kv: str,
+    q: Floats,
+    positions: list[int],
+    keys: Floats,
+    values: Floats,
+    window: int,
+    softcap: float,
 ) -> tuple[Doubles, Doubles]:
     """The definition in float64, and the bound above."""
+    rounds = kv == "bf16" and tier in BF16_DOTS
     if kv == "bf16":
         keys, values = bf16(keys), bf16(values)
     wide, k, v = (array.astype(np.float64) for array in (q, keys, values))
+    k_doubt, v_doubt, v_step = np.zeros(k.shape), np.zeros(v.shape), np.zeros((len(v), 1))
+    if kv == "int8":
+        v_step = np.abs(v).max(axis=1, keepdims=True) / 127
+        (k, k_doubt), (v, v_doubt) = int8(keys), int8(values)
     dim, tokens = q.shape[1], np.arange(len(k))
     scores = wide @ k.T
-    doubt = (dim + 1) * (UNIT * (np.abs(wide) @ np.abs(k.T)) + TINY)
+    doubt = (dim + 1) * (UNIT * (np.abs(wide) @ np.abs(k.T)) + TINY) + np.abs(wide) @ k_doubt.T
+    if kv == "int8":
+        q_doubt = np.abs(wide).max(axis=1, keepdims=True) / STEPS * 0.51 + ZERO_PEAK
+        doubt += q_doubt * (np.abs(k) + k_doubt).sum(axis=1)
+    if rounds:  # denormal numbers may count as zero
+        doubt += dim * 1.2e-38 * (1 + np.abs(wide).max() + np.abs(k).max())
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
         doubt = np.minimum(doubt, 2 * softcap) + softcap * TANH + 2 * UNIT * np.abs(scores)
@@ -72,7 +106,13 @@ def expected(
         rounding = (2 * seen.sum() + 2 * (len(k) // 64 + 1) + 8) * UNIT
         size = p @ np.abs(v[seen])
         out[row] = p @ v[seen]
-        bound[row] = (2 * factor + rounding) * size + 2 * len(k) * TINY + 1.3e-38 * np.abs(v[seen]).max()
+        if kv == "int8":
+            step = (p[:, None] * v_step[seen]).max() * (1 + factor) / STEPS * 0.51 + ZERO_PEAK
+            bound[row] = (1 + factor) * (p @ v_doubt[seen]) + 127 * step * seen.sum()
+        if rounds:
+            bound[row] = 2.0**-9 * (1 + factor) * (p @ np.abs(v[seen]))
+            bound[row] += 1.3e-38 * seen.sum() * (1 + np.abs(v[seen]).max())
+        bound[row] += (2 * factor + rounding) * size + 2 * len(k) * TINY + 1.3e-38 * np.abs(v[seen]).max()
     return out, bound
 
 
@@ -86,8 +126,10 @@ def check(
     window: int = 0,
     softcap: float = 0.0,
 ) -> None:
+    if kv == "bf16" and tier in BF16_DOTS:
+        q = bf16(q)
     arguments = (q, positions, keys, values, window, softcap)
-    y, bound = expected(kv, *arguments)
+    y, bound = expected(tier, kv, *arguments)
     got = attention(tier, kv, *arguments)
     error = np.abs(got - y)
     assert (error <= bound).all(), f"{np.max(error / np.maximum(bound, TINY)):.3g} times the bound"
@@ -134,6 +176,14 @@ def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
         np.testing.assert_array_equal(together, np.concatenate(alone[:rows]))
 
 
+@kernels("attention_bf16")
+def test_queries_are_rounded_to_nearest(operation: str, tier: str) -> None:
+    if tier in BF16_DOTS:
+        q, positions, keys, values = case(8, 16, 80, 200)
+        rounded = attention(tier, "bf16", bf16(q), positions, keys, values)
+        np.testing.assert_array_equal(attention(tier, "bf16", q, positions, keys, values), rounded)
+
+
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("window", [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 128, 300, 10_000])
 def test_attention_within_a_window(operation: str, tier: str, window: int) -> None:
@@ -154,6 +204,16 @@ def test_tokens_out_of_sight_have_no_influence(operation: str, tier: str) -> Non
         keys[hidden] = 1e3
         values[hidden] = -1e6
     np.testing.assert_array_equal(attention(tier, kv, q, positions, keys, values, window=40), before)
+    # Not even what is not finite: 0 * inf would be NaN.
+    for value in (np.nan, np.inf):
+        for hidden in (slice(0, 61), slice(132, 200)):
+            keys[hidden] = values[hidden] = value
+        np.testing.assert_array_equal(attention(tier, kv, q, positions, keys, values, window=40), before)
+    # Rows of one call that see different tokens: only those that see the bad one show it.
+    keys[:], values[:] = 1, 1
+    values[110, 3] = keys[110, 3] = np.nan
+    together = attention(tier, kv, q, [109, 110, 149, 150], keys, values, window=40)
+    assert np.isfinite(together).all(axis=1).tolist() == [True, False, False, True]
     # A row that sees nothing gives zeros.
     assert not attention(tier, kv, q, [-1, -1, 300, 150], keys, values, window=40)[:3].any()
 

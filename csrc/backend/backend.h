@@ -14,8 +14,11 @@
 
 namespace gemlet {
 
-// How keys and values are stored.
-enum class KvFormat : uint8_t { kF32, kBf16 };
+// How keys and values are stored. kInt8: with one scale per token and head.
+enum class KvFormat : uint8_t { kF32, kBf16, kInt8 };
+constexpr int64_t element_bytes(KvFormat format) {
+  return format == KvFormat::kF32 ? 4 : format == KvFormat::kBf16 ? 2 : 1;
+}
 
 // One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T.
 struct Product {

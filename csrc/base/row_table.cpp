@@ -30,14 +30,23 @@ struct RowTable::File {
   ~File() { close(descriptor); }
 };
 
-RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type)
-    : offset_(offset), rows_(rows), cols_(cols), type_(type) {
+RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
+                   std::vector<Columns> kept)
+    : offset_(offset), rows_(rows), stride_(cols), kept_(std::move(kept)), type_(type) {
+  if (kept_.empty()) kept_.push_back({0, cols});
+  for (const Columns& run : kept_) {
+    if (run.first < 0 || run.count < 1 || run.count > cols || run.first > cols - run.count) {
+      fail(ErrorCode::kTensor, path, ": columns ", run.first, " to ", run.first + run.count - 1, " of a table of ",
+           cols);
+    }
+    cols_ += run.count;
+  }
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) fail(ErrorCode::kModelFile, path, ": cannot be opened: ", std::strerror(errno));
   file_ = std::shared_ptr<File>(new File{path, descriptor});
   struct stat status;
   if (fstat(descriptor, &status) != 0 || offset < 0 || rows < 1 || cols < 1 || offset > status.st_size ||
-      rows > (status.st_size - offset) / row_bytes()) {
+      rows > (status.st_size - offset) / (cols * value_bytes())) {
     fail(ErrorCode::kModelFile, path, ": is too short for a table of ", rows, " x ", cols, " at byte ", offset);
   }
 }
@@ -54,16 +63,21 @@ void RowTable::read(int64_t row, float* out) const {
   if (row < 0 || row >= rows_) fail(ErrorCode::kInvalidRequest, "row ", row, " of a table of ", rows_, " rows");
   if (!file_) return random_uniform(seed_ + static_cast<uint64_t>(row), cols_, out);
   std::vector<uint8_t> bytes(static_cast<size_t>(row_bytes()));
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t count = pread(file_->descriptor, bytes.data() + done, bytes.size() - done,
-                                static_cast<off_t>(offset_ + row * row_bytes() + static_cast<int64_t>(done)));
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) {
-      fail(ErrorCode::kModelFile, file_->path, ": cannot be read any more",
-           count < 0 ? std::string(": ") + std::strerror(errno) : ": it was cut short", "; load the model again");
+  uint8_t* at = bytes.data();
+  for (const Columns& run : kept_) {
+    int64_t from = offset_ + (row * stride_ + run.first) * value_bytes();
+    int64_t left = run.count * value_bytes();
+    while (left > 0) {
+      const ssize_t count = pread(file_->descriptor, at, static_cast<size_t>(left), static_cast<off_t>(from));
+      if (count < 0 && errno == EINTR) continue;
+      if (count <= 0) {
+        fail(ErrorCode::kModelFile, file_->path, ": cannot be read any more",
+             count < 0 ? std::string(": ") + std::strerror(errno) : ": it was cut short", "; load the model again");
+      }
+      at += count;
+      from += count;
+      left -= count;
     }
-    done += static_cast<size_t>(count);
   }
   widen(bytes.data(), type_, 0, cols_, out);
   for (int64_t i = 0; i < cols_; ++i) {  // loading checked every other weight, but did not read these
@@ -75,20 +89,22 @@ void RowTable::read(int64_t row, float* out) const {
 }
 
 void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out) {
-  switch (type) {
-    case SourceType::kF32:
-      std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);
-      return;
-    case SourceType::kBf16:
-    case SourceType::kF16: {
-      const uint8_t* source = static_cast<const uint8_t*>(data) + first * 2;
-      for (int64_t i = 0; i < count; ++i) {
-        uint16_t bits;
-        std::memcpy(&bits, source + i * 2, 2);
-        out[i] = type == SourceType::kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-      }
-      return;
+  if (type == SourceType::kF32) {
+    std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);
+    return;
+  }
+  const uint8_t* const source = static_cast<const uint8_t*>(data) + first * 2;
+  const auto each = [&](auto convert) {  // a loop of its own for each type: that of bf16 becomes vector instructions
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, source + i * 2, 2);
+      out[i] = convert(bits);
     }
+  };
+  if (type == SourceType::kBf16) {
+    each([](uint16_t bits) { return bf16_to_f32(bits); });
+  } else {
+    each([](uint16_t bits) { return f16_to_f32(bits); });
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace gemlet {
 
@@ -12,25 +13,34 @@ enum class SourceType : uint8_t { kF32, kBf16, kF16 };
 
 class RowTable {
  public:
+  struct Columns {
+    int64_t first, count;
+  };
+
   RowTable() = default;
-  // `rows` rows of `cols` values from byte `offset` of the file. Throws kModelFile if it cannot be opened or is too
-  // short.
-  RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type);
+  // `rows` rows of `cols` values from byte `offset` of the file; of every row only `kept`, one run after the other, all
+  // if empty. Throws kModelFile if the file cannot be opened or is too short, kTensor if it has no such columns.
+  RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
+           std::vector<Columns> kept = {});
   // A table of random values that takes no memory, for benchmarks.
   static RowTable random(int64_t rows, int64_t cols, uint64_t seed);
 
   bool empty() const { return rows_ == 0; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
-  int64_t row_bytes() const { return cols_ * (type_ == SourceType::kF32 ? 4 : 2); }
+  int64_t row_bytes() const { return cols_ * value_bytes(); }
 
   // out [cols] float32. Throws kModelFile if the file has become unreadable, kTensor if the row is not finite.
   void read(int64_t row, float* out) const;
 
  private:
   struct File;
+  int64_t value_bytes() const { return type_ == SourceType::kF32 ? 4 : 2; }
+
   std::shared_ptr<File> file_;  // null: random
   int64_t offset_ = 0, rows_ = 0, cols_ = 0;
+  int64_t stride_ = 0;         // values from row to row in the file
+  std::vector<Columns> kept_;  // runs of them that are read, cols_ in all
   SourceType type_ = SourceType::kBf16;
   uint64_t seed_ = 0;
 };

@@ -92,7 +92,8 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
   return y;
 }
 
-// Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is "f32" or "bf16".
+// Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is "f32", "bf16" or
+// "int8".
 py::array_t<float> attention(const std::string& tier, const std::string& kv, const Floats& q,
                              const std::vector<int32_t>& positions, const Floats& keys, const Floats& values,
                              int64_t window, float softcap) {
@@ -102,9 +103,13 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
       values.shape(0) != tokens || values.shape(1) != dim || dim % 2 != 0) {
     fail(ErrorCode::kInvalidRequest, "shapes do not agree");
   }
-  const bool f32 = kv == "f32";
+  const int64_t element = kv == "f32" ? 4 : kv == "bf16" ? 2 : 1;
+  const auto store_kernel = element == 4   ? table.kv_store_f32
+                            : element == 2 ? table.kv_store_bf16
+                                           : table.kv_store_int8;
+  const auto kernel = element == 4 ? table.attention_f32 : element == 2 ? table.attention_bf16 : table.attention_int8;
   const int64_t blocks = (tokens + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
-  const size_t block_bytes = static_cast<size_t>(kernels::kv_head_bytes(dim, f32 ? 4 : 2));
+  const size_t block_bytes = static_cast<size_t>(kernels::kv_head_bytes(dim, element));
   std::vector<AlignedBuffer> storage;
   std::vector<const uint8_t*> pointers;
   for (int64_t b = 0; b < blocks; ++b) {
@@ -114,7 +119,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
   for (int64_t t = 0; t < tokens; ++t) {
     const kernels::KvStoreArgs store = {keys.data(t, 0), values.data(t, 0), dim, t % kernels::kKvBlockTokens,
                                         storage[static_cast<size_t>(t / kernels::kKvBlockTokens)].data()};
-    (f32 ? table.kv_store_f32 : table.kv_store_bf16)(store);
+    store_kernel(store);
   }
   py::array_t<float> out({rows, dim});
   std::vector<const float*> q_rows;
@@ -135,7 +140,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
   args.softcap = softcap;
   args.out = out_rows.data();
   args.scratch = scratch.data();
-  (f32 ? table.attention_f32 : table.attention_bf16)(args);
+  kernel(args);
   return out;
 }
 
@@ -187,10 +192,10 @@ void register_kernels(py::module_& m) {
         "What a weight format makes of w: float32 of the same shape.");
   m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
         "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`.");
-  m.def(
-      "kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"),
-      py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f,
-      "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32' or 'bf16'.");
+  m.def("kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"),
+        py::arg("positions"), py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f,
+        "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' "
+        "or 'int8'.");
   m.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"),
         py::arg("other"), py::arg("third"), py::arg("scalar"),
         "A row operation on x [dim]; `other` and `third` are its further operands.");

@@ -23,7 +23,8 @@ Format weight_format(const std::string& name) {
 KvFormat kv_format(const std::string& name) {
   if (name == "f32") return KvFormat::kF32;
   if (name == "bf16") return KvFormat::kBf16;
-  fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32 or bf16");
+  if (name == "int8") return KvFormat::kInt8;
+  fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32, bf16 or int8");
 }
 
 SourceType source_type(const std::string& name, const std::string& dtype) {
@@ -121,14 +122,26 @@ void register_model(py::module_& m) {
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads) {
-             if (threads < 1 || threads > 1024) {
-               fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024");
+             if (threads < 0 || threads > 1024) {
+               fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
              return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
-                                                   kv_format(kv_cache), make_cpu_backend(threads));
+                                                   kv_format(kv_cache),
+                                                   threads == 0 ? nullptr : make_cpu_backend(threads));
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"))
+      .def(
+          "plan",
+          [](ModelBuilder& builder) {
+            const MemoryPlan plan = builder.plan();
+            return std::map<std::string, int64_t>{{"weights", plan.weights},
+                                                  {"embedding", plan.embedding},
+                                                  {"kv_cache", plan.kv_cache},
+                                                  {"activations", plan.activations},
+                                                  {"on_disk", plan.on_disk}};
+          },
+          "Bytes that the model will take, by use.")
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
       .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
            "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or "
@@ -136,12 +149,16 @@ void register_model(py::module_& m) {
       .def(
           "set_per_layer_table",
           [](ModelBuilder& builder, const std::string& path, int64_t offset, int64_t rows, int64_t cols,
-             const std::string& dtype) {
+             const std::string& dtype, const std::vector<std::pair<int64_t, int64_t>>& kept) {
+            std::vector<RowTable::Columns> columns;
+            for (const auto& [first, count] : kept) columns.push_back({first, count});
             builder.set_per_layer_table(
-                RowTable(path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype)));
+                RowTable(path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype), std::move(columns)));
           },
           py::kw_only(), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"), py::arg("dtype"),
-          "The per-layer embedding table: it stays in its file and is read by row.")
+          py::arg("kept") = std::vector<std::pair<int64_t, int64_t>>(),
+          "The per-layer embedding table: it stays in its file and is read by row; of `cols` values in a row only the "
+          "runs `kept`, each (first, count), all if empty.")
       .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"),
            py::call_guard<py::gil_scoped_release>(),
            "Fills every empty slot with random values of trained weights' size.")

@@ -118,6 +118,8 @@ void register_system(py::module_& m) {
         return std::pair(choice.threads, choice.reason);
       },
       "Threads used when none are asked for, and why.");
+  m.def("available_memory", &available_memory,
+        "Bytes of memory that this process may still take: the machine's and under its cgroup's limit.");
   m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),
         py::arg("forced") = py::none(), "(tier, supported tiers) of a machine described by feature names and XCR0.");
   m.def("measure_read_bandwidth", &measure_read_bandwidth, py::kw_only(), py::arg("threads"),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <mutex>
 #include <unordered_set>
@@ -63,8 +64,8 @@ void Sampler::select_candidates(std::span<const float> logits, float largest) {
   const size_t top_k = config_.top_k > 0 ? static_cast<size_t>(config_.top_k) : logits.size();
   // Only these can weigh in at all: e^-60 of the largest is beyond the precision of the sum.
   const double negligible = 60.0 * config_.temperature;
-  // Sorting 262,144 tokens takes 40 ms; those near the largest are nearly always enough. Widen the reach until they
-  // are.
+  // Sorting 262,144 tokens takes 40 ms. With top-k the groups' peaks say where its logits begin; else those near the
+  // largest are nearly always enough: widen the reach until they are.
   const bool by_rank = top_k < logits.size();
   double sum = 0;
   if (!by_rank) {
@@ -78,11 +79,12 @@ void Sampler::select_candidates(std::span<const float> logits, float largest) {
     for (const Candidate& c : candidates_) weights_.push_back(weight_of(c.logit));
     return;
   }
-  for (double reach = 4.0 * std::min(1.0, config_.temperature);; reach *= 2) {
-    collect(logits, static_cast<float>(largest - std::min(reach, negligible)));
-    if (reach >= negligible) break;
-    if (by_rank && candidates_.size() >= top_k) break;
-    if (!by_rank) {
+  if (by_rank) {
+    collect(logits, static_cast<float>(std::max(static_cast<double>(rank_floor(top_k)), largest - negligible)));
+  } else {
+    for (double reach = 4.0 * std::min(1.0, config_.temperature);; reach *= 2) {
+      collect(logits, static_cast<float>(largest - std::min(reach, negligible)));
+      if (reach >= negligible) break;
       double covered = 0;
       for (const Candidate& c : candidates_) covered += weight_of(c.logit);
       if (covered >= config_.top_p * sum) break;
@@ -110,21 +112,24 @@ void Sampler::select_candidates(std::span<const float> logits, float largest) {
   weights_.resize(std::max<size_t>(1, keep));
 }
 
-// candidates_ = every token with a logit of at least `floor`.
+// A number that at least `count` logits reach: the peaks of `count` groups.
+float Sampler::rank_floor(size_t count) {
+  if (count > group_peaks_.size()) return -std::numeric_limits<float>::infinity();
+  ranked_peaks_ = group_peaks_;
+  const auto at = ranked_peaks_.begin() + static_cast<int64_t>(count - 1);
+  std::nth_element(ranked_peaks_.begin(), at, ranked_peaks_.end(), std::greater<>());
+  return *at;
+}
+
+// candidates_ = every token with a logit of at least `floor`. Most groups hold none.
 void Sampler::collect(std::span<const float> logits, float floor) {
   candidates_.clear();
-  const auto take = [&](size_t begin, size_t end) {
-    for (size_t id = begin; id < end; ++id) {
+  for (size_t group = 0; group < group_peaks_.size(); ++group) {
+    if (group_peaks_[group] < floor) continue;
+    for (size_t id = group * kLanes; id < std::min(logits.size(), (group + 1) * kLanes); ++id) {
       if (logits[id] >= floor) candidates_.push_back({logits[id], static_cast<int32_t>(id)});
     }
-  };
-  size_t id = 0;
-  for (; id + kLanes <= logits.size(); id += kLanes) {  // most groups hold none: look at 32 at a time
-    float peak[4] = {logits[id], logits[id + 1], logits[id + 2], logits[id + 3]};
-    for (size_t i = 4; i < kLanes; ++i) peak[i % 4] = logits[id + i] > peak[i % 4] ? logits[id + i] : peak[i % 4];
-    if (std::max(std::max(peak[0], peak[1]), std::max(peak[2], peak[3])) >= floor) take(id, id + kLanes);
   }
-  take(id, logits.size());
 }
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
@@ -138,7 +143,9 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   }
   const float largest = check_and_max(logits);
   if (config_.temperature == 0) {
-    return static_cast<int32_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
+    const auto group = std::find(group_peaks_.begin(), group_peaks_.end(), largest) - group_peaks_.begin();
+    const auto from = logits.begin() + group * static_cast<int64_t>(kLanes);
+    return static_cast<int32_t>(std::find(from, logits.end(), largest) - logits.begin());
   }
   select_candidates(logits, largest);
   double sum = 0;
@@ -151,26 +158,36 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   return candidates_[weights_.size() - 1].id;
 }
 
-// The largest logit. NaN or +infinity means that the computation overflowed; -infinity only forbids a token.
+// The largest logit, and that of each group of kLanes in group_peaks_. NaN or +infinity means that the computation
+// overflowed; -infinity only forbids a token.
 float Sampler::check_and_max(std::span<const float> logits) {
-  float peak[kLanes];
-  std::fill_n(peak, kLanes, -std::numeric_limits<float>::infinity());
-  float bad[kLanes] = {};  // stays 0 unless a NaN passes
-  size_t id = 0;
-  for (; id + kLanes <= logits.size(); id += kLanes) {
-    for (size_t i = 0; i < kLanes; ++i) {
-      const float logit = logits[id + i];
-      peak[i] = logit > peak[i] ? logit : peak[i];
-      bad[i] += logit == logit ? 0.0f : 1.0f;
+  constexpr size_t kWidth = 8;
+  float bad[kWidth] = {};  // stays 0 unless a NaN passes
+  group_peaks_.resize((logits.size() + kLanes - 1) / kLanes);
+  for (size_t group = 0; group < group_peaks_.size(); ++group) {
+    const float* const at = logits.data() + group * kLanes;
+    const size_t count = std::min(kLanes, logits.size() - group * kLanes);
+    float peak[kWidth];
+    std::fill_n(peak, kWidth, -std::numeric_limits<float>::infinity());
+    const auto look = [&](size_t lane, float logit) {
+      peak[lane] = logit > peak[lane] ? logit : peak[lane];
+      bad[lane] += logit == logit ? 0.0f : 1.0f;
+    };
+    if (count == kLanes) {
+      for (size_t i = 0; i < kLanes; i += kWidth) {
+        for (size_t lane = 0; lane < kWidth; ++lane) look(lane, at[i + lane]);
+      }
+    } else {
+      for (size_t i = 0; i < count; ++i) look(i % kWidth, at[i]);
     }
+    for (size_t width = kWidth / 2; width > 0; width /= 2) {
+      for (size_t i = 0; i < width; ++i) peak[i] = std::max(peak[i], peak[i + width]);
+    }
+    group_peaks_[group] = peak[0];
   }
-  for (; id < logits.size(); ++id) {
-    peak[0] = std::max(peak[0], logits[id]);
-    bad[0] += logits[id] == logits[id] ? 0.0f : 1.0f;
-  }
-  const float largest = *std::max_element(peak, peak + kLanes);
+  const float largest = *std::max_element(group_peaks_.begin(), group_peaks_.end());
   if (largest == std::numeric_limits<float>::infinity() ||
-      std::any_of(bad, bad + kLanes, [](float b) { return b != 0; })) {
+      std::any_of(bad, bad + kWidth, [](float b) { return b != 0; })) {
     fail(ErrorCode::kInvalidRequest,
          "the logits hold NaN or infinity: the computation overflowed; the weights may be damaged");
   }

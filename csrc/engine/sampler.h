@@ -35,8 +35,9 @@ class Sampler {
   };
   void penalize(std::span<const int32_t> history);
   void select_candidates(std::span<const float> logits, float largest);
+  float rank_floor(size_t count);
   void collect(std::span<const float> logits, float floor);
-  static float check_and_max(std::span<const float> logits);
+  float check_and_max(std::span<const float> logits);
   double uniform();
 
   ForkMutex mutex_;  // sample() from several threads takes turns
@@ -45,6 +46,7 @@ class Sampler {
   std::vector<float> penalized_;
   std::vector<Candidate> candidates_;
   std::vector<double> weights_;
+  std::vector<float> group_peaks_, ranked_peaks_;
 };
 
 }  // namespace gemlet

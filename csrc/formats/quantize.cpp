@@ -1,6 +1,7 @@
 #include "formats/quantize.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -9,132 +10,183 @@
 namespace gemlet {
 namespace {
 
-// Adding 1.5 * 2^23 rounds to the nearest integer (ties to even) in the current mode; far cheaper than lrintf on plain
-// SSE2.
-inline float round_even(float x) {
-  constexpr float kMagic = 12582912.0f;
-  return (x + kMagic) - kMagic;
-}
+// One block of columns of a panel, columns first. Four rows are one vector (what plain SSE2 and NEON have), and no step
+// depends on another row, so every build and machine finds the same bits.
+constexpr int kLanes = 4;
+using Floats = float __attribute__((vector_size(16)));
+using Ints = int32_t __attribute__((vector_size(16)));
+using Column = Floats[kPanelRows / kLanes];
+using Tile = Column[kBlock];
+constexpr int kGroups = kPanelRows / kLanes;
 
-// Where quantize_block_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the
-// range, which costs that value and gives the others a finer grid.
+// Where scale_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range, which
+// costs that value and gives the others a finer grid.
 constexpr float kQ4Steps[] = {-8.0f, -9.0f, 7.4f};
 
 constexpr float kLargestF16 = 65504.0f;
 
-inline float to_f16_and_back(float x) { return f16_to_f32(f32_to_f16(x)); }
+// Adding 1.5 * 2^23 rounds to the nearest integer (ties to even) in the current mode.
+inline Floats round_even(Floats x) {
+  constexpr float kMagic = 12582912.0f;
+  return (x + kMagic) - kMagic;
+}
 
-void quantize_with(const float* x, float scale, float low, float high, int8_t* q) {
-  const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-  for (int i = 0; i < kBlock; ++i) {
-    q[i] = static_cast<int8_t>(std::clamp(round_even(std::clamp(x[i] * inverse, -1024.0f, 1024.0f)), low, high));
+inline Floats splat(float x) { return Floats{x, x, x, x}; }
+
+// Written so that it compiles to a maximum and a minimum instruction. NaN (0 times an infinite inverse of a scale too
+// small for f16) becomes `low`.
+inline Floats bounded(Floats x, Floats low, Floats high) {
+  x = x > low ? x : low;
+  return x < high ? x : high;
+}
+
+inline Floats magnitude(Floats x) { return std::bit_cast<Floats>(std::bit_cast<Ints>(x) & 0x7fffffff); }
+
+inline Floats inverse(Floats scale) { return scale != 0.0f ? 1.0f / scale : Floats{}; }
+
+inline Floats to_f16_and_back(Floats x) {
+  Floats result;
+  for (int i = 0; i < kLanes; ++i) result[i] = f16_to_f32(f32_to_f16(x[i]));
+  return result;
+}
+
+// scale = max|x| / 127
+Floats scale_q8(const Tile x, int group) {
+  Floats peak = {};
+  for (int c = 0; c < kBlock; ++c) {
+    const Floats size = magnitude(x[c][group]);
+    peak = size > peak ? size : peak;
   }
+  return to_f16_and_back(peak / 127.0f);
 }
 
-bool all_finite(const float* x, int64_t count) {
-  // x - x is 0 for finite values and NaN otherwise; the sum keeps any NaN.
-  float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += x[i] - x[i];
-  return sum == 0.0f;
+// The best of the scales fitted by least squares to q = round(x / (peak / steps)).
+Floats scale_q4(const Tile x, int group) {
+  Floats peak = {};  // with its sign
+  for (int c = 0; c < kBlock; ++c) peak = magnitude(x[c][group]) > magnitude(peak) ? x[c][group] : peak;
+  constexpr int kTries = std::size(kQ4Steps);
+  Floats factor[kTries], xq[kTries] = {}, qq[kTries] = {};
+  for (int t = 0; t < kTries; ++t) factor[t] = inverse(peak / kQ4Steps[t]);
+  for (int c = 0; c < kBlock; ++c) {
+    for (int t = 0; t < kTries; ++t) {
+      const Floats q = round_even(bounded(x[c][group] * factor[t], splat(-8.0f), splat(7.0f)));
+      xq[t] += x[c][group] * q;
+      qq[t] += q * q;
+    }
+  }
+  Floats best_scale = peak / -8.0f, best_gain = {};
+  for (int t = 0; t < kTries; ++t) {
+    // With the fitted scale xq / qq the squared error is sum(x x) - xq xq / qq.
+    const Floats fitted = qq[t] > 0.0f ? xq[t] / qq[t] : Floats{};
+    const Floats gain = xq[t] * fitted;
+    const auto better = (gain > best_gain) & (magnitude(fitted) <= kLargestF16);
+    best_gain = better ? gain : best_gain;
+    best_scale = better ? fitted : best_scale;
+  }
+  return to_f16_and_back(best_scale);
 }
 
-bool pack_block(Format format, const float* x, int r, int block, uint8_t* superblock) {
-  int8_t q[kBlock];
-  const float scale = format == Format::kQ8 ? quantize_block_q8(x, q) : quantize_block_q4(x, q);
-  if (!std::isfinite(scale)) return false;
-  const uint16_t bits = f32_to_f16(scale);
-  std::memcpy(superblock + (block * kPanelRows + r) * 2, &bits, 2);
-  if (format == Format::kQ8) {
-    uint8_t* lines = superblock + kScaleBytes + block * kPanelRows * kBlock;
-    for (int c = 0; c < kBlock; ++c) lines[c / 4 * 64 + r * 4 + c % 4] = static_cast<uint8_t>(q[c] + 128);
-  } else {
-    uint8_t* lines = superblock + kScaleBytes + block * kPanelRows * kBlock / 2;
-    for (int c = 0; c < kBlock / 2; ++c) {
-      const int low = q[c] + 8, high = q[c + 16] + 8;
-      lines[c / 4 * 64 + r * 4 + c % 4] = static_cast<uint8_t>(low | (high << 4));
+// q + zero of four columns from `x`, as the bytes of a line.
+inline Ints quantized(const Column* x, int group, Floats factor, float low, float high, int zero) {
+  Ints line = {};
+  for (int c = 0; c < 4; ++c) {
+    const Floats q = round_even(bounded(x[c][group] * factor, splat(low), splat(high)));
+    line |= (__builtin_convertvector(q, Ints) + zero) << (8 * c);
+  }
+  return line;
+}
+
+bool pack_block(Format format, const Tile x, int block, uint8_t* superblock) {
+  const bool q8 = format == Format::kQ8;
+  uint8_t* const lines = superblock + kScaleBytes + block * kPanelRows * kBlock / (q8 ? 1 : 2);
+  for (int group = 0; group < kGroups; ++group) {
+    const Floats scale = q8 ? scale_q8(x, group) : scale_q4(x, group);
+    for (int i = 0; i < kLanes; ++i) {
+      if (!std::isfinite(scale[i])) return false;
+      const uint16_t bits = f32_to_f16(scale[i]);
+      std::memcpy(superblock + (block * kPanelRows + group * kLanes + i) * 2, &bits, 2);
+    }
+    const Floats factor = inverse(scale);
+    for (int j = 0; j < (q8 ? 8 : 4); ++j) {
+      Ints line;
+      if (q8) {
+        line = quantized(x + 4 * j, group, factor, -127.0f, 127.0f, 128);
+      } else {
+        line = quantized(x + 4 * j, group, factor, -8.0f, 7.0f, 8) |
+               quantized(x + 16 + 4 * j, group, factor, -8.0f, 7.0f, 8) << 4;
+      }
+      std::memcpy(lines + j * 64 + group * sizeof(line), &line, sizeof(line));
     }
   }
   return true;
 }
 
+bool pack_f32(const Tile x, int64_t cols, uint8_t* out) {
+  std::memcpy(out, x, static_cast<size_t>(cols) * sizeof(Column));
+  return true;
+}
+
+inline Ints round_bf16(Floats x) {
+  const Ints bits = std::bit_cast<Ints>(x);
+  return ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
+}
+
+bool pack_bf16(const Tile x, int64_t cols, uint8_t* out) {
+  Ints infinite = {};  // a float just below FLT_MAX rounds up to infinity
+  for (int64_t c = 0; c < cols; c += 2) {
+    for (int group = 0; group < kGroups; ++group, out += sizeof(Ints)) {
+      const Ints even = round_bf16(x[c][group]), odd = round_bf16(x[c + 1][group]);
+      infinite |= ((even & 0x7f80) == 0x7f80) | ((odd & 0x7f80) == 0x7f80);
+      const Ints line = even | odd << 16;
+      std::memcpy(out, &line, sizeof(line));
+    }
+  }
+  return (infinite[0] | infinite[1] | infinite[2] | infinite[3]) == 0;
+}
+
+// Columns [first, first + 32) of up to 16 rows, zeros where there are none. False if one is not finite.
+bool load_tile(const float* rows, int64_t row_count, int64_t cols, int64_t first, Tile x) {
+  const int64_t width = std::min(kBlock, cols - first);
+  if (row_count < kPanelRows || width < kBlock) std::memset(x, 0, sizeof(Tile));
+  float* const out = reinterpret_cast<float*>(x);
+  for (int64_t r = 0; r < row_count; ++r) {
+    const float* const row = rows + r * cols + first;
+    for (int64_t c = 0; c < width; ++c) out[c * kPanelRows + r] = row[c];
+  }
+  Ints infinite = {};
+  for (int c = 0; c < kBlock; ++c) {
+    for (int group = 0; group < kGroups; ++group) {
+      infinite |= (std::bit_cast<Ints>(x[c][group]) & 0x7f800000) == 0x7f800000;
+    }
+  }
+  return (infinite[0] | infinite[1] | infinite[2] | infinite[3]) == 0;
+}
+
 }  // namespace
 
-float quantize_block_q8(const float* x, int8_t* q) {
-  float peak = 0.0f;
-  for (int i = 0; i < kBlock; ++i) peak = std::max(peak, std::fabs(x[i]));
-  const float scale = to_f16_and_back(peak / 127.0f);
-  quantize_with(x, scale, -127.0f, 127.0f, q);
-  return scale;
-}
-
-float quantize_block_q4(const float* x, int8_t* q) {
-  float peak = 0.0f;  // with its sign
-  for (int i = 0; i < kBlock; ++i) {
-    if (std::fabs(x[i]) > std::fabs(peak)) peak = x[i];
-  }
-  float best_scale = peak / -8.0f, best_gain = 0.0f;
-  for (const float steps : kQ4Steps) {
-    quantize_with(x, peak / steps, -8.0f, 7.0f, q);
-    float xq = 0.0f, qq = 0.0f;
-    for (int i = 0; i < kBlock; ++i) {
-      xq += x[i] * static_cast<float>(q[i]);
-      qq += static_cast<float>(q[i] * q[i]);
-    }
-    // With the fitted scale xq / qq the squared error is sum(x x) - xq xq / qq.
-    const float fitted = qq > 0.0f ? xq / qq : 0.0f;
-    if (xq * fitted > best_gain && std::fabs(fitted) <= kLargestF16) {
-      best_gain = xq * fitted;
-      best_scale = fitted;
-    }
-  }
-  const float scale = to_f16_and_back(best_scale);
-  quantize_with(x, scale, -8.0f, 7.0f, q);
-  return scale;
-}
-
 bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t cols, uint8_t* panel) {
-  std::memset(panel, 0, static_cast<size_t>(panel_bytes(format, cols)));
-  if (!all_finite(rows, row_count * cols)) return false;
-  switch (format) {
-    case Format::kF32: {
-      float* out = reinterpret_cast<float*>(panel);
-      for (int64_t r = 0; r < row_count; ++r) {
-        for (int64_t c = 0; c < cols; ++c) out[c * kPanelRows + r] = rows[r * cols + c];
-      }
-      return true;
+  const int64_t padded = padded_cols(format, cols);
+  const int64_t column_bytes = panel_bytes(format, cols) / padded;  // of f32 and bf16
+  const int64_t superblock_bytes = format == Format::kQ8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
+  alignas(64) Tile x;
+  for (int64_t c = 0; c < padded; c += kBlock) {
+    bool fits = load_tile(rows, row_count, cols, c, x);
+    switch (format) {
+      case Format::kF32:
+        fits = fits && pack_f32(x, std::min(kBlock, padded - c), panel + c * column_bytes);
+        break;
+      case Format::kBf16:
+        fits = fits && pack_bf16(x, std::min(kBlock, padded - c), panel + c * column_bytes);
+        break;
+      case Format::kQ8:
+      case Format::kQ4:
+        fits =
+            fits && pack_block(format, x, static_cast<int>(c / kBlock % 2), panel + c / kSuperblock * superblock_bytes);
+        break;
     }
-    case Format::kBf16: {
-      uint16_t* out = reinterpret_cast<uint16_t*>(panel);
-      bool finite = true;
-      for (int64_t r = 0; r < row_count; ++r) {
-        for (int64_t c = 0; c < cols; ++c) {
-          const uint16_t bits = f32_to_bf16(rows[r * cols + c]);
-          finite &= (bits & 0x7f80u) != 0x7f80u;  // a float just below FLT_MAX rounds up to infinity
-          out[(c / 2 * kPanelRows + r) * 2 + c % 2] = bits;
-        }
-      }
-      return finite;
-    }
-    case Format::kQ8:
-    case Format::kQ4: {
-      const int64_t bytes = format == Format::kQ8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
-      const int64_t padded = padded_cols(format, cols);
-      for (int64_t r = 0; r < kPanelRows; ++r) {
-        for (int64_t c = 0; c < padded; c += kBlock) {
-          float x[kBlock] = {};
-          if (r < row_count && c < cols) {
-            std::copy_n(rows + r * cols + c, std::min<int64_t>(kBlock, cols - c), x);
-          }
-          if (!pack_block(format, x, static_cast<int>(r), static_cast<int>(c / kBlock % 2),
-                          panel + c / kSuperblock * bytes)) {
-            return false;
-          }
-        }
-      }
-      return true;
-    }
+    if (!fits) return false;
   }
-  return false;
+  return true;
 }
 
 void unpack_row(const Matrix& matrix, int64_t row, float* out) {

@@ -27,8 +27,10 @@ namespace gemlet::kernels {
   X(matmul_tiles_q4)         \
   X(kv_store_f32)            \
   X(kv_store_bf16)           \
+  X(kv_store_int8)           \
   X(attention_f32)           \
   X(attention_bf16)          \
+  X(attention_int8)          \
   X(rms_norm)                \
   X(rms_norm_add)            \
   X(add)                     \

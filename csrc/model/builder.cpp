@@ -10,6 +10,7 @@
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "formats/quantize.h"
+#include "model/forward.h"
 
 namespace gemlet {
 namespace {
@@ -123,7 +124,12 @@ void ModelBuilder::declare_altup(const std::string& at, AltupWeights& w) {
   declare_norm(at + "post_laurel_norm", hidden, &w.post_laurel_norm);
 }
 
+void ModelBuilder::check_can_fill() const {
+  if (!backend_ && !finished_) fail(ErrorCode::kInvalidRequest, "this builder was made to plan only, with threads=0");
+}
+
 uint8_t* ModelBuilder::allocate(int64_t bytes) {
+  if (!backend_) return nullptr;
   promised_bytes_ += bytes;
   if (promised_bytes_ > available_bytes_) {
     fail(ErrorCode::kMemory, "the weights need more than the ", available_bytes_ >> 20,
@@ -131,6 +137,26 @@ uint8_t* ModelBuilder::allocate(int64_t bytes) {
   }
   storage_.push_back(backend_->allocate(static_cast<size_t>(bytes)));
   return storage_.back().data();
+}
+
+MemoryPlan ModelBuilder::plan() {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  MemoryPlan plan;
+  int64_t widest = config_.hidden_size;
+  for (const auto& [name, slot] : slots_) {
+    const int64_t bytes = slot.matrix ? slot.matrix->bytes() : slot.values() * 4;
+    (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
+    if (slot.matrix) widest = std::max(widest, slot.matrix->cols);
+  }
+  plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes(config_.max_context, Model::kChunkTokens);
+  const int64_t rows = std::min(config_.max_context, Model::kChunkTokens);
+  // As floats, the widest input of a matrix once more as int8 with its scales, and one row of logits.
+  plan.activations = rows * (ForwardPass::floats_per_row(config_) * 4 + widest / 4 * 5) + config_.vocab_size * 4;
+  if (needs_per_layer_table()) {
+    plan.on_disk =
+        config_.per_layer_vocab_size * config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()) * 2;
+  }
+  return plan;
 }
 
 std::map<std::string, ModelBuilder::Slot> ModelBuilder::slots() {
@@ -220,6 +246,7 @@ void ModelBuilder::fill(const std::string& name, Slot& slot, int64_t first_row, 
 void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shape, const void* data, SourceType type,
                        int64_t first_row) {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_can_fill();
   const auto found = slots_.find(name);
   if (finished_ || found == slots_.end()) fail(ErrorCode::kTensor, "tensor '", name, "' is not part of this model");
   Slot& slot = found->second;
@@ -247,6 +274,7 @@ void ModelBuilder::add(const std::string& name, const std::vector<int64_t>& shap
 
 void ModelBuilder::add_random(uint64_t seed) {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_can_fill();
   uint64_t tensor = 0;
   for (auto& [name, slot] : slots_) {
     ++tensor;
@@ -273,6 +301,7 @@ void ModelBuilder::add_random(uint64_t seed) {
 
 std::unique_ptr<Model> ModelBuilder::finish() {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_can_fill();
   if (finished_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
   ModelSize size;
   for (const auto& [name, slot] : slots_) {

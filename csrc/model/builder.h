@@ -13,11 +13,23 @@
 
 namespace gemlet {
 
+// Bytes of memory that a model takes, by use.
+struct MemoryPlan {
+  int64_t weights = 0;      // all matrices and vectors but the embedding
+  int64_t embedding = 0;    // the token embedding, and the output head where it is another matrix
+  int64_t kv_cache = 0;     // of one sequence as long as the context
+  int64_t activations = 0;  // of a forward pass over a full chunk of a prompt, and its logits
+  int64_t on_disk = 0;      // the per-layer table, which stays in its file
+};
+
 class ModelBuilder {
  public:
-  // Allocates all weights. Throws kConfig for a bad configuration, kMemory if they do not fit.
+  // Allocates all weights. Throws kConfig for a bad configuration, kMemory if they do not fit. Without a backend it
+  // allocates nothing and can only plan().
   ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
                std::unique_ptr<Backend> backend);
+
+  MemoryPlan plan();
 
   struct Slot {
     std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) as the checkpoint has it
@@ -59,6 +71,7 @@ class ModelBuilder {
   void declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix);
   void declare_norm(const std::string& name, int64_t dim, const float** norm);
   uint8_t* allocate(int64_t bytes);
+  void check_can_fill() const;
   void declare_vector(const std::string& name, std::vector<int64_t> shape, float neutral, const float** vector);
 
   ModelConfig config_;

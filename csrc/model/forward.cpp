@@ -24,25 +24,51 @@ ForwardPass::ForwardPass(Model& model, std::span<const Segment> batch, const Tap
   make_rope_tables();
 }
 
+namespace {
+
+// Of what takes turns in the same scratch: q + attention output + k + v, gate + up, the experts.
+int64_t wide_floats(const ModelConfig& config) {
+  int64_t wide = 0;
+  for (const LayerConfig& layer : config.layers) {
+    const int64_t heads = 2 * layer.num_heads + 2 * layer.num_kv_heads;
+    // router input and logits, then per routed row: input, gate and up, activation, output
+    const int64_t experts =
+        layer.num_experts == 0
+            ? 0
+            : config.hidden_size + layer.num_experts +
+                  layer.experts_per_token * (2 * config.hidden_size + 3 * layer.expert_intermediate_size);
+    wide = std::max({wide, heads * layer.head_dim, 2 * layer.intermediate_size, experts});
+  }
+  return wide;
+}
+
+// One layer of each kind of rotation.
+std::vector<const LayerConfig*> rope_examples(const ModelConfig& config) {
+  std::vector<const LayerConfig*> examples;
+  for (const LayerConfig& layer : config.layers) {
+    const auto same = [&](const LayerConfig* known) { return known->same_rope(layer); };
+    if (std::none_of(examples.begin(), examples.end(), same)) examples.push_back(&layer);
+  }
+  return examples;
+}
+
+}  // namespace
+
+int64_t ForwardPass::floats_per_row(const ModelConfig& config) {
+  int64_t rope = 0;
+  for (const LayerConfig* layer : rope_examples(config)) rope += layer->head_dim;
+  const int64_t hidden = config.hidden_size, streams = config.altup_streams;
+  const int64_t per_layer = config.per_layer_input_size * (static_cast<int64_t>(config.layers.size()) + 1);
+  const int64_t altup = streams > 1 ? streams * hidden + hidden + config.laurel_rank + streams : 0;
+  return streams * hidden + 3 * hidden + wide_floats(config) + rope + per_layer + altup;
+}
+
 // All scratch in one buffer that the model keeps between passes.
 void ForwardPass::allocate() {
-  int64_t wide = 0, rope = 0;
-  for (const LayerConfig& layer : config_.layers) {
-    const int64_t heads = 2 * layer.num_heads + 2 * layer.num_kv_heads;  // q, attention output, k, v
-    wide = std::max({wide, heads * layer.head_dim, 2 * layer.intermediate_size, experts_floats(layer)});
-    const auto same = [&](const Rope& known) { return known.example->same_rope(layer); };
-    if (std::none_of(ropes_.begin(), ropes_.end(), same)) {
-      ropes_.push_back({&layer, nullptr, nullptr});
-      rope += layer.head_dim;
-    }
-  }
+  for (const LayerConfig* layer : rope_examples(config_)) ropes_.push_back({layer, nullptr, nullptr});
   const int64_t hidden = config_.hidden_size;
   const int64_t streams = config_.altup_streams;
-  const int64_t per_layer = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
-  const int64_t altup = streams > 1 ? streams * hidden + hidden + config_.laurel_rank + streams : 0;
-  const int64_t floats =
-      rows_ * (streams * hidden + 3 * hidden + wide + rope + per_layer + config_.per_layer_input_size + altup);
-  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+  const size_t bytes = static_cast<size_t>(rows_ * floats_per_row(config_)) * sizeof(float);
   AlignedBuffer& buffer = model_.activations_;
   if (buffer.size() < bytes) {
     buffer = AlignedBuffer();  // give the old one back first
@@ -58,8 +84,8 @@ void ForwardPass::allocate() {
   normed_ = take(hidden);
   branch_ = take(hidden);
   last_ = take(hidden);
-  wide_ = take(wide);
-  per_layer_ = take(per_layer);
+  wide_ = take(wide_floats(config_));
+  per_layer_ = take(config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()));
   per_layer_gate_ = take(config_.per_layer_input_size);
   if (streams > 1) {
     predicted_ = take(streams * hidden);

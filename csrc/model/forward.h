@@ -17,6 +17,9 @@ class ForwardPass {
   void layer(size_t index);
   void logits();
 
+  // Scratch for one row, without what the backend itself keeps.
+  static int64_t floats_per_row(const ModelConfig& config);
+
  private:
   // The rows of one segment that are still in the pass.
   struct Part {
@@ -36,10 +39,9 @@ class ForwardPass {
   void make_rope_tables();
   void keep_wanted_rows();
 
-  void attention(size_t index);                            // branch_ = o_proj(attention(normed_))
-  void mlp(size_t index);                                  // branch_ = down(gelu(gate(normed_)) * up(normed_))
-  void add_experts(size_t index);                          // branch_ = norm(branch_) + norm(experts(x_))
-  int64_t experts_floats(const LayerConfig& layer) const;  // scratch per row
+  void attention(size_t index);    // branch_ = o_proj(attention(normed_))
+  void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
+  void add_experts(size_t index);  // branch_ = norm(branch_) + norm(experts(x_))
 
   void make_per_layer_inputs();
   void per_layer_input(size_t index, const float* x);  // branch_ = projection(gelu(gate(x)) * this layer's input)

@@ -8,6 +8,10 @@ namespace gemlet {
 
 using kernels::kKvBlockTokens;
 
+namespace {
+constexpr int64_t kSlabBytes = 4 << 20;
+}
+
 KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_format) {
   std::vector<const LayerConfig*> examples;  // one layer of each kind
   for (const LayerConfig& layer : config.layers) {
@@ -18,9 +22,9 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_fo
     size_t kind = 0;
     while (kind < examples.size() && !examples[kind]->same_cache(layer)) ++kind;
     if (kind == examples.size()) {
-      const int64_t element = format == KvFormat::kF32 ? 4 : 2;
+      const int64_t head_bytes = kernels::kv_head_bytes(layer.head_dim, element_bytes(format));
       examples.push_back(&layer);
-      kinds.push_back({layer.sliding_window, layer.num_kv_heads * kernels::kv_head_bytes(layer.head_dim, element), 0});
+      kinds.push_back({layer.sliding_window, layer.num_kv_heads * head_bytes, 0});
     }
     layers.push_back({kind, kinds[kind].layers * kinds[kind].layer_bytes});
     ++kinds[kind].layers;
@@ -35,10 +39,21 @@ int64_t KvLayout::bytes_per_token(bool sliding) const {
   return bytes;
 }
 
+int64_t KvLayout::peak_bytes(int64_t tokens, int64_t chunk) const {
+  int64_t bytes = 0;
+  for (const Kind& kind : kinds) {
+    const auto blocks = [](int64_t count) { return (count + kKvBlockTokens - 1) / kKvBlockTokens; };
+    // A window may begin anywhere inside its first block.
+    const int64_t seen = kind.window > 0 ? blocks(kind.window - 1 + chunk) + 1 : blocks(tokens);
+    bytes += std::min(seen, blocks(tokens)) * kind.block_bytes();
+  }
+  return bytes;
+}
+
 int64_t KvCache::bytes() const {
   int64_t total = 0;
-  for (const Table& table : tables_) {
-    for (const auto& block : table.blocks) total += static_cast<int64_t>(block->size());
+  for (size_t kind = 0; kind < tables_.size(); ++kind) {
+    total += static_cast<int64_t>(tables_[kind].blocks.size()) * layout_->kinds[kind].block_bytes();
   }
   return total;
 }
@@ -47,12 +62,19 @@ void KvCache::reserve(int64_t tokens) {
   const int64_t last_block = (length_ + tokens - 1) / kKvBlockTokens;
   for (size_t kind = 0; kind < tables_.size(); ++kind) {
     Table& table = tables_[kind];
-    while (table.first_block + static_cast<int64_t>(table.blocks.size()) <= last_block) {
-      auto block =
-          std::make_shared<AlignedBuffer>(backend_->allocate(static_cast<size_t>(layout_->kinds[kind].block_bytes())));
-      table.pointers.reserve(table.blocks.size() + 1);
-      table.blocks.push_back(std::move(block));
-      table.pointers.push_back(table.blocks.back()->data());
+    const int64_t bytes = layout_->kinds[kind].block_bytes();
+    const int64_t most = std::max<int64_t>(1, kSlabBytes / bytes);
+    for (int64_t have; (have = static_cast<int64_t>(table.blocks.size())) <= last_block - table.first_block;) {
+      // Several blocks at once, as many as are there already: from 2 MB on the system can give huge pages.
+      const int64_t wanted = std::max(have, last_block - table.first_block + 1 - have);
+      const int64_t count = std::clamp<int64_t>(wanted, 1, most);
+      const auto slab = std::make_shared<AlignedBuffer>(backend_->allocate(static_cast<size_t>(count * bytes)));
+      table.blocks.reserve(static_cast<size_t>(have + count));
+      table.pointers.reserve(static_cast<size_t>(have + count));
+      for (int64_t i = 0; i < count; ++i) {
+        table.blocks.emplace_back(slab, slab->data() + i * bytes);
+        table.pointers.push_back(table.blocks.back().get());
+      }
     }
   }
 }

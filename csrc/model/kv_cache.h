@@ -33,6 +33,8 @@ struct KvLayout {
   KvLayout() = default;
   KvLayout(const ModelConfig& config, KvFormat format);
   int64_t bytes_per_token(bool sliding) const;  // of all layers with / without a window
+  // The most that a sequence of `tokens` tokens holds while it grows by at most `chunk` tokens at a time.
+  int64_t peak_bytes(int64_t tokens, int64_t chunk) const;
 };
 
 class KvCache {
@@ -55,7 +57,7 @@ class KvCache {
  private:
   struct Table {
     int64_t first_block = 0;
-    std::vector<std::shared_ptr<AlignedBuffer>> blocks;
+    std::vector<std::shared_ptr<const uint8_t>> blocks;  // each keeps the slab that it lies in
     std::vector<const uint8_t*> pointers;
   };
   const KvLayout* layout_;

@@ -29,6 +29,7 @@ from gemlet.load import load
 if TYPE_CHECKING:
     from gemlet.generation import Chunk, Generation
     from gemlet.generation_config import GenerationConfig
+    from gemlet.inspection import Inspection, inspect
     from gemlet.model import Model
     from gemlet.tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ __all__ = [
     "GemletError",
     "Generation",
     "GenerationConfig",
+    "Inspection",
     "InvalidRequestError",
     "MemoryLimitError",
     "Model",
@@ -52,6 +54,7 @@ __all__ = [
     "TokenizerError",
     "UnsupportedError",
     "__version__",
+    "inspect",
     "load",
 ]
 
@@ -60,8 +63,10 @@ _LAZY = {
     "Chunk": "gemlet.generation",
     "Generation": "gemlet.generation",
     "GenerationConfig": "gemlet.generation_config",
+    "Inspection": "gemlet.inspection",
     "Model": "gemlet.model",
     "Tokenizer": "gemlet.tokenizer",
+    "inspect": "gemlet.inspection",
 }
 
 

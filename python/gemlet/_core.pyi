@@ -17,6 +17,7 @@ __all__: list[str] = [
     "ModelConfig",
     "Sampler",
     "TokenSequence",
+    "available_memory",
     "choose_tier",
     "cpu_info",
     "default_threads",
@@ -172,6 +173,10 @@ class ModelBuilder:
         """
         The model; the builder is spent afterwards.
         """
+    def plan(self) -> dict[str, int]:
+        """
+        Bytes that the model will take, by use.
+        """
     def set_per_layer_table(
         self,
         *,
@@ -180,9 +185,12 @@ class ModelBuilder:
         rows: typing.SupportsInt | typing.SupportsIndex,
         cols: typing.SupportsInt | typing.SupportsIndex,
         dtype: str,
+        kept: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ] = [],
     ) -> None:
         """
-        The per-layer embedding table: it stays in its file and is read by row.
+        The per-layer embedding table: it stays in its file and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty.
         """
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """
@@ -244,6 +252,11 @@ class TokenSequence:
     def length(self) -> int: ...
     @property
     def token_ids(self) -> list[int]: ...
+
+def available_memory() -> int:
+    """
+    Bytes of memory that this process may still take: the machine's and under its cgroup's limit.
+    """
 
 def choose_tier(
     *,

@@ -108,7 +108,7 @@ class Checkpoint:
             for name, file in (weight_map or {}).items():
                 if name not in tensors:
                     raise ModelFileError(
-                        f"{self._path(INDEX_FILE)}: says that tensor {show(name)} is in {show(file)}, "
+                        f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(file)}, "
                         "which does not hold it"
                     )
         except BaseException:
@@ -116,14 +116,15 @@ class Checkpoint:
             raise
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
 
-    def _path(self, file: str) -> str:
+    def path(self, file: str) -> str:
+        """Where ``file``, as a TensorInfo names it, lies."""
         return os.path.join(self.folder, file)
 
     def _weight_map(self) -> dict[str, str] | None:
         """tensor -> shard of the index file; None where the folder holds a single file."""
-        if os.path.lexists(self._path(SINGLE_FILE)):
+        if os.path.lexists(self.path(SINGLE_FILE)):
             return None
-        path = self._path(INDEX_FILE)
+        path = self.path(INDEX_FILE)
         if not os.path.lexists(path):
             raise ModelFileError(
                 f"{self.folder}: holds no weights that gemlet reads; expected {SINGLE_FILE}, or {INDEX_FILE} "
@@ -144,7 +145,7 @@ class Checkpoint:
         return weight_map
 
     def _open(self, file: str) -> list[TensorInfo]:
-        path = self._path(file)
+        path = self.path(file)
         try:
             handle = open(path, "rb", buffering=0, opener=no_waiting)  # noqa: SIM115  (closed by close())
         except OSError as problem:
@@ -177,14 +178,14 @@ class Checkpoint:
     ) -> None:
         if info.name in tensors:
             raise ModelFileError(
-                f"{self._path(info.file)}: tensor {show(info.name)} is also in {tensors[info.name].file}; "
+                f"{self.path(info.file)}: tensor {show(info.name)} is also in {tensors[info.name].file}; "
                 "expected each tensor once"
             )
         if weight_map is not None and weight_map.get(info.name) != info.file:
             listed = weight_map.get(info.name)
             says = "does not list it" if listed is None else f"puts it in {listed}"
             raise ModelFileError(
-                f"{self._path(info.file)}: holds tensor {show(info.name)}, but {INDEX_FILE} {says}"
+                f"{self.path(info.file)}: holds tensor {show(info.name)}, but {INDEX_FILE} {says}"
             )
         tensors[info.name] = info
 
@@ -198,7 +199,7 @@ class Checkpoint:
             raise TensorError(f"{self.folder}: has no tensor {show(name)}")
         if info.dtype not in _READABLE:
             raise TensorError(
-                f"{self._path(info.file)}: tensor {show(name)} is {info.dtype}; expected F32, BF16 or F16"
+                f"{self.path(info.file)}: tensor {show(name)} is {info.dtype}; expected F32, BF16 or F16"
             )
         return _READABLE[info.dtype][0]
 
@@ -253,7 +254,7 @@ class Checkpoint:
         return bytes(buffer)
 
     def _fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
-        path = self._path(file)
+        path = self.path(file)
         if file not in self._files:
             raise ModelClosedError(f"{path}: read after the checkpoint was closed")
         handle, size, modified = self._files[file]

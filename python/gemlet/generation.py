@@ -14,15 +14,16 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation_config import GenerationConfig
-from gemlet.stopping import StreamDecoder, TextEmitter
+from gemlet.reply import Content, MalformedToolCall, ReplyEvent, ToolCall, collect
+from gemlet.stopping import ReplyEmitter, ReplyReader, StreamDecoder, TextReader
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -45,6 +46,7 @@ class Generation:
 
     Attributes:
         text: the continuation (without the prompt and without the stop string); empty without a tokenizer.
+            Of a chat it is the answer: without reasoning and without calls of tools.
         token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
         finish_reason: "stop" (end token or stop string), "length" (``max_tokens`` or a full context) or
             "cancelled".
@@ -55,6 +57,9 @@ class Generation:
             the caller of a stream did something else is not in it.
         decode_steps: single-token forward passes in ``decode_seconds`` (the first token needs none).
         seed: the seed that was used, so that a run without one can be repeated.
+        reasoning: what the model thought before it answered (a chat with ``thinking``).
+        tool_calls: the calls of tools in a chat, in order.
+        malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
     """
 
     text: str
@@ -66,6 +71,36 @@ class Generation:
     decode_seconds: float
     decode_steps: int
     seed: int
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
+    malformed_calls: list[MalformedToolCall] = dataclasses.field(default_factory=list)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The reply as the message to append to the conversation, in OpenAI's form.
+
+        The results of its calls follow as messages ``{"role": "tool", "tool_call_id": ..., "content": ...}``.
+
+        >>> import gemlet
+        >>> messages = [{"role": "user", "content": "Who is there?"}]
+        >>> with gemlet.load() as model:
+        ...     messages.append(model.chat(messages, max_tokens=6).message)
+        >>> messages[-1]["role"]
+        'assistant'
+        """
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": f"call_{index}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for index, call in enumerate(self.tool_calls)
+            ]
+        return message
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -87,11 +122,14 @@ class Chunk:
             of a stop string is held back. The texts of a stream's chunks add up to :attr:`Generation.text`.
         token_ids: the tokens of this step (none in a last chunk that only ends the stream).
         finish_reason: None, but in the last chunk: see :class:`Generation`.
+        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
+            MalformedToolCall of :mod:`gemlet.reply`.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
+    events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False)
 
 
 def prefill(
@@ -132,6 +170,7 @@ class TextStream:
         end_ids: frozenset[int],
         context_length: int,
         decoder: StreamDecoder | None,
+        reply_parser: ReplyReader | None = None,
     ) -> None:
         self._sequence = sequence
         self._sampler = sampler
@@ -140,8 +179,9 @@ class TextStream:
         self._seed = seed
         self._end_ids = frozenset() if config.ignore_eos else end_ids
         self._context_length = context_length
-        self._emitter = TextEmitter(decoder, config.stop)
-        self._text: list[str] = []
+        # What reads the tokens: of a chat its format's parser, else the decoder alone.
+        self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
+        self._events: list[ReplyEvent] = []
         self._token_ids: list[int] = []
         self._prefill_seconds = 0.0
         self._decode_seconds = 0.0
@@ -219,15 +259,15 @@ class TextStream:
             self._decode_steps += 1
         reason: FinishReason | None = None
         token_ids: list[int] = []
-        text = ""
+        events: list[ReplyEvent] = []
         token_id = self._sequence.sample(self._sampler)
         if token_id in self._end_ids:
             reason = "stop"
         else:
             token_ids.append(token_id)
             self._token_ids.append(token_id)
-            text = self._emitter.push(token_id)
-            self._text.append(text)  # at once: an interrupt may come before the chunk is handed out
+            events = self._emitter.push(token_id)
+            self._events += events  # at once: an interrupt may come before the chunk is handed out
             if self._emitter.stopped:
                 reason = "stop"
             elif (
@@ -237,17 +277,20 @@ class TextStream:
                 reason = "length"
         self._decode_seconds += time.perf_counter() - started
         if reason is not None:
-            return self._end(reason, text, token_ids)
-        return Chunk(text, token_ids, None)
+            return self._end(reason, events, token_ids)
+        return _chunk(events, token_ids, None)
 
-    def _end(self, reason: FinishReason, text: str = "", token_ids: list[int] | None = None) -> Chunk:
-        """Ends the stream: its last chunk is ``text`` (already recorded) and what was held back."""
+    def _end(
+        self, reason: FinishReason, events: Sequence[ReplyEvent] = (), token_ids: Sequence[int] = ()
+    ) -> Chunk:
+        """Ends the stream: its last chunk is ``events`` (already recorded) and what was held back."""
         held_back = self._emitter.finish()
-        self._text.append(held_back)
+        self._events += held_back
         if self._emitter.stopped and reason == "length":
             reason = "stop"  # the very last characters completed a stop string
+        reply = collect(self._events)
         self._result = Generation(
-            text="".join(self._text),
+            text=reply.content,
             token_ids=list(self._token_ids),
             finish_reason=reason,
             prompt_tokens=len(self._prompt_ids),
@@ -256,11 +299,19 @@ class TextStream:
             decode_seconds=self._decode_seconds,
             decode_steps=self._decode_steps,
             seed=self._seed,
+            reasoning=reply.reasoning,
+            tool_calls=reply.tool_calls,
+            malformed_calls=reply.malformed,
         )
         self._release()
-        return Chunk(text + held_back, token_ids or [], reason)
+        return _chunk([*events, *held_back], token_ids, reason)
 
     def _release(self) -> None:
         with self._open_lock:
             self._open = False
             self._sequence.close()
+
+
+def _chunk(events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:
+    text = "".join(event.text for event in events if isinstance(event, Content))
+    return Chunk(text, list(token_ids), reason, events)

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gemlet.errors import InvalidRequestError, ModelFileError, TensorError, UnsupportedError
+from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
+from gemlet.memory import check_memory, parse_memory
 
 if TYPE_CHECKING:
     from gemlet import _core
     from gemlet.chat import ChatFormat
-    from gemlet.checkpoint import Checkpoint
     from gemlet.config import TextConfig
     from gemlet.model import Model
+    from gemlet.source import ModelSource
     from gemlet.tokenizer import Tokenizer
 
 __all__ = ["PRESETS", "load", "random_model"]
 
-# weights -> formats in memory of (matrices, embedding table, KV cache). The embedding is also the output
-# matrix and loses more to four bits than the others do, so "q4" keeps it at eight.
+
+class Formats(NamedTuple):
+    """Formats in memory."""
+
+    matrices: str
+    embedding: str
+    kv_cache: str
+
+
+# The embedding is also the output matrix and loses more to four bits than the others do, so "q4" keeps it at
+# eight.
 PRESETS = {
-    "f32": ("f32", "f32", "f32"),
-    "bf16": ("bf16", "bf16", "bf16"),
-    "q8": ("q8", "q8", "bf16"),
-    "q4": ("q4", "q8", "bf16"),
+    "f32": Formats("f32", "f32", "f32"),
+    "bf16": Formats("bf16", "bf16", "bf16"),
+    "q8": Formats("q8", "q8", "bf16"),
+    "q4": Formats("q4", "q8", "bf16"),
 }
 MAX_THREADS = 1024
 _ROW_BLOCK_BYTES = 32 << 20  # of a tensor at a time: loading needs little more memory than the packed weights
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
 def load(
@@ -37,7 +47,10 @@ def load(
     weights: str = "auto",
     threads: int | None = None,
     max_context: int | None = None,
+    embedding: str | None = None,
+    max_memory: int | str | None = None,
     device: str = "cpu",
+    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
 ) -> Model:
     """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
 
@@ -56,7 +69,15 @@ def load(
             physical cores (``gemlet info`` shows the number and the reason).
         max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV
             cache. None: what the model was made for.
+        embedding: the format of the embedding table, which is also the output matrix. None: as ``weights``,
+            but "q8" for "q4", which answers better; "q4" is what the smallest memories need.
+        max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
+            make this process larger with one text of ``max_context`` tokens. The message has the plan and
+            what would fit.
         device: only "cpu".
+        matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
+            E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
+            widths, "skip_layers": [...]}`` with a width for each layer that is kept.
 
     Returns:
         The model, a context manager; ``close()`` gives its memory back.
@@ -67,8 +88,8 @@ def load(
         TensorError: a tensor is missing, unexpected, mis-shaped, of another type or not finite; names it.
         TokenizerError: there is a tokenizer, but it cannot be used.
         InvalidRequestError: an argument is out of range.
-        UnsupportedError: ``device`` is not one this build has.
-        MemoryLimitError: the weights do not fit into memory.
+        UnsupportedError: ``device`` is not one this build has; ``matformer`` for a model that is none.
+        MemoryLimitError: the weights do not fit into memory, or the model not into ``max_memory``.
 
     >>> import gemlet
     >>> with gemlet.load(weights="q8", threads=1) as model:
@@ -76,42 +97,34 @@ def load(
     ('q8', 'gemma3')
     """
     started = time.perf_counter()
-    _check_weights(weights)
+    check_weights(weights)
     _check_device(device)
     threads = _check_threads(threads)
-    folder = _find_folder(source)
+    limit = None if max_memory is None else parse_memory(max_memory)
+    from gemlet.source import open_source
 
-    from gemlet import config as configs
-    from gemlet.checkpoint import Checkpoint
-    from gemlet.tensors import map_tensors
-
-    config = configs.read_config(folder)
-    max_context = _check_max_context(max_context, config)
-    end_ids = configs.read_end_ids(folder, config)
-    sampling = configs.read_sampling(folder)
-    tokenizer = _open_tokenizer(folder)  # before the weights: it is small and may be wrong
-    chat_format = None if tokenizer is None else _find_chat_format(folder, config, tokenizer)
-    with Checkpoint(folder) as checkpoint:
-        slots = map_tensors(
-            {name: info.shape for name, info in checkpoint.tensors.items()}, config, where=folder
+    with open_source(source) as opened:
+        if matformer is not None:
+            opened = opened.cut(matformer)
+        max_context = check_max_context(max_context, opened.config)
+        weights = opened.stored_weights() if weights == "auto" else weights
+        formats = formats_of(weights, embedding)
+        if limit is not None:
+            check_memory(limit, opened.config, weights=weights, embedding=embedding, max_context=max_context)
+        builder = _builder(
+            opened.config, weights=weights, formats=formats, threads=threads, max_context=max_context
         )
-        # Every type is checked here, before the first byte of weights is read.
-        stored = {name: checkpoint.dtype(name) for name in slots}
-        if weights == "auto":
-            matrices = {stored[name] for name in slots if len(checkpoint.tensors[name].shape) > 1}
-            weights = "bf16" if matrices == {"bf16"} else "f32"
-        builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
-        _add_tensors(builder, checkpoint, slots)
-    return _model(
-        builder,
-        config,
-        tokenizer=tokenizer,
-        chat_format=chat_format,
-        end_ids=end_ids,
-        sampling=sampling,
-        source="demo" if source is None else folder,
-        started=started,
-    )
+        _add_tensors(builder, opened)
+        return _model(
+            builder,
+            opened.config,
+            tokenizer=opened.tokenizer,
+            chat_format=opened.chat_format,
+            end_ids=opened.end_ids,
+            sampling=opened.sampling,
+            source=opened.name,
+            started=started,
+        )
 
 
 def random_model(
@@ -120,6 +133,7 @@ def random_model(
     weights: str = "auto",
     threads: int | None = None,
     max_context: int | None = None,
+    embedding: str | None = None,
     seed: int = 0,
 ) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
@@ -134,12 +148,13 @@ def random_model(
     from gemlet.config import shape_config
 
     started = time.perf_counter()
-    _check_weights(weights)
+    check_weights(weights)
     threads = _check_threads(threads)
     config = shape_config(name)
-    max_context = _check_max_context(max_context, config)
+    max_context = check_max_context(max_context, config)
     weights = "bf16" if weights == "auto" else weights
-    builder = _builder(config, weights=weights, threads=threads, max_context=max_context)
+    formats = formats_of(weights, embedding)
+    builder = _builder(config, weights=weights, formats=formats, threads=threads, max_context=max_context)
     builder.add_random(seed=seed)
     end_ids = frozenset(config.eos_token_ids)
     return _model(
@@ -154,33 +169,47 @@ def random_model(
     )
 
 
-def _builder(config: TextConfig, *, weights: str, threads: int, max_context: int) -> _core.ModelBuilder:
+def formats_of(weights: str, embedding: str | None = None) -> Formats:
+    """The formats in memory that ``weights`` (not "auto") and ``embedding`` stand for."""
+    if embedding is not None and (not isinstance(embedding, str) or embedding not in PRESETS):
+        choices = ", ".join(repr(choice) for choice in PRESETS)
+        raise InvalidRequestError(f"embedding is {embedding!r}; expected one of {choices}, or None")
+    formats = PRESETS[weights]
+    return formats if embedding is None else formats._replace(embedding=embedding)
+
+
+def _builder(
+    config: TextConfig, *, weights: str, formats: Formats, threads: int, max_context: int
+) -> _core.ModelBuilder:
     from gemlet import _core
 
-    matrices, embedding, kv_cache = PRESETS[weights]
     return _core.ModelBuilder(
         config=config.to_core(weights=weights, max_context=max_context),
-        weights=matrices,
-        embedding=embedding,
-        kv_cache=kv_cache,
+        weights=formats.matrices,
+        embedding=formats.embedding,
+        kv_cache=formats.kv_cache,
         threads=threads,
     )
 
 
-def _add_tensors(builder: _core.ModelBuilder, checkpoint: Checkpoint, slots: dict[str, str]) -> None:
+def _add_tensors(builder: _core.ModelBuilder, source: ModelSource) -> None:
     from gemlet.tensors import PER_LAYER_TABLE, core_slots
 
-    for name, slot in slots.items():
+    checkpoint = source.checkpoint
+    for name, slot in source.slots.items():
         info = checkpoint.tensors[name]
-        path = os.path.join(checkpoint.folder, info.file)
+        path = checkpoint.path(info.file)
         if slot == PER_LAYER_TABLE:
             rows, cols = info.shape
             dtype = checkpoint.dtype(name)
-            builder.set_per_layer_table(path=path, offset=info.begin, rows=rows, cols=cols, dtype=dtype)
+            kept = source.cuts[name].columns if name in source.cuts else ()
+            builder.set_per_layer_table(
+                path=path, offset=info.begin, rows=rows, cols=cols, dtype=dtype, kept=kept
+            )
             continue
         for part, entry in core_slots(slot, info.shape):
             first_row = 0
-            for array, dtype in checkpoint.read_rows(name, _ROW_BLOCK_BYTES, entry=entry):
+            for array, dtype in source.read_rows(name, _ROW_BLOCK_BYTES, entry=entry):
                 try:
                     builder.add(part, array, dtype, first_row)
                 except TensorError as problem:  # the core knows the slot only
@@ -216,44 +245,7 @@ def _model(
     )
 
 
-def _find_folder(source: str | os.PathLike[str] | None) -> str:
-    if source is None:
-        return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
-    accepted = "expected a Hugging Face folder with config.json and safetensors weights"
-    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
-    if os.path.isdir(path):
-        return path
-    if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
-        return os.path.dirname(path) or "."  # a file of the folder stands for it: the rest lies beside it
-    if path.lower().endswith(".gguf"):
-        raise ModelFileError(f"{path}: GGUF models cannot be loaded yet; {accepted}")
-    if os.path.lexists(path):
-        raise ModelFileError(f"{path}: is not a folder; {accepted}")
-    hint = ""
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        hint = f". gemlet does not download; `hf download {path}` does, and prints the folder to give here"
-    raise ModelFileError(f"{path}: no such folder; {accepted}{hint}")
-
-
-def _open_tokenizer(folder: str) -> Tokenizer | None:
-    if not any(os.path.lexists(os.path.join(folder, name)) for name in _TOKENIZER_FILES):
-        return None
-    from gemlet.tokenizer import Tokenizer
-
-    return Tokenizer.from_file(folder)
-
-
-def _find_chat_format(folder: str, config: TextConfig, tokenizer: Tokenizer) -> ChatFormat | None:
-    from gemlet.chat import chat_format_for, read_chat_template
-
-    per_layer_inputs = config.per_layer_input_size > 0
-    template = read_chat_template(folder)
-    return chat_format_for(config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs)
-
-
-def _check_weights(weights: str) -> None:
+def check_weights(weights: str) -> None:
     if not isinstance(weights, str) or (weights != "auto" and weights not in PRESETS):
         choices = ", ".join(repr(choice) for choice in ("auto", *PRESETS))
         raise InvalidRequestError(f"weights is {weights!r}; expected one of {choices}")
@@ -276,7 +268,7 @@ def _check_threads(threads: int | None) -> int:
     return threads
 
 
-def _check_max_context(max_context: int | None, config: TextConfig) -> int:
+def check_max_context(max_context: int | None, config: TextConfig) -> int:
     longest = config.max_position_embeddings
     if max_context is None:
         return longest

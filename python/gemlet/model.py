@@ -237,19 +237,28 @@ class Model:
         self,
         messages: Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
         **overrides: Unpack[GenerationOptions],
     ) -> Generation:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
         Args:
-            messages: roles system (or developer), user and assistant; a system message joins the first user
-                turn.
-            config: how to generate, as in :meth:`generate`.
-            **overrides: single values of it.
+            messages: roles system (or developer), user and assistant, and tool for the result of a call;
+                where the format has no system role, a system message joins the first user turn.
+                :attr:`Generation.message` is the reply in this form.
+            config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
+            tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
+                {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
+                :attr:`Generation.tool_calls`; nothing is called by gemlet.
+            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
+            **overrides: single values of ``config``.
 
         Raises:
-            UnsupportedError: the model has no chat format or no tokenizer.
-            InvalidRequestError: malformed messages; and what :meth:`generate` raises.
+            UnsupportedError: the model has no chat format or no tokenizer; or tools or thinking are asked of
+                a format without (Gemma 4 has both).
+            InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -257,15 +266,20 @@ class Model:
         >>> reply.completion_tokens <= 6
         True
         """
-        return _run_to_end(self.stream_chat(messages, config, **overrides))
+        return _run_to_end(self.stream_chat(messages, config, tools=tools, thinking=thinking, **overrides))
 
     def stream_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
         **overrides: Unpack[GenerationOptions],
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
+
+        Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -279,7 +293,8 @@ class Model:
         if self.chat_format is None or self.tokenizer is None:
             missing = "tokenizer" if self.tokenizer is None else "chat format"
             raise UnsupportedError(f"chat: {self.source} has no {missing}; use generate() or stream()")
-        return self._start(self.chat_format.encode_chat(self.tokenizer, messages), settings)
+        ids = self.chat_format.encode_chat(self.tokenizer, messages, tools=tools, thinking=thinking)
+        return self._start(ids, settings, self.chat_format)
 
     def close(self) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless."""
@@ -319,8 +334,17 @@ class Model:
             )
         return tokens
 
-    def _start(self, ids: object, settings: GenerationConfig) -> TextStream:
+    def _start(
+        self, ids: object, settings: GenerationConfig, chat_format: ChatFormat | None = None
+    ) -> TextStream:
+        """``chat_format``: that of the reply, None for a text."""
         tokens = self._checked_ids(ids, "prompt")
+        end_ids, decoder, reply_parser = self.end_ids, None, None
+        if self.tokenizer is not None and chat_format is not None:
+            end_ids = end_ids | chat_format.end_ids(self.tokenizer)
+            reply_parser = chat_format.reply_parser(self.tokenizer, tokens.tolist())
+        elif self.tokenizer is not None:
+            decoder = self.tokenizer.stream_decoder()
         if settings.stop and self.tokenizer is None:
             raise InvalidRequestError(f"stop: {self.source} has no tokenizer, so no text to find a string in")
         # 32 bits are enough to tell runs apart, and short enough to type again.
@@ -343,9 +367,10 @@ class Model:
                 prompt_ids=tokens,
                 config=settings,
                 seed=seed,
-                end_ids=self.end_ids,
+                end_ids=end_ids,
                 context_length=self._context_length,
-                decoder=None if self.tokenizer is None else self.tokenizer.stream_decoder(),
+                decoder=decoder,
+                reply_parser=reply_parser,
             )
             self._streams.add(stream)
         return stream

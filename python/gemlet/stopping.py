@@ -3,7 +3,7 @@
 Two things make "decode the new token and print it" wrong: a character may be spread over several tokens (the
 tokenizer's stream decoder holds incomplete bytes back), and so may a stop string (its beginning must not be
 shown before it is known not to be the stop string). :class:`StopScanner` does the second,
-:class:`TextEmitter` puts the two together.
+:class:`ReplyEmitter` puts the two together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-__all__ = ["StopScanner", "StreamDecoder", "TextEmitter"]
+from gemlet.reply import Content, ReplyEvent
+
+__all__ = ["ReplyEmitter", "ReplyReader", "StopScanner", "StreamDecoder", "TextReader"]
 
 
 class StreamDecoder(Protocol):
@@ -19,6 +21,13 @@ class StreamDecoder(Protocol):
 
     def push(self, token_id: int, /) -> str: ...
     def finish(self) -> str: ...
+
+
+class ReplyReader(Protocol):
+    """What :meth:`gemlet.chat.ChatFormat.reply_parser` returns: token ids in, events out."""
+
+    def push(self, ids: Iterable[int], /) -> list[ReplyEvent]: ...
+    def finish(self) -> list[ReplyEvent]: ...
 
 
 def _fallback_table(stop: str) -> list[int]:
@@ -90,11 +99,27 @@ class StopScanner:
         return taken
 
 
-class TextEmitter:
-    """Token ids in, showable text out; without a decoder (a model without tokenizer) the text stays empty."""
+class TextReader:
+    """A text without structure, read as the parsers of :mod:`gemlet.reply` read replies."""
 
-    def __init__(self, decoder: StreamDecoder | None, stops: Iterable[str]) -> None:
+    def __init__(self, decoder: StreamDecoder | None) -> None:
         self._decoder = decoder
+
+    def push(self, ids: Iterable[int]) -> list[ReplyEvent]:
+        """The text that ``ids`` make certain; none without a decoder (a model without tokenizer)."""
+        return [] if self._decoder is None else _content("".join(map(self._decoder.push, ids)))
+
+    def finish(self) -> list[ReplyEvent]:
+        """What was held back: bytes of an unfinished character."""
+        return [] if self._decoder is None else _content(self._decoder.finish())
+
+
+class ReplyEmitter:
+    """Token ids in, events that are safe to show out. Stop strings count in the answer's text alone: not in
+    reasoning, and not across a call of a tool."""
+
+    def __init__(self, reader: ReplyReader, stops: Iterable[str]) -> None:
+        self._reader = reader
         self._scanner = StopScanner(stops)
 
     @property
@@ -102,12 +127,24 @@ class TextEmitter:
         """Whether a stop string has been completed; nothing is emitted after it."""
         return self._scanner.stopped
 
-    def push(self, token_id: int) -> str:
-        """The text that ``token_id`` makes certain (often empty, sometimes more than the token itself)."""
-        return "" if self._decoder is None else self._scanner.push(self._decoder.push(token_id))
+    def push(self, token_id: int) -> list[ReplyEvent]:
+        """What ``token_id`` makes certain (often nothing, sometimes more than the token itself)."""
+        return self._scan(self._reader.push((token_id,)))
 
-    def finish(self) -> str:
+    def finish(self) -> list[ReplyEvent]:
         """What was held back: bytes of an unfinished character, the beginning of a stop string."""
-        if self._decoder is None:
-            return ""
-        return self._scanner.push(self._decoder.finish()) + self._scanner.flush()
+        events = self._scan(self._reader.finish())
+        return events + _content(self._scanner.flush())
+
+    def _scan(self, events: Iterable[ReplyEvent]) -> list[ReplyEvent]:
+        shown: list[ReplyEvent] = []
+        for event in events:
+            if isinstance(event, Content):
+                shown += _content(self._scanner.push(event.text))
+            elif not self.stopped:
+                shown += [*_content(self._scanner.flush()), event]
+        return shown
+
+
+def _content(text: str) -> list[ReplyEvent]:
+    return [Content(text)] if text else []

@@ -1,8 +1,8 @@
 // Attention on the CPU: which rows and which part of the cache make one task.
 //
-// Prefill: a task is up to 16 query rows of one key/value head (several tokens x the heads of a group), over all keys
-// they see. Decode: few rows and a long cache, so a task is one range of kSplitTokens keys; the partial results are
-// merged in order. Both rules look at the work only, never at the number of threads.
+// Prefill: a task is up to 32 query rows of one key/value head (several tokens x the heads of a group), over all keys
+// they see. Decode: few rows and a long cache, so a task is one range of its keys; the partial results are merged in
+// order. Both rules look at the work only, never at the number of threads.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -15,8 +15,13 @@ namespace {
 using kernels::kKvBlockTokens;
 using kernels::kMaxAttentionRows;
 
-constexpr int64_t kSplitTokens = 512;
 constexpr int64_t kMaxSplitRows = 16;  // segments with more rows than this have tasks enough without splitting
+
+// Keys in one task of a row that sees `tokens` of them: whole blocks, a sixteenth of the work, at most 512.
+int64_t split_tokens(int64_t tokens) {
+  const int64_t blocks = (tokens + 16 * kKvBlockTokens - 1) / (16 * kKvBlockTokens);
+  return std::min<int64_t>(blocks, 8) * kKvBlockTokens;
+}
 
 struct Task {
   const AttentionSegment* segment;
@@ -33,7 +38,22 @@ struct Merge {
   int64_t count;
 };
 
-int64_t element_bytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : 2; }
+struct KvKernels {
+  kernels::kv_store_f32_fn* store;
+  kernels::attention_f32_fn* attention;
+};
+
+KvKernels kernels_of(const kernels::KernelTable& table, KvFormat format) {
+  switch (format) {
+    case KvFormat::kF32:
+      return {table.kv_store_f32, table.attention_f32};
+    case KvFormat::kBf16:
+      return {table.kv_store_bf16, table.attention_bf16};
+    case KvFormat::kInt8:
+      return {table.kv_store_int8, table.attention_int8};
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -42,7 +62,7 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Att
                                 const float* cosines, const float* sines) {
   const int64_t dim = shape.head_dim;
   const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
-  const auto store = shape.kv_format == KvFormat::kF32 ? kernels_.kv_store_f32 : kernels_.kv_store_bf16;
+  const auto store = kernels_of(kernels_, shape.kv_format).store;
   for (const AttentionSegment& segment : segments) {
     for_each_row(segment.rows, (shape.num_heads + 2 * shape.num_kv_heads) * dim, [&](int64_t i) {
       const int64_t row = segment.row + i;
@@ -74,7 +94,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const int64_t heads_per_task = std::min(group, kMaxAttentionRows);
   const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
-  const auto kernel = shape.kv_format == KvFormat::kF32 ? kernels_.attention_f32 : kernels_.attention_bf16;
+  const auto kernel = kernels_of(kernels_, shape.kv_format).attention;
 
   std::vector<Task> tasks;
   std::vector<Merge> merges;
@@ -86,7 +106,8 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       const int64_t first_position = segment.position + token;
       const int64_t begin = shape.window > 0 ? std::max<int64_t>(0, first_position - shape.window + 1) : 0;
       const int64_t end = first_position + tokens;
-      const bool split = segment.rows <= kMaxSplitRows && end - begin > kSplitTokens;
+      const int64_t piece = split_tokens(end - begin);
+      const bool split = segment.rows <= kMaxSplitRows && end - begin > piece;
       for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
         for (int64_t head = 0; head < group; head += heads_per_task) {
           const int64_t heads = std::min(heads_per_task, group - head);
@@ -98,7 +119,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
           merges.push_back({tasks.size(), 0});
           for (int64_t at = begin; at < end; at = task.kv_end) {
             task.kv_begin = at;
-            task.kv_end = std::min(end, (at / kSplitTokens + 1) * kSplitTokens);
+            task.kv_end = std::min(end, (at / piece + 1) * piece);
             task.partial = partials++;
             tasks.push_back(task);
             ++merges.back().count;

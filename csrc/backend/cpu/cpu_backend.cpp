@@ -71,11 +71,7 @@ void CpuBackend::gelu_mul(const float* gate, int64_t gate_stride, const float* u
 }
 
 void CpuBackend::softcap(float cap, int64_t rows, int64_t dim, float* x) {
-  constexpr int64_t kPiece = 4096;  // one row of logits alone is worth splitting
-  const int64_t total = rows * dim;
-  for_each_row((total + kPiece - 1) / kPiece, kPiece, [&](int64_t piece) {
-    kernels_.softcap(cap, std::min(kPiece, total - piece * kPiece), x + piece * kPiece);
-  });
+  for_each_piece(rows * dim, [&](int64_t first, int64_t floats) { kernels_.softcap(cap, floats, x + first); });
 }
 
 // Activations in the form that each product's kernel takes: as they are, or in another form, made once for neighbours

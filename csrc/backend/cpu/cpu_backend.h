@@ -81,6 +81,13 @@ class CpuBackend final : public Backend {
       for (int64_t row = task * rows_per_task; row < end; ++row) fn(row);
     });
   }
+  // fn(first, floats) for pieces of `count` floats that hang together in no rows.
+  template <typename Fn>
+  void for_each_piece(int64_t count, const Fn& fn) {
+    constexpr int64_t kPiece = 4096;
+    for_each_row((count + kPiece - 1) / kPiece, kPiece,
+                 [&](int64_t piece) { fn(piece * kPiece, std::min(kPiece, count - piece * kPiece)); });
+  }
   float* scratch(AlignedBuffer& buffer, int64_t floats);  // grows the buffer
   void prepare_inputs(std::span<const Product> products);
 

@@ -15,6 +15,14 @@ namespace {
 
 constexpr size_t kMaxStreams = 16;
 
+void copy_floats(const float* x, int64_t count, float* out) {
+  std::memcpy(out, x, static_cast<size_t>(count) * sizeof(float));
+}
+
+void scale_floats(float factor, int64_t count, float* x) {
+  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
+}
+
 double mean_square(const float* x, int64_t dim) {
   double sum = 0;
   for (int64_t i = 0; i < dim; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
@@ -37,11 +45,11 @@ float dot(const float* coefs, const std::array<float, kMaxStreams>& m, int64_t s
 }  // namespace
 
 void CpuBackend::copy(const float* x, int64_t count, float* out) {
-  std::memcpy(out, x, static_cast<size_t>(count) * sizeof(float));
+  for_each_piece(count, [&](int64_t first, int64_t floats) { copy_floats(x + first, floats, out + first); });
 }
 
 void CpuBackend::scale(float factor, int64_t count, float* x) {
-  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
+  for_each_piece(count, [&](int64_t first, int64_t floats) { scale_floats(factor, floats, x + first); });
 }
 
 void CpuBackend::mul_rows(const float* x, const float* weight, int64_t rows, int64_t dim, float* out) {
@@ -69,7 +77,7 @@ void CpuBackend::gaussian_topk(float deviations, int64_t rows, int64_t dim, floa
 
 void CpuBackend::gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* out) {
   for_each_row(static_cast<int64_t>(rows.size()), dim,
-               [&](int64_t i) { copy(x + rows[static_cast<size_t>(i)] * dim, dim, out + i * dim); });
+               [&](int64_t i) { copy_floats(x + rows[static_cast<size_t>(i)] * dim, dim, out + i * dim); });
 }
 
 void CpuBackend::combine(const float* x, std::span<const int32_t> places, std::span<const float> weights,
@@ -134,7 +142,7 @@ void CpuBackend::altup_predict(const float* x, const float* modalities, float in
     const auto m = activate(modalities + row * streams, input_scale, streams);
     for (int64_t k = 0; k < streams; ++k) {
       float* const to = out + (k * rows + row) * dim;
-      copy(x + (k * rows + row) * dim, dim, to);
+      copy_floats(x + (k * rows + row) * dim, dim, to);
       for (int64_t j = 0; j < streams; ++j) {
         const float c = dot(coefs + (k * streams + j) * streams, m, streams);
         const float* from = x + (j * rows + row) * dim;
@@ -164,7 +172,7 @@ void CpuBackend::match_magnitude(const float* target, int64_t rows, int64_t dim,
   for_each_row(rows, dim, [&](int64_t row) {
     const double wanted = mean_square(target + row * dim, dim);
     const double have = std::max(mean_square(x + row * dim, dim), 1e-5);
-    scale(static_cast<float>(std::sqrt(wanted / have)), dim, x + row * dim);
+    scale_floats(static_cast<float>(std::sqrt(wanted / have)), dim, x + row * dim);
   });
 }
 

@@ -7,6 +7,8 @@
 // A block holds the keys and values of kKvBlockTokens tokens, for one head stored as two packed matrices in the layout
 // of formats/formats.h (lines of 16 outputs x 4 bytes), so that both products of attention are the tile of matmul:
 //   K: 64 outputs (tokens) x head_dim columns, then V: head_dim outputs (padded to 16) x 64 columns (tokens).
+// An int8 cache holds round(x / scale) + 128 as bytes, scale = max|x| / 127 over one token's key or value of one head,
+// and after V the 64 scales of the keys and the 64 of the values, f32.
 #pragma once
 
 #include <stdint.h>
@@ -14,19 +16,30 @@
 namespace gemlet::kernels {
 
 constexpr int64_t kKvBlockTokens = 64;
-constexpr int64_t kMaxAttentionRows = 16;
+constexpr int64_t kMaxAttentionRows = 32;
 constexpr int64_t kMaxHeadDim = 1024;
 
 constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+// `element`: bytes of one number, 4, 2 or 1. Columns of K are padded to whole lines.
+constexpr int64_t kv_key_columns(int64_t head_dim, int64_t element) {
+  const int64_t line = 4 / element;
+  return (head_dim + line - 1) / line * line;
+}
 constexpr int64_t kv_key_bytes(int64_t head_dim, int64_t element) {
-  return kKvBlockTokens * ((head_dim + 1) / 2 * 2) * element;
+  return kKvBlockTokens * kv_key_columns(head_dim, element) * element;
 }
+constexpr int64_t kv_value_bytes(int64_t head_dim, int64_t element) {
+  return kKvBlockTokens * padded_head_dim(head_dim) * element;
+}
+constexpr int64_t kv_scale_bytes(int64_t element) { return element == 1 ? 2 * kKvBlockTokens * 4 : 0; }
 constexpr int64_t kv_head_bytes(int64_t head_dim, int64_t element) {
-  return kv_key_bytes(head_dim, element) + kKvBlockTokens * padded_head_dim(head_dim) * element;
+  return kv_key_bytes(head_dim, element) + kv_value_bytes(head_dim, element) + kv_scale_bytes(element);
 }
-// floats of scratch for one call
+// Floats of scratch for one call: for each row its scores, its result and its query and weights in the form that the
+// products take; the values of a block.
 constexpr int64_t attention_scratch(int64_t head_dim) {
-  return kMaxAttentionRows * (kKvBlockTokens + padded_head_dim(head_dim));
+  return kMaxAttentionRows * 2 * (kKvBlockTokens + padded_head_dim(head_dim)) +
+         kKvBlockTokens * padded_head_dim(head_dim);
 }
 
 struct AttentionArgs {
@@ -47,6 +60,11 @@ struct AttentionArgs {
 };
 using attention_f32_fn = void(const AttentionArgs&);   // f32 cache
 using attention_bf16_fn = void(const AttentionArgs&);  // bf16 cache
+using attention_int8_fn = void(const AttentionArgs&);  // int8 cache; queries and weights are rounded to 16 bits
+
+// A key or value with max|x| at most this becomes zeros in an int8 cache; one that holds an infinity or a NaN has that
+// as its scale.
+constexpr float kZeroKvPeak = 1e-33f;
 
 // Writes one token's key and value (f32 [head_dim]) into its slot (0 .. 63) of a head in a block.
 struct KvStoreArgs {
@@ -58,5 +76,6 @@ struct KvStoreArgs {
 };
 using kv_store_f32_fn = void(const KvStoreArgs&);
 using kv_store_bf16_fn = void(const KvStoreArgs&);
+using kv_store_int8_fn = void(const KvStoreArgs&);
 
 }  // namespace gemlet::kernels

@@ -1,3 +1,9 @@
 #include "kernels/simd/avx2.h"
 //
-#include "kernels/attention/body.h"
+#include "kernels/matmul/dots_pairs.h"
+//
+#include "kernels/attention/body_float.h"
+//
+#include "kernels/attention/body_int8.h"
+//
+#include "kernels/attention/body_store.h"

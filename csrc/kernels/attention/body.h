@@ -1,76 +1,94 @@
-// The vector body of attention, compiled once per tier: block by block, scores of all rows against 64 keys (tile),
-// softcap and mask, online softmax, then the weighted sum of the values (tile again). K and V of a block are read once
-// for all rows.
+// The vector body of attention, compiled once per tier: block by block, scores of all rows against 64 keys, softcap and
+// mask, online softmax, then the weighted sum of the values. K and V of a block are read once for all rows.
+//
+// What depends on the format of the cache is a class (FloatCache in body_float.h and so on). `scores` holds rows of
+// kKvBlockTokens floats, `out` rows of padded_head_dim:
+//   Cache(args, scratch)                            brings the queries into the form that its products take
+//   scores(keys, panel, panels, scores)             scores of all rows for `panels` panels of 16 keys
+//   weights(r, keys, row, first, count)             row r's weights [first, first + count) are there
+//   mix(values, first, count, row, rows, scores, out) out += weights [first, first + count) . values, `rows` rows
 #pragma once
 
 #include "kernels/attention/attention.h"
 #include "kernels/simd/vector.h"
-//
-#include "kernels/simd/tile.h"
 
 namespace gemlet::kernels {
 namespace {
 
 constexpr float kMasked = -__builtin_inff();
 
-// dst[r][16 * p ..] (+)= x[r] . panel p for `panels` panels, rows [row, row + R).
-template <typename Lines, int R>
-inline void rows_by_panels(const float* const* x, const uint8_t* matrix, int64_t panel_bytes, int64_t panels,
-                           int64_t cols, float* dst, int64_t dst_stride, bool accumulate) {
-  constexpr int H = vectors_at_once(R);
-  for (int64_t p = 0; p < panels; ++p) {
-    for (int h0 = 0; h0 < kPanelVectors; h0 += H) {
-      VF sums[R][H];
-      for (int r = 0; r < R; ++r) {
-        for (int h = 0; h < H; ++h) {
-          const float* at = dst + r * dst_stride + p * 16 + (h0 + h) * kLanes;
-          sums[r][h] = accumulate ? load(at) : VF{};
-        }
-      }
-      Lines::template tile<R, H>(x, matrix + p * panel_bytes, h0, cols, sums);
-      for (int r = 0; r < R; ++r) {
-        for (int h = 0; h < H; ++h) store(dst + r * dst_stride + p * 16 + (h0 + h) * kLanes, sums[r][h]);
-      }
+// Which tokens of a block a row sees: [begin, end).
+struct Sight {
+  int64_t begin, end;
+};
+
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+// Calls fn<R>(first row) for tiles of R rows that cover rows [0, rows): kRowTile each, the last one what is left.
+template <int R, typename Fn>
+inline void last_tile(int64_t row, int64_t rows, Fn fn) {
+  if (rows == R) {
+    fn.template operator()<R>(row);
+  } else if constexpr (R > 1) {
+    last_tile<R - 1>(row, rows, fn);
+  }
+}
+template <typename Fn>
+inline void for_each_tile(int64_t rows, Fn fn) {
+  int64_t row = 0;
+  for (; row + kRowTile <= rows; row += kRowTile) fn.template operator()<kRowTile>(row);
+  if (row < rows) last_tile<kRowTile>(row, rows - row, fn);
+}
+
+// A weight of 0 makes 0 of a hidden token's value only if that is a number. int8 values always are.
+template <int64_t kElement>
+inline bool all_finite(const uint8_t* values, int64_t head_dim) {
+  VI bad = {};
+  for (int64_t i = 0; i < kv_value_bytes(head_dim, kElement); i += (int64_t)sizeof(VI)) {
+    const VI bits = load_i32(values + i);
+    bad |= (bits & 0x7f800000) == 0x7f800000;
+    if (kElement == 2) bad |= (bits & 0x7f80) == 0x7f80;
+  }
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= bad[i];
+  return any == 0;
+}
+
+// copy = the values with zeros for what a row does not see.
+template <int64_t kElement>
+inline void hide(const uint8_t* values, int64_t head_dim, Sight sight, uint8_t* copy) {
+  constexpr int64_t kColumns = 4 / kElement;
+  __builtin_memcpy(copy, values, (size_t)kv_value_bytes(head_dim, kElement));
+  for (int64_t t = 0; t < kKvBlockTokens; ++t) {
+    if (t >= sight.begin && t < sight.end) continue;
+    for (int64_t d = 0; d < padded_head_dim(head_dim); ++d) {
+      const int64_t line = d / 16 * (kKvBlockTokens / kColumns) + t / kColumns;
+      __builtin_memset(copy + line * 64 + d % 16 * 4 + t % kColumns * kElement, 0, (size_t)kElement);
     }
   }
 }
 
-template <typename Lines, int R>
-inline void product_tail(int64_t rows, const float* const* x, const uint8_t* matrix, int64_t panel_bytes,
-                         int64_t panels, int64_t cols, float* dst, int64_t dst_stride, bool accumulate) {
-  if (rows == R) {
-    rows_by_panels<Lines, R>(x, matrix, panel_bytes, panels, cols, dst, dst_stride, accumulate);
-  } else if constexpr (R > 1) {
-    product_tail<Lines, R - 1>(rows, x, matrix, panel_bytes, panels, cols, dst, dst_stride, accumulate);
+// Scores [0, count) of one row become weights e^(s - largest); returns their sum.
+inline float weigh(float* row, int64_t count, float largest) {
+  const VF shift = splat(largest == kMasked ? 0.0f : largest);
+  VF sums = splat(0.0f);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const VF p = exp(load(row + i) - shift);
+    store(row + i, p);
+    sums += p;
   }
+  return sum_lanes(sums);
 }
 
-template <typename Lines>
-inline void product(int64_t rows, const float* const* x, const uint8_t* matrix, int64_t panel_bytes, int64_t panels,
-                    int64_t cols, float* dst, int64_t dst_stride, bool accumulate) {
-  int64_t r = 0;
-  for (; r + kRowTile <= rows; r += kRowTile) {
-    rows_by_panels<Lines, kRowTile>(x + r, matrix, panel_bytes, panels, cols, dst + r * dst_stride, dst_stride,
-                                    accumulate);
-  }
-  if (r < rows) {
-    product_tail<Lines, kRowTile>(rows - r, x + r, matrix, panel_bytes, panels, cols, dst + r * dst_stride, dst_stride,
-                                  accumulate);
-  }
-}
-
-template <typename Lines>
+template <typename Cache>
 inline void attention(const AttentionArgs& a) {
-  constexpr int64_t kElement = 4 / Lines::line_columns;
-  const int64_t cols = (a.head_dim + 1) / 2 * 2;
   const int64_t width = padded_head_dim(a.head_dim);
-  const int64_t key_panel = 16 * cols * kElement, value_panel = 16 * kKvBlockTokens * kElement;
   float* const scores = a.scratch;
-  float* const out = a.scratch + kMaxAttentionRows * kKvBlockTokens;
-  const float* score_rows[kMaxAttentionRows];
+  float* const out = scores + kMaxAttentionRows * kKvBlockTokens;
+  uint8_t* const copy = (uint8_t*)(out + kMaxAttentionRows * width);
+  Cache cache(a, (float*)copy + kKvBlockTokens * width);
   float largest[kMaxAttentionRows], sum[kMaxAttentionRows];
   for (int64_t r = 0; r < a.rows; ++r) {
-    score_rows[r] = scores + r * kKvBlockTokens;
     largest[r] = kMasked;
     sum[r] = 0.0f;
   }
@@ -78,46 +96,56 @@ inline void attention(const AttentionArgs& a) {
 
   for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
     const uint8_t* keys = a.blocks[block - a.first_block] + a.head_offset;
-    const uint8_t* values = keys + kv_key_bytes(a.head_dim, kElement);
+    const uint8_t* values = keys + kv_key_bytes(a.head_dim, Cache::kElement);
     const int64_t first = block * kKvBlockTokens;
-    const int64_t used = a.kv_end - first < kKvBlockTokens ? a.kv_end - first : kKvBlockTokens;
-    const int64_t panels = (used + 15) / 16;
-    product<Lines>(a.rows, a.q, keys, key_panel, panels, a.head_dim, scores, kKvBlockTokens, false);
+    const int64_t used = clamp(a.kv_end - first, 0, kKvBlockTokens);
+    const int64_t panel = clamp(a.kv_begin - first, 0, kKvBlockTokens) / 16;  // the first that any row may see
+    const int64_t begin = panel * 16, end = (used + 15) / 16 * 16;
+    cache.scores(keys, panel, end / 16 - panel, scores);
 
+    Sight sights[kMaxAttentionRows];
+    bool hidden = false;  // does a row not see all of the values that are read? These are whole lines.
+    constexpr int64_t kColumns = 4 / Cache::kElement;
+    const int64_t read = (used + kColumns - 1) / kColumns * kColumns;
     for (int64_t r = 0; r < a.rows; ++r) {
       float* row = scores + r * kKvBlockTokens;
       const int64_t position = a.positions[r];
       int64_t oldest = a.window > 0 ? position - a.window + 1 : 0;
       if (oldest < a.kv_begin) oldest = a.kv_begin;
-      const int64_t newest = position < a.kv_end - 1 ? position : a.kv_end - 1;
+      const Sight sight = {clamp(oldest - first, begin, end), clamp(position + 1 - first, begin, used)};
+      sights[r] = sight;
+      hidden |= sight.begin > begin || sight.end < read;
       if (a.softcap > 0.0f) {
-        for (int64_t i = 0; i < panels * 16; i += kLanes) {
+        for (int64_t i = begin; i < end; i += kLanes) {
           store(row + i, a.softcap * tanh(load(row + i) * (1.0f / a.softcap)));
         }
       }
-      for (int64_t i = 0; i < oldest - first && i < panels * 16; ++i) row[i] = kMasked;
-      for (int64_t i = newest - first + 1 > 0 ? newest - first + 1 : 0; i < panels * 16; ++i) row[i] = kMasked;
-      VF peaks = load(row);
-      for (int64_t i = kLanes; i < panels * 16; i += kLanes) peaks = max(peaks, load(row + i));
+      for (int64_t i = begin; i < sight.begin; ++i) row[i] = kMasked;
+      for (int64_t i = sight.end; i < end; ++i) row[i] = kMasked;
+      VF peaks = load(row + begin);
+      for (int64_t i = begin + kLanes; i < end; i += kLanes) peaks = max(peaks, load(row + i));
       const float peak = max_lanes(peaks);
       const float now = peak > largest[r] ? peak : largest[r];
-      const VF shift = splat(now == kMasked ? 0.0f : now);
-      VF sums = splat(0.0f);
-      for (int64_t i = 0; i < panels * 16; i += kLanes) {
-        const VF p = exp(load(row + i) - shift);
-        store(row + i, p);
-        sums += p;
-      }
       if (now > largest[r]) {
         float lanes[kLanes];
-        store(lanes, exp(splat(largest[r]) - shift));
+        store(lanes, exp(splat(largest[r]) - now));
         sum[r] *= lanes[0];
         for (int64_t i = 0; i < width; i += kLanes) store(out + r * width + i, load(out + r * width + i) * lanes[0]);
         largest[r] = now;
       }
-      sum[r] += sum_lanes(sums);
+      sum[r] += weigh(row + begin, end - begin, now);
+      cache.weights(r, keys, row, begin, end - begin);
     }
-    product<Lines>(a.rows, score_rows, values, value_panel, width / 16, panels * 16, out, width, true);
+    if constexpr (Cache::kElement > 1) {
+      if (hidden && !all_finite<Cache::kElement>(values, a.head_dim)) {
+        for (int64_t r = 0; r < a.rows; ++r) {
+          hide<Cache::kElement>(values, a.head_dim, sights[r], copy);
+          cache.mix(copy, begin, used - begin, r, 1, scores, out);
+        }
+        continue;
+      }
+    }
+    cache.mix(values, begin, used - begin, 0, a.rows, scores, out);
   }
 
   for (int64_t r = 0; r < a.rows; ++r) {
@@ -132,11 +160,4 @@ inline void attention(const AttentionArgs& a) {
 }
 
 }  // namespace
-
-namespace GEMLET_TIER {
-
-void attention_f32(const AttentionArgs& a) { attention<F32Lines>(a); }
-void attention_bf16(const AttentionArgs& a) { attention<Bf16Lines>(a); }
-
-}  // namespace GEMLET_TIER
 }  // namespace gemlet::kernels

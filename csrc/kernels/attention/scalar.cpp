@@ -7,36 +7,75 @@
 namespace gemlet::kernels::scalar {
 namespace {
 
-// Element types of the cache and where (output o, column c) of a packed matrix with `cols` columns lies.
+// Element types of the cache, and how one token's key or value becomes elements: write(x * inverse) and a scale that
+// undoes it.
 struct F32 {
   using Element = float;
+  static float peak_scale(const float*, int64_t) { return 1.0f; }
+  static float write(float v, float) { return v; }
   static float read(float v) { return v; }
-  static float write(float v) { return v; }
-  static int64_t index(int64_t o, int64_t c, int64_t cols) { return o / 16 * 16 * cols + c * 16 + o % 16; }
 };
 struct Bf16 {
   using Element = uint16_t;
+  static float peak_scale(const float*, int64_t) { return 1.0f; }
+  static uint16_t write(float v, float) { return f32_to_bf16(v); }
   static float read(uint16_t v) { return bf16_to_f32(v); }
-  static uint16_t write(float v) { return f32_to_bf16(v); }
-  static int64_t index(int64_t o, int64_t c, int64_t cols) {
-    return o / 16 * 16 * cols + c / 2 * 32 + o % 16 * 2 + c % 2;
-  }
 };
+struct Int8 {
+  using Element = uint8_t;
+  static float peak_scale(const float* x, int64_t dim) {
+    float peak = 0.0f;
+    for (int64_t d = 0; d < dim; ++d) peak = fabsf(x[d]) > peak || x[d] != x[d] ? fabsf(x[d]) : peak;
+    return peak / 127.0f;
+  }
+  static uint8_t write(float v, float scale) {
+    const float steps = scale > kZeroKvPeak / 127.0f ? v / scale : 0.0f;
+    return static_cast<uint8_t>((steps == steps && fabsf(steps) <= 127.5f ? lrintf(steps) : 0) + 128);
+  }
+  static float read(uint8_t v) { return static_cast<float>(v) - 128.0f; }
+};
+
+// Where (output o, column c) of a packed matrix with `cols` columns lies.
+template <typename Cache>
+int64_t index(int64_t o, int64_t c, int64_t cols) {
+  constexpr int64_t kColumns = 4 / sizeof(typename Cache::Element);
+  return o / 16 * 16 * cols + c / kColumns * 16 * kColumns + o % 16 * kColumns + c % kColumns;
+}
+
+// A head's block taken apart.
+template <typename Cache, typename Byte, typename Element, typename Scale>
+struct Head {
+  static constexpr int64_t kBytes = sizeof(typename Cache::Element);
+  Head(Byte* head, int64_t head_dim)
+      : cols(kv_key_columns(head_dim, kBytes)),
+        keys(reinterpret_cast<Element*>(head)),
+        values(reinterpret_cast<Element*>(head + kv_key_bytes(head_dim, kBytes))),
+        key_scales(reinterpret_cast<Scale*>(head + kv_key_bytes(head_dim, kBytes) + kv_value_bytes(head_dim, kBytes))),
+        value_scales(key_scales + kKvBlockTokens) {}
+  int64_t cols;
+  Element *keys, *values;
+  Scale *key_scales, *value_scales;  // of an int8 cache
+};
+template <typename Cache>
+using Reader = Head<Cache, const uint8_t, const typename Cache::Element, const float>;
+template <typename Cache>
+using Writer = Head<Cache, uint8_t, typename Cache::Element, float>;
 
 template <typename Cache>
 void kv_store(const KvStoreArgs& a) {
-  using Element = typename Cache::Element;
-  Element* keys = reinterpret_cast<Element*>(a.head);
-  Element* values = reinterpret_cast<Element*>(a.head + kv_key_bytes(a.head_dim, sizeof(Element)));
-  const int64_t cols = (a.head_dim + 1) / 2 * 2;
-  for (int64_t d = 0; d < a.head_dim; ++d) keys[Cache::index(a.slot, d, cols)] = Cache::write(a.key[d]);
-  for (int64_t d = 0; d < a.head_dim; ++d) values[Cache::index(d, a.slot, kKvBlockTokens)] = Cache::write(a.value[d]);
+  const Writer<Cache> head(a.head, a.head_dim);
+  const float key_scale = Cache::peak_scale(a.key, a.head_dim), value_scale = Cache::peak_scale(a.value, a.head_dim);
+  for (int64_t d = 0; d < a.head_dim; ++d) {
+    head.keys[index<Cache>(a.slot, d, head.cols)] = Cache::write(a.key[d], key_scale);
+    head.values[index<Cache>(d, a.slot, kKvBlockTokens)] = Cache::write(a.value[d], value_scale);
+  }
+  if (kv_scale_bytes(head.kBytes) == 0) return;
+  head.key_scales[a.slot] = key_scale;
+  head.value_scales[a.slot] = value_scale;
 }
 
 template <typename Cache>
 void attention(const AttentionArgs& a) {
-  using Element = typename Cache::Element;
-  const int64_t cols = (a.head_dim + 1) / 2 * 2;
   for (int64_t r = 0; r < a.rows; ++r) {
     float* scores = a.scratch;
     float* out = a.scratch + kKvBlockTokens;
@@ -45,16 +84,18 @@ void attention(const AttentionArgs& a) {
     const int64_t position = a.positions[r];
     const int64_t oldest = a.window > 0 ? position - a.window + 1 : 0;
     for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
-      const uint8_t* head = a.blocks[block - a.first_block] + a.head_offset;
-      const Element* keys = reinterpret_cast<const Element*>(head);
-      const Element* values = reinterpret_cast<const Element*>(head + kv_key_bytes(a.head_dim, sizeof(Element)));
+      const Reader<Cache> head(a.blocks[block - a.first_block] + a.head_offset, a.head_dim);
+      const bool scaled = kv_scale_bytes(head.kBytes) > 0;
       float block_max = -INFINITY;
       for (int64_t slot = 0; slot < kKvBlockTokens; ++slot) {
         const int64_t t = block * kKvBlockTokens + slot;
         scores[slot] = -INFINITY;
         if (t < a.kv_begin || t >= a.kv_end || t > position || t < oldest) continue;
         float s = 0.0f;
-        for (int64_t d = 0; d < a.head_dim; ++d) s += a.q[r][d] * Cache::read(keys[Cache::index(slot, d, cols)]);
+        for (int64_t d = 0; d < a.head_dim; ++d) {
+          s += a.q[r][d] * Cache::read(head.keys[index<Cache>(slot, d, head.cols)]);
+        }
+        if (scaled) s *= head.key_scales[slot];
         if (a.softcap > 0.0f) s = a.softcap * tanhf(s / a.softcap);
         scores[slot] = s;
         if (s > block_max || s != s) block_max = s;  // NaN must show
@@ -69,8 +110,10 @@ void attention(const AttentionArgs& a) {
         if (scores[slot] == -INFINITY) continue;
         const float p = expf(scores[slot] - largest);
         sum += p;
-        for (int64_t d = 0; d < a.head_dim; ++d)
-          out[d] += p * Cache::read(values[Cache::index(d, slot, kKvBlockTokens)]);
+        const float weight = scaled ? p * head.value_scales[slot] : p;
+        for (int64_t d = 0; d < a.head_dim; ++d) {
+          out[d] += weight * Cache::read(head.values[index<Cache>(d, slot, kKvBlockTokens)]);
+        }
       }
     }
     if (a.max) {
@@ -86,7 +129,9 @@ void attention(const AttentionArgs& a) {
 
 void kv_store_f32(const KvStoreArgs& a) { kv_store<F32>(a); }
 void kv_store_bf16(const KvStoreArgs& a) { kv_store<Bf16>(a); }
+void kv_store_int8(const KvStoreArgs& a) { kv_store<Int8>(a); }
 void attention_f32(const AttentionArgs& a) { attention<F32>(a); }
 void attention_bf16(const AttentionArgs& a) { attention<Bf16>(a); }
+void attention_int8(const AttentionArgs& a) { attention<Int8>(a); }
 
 }  // namespace gemlet::kernels::scalar

@@ -2,43 +2,19 @@
 #pragma once
 
 #include "kernels/matmul/panels.h"
+#include "kernels/simd/tile_bf16.h"
 
 namespace gemlet::kernels {
 namespace {
 
 struct Bf16Product {
-  // Even and odd lines are summed apart, as in simd/tile.h.
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
     const uint8_t* x[R];
     for (int r = 0; r < R; ++r) x[r] = (const uint8_t*)a.x + (row + r) * a.x_stride;
-    const uint8_t* w = panel + h0 * kLanes * 4;
-    VF odd[R][H] = {};
-    int64_t line = 0;
-    for (; line + 2 <= a.cols / 2; line += 2, w += 128) {
-      for (int h = 0; h < H; ++h) {
-        const VI w0 = load_i32(w + h * kLanes * 4), w1 = load_i32(w + 64 + h * kLanes * 4);
-        for (int r = 0; r < R; ++r) sums[r][h] = dot_bf16(sums[r][h], w0, splat_bytes(x[r] + 4 * line));
-        for (int r = 0; r < R; ++r) odd[r][h] = dot_bf16(odd[r][h], w1, splat_bytes(x[r] + 4 * line + 4));
-      }
-    }
-    for (int h = 0; h < H; ++h) {
-      for (int r = 0; r < R; ++r) {
-        if (line < a.cols / 2) {
-          sums[r][h] = dot_bf16(sums[r][h], load_i32(w + h * kLanes * 4), splat_bytes(x[r] + 4 * line));
-        }
-        sums[r][h] += odd[r][h];
-      }
-    }
+    tile_pairs<R, H>(x, panel, h0, a.cols, sums);
   }
 };
-
-// To nearest, ties to even; NaN stays NaN.
-inline VI bf16_bits(VF x) {
-  const VI bits = (VI)x;
-  const VI rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return x == x ? rounded : (bits >> 16) | 0x40;
-}
 
 }  // namespace
 

@@ -10,13 +10,6 @@
 namespace gemlet::kernels {
 namespace {
 
-// Four bytes of a row of activations in every lane.
-inline VI splat_bytes(const uint8_t* p) {
-  int32_t four;
-  __builtin_memcpy(&four, p, 4);
-  return splat_i32(four);
-}
-
 template <int R, int H>
 inline void store_tile(const MatmulArgs& a, int64_t row, int64_t panel, int h0, const VF (&sums)[R][H]) {
   for (int h = 0; h < H; ++h) {

@@ -17,6 +17,12 @@ inline VI load_i32(const void* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+// Four bytes of a row in every lane.
+inline VI splat_bytes(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return splat_i32(four);
+}
 inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // First `count` floats only; the rest of the vector is zero.
@@ -51,6 +57,13 @@ inline float max_lanes(VF v) {
 inline VF abs(VF x) { return (VF)((VI)x & 0x7fffffff); }
 inline VF select(VI mask, VF yes, VF no) { return (VF)((mask & (VI)yes) | (~mask & (VI)no)); }
 inline VF to_float(VI x) { return __builtin_convertvector(x, VF); }
+
+// The bits of bf16, to nearest, ties to even, in the low half of each lane; NaN stays NaN.
+inline VI bf16_bits(VF x) {
+  const VI bits = (VI)x;
+  const VI rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return x == x ? rounded : (bits >> 16) | 0x40;
+}
 
 // e^x: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]; relative error below 2e-7. 0 below -87.3, capped
 // above 88.

@@ -7,13 +7,6 @@
 
 namespace gemlet {
 
-int64_t ForwardPass::experts_floats(const LayerConfig& c) const {
-  if (c.num_experts == 0) return 0;
-  // router input and logits, then per routed row: input, gate and up, activation, output
-  return config_.hidden_size + c.num_experts +
-         c.experts_per_token * (2 * config_.hidden_size + 3 * c.expert_intermediate_size);
-}
-
 void ForwardPass::add_experts(size_t index) {
   const LayerConfig& c = config_.layers[index];
   const ExpertWeights& w = weights_.layers[index].experts;

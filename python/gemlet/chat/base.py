@@ -84,8 +84,8 @@ class ChatFormat(ABC):
 
         Raises:
             InvalidRequestError: a message is malformed, of a role the format has not, or holds something
-                that is not text; or tools or thinking are asked of a format without. The error names the
-                message.
+                that is not text. The error names the message.
+            UnsupportedError: tools or thinking are asked of a format without.
         """
         return "".join(text for text, _ in self.segments(messages, tools, thinking, add_generation_prompt))
 
@@ -104,6 +104,7 @@ class ChatFormat(ABC):
 
         Raises:
             InvalidRequestError: as for :meth:`render`; or the vocabulary lacks the markers.
+            UnsupportedError: as for :meth:`render`.
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA

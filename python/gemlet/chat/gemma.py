@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.messages import checked_messages, role_of, text_parts
-from gemlet.errors import InvalidRequestError
+from gemlet.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
     from gemlet.reply import TokenReplyParser
@@ -44,9 +44,11 @@ class GemmaFormat(ChatFormat):
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
         if tools:
-            raise InvalidRequestError(f"tools: the format {self.name} has none; describe tools in text")
+            raise UnsupportedError(
+                f"tools: the chat format {self.name} has none, that of Gemma 4 does; describe tools in text"
+            )
         if thinking:
-            raise InvalidRequestError(f"thinking: the format {self.name} has none; expected False")
+            raise UnsupportedError(f"thinking: the chat format {self.name} has none, that of Gemma 4 does")
         bos, turn_start, turn_end = self.markers
         out = Segments()
         out.marker(bos)

@@ -30,7 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.random is not None:
         from gemlet.load import random_model
 
-        model = random_model(arguments.random, weights=arguments.weights, threads=arguments.threads)
+        model = random_model(
+            arguments.random,
+            weights=arguments.weights,
+            embedding=arguments.embedding,
+            threads=arguments.threads,
+            max_context=arguments.max_context,
+        )
         name = f"{arguments.random} (random)"
     else:
         model = open_model(arguments)

@@ -7,9 +7,10 @@ import contextlib
 import sys
 from typing import Any
 
-from gemlet.cli.common import one_line, open_model, print_stats, sampling_options, write
+from gemlet.cli.common import dim, for_terminal, one_line, open_model, print_stats, sampling_options, write
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model import Model
+from gemlet.reply import Reasoning
 
 __all__ = ["run"]
 
@@ -18,7 +19,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cuts a 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command until /exit or the end of standard input."""
-    options = {"max_tokens": 1024, **sampling_options(arguments)}
+    options = {"max_tokens": 1024, **sampling_options(arguments), "thinking": arguments.thinking}
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
@@ -30,6 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     with open_model(arguments) as model:
         if model.chat_format is None or model.tokenizer is None:
             raise UnsupportedError(f"{model.source} has no chat format; use gemlet generate")
+        model.chat_format.render(
+            [{"role": "user", "content": ""}], thinking=arguments.thinking
+        )  # or says why
         if interactive:
             print(_HELP)
         messages = list(opening)
@@ -62,21 +66,28 @@ def _read_line(interactive: bool) -> str | None:
             print("\n(/exit or Ctrl-D leaves)")
 
 
-def _reply(model: Model, messages: list[dict[str, str]], options: dict[str, Any], *, stats: bool) -> bool:
-    """Streams a reply and adds it to ``messages``; False if there was none."""
+def _reply(model: Model, messages: list[dict[str, Any]], options: dict[str, Any], *, stats: bool) -> bool:
+    """Streams a reply and adds it to ``messages``; False if there was none. Reasoning is for terminals."""
     try:
         stream = model.stream_chat(messages, **options)
     except InvalidRequestError as error:  # most likely: the conversation has outgrown the context
         print(f"gemlet: error: {one_line(str(error))} (/reset starts afresh)", file=sys.stderr)
         return False
     with stream, contextlib.suppress(KeyboardInterrupt):
+        is_thinking = False
         for chunk in stream:
+            for event in chunk.events if sys.stdout.isatty() else ():
+                if isinstance(event, Reasoning):
+                    is_thinking = True
+                    sys.stdout.write(dim(for_terminal(event.text)))
+                    sys.stdout.flush()
             if chunk.text:
-                write(chunk.text)
+                write("\n\n" + chunk.text if is_thinking else chunk.text)
+                is_thinking = False
     text = stream.result.text
     write("\n")
     if stats:
         print_stats(model, stream.result)
     if text:
-        messages.append({"role": "assistant", "content": text})
+        messages.append(stream.result.message)
     return bool(text)

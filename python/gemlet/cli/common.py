@@ -13,6 +13,7 @@ from gemlet.model import Model
 
 __all__ = [
     "bold",
+    "dim",
     "for_terminal",
     "one_line",
     "open_model",
@@ -54,6 +55,11 @@ def bold(text: str) -> str:
     return text if os.environ.get("NO_COLOR") else f"\x1b[1m{text}\x1b[0m"
 
 
+def dim(text: str) -> str:
+    """``text`` dimmed, unless the NO_COLOR convention forbids it."""
+    return text if os.environ.get("NO_COLOR") else f"\x1b[2m{text}\x1b[0m"
+
+
 def write(text: str) -> None:
     """Writes text of the model to standard output at once."""
     sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
@@ -72,7 +78,14 @@ def open_model(arguments: argparse.Namespace) -> Model:
     """The model that --model, --weights and --threads describe."""
     from gemlet.load import load
 
-    return load(arguments.model, weights=arguments.weights, threads=arguments.threads)
+    return load(
+        arguments.model,
+        weights=arguments.weights,
+        embedding=arguments.embedding,
+        threads=arguments.threads,
+        max_context=arguments.max_context,
+        max_memory=arguments.max_memory,
+    )
 
 
 def peak_memory_bytes() -> int:

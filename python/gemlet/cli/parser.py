@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_generate(commands)
     _add_chat(commands)
+    _add_inspect(commands)
     _add_info(commands)
     _add_bench(commands)
     return parser
@@ -69,9 +70,30 @@ def _add_chat(commands: Any) -> None:
     )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
+    parser.add_argument(
+        "--thinking",
+        action="store_true",
+        help="let the model think before it answers (Gemma 4); a terminal shows what it thinks",
+    )
     _add_sampling(parser, "1024")
     parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
     parser.set_defaults(run=_run_chat)
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="what is in a model, without loading it",
+        description="Show the architecture layer by layer, the tokenizer, the formats, the memory it takes "
+        "and whether it runs here (exit code 0) or why not (1).",
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="DIR_OR_FILE", help="as for --model; without it, the demo model"
+    )
+    _add_formats(parser)
+    _add_memory(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run_inspect)
 
 
 def _add_info(commands: Any) -> None:
@@ -99,6 +121,7 @@ def _add_bench(commands: Any) -> None:
         help="random weights at a real shape, for example gemma3-1b or gemma3-270m",
     )
     _add_placement(parser)
+    _add_memory(parser)
     parser.add_argument(
         "-p",
         type=_counts,
@@ -125,19 +148,38 @@ def _add_model_source(parser: Any) -> None:
     )
 
 
-def _add_placement(parser: argparse.ArgumentParser) -> None:
+def _add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=["auto", "bf16", "q8", "q4", "f32"],
         default="auto",
         help="format of the weights in memory (default auto)",
     )
+    parser.add_argument(
+        "--embedding",
+        choices=["bf16", "q8", "q4", "f32"],
+        help="format of the embedding in memory (default: as the weights, but q8 for q4)",
+    )
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-context", type=int, metavar="N", help="longest text in tokens (default: the model's limit)"
+    )
+    parser.add_argument(
+        "--max-memory", metavar="SIZE", help='refuse a model that needs more, for example "2GB"'
+    )
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    _add_formats(parser)
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: see gemlet info)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
     _add_placement(parser)
+    _add_memory(parser)
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
@@ -183,6 +225,12 @@ def _run_chat(arguments: argparse.Namespace) -> int:
     from gemlet.cli import chat
 
     return chat.run(arguments)
+
+
+def _run_inspect(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import inspect
+
+    return inspect.run(arguments)
 
 
 def _run_info(arguments: argparse.Namespace) -> int:

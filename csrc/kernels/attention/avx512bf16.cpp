@@ -1,0 +1,3 @@
+#include "kernels/simd/avx512bf16.h"
+//
+#include "kernels/attention/body_bf16.h"

@@ -1,0 +1,148 @@
+// Attention over an int8 cache: both products are integer dot products against the bytes as stored. Queries and softmax
+// weights have 16 bits, as two bytes: x = step * (254 high + low), high and low within 127. The scale of a key
+// multiplies its score; the scale of a value multiplies its weight before that is rounded.
+#pragma once
+
+#include "kernels/attention/body.h"
+//
+#include "kernels/attention/rounding.h"
+
+namespace gemlet::kernels {
+namespace {
+
+constexpr int32_t kHighUnit = 254;
+constexpr float kLargestStep = 127.0f * kHighUnit;
+
+inline void store_bytes(uint8_t* to, VI integers) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  const Bytes bytes = __builtin_convertvector(integers, Bytes);
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+
+// A row of numbers in 16 bits.
+struct Row16 {
+  uint8_t *high, *low;
+  float step;
+  int32_t high_offset, low_offset;  // undo the storage of the other factor as unsigned bytes
+
+  // x(i) gives the vector at i; `count` is a multiple of kLanes.
+  template <typename Get>
+  void set(int64_t count, float peak, Get x) {
+    step = peak * (1.0f / kLargestStep);
+    const float inverse = peak > kZeroKvPeak ? kLargestStep / peak : 0.0f;
+    VI high_sum = {}, low_sum = {};
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const VF rounded = round(x(i) * inverse);
+      const VF whole = select(rounded == rounded, rounded, splat(0.0f));  // infinity * 0: the step says it
+      const VF upper = round(whole * (1.0f / kHighUnit));
+      const VI h = __builtin_convertvector(upper, VI);
+      const VI l = __builtin_convertvector(whole - upper * (float)kHighUnit, VI);
+      store_bytes(high + i, h);
+      store_bytes(low + i, l);
+      high_sum += h;
+      low_sum += l;
+    }
+    high_offset = -128 * sum_lanes(high_sum);
+    low_offset = -128 * sum_lanes(low_sum);
+  }
+};
+
+// x[r] . lines for R rows and one vector of a panel.
+template <int R>
+inline void int8_tile(const Row16* x, const uint8_t* lines, int64_t count, VF (&products)[R]) {
+  VI high[R], low[R];
+  for (int r = 0; r < R; ++r) {
+    high[r] = Q8Dot::start(x[r].high_offset);
+    low[r] = Q8Dot::start(x[r].low_offset);
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    const VI w = load_i32(lines + j * 64);
+    for (int r = 0; r < R; ++r) {
+      high[r] = Q8Dot::add(high[r], w, splat_bytes(x[r].high + 4 * j));
+      low[r] = Q8Dot::add(low[r], w, splat_bytes(x[r].low + 4 * j));
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    const VF h = to_float(Q8Dot::total(high[r], x[r].high_offset));
+    const VF l = to_float(Q8Dot::total(low[r], x[r].low_offset));
+    products[r] = (h * (float)kHighUnit + l) * x[r].step;
+  }
+}
+
+struct Int8Cache {
+  static constexpr int64_t kElement = 1;
+  const AttentionArgs& a;
+  int64_t columns, width;
+  Row16 q[kMaxAttentionRows], p[kMaxAttentionRows];
+
+  Int8Cache(const AttentionArgs& args, float* scratch)
+      : a(args), columns(kv_key_columns(a.head_dim, 1)), width(padded_head_dim(a.head_dim)) {
+    uint8_t* at = (uint8_t*)scratch;
+    const auto take = [&](int64_t bytes) {
+      uint8_t* const start = at;
+      at += bytes;
+      return start;
+    };
+    for (int64_t r = 0; r < a.rows; ++r) {
+      q[r].high = take(width);
+      q[r].low = take(width);
+      p[r].high = take(kKvBlockTokens);
+      p[r].low = take(kKvBlockTokens);
+      const auto get = [&](int64_t i) {
+        const int64_t left = a.head_dim - i;
+        return left >= kLanes ? load(a.q[r] + i) : left > 0 ? load_some(a.q[r] + i, left) : splat(0.0f);
+      };
+      VI peaks = {};
+      for (int64_t i = 0; i < a.head_dim; i += kLanes) peaks = raise_peaks(peaks, get(i));
+      q[r].set(width, largest_magnitude(peaks), get);
+    }
+  }
+
+  const float* key_scales(const uint8_t* keys) const {
+    return (const float*)(keys + kv_key_bytes(a.head_dim, 1) + kv_value_bytes(a.head_dim, 1));
+  }
+  void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {
+    const float* scales = key_scales(keys);
+    for_each_tile(a.rows, [&]<int R>(int64_t row) {
+      for (int64_t first = panel * 16; first < (panel + panels) * 16; first += kLanes) {
+        VF products[R];
+        const uint8_t* lines = keys + first / 16 * 16 * columns + first % 16 * 4;
+        int8_tile<R>(q + row, lines, columns / 4, products);
+        for (int r = 0; r < R; ++r) store(to + (row + r) * kKvBlockTokens + first, products[r] * load(scales + first));
+      }
+    });
+  }
+  void weights(int64_t r, const uint8_t* keys, float* row, int64_t first, int64_t count) {
+    const float* scales = key_scales(keys) + kKvBlockTokens;
+    VI peaks = {};
+    for (int64_t i = first; i < first + count; i += kLanes) {
+      const VF weight = load(row + i);
+      const VF scaled = select(weight == 0.0f, weight, weight * load(scales + i));  // a hidden token's scale: anything
+      store(row + i, scaled);
+      peaks = raise_peaks(peaks, scaled);
+    }
+    p[r].set(count, largest_magnitude(peaks), [&](int64_t i) { return load(row + first + i); });
+  }
+  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t, int64_t rows, const float*, float* out) const {
+    for_each_tile(rows, [&]<int R>(int64_t row) {
+      for (int64_t d = 0; d < width; d += kLanes) {
+        VF products[R];
+        const uint8_t* lines = values + d / 16 * 16 * kKvBlockTokens + first / 4 * 64 + d % 16 * 4;
+        int8_tile<R>(p + row, lines, (count + 3) / 4, products);
+        for (int r = 0; r < R; ++r) {
+          float* const at = out + (row + r) * width + d;
+          store(at, load(at) + products[r]);
+        }
+      }
+    });
+  }
+};
+
+}  // namespace
+
+namespace GEMLET_TIER {
+
+void attention_int8(const AttentionArgs& a) { attention<Int8Cache>(a); }
+
+}  // namespace GEMLET_TIER
+}  // namespace gemlet::kernels

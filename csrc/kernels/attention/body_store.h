@@ -1,0 +1,109 @@
+// Writes one token into a block: its key is a column of 4-byte units that lie 64 bytes apart, its value one number, of
+// 4, 2 or 1 bytes, in every unit of a run of lines.
+#pragma once
+
+#include "kernels/attention/attention.h"
+#include "kernels/attention/rounding.h"
+
+namespace gemlet::kernels {
+namespace {
+
+inline VF head_vector(const float* x, int64_t i, int64_t dim) {
+  return dim - i >= kLanes ? load(x + i) : load_some(x + i, dim - i);
+}
+
+// Element: kBytes, prepare(x, dim), bits(vector) with the element in the low bits of every lane.
+struct F32Element {
+  static constexpr int64_t kBytes = 4;
+  void prepare(const float*, int64_t) {}
+  VI bits(VF x) const { return (VI)x; }
+};
+struct Bf16Element {
+  static constexpr int64_t kBytes = 2;
+  void prepare(const float*, int64_t) {}
+  VI bits(VF x) const { return bf16_bits(x); }
+};
+// One token's key or value: round(x * inverse) + 128 in every lane.
+struct Int8Element {
+  static constexpr int64_t kBytes = 1;
+  float inverse = 0.0f, scale = 0.0f;
+  void prepare(const float* x, int64_t dim) {
+    VI peaks = {};
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      peaks = raise_peaks(peaks, dim - i >= kLanes ? load(x + i) : load_some(x + i, dim - i));
+    }
+    const float peak = largest_magnitude(peaks);
+    scale = peak * (1.0f / 127.0f);
+    inverse = peak > kZeroKvPeak ? 127.0f / peak : 0.0f;
+  }
+  VI bits(VF x) const {
+    const VF rounded = round(x * inverse);
+    return __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI) + 128;
+  }
+};
+
+template <typename Element>
+inline Element store_key(const KvStoreArgs& a) {
+  constexpr int64_t kBytes = Element::kBytes;
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  Element element;
+  element.prepare(a.key, a.head_dim);
+  const int64_t columns = kv_key_columns(a.head_dim, kBytes);
+  uint8_t* const keys = a.head + a.slot / 16 * 16 * columns * kBytes + a.slot % 16 * 4;
+  for (int64_t i = 0; i < a.head_dim; i += kLanes) {
+    const VI bits = element.bits(head_vector(a.key, i, a.head_dim));
+    uint8_t units[sizeof bits];
+    if constexpr (kBytes == 4) {
+      __builtin_memcpy(units, &bits, sizeof bits);
+    } else if constexpr (kBytes == 2) {
+      const Halves halves = __builtin_convertvector(bits, Halves);
+      __builtin_memcpy(units, &halves, sizeof halves);
+    } else {
+      const Bytes bytes = __builtin_convertvector(bits, Bytes);
+      __builtin_memcpy(units, &bytes, sizeof bytes);
+    }
+    const int64_t left = columns - i < kLanes ? columns - i : kLanes;
+    uint8_t* const to = keys + i * kBytes * 16;  // 4 bytes of columns make a line of 64
+    for (int64_t unit = 0; unit < left * kBytes / 4; ++unit) __builtin_memcpy(to + unit * 64, units + unit * 4, 4);
+  }
+  return element;
+}
+
+template <typename Element>
+inline Element store_value(const KvStoreArgs& a) {
+  constexpr int64_t kBytes = Element::kBytes, kColumns = 4 / kBytes;
+  Element element;
+  element.prepare(a.value, a.head_dim);
+  const int shift = (int)(a.slot % kColumns * kBytes * 8);
+  const int32_t mask = (int32_t)((kBytes == 4 ? 0xffffffffu : (1u << (kBytes * 8 % 32)) - 1) << shift);
+  uint8_t* const values = a.head + kv_key_bytes(a.head_dim, kBytes) + a.slot / kColumns * 64;
+  for (int64_t i = 0; i < a.head_dim; i += kLanes) {
+    uint8_t* const at = values + i / 16 * 16 * kKvBlockTokens * kBytes + i % 16 * 4;
+    const VI bits = (element.bits(head_vector(a.value, i, a.head_dim)) << shift) & mask;
+    const VI merged = (load_i32(at) & ~mask) | bits;
+    __builtin_memcpy(at, &merged, sizeof merged);
+  }
+  return element;
+}
+
+}  // namespace
+
+namespace GEMLET_TIER {
+
+void kv_store_f32(const KvStoreArgs& a) {
+  store_key<F32Element>(a);
+  store_value<F32Element>(a);
+}
+void kv_store_bf16(const KvStoreArgs& a) {
+  store_key<Bf16Element>(a);
+  store_value<Bf16Element>(a);
+}
+void kv_store_int8(const KvStoreArgs& a) {
+  float* const scales = (float*)(a.head + kv_key_bytes(a.head_dim, 1) + kv_value_bytes(a.head_dim, 1));
+  scales[a.slot] = store_key<Int8Element>(a).scale;
+  scales[kKvBlockTokens + a.slot] = store_value<Int8Element>(a).scale;
+}
+
+}  // namespace GEMLET_TIER
+}  // namespace gemlet::kernels

@@ -1,0 +1,185 @@
+"""What is in a model's files, without loading its weights: :func:`inspect`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gemlet.errors import MemoryLimitError
+from gemlet.memory import MemoryPlan, check_memory, parse_memory, plan_memory, size_text
+
+if TYPE_CHECKING:
+    from gemlet.config import LayerSpec, TextConfig
+    from gemlet.source import ModelSource
+
+__all__ = ["Inspection", "inspect", "layer_text"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect` found.
+
+    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model,
+    ``parameters_on_disk`` the part of them that stays in the file while it runs. ``problem`` is None if the
+    model runs here, else why not.
+
+    >>> found = inspect()
+    >>> found.config.family, found.weights, found.stored["bf16"] > 10, found.problem
+    ('gemma3', 'bf16', True, None)
+    """
+
+    source: str
+    config: TextConfig
+    stored: dict[str, int]
+    file_bytes: int
+    parameters: int
+    parameters_on_disk: int
+    vocabulary: int | None
+    chat_format: str | None
+    weights: str
+    max_context: int
+    plan: MemoryPlan
+    problem: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as numbers, strings, lists and dicts: what ``gemlet inspect --json`` prints."""
+        memory = asdict(self.plan) | {"total": self.plan.total}
+        fields = {name: value for name, value in vars(self).items() if name != "plan"}
+        return fields | {"config": asdict(self.config), "memory": memory}
+
+    def __str__(self) -> str:
+        config = self.config
+        on_disk = (
+            f", {_count(self.parameters_on_disk)} of them stay on disk" if self.parameters_on_disk else ""
+        )
+        types = ", ".join(f"{count} {dtype}" for dtype, count in self.stored.items())
+        lines = [
+            f"model      {self.source}",
+            f"family     {config.family} ({config.model_type}), {config.num_layers} layers, hidden size "
+            f"{config.hidden_size}, {_count(self.parameters)} parameters{on_disk}",
+            f"tensors    {types}; {size_text(self.file_bytes)}",
+            f"tokenizer  {self._tokenizer_text()}",
+            f"context    {config.max_position_embeddings} tokens",
+            *(f"layer {numbers:<8} {text}" for numbers, text in _layer_groups(config)),
+            f"memory     {self.plan}",
+            f"           with weights={self.weights}, max_context={self.max_context}"
+            + (f"; {size_text(self.plan.on_disk)} stay on disk" if self.plan.on_disk else ""),
+            f"runs here  {'yes' if self.problem is None else f'no: {self.problem}'}",
+        ]
+        return "\n".join(lines)
+
+    def _tokenizer_text(self) -> str:
+        if self.vocabulary is None:
+            return "none: it takes and gives token ids"
+        return f"{self.vocabulary} pieces, chat format {self.chat_format or 'none'}"
+
+
+def inspect(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    weights: str = "auto",
+    embedding: str | None = None,
+    max_context: int | None = None,
+    max_memory: int | str | None = None,
+) -> Inspection:
+    """Reads all that a model's files say but the weights, and what it would take to load it.
+
+    The arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing, damaged
+    or of an architecture gemlet does not run. A model that is merely too large is described, with
+    ``problem`` saying so.
+
+    >>> print(str(inspect(weights="q4", max_context=512)).splitlines()[0])
+    model      demo
+    """
+    from gemlet import _core
+    from gemlet.load import check_max_context, check_weights
+    from gemlet.source import open_source
+
+    check_weights(weights)
+    limit = None if max_memory is None else parse_memory(max_memory)
+    with open_source(source) as opened:
+        config = opened.config
+        context = check_max_context(max_context, config)
+        weights = opened.stored_weights() if weights == "auto" else weights
+        plan = plan_memory(config, weights=weights, embedding=embedding, max_context=context)
+        parameters, on_disk = _parameters(opened)
+        tensors = opened.checkpoint.tensors
+        problem = None
+        room, name = limit, "max_memory"
+        if room is None:
+            room, name = _core.available_memory() + plan.process, "the memory this process may have"
+        try:
+            check_memory(room, config, weights=weights, embedding=embedding, max_context=context, name=name)
+        except MemoryLimitError as error:
+            problem = str(error)
+        return Inspection(
+            source=opened.name,
+            config=config,
+            stored=dict(Counter(opened.checkpoint.dtype(name) for name in opened.slots).most_common()),
+            file_bytes=sum(tensors[name].nbytes for name in opened.slots),
+            parameters=parameters,
+            parameters_on_disk=on_disk,
+            vocabulary=None if opened.tokenizer is None else opened.tokenizer.vocab_size,
+            chat_format=None if opened.chat_format is None else opened.chat_format.name,
+            weights=weights,
+            max_context=context,
+            plan=plan,
+            problem=problem,
+        )
+
+
+def layer_text(layer: LayerSpec) -> str:
+    """One layer in words.
+
+    >>> from gemlet.config import shape_config
+    >>> layer_text(shape_config("gemma3-1b").layers[5])
+    'full attention, 4 heads of 256, 1 for keys and values; MLP 6912'
+    """
+    window = f"window {layer.sliding_window}" if layer.sliding_window else "full attention"
+    parts = [f"{window}, {layer.num_heads} heads of {layer.head_dim}"]
+    if layer.kv_source >= 0:
+        parts.append(f"keys and values of layer {layer.kv_source}")
+    else:
+        shared = ", values are the keys" if layer.key_is_value else ""
+        parts.append(f"{layer.num_kv_heads} for keys and values{shared}")
+    mlp = f"MLP {layer.intermediate_size}"
+    if layer.activation_sparsity is not None:
+        mlp += f", sparse above {layer.activation_sparsity:.2f} deviations"
+    if layer.num_experts:
+        mlp += (
+            f"; {layer.experts_per_token} of {layer.num_experts} experts of {layer.expert_intermediate_size}"
+        )
+    return ", ".join(parts) + "; " + mlp
+
+
+def _layer_groups(config: TextConfig) -> Iterator[tuple[str, str]]:
+    """("0-4", text) for runs of equal layers."""
+    first = 0
+    for i in range(1, config.num_layers + 1):
+        if i == config.num_layers or config.layers[i] != config.layers[first]:
+            numbers = f"{first}" if i == first + 1 else f"{first}-{i - 1}"
+            yield numbers, layer_text(config.layers[first])
+            first = i
+
+
+def _parameters(source: ModelSource) -> tuple[int, int]:
+    """All parameters of the text model, and those of the table that stays on disk."""
+    from gemlet.tensors import PER_LAYER_TABLE
+
+    total = on_disk = 0
+    for name, slot in source.slots.items():
+        count = 1
+        for size in source.checkpoint.tensors[name].shape:
+            count *= size
+        total += count
+        on_disk += count if slot == PER_LAYER_TABLE else 0
+    return total, on_disk
+
+
+def _count(number: int) -> str:
+    if number >= 10**9:
+        return f"{number / 10**9:.2f} billion"
+    return f"{number / 10**6:.0f} million" if number >= 10**7 else f"{number / 10**6:.1f} million"

@@ -1,0 +1,175 @@
+"""MatFormer: a smaller Gemma 3n cut out of a larger one as it is loaded.
+
+The models are nested (Devvrit et al. 2023, "MatFormer: Nested Transformer for Elastic Inference",
+arXiv:2310.07707): an MLP of the smaller one is the first lanes of the larger one's, and every layer may have
+a width of its own. Layers may be left out too, with their columns of the table of per-layer embeddings and
+their rows of its projection. Everything else is the same, so a cut costs no more than not reading a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gemlet._json import show
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.tensors import PER_LAYER_TABLE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gemlet.config import TextConfig
+
+__all__ = ["Cut", "cut_config", "cut_slots"]
+
+# Name -> (layers and width of the model it is cut from, its own width, layers left out).
+NAMED: Mapping[str, tuple[int, int, int, tuple[int, ...]]] = {"E2B": (35, 16384, 8192, (20, 21, 22, 23, 24))}
+_EXPECTED = (
+    "expected 'E2B', a width for all layers, a list of widths, or "
+    "{'intermediate_size': width or list of widths, 'skip_layers': list of layers}"
+)
+_PROJECTION = "per_layer_model_projection"
+
+Run = tuple[int, int]  # first, count
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is kept of a matrix: runs of rows and runs of columns; all where there are none."""
+
+    rows: tuple[Run, ...] = ()
+    columns: tuple[Run, ...] = ()
+
+    @property
+    def end_row(self) -> int:
+        """Rows to read; those after it are not needed."""
+        return self.rows[-1][0] + self.rows[-1][1]
+
+    def apply(
+        self, blocks: Iterator[tuple[NDArray[Any], str]], columns: int
+    ) -> Iterator[tuple[NDArray[Any], str]]:
+        """The kept part of a matrix of so many ``columns`` that comes in blocks of rows; blocks again, one
+        if several runs of rows are kept."""
+        import numpy as np
+
+        parts: list[NDArray[Any]] = []
+        dtype, begin = "", 0
+        for block, dtype in blocks:
+            if block.shape[1] != columns:
+                raise UnsupportedError("matformer: quantized weights cannot be cut; load a float checkpoint")
+            end = begin + len(block)
+            for first, count in self.rows or ((begin, len(block)),):
+                part = block[max(first, begin) - begin : max(0, min(first + count, end) - begin)]
+                if self.columns:
+                    part = np.concatenate([part[:, at : at + n] for at, n in self.columns], axis=1)
+                if len(self.rows) > 1:
+                    parts.append(part.copy())  # the next block takes its place
+                elif len(part):
+                    yield np.ascontiguousarray(part), dtype
+            begin = end
+            if self.rows and begin >= self.end_row:
+                break
+        if parts:
+            yield np.concatenate(parts), dtype
+
+
+def cut_config(config: TextConfig, matformer: object) -> tuple[TextConfig, tuple[int, ...]]:
+    """The configuration of the smaller model, and which layers of the larger one it has.
+
+    Raises :class:`UnsupportedError` for a family that is not a MatFormer, :class:`InvalidRequestError` for
+    what cannot be cut out of this model.
+
+    >>> from gemlet.config import shape_config
+    >>> small, layers = cut_config(shape_config("gemma3n-e4b"), "E2B")
+    >>> small.layers == shape_config("gemma3n-e2b").layers, layers[19:21]
+    (True, (19, 25))
+    """
+    if config.family != "gemma3n":
+        raise UnsupportedError(f"matformer: a {config.family} model is no MatFormer; Gemma 3n is")
+    widths, skipped = _read(config, matformer)
+    kept = tuple(i for i in range(config.num_layers) if i not in skipped)
+    place = {layer: i for i, layer in enumerate(kept)}
+    widths = widths * len(kept) if len(widths) == 1 else widths
+    if len(widths) != len(kept):
+        raise InvalidRequestError(
+            f"matformer: {len(widths)} widths for the {len(kept)} layers that are kept; expected one for each"
+        )
+    layers = []
+    for i, width in zip(kept, widths, strict=True):
+        layer = config.layers[i]
+        if not 1 <= width <= layer.intermediate_size:
+            raise InvalidRequestError(
+                f"matformer: width {width} for layer {i}; expected 1 to its own, {layer.intermediate_size}"
+            )
+        if layer.kv_source in skipped:
+            raise InvalidRequestError(
+                f"matformer: skip_layers has layer {layer.kv_source}, whose keys and values layer {i} reads; "
+                "keep it, or skip both"
+            )
+        source = layer.kv_source if layer.kv_source < 0 else place[layer.kv_source]
+        layers.append(replace(layer, intermediate_size=width, kv_source=source))
+    return replace(config, layers=tuple(layers)), kept
+
+
+def _read(config: TextConfig, matformer: object) -> tuple[list[int], set[int]]:
+    """Widths (one for all, or one per kept layer) and the layers to skip."""
+    if isinstance(matformer, str):
+        if matformer not in NAMED:
+            raise InvalidRequestError(f"matformer is {show(matformer)}; {_EXPECTED}")
+        count, full, width, left_out = NAMED[matformer]
+        if [layer.intermediate_size for layer in config.layers] != [full] * count:
+            raise InvalidRequestError(
+                f"matformer is {matformer!r}, which is cut from {count} layers of width {full} (E4B); this "
+                f"model has {config.num_layers} layers, the first {config.layers[0].intermediate_size} wide"
+            )
+        return [width], set(left_out)
+    given: Mapping[Any, Any] = (
+        matformer if isinstance(matformer, Mapping) else {"intermediate_size": matformer}
+    )
+    if not given or given.keys() - {"intermediate_size", "skip_layers"}:
+        raise InvalidRequestError(f"matformer is {show(matformer)}; {_EXPECTED}")
+    skipped = _integers("skip_layers", given.get("skip_layers", ()))
+    for layer in skipped:
+        if not 0 <= layer < config.num_layers:
+            raise InvalidRequestError(
+                f"matformer: skip_layers has layer {layer}; expected 0 to {config.num_layers - 1}"
+            )
+    if len(set(skipped)) == config.num_layers:
+        raise InvalidRequestError("matformer: skip_layers leaves no layer; expected at least one to be kept")
+    own = [layer.intermediate_size for i, layer in enumerate(config.layers) if i not in skipped]
+    return _integers("intermediate_size", given.get("intermediate_size", own)), set(skipped)
+
+
+def _integers(name: str, value: object) -> list[int]:
+    values: list[Any] = list(value) if isinstance(value, Sequence) else [value]
+    if any(type(item) is not int for item in values):
+        raise InvalidRequestError(f"matformer: {name} is {show(value)}; expected integers")
+    return values
+
+
+def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:
+    """The smaller model's configuration, and slot of the larger model -> (its slot, what is kept of it);
+    slots of layers that are left out are missing."""
+    from gemlet.tensors import expected_slots
+
+    small, kept = cut_config(config, matformer)
+    size = config.per_layer_input_size
+    runs = tuple((i * size, size) for i in kept)
+    if len(kept) == config.num_layers:
+        runs = ()
+    found: dict[str, tuple[str, Cut | None]] = {}
+    for slot in expected_slots(config):
+        if not slot.startswith("layers."):
+            cut = {PER_LAYER_TABLE: Cut(columns=runs), _PROJECTION: Cut(rows=runs)}.get(slot)
+            found[slot] = slot, cut if runs else None
+            continue
+        _, index, part = slot.split(".")
+        if int(index) not in kept:
+            continue
+        place = kept.index(int(index))
+        width = small.layers[place].intermediate_size
+        lanes = ((0, width),) if width < config.layers[int(index)].intermediate_size else ()
+        cuts = {"gate_proj": Cut(rows=lanes), "up_proj": Cut(rows=lanes), "down_proj": Cut(columns=lanes)}
+        found[slot] = f"layers.{place}.{part}", cuts.get(part) if lanes else None
+    return small, found

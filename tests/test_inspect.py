@@ -1,0 +1,176 @@
+"""The memory plan, ``max_memory`` and ``gemlet inspect``: what is told before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden.folders import ALL_NAMES, HERE
+
+import gemlet
+from gemlet import _core
+from gemlet.cli import main
+from gemlet.config import SHAPES, read_config, shape_config
+from gemlet.errors import InvalidRequestError, MemoryLimitError
+from gemlet.inspection import inspect
+from gemlet.load import PRESETS
+from gemlet.memory import parse_memory, plan_memory
+
+
+# --- The plan -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("weights", PRESETS)
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_the_plan_is_what_the_model_takes(name: str, weights: str) -> None:
+    plan = plan_memory(read_config(HERE / name), weights=weights)
+    with gemlet.load(HERE / name, weights=weights, threads=1) as model:
+        assert plan.weights == model.memory()["weights"]
+        assert plan.embedding == model.memory()["embedding"]
+
+
+@pytest.mark.parametrize("name", ["gemma3-270m", "gemma2-2b", "gemma4-e4b", "gemma3n-e2b"])
+@pytest.mark.parametrize("context", [1, 63, 64, 65, 700, 1500])
+def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
+    plan = plan_memory(read_config(HERE / name), weights="q8", max_context=context)
+    random = np.random.default_rng(context)
+    with gemlet.load(HERE / name, weights="q8", threads=1, max_context=context) as model:
+        sequence = _core.TokenSequence(model._core_model)
+        largest = 0
+        while (left := context - sequence.length) > 0:
+            count = min(left, int(random.choice([1, 3, 64, 512, 900])))
+            sequence.extend(np.ones(count, np.int32), logits="none")
+            largest = max(largest, sequence.cache_bytes)
+        sequence.close()
+    assert 0 < largest <= plan.kv_cache
+    if context <= 64:
+        assert largest == plan.kv_cache
+
+
+def test_the_embedding_has_its_own_format() -> None:
+    config = shape_config("gemma3-1b")
+    plans = {kind: plan_memory(config, weights="q4", embedding=kind) for kind in (None, "q4", "q8", "bf16")}
+    assert plans[None].embedding == plans["q8"].embedding
+    assert plans["bf16"].embedding == config.vocab_size * config.hidden_size * 2
+    assert plans["q4"].embedding == config.vocab_size * config.hidden_size * 9 // 16
+    with gemlet.load(weights="q4", embedding="q4", threads=1) as model:
+        assert model.memory()["embedding"] == 4096 * 256 * 9 // 16
+        assert model.generate("The", max_tokens=3).completion_tokens == 3
+    for wrong in ("q5", "", "auto", 4):
+        with pytest.raises(InvalidRequestError, match="embedding is"):
+            gemlet.load(embedding=wrong)  # type: ignore[arg-type]
+
+
+# --- max_memory ---------------------------------------------------------------------------------------------
+def test_a_model_that_does_not_fit_is_refused_with_its_plan() -> None:
+    total = inspect(weights="f32").plan.total
+    with pytest.raises(
+        MemoryLimitError, match=r"max_memory is .* weights 13 MB \+ embedding 4 MB \+ KV cache"
+    ):
+        gemlet.load(weights="f32", max_memory=total - 8_000_000)
+    gemlet.load(weights="f32", max_memory=total + 8_000_000).close()
+
+
+def test_what_the_refusal_recommends_fits() -> None:
+    """For every published size and a range of limits: the context, weights and embedding named do fit."""
+    named = set()
+    for name in SHAPES:
+        config = shape_config(name)
+        for weights, limit in (("bf16", 4 << 30), ("q4", 2 << 30), ("q4", 3 << 30), ("q4", 16 << 30)):
+            context = config.max_position_embeddings
+            try:
+                from gemlet.memory import check_memory
+
+                check_memory(limit, config, weights=weights, embedding=None, max_context=context)
+            except MemoryLimitError as error:
+                message = str(error)
+            else:
+                assert plan_memory(config, weights=weights).total <= limit
+                continue
+            for key, value in re.findall(r'(max_context|weights|embedding)="?(\w+)"?(?: or |$)', message):
+                changed: dict[str, Any] = {"weights": weights, "max_context": context}
+                changed[key] = int(value) if key == "max_context" else value
+                assert plan_memory(config, **changed).total <= limit + (1 << 20), message
+                named.add(key)
+    assert named == {"max_context", "weights", "embedding"}
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [(1, 1), ("17", 17), ("2GB", 2 * 10**9), (" 1.5 gib ", 3 << 29), ("800MB", 8 * 10**8), ("64kB", 64_000)],
+)
+def test_sizes(value: int | str, size: int) -> None:
+    assert parse_memory(value) == size
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, True, 1.5, "", "GB", "-2GB", "2TB", "1e9", "0MB", "9" * 40, 1 << 70, "2 G B", b"2GB", []]
+)
+def test_sizes_that_are_none(value: object) -> None:
+    with pytest.raises(InvalidRequestError, match="max_memory is"):
+        gemlet.load(max_memory=value)  # type: ignore[arg-type]
+
+
+def test_a_builder_that_plans_does_nothing_else() -> None:
+    config = shape_config("gemma4-31b").to_core(weights="f32")
+    builder = _core.ModelBuilder(config=config, weights="f32", embedding="f32", kv_cache="f32", threads=0)
+    assert builder.plan()["weights"] > 100 * 10**9
+    with pytest.raises(InvalidRequestError, match="plan only"):
+        builder.add("final_norm", np.ones(5376, np.float32), "f32")
+    with pytest.raises(InvalidRequestError, match="plan only"):
+        builder.add_random(seed=1)
+    with pytest.raises(InvalidRequestError, match="plan only"):
+        builder.finish()
+
+
+# --- gemlet inspect -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_every_golden_folder_is_described(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", (HERE / name).as_posix()]) == 0
+    text = capsys.readouterr().out
+    config = read_config(HERE / name)
+    numbers = [int(number) for line in re.findall(r"^layer (\S+)", text, re.M) for number in line.split("-")]
+    assert (numbers[0], numbers[-1]) == (0, config.num_layers - 1)
+    assert config.family in text
+    assert "runs here  yes" in text
+    assert main(["inspect", (HERE / name).as_posix(), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["problem"] is None
+    assert len(described["config"]["layers"]) == config.num_layers
+    with gemlet.load(HERE / name, threads=1) as model:
+        assert described["weights"] == model.weights
+        assert described["parameters"] == model._core_model.parameter_count
+    assert described["memory"]["total"] == sum(
+        described["memory"][part] for part in ("weights", "embedding", "kv_cache", "activations", "process")
+    )
+
+
+def test_weights_are_not_read(tmp_path: Path) -> None:
+    """A file whose data is one large hole is described at once; loading it would take minutes."""
+    from real_shapes import write_real_shape_hole
+
+    write_real_shape_hole(tmp_path / "model", "gemma4-31b")
+    found = inspect(tmp_path / "model", weights="q4", max_context=4096, max_memory="16GB")
+    assert found.file_bytes > 60 * 10**9
+    assert found.parameters > 30 * 10**9
+    assert found.problem is not None
+    assert "max_memory is 16.00 GB" in found.problem
+    assert found.plan.process < 500 * 10**6
+
+
+def test_why_it_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--max-memory", "20MB"]) == 1
+    assert "runs here  no: max_memory is 20 MB" in capsys.readouterr().out
+    assert main(["inspect", "--max-memory", "20MB", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problem"].startswith("max_memory is 20 MB")
+    (tmp_path / "config.json").write_text('{"model_type": "llama\\u001b[31m"}')
+    assert main(["inspect", tmp_path.as_posix()]) == 1
+    assert "unknown architecture" in capsys.readouterr().err
+    assert main(["inspect", tmp_path.as_posix(), "--json"]) == 1
+    described = json.loads(capsys.readouterr().out)
+    assert described["error"] == "ConfigError"
+    assert "unknown architecture" in described["problem"]
+    assert main(["inspect", (tmp_path / "missing").as_posix()]) == 1
+    assert "\x1b" not in capsys.readouterr().err
