@@ -6,6 +6,7 @@ Objects compiled with the flags of kernels/isa.cmake must define no weak or uniq
 keep that copy for everybody) and call nothing but the C library's memory functions. All other objects must
 contain no instruction beyond plain x86-64, or armv8-a; there an instruction-set object has those of its tier
 and of no higher one.
+Tile registers are for the files of amx alone, which configure and release them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ ARM_PRODUCTS = {
     "dotprod": {"sdot", "udot"},
     "i8mm": {"sdot", "udot", "usdot", "sudot", "smmla", "ummla", "usmmla"},
 }
+TILES = re.compile(r"\t(ldtilecfg|tile\w+|tdp\w+)\b")
 SYMBOL = re.compile(r"^[0-9a-f ]*([A-Za-z?-]) (\S+)$", re.MULTILINE)
 MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}  # ELF's e_machine
 
@@ -54,6 +56,14 @@ def tool(name: str, path: Path, *options: str) -> str:
 
 def check_isa_object(path: Path) -> list[str]:
     errors = []
+    if tiles := {*TILES.findall(tool("objdump", path, "-d", "--no-show-raw-insn"))}:
+        needed = {"ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"}
+        if not path.name.startswith("amx."):
+            errors.append(f"{path}: uses tiles: {', '.join(sorted(tiles))}")
+        elif not needed <= tiles:
+            errors.append(f"{path}: lacks {', '.join(sorted(needed - tiles))}")
+    elif path.name.startswith("amx."):
+        errors.append(f"{path}: uses no tiles")
     for kind, symbol in SYMBOL.findall(tool("nm", path, "-C").replace(" (", "(")):
         if kind in "WVu":
             errors.append(f"{path}: weak symbol {symbol}")
@@ -70,7 +80,10 @@ def check_instructions(path: Path, products: set[str]) -> list[str]:
         return [f"{path}: not machine code yet: build with CMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF"]
     machine = machine_of(path)
     beyond = BEYOND_ARMV8 if machine == "aarch64" else BEYOND_BASELINE
-    for found in beyond.finditer(tool("objdump", path, "-d", "--no-show-raw-insn")):
+    code = tool("objdump", path, "-d", "--no-show-raw-insn")
+    if machine == "x86_64" and (found := TILES.search(code)):
+        return [f"{path}: uses tiles: {' '.join(found.group().split())}"]
+    for found in beyond.finditer(code):
         if found.groupdict().get("product") not in products:
             return [f"{path}: not plain {machine}: {' '.join(found.group().split())}"]
     return []

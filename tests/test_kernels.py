@@ -10,7 +10,7 @@ How far a product y = sum(x w) may be from its float64 value, v being what the f
   exact and the bound is that of a float32 sum, but the instructions take denormal numbers for zero: x', v,
   products and sums, each of which may lose up to NORMAL. Against y the error is at most 2^-9 sum(|x v|) more.
 - bf16 activations in tiles: the same, with v rounded to bf16 for q8 and q4.
-- int8 activations: x is rounded to int8 first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2.
+- int8 activations: x is rounded first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2.
   For y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum.
   Where x / s is half-way between two integers, up to float32's rounding, x' may be either.
   Against y itself the error is at most sum(s |v|) / 2 more.

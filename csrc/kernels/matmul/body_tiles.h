@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/matmul/matmul.h"
+#include "kernels/simd/tile_products.h"
 #include "kernels/simd/vector.h"
 
 namespace gemlet::kernels {
@@ -18,11 +19,9 @@ constexpr int64_t kWeightColumns = 256;
 constexpr int64_t kWeightBytes = 16 * kWeightColumns * 2;  // of one panel
 constexpr int64_t kActivationBytes = 768 * 1024;           // the piece of x that stays in L2
 
-inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Weights expand(panel, column, columns, cols, to): columns [column, + columns) of a panel as tiles of 16 lines of 64
-// bytes, 16 outputs x 2 columns to a line, zeros behind the last column. Returns `to`, or the panel itself where it
-// is that already. `column` is a multiple of kWeightColumns.
+// expand(panel, column, columns, to): columns [column, + columns) of a panel as tiles of 16 lines of 64 bytes, 16
+// outputs x 2 columns to a line, zeros behind the last column. Returns `to`, or the place in the panel if it has that
+// order. `column` is a multiple of kWeightColumns.
 struct Bf16Weights {
   static const uint8_t* expand(const uint8_t* panel, int64_t column, int64_t columns, uint8_t* to) {
     const uint8_t* lines = panel + column * 32;
@@ -79,61 +78,6 @@ struct Q4Block {
   }
 };
 
-// Tiles 0 to 3: sums of row group g and panel p in 2 g + p. Tiles 4 and 5: x of the two groups. 6 and 7: weights.
-struct Shape {
-  int64_t rows[2], outputs[2];  // 0 where there is no second group or panel
-  bool operator==(const Shape&) const = default;
-};
-
-inline TileConfig config_of(const Shape& s) {
-  TileConfig config;
-  for (int g = 0; g < 2 && s.rows[g] > 0; ++g) {
-    config.shape(4 + g, s.rows[g], kTileLine);
-    for (int p = 0; p < 2 && s.outputs[p] > 0; ++p) {
-      config.shape(2 * g + p, s.rows[g], s.outputs[p] * 4);
-      config.shape(6 + p, kTileRows, s.outputs[p] * 4);
-    }
-  }
-  return config;
-}
-
-// G row groups x P panels over `steps` tiles of columns.
-template <int G, int P>
-inline void block(Tiles& tiles, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps, float* y,
-                  int64_t y_stride, bool add) {
-  const int64_t stride = y_stride * 4;
-  float* const lower = y + kTileRows * y_stride;
-  if (add) {
-    tiles.load<0>(y, stride);
-    if constexpr (P == 2) tiles.load<1>(y + 16, stride);
-    if constexpr (G == 2) tiles.load<2>(lower, stride);
-    if constexpr (G == 2 && P == 2) tiles.load<3>(lower + 16, stride);
-  } else {
-    tiles.zero<0>();
-    if constexpr (P == 2) tiles.zero<1>();
-    if constexpr (G == 2) tiles.zero<2>();
-    if constexpr (G == 2 && P == 2) tiles.zero<3>();
-  }
-  for (int64_t at = 0; at < steps * kTileBytes; at += kTileBytes) {
-    tiles.load<6>(w[0] + at, kTileLine);
-    tiles.load<4>(x + at, kTileLine);
-    tiles.dot_bf16<0, 4, 6>();
-    if constexpr (G == 2) {
-      tiles.load<5>(x + group_bytes + at, kTileLine);
-      tiles.dot_bf16<2, 5, 6>();
-    }
-    if constexpr (P == 2) {
-      tiles.load<7>(w[1] + at, kTileLine);
-      tiles.dot_bf16<1, 4, 7>();
-    }
-    if constexpr (G == 2 && P == 2) tiles.dot_bf16<3, 5, 7>();
-  }
-  tiles.store<0>(y, stride);
-  if constexpr (P == 2) tiles.store<1>(y + 16, stride);
-  if constexpr (G == 2) tiles.store<2>(lower, stride);
-  if constexpr (G == 2 && P == 2) tiles.store<3>(lower + 16, stride);
-}
-
 template <typename Weights>
 inline void matmul(const MatmulArgs& a) {
   alignas(64) uint8_t expanded[2][kWeightBytes];
@@ -141,7 +85,7 @@ inline void matmul(const MatmulArgs& a) {
   int64_t piece = kActivationBytes / (a.rows * 2) / kWeightColumns * kWeightColumns;
   if (piece < kWeightColumns) piece = kWeightColumns;
   Tiles tiles;
-  Shape configured = {};
+  TileShape configured;
   for (int64_t first = 0; first < a.cols; first += piece) {
     const int64_t end = lesser(first + piece, a.cols);
     for (int64_t output = 0; output < a.outputs; output += 32) {
@@ -155,17 +99,14 @@ inline void matmul(const MatmulArgs& a) {
         if (outputs > 16) w[1] = Weights::expand(panel + a.panel_stride, column, columns, expanded[1]);
         for (int64_t row = 0; row < a.rows; row += 2 * kTileRows) {
           const int64_t rows = lesser(2 * kTileRows, a.rows - row);
-          const Shape shape = {{lesser(rows, 16), rows > 16 ? rows - 16 : 0},
-                               {lesser(outputs, 16), outputs > 16 ? outputs - 16 : 0}};
+          const TileShape shape(rows, outputs);
           if (shape != configured) {
-            tiles.configure(config_of(shape));
+            tiles.configure(shape.config());
             configured = shape;
           }
           const uint8_t* const x = (const uint8_t*)a.x + row * a.x_stride + column / kTileColumns * kTileBytes;
           float* const y = a.y + row * a.y_stride + output;
-          const auto run =
-              rows > 16 ? (outputs > 16 ? block<2, 2> : block<2, 1>) : (outputs > 16 ? block<1, 2> : block<1, 1>);
-          run(tiles, x, group_bytes, w, steps, y, a.y_stride, column > 0);
+          tile_products(tiles, shape, x, group_bytes, w, steps, y, a.y_stride, column > 0);
         }
       }
     }

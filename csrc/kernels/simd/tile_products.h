@@ -1,0 +1,87 @@
+// The inner product of matmul and attention on a matrix unit: up to two groups of 16 rows of bf16 against up to two
+// panels of 16 outputs, in tiles: four tiles of sums for four loads. A tier's header with the class Tiles comes first.
+#pragma once
+
+#include "kernels/simd/amx_config.h"
+
+namespace gemlet::kernels {
+namespace {
+
+inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Tiles 0 to 3: sums of row group g and panel p in 2 g + p. Tiles 4 and 5: x of the two groups. 6 and 7: the panels.
+struct TileShape {
+  int64_t rows[2] = {}, outputs[2] = {};  // 0 where there is no second group or panel
+
+  TileShape() = default;
+  TileShape(int64_t all_rows, int64_t all_outputs) {  // 1 .. 32 each
+    rows[0] = lesser(all_rows, 16);
+    rows[1] = all_rows - rows[0];
+    outputs[0] = lesser(all_outputs, 16);
+    outputs[1] = all_outputs - outputs[0];
+  }
+  bool operator!=(const TileShape& other) const {
+    return rows[0] != other.rows[0] || rows[1] != other.rows[1] || outputs[0] != other.outputs[0] ||
+           outputs[1] != other.outputs[1];
+  }
+  TileConfig config() const {
+    TileConfig config;
+    for (int g = 0; g < 2 && rows[g] > 0; ++g) {
+      config.shape(4 + g, rows[g], kTileLine);
+      for (int p = 0; p < 2 && outputs[p] > 0; ++p) {
+        config.shape(2 * g + p, rows[g], outputs[p] * 4);
+        config.shape(6 + p, kTileRows, outputs[p] * 4);
+      }
+    }
+    return config;
+  }
+};
+
+// G row groups x P panels; see tile_products.
+template <int G, int P>
+inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps,
+                       float* y, int64_t y_stride, bool add) {
+  const int64_t stride = y_stride * 4;
+  float* const lower = y + kTileRows * y_stride;
+  if (add) {
+    tiles.load<0>(y, stride);
+    if constexpr (P == 2) tiles.load<1>(y + 16, stride);
+    if constexpr (G == 2) tiles.load<2>(lower, stride);
+    if constexpr (G == 2 && P == 2) tiles.load<3>(lower + 16, stride);
+  } else {
+    tiles.zero<0>();
+    if constexpr (P == 2) tiles.zero<1>();
+    if constexpr (G == 2) tiles.zero<2>();
+    if constexpr (G == 2 && P == 2) tiles.zero<3>();
+  }
+  for (int64_t at = 0; at < steps * kTileBytes; at += kTileBytes) {
+    tiles.load<6>(w[0] + at, kTileLine);
+    tiles.load<4>(x + at, kTileLine);
+    tiles.dot_bf16<0, 4, 6>();
+    if constexpr (G == 2) {
+      tiles.load<5>(x + group_bytes + at, kTileLine);
+      tiles.dot_bf16<2, 5, 6>();
+    }
+    if constexpr (P == 2) {
+      tiles.load<7>(w[1] + at, kTileLine);
+      tiles.dot_bf16<1, 4, 7>();
+    }
+    if constexpr (G == 2 && P == 2) tiles.dot_bf16<3, 5, 7>();
+  }
+  tiles.store<0>(y, stride);
+  if constexpr (P == 2) tiles.store<1>(y + 16, stride);
+  if constexpr (G == 2) tiles.store<2>(lower, stride);
+  if constexpr (G == 2 && P == 2) tiles.store<3>(lower + 16, stride);
+}
+
+// y = x w, or y += x w if `add`, over `steps` tiles of 32 columns. x: a group's tiles one after the other, groups
+// `group_bytes` apart; w[p]: a panel's tiles (lines of 16 outputs x 2 columns) likewise. The tiles have this shape.
+inline void tile_products(Tiles& tiles, const TileShape& shape, const uint8_t* x, int64_t group_bytes,
+                          const uint8_t* const* w, int64_t steps, float* y, int64_t y_stride, bool add) {
+  const auto product = shape.rows[1] > 0 ? (shape.outputs[1] > 0 ? product_of<2, 2> : product_of<2, 1>)
+                                         : (shape.outputs[1] > 0 ? product_of<1, 2> : product_of<1, 1>);
+  product(tiles, x, group_bytes, w, steps, y, y_stride, add);
+}
+
+}  // namespace
+}  // namespace gemlet::kernels
