@@ -38,7 +38,7 @@ void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const T
   cancel_.store(false, std::memory_order_relaxed);
   ids_.reserve(ids_.size() + ids.size());
   for (int64_t done = 0; done < total;) {
-    const int64_t count = std::min(Model::kChunkTokens, total - done);
+    const int64_t count = std::min(kChunkTokens, total - done);
     Segment segment = {&kv_, ids.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), LogitsWanted::kNone,
                        nullptr};
     if (wanted == LogitsWanted::kAll) {

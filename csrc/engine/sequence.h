@@ -16,7 +16,7 @@ class Sequence {
  public:
   explicit Sequence(std::shared_ptr<Model> model);
 
-  // Appends tokens, in chunks of Model::kChunkTokens. Throws before anything changes if an id is out of range or the
+  // Appends tokens, in chunks of kChunkTokens. Throws before anything changes if an id is out of range or the
   // context would overflow; if cancelled midway, the chunks already done stay.
   void extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps = nullptr);
 

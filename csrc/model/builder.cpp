@@ -174,8 +174,8 @@ MemoryPlan ModelBuilder::plan() {
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
     if (slot.matrix) widest = std::max(widest, slot.matrix->cols);
   }
-  plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes(config_.max_context, Model::kChunkTokens);
-  const int64_t rows = std::min(config_.max_context, Model::kChunkTokens);
+  plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
+  const int64_t rows = std::min(config_.max_context, kChunkTokens);
   // As floats, the widest input of a matrix once more as int8 with its scales, and one row of logits.
   plan.activations = rows * (ForwardPass::floats_per_row(config_) * 4 + widest / 4 * 5) + config_.vocab_size * 4;
   if (needs_per_layer_table()) {

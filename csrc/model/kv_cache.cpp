@@ -24,7 +24,11 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_fo
     if (kind == examples.size()) {
       const int64_t head_bytes = kernels::kv_head_bytes(layer.head_dim, element_bytes(format));
       examples.push_back(&layer);
-      kinds.push_back({layer.sliding_window, layer.num_kv_heads * head_bytes, 0});
+      const auto blocks = [](int64_t count) { return (count + kKvBlockTokens - 1) / kKvBlockTokens; };
+      int64_t peak = blocks(config.max_context);
+      // What the first token of a chunk sees and the chunk; both may begin and end anywhere inside a block.
+      if (layer.sliding_window > 0) peak = std::min(peak, blocks(layer.sliding_window - 1 + kChunkTokens) + 1);
+      kinds.push_back({layer.sliding_window, layer.num_kv_heads * head_bytes, 0, peak});
     }
     layers.push_back({kind, kinds[kind].layers * kinds[kind].layer_bytes});
     ++kinds[kind].layers;
@@ -39,14 +43,9 @@ int64_t KvLayout::bytes_per_token(bool sliding) const {
   return bytes;
 }
 
-int64_t KvLayout::peak_bytes(int64_t tokens, int64_t chunk) const {
+int64_t KvLayout::peak_bytes() const {
   int64_t bytes = 0;
-  for (const Kind& kind : kinds) {
-    const auto blocks = [](int64_t count) { return (count + kKvBlockTokens - 1) / kKvBlockTokens; };
-    // A window may begin anywhere inside its first block.
-    const int64_t seen = kind.window > 0 ? blocks(kind.window - 1 + chunk) + 1 : blocks(tokens);
-    bytes += std::min(seen, blocks(tokens)) * kind.block_bytes();
-  }
+  for (const Kind& kind : kinds) bytes += kind.peak_blocks * kind.block_bytes();
   return bytes;
 }
 
@@ -66,7 +65,8 @@ void KvCache::reserve(int64_t tokens) {
     const int64_t most = std::max<int64_t>(1, kSlabBytes / bytes);
     for (int64_t have; (have = static_cast<int64_t>(table.blocks.size())) <= last_block - table.first_block;) {
       // Several blocks at once, as many as are there already: from 2 MB on the system can give huge pages.
-      const int64_t wanted = std::max(have, last_block - table.first_block + 1 - have);
+      const int64_t needed = last_block - table.first_block + 1 - have;
+      const int64_t wanted = std::max(needed, std::min(have, layout_->kinds[kind].peak_blocks - have));
       const int64_t count = std::clamp<int64_t>(wanted, 1, most);
       const auto slab = std::make_shared<AlignedBuffer>(backend_->allocate(static_cast<size_t>(count * bytes)));
       table.blocks.reserve(static_cast<size_t>(have + count));

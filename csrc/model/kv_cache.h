@@ -14,12 +14,16 @@
 
 namespace gemlet {
 
+// Rows that one forward pass should get at most; longer prompts come in chunks of this.
+inline constexpr int64_t kChunkTokens = 512;
+
 // Where each layer's cache lies; computed once per model.
 struct KvLayout {
   struct Kind {
     int64_t window;       // 0 = full attention
     int64_t layer_bytes;  // one layer's heads in a block
     int64_t layers;
+    int64_t peak_blocks;  // the most that a sequence as long as the context holds
     int64_t block_bytes() const { return layer_bytes * layers; }
   };
   struct Place {
@@ -33,8 +37,7 @@ struct KvLayout {
   KvLayout() = default;
   KvLayout(const ModelConfig& config, KvFormat format);
   int64_t bytes_per_token(bool sliding) const;  // of all layers with / without a window
-  // The most that a sequence of `tokens` tokens holds while it grows by at most `chunk` tokens at a time.
-  int64_t peak_bytes(int64_t tokens, int64_t chunk) const;
+  int64_t peak_bytes() const;                   // the most that one sequence holds
 };
 
 class KvCache {

@@ -57,9 +57,6 @@ class Model {
   void forward(std::span<const Segment> batch, const std::atomic<bool>* cancel = nullptr,
                const TapSink* taps = nullptr);
 
-  // Rows that one forward pass should get at most; longer prompts come in chunks of this.
-  static constexpr int64_t kChunkTokens = 512;
-
   int64_t weight_bytes() const { return size_.weight_bytes; }
   int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
   int64_t parameter_count() const { return size_.parameters; }

@@ -1,6 +1,8 @@
-"""Models by their names on the Hugging Face hub: :func:`download`. What reaches for the network is
-huggingface_hub, an
-extra (``pip install 'gemlet[hub]'``), with its cache, its settings and its login."""
+"""Models by their names on the Hugging Face hub: :func:`download`.
+
+What reaches for the network is huggingface_hub, an extra (``pip install 'gemlet[hub]'``), with its cache, its
+settings and its login.
+"""
 
 from __future__ import annotations
 
