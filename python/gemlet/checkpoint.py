@@ -245,7 +245,7 @@ class Checkpoint:
         if entry is None and len(info.shape) < 2:
             yield self.read(name)
             return
-        for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
+        for begin, shape, _ in self._row_blocks(info, block_bytes, entry):
             part: NDArray[Any] = np.empty(shape, dtype=_READABLE[info.dtype][1])
             self._fill(info.file, begin, part.reshape(-1).view(np.uint8).data, show(name))
             yield part, tag
