@@ -85,7 +85,6 @@ def write_packed(
     *,
     weights: str,
     table: bool = True,
-    metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes the new file ``path``: every tensor of ``source`` packed as ``builder`` (made without memory of
     its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
@@ -109,14 +108,13 @@ def write_packed(
         info = tensors[table_name]
         entries[PER_LAYER_TABLE] = (info.dtype, list(info.shape), info.nbytes)
     described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
-    head = _header(entries, _metadata(weights, described) | (metadata or {}))
+    head = _header(entries, _metadata(weights, described))
     try:
         with open(path, "xb", buffering=0) as file:
             _write(file.fileno(), head)
             for block in _blocks(source):
                 with _naming(source, block.tensor):
-                    pack: Any = builder.pack
-                    packed = pack(block.part, *block.rows, first_row=block.first_row)
+                    packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
                 _write(file.fileno(), packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:
