@@ -141,7 +141,7 @@ def _make(
 
 
 def _evict(folder: str, limit: int, *, keep: str) -> None:
-    """Removes the longest unused entries until the rest is within ``limit``, and killed processes' leftovers."""
+    """Removes the longest unused entries until the rest is within ``limit``, and what killed ones left."""
     entries: list[tuple[float, int, str]] = []
     total = 0
     for item in os.scandir(folder):

@@ -69,9 +69,12 @@ class PackedCheckpoint(Checkpoint):
         from gemlet.tensors import PER_LAYER_TABLE
 
         path = self.path(SINGLE_FILE)
+        sizes = builder.packed_sizes()
         builder.map_file(self.descriptor(SINGLE_FILE), path)
         for name, info in self.tensors.items():
             if name != PER_LAYER_TABLE:
+                if info.dtype != sizes[name][0]:
+                    raise TensorError(f"{path}: tensor {name!r} is {info.dtype}; expected {sizes[name][0]}")
                 try:
                     builder.use_packed(name, info.begin, info.nbytes)
                 except TensorError as problem:

@@ -19,8 +19,6 @@ from gemlet._json import show
 from gemlet.errors import ModelFileError, TensorError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from gemlet import _core
     from gemlet.source import ModelSource
 
@@ -33,11 +31,11 @@ _BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is 
 
 class _Block(NamedTuple):
     """Rows of a weight: its name in the core, the tensor they are from, the rows (an array and its type, or
-    where they are in the file), and their place."""
+    where they are in the file: what the core takes), and their place."""
 
     part: str
     tensor: str
-    rows: tuple[_core.FileRows] | tuple[NDArray[Any], str]
+    rows: Any
     first_row: int
     nbytes: int
 
@@ -55,7 +53,7 @@ def fill(builder: _core.ModelBuilder, source: ModelSource, advance: Callable[[in
     """Packs every tensor of ``source`` into the builder's memory; ``advance`` gets the bytes of each step."""
     for block in _blocks(source):
         with _naming(source, block.tensor):
-            builder.add(block.part, *block.rows, first_row=block.first_row)
+            builder.add(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
         advance(block.nbytes)
     set_table(builder, source)
 
@@ -87,7 +85,6 @@ def write_packed(
     *,
     weights: str,
     table: bool = True,
-    metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes the new file ``path``: every tensor of ``source`` packed as ``builder`` (made without memory of
     its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
@@ -111,13 +108,13 @@ def write_packed(
         info = tensors[table_name]
         entries[PER_LAYER_TABLE] = (info.dtype, list(info.shape), info.nbytes)
     described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
-    head = _header(entries, _metadata(weights, described) | (metadata or {}))
+    head = _header(entries, _metadata(weights, described))
     try:
         with open(path, "xb", buffering=0) as file:
             _write(file.fileno(), head)
             for block in _blocks(source):
                 with _naming(source, block.tensor):
-                    packed = builder.pack(block.part, *block.rows, first_row=block.first_row)
+                    packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
                 _write(file.fileno(), packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:

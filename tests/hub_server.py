@@ -1,0 +1,120 @@
+"""A stand-in for the Hugging Face hub: as much of its HTTP API as downloading a model takes, on localhost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = hashlib.sha1(b"main").hexdigest()
+TOKEN = "hf_" + "x" * 34
+
+
+class Hub:
+    """``repositories``: name -> {file: content}. A name with "gated" or "private" in it wants TOKEN; "down" and
+    "garbage" answer as a broken server does. ``served`` lists the files that were given out."""
+
+    def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
+        self.repositories = repositories
+        self.served: list[str] = []
+        self.url = ""
+
+
+@contextmanager
+def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[Hub]:
+    state = Hub(repositories)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+                self._api(match[1], match[2], match[3] or "main", body)
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                self._file(match[1], match[2], match[3], body)
+            else:
+                self._send(404, b"", {}, body)
+
+        def _allowed(self, name: str, revision: str, body: bool) -> bool:
+            if "down" in name:
+                self._send(500, b"", {}, body)
+            elif "garbage" in name:
+                self._send(200, b"<html>a captive portal</html>", {}, body)
+            elif ("gated" in name or "private" in name) and self.headers[
+                "Authorization"
+            ] != f"Bearer {TOKEN}":
+                code = "GatedRepo" if "gated" in name else "RepoNotFound"
+                self._send(403 if "gated" in name else 401, b"{}", {"X-Error-Code": code}, body)
+            elif name not in hub.repositories:
+                # What the real one says of a name that does not exist, to who is not logged in.
+                self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+            elif revision not in ("main", COMMIT):
+                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+            else:
+                return True
+            return False
+
+        def _api(self, name: str, what: str | None, revision: str, body: bool) -> None:
+            if not self._allowed(name, revision, body):
+                return
+            files = hub.repositories[name]
+            answer: Any
+            if what == "tree":
+                answer = [
+                    {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for file, data in files.items()
+                ]
+            else:
+                siblings = [{"rfilename": file} for file in files]
+                answer = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False}
+            self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, body)
+
+        def _file(self, name: str, revision: str, file: str, body: bool) -> None:
+            if not self._allowed(name, revision, body):
+                return
+            data = hub.repositories[name].get(file)
+            if data is None:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
+                return
+            if body:
+                hub.served.append(file)
+            etag = f'"{hashlib.sha1(data).hexdigest()}"'
+            self._send(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}, body)
+
+        def _send(self, status: int, data: bytes, headers: Mapping[str, str], body: bool) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+    return Handler
