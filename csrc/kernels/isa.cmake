@@ -40,7 +40,7 @@ function(gemlet_add_isa_sources target)
     endforeach()
   endforeach()
   if(GEMLET_EMULATE_AMX)  # plain files
-    target_sources(${target} PRIVATE kernels/matmul/amx_emulated.cpp)
+    target_sources(${target} PRIVATE kernels/matmul/amx_emulated.cpp kernels/attention/amx_emulated.cpp)
     target_compile_definitions(${target} PUBLIC GEMLET_EMULATE_AMX)
   endif()
 endfunction()

@@ -84,8 +84,7 @@ inline void matmul(const MatmulArgs& a) {
   const int64_t group_bytes = kTileRows * a.x_stride;
   int64_t piece = kActivationBytes / (a.rows * 2) / kWeightColumns * kWeightColumns;
   if (piece < kWeightColumns) piece = kWeightColumns;
-  Tiles tiles;
-  TileShape configured;
+  TileProducts products;
   for (int64_t first = 0; first < a.cols; first += piece) {
     const int64_t end = lesser(first + piece, a.cols);
     for (int64_t output = 0; output < a.outputs; output += 32) {
@@ -99,14 +98,9 @@ inline void matmul(const MatmulArgs& a) {
         if (outputs > 16) w[1] = Weights::expand(panel + a.panel_stride, column, columns, expanded[1]);
         for (int64_t row = 0; row < a.rows; row += 2 * kTileRows) {
           const int64_t rows = lesser(2 * kTileRows, a.rows - row);
-          const TileShape shape(rows, outputs);
-          if (shape != configured) {
-            tiles.configure(shape.config());
-            configured = shape;
-          }
           const uint8_t* const x = (const uint8_t*)a.x + row * a.x_stride + column / kTileColumns * kTileBytes;
           float* const y = a.y + row * a.y_stride + output;
-          tile_products(tiles, shape, x, group_bytes, w, steps, y, a.y_stride, column > 0);
+          products.run(TileShape(rows, outputs), x, group_bytes, w, steps, y, a.y_stride, column > 0);
         }
       }
     }

@@ -18,6 +18,7 @@ namespace gemlet::kernels {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kRowTile = 8;
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 

@@ -37,7 +37,7 @@ struct TileShape {
   }
 };
 
-// G row groups x P panels; see tile_products.
+// G row groups x P panels; see TileProducts.
 template <int G, int P>
 inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps,
                        float* y, int64_t y_stride, bool add) {
@@ -74,14 +74,25 @@ inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, cons
   if constexpr (G == 2 && P == 2) tiles.store<3>(lower + 16, stride);
 }
 
-// y = x w, or y += x w if `add`, over `steps` tiles of 32 columns. x: a group's tiles one after the other, groups
-// `group_bytes` apart; w[p]: a panel's tiles (lines of 16 outputs x 2 columns) likewise. The tiles have this shape.
-inline void tile_products(Tiles& tiles, const TileShape& shape, const uint8_t* x, int64_t group_bytes,
-                          const uint8_t* const* w, int64_t steps, float* y, int64_t y_stride, bool add) {
-  const auto product = shape.rows[1] > 0 ? (shape.outputs[1] > 0 ? product_of<2, 2> : product_of<2, 1>)
-                                         : (shape.outputs[1] > 0 ? product_of<1, 2> : product_of<1, 1>);
-  product(tiles, x, group_bytes, w, steps, y, y_stride, add);
-}
+class TileProducts {
+ public:
+  // y = x w, or y += x w if `add`, of this shape over `steps` tiles of 32 columns. x: a group's tiles one after the
+  // other, groups `group_bytes` apart; w[p]: a panel's tiles (lines of 16 outputs x 2 columns) likewise.
+  void run(const TileShape& shape, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps,
+           float* y, int64_t y_stride, bool add) {
+    if (shape != shape_) {
+      tiles_.configure(shape.config());
+      shape_ = shape;
+    }
+    const auto product = shape.rows[1] > 0 ? (shape.outputs[1] > 0 ? product_of<2, 2> : product_of<2, 1>)
+                                           : (shape.outputs[1] > 0 ? product_of<1, 2> : product_of<1, 1>);
+    product(tiles_, x, group_bytes, w, steps, y, y_stride, add);
+  }
+
+ private:
+  Tiles tiles_;
+  TileShape shape_;
+};
 
 }  // namespace
 }  // namespace gemlet::kernels

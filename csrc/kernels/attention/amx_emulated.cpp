@@ -1,0 +1,3 @@
+#include "kernels/simd/amx_emulated.h"
+//
+#include "kernels/attention/body_tiles.h"

@@ -1,0 +1,91 @@
+// Attention over a bf16 cache on a matrix unit (AMX), queries and weights rounded to bf16: blocks of K and V lie in
+// memory in the order of tiles, so that both products load them as they are.
+#pragma once
+
+#include "kernels/attention/body.h"
+//
+#include "kernels/simd/tile_products.h"
+
+namespace gemlet::kernels {
+namespace {
+
+// One row as bf16 into its line of the tiles at `to`, zeros up to whole tiles.
+inline void round_into_tiles(const float* x, int64_t count, uint8_t* to) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+  for (int64_t c = 0; c < (count + kTileColumns - 1) / kTileColumns * kTileColumns; c += kLanes) {
+    const int64_t left = count - c;
+    const VF some = left >= kLanes ? load(x + c) : left > 0 ? load_some(x + c, left) : splat(0.0f);
+    const Halves halves = __builtin_convertvector(bf16_bits(some), Halves);
+    __builtin_memcpy(to + c / kTileColumns * kTileBytes + c % kTileColumns * 2, &halves, sizeof halves);
+  }
+}
+
+struct TileCache {
+  static constexpr int64_t kElement = 2;
+  static constexpr int64_t kWeightBytes = kKvBlockTokens / kTileColumns * kTileBytes;  // of a group of rows
+  const AttentionArgs& a;
+  int64_t width, query_bytes;
+  uint8_t *q, *p;  // groups of 16 rows in tiles; the columns of p are the tokens that mix() takes
+  TileProducts products;
+
+  TileCache(const AttentionArgs& args, float* scratch)
+      : a(args),
+        width(padded_head_dim(a.head_dim)),
+        query_bytes((a.head_dim + kTileColumns - 1) / kTileColumns * kTileBytes),
+        q((uint8_t*)scratch),
+        p(q + (a.rows + kTileRows - 1) / kTileRows * query_bytes) {
+    for (int64_t r = 0; r < a.rows; ++r) round_into_tiles(a.q[r], a.head_dim, line_of(q, query_bytes, r));
+  }
+
+  static uint8_t* line_of(uint8_t* groups, int64_t group_bytes, int64_t row) {
+    return groups + row / kTileRows * group_bytes + row % kTileRows * kTileLine;
+  }
+
+  // y (+)= x . `panels` panels, which lie `panel_bytes` apart and whose `columns` need not be whole tiles.
+  void multiply(const uint8_t* x, int64_t group_bytes, int64_t rows, const uint8_t* matrix, int64_t panel_bytes,
+                int64_t panels, int64_t columns, float* y, int64_t y_stride, bool add) {
+    const int64_t steps = columns / kTileColumns, whole = steps * kTileBytes;
+    const int64_t tail_lines = (columns % kTileColumns + 1) / 2;
+    alignas(64) uint8_t tail[2][kTileBytes];
+    if (tail_lines > 0) __builtin_memset(tail, 0, sizeof tail);
+    for (int64_t panel = 0; panel < panels; panel += 2) {
+      const uint8_t* const w = matrix + panel * panel_bytes;
+      const TileShape shape(rows, lesser(2, panels - panel) * 16);
+      float* const at = y + panel * 16;
+      if (steps > 0) {
+        const uint8_t* const pair[2] = {w, w + panel_bytes};
+        products.run(shape, x, group_bytes, pair, steps, at, y_stride, add);
+      }
+      if (tail_lines > 0) {
+        const uint8_t* const pair[2] = {tail[0], tail[1]};
+        for (int64_t i = 0; i < 2 && panel + i < panels; ++i) {
+          __builtin_memcpy(tail[i], w + i * panel_bytes + whole, (size_t)(tail_lines * kTileLine));
+        }
+        products.run(shape, x + whole, group_bytes, pair, 1, at, y_stride, add || steps > 0);
+      }
+    }
+  }
+
+  void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) {
+    const int64_t panel_bytes = 32 * a.head_dim;
+    multiply(q, query_bytes, a.rows, keys + panel * panel_bytes, panel_bytes, panels, a.head_dim, to + panel * 16,
+             kKvBlockTokens, false);
+  }
+  void weights(int64_t r, const uint8_t*, const float* row, int64_t first, int64_t count) {
+    round_into_tiles(row + first, count, line_of(p, kWeightBytes, r));
+  }
+  // `rows` is all of them, or one.
+  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out) {
+    multiply(line_of(p, kWeightBytes, row), kWeightBytes, rows, values + first * 32, 32 * kKvBlockTokens, width / 16,
+             count, out + row * width, width, true);
+  }
+};
+
+}  // namespace
+
+namespace GEMLET_TIER {
+
+void attention_bf16(const AttentionArgs& a) { attention<TileCache>(a); }
+
+}  // namespace GEMLET_TIER
+}  // namespace gemlet::kernels
