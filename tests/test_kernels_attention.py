@@ -21,7 +21,8 @@ from gemlet import _core
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
 STEPS = 127 * 254
-BF16_DOTS = ("avx512bf16", "amx", "amx_emulated")  # tiers whose attention_bf16 rounds queries and weights to bf16
+# Tiers whose attention_bf16 rounds queries and weights to bf16.
+BF16_DOTS = ("avx512bf16", "amx", "amx_emulated")
 ZERO_PEAK = 1.001e-33  # rows of an int8 cache with max|x| below may become zeros
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT

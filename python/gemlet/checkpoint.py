@@ -260,7 +260,7 @@ class Checkpoint:
         tag = self.dtype(name)
         info = self.tensors[name]
         descriptor = self.descriptor(info.file)
-        for begin, shape, _ in self._row_blocks(info, block_bytes, entry):
+        for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
             # So that the disk is not idle while this block is packed.
             os.posix_fadvise(descriptor, begin + nbytes, 2 * block_bytes, os.POSIX_FADV_WILLNEED)
             rows = _core.FileRows(descriptor=descriptor, offset=begin, shape=shape, dtype=tag)
