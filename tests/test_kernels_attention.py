@@ -21,7 +21,11 @@ from gemlet import _core
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
 STEPS = 127 * 254
-BF16_DOTS = ("avx512bf16", "amx", "amx_emulated")  # tiers whose attention_bf16 rounds queries and weights to bf16
+BF16_DOTS = (
+    "avx512bf16",
+    "amx",
+    "amx_emulated",
+)  # tiers whose attention_bf16 rounds queries and weights to bf16
 ZERO_PEAK = 1.001e-33  # rows of an int8 cache with max|x| below may become zeros
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT
@@ -174,6 +178,19 @@ def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
     for rows in range(1, 17):
         together = attention(tier, kv, q[:rows], positions[:rows], keys, values, 70, 5.0)
         np.testing.assert_array_equal(together, np.concatenate(alone[:rows]))
+
+
+@kernels(*ATTENTIONS)
+def test_attention_of_many_rows(operation: str, tier: str) -> None:
+    """Two groups of 16 rows, the second one of any size."""
+    kv = ATTENTIONS[operation]
+    for dim in (32, 70):
+        q, positions, keys, values = case(10, 32, dim, 150)
+        whole = attention(tier, kv, q, positions, keys, values, 90)
+        for rows in (17, 18, 31):
+            check(tier, kv, q[:rows], positions[:rows], keys, values, 90)
+            part = attention(tier, kv, q[:rows], positions[:rows], keys, values, 90)
+            np.testing.assert_array_equal(part, whole[:rows])
 
 
 @kernels("attention_bf16")
