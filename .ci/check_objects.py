@@ -5,8 +5,7 @@
 Objects compiled with the flags of kernels/isa.cmake must define no weak or unique symbol (the linker could
 keep that copy for everybody) and call nothing but the C library's memory functions. All other objects must
 contain no instruction beyond plain x86-64, or armv8-a; there an instruction-set object has those of its tier
-and of no higher one.
-Tile registers are for the files of amx alone, which configure and release them.
+and of no higher one. Tile registers are for the files of amx alone, which configure and release them.
 """
 
 from __future__ import annotations
@@ -23,8 +22,11 @@ MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset", "memcmp"}
 # Beyond SSE2: VEX and EVEX encodings (a v mnemonic, or one on mask registers), and signs of SSSE3 and SSE4.
 BEYOND_BASELINE = re.compile(
     r"\t(?:v[a-z0-9]+\s.*%(?:[xyz]mm|k)[0-9]|vzero\w+|k[a-z]+\s.*%k[0-7]"
-    r"|(?:popcnt|pshufb|palignr|pabs|pmov[sz]x|pmulld|round[sp][sd]|blendv|ptest|pinsr[bdq]|pextr[bdq])\w*\s).*"
+    r"|(?:popcnt|pshufb|palignr|pabs|pmov[sz]x|pmulld|round[sp][sd]|blendv|ptest|pinsr[bdq]|pextr[bdq])\w*\s"
+    r"|(?:ldtilecfg|sttilecfg|tile\w+|tdp\w+)\b).*"
 )
+TILES = re.compile(r"\t(ldtilecfg|sttilecfg|tile\w+|tdp\w+)\b")
+AMX_NEEDS = {"ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"}
 # Beyond armv8-a: byte and bf16 products, rounding multiply-adds, atomics in one instruction, arithmetic on
 # halves, scalable vectors.
 BEYOND_ARMV8 = re.compile(
@@ -36,7 +38,6 @@ ARM_PRODUCTS = {
     "dotprod": {"sdot", "udot"},
     "i8mm": {"sdot", "udot", "usdot", "sudot", "smmla", "ummla", "usmmla"},
 }
-TILES = re.compile(r"\t(ldtilecfg|tile\w+|tdp\w+)\b")
 SYMBOL = re.compile(r"^[0-9a-f ]*([A-Za-z?-]) (\S+)$", re.MULTILINE)
 MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}  # ELF's e_machine
 
@@ -56,22 +57,24 @@ def tool(name: str, path: Path, *options: str) -> str:
 
 def check_isa_object(path: Path) -> list[str]:
     errors = []
-    if tiles := {*TILES.findall(tool("objdump", path, "-d", "--no-show-raw-insn"))}:
-        needed = {"ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"}
-        if not path.name.startswith("amx."):
-            errors.append(f"{path}: uses tiles: {', '.join(sorted(tiles))}")
-        elif not needed <= tiles:
-            errors.append(f"{path}: lacks {', '.join(sorted(needed - tiles))}")
-    elif path.name.startswith("amx."):
-        errors.append(f"{path}: uses no tiles")
     for kind, symbol in SYMBOL.findall(tool("nm", path, "-C").replace(" (", "(")):
         if kind in "WVu":
             errors.append(f"{path}: weak symbol {symbol}")
         elif kind in "Uwv" and symbol not in MEMORY_FUNCTIONS:
             errors.append(f"{path}: calls {symbol}, which is not a memory function")
-    if machine_of(path) == "aarch64":
+    if machine_of(path) == "x86_64":
+        errors += check_tiles(path)
+    else:
         errors += check_instructions(path, ARM_PRODUCTS.get(path.name.split(".")[0], set()))
     return errors
+
+
+def check_tiles(path: Path) -> list[str]:
+    tiles = {*TILES.findall(tool("objdump", path, "-d", "--no-show-raw-insn"))}
+    if not path.name.startswith("amx."):
+        return [f"{path}: uses tiles: {', '.join(sorted(tiles))}"] if tiles else []
+    missing = AMX_NEEDS - tiles
+    return [f"{path}: lacks {', '.join(sorted(missing))}"] if missing else []
 
 
 def check_instructions(path: Path, products: set[str]) -> list[str]:
@@ -80,10 +83,7 @@ def check_instructions(path: Path, products: set[str]) -> list[str]:
         return [f"{path}: not machine code yet: build with CMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF"]
     machine = machine_of(path)
     beyond = BEYOND_ARMV8 if machine == "aarch64" else BEYOND_BASELINE
-    code = tool("objdump", path, "-d", "--no-show-raw-insn")
-    if machine == "x86_64" and (found := TILES.search(code)):
-        return [f"{path}: uses tiles: {' '.join(found.group().split())}"]
-    for found in beyond.finditer(code):
+    for found in beyond.finditer(tool("objdump", path, "-d", "--no-show-raw-insn")):
         if found.groupdict().get("product") not in products:
             return [f"{path}: not plain {machine}: {' '.join(found.group().split())}"]
     return []

@@ -26,6 +26,7 @@ ANYTHING = 0xFFFF_FFFF_FFFF_FFFF
 # What a machine with a tier has besides: not one chain.
 CONTAINED = {
     "scalar": [],
+    "amx_emulated": ["scalar"],  # of builds with GEMLET_EMULATE_AMX
     "avx2": ["scalar"],
     "avxvnni": ["scalar", "avx2"],
     "avx512": ["scalar", "avx2"],

@@ -177,6 +177,19 @@ def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
         np.testing.assert_array_equal(together, np.concatenate(alone[:rows]))
 
 
+@kernels(*ATTENTIONS)
+def test_attention_of_many_rows(operation: str, tier: str) -> None:
+    """Two groups of 16 rows, the second one of any size."""
+    kv = ATTENTIONS[operation]
+    for dim in (32, 70):
+        q, positions, keys, values = case(10, 32, dim, 150)
+        whole = attention(tier, kv, q, positions, keys, values, 90)
+        for rows in (17, 18, 31):
+            check(tier, kv, q[:rows], positions[:rows], keys, values, 90)
+            part = attention(tier, kv, q[:rows], positions[:rows], keys, values, 90)
+            np.testing.assert_array_equal(part, whole[:rows])
+
+
 @kernels("attention_bf16")
 def test_queries_are_rounded_to_nearest(operation: str, tier: str) -> None:
     if tier in BF16_DOTS:

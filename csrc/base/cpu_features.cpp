@@ -111,7 +111,6 @@ bool tier_supported(const CpuFacts& facts, Tier tier) {
     case Tier::kAmx:
       return kAmxKernels && contained() && saved(kXcr0Amx) && facts.amx_granted && facts.amx_tile && facts.amx_int8 &&
              facts.amx_bf16;
-      return contained() && saved(kXcr0Amx) && facts.amx_granted && facts.amx_tile && facts.amx_int8 && facts.amx_bf16;
     case Tier::kNeon:
       return contained() && facts.asimd;
     case Tier::kDotprod:
