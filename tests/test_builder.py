@@ -160,7 +160,7 @@ def test_finish() -> None:
     [
         ({"weights": "q5"}, "'q5' is unknown"),
         ({"embedding": ""}, "'' is unknown"),
-        ({"kv_cache": "q8"}, "kv_cache format 'q8' is unknown; expected f32 or bf16"),
+        ({"kv_cache": "q8"}, "kv_cache format 'q8' is unknown; expected f32, bf16 or int8"),
         ({"threads": -1}, "threads is -1"),
         ({"threads": 1025}, "threads is 1025"),
     ],

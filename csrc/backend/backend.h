@@ -57,6 +57,9 @@ class Backend {
 
   virtual std::string tier() const = 0;
   virtual int threads() const = 0;
+  virtual int decode_threads() const = 0;
+  // A pass over `rows` tokens begins. Few rows wait for memory, many for arithmetic: each has its number of threads.
+  virtual void begin_pass(int64_t rows) = 0;
   virtual AlignedBuffer allocate(size_t bytes) = 0;
 
   // out [ids, dim] = scale * table[ids]
@@ -128,8 +131,8 @@ class Backend {
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
 
-// threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
-std::unique_ptr<Backend> make_cpu_backend(int threads);
+// threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
+std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads);
 
 // Throws kUnsupported in a build without CUDA.
 std::unique_ptr<Backend> make_cuda_backend();

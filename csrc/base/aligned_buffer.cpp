@@ -1,13 +1,28 @@
 #include "base/aligned_buffer.h"
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <bit>
+
+#include "base/cpu_limits.h"
 #include "base/error.h"
 
 namespace gemlet {
 namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr int kInterleave = 3;  // MPOL_INTERLEAVE of linux/mempolicy.h
+
+// Spreads the pages over all NUMA nodes: any thread may read any of them, since tasks are claimed as they come. Where
+// the system does not let us, they lie where they are touched first.
+void spread(void* memory, size_t bytes) {
+  static const uint64_t nodes = memory_nodes();
+  if (std::popcount(nodes) < 2) return;
+  const unsigned long mask = nodes;
+  (void)syscall(SYS_mbind, memory, bytes, kInterleave, &mask, 8 * sizeof mask + 1, 0);
 }
+}  // namespace
 
 // Anonymous mappings rather than malloc: they arrive zeroed without a pass over the memory, and munmap gives them back
 // to the system at once, which close() promises.
@@ -18,7 +33,10 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
     fail(ErrorCode::kMemory, "cannot allocate ", bytes,
          " bytes; use a smaller model, fewer bits per weight or a shorter context");
   }
-  if (bytes >= kHugePage) madvise(memory, bytes, MADV_HUGEPAGE);
+  if (bytes >= kHugePage) {
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    spread(memory, bytes);
+  }
   data_ = static_cast<uint8_t*>(memory);
 }
 

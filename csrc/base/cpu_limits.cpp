@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -95,6 +96,22 @@ CpuLimits detect_cpu_limits() {
   limits.physical_cores = cores.empty() ? limits.affinity : static_cast<int>(cores.size());
   return limits;
 }
+
+uint64_t parse_nodes(const std::string& list) {
+  uint64_t nodes = 0;
+  std::istringstream ranges(list);
+  std::string range;
+  while (std::getline(ranges, range, ',')) {
+    int first = 0, last = 0;
+    const int numbers = std::sscanf(range.c_str(), "%d-%d", &first, &last);
+    if (numbers < 1 || first < 0) continue;
+    if (numbers == 1) last = first;
+    for (int node = first; node <= last && node < 64; ++node) nodes |= uint64_t{1} << node;
+  }
+  return nodes;
+}
+
+uint64_t memory_nodes() { return parse_nodes(read_line("/sys/devices/system/node/has_memory")); }
 
 int64_t available_memory() {
   int64_t available = INT64_MAX;

@@ -22,6 +22,10 @@ struct ThreadChoice {
 // min(affinity, quota, physical cores), and which of the three decided.
 ThreadChoice default_threads(const CpuLimits& limits);
 
+// Which of the first 64 NUMA nodes have memory, as bits; and the reading of lists like "0-1,4" that says so.
+uint64_t memory_nodes();
+uint64_t parse_nodes(const std::string& list);
+
 // Bytes of memory that this process may still take: the machine's available memory and the room under the cgroup's
 // limit, whichever is less.
 int64_t available_memory();

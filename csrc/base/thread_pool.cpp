@@ -44,10 +44,11 @@ struct ThreadPool::State {
   alignas(64) std::atomic<uint64_t> ticket{0};
   alignas(64) std::atomic<uint32_t> round{0};  // changes with every run; workers sleep on it
   alignas(64) std::atomic<int64_t> done{0};    // tasks finished in this round
+  std::atomic<int> used;                       // workers from this one on sleep on it
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 
-  explicit State(int threads) {
+  State(int threads, int used_threads) : used(used_threads) {
     try {
       for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
     } catch (const std::exception&) {  // the system grants no more threads
@@ -61,9 +62,16 @@ struct ThreadPool::State {
 
   void join() {
     stop.store(true, std::memory_order_relaxed);
+    use(0);
     round.fetch_add(1, std::memory_order_release);
     round.notify_all();
     for (std::thread& worker : workers) worker.join();
+  }
+
+  // 0: no longer anybody in particular; all wake up.
+  void use(int threads) {
+    used.store(threads, std::memory_order_release);
+    used.notify_all();
   }
 
   void take_tasks(int thread) {
@@ -94,6 +102,10 @@ struct ThreadPool::State {
       wait_for_change(round, seen);
       seen = round.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_relaxed)) return;
+      if (const int threads = used.load(std::memory_order_acquire); threads > 0 && thread >= threads) {
+        used.wait(threads, std::memory_order_acquire);
+        continue;
+      }
       take_tasks(thread);
     }
   }
@@ -112,18 +124,24 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), state_(nullptr) { state_ = new State(threads_); }
+ThreadPool::ThreadPool(int threads) : threads_(threads), used_(threads), state_(new State(threads, threads)) {}
 
 ThreadPool::~ThreadPool() {
   if (state_->forks == fork_generation()) delete state_;  // a forked child cannot join its parent's threads
 }
 
+void ThreadPool::use(int threads) {
+  if (threads == used_) return;
+  used_ = threads;
+  if (state_->forks == fork_generation()) state_->use(threads);
+}
+
 void ThreadPool::run_erased(int64_t tasks, const void* context, TaskFn fn) {
-  if (threads_ == 1 || tasks <= 1) {
+  if (used_ == 1 || tasks <= 1) {
     for (int64_t task = 0; task < tasks; ++task) fn(context, task, 0);
     return;
   }
-  if (state_->forks != fork_generation()) state_ = new State(threads_);
+  if (state_->forks != fork_generation()) state_ = new State(threads_, used_);
   constexpr int64_t kMost = static_cast<int64_t>(State::kMask);
   for (int64_t first = 0; first < tasks; first += kMost) {
     state_->run(first, std::min(kMost, tasks - first), context, fn);

@@ -18,6 +18,9 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
+  // From now on runs use the first `threads` of them; the others sleep. 1 to threads().
+  void use(int threads);
+
   // Calls fn(task, thread) for every task in [0, tasks). fn must not throw. One run at a time: the owner serialises.
   template <typename Fn>
   void run(int64_t tasks, const Fn& fn) {
@@ -31,6 +34,7 @@ class ThreadPool {
 
   struct State;
   int threads_;
+  int used_;
   State* state_;  // raw: after a fork the child abandons the parent's state, whose threads do not exist there
 };
 

@@ -29,6 +29,10 @@ KvFormat kv_format(const std::string& name) {
   fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32, bf16 or int8");
 }
 
+std::string kv_format_name(KvFormat format) {
+  return format == KvFormat::kF32 ? "f32" : format == KvFormat::kBf16 ? "bf16" : "int8";
+}
+
 SourceType source_type(const std::string& name, const std::string& dtype) {
   if (dtype == "f32") return SourceType::kF32;
   if (dtype == "bf16") return SourceType::kBf16;
@@ -154,6 +158,8 @@ void register_model(py::module_& m) {
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
+      .def_property_readonly("decode_threads", [](Model& model) { return model.backend().decode_threads(); })
+      .def_property_readonly("kv_cache", [](const Model& model) { return kv_format_name(model.kv_layout().format); })
       .def_property_readonly("weights",
                              [](const Model& model) { return std::string(format_name(model.weight_format())); })
       .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })
@@ -179,16 +185,21 @@ void register_model(py::module_& m) {
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
-                       const std::string& kv_cache, int threads, bool allocate) {
+                       const std::string& kv_cache, int threads, bool allocate, int decode_threads) {
              if (threads < 0 || threads > 1024) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
-             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
-                                                   kv_format(kv_cache),
-                                                   threads == 0 ? nullptr : make_cpu_backend(threads), allocate);
+             if (decode_threads < 0 || decode_threads > 1024) {
+               fail(ErrorCode::kInvalidRequest, "decode_threads is ", decode_threads,
+                    ", expected 1 to 1024, or 0 for as many as threads");
+             }
+             if (decode_threads == 0) decode_threads = threads;
+             return std::make_unique<ModelBuilder>(
+                 config, weight_format(weights), weight_format(embedding), kv_format(kv_cache),
+                 threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads), allocate);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
-           py::arg("threads"), py::arg("allocate") = true)
+           py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0)
       .def(
           "plan",
           [](ModelBuilder& builder) {

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <bit>
 #include <chrono>
 #include <cstdlib>
 #include <map>
@@ -56,6 +57,7 @@ py::typing::Dict<py::str, py::object> cpu_info() {
   result["affinity"] = limits.affinity;
   result["cgroup_quota"] = limits.cgroup_quota;
   result["physical_cores"] = limits.physical_cores;
+  result["memory_nodes"] = std::popcount(memory_nodes());
   return result;
 }
 
@@ -121,6 +123,7 @@ void register_system(py::module_& m) {
       "Threads used when none are asked for, and why.");
   m.def("available_memory", &available_memory,
         "Bytes of memory that this process may still take: the machine's and under its cgroup's limit.");
+  m.def("parse_nodes", &parse_nodes, py::arg("list"), "The NUMA nodes of a list like '0-1,4', as bits.");
   m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),
         py::arg("forced") = py::none(), "(tier, supported tiers) of a machine described by feature names and XCR0.");
   m.def("measure_read_bandwidth", &measure_read_bandwidth, py::kw_only(), py::arg("threads"),

@@ -43,6 +43,9 @@ void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* can
     if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
 
+  int64_t rows = 0;
+  for (const Segment& segment : batch) rows += static_cast<int64_t>(segment.ids.size());
+  backend_->begin_pass(rows);
   ForwardPass pass(*this, batch, taps);
   pass.embed();
   for (size_t index = 0; index < config_.layers.size(); ++index) {

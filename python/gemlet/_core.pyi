@@ -29,6 +29,7 @@ __all__: list[str] = [
     "kernel_roundtrip",
     "kernel_rowwise",
     "measure_read_bandwidth",
+    "parse_nodes",
     "rope_table",
 ]
 
@@ -137,6 +138,10 @@ class Model:
     @property
     def config(self) -> ModelConfig: ...
     @property
+    def decode_threads(self) -> int: ...
+    @property
+    def kv_cache(self) -> str: ...
+    @property
     def parameter_count(self) -> int: ...
     @property
     def threads(self) -> int: ...
@@ -171,6 +176,7 @@ class ModelBuilder:
         kv_cache: str,
         threads: typing.SupportsInt | typing.SupportsIndex,
         allocate: bool = True,
+        decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     @typing.overload
     def add(
@@ -390,6 +396,11 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Memory read bandwidth in GB/s.
+    """
+
+def parse_nodes(list: str) -> int:
+    """
+    The NUMA nodes of a list like '0-1,4', as bits.
     """
 
 def rope_table(

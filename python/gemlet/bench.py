@@ -120,6 +120,8 @@ def machine_info(model: Model) -> dict[str, Any]:
         "system": platform.system(),
         "tier": model.tier,
         "threads": model.threads,
+        "decode_threads": model.decode_threads,
+        "kv_cache": model.kv_cache,
         "gemlet": _core.__version__,
     }
 

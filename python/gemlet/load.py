@@ -38,6 +38,7 @@ PRESETS = {
     "q8": Formats("q8", "q8", "bf16"),
     "q4": Formats("q4", "q8", "bf16"),
 }
+KV_CACHES = ("f32", "bf16", "int8")
 MAX_THREADS = 1024
 
 
@@ -46,8 +47,10 @@ def load(
     *,
     weights: str = "auto",
     threads: int | None = None,
+    decode_threads: int | None = None,
     max_context: int | None = None,
     embedding: str | None = None,
+    kv_cache: str | None = None,
     max_memory: int | str | None = None,
     device: str = "cpu",
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
@@ -74,10 +77,14 @@ def load(
             a packed folder the format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
             physical cores (``gemlet info`` shows the number and the reason).
+        decode_threads: how many threads write the reply, once the prompt is read (passes of at most 8
+            tokens). None: as many as ``threads``. Decoding waits for memory, which few cores can use up.
         max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV
             cache. None: what the model was made for.
         embedding: the format of the embedding table, which is also the output matrix. None: as ``weights``,
             but "q8" for "q4", which answers better; "q4" is what the smallest memories need.
+        kv_cache: the format of the KV cache: "f32", "bf16", or "int8" (one scale per token and head), which
+            takes half of bf16's memory. None: "bf16", but "f32" for weights in f32.
         max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
             make this process larger with one text of ``max_context`` tokens. The message has the plan and
             what would fit.
@@ -116,6 +123,7 @@ def load(
     check_weights(weights)
     _check_device(device)
     threads = check_threads(threads)
+    decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
     limit = None if max_memory is None else parse_memory(max_memory)
     from gemlet.progress import check_progress
     from gemlet.source import open_source
@@ -126,9 +134,16 @@ def load(
             opened = opened.cut(matformer)
         max_context = check_max_context(max_context, opened.config)
         weights, embedding = choose_weights(opened, weights, embedding)
-        formats = formats_of(weights, embedding)
+        formats = formats_of(weights, embedding, kv_cache)
         if limit is not None:
-            check_memory(limit, opened.config, weights=weights, embedding=embedding, max_context=max_context)
+            check_memory(
+                limit,
+                opened.config,
+                weights=weights,
+                embedding=embedding,
+                kv_cache=kv_cache,
+                max_context=max_context,
+            )
         builder = _filled_builder(
             opened,
             cache=cache,
@@ -136,6 +151,7 @@ def load(
             weights=weights,
             formats=formats,
             threads=threads,
+            decode_threads=decode_threads,
             max_context=max_context,
         )
         return _model(
@@ -155,8 +171,10 @@ def random_model(
     *,
     weights: str = "auto",
     threads: int | None = None,
+    decode_threads: int | None = None,
     max_context: int | None = None,
     embedding: str | None = None,
+    kv_cache: str | None = None,
     seed: int = 0,
 ) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
@@ -173,11 +191,19 @@ def random_model(
     started = time.perf_counter()
     check_weights(weights)
     threads = check_threads(threads)
+    decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
     config = shape_config(name)
     max_context = check_max_context(max_context, config)
     weights = "bf16" if weights == "auto" else weights
-    formats = formats_of(weights, embedding)
-    builder = make_builder(config, weights=weights, formats=formats, threads=threads, max_context=max_context)
+    formats = formats_of(weights, embedding, kv_cache)
+    builder = make_builder(
+        config,
+        weights=weights,
+        formats=formats,
+        threads=threads,
+        decode_threads=decode_threads,
+        max_context=max_context,
+    )
     builder.add_random(seed=seed)
     end_ids = frozenset(config.eos_token_ids)
     return _model(
@@ -192,13 +218,16 @@ def random_model(
     )
 
 
-def formats_of(weights: str, embedding: str | None = None) -> Formats:
-    """The formats in memory that ``weights`` (not "auto") and ``embedding`` stand for."""
+def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None = None) -> Formats:
+    """The formats in memory that ``weights`` (not "auto"), ``embedding`` and ``kv_cache`` stand for."""
     if embedding is not None and (not isinstance(embedding, str) or embedding not in PRESETS):
         choices = ", ".join(repr(choice) for choice in PRESETS)
         raise InvalidRequestError(f"embedding is {embedding!r}; expected one of {choices}, or None")
-    formats = PRESETS[weights]
-    return formats if embedding is None else formats._replace(embedding=embedding)
+    if kv_cache is not None and kv_cache not in KV_CACHES:
+        choices = ", ".join(repr(choice) for choice in KV_CACHES)
+        raise InvalidRequestError(f"kv_cache is {kv_cache!r}; expected one of {choices}, or None")
+    preset = PRESETS[weights]
+    return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
 
 
 def choose_weights(source: ModelSource, weights: str, embedding: str | None) -> tuple[str, str | None]:
@@ -224,6 +253,7 @@ def make_builder(
     weights: str,
     formats: Formats,
     threads: int,
+    decode_threads: int = 0,
     max_context: int | None = None,
     allocate: bool = True,
 ) -> _core.ModelBuilder:
@@ -236,6 +266,7 @@ def make_builder(
         embedding=formats.embedding,
         kv_cache=formats.kv_cache,
         threads=threads,
+        decode_threads=decode_threads,
         allocate=allocate,
     )
 
@@ -248,6 +279,7 @@ def _filled_builder(
     weights: str,
     formats: Formats,
     threads: int,
+    decode_threads: int,
     max_context: int,
 ) -> _core.ModelBuilder:
     def builder(allocate: bool) -> _core.ModelBuilder:
@@ -256,6 +288,7 @@ def _filled_builder(
             weights=weights,
             formats=formats,
             threads=threads,
+            decode_threads=decode_threads,
             max_context=max_context,
             allocate=allocate,
         )
@@ -321,13 +354,13 @@ def _check_device(device: str) -> None:
         raise UnsupportedError(f"device is {device!r}; this gemlet runs on 'cpu' only")
 
 
-def check_threads(threads: int | None) -> int:
+def check_threads(threads: int | None, name: str = "threads") -> int:
     if threads is None:
         from gemlet import _core
 
         return _core.default_threads()[0]
     if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
-        raise InvalidRequestError(f"threads is {threads!r}; expected 1 to {MAX_THREADS}, or None")
+        raise InvalidRequestError(f"{name} is {threads!r}; expected 1 to {MAX_THREADS}, or None")
     return threads
 
 

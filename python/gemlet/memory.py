@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gemlet.errors import InvalidRequestError, MemoryLimitError
@@ -59,6 +60,7 @@ def plan_memory(
     *,
     weights: str,
     embedding: str | None = None,
+    kv_cache: str | None = None,
     max_context: int | None = None,
 ) -> MemoryPlan:
     """The memory that the model ``config`` describes takes with these arguments of :func:`gemlet.load`.
@@ -68,7 +70,7 @@ def plan_memory(
     from gemlet import _core
     from gemlet.load import formats_of
 
-    formats = formats_of(weights, embedding)
+    formats = formats_of(weights, embedding, kv_cache)
     builder = _core.ModelBuilder(
         config=config.to_core(weights=weights, max_context=max_context),
         weights=formats.matrices,
@@ -85,11 +87,13 @@ def check_memory(
     *,
     weights: str,
     embedding: str | None,
+    kv_cache: str | None = None,
     max_context: int,
     name: str = "max_memory",
 ) -> None:
     """Raises :class:`MemoryLimitError` with the plan and with what would fit if it exceeds ``limit``."""
-    plan = plan_memory(config, weights=weights, embedding=embedding, max_context=max_context)
+    plan_of = partial(plan_memory, config, kv_cache=kv_cache)
+    plan = plan_of(weights=weights, embedding=embedding, max_context=max_context)
     if plan.total <= limit:
         return
     remedies = []
@@ -97,17 +101,17 @@ def check_memory(
     low, high = 0, max_context  # the largest context whose cache fits
     while low < high - 1:
         middle = (low + high) // 2
-        cache = plan_memory(config, weights=weights, embedding=embedding, max_context=middle).kv_cache
+        cache = plan_of(weights=weights, embedding=embedding, max_context=middle).kv_cache
         low, high = (middle, high) if cache <= spare else (low, middle)
     if low >= 256:
         remedies.append(f"max_context={low // 64 * 64}")
     smaller = {"f32": ["bf16", "q8", "q4"], "bf16": ["q8", "q4"], "q8": ["q4"], "q4": []}[weights]
     for choice in smaller:
-        if plan_memory(config, weights=choice, max_context=max_context).total <= limit:
+        if plan_of(weights=choice, max_context=max_context).total <= limit:
             remedies.append(f'weights="{choice}"')
             break
     if weights == "q4" and embedding is None:
-        smallest = plan_memory(config, weights="q4", embedding="q4", max_context=max_context)
+        smallest = plan_of(weights="q4", embedding="q4", max_context=max_context)
         if smallest.total <= limit:
             remedies.append('embedding="q4"')
     remedy = f"; it would fit with {' or '.join(remedies)}" if remedies else "; use a smaller model"

@@ -83,6 +83,8 @@ class Model:
         self._core_model = core
         self._weights = core.weights
         self._threads = core.threads
+        self._decode_threads = core.decode_threads
+        self._kv_cache = core.kv_cache
         self._tier = core.tier
         self._context_length = core.config.max_context
         self._vocab_size = core.config.vocab_size
@@ -113,6 +115,16 @@ class Model:
     def threads(self) -> int:
         """Threads that a forward pass runs on."""
         return self._threads
+
+    @property
+    def decode_threads(self) -> int:
+        """Threads that a forward pass over at most 8 tokens runs on."""
+        return self._decode_threads
+
+    @property
+    def kv_cache(self) -> str:
+        """Format of the KV cache in memory: "f32", "bf16" or "int8"."""
+        return self._kv_cache
 
     @property
     def tier(self) -> str:

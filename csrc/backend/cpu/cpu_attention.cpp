@@ -131,7 +131,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
 
   const int64_t scratch_floats = kernels::attention_scratch(dim);
   const int64_t partial_floats = kMaxAttentionRows * (dim + 2);  // out [rows, dim], max [rows], sum [rows]
-  float* const scratches = scratch(attention_scratch_, scratch_floats * threads());
+  float* const scratches = scratch(attention_scratch_, scratch_floats * pool_.threads());
   float* const parts = scratch(partials_, partial_floats * partials);
   const auto out_row = [&](const Task& task, int64_t r) {
     const int64_t row = task.segment->row + task.token + r / task.heads;

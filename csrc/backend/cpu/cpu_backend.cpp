@@ -8,6 +8,9 @@
 namespace gemlet {
 namespace {
 
+// A pass over at most this many tokens counts as decoding.
+constexpr int64_t kDecodeRows = 8;
+
 // Bytes of activations that one pass over the weights keeps in L2.
 constexpr int64_t kActivationBytes = 512 * 1024;
 
@@ -27,12 +30,21 @@ int64_t pieces_of(int64_t rows, int64_t most) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(Tier tier, int threads) : tier_(tier), pool_(threads), kernels_(kernels::kernels_for(tier)) {}
-
-std::unique_ptr<Backend> make_cpu_backend(int threads) {
-  const TierChoice choice = choose_tier(detect_cpu(), std::getenv("GEMLET_CPU"));
-  return std::make_unique<CpuBackend>(choice.tier, threads);
+CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads)
+    : tier_(tier),
+      threads_(threads),
+      decode_threads_(decode_threads),
+      pool_(std::max(threads, decode_threads)),
+      kernels_(kernels::kernels_for(tier)) {
+  pool_.use(threads);
 }
+
+std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads) {
+  const TierChoice choice = choose_tier(detect_cpu(), std::getenv("GEMLET_CPU"));
+  return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads);
+}
+
+void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
 
 float* CpuBackend::scratch(AlignedBuffer& buffer, int64_t floats) {
   const size_t bytes = static_cast<size_t>(floats) * sizeof(float);

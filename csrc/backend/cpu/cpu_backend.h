@@ -29,10 +29,12 @@ struct MatmulTask {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(Tier tier, int threads);
+  CpuBackend(Tier tier, int threads, int decode_threads);
 
   std::string tier() const override { return std::string(tier_name(tier_)); }
-  int threads() const override { return pool_.threads(); }
+  int threads() const override { return threads_; }
+  int decode_threads() const override { return decode_threads_; }
+  void begin_pass(int64_t rows) override;
   AlignedBuffer allocate(size_t bytes) override { return AlignedBuffer(bytes); }
   void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
@@ -92,6 +94,7 @@ class CpuBackend final : public Backend {
   void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;
+  int threads_, decode_threads_;
   ThreadPool pool_;
   kernels::KernelTable kernels_;
   AlignedBuffer prepared_;           // activations as int8 or bf16

@@ -34,7 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.random,
             weights=arguments.weights,
             embedding=arguments.embedding,
+            kv_cache=arguments.kv_cache,
             threads=arguments.threads,
+            decode_threads=arguments.decode_threads,
             max_context=arguments.max_context,
         )
         name = f"{arguments.random} (random)"

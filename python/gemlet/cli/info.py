@@ -26,6 +26,8 @@ def collect() -> dict[str, Any]:
         "cpu": {"name": cpu_name(), **_core.cpu_info()},
         "threads": threads,
         "threads_reason": reason,
+        "decode_threads": threads,
+        "decode_threads_reason": "as many as threads unless --decode-threads says otherwise",
     }
 
 
@@ -45,4 +47,5 @@ def run(arguments: argparse.Namespace) -> int:
     if lower:
         print(f"         below it: {', '.join(lower)}")
     print(f"threads  {info['threads']} ({info['threads_reason']})")
+    print(f"decode   {info['decode_threads']} ({info['decode_threads_reason']})")
     return 0

@@ -149,6 +149,7 @@ def _add_bench(commands: Any) -> None:
         help="random weights at a real shape, for example gemma3-1b or gemma3-270m",
     )
     _add_placement(parser)
+    _add_running(parser)
     _add_memory(parser)
     parser.add_argument(
         "-p",
@@ -190,6 +191,15 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decode-threads", type=int, metavar="N", help="threads once the prompt is read (default: as before)"
+    )
+    parser.add_argument(
+        "--kv-cache", choices=["bf16", "int8", "f32"], help="format of the KV cache (default: bf16)"
+    )
+
+
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-context", type=int, metavar="N", help="longest text in tokens (default: the model's limit)"
@@ -207,6 +217,7 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
     _add_placement(parser)
+    _add_running(parser)
     _add_memory(parser)
     parser.add_argument(
         "--cache", action="store_true", help="keep the packed weights for the next start, which is faster"
