@@ -83,9 +83,12 @@ def read_json_object(
     where = os.fspath(path)
     try:
         with open(where, "rb", opener=no_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise ModelFileError(f"{where}: not a regular file")
-            data = file.read(max_bytes + 1)
+            data = file.read(
+                min(status.st_size, max_bytes) + 1
+            )  # read() takes memory for all that it is asked
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
         if isinstance(problem, ModelFileError):
             raise

@@ -1,0 +1,156 @@
+"""Everything of gemlet that reads a file, as functions of the file's bytes.
+
+Each takes any bytes and may raise nothing but :class:`gemlet.GemletError`; what it reads without an error is
+used as far as gemlet would. READERS has them by name, with good files to start from.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
+from tokenizer_files import gemma4_json, trained_gguf, trained_model
+
+import gemlet
+from gemlet.checkpoint import Checkpoint
+from gemlet.config import read_config, read_end_ids, read_sampling
+from gemlet.gguf import read_gguf
+from gemlet.inspection import inspect
+from gemlet.tokenizer import Tokenizer
+
+DEMO = Path(gemlet.__file__).parent / "demo"
+ENOUGH = 1 << 16  # bytes of a tensor, or tokens, that are looked at
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``run`` may raise GemletError only; ``seeds`` gives good files. ``text``: mutated as JSON too."""
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+    text: bool = False
+
+
+@cache
+def _folder() -> Path:
+    """A folder in memory, where there is one: a fuzzer writes it ten thousand times a second."""
+    shared = "/dev/shm"
+    folder = tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _write(name: str, data: bytes) -> Path:
+    path = _folder() / name
+    path.write_bytes(data)
+    return path
+
+
+def _read_tensors(folder: Path) -> None:
+    with Checkpoint(folder) as checkpoint:
+        for name, info in checkpoint.tensors.items():
+            if info.nbytes <= ENOUGH:
+                checkpoint.read(name)
+
+
+def safetensors(data: bytes) -> None:
+    folder = _folder() / "single"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(data)
+    _read_tensors(folder)
+
+
+def index(data: bytes) -> None:
+    folder = _folder() / "sharded"
+    if not folder.exists():
+        folder.mkdir()
+        weights = weights_of(CONFIGS["gemma"])
+        (folder / "a.safetensors").write_bytes(safetensors_bytes(weights))
+    (folder / "model.safetensors.index.json").write_bytes(data)
+    _read_tensors(folder)
+
+
+def config(data: bytes) -> None:
+    folder = _write("config.json", data).parent
+    read = read_config(folder)
+    read_end_ids(folder, read)
+    if read.vocab_size * read.hidden_size < 1 << 40 and read.num_layers < 100:
+        read.to_core(weights="q4")
+
+
+def generation_config(data: bytes) -> None:
+    folder = _write("generation_config.json", data).parent
+    gemlet.GenerationConfig(**read_sampling(folder))
+
+
+def whole_folder(data: bytes) -> None:
+    """config.json beside the weights of another one: what does not agree is found before a weight is read."""
+    folder = _folder() / "whole"
+    if not folder.exists():
+        folder.mkdir()
+        weights = weights_of(CONFIGS["gemma3n_text"])
+        (folder / "model.safetensors").write_bytes(safetensors_bytes(weights))
+    (folder / "config.json").write_bytes(data)
+    str(inspect(folder, weights="q4", max_memory="8GB"))
+
+
+def tokenizer_json(data: bytes) -> None:
+    _use(Tokenizer.from_file(_write("tokenizer.json", data)))
+
+
+def tokenizer_model(data: bytes) -> None:
+    _use(Tokenizer.from_file(_write("tokenizer.model", data)))
+
+
+def gguf(data: bytes) -> None:
+    path = _write("model.gguf", data)
+    read_gguf(path)
+    _use(Tokenizer.from_file(path))
+
+
+def _use(tokenizer: Tokenizer) -> None:
+    for text in ("The door opened.", "<start_of_turn>é\u2581 \U0001f600\n\n  x", "\0a"):
+        ids = tokenizer.encode(text)
+        tokenizer.decode(ids)
+    tokenizer.decode(range(min(tokenizer.vocab_size, 300)))
+
+
+def _configs() -> list[bytes]:
+    seeds = [json.dumps(config).encode() for config in CONFIGS.values()]
+    return [*seeds, (DEMO / "config.json").read_bytes()]
+
+
+def _safetensors() -> list[bytes]:
+    import numpy as np
+
+    small = {"a": np.ones((2, 3), np.float32), "b": np.arange(4), "c": np.zeros(0, np.float32)}
+    return [safetensors_bytes(small), safetensors_bytes({}), safetensors_bytes(weights_of(CONFIGS["gemma"]))]
+
+
+def _indices() -> list[bytes]:
+    names = weights_of(CONFIGS["gemma"])
+    return [json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}).encode()]
+
+
+READERS = {
+    "safetensors": Reader(safetensors, _safetensors),
+    "index": Reader(index, _indices, text=True),
+    "config": Reader(config, _configs, text=True),
+    "generation_config": Reader(
+        generation_config, lambda: [(DEMO / "generation_config.json").read_bytes()], text=True
+    ),
+    "whole_folder": Reader(
+        whole_folder, lambda: [json.dumps(CONFIGS["gemma3n_text"] | SIZES).encode()], text=True
+    ),
+    "tokenizer_json": Reader(tokenizer_json, lambda: [json.dumps(gemma4_json()).encode()], text=True),
+    "tokenizer_model": Reader(tokenizer_model, lambda: [trained_model()]),
+    "gguf": Reader(gguf, lambda: [trained_gguf()]),
+}
