@@ -91,7 +91,7 @@ def _explain(problem: Exception, name: str, revision: str | None) -> str:
             "that may read it"
         )
     if isinstance(problem, errors.HFValidationError):
-        return f"is no name of a model"
+        return "is no name of a model"
     if isinstance(problem, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         if constants.HF_HUB_OFFLINE:
             return "is not in the cache, and HF_HUB_OFFLINE forbids downloading"
