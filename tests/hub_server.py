@@ -16,8 +16,8 @@ TOKEN = "hf_" + "x" * 34
 
 
 class Hub:
-    """``repositories``: name -> {file: content}. A name with "gated" or "private" in it wants TOKEN; "down" and
-    "garbage" answer as a broken server does. ``served`` lists the files that were given out."""
+    """``repositories``: name -> {file: content}. A name with "gated" or "private" in it wants TOKEN; "down"
+    and "garbage" answer as a broken server does. ``served`` lists the files that were given out."""
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
         self.repositories = repositories

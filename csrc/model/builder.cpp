@@ -269,6 +269,14 @@ void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first
       uint8_t* const out = packed + index * panel_bytes(matrix.format, matrix.cols);
       if (!pack_panel(matrix.format, rows, count, matrix.cols, out)) finite = false;
     };
+    // New memory first, a huge page at a time: threads that meet in one while packing would each clear it.
+    constexpr int64_t kHugePage = int64_t{2} << 20;
+    backend_->parallel(
+        slot.packed_bytes(row_count) / kHugePage,
+        [](const void* context, int64_t index) {
+          static_cast<volatile uint8_t*>(const_cast<void*>(context))[index * kHugePage] = 0;
+        },
+        packed);
     backend_->parallel(
         panel_count(row_count),
         [](const void* context, int64_t index) { (*static_cast<const decltype(pack)*>(context))(index); }, &pack);

@@ -68,16 +68,13 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
         folder: str = huggingface_hub.snapshot_download(
             name, revision=revision, token=token, allow_patterns=list(_FILES), ignore_patterns=["*/*"]
         )
-    except Exception as problem:
-        message = _explain(problem, name, revision)
-        if message is None:
-            raise
-        raise HubError(f"{name}: {message}") from problem
+    except Exception as problem:  # what a broken server or disk makes of it has no common class
+        raise HubError(f"{name}: {_explain(problem, name, revision)}") from problem
     return folder
 
 
-def _explain(problem: Exception, name: str, revision: str | None) -> str | None:
-    """What went wrong and what to do, in a line; None for what is no matter of the hub."""
+def _explain(problem: Exception, name: str, revision: str | None) -> str:
+    """What went wrong and what to do, in a line."""
     from huggingface_hub import constants, errors
 
     status: Any = getattr(getattr(problem, "response", None), "status_code", None)
@@ -94,7 +91,7 @@ def _explain(problem: Exception, name: str, revision: str | None) -> str | None:
             "that may read it"
         )
     if isinstance(problem, errors.HFValidationError):
-        return f"is no name of a model: {problem}"
+        return "is no name of a model"
     if isinstance(problem, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         if constants.HF_HUB_OFFLINE:
             return "is not in the cache, and HF_HUB_OFFLINE forbids downloading"
@@ -103,6 +100,5 @@ def _explain(problem: Exception, name: str, revision: str | None) -> str | None:
         return f"the hub refused the token (HTTP {status}); pass one that may read this model"
     if isinstance(problem, errors.HfHubHTTPError):
         return f"the hub answered with HTTP {status}; try again later"
-    if isinstance(problem, OSError) or type(problem).__module__.split(".")[0] in ("httpx", "requests"):
-        return f"the download failed: {problem}"
-    return None
+    lines = str(problem).splitlines() or [""]
+    return f"the download failed: {type(problem).__name__}: {lines[0]}"
