@@ -220,11 +220,6 @@ def test_sources(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for source, error, message in (
         (tmp_path / "nowhere", ModelFileError, "nowhere: no such folder; expected a Hugging Face folder"),
-        (
-            "google/gemma-3-1b-it",
-            ModelFileError,
-            "gemlet does not download; `hf download google/gemma-3-1b-it`",
-        ),
         (file, ModelFileError, r"weights\.bin: is not a folder"),
         (tmp_path / "model.gguf", ModelFileError, r"model\.gguf: GGUF models cannot be loaded yet"),
         (tmp_path, ModelFileError, r"config\.json: missing"),

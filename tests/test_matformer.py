@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def test_blocks_of_any_size_give_the_same(
     large = write_folder(tmp_path, LARGE)
     matformer = {"skip_layers": [5], "intermediate_size": [96, 33, 48, 70, 20, 17, 90]}
     whole = logits_of(large, matformer=matformer)
-    monkeypatch.setattr(sys.modules["gemlet.load"], "_ROW_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("gemlet.packing._BLOCK_BYTES", block_bytes)
     np.testing.assert_array_equal(logits_of(large, matformer=matformer), whole)
 
 

@@ -57,7 +57,7 @@ class Model {
   void forward(std::span<const Segment> batch, const std::atomic<bool>* cancel = nullptr,
                const TapSink* taps = nullptr);
 
-  int64_t weight_bytes() const { return size_.weight_bytes; }
+  int64_t weight_bytes() const { return closed_ ? 0 : size_.weight_bytes; }
   int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
   int64_t parameter_count() const { return size_.parameters; }
 

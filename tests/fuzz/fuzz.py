@@ -1,8 +1,8 @@
-"""Feeds a reader broken files until it has seen enough: ``python tests/fuzz/fuzz.py safetensors --runs 1000000``.
+"""Feeds a reader broken files: ``python tests/fuzz/fuzz.py safetensors --runs 1000000``.
 
-With ``atheris`` installed the inputs are guided by coverage (libFuzzer); without, they are random mutations of
-good files. Anything but a GemletError ends the run and leaves the input in a file, as does an input that takes
-more than ten seconds, or more than 256 MB beyond what the process had.
+Inputs are random mutations of good files, or with ``--guided`` those of libFuzzer, guided by the coverage
+that ``atheris`` sees. Anything but a GemletError ends the run and leaves the input in a file; so does one
+that takes more than ten seconds, or 256 MB beyond what the process had.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ sys.path.insert(0, Path(__file__).resolve().parent.parent.as_posix())
 
 from fuzz.mutate import mutate_bytes, mutate_json
 from fuzz.readers import READERS, Reader
-
 from gemlet.errors import GemletError, MemoryLimitError
 
 SECONDS = 10

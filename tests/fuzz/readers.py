@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 
 from tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
-from tokenizer_files import gemma4_json, trained_gguf, trained_model
+from tokenizer_files import tokenizer_json as make_tokenizer_json
+from tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 import gemlet
 from gemlet.checkpoint import Checkpoint
@@ -131,13 +132,22 @@ def _configs() -> list[bytes]:
 def _safetensors() -> list[bytes]:
     import numpy as np
 
-    small = {"a": np.ones((2, 3), np.float32), "b": np.arange(4), "c": np.zeros(0, np.float32)}
+    small = {
+        "a": np.ones((2, 3), np.float32),
+        "b": np.arange(4, dtype=np.float16),
+        "c": np.zeros(0, np.float32),
+    }
     return [safetensors_bytes(small), safetensors_bytes({}), safetensors_bytes(weights_of(CONFIGS["gemma"]))]
 
 
 def _indices() -> list[bytes]:
     names = weights_of(CONFIGS["gemma"])
     return [json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}).encode()]
+
+
+def _tokenizer_jsons() -> list[bytes]:
+    pieces, _, types = trained_pieces()
+    return [json.dumps(make_tokenizer_json(pieces, types, trained_merges())).encode()]
 
 
 READERS = {
@@ -150,7 +160,7 @@ READERS = {
     "whole_folder": Reader(
         whole_folder, lambda: [json.dumps(CONFIGS["gemma3n_text"] | SIZES).encode()], text=True
     ),
-    "tokenizer_json": Reader(tokenizer_json, lambda: [json.dumps(gemma4_json()).encode()], text=True),
+    "tokenizer_json": Reader(tokenizer_json, _tokenizer_jsons, text=True),
     "tokenizer_model": Reader(tokenizer_model, lambda: [trained_model()]),
     "gguf": Reader(gguf, lambda: [trained_gguf()]),
 }

@@ -149,8 +149,7 @@ def _add_bench(commands: Any) -> None:
         help="random weights at a real shape, for example gemma3-1b or gemma3-270m",
     )
     _add_placement(parser)
-    _add_running(parser)
-    _add_memory(parser)
+    _add_loading(parser)
     parser.add_argument(
         "-p",
         type=_counts,
@@ -214,14 +213,18 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: see gemlet info)")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    _add_model_source(parser)
-    _add_placement(parser)
+def _add_loading(parser: argparse.ArgumentParser) -> None:
     _add_running(parser)
     _add_memory(parser)
     parser.add_argument(
         "--cache", action="store_true", help="keep the packed weights for the next start, which is faster"
     )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_model_source(parser)
+    _add_placement(parser)
+    _add_loading(parser)
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
