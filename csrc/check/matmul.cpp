@@ -70,12 +70,17 @@ struct Case {
   GuardedBytes x;  // in the operation's form of activations
   MatmulArgs args;
   Expected expected;
+
+  uint8_t* row(int64_t r) const {
+    return x.data() + kernels::activation_offset(operation.activations, r, args.x_stride);
+  }
 };
 
 // Column c of a prepared row, as a number.
 double activation(Activations form, const uint8_t* row, int64_t padded, int64_t c) {
   if (form == Activations::kF32) return reinterpret_cast<const float*>(row)[c];
   if (form == Activations::kBf16) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
+  if (form == Activations::kTiles) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row + c / 32 * 1024)[c % 32]);
   const double scale = reinterpret_cast<const float*>(row + padded)[c / kBlock];
   return static_cast<int8_t>(row[c]) * scale;
 }
@@ -90,10 +95,13 @@ void compute(Case& c) {
   const double terms = static_cast<double>(int8 ? c.args.cols / kBlock + 4 : c.cols + 1);
   for (int64_t o = 0; o < c.outputs; ++o) {
     unpack_row(matrix, o, w.data());
+    if (form == Activations::kTiles) {
+      for (float& weight : w) weight = bf16_to_f32(f32_to_bf16(weight));
+    }
     for (int64_t r = 0; r < c.rows; ++r) {
       double sum = 0, size = 0, lost = 0;
       for (int64_t i = 0; i < c.cols; ++i) {
-        const double x = activation(form, c.x.data() + r * c.args.x_stride, c.args.cols, i);
+        const double x = activation(form, c.row(r), c.args.cols, i);
         const double weight = w[static_cast<size_t>(i)];
         sum += x * weight;
         size += std::fabs(x * weight);
@@ -101,7 +109,8 @@ void compute(Case& c) {
       }
       // A denormal product of two scales counts up to 127 * 127 times.
       double bound = terms * kUnit * size + static_cast<double>(c.cols + 1) * (int8 ? 127 * 127 : 1) * kTiny;
-      if (form == Activations::kBf16) bound += lost + 2 * static_cast<double>(c.cols) * kNormal;
+      if (form == Activations::kBf16 || form == Activations::kTiles)
+        bound += lost + 2 * static_cast<double>(c.cols) * kNormal;
       c.expected.value[static_cast<size_t>(r * c.outputs + o)] = sum;
       c.expected.bound[static_cast<size_t>(r * c.outputs + o)] = bound;
     }
@@ -118,17 +127,26 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
             outputs,
             cols,
             make_weights(random, format, w_kind, outputs, cols),
-            GuardedBytes(rows * stride),
+            GuardedBytes(kernels::activation_bytes(operation.activations, rows, stride)),
             {},
             Expected(rows * outputs)};
   const std::vector<float> x =
       numbers(random, x_kind, rows, cols, operation.activations == Activations::kI8 ? 1e28 : 1e17);
-  for (int64_t r = 0; r < rows; ++r) {
-    kernels::prepare_row(definitions(), operation, x.data() + r * cols, cols, c.x.data() + r * stride);
-  }
   c.args = {c.x.data(), stride, rows, c.weights.data(), panel_bytes(format, cols), padded, nullptr, outputs, outputs};
+  for (int64_t r = 0; r < rows; ++r) {
+    kernels::prepare_row(definitions(), operation, x.data() + r * cols, cols, c.row(r));
+  }
   compute(c);
   return c;
+}
+
+// Row r as the first of others.
+void copy_row(const Case& c, int64_t r, uint8_t* to) {
+  if (c.operation.activations != Activations::kTiles) {
+    std::memcpy(to, c.row(r), static_cast<size_t>(c.args.x_stride));
+    return;
+  }
+  for (int64_t at = 0; at < 16 * c.args.x_stride; at += 1024) std::memcpy(to + at, c.row(r) + at, 64);
 }
 
 void check_case(const Case& c, const Tiers& tiers) {
@@ -142,10 +160,12 @@ void check_case(const Case& c, const Tiers& tiers) {
     expect_within(y.as<float>(), c.expected);
 
     // A row, and a panel, has the bits that it has alone; nothing is written between rows of y.
+    const GuardedBytes alone_x(kernels::activation_bytes(c.operation.activations, 1, c.args.x_stride));
     const GuardedBytes alone((c.outputs + 3) * 4);
     for (int64_t r = 0; r < c.rows; ++r) {
       args = c.args;
-      args.x = c.x.data() + r * c.args.x_stride;
+      args.x = alone_x.data();
+      copy_row(c, r, alone_x.data());
       args.rows = 1;
       args.y = alone.as<float>() + 3;
       kernel(args);
@@ -176,7 +196,7 @@ void check_not_finite(const MatmulOperation& operation, float value, const Tiers
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
   std::vector<float> x = numbers(random, Kind::kNormal, 1, 70, 1e3);
   x[69] = value;
-  kernels::prepare_row(definitions(), operation, x.data(), 70, c.x.data() + c.args.x_stride);
+  kernels::prepare_row(definitions(), operation, x.data(), 70, c.row(1));
   for (const Tier tier : tiers) {
     begin_case(operation.name, tier, value > 0 ? "an infinity" : "a NaN");
     const GuardedBytes y(3 * 20 * 4);
@@ -204,7 +224,7 @@ void check_extremes(const MatmulOperation& operation, const Tiers& tiers) {
   for (int64_t r = 0; r < c.rows; ++r) {
     std::vector<float> x(320);
     for (float& value : x) value = r % 3 == 0 ? 127.0f : r % 3 == 1 ? -127.0f : random.below(2) == 0 ? 127.0f : -127.0f;
-    kernels::prepare_row(definitions(), operation, x.data(), 320, c.x.data() + r * c.args.x_stride);
+    kernels::prepare_row(definitions(), operation, x.data(), 320, c.row(r));
   }
   compute(c);
   std::fill(c.expected.bound.begin(), c.expected.bound.end(), 0.0);  // integers below 2^24
@@ -309,7 +329,7 @@ void check_round_bf16(const Tiers& tiers) {
       const GuardedBytes x = guarded(values), out(bytes);
       for (const Tier tier : tiers) {
         begin_case("round_bf16", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
-        kernels::kernels_for(tier).round_bf16({x.as<float>(), valid, bytes / 2, out.data()});
+        kernels::kernels_for(tier).round_bf16({x.as<float>(), valid, bytes / 2, 64, out.data()});
         for (int64_t i = 0; i < bytes / 2; ++i) {
           const uint16_t expected = i < valid ? f32_to_bf16(values[static_cast<size_t>(i)]) : uint16_t{0};
           if (out.as<uint16_t>()[i] != expected) failed("column " + std::to_string(i));
