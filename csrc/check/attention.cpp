@@ -1,14 +1,15 @@
 // Attention and its cache. Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within kExp *
 // softcap; an error d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum
-// of the weights are float32 sums over the tokens.
+// of the weights are float32 sums over the tokens. Against an int8 cache queries and weights are rounded to multiples
+// of their largest / kSteps, by some tiers against a bf16 cache to bf16.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "base/float_bits.h"
 #include "check/check.h"
-#include "formats/quantize.h"
 #include "kernels/registry.h"
 
 namespace gemlet::check {
@@ -17,15 +18,19 @@ namespace {
 using kernels::AttentionArgs;
 using kernels::kKvBlockTokens;
 
+constexpr double kSteps = 127 * 254;
+constexpr double kNormal = 0x1p-126;  // below it bf16 products may count numbers as zero
+
 struct Operation {
   const char* name;
-  Format format;  // of the cache
+  int64_t bytes;  // of a number in the cache
   kernels::kv_store_f32_fn* kernels::KernelTable::* store;
   kernels::attention_f32_fn* kernels::KernelTable::* attention;
 };
 constexpr Operation kOperations[] = {
-    {"f32", Format::kF32, &kernels::KernelTable::kv_store_f32, &kernels::KernelTable::attention_f32},
-    {"bf16", Format::kBf16, &kernels::KernelTable::kv_store_bf16, &kernels::KernelTable::attention_bf16},
+    {"f32", 4, &kernels::KernelTable::kv_store_f32, &kernels::KernelTable::attention_f32},
+    {"bf16", 2, &kernels::KernelTable::kv_store_bf16, &kernels::KernelTable::attention_bf16},
+    {"int8", 1, &kernels::KernelTable::kv_store_int8, &kernels::KernelTable::attention_int8},
 };
 
 const Operation& operation_of(std::string_view name) {
@@ -35,21 +40,46 @@ const Operation& operation_of(std::string_view name) {
   failed("a cache that check/attention.cpp does not know");
 }
 
-int64_t element_bytes(Format format) { return format == Format::kF32 ? 4 : 2; }
+// A head's part of a block, read by the layout that attention.h describes.
+class Head {
+ public:
+  Head(const uint8_t* head, int64_t bytes, int64_t dim) : head_(head), bytes_(bytes), dim_(dim) {}
+  double key(int64_t slot, int64_t d) const {
+    return number(0, slot, d, kernels::kv_key_columns(dim_, bytes_)) * scale(slot);
+  }
+  double value(int64_t slot, int64_t d) const {
+    return number(kernels::kv_key_bytes(dim_, bytes_), d, slot, kKvBlockTokens) * scale(kKvBlockTokens + slot);
+  }
+  double scale(int64_t i) const {
+    if (bytes_ > 1) return 1;
+    const int64_t at = kernels::kv_key_bytes(dim_, 1) + kernels::kv_value_bytes(dim_, 1) + i * 4;
+    float result;
+    std::memcpy(&result, head_ + at, 4);
+    return result;
+  }
 
-// The rows of a head's K, [64 tokens][head_dim], or V, [head_dim][64 tokens], in a block.
-std::vector<float> unpack(Format format, const uint8_t* packed, int64_t rows, int64_t cols) {
-  const Matrix matrix = {format, rows, cols, packed};
-  std::vector<float> values(static_cast<size_t>(rows * cols));
-  for (int64_t r = 0; r < rows; ++r) unpack_row(matrix, r, values.data() + r * cols);
-  return values;
-}
+ private:
+  // Column c of output o of a packed matrix: lines of 16 outputs x 4 bytes.
+  double number(int64_t matrix, int64_t o, int64_t c, int64_t cols) const {
+    const int64_t columns = 4 / bytes_;
+    const int64_t index = (o / 16 * cols + c / columns * columns) * 16 + o % 16 * columns + c % columns;
+    const uint8_t* const at = head_ + matrix + index * bytes_;
+    if (bytes_ == 1) return *at - 128.0;
+    uint32_t bits = 0;
+    std::memcpy(&bits, at, static_cast<size_t>(bytes_));
+    return std::bit_cast<float>(bytes_ == 2 ? bits << 16 : bits);
+  }
+
+  const uint8_t* head_;
+  int64_t bytes_, dim_;
+};
 
 struct Case {
   int64_t rows, dim, tokens, begin, window;
   double softcap;
   std::vector<float> q, keys, values;
   std::vector<int32_t> positions;
+  std::vector<double> cached_keys = {}, cached_values = {};  // as the cache holds them
 };
 
 Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t begin, int64_t window, double softcap,
@@ -57,7 +87,9 @@ Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t
   Random random(seed);
   Case c = {rows, dim, tokens, begin, window, softcap, {}, {}, {}, {}};
   c.q = numbers(random, Kind::kNormal, rows, dim, 1e3);
-  for (float& value : c.q) value *= static_cast<float>(spread / std::sqrt(static_cast<double>(dim)));
+  for (float& value : c.q) {  // of bf16, so that rounding to it changes nothing
+    value = bf16_to_f32(f32_to_bf16(value * static_cast<float>(spread / std::sqrt(static_cast<double>(dim)))));
+  }
   c.keys = numbers(random, kind, tokens, dim, 10);
   c.values = numbers(random, kind, tokens, dim, 1e30);
   for (int64_t r = 0; r < rows; ++r) {
@@ -66,55 +98,68 @@ Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t
   return c;
 }
 
-double cached(Format format, float value) { return format == Format::kF32 ? value : bf16_to_f32(f32_to_bf16(value)); }
-
-Expected compute(const Case& c, Format format) {
+// `rounds`: the tier rounds weights to bf16.
+Expected compute(const Case& c, const Operation& operation, bool rounds) {
   Expected expected(c.rows * c.dim);
-  std::vector<double> score(static_cast<size_t>(c.tokens)), doubt(static_cast<size_t>(c.tokens));
+  std::vector<double> score(static_cast<size_t>(c.tokens));
   for (int64_t r = 0; r < c.rows; ++r) {
+    const float* const q = c.q.data() + r * c.dim;
     const int64_t position = c.positions[static_cast<size_t>(r)];
     const int64_t first = std::max(c.begin, c.window > 0 ? position - c.window + 1 : 0);
-    double largest = -INFINITY;
+    double peak_q = 0;
+    for (int64_t d = 0; d < c.dim; ++d) peak_q = std::max(peak_q, std::fabs(static_cast<double>(q[d])));
+    double largest = -INFINITY, worst = 0;
     for (int64_t t = first; t <= position; ++t) {
-      double s = 0, size = 0;
+      const double* const key = c.cached_keys.data() + t * c.dim;
+      double s = 0, size = 0, sum_key = 0, peak_key = 0;
       for (int64_t d = 0; d < c.dim; ++d) {
-        const double product =
-            c.q[static_cast<size_t>(r * c.dim + d)] * cached(format, c.keys[static_cast<size_t>(t * c.dim + d)]);
-        s += product;
-        size += std::fabs(product);
+        s += q[d] * key[d];
+        size += std::fabs(q[d] * key[d]);
+        sum_key += std::fabs(key[d]);
+        peak_key = std::max(peak_key, std::fabs(key[d]));
       }
       double error = static_cast<double>(c.dim + 1) * (kUnit * size + kTiny);
+      if (operation.bytes == 1) error += (0.51 * peak_q / kSteps + kernels::kZeroKvPeak) * sum_key;
+      if (rounds) error += static_cast<double>(c.dim) * kNormal * (1 + peak_q + peak_key);
       if (c.softcap > 0) {
         s = c.softcap * std::tanh(s / c.softcap);
         error = std::min(error, 2 * c.softcap) + c.softcap * kExp + 2 * kUnit * std::fabs(s);
       }
       score[static_cast<size_t>(t)] = s;
-      doubt[static_cast<size_t>(t)] = error;
+      worst = std::max(worst, error);
       largest = std::max(largest, s);
     }
-    double sum = 0, worst = 0, range = 0;
+    double sum = 0, range = 0, step = 0;
     for (int64_t t = first; t <= position; ++t) {
       double& s = score[static_cast<size_t>(t)];
       range = std::max(range, largest - s);
-      worst = std::max(worst, doubt[static_cast<size_t>(t)]);
       s = std::exp(s - largest);
       sum += s;
     }
     // Subtracting the largest score rounds; so does rescaling for a larger one, once per block.
     const double factor = std::expm1(2 * (worst + kUnit * range) + 2 * kExp);
     const double seen = static_cast<double>(position - first + 1), tokens = static_cast<double>(c.tokens);
-    const double rounding = (2 * seen + 2 * (tokens / 64 + 2) + 8) * kUnit;
+    double relative = 2 * factor + (2 * seen + 2 * (tokens / 64 + 2) + 8) * kUnit;
+    if (rounds) relative += 0x1p-8 * (1 + factor);
+    for (int64_t t = first; t <= position; ++t) {  // of the weights, times their values' scales
+      double peak = 0;
+      for (int64_t d = 0; d < c.dim; ++d)
+        peak = std::max(peak, std::fabs(c.cached_values[static_cast<size_t>(t * c.dim + d)]));
+      step = std::max(step, score[static_cast<size_t>(t)] / sum * peak / 127);
+    }
     for (int64_t d = 0; d < c.dim; ++d) {
       double out = 0, size = 0, peak = 0;
       for (int64_t t = first; t <= position; ++t) {
-        const double v = cached(format, c.values[static_cast<size_t>(t * c.dim + d)]);
+        const double v = c.cached_values[static_cast<size_t>(t * c.dim + d)];
         out += score[static_cast<size_t>(t)] / sum * v;
         size += score[static_cast<size_t>(t)] / sum * std::fabs(v);
         peak = std::max(peak, std::fabs(v));
       }
+      double bound = relative * size + 2 * tokens * kTiny + 1.3e-38 * peak;
+      if (operation.bytes == 1) bound += 127 * seen * (0.51 * step * (1 + factor) / kSteps + kernels::kZeroKvPeak);
+      if (rounds) bound += 1.3e-38 * seen * (1 + peak);
       expected.value[static_cast<size_t>(r * c.dim + d)] = out;
-      expected.bound[static_cast<size_t>(r * c.dim + d)] =
-          (2 * factor + rounding) * size + 2 * tokens * kTiny + 1.3e-38 * peak;
+      expected.bound[static_cast<size_t>(r * c.dim + d)] = bound;
     }
   }
   return expected;
@@ -125,11 +170,13 @@ struct Cache {
   std::vector<GuardedBytes> storage;
   std::vector<const uint8_t*> blocks;
 };
-Cache store(const Case& c, const Operation& operation, int64_t offset) {
+Cache store(Case& c, const Operation& operation, int64_t offset) {
   Cache cache;
   Random random(1);
-  const int64_t bytes = offset + kernels::kv_head_bytes(c.dim, element_bytes(operation.format));
+  const int64_t bytes = offset + kernels::kv_head_bytes(c.dim, operation.bytes);
   const int64_t first = c.begin / kKvBlockTokens;
+  c.cached_keys.assign(c.keys.size(), 0);
+  c.cached_values.assign(c.keys.size(), 0);
   for (int64_t b = first; b * kKvBlockTokens < c.tokens; ++b) {
     cache.storage.emplace_back(bytes);
     uint8_t* const block = cache.storage.back().data();
@@ -137,9 +184,15 @@ Cache store(const Case& c, const Operation& operation, int64_t offset) {
       const uint16_t stale = f32_to_bf16(static_cast<float>(random.uniform(-1, 1)));
       std::memcpy(block + i, &stale, 2);
     }
+    const Head head(block + offset, operation.bytes, c.dim);
     for (int64_t t = b * kKvBlockTokens; t < std::min(c.tokens, (b + 1) * kKvBlockTokens); ++t) {
-      (kernels::kernels_for(Tier::kScalar).*operation.store)(
-          {c.keys.data() + t * c.dim, c.values.data() + t * c.dim, c.dim, t % kKvBlockTokens, block + offset});
+      const int64_t slot = t % kKvBlockTokens;
+      (kernels::kernels_for(Tier::kScalar).*
+       operation.store)({c.keys.data() + t * c.dim, c.values.data() + t * c.dim, c.dim, slot, block + offset});
+      for (int64_t d = 0; d < c.dim; ++d) {
+        c.cached_keys[static_cast<size_t>(t * c.dim + d)] = head.key(slot, d);
+        c.cached_values[static_cast<size_t>(t * c.dim + d)] = head.value(slot, d);
+      }
     }
     cache.blocks.push_back(block);
   }
@@ -189,15 +242,15 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
   return out;
 }
 
-void check_case(std::string_view name, const Operation& operation, const Case& c, const Tiers& tiers) {
+void check_case(std::string_view name, const Operation& operation, Case c, const Tiers& tiers) {
   constexpr int64_t kOffset = 192;
   const Cache cache = store(c, operation, kOffset);
-  const Expected expected = compute(c, operation.format);
+  const Expected exact = compute(c, operation, false), rounded = compute(c, operation, operation.bytes == 2);
   for (const Tier tier : tiers) {
     begin_case(name, tier,
                shape_text("rows", c.rows, "head_dim", c.dim, "tokens", c.tokens, "begin", c.begin, "window", c.window));
     const GuardedBytes out = run(c, operation, cache, kOffset, tier, 0, c.rows);
-    expect_within(out.as<float>(), expected);
+    expect_within(out.as<float>(), tier_includes(tier, Tier::kAvx512Bf16) ? rounded : exact);
     const int64_t row = c.rows / 2;
     const GuardedBytes alone = run(c, operation, cache, kOffset, tier, row, 1);
     expect_same_bits(alone.as<float>(), out.as<float>() + row * c.dim, c.dim, "with other rows");
@@ -229,26 +282,35 @@ void check_not_finite(std::string_view name, const Operation& operation, float v
 void check_kv_store(std::string_view name, const Tiers& tiers) {
   const Operation& operation = operation_of(name);
   Random random(3);
+  // What the cache may make of x, of largest magnitude `peak`: all of it, bf16's nearest, or within half an int8 step.
+  const auto right = [&](double got, float x, double peak) {
+    if (operation.bytes == 4) return got == x;
+    if (operation.bytes == 2) return got == bf16_to_f32(f32_to_bf16(x));
+    const double step = peak / 127;
+    return std::fabs(got - x) <= step * (0.5 + 127 * 6 * kUnit) + kernels::kZeroKvPeak;
+  };
   for (const int64_t dim : {2, 6, 16, 18, 34, 64, 80, 256}) {
-    const std::vector<float> key = numbers(random, Kind::kBits, 1, dim, 1e30);
-    const std::vector<float> value = numbers(random, Kind::kBits, 1, dim, 1e30);
+    const Kind kind = dim % 4 == 2 ? Kind::kBits : Kind::kNormal;
+    const std::vector<float> key = numbers(random, kind, 1, dim, 1e30), value = numbers(random, kind, 1, dim, 1e30);
     const GuardedBytes k = guarded(key), v = guarded(value);
+    double peaks[2] = {};
+    for (int64_t d = 0; d < dim; ++d) {
+      peaks[0] = std::max<double>(peaks[0], std::fabs(key[static_cast<size_t>(d)]));
+      peaks[1] = std::max<double>(peaks[1], std::fabs(value[static_cast<size_t>(d)]));
+    }
     for (const Tier tier : tiers) {
       for (const int64_t slot : {0, 1, 15, 16, 40, 63}) {
         begin_case(name, tier, shape_text("head_dim", dim, "slot", slot));
-        const int64_t element = element_bytes(operation.format);
-        const GuardedBytes head(kernels::kv_head_bytes(dim, element));
-        (kernels::kernels_for(tier).*operation.store)({k.as<float>(), v.as<float>(), dim, slot, head.data()});
-        const std::vector<float> keys = unpack(operation.format, head.data(), kKvBlockTokens, dim);
-        const std::vector<float> values =
-            unpack(operation.format, head.data() + kernels::kv_key_bytes(dim, element), dim, kKvBlockTokens);
-        for (int64_t i = 0; i < kKvBlockTokens * dim; ++i) {
-          const int64_t d = i % dim, t = i / dim;
-          const double expected_key = t == slot ? cached(operation.format, key[static_cast<size_t>(d)]) : 0;
-          const double expected_value = t == slot ? cached(operation.format, value[static_cast<size_t>(d)]) : 0;
-          if (keys[static_cast<size_t>(i)] != expected_key) failed("key at " + std::to_string(i));
-          if (values[static_cast<size_t>(d * kKvBlockTokens + t)] != expected_value)
-            failed("value at " + std::to_string(i));
+        const GuardedBytes memory(kernels::kv_head_bytes(dim, operation.bytes));
+        const Head head(memory.data(), operation.bytes, dim);
+        (kernels::kernels_for(tier).*operation.store)({k.as<float>(), v.as<float>(), dim, slot, memory.data()});
+        for (int64_t t = 0; t < kKvBlockTokens; ++t) {
+          for (int64_t d = 0; d < dim; ++d) {
+            const bool here = t == slot;  // elsewhere nothing is written
+            const float x[] = {here ? key[static_cast<size_t>(d)] : 0, here ? value[static_cast<size_t>(d)] : 0};
+            if (!right(head.key(t, d), x[0], peaks[0])) failed("key of slot " + std::to_string(t));
+            if (!right(head.value(t, d), x[1], peaks[1])) failed("value of slot " + std::to_string(t));
+          }
         }
       }
     }
@@ -268,7 +330,7 @@ void check_attention(std::string_view name, const Tiers& tiers) {
   }
   for (const int64_t tokens : {1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 200})
     check(1 + tokens % 5, 16, tokens, 0, 0, 0, 2);
-  for (int64_t rows = 1; rows <= kernels::kMaxAttentionRows; ++rows) check(rows, 32, 90, 0, 20, 5, 2);
+  for (int64_t rows = 1; rows <= kernels::kMaxAttentionRows; rows += 1 + rows / 9) check(rows, 32, 90, 0, 20, 5, 2);
   for (const int64_t window : {1, 2, 15, 16, 17, 63, 64, 65, 300}) check(5, 16, 150, 0, window, 0, 2);
   for (const int64_t begin : {1, 16, 63, 64, 65, 130}) check(4, 32, 150, begin, 0, 0, 2);
   for (const double softcap : {0.1, 30.0}) {

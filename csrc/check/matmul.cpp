@@ -140,6 +140,15 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
   return c;
 }
 
+// Row r as the first of others.
+void copy_row(const Case& c, int64_t r, uint8_t* to) {
+  if (c.operation.activations != Activations::kTiles) {
+    std::memcpy(to, c.row(r), static_cast<size_t>(c.args.x_stride));
+    return;
+  }
+  for (int64_t at = 0; at < 16 * c.args.x_stride; at += 1024) std::memcpy(to + at, c.row(r) + at, 64);
+}
+
 void check_case(const Case& c, const Tiers& tiers) {
   for (const Tier tier : tiers) {
     begin_case(c.operation.name, tier, shape_text("rows", c.rows, "outputs", c.outputs, "cols", c.cols));
@@ -151,10 +160,12 @@ void check_case(const Case& c, const Tiers& tiers) {
     expect_within(y.as<float>(), c.expected);
 
     // A row, and a panel, has the bits that it has alone; nothing is written between rows of y.
+    const GuardedBytes alone_x(kernels::activation_bytes(c.operation.activations, 1, c.args.x_stride));
     const GuardedBytes alone((c.outputs + 3) * 4);
     for (int64_t r = 0; r < c.rows; ++r) {
       args = c.args;
-      args.x = c.row(r);
+      args.x = alone_x.data();
+      copy_row(c, r, alone_x.data());
       args.rows = 1;
       args.y = alone.as<float>() + 3;
       kernel(args);
@@ -318,7 +329,7 @@ void check_round_bf16(const Tiers& tiers) {
       const GuardedBytes x = guarded(values), out(bytes);
       for (const Tier tier : tiers) {
         begin_case("round_bf16", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
-        kernels::kernels_for(tier).round_bf16({x.as<float>(), valid, bytes / 2, out.data()});
+        kernels::kernels_for(tier).round_bf16({x.as<float>(), valid, bytes / 2, 64, out.data()});
         for (int64_t i = 0; i < bytes / 2; ++i) {
           const uint16_t expected = i < valid ? f32_to_bf16(values[static_cast<size_t>(i)]) : uint16_t{0};
           if (out.as<uint16_t>()[i] != expected) failed("column " + std::to_string(i));

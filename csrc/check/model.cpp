@@ -67,8 +67,8 @@ struct Case {
   double bound;
 };
 constexpr Case kCases[] = {
-    {Format::kF32, KvFormat::kF32, 1e-4}, {Format::kBf16, KvFormat::kF32, 0.1}, {Format::kBf16, KvFormat::kBf16, 0.1},
-    {Format::kQ8, KvFormat::kBf16, 0.2},  {Format::kQ4, KvFormat::kBf16, 0.2},
+    {Format::kF32, KvFormat::kF32, 1e-4}, {Format::kBf16, KvFormat::kF32, 0.2}, {Format::kBf16, KvFormat::kBf16, 0.2},
+    {Format::kF32, KvFormat::kInt8, 0.1}, {Format::kQ8, KvFormat::kBf16, 0.5},  {Format::kQ4, KvFormat::kBf16, 0.5},
 };
 
 }  // namespace

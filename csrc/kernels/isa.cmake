@@ -13,6 +13,7 @@ set(GEMLET_ISA_FLAGS_dotprod -march=armv8.2-a+dotprod)
 set(GEMLET_ISA_FLAGS_i8mm -march=armv8.2-a+dotprod+i8mm)
 
 function(gemlet_add_isa_sources target)
+  set(extra)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     set(tiers avx2 avxvnni avx512 avx512vnni avx512bf16)
     include(CheckCXXSourceCompiles)
@@ -24,6 +25,8 @@ function(gemlet_add_isa_sources target)
     endif()
   elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
     set(tiers neon dotprod i8mm)
+    # Before registers are allotted, gcc's scheduling lengthens lives until a tile's sums do not fit any more.
+    set(extra $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
   else()
     set(tiers)
   endif()
@@ -36,7 +39,7 @@ function(gemlet_add_isa_sources target)
       target_sources(${target} PRIVATE ${source})
       # -ffp-contract=fast lets a * b + c become one FMA; -fno-exceptions keeps unwinding helpers out of these objects.
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-        "${GEMLET_ISA_FLAGS_${tier}};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math")
+        "${GEMLET_ISA_FLAGS_${tier}};${extra};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math")
     endforeach()
   endforeach()
   if(GEMLET_EMULATE_AMX)  # plain files

@@ -11,6 +11,8 @@ namespace {
 
 template <typename Lines>
 struct Int8Product {
+  static constexpr int kRows = kRowTile;
+  static constexpr int vectors(int rows) { return vectors_at_once(rows); }
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
     if constexpr (R > 1 && Lines::kPairs) return Lines::template pair_tile<R, H>(a, row, panel, h0, sums);

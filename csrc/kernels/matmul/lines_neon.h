@@ -8,12 +8,6 @@
 namespace gemlet::kernels {
 namespace {
 
-inline int8x16_t splat_columns(const uint8_t* x) {
-  int32_t four;
-  __builtin_memcpy(&four, x, 4);
-  return vreinterpretq_s8_s32(vdupq_n_s32(four));
-}
-
 struct Sums16 {
   int16x8_t low, high;
 };

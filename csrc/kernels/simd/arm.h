@@ -22,5 +22,12 @@ inline VF load_f16(const void* p) {
 }
 inline VF max(VF a, VF b) { return (VF)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 
+// The 4 bytes at x for every output.
+inline int8x16_t splat_columns(const uint8_t* x) {
+  int32_t four;
+  __builtin_memcpy(&four, x, 4);
+  return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+
 }  // namespace
 }  // namespace gemlet::kernels

@@ -4,3 +4,20 @@
 #define GEMLET_TIER dotprod
 
 #include "kernels/simd/arm.h"
+
+namespace gemlet::kernels {
+namespace {
+
+// Integer dot products: sums[output] += 4 columns of a weight (stored + 128) * the 4 bytes at x. `offset` undoes the
+// 128.
+struct Q8Dot {
+  static VI start(int32_t) { return VI{}; }
+  static VI add(VI sums, VI weight, const uint8_t* x) {
+    const int8x16_t w = vreinterpretq_s8_s32((int32x4_t)(weight ^ (int32_t)0x80808080));
+    return (VI)vdotq_s32((int32x4_t)sums, w, splat_columns(x));
+  }
+  static VI total(VI sums, int32_t) { return sums; }
+};
+
+}  // namespace
+}  // namespace gemlet::kernels

@@ -1,0 +1,3 @@
+#include "kernels/simd/dotprod.h"
+//
+#include "kernels/attention/body_int8.h"
