@@ -201,6 +201,8 @@ def test_random_model_of_an_unknown_shape() -> None:
         ({"threads": 1025}, InvalidRequestError, "threads is 1025"),
         ({"threads": True}, InvalidRequestError, "threads is True"),
         ({"threads": 2.0}, InvalidRequestError, "threads is 2.0"),
+        ({"decode_threads": 0}, InvalidRequestError, "decode_threads is 0; expected 1 to 1024"),
+        ({"kv_cache": "q8"}, InvalidRequestError, "kv_cache is 'q8'; expected one of 'f32', 'bf16', 'int8'"),
         ({"max_context": 0}, InvalidRequestError, "max_context is 0; expected 1 to 64 tokens"),
         ({"max_context": 65}, InvalidRequestError, "max_context is 65"),
         ({"max_context": True}, InvalidRequestError, "max_context is True"),
@@ -314,6 +316,45 @@ def test_a_failed_load_leaves_no_file_open(tmp_path: Path) -> None:
         with pytest.raises(TensorError):
             gemlet.load(folder, threads=1)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- cache and threads ----------------------------------------------------------------------------
+
+
+def test_the_format_of_the_cache() -> None:
+    sizes = {}
+    for kv_cache in ("f32", "bf16", "int8"):
+        with gemlet.load(kv_cache=kv_cache, threads=1) as model:
+            assert model.kv_cache == kv_cache
+            sizes[kv_cache] = model._core_model.memory()["kv_cache_per_token"]
+            ids = model.tokenizer.encode("The sea was calm and the wind had turned to the south.")
+            logits = model.logits(ids)
+            if kv_cache == "f32":
+                exact = logits
+            assert np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()
+    assert sizes["f32"] == 2 * sizes["bf16"]
+    head_dim = model.config.layers[0].head_dim  # an int8 head has a scale beside its numbers
+    assert sizes["int8"] * 2 * head_dim == sizes["bf16"] * (head_dim + 4)
+    with gemlet.load(weights="f32", threads=1) as model:
+        assert model.kv_cache == "f32"
+
+
+@pytest.mark.parametrize(("threads", "decode_threads"), [(1, None), (2, 1), (1, 3), (3, 2)])
+def test_decoding_has_its_own_number_of_threads(threads: int, decode_threads: int | None) -> None:
+    with gemlet.load(threads=1) as model:
+        expected = model.generate("The door opened", max_tokens=24, seed=7).text
+    with gemlet.load(threads=threads, decode_threads=decode_threads) as model:
+        assert (model.threads, model.decode_threads) == (threads, decode_threads or threads)
+        for _ in range(3):  # from prefill to decoding and back
+            assert model.generate("The door opened", max_tokens=24, seed=7).text == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [("0", 1), ("0-1", 3), ("0-2,5", 39), ("63", 1 << 63), ("", 0), ("x", 0), ("0-99", 2**64 - 1)],
+)
+def test_lists_of_memory_nodes(text: str, nodes: int) -> None:
+    assert _core.parse_nodes(text) == nodes
 
 
 # --- importing ------------------------------------------------------------------------------------

@@ -197,6 +197,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-cache", choices=["bf16", "int8", "f32"], help="format of the KV cache (default: bf16)"
     )
+    parser.add_argument(
+        "--cache", action="store_true", help="keep the packed weights for the next start, which is faster"
+    )
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
@@ -216,9 +219,6 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     _add_running(parser)
     _add_memory(parser)
-    parser.add_argument(
-        "--cache", action="store_true", help="keep the packed weights for the next start, which is faster"
-    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
