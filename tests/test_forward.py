@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from core_models import VOCAB, builder_of, layer_config, model_config
 from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
 
@@ -209,3 +210,48 @@ def test_the_same_bits_on_one_thread_and_two(
             np.testing.assert_array_equal(value, two_taps[tap], err_msg=tap)
         short = ids[:41]
         np.testing.assert_array_equal(feed(model, short, [10, 1]), feed(two, short, [10, 1]))
+
+
+# --- Work that sparsity makes unnecessary -------------------------------------------------------------------
+
+
+def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
+    """One layer of Gemma 3n whose last panel of 16 lanes is cut short; ``spoil`` fills one row of up_proj."""
+    layer = layer_config(
+        intermediate_size=647, activation_sparsity=1.6448536, sliding_window=0, v_norm=True, query_scale=1.0
+    )
+    config = model_config(
+        layer, per_layer_input_size=8, per_layer_vocab_size=VOCAB, altup_streams=4, laurel_rank=4
+    )
+    builder = builder_of(config, weights=weights)
+    random = np.random.default_rng(3)
+    for name, shape in builder.tensors().items():
+        scale = 0.0 if len(shape) == 1 else shape[-1] ** -0.5
+        values = random.normal(0, scale, shape).astype(np.float32)
+        if spoil is not None and name.endswith("up_proj"):
+            values[:] = 0
+            values[300] = spoil
+        builder.add(name, values, "f32")
+    builder.add_random(seed=1)
+    return builder.finish()
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+def test_skipped_lanes_change_no_bit(weights: str) -> None:
+    core = sparse_model(weights)
+    for token in range(5, 25):
+        alone = core.taps(int32(np.array([token])))  # skips what its gate closes
+        beside = core.taps(int32(np.array([token, 7])))  # two rows: computes everything
+        np.testing.assert_array_equal(alone["layers.0.mlp"][0], beside["layers.0.mlp"][0])
+
+
+def test_what_the_gate_closes_is_not_computed() -> None:
+    """A row of weights that overflows is met by a closed gate: 0 times infinity if it were computed."""
+    core = sparse_model("f32", spoil=3e38)
+    finite = []
+    for token in range(VOCAB):
+        one, two = (core.taps(int32(np.array(ids)))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
+        assert not np.isfinite(two).all()
+        finite.append(bool(np.isfinite(one).all()))
+    # The row's panel of 16 lanes is closed as a whole with 0.95**16 = 44 %.
+    assert 0.2 < np.mean(finite) < 0.7

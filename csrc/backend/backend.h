@@ -83,6 +83,10 @@ class Backend {
   // x [rows, dim]: x = max(0, x - (mean + deviations * standard deviation)), both over the row
   virtual void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) = 0;
 
+  // The product, of one row, for outputs whose gate [outputs] is not 0. Of the others, those that share no panel of
+  // weights with such an output are 0 and their weights are not read.
+  virtual void matmul_where(const Product& product, const float* gate) = 0;
+
   // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
   // and v go into the cache at their rows' positions. k null: the layer reads another one's cache.

@@ -43,6 +43,7 @@ class CpuBackend final : public Backend {
   void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
                 float* out) override;
   void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override;
+  void matmul_where(const Product& product, const float* gate) override;
   void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q, float* k,
                       float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps, const float* cosines,
                       const float* sines) override;

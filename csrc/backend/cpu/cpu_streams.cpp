@@ -75,6 +75,28 @@ void CpuBackend::gaussian_topk(float deviations, int64_t rows, int64_t dim, floa
   });
 }
 
+void CpuBackend::matmul_where(const Product& product, const float* gate) {
+  const Matrix& weight = *product.weight;
+  const auto is_open = [&](int64_t panel) {
+    const float* const end = gate + std::min(weight.rows, (panel + 1) * kPanelRows);
+    return std::any_of(gate + panel * kPanelRows, end, [](float value) { return value != 0.0f; });
+  };
+  std::fill_n(product.y, weight.rows, 0.0f);
+  std::vector<Matrix> runs;  // of open panels
+  for (int64_t first = 0, last = 0; first < weight.panels(); first = last + 1) {
+    for (last = first; last < weight.panels() && is_open(last);) ++last;
+    if (last == first) continue;
+    const int64_t rows = std::min(weight.rows, last * kPanelRows) - first * kPanelRows;
+    runs.push_back({weight.format, rows, weight.cols, weight.panel(first)});
+  }
+  std::vector<Product> products;
+  for (const Matrix& run : runs) {
+    const int64_t first = (run.data - weight.data) / panel_bytes(weight.format, weight.cols) * kPanelRows;
+    products.push_back({product.x, 1, &run, product.y + first});
+  }
+  if (!products.empty()) matmul(products);
+}
+
 void CpuBackend::gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* out) {
   for_each_row(static_cast<int64_t>(rows.size()), dim,
                [&](int64_t i) { copy_floats(x + rows[static_cast<size_t>(i)] * dim, dim, out + i * dim); });

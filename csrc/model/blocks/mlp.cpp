@@ -10,9 +10,16 @@ void ForwardPass::mlp(size_t index) {
   float* const gate = wide_;               // [rows, width]
   float* const up = gate + rows_ * width;  // [rows, width]
   const Product gate_up[] = {{normed_, rows_, &w.gate_proj, gate}, {normed_, rows_, &w.up_proj, up}};
-  backend_.matmul(gate_up);
-  if (c.activation_sparsity) {
+  if (c.activation_sparsity && rows_ == 1) {
+    // Most of the gate is 0 and would multiply what it closes by that: in decode, weights not read are time won.
+    backend_.matmul({gate_up, 1});
     backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
+    backend_.matmul_where(gate_up[1], gate);
+  } else {
+    backend_.matmul(gate_up);
+    if (c.activation_sparsity) {
+      backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
+    }
   }
   backend_.gelu_mul(gate, width, up, width, rows_, width, gate);
   const Product down = {gate, rows_, &w.down_proj, branch_};
