@@ -25,7 +25,7 @@ from tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 
 import gemlet
 from gemlet import _core
-from gemlet.errors import ModelFileError
+from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
 from gemlet.source import open_source
 
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
@@ -255,6 +255,52 @@ def test_types_may_be_mixed(tmp_path: Path) -> None:
         with gemlet.load(path, threads=1, weights="q4") as other:
             assert model.memory()["weights"] > other.memory()["weights"]  # the one in F32
     assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_experts"])
+def test_the_packed_form_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """With formats of their own, stacks, and an expert's matrix from two tensors."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config, tensors = model_of(family)
+    chosen = typed(tensors, "Q4_0")
+    for name in [name for name in chosen if "ffn_gate_up_exps" in name]:
+        gate, up = np.split(chosen.pop(name)[1], 2, axis=1)
+        chosen[name.replace("gate_up", "up")] = ("Q4_0", up)
+        chosen[name.replace("gate_up", "gate")] = ("Q4_0", gate)
+    chosen["token_embd.weight"] = ("Q8_0", tensors["token_embd.weight"])
+    chosen["blk.1.attn_output.weight"] = ("F32", tensors["blk.1.attn_output.weight"])
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), chosen)
+    expected = logits_of(path)
+    for _ in range(2):
+        np.testing.assert_array_equal(logits_of(path, cache=True), expected)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
+    with pytest.raises(InvalidRequestError, match="is a GGUF file, which convert does not take"):
+        gemlet.convert(path, tmp_path / "converted")
+
+
+def test_matformer_cuts_floats(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3n_text")
+    cut = {"matformer": 48}
+    folder = write_folder(tmp_path / "folder", config, tensors=weights_of(config))
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "F32"))
+    np.testing.assert_array_equal(logits_of(path, **cut), logits_of(folder, **cut))
+    blocks = write_gguf(tmp_path / "blocks.gguf", metadata(config), typed(tensors, "Q4_0"))
+    with pytest.raises(UnsupportedError, match="quantized weights cannot be cut"):
+        gemlet.load(blocks, **cut)
+
+
+def test_inspect_says_what_becomes_of_each_type(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3_text")
+    chosen = typed(tensors, "Q4_0")
+    blocks = np.array(BLOCKS["Q5_1.blocks"])[0, : 64 // 32 * 24]
+    chosen["token_embd.weight"] = ("Q5_1", np.tile(blocks, (96, 1)))
+    found = gemlet.inspect(write_gguf(tmp_path / "model.gguf", metadata(config), chosen))
+    assert found.weights == "q4"
+    assert found.kept_as == {"q5_1": "q8", "q4_0": "q4"}
+    assert "1 q5_1 as q8" in str(found)
+    assert found.as_dict()["kept_as"] == found.kept_as
+    assert gemlet.inspect(tmp_path / "model.gguf", weights="q8").kept_as == {}
+    assert found.plan.embedding == gemlet.inspect(tmp_path / "model.gguf", weights="q8").plan.embedding
 
 
 def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path) -> None:
