@@ -208,7 +208,7 @@ def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict
     """Heads, windows and rotations of the families before Gemma 4."""
     hidden = data.integer("embedding_length", "hidden_size")
     heads = data.integer("attention.head_count", "num_attention_heads")
-    head_dim = data.integer("attention.key_length", "head_dim", hidden // heads)
+    head_dim = data.integer("attention.key_length", "head_dim", data.get("head_dim", hidden // heads))
     data.only("attention.value_length", head_dim)
     data.only("rope.dimension_count", head_dim)
     keys: dict[str, Any] = {
