@@ -53,7 +53,13 @@ def ones(*shape: int) -> NDArray[np.float32]:
         ("embed_tokens", ones(VOCAB, HIDDEN).astype(">f4"), "f32", 0, "C-contiguous float32"),
         ("embed_tokens", ones(HIDDEN, VOCAB).T, "f32", 0, "C-contiguous float32"),
         ("embed_tokens", ones(VOCAB, 2 * HIDDEN)[:, ::2], "f32", 0, "C-contiguous float32"),
-        ("embed_tokens", ones(VOCAB, HIDDEN), "q8", 0, "dtype tag 'q8'.* expected f32, bf16 or f16"),
+        (
+            "embed_tokens",
+            ones(VOCAB, HIDDEN),
+            "q8",
+            0,
+            "dtype tag 'q8'.* expected f32, bf16, f16 or a block type",
+        ),
     ],
 )
 def test_a_wrong_tensor(name: str, data: Any, dtype: str, first_row: int, message: str) -> None:

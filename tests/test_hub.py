@@ -190,6 +190,6 @@ def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     gemlet.load("google/gemma", threads=1).close()
     with pytest.raises(
-        ModelFileError, match=r"no such folder; expected .*, or the name of a model on the hub"
+        ModelFileError, match=r"no such file or folder; expected .*, or the name of a model on the hub"
     ):
         gemlet.load("./google/other")

@@ -235,17 +235,20 @@ def trained_merges() -> list[str]:
     return merges
 
 
-def trained_gguf() -> bytes:
+def trained_entries() -> tuple[list[bytes], int]:
+    """The metadata of :func:`trained_model`, and its number of pieces."""
     pieces, scores, types = trained_pieces()
     # Converters write the spaces of user-defined pieces as they are.
     tokens = [p.replace(SPACE, " ") if kind == 4 else p for p, kind in zip(pieces, types, strict=True)]
-    return gguf_file(
-        [
-            gguf_entry("tokenizer.ggml.model", STRING, "llama"),
-            gguf_entry("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)),
-            gguf_entry("tokenizer.ggml.scores", ARRAY, (F32, scores)),
-            gguf_entry("tokenizer.ggml.token_type", ARRAY, (I32, types)),
-            gguf_entry("tokenizer.ggml.bos_token_id", U32, 2),
-            gguf_entry("tokenizer.ggml.add_space_prefix", BOOL, False),
-        ]
-    )
+    return [
+        gguf_entry("tokenizer.ggml.model", STRING, "llama"),
+        gguf_entry("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)),
+        gguf_entry("tokenizer.ggml.scores", ARRAY, (F32, scores)),
+        gguf_entry("tokenizer.ggml.token_type", ARRAY, (I32, types)),
+        gguf_entry("tokenizer.ggml.bos_token_id", U32, 2),
+        gguf_entry("tokenizer.ggml.add_space_prefix", BOOL, False),
+    ], len(pieces)
+
+
+def trained_gguf() -> bytes:
+    return gguf_file(trained_entries()[0])

@@ -9,8 +9,8 @@
 #include <string>
 
 #include "base/aligned_buffer.h"
-#include "base/row_table.h"
 #include "formats/formats.h"
+#include "formats/row_table.h"
 
 namespace gemlet {
 

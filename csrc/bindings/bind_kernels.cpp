@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "formats/quantize.h"
+#include "formats/repack.h"
 #include "kernels/registry.h"
 
 namespace py = pybind11;
@@ -17,6 +18,7 @@ namespace gemlet::bindings {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
 kernels::KernelTable table_of(const std::string& name) {
   const auto tier = tier_from_name(name);
@@ -55,6 +57,37 @@ py::array_t<float> roundtrip(const std::string& format, const Floats& w) {
   const Packed packed = pack(format, w);
   py::array_t<float> out({w.shape(0), w.shape(1)});
   for (int64_t r = 0; r < w.shape(0); ++r) unpack_row(packed.matrix, r, out.mutable_data(r, 0));
+  return out;
+}
+
+// What loading into `format` makes of rows of a file's blocks, uint8 [rows, bytes]: float32 [rows, values].
+py::array_t<float> blocks(const std::string& dtype, const Bytes& data, const std::string& format_text) {
+  const auto type = source_type_from_name(dtype);
+  const auto format = format_from_name(format_text);
+  if (!type || !format || data.ndim() != 2 || data.shape(0) < 1 || data.shape(1) < 1 ||
+      data.shape(1) % source_block_bytes(*type) != 0) {
+    fail(ErrorCode::kInvalidRequest, "expected a type of blocks, a format, and rows of whole blocks");
+  }
+  const int64_t rows = data.shape(0), cols = data.shape(1) / source_block_bytes(*type) * source_block_values(*type);
+  Packed packed;
+  packed.matrix = {*format, rows, cols, nullptr};
+  packed.storage = AlignedBuffer(static_cast<size_t>(packed.matrix.bytes()));
+  packed.matrix.data = packed.storage.data();
+  std::vector<float> values(static_cast<size_t>(kPanelRows * cols));
+  for (int64_t p = 0; p < packed.matrix.panels(); ++p) {
+    uint8_t* const panel = packed.storage.data() + p * panel_bytes(*format, cols);
+    const int64_t first = p * kPanelRows, count = std::min(kPanelRows, rows - first);
+    bool finite;
+    if (can_repack(*format, *type)) {
+      finite = repack_panel(*format, *type, data.data(first, 0), count, cols, panel);
+    } else {
+      widen(data.data(), *type, first * cols, count * cols, values.data());
+      finite = pack_panel(*format, values.data(), count, cols, panel);
+    }
+    if (!finite) fail(ErrorCode::kTensor, "the blocks hold values that are not finite or too large");
+  }
+  py::array_t<float> out({rows, cols});
+  for (int64_t r = 0; r < rows; ++r) unpack_row(packed.matrix, r, out.mutable_data(r, 0));
   return out;
 }
 
@@ -190,6 +223,8 @@ void register_kernels(py::module_& m) {
       "(operation, tier) of every kernel compiled in.");
   m.def("kernel_roundtrip", &roundtrip, py::kw_only(), py::arg("format"), py::arg("w"),
         "What a weight format makes of w: float32 of the same shape.");
+  m.def("kernel_blocks", &blocks, py::kw_only(), py::arg("dtype"), py::arg("data"), py::arg("format"),
+        "What loading into a format makes of rows of a file's blocks, uint8 [rows, bytes].");
   m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
         "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`.");
   m.def("kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"),

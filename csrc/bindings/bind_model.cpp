@@ -34,27 +34,27 @@ std::string kv_format_name(KvFormat format) {
 }
 
 SourceType source_type(const std::string& name, const std::string& dtype) {
-  if (dtype == "f32") return SourceType::kF32;
-  if (dtype == "bf16") return SourceType::kBf16;
-  if (dtype == "f16") return SourceType::kF16;
-  fail(ErrorCode::kTensor, "tensor '", name, "' has dtype tag '", dtype, "', expected f32, bf16 or f16");
-}
-
-SourceType checked_type(const std::string& name, const py::array& data, const std::string& dtype) {
-  const SourceType type = source_type(name, dtype);
-  const char kind = type == SourceType::kF32 ? 'f' : 'u';
-  const py::ssize_t item = kind == 'f' ? 4 : 2;
-  if (data.dtype().kind() != kind || data.itemsize() != item || data.dtype().byteorder() == '>' ||
-      !(data.flags() & py::array::c_style)) {
-    fail(ErrorCode::kTensor, "tensor '", name, "' tagged ", dtype, " must be a C-contiguous ",
-         kind == 'f' ? "float32" : "uint16", " array");
-  }
-  return type;
+  if (const auto type = source_type_from_name(dtype)) return *type;
+  fail(ErrorCode::kTensor, "tensor '", name, "' has dtype tag '", dtype,
+       "', expected f32, bf16, f16 or a block type of GGUF");
 }
 
 // Rows in an array, which has to outlive their use.
 SourceRows array_rows(const std::string& name, const py::array& data, const std::string& dtype) {
-  return {{data.shape(), data.shape() + data.ndim()}, checked_type(name, data, dtype), data.data()};
+  const SourceType type = source_type(name, dtype);
+  const char kind = type == SourceType::kF32 ? 'f' : 'u';
+  const int64_t block = source_block_values(type), bytes = source_block_bytes(type);
+  const py::ssize_t item = block > 1 ? 1 : bytes;
+  std::vector<int64_t> shape(data.shape(), data.shape() + data.ndim());
+  if (data.dtype().kind() != kind || data.itemsize() != item || data.dtype().byteorder() == '>' ||
+      !(data.flags() & py::array::c_style) || (block > 1 && (shape.empty() || shape.back() % bytes != 0))) {
+    fail(ErrorCode::kTensor, "tensor '", name, "' tagged ", dtype, " must be a C-contiguous ",
+         kind == 'f' ? "float32 array"
+         : block > 1 ? "uint8 array with rows of whole blocks"
+                     : "uint16 array");
+  }
+  if (block > 1) shape.back() = shape.back() / bytes * block;
+  return {std::move(shape), type, data.data()};
 }
 
 void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
@@ -185,7 +185,8 @@ void register_model(py::module_& m) {
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
-                       const std::string& kv_cache, int threads, bool allocate, int decode_threads) {
+                       const std::string& kv_cache, int threads, bool allocate, int decode_threads,
+                       const std::map<std::string, std::string>& formats) {
              if (threads < 0 || threads > 1024) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
@@ -194,12 +195,15 @@ void register_model(py::module_& m) {
                     ", expected 1 to 1024, or 0 for as many as threads");
              }
              if (decode_threads == 0) decode_threads = threads;
+             std::map<std::string, Format> own;
+             for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
              return std::make_unique<ModelBuilder>(
                  config, weight_format(weights), weight_format(embedding), kv_format(kv_cache),
-                 threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads), allocate);
+                 threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads), allocate, std::move(own));
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
-           py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0)
+           py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
+           py::arg("formats") = std::map<std::string, std::string>())
       .def(
           "plan",
           [](ModelBuilder& builder) {
@@ -223,8 +227,8 @@ void register_model(py::module_& m) {
       .def("use_packed", &ModelBuilder::use_packed, py::arg("name"), py::arg("offset"), py::arg("bytes"),
            "Fills a slot with the packed form that lies in the mapped file, used in place.")
       .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
-           "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or "
-           "'f16'.")
+           "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or "
+           "'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.")
       .def(
           "set_per_layer_table",
           [](ModelBuilder& builder, const std::string& path, int64_t offset, int64_t rows, int64_t cols,

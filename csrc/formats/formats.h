@@ -7,7 +7,8 @@
 //   bf16  line j: W[r][2j], W[r][2j+1]
 //   q8    superblock of 64 columns = 2 x 16 f16 scales (64 bytes: first block's 16 rows, then the second's), then 16
 //   lines;
-//         line j: W[r][4j .. 4j+3] as q + 128 (unsigned), q in [-127, 127], value = q * scale
+//         line j: W[r][4j .. 4j+3] as q + 128 (unsigned), q in [-128, 127], value = q * scale; no -128 from quantizing,
+//         but GGUF may have it
 //   q4    superblock of 64 columns = 64 bytes of scales as above, then 2 x 4 lines; line j of a block of 32 columns:
 //   low
 //         nibbles W[r][4j .. 4j+3], high nibbles W[r][16+4j .. 16+4j+3], each q + 8, q in [-8, 7], value = q * scale

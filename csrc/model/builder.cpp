@@ -10,6 +10,7 @@
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "formats/quantize.h"
+#include "formats/repack.h"
 #include "model/forward.h"
 
 namespace gemlet {
@@ -39,6 +40,22 @@ class Scratch {
   int64_t count_ = 0;
 };
 
+enum class Outcome : uint8_t { kPacked, kUnreadable, kNoMemory, kNotFinite };
+
+void check_outcome(Outcome outcome, const std::string& name, std::string_view format) {
+  switch (outcome) {
+    case Outcome::kPacked:
+      return;
+    case Outcome::kUnreadable:
+      fail(ErrorCode::kModelFile, "tensor '", name, "': the file cannot be read, was cut short, or memory is out");
+    case Outcome::kNoMemory:
+      fail(ErrorCode::kMemory, "out of memory while packing tensor '", name, "'");
+    case Outcome::kNotFinite:
+      fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ", format,
+           "; the file is damaged or the training diverged");
+  }
+}
+
 }  // namespace
 
 int64_t ModelBuilder::Slot::values() const {
@@ -53,12 +70,13 @@ int64_t ModelBuilder::Slot::packed_bytes(int64_t count) const {
 }
 
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-                           std::unique_ptr<Backend> backend, bool allocate)
+                           std::unique_ptr<Backend> backend, bool allocate, std::map<std::string, Format> formats)
     : config_(std::move(config)),
       weight_format_(weights),
       kv_format_(kv_format),
       backend_(std::move(backend)),
-      allocate_(allocate) {
+      allocate_(allocate),
+      formats_(std::move(formats)) {
   config_.validate();
   const int64_t hidden = config_.hidden_size;
   const size_t layers = config_.layers.size();
@@ -84,6 +102,12 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
   weights_.layers.resize(layers);
   for (size_t i = 0; i < layers; ++i) {
     declare_layer("layers." + std::to_string(i) + ".", config_.layers[i], weights_.layers[i]);
+  }
+  for (const auto& [name, format] : formats_) {
+    const auto slot = slots_.find(name);
+    if (slot == slots_.end() || !slot->second.matrix) {
+      fail(ErrorCode::kInvalidRequest, "formats names '", name, "', which is no matrix of this model");
+    }
   }
 }
 
@@ -191,6 +215,7 @@ std::map<std::string, ModelBuilder::Slot> ModelBuilder::slots() {
 }
 
 void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix) {
+  if (const auto own = formats_.find(name); own != formats_.end()) format = own->second;
   *matrix = {format, rows, cols, nullptr};
   Slot& slot = slots_[name];
   slot.shape = {rows, cols};
@@ -237,58 +262,56 @@ void ModelBuilder::accept_per_layer_table(RowTable table) {
   weights_.per_layer_table = std::move(table);
 }
 
+// pack_rows(first, count, panel) packs `count` rows from row `first` of the matrix into a panel of `out`; called from
+// several threads, and must not throw.
+template <typename PackRows>
+void ModelBuilder::fill_panels(const std::string& name, const Matrix& matrix, int64_t first_row, int64_t row_count,
+                               const PackRows& pack_rows, uint8_t* out) {
+  std::atomic<Outcome> outcome{Outcome::kPacked};
+  const auto pack = [&](int64_t index) {
+    const int64_t first = first_row + index * kPanelRows;
+    const int64_t count = std::min(kPanelRows, matrix.rows - first);
+    const Outcome one = pack_rows(first, count, out + index * panel_bytes(matrix.format, matrix.cols));
+    if (one != Outcome::kPacked) outcome = one;
+  };
+  // New memory first, a huge page at a time: threads that meet in one while packing would each clear it.
+  constexpr int64_t kHugePage = int64_t{2} << 20;
+  backend_->parallel(
+      gemlet::packed_bytes(matrix.format, row_count, matrix.cols) / kHugePage,
+      [](const void* context, int64_t index) {
+        static_cast<volatile uint8_t*>(const_cast<void*>(context))[index * kHugePage] = 0;
+      },
+      out);
+  backend_->parallel(
+      panel_count(row_count),
+      [](const void* context, int64_t index) { (*static_cast<const decltype(pack)*>(context))(index); }, &pack);
+  check_outcome(outcome, name, format_name(matrix.format));
+}
+
 // read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32, or says that it cannot;
 // called from several threads. `packed` takes their packed form.
 template <typename ReadRows>
 void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count,
                         const ReadRows& read_rows, uint8_t* packed) {
-  std::atomic<bool> finite{true}, memory{true}, readable{true};
   if (!slot.matrix) {
     float* const out = reinterpret_cast<float*>(packed);
     std::memset(packed, 0, static_cast<size_t>(slot.packed_bytes(1)));
-    if (!read_rows(0, 1, out)) readable = false;
+    Outcome outcome = read_rows(0, 1, out) ? Outcome::kPacked : Outcome::kUnreadable;
     for (int64_t i = 0; i < slot.values(); ++i) {
-      if (!std::isfinite(out[i])) finite = false;
+      if (!std::isfinite(out[i]) && outcome == Outcome::kPacked) outcome = Outcome::kNotFinite;
       out[i] += slot.offset;
     }
-  } else {
-    const Matrix& matrix = *slot.matrix;
-    const auto pack = [&](int64_t index) {  // a task must not throw
-      thread_local Scratch<float> scratch;
-      float* const rows = scratch.get(kPanelRows * matrix.cols);
-      if (!rows) {
-        memory = false;
-        return;
-      }
-      const int64_t first = first_row + index * kPanelRows;
-      const int64_t count = std::min(kPanelRows, matrix.rows - first);
-      if (!read_rows(first, count, rows)) {
-        readable = false;
-        return;
-      }
-      uint8_t* const out = packed + index * panel_bytes(matrix.format, matrix.cols);
-      if (!pack_panel(matrix.format, rows, count, matrix.cols, out)) finite = false;
-    };
-    // New memory first, a huge page at a time: threads that meet in one while packing would each clear it.
-    constexpr int64_t kHugePage = int64_t{2} << 20;
-    backend_->parallel(
-        slot.packed_bytes(row_count) / kHugePage,
-        [](const void* context, int64_t index) {
-          static_cast<volatile uint8_t*>(const_cast<void*>(context))[index * kHugePage] = 0;
-        },
-        packed);
-    backend_->parallel(
-        panel_count(row_count),
-        [](const void* context, int64_t index) { (*static_cast<const decltype(pack)*>(context))(index); }, &pack);
+    return check_outcome(outcome, name, "f32");
   }
-  if (!readable) {
-    fail(ErrorCode::kModelFile, "tensor '", name, "': the file cannot be read, was cut short, or memory is out");
-  }
-  if (!memory) fail(ErrorCode::kMemory, "out of memory while packing tensor '", name, "'");
-  if (!finite) {
-    fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ",
-         slot.matrix ? format_name(slot.matrix->format) : "f32", "; the file is damaged or the training diverged");
-  }
+  const Matrix& matrix = *slot.matrix;
+  const auto pack_rows = [&](int64_t first, int64_t count, uint8_t* panel) {
+    thread_local Scratch<float> scratch;
+    float* const rows = scratch.get(kPanelRows * matrix.cols);
+    if (!rows) return Outcome::kNoMemory;
+    if (!read_rows(first, count, rows)) return Outcome::kUnreadable;
+    return pack_panel(matrix.format, rows, count, matrix.cols, panel) ? Outcome::kPacked : Outcome::kNotFinite;
+  };
+  fill_panels(name, matrix, first_row, row_count, pack_rows, packed);
 }
 
 ModelBuilder::Slot& ModelBuilder::find(const std::string& name) {
@@ -366,19 +389,31 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
   }
   const int64_t cols = matrix ? shape.back() : slot.values();
-  const int64_t value_bytes = source.type == SourceType::kF32 ? 4 : 2;
-  const auto read_rows = [&](int64_t first, int64_t count, float* values) {
-    const int64_t at = (first - first_row) * cols;
-    if (source.data) {
-      widen(source.data, source.type, at, count * cols, values);
-      return true;
-    }
+  if (cols % source_block_values(source.type) != 0) {
+    fail(ErrorCode::kTensor, "tensor '", name, "': rows of ", cols, " are not whole blocks of ",
+         source_type_name(source.type));
+  }
+  const auto raw_rows = [&](int64_t first, int64_t count) -> const uint8_t* {  // null: they cannot be read
+    const int64_t begin = source_bytes(source.type, (first - first_row) * cols);
+    if (source.data) return static_cast<const uint8_t*>(source.data) + begin;
     thread_local Scratch<uint8_t> scratch;
-    const int64_t bytes = count * cols * value_bytes;
+    const int64_t bytes = source_bytes(source.type, count * cols);
     uint8_t* const raw = scratch.get(bytes);
-    if (!raw || !read_fully(source.descriptor, source.offset + at * value_bytes, bytes, raw)) return false;
-    widen(raw, source.type, 0, count * cols, values);
-    return true;
+    return raw && read_fully(source.descriptor, source.offset + begin, bytes, raw) ? raw : nullptr;
+  };
+  if (matrix && can_repack(slot.matrix->format, source.type)) {
+    const auto pack = [&](int64_t first, int64_t count, uint8_t* panel) {
+      const uint8_t* const raw = raw_rows(first, count);
+      if (!raw) return Outcome::kUnreadable;
+      const bool finite = repack_panel(slot.matrix->format, source.type, raw, count, cols, panel);
+      return finite ? Outcome::kPacked : Outcome::kNotFinite;
+    };
+    return fill_panels(name, *slot.matrix, first_row, rows, pack, out);
+  }
+  const auto read_rows = [&](int64_t first, int64_t count, float* values) {
+    const uint8_t* const raw = raw_rows(first, count);
+    if (raw) widen(raw, source.type, 0, count * cols, values);
+    return raw != nullptr;
   };
   fill(name, slot, first_row, rows, read_rows, out);
 }

@@ -36,10 +36,12 @@ struct SourceRows {
 
 class ModelBuilder {
  public:
-  // Allocates all weights, unless they come from a file or go to one (`allocate` false: no add() then). Throws kConfig
-  // for a bad configuration, kMemory if they do not fit. Without a backend it allocates nothing and can only plan().
+  // Allocates all weights, unless they come from a file or go to one (`allocate` false: no add() then). `formats` names
+  // matrices with a format of their own. Throws kConfig for a bad configuration, kMemory if they do not fit,
+  // kInvalidRequest if `formats` names something that is no matrix of this model. Without a backend it allocates
+  // nothing and can only plan().
   ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-               std::unique_ptr<Backend> backend, bool allocate = true);
+               std::unique_ptr<Backend> backend, bool allocate = true, std::map<std::string, Format> formats = {});
 
   MemoryPlan plan();
 
@@ -61,8 +63,9 @@ class ModelBuilder {
   std::map<std::string, Slot> slots();
 
   // Fills a slot: a whole tensor, or the next rows of a matrix (a multiple of 16 but at the end),
-  // so that a large table passes through a small buffer. Throws kTensor for an unknown name, a wrong shape, rows out of
-  // turn, or values that are not finite in the slot's format; kModelFile if the file cannot be read.
+  // so that a large table passes through a small buffer. Blocks whose values the slot's format has keep every bit, all
+  // others are converted. Throws kTensor for an unknown name, a wrong shape, rows out of turn, or values that are not
+  // finite in the slot's format; kModelFile if the file cannot be read.
   void add(const std::string& name, const SourceRows& source, int64_t first_row = 0);
 
   // Bytes of the packed form of so many rows of a slot, or of all if it has fewer; 0 if there is no such slot.
@@ -93,6 +96,9 @@ class ModelBuilder {
   template <typename ReadRows>
   void fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count, const ReadRows& read_rows,
             uint8_t* out);
+  template <typename PackRows>
+  void fill_panels(const std::string& name, const Matrix& matrix, int64_t first_row, int64_t row_count,
+                   const PackRows& pack_rows, uint8_t* out);
   Slot& find(const std::string& name);
   void pack_rows(const std::string& name, Slot& slot, const SourceRows& source, int64_t first_row, uint8_t* out);
   void set_storage(Slot& slot, const uint8_t* storage);
@@ -113,6 +119,7 @@ class ModelBuilder {
   std::vector<AlignedBuffer> storage_;
   std::shared_ptr<const FileMapping> mapping_;
   const bool allocate_;
+  const std::map<std::string, Format> formats_;
   std::map<std::string, Slot> slots_;
   bool finished_ = false;
   const int64_t available_bytes_ = available_memory();

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "base/row_table.h"
 #include "formats/formats.h"
+#include "formats/row_table.h"
 
 namespace gemlet {
 

@@ -24,6 +24,7 @@ __all__: list[str] = [
     "cpu_info",
     "default_threads",
     "kernel_attention",
+    "kernel_blocks",
     "kernel_entries",
     "kernel_matmul",
     "kernel_roundtrip",
@@ -177,6 +178,7 @@ class ModelBuilder:
         threads: typing.SupportsInt | typing.SupportsIndex,
         allocate: bool = True,
         decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+        formats: collections.abc.Mapping[str, str] = {},
     ) -> None: ...
     @typing.overload
     def add(
@@ -191,7 +193,7 @@ class ModelBuilder:
         first_row: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None:
         """
-        Packs a tensor, or the next rows of one: a float32 array tagged 'f32', or a uint16 array tagged 'bf16' or 'f16'.
+        Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or 'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.
         """
     def add_random(self, *, seed: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
@@ -351,6 +353,13 @@ def kernel_attention(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' or 'int8'.
+    """
+
+def kernel_blocks(
+    *, dtype: str, data: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], format: str
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    What loading into a format makes of rows of a file's blocks, uint8 [rows, bytes].
     """
 
 def kernel_entries() -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,10 @@ from ._sentencepiece_proto import (
 from ._vocabulary import SPACE, AddedTokens, Draft, Vocabulary
 from .errors import ModelFileError, TokenizerError
 
-__all__ = ["read_vocabulary"]
+if TYPE_CHECKING:
+    from .gguf import GGUFFile
+
+__all__ = ["read_vocabulary", "vocabulary_of_gguf"]
 
 MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
 MAX_JSON_BYTES = 256 * 1024 * 1024
@@ -50,7 +53,9 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelFileError(f"{os.fspath(path)}: cannot be read: {reason}") from error
     if magic == b"GGUF":
-        return _from_gguf(file)
+        from .gguf import read_gguf
+
+        return vocabulary_of_gguf(read_gguf(file))
     if file.suffix == ".json":
         return _from_json(file)
     return _from_model(file)
@@ -208,7 +213,7 @@ def _by_id(file: Path, vocab: Mapping[str, Any], added: AddedTokens) -> list[str
     return pieces
 
 
-def _merge_strings(file: Path, merges: list[Any]) -> list[str]:
+def _merge_strings(file: str | Path, merges: list[Any]) -> list[str]:
     """Both forms of a merge, ``"a b"`` and ``["a", "b"]``, as ``"a b"``."""
     kinds = set(map(type, merges))
     if kinds <= {str}:
@@ -237,10 +242,9 @@ def _merge_strings(file: Path, merges: list[Any]) -> list[str]:
 _GGUF_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
-def _from_gguf(file: Path) -> Vocabulary:
-    from .gguf import read_gguf
-
-    gguf = read_gguf(file)
+def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
+    """The vocabulary in the metadata of a GGUF file; raises as :func:`read_vocabulary` does."""
+    file = gguf.path
     kind = gguf.get("tokenizer.ggml.model", str)
     if kind not in ("llama", "gemma4"):
         raise TokenizerError(f"{file}: tokenizer.ggml.model is {show(kind)}; expected llama or gemma4")
@@ -269,7 +273,7 @@ def _from_gguf(file: Path) -> Vocabulary:
         if identifier is not None:
             types[identifier] = UNKNOWN if name == "unk" else CONTROL
     types = [CONTROL if t == UNKNOWN and i != ids["unk"] else t for i, t in enumerate(types)]
-    draft = Draft(str(file), [token.replace(" ", SPACE) for token in tokens], types)
+    draft = Draft(file, [token.replace(" ", SPACE) for token in tokens], types)
     by_name = draft.special_ids()
     ids = {name: by_name[name] if identifier is None else identifier for name, identifier in ids.items()}
     if kind == "gemma4":

@@ -23,6 +23,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,13 @@ from gemlet.errors import MemoryLimitError, ModelClosedError, ModelFileError, Te
 
 if TYPE_CHECKING:
     from io import FileIO
+    from typing import Self
 
     from numpy.typing import NDArray
 
     from gemlet import _core
 
-__all__ = ["Checkpoint", "TensorInfo"]
+__all__ = ["Checkpoint", "TensorFiles", "TensorInfo"]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -45,6 +47,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_TENSORS = 1 << 17
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 MAX_RANK = 8
+_SCAN_BYTES = 1 << 22
 _READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
 
 # dtype -> bits per element. gemlet reads three of them; the others may stand in tensors it does not use.
@@ -86,38 +89,19 @@ class TensorInfo:
     nbytes: int
 
 
-class Checkpoint:
-    """The tensors of a Hugging Face folder. A context manager; ``close()`` closes the files.
-
-    Opening checks every header in full and reads no weights. Raises :class:`ModelFileError` for a missing,
-    truncated or lying file, :class:`TensorError` for a tensor whose description is impossible.
-
-    >>> from pathlib import Path
-    >>> import gemlet
-    >>> with Checkpoint(Path(gemlet.__file__).parent / "demo") as checkpoint:
-    ...     array, dtype = checkpoint.read("model.norm.weight")
+class TensorFiles:
+    """Tensors in one or several files of a folder, read with ``pread``. A context manager; ``close()`` closes
+    the files. What a file of some kind says about its tensors is the subclasses' part.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = os.fspath(folder)
+    # type -> (the core's name of it, NumPy type of the array; what NumPy does not have travels as bits)
+    _readable: Mapping[str, tuple[str, str]] = {}
+    _expected = ""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
         self._files: dict[str, tuple[FileIO, int, int]] = {}  # name -> (file, size, modified, in ns)
-        self.metadata: dict[str, str] = {}  # of all files
-        tensors: dict[str, TensorInfo] = {}
-        try:
-            weight_map = self._weight_map()
-            for file in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]:
-                for info in self._open(file):
-                    self._place(info, weight_map, tensors)
-            for name, file in (weight_map or {}).items():
-                if name not in tensors:
-                    raise ModelFileError(
-                        f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(file)}, "
-                        "which does not hold it"
-                    )
-        except BaseException:
-            self.close()
-            raise
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.tensors: Mapping[str, TensorInfo] = {}
 
     def path(self, file: str) -> str:
         """Where ``file``, as a TensorInfo names it, lies."""
@@ -129,93 +113,36 @@ class Checkpoint:
             raise ModelClosedError(f"{self.path(file)}: used after the checkpoint was closed")
         return self._files[file][0].fileno()
 
-    def _weight_map(self) -> dict[str, str] | None:
-        """tensor -> shard of the index file; None where the folder holds a single file."""
-        if os.path.lexists(self.path(SINGLE_FILE)):
-            return None
-        path = self.path(INDEX_FILE)
-        if not os.path.lexists(path):
-            raise ModelFileError(
-                f"{self.folder}: holds no weights that gemlet reads; expected {SINGLE_FILE}, or {INDEX_FILE} "
-                "with its shards (PyTorch .bin files must be saved again as safetensors)"
-            )
-        raw = read_json_object(path, error=ModelFileError)
-        weight_map = raw.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelFileError(f"{path}: weight_map is {show(weight_map)}; expected tensor -> file")
-        for name, file in weight_map.items():
-            if not _is_plain_name(file):
-                raise ModelFileError(
-                    f"{path}: weight_map puts tensor {show(name)} in {show(file)}; expected the plain name "
-                    "of a .safetensors file in the same folder"
-                )
-        if len(set(weight_map.values())) > MAX_SHARDS:
-            raise ModelFileError(f"{path}: names more than {MAX_SHARDS} files; expected fewer shards")
-        return weight_map
-
-    def _open(self, file: str) -> list[TensorInfo]:
+    def _open_file(self, file: str) -> tuple[FileIO, int, int]:
         path = self.path(file)
         try:
             handle = open(path, "rb", buffering=0, opener=no_waiting)  # noqa: SIM115  (closed by close())
-        except OSError as problem:
-            raise ModelFileError(f"{path}: cannot be opened: {problem.strerror}") from None
+        except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
+            reason = problem.strerror if isinstance(problem, OSError) else problem
+            raise ModelFileError(f"{path}: cannot be opened: {reason}") from None
         status = os.fstat(handle.fileno())
         self._files[file] = (handle, status.st_size, status.st_mtime_ns)
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(f"{path}: not a regular file")
-        if status.st_size < 8:
-            raise ModelFileError(f"{path}: has {status.st_size} bytes; a safetensors file has at least 8")
-        start = self._bytes(file, 0, 8)
-        if start == b"version ":
-            raise ModelFileError(
-                f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
-            )
-        length = int.from_bytes(start, "little")
-        if length > min(MAX_HEADER_BYTES, status.st_size - 8):
-            raise ModelFileError(
-                f"{path}: says its header has {length} bytes; the file has {status.st_size} bytes in all "
-                f"and a header at most {MAX_HEADER_BYTES}. It is cut short or not a safetensors file"
-            )
-        text = self._bytes(file, 8, length)
-        if text[:1] != b"{":
-            raise ModelFileError(f"{path}: its header begins with {text[:1]!r}; expected a JSON object")
-        header = parse_json_object(text, where=f"{path} (header)", error=ModelFileError)
-        infos = _parse_header(header, path=path, file=file, data_begin=8 + length, data_end=status.st_size)
-        self.metadata |= header.get("__metadata__", {})
-        return infos
-
-    def _place(
-        self, info: TensorInfo, weight_map: dict[str, str] | None, tensors: dict[str, TensorInfo]
-    ) -> None:
-        if info.name in tensors:
-            raise ModelFileError(
-                f"{self.path(info.file)}: tensor {show(info.name)} is also in {tensors[info.name].file}; "
-                "expected each tensor once"
-            )
-        if weight_map is not None and weight_map.get(info.name) != info.file:
-            listed = weight_map.get(info.name)
-            says = "does not list it" if listed is None else f"puts it in {listed}"
-            raise ModelFileError(
-                f"{self.path(info.file)}: holds tensor {show(info.name)}, but {INDEX_FILE} {says}"
-            )
-        tensors[info.name] = info
+        return self._files[file]
 
     def dtype(self, name: str) -> str:
-        """The type of tensor ``name`` as the core calls it: "f32", "bf16" or "f16".
+        """The type of tensor ``name`` as the core calls it: "f32", "bf16", "f16"; in GGUF also "q4_0", ...
 
         Raises :class:`TensorError` for a tensor that is not there or has another type.
         """
         info = self.tensors.get(name)
         if info is None:
             raise TensorError(f"{self.folder}: has no tensor {show(name)}")
-        if info.dtype not in _READABLE:
+        if info.dtype not in self._readable:
             raise TensorError(
-                f"{self.path(info.file)}: tensor {show(name)} is {info.dtype}; expected F32, BF16 or F16"
+                f"{self.path(info.file)}: tensor {show(name)} is {info.dtype}; expected {self._expected}"
             )
-        return _READABLE[info.dtype][0]
+        return self._readable[info.dtype][0]
 
     def read(self, name: str) -> tuple[NDArray[Any], str]:
-        """The values of tensor ``name`` and their type: "f32" (float32), "bf16" or "f16" (the bits, uint16).
+        """The values of tensor ``name`` and their type: "f32" (float32), "bf16" or "f16" (the bits, uint16),
+        or a block type of GGUF (uint8: the last axis counts the bytes of a row).
 
         The array, of the tensor's shape, is the caller's own. Raises :class:`TensorError` for a tensor that
         is not there or has another type, :class:`ModelFileError` when the file cannot be read.
@@ -225,7 +152,9 @@ class Checkpoint:
         tag = self.dtype(name)
         info = self.tensors[name]
         try:
-            array: NDArray[Any] = np.empty(info.shape, dtype=_READABLE[info.dtype][1])
+            array: NDArray[Any] = np.empty(
+                self._array_shape(info, info.shape, info.nbytes), dtype=self._readable[info.dtype][1]
+            )
         except MemoryError:
             raise MemoryLimitError(f"no memory for the {info.nbytes} bytes of tensor {show(name)}") from None
         self._fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
@@ -245,8 +174,10 @@ class Checkpoint:
         if entry is None and len(info.shape) < 2:
             yield self.read(name)
             return
-        for begin, shape, _ in self._row_blocks(info, block_bytes, entry):
-            part: NDArray[Any] = np.empty(shape, dtype=_READABLE[info.dtype][1])
+        for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
+            part: NDArray[Any] = np.empty(
+                self._array_shape(info, shape, nbytes), dtype=self._readable[info.dtype][1]
+            )
             self._fill(info.file, begin, part.reshape(-1).view(np.uint8).data, show(name))
             yield part, tag
 
@@ -284,6 +215,22 @@ class Checkpoint:
             count = min(step, rows - first)
             yield begin + first * row_bytes, (count, *shape[1:]), count * row_bytes
 
+    def fits_bf16(self, name: str) -> bool:
+        """Whether bfloat16 has every value of a float16 tensor, as it does where they came from it. Reads the
+        tensor, up to the first value that says no.
+        """
+        for part, _ in self.read_rows(name, _SCAN_BYTES):
+            bits = part[part & 7 != 0]  # the others have eight bits of precision or fewer
+            digits = bits & 0x3FF
+            if (bits & 0x7C00).any() or (digits // (digits & -digits) > 255).any():  # or they are denormal
+                return False
+        return True
+
+    def _array_shape(self, info: TensorInfo, shape: tuple[int, ...], nbytes: int) -> tuple[int, ...]:
+        if self._readable[info.dtype][1] != "u1":
+            return shape
+        return (*shape[:-1], nbytes // prod(shape[:-1]))
+
     def _bytes(self, file: str, begin: int, length: int) -> bytes:
         buffer = bytearray(length)
         self._fill(file, begin, memoryview(buffer), "the header")
@@ -319,13 +266,113 @@ class Checkpoint:
             handle.close()
         self._files.clear()
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Checkpoint(TensorFiles):
+    """The tensors of a Hugging Face folder. A context manager; ``close()`` closes the files.
+
+    Opening checks every header in full and reads no weights. Raises :class:`ModelFileError` for a missing,
+    truncated or lying file, :class:`TensorError` for a tensor whose description is impossible.
+
+    >>> from pathlib import Path
+    >>> import gemlet
+    >>> with Checkpoint(Path(gemlet.__file__).parent / "demo") as checkpoint:
+    ...     array, dtype = checkpoint.read("model.norm.weight")
+    """
+
+    _readable = _READABLE
+    _expected = "F32, BF16 or F16"
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__(os.fspath(folder))
+        self.metadata: dict[str, str] = {}  # of all files
+        tensors: dict[str, TensorInfo] = {}
+        try:
+            weight_map = self._weight_map()
+            for file in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]:
+                for info in self._open(file):
+                    self._place(info, weight_map, tensors)
+            for name, file in (weight_map or {}).items():
+                if name not in tensors:
+                    raise ModelFileError(
+                        f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(file)}, "
+                        "which does not hold it"
+                    )
+        except BaseException:
+            self.close()
+            raise
+        self.tensors = MappingProxyType(tensors)
+
+    def _weight_map(self) -> dict[str, str] | None:
+        """tensor -> shard of the index file; None where the folder holds a single file."""
+        if os.path.lexists(self.path(SINGLE_FILE)):
+            return None
+        path = self.path(INDEX_FILE)
+        if not os.path.lexists(path):
+            raise ModelFileError(
+                f"{self.folder}: holds no weights that gemlet reads; expected {SINGLE_FILE}, or {INDEX_FILE} "
+                "with its shards (PyTorch .bin files must be saved again as safetensors)"
+            )
+        raw = read_json_object(path, error=ModelFileError)
+        weight_map = raw.get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelFileError(f"{path}: weight_map is {show(weight_map)}; expected tensor -> file")
+        for name, file in weight_map.items():
+            if not _is_plain_name(file):
+                raise ModelFileError(
+                    f"{path}: weight_map puts tensor {show(name)} in {show(file)}; expected the plain name "
+                    "of a .safetensors file in the same folder"
+                )
+        if len(set(weight_map.values())) > MAX_SHARDS:
+            raise ModelFileError(f"{path}: names more than {MAX_SHARDS} files; expected fewer shards")
+        return weight_map
+
+    def _open(self, file: str) -> list[TensorInfo]:
+        path = self.path(file)
+        _, size, _ = self._open_file(file)
+        if size < 8:
+            raise ModelFileError(f"{path}: has {size} bytes; a safetensors file has at least 8")
+        start = self._bytes(file, 0, 8)
+        if start == b"version ":
+            raise ModelFileError(
+                f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+            )
+        length = int.from_bytes(start, "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise ModelFileError(
+                f"{path}: says its header has {length} bytes; the file has {size} bytes in all "
+                f"and a header at most {MAX_HEADER_BYTES}. It is cut short or not a safetensors file"
+            )
+        text = self._bytes(file, 8, length)
+        if text[:1] != b"{":
+            raise ModelFileError(f"{path}: its header begins with {text[:1]!r}; expected a JSON object")
+        header = parse_json_object(text, where=f"{path} (header)", error=ModelFileError)
+        infos = _parse_header(header, path=path, file=file, data_begin=8 + length, data_end=size)
+        self.metadata |= header.get("__metadata__", {})
+        return infos
+
+    def _place(
+        self, info: TensorInfo, weight_map: dict[str, str] | None, tensors: dict[str, TensorInfo]
+    ) -> None:
+        if info.name in tensors:
+            raise ModelFileError(
+                f"{self.path(info.file)}: tensor {show(info.name)} is also in {tensors[info.name].file}; "
+                "expected each tensor once"
+            )
+        if weight_map is not None and weight_map.get(info.name) != info.file:
+            listed = weight_map.get(info.name)
+            says = "does not list it" if listed is None else f"puts it in {listed}"
+            raise ModelFileError(
+                f"{self.path(info.file)}: holds tensor {show(info.name)}, but {INDEX_FILE} {says}"
+            )
+        tensors[info.name] = info
 
 
 def _is_plain_name(file: object) -> bool:

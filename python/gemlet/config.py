@@ -141,7 +141,7 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
 
 
 # The ranges of GenerationConfig.
-_SAMPLING_RANGES = {
+SAMPLING_RANGES = {
     "temperature": (0.0, 100.0),
     "top_p": (5e-324, 1.0),
     "min_p": (0.0, 1.0 - 2**-53),
@@ -162,7 +162,7 @@ def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
         sampling["do_sample"] = keys.flag("do_sample")
     if keys.get("top_k") is not None:
         sampling["top_k"] = keys.integer("top_k", 1 << 31, 0)
-    for name, (low, high) in _SAMPLING_RANGES.items():
+    for name, (low, high) in SAMPLING_RANGES.items():
         if keys.get(name) is not None:
             sampling[name] = keys.number(name, low, high)
     return sampling

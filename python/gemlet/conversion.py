@@ -36,12 +36,12 @@ def convert(
     a model is loaded, replace its file by renaming another over it, or remove it, but never cut it short.
 
     Args:
-        source: what :func:`gemlet.load` takes, not yet packed.
+        source: what :func:`gemlet.load` takes, not yet packed, and no GGUF file.
         destination: the folder to make; it must not exist, or be empty.
         weights, embedding, threads, progress, revision, token: as in :func:`gemlet.load`.
 
     Raises:
-        InvalidRequestError: an argument is wrong, or the source is packed already.
+        InvalidRequestError: an argument is wrong, or the source is packed already or GGUF.
         ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
 
     >>> import tempfile, gemlet
@@ -51,7 +51,7 @@ def convert(
     ...         model.weights
     'q4'
     """
-    from gemlet.load import check_threads, check_weights, choose_weights, formats_of, make_builder
+    from gemlet.load import check_threads, check_weights, choose_formats, formats_of, make_builder
     from gemlet.packing import source_bytes, write_packed
     from gemlet.progress import check_progress, reporting
     from gemlet.source import open_source
@@ -68,10 +68,20 @@ def convert(
     with open_source(source, revision=revision, token=token) as opened:
         if opened.packed is not None:
             raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
-        weights, embedding = choose_weights(opened, weights, embedding)
+        if not opened.files:
+            raise InvalidRequestError(
+                f"{opened.name}: is a GGUF file, which convert does not take; "
+                "gemlet.load(..., cache=True) keeps its packed form"
+            )
+        weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding)
         builder = make_builder(
-            opened.config, weights=weights, formats=formats, threads=threads, allocate=False
+            opened.config,
+            weights=weights,
+            formats=formats,
+            threads=threads,
+            allocate=False,
+            own_formats=own_formats,
         )
         parent, name = os.path.split(target)
         made = os.path.join(parent, f".{name}.{os.getpid()}.tmp")

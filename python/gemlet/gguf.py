@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .errors import ModelFileError
 
-__all__ = ["GGUFFile", "TensorInfo", "read_gguf"]
+__all__ = ["GGUFFile", "TensorInfo", "parse_gguf", "read_gguf"]
 
 MetadataValue = int | float | bool | str | list[Any] | NDArray[Any]
 T = TypeVar("T")
@@ -157,21 +157,27 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     try:
         # O_NONBLOCK: opening a FIFO must not hang; it has no effect on a regular file.
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ModelFileError(f"{name}: not a regular file")
-            if status.st_size < 24:
-                raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24)")
-            with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(name, data).read()
-        finally:
-            os.close(descriptor)
-    except ModelFileError:
-        raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelFileError(f"{name}: cannot be read: {reason}") from error
+    try:
+        return parse_gguf(name, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def parse_gguf(name: str, descriptor: int) -> GGUFFile:
+    """:func:`read_gguf` of an open file, which ``name`` names in errors."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFileError(f"{name}: not a regular file")
+    if status.st_size < 24:
+        raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24)")
+    try:
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(name, data).read()
+    except OSError as error:
+        raise ModelFileError(f"{name}: cannot be read: {error.strerror}") from error
 
 
 class _Reader:

@@ -23,8 +23,9 @@ class Inspection:
     """What :func:`inspect` found.
 
     ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model,
-    ``parameters_on_disk`` the part of them that stays in the file while it runs. ``problem`` is None if the
-    model runs here, else why not.
+    ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has for each
+    type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
+    ``problem`` is None if the model runs here, else why not.
 
     >>> found = inspect()
     >>> found.config.family, found.weights, found.stored["bf16"] > 10, found.problem
@@ -40,6 +41,7 @@ class Inspection:
     vocabulary: int | None
     chat_format: str | None
     weights: str
+    kept_as: dict[str, str]
     max_context: int
     plan: MemoryPlan
     problem: str | None
@@ -55,7 +57,8 @@ class Inspection:
         on_disk = (
             f", {_count(self.parameters_on_disk)} of them stay on disk" if self.parameters_on_disk else ""
         )
-        types = ", ".join(f"{count} {dtype}" for dtype, count in self.stored.items())
+        kept = {dtype: f" as {name}" for dtype, name in self.kept_as.items() if name != dtype}
+        types = ", ".join(f"{count} {dtype}{kept.get(dtype, '')}" for dtype, count in self.stored.items())
         lines = [
             f"model      {self.source}",
             f"family     {config.family} ({config.model_type}), {config.num_layers} layers, hidden size "
@@ -95,7 +98,7 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_max_context, check_weights, choose_weights
+    from gemlet.load import check_max_context, check_weights, choose_formats
     from gemlet.source import open_source
 
     check_weights(weights)
@@ -103,8 +106,9 @@ def inspect(
     with open_source(source) as opened:
         config = opened.config
         context = check_max_context(max_context, config)
-        weights, embedding = choose_weights(opened, weights, embedding)
-        plan = plan_memory(config, weights=weights, embedding=embedding, max_context=context)
+        kept_as = opened.kept_as() if weights == "auto" and opened.packed is None else {}
+        weights, embedding, own = choose_formats(opened, weights, embedding)
+        plan = plan_memory(config, weights=weights, embedding=embedding, max_context=context, own_formats=own)
         parameters, on_disk = _parameters(opened)
         tensors = opened.checkpoint.tensors
         problem = None
@@ -112,7 +116,15 @@ def inspect(
         if room is None:
             room, name = _core.available_memory() + plan.process, "the memory this process may have"
         try:
-            check_memory(room, config, weights=weights, embedding=embedding, max_context=context, name=name)
+            check_memory(
+                room,
+                config,
+                weights=weights,
+                embedding=embedding,
+                max_context=context,
+                own_formats=own,
+                name=name,
+            )
         except MemoryLimitError as error:
             problem = str(error)
         return Inspection(
@@ -125,6 +137,7 @@ def inspect(
             vocabulary=None if opened.tokenizer is None else opened.tokenizer.vocab_size,
             chat_format=None if opened.chat_format is None else opened.chat_format.name,
             weights=weights,
+            kept_as=kept_as,
             max_context=context,
             plan=plan,
             problem=problem,

@@ -1,4 +1,4 @@
-"""From a folder to a :class:`~gemlet.model.Model`: :func:`load`, and :func:`random_model` for benchmarks."""
+"""From files to a :class:`~gemlet.model.Model`: :func:`load`, and :func:`random_model` for benchmarks."""
 
 from __future__ import annotations
 
@@ -61,20 +61,24 @@ def load(
 ) -> Model:
     """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
 
-    The folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
+    A folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
     shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
-    is one: its end tokens end a text, its sampling values are the model's defaults. Of a multimodal model the
-    text part is loaded. Weights are converted one at a time; a folder that :func:`gemlet.convert` made is
-    mapped and used in place, so it is there at once. The table of per-layer embeddings of Gemma 3n and 4
-    stays in its file and is read while the model runs.
+    is one: its end tokens end a text, its sampling values are the model's defaults. A GGUF file (versions 2
+    and 3; of a split model, any of its files) says the same in its metadata. Of a multimodal model the text
+    part is loaded. Weights are converted one at a time; a folder that :func:`gemlet.convert` made is mapped
+    and used in place, so it is there at once. The table of per-layer embeddings of Gemma 3n and 4 stays in
+    its file and is read while the model runs.
 
     Args:
-        source: the folder, or its safetensors file; or the name of a model on the hub, which is downloaded
-            once ("google/gemma-3-1b-it"). Without a tokenizer in it the model still loads, and takes and
-            gives token ids.
+        source: the folder, or its safetensors file; or a GGUF file, or a folder with only one; or the name of
+            a model on the hub, which is downloaded once ("google/gemma-3-1b-it"). Without a tokenizer in it
+            the model still loads, and takes and gives token ids.
         weights: the format of the weights in memory: "bf16", "f32", "q8" (int8 in blocks of 32), "q4" (int4
-            in blocks of 32; the embedding table is q8). "auto": bf16 where they are stored so, else f32; of
-            a packed folder the format it has.
+            in blocks of 32; the embedding table is q8). "auto": each matrix in the smallest format that has
+            all its values, bf16 for BF16 and for float16 that came from it, else f32; of GGUF's types q4 for
+            Q4_0 and q8 for Q8_0, Q5_0 and IQ4_NL. Types whose values no format has become q8 (Q4_1, Q5_1,
+            Q4_K, Q5_K, Q6_K, IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they have. Of a
+            packed folder, the format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
             physical cores (``gemlet info`` shows the number and the reason).
         decode_threads: how many threads write the reply, once the prompt is read (passes of at most 8
@@ -105,7 +109,8 @@ def load(
 
     Raises:
         ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
-        ConfigError: ``config.json`` describes something that gemlet does not run; names the key.
+        ConfigError: ``config.json`` or GGUF's metadata describe something that gemlet does not run; names
+            the key.
         TensorError: a tensor is missing, unexpected, mis-shaped, of another type or not finite; names it.
         TokenizerError: there is a tokenizer, but it cannot be used.
         InvalidRequestError: an argument is out of range.
@@ -133,7 +138,7 @@ def load(
         if matformer is not None:
             opened = opened.cut(matformer)
         max_context = check_max_context(max_context, opened.config)
-        weights, embedding = choose_weights(opened, weights, embedding)
+        weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding, kv_cache)
         if limit is not None:
             check_memory(
@@ -143,6 +148,7 @@ def load(
                 embedding=embedding,
                 kv_cache=kv_cache,
                 max_context=max_context,
+                own_formats=own_formats,
             )
         builder = _filled_builder(
             opened,
@@ -150,6 +156,7 @@ def load(
             progress=progress,
             weights=weights,
             formats=formats,
+            own_formats=own_formats,
             threads=threads,
             decode_threads=decode_threads,
             max_context=max_context,
@@ -230,11 +237,23 @@ def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None 
     return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
 
 
-def choose_weights(source: ModelSource, weights: str, embedding: str | None) -> tuple[str, str | None]:
-    """The two arguments for ``source``: "auto" is resolved, and what is packed is taken as it is."""
+def choose_formats(
+    source: ModelSource, weights: str, embedding: str | None
+) -> tuple[str, str | None, dict[str, str]]:
+    """The two arguments for ``source``, and the formats of the matrices that have one of their own: "auto" is
+    resolved, and what is packed is taken as it is."""
     packed = source.packed
     if packed is None:
-        return source.stored_weights() if weights == "auto" else weights, embedding
+        if weights != "auto":
+            return weights, embedding, {}
+        weights = source.stored_weights()
+        preset = PRESETS[weights]
+        own = source.stored_formats()
+        tables = {slot: own.pop(slot) for slot in ("embed_tokens", "lm_head") if slot in own}
+        own = {slot: name for slot, name in own.items() if name != preset.matrices}
+        if embedding is None:
+            own |= {slot: name for slot, name in tables.items() if name != preset.embedding}
+        return weights, embedding, own
     for name, wanted, has in (
         ("weights", weights, packed.weights),
         ("embedding", embedding, packed.embedding),
@@ -244,7 +263,7 @@ def choose_weights(source: ModelSource, weights: str, embedding: str | None) -> 
                 f"{name} is {wanted!r}, but {source.name} is packed as {has!r}; load the original, or "
                 "convert it again"
             )
-    return packed.weights, packed.embedding
+    return packed.weights, packed.embedding, packed.formats()
 
 
 def make_builder(
@@ -256,8 +275,10 @@ def make_builder(
     decode_threads: int = 0,
     max_context: int | None = None,
     allocate: bool = True,
+    own_formats: Mapping[str, str] | None = None,
 ) -> _core.ModelBuilder:
-    """The core's builder; ``allocate`` False: its weights come from a file, or go to one."""
+    """The core's builder; ``allocate`` False: its weights come from a file, or go to one. ``own_formats`` are
+    those of matrices that have another than ``formats`` says."""
     from gemlet import _core
 
     return _core.ModelBuilder(
@@ -268,6 +289,7 @@ def make_builder(
         threads=threads,
         decode_threads=decode_threads,
         allocate=allocate,
+        formats=dict(own_formats or {}),
     )
 
 
@@ -278,6 +300,7 @@ def _filled_builder(
     progress: Progress,
     weights: str,
     formats: Formats,
+    own_formats: Mapping[str, str],
     threads: int,
     decode_threads: int,
     max_context: int,
@@ -291,6 +314,7 @@ def _filled_builder(
             decode_threads=decode_threads,
             max_context=max_context,
             allocate=allocate,
+            own_formats=own_formats,
         )
 
     from gemlet.packing import fill, set_table, source_bytes

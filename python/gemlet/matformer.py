@@ -151,14 +151,14 @@ def _integers(name: str, value: object) -> list[int]:
 def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:
     """The smaller model's configuration, and slot of the larger model -> (its slot, what is kept of it);
     slots of layers that are left out are missing."""
-    from gemlet.tensors import expected_slots
+    from gemlet.tensors import STREAMS, expected_slots
 
     small, kept = cut_config(config, matformer)
     size = config.per_layer_input_size
     runs = tuple((i * size, size) for i in kept)
     if len(kept) == config.num_layers:
         runs = ()
-    found: dict[str, tuple[str, Cut | None]] = {}
+    found: dict[str, tuple[str, Cut | None]] = {slot: (slot, None) for slot in STREAMS}
     for slot in expected_slots(config):
         if not slot.startswith("layers."):
             cut = {PER_LAYER_TABLE: Cut(columns=runs), _PROJECTION: Cut(rows=runs)}.get(slot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -62,10 +63,12 @@ def plan_memory(
     embedding: str | None = None,
     kv_cache: str | None = None,
     max_context: int | None = None,
+    own_formats: Mapping[str, str] | None = None,
 ) -> MemoryPlan:
     """The memory that the model ``config`` describes takes with these arguments of :func:`gemlet.load`.
 
-    ``weights`` is one of the formats, not "auto". Raises :class:`InvalidRequestError` for an unknown one.
+    ``weights`` is one of the formats, not "auto"; ``own_formats`` those of matrices that have another one.
+    Raises :class:`InvalidRequestError` for an unknown one.
     """
     from gemlet import _core
     from gemlet.load import formats_of
@@ -77,6 +80,7 @@ def plan_memory(
         embedding=formats.embedding,
         kv_cache=formats.kv_cache,
         threads=0,
+        formats=dict(own_formats or {}),
     )
     return MemoryPlan(process=resident_bytes(), **builder.plan())
 
@@ -89,11 +93,12 @@ def check_memory(
     embedding: str | None,
     kv_cache: str | None = None,
     max_context: int,
+    own_formats: Mapping[str, str] | None = None,
     name: str = "max_memory",
 ) -> None:
     """Raises :class:`MemoryLimitError` with the plan and with what would fit if it exceeds ``limit``."""
     plan_of = partial(plan_memory, config, kv_cache=kv_cache)
-    plan = plan_of(weights=weights, embedding=embedding, max_context=max_context)
+    plan = plan_of(weights=weights, embedding=embedding, max_context=max_context, own_formats=own_formats)
     if plan.total <= limit:
         return
     remedies = []
@@ -106,7 +111,7 @@ def check_memory(
     if low >= 256:
         remedies.append(f"max_context={low // 64 * 64}")
     smaller = {"f32": ["bf16", "q8", "q4"], "bf16": ["q8", "q4"], "q8": ["q4"], "q4": []}[weights]
-    for choice in smaller:
+    for choice in [weights, *smaller] if own_formats else smaller:
         if plan_of(weights=choice, max_context=max_context).total <= limit:
             remedies.append(f'weights="{choice}"')
             break

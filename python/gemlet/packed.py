@@ -58,6 +58,12 @@ class PackedCheckpoint(Checkpoint):
         """The format of the embedding table."""
         return self.tensors["embed_tokens"].dtype
 
+    def formats(self) -> dict[str, str]:
+        """The format of every matrix."""
+        from gemlet.tensors import takes_format
+
+        return {name: info.dtype for name, info in self.tensors.items() if takes_format(name, info.shape)}
+
     def dtype(self, name: str) -> str:
         """The format of weight ``name``: "q4", ...; of the per-layer table its type."""
         from gemlet.tensors import PER_LAYER_TABLE

@@ -161,11 +161,15 @@ def _blocks(source: ModelSource) -> Iterator[_Block]:
     from gemlet.tensors import PER_LAYER_TABLE, core_slots
 
     checkpoint = source.checkpoint
+    # The tensors of each part: an expert's gate and up projection, stored apart, are the rows of one matrix.
+    places: dict[str, list[tuple[str, int | None]]] = {}
     for name, slot in source.slots.items():
-        if slot == PER_LAYER_TABLE:
-            continue
-        for part, entry in core_slots(slot, checkpoint.tensors[name].shape):
-            first_row = 0
+        if slot != PER_LAYER_TABLE:
+            for part, entry in core_slots(slot, checkpoint.tensors[name].shape):
+                places.setdefault(part, []).append((name, entry))
+    for part, tensors in places.items():
+        first_row = 0
+        for name, entry in tensors:
             if name in source.cuts:
                 for array, dtype in source.read_rows(name, _BLOCK_BYTES, entry=entry):
                     yield _Block(part, name, (array, dtype), first_row, array.nbytes)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gemlet._json import no_waiting
 from gemlet.errors import InvalidRequestError, ModelFileError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemlet.chat import ChatFormat
-    from gemlet.checkpoint import Checkpoint
+    from gemlet.checkpoint import TensorFiles
     from gemlet.config import TextConfig
     from gemlet.matformer import Cut
     from gemlet.packed import PackedCheckpoint
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelSource", "open_source"]
 
+# Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
+_KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
+_LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 # What a folder says of its model besides the weights.
 _DESCRIPTION_FILES = (
@@ -59,10 +65,11 @@ class ModelSource:
     sampling: dict[str, Any]
     tokenizer: Tokenizer | None
     chat_format: ChatFormat | None
-    checkpoint: Checkpoint = field(repr=False)
+    checkpoint: TensorFiles = field(repr=False)
     slots: dict[str, str] = field(repr=False)
     cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
     files: tuple[str, ...] = field(repr=False, default=())
+    _kept: dict[str, str] = field(repr=False, default_factory=dict)
 
     def cut(self, matformer: object) -> ModelSource:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.matformer`)."""
@@ -95,14 +102,53 @@ class ModelSource:
 
         return self.checkpoint if isinstance(self.checkpoint, PackedCheckpoint) else None
 
+    def stored_formats(self) -> dict[str, str]:
+        """What ``weights="auto"`` means: the format of each of the core's matrices.
+
+        It is the smallest one that has all values as they are stored. Where none has (blocks of GGUF with
+        minima, or with more than one scale for 32 values), it is the smallest whose rounding is small beside
+        the error that the blocks have already: q4 for two and three bits, q8 for more.
+        """
+        from gemlet.tensors import core_slots
+
+        formats: dict[str, str] = {}
+        for name, slot in self._matrices():
+            kept = self._kept_as(name)
+            for part, _ in core_slots(slot, self.checkpoint.tensors[name].shape):
+                # An expert's gate and up projection are one matrix, and may be two tensors.
+                formats[part] = kept if formats.get(part, kept) == kept else "q8"
+        return formats
+
     def stored_weights(self) -> str:
-        """What ``weights="auto"`` means: of packed weights their format, "bf16" where all matrices are stored
-        so, else "f32"."""
+        """The name for it: the format of most values, the embedding table and the output matrix aside."""
         if self.packed is not None:
             return self.packed.weights
-        tensors = self.checkpoint.tensors
-        matrices = {self.checkpoint.dtype(name) for name in self.slots if len(tensors[name].shape) > 1}
-        return "bf16" if matrices == {"bf16"} else "f32"
+        values: dict[str, int] = {}
+        for name, slot in self._matrices():
+            if slot not in ("embed_tokens", "lm_head"):
+                kept = self._kept_as(name)
+                values[kept] = values.get(kept, 0) + prod(self.checkpoint.tensors[name].shape)
+        return max(values, key=values.__getitem__)
+
+    def kept_as(self) -> dict[str, str]:
+        """Type that matrices are stored in -> their format in memory with ``weights="auto"``."""
+        return {self.checkpoint.dtype(name): self._kept_as(name) for name, _ in self._matrices()}
+
+    def _matrices(self) -> Iterator[tuple[str, str]]:
+        """Tensor and slot of what the core packs in a format of choice."""
+        from gemlet.tensors import takes_format
+
+        for name, slot in self.slots.items():
+            if takes_format(slot, self.checkpoint.tensors[name].shape):
+                yield name, slot
+
+    def _kept_as(self, name: str) -> str:
+        if name not in self._kept:
+            kept = _KEPT_AS.get(self.checkpoint.dtype(name), "q8")
+            if kept == "f16":
+                kept = "bf16" if self.checkpoint.fits_bf16(name) else "f32"
+            self._kept[name] = kept
+        return self._kept[name]
 
     def close(self) -> None:
         """Closes the files."""
@@ -128,8 +174,10 @@ def open_source(
     ...     demo.config.family, demo.stored_weights()
     ('gemma3', 'bf16')
     """
-    folder = _find_folder(source, revision, token)
-    return _open_folder(folder, name="demo" if source is None else folder)
+    path = _find(source, revision, token)
+    if not os.path.isdir(path):
+        return _open_gguf(path)
+    return _open_folder(path, name="demo" if source is None else path)
 
 
 def _open_folder(folder: str, *, name: str) -> ModelSource:
@@ -171,28 +219,104 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
     )
 
 
-def _find_folder(
-    source: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None
-) -> str:
+def _open_gguf(path: str) -> ModelSource:
+    from gemlet._tokenizer_files import vocabulary_of_gguf
+    from gemlet.chat import chat_format_for
+    from gemlet.gguf_checkpoint import GGUFCheckpoint
+    from gemlet.gguf_config import read_gguf_config, read_gguf_sampling
+    from gemlet.gguf_tensors import ROPE_FREQS, map_gguf_tensors
+    from gemlet.tokenizer import Tokenizer
+
+    checkpoint = GGUFCheckpoint(path)
+    try:
+        gguf = checkpoint.gguf
+        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+        config = read_gguf_config(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
+        slots = map_gguf_tensors(shapes, config, where=gguf.path)
+        for tensor in slots:
+            checkpoint.dtype(tensor)
+        tokenizer = chat_format = None
+        if "tokenizer.ggml.model" in gguf.metadata:
+            tokenizer = Tokenizer(vocabulary_of_gguf(gguf))
+            template = gguf.get("tokenizer.chat_template", str, None)
+            per_layer_inputs = config.per_layer_input_size > 0
+            chat_format = chat_format_for(
+                config.family, tokenizer, template=template, per_layer_inputs=per_layer_inputs
+            )
+        sampling = read_gguf_sampling(gguf)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return ModelSource(
+        name=gguf.path,
+        config=config,
+        end_ids=_gguf_end_ids(config, tokenizer),
+        sampling=sampling,
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        checkpoint=checkpoint,
+        slots=slots,
+    )
+
+
+# Ends of a text that a model's generation_config.json has and GGUF's keys leave out.
+_ENDS = {"gemma4": ("<eos>", "<|tool_response>")}
+
+
+def _gguf_end_ids(config: TextConfig, tokenizer: Tokenizer | None) -> frozenset[int]:
+    ids = set(config.eos_token_ids)
+    if tokenizer is not None:
+        found = {tokenizer.token_id(name) for name in _ENDS.get(config.family, ("<eos>",))}
+        ids |= {token_id for token_id in found if token_id is not None and token_id < config.vocab_size}
+    return frozenset(ids)
+
+
+def _find(source: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None) -> str:
+    """The folder or the GGUF file that is meant."""
     if source is None:
         return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
-    accepted = "expected a Hugging Face folder with config.json and safetensors weights"
+    accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
     if os.path.isdir(path):
-        return path
+        return _find_in_folder(path)
     if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
         return os.path.dirname(path) or "."  # a file of the folder stands for it: the rest lies beside it
-    if path.lower().endswith(".gguf"):
-        raise ModelFileError(f"{path}: GGUF models cannot be loaded yet; {accepted}")
     if os.path.lexists(path):
-        raise ModelFileError(f"{path}: is not a folder; {accepted}")
+        if path.lower().endswith(".gguf") or _begins_as_gguf(path):
+            return path
+        raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
     from gemlet.hub import download, is_repository
 
     if is_repository(path):
-        return download(path, revision=revision, token=token)
-    raise ModelFileError(f"{path}: no such folder; {accepted}, or the name of a model on the hub")
+        return _find_in_folder(download(path, revision=revision, token=token))
+    raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
+
+
+def _find_in_folder(folder: str) -> str:
+    """The folder itself, or the GGUF model in it where it is no Hugging Face folder."""
+    if os.path.lexists(os.path.join(folder, "config.json")):
+        return folder
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".gguf"))
+    except OSError as problem:
+        raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
+    # The other parts of a split model, and those for images, go with a model.
+    models = [name for name in names if not name.startswith("mmproj") and not _LATER_PART.search(name)]
+    if len(models) > 1:
+        listed = ", ".join(models[:8])
+        raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
+    return os.path.join(folder, models[0]) if models else folder
+
+
+def _begins_as_gguf(path: str) -> bool:
+    """Ollama keeps its files under names without an ending."""
+    try:
+        with open(path, "rb", opener=no_waiting) as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def _open_tokenizer(folder: str) -> Tokenizer | None:

@@ -8,14 +8,23 @@ the attention's *output* in all others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from gemlet._json import show
 from gemlet._layers import LayerSpec
 from gemlet.config import TextConfig
 from gemlet.errors import TensorError
 
-__all__ = ["PER_LAYER_TABLE", "core_slots", "expected_slots", "map_tensors", "tensor_name"]
+__all__ = [
+    "PER_LAYER_TABLE",
+    "STREAMS",
+    "core_slots",
+    "expected_slots",
+    "map_tensors",
+    "match_tensors",
+    "takes_format",
+    "tensor_name",
+]
 
 # The table of every layer's own token embeddings: the one slot that is not copied into memory.
 PER_LAYER_TABLE = "embed_tokens_per_layer"
@@ -70,8 +79,18 @@ LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma3n": _GEMMA3 | _PER_LAYER_INPUT | _ALTUP,
     "gemma4": _GEMMA3 | _PER_LAYER_INPUT | _EXPERTS | {"layer_scalar": "layer_scalar."},
 }
-# Stacked slot -> the core's slot of one expert, inside "layers.N.experts.E.".
-_STACKED = {"experts_gate_up": "gate_up", "experts_down": "down"}
+# Stacked slot -> the core's slot of one expert, inside "layers.N.experts.E."; gate and up, where a GGUF file
+# has them apart, fill the same one in this order.
+_STACKED = {
+    "experts_gate_up": "gate_up",
+    "experts_gate": "gate_up",
+    "experts_up": "gate_up",
+    "experts_down": "down",
+}
+# Stacked in GGUF: one matrix for each further residual stream of Gemma 3n.
+STREAMS = ("altup_projections", "altup_unembed_projections")
+# Routers stay in f32 in every model.
+_ROUTERS = ("router_proj", "altup_router")
 
 # (prefix of the text model, prefix of lm_head), tried in this order.
 PREFIXES = (
@@ -179,10 +198,23 @@ def core_slots(slot: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]
     >>> core_slots("layers.2.experts_down", (2, 8, 4))
     [('layers.2.experts.0.down', 0), ('layers.2.experts.1.down', 1)]
     """
+    if slot in STREAMS:
+        return [(f"{slot}.{stream}", stream) for stream in range(shape[0])]
     layer, _, part = slot.rpartition(".")
     if part not in _STACKED:
         return [(slot, None)]
     return [(f"{layer}.experts.{expert}.{_STACKED[part]}", expert) for expert in range(shape[0])]
+
+
+def takes_format(slot: str, shape: tuple[int, ...]) -> bool:
+    """Whether the core packs this slot's matrices in a format of choice; the others it keeps as f32.
+
+    >>> takes_format("layers.0.q_proj", (8, 16)), takes_format("layers.0.q_norm", (8,))
+    (True, False)
+    """
+    part = slot.rpartition(".")[2]
+    coefficients = part in ("altup_prediction_coefs", "altup_correction_coefs")
+    return len(shape) > 1 and not coefficients and part not in _ROUTERS and slot != PER_LAYER_TABLE
 
 
 def map_tensors(shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, where: str) -> dict[str, str]:
@@ -195,6 +227,24 @@ def map_tensors(shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, wh
     prefix, head_prefix = _find_prefix(shapes, where)
     slots = expected_slots(config)
     names = {slot: tensor_name(slot, config.family, prefix, head_prefix) for slot in slots}
+    unused = _unused_tensors(config, prefix, head_prefix)
+    ignored = {name for name in shapes if name in unused or _is_ignorable(name, config)}
+    return match_tensors(shapes, config, names, slots, ignored, where=where)
+
+
+def match_tensors(
+    shapes: Mapping[str, tuple[int, ...]],
+    config: TextConfig,
+    names: Mapping[str, str],
+    slots: Mapping[str, tuple[int, ...]],
+    ignored: Collection[str],
+    *,
+    where: str,
+) -> dict[str, str]:
+    """tensor name -> slot, where the tensor ``names[slot]`` has to have the shape ``slots[slot]``.
+
+    Raises :class:`TensorError` for a tensor that is missing, mis-shaped, or neither named nor ``ignored``.
+    """
     for slot, name in names.items():
         if name not in shapes:
             missing = sum(other not in shapes for other in names.values())
@@ -203,11 +253,11 @@ def map_tensors(shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, wh
         if tuple(shapes[name]) != slots[slot]:
             raise TensorError(
                 f"{where}: tensor {name!r} has shape {list(shapes[name])}; expected {list(slots[slot])}, "
-                "which config.json implies"
+                "which the configuration implies"
             )
-    known = set(names.values()) | _unused_tensors(config, prefix, head_prefix)
+    known = {*names.values(), *ignored}
     for name in shapes:
-        if name not in known and not _is_ignorable(name, config):
+        if name not in known:
             raise TensorError(
                 f"{where}: unexpected tensor {show(name)} of shape {list(shapes[name])}; "
                 f"a {config.family} model of {config.num_layers} layers has no such weight"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from gguf_models import convert_tensors, metadata, typed, write_gguf
 from tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
 from tokenizer_files import tokenizer_json as make_tokenizer_json
 from tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
@@ -117,6 +118,13 @@ def gguf(data: bytes) -> None:
     _use(Tokenizer.from_file(path))
 
 
+def gguf_model(data: bytes) -> None:
+    path = _write("whole.gguf", data)
+    str(inspect(path, max_memory="8GB"))
+    with gemlet.load(path, weights="q4", threads=1, max_context=1) as model:
+        model.logits([2])
+
+
 def _use(tokenizer: Tokenizer) -> None:
     for text in ("The door opened.", "<start_of_turn>é\u2581 \U0001f600\n\n  x", "\0a"):
         ids = tokenizer.encode(text)
@@ -150,6 +158,15 @@ def _tokenizer_jsons() -> list[bytes]:
     return [json.dumps(make_tokenizer_json(pieces, types, trained_merges())).encode()]
 
 
+def _gguf_models() -> list[bytes]:
+    path = _folder() / "seed.gguf"
+    seeds = []
+    for config in CONFIGS.values():
+        tensors = typed(convert_tensors(config, weights_of(config)), "Q4_0")
+        seeds.append(write_gguf(path, metadata(config), tensors).read_bytes())
+    return seeds
+
+
 READERS = {
     "safetensors": Reader(safetensors, _safetensors),
     "index": Reader(index, _indices, text=True),
@@ -163,4 +180,5 @@ READERS = {
     "tokenizer_json": Reader(tokenizer_json, _tokenizer_jsons, text=True),
     "tokenizer_model": Reader(tokenizer_model, lambda: [trained_model()]),
     "gguf": Reader(gguf, lambda: [trained_gguf()]),
+    "gguf_model": Reader(gguf_model, _gguf_models),
 }

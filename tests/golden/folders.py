@@ -23,14 +23,14 @@ NOT_TAPS = ("ids", "rows", "greedy")
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """The tensors of a golden file.
 
-    Written out here, as only two dtypes occur and the tests should not rest on the reader they test.
+    Written out here, as only three dtypes occur and the tests should not rest on the reader they test.
     """
     blob = path.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     tensors: dict[str, NDArray[Any]] = {}
     for key, entry in json.loads(blob[8:start]).items():
         begin, end = entry["data_offsets"]
-        dtype = {"F32": "<f4", "I64": "<i8"}[entry["dtype"]]
+        dtype = {"F32": "<f4", "I64": "<i8", "U8": "u1"}[entry["dtype"]]
         tensors[key] = np.frombuffer(blob[start + begin : start + end], dtype).reshape(entry["shape"])
     return tensors
 

@@ -14,7 +14,7 @@ struct Q4Dot {
   static VI total(VI sums, int32_t offset) { return widen_pairs(sums) + offset; }
 };
 
-// q8: pair sums of bytes up to 255 would saturate, so the sign moves from the weight to x: at most 2 * 127 * 127.
+// q8: pair sums of bytes up to 255 would saturate, so the sign moves from the weight to x: at most 2 * 128 * 127.
 struct Q8Dot {
   static VI start(int32_t) { return VI{}; }
   static VI add(VI sums, VI weight, const uint8_t* x) {

@@ -18,7 +18,7 @@ inline Sums16 multiply_add(Sums16 sums, int8x16_t w, int8x16_t x) {
   return {vmlal_s8(sums.low, vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(sums.high, w, x)};
 }
 
-// |w| and |x| are at most 127: the sum of two products fits 16 bits.
+// |w| is at most 128 and |x| 127: the sum of two products fits 16 bits.
 struct Q8Lines {
   static constexpr int64_t kBlockBytes = 512;
   static constexpr bool kNeedsOffset = false;

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-namespace gemlet {
+#include "formats/source_types.h"
 
-enum class SourceType : uint8_t { kF32, kBf16, kF16 };
+namespace gemlet {
 
 class RowTable {
  public:
@@ -19,7 +19,8 @@ class RowTable {
 
   RowTable() = default;
   // `rows` rows of `cols` values from byte `offset` of the file; of every row only `kept`, one run after the other, all
-  // if empty. Throws kModelFile if the file cannot be opened or is too short, kTensor if it has no such columns.
+  // if empty. Throws kModelFile if the file cannot be opened or is too short, kTensor if it has no such columns or they
+  // are not whole blocks.
   RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
            std::vector<Columns> kept = {});
   // A table of random values that takes no memory, for benchmarks.
@@ -28,15 +29,13 @@ class RowTable {
   bool empty() const { return rows_ == 0; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
-  int64_t row_bytes() const { return cols_ * value_bytes(); }
+  int64_t row_bytes() const { return source_bytes(type_, cols_); }
 
   // out [cols] float32. Throws kModelFile if the file has become unreadable, kTensor if the row is not finite.
   void read(int64_t row, float* out) const;
 
  private:
   struct File;
-  int64_t value_bytes() const { return type_ == SourceType::kF32 ? 4 : 2; }
-
   std::shared_ptr<File> file_;  // null: random
   int64_t offset_ = 0, rows_ = 0, cols_ = 0;
   int64_t stride_ = 0;         // values from row to row in the file
@@ -47,9 +46,6 @@ class RowTable {
 
 // Fills `out` from byte `offset` of an open file. False if the file ends before or cannot be read.
 bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out);
-
-// `count` values from element `first` of `data`, which may lie at any byte.
-void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out);
 
 // Fills out with uniform values in [-1, 1); the same for the same seed.
 void random_uniform(uint64_t seed, int64_t count, float* out);

@@ -1,4 +1,4 @@
-#include "base/row_table.h"
+#include "formats/row_table.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/float_bits.h"
 
 namespace gemlet {
 namespace {
@@ -34,10 +33,18 @@ RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_
                    std::vector<Columns> kept)
     : offset_(offset), rows_(rows), stride_(cols), kept_(std::move(kept)), type_(type) {
   if (kept_.empty()) kept_.push_back({0, cols});
+  const int64_t block = source_block_values(type);
+  if (cols < 1 || cols % block != 0) {
+    fail(ErrorCode::kTensor, path, ": a table of ", cols, " columns cannot be stored as ", source_type_name(type));
+  }
   for (const Columns& run : kept_) {
     if (run.first < 0 || run.count < 1 || run.count > cols || run.first > cols - run.count) {
       fail(ErrorCode::kTensor, path, ": columns ", run.first, " to ", run.first + run.count - 1, " of a table of ",
            cols);
+    }
+    if (run.first % block != 0 || run.count % block != 0) {
+      fail(ErrorCode::kTensor, path, ": columns ", run.first, " to ", run.first + run.count - 1,
+           " of a table are not whole blocks of ", source_type_name(type));
     }
     cols_ += run.count;
   }
@@ -45,8 +52,8 @@ RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_
   if (descriptor < 0) fail(ErrorCode::kModelFile, path, ": cannot be opened: ", std::strerror(errno));
   file_ = std::shared_ptr<File>(new File{path, descriptor});
   struct stat status;
-  if (fstat(descriptor, &status) != 0 || offset < 0 || rows < 1 || cols < 1 || offset > status.st_size ||
-      rows > (status.st_size - offset) / (cols * value_bytes())) {
+  if (fstat(descriptor, &status) != 0 || offset < 0 || rows < 1 || offset > status.st_size ||
+      rows > (status.st_size - offset) / source_bytes(type, cols)) {
     fail(ErrorCode::kModelFile, path, ": is too short for a table of ", rows, " x ", cols, " at byte ", offset);
   }
 }
@@ -65,8 +72,8 @@ void RowTable::read(int64_t row, float* out) const {
   std::vector<uint8_t> bytes(static_cast<size_t>(row_bytes()));
   uint8_t* at = bytes.data();
   for (const Columns& run : kept_) {
-    int64_t from = offset_ + (row * stride_ + run.first) * value_bytes();
-    int64_t left = run.count * value_bytes();
+    int64_t from = offset_ + source_bytes(type_, row * stride_ + run.first);
+    int64_t left = source_bytes(type_, run.count);
     while (left > 0) {
       const ssize_t count = pread(file_->descriptor, at, static_cast<size_t>(left), static_cast<off_t>(from));
       if (count < 0 && errno == EINTR) continue;
@@ -98,26 +105,6 @@ bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out) {
     bytes -= count;
   }
   return true;
-}
-
-void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out) {
-  if (type == SourceType::kF32) {
-    std::memcpy(out, static_cast<const uint8_t*>(data) + first * 4, static_cast<size_t>(count) * 4);
-    return;
-  }
-  const uint8_t* const source = static_cast<const uint8_t*>(data) + first * 2;
-  const auto each = [&](auto convert) {  // a loop of its own for each type: that of bf16 becomes vector instructions
-    for (int64_t i = 0; i < count; ++i) {
-      uint16_t bits;
-      std::memcpy(&bits, source + i * 2, 2);
-      out[i] = convert(bits);
-    }
-  };
-  if (type == SourceType::kBf16) {
-    each([](uint16_t bits) { return bf16_to_f32(bits); });
-  } else {
-    each([](uint16_t bits) { return f16_to_f32(bits); });
-  }
 }
 
 void random_uniform(uint64_t seed, int64_t count, float* out) {

@@ -1,0 +1,193 @@
+// Layouts, bytes in the order of the file; d, m: f16 scale and minimum; q: the integers of a block's values.
+//
+//   q4_0    d, 16 of q              q - 8        two values of four bits in a byte of q: value i in the low half of
+//   byte q4_1    d, m, 16 of q           d q + m      i, value i + 16 in the high half q5_0    d, 4 of h, 16 of q q -
+//   16       bit i of h: the fifth bit of value i q5_1    d, m, 4 of h, 16 of q   d q + m q8_0    d, 32 of q q signed
+//   iq4_nl  d, 16 of q              kIq4[q]
+//
+// The others hold 256 values in groups, each with a small integer scale s (and minimum m) that d (and dmin) multiply:
+//
+//   q2_k    16 bytes of (s low half, m high half), 64 of q, d, dmin    16 groups of 16, q of two bits
+//   q3_k    32 of h, 64 of q, 12 of s, d                               16 groups of 16, q of two bits and a third in h
+//   q4_k    d, dmin, 12 of (s, m), 128 of q                            8 groups of 32
+//   q5_k    d, dmin, 12 of (s, m), 32 of h, 128 of q                   8 groups of 32, the fifth bit in h
+//   q6_k    128 of q, 64 of h, 16 of s (signed), d                     16 groups of 16, the upper two bits in h
+//   iq4_xs  d, 2 of s (upper bits), 4 of s (lower bits), 128 of q      8 groups of 32, kIq4[q]
+#include "formats/gguf_blocks.h"
+
+#include <cstring>
+
+#include "base/float_bits.h"
+
+namespace gemlet {
+namespace {
+
+constexpr int kHalf = 16;    // values in the low halves of a block of 32
+constexpr int kLarge = 256;  // values of a large block
+
+constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+inline uint16_t half_at(const uint8_t* p) {
+  uint16_t bits;
+  std::memcpy(&bits, p, 2);
+  return bits;
+}
+
+inline float float_at(const uint8_t* p) { return f16_to_f32(half_at(p)); }
+
+inline uint32_t word_at(const uint8_t* p) {
+  uint32_t bits;
+  std::memcpy(&bits, p, 4);
+  return bits;
+}
+
+template <typename Value>
+inline void each_nibble(const uint8_t* bytes, const Value& value) {
+  for (int i = 0; i < kHalf; ++i) value(i, bytes[i] & 15);
+  for (int i = 0; i < kHalf; ++i) value(i + kHalf, bytes[i] >> 4);
+}
+
+void decode_with_minimum(const uint8_t* block, bool fifth_bit, float* out) {  // q4_1, q5_1
+  const float d = float_at(block), m = float_at(block + 2);
+  const uint32_t high = fifth_bit ? word_at(block + 4) : 0;
+  each_nibble(block + (fifth_bit ? 8 : 4),
+              [&](int i, int q) { out[i] = d * static_cast<float>(q | static_cast<int>(high >> i & 1) << 4) + m; });
+}
+
+void decode_q2_k(const uint8_t* block, float* out) {
+  const float d = float_at(block + 80), dmin = float_at(block + 82);
+  const uint8_t* scales = block;
+  const uint8_t* bytes = block + 16;
+  for (int group = 0; group < 16; ++group) {
+    const float scale = d * static_cast<float>(scales[group] & 15),
+                least = dmin * static_cast<float>(scales[group] >> 4);
+    const uint8_t* q = bytes + group / 8 * 32 + group % 2 * 16;
+    const int shift = group % 8 / 2 * 2;
+    for (int i = 0; i < 16; ++i) out[group * 16 + i] = scale * static_cast<float>(q[i] >> shift & 3) - least;
+  }
+}
+
+void decode_q3_k(const uint8_t* block, float* out) {
+  const uint8_t* high = block;
+  const uint8_t* bytes = block + 32;
+  const uint8_t* scales = block + 96;
+  const float d = float_at(block + 108);
+  for (int group = 0; group < 16; ++group) {
+    const int low = group < 8 ? scales[group] & 15 : scales[group - 8] >> 4;
+    const int scale = (low | (scales[8 + group % 4] >> group / 4 * 2 & 3) << 4) - 32;
+    const float step = d * static_cast<float>(scale);
+    const uint8_t* q = bytes + group / 8 * 32 + group % 2 * 16;
+    const uint8_t* h = high + group % 2 * 16;
+    const int shift = group % 8 / 2 * 2, bit = group / 2;
+    for (int i = 0; i < 16; ++i) {
+      out[group * 16 + i] = step * static_cast<float>((q[i] >> shift & 3) - (h[i] >> bit & 1 ? 0 : 4));
+    }
+  }
+}
+
+void decode_q45_k(const uint8_t* block, bool fifth_bit, float* out) {
+  const float d = float_at(block), dmin = float_at(block + 2);
+  const uint8_t* packed = block + 4;
+  const uint8_t* high = block + 16;
+  const uint8_t* bytes = block + (fifth_bit ? 48 : 16);
+  for (int group = 0; group < 8; ++group) {
+    int scale, least;  // six bits each: four of the groups keep their upper two in the bytes of the other four
+    if (group < 4) {
+      scale = packed[group] & 63;
+      least = packed[group + 4] & 63;
+    } else {
+      scale = (packed[group + 4] & 15) | packed[group - 4] >> 6 << 4;
+      least = packed[group + 4] >> 4 | packed[group] >> 6 << 4;
+    }
+    const float step = d * static_cast<float>(scale), minimum = dmin * static_cast<float>(least);
+    const uint8_t* q = bytes + group / 2 * 32;
+    const int shift = group % 2 * 4;
+    for (int i = 0; i < 32; ++i) {
+      const int fifth = fifth_bit ? (high[i] >> group & 1) << 4 : 0;
+      out[group * 32 + i] = step * static_cast<float>((q[i] >> shift & 15) | fifth) - minimum;
+    }
+  }
+}
+
+void decode_q6_k(const uint8_t* block, float* out) {
+  const uint8_t* low = block;
+  const uint8_t* high = block + 128;
+  const int8_t* scales = reinterpret_cast<const int8_t*>(block + 192);
+  const float d = float_at(block + 208);
+  for (int group = 0; group < 16; ++group) {
+    const float step = d * static_cast<float>(scales[group]);
+    const int half = group / 8, quarter = group % 8 / 2, first = group % 2 * 16;  // 128, 32 and 16 values
+    const uint8_t* q = low + half * 64 + quarter % 2 * 32 + first;
+    const uint8_t* h = high + half * 32 + first;
+    const int shift = quarter / 2 * 4, high_shift = quarter * 2;
+    for (int i = 0; i < 16; ++i) {
+      const int value = (q[i] >> shift & 15) | (h[i] >> high_shift & 3) << 4;
+      out[group * 16 + i] = step * static_cast<float>(value - 32);
+    }
+  }
+}
+
+void decode_iq4_xs(const uint8_t* block, float* out) {
+  const float d = float_at(block);
+  const int upper = half_at(block + 2);
+  for (int group = 0; group < 8; ++group) {
+    const int lower = block[4 + group / 2] >> group % 2 * 4 & 15;
+    const float step = d * static_cast<float>((lower | (upper >> group * 2 & 3) << 4) - 32);
+    each_nibble(block + 8 + group * 16,
+                [&](int i, int q) { out[group * 32 + i] = step * static_cast<float>(kIq4[q]); });
+  }
+}
+
+void decode_block(SourceType type, const uint8_t* block, float* out) {
+  switch (type) {
+    case SourceType::kQ4_1:
+    case SourceType::kQ5_1:
+      return decode_with_minimum(block, type == SourceType::kQ5_1, out);
+    case SourceType::kQ2_K:
+      return decode_q2_k(block, out);
+    case SourceType::kQ3_K:
+      return decode_q3_k(block, out);
+    case SourceType::kQ4_K:
+    case SourceType::kQ5_K:
+      return decode_q45_k(block, type == SourceType::kQ5_K, out);
+    case SourceType::kQ6_K:
+      return decode_q6_k(block, out);
+    case SourceType::kIq4Xs:
+      return decode_iq4_xs(block, out);
+    default: {
+      int8_t q[2 * kHalf];
+      const float d = f16_to_f32(integer_block(type, block, q));
+      for (int i = 0; i < 2 * kHalf; ++i) out[i] = d * static_cast<float>(q[i]);
+    }
+  }
+}
+
+}  // namespace
+
+bool has_integer_blocks(SourceType type) {
+  return type == SourceType::kQ4_0 || type == SourceType::kQ5_0 || type == SourceType::kQ8_0 ||
+         type == SourceType::kIq4Nl;
+}
+
+uint16_t integer_block(SourceType type, const uint8_t* block, int8_t* q) {
+  if (type == SourceType::kQ4_0) {
+    each_nibble(block + 2, [&](int i, int value) { q[i] = static_cast<int8_t>(value - 8); });
+  } else if (type == SourceType::kQ5_0) {
+    const uint32_t high = word_at(block + 2);
+    each_nibble(block + 6, [&](int i, int value) {
+      q[i] = static_cast<int8_t>((value | static_cast<int>(high >> i & 1) << 4) - 16);
+    });
+  } else if (type == SourceType::kIq4Nl) {
+    each_nibble(block + 2, [&](int i, int value) { q[i] = kIq4[value]; });
+  } else {
+    std::memcpy(q, block + 2, 2 * kHalf);  // q8_0
+  }
+  return half_at(block);
+}
+
+void decode_blocks(SourceType type, const uint8_t* blocks, int64_t count, float* out) {
+  const int64_t bytes = source_block_bytes(type), values = source_block_values(type);
+  for (int64_t i = 0; i < count; ++i) decode_block(type, blocks + i * bytes, out + i * values);
+}
+
+}  // namespace gemlet

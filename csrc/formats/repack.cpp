@@ -1,0 +1,40 @@
+#include "formats/repack.h"
+
+#include <cstring>
+
+namespace gemlet {
+
+bool can_repack(Format format, SourceType type) {
+  return (format == Format::kQ4 && type == SourceType::kQ4_0) || (format == Format::kQ8 && has_integer_blocks(type));
+}
+
+bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t row_count, int64_t cols,
+                  uint8_t* panel) {
+  const bool q8 = format == Format::kQ8;
+  const int64_t superblock_bytes = q8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
+  const int64_t line_bytes = (superblock_bytes - kScaleBytes) / 2;  // of the lines of one block
+  const int64_t row_bytes = source_bytes(type, cols), block_bytes = source_block_bytes(type);
+  std::memset(panel, 0, static_cast<size_t>(panel_bytes(format, cols)));  // the scales of padding
+  for (int64_t r = 0; r < row_count; ++r) {
+    for (int64_t b = 0; b < cols / kBlock; ++b) {
+      const uint8_t* const block = rows + r * row_bytes + b * block_bytes;
+      uint8_t* const superblock = panel + b / 2 * superblock_bytes;
+      uint8_t* const lines = superblock + kScaleBytes + b % 2 * line_bytes + r * 4;
+      uint16_t scale;
+      if (q8) {
+        uint8_t q[kBlock];
+        scale = integer_block(type, block, reinterpret_cast<int8_t*>(q));
+        for (int i = 0; i < kBlock; ++i) q[i] ^= 0x80;  // + 128
+        for (int line = 0; line < kBlock / 4; ++line) std::memcpy(lines + line * 64, q + line * 4, 4);
+      } else {  // q4_0 has its integers as q4 has them
+        std::memcpy(&scale, block, 2);
+        for (int line = 0; line < kBlock / 8; ++line) std::memcpy(lines + line * 64, block + 2 + line * 4, 4);
+      }
+      if ((scale & 0x7c00u) == 0x7c00u) return false;
+      std::memcpy(superblock + (b % 2 * kPanelRows + r) * 2, &scale, 2);
+    }
+  }
+  return true;
+}
+
+}  // namespace gemlet

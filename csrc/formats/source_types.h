@@ -1,0 +1,51 @@
+// The types in which files store tensors: floats, and the blocks of GGUF. Rows of them become rows of float32, or go
+// straight into a packed format that has the same values.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace gemlet {
+
+// X(identifier, name, values per block, bytes per block)
+#define GEMLET_SOURCE_TYPES(X) \
+  X(F32, f32, 1, 4)            \
+  X(Bf16, bf16, 1, 2)          \
+  X(F16, f16, 1, 2)            \
+  X(Q4_0, q4_0, 32, 18)        \
+  X(Q4_1, q4_1, 32, 20)        \
+  X(Q5_0, q5_0, 32, 22)        \
+  X(Q5_1, q5_1, 32, 24)        \
+  X(Q8_0, q8_0, 32, 34)        \
+  X(Q2_K, q2_k, 256, 84)       \
+  X(Q3_K, q3_k, 256, 110)      \
+  X(Q4_K, q4_k, 256, 144)      \
+  X(Q5_K, q5_k, 256, 176)      \
+  X(Q6_K, q6_k, 256, 210)      \
+  X(Iq4Nl, iq4_nl, 32, 18)     \
+  X(Iq4Xs, iq4_xs, 256, 136)
+
+enum class SourceType : uint8_t {
+#define GEMLET_DECLARE_SOURCE_TYPE(id, name, values, bytes) k##id,
+  GEMLET_SOURCE_TYPES(GEMLET_DECLARE_SOURCE_TYPE)
+#undef GEMLET_DECLARE_SOURCE_TYPE
+};
+
+std::string_view source_type_name(SourceType type);
+std::optional<SourceType> source_type_from_name(std::string_view name);
+int64_t source_block_values(SourceType type);
+int64_t source_block_bytes(SourceType type);
+// Bytes of `values` values, a multiple of the block.
+int64_t source_bytes(SourceType type, int64_t values);
+
+// `count` values from value `first` of `data`, which may lie at any byte; both are multiples of the block.
+void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out);
+
+// Whether a block of 32 values is one f16 scale times integers of eight bits. integer_block() gives both; the value is
+// q[i] * scale.
+bool has_integer_blocks(SourceType type);
+uint16_t integer_block(SourceType type, const uint8_t* block, int8_t* q);
+
+}  // namespace gemlet
