@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/sequence.h"
+#include "model/adapter.h"
 #include "model/builder.h"
 #include "model/rope.h"
 
@@ -71,6 +72,14 @@ py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name,
   const py::gil_scoped_release release;
   builder.pack(name, source, first_row, to);
   return out;
+}
+
+void add_low_rank(AdapterBuilder& builder, const std::string& name, const py::array& a, const std::string& a_dtype,
+                  const py::array& b, const std::string& b_dtype, float scale) {
+  const SourceMatrix source_a = {shape_of(a), a.data(), checked_type(name, a, a_dtype)};
+  const SourceMatrix source_b = {shape_of(b), b.data(), checked_type(name, b, b_dtype)};
+  const py::gil_scoped_release release;
+  builder.add(name, source_a, source_b, scale);
 }
 
 py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,
@@ -245,6 +254,15 @@ void register_model(py::module_& m) {
           "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
           "The model; the builder is spent afterwards.");
 
+  py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
+                                                "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
+      .def_property_readonly("bytes", &Adapter::bytes);
+  py::class_<AdapterBuilder>(m, "AdapterBuilder", py::is_final(), "Builds an Adapter of a model, matrix by matrix.")
+      .def(py::init<std::shared_ptr<Model>>(), py::arg("model").none(false))
+      .def("add", &add_low_rank, py::arg("name"), py::kw_only(), py::arg("a"), py::arg("a_dtype"), py::arg("b"),
+           py::arg("b_dtype"), py::arg("scale"),
+           "Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add.")
+      .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
   m.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
         "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.");
 }

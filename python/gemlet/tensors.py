@@ -15,7 +15,7 @@ from gemlet._layers import LayerSpec
 from gemlet.config import TextConfig
 from gemlet.errors import TensorError
 
-__all__ = ["PER_LAYER_TABLE", "core_slots", "expected_slots", "map_tensors", "tensor_name"]
+__all__ = ["PER_LAYER_TABLE", "core_slots", "expected_slots", "map_tensors", "tensor_name", "unused_tensors"]
 
 # The table of every layer's own token embeddings: the one slot that is not copied into memory.
 PER_LAYER_TABLE = "embed_tokens_per_layer"
@@ -205,7 +205,7 @@ def map_tensors(shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, wh
                 f"{where}: tensor {name!r} has shape {list(shapes[name])}; expected {list(slots[slot])}, "
                 "which config.json implies"
             )
-    known = set(names.values()) | _unused_tensors(config, prefix, head_prefix)
+    known = set(names.values()) | unused_tensors(config, prefix, head_prefix)
     for name in shapes:
         if name not in known and not _is_ignorable(name, config):
             raise TensorError(
@@ -234,7 +234,7 @@ def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
     return f"{prefix}layers.{index}.{name[:-1] if name.endswith('.') else f'{name}.weight'}"
 
 
-def _unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:
+def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:
     """Copies and leftovers that published files hold and no computation reads."""
     unused = {f"{head_prefix}lm_head.weight"} if config.tie_word_embeddings else set()
     for i, layer in enumerate(config.layers):
