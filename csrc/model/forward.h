@@ -55,7 +55,7 @@ class ForwardPass {
   void find_adapter_runs();
 
   void project(size_t index, std::span<const Projection> projections);  // all of them in one go, like Backend::matmul
-  void attention(size_t index);    // branch_ = o_proj(attention(normed_))
+  void attention(size_t index);                                         // branch_ = o_proj(attention(normed_))
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
   void add_experts(size_t index);  // branch_ = norm(branch_) + norm(experts(x_))
 

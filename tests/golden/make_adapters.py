@@ -4,8 +4,8 @@
     python tests/golden/make_adapters.py              # all of them
     python tests/golden/make_adapters.py gemma3-plain # some of them
 
-Each folder is an adapter as PEFT's save_pretrained writes it (adapter_config.json, adapter_model.safetensors) with
-random A and B, and golden.safetensors:
+Each folder is an adapter with random A and B as PEFT's save_pretrained writes it (adapter_config.json,
+adapter_model.safetensors), and golden.safetensors:
 
     ids [T] int64       a prompt (starts with <bos>)
     logits [T, V]       float32: transformers + PEFT, the adapter beside the weights
@@ -92,12 +92,15 @@ ADAPTERS = (
         {
             "r": 2,
             "lora_alpha": 8,
-            "target_modules": r"(?!.*vision)(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:[qv]_proj|down_proj))"
+            "target_modules": r"(?!.*vision)(?:.*?(?:language|txt).*?(?:self_attn|mlp).*?(?:[qv]|down)_proj)"
             r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:k_proj|o_proj)))",
         },
     ),
     AdapterVariant(
-        "gemma2-linear", "gemma2-2b", {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}, stored="float16"
+        "gemma2-linear",
+        "gemma2-2b",
+        {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"},
+        stored="float16",
     ),
     AdapterVariant("gemma3n-shared", "gemma3n-e2b", {"r": 2, "lora_alpha": 4, "target_modules": ALL}),
     AdapterVariant("gemma4-shared", "gemma4-e2b", {"r": 2, "lora_alpha": 4, "target_modules": TEXT}),
