@@ -302,18 +302,16 @@ def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
         open_source(base_of(name), merge_adapter=ADAPTERS / name) as merged,
     ):
         tensor = "model.layers.2.mlp.up_proj.weight"
-        values, _ = plain.checkpoint.read(tensor)  # type: ignore[union-attr]
+        values, _ = plain.checkpoint.read(tensor)
         if values.dtype == np.uint16:
             values = (values.astype(np.uint32) << 16).view(np.float32)
         expected = values + 2.0 * (tensors[at + "B.weight"] @ tensors[at + "A.weight"])
         for size in (1, 5000, 1 << 25):
-            blocks = [
-                block.copy() for block, dtype in merged.checkpoint.read_rows(tensor, size) if dtype == "f32"
-            ]
+            blocks = [block.copy() for block, dtype in merged.read_rows(tensor, size) if dtype == "f32"]
             np.testing.assert_allclose(np.concatenate(blocks), expected, atol=1e-5)
         assert merged.stored_weights() == plain.stored_weights()
-        untouched = [block for block, _ in merged.checkpoint.read_rows("model.norm.weight", 1 << 20)]
-        np.testing.assert_array_equal(untouched[0], plain.checkpoint.read("model.norm.weight")[0])  # type: ignore[union-attr]
+        untouched = [block for block, _ in merged.read_rows("model.norm.weight", 1 << 20)]
+        np.testing.assert_array_equal(untouched[0], plain.checkpoint.read("model.norm.weight")[0])
 
 
 # --- The command line ---------------------------------------------------------------------------------------

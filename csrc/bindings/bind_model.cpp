@@ -76,10 +76,9 @@ py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name,
 
 void add_low_rank(AdapterBuilder& builder, const std::string& name, const py::array& a, const std::string& a_dtype,
                   const py::array& b, const std::string& b_dtype, float scale) {
-  const SourceMatrix source_a = {shape_of(a), a.data(), checked_type(name, a, a_dtype)};
-  const SourceMatrix source_b = {shape_of(b), b.data(), checked_type(name, b, b_dtype)};
+  const SourceRows rows_a = array_rows(name, a, a_dtype), rows_b = array_rows(name, b, b_dtype);
   const py::gil_scoped_release release;
-  builder.add(name, source_a, source_b, scale);
+  builder.add(name, rows_a, rows_b, scale);
 }
 
 py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,

@@ -7,7 +7,7 @@
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "formats/quantize.h"
-#include "model/model.h"
+#include "model/builder.h"
 
 namespace gemlet {
 namespace {
@@ -62,7 +62,7 @@ AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
   adapter_->layers_.resize(model_->config().layers.size());
 }
 
-void AdapterBuilder::add(const std::string& slot, const SourceMatrix& a, const SourceMatrix& b, float scale) {
+void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale) {
   if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
   const std::string_view name = slot;
   const size_t dot = name.rfind('.');
@@ -92,7 +92,7 @@ void AdapterBuilder::add(const std::string& slot, const SourceMatrix& a, const S
   adapter_->max_rank_ = std::max(adapter_->max_rank_, rank);
 }
 
-Matrix AdapterBuilder::pack(const std::string& what, const SourceMatrix& source) {
+Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source) {
   const int64_t rows = source.shape[0], cols = source.shape[1];
   const int64_t bytes = packed_bytes(format_, rows, cols);
   if (bytes > available_bytes_) {

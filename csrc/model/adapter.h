@@ -8,13 +8,12 @@
 #include <vector>
 
 #include "base/aligned_buffer.h"
-#include "base/row_table.h"
 #include "formats/formats.h"
 
 namespace gemlet {
 
 class Model;
-struct LayerConfig;
+struct SourceRows;
 
 // What an adapter adds to one matrix [rows, cols].
 struct LowRank {
@@ -45,27 +44,21 @@ class Adapter {
   int64_t max_rank_ = 0;
 };
 
-// A row-major matrix of a file.
-struct SourceMatrix {
-  std::vector<int64_t> shape;
-  const void* data;
-  SourceType type;
-};
-
 // Packs an adapter matrix by matrix, as f32 for a model with f32 weights and as bf16 for all others, on the calling
 // thread: forward passes go on meanwhile.
 class AdapterBuilder {
  public:
   explicit AdapterBuilder(std::shared_ptr<Model> model);  // throws kClosed
 
-  // A [rank, cols] and B [rows, rank] of the matrix that ModelBuilder calls `slot` ("layers.3.q_proj"). Throws kTensor
-  // if an adapter cannot have it, for a shape that does not fit, and for values that are not finite; kMemory.
-  void add(const std::string& slot, const SourceMatrix& a, const SourceMatrix& b, float scale);
+  // A [rank, cols] and B [rows, rank], in memory, of the matrix that ModelBuilder calls `slot` ("layers.3.q_proj").
+  // Throws kTensor if an adapter cannot have it, for a shape that does not fit, and for values that are not finite;
+  // kMemory.
+  void add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale);
 
   std::shared_ptr<Adapter> finish();  // the builder is spent afterwards
 
  private:
-  Matrix pack(const std::string& what, const SourceMatrix& source);
+  Matrix pack(const std::string& what, const SourceRows& source);
 
   std::shared_ptr<Model> model_;
   std::shared_ptr<Adapter> adapter_;

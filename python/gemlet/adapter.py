@@ -56,7 +56,7 @@ class Adapter:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class LowRank:
     """What an adapter adds to one weight: ``scale * B A``; ``a`` and ``b`` are tensors of its file."""
 
@@ -112,7 +112,7 @@ class AdapterFiles:
     def add_to_rows(
         self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """``W + scale * B A`` in float32 for the blocks of rows of W, the weight ``slot``, from its first on."""
+        """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on."""
         import numpy as np
 
         term = self.terms[slot]
@@ -120,7 +120,7 @@ class AdapterFiles:
         first = 0
         for block, dtype in blocks:
             if dtype not in ("f32", "bf16", "f16"):
-                raise UnsupportedError("merge_adapter: quantized weights cannot take it; give a float checkpoint")
+                raise UnsupportedError("merge_adapter: these weights are quantized; give a float checkpoint")
             rows = block.shape[0]
             yield _float32(block, dtype) + b[first : first + rows] @ a, "f32"
             first += rows

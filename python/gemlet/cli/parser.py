@@ -107,7 +107,7 @@ def _add_convert(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
-    parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to add into the weights")
+    parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to merge in")
     _add_placement(parser)
     parser.set_defaults(run=_run_convert)
 
