@@ -220,11 +220,13 @@ def test_sources(tmp_path: Path) -> None:
     file = tmp_path / "weights.bin"
     file.write_bytes(b"x")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for source, error, message in (
         (tmp_path / "nowhere", ModelFileError, "nowhere: no such file or folder; expected a GGUF file"),
         (file, ModelFileError, r"weights\.bin: is neither a folder nor a GGUF file"),
         (tmp_path / "model.gguf", ModelFileError, r"model\.gguf: 4 bytes are too few for a GGUF header"),
-        (tmp_path, ModelFileError, r"config\.json: missing"),
+        (empty, ModelFileError, r"config\.json: missing"),
         ("", InvalidRequestError, "source is ''"),
         ("a\0b", InvalidRequestError, "source is"),
         (b"folder", InvalidRequestError, "source is b'folder'"),

@@ -341,7 +341,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         (
             lambda header, data: describe(header, **{"layers.0.q_proj": ["q8", [128, 64]]}),
             TensorError,
-            "'layers.0.q_proj' is q8; expected q4",
+            r"'layers.0.q_proj' has 4608 bytes, expected 8704: \[128, 64\] as packed q8",
         ),
         (
             lambda header, data: describe(header, final_norm=None),

@@ -1,6 +1,7 @@
 // What a device must be able to do: a dozen coarse operations over [rows, dim] activations in float32. The model is
 // written against this interface and sees no thread and no instruction set. Pointers are the backend's own memory
-// (allocate()); the CPU's are ordinary pointers. All calls on one backend come from one thread at a time.
+// (allocate()); the CPU's are ordinary pointers. All calls on one backend but allocate() come from one
+// thread at a time.
 #pragma once
 
 #include <cstdint>

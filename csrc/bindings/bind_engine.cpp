@@ -89,7 +89,10 @@ void register_engine(py::module_& m) {
           "Next token id from logits [vocab]; history feeds the repetition penalty.");
 
   py::class_<Sequence>(m, "TokenSequence", py::is_final(), "One context: its tokens and their keys and values.")
-      .def(py::init<std::shared_ptr<Model>>(), py::arg("model").none(false))
+      .def(py::init([](const std::shared_ptr<Model>& model, const std::optional<std::shared_ptr<Adapter>>& adapter) {
+             return std::make_unique<Sequence>(model, adapter.value_or(nullptr));
+           }),
+           py::arg("model").none(false), py::arg("adapter") = py::none())
       .def_property_readonly("length", py::cpp_function(&Sequence::length, release_gil()))
       .def_property_readonly("token_ids", py::cpp_function(&Sequence::token_ids, release_gil()))
       .def_property_readonly("cache_bytes", py::cpp_function(&Sequence::cache_bytes, release_gil()))

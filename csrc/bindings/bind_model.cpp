@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/sequence.h"
+#include "model/adapter.h"
 #include "model/builder.h"
 #include "model/rope.h"
 
@@ -71,6 +72,13 @@ py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name,
   const py::gil_scoped_release release;
   builder.pack(name, source, first_row, to);
   return out;
+}
+
+void add_low_rank(AdapterBuilder& builder, const std::string& name, const py::array& a, const std::string& a_dtype,
+                  const py::array& b, const std::string& b_dtype, float scale) {
+  const SourceRows rows_a = array_rows(name, a, a_dtype), rows_b = array_rows(name, b, b_dtype);
+  const py::gil_scoped_release release;
+  builder.add(name, rows_a, rows_b, scale);
 }
 
 py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,
@@ -151,10 +159,34 @@ std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& 
   return {std::move(cosines), std::move(sines)};
 }
 
+// The logits of fresh contexts that go through one forward pass together, each with its adapter or none.
+std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model,
+                                             const std::vector<std::vector<int32_t>>& ids,
+                                             const std::vector<std::optional<std::shared_ptr<Adapter>>>& adapters) {
+  if (ids.size() != adapters.size()) fail(ErrorCode::kInvalidRequest, "expected one adapter, or None, per context");
+  std::vector<KvCache> caches;
+  std::vector<py::array_t<float>> logits;
+  std::vector<Segment> batch;
+  caches.reserve(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const Adapter* const adapter = adapters[i] ? adapters[i]->get() : nullptr;
+    if (adapter && &adapter->model() != model.get()) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
+    caches.emplace_back(model->kv_layout(), model->backend());
+    logits.emplace_back(std::vector<int64_t>{static_cast<int64_t>(ids[i].size()), model->config().vocab_size});
+    batch.push_back({&caches.back(), ids[i], LogitsWanted::kAll, logits.back().mutable_data(), adapter});
+  }
+  const py::gil_scoped_release release;
+  model->forward(batch);
+  return logits;
+}
+
 }  // namespace
 
 void register_model(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
+  py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
+                                                "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
+      .def_property_readonly("bytes", &Adapter::bytes);
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
@@ -174,6 +206,8 @@ void register_model(py::module_& m) {
           "taps", &taps, py::arg("ids"), py::arg("logits") = "all",
           "Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed "
           "there, which are all ids where `logits` is 'all'.")
+      .def("batch_logits", &batch_logits, py::arg("ids"), py::arg("adapters"),
+           "Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.")
       .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
 
   py::class_<SourceRows>(m, "FileRows", py::is_final(),
@@ -249,6 +283,12 @@ void register_model(py::module_& m) {
           "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
           "The model; the builder is spent afterwards.");
 
+  py::class_<AdapterBuilder>(m, "AdapterBuilder", py::is_final(), "Builds an Adapter of a model, matrix by matrix.")
+      .def(py::init<std::shared_ptr<Model>>(), py::arg("model").none(false))
+      .def("add", &add_low_rank, py::arg("name"), py::kw_only(), py::arg("a"), py::arg("a_dtype"), py::arg("b"),
+           py::arg("b_dtype"), py::arg("scale"),
+           "Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add.")
+      .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
   m.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
         "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.");
 }

@@ -7,9 +7,12 @@
 
 namespace gemlet {
 
-Sequence::Sequence(std::shared_ptr<Model> model)
-    : model_(std::move(model)), kv_(model_->kv_layout(), model_->backend()) {
+Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter)
+    : model_(std::move(model)), adapter_(std::move(adapter)), kv_(model_->kv_layout(), model_->backend()) {
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
+  if (adapter_ && &adapter_->model() != model_.get()) {
+    fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
+  }
 }
 
 void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps) {
@@ -40,7 +43,7 @@ void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const T
   for (int64_t done = 0; done < total;) {
     const int64_t count = std::min(kChunkTokens, total - done);
     Segment segment = {&kv_, ids.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), LogitsWanted::kNone,
-                       nullptr};
+                       nullptr, adapter_.get()};
     if (wanted == LogitsWanted::kAll) {
       segment.wanted = wanted;
       segment.logits = logits_.as<float>() + done * config.vocab_size;
@@ -90,6 +93,7 @@ void Sequence::close() {
   const std::lock_guard<ForkMutex> lock(mutex_);
   closed_ = true;
   kv_ = KvCache(model_->kv_layout(), model_->backend());
+  adapter_.reset();
   logits_ = AlignedBuffer();
   logits_rows_ = 0;
 }

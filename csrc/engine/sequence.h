@@ -14,7 +14,9 @@ namespace gemlet {
 
 class Sequence {
  public:
-  explicit Sequence(std::shared_ptr<Model> model);
+  // Bound to the adapter (null: none) for its life: keys and values depend on it. Throws kClosed, and kInvalidRequest
+  // for an adapter of another model.
+  explicit Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter = nullptr);
 
   // Appends tokens, in chunks of kChunkTokens. Throws before anything changes if an id is out of range or the
   // context would overflow; if cancelled midway, the chunks already done stay.
@@ -36,6 +38,7 @@ class Sequence {
  private:
   mutable ForkMutex mutex_;  // of everything below but cancel_: calls from several threads take turns
   std::shared_ptr<Model> model_;
+  std::shared_ptr<const Adapter> adapter_;
   KvCache kv_;
   std::vector<int32_t> ids_;
   AlignedBuffer logits_;

@@ -14,15 +14,28 @@ ForwardPass::ForwardPass(Model& model, std::span<const Segment> batch, const Tap
       backend_(model.backend()),
       taps_(taps),
       eps_(static_cast<float>(config_.rms_norm_eps)) {
+  std::vector<const Adapter*> adapters;  // in the order of their first segment, which makes their rows consecutive
   for (const Segment& segment : batch) {
-    const int64_t rows = static_cast<int64_t>(segment.ids.size());
-    const int64_t wanted = segment.wanted == LogitsWanted::kNone ? 0 : segment.wanted == LogitsWanted::kLast ? 1 : rows;
-    parts_.push_back({segment.kv, rows_, rows, segment.kv->length(), wanted, segment.logits});
-    ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
-    rows_ += rows;
+    if (std::find(adapters.begin(), adapters.end(), segment.adapter) == adapters.end()) {
+      adapters.push_back(segment.adapter);
+    }
   }
+  for (const Adapter* adapter : adapters) {
+    for (const Segment& segment : batch) {
+      if (segment.adapter == adapter) add_part(segment);
+    }
+  }
+  find_adapter_runs();
   allocate();
   make_rope_tables();
+}
+
+void ForwardPass::add_part(const Segment& segment) {
+  const int64_t rows = static_cast<int64_t>(segment.ids.size());
+  const int64_t wanted = segment.wanted == LogitsWanted::kNone ? 0 : segment.wanted == LogitsWanted::kLast ? 1 : rows;
+  parts_.push_back({segment.kv, segment.adapter, rows_, rows, segment.kv->length(), wanted, segment.logits});
+  ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
+  rows_ += rows;
 }
 
 namespace {
@@ -69,7 +82,10 @@ void ForwardPass::allocate() {
   for (const LayerConfig* layer : rope_examples(config_)) ropes_.push_back({layer, nullptr, nullptr});
   const int64_t hidden = config_.hidden_size;
   const int64_t streams = config_.altup_streams;
-  const size_t bytes = static_cast<size_t>(rows_ * floats_per_row(config_)) * sizeof(float);
+  int64_t max_rank = 0;
+  for (const AdapterRun& run : runs_) max_rank = std::max(max_rank, run.adapter->max_rank());
+  const int64_t low = 3 * max_rank, delta = max_rank > 0 ? std::max(wide_floats(config_), hidden) : 0;
+  const size_t bytes = static_cast<size_t>(rows_ * (floats_per_row(config_) + low + delta)) * sizeof(float);
   AlignedBuffer& buffer = model_.activations_;
   if (buffer.size() < bytes) {
     buffer = AlignedBuffer();  // give the old one back first
@@ -88,6 +104,8 @@ void ForwardPass::allocate() {
   wide_ = take(wide_floats(config_));
   per_layer_ = take(config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()));
   per_layer_gate_ = take(config_.per_layer_input_size);
+  adapter_low_ = take(low);
+  adapter_delta_ = take(delta);
   if (streams > 1) {
     predicted_ = take(streams * hidden);
     laurel_ = take(hidden);
@@ -159,6 +177,7 @@ void ForwardPass::keep_wanted_rows() {
     keep(per_layer_, 1, config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()));
   }
   rows_ = count;
+  find_adapter_runs();
   make_rope_tables();
 }
 

@@ -17,17 +17,30 @@ class ForwardPass {
   void layer(size_t index);
   void logits();
 
-  // Scratch for one row, without what the backend itself keeps.
+  // Scratch for one row, without what the backend itself keeps and what adapters add.
   static int64_t floats_per_row(const ModelConfig& config);
 
  private:
   // The rows of one segment that are still in the pass.
   struct Part {
     KvCache* kv;
+    const Adapter* adapter;
     int64_t row, rows;
     int64_t position;  // absolute, of the first row
     int64_t wanted;    // last rows that want logits
     float* logits;
+  };
+  // One matrix of a layer applied to x [rows, cols], with what the rows' adapters add to it.
+  struct Projection {
+    const float* x;
+    const Matrix* weight;
+    LowRank LayerAdapter::* term;
+    float* y;
+  };
+  // Consecutive rows with the same adapter.
+  struct AdapterRun {
+    const Adapter* adapter;
+    int64_t row, rows;
   };
   struct Rope {
     const LayerConfig* example;
@@ -35,11 +48,14 @@ class ForwardPass {
     float* sines;
   };
 
+  void add_part(const Segment& segment);
   void allocate();
   void make_rope_tables();
   void keep_wanted_rows();
+  void find_adapter_runs();
 
-  void attention(size_t index);    // branch_ = o_proj(attention(normed_))
+  void project(size_t index, std::span<const Projection> projections);  // all of them in one go, like Backend::matmul
+  void attention(size_t index);                                         // branch_ = o_proj(attention(normed_))
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
   void add_experts(size_t index);  // branch_ = norm(branch_) + norm(experts(x_))
 
@@ -60,23 +76,27 @@ class ForwardPass {
   Backend& backend_;
   const TapSink* taps_;
   std::vector<Part> parts_;
+  std::vector<AdapterRun> runs_;   // none: no row has an adapter
+  std::vector<Product> products_;  // of the call of project() at hand
   std::vector<int32_t> ids_;
   int64_t rows_ = 0;
   float eps_;
 
   // Scratch, all inside Model::activations_.
-  float* x_;                     // [streams, rows, hidden] residual
-  float* normed_;                // [rows, hidden]
-  float* branch_;                // [rows, hidden]
-  float* last_;                  // [rows, hidden] rows that want logits
-  float* wide_;                  // [rows, the widest of q + output + k + v, gate + up, experts] by turns
-  float* per_layer_;             // [rows, layers, per_layer_input] every layer's own embedding
-  float* per_layer_gate_;        // [rows, per_layer_input]
-  float* predicted_ = nullptr;   // [streams, rows, hidden]
-  float* laurel_ = nullptr;      // [rows, hidden]
-  float* low_rank_ = nullptr;    // [rows, laurel_rank]
-  float* modalities_ = nullptr;  // [rows, streams]
-  std::vector<Rope> ropes_;      // one per distinct (theta, scaling, share, head_dim)
+  float* x_;                        // [streams, rows, hidden] residual
+  float* normed_;                   // [rows, hidden]
+  float* branch_;                   // [rows, hidden]
+  float* last_;                     // [rows, hidden] rows that want logits
+  float* wide_;                     // [rows, the widest of q + output + k + v, gate + up, experts] by turns
+  float* per_layer_;                // [rows, layers, per_layer_input] every layer's own embedding
+  float* per_layer_gate_;           // [rows, per_layer_input]
+  float* predicted_ = nullptr;      // [streams, rows, hidden]
+  float* laurel_ = nullptr;         // [rows, hidden]
+  float* low_rank_ = nullptr;       // [rows, laurel_rank]
+  float* modalities_ = nullptr;     // [rows, streams]
+  float* adapter_low_ = nullptr;    // [rows, 3 * max_rank] A x of up to three matrices
+  float* adapter_delta_ = nullptr;  // [rows, the widest of q + k + v, gate + up, hidden] B (A x) of them
+  std::vector<Rope> ropes_;         // one per distinct (theta, scaling, share, head_dim)
 };
 
 }  // namespace gemlet

@@ -11,6 +11,7 @@
 #include "backend/backend.h"
 #include "base/file_mapping.h"
 #include "base/fork_mutex.h"
+#include "model/adapter.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
 #include "model/weights.h"
@@ -28,7 +29,8 @@ struct Segment {
   KvCache* kv;
   std::span<const int32_t> ids;
   LogitsWanted wanted = LogitsWanted::kLast;
-  float* logits = nullptr;  // [1 or ids.size(), vocab]
+  float* logits = nullptr;           // [1 or ids.size(), vocab]
+  const Adapter* adapter = nullptr;  // of this model; the same one for all tokens of a sequence
 };
 
 // What a model's tensors add up to.

@@ -12,6 +12,8 @@ import numpy.typing
 
 __all__: list[str] = [
     "LAYOUT_VERSION",
+    "Adapter",
+    "AdapterBuilder",
     "FileRows",
     "LayerConfig",
     "Model",
@@ -112,10 +114,25 @@ class ModelConfig:
     @property
     def vocab_size(self) -> int: ...
 
+class Adapter:
+    """
+    Low-rank corrections of a model's matrices; made by AdapterBuilder.
+    """
+    @property
+    def bytes(self) -> int: ...
+
 class Model:
     """
     Weights ready to run; made by ModelBuilder.
     """
+    def batch_logits(
+        self,
+        ids: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        adapters: collections.abc.Sequence[Adapter | None],
+    ) -> list[numpy.typing.NDArray[numpy.float32]]:
+        """
+        Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.
+        """
     def bytes_per_token(self, *, depth: typing.SupportsInt | typing.SupportsIndex = 0) -> int:
         """
         Bytes that one decode step reads after `depth` tokens.
@@ -259,6 +276,29 @@ class ModelBuilder:
         Fills a slot with the packed form that lies in the mapped file, used in place.
         """
 
+class AdapterBuilder:
+    """
+    Builds an Adapter of a model, matrix by matrix.
+    """
+    def __init__(self, model: Model) -> None: ...
+    def add(
+        self,
+        name: str,
+        *,
+        a: numpy.ndarray,
+        a_dtype: str,
+        b: numpy.ndarray,
+        b_dtype: str,
+        scale: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None:
+        """
+        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add.
+        """
+    def finish(self) -> Adapter:
+        """
+        The adapter; the builder is spent afterwards.
+        """
+
 class Sampler:
     """
     Chooses tokens from logits; holds the random state.
@@ -287,7 +327,7 @@ class TokenSequence:
     """
     One context: its tokens and their keys and values.
     """
-    def __init__(self, model: Model) -> None: ...
+    def __init__(self, model: Model, adapter: Adapter | None = None) -> None: ...
     def cancel(self) -> None:
         """
         From another thread: the running extend raises CancelledError.

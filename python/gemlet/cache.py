@@ -176,6 +176,7 @@ def _locked(folder: str) -> Iterator[None]:
 
 def _key(source: ModelSource, builder: _core.ModelBuilder, weights: str) -> str:
     from gemlet import _core
+    from gemlet.adapter import WEIGHTS_FILE
     from gemlet.packing import FORMAT_VERSION
 
     checkpoint = source.checkpoint
@@ -184,8 +185,13 @@ def _key(source: ModelSource, builder: _core.ModelBuilder, weights: str) -> str:
     digest.update(repr((versions, weights, source.config, sorted(builder.packed_sizes().items()))).encode())
     places = [(name, slot, checkpoint.tensors[name]) for name, slot in sorted(source.slots.items())]
     digest.update(repr((places, sorted(source.cuts.items()))).encode())
-    for file in sorted({info.file for _, _, info in places}):
-        descriptor = checkpoint.descriptor(file)
+    files = [(checkpoint, file) for file in sorted({info.file for _, _, info in places})]
+    if source.adapter is not None:
+        digest.update(repr(sorted(source.merged.items())).encode())
+        digest.update(repr(sorted(source.adapter.terms.items())).encode())
+        files.append((source.adapter.checkpoint, WEIGHTS_FILE))
+    for opened, file in files:
+        descriptor = opened.descriptor(file)
         status = os.fstat(descriptor)
         digest.update(repr((file, status.st_size, status.st_mtime_ns)).encode())
         for sample in range(_SAMPLES):

@@ -278,8 +278,9 @@ class TensorFiles:
 class Checkpoint(TensorFiles):
     """The tensors of a Hugging Face folder. A context manager; ``close()`` closes the files.
 
-    Opening checks every header in full and reads no weights. Raises :class:`ModelFileError` for a missing,
-    truncated or lying file, :class:`TensorError` for a tensor whose description is impossible.
+    Opening checks every header in full and reads no weights. ``file`` is looked for first, then the index of
+    a sharded model. Raises :class:`ModelFileError` for a missing, truncated or lying file,
+    :class:`TensorError` for a tensor whose description is impossible.
 
     >>> from pathlib import Path
     >>> import gemlet
@@ -290,19 +291,19 @@ class Checkpoint(TensorFiles):
     _readable = _READABLE
     _expected = "F32, BF16 or F16"
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
         super().__init__(os.fspath(folder))
         self.metadata: dict[str, str] = {}  # of all files
         tensors: dict[str, TensorInfo] = {}
         try:
-            weight_map = self._weight_map()
-            for file in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]:
-                for info in self._open(file):
+            weight_map = self._weight_map(file)
+            for part in sorted(set(weight_map.values())) if weight_map is not None else [file]:
+                for info in self._open(part):
                     self._place(info, weight_map, tensors)
-            for name, file in (weight_map or {}).items():
+            for name, part in (weight_map or {}).items():
                 if name not in tensors:
                     raise ModelFileError(
-                        f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(file)}, "
+                        f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(part)}, "
                         "which does not hold it"
                     )
         except BaseException:
@@ -310,9 +311,9 @@ class Checkpoint(TensorFiles):
             raise
         self.tensors = MappingProxyType(tensors)
 
-    def _weight_map(self) -> dict[str, str] | None:
-        """tensor -> shard of the index file; None where the folder holds a single file."""
-        if os.path.lexists(self.path(SINGLE_FILE)):
+    def _weight_map(self, file: str) -> dict[str, str] | None:
+        """tensor -> shard of the index file; None where the folder holds the single ``file``."""
+        if os.path.lexists(self.path(file)):
             return None
         path = self.path(INDEX_FILE)
         if not os.path.lexists(path):
@@ -324,10 +325,10 @@ class Checkpoint(TensorFiles):
         weight_map = raw.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelFileError(f"{path}: weight_map is {show(weight_map)}; expected tensor -> file")
-        for name, file in weight_map.items():
-            if not _is_plain_name(file):
+        for name, part in weight_map.items():
+            if not _is_plain_name(part):
                 raise ModelFileError(
-                    f"{path}: weight_map puts tensor {show(name)} in {show(file)}; expected the plain name "
+                    f"{path}: weight_map puts tensor {show(name)} in {show(part)}; expected the plain name "
                     "of a .safetensors file in the same folder"
                 )
         if len(set(weight_map.values())) > MAX_SHARDS:

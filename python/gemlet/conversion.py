@@ -20,6 +20,7 @@ def convert(
     *,
     weights: str = "auto",
     embedding: str | None = None,
+    merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
     revision: str | None = None,
@@ -38,7 +39,7 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed, and no GGUF file.
         destination: the folder to make; it must not exist, or be empty.
-        weights, embedding, threads, progress, revision, token: as in :func:`gemlet.load`.
+        weights, embedding, merge_adapter, threads, progress, revision, token: as in :func:`gemlet.load`.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already or GGUF.
@@ -65,7 +66,7 @@ def convert(
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
-    with open_source(source, revision=revision, token=token) as opened:
+    with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
         if opened.packed is not None:
             raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
         if not opened.files:

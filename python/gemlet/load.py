@@ -54,6 +54,7 @@ def load(
     max_memory: int | str | None = None,
     device: str = "cpu",
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    merge_adapter: str | os.PathLike[str] | None = None,
     cache: bool = False,
     progress: Progress = None,
     revision: str | None = None,
@@ -96,6 +97,8 @@ def load(
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
+        merge_adapter: the folder of a PEFT LoRA adapter to add into the weights before they are packed (and
+            before ``matformer`` cuts). To keep it apart and choose per request: :meth:`Model.load_adapter`.
         cache: keeps the packed weights in the user's cache directory (``$XDG_CACHE_HOME/gemlet`` or
             ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default 20 GB, the longest unused leaving
             first), and uses them the next time.
@@ -134,7 +137,7 @@ def load(
     from gemlet.source import open_source
 
     check_progress(progress)
-    with open_source(source, revision=revision, token=token) as opened:
+    with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
         if matformer is not None:
             opened = opened.cut(matformer)
         max_context = check_max_context(max_context, opened.config)

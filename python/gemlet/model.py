@@ -25,6 +25,7 @@ from gemlet.generation_config import GenerationConfig, resolve_config, show, tok
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from gemlet.adapter import Adapter
     from gemlet.chat import ChatFormat
     from gemlet.config import TextConfig
     from gemlet.generation_config import GenerationOptions
@@ -89,9 +90,10 @@ class Model:
         self._context_length = core.config.max_context
         self._vocab_size = core.config.vocab_size
         self._closed = False
-        # Guards _closed and _streams: close() must see every stream, and no stream may begin after it.
+        # Guards _closed, _streams and _adapters: close() must see every stream, and none may begin after it.
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
+        self._adapters: dict[str, tuple[Adapter, _core.Adapter]] = {}
 
     def __repr__(self) -> str:
         state = (
@@ -150,19 +152,73 @@ class Model:
         True
         """
         self._check_open()
-        return self._core_model.memory()
+        adapters = sum(adapter.memory_bytes for adapter in self.adapters.values())
+        return {**self._core_model.memory(), "adapters": adapters}
 
-    def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """The LoRA adapters that are loaded, by name."""
+        with self._lock:
+            return {name: adapter for name, (adapter, _) in self._adapters.items()}
+
+    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
+        """Loads a PEFT LoRA adapter beside the model, for requests to choose with ``adapter=name``.
+
+        Any number of adapters may be loaded, also while the model generates. Their matrices stay apart from
+        the model's, ``y = W x + scale * B (A x)``: in float32 for a model with f32 weights, else in bfloat16.
+
+        Args:
+            path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+            name: what to call it; None: the folder's name.
+
+        Raises:
+            InvalidRequestError: the name is empty or taken.
+            ModelFileError: a file is missing, cut short or inconsistent.
+            ConfigError: the adapter is of a kind that gemlet does not compute (DoRA, biases, modules saved
+                whole, ...); names the key.
+            TensorError: a tensor is missing, unexpected, not finite or does not fit this model; names it.
+            MemoryLimitError: it does not fit into memory.
+            ModelClosedError: the model is closed.
+        """
+        self._check_open()
+        from gemlet.adapter import open_adapter
+
+        if name is None:
+            name = os.path.basename(os.path.abspath(os.fspath(path)))
+        self._check_adapter_name(name)
+        with open_adapter(path, self.config) as files:
+            core = files.build(self._core_model)
+            adapter = files.describe(name, core.bytes)
+        with self._lock:
+            self._check_open()
+            self._check_adapter_name(name)
+            self._adapters[name] = adapter, core
+        return adapter
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
+
+        Raises:
+            InvalidRequestError: no adapter of this name is loaded.
+        """
+        with self._lock:
+            self._find_adapter(name)
+            del self._adapters[name]
+
+    def logits(
+        self, ids: Sequence[int] | NDArray[np.integer[Any]], *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         """The logits after each of ``ids`` in a fresh context, after any soft-capping.
 
         Args:
             ids: token ids ``[n]``, BOS included where the model expects one.
+            adapter: the name of a loaded adapter to compute with; None: the model alone.
 
         Returns:
             float32 ``[n, vocab_size]``; row i predicts token i + 1.
 
         Raises:
-            InvalidRequestError: no ids, or an id out of range.
+            InvalidRequestError: no ids, an id out of range, or an adapter that is not loaded.
             ContextLengthError: more ids than the context holds.
             MemoryLimitError: the result does not fit in memory.
             ModelClosedError: the model is closed.
@@ -182,7 +238,7 @@ class Model:
             raise MemoryLimitError(
                 f"logits: {len(tokens)} rows of {self._vocab_size} need {size} bytes; pass fewer ids"
             ) from None
-        sequence = _core.TokenSequence(self._core_model)
+        sequence = _core.TokenSequence(self._core_model, self._find_adapter(adapter))
         try:
             for start in range(0, len(tokens), _LOGITS_CHUNK):
                 stop = start + _LOGITS_CHUNK
@@ -196,6 +252,8 @@ class Model:
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],
         config: GenerationConfig | None = None,
+        *,
+        adapter: str | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Generation:
         """Continues ``prompt`` and returns the whole continuation.
@@ -203,11 +261,12 @@ class Model:
         Args:
             prompt: text (encoded with one BOS) or token ids, which are taken as they are.
             config: how to generate; None takes :attr:`generation_config`.
+            adapter: the name of a loaded adapter to generate with; None: the model alone.
             **overrides: single values of it, for this call.
 
         Raises:
-            InvalidRequestError: an empty prompt, a token id out of range, an invalid option, or text for a
-                model without tokenizer.
+            InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
+                is not loaded, or text for a model without tokenizer.
             ContextLengthError: the prompt does not fit the context.
             ModelClosedError: the model is closed.
             KeyboardInterrupt: Ctrl-C; the model stays usable.
@@ -219,12 +278,14 @@ class Model:
         >>> first.text == second.text
         True
         """
-        return _run_to_end(self.stream(prompt, config, **overrides))
+        return _run_to_end(self.stream(prompt, config, adapter=adapter, **overrides))
 
     def stream(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],
         config: GenerationConfig | None = None,
+        *,
+        adapter: str | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> TextStream:
         """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
@@ -243,7 +304,7 @@ class Model:
             ids: object = self._encode(prompt)
         else:
             ids = prompt
-        return self._start(ids, settings)
+        return self._start(ids, settings, adapter)
 
     def chat(
         self,
@@ -252,6 +313,7 @@ class Model:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        adapter: str | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Generation:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
@@ -261,6 +323,7 @@ class Model:
                 where the format has no system role, a system message joins the first user turn.
                 :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
+            adapter: as in :meth:`generate`.
             tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
                 {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
                 :attr:`Generation.tool_calls`; nothing is called by gemlet.
@@ -278,7 +341,9 @@ class Model:
         >>> reply.completion_tokens <= 6
         True
         """
-        return _run_to_end(self.stream_chat(messages, config, tools=tools, thinking=thinking, **overrides))
+        return _run_to_end(
+            self.stream_chat(messages, config, adapter=adapter, tools=tools, thinking=thinking, **overrides)
+        )
 
     def stream_chat(
         self,
@@ -287,6 +352,7 @@ class Model:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        adapter: str | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
@@ -306,12 +372,13 @@ class Model:
             missing = "tokenizer" if self.tokenizer is None else "chat format"
             raise UnsupportedError(f"chat: {self.source} has no {missing}; use generate() or stream()")
         ids = self.chat_format.encode_chat(self.tokenizer, messages, tools=tools, thinking=thinking)
-        return self._start(ids, settings, self.chat_format)
+        return self._start(ids, settings, adapter, self.chat_format)
 
     def close(self) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless."""
         with self._lock:
             self._closed = True
+            self._adapters.clear()
             streams = list(self._streams)
         for stream in streams:
             stream.close()
@@ -320,6 +387,25 @@ class Model:
     def _check_open(self) -> None:
         if self._closed:
             raise ModelClosedError(f"the model from {self.source} is closed; load it again")
+
+    def _check_adapter_name(self, name: object) -> None:
+        if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable():
+            raise InvalidRequestError(f"name: got {show(name)}, expected 1 to 256 printable characters")
+        if name in self._adapters:
+            raise InvalidRequestError(
+                f"name: an adapter {show(name)} is loaded already; unload it, or choose another"
+            )
+
+    def _find_adapter(self, name: str | None) -> _core.Adapter | None:
+        if name is None:
+            return None
+        entry = self._adapters.get(name) if isinstance(name, str) else None
+        if entry is None:
+            loaded = ", ".join(map(show, self._adapters)) or "none"
+            raise InvalidRequestError(
+                f"adapter: got {show(name)}, expected the name of a loaded one ({loaded}); see load_adapter()"
+            )
+        return entry[1]
 
     def _encode(self, prompt: str) -> list[int]:
         if self.tokenizer is None:
@@ -347,9 +433,12 @@ class Model:
         return tokens
 
     def _start(
-        self, ids: object, settings: GenerationConfig, chat_format: ChatFormat | None = None
+        self,
+        ids: object,
+        settings: GenerationConfig,
+        adapter: str | None,
+        chat_format: ChatFormat | None = None,
     ) -> TextStream:
-        """``chat_format``: that of the reply, None for a text."""
         tokens = self._checked_ids(ids, "prompt")
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if self.tokenizer is not None and chat_format is not None:
@@ -374,7 +463,7 @@ class Model:
         with self._lock:
             self._check_open()
             stream = TextStream(
-                sequence=_core.TokenSequence(self._core_model),
+                sequence=_core.TokenSequence(self._core_model, self._find_adapter(adapter)),
                 sampler=sampler,
                 prompt_ids=tokens,
                 config=settings,

@@ -170,9 +170,10 @@ def _blocks(source: ModelSource) -> Iterator[_Block]:
     for part, tensors in places.items():
         first_row = 0
         for name, entry in tensors:
-            if name in source.cuts:
+            if source.is_changed(name):
+                row_bytes = checkpoint.tensors[name].nbytes // checkpoint.tensors[name].shape[0]
                 for array, dtype in source.read_rows(name, _BLOCK_BYTES, entry=entry):
-                    yield _Block(part, name, (array, dtype), first_row, array.nbytes)
+                    yield _Block(part, name, (array, dtype), first_row, len(array) * row_bytes)
                     first_row += array.shape[0]
             else:
                 for rows, count, nbytes in checkpoint.file_rows(name, _BLOCK_BYTES, entry=entry):

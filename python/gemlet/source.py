@@ -16,6 +16,7 @@ from gemlet.errors import InvalidRequestError, ModelFileError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gemlet.adapter import AdapterFiles
     from gemlet.chat import ChatFormat
     from gemlet.checkpoint import TensorFiles
     from gemlet.config import TextConfig
@@ -56,6 +57,7 @@ class ModelSource:
         checkpoint: its tensors, every one checked for being there, its shape and its type, and none read.
         slots: tensor -> the core's name of the weight.
         cuts: tensor -> what is kept of it, where that is not all.
+        merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
         files: the files, besides those of the weights, that this was read from.
     """
 
@@ -70,6 +72,8 @@ class ModelSource:
     cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
     files: tuple[str, ...] = field(repr=False, default=())
     _kept: dict[str, str] = field(repr=False, default_factory=dict)
+    adapter: AdapterFiles | None = field(default=None, repr=False)
+    merged: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def cut(self, matformer: object) -> ModelSource:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.matformer`)."""
@@ -86,14 +90,19 @@ class ModelSource:
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """:meth:`Checkpoint.read_rows` of what is kept of tensor ``name``."""
+        """:meth:`Checkpoint.read_rows` of what is kept of tensor ``name``, with the adapter's part added."""
         cut = self.cuts.get(name)
-        if cut is None:
-            return self.checkpoint.read_rows(name, block_bytes, entry=entry)
         info = self.checkpoint.tensors[name]
-        if cut.rows:
+        if cut is not None and cut.rows:
             block_bytes = min(block_bytes, cut.end_row * (info.nbytes // info.shape[0]))
-        return cut.apply(self.checkpoint.read_rows(name, block_bytes), info.shape[1])
+        rows = self.checkpoint.read_rows(name, block_bytes, entry=entry)
+        if self.adapter is not None and name in self.merged:
+            rows = self.adapter.add_to_rows(self.merged[name], rows)
+        return rows if cut is None else cut.apply(rows, info.shape[1])
+
+    def is_changed(self, name: str) -> bool:
+        """Whether :meth:`read_rows` gives anything else than the rows of the file."""
+        return name in self.cuts or name in self.merged
 
     @property
     def packed(self) -> PackedCheckpoint | None:
@@ -153,6 +162,8 @@ class ModelSource:
     def close(self) -> None:
         """Closes the files."""
         self.checkpoint.close()
+        if self.adapter is not None:
+            self.adapter.close()
 
     def __enter__(self) -> ModelSource:
         return self
@@ -164,7 +175,11 @@ class ModelSource:
 
 
 def open_source(
-    source: str | os.PathLike[str] | None, *, revision: str | None = None, token: str | bool | None = None
+    source: str | os.PathLike[str] | None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    merge_adapter: str | os.PathLike[str] | None = None,
 ) -> ModelSource:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values.
 
@@ -175,9 +190,27 @@ def open_source(
     ('gemma3', 'bf16')
     """
     path = _find(source, revision, token)
-    if not os.path.isdir(path):
-        return _open_gguf(path)
-    return _open_folder(path, name="demo" if source is None else path)
+    if os.path.isdir(path):
+        opened = _open_folder(path, name="demo" if source is None else path)
+    else:
+        opened = _open_gguf(path)
+    if merge_adapter is None:
+        return opened
+    try:
+        return _merge(opened, merge_adapter)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
+    from gemlet.adapter import open_adapter
+
+    if source.packed is not None:
+        raise InvalidRequestError(f"merge_adapter: {source.name} is packed; give the original")
+    adapter = open_adapter(path, source.config)
+    merged = {tensor: slot for tensor, slot in source.slots.items() if slot in adapter.terms}
+    return replace(source, adapter=adapter, merged=merged)
 
 
 def _open_folder(folder: str, *, name: str) -> ModelSource:

@@ -24,6 +24,7 @@ __all__ = [
     "match_tensors",
     "takes_format",
     "tensor_name",
+    "unused_tensors",
 ]
 
 # The table of every layer's own token embeddings: the one slot that is not copied into memory.
@@ -227,7 +228,7 @@ def map_tensors(shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, wh
     prefix, head_prefix = _find_prefix(shapes, where)
     slots = expected_slots(config)
     names = {slot: tensor_name(slot, config.family, prefix, head_prefix) for slot in slots}
-    unused = _unused_tensors(config, prefix, head_prefix)
+    unused = unused_tensors(config, prefix, head_prefix)
     ignored = {name for name in shapes if name in unused or _is_ignorable(name, config)}
     return match_tensors(shapes, config, names, slots, ignored, where=where)
 
@@ -284,7 +285,7 @@ def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
     return f"{prefix}layers.{index}.{name[:-1] if name.endswith('.') else f'{name}.weight'}"
 
 
-def _unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:
+def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:
     """Copies and leftovers that published files hold and no computation reads."""
     unused = {f"{head_prefix}lm_head.weight"} if config.tie_word_embeddings else set()
     for i, layer in enumerate(config.layers):

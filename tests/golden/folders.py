@@ -29,6 +29,8 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     start = 8 + int.from_bytes(blob[:8], "little")
     tensors: dict[str, NDArray[Any]] = {}
     for key, entry in json.loads(blob[8:start]).items():
+        if key == "__metadata__":
+            continue
         begin, end = entry["data_offsets"]
         dtype = {"F32": "<f4", "I64": "<i8", "U8": "u1"}[entry["dtype"]]
         tensors[key] = np.frombuffer(blob[start + begin : start + end], dtype).reshape(entry["shape"])

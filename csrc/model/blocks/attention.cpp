@@ -14,10 +14,10 @@ void ForwardPass::attention(size_t index) {
   float* const k = mixed + rows_ * c.num_heads * c.head_dim;  // [rows, kv_heads, head_dim]
   float* const v = k + rows_ * c.num_kv_heads * c.head_dim;   // [rows, kv_heads, head_dim]
 
-  std::vector<Product> projections = {{normed_, rows_, &w.q_proj, q}};
-  if (owns_cache) projections.push_back({normed_, rows_, &w.k_proj, k});
-  if (owns_cache && !c.key_is_value) projections.push_back({normed_, rows_, &w.v_proj, v});
-  backend_.matmul(projections);
+  std::vector<Projection> projections = {{normed_, &w.q_proj, &LayerAdapter::q_proj, q}};
+  if (owns_cache) projections.push_back({normed_, &w.k_proj, &LayerAdapter::k_proj, k});
+  if (owns_cache && !c.key_is_value) projections.push_back({normed_, &w.v_proj, &LayerAdapter::v_proj, v});
+  project(index, projections);
   if (c.key_is_value) backend_.copy(k, rows_ * c.num_kv_heads * c.head_dim, v);
 
   const AttentionShape shape = {c.num_heads,
@@ -37,8 +37,8 @@ void ForwardPass::attention(size_t index) {
                           rope->cosines, rope->sines);
   backend_.attention(shape, segments, q, mixed);
 
-  const Product output = {mixed, rows_, &w.o_proj, branch_};
-  backend_.matmul({&output, 1});
+  const Projection output = {mixed, &w.o_proj, &LayerAdapter::o_proj, branch_};
+  project(index, {&output, 1});
 }
 
 }  // namespace gemlet

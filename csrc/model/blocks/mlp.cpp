@@ -9,21 +9,22 @@ void ForwardPass::mlp(size_t index) {
   const int64_t width = c.intermediate_size;
   float* const gate = wide_;               // [rows, width]
   float* const up = gate + rows_ * width;  // [rows, width]
-  const Product gate_up[] = {{normed_, rows_, &w.gate_proj, gate}, {normed_, rows_, &w.up_proj, up}};
-  if (c.activation_sparsity && rows_ == 1) {
+  const Projection gate_up[] = {{normed_, &w.gate_proj, &LayerAdapter::gate_proj, gate},
+                                {normed_, &w.up_proj, &LayerAdapter::up_proj, up}};
+  if (c.activation_sparsity && rows_ == 1 && runs_.empty()) {
     // Most of the gate is 0 and would multiply what it closes by that: in decode, weights not read are time won.
-    backend_.matmul({gate_up, 1});
+    project(index, {gate_up, 1});
     backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
-    backend_.matmul_where(gate_up[1], gate);
+    backend_.matmul_where({normed_, rows_, &w.up_proj, up}, gate);
   } else {
-    backend_.matmul(gate_up);
+    project(index, gate_up);
     if (c.activation_sparsity) {
       backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
     }
   }
   backend_.gelu_mul(gate, width, up, width, rows_, width, gate);
-  const Product down = {gate, rows_, &w.down_proj, branch_};
-  backend_.matmul({&down, 1});
+  const Projection down = {gate, &w.down_proj, &LayerAdapter::down_proj, branch_};
+  project(index, {&down, 1});
 }
 
 }  // namespace gemlet

@@ -7,7 +7,16 @@ import contextlib
 import sys
 from typing import Any
 
-from gemlet.cli.common import dim, for_terminal, one_line, open_model, print_stats, sampling_options, write
+from gemlet.cli.common import (
+    dim,
+    for_terminal,
+    load_adapter,
+    one_line,
+    open_model,
+    print_stats,
+    sampling_options,
+    write,
+)
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model import Model
 from gemlet.reply import Reasoning
@@ -34,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         model.chat_format.render(
             [{"role": "user", "content": ""}], thinking=arguments.thinking
         )  # or says why
+        options |= load_adapter(model, arguments)
         if interactive:
             print(_HELP)
         messages = list(opening)

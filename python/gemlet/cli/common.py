@@ -15,6 +15,7 @@ __all__ = [
     "bold",
     "dim",
     "for_terminal",
+    "load_adapter",
     "one_line",
     "open_model",
     "peak_memory_bytes",
@@ -89,6 +90,11 @@ def open_model(arguments: argparse.Namespace) -> Model:
         max_memory=arguments.max_memory,
         cache=arguments.cache,
     )
+
+
+def load_adapter(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Loads --adapter; the option that makes a request use it."""
+    return {"adapter": model.load_adapter(arguments.adapter).name} if arguments.adapter is not None else {}
 
 
 def peak_memory_bytes() -> int:

@@ -10,6 +10,7 @@ import sys
 from gemlet.cli.common import (
     bold,
     for_terminal,
+    load_adapter,
     open_model,
     peak_memory_bytes,
     print_stats,
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _read_prompt(arguments.prompt)
     options = sampling_options(arguments)  # before the model: a wrong value should not cost the loading time
     with open_model(arguments) as model:
-        stream = model.stream(prompt, **options)
+        stream = model.stream(prompt, **load_adapter(model, arguments), **options)
         if sys.stdout.isatty() and not arguments.json:
             write_prompt(prompt)
         interrupted = _follow(stream, quiet=arguments.json)

@@ -107,6 +107,7 @@ def _add_convert(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
+    parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to merge in")
     _add_placement(parser)
     parser.set_defaults(run=_run_convert)
 
@@ -223,6 +224,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
+    parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to answer with")
     _add_placement(parser)
     _add_loading(parser)
 
@@ -286,6 +288,7 @@ def _run_convert(arguments: argparse.Namespace) -> int:
         arguments.destination,
         weights=arguments.weights,
         embedding=arguments.embedding,
+        merge_adapter=arguments.adapter,
         threads=arguments.threads,
     )
     return 0

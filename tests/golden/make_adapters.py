@@ -1,0 +1,180 @@
+"""Writes the golden LoRA adapters of tests/golden/adapters with PEFT, over golden checkpoints that are there.
+
+    pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 safetensors
+    python tests/golden/make_adapters.py              # all of them
+    python tests/golden/make_adapters.py gemma3-plain # some of them
+
+Each folder is an adapter with random A and B as PEFT's save_pretrained writes it (adapter_config.json,
+adapter_model.safetensors), and golden.safetensors:
+
+    ids [T] int64       a prompt (starts with <bos>)
+    logits [T, V]       float32: transformers + PEFT, the adapter beside the weights
+
+The adapter is saved first and then opened again with PeftModel.from_pretrained, as a published one would be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import warnings
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from golden.folders import BY_NAME  # noqa: E402
+from golden.official import open_official, text_stack  # noqa: E402
+
+VERSIONS = {"transformers": "5.23.0", "peft": "0.21.2"}
+TOKENS = 24
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+# PEFT cannot adapt the towers of Gemma 4, whose projections have the same names.
+TEXT = r"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+
+
+@dataclass(frozen=True)
+class AdapterVariant:
+    """An adapter: the golden checkpoint it belongs to, what LoraConfig gets, and the type of its tensors."""
+
+    name: str
+    base: str
+    options: dict[str, Any] = field(default_factory=dict)
+    stored: str = "float32"
+
+
+ADAPTERS = (
+    AdapterVariant("gemma3-plain", "gemma3-270m", {"r": 4, "lora_alpha": 8, "target_modules": ALL}),
+    AdapterVariant(
+        "gemma3-rslora",
+        "gemma3-270m",
+        {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]},
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3-patterns",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["v_proj", "o_proj", "up_proj"],
+            "rank_pattern": {"layers.1.self_attn.v_proj": 5, r".*\.[02]\.mlp\.up_proj": 1},
+            "alpha_pattern": {"o_proj": 7, r"^model\.layers\.1\..*": 3},
+        },
+    ),
+    AdapterVariant(
+        "gemma3-layers",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 8,
+            "target_modules": ["k_proj", "gate_proj"],
+            "layers_to_transform": [1, 2],
+            "layers_pattern": "layers",
+            "exclude_modules": ["layers.2.self_attn.k_proj"],
+        },
+    ),
+    # Written for several models at once, and with every kind of trap that such patterns have.
+    AdapterVariant(
+        "gemma3-regex",
+        "gemma3-4b-resaved",
+        {
+            "r": 2,
+            "lora_alpha": 8,
+            "target_modules": r"(?!.*vision)(?:.*?(?:language|txt).*?(?:self_attn|mlp).*?(?:[qv]|down)_proj)"
+            r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:k_proj|o_proj)))",
+        },
+    ),
+    AdapterVariant(
+        "gemma2-linear",
+        "gemma2-2b",
+        {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"},
+        stored="float16",
+    ),
+    AdapterVariant("gemma3n-shared", "gemma3n-e2b", {"r": 2, "lora_alpha": 4, "target_modules": ALL}),
+    AdapterVariant("gemma4-shared", "gemma4-e2b", {"r": 2, "lora_alpha": 4, "target_modules": TEXT}),
+    AdapterVariant("gemma4-experts", "gemma4-26b-a4b", {"r": 2, "lora_alpha": 4, "target_modules": TEXT}),
+)
+BY_ADAPTER = {variant.name: variant for variant in ADAPTERS}
+
+
+def open_base(variant: AdapterVariant) -> Any:
+    return open_official(BY_NAME[variant.base], HERE / variant.base)
+
+
+def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, use_cache=False).logits[0]
+
+
+def make(variant: AdapterVariant, folder: Path) -> None:
+    torch.manual_seed(zlib.crc32(variant.name.encode()))
+    shutil.rmtree(folder, ignore_errors=True)
+    base = open_base(variant)
+    ids = torch.randint(4, text_stack(base).embed_tokens.num_embeddings, (1, TOKENS))
+    ids[0, 0] = 2
+    plain = logits_of(base, ids)
+    model = get_peft_model(base, LoraConfig(**variant.options))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_A." in name:
+                weight.copy_(torch.randn(weight.shape) / weight.shape[1] ** 0.5)
+            elif ".lora_B." in name:
+                weight.copy_(torch.randn(weight.shape) * 0.2)
+    model.to(torch.float32).save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    file = folder / "adapter_model.safetensors"
+    dtype = getattr(torch, variant.stored)
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    # Lists in a fixed order, and no path of the machine that made them.
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = variant.base
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(config[key], list):
+            config[key] = sorted(config[key])
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    opened = PeftModel.from_pretrained(open_base(variant), folder).eval()
+    adapted = logits_of(opened, ids)
+    save_file({"ids": ids[0], "logits": adapted.contiguous()}, folder / "golden.safetensors")
+    change = (adapted - plain).abs().max().item() / adapted.abs().max().item()
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{variant.name:16} {len(tensors):3} tensors {size / 1000:5.0f} kB  changes logits by {change:.2f}")
+    if not 0.05 < change < 2.0:
+        raise SystemExit(f"{variant.name}: the adapter changes the logits by {change:.3f} of the largest")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the golden adapters.")
+    parser.add_argument("adapters", nargs="*", metavar="ADAPTER", help=", ".join(BY_ADAPTER))
+    parser.add_argument("--output", type=Path, default=HERE / "adapters", help="folder they are written into")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.adapters) - set(BY_ADAPTER)):
+        parser.error(f"unknown adapter {unknown[0]!r}; known: {', '.join(BY_ADAPTER)}")
+    found = {"transformers": transformers.__version__, "peft": peft.__version__}
+    if found != VERSIONS:
+        sys.exit(f"golden adapters are made with {VERSIONS}, this is {found}")
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # inside PEFT
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    with torch.inference_mode():
+        for name in options.adapters or BY_ADAPTER:
+            make(BY_ADAPTER[name], options.output / name)
+
+
+if __name__ == "__main__":
+    main()

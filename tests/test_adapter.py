@@ -1,0 +1,348 @@
+"""LoRA adapters beside a model and merged into it: the results of transformers + PEFT, request by request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden.folders import HERE, TOLERANCE, read_tensors
+from numpy.typing import NDArray
+from processes import run_python
+
+import gemlet
+from gemlet import _core
+from gemlet.source import open_source
+
+Floats = NDArray[np.float32]
+ADAPTERS = HERE / "adapters"
+NAMES = sorted(folder.name for folder in ADAPTERS.iterdir())
+ON_270M = [name for name in NAMES if name.startswith("gemma3-") and name != "gemma3-regex"]
+REORDERED = 5e-5  # two float32 evaluations of the same thing
+
+
+def base_of(name: str) -> Path:
+    config = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
+    return HERE / str(config["base_model_name_or_path"])
+
+
+def read_golden(name: str) -> tuple[list[int], Floats]:
+    golden = read_tensors(ADAPTERS / name / "golden.safetensors")
+    return golden["ids"].tolist(), golden["logits"]
+
+
+def difference(got: Floats, expected: Floats) -> float:
+    assert got.shape == expected.shape
+    assert np.isfinite(got).all()
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture
+def model() -> Iterator[gemlet.Model]:
+    with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def adapted(model: gemlet.Model) -> gemlet.Model:
+    for name in ON_270M:
+        model.load_adapter(ADAPTERS / name)
+    return model
+
+
+def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
+    return model._find_adapter(name)
+
+
+def int32(ids: list[int]) -> NDArray[np.int32]:
+    return np.array(ids, np.int32)
+
+
+# --- The official results -----------------------------------------------------------------------------------
+def test_every_golden_adapter_is_there() -> None:
+    assert len(NAMES) == 9
+    assert len(ON_270M) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_agree_with_transformers_and_peft(name: str) -> None:
+    ids, expected = read_golden(name)
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        adapter = model.load_adapter(ADAPTERS / name)
+        assert adapter.name == name
+        beside = model.logits(ids, adapter=name)
+        assert difference(beside, expected) < TOLERANCE
+        assert difference(model.logits(ids), expected) > 0.05  # the model alone is another one
+    with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=ADAPTERS / name) as merged:
+        assert difference(merged.logits(ids), expected) < TOLERANCE
+        assert difference(merged.logits(ids), beside) < REORDERED
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.2)])
+def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
+    """About as far from the exact result as the rounded weights alone; the adapter itself changes 139 %."""
+    ids, expected = read_golden("gemma3-plain")
+    with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as exact:
+        plain = exact.logits(ids)
+    path = ADAPTERS / "gemma3-plain"
+    with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=1) as model:
+        model.load_adapter(path)
+        alone = difference(model.logits(ids), plain)
+        assert difference(model.logits(ids, adapter=path.name), expected) < min(2 * alone, bound)
+    with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=1, merge_adapter=path) as merged:
+        assert merged.weights == weights
+        assert difference(merged.logits(ids), expected) < min(2 * alone, bound)
+
+
+def test_what_an_adapter_says_of_itself(model: gemlet.Model) -> None:
+    adapter = model.load_adapter(ADAPTERS / "gemma3-patterns", "mine")
+    assert adapter.name == "mine"
+    assert adapter.source == str(ADAPTERS / "gemma3-patterns")
+    assert adapter.base_model == "gemma3-270m"
+    assert adapter.ranks == (1, 2, 5)
+    assert adapter.targets == ("v_proj", "o_proj", "up_proj")
+    assert model.adapters == {"mine": adapter}
+    assert model.memory()["adapters"] == adapter.memory_bytes > 0
+
+
+# --- Several adapters, each request with its own ------------------------------------------------------------
+def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> None:
+    """Fed in turns, each gives bit for bit what it gives alone."""
+    ids, _ = read_golden("gemma3-plain")
+    names = [*ON_270M, None]
+    sequences = [_core.TokenSequence(adapted._core_model, core_adapter(adapted, name)) for name in names]
+    rows: list[list[Floats]] = [[] for _ in names]
+    at = 0
+    for piece in (7, 1, 1, 9, 1, 5):
+        for sequence, found in zip(sequences, rows, strict=True):
+            sequence.extend(int32(ids[at : at + piece]), logits="all")
+            found.append(sequence.logits())
+        at += piece
+    for name, found in zip(names, rows, strict=True):
+        alone = adapted.logits(ids, adapter=name)
+        np.testing.assert_array_equal(np.concatenate(found), alone, err_msg=str(name))
+        if name is not None:
+            assert difference(alone, read_golden(name)[1]) < TOLERANCE or ids != read_golden(name)[0]
+
+
+@pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b"])
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_one_forward_pass_serves_several_adapters(base: str, weights: str) -> None:
+    names = [name for name in NAMES if base_of(name).name == base][:2]
+    with gemlet.load(HERE / base, weights=weights, threads=2) as model:
+        for name in names:
+            model.load_adapter(ADAPTERS / name)
+        ids, _ = read_golden(names[0])
+        # None and adapters by turns, so that the rows of one are not consecutive in the batch.
+        requests = [(names[0], 9), (None, 5), (names[-1], 1), (names[0], 4), (None, 1), (names[-1], 24)]
+        together = model._core_model.batch_logits(
+            [ids[:count] for _, count in requests], [core_adapter(model, name) for name, _ in requests]
+        )
+        for (name, count), logits in zip(requests, together, strict=True):
+            np.testing.assert_array_equal(logits, model.logits(ids[:count], adapter=name), err_msg=f"{name}")
+
+
+def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    whole = adapted.logits(ids, adapter="gemma3-plain")
+    sequence = _core.TokenSequence(adapted._core_model, core_adapter(adapted, "gemma3-plain"))
+    for at, token in enumerate(ids):
+        sequence.extend(int32([token]))
+        np.testing.assert_array_equal(sequence.logits()[0], whole[at])
+    with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=2) as two:
+        two.load_adapter(ADAPTERS / "gemma3-plain")
+        np.testing.assert_array_equal(two.logits(ids, adapter="gemma3-plain"), whole)
+
+
+def test_generations_choose_their_adapter(adapted: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+    alone = {
+        name: adapted.generate(ids, adapter=name, **options).token_ids
+        for name in (None, "gemma3-plain", "gemma3-rslora")
+    }
+    assert len({tuple(tokens) for tokens in alone.values()}) == 3
+    streams = {name: adapted.stream(ids, adapter=name, **options) for name in alone}
+    for _ in range(8):
+        for stream in streams.values():
+            next(stream)
+    assert {name: stream.result.token_ids for name, stream in streams.items()} == alone
+
+
+def test_layers_that_share_keys_ignore_projections_of_their_own(tmp_path: Path) -> None:
+    """Older versions of transformers gave such layers a k_proj and a v_proj that nothing reads."""
+    name = "gemma3n-shared"
+    ids, expected = read_golden(name)
+    tensors = dict(read_tensors(ADAPTERS / name / "adapter_model.safetensors"))
+    layers = {int(tensor.split(".")[4]) for tensor in tensors}
+    with_keys = {int(tensor.split(".")[4]) for tensor in tensors if ".k_proj." in tensor}
+    assert with_keys < layers
+    for tensor in list(tensors):
+        if ".layers.0.self_attn.k_proj" in tensor or ".layers.0.self_attn.v_proj" in tensor:
+            tensors[tensor.replace(".layers.0.", f".layers.{max(layers)}.")] = tensors[tensor]
+    write_adapter(
+        tmp_path / "old", json.loads((ADAPTERS / name / "adapter_config.json").read_text()), tensors
+    )
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        model.load_adapter(tmp_path / "old")
+        assert difference(model.logits(ids, adapter="old"), expected) < TOLERANCE
+
+
+def write_adapter(folder: Path, config: Any, tensors: dict[str, NDArray[Any]]) -> Path:
+    from tiny_models import safetensors_bytes
+
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
+    return folder
+
+
+# --- Life of an adapter -------------------------------------------------------------------------------------
+def test_names_are_taken_once_and_must_be_loaded(model: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    with pytest.raises(gemlet.InvalidRequestError, match="expected the name of a loaded one"):
+        model.generate(ids, adapter="gemma3-plain")
+    model.load_adapter(ADAPTERS / "gemma3-plain")
+    with pytest.raises(gemlet.InvalidRequestError, match="loaded already"):
+        model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")
+    for wrong in ("", "a\nb", "x" * 300, 7):
+        with pytest.raises(gemlet.InvalidRequestError, match="printable"):
+            model.load_adapter(ADAPTERS / "gemma3-plain", wrong)  # type: ignore[arg-type]
+    for wrong in ("", 7, "other", ("gemma3-plain",)):
+        with pytest.raises(gemlet.InvalidRequestError, match=r"\('gemma3-plain'\)"):
+            model.logits(ids, adapter=wrong)  # type: ignore[arg-type]
+    with pytest.raises(gemlet.InvalidRequestError, match="other"):
+        model.unload_adapter("other")
+
+
+def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    model.load_adapter(ADAPTERS / "gemma3-plain")
+    expected = model.generate(ids, adapter="gemma3-plain", **options)
+    stream = model.stream(ids, adapter="gemma3-plain", **options)
+    next(stream)
+    model.unload_adapter("gemma3-plain")
+    assert model.adapters == {}
+    assert model.memory()["adapters"] == 0
+    model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")  # the name is free
+    for _ in stream:
+        pass
+    assert stream.result.token_ids == expected.token_ids
+
+
+def test_a_closed_model_takes_no_adapter(model: gemlet.Model) -> None:
+    model.load_adapter(ADAPTERS / "gemma3-plain")
+    model.close()
+    assert model.adapters == {}
+    with pytest.raises(gemlet.ModelClosedError):
+        model.load_adapter(ADAPTERS / "gemma3-rslora")
+    with pytest.raises(gemlet.ModelClosedError):
+        _core.AdapterBuilder(model._core_model)
+
+
+def test_an_adapter_of_another_model_is_refused(adapted: gemlet.Model) -> None:
+    adapter = core_adapter(adapted, "gemma3-plain")
+    with gemlet.load(threads=1) as other:
+        with pytest.raises(gemlet.InvalidRequestError, match="another model"):
+            other._core_model.batch_logits([[2]], [adapter])
+        with pytest.raises(gemlet.InvalidRequestError, match="another model"):
+            _core.TokenSequence(other._core_model, adapter)
+
+
+def test_memory_comes_back_when_an_adapter_goes() -> None:
+    run_python("""
+    import gemlet, json
+    import numpy as np
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+    from processes import resident
+    from tiny_models import safetensors_bytes
+    from gemlet.tensors import expected_slots
+    from gemlet.load import random_model
+    with TemporaryDirectory() as folder, random_model("gemma3-270m", weights="q4", threads=1) as model:
+        slots = expected_slots(model.config)
+        tensors = {}
+        for layer in range(model.config.num_layers):
+            rows, cols = slots[f"layers.{layer}.up_proj"]
+            at = f"base_model.model.model.layers.{layer}.mlp.up_proj.lora_"
+            tensors[at + "A.weight"] = np.ones((256, cols), np.float32)
+            tensors[at + "B.weight"] = np.ones((rows, 256), np.float32)
+        config = {"peft_type": "LORA", "r": 256, "lora_alpha": 1, "target_modules": ["up_proj"]}
+        Path(folder, "adapter_config.json").write_text(json.dumps(config))
+        Path(folder, "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
+        del tensors
+        def use():
+            adapter = model.load_adapter(folder, "a")
+            size = adapter.memory_bytes / 2**20
+            loaded = resident()
+            model.generate([2, 5], adapter="a", max_tokens=2)
+            model.unload_adapter("a")
+            return size, loaded
+        use()
+        before = resident()
+        for _ in range(5):
+            size, loaded = use()
+            assert size > 20
+            assert before + 0.8 * size < loaded < before + size + 20, (before, size, loaded)
+        assert resident() < before + 5, (before, resident())
+    """)
+
+
+# --- Merging ------------------------------------------------------------------------------------------------
+def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
+    name = "gemma3-plain"
+    tensors = read_tensors(ADAPTERS / name / "adapter_model.safetensors")
+    at = "base_model.model.model.layers.2.mlp.up_proj.lora_"
+    with (
+        open_source(base_of(name)) as plain,
+        open_source(base_of(name), merge_adapter=ADAPTERS / name) as merged,
+    ):
+        tensor = "model.layers.2.mlp.up_proj.weight"
+        values, _ = plain.checkpoint.read(tensor)
+        if values.dtype == np.uint16:
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        expected = values + 2.0 * (tensors[at + "B.weight"] @ tensors[at + "A.weight"])
+        for size in (1, 5000, 1 << 25):
+            blocks = [block.copy() for block, dtype in merged.read_rows(tensor, size) if dtype == "f32"]
+            np.testing.assert_allclose(np.concatenate(blocks), expected, atol=1e-5)
+        assert merged.stored_weights() == plain.stored_weights()
+        untouched = [block for block, _ in merged.read_rows("model.norm.weight", 1 << 20)]
+        np.testing.assert_array_equal(untouched[0], plain.checkpoint.read("model.norm.weight")[0])
+
+
+# --- The command line ---------------------------------------------------------------------------------------
+def test_the_command_line_takes_an_adapter(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from gemlet.cli import main
+
+    demo = gemlet.load()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 64, "target_modules": ["q_proj", "down_proj"]}
+    tensors = random_adapter(demo, ("q_proj", "down_proj"), 2)
+    demo.close()
+    folder = write_adapter(tmp_path / "loud", config, tensors)
+    command = ["generate", "The door opened", "--max-tokens", "8", "--temperature", "0", "--json"]
+    texts = []
+    for extra in ([], ["--adapter", str(folder)]):
+        assert main([*command, *extra]) == 0
+        texts.append(json.loads(capfd.readouterr().out)["token_ids"])
+    assert texts[0] != texts[1]
+    assert main([*command, "--adapter", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capfd.readouterr().err
+
+
+def random_adapter(model: gemlet.Model, targets: tuple[str, ...], rank: int) -> dict[str, NDArray[Any]]:
+    from gemlet.tensors import expected_slots, tensor_name
+
+    random = np.random.default_rng(0)
+    tensors: dict[str, NDArray[Any]] = {}
+    for slot, shape in expected_slots(model.config).items():
+        if slot.endswith(targets):
+            at = "base_model.model." + tensor_name(slot, model.config.family, "model.", "").removesuffix(
+                "weight"
+            )
+            tensors[at + "lora_A.weight"] = random.normal(0, 1, (rank, shape[1])).astype(np.float32)
+            tensors[at + "lora_B.weight"] = random.normal(0, 1, (shape[0], rank)).astype(np.float32)
+    return tensors
