@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import run_python
+from real_shapes import write_real_shape
 from tiny_models import CONFIGS, with_header, write_folder
 
 import gemlet
@@ -220,6 +221,44 @@ def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:
     model.close()
     assert memory()[1] < file + 5
     """)
+
+
+@pytest.mark.slow
+def test_peak_memory_at_a_real_shape(tmp_path: Path) -> None:
+    """In MiB, each in a fresh process: packing needs little besides what it makes, converting does not even
+    need that, and a mapped model needs its file."""
+    source, packed = tmp_path / "source", tmp_path / "packed"
+    write_real_shape(source, "gemma3-270m")
+    measure = """
+    import re
+    import gemlet, gemlet.conversion, gemlet.model, gemlet.source
+    gemlet.load(threads=1, weights="q4").generate("The", max_tokens=2)
+    def peak():  # getrusage() would say that of the process that started this one, if it is larger
+        return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
+    before = peak()
+    """
+    load = f"{measure}\n    with gemlet.load({{folder!r}}, weights='q4', threads=2) as model:\n        "
+    over = float(
+        run_python(
+            load.format(folder=str(source))
+            + "print(peak() - before - sum(model.memory()[key] for key in ('weights', 'embedding')) / 2**20)"
+        )
+    )
+    assert over < 32
+    converting = run_python(
+        f"{measure}\n    gemlet.convert({str(source)!r}, {str(packed)!r}, weights='q4')\n"
+        "    print(peak() - before)"
+    )
+    assert float(converting) < 64
+    size = (packed / "model.safetensors").stat().st_size / 2**20
+    assert size > 200
+    mapped = float(
+        run_python(
+            load.format(folder=str(packed))
+            + "model.generate([2, 10, 20], max_tokens=4, temperature=0); print(peak() - before)"
+        )
+    )
+    assert 0.95 * size < mapped < 1.05 * size + 16  # and the cache and scratch of a short text
 
 
 def test_a_packed_file_cut_short_while_in_use(packed: Path, tmp_path: Path) -> None:

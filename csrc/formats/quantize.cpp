@@ -20,8 +20,12 @@ using Tile = Column[kBlock];
 constexpr int kGroups = kPanelRows / kLanes;
 
 // Where scale_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range, which
-// costs that value and gives the others a finer grid.
-constexpr float kQ4Steps[] = {-8.0f, -9.0f, 7.4f};
+// costs that value and gives the others a finer grid. 7.4 rounds into the range by itself.
+struct Try {
+  float steps;
+  bool clamp;
+};
+constexpr Try kQ4Tries[] = {{-8.0f, true}, {-9.0f, true}, {7.4f, false}};
 
 constexpr float kLargestF16 = 65504.0f;
 
@@ -60,16 +64,35 @@ Floats scale_q8(const Tile x, int group) {
   return to_f16_and_back(peak / 127.0f);
 }
 
+// The value of largest magnitude of each row, with its sign; the first of several.
+Floats peak_of(const Tile x, int group) {
+  Floats high = {}, low = {};
+  for (int c = 0; c < kBlock; ++c) {
+    high = x[c][group] > high ? x[c][group] : high;
+    low = x[c][group] < low ? x[c][group] : low;
+  }
+  Floats peak = high > -low ? high : low;
+  for (int i = 0; i < kLanes; ++i) {
+    for (int c = 0; high[i] == -low[i] && c < kBlock; ++c) {
+      if (std::fabs(x[c][group][i]) == high[i]) {
+        peak[i] = x[c][group][i];
+        break;
+      }
+    }
+  }
+  return peak;
+}
+
 // The best of the scales fitted by least squares to q = round(x / (peak / steps)).
 Floats scale_q4(const Tile x, int group) {
-  Floats peak = {};  // with its sign
-  for (int c = 0; c < kBlock; ++c) peak = magnitude(x[c][group]) > magnitude(peak) ? x[c][group] : peak;
-  constexpr int kTries = std::size(kQ4Steps);
+  const Floats peak = peak_of(x, group);
+  constexpr int kTries = std::size(kQ4Tries);
   Floats factor[kTries], xq[kTries] = {}, qq[kTries] = {};
-  for (int t = 0; t < kTries; ++t) factor[t] = inverse(peak / kQ4Steps[t]);
+  for (int t = 0; t < kTries; ++t) factor[t] = inverse(peak / kQ4Tries[t].steps);
   for (int c = 0; c < kBlock; ++c) {
     for (int t = 0; t < kTries; ++t) {
-      const Floats q = round_even(bounded(x[c][group] * factor[t], splat(-8.0f), splat(7.0f)));
+      const Floats y = x[c][group] * factor[t];
+      const Floats q = round_even(kQ4Tries[t].clamp ? bounded(y, splat(-8.0f), splat(7.0f)) : y);
       xq[t] += x[c][group] * q;
       qq[t] += q * q;
     }
@@ -144,14 +167,42 @@ bool pack_bf16(const Tile x, int64_t cols, uint8_t* out) {
   return (infinite[0] | infinite[1] | infinite[2] | infinite[3]) == 0;
 }
 
+// The lanes of a and b (4 to 7) in this order.
+template <int i, int j, int k, int l>
+inline Floats shuffle(Floats a, Floats b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else
+  return __builtin_shuffle(a, b, Ints{i, j, k, l});
+#endif
+}
+
+// Four columns of four rows, `stride` apart, columns first.
+inline void transpose(const float* rows, int64_t stride, Column* x, int group) {
+  Floats r[kLanes];
+  for (int i = 0; i < kLanes; ++i) std::memcpy(&r[i], rows + i * stride, sizeof(r[i]));
+  const Floats low_even = shuffle<0, 4, 1, 5>(r[0], r[1]), high_even = shuffle<2, 6, 3, 7>(r[0], r[1]);
+  const Floats low_odd = shuffle<0, 4, 1, 5>(r[2], r[3]), high_odd = shuffle<2, 6, 3, 7>(r[2], r[3]);
+  x[0][group] = shuffle<0, 1, 4, 5>(low_even, low_odd);
+  x[1][group] = shuffle<2, 3, 6, 7>(low_even, low_odd);
+  x[2][group] = shuffle<0, 1, 4, 5>(high_even, high_odd);
+  x[3][group] = shuffle<2, 3, 6, 7>(high_even, high_odd);
+}
+
 // Columns [first, first + 32) of up to 16 rows, zeros where there are none. False if one is not finite.
 bool load_tile(const float* rows, int64_t row_count, int64_t cols, int64_t first, Tile x) {
   const int64_t width = std::min(kBlock, cols - first);
-  if (row_count < kPanelRows || width < kBlock) std::memset(x, 0, sizeof(Tile));
-  float* const out = reinterpret_cast<float*>(x);
-  for (int64_t r = 0; r < row_count; ++r) {
-    const float* const row = rows + r * cols + first;
-    for (int64_t c = 0; c < width; ++c) out[c * kPanelRows + r] = row[c];
+  if (row_count == kPanelRows && width == kBlock) {
+    for (int group = 0; group < kGroups; ++group) {
+      for (int c = 0; c < kBlock; c += kLanes) {
+        transpose(rows + group * kLanes * cols + first + c, cols, x + c, group);
+      }
+    }
+  } else {
+    std::memset(x, 0, sizeof(Tile));
+    for (int64_t r = 0; r < row_count; ++r) {
+      for (int64_t c = 0; c < width; ++c) x[c][r / kLanes][r % kLanes] = rows[r * cols + first + c];
+    }
   }
   Ints infinite = {};
   for (int c = 0; c < kBlock; ++c) {
