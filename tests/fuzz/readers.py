@@ -162,11 +162,11 @@ def adapter(data: bytes) -> None:
 
 
 def _adapter_configs() -> list[bytes]:
-    patterns = {"rank_pattern": {r"layers\.\d+\.mlp": 3}, "alpha_pattern": {"q_proj": 2}, "use_rslora": True}
+    patterns = {"rank_pattern": {r"layers\.\d+\.mlp": 2}, "alpha_pattern": {"q_proj": 2}, "use_rslora": True}
     regex = {
         "target_modules": r".*\.(q|down)_proj",
         "exclude_modules": ["lm_head"],
-        "layers_to_transform": [0, 1],
+        "layers_to_transform": [0, 1, 2],
     }
     return [json.dumps({**ADAPTER, **more}).encode() for more in ({}, patterns, regex)]
 
