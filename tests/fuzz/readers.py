@@ -150,7 +150,8 @@ def _read_adapter(config: bytes, tensors: bytes) -> None:
     (folder / "adapter_model.safetensors").write_bytes(tensors)
     with open_adapter(folder, parse_config(CONFIGS["gemma"], where="config.json")) as files:
         for slot in files.terms:
-            list(files.add_to_rows(slot, iter(())))
+            block = np.ones((1, files.checkpoint.tensors[files.terms[slot].a].shape[1]), np.float32)
+            list(files.add_to_rows(slot, iter([(block, "f32")])))
 
 
 def adapter_config(data: bytes) -> None:
