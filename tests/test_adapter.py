@@ -314,6 +314,33 @@ def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
         np.testing.assert_array_equal(untouched[0], plain.checkpoint.read("model.norm.weight")[0])
 
 
+def test_converted_and_cached_models_have_the_adapter_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, base = ADAPTERS / "gemma3-plain", HERE / "gemma3-270m"
+    ids, _ = read_golden(path.name)
+    with gemlet.load(base, weights="q8", threads=1, merge_adapter=path) as merged:
+        expected = merged.logits(ids)
+    gemlet.convert(base, tmp_path / "q8", weights="q8", threads=1, merge_adapter=path)
+    with gemlet.load(tmp_path / "q8", threads=1) as packed:
+        np.testing.assert_array_equal(packed.logits(ids), expected)
+        packed.load_adapter(ADAPTERS / "gemma3-rslora")  # another one, beside what is merged
+        assert difference(packed.logits(ids, adapter="gemma3-rslora"), expected) > 0.1
+    with pytest.raises(gemlet.InvalidRequestError, match="is packed"):
+        gemlet.load(tmp_path / "q8", threads=1, merge_adapter=path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options: dict[str, Any] = {"weights": "q8", "threads": 1, "cache": True}
+    with gemlet.load(base, **options) as plain:
+        alone = plain.logits(ids)
+    for _ in range(2):  # made, then found
+        with gemlet.load(base, merge_adapter=path, **options) as cached:
+            np.testing.assert_array_equal(cached.logits(ids), expected)
+    with gemlet.load(base, merge_adapter=ADAPTERS / "gemma3-rslora", **options) as other:
+        assert difference(other.logits(ids), expected) > 0.1
+    with gemlet.load(base, **options) as plain:
+        np.testing.assert_array_equal(plain.logits(ids), alone)
+
+
 # --- The command line ---------------------------------------------------------------------------------------
 def test_the_command_line_takes_an_adapter(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from gemlet.cli import main

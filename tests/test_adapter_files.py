@@ -426,3 +426,13 @@ def test_a_wrong_adapter_closes_the_model_it_was_for(tmp_path: Path) -> None:
         open_source(base, merge_adapter=path)
     with pytest.raises(gemlet.ModelFileError, match="no such folder"):
         gemlet.load(base, merge_adapter=tmp_path / "none")
+
+
+def test_sums_beyond_float32_are_refused(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
+    tensors = adapter_tensors()
+    for factor in "AB":
+        tensors[Q.format(factor)][:] = 3e38
+    path = write(tmp_path / "a", tensors=tensors)
+    with pytest.raises(gemlet.TensorError, match=r"layers\.0\.self_attn\.q_proj"):
+        gemlet.load(base, weights="f32", threads=1, merge_adapter=path)

@@ -116,13 +116,15 @@ class AdapterFiles:
         import numpy as np
 
         term = self.terms[slot]
-        a, b = self._finite(term.a), self._finite(term.b) * np.float32(term.scale)
+        a, b = self._finite(term.a), self._finite(term.b)
         first = 0
         for block, dtype in blocks:
             if dtype not in ("f32", "bf16", "f16"):
                 raise UnsupportedError("merge_adapter: these weights are quantized; give a float checkpoint")
             rows = block.shape[0]
-            yield _float32(block, dtype) + b[first : first + rows] @ a, "f32"
+            with np.errstate(over="ignore", invalid="ignore"):  # what that makes is refused as it is packed
+                merged = _float32(block, dtype) + np.float32(term.scale) * b[first : first + rows] @ a
+            yield merged, "f32"
             first += rows
 
     def _finite(self, tensor: str) -> NDArray[np.float32]:

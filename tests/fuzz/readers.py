@@ -16,16 +16,19 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from gguf_models import convert_tensors, metadata, typed, write_gguf
 from tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
 from tokenizer_files import tokenizer_json as make_tokenizer_json
 from tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 import gemlet
+from gemlet.adapter import open_adapter
 from gemlet.checkpoint import Checkpoint
-from gemlet.config import read_config, read_end_ids, read_sampling
+from gemlet.config import parse_config, read_config, read_end_ids, read_sampling
 from gemlet.gguf import read_gguf
 from gemlet.inspection import inspect
+from gemlet.tensors import expected_slots, tensor_name
 from gemlet.tokenizer import Tokenizer
 
 DEMO = Path(gemlet.__file__).parent / "demo"
@@ -125,6 +128,50 @@ def gguf_model(data: bytes) -> None:
         model.logits([2])
 
 
+ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]}
+
+
+@cache
+def _adapter_tensors() -> bytes:
+    model = parse_config(CONFIGS["gemma"], where="config.json")
+    tensors = {}
+    for slot, (rows, *cols) in expected_slots(model).items():
+        if slot.endswith(("q_proj", "down_proj")):
+            at = "base_model.model." + tensor_name(slot, "gemma", "model.", "").removesuffix("weight")
+            tensors[f"{at}lora_A.weight"] = np.ones((2, *cols), np.float32)
+            tensors[f"{at}lora_B.weight"] = np.ones((rows, 2), np.float32)
+    return safetensors_bytes(tensors)
+
+
+def _read_adapter(config: bytes, tensors: bytes) -> None:
+    folder = _folder() / "adapter"
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_bytes(config)
+    (folder / "adapter_model.safetensors").write_bytes(tensors)
+    with open_adapter(folder, parse_config(CONFIGS["gemma"], where="config.json")) as files:
+        for slot in files.terms:
+            block = np.ones((1, files.checkpoint.tensors[files.terms[slot].a].shape[1]), np.float32)
+            list(files.add_to_rows(slot, iter([(block, "f32")])))
+
+
+def adapter_config(data: bytes) -> None:
+    _read_adapter(data, _adapter_tensors())
+
+
+def adapter(data: bytes) -> None:
+    _read_adapter(json.dumps(ADAPTER).encode(), data)
+
+
+def _adapter_configs() -> list[bytes]:
+    patterns = {"rank_pattern": {r"layers\.\d+\.mlp": 2}, "alpha_pattern": {"q_proj": 2}, "use_rslora": True}
+    regex = {
+        "target_modules": r".*\.(q|down)_proj",
+        "exclude_modules": ["lm_head"],
+        "layers_to_transform": [0, 1, 2],
+    }
+    return [json.dumps({**ADAPTER, **more}).encode() for more in ({}, patterns, regex)]
+
+
 def _use(tokenizer: Tokenizer) -> None:
     for text in ("The door opened.", "<start_of_turn>é\u2581 \U0001f600\n\n  x", "\0a"):
         ids = tokenizer.encode(text)
@@ -138,8 +185,6 @@ def _configs() -> list[bytes]:
 
 
 def _safetensors() -> list[bytes]:
-    import numpy as np
-
     small = {
         "a": np.ones((2, 3), np.float32),
         "b": np.arange(4, dtype=np.float16),
@@ -179,6 +224,8 @@ READERS = {
     ),
     "tokenizer_json": Reader(tokenizer_json, _tokenizer_jsons, text=True),
     "tokenizer_model": Reader(tokenizer_model, lambda: [trained_model()]),
+    "adapter": Reader(adapter, lambda: [_adapter_tensors()]),
+    "adapter_config": Reader(adapter_config, _adapter_configs, text=True),
     "gguf": Reader(gguf, lambda: [trained_gguf()]),
     "gguf_model": Reader(gguf_model, _gguf_models),
 }
