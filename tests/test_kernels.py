@@ -57,13 +57,14 @@ MATMULS = {
     "matmul_tiles_q4": "q4",
 }
 PREPARED = ["quantize_i8", "round_bf16"]
+PEAKS = ["peak_f32", "peak_bf16", "peak_i8"]
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
 RANGES = {"f32": (1e17, 1e17), "bf16": (1e17, 1e17), "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
 
 
 def test_every_kernel_is_tested() -> None:
-    tested = {*MATMULS, *PREPARED, *ATTENTIONS, *STORES, *ROW_OPERATIONS}
+    tested = {*MATMULS, *PREPARED, *ATTENTIONS, *STORES, *ROW_OPERATIONS, *PEAKS}
     assert {operation for operation, _ in ENTRIES} == tested
     assert len(set(ENTRIES)) == len(ENTRIES)
     # Every operation has its definition, and cpu_info tells where the others come from.
@@ -277,3 +278,33 @@ def test_an_operation_that_is_no_matmul_is_refused() -> None:
     one = np.ones((1, 32), np.float32)
     with pytest.raises(gemlet.InvalidRequestError, match="'rope'"):
         _core.kernel_matmul(tier="scalar", operation="rope", x=one, w=one)
+
+
+@kernels(*PEAKS)
+def test_a_peak_is_one_that_a_core_can_have(operation: str, tier: str) -> None:
+    """A loop that the compiler saw through would be faster than any core, by far."""
+    kind = operation.removeprefix("peak_")
+    # Two 512-bit instructions a cycle at 6 GHz; AMX: 1024 products a cycle.
+    most = 6144 if tier == "amx" and kind == "bf16" else {"f32": 192, "bf16": 384, "i8": 768}[kind]
+    assert 0.01 < _core.measure_peak(kind=kind, threads=1, tier=tier) < most
+
+
+@kernels(*MATMULS)
+def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
+    run = _core.MatmulRun(tier=tier, operation=operation, rows=17, outputs=50, cols=70)
+    run.run()
+    assert run.multiply_adds == 17 * 50 * 70
+    columns = 128 if MATMULS[operation] in INT8_FORMATS else 70  # and 64 rows: whole panels, whole blocks
+    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5}[MATMULS[operation]]
+    assert run.weight_bytes == 64 * columns * bits / 8
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(gemlet.InvalidRequestError, match="'fp8', expected f32, bf16 or i8"):
+        _core.measure_peak(kind="fp8", threads=1)
+    with pytest.raises(gemlet.InvalidRequestError, match="threads is 0"):
+        _core.measure_peak(kind="f32", threads=0)
+    with pytest.raises(gemlet.UnsupportedError, match="'sse9'"):
+        _core.measure_peak(kind="f32", threads=1, tier="sse9")
+    with pytest.raises(gemlet.InvalidRequestError, match="must be positive"):
+        _core.MatmulRun(tier="scalar", operation="matmul_i8_q4", rows=0, outputs=1, cols=1)

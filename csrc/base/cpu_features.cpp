@@ -84,6 +84,9 @@ CpuFacts detect_cpu() {
   facts.asimddp = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
   facts.i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;
 #endif
+#if defined(GEMLET_EMULATE_AVXVNNI)
+  facts.avxvnni = true;
+#endif
 #if defined(GEMLET_EMULATE_AMX)
   facts.amx_emulated = true;
 #endif

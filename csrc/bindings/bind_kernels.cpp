@@ -15,18 +15,26 @@
 namespace py = pybind11;
 
 namespace gemlet::bindings {
+
+kernels::KernelTable kernel_table(const std::string& tier_text) {
+  const auto tier = tier_from_name(tier_text);
+  if (!tier || !tier_supported(detect_cpu(), *tier)) {
+    fail(ErrorCode::kUnsupported, "tier '", tier_text, "' does not run on this machine");
+  }
+  return kernels::kernels_for(*tier);
+}
+
+const kernels::MatmulOperation& matmul_operation(const std::string& name) {
+  for (const kernels::MatmulOperation& operation : kernels::kMatmuls) {
+    if (operation.name == name) return operation;
+  }
+  fail(ErrorCode::kInvalidRequest, "'", name, "' is not a matmul operation");
+}
+
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
-
-kernels::KernelTable table_of(const std::string& name) {
-  const auto tier = tier_from_name(name);
-  if (!tier || !tier_supported(detect_cpu(), *tier)) {
-    fail(ErrorCode::kUnsupported, "tier '", name, "' does not run on this machine");
-  }
-  return kernels::kernels_for(*tier);
-}
 
 struct Packed {
   Matrix matrix;
@@ -93,14 +101,9 @@ py::array_t<float> blocks(const std::string& dtype, const Bytes& data, const std
 
 // x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` has for `operation`, a name of kernel_entries().
 py::array_t<float> matmul(const std::string& tier, const std::string& operation, const Floats& x, const Floats& w) {
-  const kernels::KernelTable table = table_of(tier);
-  const auto* const found =
-      std::find_if(std::begin(kernels::kMatmuls), std::end(kernels::kMatmuls),
-                   [&](const kernels::MatmulOperation& known) { return known.name == operation; });
-  if (found == std::end(kernels::kMatmuls)) {
-    fail(ErrorCode::kInvalidRequest, "'", operation, "' is not a matmul operation");
-  }
-  const Packed packed = pack(std::string(format_name(found->weights)), w);
+  const kernels::KernelTable table = kernel_table(tier);
+  const kernels::MatmulOperation& found = matmul_operation(operation);
+  const Packed packed = pack(std::string(format_name(found.weights)), w);
   const Matrix& matrix = packed.matrix;
   if (x.ndim() != 2 || x.shape(0) < 1 || x.shape(1) != matrix.cols) {
     fail(ErrorCode::kInvalidRequest, "x must be [rows, ", matrix.cols, "]");
@@ -111,17 +114,17 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
       x.data(),    matrix.cols * 4,  rows,        matrix.data, panel_bytes(matrix.format, matrix.cols),
       matrix.cols, y.mutable_data(), matrix.rows, matrix.rows};
   AlignedBuffer prepared;
-  if (found->activations != kernels::Activations::kF32) {
+  if (found.activations != kernels::Activations::kF32) {
     args.cols = padded_cols(matrix.format, matrix.cols);
-    args.x_stride = kernels::activation_row_bytes(found->activations, args.cols);
-    prepared = AlignedBuffer(static_cast<size_t>(kernels::activation_bytes(found->activations, rows, args.x_stride)));
+    args.x_stride = kernels::activation_row_bytes(found.activations, args.cols);
+    prepared = AlignedBuffer(static_cast<size_t>(kernels::activation_bytes(found.activations, rows, args.x_stride)));
     for (int64_t r = 0; r < rows; ++r) {
-      kernels::prepare_row(table, *found, x.data(r, 0), matrix.cols,
-                           prepared.data() + kernels::activation_offset(found->activations, r, args.x_stride));
+      kernels::prepare_row(table, found, x.data(r, 0), matrix.cols,
+                           prepared.data() + kernels::activation_offset(found.activations, r, args.x_stride));
     }
     args.x = prepared.data();
   }
-  (table.*found->kernel)(args);
+  (table.*found.kernel)(args);
   return y;
 }
 
@@ -130,7 +133,7 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
 py::array_t<float> attention(const std::string& tier, const std::string& kv, const Floats& q,
                              const std::vector<int32_t>& positions, const Floats& keys, const Floats& values,
                              int64_t window, float softcap) {
-  const kernels::KernelTable table = table_of(tier);
+  const kernels::KernelTable table = kernel_table(tier);
   const int64_t rows = q.shape(0), dim = q.shape(1), tokens = keys.shape(0);
   if (rows > kernels::kMaxAttentionRows || static_cast<int64_t>(positions.size()) != rows || keys.shape(1) != dim ||
       values.shape(0) != tokens || values.shape(1) != dim || dim % 2 != 0) {
@@ -180,7 +183,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
 // A row operation on x [dim]; `other` is the weight, the second operand or the cosines, as the operation needs.
 py::array_t<float> rowwise(const std::string& tier, const std::string& operation, const Floats& x, const Floats& other,
                            const Floats& third, float scalar) {
-  const kernels::KernelTable table = table_of(tier);
+  const kernels::KernelTable table = kernel_table(tier);
   const int64_t dim = x.size();
   py::array_t<float> out(dim);
   float* const to = out.mutable_data();

@@ -2,17 +2,14 @@
 #include <pybind11/typing.h>
 
 #include <bit>
-#include <chrono>
 #include <cstdlib>
 #include <map>
 #include <optional>
 
 #include "backend/backend.h"
-#include "base/aligned_buffer.h"
 #include "base/cpu_features.h"
 #include "base/cpu_limits.h"
 #include "base/error.h"
-#include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "kernels/registry.h"
 
@@ -81,35 +78,6 @@ std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vect
   return {std::string(tier_name(choice.tier)), names(supported_tiers(facts))};
 }
 
-// GB/s that `threads` threads read together from a buffer larger than the caches; the best of five passes.
-double measure_read_bandwidth(int threads, int64_t megabytes) {
-  if (threads < 1 || threads > 1024) fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024");
-  if (megabytes < 1 || megabytes > 65536) {
-    fail(ErrorCode::kInvalidRequest, "megabytes is ", megabytes, ", expected 1 to 65536");
-  }
-  const py::gil_scoped_release release;
-  const int64_t piece = int64_t{1} << 20;
-  AlignedBuffer buffer(static_cast<size_t>(megabytes * piece));
-  ThreadPool pool(threads);
-  const kernels::KernelTable kernels = kernels::kernels_for(choose_tier(detect_cpu(), std::getenv("GEMLET_CPU")).tier);
-  float* const data = buffer.as<float>();
-  const int64_t floats = piece / 4;
-  pool.run(megabytes, [&](int64_t task, int) {
-    for (int64_t i = 0; i < floats; i += 1024) data[task * floats + i] = 1.0f;
-  });
-  std::vector<float> sums(static_cast<size_t>(megabytes));
-  double best = 0;
-  for (int pass = 0; pass < 5; ++pass) {
-    const auto start = std::chrono::steady_clock::now();
-    pool.run(megabytes, [&](int64_t task, int) {
-      sums[static_cast<size_t>(task)] = kernels.row_max(data + task * floats, floats);
-    });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(megabytes * piece) / seconds.count() / 1e9);
-  }
-  return best;
-}
-
 }  // namespace
 
 void register_system(py::module_& m) {
@@ -126,8 +94,6 @@ void register_system(py::module_& m) {
   m.def("parse_nodes", &parse_nodes, py::arg("list"), "The NUMA nodes of a list like '0-1,4', as bits.");
   m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),
         py::arg("forced") = py::none(), "(tier, supported tiers) of a machine described by feature names and XCR0.");
-  m.def("measure_read_bandwidth", &measure_read_bandwidth, py::kw_only(), py::arg("threads"),
-        py::arg("megabytes") = 512, "Memory read bandwidth in GB/s.");
 }
 
 }  // namespace gemlet::bindings

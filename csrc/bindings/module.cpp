@@ -56,5 +56,6 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_config(m);
   gemlet::bindings::register_model(m);
   gemlet::bindings::register_engine(m);
+  gemlet::bindings::register_measure(m);
   gemlet::bindings::register_kernels(m);
 }

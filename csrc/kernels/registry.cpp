@@ -11,6 +11,7 @@ namespace gemlet::kernels {
   }
 #include "kernels/attention/attention.list"
 #include "kernels/matmul/matmul.list"
+#include "kernels/peak/peak.list"
 #include "kernels/rowwise/rowwise.list"
 #undef KERNEL
 
@@ -27,6 +28,7 @@ const std::vector<KernelEntry>& kernel_entries() {
 #define KERNEL(operation, tier) {#operation, tiers::tier},
 #include "kernels/attention/attention.list"
 #include "kernels/matmul/matmul.list"
+#include "kernels/peak/peak.list"
 #include "kernels/rowwise/rowwise.list"
 #undef KERNEL
   };
@@ -40,6 +42,7 @@ KernelTable kernels_for(Tier tier) {
   if (tier_includes(tier, tiers::kernel_tier)) table.operation = kernel_tier::operation;
 #include "kernels/attention/attention.list"
 #include "kernels/matmul/matmul.list"
+#include "kernels/peak/peak.list"
 #include "kernels/rowwise/rowwise.list"
 #undef KERNEL
   return table;

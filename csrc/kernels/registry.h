@@ -9,6 +9,7 @@
 #include "formats/formats.h"
 #include "kernels/attention/attention.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/peak/peak.h"
 #include "kernels/rowwise/rowwise.h"
 
 namespace gemlet::kernels {
@@ -38,7 +39,10 @@ namespace gemlet::kernels {
   X(softcap)                 \
   X(rope)                    \
   X(exp_sum)                 \
-  X(row_max)
+  X(row_max)                 \
+  X(peak_f32)                \
+  X(peak_bf16)               \
+  X(peak_i8)
 
 struct KernelTable {
 #define GEMLET_MEMBER(operation) operation##_fn* operation = nullptr;

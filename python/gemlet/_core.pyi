@@ -16,6 +16,7 @@ __all__: list[str] = [
     "AdapterBuilder",
     "FileRows",
     "LayerConfig",
+    "MatmulRun",
     "Model",
     "ModelBuilder",
     "ModelConfig",
@@ -31,6 +32,7 @@ __all__: list[str] = [
     "kernel_matmul",
     "kernel_roundtrip",
     "kernel_rowwise",
+    "measure_peak",
     "measure_read_bandwidth",
     "parse_nodes",
     "rope_table",
@@ -355,6 +357,34 @@ class TokenSequence:
     @property
     def token_ids(self) -> list[int]: ...
 
+class MatmulRun:
+    """
+    One matmul kernel on one thread with made-up numbers, for benchmarks.
+    """
+    def __init__(
+        self,
+        *,
+        tier: str,
+        operation: str,
+        rows: typing.SupportsInt | typing.SupportsIndex,
+        outputs: typing.SupportsInt | typing.SupportsIndex,
+        cols: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def run(self) -> None:
+        """
+        Multiplies once.
+        """
+    @property
+    def multiply_adds(self) -> int:
+        """
+        Multiply-adds of a run.
+        """
+    @property
+    def weight_bytes(self) -> int:
+        """
+        Bytes of weights that a run reads.
+        """
+
 def available_memory() -> int:
     """
     Bytes of memory that this process may still take: the machine's and under its cgroup's limit.
@@ -436,6 +466,13 @@ def kernel_rowwise(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     A row operation on x [dim]; `other` and `third` are its further operands.
+    """
+
+def measure_peak(
+    *, kind: str, threads: typing.SupportsInt | typing.SupportsIndex, tier: str | None = None
+) -> float:
+    """
+    1e9 multiply-adds per second on registers alone, of 'f32', 'bf16' or 'i8' numbers, in the tier in use.
     """
 
 def measure_read_bandwidth(

@@ -1,0 +1,3 @@
+#include "kernels/simd/amx.h"
+//
+#include "kernels/peak/body_tiles.h"

@@ -1,0 +1,3 @@
+#include "kernels/simd/amx_emulated.h"
+//
+#include "kernels/peak/body_tiles.h"

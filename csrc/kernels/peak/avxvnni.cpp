@@ -1,0 +1,3 @@
+#include "kernels/simd/avxvnni.h"
+//
+#include "kernels/peak/body_vnni.h"

@@ -1,0 +1,27 @@
+// The loop of the peaks: kChains sums that do not wait for each other.
+#pragma once
+
+#include "kernels/peak/peak.h"
+#include "kernels/simd/vector.h"
+
+namespace gemlet::kernels {
+namespace {
+
+// step(sum, factor) is one instruction's worth of `products` multiply-adds.
+template <int kChains, typename V, typename Factor, typename Step>
+inline int64_t peak(int64_t count, int64_t products, Factor factor, Step step) {
+  V sums[kChains] = {};
+  int64_t done = 0;
+  for (; done < count; done += kChains * products) {
+#pragma GCC unroll 16
+    for (int chain = 0; chain < kChains; ++chain) {
+      __asm__("" : "+v"(factor));  // a product that the compiler cannot compute ahead
+      sums[chain] = step(sums[chain], factor);
+      __asm__ volatile("" : "+v"(sums[chain]));  // nor leave out
+    }
+  }
+  return done;
+}
+
+}  // namespace
+}  // namespace gemlet::kernels
