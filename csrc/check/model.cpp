@@ -43,7 +43,7 @@ ModelConfig small_config() {
 
 // The logits after a prompt of 80 tokens, of all its rows, and after each of 3 decoded tokens.
 std::vector<float> logits(Tier tier, Format weights, KvFormat kv, int threads) {
-  ModelBuilder builder(small_config(), weights, weights, kv, std::make_unique<CpuBackend>(tier, threads));
+  ModelBuilder builder(small_config(), weights, weights, kv, std::make_unique<CpuBackend>(tier, threads, threads));
   builder.add_random(11);
   Sequence sequence(std::shared_ptr<Model>(builder.finish()));
   Random random(12);
