@@ -1,6 +1,6 @@
 #include "kernels/simd/avx2.h"
 //
-#include "kernels/matmul/dots_pairs.h"
+#include "kernels/simd/dots_pairs.h"
 //
 #include "kernels/matmul/body_quantize.h"
 //

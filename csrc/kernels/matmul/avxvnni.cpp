@@ -1,5 +1,5 @@
 #include "kernels/simd/avxvnni.h"
 //
-#include "kernels/matmul/dots_vnni.h"
+#include "kernels/simd/dots_vnni.h"
 //
 #include "kernels/matmul/body_int8.h"
