@@ -202,14 +202,20 @@ void ForwardPass::logits() {
 }
 
 void ForwardPass::make_rope_tables() {
+  constexpr int64_t kTokens = 16;  // of one task: 512 tokens take milliseconds on one thread
   for (const Rope& table : ropes_) {
     const std::vector<float> frequencies = rope_frequencies(*table.example);
     const int64_t half = table.example->head_dim / 2;
     for (const Part& part : parts_) {
-      for (int64_t token = 0; token < part.rows; ++token) {
-        const int64_t at = (part.row + token) * half;
-        rope_angles(frequencies, part.position + token, table.cosines + at, table.sines + at);
-      }
+      const auto fill = [&](int64_t task) {
+        for (int64_t token = task * kTokens; token < std::min(part.rows, (task + 1) * kTokens); ++token) {
+          const int64_t at = (part.row + token) * half;
+          rope_angles(frequencies, part.position + token, table.cosines + at, table.sines + at);
+        }
+      };
+      backend_.parallel((part.rows + kTokens - 1) / kTokens,
+                        [](const void* context, int64_t task) { (*static_cast<const decltype(fill)*>(context))(task); },
+                        &fill);
     }
   }
 }
