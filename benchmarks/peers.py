@@ -25,25 +25,43 @@ TYPES = {"q4": ("Q4_0", "Q8_0"), "q8": ("Q8_0", "Q8_0"), "bf16": ("BF16", "BF16"
 
 
 def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
-    """A Gemma 3 GGUF without a vocabulary, filled with random values of trained weights' size."""
+    """A Gemma 3 or 4 GGUF without a vocabulary, filled with random values of trained weights' size."""
     import gguf
     import numpy as np
 
     rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "gemma3")
+    family, layers = shape["family"], shape["layers"]
+    writer = gguf.GGUFWriter(path, family)
     writer.add_context_length(shape["context"])
     writer.add_embedding_length(shape["hidden_size"])
-    writer.add_block_count(shape["layers"])
-    writer.add_feed_forward_length(shape["intermediate_size"])
-    writer.add_head_count(shape["num_heads"])
-    writer.add_head_count_kv(shape["num_kv_heads"])
-    writer.add_key_length(shape["head_dim"])
-    writer.add_value_length(shape["head_dim"])
+    writer.add_block_count(len(layers))
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
-    writer.add_sliding_window(shape["sliding_window"])
+    writer.add_sliding_window(layers[0]["sliding_window"])
+    writer.add_head_count(layers[0]["num_heads"])
     writer.add_vocab_size(shape["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
+    per_layer = shape["per_layer_input_size"]
+    if family == "gemma3":
+        writer.add_feed_forward_length(layers[0]["intermediate_size"])
+        writer.add_head_count_kv(layers[0]["num_kv_heads"])
+        writer.add_key_length(layers[0]["head_dim"])
+        writer.add_value_length(layers[0]["head_dim"])
+    else:
+        writer.add_feed_forward_length([layer["intermediate_size"] for layer in layers])
+        writer.add_head_count_kv([layer["num_kv_heads"] for layer in layers])
+        for suffix, layer in (("_swa", layers[0]), ("", layers[-1])):
+            for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+                writer.add_uint32(f"{family}.{name}{suffix}", layer["head_dim"])
+        writer.add_float32(f"{family}.rope.freq_base_swa", 1e4)
+        writer.add_array(
+            f"{family}.attention.sliding_window_pattern", [layer["sliding_window"] > 0 for layer in layers]
+        )
+        writer.add_uint32(
+            f"{family}.attention.shared_kv_layers", sum(layer["kv_source"] >= 0 for layer in layers)
+        )
+        writer.add_uint32(f"{family}.embedding_length_per_layer_input", per_layer)
+        writer.add_float32(f"{family}.final_logit_softcapping", 30.0)
 
     def matrix(name: str, rows: int, cols: int, kind: str) -> None:
         quantization = gguf.GGMLQuantizationType[kind]
@@ -55,22 +73,36 @@ def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
     def norm(name: str, size: int) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
 
-    hidden, wide = shape["hidden_size"], shape["intermediate_size"]
-    heads, kv = shape["num_heads"] * shape["head_dim"], shape["num_kv_heads"] * shape["head_dim"]
+    hidden = shape["hidden_size"]
     matrices, embedding = TYPES[weights]
     matrix("token_embd", shape["vocab_size"], hidden, embedding)
     norm("output_norm", hidden)
-    for i in range(shape["layers"]):
+    if per_layer:
+        matrix("per_layer_token_embd", shape["vocab_size"], per_layer * len(layers), embedding)
+        matrix("per_layer_model_proj", per_layer * len(layers), hidden, matrices)
+        norm("per_layer_proj_norm", per_layer)
+    if family == "gemma4":  # divisors of the angles: a quarter of the pairs rotates
+        turning = layers[-1]["head_dim"] // 8
+        divisors = [1.0] * turning + [1e30] * (3 * turning)
+        writer.add_tensor("rope_freqs.weight", np.array(divisors, np.float32))
+    for i, layer in enumerate(layers):
+        wide = layer["intermediate_size"]
+        heads, kv = (layer[count] * layer["head_dim"] for count in ("num_heads", "num_kv_heads"))
         for part, rows, cols in (
             ("attn_q", heads, hidden), ("attn_k", kv, hidden), ("attn_v", kv, hidden),
             ("attn_output", hidden, heads),
             ("ffn_gate", wide, hidden), ("ffn_up", wide, hidden), ("ffn_down", hidden, wide),
+            *([("inp_gate", per_layer, hidden), ("proj", hidden, per_layer)] if per_layer else []),
         ):  # fmt: skip
             matrix(f"blk.{i}.{part}", rows, cols, matrices)
         for part in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
             norm(f"blk.{i}.{part}", hidden)
-        norm(f"blk.{i}.attn_q_norm", shape["head_dim"])
-        norm(f"blk.{i}.attn_k_norm", shape["head_dim"])
+        norm(f"blk.{i}.attn_q_norm", layer["head_dim"])
+        norm(f"blk.{i}.attn_k_norm", layer["head_dim"])
+        if per_layer:
+            norm(f"blk.{i}.post_norm", hidden)
+        if family == "gemma4":
+            norm(f"blk.{i}.layer_output_scale", 1)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -147,14 +179,12 @@ def shape_of(name: str) -> dict[str, Any]:
     from gemlet.config import shape_config
 
     config = shape_config(name)
-    layer = config.layers[0]
-    if config.family != "gemma3":
-        raise SystemExit(f"{name}: only Gemma 3 shapes are written as GGUF")
+    if config.family not in ("gemma3", "gemma4") or any(layer.num_experts for layer in config.layers):
+        raise SystemExit(f"{name}: only Gemma 3 and dense Gemma 4 shapes are written as GGUF")
     return {
-        "hidden_size": config.hidden_size, "vocab_size": config.vocab_size, "layers": config.num_layers,
-        "intermediate_size": layer.intermediate_size, "num_heads": layer.num_heads,
-        "num_kv_heads": layer.num_kv_heads,
-        "head_dim": layer.head_dim, "sliding_window": layer.sliding_window, "context": 32768,
+        "family": config.family, "hidden_size": config.hidden_size, "vocab_size": config.vocab_size,
+        "per_layer_input_size": config.per_layer_input_size, "context": 32768,
+        "layers": [vars(layer) for layer in config.layers],
     }  # fmt: skip
 
 

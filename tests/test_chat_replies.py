@@ -7,6 +7,7 @@ import re
 import sys
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ class ScriptedModel(gemlet.Model):
         vocab = gemma4_tokenizer().vocab_size
         core_config = SimpleNamespace(max_context=4096, vocab_size=vocab)
         super().__init__(
-            core=cast(Any, SimpleNamespace(weights="q4", threads=1, tier="-", config=core_config)),
+            core=cast(Any, MagicMock(config=core_config)),
             config=cast(Any, None),
             tokenizer=gemma4_tokenizer(),
             chat_format=chat_format or Gemma4Format(CANONICAL, True),
@@ -60,7 +61,7 @@ class ScriptedModel(gemlet.Model):
         decode = gemma4_tokenizer().decode
         return [decode(sequence.token_ids, skip_control=False) for sequence in self.started]
 
-    def next_sequence(self, core: object) -> ScriptedSequence:
+    def next_sequence(self, core: object, adapter: object) -> ScriptedSequence:
         self.started.append(self.sequences.pop(0))
         return self.started[-1]
 

@@ -1,8 +1,9 @@
-"""config.json of Gemma 3n and 4: what the keys mean layer by layer, and the combinations that are refused."""
+"""config.json of Gemma 3n, 4 and of fine-tunes: what the keys mean layer by layer, what is refused."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -11,7 +12,7 @@ from golden.variants_gemma3n import gemma3n_causal, gemma3n_multimodal, gemma3n_
 from golden.variants_gemma4 import gemma4_causal, gemma4_multimodal, gemma4_text
 from tiny_models import CONFIGS
 
-from gemlet.config import TextConfig, parse_config, shape_config
+from gemlet.config import SHAPES, TextConfig, parse_config, shape_config
 from gemlet.errors import ConfigError
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -242,6 +243,51 @@ def test_shapes_have_the_published_parameters(name: str, thousands: int) -> None
     from gemlet.tensors import expected_slots
 
     assert round(sum(map(math.prod, expected_slots(shape_config(name)).values())) / 1000) == thousands
+
+
+# What the files of fine-tunes say beside the sizes of the model they were trained from.
+OLD_GEMMA1 = {"hidden_act": "gelu", "hidden_activation": None, "rope_scaling": None, "rope_theta": 10000.0}
+GEMMA2 = {"cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh", "rope_theta": 10000.0}
+GEMMA3 = {
+    "_sliding_window_pattern": 6,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "rope_local_base_freq": 10000.0,
+    "rope_theta": 1000000.0,
+    "use_bidirectional_attention": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "changes"),
+    [
+        ("codegemma-2b", "gemma-2b", OLD_GEMMA1 | {"eos_token_id": 1, "hidden_activation": None}),
+        ("codegemma-7b-it", "gemma-7b", OLD_GEMMA1 | {"eos_token_id": [1, 107]}),
+        ("shieldgemma-2b", "gemma2-2b", GEMMA2 | {"sliding_window_size": 4096}),
+        ("shieldgemma-27b", "gemma2-27b", GEMMA2),
+        ("functiongemma-270m", "gemma3-270m", GEMMA3 | {"eos_token_id": [1, 50, 106]}),
+        ("medgemma-27b-text", "gemma3-27b", GEMMA3 | {"eos_token_id": [1, 106], "vocab_size": 262144}),
+    ],
+)
+def test_fine_tunes_are_the_model_they_were_trained_from(
+    name: str, base: str, changes: dict[str, Any]
+) -> None:
+    shape = dict(SHAPES[base])
+    config = parse(shape, **changes)
+    assert config.layers == shape_config(base).layers, name
+    assert config.final_softcap == shape_config(base).final_softcap
+    ends = changes.get("eos_token_id", 1)
+    assert config.eos_token_ids == (tuple(ends) if isinstance(ends, list) else (ends,))
+
+
+def test_vaultgemma_is_gemma2_without_norms_behind_its_branches() -> None:
+    given = {"layer_types": ["full_attention"] * 26, "max_position_embeddings": 1024}
+    config = parse(dict(SHAPES["gemma2-2b"]) | {"model_type": "vaultgemma"} | given)
+    assert config.family == "vaultgemma"
+    assert globals_of(config) == list(range(26))
+    alternating = parse(dict(SHAPES["gemma2-2b"]) | {"model_type": "vaultgemma"})
+    expected = [replace(layer, post_norms=False) for layer in shape_config("gemma2-2b").layers]
+    assert list(alternating.layers) == expected
 
 
 @pytest.mark.parametrize(

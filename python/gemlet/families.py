@@ -265,6 +265,13 @@ FAMILIES: Mapping[str, Family] = {
         query_scale="query_pre_attn_scalar",
         post_norms=True,
     ),
+    # Gemma 2 without the norms on the branches' outputs.
+    "vaultgemma": Family(
+        name="vaultgemma",
+        defaults=_GEMMA2,
+        layer_pattern=2,
+        query_scale="query_pre_attn_scalar",
+    ),
     "gemma3_text": Family(
         name="gemma3",
         defaults=_GEMMA3,

@@ -76,6 +76,7 @@ _GEMMA3 = _COMMON | _SANDWICH | _HEAD_NORMS
 LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma": _COMMON | {"pre_mlp_norm": "post_attention_layernorm"},
     "gemma2": _COMMON | _SANDWICH,
+    "vaultgemma": _COMMON | {"pre_mlp_norm": "pre_feedforward_layernorm"},
     "gemma3": _GEMMA3,
     "gemma3n": _GEMMA3 | _PER_LAYER_INPUT | _ALTUP,
     "gemma4": _GEMMA3 | _PER_LAYER_INPUT | _EXPERTS | {"layer_scalar": "layer_scalar."},
@@ -105,6 +106,7 @@ _TOWERS_3N = ("model.vision_tower.", "model.audio_tower.", "model.embed_vision."
 TOWERS: Mapping[str, tuple[str, ...]] = {
     "gemma": (),
     "gemma2": (),
+    "vaultgemma": (),
     "gemma3": (
         "vision_tower.",
         "multi_modal_projector.",

@@ -256,6 +256,22 @@ VARIANTS = (
         query_gain=1.7,
     ),
     Variant(
+        "vaultgemma",
+        "Gemma 2 with norms before the branches alone; every layer is global",
+        gemma2(
+            architectures=["VaultGemmaForCausalLM"],
+            model_type="vaultgemma",
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_key_value_heads=4,
+            layer_types=[GLOBAL] * 3,
+            transformers_version="4.57.0",
+            max_position_embeddings=1024,
+            vocab_size=139,
+        ),
+        query_gain=2.0,
+    ),
+    Variant(
         "gemma2-resaved",
         "as transformers 5 writes it: layer_types, one flat rope_parameters",
         gemma2(hidden_size=40, num_hidden_layers=2, vocab_size=135, rope_theta=20000.0),

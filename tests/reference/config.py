@@ -61,6 +61,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 256,
     },
 }
+CLASS_DEFAULTS["vaultgemma"] = CLASS_DEFAULTS["gemma2"]
 CLASS_DEFAULTS["gemma4_unified_text"] = CLASS_DEFAULTS["gemma4_text"] | {
     "sliding_window": 1024,
     "hidden_size_per_layer_input": 0,
@@ -118,7 +119,7 @@ def read_config(folder: Path) -> Config:
     raw = raw.get("text_config", raw)
     family = raw["model_type"]
     given = CLASS_DEFAULTS[family] | {key: value for key, value in raw.items() if value is not None}
-    new = family not in ("gemma", "gemma2", "gemma3_text")
+    new = family not in ("gemma", "gemma2", "vaultgemma", "gemma3_text")
 
     kinds = layer_types(family, given)
     layers = []
@@ -134,9 +135,11 @@ def read_config(folder: Path) -> Config:
                 rope=rope(family, given, kind),
                 sliding_window=given["sliding_window"] if local else 0,
                 # Gemma 3 has the key, but transformers does not apply it there; published configs hold null.
-                attention_softcap=given["attn_logit_softcapping"] if family == "gemma2" else 0.0,
+                attention_softcap=(
+                    given["attn_logit_softcapping"] if family in ("gemma2", "vaultgemma") else 0.0
+                ),
                 qk_norm=new or family == "gemma3_text",
-                post_norms=family != "gemma",
+                post_norms=family not in ("gemma", "vaultgemma"),
                 v_norm=new,
             )
         )
@@ -166,6 +169,7 @@ def layer_types(family: str, given: dict[str, Any]) -> list[str]:
     pattern = {
         "gemma": 1,
         "gemma2": 2,
+        "vaultgemma": 2,
         "gemma3_text": given.get("sliding_window_pattern", 6),
         "gemma3n_text": 5,
     }

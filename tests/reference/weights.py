@@ -117,6 +117,12 @@ def read_weights(folder: Path, config: Config) -> dict[str, Array]:
     # Parameters of a module of their own have the suffix, single parameters of a larger module do not.
     stored = {name.removesuffix(".weight"): tensor for name, tensor in stored.items()}
     prefix = next(p for p in PREFIXES if f"{p}embed_tokens" in stored)
-    weights = {slot: stored[f"{prefix}{name}"] for slot, name in slot_names(config).items()}
+    names = slot_names(config)
+    if f"{prefix}layers.0.pre_feedforward_layernorm" in stored:  # VaultGemma, too, calls it so
+        names |= {
+            f"layers.{i}.pre_mlp_norm": f"layers.{i}.pre_feedforward_layernorm"
+            for i in range(len(config.layers))
+        }
+    weights = {slot: stored[f"{prefix}{name}"] for slot, name in names.items()}
     weights["lm_head"] = weights["embed_tokens"] if config.tied_embeddings else stored["lm_head"]
     return weights
