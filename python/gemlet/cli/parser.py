@@ -173,7 +173,7 @@ def _add_model_source(parser: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="DIR_OR_FILE",
-        help="a Hugging Face folder, or its safetensors file; without it, the demo model",
+        help="a Hugging Face folder, a GGUF file, or a model's name on the hub; without it, the demo model",
     )
 
 
