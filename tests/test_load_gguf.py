@@ -64,7 +64,8 @@ def rounded(tensors: Tensors, kind: str) -> Tensors:
     }
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+# GGUF has no architecture for VaultGemma.
+@pytest.mark.parametrize("name", [name for name in ALL_NAMES if name != "vaultgemma"])
 def test_f32_agrees_with_the_official_implementation(tmp_path: Path, name: str) -> None:
     """Every tap of every golden, from a GGUF file with the same weights."""
     golden = read_golden(name)
