@@ -22,7 +22,7 @@
 namespace gemlet {
 namespace {
 
-constexpr int kHalf = 16;    // values in the low halves of a block of 32
+constexpr int kHalf = 16;  // values in the low halves of a block of 32
 
 constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
