@@ -174,3 +174,11 @@ def test_why_it_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "unknown architecture" in described["problem"]
     assert main(["inspect", (tmp_path / "missing").as_posix()]) == 1
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_cut_out_model_and_its_cache() -> None:
+    whole = inspect(HERE / "gemma3n-e4b", weights="q8")
+    cut = inspect(HERE / "gemma3n-e4b", weights="q8", matformer=16, kv_cache="int8")
+    assert {layer.intermediate_size for layer in cut.config.layers} == {16}
+    assert cut.plan.weights < whole.plan.weights
+    assert cut.plan.kv_cache < whole.plan.kv_cache

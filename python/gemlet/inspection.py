@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +85,10 @@ def inspect(
     *,
     weights: str = "auto",
     embedding: str | None = None,
+    kv_cache: str | None = None,
     max_context: int | None = None,
     max_memory: int | str | None = None,
+    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
 ) -> Inspection:
     """Reads all that a model's files say but the weights, and what it would take to load it.
 
@@ -104,11 +106,20 @@ def inspect(
     check_weights(weights)
     limit = None if max_memory is None else parse_memory(max_memory)
     with open_source(source) as opened:
+        if matformer is not None:
+            opened = opened.cut(matformer)
         config = opened.config
         context = check_max_context(max_context, config)
         kept_as = opened.kept_as() if weights == "auto" and opened.packed is None else {}
         weights, embedding, own = choose_formats(opened, weights, embedding)
-        plan = plan_memory(config, weights=weights, embedding=embedding, max_context=context, own_formats=own)
+        plan = plan_memory(
+            config,
+            weights=weights,
+            embedding=embedding,
+            kv_cache=kv_cache,
+            max_context=context,
+            own_formats=own,
+        )
         parameters, on_disk = _parameters(opened)
         tensors = opened.checkpoint.tensors
         problem = None
@@ -121,6 +132,7 @@ def inspect(
                 config,
                 weights=weights,
                 embedding=embedding,
+                kv_cache=kv_cache,
                 max_context=context,
                 own_formats=own,
                 name=name,

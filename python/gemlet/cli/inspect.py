@@ -19,6 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.model,
             weights=arguments.weights,
             embedding=arguments.embedding,
+            kv_cache=arguments.kv_cache,
             max_context=arguments.max_context,
             max_memory=arguments.max_memory,
         )

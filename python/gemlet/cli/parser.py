@@ -196,14 +196,14 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "--decode-threads", type=int, metavar="N", help="threads once the prompt is read (default: as before)"
     )
     parser.add_argument(
-        "--kv-cache", choices=["bf16", "int8", "f32"], help="format of the KV cache (default: bf16)"
-    )
-    parser.add_argument(
         "--cache", action="store_true", help="keep the packed weights for the next start, which is faster"
     )
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-cache", choices=["bf16", "int8", "f32"], help="format of the KV cache (default: bf16)"
+    )
     parser.add_argument(
         "--max-context", type=int, metavar="N", help="longest text in tokens (default: the model's limit)"
     )
