@@ -128,7 +128,7 @@ void run_model(Bytes in) {
   const ModelConfig config = config_of(in);
   const bool packed = in.below(2);
   const KvFormat cache = kCaches[static_cast<size_t>(in.below(kCaches.size()))];
-  ModelBuilder builder(config, format(), format(), cache, make_cpu_backend(1), !packed);
+  ModelBuilder builder(config, format(), format(), cache, make_cpu_backend(1, 1), !packed);
   int descriptor = -1;
   try {
     if (packed) {
