@@ -21,6 +21,8 @@ uint64_t mix(uint64_t x) {  // splitmix64
   return x ^ (x >> 31);
 }
 
+constexpr int64_t kMaxColumns = int64_t{1} << 40;  // sizes computed from them stay within 64 bits
+
 }  // namespace
 
 struct RowTable::File {
@@ -34,13 +36,12 @@ RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_
     : offset_(offset), rows_(rows), stride_(cols), kept_(std::move(kept)), type_(type) {
   if (kept_.empty()) kept_.push_back({0, cols});
   const int64_t block = source_block_values(type);
-  if (cols < 1 || cols % block != 0) {
+  if (cols < 1 || cols > kMaxColumns || cols % block != 0) {
     fail(ErrorCode::kTensor, path, ": a table of ", cols, " columns cannot be stored as ", source_type_name(type));
   }
   for (const Columns& run : kept_) {
     if (run.first < 0 || run.count < 1 || run.count > cols || run.first > cols - run.count) {
-      fail(ErrorCode::kTensor, path, ": columns ", run.first, " to ", run.first + run.count - 1, " of a table of ",
-           cols);
+      fail(ErrorCode::kTensor, path, ": ", run.count, " columns from ", run.first, " on of a table of ", cols);
     }
     if (run.first % block != 0 || run.count % block != 0) {
       fail(ErrorCode::kTensor, path, ": columns ", run.first, " to ", run.first + run.count - 1,
