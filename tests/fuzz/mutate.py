@@ -100,7 +100,7 @@ def _change(chance: random.Random, value: Any) -> Any:
             break
     full = [container for container in containers if container]
     if not full:
-        return chance.choice(VALUES)
+        return copy.deepcopy(chance.choice(VALUES))
     target = chance.choice(full)
     key = chance.choice(list(target) if isinstance(target, dict) else range(len(target)))
     kind = chance.randrange(6)
@@ -115,5 +115,5 @@ def _change(chance: random.Random, value: Any) -> Any:
     elif kind == 4:
         target[key] = [target[key]] if chance.random() < 0.5 else copy.deepcopy(chance.choice(full))
     else:
-        target[key] = chance.choice(VALUES)
+        target[key] = copy.deepcopy(chance.choice(VALUES))
     return value
