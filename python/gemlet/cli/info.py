@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"cpu      {cpu['name']}")
     print(f"tiers    {' '.join(cpu['tiers'])}")
     print(f"tier     {cpu['tier']} ({cpu['reason']})")
-    lower = [f"{name} {tier}" for name, tier in cpu["kernels"].items() if tier != cpu["tier"]]
-    print(f"kernels  {len(cpu['kernels']) - len(lower)} of {len(cpu['kernels'])} at this tier")
-    if lower:
-        print(f"         below it: {', '.join(lower)}")
+    counts = Counter(cpu["kernels"].values())
+    ordered = sorted(counts.items(), key=lambda entry: cpu["tiers"].index(entry[0]), reverse=True)
+    # A tier has the kernels that its instructions make faster; the others come from the tiers it contains.
+    print(f"kernels  {', '.join(f'{count} of {tier}' for tier, count in ordered)}")
     print(f"threads  {info['threads']} ({info['threads_reason']})")
     print(f"decode   {info['decode_threads']} ({info['decode_threads_reason']})")
     return 0
