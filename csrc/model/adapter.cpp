@@ -38,12 +38,6 @@ Shape target_shape(const LayerConfig& c, int64_t hidden, LowRank LayerAdapter::*
   return {c.intermediate_size, hidden};  // gate_proj, up_proj
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 }  // namespace
 
 int64_t Adapter::bytes() const {

@@ -16,12 +16,6 @@
 namespace gemlet {
 namespace {
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 // A thread's own memory, kept from one panel to the next: new memory would be cleared page by page every time.
 template <typename T>
 class Scratch {
@@ -57,6 +51,12 @@ void check_outcome(Outcome outcome, const std::string& name, std::string_view fo
 }
 
 }  // namespace
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
 
 int64_t ModelBuilder::Slot::values() const {
   int64_t count = 1;

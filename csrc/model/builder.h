@@ -34,6 +34,8 @@ struct SourceRows {
   int64_t offset = 0;
 };
 
+std::string shape_text(const std::vector<int64_t>& shape);  // "[rows, cols]", for messages
+
 class ModelBuilder {
  public:
   // Allocates all weights, unless they come from a file or go to one (`allocate` false: no add() then). `formats` names
