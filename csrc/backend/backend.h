@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/aligned_buffer.h"
 #include "formats/formats.h"
@@ -31,9 +32,8 @@ struct Product {
 
 // Blocks of one sequence in one layer. Rows of a segment are consecutive tokens of one sequence.
 struct KvView {
-  const uint8_t* const* blocks;  // blocks[i] holds tokens [64 (first_block + i), + 64)
+  const std::vector<const uint8_t*>* heads;  // heads[h][i]: tokens [64 (first_block + i), + 64) of key/value head h
   int64_t first_block;
-  int64_t layer_offset;  // bytes from a block's start to this layer's first head
 };
 struct AttentionSegment {
   KvView kv;

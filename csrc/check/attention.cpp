@@ -170,10 +170,10 @@ struct Cache {
   std::vector<GuardedBytes> storage;
   std::vector<const uint8_t*> blocks;
 };
-Cache store(Case& c, const Operation& operation, int64_t offset) {
+Cache store(Case& c, const Operation& operation) {
   Cache cache;
   Random random(1);
-  const int64_t bytes = offset + kernels::kv_head_bytes(c.dim, operation.bytes);
+  const int64_t bytes = kernels::kv_head_bytes(c.dim, operation.bytes);
   const int64_t first = c.begin / kKvBlockTokens;
   c.cached_keys.assign(c.keys.size(), 0);
   c.cached_values.assign(c.keys.size(), 0);
@@ -184,11 +184,11 @@ Cache store(Case& c, const Operation& operation, int64_t offset) {
       const uint16_t stale = f32_to_bf16(static_cast<float>(random.uniform(-1, 1)));
       std::memcpy(block + i, &stale, 2);
     }
-    const Head head(block + offset, operation.bytes, c.dim);
+    const Head head(block, operation.bytes, c.dim);
     for (int64_t t = b * kKvBlockTokens; t < std::min(c.tokens, (b + 1) * kKvBlockTokens); ++t) {
       const int64_t slot = t % kKvBlockTokens;
       (kernels::kernels_for(Tier::kScalar).*
-       operation.store)({c.keys.data() + t * c.dim, c.values.data() + t * c.dim, c.dim, slot, block + offset});
+       operation.store)({c.keys.data() + t * c.dim, c.values.data() + t * c.dim, c.dim, slot, block});
       for (int64_t d = 0; d < c.dim; ++d) {
         c.cached_keys[static_cast<size_t>(t * c.dim + d)] = head.key(slot, d);
         c.cached_values[static_cast<size_t>(t * c.dim + d)] = head.value(slot, d);
@@ -200,8 +200,8 @@ Cache store(Case& c, const Operation& operation, int64_t offset) {
 }
 
 // out [rows, dim]; in parts of the cache that are merged afterwards if `parts` is more than 1.
-GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, int64_t offset, Tier tier,
-                 int64_t first_row, int64_t rows) {
+GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, Tier tier, int64_t first_row,
+                 int64_t rows) {
   GuardedBytes out(rows * c.dim * 4);
   const GuardedBytes scratch(kernels::attention_scratch(c.dim) * 4);
   const GuardedBytes q = guarded({c.q.begin() + first_row * c.dim, c.q.begin() + (first_row + rows) * c.dim});
@@ -218,7 +218,6 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
   args.head_dim = c.dim;
   args.blocks = cache.blocks.data();
   args.first_block = c.begin / kKvBlockTokens;
-  args.head_offset = offset;
   args.kv_begin = c.begin;
   args.kv_end = c.tokens;
   args.window = c.window;
@@ -243,16 +242,15 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
 }
 
 void check_case(std::string_view name, const Operation& operation, Case c, const Tiers& tiers) {
-  constexpr int64_t kOffset = 192;
-  const Cache cache = store(c, operation, kOffset);
+  const Cache cache = store(c, operation);
   const Expected exact = compute(c, operation, false), rounded = compute(c, operation, operation.bytes == 2);
   for (const Tier tier : tiers) {
     begin_case(name, tier,
                shape_text("rows", c.rows, "head_dim", c.dim, "tokens", c.tokens, "begin", c.begin, "window", c.window));
-    const GuardedBytes out = run(c, operation, cache, kOffset, tier, 0, c.rows);
+    const GuardedBytes out = run(c, operation, cache, tier, 0, c.rows);
     expect_within(out.as<float>(), tier_includes(tier, Tier::kAvx512Bf16) ? rounded : exact);
     const int64_t row = c.rows / 2;
-    const GuardedBytes alone = run(c, operation, cache, kOffset, tier, row, 1);
+    const GuardedBytes alone = run(c, operation, cache, tier, row, 1);
     expect_same_bits(alone.as<float>(), out.as<float>() + row * c.dim, c.dim, "with other rows");
   }
 }
@@ -263,11 +261,11 @@ void check_not_finite(std::string_view name, const Operation& operation, float v
     c.positions = {0, 99, 40};
     c.keys[2 * 32 + 5] = c.q[2 * 32 + 5] < 0 ? -1.0f : 1.0f;  // an infinite key then has the score inf, not -inf
     (operand == 0 ? c.q : operand == 1 ? c.keys : c.values)[2 * 32 + 5] *= value;
-    const Cache cache = store(c, operation, 0);
+    const Cache cache = store(c, operation);
     for (const Tier tier : tiers) {
       begin_case(name, tier,
                  std::string(value > 0 ? "an infinity" : "a NaN") + " in operand " + std::to_string(operand));
-      const GuardedBytes out = run(c, operation, cache, 0, tier, 0, 3);
+      const GuardedBytes out = run(c, operation, cache, tier, 0, 3);
       for (int64_t d = 0; d < 32; ++d) {
         const bool touched = operand < 2 || d == 5;  // a value reaches its own column, in all rows of the call
         if (operand < 2 && !std::isfinite(out.as<float>()[d])) failed("shows in a row that does not see it");

@@ -28,9 +28,9 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_fo
       int64_t peak = blocks(config.max_context);
       // What the first token of a chunk sees and the chunk; both may begin and end anywhere inside a block.
       if (layer.sliding_window > 0) peak = std::min(peak, blocks(layer.sliding_window - 1 + kChunkTokens) + 1);
-      kinds.push_back({layer.sliding_window, layer.num_kv_heads * head_bytes, 0, peak});
+      kinds.push_back({layer.sliding_window, head_bytes, layer.num_kv_heads, 0, peak});
     }
-    layers.push_back({kind, kinds[kind].layers * kinds[kind].layer_bytes});
+    layers.push_back({kind, static_cast<size_t>(kinds[kind].layers * kinds[kind].layer_heads)});
     ++kinds[kind].layers;
   }
 }
@@ -49,10 +49,18 @@ int64_t KvLayout::peak_bytes() const {
   return bytes;
 }
 
+KvCache::KvCache(const KvLayout& layout, Backend& backend)
+    : layout_(&layout), backend_(&backend), tables_(layout.kinds.size()) {
+  for (size_t kind = 0; kind < tables_.size(); ++kind) {
+    const auto heads = static_cast<size_t>(layout.kinds[kind].layers * layout.kinds[kind].layer_heads);
+    tables_[kind].heads.resize(heads);
+  }
+}
+
 int64_t KvCache::bytes() const {
   int64_t total = 0;
   for (size_t kind = 0; kind < tables_.size(); ++kind) {
-    total += static_cast<int64_t>(tables_[kind].blocks.size()) * layout_->kinds[kind].block_bytes();
+    total += static_cast<int64_t>(tables_[kind].slabs.size()) * layout_->kinds[kind].block_bytes();
   }
   return total;
 }
@@ -61,19 +69,20 @@ void KvCache::reserve(int64_t tokens) {
   const int64_t last_block = (length_ + tokens - 1) / kKvBlockTokens;
   for (size_t kind = 0; kind < tables_.size(); ++kind) {
     Table& table = tables_[kind];
-    const int64_t bytes = layout_->kinds[kind].block_bytes();
+    const int64_t bytes = layout_->kinds[kind].block_bytes(), head_bytes = layout_->kinds[kind].head_bytes;
     const int64_t most = std::max<int64_t>(1, kSlabBytes / bytes);
-    for (int64_t have; (have = static_cast<int64_t>(table.blocks.size())) <= last_block - table.first_block;) {
+    for (int64_t have; (have = static_cast<int64_t>(table.slabs.size())) <= last_block - table.first_block;) {
       // Several blocks at once, as many as are there already: from 2 MB on the system can give huge pages.
       const int64_t needed = last_block - table.first_block + 1 - have;
       const int64_t wanted = std::max(needed, std::min(have, layout_->kinds[kind].peak_blocks - have));
       const int64_t count = std::clamp<int64_t>(wanted, 1, most);
       const auto slab = std::make_shared<AlignedBuffer>(backend_->allocate(static_cast<size_t>(count * bytes)));
-      table.blocks.reserve(static_cast<size_t>(have + count));
-      table.pointers.reserve(static_cast<size_t>(have + count));
-      for (int64_t i = 0; i < count; ++i) {
-        table.blocks.emplace_back(slab, slab->data() + i * bytes);
-        table.pointers.push_back(table.blocks.back().get());
+      table.slabs.reserve(static_cast<size_t>(have + count));
+      for (auto& head : table.heads) head.reserve(static_cast<size_t>(have + count));
+      table.slabs.insert(table.slabs.end(), static_cast<size_t>(count), slab);
+      const uint8_t* at = slab->data();
+      for (auto& head : table.heads) {
+        for (int64_t i = 0; i < count; ++i, at += head_bytes) head.push_back(at);
       }
     }
   }
@@ -87,10 +96,10 @@ void KvCache::commit(int64_t tokens) {
     Table& table = tables_[kind];
     const int64_t oldest = std::max<int64_t>(0, length_ - window + 1);  // the next token sees this one and later
     const int64_t drop =
-        std::min<int64_t>(oldest / kKvBlockTokens - table.first_block, static_cast<int64_t>(table.blocks.size()));
+        std::min<int64_t>(oldest / kKvBlockTokens - table.first_block, static_cast<int64_t>(table.slabs.size()));
     if (drop <= 0) continue;
-    table.blocks.erase(table.blocks.begin(), table.blocks.begin() + drop);
-    table.pointers.erase(table.pointers.begin(), table.pointers.begin() + drop);
+    table.slabs.erase(table.slabs.begin(), table.slabs.begin() + drop);
+    for (auto& head : table.heads) head.erase(head.begin(), head.begin() + drop);
     table.first_block += drop;
   }
 }
@@ -98,7 +107,7 @@ void KvCache::commit(int64_t tokens) {
 KvView KvCache::view(size_t layer) const {
   const KvLayout::Place& place = layout_->layers[layer];
   const Table& table = tables_[place.kind];
-  return {table.pointers.data(), table.first_block, place.offset};
+  return {table.heads.data() + place.first_head, table.first_block};
 }
 
 }  // namespace gemlet

@@ -1,8 +1,9 @@
 // Keys and values of one sequence, in reference-counted blocks of kKvBlockTokens tokens.
 //
-// There is one table of blocks per kind of layer (window, kv heads, head_dim); a block holds its tokens for all layers
-// of the kind, layer after layer, head after head (layout of a head: kernels/attention/attention.h). Kinds with a
-// sliding window drop blocks that no future token can see.
+// There is one table of blocks per kind of layer (window, kv heads, head_dim); a block holds its tokens for every head
+// of all layers of the kind (layout of a head: kernels/attention/attention.h). Blocks are allocated several at a time,
+// as a slab in which the blocks of one head lie side by side: attention reads them as one long stretch of memory, which
+// is a third faster than stretches of one block. Kinds with a sliding window drop blocks that no future token can see.
 #pragma once
 
 #include <cstdint>
@@ -20,15 +21,17 @@ inline constexpr int64_t kChunkTokens = 512;
 // Where each layer's cache lies; computed once per model.
 struct KvLayout {
   struct Kind {
-    int64_t window;       // 0 = full attention
-    int64_t layer_bytes;  // one layer's heads in a block
+    int64_t window;      // 0 = full attention
+    int64_t head_bytes;  // of one head in a block
+    int64_t layer_heads;
     int64_t layers;
     int64_t peak_blocks;  // the most that a sequence as long as the context holds
-    int64_t block_bytes() const { return layer_bytes * layers; }
+    int64_t layer_bytes() const { return head_bytes * layer_heads; }
+    int64_t block_bytes() const { return layer_bytes() * layers; }
   };
   struct Place {
     size_t kind;
-    int64_t offset;  // bytes from a block's start
+    size_t first_head;  // among the heads of all layers of the kind
   };
   KvFormat format = KvFormat::kBf16;
   std::vector<Kind> kinds;
@@ -42,8 +45,7 @@ struct KvLayout {
 
 class KvCache {
  public:
-  KvCache(const KvLayout& layout, Backend& backend)
-      : layout_(&layout), backend_(&backend), tables_(layout.kinds.size()) {}
+  KvCache(const KvLayout& layout, Backend& backend);
 
   int64_t length() const { return length_; }
   int64_t bytes() const;
@@ -60,8 +62,8 @@ class KvCache {
  private:
   struct Table {
     int64_t first_block = 0;
-    std::vector<std::shared_ptr<const uint8_t>> blocks;  // each keeps the slab that it lies in
-    std::vector<const uint8_t*> pointers;
+    std::vector<std::shared_ptr<const AlignedBuffer>> slabs;  // of each block, the one that it lies in
+    std::vector<std::vector<const uint8_t*>> heads;           // of each head of all layers, its part of each block
   };
   const KvLayout* layout_;
   Backend* backend_;

@@ -61,7 +61,6 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Att
                                 float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                                 const float* cosines, const float* sines) {
   const int64_t dim = shape.head_dim;
-  const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
   const auto store = kernels_of(kernels_, shape.kv_format).store;
   for (const AttentionSegment& segment : segments) {
     for_each_row(segment.rows, (shape.num_heads + 2 * shape.num_kv_heads) * dim, [&](int64_t i) {
@@ -75,14 +74,15 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Att
         kernels_.rope(c, s, shape.query_scale, dim, head);
       }
       if (!k) return;
-      uint8_t* block = const_cast<uint8_t*>(segment.kv.blocks[position / kKvBlockTokens - segment.kv.first_block]);
+      const int64_t block = position / kKvBlockTokens - segment.kv.first_block;
       for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
         float* key = k + (row * shape.num_kv_heads + h) * dim;
         if (k_norm) kernels_.rms_norm(key, k_norm, eps, dim, key);
         kernels_.rope(c, s, 1.0f, dim, key);
         float* value = v + (row * shape.num_kv_heads + h) * dim;
         if (v_norm) kernels_.rms_norm(value, nullptr, eps, dim, value);
-        store({key, value, dim, position % kKvBlockTokens, block + segment.kv.layer_offset + h * head_bytes});
+        store({key, value, dim, position % kKvBlockTokens,
+               const_cast<uint8_t*>(segment.kv.heads[h][static_cast<size_t>(block)])});
       }
     });
   }
@@ -93,7 +93,6 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
   const int64_t dim = shape.head_dim;
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const int64_t heads_per_task = std::min(group, kMaxAttentionRows);
-  const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
   const auto kernel = kernels_of(kernels_, shape.kv_format).attention;
 
   std::vector<Task> tasks;
@@ -156,9 +155,8 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
     args.positions = positions.data();
     args.rows = rows;
     args.head_dim = dim;
-    args.blocks = task.segment->kv.blocks;
+    args.blocks = task.segment->kv.heads[task.kv_head].data();
     args.first_block = task.segment->kv.first_block;
-    args.head_offset = task.segment->kv.layer_offset + task.kv_head * head_bytes;
     args.kv_begin = task.kv_begin;
     args.kv_end = task.kv_end;
     args.window = shape.window;

@@ -47,9 +47,8 @@ struct AttentionArgs {
   const int32_t* positions;      // [rows] absolute position of each query
   int64_t rows;                  // 1 .. kMaxAttentionRows
   int64_t head_dim;              // even
-  const uint8_t* const* blocks;  // blocks[i] holds tokens [64 (first_block + i), + 64)
+  const uint8_t* const* blocks;  // blocks[i]: this head's tokens [64 (first_block + i), + 64)
   int64_t first_block;
-  int64_t head_offset;       // bytes from a block's start to this head's K
   int64_t kv_begin, kv_end;  // tokens to visit, kv_begin < kv_end
   int64_t window;            // 0 = unlimited
   float softcap;             // 0 = none

@@ -99,7 +99,7 @@ inline void attention(const AttentionArgs& a) {
   __builtin_memset(out, 0, (size_t)(a.rows * width) * sizeof(float));
 
   for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
-    const uint8_t* keys = a.blocks[block - a.first_block] + a.head_offset;
+    const uint8_t* keys = a.blocks[block - a.first_block];
     const uint8_t* values = keys + kv_key_bytes(a.head_dim, Cache::kElement);
     const int64_t first = block * kKvBlockTokens;
     const int64_t used = clamp(a.kv_end - first, 0, kKvBlockTokens);

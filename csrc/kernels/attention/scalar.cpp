@@ -84,7 +84,7 @@ void attention(const AttentionArgs& a) {
     const int64_t position = a.positions[r];
     const int64_t oldest = a.window > 0 ? position - a.window + 1 : 0;
     for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
-      const Reader<Cache> head(a.blocks[block - a.first_block] + a.head_offset, a.head_dim);
+      const Reader<Cache> head(a.blocks[block - a.first_block], a.head_dim);
       const bool scaled = kv_scale_bytes(head.kBytes) > 0;
       float block_max = -INFINITY;
       for (int64_t slot = 0; slot < kKvBlockTokens; ++slot) {
