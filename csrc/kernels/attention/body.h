@@ -17,10 +17,6 @@ namespace {
 
 constexpr float kMasked = -__builtin_inff();
 
-// Bytes ahead of the lines at hand that are prefetched: a deep cache comes from memory, and a head's part of a block is
-// too short for the hardware to get going.
-constexpr int kPrefetch = 4096;
-
 // Which tokens of a block a row sees: [begin, end).
 struct Sight {
   int64_t begin, end;

@@ -36,7 +36,7 @@ struct Bf16Cache {
       for (int64_t first = panel * 16; first < (panel + panels) * 16; first += kLanes) {
         VF sums[R][1] = {};
         const uint8_t* const lines = keys + first / 16 * 32 * a.head_dim;
-        tile_pairs<R, 1, kPrefetch>(x, lines, (int)(first % 16) / kLanes, a.head_dim, sums);
+        tile_pairs<R, 1>(x, lines, (int)(first % 16) / kLanes, a.head_dim, sums);
         for (int r = 0; r < R; ++r) store(to + (row + r) * kKvBlockTokens + first, sums[r][0]);
       }
     });
@@ -54,7 +54,7 @@ struct Bf16Cache {
         VF sums[R][1];
         for (int r = 0; r < R; ++r) sums[r][0] = load(at + r * width);
         const uint8_t* const lines = values + d / 16 * 32 * kKvBlockTokens + first * 32;
-        tile_pairs<R, 1, kPrefetch>(x, lines, (int)(d % 16) / kLanes, (count + 1) / 2 * 2, sums);
+        tile_pairs<R, 1>(x, lines, (int)(d % 16) / kLanes, (count + 1) / 2 * 2, sums);
         for (int r = 0; r < R; ++r) store(at + r * width, sums[r][0]);
       }
     });

@@ -22,7 +22,7 @@ inline void rows_by_panels(const float* const* x, const uint8_t* matrix, int64_t
           sums[r][h] = accumulate ? load(at) : VF{};
         }
       }
-      Lines::template tile<R, H, kPrefetch>(x, matrix + p * panel_bytes, h0, cols, sums);
+      Lines::template tile<R, H>(x, matrix + p * panel_bytes, h0, cols, sums);
       for (int r = 0; r < R; ++r) {
         for (int h = 0; h < H; ++h) store(dst + r * dst_stride + p * 16 + (h0 + h) * kLanes, sums[r][h]);
       }

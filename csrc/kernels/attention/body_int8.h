@@ -57,7 +57,6 @@ GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, int64_t count
   }
   for (int64_t j = 0; j < count; ++j) {
     const VI w = load_i32(lines + j * 64);
-    __builtin_prefetch(lines + j * 64 + kPrefetch);
     for (int r = 0; r < R; ++r) {
       high[r] = Q8Dot::add(high[r], w, x[r].high + 4 * j);
       low[r] = Q8Dot::add(low[r], w, x[r].low + 4 * j);

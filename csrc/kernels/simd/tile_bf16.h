@@ -7,17 +7,13 @@
 namespace gemlet::kernels {
 namespace {
 
-// `cols` is a multiple of 2. kAhead: how many bytes ahead of the panel's lines to prefetch.
-template <int R, int H, int kAhead = 0>
+// `cols` is a multiple of 2.
+template <int R, int H>
 GEMLET_INLINE void tile_pairs(const uint8_t* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
   const uint8_t* w = panel + h0 * kLanes * 4;
   VF odd[R][H] = {};
   int64_t line = 0;
   for (; line + 2 <= cols / 2; line += 2, w += 128) {
-    if (kAhead > 0) {
-      __builtin_prefetch(w + kAhead);
-      __builtin_prefetch(w + kAhead + 64);
-    }
     for (int h = 0; h < H; ++h) {
       const VI w0 = load_i32(w + h * kLanes * 4), w1 = load_i32(w + 64 + h * kLanes * 4);
       for (int r = 0; r < R; ++r) sums[r][h] = dot_bf16(sums[r][h], w0, splat_bytes(x[r] + 4 * line));
