@@ -35,6 +35,7 @@ MEMORY = 256 << 20
 LEAK = 64 << 20
 # An input of n bytes may take this much: Python's objects for the shortest JSON values are what costs most.
 PER_BYTE, IN_ANY_CASE = 100, 4 << 20
+LONGEST = 1 << 20
 REPORT = 50_000
 
 
@@ -69,10 +70,10 @@ def inputs(reader: Reader, seed: int):  # type: ignore[no-untyped-def]
     seeds = reader.seeds()
     while True:
         data = chance.choice(seeds)
-        if reader.mutate and chance.random() < 0.7:
-            yield reader.mutate(chance, data)
-        else:
-            yield mutate_bytes(chance, data)
+        mutate = reader.mutate if reader.mutate and chance.random() < 0.7 else mutate_bytes
+        data = mutate(chance, data)
+        if len(data) <= LONGEST:  # lists can double and double
+            yield data
 
 
 def pages(which: int) -> int:
@@ -89,7 +90,7 @@ def fuzz_random(reader: Reader, runs: int, seed: int, traced: bool) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (pages(0) + MEMORY, resource.RLIM_INFINITY))
     signal.signal(signal.SIGPROF, too_slow)
     with open("last.bin", "w+b") as file:
-        file.truncate(1 << 20)
+        file.truncate(8 + LONGEST)
         last = mmap.mmap(file.fileno(), 0)
     if traced:
         tracemalloc.start()
