@@ -393,6 +393,13 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     fail(ErrorCode::kTensor, "tensor '", name, "': rows of ", cols, " are not whole blocks of ",
          source_type_name(source.type));
   }
+  if (!source.data) {
+    const int64_t bytes = source_bytes(source.type, rows * cols);
+    if (source.offset < 0 || source.offset > INT64_MAX - bytes) {
+      fail(ErrorCode::kModelFile, "tensor '", name, "': ", bytes, " bytes from byte ", source.offset,
+           " on lie in no file");
+    }
+  }
   const auto raw_rows = [&](int64_t first, int64_t count) -> const uint8_t* {  // null: they cannot be read
     const int64_t begin = source_bytes(source.type, (first - first_row) * cols);
     if (source.data) return static_cast<const uint8_t*>(source.data) + begin;
