@@ -1,0 +1,212 @@
+"""Embedding models: reference and product against the official implementation; what embed() takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden.folders import BY_NAME, EMBEDDING_NAMES, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
+from numpy.typing import NDArray
+from reference import attention as reference_attention
+from reference.forward import embedding
+from reference.model import Model
+
+import gemlet
+from gemlet import _core
+from gemlet.config import parse_config, read_config
+
+Golden = dict[str, NDArray[Any]]
+FOLDER = HERE / "embeddinggemma"
+REFERENCE_TOLERANCE = 5e-5
+
+
+@pytest.fixture(params=EMBEDDING_NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemlet.Model]:
+    with gemlet.load(FOLDER, weights="f32", threads=1) as loaded:
+        yield loaded
+
+
+def error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    assert got.shape == expected.shape
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+# --- The official results -----------------------------------------------------------------------------------
+def test_folder_is_small_and_complete(name: str) -> None:
+    assert sum(path.stat().st_size for path in (HERE / name).rglob("*")) < 1_000_000
+    golden = read_golden(name)
+    assert golden.keys() - {"rows"} == {"ids", "embedding", *expected_taps(BY_NAME[name])}
+    assert abs(np.linalg.norm(golden["embedding"]) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_reference_agrees_with_the_official_implementation(name: str, dtype: Any) -> None:
+    golden = read_golden(name)
+    taps: Golden = {}
+    vector = embedding(Model.open(HERE / name, dtype), golden["ids"], taps)
+    errors = tap_errors(golden, taps) | {"embedding": error(vector, golden["embedding"])}
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] < REFERENCE_TOLERANCE, f"{worst}: {errors[worst]:.1e}"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_product_agrees_with_the_official_implementation(name: str, threads: int) -> None:
+    golden = read_golden(name)
+    with gemlet.load(HERE / name, weights="f32", threads=threads) as model:
+        taps = model._core_model.taps(golden["ids"].astype(np.int32))
+        vector = model.embed([golden["ids"].tolist()])
+    errors = tap_errors(golden, taps)
+    for tap in expected_taps(BY_NAME[name]):  # in order of computation
+        assert errors[tap] < TOLERANCE, f"{tap}: {errors[tap]:.1e}"
+    assert vector.dtype == np.float32
+    assert error(vector[0], golden["embedding"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("mistake", ["causal", "window", "wider", "narrower", "no window", "no dense layers"])
+def test_golden_notices_a_mistake(monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    golden, model = read_golden("embeddinggemma"), Model.open(FOLDER)
+    change = {
+        "causal": {"bidirectional": False},
+        "window": {"sliding_window": 12},
+        "wider": {"sliding_window": 8},
+        "narrower": {"sliding_window": 6},
+        "no window": {"sliding_window": 0},
+    }.get(mistake)
+    if change is None:
+        model.config = replace(model.config, dense_layers=1)
+        assert embedding(model, golden["ids"]).shape != golden["embedding"].shape
+        return
+    seen = reference_attention.visible
+
+    def visible(layer: Any, positions: Any, keys: int) -> Any:
+        return seen(replace(layer, **change) if layer.sliding_window else layer, positions, keys)
+
+    monkeypatch.setattr(reference_attention, "visible", visible)
+    assert error(embedding(model, golden["ids"]), golden["embedding"]) > 50 * TOLERANCE
+
+
+# --- Configuration ------------------------------------------------------------------------------------------
+def test_the_window_of_the_file_has_two_sides() -> None:
+    config = read_config(FOLDER)
+    assert config.bidirectional
+    assert {layer.sliding_window for layer in config.layers} == {7, 0}
+    causal = dict(BY_NAME["embeddinggemma"].config) | {"use_bidirectional_attention": False}
+    assert {layer.sliding_window for layer in parse_config(causal, where="").layers} == {12, 0}
+
+
+@pytest.mark.parametrize("place", ["outer", "inner"])
+def test_a_model_with_images_is_no_embedding_model(place: str) -> None:
+    config = dict(BY_NAME["gemma3-4b-resaved"].config)
+    flag = {"use_bidirectional_attention": True}
+    config |= flag if place == "outer" else {"text_config": config["text_config"] | flag}
+    with pytest.raises(gemlet.ConfigError, match=r"use_bidirectional_attention is True; expected false"):
+        parse_config(config, where="config.json")
+
+
+# --- Formats, batches ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("weights", "kv_cache", "least"),
+    [
+        ("f32", "bf16", 0.9999),
+        ("f32", "int8", 0.999),
+        ("bf16", None, 0.999),
+        ("q8", None, 0.998),
+        ("q4", None, 0.9),
+    ],
+)
+def test_every_format_points_the_same_way(
+    name: str, weights: str, kv_cache: str | None, least: float
+) -> None:
+    golden = read_golden(name)
+    with gemlet.load(HERE / name, weights=weights, kv_cache=kv_cache, threads=1) as model:
+        vector = model.embed([golden["ids"].tolist()])[0]
+    assert float(vector @ golden["embedding"]) > least
+
+
+def test_a_text_is_the_same_beside_others(model: gemlet.Model) -> None:
+    random = np.random.default_rng(5)
+    texts = [random.integers(4, 139, n).tolist() for n in (1, 2, 64, 3, 300, 65, 700, 5, *[7] * 40)]
+    together = model.embed(texts)
+    assert together.shape == (48, 40)
+    for i in (0, 1, 2, 4, 5, 6, 7, 47):
+        np.testing.assert_array_equal(together[i], model.embed([texts[i]])[0])
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert model.embed([]).shape == (0, 40)
+
+
+def test_dimensions_are_the_first_ones_of_length_one(model: gemlet.Model) -> None:
+    ids = [[2, 5, 6, 7, 1]]
+    whole, part = model.embed(ids), model.embed(ids, dimensions=16)
+    np.testing.assert_allclose(part, whole[:, :16] / np.linalg.norm(whole[:, :16]), atol=1e-6)
+
+
+def test_packed_model_gives_the_same_bits(tmp_path: Path, model: gemlet.Model) -> None:
+    packed = tmp_path / "packed"
+    gemlet.convert(FOLDER, packed, weights="f32", threads=1)
+    assert {path.name for path in packed.iterdir()} == {
+        *("config.json", "model.safetensors", "modules.json"),
+        *("1_Pooling", "2_Dense", "3_Dense"),
+    }
+    ids = [read_golden("embeddinggemma")["ids"].tolist()]
+    with gemlet.load(packed, threads=1) as loaded:
+        np.testing.assert_array_equal(loaded.embed(ids), model.embed(ids))
+
+
+# --- Requests -----------------------------------------------------------------------------------------------
+def test_an_embedding_model_writes_no_text(model: gemlet.Model) -> None:
+    for call in (
+        lambda: model.generate([2, 5]),
+        lambda: model.stream([2, 5]),
+        lambda: model.chat([{"role": "user", "content": "x"}]),
+        lambda: model.logits([2, 5]),
+    ):
+        with pytest.raises(
+            gemlet.UnsupportedError, match=r"makes embeddings and writes no text; use embed\(\)"
+        ):
+            call()
+    with pytest.raises(gemlet.UnsupportedError, match="makes embeddings"):
+        _core.TokenSequence(model._core_model)
+    with pytest.raises(gemlet.InvalidRequestError, match="embeddings of whole texts, nothing else"):
+        model._core_model.batch_logits([[2, 5]], [None])
+
+
+def test_a_model_that_writes_text_makes_no_embeddings() -> None:
+    with gemlet.load(threads=1) as model:
+        with pytest.raises(
+            gemlet.UnsupportedError, match=r"use generate\(\), or load a model like EmbeddingGemma"
+        ):
+            model.embed("text")
+        with pytest.raises(gemlet.UnsupportedError, match="makes no embeddings"):
+            model._core_model.embed([[2, 5]])
+        assert model.prompts == {}
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "kind", "message"),
+    [
+        ([[2, 5], []], {}, gemlet.InvalidRequestError, r"texts\[1\]"),
+        ([[2, 139]], {}, gemlet.InvalidRequestError, r"texts\[0\].*139"),
+        ([[2] * 2049], {}, gemlet.ContextLengthError, r"texts\[0\]: 2049 tokens"),
+        (["text"], {}, gemlet.InvalidRequestError, "has no tokenizer"),
+        ([[2, 5]], {"dimensions": 0}, gemlet.InvalidRequestError, "expected 1 to 40"),
+        ([[2, 5]], {"dimensions": 41}, gemlet.InvalidRequestError, "expected 1 to 40"),
+        ([[2, 5]], {"dimensions": True}, gemlet.InvalidRequestError, "expected 1 to 40"),
+        ([[2, 5]], {"prompt": "qurey"}, gemlet.InvalidRequestError, "got 'qurey'.*'query', 'document'"),
+        ([[2, 5]], {"adapter": "none"}, gemlet.InvalidRequestError, "adapter"),
+        (5, {}, gemlet.InvalidRequestError, "texts: got 5"),
+    ],
+)
+def test_wrong_requests(
+    model: gemlet.Model, texts: Any, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        model.embed(texts, **options)
