@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_models import convert_folder, convert_tensors, metadata, read_folder, typed, write_gguf
 from golden.folders import BY_NAME, EMBEDDING_NAMES, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
 from reference import attention as reference_attention
 from reference.forward import embedding
 from reference.model import Model
+from tokenizer_files import BOOL, U32
 
 import gemlet
 from gemlet import _core
@@ -159,6 +161,43 @@ def test_packed_model_gives_the_same_bits(tmp_path: Path, model: gemlet.Model) -
     ids = [read_golden("embeddinggemma")["ids"].tolist()]
     with gemlet.load(packed, threads=1) as loaded:
         np.testing.assert_array_equal(loaded.embed(ids), model.embed(ids))
+
+
+# --- GGUF ---------------------------------------------------------------------------------------------------
+def test_gguf_agrees_with_the_official_implementation(tmp_path: Path, name: str) -> None:
+    golden = read_golden(name)
+    path = convert_folder(HERE / name, tmp_path / "model.gguf")
+    with gemlet.load(path, weights="f32", threads=1) as model:
+        assert model.config.bidirectional
+        assert model.prompts.keys() == {"query", "document"}
+        assert error(model.embed([golden["ids"].tolist()])[0], golden["embedding"]) < TOLERANCE
+
+
+def test_gguf_says_the_sizes_of_dense_layers_and_more(tmp_path: Path) -> None:
+    sizes = {"dense_2_feat_in": 48, "dense_2_feat_out": 88, "dense_3_feat_in": 88, "dense_3_feat_out": 40}
+    given = {key: (U32, value) for key, value in sizes.items()} | {"attention__causal": (BOOL, False)}
+    with gemlet.load(convert_folder(FOLDER, tmp_path / "model.gguf", **given), threads=1) as model:
+        assert model.config.dense_sizes == (88, 40)
+    for key, value, message in (
+        ("dense_3_feat_out", (U32, 41), "dense_3_feat_out is 41; expected 40"),
+        ("pooling_type", (U32, 3), "pooling_type is 3; expected 1"),
+        ("attention__causal", (BOOL, True), "attention.causal is True; expected False"),
+    ):
+        path = convert_folder(FOLDER, tmp_path / "wrong.gguf", **given | {key: value})
+        with pytest.raises(gemlet.ConfigError, match=message):
+            gemlet.load(path)
+
+
+def test_gguf_without_dense_layers_is_the_mean(tmp_path: Path) -> None:
+    golden = read_golden("embeddinggemma")
+    config, tensors = read_folder(FOLDER)
+    trunk = {tensor: values for tensor, values in tensors.items() if "_Dense" not in tensor}
+    converted = typed(convert_tensors(config, trunk), "F32")
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), converted)
+    mean = golden["final_norm"].mean(axis=0)
+    with gemlet.load(path, weights="f32", threads=1) as model:
+        vector = model.embed([golden["ids"].tolist()])[0]
+    assert error(vector, mean / np.linalg.norm(mean)) < TOLERANCE
 
 
 # --- Requests -----------------------------------------------------------------------------------------------
