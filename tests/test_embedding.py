@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +18,12 @@ from numpy.typing import NDArray
 from reference import attention as reference_attention
 from reference.forward import embedding
 from reference.model import Model
+from tiny_models import CONFIGS, write_folder
 from tokenizer_files import BOOL, U32
 
 import gemlet
 from gemlet import _core
+from gemlet.cli import main
 from gemlet.config import parse_config, read_config
 
 Golden = dict[str, NDArray[Any]]
@@ -161,6 +166,171 @@ def test_packed_model_gives_the_same_bits(tmp_path: Path, model: gemlet.Model) -
     ids = [read_golden("embeddinggemma")["ids"].tolist()]
     with gemlet.load(packed, threads=1) as loaded:
         np.testing.assert_array_equal(loaded.embed(ids), model.embed(ids))
+
+
+# --- Folders of sentence-transformers -----------------------------------------------------------------------
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "1_Pooling",
+            {"pooling_mode_cls_token": True},
+            r"pools by \['cls_token', 'mean_tokens'\]; expected the mean",
+        ),
+        ("1_Pooling", {"pooling_mode": "max"}, r"pools by \['max'\]"),
+        ("1_Pooling", {"include_prompt": False}, "include_prompt is False"),
+        ("2_Dense", {"bias": True}, "bias is True"),
+        ("2_Dense", {"in_features": 47}, "in_features is 47; expected 48"),
+        ("3_Dense", {"out_features": "40"}, "out_features is '40'"),
+        (
+            "3_Dense",
+            {"activation_function": "torch.nn.modules.activation.Tanh"},
+            "activation_function is '.*Tanh'",
+        ),
+    ],
+)
+def test_modules_that_compute_something_else(
+    tmp_path: Path, file: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    change_json(folder / file / "config.json", **changes)
+    with pytest.raises(gemlet.ConfigError, match=message):
+        gemlet.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ({}, "holds a JSON dict; expected a list"),
+        ([{"path": "", "type": 3}], "entry 0 is .*; expected an object with a type"),
+        ([{"path": "../up", "type": "a.Transformer"}], "entry 0 is"),
+        (
+            [{"path": "", "type": "a.Transformer"}, {"path": "1_LSTM", "type": "a.LSTM"}],
+            "'LSTM'.*; expected Transformer",
+        ),
+        (
+            [
+                {"path": "", "type": "a.Transformer"},
+                {"path": "1_Pooling", "type": "a.Pooling"},
+                {"path": "3_Dense", "type": "a.Dense"},
+            ],
+            "in '3_Dense'; expected 2_Dense",
+        ),
+    ],
+)
+def test_other_modules(tmp_path: Path, modules: Any, message: str) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(gemlet.ConfigError, match=message):
+        gemlet.load(folder)
+
+
+def test_dense_files_are_checked(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    weights = folder / "2_Dense" / "model.safetensors"
+    weights.write_bytes((folder / "3_Dense" / "model.safetensors").read_bytes())
+    with pytest.raises(
+        gemlet.TensorError, match=r"'2_Dense/linear.weight' has shape \[40, 88\]; expected \[88, 48\]"
+    ):
+        gemlet.load(folder)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(gemlet.ModelFileError, match=r"2_Dense.*cut short"):
+        gemlet.load(folder)
+    weights.unlink()
+    with pytest.raises(gemlet.ModelFileError, match=r"2_Dense/model.safetensors: cannot be opened"):
+        gemlet.load(folder)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
+    """A random embedding model with a tokenizer and prompts."""
+    demo = Path(gemlet.__file__).parent / "demo"
+    vocab = json.loads((demo / "config.json").read_text())["vocab_size"]
+    config = CONFIGS["gemma3_text"] | {"vocab_size": vocab, "use_bidirectional_attention": True}
+    folder = write_folder(tmp_path_factory.mktemp("reader") / "model", config)
+    shutil.copyfile(demo / "tokenizer.model", folder / "tokenizer.model")
+    prompts = {"prompts": {"note": "a note: ", "plain": ""}, "default_prompt_name": "plain"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    with gemlet.load(folder, threads=1) as loaded:
+        yield loaded
+
+
+def test_texts_become_tokens(reader: gemlet.Model) -> None:
+    assert reader.prompts == {"note": "a note: ", "plain": ""}
+    assert reader.chat_format is None
+    assert reader.tokenizer is not None
+
+    def ids(text: str) -> list[int]:
+        return [*reader.tokenizer.encode(text), 1]  # type: ignore[union-attr]
+
+    assert ids("x")[0] == 2
+    texts = ["The door opened.", "  a line \n", "<eos>"]
+    plain = reader.embed([ids(text.strip()) for text in texts])
+    np.testing.assert_array_equal(reader.embed(texts), plain)
+    np.testing.assert_array_equal(reader.embed(texts[0]), plain[:1])
+    noted = reader.embed([ids("a note: " + text.strip()) for text in texts])
+    np.testing.assert_array_equal(reader.embed(texts, prompt="note"), noted)
+    assert np.abs(noted - plain).max() > 1e-3
+    with pytest.raises(gemlet.InvalidRequestError, match=r"texts\[1\]: it is empty"):
+        reader.embed(["text", " "], prompt="note")
+    with pytest.raises(gemlet.ContextLengthError, match=r"texts\[0\]: .* tokens, but the context holds 64"):
+        reader.embed("word " * 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": {"query": 3}}, "prompts is .*; expected an object of up to"),
+        ({"prompts": ["query"]}, "prompts is"),
+        ({"default_prompt_name": "document"}, "default_prompt_name is 'document'"),
+    ],
+)
+def test_wrong_prompts(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    prompts = {"prompts": {"query": "q: "}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts | changes))
+    with pytest.raises(gemlet.ConfigError, match=message):
+        gemlet.load(folder)
+
+
+def test_command_line(
+    reader: gemlet.Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = reader.embed(["one", "two"], "note", 8)
+    assert (
+        main(["embed", "one", "two", "--model", reader.source, "--prompt", "note", "--dimensions", "8"]) == 0
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose(np.array(rows), expected, atol=1e-7)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\r\ntwo\n")))
+    assert main(["embed", "--model", reader.source, "--prompt", "note", "--dimensions", "8"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert main(["embed", "one"]) == 1
+    assert "writes text and makes no embeddings" in capsys.readouterr().err
+
+
+def test_inspect_says_what_it_is() -> None:
+    found = gemlet.inspect(FOLDER)
+    text = str(found)
+    assert "embedding  40 numbers; dense layers 88, 40; prompts 'query', 'document'" in text
+    assert "layer 0-4      6 tokens to either side, 3 heads of 24" in text
+    assert "layer 5        all tokens, 3 heads of 24" in text
+    assert found.problem is None
+    described = json.loads(json.dumps(found.as_dict()))
+    assert described["config"]["dense_sizes"] == [88, 40]
+    assert described["prompts"]["query"] == "task: search result | query: "
+
+
+def test_plan_has_a_pass_over_the_longest_text() -> None:
+    short, long = (gemlet.inspect(FOLDER, max_context=tokens).plan for tokens in (512, 2048))
+    rows = (long.activations - short.activations) / (2048 - 512)
+    assert rows > 4 * 48 * 4
+    # One layer of each kind at a time: 2048 tokens of keys and values, one head of 24 (values padded to 32).
+    assert long.kv_cache == 2 * 2048 * (24 + 32) * 4
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------
