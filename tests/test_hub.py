@@ -46,6 +46,10 @@ NEEDED = [
 ]
 
 
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
+
+
 def run_with_hub(code: str, url: str, home: Path, **environment: str) -> str:
     """The settings of huggingface_hub are read when it is imported, so it is in a process of its own."""
     return run_python(
@@ -81,8 +85,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
     assert sorted(server.served) == sorted(NEEDED * 2)  # each once for a model, and nothing else
     folder = Path(printed.strip())
     assert folder.parts[-2:] == ("snapshots", COMMIT)
-    found = [str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()]
-    assert sorted(found) == NEEDED
+    assert files_in(folder) == NEEDED
     with gemlet.load(write_folder(tmp_path / "same", CONFIGS["gemma"]), threads=1) as model:
         np.testing.assert_array_equal(model.logits([1, 2, 3]), np.load(tmp_path / "logits.npy"))
 
@@ -156,7 +159,7 @@ def test_command_line(tmp_path: Path) -> None:
             server.url,
             tmp_path,
         )
-    assert sorted(item.name for item in Path(printed.strip()).iterdir()) == NEEDED
+    assert files_in(Path(printed.strip())) == NEEDED
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

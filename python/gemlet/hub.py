@@ -13,8 +13,8 @@ from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
 
 __all__ = ["download", "is_repository"]
 
-# What gemlet reads of a repository; a folder inside it holds something else (original weights, ONNX, ...), but
-# for the numbered ones of sentence-transformers, which hold an embedding model's last layers.
+# What gemlet reads of a repository; a folder inside it holds something else (original weights, ONNX, ...),
+# but for the numbered ones of sentence-transformers, which hold an embedding model's last layers.
 _FILES = (
     "config.json",
     "generation_config.json",
