@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from reference import attention as reference_attention
 from reference.forward import embedding
 from reference.model import Model
-from tiny_models import CONFIGS, write_folder
+from tiny_models import CONFIGS, safetensors_bytes, write_folder
 from tokenizer_files import BOOL, U32
 
 import gemlet
@@ -156,7 +156,40 @@ def test_dimensions_are_the_first_ones_of_length_one(model: gemlet.Model) -> Non
     np.testing.assert_allclose(part, whole[:, :16] / np.linalg.norm(whole[:, :16]), atol=1e-6)
 
 
-def test_packed_model_gives_the_same_bits(tmp_path: Path, model: gemlet.Model) -> None:
+@pytest.mark.parametrize("kept", ["beside", "merged"])
+def test_an_adapter_changes_the_vector(tmp_path: Path, model: gemlet.Model, kept: str) -> None:
+    random = np.random.default_rng(3)
+    at = "base_model.model.layers.2.self_attn.q_proj."
+    low_rank = {"lora_A": (2, 48), "lora_B": (72, 2)}
+    tensors = {
+        f"{at}{name}.weight": random.normal(size=shape).astype(np.float32) for name, shape in low_rank.items()
+    }
+    (tmp_path / "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps(config | {"layers_to_transform": [2], "layers_pattern": "layers"})
+    )
+    reference = Model.open(FOLDER)
+    slot, (a, b) = "layers.2.q_proj", tensors.values()
+    reference.weights[slot] = reference.weights[slot] + 2 * b @ a
+    ids = read_golden("embeddinggemma")["ids"]
+    expected = embedding(reference, ids)
+    if kept == "beside":
+        plain = model.embed([ids.tolist()])
+        model.load_adapter(tmp_path, "low-rank")
+        vector = model.embed([ids.tolist()], adapter="low-rank")
+        np.testing.assert_array_equal(model.embed([ids.tolist()]), plain)
+        model.unload_adapter("low-rank")
+    else:
+        with gemlet.load(FOLDER, weights="f32", threads=1, merge_adapter=tmp_path) as merged:
+            vector = merged.embed([ids.tolist()])
+    assert error(vector[0], expected) < TOLERANCE
+    assert error(vector[0], read_golden("embeddinggemma")["embedding"]) > 50 * TOLERANCE
+
+
+def test_packed_model_gives_the_same_bits(
+    tmp_path: Path, model: gemlet.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed = tmp_path / "packed"
     gemlet.convert(FOLDER, packed, weights="f32", threads=1)
     assert {path.name for path in packed.iterdir()} == {
@@ -166,6 +199,10 @@ def test_packed_model_gives_the_same_bits(tmp_path: Path, model: gemlet.Model) -
     ids = [read_golden("embeddinggemma")["ids"].tolist()]
     with gemlet.load(packed, threads=1) as loaded:
         np.testing.assert_array_equal(loaded.embed(ids), model.embed(ids))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):  # made, and found
+        with gemlet.load(FOLDER, weights="f32", threads=1, cache=True) as cached:
+            np.testing.assert_array_equal(cached.embed(ids), model.embed(ids))
 
 
 # --- Folders of sentence-transformers -----------------------------------------------------------------------

@@ -43,7 +43,7 @@ void ModelConfig::validate() const {
   check_real("", "norm_offset", norm_offset, -16, 16);
   check("", "per_layer_input_size", per_layer_input_size, 0, kMaxWidth);
   if (per_layer_input_size > 0) check("", "per_layer_vocab_size", per_layer_vocab_size, 1, kMaxVocab);
-  check("", "altup_streams", altup_streams, 1, 16);
+  check("", "altup_streams", altup_streams, 1, bidirectional ? 1 : 16);
   if (altup_streams > 1) {  // an AltUp layer has both
     check("", "laurel_rank", laurel_rank, 1, kMaxWidth);
     check("", "per_layer_input_size", per_layer_input_size, 1, kMaxWidth);

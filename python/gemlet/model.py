@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -256,7 +256,7 @@ class Model:
 
     def embed(
         self,
-        texts: str | Sequence[str | Sequence[int] | NDArray[np.integer[Any]]],
+        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
         prompt: str | None = None,
         dimensions: int | None = None,
         *,
@@ -311,7 +311,7 @@ class Model:
         before = self._prompts.find(prompt)
         if isinstance(texts, str):
             texts = [texts]
-        if not isinstance(texts, Sequence):
+        if not isinstance(texts, Iterable):
             raise InvalidRequestError(f"texts: got {show(texts)}, expected a string or a list of them")
         ids = [self._text_ids(text, before, f"texts[{i}]") for i, text in enumerate(texts)]
         low_rank = self._find_adapter(adapter)
