@@ -46,8 +46,9 @@ struct AttentionShape {
   int64_t num_heads;
   int64_t num_kv_heads;
   int64_t head_dim;
-  int64_t window;  // 0 = full attention
-  float softcap;   // 0 = none
+  int64_t window;      // 0 = full attention
+  bool bidirectional;  // sees as far ahead, within its segment, as back
+  float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
 };

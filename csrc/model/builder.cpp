@@ -99,6 +99,11 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
     declare_matrix("altup_unembed_projections." + number, hidden, hidden, weight_format_,
                    &weights_.altup_unembed_projections[k]);
   }
+  weights_.dense.resize(config_.dense_sizes.size());
+  for (size_t i = 0; i < weights_.dense.size(); ++i) {
+    declare_matrix("dense." + std::to_string(i), config_.dense_sizes[i], i > 0 ? config_.dense_sizes[i - 1] : hidden,
+                   weight_format_, &weights_.dense[i]);
+  }
   weights_.layers.resize(layers);
   for (size_t i = 0; i < layers; ++i) {
     declare_layer("layers." + std::to_string(i) + ".", config_.layers[i], weights_.layers[i]);
@@ -199,7 +204,7 @@ MemoryPlan ModelBuilder::plan() {
     if (slot.matrix) widest = std::max(widest, slot.matrix->cols);
   }
   plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
-  const int64_t rows = std::min(config_.max_context, kChunkTokens);
+  const int64_t rows = config_.bidirectional ? config_.max_context : std::min(config_.max_context, kChunkTokens);
   // As floats, the widest input of a matrix once more as int8 with its scales, and one row of logits.
   plan.activations = rows * (ForwardPass::floats_per_row(config_) * 4 + widest / 4 * 5) + config_.vocab_size * 4;
   if (needs_per_layer_table()) {

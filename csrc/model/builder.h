@@ -20,7 +20,7 @@ struct MemoryPlan {
   int64_t weights = 0;      // all matrices and vectors but the embedding
   int64_t embedding = 0;    // the token embedding, and the output head where it is another matrix
   int64_t kv_cache = 0;     // of one sequence as long as the context
-  int64_t activations = 0;  // of a forward pass over a full chunk of a prompt, and its logits
+  int64_t activations = 0;  // of a forward pass over a full chunk of a prompt (bidirectional: a text), its logits
   int64_t on_disk = 0;      // the per-layer table, which stays in its file
 };
 

@@ -2,6 +2,7 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "model/rope.h"
 
@@ -33,16 +34,17 @@ ForwardPass::ForwardPass(Model& model, std::span<const Segment> batch, const Tap
 void ForwardPass::add_part(const Segment& segment) {
   const int64_t rows = static_cast<int64_t>(segment.ids.size());
   const int64_t wanted = segment.wanted == LogitsWanted::kNone ? 0 : segment.wanted == LogitsWanted::kLast ? 1 : rows;
-  parts_.push_back({segment.kv, segment.adapter, rows_, rows, segment.kv->length(), wanted, segment.logits});
+  parts_.push_back(
+      {segment.kv, segment.adapter, rows_, rows, segment.kv->length(), wanted, segment.logits, segment.embedding});
   ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
   rows_ += rows;
 }
 
 namespace {
 
-// Of what takes turns in the same scratch: q + attention output + k + v, gate + up, the experts.
+// Of what takes turns in the same scratch: q + attention output + k + v, gate + up, the experts, all dense outputs.
 int64_t wide_floats(const ModelConfig& config) {
-  int64_t wide = 0;
+  int64_t wide = std::accumulate(config.dense_sizes.begin(), config.dense_sizes.end(), int64_t{0});
   for (const LayerConfig& layer : config.layers) {
     const int64_t heads = 2 * layer.num_heads + 2 * layer.num_kv_heads;
     // router input and logits, then per routed row: input, gate and up, activation, output
@@ -198,6 +200,32 @@ void ForwardPass::logits() {
     if (config_.final_softcap > 0) {
       backend_.softcap(static_cast<float>(config_.final_softcap), part.wanted, config_.vocab_size, part.logits);
     }
+  }
+}
+
+// Of each text: the mean of its normed tokens, then the dense matrices.
+void ForwardPass::embeddings() {
+  const int64_t hidden = config_.hidden_size, texts = static_cast<int64_t>(parts_.size());
+  backend_.rms_norm(x_, weights_.final_norm, eps_, rows_, hidden, normed_);
+  tap("final_norm", normed_, hidden);
+  for (int64_t i = 0; i < texts; ++i) {
+    const Part& part = parts_[static_cast<size_t>(i)];
+    std::vector<int32_t> places(static_cast<size_t>(part.rows));
+    std::iota(places.begin(), places.end(), static_cast<int32_t>(part.row));
+    const std::vector<float> shares(places.size(), 1.0f / static_cast<float>(part.rows));
+    backend_.combine(normed_, places, shares, part.rows, hidden, last_ + i * hidden);
+  }
+  const float* x = last_;
+  float* y = wide_;
+  for (const Matrix& dense : weights_.dense) {
+    const Product product = {x, texts, &dense, y};
+    backend_.matmul({&product, 1});
+    x = y;
+    y += texts * dense.rows;
+  }
+  const int64_t size = config_.embedding_size();
+  for (int64_t i = 0; i < texts; ++i) {
+    backend_.copy(x + i * size, size, parts_[static_cast<size_t>(i)].embedding);
   }
 }
 

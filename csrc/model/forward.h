@@ -16,6 +16,7 @@ class ForwardPass {
   void embed();
   void layer(size_t index);
   void logits();
+  void embeddings();  // instead, of a bidirectional model
 
   // Scratch for one row, without what the backend itself keeps and what adapters add.
   static int64_t floats_per_row(const ModelConfig& config);
@@ -29,6 +30,7 @@ class ForwardPass {
     int64_t position;  // absolute, of the first row
     int64_t wanted;    // last rows that want logits
     float* logits;
+    float* embedding;
   };
   // One matrix of a layer applied to x [rows, cols], with what the rows' adapters add to it.
   struct Projection {
@@ -87,7 +89,7 @@ class ForwardPass {
   float* normed_;                   // [rows, hidden]
   float* branch_;                   // [rows, hidden]
   float* last_;                     // [rows, hidden] rows that want logits
-  float* wide_;                     // [rows, the widest of q + output + k + v, gate + up, experts] by turns
+  float* wide_;                     // [rows, the widest of q + output + k + v, gate + up, experts, dense] by turns
   float* per_layer_;                // [rows, layers, per_layer_input] every layer's own embedding
   float* per_layer_gate_;           // [rows, per_layer_input]
   float* predicted_ = nullptr;      // [streams, rows, hidden]

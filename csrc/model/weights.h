@@ -64,6 +64,7 @@ struct ModelWeights {
   const float* per_layer_projection_norm = nullptr;  // [per_layer_input]
   std::vector<Matrix> altup_projections;             // S - 1 of [hidden, hidden]: into the further streams
   std::vector<Matrix> altup_unembed_projections;     // S - 1 of [hidden, hidden]: back out of them
+  std::vector<Matrix> dense;                         // [dense_sizes[i], dense_sizes[i - 1] or hidden]
   std::vector<LayerWeights> layers;
 };
 

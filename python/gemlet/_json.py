@@ -14,7 +14,7 @@ from typing import Any
 
 from gemlet.errors import ConfigError, GemletError, ModelFileError
 
-__all__ = ["Keys", "no_waiting", "parse_json_object", "read_json_object", "show"]
+__all__ = ["Keys", "no_waiting", "parse_json_object", "read_json_list", "read_json_object", "show"]
 
 MAX_JSON_BYTES = 10 * 1024 * 1024
 MAX_END_IDS = 64
@@ -46,6 +46,13 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
     >>> parse_json_object(b'{"a": 1}', where="config.json", error=ModelFileError)
     {'a': 1}
     """
+    value = _parse_json(data, where=where, error=error)
+    if not isinstance(value, dict):
+        raise error(f"{where}: holds a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
     import json
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -60,16 +67,13 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
         raise error(f"{where}: holds {name}, which is not JSON; expected a finite number")
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
     except RecursionError:
         raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
     except UnicodeDecodeError as problem:
         raise error(f"{where}: not UTF-8 at byte {problem.start}; expected JSON text in UTF-8") from None
     except ValueError as problem:  # JSONDecodeError, and the interpreter's limit on the digits of an integer
         raise error(f"{where}: not valid JSON: {problem}") from None
-    if not isinstance(value, dict):
-        raise error(f"{where}: holds a JSON {type(value).__name__}; expected an object")
-    return value
 
 
 def read_json_object(
@@ -81,6 +85,19 @@ def read_json_object(
     when what it holds is not a JSON object.
     """
     where = os.fspath(path)
+    return parse_json_object(_read_file(where, max_bytes), where=where, error=error)
+
+
+def read_json_list(path: str | os.PathLike[str], *, error: type[GemletError]) -> list[Any]:
+    """The JSON list in the file ``path``; raises as :func:`read_json_object` does."""
+    where = os.fspath(path)
+    value = _parse_json(_read_file(where, MAX_JSON_BYTES), where=where, error=error)
+    if not isinstance(value, list):
+        raise error(f"{where}: holds a JSON {type(value).__name__}; expected a list")
+    return value
+
+
+def _read_file(where: str, max_bytes: int) -> bytes:
     try:
         with open(where, "rb", opener=no_waiting) as file:
             status = os.fstat(file.fileno())
@@ -96,7 +113,7 @@ def read_json_object(
         raise ModelFileError(f"{where}: cannot be read: {reason}") from None
     if len(data) > max_bytes:
         raise ModelFileError(f"{where}: larger than {max_bytes} bytes; expected a small JSON file")
-    return parse_json_object(data, where=where, error=error)
+    return data
 
 
 class Keys:

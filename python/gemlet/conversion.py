@@ -91,7 +91,9 @@ def convert(
             with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
                 write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
             for file in opened.files:
-                shutil.copyfile(file, os.path.join(made, os.path.basename(file)))
+                copy = os.path.join(made, os.path.relpath(file, opened.checkpoint.folder))
+                os.makedirs(os.path.dirname(copy), exist_ok=True)
+                shutil.copyfile(file, copy)
             os.rename(made, target)
         except OSError as problem:
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem

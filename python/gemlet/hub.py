@@ -13,7 +13,8 @@ from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
 
 __all__ = ["download", "is_repository"]
 
-# What gemlet reads of a repository; a folder inside it holds something else (original weights, ONNX, ...).
+# What gemlet reads of a repository; a folder inside it holds something else (original weights, ONNX, ...),
+# but for the numbered ones of sentence-transformers, which hold an embedding model's last layers.
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -23,6 +24,10 @@ _FILES = (
     "chat_template*",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "[0-9]*/config.json",
+    "[0-9]*/model.safetensors",
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 
@@ -66,7 +71,7 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
         ) from None
     try:
         folder: str = huggingface_hub.snapshot_download(
-            name, revision=revision, token=token, allow_patterns=list(_FILES), ignore_patterns=["*/*"]
+            name, revision=revision, token=token, allow_patterns=list(_FILES), ignore_patterns=["[!0-9]*/*"]
         )
     except Exception as problem:  # what a broken server or disk makes of it has no common class
         raise HubError(f"{name}: {_explain(problem, name, revision)}") from problem

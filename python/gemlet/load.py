@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gemlet import _core
     from gemlet.chat import ChatFormat
     from gemlet.config import TextConfig
+    from gemlet.embedding import Prompts
     from gemlet.model import Model
     from gemlet.progress import Progress
     from gemlet.source import ModelSource
@@ -171,6 +172,7 @@ def load(
             chat_format=opened.chat_format,
             end_ids=opened.end_ids,
             sampling=opened.sampling,
+            prompts=opened.prompts,
             source=opened.name,
             started=started,
         )
@@ -350,6 +352,7 @@ def _model(
     sampling: dict[str, Any],
     source: str,
     started: float,
+    prompts: Prompts | None = None,
 ) -> Model:
     from gemlet.generation_config import GenerationConfig
     from gemlet.model import Model
@@ -365,6 +368,7 @@ def _model(
         generation_config=GenerationConfig(**sampling),
         source=source,
         load_seconds=time.perf_counter() - started,
+        prompts=prompts,
     )
 
 

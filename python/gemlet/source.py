@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gemlet.chat import ChatFormat
     from gemlet.checkpoint import TensorFiles
     from gemlet.config import TextConfig
+    from gemlet.embedding import Prompts
     from gemlet.matformer import Cut
     from gemlet.packed import PackedCheckpoint
     from gemlet.tokenizer import Tokenizer
@@ -40,6 +41,7 @@ _DESCRIPTION_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "config_sentence_transformers.json",
 )
 
 
@@ -59,6 +61,7 @@ class ModelSource:
         cuts: tensor -> what is kept of it, where that is not all.
         merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
         files: the files, besides those of the weights, that this was read from.
+        prompts: what comes before a text; None for a model that makes no embeddings.
     """
 
     name: str
@@ -74,6 +77,7 @@ class ModelSource:
     _kept: dict[str, str] = field(repr=False, default_factory=dict)
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
+    prompts: Prompts | None = field(default=None, repr=False)
 
     def cut(self, matformer: object) -> ModelSource:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.matformer`)."""
@@ -216,14 +220,23 @@ def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
 def _open_folder(folder: str, *, name: str) -> ModelSource:
     from gemlet import config as configs
     from gemlet.checkpoint import Checkpoint
+    from gemlet.embedding import read_dense_layers, read_prompts
     from gemlet.packed import PackedCheckpoint, is_packed
-    from gemlet.tensors import map_tensors
+    from gemlet.tensors import dense_tensor, map_tensors
 
     config = configs.read_config(folder)
+    described: tuple[str, ...] = _DESCRIPTION_FILES
+    prompts = None
+    if config.bidirectional:
+        config, modules = read_dense_layers(folder, config)
+        prompts = read_prompts(folder)
+        described += modules
     end_ids = configs.read_end_ids(folder, config)
     sampling = configs.read_sampling(folder)
     tokenizer = _open_tokenizer(folder)
-    chat_format = None if tokenizer is None else _find_chat_format(folder, config, tokenizer)
+    chat_format = None
+    if tokenizer is not None and not config.bidirectional:
+        chat_format = _find_chat_format(folder, config, tokenizer)
     checkpoint = Checkpoint(folder)
     try:
         if is_packed(checkpoint):
@@ -231,6 +244,8 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
             checkpoint = PackedCheckpoint(folder, config)
             slots = {name: name for name in checkpoint.tensors}
         else:
+            for index in range(len(config.dense_sizes)):
+                checkpoint.add_folder(os.path.dirname(dense_tensor(index)))
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
             slots = map_tensors(shapes, config, where=folder)
             for tensor in slots:
@@ -238,7 +253,7 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
     except BaseException:
         checkpoint.close()
         raise
-    paths = [os.path.join(folder, file) for file in _DESCRIPTION_FILES]
+    paths = [os.path.join(folder, file) for file in described]
     return ModelSource(
         name=name,
         config=config,
@@ -249,12 +264,14 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
         checkpoint=checkpoint,
         slots=slots,
         files=tuple(path for path in paths if os.path.isfile(path)),
+        prompts=prompts,
     )
 
 
 def _open_gguf(path: str) -> ModelSource:
     from gemlet._tokenizer_files import vocabulary_of_gguf
     from gemlet.chat import chat_format_for
+    from gemlet.embedding import Prompts
     from gemlet.gguf_checkpoint import GGUFCheckpoint
     from gemlet.gguf_config import read_gguf_config, read_gguf_sampling
     from gemlet.gguf_tensors import ROPE_FREQS, map_gguf_tensors
@@ -273,9 +290,10 @@ def _open_gguf(path: str) -> ModelSource:
             tokenizer = Tokenizer(vocabulary_of_gguf(gguf))
             template = gguf.get("tokenizer.chat_template", str, None)
             per_layer_inputs = config.per_layer_input_size > 0
-            chat_format = chat_format_for(
-                config.family, tokenizer, template=template, per_layer_inputs=per_layer_inputs
-            )
+            if not config.bidirectional:
+                chat_format = chat_format_for(
+                    config.family, tokenizer, template=template, per_layer_inputs=per_layer_inputs
+                )
         sampling = read_gguf_sampling(gguf)
     except BaseException:
         checkpoint.close()
@@ -289,6 +307,7 @@ def _open_gguf(path: str) -> ModelSource:
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
+        prompts=Prompts() if config.bidirectional else None,
     )
 
 

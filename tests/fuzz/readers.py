@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf_models import convert_tensors, metadata, typed, write_gguf
@@ -28,6 +29,7 @@ from fuzz.mutate import mutate_json, mutate_safetensors
 from gemlet.adapter import open_adapter
 from gemlet.checkpoint import Checkpoint
 from gemlet.config import parse_config, read_config, read_end_ids, read_sampling
+from gemlet.embedding import read_dense_layers, read_prompts
 from gemlet.gguf import read_gguf
 from gemlet.inspection import inspect
 from gemlet.tensors import expected_slots, tensor_name
@@ -101,6 +103,24 @@ def generation_config(data: bytes) -> None:
     gemlet.GenerationConfig(**read_sampling(folder))
 
 
+def modules(data: bytes) -> None:
+    """Each of the files of sentence-transformers beside good others."""
+    folder = _folder() / "modules"
+    config = parse_config(CONFIGS["gemma3_text"] | {"use_bidirectional_attention": True}, where="config.json")
+    failed = []
+    for name in MODULES:
+        for other, content in MODULES.items():
+            (folder / other).parent.mkdir(parents=True, exist_ok=True)
+            (folder / other).write_bytes(data if other == name else json.dumps(content).encode())
+        try:
+            read_prompts(str(folder))
+            read_dense_layers(str(folder), config)
+        except gemlet.GemletError as error:
+            failed.append(error)
+    if len(failed) == len(MODULES):
+        raise failed[0]
+
+
 def whole_folder(data: bytes) -> None:
     """config.json beside the weights of another one: what does not agree is found before a weight is read."""
     folder = _write("whole/config.json", data).parent
@@ -131,6 +151,20 @@ def gguf_model(data: bytes) -> None:
         model.logits([2])
 
 
+MODULES: dict[str, Any] = {
+    "modules.json": [
+        {"path": path, "type": f"sentence_transformers.models.{path[2:] or 'Transformer'}"}
+        for path in ("", "1_Pooling", "2_Dense", "3_Normalize")
+    ],
+    "config_sentence_transformers.json": {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+    "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "include_prompt": True},
+    "2_Dense/config.json": {
+        "in_features": SIZES["hidden_size"],
+        "out_features": 8,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    },
+}
 ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]}
 
 
@@ -226,6 +260,9 @@ READERS = {
     "config": Reader(config, _configs, mutate=mutate_json),
     "generation_config": Reader(
         generation_config, lambda: [(DEMO / "generation_config.json").read_bytes()], mutate=mutate_json
+    ),
+    "modules": Reader(
+        modules, lambda: [json.dumps(content).encode() for content in MODULES.values()], text=True
     ),
     "whole_folder": Reader(
         whole_folder, lambda: [json.dumps(CONFIGS["gemma3n_text"] | SIZES).encode()], mutate=mutate_json

@@ -104,7 +104,11 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       const int64_t tokens = std::min(tokens_per_task, segment.rows - token);
       const int64_t first_position = segment.position + token;
       const int64_t begin = shape.window > 0 ? std::max<int64_t>(0, first_position - shape.window + 1) : 0;
-      const int64_t end = first_position + tokens;
+      int64_t end = first_position + tokens;
+      if (shape.bidirectional) {
+        const int64_t all = segment.position + segment.rows;
+        end = shape.window > 0 ? std::min(all, end + shape.window - 1) : all;
+      }
       const int64_t piece = split_tokens(end - begin);
       const bool split = segment.rows <= kMaxSplitRows && end - begin > piece;
       for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
@@ -160,6 +164,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
     args.kv_begin = task.kv_begin;
     args.kv_end = task.kv_end;
     args.window = shape.window;
+    args.ahead = !shape.bidirectional ? 0 : shape.window > 0 ? shape.window - 1 : task.kv_end;
     args.softcap = shape.softcap;
     args.out = outputs.data();
     args.max = part ? part + kMaxAttentionRows * dim : nullptr;

@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_generate(commands)
     _add_chat(commands)
+    _add_embed(commands)
     _add_inspect(commands)
     _add_convert(commands)
     _add_download(commands)
@@ -80,6 +81,22 @@ def _add_chat(commands: Any) -> None:
     _add_sampling(parser, "1024")
     parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
     parser.set_defaults(run=_run_chat)
+
+
+def _add_embed(commands: Any) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="texts as vectors, by an embedding model",
+        description="Print the embedding of every TEXT as a line of JSON, a list of numbers. Without TEXT, "
+        "every line of standard input is one.",
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text")
+    _add_model(parser)
+    parser.add_argument(
+        "--prompt", metavar="NAME", help="what the texts are: query, document, ... (default: nothing)"
+    )
+    parser.add_argument("--dimensions", type=int, metavar="N", help="keep the first N numbers (default: all)")
+    parser.set_defaults(run=_run_embed)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -272,6 +289,12 @@ def _run_chat(arguments: argparse.Namespace) -> int:
     from gemlet.cli import chat
 
     return chat.run(arguments)
+
+
+def _run_embed(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import embed
+
+    return embed.run(arguments)
 
 
 def _run_inspect(arguments: argparse.Namespace) -> int:
