@@ -182,3 +182,28 @@ def test_a_cut_out_model_and_its_cache() -> None:
     assert {layer.intermediate_size for layer in cut.config.layers} == {16}
     assert cut.plan.weights < whole.plan.weights
     assert cut.plan.kv_cache < whole.plan.kv_cache
+    skipping = {"intermediate_size": 16, "skip_layers": [2]}
+    for matformer in (16, skipping):
+        found = inspect(HERE / "gemma3n-e4b", weights="q8", matformer=matformer)
+        with gemlet.load(HERE / "gemma3n-e4b", weights="q8", matformer=matformer, threads=1) as model:
+            assert found.parameters == model._core_model.parameter_count < whole.parameters
+    assert found.parameters_on_disk == whole.parameters_on_disk // 6 * 5
+
+
+def test_a_cut_model_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = (HERE / "gemma3n-e4b").as_posix()
+    for text, value in (
+        ("16", 16),
+        ("44,40,31,16,8,3", [44, 40, 31, 16, 8, 3]),
+        ('{"skip_layers": [2]}', {"skip_layers": [2]}),
+    ):
+        assert main(["inspect", folder, "--matformer", text, "--json"]) == 0
+        described = json.loads(capsys.readouterr().out)
+        assert described["parameters"] == inspect(folder, matformer=value).parameters
+    for text in ("E2C", "{", "1,", "[" * 100_000):
+        assert main(["inspect", folder, "--matformer", text]) == 1
+        assert "matformer" in capsys.readouterr().err
+    assert main(["generate", "x", "--model", folder, "--matformer", "7,8"]) == 1
+    assert "2 widths for the 6 layers" in capsys.readouterr().err
+    assert main(["bench", "--random", "gemma3n-e4b", "--matformer", "E2B"]) == 1
+    assert "--matformer cuts a model" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from gemlet.errors import MemoryLimitError
@@ -22,8 +23,8 @@ __all__ = ["Inspection", "inspect", "layer_text"]
 class Inspection:
     """What :func:`inspect` found.
 
-    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model,
-    ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has for each
+    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model, cut
+    if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has for each
     type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
     ``problem`` is None if the model runs here, else why not.
 
@@ -196,9 +197,8 @@ def _parameters(source: ModelSource) -> tuple[int, int]:
 
     total = on_disk = 0
     for name, slot in source.slots.items():
-        count = 1
-        for size in source.checkpoint.tensors[name].shape:
-            count *= size
+        shape, cut = source.checkpoint.tensors[name].shape, source.cuts.get(name)
+        count = prod(shape if cut is None else cut.shape(shape))
         total += count
         on_disk += count if slot == PER_LAYER_TABLE else 0
     return total, on_disk
