@@ -29,10 +29,10 @@ _COLUMNS = (
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command."""
     if arguments.random is not None:
-        if arguments.matformer is not None:
-            raise InvalidRequestError(
-                "--matformer cuts a model with weights of its own; it goes with --model"
-            )
+        for option in ("matformer", "embedding_on_disk"):
+            if getattr(arguments, option):
+                name = option.replace("_", "-")
+                raise InvalidRequestError(f"--{name} goes with --model: random weights are in no file")
         from gemlet.load import random_model
 
         model = random_model(

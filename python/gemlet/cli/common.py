@@ -89,6 +89,7 @@ def open_model(arguments: argparse.Namespace) -> Model:
         decode_threads=arguments.decode_threads,
         max_context=arguments.max_context,
         max_memory=arguments.max_memory,
+        embedding_on_disk=arguments.embedding_on_disk,
         matformer=matformer_option(arguments),
         cache=arguments.cache,
     )

@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
             kv_cache=arguments.kv_cache,
             max_context=arguments.max_context,
             max_memory=arguments.max_memory,
+            embedding_on_disk=arguments.embedding_on_disk,
             matformer=matformer_option(arguments),
         )
     except GemletError as error:

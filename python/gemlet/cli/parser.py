@@ -211,6 +211,11 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-memory", metavar="SIZE", help='refuse a model that needs more, for example "2GB"'
     )
+    parser.add_argument(
+        "--embedding-on-disk",
+        action="store_true",
+        help="keep the embedding out of memory; the model has to be packed, or --cache given",
+    )
 
 
 def _add_placement(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +227,7 @@ def _add_matformer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--matformer",
         metavar="CUT",
-        help="the smaller model to cut out of a Gemma 3n: E2B, MLP widths N[,N], or a JSON object as for load()",
+        help="smaller model to cut out of a Gemma 3n: E2B, MLP widths N[,N], or a JSON object as for load()",
     )
 
 
