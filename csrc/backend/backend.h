@@ -22,12 +22,14 @@ constexpr int64_t element_bytes(KvFormat format) {
   return format == KvFormat::kF32 ? 4 : format == KvFormat::kBf16 ? 2 : 1;
 }
 
-// One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T.
+// One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T. Rows of y lie `y_stride`
+// floats apart, weight->rows where that is 0.
 struct Product {
   const float* x;
   int64_t rows;
   const Matrix* weight;
   float* y;
+  int64_t y_stride = 0;
 };
 
 // Blocks of one sequence in one layer. Rows of a segment are consecutive tokens of one sequence.

@@ -113,7 +113,7 @@ std::map<std::string, int64_t> memory(const Model& model) {
   const int64_t embedding =
       weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
-  result["embedding"] = embedding;
+  result["embedding"] = weights.embedding_on_disk ? std::min(embedding, kResidentEmbeddingBytes) : embedding;
   result["kv_cache_per_token"] = model.kv_layout().bytes_per_token(false);
   result["kv_cache_per_window_token"] = model.kv_layout().bytes_per_token(true);
   return result;
@@ -240,7 +240,7 @@ void register_model(py::module_& m) {
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
-                       const std::map<std::string, std::string>& formats) {
+                       const std::map<std::string, std::string>& formats, bool embedding_on_disk) {
              if (threads < 0 || threads > 1024) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
@@ -251,13 +251,14 @@ void register_model(py::module_& m) {
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;
              for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
-             return std::make_unique<ModelBuilder>(
-                 config, weight_format(weights), weight_format(embedding), kv_format(kv_cache),
-                 threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads), allocate, std::move(own));
+             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
+                                                   kv_format(kv_cache),
+                                                   threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads),
+                                                   allocate, std::move(own), embedding_on_disk);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
-           py::arg("formats") = std::map<std::string, std::string>())
+           py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false)
       .def(
           "plan",
           [](ModelBuilder& builder) {

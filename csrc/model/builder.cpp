@@ -70,7 +70,8 @@ int64_t ModelBuilder::Slot::packed_bytes(int64_t count) const {
 }
 
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-                           std::unique_ptr<Backend> backend, bool allocate, std::map<std::string, Format> formats)
+                           std::unique_ptr<Backend> backend, bool allocate, std::map<std::string, Format> formats,
+                           bool embedding_on_disk)
     : config_(std::move(config)),
       weight_format_(weights),
       kv_format_(kv_format),
@@ -78,6 +79,7 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
       allocate_(allocate),
       formats_(std::move(formats)) {
   config_.validate();
+  weights_.embedding_on_disk = embedding_on_disk;
   const int64_t hidden = config_.hidden_size;
   const size_t layers = config_.layers.size();
   declare_matrix("embed_tokens", config_.vocab_size, hidden, embedding, &weights_.embed_tokens);
@@ -210,6 +212,10 @@ MemoryPlan ModelBuilder::plan() {
   if (needs_per_layer_table()) {
     plan.on_disk =
         config_.per_layer_vocab_size * config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()) * 2;
+  }
+  if (weights_.embedding_on_disk) {
+    plan.on_disk += plan.embedding;
+    plan.embedding = std::min(plan.embedding, kResidentEmbeddingBytes);
   }
   return plan;
 }
@@ -480,6 +486,9 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     } else if (name != "embed_tokens" || config_.tied_embeddings) {  // the table alone is read by row
       size.dense_bytes += bytes;
     }
+  }
+  if (weights_.embedding_on_disk && !mapping_) {
+    fail(ErrorCode::kInvalidRequest, "embedding_on_disk, but no file was mapped");
   }
   if (needs_per_layer_table()) {
     if (weights_.per_layer_table.empty()) {

@@ -53,7 +53,9 @@ class ForwardPass {
   void add_part(const Segment& segment);
   void allocate();
   void make_rope_tables();
+  void embed_from_disk();
   void keep_wanted_rows();
+  void head(const float* x, int64_t rows, float* logits);  // lm_head(x), before the softcap
   void find_adapter_runs();
 
   void project(size_t index, std::span<const Projection> projections);  // all of them in one go, like Backend::matmul

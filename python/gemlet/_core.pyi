@@ -210,6 +210,7 @@ class ModelBuilder:
         allocate: bool = True,
         decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         formats: collections.abc.Mapping[str, str] = {},
+        embedding_on_disk: bool = False,
     ) -> None: ...
     @typing.overload
     def add(

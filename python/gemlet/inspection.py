@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from gemlet._json import show
@@ -23,11 +24,11 @@ __all__ = ["Inspection", "inspect", "layer_text"]
 class Inspection:
     """What :func:`inspect` found.
 
-    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model,
-    ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has for each
-    type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
-    ``prompts`` are those of an embedding model.
-    ``problem`` is None if the model runs here, else why not.
+    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model, cut
+    if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has
+    for each type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other
+    weights. ``prompts`` are those of an embedding model. ``problem`` is None if the model runs here, else why
+    not.
 
     >>> found = inspect()
     >>> found.config.family, found.weights, found.stored["bf16"] > 10, found.problem
@@ -100,6 +101,7 @@ def inspect(
     kv_cache: str | None = None,
     max_context: int | None = None,
     max_memory: int | str | None = None,
+    embedding_on_disk: bool = False,
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
 ) -> Inspection:
     """Reads all that a model's files say but the weights, and what it would take to load it.
@@ -112,10 +114,11 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_max_context, check_weights, choose_formats
+    from gemlet.load import check_embedding_on_disk, check_max_context, check_weights, choose_formats
     from gemlet.source import open_source
 
     check_weights(weights)
+    check_embedding_on_disk(embedding_on_disk)
     limit = None if max_memory is None else parse_memory(max_memory)
     with open_source(source) as opened:
         if matformer is not None:
@@ -130,9 +133,10 @@ def inspect(
             embedding=embedding,
             kv_cache=kv_cache,
             max_context=context,
+            embedding_on_disk=embedding_on_disk,
             own_formats=own,
         )
-        parameters, on_disk = _parameters(opened)
+        parameters, on_disk = _parameters(opened, embedding_on_disk)
         tensors = opened.checkpoint.tensors
         problem = None
         room, name = limit, "max_memory"
@@ -146,6 +150,7 @@ def inspect(
                 embedding=embedding,
                 kv_cache=kv_cache,
                 max_context=context,
+                embedding_on_disk=embedding_on_disk,
                 own_formats=own,
                 name=name,
             )
@@ -205,17 +210,17 @@ def _layer_groups(config: TextConfig) -> Iterator[tuple[str, str]]:
             first = i
 
 
-def _parameters(source: ModelSource) -> tuple[int, int]:
-    """All parameters of the text model, and those of the table that stays on disk."""
+def _parameters(source: ModelSource, embedding_on_disk: bool) -> tuple[int, int]:
+    """All parameters of the text model, and those of the tables that stay on disk."""
     from gemlet.tensors import PER_LAYER_TABLE
 
+    tables = (PER_LAYER_TABLE, "embed_tokens", "lm_head") if embedding_on_disk else (PER_LAYER_TABLE,)
     total = on_disk = 0
     for name, slot in source.slots.items():
-        count = 1
-        for size in source.checkpoint.tensors[name].shape:
-            count *= size
+        shape, cut = source.checkpoint.tensors[name].shape, source.cuts.get(name)
+        count = prod(shape if cut is None else cut.shape(shape))
         total += count
-        on_disk += count if slot == PER_LAYER_TABLE else 0
+        on_disk += count if slot in tables else 0
     return total, on_disk
 
 

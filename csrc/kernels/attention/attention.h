@@ -67,6 +67,10 @@ using attention_int8_fn = void(const AttentionArgs&);  // int8 cache; queries an
 // as its scale.
 constexpr float kZeroKvPeak = 1e-33f;
 
+// Slots whose values are the bytes of one 4-byte unit. Storing reads and writes units as wholes, so no two tokens of
+// one unit (slot / kv_slots_together) may be stored at the same time.
+constexpr int64_t kv_slots_together(int64_t element_bytes) { return 4 / element_bytes; }
+
 // Writes one token's key and value (f32 [head_dim]) into its slot (0 .. 63) of a head in a block.
 struct KvStoreArgs {
   const float* key;

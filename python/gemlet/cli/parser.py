@@ -110,6 +110,7 @@ def _add_inspect(commands: Any) -> None:
         "model", nargs="?", metavar="DIR_OR_FILE", help="as for --model; without it, the demo model"
     )
     _add_formats(parser)
+    _add_matformer(parser)
     _add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run_inspect)
@@ -227,6 +228,11 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-memory", metavar="SIZE", help='refuse a model that needs more, for example "2GB"'
     )
+    parser.add_argument(
+        "--embedding-on-disk",
+        action="store_true",
+        help="keep the embedding out of memory; the model has to be packed, or --cache given",
+    )
 
 
 def _add_placement(parser: argparse.ArgumentParser) -> None:
@@ -234,7 +240,16 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: see gemlet info)")
 
 
+def _add_matformer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--matformer",
+        metavar="CUT",
+        help="smaller model to cut out of a Gemma 3n: E2B, MLP widths N[,N], or a JSON object as for load()",
+    )
+
+
 def _add_loading(parser: argparse.ArgumentParser) -> None:
+    _add_matformer(parser)
     _add_running(parser)
     _add_memory(parser)
 
