@@ -1,6 +1,6 @@
 // Attention of a few query rows that share one key/value head, over that head's cached blocks, with an online softmax:
-//   s_t = q . k_t,  s_t <- softcap * tanh(s_t / softcap) if softcap > 0,  masked unless position - window < t <=
-//   position + ahead
+//   s_t = q . k_t,  s_t <- softcap * tanh(s_t / softcap) if softcap > 0,
+//   masked unless position - window < t <= position + ahead
 //   out = sum_t e^(s_t - m) v_t / sum_t e^(s_t - m),  m = max_t s_t
 // The query comes scaled and rotated. Softcap goes before the mask; the window counts the token itself; window 0 = no
 // limit. `ahead` 0 is causal.
