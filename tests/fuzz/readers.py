@@ -262,7 +262,7 @@ READERS = {
         generation_config, lambda: [(DEMO / "generation_config.json").read_bytes()], mutate=mutate_json
     ),
     "modules": Reader(
-        modules, lambda: [json.dumps(content).encode() for content in MODULES.values()], text=True
+        modules, lambda: [json.dumps(content).encode() for content in MODULES.values()], mutate=mutate_json
     ),
     "whole_folder": Reader(
         whole_folder, lambda: [json.dumps(CONFIGS["gemma3n_text"] | SIZES).encode()], mutate=mutate_json
