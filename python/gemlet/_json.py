@@ -103,15 +103,14 @@ def _read_file(where: str, max_bytes: int) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ModelFileError(f"{where}: not a regular file")
-            data = file.read(
-                min(status.st_size, max_bytes) + 1
-            )  # read() takes memory for all that it is asked
+            # One more than allowed, as it may grow; read() takes memory for all that it is asked.
+            data = file.read(status.st_size + 1) if status.st_size <= max_bytes else None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
         if isinstance(problem, ModelFileError):
             raise
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise ModelFileError(f"{where}: cannot be read: {reason}") from None
-    if len(data) > max_bytes:
+    if data is None or len(data) > max_bytes:
         raise ModelFileError(f"{where}: larger than {max_bytes} bytes; expected a small JSON file")
     return data
 
