@@ -15,6 +15,7 @@ from processes import run_python
 
 import gemlet
 from gemlet import _core
+from gemlet.errors import MemoryLimitError
 from gemlet.source import open_source
 
 Floats = NDArray[np.float32]
@@ -106,6 +107,28 @@ def test_what_an_adapter_says_of_itself(model: gemlet.Model) -> None:
     assert adapter.targets == ("v_proj", "o_proj", "up_proj")
     assert model.adapters == {"mine": adapter}
     assert model.memory()["adapters"] == adapter.memory_bytes > 0
+
+
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_adapters_count_against_max_memory(weights: str) -> None:
+    folder = HERE / "gemma3-270m"
+    plan = gemlet.inspect(folder, weights=weights, max_context=64).plan
+    with gemlet.load(folder, weights=weights, max_context=64, threads=1) as free:
+        size = {name: free.load_adapter(ADAPTERS / name).memory_bytes for name in ON_270M}
+    first, second = ON_270M[:2]
+    room = plan.total + (64 << 20)
+    with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
+        model._spare_memory = size[first] + size[second] - 1  # the process itself may have grown
+        assert model.load_adapter(ADAPTERS / first).memory_bytes == size[first]
+        with pytest.raises(MemoryLimitError, match=f"{second}: the adapter needs .* max_memory leaves"):
+            model.load_adapter(ADAPTERS / second)
+        assert list(model.adapters) == [first]
+        model.unload_adapter(first)
+        model.load_adapter(ADAPTERS / second)
+    with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
+        assert 0 < model._spare_memory <= 64 << 20  # type: ignore[operator]
+        for name in ON_270M:
+            model.load_adapter(ADAPTERS / name)
 
 
 # --- Several adapters, each request with its own ------------------------------------------------------------

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 from gemlet._json import show
 from gemlet.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
 from gemlet.checkpoint import Checkpoint
-from gemlet.errors import InvalidRequestError, ModelFileError, TensorError, UnsupportedError
+from gemlet.errors import (
+    InvalidRequestError,
+    MemoryLimitError,
+    ModelFileError,
+    TensorError,
+    UnsupportedError,
+)
+from gemlet.memory import size_text
 from gemlet.tensors import PREFIXES, TOWERS, expected_slots, tensor_name, unused_tensors
 
 if TYPE_CHECKING:
@@ -96,6 +103,25 @@ class AdapterFiles:
                 path = self.checkpoint.path(WEIGHTS_FILE)
                 raise TensorError(f"{path}: tensor {show(term.a)} or its lora_B: {problem}") from None
         return builder.finish()
+
+    def memory_bytes(self, weights: str) -> int:
+        """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
+        size = 4 if weights == "f32" else 2
+        total = 0
+        for term in self.terms.values():
+            for tensor in (term.a, term.b):
+                rows, cols = self.checkpoint.tensors[tensor].shape
+                total += -(-rows // 16) * 16 * (-(-cols * size // 4) * 4)
+        return total
+
+    def check_memory(self, room: int, weights: str) -> None:
+        """Raises :class:`MemoryLimitError` if the adapter needs more than ``room`` bytes."""
+        if (needed := self.memory_bytes(weights)) > room:
+            raise MemoryLimitError(
+                f"{self.folder}: the adapter needs {size_text(needed)}, but max_memory leaves "
+                f"{size_text(max(0, room))}; unload another one, merge it with merge_adapter=, or load the "
+                "model with a smaller max_context"
+            )
 
     def describe(self, name: str, memory_bytes: int) -> Adapter:
         """What a caller sees of it."""

@@ -94,7 +94,7 @@ def load(
             takes half of bf16's memory. None: "bf16", but "f32" for weights in f32.
         max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
             make this process larger with one text of ``max_context`` tokens. The message has the plan and
-            what would fit.
+            what would fit. Adapters that are loaded later have to fit into the rest.
         embedding_on_disk: reads the embedding from its file and keeps at most 32 MiB of it in memory at a
             time, for the same results. It is read by row for the prompt, but whole for every token that is
             written: from the system's page cache if that has room, else from the disk. The model has to be
@@ -152,8 +152,9 @@ def load(
         max_context = check_max_context(max_context, opened.config)
         weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding, kv_cache)
+        spare = None
         if limit is not None:
-            check_memory(
+            spare = check_memory(
                 limit,
                 opened.config,
                 weights=weights,
@@ -185,6 +186,7 @@ def load(
             prompts=opened.prompts,
             source=opened.name,
             started=started,
+            spare_memory=spare,
         )
 
 
@@ -375,6 +377,7 @@ def _model(
     sampling: dict[str, Any],
     source: str,
     started: float,
+    spare_memory: int | None = None,
     prompts: Prompts | None = None,
 ) -> Model:
     from gemlet.generation_config import GenerationConfig
@@ -391,6 +394,7 @@ def _model(
         generation_config=GenerationConfig(**sampling),
         source=source,
         load_seconds=time.perf_counter() - started,
+        spare_memory=spare_memory,
         prompts=prompts,
     )
 

@@ -99,12 +99,13 @@ def check_memory(
     embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
     name: str = "max_memory",
-) -> None:
-    """Raises :class:`MemoryLimitError` with the plan and with what would fit if it exceeds ``limit``."""
+) -> int:
+    """The bytes that ``limit`` leaves; raises :class:`MemoryLimitError` with the plan and with what would fit
+    if it leaves none."""
     plan_of = partial(plan_memory, config, kv_cache=kv_cache, embedding_on_disk=embedding_on_disk)
     plan = plan_of(weights=weights, embedding=embedding, max_context=max_context, own_formats=own_formats)
     if plan.total <= limit:
-        return
+        return limit - plan.total
     remedies = []
     spare = limit - (plan.total - plan.kv_cache)
     low, high = 0, max_context  # the largest context whose cache fits

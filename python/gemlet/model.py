@@ -76,6 +76,7 @@ class Model:
         load_seconds: float,
         generation_config: GenerationConfig | None = None,
         prompts: Prompts | None = None,
+        spare_memory: int | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -86,6 +87,7 @@ class Model:
         self.prompts: Mapping[str, str] = {} if prompts is None else prompts.texts
         self._prompts = prompts
         self.load_seconds = load_seconds
+        self._spare_memory = spare_memory  # what max_memory leaves for adapters; None: no bound
         self._core_model = core
         self._weights = core.weights
         self._threads = core.threads
@@ -182,7 +184,7 @@ class Model:
             ConfigError: the adapter is of a kind that gemlet does not compute (DoRA, biases, modules saved
                 whole, ...); names the key.
             TensorError: a tensor is missing, unexpected, not finite or does not fit this model; names it.
-            MemoryLimitError: it does not fit into memory.
+            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
             ModelClosedError: the model is closed.
         """
         self._check_open()
@@ -192,6 +194,9 @@ class Model:
             name = os.path.basename(os.path.abspath(os.fspath(path)))
         self._check_adapter_name(name)
         with open_adapter(path, self.config) as files:
+            if self._spare_memory is not None:
+                used = sum(adapter.memory_bytes for adapter in self.adapters.values())
+                files.check_memory(self._spare_memory - used, self.weights)
             core = files.build(self._core_model)
             adapter = files.describe(name, core.bytes)
         with self._lock:

@@ -23,10 +23,21 @@ void scale_floats(float factor, int64_t count, float* x) {
   for (int64_t i = 0; i < count; ++i) x[i] *= factor;
 }
 
+// The sum of term(x[i]), in chains that do not wait for each other; the same for the same dim.
+template <typename Term>
+double sum_of(const float* x, int64_t dim, const Term& term) {
+  constexpr int64_t kChains = 8;
+  std::array<double, kChains> chains = {};
+  int64_t i = 0;
+  for (; i + kChains <= dim; i += kChains) {
+    for (int64_t c = 0; c < kChains; ++c) chains[static_cast<size_t>(c)] += term(static_cast<double>(x[i + c]));
+  }
+  for (; i < dim; ++i) chains[0] += term(static_cast<double>(x[i]));
+  return std::accumulate(chains.begin(), chains.end(), 0.0);
+}
+
 double mean_square(const float* x, int64_t dim) {
-  double sum = 0;
-  for (int64_t i = 0; i < dim; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-  return sum / static_cast<double>(dim);
+  return sum_of(x, dim, [](double value) { return value * value; }) / static_cast<double>(dim);
 }
 
 // tanh of one token's modalities, as the coefficients' matrix takes them.
@@ -61,15 +72,9 @@ void CpuBackend::mul_rows(const float* x, const float* weight, int64_t rows, int
 void CpuBackend::gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) {
   for_each_row(rows, dim, [&](int64_t row) {
     float* const at = x + row * dim;
-    double mean = 0;
-    for (int64_t i = 0; i < dim; ++i) mean += static_cast<double>(at[i]);
-    mean /= static_cast<double>(dim);
-    double variance = 0;  // of the population: divided by dim, not dim - 1
-    for (int64_t i = 0; i < dim; ++i) {
-      const double distance = static_cast<double>(at[i]) - mean;
-      variance += distance * distance;
-    }
-    const double deviation = std::sqrt(variance / static_cast<double>(dim));
+    const double mean = sum_of(at, dim, [](double value) { return value; }) / static_cast<double>(dim);
+    const double squares = sum_of(at, dim, [&](double value) { return (value - mean) * (value - mean); });
+    const double deviation = std::sqrt(squares / static_cast<double>(dim));  // of the population: not dim - 1
     const float cutoff = static_cast<float>(mean + static_cast<double>(deviations) * deviation);
     for (int64_t i = 0; i < dim; ++i) at[i] = at[i] > cutoff ? at[i] - cutoff : 0.0f;
   });

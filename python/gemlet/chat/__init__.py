@@ -4,6 +4,7 @@ A format is applied here in one place, as code and data of gemlet; a template th
 never run. It is only looked at, to tell which of the formats gemlet knows it is (:mod:`.templates`).
 
 - :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
+- :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
 - :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`).
 
 The other direction, from a reply's tokens to its text, reasoning and tool calls, is :mod:`gemlet.reply`.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gemlet.chat.base import ChatFormat, Segments
+from gemlet.chat.functiongemma import FUNCTION_GEMMA, FunctionGemmaFormat
 from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.templates import gemma4_format, read_chat_template
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from gemlet.tokenizer import Tokenizer
 
 __all__ = [
+    "FUNCTION_GEMMA",
     "GEMMA",
     "ChatFormat",
+    "FunctionGemmaFormat",
     "Gemma4Format",
     "Gemma4Revision",
     "GemmaFormat",
@@ -51,7 +55,8 @@ def chat_format_for(
         model_type: that of config.json, or ``general.architecture`` of GGUF.
         tokenizer: the model's.
         template: the text of the model's chat template (:func:`read_chat_template`), None where it has none.
-            Of Gemma 4 several revisions exist; see :func:`gemma4_format` for how one is recognised.
+            Of Gemma 4 several revisions exist; see :func:`gemma4_format` for how one is recognised. That of
+            FunctionGemma speaks of function calls.
         per_layer_inputs: the model has per-layer inputs (E2B, E4B); decides for Gemma 4 without a template.
 
     Returns:
@@ -65,6 +70,10 @@ def chat_format_for(
     found: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:
         found = GEMMA
+        # A Gemma 3 by its config; only its vocabulary has names for the tokens of calls.
+        calls = "<start_function_call>"
+        if tokenizer.token_id(calls) is not None and (template is None or calls in template):
+            found = FUNCTION_GEMMA
     elif model_type in _GEMMA4_TYPES:
         found = gemma4_format(template, per_layer_inputs=per_layer_inputs)
     if found is None or any(tokenizer.token_id(marker) is None for marker in found.markers):

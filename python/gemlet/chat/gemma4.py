@@ -36,12 +36,14 @@ from gemlet.chat.gemma4_tools import (
     ToolCall,
     ToolResult,
     checked_tools,
+    read_calls,
+    read_list,
     tool_name,
     write_call,
     write_result,
     write_tool,
 )
-from gemlet.chat.messages import checked_messages, json_object, json_value, mapping_at, role_of, text_parts
+from gemlet.chat.messages import checked_messages, json_value, mapping_at, role_of, text_parts
 from gemlet.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -265,7 +267,7 @@ class Gemma4Format(ChatFormat):
         if message.get("function_call"):
             raise InvalidRequestError(f"{where}: function_call is not supported; send tool_calls")
         content = message.get("content")
-        calls, call_ids = _read_calls(message.get("tool_calls"), where)
+        calls, call_ids = read_calls(message.get("tool_calls"), where)
         results = _read_responses(message.get("tool_responses"), where)
         if content is None and role == "assistant" and ("content" in message or calls or results):
             content = ""
@@ -285,30 +287,9 @@ def _without_thoughts(text: str) -> str:
     return "".join(kept).strip()
 
 
-def _read_list(value: Any, where: str) -> list[Any]:
-    if not value:
-        return []
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
-        raise InvalidRequestError(f"{where} is {show(value)}; expected a list")
-    return list(value)
-
-
-def _read_calls(value: Any, where: str) -> tuple[list[ToolCall], list[Any]]:
-    calls: list[ToolCall] = []
-    ids: list[Any] = []
-    for index, call in enumerate(_read_list(value, f"{where}.tool_calls")):
-        here = f"{where}.tool_calls[{index}]"
-        call = mapping_at(call, here)
-        function = mapping_at(call.get("function"), f"{here}.function")
-        name = tool_name(function.get("name"), f"{here}.function")
-        calls.append(ToolCall(name, json_object(function.get("arguments"), f"{here}.function.arguments")))
-        ids.append(call.get("id"))
-    return calls, ids
-
-
 def _read_responses(value: Any, where: str) -> list[ToolResult]:
     results: list[ToolResult] = []
-    for index, response in enumerate(_read_list(value, f"{where}.tool_responses")):
+    for index, response in enumerate(read_list(value, f"{where}.tool_responses")):
         here = f"{where}.tool_responses[{index}]"
         response = mapping_at(response, here)
         if "response" not in response:

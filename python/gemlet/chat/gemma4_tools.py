@@ -11,13 +11,13 @@ A text here is never searched for markers: what a client wrote stays text, and o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gemlet._json import show
 from gemlet.chat.base import Segments, Tools
-from gemlet.chat.messages import json_value, mapping_at
+from gemlet.chat.messages import json_object, json_value, mapping_at
 from gemlet.errors import InvalidRequestError
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "ToolCall",
     "ToolResult",
     "checked_tools",
+    "read_calls",
+    "read_list",
     "tool_name",
     "write_call",
     "write_result",
@@ -49,12 +51,15 @@ class SchemaStyle:
         bare_commas: ``properties`` and ``items`` always begin with a comma, also as the first key.
         drops_names: a property named like a key of a schema ("description", "type") is left out.
         null: how a value null is written.
+        described: FunctionGemma's: every property has a description, if an empty one, and neither
+            ``nullable`` nor a ``response`` is written.
     """
 
     nullable_first: bool
     bare_commas: bool
     drops_names: bool = True
     null: str = "None"
+    described: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,29 @@ def tool_name(value: Any, where: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise InvalidRequestError(f"{where}: name is {show(value)}; expected a name without braces")
     return value
+
+
+def read_list(value: Any, where: str) -> list[Any]:
+    """``value`` as a list, empty for None."""
+    if not value:
+        return []
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        raise InvalidRequestError(f"{where} is {show(value)}; expected a list")
+    return list(value)
+
+
+def read_calls(value: Any, where: str) -> tuple[list[ToolCall], list[Any]]:
+    """A message's ``tool_calls``, and their ids."""
+    calls: list[ToolCall] = []
+    ids: list[Any] = []
+    for index, call in enumerate(read_list(value, f"{where}.tool_calls")):
+        here = f"{where}.tool_calls[{index}]"
+        call = mapping_at(call, here)
+        function = mapping_at(call.get("function"), f"{here}.function")
+        name = tool_name(function.get("name"), f"{here}.function")
+        calls.append(ToolCall(name, json_object(function.get("arguments"), f"{here}.function.arguments")))
+        ids.append(call.get("id"))
+    return calls, ids
 
 
 def sorted_items(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -166,7 +194,7 @@ def write_tool(out: Segments, tool: Any, where: str, style: SchemaStyle) -> None
     if parameters:
         out.text(",parameters:{")
         _Schema(out, style).write_root(mapping_at(parameters, f"{where}.parameters"), f"{where}.parameters")
-    if "response" in function:
+    if "response" in function and not style.described:
         response = mapping_at(function["response"], f"{where}.response")
         out.text(",response:{")
         if response.get("description"):
@@ -241,9 +269,9 @@ class _Schema:
     def _write_property(self, schema: Any, where: str) -> None:
         self._comma = False
         kind = _type(schema)
-        if _get(schema, "description"):
+        if self._style.described or _get(schema, "description"):
             self._write_key("description:")
-            _write_text(self._out, _text(schema["description"]))
+            _write_text(self._out, str(_get(schema, "description")))
         if self._style.nullable_first:
             self._write_nullable(schema)
         if kind == "STRING" and _get(schema, "enum"):
@@ -271,7 +299,7 @@ class _Schema:
         self._write_properties(schema, where, drops=True)
 
     def _write_nullable(self, schema: Any) -> None:
-        if _get(schema, "nullable"):
+        if _get(schema, "nullable") and not self._style.described:
             self._write_key("nullable:true")
 
     def _write_items(self, items: Mapping[str, Any], where: str) -> None:

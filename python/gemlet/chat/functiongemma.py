@@ -1,0 +1,213 @@
+"""The chat format of FunctionGemma, a Gemma 3 270M that calls functions::
+
+    <bos><start_of_turn>developer
+    {text}<start_function_declaration>declaration:NAME{...}<end_function_declaration><end_of_turn>
+    <start_of_turn>user
+    {text}<end_of_turn>
+    <start_of_turn>model
+    <start_function_call>call:NAME{...}<end_function_call><start_function_response>response:NAME{...}\
+<end_function_response>{reply}<end_of_turn>
+
+Its notation is that of Gemma 4 (:mod:`.gemma4_tools`) with other tokens. The model calls functions where the
+developer's text says so; Google's documentation has "You are a model that can do function calling with the
+following functions", and like the official template gemlet writes only what it is given.
+
+For every conversation that the official template takes and understands, the text is the template's to the
+last byte, its oddities included: a user message right behind a result goes on in the model's turn. gemlet
+departs from it only here:
+
+- ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the template pastes the string;
+- a key of the arguments that leaves open where it ends (``a:b``) is put in quotes;
+- a result needs no name where its ``tool_call_id`` is that of a call;
+- a result that answers no call is refused, and so are images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gemlet._json import show
+from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.gemma4_tools import (
+    SchemaStyle,
+    ToolResult,
+    checked_tools,
+    read_calls,
+    tool_name,
+    write_call,
+    write_result,
+    write_tool,
+)
+from gemlet.chat.messages import checked_messages, json_value, role_of, text_parts
+from gemlet.errors import InvalidRequestError, UnsupportedError
+
+if TYPE_CHECKING:
+    from gemlet.reply import TokenReplyParser
+    from gemlet.tokenizer import Tokenizer
+
+__all__ = ["FUNCTION_GEMMA", "REPLY_MARKERS", "FunctionGemmaFormat"]
+
+# Gemma 4's token -> FunctionGemma's.
+_TOKENS = {
+    '<|"|>': "<escape>",
+    "<|tool>": "<start_function_declaration>",
+    "<tool|>": "<end_function_declaration>",
+    "<|tool_call>": "<start_function_call>",
+    "<tool_call|>": "<end_function_call>",
+    "<|tool_response>": "<start_function_response>",
+    "<tool_response|>": "<end_function_response>",
+}
+# What a token does in a reply (:mod:`gemlet.reply`).
+REPLY_MARKERS: Mapping[str, str] = {
+    "<start_of_turn>": "turn_start",
+    "<end_of_turn>": "turn_end",
+    "<eos>": "turn_end",
+    "<start_function_call>": "call_start",
+    "<end_function_call>": "call_end",
+    "<start_function_response>": "result_start",
+    "<end_function_response>": "result_end",
+    "<escape>": "quote",
+    **dict.fromkeys(
+        ("<pad>", "<bos>", "<start_function_declaration>", "<end_function_declaration>"), "nothing"
+    ),
+}
+_STYLE = SchemaStyle(nullable_first=False, bare_commas=False, described=True)
+_ROLES = ("user", "assistant", "system", "developer", "tool")
+
+
+class FunctionGemmaFormat(ChatFormat):
+    """See :mod:`gemlet.chat.functiongemma`; there is no thinking.
+
+    >>> messages = [{"role": "user", "content": "Light!"}]
+    >>> tool = {"type": "function", "function": {"name": "light", "description": "Turns it on."}}
+    >>> print(FUNCTION_GEMMA.render(messages, tools=[tool]))
+    <bos><start_of_turn>developer
+    <start_function_declaration>declaration:light{description:<escape>Turns it on.<escape>}\
+<end_function_declaration><end_of_turn>
+    <start_of_turn>user
+    Light!<end_of_turn>
+    <start_of_turn>model
+    <BLANKLINE>
+    """
+
+    name = "functiongemma"
+    markers = ("<bos>", "<start_of_turn>", "<end_of_turn>", *_TOKENS.values())
+    ends = ("<end_of_turn>", "<start_function_response>")
+
+    def segments(
+        self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
+    ) -> Segments:
+        if thinking:
+            raise UnsupportedError(f"thinking: the chat format {self.name} has none, that of Gemma 4 does")
+        rest = checked_messages(messages)
+        declared = checked_tools(tools)
+        out = _Writer()
+        out.marker("<bos>")
+        first = rest[0]
+        offset = 1 if first.get("role") in ("system", "developer") else 0
+        if declared or offset:
+            out.begin_turn("developer")
+            if offset:
+                out.text(_trimmed(first.get("content"), "messages[0]"))
+            for index, tool in enumerate(declared):
+                write_tool(out, tool, f"tools[{index}]", _STYLE)
+            out.end_turn()
+        before = ""  # what the message before ended with: "calls", "results" or ""
+        caller: list[tuple[str, Any]] = []  # name and id of the calls that results answer
+        for index, message in enumerate(rest[offset:], offset):
+            where = f"messages[{index}]"
+            role = role_of(message, where, _ROLES, self.name)
+            if role == "tool":
+                if before == "":
+                    raise InvalidRequestError(
+                        f"{where} is the result of a tool, but the message before it calls none; "
+                        "results follow the assistant message with the tool_calls they answer"
+                    )
+                for result in _read_results(message, caller, where):
+                    write_result(out, result, _STYLE.null)
+                before = "results"
+                continue
+            if before != "results":
+                out.begin_turn("model" if role == "assistant" else role)
+            calls, ids = _read_calls(message, role, where)
+            content = message.get("content")
+            if content is not None or (role != "assistant"):
+                out.text(_trimmed(content, where))
+            for call in calls:
+                write_call(out, call, _STYLE.null)
+            before = "calls" if calls else ""
+            if not calls:
+                out.end_turn()
+            elif index == len(rest) - 1:
+                out.marker("<start_function_response>")
+            caller = [(call.name, call_id) for call, call_id in zip(calls, ids, strict=True)]
+        if add_generation_prompt and before != "results":
+            out.begin_turn("model")
+        return out
+
+    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+        from gemlet.reply import TokenReplyParser
+
+        return TokenReplyParser(tokenizer, REPLY_MARKERS, prompt_ids)
+
+
+class _Writer(Segments):
+    """Takes the tokens of Gemma 4's notation and writes FunctionGemma's."""
+
+    def marker(self, name: str) -> None:
+        super().marker(_TOKENS.get(name, name))
+
+    def begin_turn(self, role: str) -> None:
+        self.marker("<start_of_turn>")
+        self.text(f"{role}\n")
+
+    def end_turn(self) -> None:
+        self.marker("<end_of_turn>")
+        self.text("\n")
+
+
+def _trimmed(content: Any, where: str) -> str:
+    return "".join(part.strip() for part in text_parts(content, where))
+
+
+def _read_calls(message: Mapping[str, Any], role: str, where: str) -> tuple[list[Any], list[Any]]:
+    if message.get("function_call"):
+        raise InvalidRequestError(f"{where}: function_call is not supported; send tool_calls")
+    if role != "assistant" and message.get("tool_calls"):
+        raise InvalidRequestError(f"{where}: tool_calls in a message of the role {role}; expected none")
+    return read_calls(message.get("tool_calls"), where)
+
+
+def _read_results(
+    message: Mapping[str, Any], calls: Sequence[tuple[str, Any]], where: str
+) -> list[ToolResult]:
+    """A message of the role tool: a text, a mapping, or a list of mappings, each ``{"name", "response"}`` or
+    the response alone; nothing where it is empty."""
+    content = message.get("content")
+    if not content:
+        return []
+    is_list = isinstance(content, Sequence) and not isinstance(content, str | bytes)
+    parts = list(content) if is_list else [content]
+    if is_list and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+        parts = ["".join(text_parts(content, where))]
+    results: list[ToolResult] = []
+    for part in parts:
+        if isinstance(part, Mapping) and "name" in part and "response" in part:
+            name, value = part["name"], part["response"]
+        else:
+            name, value = message.get("name"), part
+            if name is None:
+                name = next((n for n, known in calls if known == message.get("tool_call_id")), None)
+            if name is None:
+                ids = [call_id for _, call_id in calls]
+                raise InvalidRequestError(
+                    f"{where}: tool_call_id is {show(message.get('tool_call_id'))}; the calls before it have "
+                    f"{show(ids)}"
+                )
+        name = name.strip() if isinstance(name, str) else name
+        results.append(ToolResult(tool_name(name, where), json_value(value, f"{where}.content")))
+    return results
+
+
+FUNCTION_GEMMA = FunctionGemmaFormat()
