@@ -24,6 +24,7 @@ from ._sentencepiece_proto import (
     parse_model,
     with_piece_types,
 )
+from ._stored_vocabulary import STORED_FILE, read_stored
 from ._vocabulary import SPACE, AddedTokens, Draft, Vocabulary
 from .errors import ModelFileError, TokenizerError
 
@@ -52,6 +53,8 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
             raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelFileError(f"{os.fspath(path)}: cannot be read: {reason}") from error
+    if file.name == STORED_FILE:
+        return read_stored(file)
     if magic == b"GGUF":
         from .gguf import read_gguf
 
@@ -66,7 +69,7 @@ def _find(path: Path) -> Path:
         if path.exists() and not path.is_file():
             raise ModelFileError(f"{path}: not a regular file")
         return path
-    for name in ("tokenizer.model", "tokenizer.json"):
+    for name in (STORED_FILE, "tokenizer.model", "tokenizer.json"):
         if (path / name).is_file():
             return path / name
     found = sorted(path.glob("*.gguf"))

@@ -231,9 +231,10 @@ class TensorFiles:
             return shape
         return (*shape[:-1], nbytes // prod(shape[:-1]))
 
-    def _bytes(self, file: str, begin: int, length: int) -> bytes:
+    def read_bytes(self, file: str, begin: int, length: int) -> bytes:
+        """Bytes of ``file`` that are no tensor of numbers. Raises as :meth:`read` does."""
         buffer = bytearray(length)
-        self._fill(file, begin, memoryview(buffer), "the header")
+        self._fill(file, begin, memoryview(buffer), "it")
         return bytes(buffer)
 
     def _fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
@@ -340,7 +341,7 @@ class Checkpoint(TensorFiles):
         _, size, _ = self._open_file(file)
         if size < 8:
             raise ModelFileError(f"{path}: has {size} bytes; a safetensors file has at least 8")
-        start = self._bytes(file, 0, 8)
+        start = self.read_bytes(file, 0, 8)
         if start == b"version ":
             raise ModelFileError(
                 f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
@@ -351,7 +352,7 @@ class Checkpoint(TensorFiles):
                 f"{path}: says its header has {length} bytes; the file has {size} bytes in all "
                 f"and a header at most {MAX_HEADER_BYTES}. It is cut short or not a safetensors file"
             )
-        text = self._bytes(file, 8, length)
+        text = self.read_bytes(file, 8, length)
         if text[:1] != b"{":
             raise ModelFileError(f"{path}: its header begins with {text[:1]!r}; expected a JSON object")
         header = parse_json_object(text, where=f"{path} (header)", error=ModelFileError)

@@ -15,18 +15,18 @@ from gemlet.gguf import GGUFFile, parse_gguf
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GGUFCheckpoint"]
+__all__ = ["BLOCK_TYPES", "GGUFCheckpoint"]
 
-# GGML's name of a type -> (the core's name, NumPy type of the array).
-_BLOCKS = (
+BLOCK_TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
 )
+# GGML's name of a type -> (the core's name, NumPy type of the array).
 _READABLE = {
     "F32": ("f32", "<f4"),
     "BF16": ("bf16", "<u2"),
     "F16": ("f16", "<u2"),
-    **{name: (name.lower(), "u1") for name in _BLOCKS},
+    **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 

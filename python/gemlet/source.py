@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from gemlet.errors import InvalidRequestError, ModelFileError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gemlet._vocabulary import Vocabulary
     from gemlet.adapter import AdapterFiles
     from gemlet.chat import ChatFormat
     from gemlet.checkpoint import TensorFiles
@@ -29,18 +31,7 @@ __all__ = ["ModelSource", "open_source"]
 # Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
 _KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-# What a folder says of its model besides the weights.
-_DESCRIPTION_FILES = (
-    "config.json",
-    "generation_config.json",
-    *_TOKENIZER_FILES,
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_TOKENIZER_FILES = ("tokenizer.safetensors", "tokenizer.model", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -52,13 +43,14 @@ class ModelSource:
         config: the architecture.
         end_ids: the tokens that end a text.
         sampling: the sampling values it recommends, by their names in GenerationConfig.
-        tokenizer: None where there is none.
+        tokenizer: None where there is none; ``vocabulary`` is what it was made of.
         chat_format: how a conversation becomes a prompt; None where there is none.
         checkpoint: its tensors, every one checked for being there, its shape and its type, and none read.
         slots: tensor -> the core's name of the weight.
         cuts: tensor -> what is kept of it, where that is not all.
         merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
-        files: the files, besides those of the weights, that this was read from.
+        files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
+            its own: paths to copy, and name and content of others.
     """
 
     name: str
@@ -70,7 +62,9 @@ class ModelSource:
     checkpoint: TensorFiles = field(repr=False)
     slots: dict[str, str] = field(repr=False)
     cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
+    vocabulary: Vocabulary | None = field(repr=False, default=None)
     files: tuple[str, ...] = field(repr=False, default=())
+    texts: Mapping[str, str] = field(repr=False, default_factory=dict)
     _kept: dict[str, str] = field(repr=False, default_factory=dict)
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -215,15 +209,22 @@ def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
 
 def _open_folder(folder: str, *, name: str) -> ModelSource:
     from gemlet import config as configs
+    from gemlet._tokenizer_files import read_vocabulary
+    from gemlet.chat import read_chat_template
     from gemlet.checkpoint import Checkpoint
     from gemlet.packed import PackedCheckpoint, is_packed
     from gemlet.tensors import map_tensors
+    from gemlet.tokenizer import Tokenizer
 
     config = configs.read_config(folder)
     end_ids = configs.read_end_ids(folder, config)
     sampling = configs.read_sampling(folder)
-    tokenizer = _open_tokenizer(folder)
-    chat_format = None if tokenizer is None else _find_chat_format(folder, config, tokenizer)
+    vocabulary = tokenizer = chat_format = template = None
+    if any(os.path.lexists(os.path.join(folder, name)) for name in _TOKENIZER_FILES):
+        vocabulary = read_vocabulary(folder)
+        tokenizer = Tokenizer(vocabulary)
+        template = read_chat_template(folder)
+        chat_format = _chat_format(config, tokenizer, template)
     checkpoint = Checkpoint(folder)
     try:
         if is_packed(checkpoint):
@@ -238,7 +239,7 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
     except BaseException:
         checkpoint.close()
         raise
-    paths = [os.path.join(folder, file) for file in _DESCRIPTION_FILES]
+    described = (os.path.join(folder, file) for file in ("config.json", "generation_config.json"))
     return ModelSource(
         name=name,
         config=config,
@@ -248,15 +249,17 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
-        files=tuple(path for path in paths if os.path.isfile(path)),
+        vocabulary=vocabulary,
+        files=tuple(path for path in described if os.path.isfile(path)),
+        texts={} if template is None else {"chat_template.jinja": template},
     )
 
 
 def _open_gguf(path: str) -> ModelSource:
     from gemlet._tokenizer_files import vocabulary_of_gguf
-    from gemlet.chat import chat_format_for
+    from gemlet.config import parse_config
     from gemlet.gguf_checkpoint import GGUFCheckpoint
-    from gemlet.gguf_config import read_gguf_config, read_gguf_sampling
+    from gemlet.gguf_config import read_gguf_keys, read_gguf_sampling
     from gemlet.gguf_tensors import ROPE_FREQS, map_gguf_tensors
     from gemlet.tokenizer import Tokenizer
 
@@ -264,31 +267,39 @@ def _open_gguf(path: str) -> ModelSource:
     try:
         gguf = checkpoint.gguf
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-        config = read_gguf_config(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
+        keys = read_gguf_keys(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
+        config = parse_config(keys, where=f"{gguf.path} (metadata)")
         slots = map_gguf_tensors(shapes, config, where=gguf.path)
         for tensor in slots:
             checkpoint.dtype(tensor)
-        tokenizer = chat_format = None
+        vocabulary = tokenizer = chat_format = template = None
         if "tokenizer.ggml.model" in gguf.metadata:
-            tokenizer = Tokenizer(vocabulary_of_gguf(gguf))
+            vocabulary = vocabulary_of_gguf(gguf)
+            tokenizer = Tokenizer(vocabulary)
             template = gguf.get("tokenizer.chat_template", str, None)
-            per_layer_inputs = config.per_layer_input_size > 0
-            chat_format = chat_format_for(
-                config.family, tokenizer, template=template, per_layer_inputs=per_layer_inputs
-            )
+            chat_format = _chat_format(config, tokenizer, template)
         sampling = read_gguf_sampling(gguf)
     except BaseException:
         checkpoint.close()
         raise
+    end_ids = _gguf_end_ids(config, tokenizer)
+    texts = {
+        "config.json": json.dumps(keys, indent=2),
+        "generation_config.json": json.dumps({"eos_token_id": sorted(end_ids), **sampling}, indent=2),
+    }
+    if template is not None:
+        texts["chat_template.jinja"] = template
     return ModelSource(
         name=gguf.path,
         config=config,
-        end_ids=_gguf_end_ids(config, tokenizer),
+        end_ids=end_ids,
         sampling=sampling,
         tokenizer=tokenizer,
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
+        vocabulary=vocabulary,
+        texts=texts,
     )
 
 
@@ -352,17 +363,8 @@ def _begins_as_gguf(path: str) -> bool:
         return False
 
 
-def _open_tokenizer(folder: str) -> Tokenizer | None:
-    if not any(os.path.lexists(os.path.join(folder, name)) for name in _TOKENIZER_FILES):
-        return None
-    from gemlet.tokenizer import Tokenizer
-
-    return Tokenizer.from_file(folder)
-
-
-def _find_chat_format(folder: str, config: TextConfig, tokenizer: Tokenizer) -> ChatFormat | None:
-    from gemlet.chat import chat_format_for, read_chat_template
+def _chat_format(config: TextConfig, tokenizer: Tokenizer, template: str | None) -> ChatFormat | None:
+    from gemlet.chat import chat_format_for
 
     per_layer_inputs = config.per_layer_input_size > 0
-    template = read_chat_template(folder)
     return chat_format_for(config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs)
