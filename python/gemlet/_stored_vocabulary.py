@@ -1,9 +1,9 @@
 """The tokenizer of a packed model: a :class:`Vocabulary` as it is, so that a start has nothing to work out.
 
-``tokenizer.safetensors`` has the tensors (all U8) ``pieces``, the text of all ids with a separator between
-them, ``types``, a byte for each id, ``model``, the SentencePiece model, and, where a list of merges is taken
-literally, ``merges``, what a :class:`MergeEncoder` is made of in JSON. ``__metadata__`` has the version of
-this layout, the rest of the vocabulary in JSON, and the SHA-256 of it all: damage is an error and never
+``tokenizer.safetensors`` has the tensors ``pieces`` (U8), the text of all ids, ``ends`` (U32), where each of
+them ends, ``types`` (U8), ``model`` (U8), the SentencePiece model, and, where a list of merges is taken
+literally, ``merges`` (U8), what a :class:`MergeEncoder` is made of in JSON. ``__metadata__`` has the version
+of this layout, the rest of the vocabulary in JSON, and the SHA-256 of it all: damage is an error and never
 other ids.
 """
 
@@ -12,8 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ._json import parse_json_object, show
 from ._merges import MergeEncoder
@@ -32,26 +35,25 @@ _FLAGS = ("add_dummy_prefix", "may_cut")
 
 def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     """Writes the file ``path``. Raises ``OSError`` when that fails."""
-    import numpy as np
     from safetensors.numpy import save
 
-    text = "".join(vocabulary.pieces)
-    separator = next(mark for mark in map(chr, range(0xD800)) if mark not in text)
+    pieces = [piece.encode() for piece in vocabulary.pieces]
     tensors = {
-        "pieces": separator.join(vocabulary.pieces).encode(),
+        "pieces": b"".join(pieces),
+        "ends": np.cumsum([len(piece) for piece in pieces], dtype="<u4").tobytes(),
         "types": bytes(kind if 0 <= kind < 256 else 0 for kind in vocabulary.types),
         "model": vocabulary.proto,
     }
     if vocabulary.merge_encoder is not None:
         tensors["merges"] = json.dumps(vars(vocabulary.merge_encoder)).encode()
     rest = {name: getattr(vocabulary, name) for name in (*_IDS, *_NAMES, *_FLAGS)}
-    described = json.dumps(rest | {"separator": separator})
+    described = json.dumps(rest)
     metadata = {
         "gemlet_tokenizer": _VERSION,
         "vocabulary": described,
         "sha256": _digest(described, tensors),
     }
-    arrays = {name: np.frombuffer(data, np.uint8) for name, data in tensors.items()}
+    arrays = {name: np.frombuffer(data, "<u4" if name == "ends" else "u1") for name, data in tensors.items()}
     with open(path, "wb") as file:
         file.write(save(arrays, metadata))
 
@@ -78,16 +80,19 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
     described = metadata.get("vocabulary", "")
     if metadata.get("sha256") != _digest(described, tensors):
         raise TokenizerError(f"{where}: is damaged: its SHA-256 is another. Convert the original again")
-    if tensors.keys() - {"merges"} != {"pieces", "types", "model"}:
-        raise TokenizerError(f"{where}: holds {show(sorted(tensors))}; expected pieces, types and model")
-    rest = _Rest(parse_json_object(described.encode(), where=where, error=TokenizerError), where)
-    try:
-        pieces = tensors["pieces"].decode().split(rest.separator())
-    except UnicodeDecodeError:
-        raise TokenizerError(f"{where}: the pieces are not valid UTF-8") from None
-    if len(pieces) != len(tensors["types"]):
-        raise TokenizerError(f"{where}: {len(pieces)} pieces and {len(tensors['types'])} types")
-    rest.size = len(pieces)
+    if tensors.keys() - {"merges"} != {"pieces", "ends", "types", "model"}:
+        raise TokenizerError(
+            f"{where}: holds {show(sorted(tensors))}; expected pieces, ends, types and model"
+        )
+    size = len(tensors["types"])
+    if len(tensors["ends"]) != 4 * size or not size:
+        raise TokenizerError(
+            f"{where}: ends has {len(tensors['ends'])} bytes; expected 4 for each of {size} ids"
+        )
+    ends = np.frombuffer(tensors["ends"], "<u4")
+    if (ends[1:] < ends[:-1]).any() or ends[-1] != len(tensors["pieces"]):
+        raise TokenizerError(f"{where}: ends does not rise to the {len(tensors['pieces'])} bytes of pieces")
+    rest = _Rest(parse_json_object(described.encode(), where=where, error=TokenizerError), where, size)
     bos_id, eos_id, pad_id, unk_id = (rest.identifier(key) for key in _IDS)
     if unk_id is None:
         raise rest.wrong("unk_id", "an id")
@@ -97,7 +102,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
         encoder = _merge_encoder(merges, rest)
     return Vocabulary(
         source=where,
-        pieces=pieces,
+        pieces=_Pieces(tensors["pieces"], ends),
         types=tensors["types"],
         control=rest.ids_of("control"),
         added=rest.ids_of("added"),
@@ -113,22 +118,33 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
     )
 
 
+class _Pieces(Sequence[str]):
+    """The pieces, each made when it is asked for: 262,144 strings take 40 ms, and a reply needs few."""
+
+    def __init__(self, text: bytes, ends: NDArray[np.uint32]) -> None:
+        self._text = text
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self._ends):
+            raise IndexError(index)
+        begin = int(self._ends[index - 1]) if index else 0
+        return self._text[begin : int(self._ends[index])].decode("utf-8", "replace")
+
+
 class _Rest:
     """Checked reads of the JSON part; ``size`` is the number of ids."""
 
-    def __init__(self, values: Mapping[str, Any], where: str, size: int = 0) -> None:
+    def __init__(self, values: Mapping[str, Any], where: str, size: int) -> None:
         self.values = values
         self.where = where
         self.size = size
 
     def wrong(self, key: str, expected: str) -> TokenizerError:
         return TokenizerError(f"{self.where}: {key} is {show(self.values.get(key))}; expected {expected}")
-
-    def separator(self) -> str:
-        value = self.values.get("separator")
-        if not isinstance(value, str) or len(value) != 1:
-            raise self.wrong("separator", "a character")
-        return value
 
     def flag(self, key: str) -> bool:
         value = self.values.get(key)

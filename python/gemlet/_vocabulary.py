@@ -71,7 +71,7 @@ class Vocabulary:
     """
 
     source: str
-    pieces: list[str]
+    pieces: Sequence[str]
     types: Sequence[int]
     control: dict[str, int]
     added: dict[str, int]

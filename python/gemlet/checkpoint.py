@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gemlet._json import no_waiting, parse_json_object, read_json_object, show
 from gemlet.errors import MemoryLimitError, ModelClosedError, ModelFileError, TensorError
@@ -417,10 +417,20 @@ def _parse_header(
     return infos
 
 
+class _Label(NamedTuple):
+    """How an error begins, made only for one: a large model has thousands of tensors."""
+
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: tensor {show(self.name)}"
+
+
 def _parse_entry(
     name: str, entry: object, path: str, file: str, data_begin: int, data_end: int
 ) -> TensorInfo:
-    label = f"{path}: tensor {show(name)}"
+    label = _Label(path, name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ModelFileError(f"{label} is {show(entry)}; expected {{dtype, shape, data_offsets}}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

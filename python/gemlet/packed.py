@@ -42,9 +42,16 @@ class PackedCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], config: TextConfig, *, table_elsewhere: bool = False
+        self,
+        folder: str | os.PathLike[str] | Checkpoint,
+        config: TextConfig,
+        *,
+        table_elsewhere: bool = False,
     ) -> None:
-        super().__init__(folder)
+        if isinstance(folder, Checkpoint):  # open already, and now this one's
+            vars(self).update(vars(folder))
+        else:
+            super().__init__(folder)
         try:
             self._check_versions()
             self.weights = self._weights()
@@ -169,7 +176,6 @@ class PackedCheckpoint(Checkpoint):
 
     def _described(self, path: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
         """weight -> (format, shape), as the metadata says."""
-        from gemlet.gguf_checkpoint import BLOCK_TYPES
         from gemlet.load import PRESETS
         from gemlet.tensors import PER_LAYER_TABLE
 
@@ -178,8 +184,14 @@ class PackedCheckpoint(Checkpoint):
             described = {name: (dtype, tuple(shape)) for name, (dtype, shape) in raw.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ModelFileError(f"{path}: gemlet_tensors is not a list of formats and shapes") from None
-        blocks = [name.lower() for name in BLOCK_TYPES]
+        choices = [*PRESETS]
         for name, (dtype, _) in described.items():
-            if dtype not in (blocks if name == PER_LAYER_TABLE else [*PRESETS]):
+            if dtype not in (_block_types() if name == PER_LAYER_TABLE else choices):
                 raise ModelFileError(f"{path}: gemlet_tensors gives {show(name)} the format {show(dtype)}")
         return described
+
+
+def _block_types() -> list[str]:
+    from gemlet.gguf_checkpoint import BLOCK_TYPES
+
+    return [name.lower() for name in BLOCK_TYPES]

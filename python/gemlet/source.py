@@ -228,8 +228,7 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
     checkpoint = Checkpoint(folder)
     try:
         if is_packed(checkpoint):
-            checkpoint.close()
-            checkpoint = PackedCheckpoint(folder, config)
+            checkpoint = PackedCheckpoint(checkpoint, config)
             slots = {name: name for name in checkpoint.tensors}
         else:
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
