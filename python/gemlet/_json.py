@@ -72,13 +72,9 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
     return value
 
 
-def read_json_object(
-    path: str | os.PathLike[str], *, error: type[GemletError], max_bytes: int = MAX_JSON_BYTES
-) -> dict[str, Any]:
-    """The JSON object in the file ``path``.
-
-    Raises :class:`ModelFileError` when the file cannot be read or is larger than ``max_bytes``, ``error``
-    when what it holds is not a JSON object.
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """What is in the file ``path``. Raises :class:`ModelFileError` when it cannot be read or is larger than
+    ``max_bytes``.
     """
     where = os.fspath(path)
     try:
@@ -96,7 +92,17 @@ def read_json_object(
         raise ModelFileError(f"{where}: cannot be read: {reason}") from None
     if len(data) > max_bytes:
         raise ModelFileError(f"{where}: larger than {max_bytes} bytes; expected a small JSON file")
-    return parse_json_object(data, where=where, error=error)
+    return data
+
+
+def read_json_object(
+    path: str | os.PathLike[str], *, error: type[GemletError], max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in the file ``path``.
+
+    Raises as :func:`read_file` does, and ``error`` when what it holds is not a JSON object.
+    """
+    return parse_json_object(read_file(path, max_bytes), where=os.fspath(path), error=error)
 
 
 class Keys:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._json import read_json_object, show
+from ._json import read_file, read_json_object, show
 from ._sentencepiece_proto import (
     BYTE,
     CONTROL,
@@ -31,8 +31,9 @@ from .errors import ModelFileError, TokenizerError
 if TYPE_CHECKING:
     from .gguf import GGUFFile
 
-__all__ = ["read_vocabulary", "vocabulary_of_gguf"]
+__all__ = ["TOKENIZER_FILES", "read_contents", "read_vocabulary", "vocabulary_of_gguf"]
 
+TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # of a folder, the first counts
 MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
 MAX_JSON_BYTES = 256 * 1024 * 1024
 
@@ -64,12 +65,21 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     return _from_model(file)
 
 
+def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+    """Path and content of the files that :func:`read_vocabulary` reads of a Hugging Face folder, the
+    vocabulary first. Raises :class:`ModelFileError` for one that cannot be read.
+    """
+    path = Path(folder)
+    files = (_find(path), path / "added_tokens.json", path / "tokenizer_config.json")
+    return {str(file): read_file(file, MAX_JSON_BYTES) for file in files if file.is_file()}
+
+
 def _find(path: Path) -> Path:
     if not path.is_dir():
         if path.exists() and not path.is_file():
             raise ModelFileError(f"{path}: not a regular file")
         return path
-    for name in (STORED_FILE, "tokenizer.model", "tokenizer.json"):
+    for name in TOKENIZER_FILES:
         if (path / name).is_file():
             return path / name
     found = sorted(path.glob("*.gguf"))

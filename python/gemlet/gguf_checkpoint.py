@@ -80,6 +80,11 @@ class GGUFCheckpoint(TensorFiles):
             raise
         self.tensors = MappingProxyType(tensors)
 
+    def head(self) -> bytes:
+        """All that the (first) file says before its tensors' data."""
+        file = os.path.basename(self.gguf.path)
+        return self.read_bytes(file, 0, min(self.gguf.data_offset, os.fstat(self.descriptor(file)).st_size))
+
     def read_vector(self, name: str) -> NDArray[Any] | None:
         """The values of a tensor that has to be a vector of F32; None where there is none of this name."""
         info = self.tensors.get(name)

@@ -99,9 +99,9 @@ def load(
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
         merge_adapter: the folder of a PEFT LoRA adapter to add into the weights before they are packed (and
             before ``matformer`` cuts). To keep it apart and choose per request: :meth:`Model.load_adapter`.
-        cache: keeps the packed weights in the user's cache directory (``$XDG_CACHE_HOME/gemlet`` or
-            ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default 20 GB, the longest unused leaving
-            first), and uses them the next time.
+        cache: keeps the packed weights and the parsed vocabulary in the user's cache directory
+            (``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default
+            20 GB, the longest unused leaving first), and uses them the next time.
         progress: None shows a bar on terminals if tqdm is installed (``pip install 'gemlet[progress]'``) and
             packing takes a while, True everywhere, False nowhere; or a function that is called with the bytes
             done and the bytes in all.
@@ -137,7 +137,9 @@ def load(
     from gemlet.source import open_source
 
     check_progress(progress)
-    with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
+    with open_source(
+        source, revision=revision, token=token, merge_adapter=merge_adapter, cache=cache
+    ) as opened:
         if matformer is not None:
             opened = opened.cut(matformer)
         max_context = check_max_context(max_context, opened.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import TracebackType
@@ -31,7 +31,6 @@ __all__ = ["ModelSource", "open_source"]
 # Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
 _KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
-_TOKENIZER_FILES = ("tokenizer.safetensors", "tokenizer.model", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,10 @@ def open_source(
     revision: str | None = None,
     token: str | bool | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
+    cache: bool = False,
 ) -> ModelSource:
-    """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values.
+    """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
+    vocabulary is kept as parsed.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
@@ -185,9 +186,9 @@ def open_source(
     """
     path = _find(source, revision, token)
     if os.path.isdir(path):
-        opened = _open_folder(path, name="demo" if source is None else path)
+        opened = _open_folder(path, name="demo" if source is None else path, cache=cache)
     else:
-        opened = _open_gguf(path)
+        opened = _open_gguf(path, cache=cache)
     if merge_adapter is None:
         return opened
     try:
@@ -207,22 +208,24 @@ def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
     return replace(source, adapter=adapter, merged=merged)
 
 
-def _open_folder(folder: str, *, name: str) -> ModelSource:
+def _open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
     from gemlet import config as configs
-    from gemlet._tokenizer_files import read_vocabulary
+    from gemlet._stored_vocabulary import STORED_FILE
+    from gemlet._tokenizer_files import TOKENIZER_FILES, read_contents, read_vocabulary
     from gemlet.chat import read_chat_template
     from gemlet.checkpoint import Checkpoint
     from gemlet.packed import PackedCheckpoint, is_packed
     from gemlet.tensors import map_tensors
-    from gemlet.tokenizer import Tokenizer
 
     config = configs.read_config(folder)
     end_ids = configs.read_end_ids(folder, config)
     sampling = configs.read_sampling(folder)
     vocabulary = tokenizer = chat_format = template = None
-    if any(os.path.lexists(os.path.join(folder, name)) for name in _TOKENIZER_FILES):
-        vocabulary = read_vocabulary(folder)
-        tokenizer = Tokenizer(vocabulary)
+    if any(os.path.lexists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
+        cache = cache and not os.path.lexists(os.path.join(folder, STORED_FILE))
+        vocabulary, tokenizer = _open_tokenizer(
+            lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
+        )
         template = read_chat_template(folder)
         chat_format = _chat_format(config, tokenizer, template)
     checkpoint = Checkpoint(folder)
@@ -254,13 +257,12 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
     )
 
 
-def _open_gguf(path: str) -> ModelSource:
+def _open_gguf(path: str, *, cache: bool) -> ModelSource:
     from gemlet._tokenizer_files import vocabulary_of_gguf
     from gemlet.config import parse_config
     from gemlet.gguf_checkpoint import GGUFCheckpoint
     from gemlet.gguf_config import read_gguf_keys, read_gguf_sampling
     from gemlet.gguf_tensors import ROPE_FREQS, map_gguf_tensors
-    from gemlet.tokenizer import Tokenizer
 
     checkpoint = GGUFCheckpoint(path)
     try:
@@ -273,8 +275,9 @@ def _open_gguf(path: str) -> ModelSource:
             checkpoint.dtype(tensor)
         vocabulary = tokenizer = chat_format = template = None
         if "tokenizer.ggml.model" in gguf.metadata:
-            vocabulary = vocabulary_of_gguf(gguf)
-            tokenizer = Tokenizer(vocabulary)
+            vocabulary, tokenizer = _open_tokenizer(
+                lambda: vocabulary_of_gguf(gguf), lambda: {gguf.path: checkpoint.head()}, cache=cache
+            )
             template = gguf.get("tokenizer.chat_template", str, None)
             chat_format = _chat_format(config, tokenizer, template)
         sampling = read_gguf_sampling(gguf)
@@ -360,6 +363,24 @@ def _begins_as_gguf(path: str) -> bool:
             return file.read(4) == b"GGUF"
     except OSError:
         return False
+
+
+def _open_tokenizer(
+    read: Callable[[], Vocabulary], contents: Callable[[], Mapping[str, bytes]], *, cache: bool
+) -> tuple[Vocabulary, Tokenizer]:
+    """What ``read`` makes of the files with these ``contents``, the vocabulary's first."""
+    from gemlet.cache import keep_vocabulary, kept_vocabulary, vocabulary_key
+    from gemlet.tokenizer import Tokenizer
+
+    files = contents() if cache else {}
+    key = vocabulary_key(files)
+    found = kept_vocabulary(key, next(iter(files))) if files else None
+    vocabulary = read() if found is None else found
+    tokenizer = Tokenizer(vocabulary)
+    # What replaced the files meanwhile has another key.
+    if files and found is None and vocabulary_key(contents()) == key:
+        keep_vocabulary(key, vocabulary)
+    return vocabulary, tokenizer
 
 
 def _chat_format(config: TextConfig, tokenizer: Tokenizer, template: str | None) -> ChatFormat | None:
