@@ -72,8 +72,9 @@ def load(
 
     Args:
         source: the folder, or its safetensors file; or a GGUF file, or a folder with only one; or the name of
-            a model on the hub, which is downloaded once ("google/gemma-3-1b-it"). Without a tokenizer in it
-            the model still loads, and takes and gives token ids.
+            a model on the hub, which is downloaded once: "google/gemma-3-1b-it", or with a GGUF file
+            "someone/gemma-GGUF:gemma-Q4_0.gguf". Without a tokenizer in it the model still loads, and takes
+            and gives token ids.
         weights: the format of the weights in memory: "bf16", "f32", "q8" (int8 in blocks of 32), "q4" (int4
             in blocks of 32; the embedding table is q8). "auto": each matrix in the smallest format that has
             all its values, bf16 for BF16 and for float16 that came from it, else f32; of GGUF's types q4 for

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -30,7 +29,6 @@ __all__ = ["ModelSource", "open_source"]
 
 # Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
 _KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
-_LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -336,20 +334,21 @@ def _find(source: str | os.PathLike[str] | None, revision: str | None, token: st
     from gemlet.hub import download, is_repository
 
     if is_repository(path):
-        return _find_in_folder(download(path, revision=revision, token=token))
+        found = download(path, revision=revision, token=token)
+        return _find_in_folder(found) if os.path.isdir(found) else found
     raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
 
 
 def _find_in_folder(folder: str) -> str:
     """The folder itself, or the GGUF model in it where it is no Hugging Face folder."""
+    from gemlet.gguf_checkpoint import model_files
+
     if os.path.lexists(os.path.join(folder, "config.json")):
         return folder
     try:
-        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".gguf"))
+        models = model_files(os.listdir(folder))
     except OSError as problem:
         raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
-    # The other parts of a split model, and those for images, go with a model.
-    models = [name for name in names if not name.startswith("mmproj") and not _LATER_PART.search(name)]
     if len(models) > 1:
         listed = ", ".join(models[:8])
         raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
