@@ -22,6 +22,7 @@ from tokenizer_files import (
     STRING,
     U32,
     gguf_entry,
+    one_merge_each,
     trained_entries,
     trained_merges,
     trained_pieces,
@@ -116,7 +117,7 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path, kind: str) -> N
     if kind == "scores":
         entries, size = trained_entries()
     else:
-        entries, size = merge_entries(trained_merges()[:: 1 if kind == "merges" else -1])
+        entries, size = merge_entries(trained_merges() if kind == "merges" else one_merge_each())
     template = "{{ bos_token }}<start_of_turn>\r\né"
     entries += [
         gguf_entry("tokenizer.ggml.eot_token_id", U32, 7),
