@@ -209,8 +209,19 @@ def test_a_model_that_sentencepiece_refuses(stored: Path) -> None:
     tokenizer = Tokenizer.from_file(stored.parent)
     assert tokenizer.decode([2, 423]) == "[note]"
     for _ in range(2):
-        with pytest.raises(TokenizerError, match=f"{STORED_FILE}: SentencePiece refuses the vocabulary"):
+        with pytest.raises(TokenizerError, match=f"{STORED_FILE}: no SentencePiece model"):
             tokenizer.encode("the door")
+
+
+def test_a_piece_that_sentencepiece_would_not_survive(stored: Path) -> None:
+    """It recurses for each character of one."""
+    long = np.frombuffer(field(0x0A, field(0x0A, b"x" * 12000) + b"\x18\x04"), np.uint8)
+    change(stored, lambda tensors, rest: tensors.update(model=np.concatenate([long, tensors["model"]])))
+    with pytest.raises(TokenizerError, match="no SentencePiece model: a piece of 12005 bytes"):
+        Tokenizer.from_file(stored).encode("the door")
+    change(stored, lambda tensors, rest: tensors.update(model=tensors["model"][:-9]))
+    with pytest.raises(TokenizerError, match="no SentencePiece model: "):
+        Tokenizer.from_file(stored).encode("the door")
 
 
 def test_pieces_that_are_no_utf8(stored: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = ["STORED_FILE", "read_stored", "write_stored"]
 
 STORED_FILE = "tokenizer.safetensors"
 _VERSION = "1"
+_MAX_BYTES = 256 << 20  # that of Gemma 4 has 8 MB
 _IDS = ("bos_id", "eos_id", "pad_id", "unk_id")
 _NAMES = ("control", "added")
 _FLAGS = ("add_dummy_prefix", "may_cut")
@@ -73,6 +74,8 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
                 f"{where}: is of version {show(metadata.get('gemlet_tokenizer'))}; this gemlet reads version "
                 f"{_VERSION}. Convert the original again with `gemlet convert`"
             )
+        if sum(info.nbytes for info in checkpoint.tensors.values()) > _MAX_BYTES:
+            raise TokenizerError(f"{where}: larger than {_MAX_BYTES} bytes; expected a tokenizer")
         tensors = {
             name: checkpoint.read_bytes(info.file, info.begin, info.nbytes)
             for name, info in checkpoint.tensors.items()

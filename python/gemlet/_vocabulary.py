@@ -25,7 +25,7 @@ from ._sentencepiece_proto import (
 )
 from .errors import TokenizerError
 
-__all__ = ["CONTROL_NAMES", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
+__all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
 
 SPACE = "\u2581"  # how a piece writes U+0020
 

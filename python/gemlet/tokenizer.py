@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ._json import show
-from ._sentencepiece_proto import BYTE
+from ._sentencepiece_proto import BYTE, check_model
 from ._tokenizer_files import read_vocabulary
-from ._vocabulary import SPACE, Vocabulary
+from ._vocabulary import MAX_PIECE, SPACE, Vocabulary
 from .errors import InvalidRequestError, TokenizerError
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -324,7 +324,11 @@ class _SentencePiece:
         if vocabulary is None:
             return
         try:
+            if vocabulary.checked:  # by whoever wrote the file, perhaps
+                check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
             processor = self._make(model_proto=vocabulary.proto)
+        except TokenizerError as error:
+            raise TokenizerError(f"{vocabulary.source}: no SentencePiece model: {error}") from None
         except (RuntimeError, ValueError) as error:
             raise TokenizerError(
                 f"{vocabulary.source}: SentencePiece refuses the vocabulary: {error}"
