@@ -152,6 +152,25 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path, kind: str) -> N
         assert packed.generate("the door", **arguments).text == model.generate("the door", **arguments).text
 
 
+def test_the_cache_keeps_what_a_start_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GEMLET_CACHE_SIZE", raising=False)
+    config, tensors = model_of("gemma3_text")
+    entries, size = trained_entries()
+    tensors["token_embd.weight"] = np.resize(tensors["token_embd.weight"], (size, config["hidden_size"]))
+    path = write_gguf(tmp_path / "model.gguf", [*metadata(config), *entries], typed(tensors, "F32"))
+    ids = []
+    for number in range(3):
+        if number == 2:
+            monkeypatch.setattr("gemlet._tokenizer_files.vocabulary_of_gguf", None)
+        with gemlet.load(path, threads=1, cache=number > 0) as model:
+            assert model.tokenizer is not None
+            assert model.tokenizer.source == str(path)
+            ids.append(model.tokenizer.encode("the door\n日本"))
+    assert ids[0] == ids[1] == ids[2]
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, tensors = model_of("gemma3_text")
     path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q8_0"))
