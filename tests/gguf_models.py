@@ -147,6 +147,8 @@ TYPES: dict[str, tuple[int, Encoder]] = {
 def read_folder(folder: Path) -> tuple[dict[str, Any], Tensors]:
     """``config.json`` and all tensors as float32."""
     with Checkpoint(folder) as checkpoint:
+        for module in sorted(path.name for path in folder.glob("*_Dense")):
+            checkpoint.add_folder(module)
         tensors = {}
         for name in checkpoint.tensors:
             values, dtype = checkpoint.read(name)
@@ -168,6 +170,9 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
         while parts[0] in ("model", "language_model"):
             parts = parts[1:]
         if parts[0] == "lm_head" and config.get("tie_word_embeddings", text.get("tie_word_embeddings", True)):
+            continue
+        if "_Dense/linear" in parts[0]:
+            converted[f"dense_{parts[0][0]}.weight"] = values
             continue
         if parts[0] != "layers" and parts[0] not in _NAMES:
             continue  # for images and sound: written to another file
@@ -204,7 +209,8 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
     text = dict(config.get("text_config", config))
     model_type = text.get("model_type", f"{config['model_type']}_text")
     text = _DEFAULTS.get(model_type, {}) | text
-    family = _ARCHITECTURES[model_type]
+    embeds = text.get("use_bidirectional_attention") is True
+    family = "gemma-embedding" if embeds else _ARCHITECTURES[model_type]
     count, heads = text["num_hidden_layers"], text["num_attention_heads"]
     width = text["intermediate_size"]
     keys: dict[str, tuple[int, Any]] = {
@@ -221,7 +227,7 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
         if text.get(cap):
             keys[cap] = (F32, text[cap])
-    if "query_pre_attn_scalar" in text and family in ("gemma2", "gemma3"):
+    if "query_pre_attn_scalar" in text and family in ("gemma2", "gemma3", "gemma-embedding"):
         keys["attention.scale"] = (F32, text["query_pre_attn_scalar"] ** -0.5)
     if family != "gemma":
         keys["attention.sliding_window"] = (U32, text.get("sliding_window", 4096))
@@ -233,6 +239,8 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
         keys |= _gemma3n_keys(text)
     if family == "gemma4":
         keys |= _gemma4_keys(text, sliding)
+    if embeds:
+        keys["pooling_type"] = (U32, 1)
     for key, change in changes.items():
         name = key.replace("__", ".")
         keys.pop(name, None)
@@ -247,7 +255,7 @@ def _sliding_layers(text: Mapping[str, Any], family: str) -> list[bool]:
     if text.get("layer_types"):
         sliding = [kind == "sliding_attention" for kind in text["layer_types"]]
     else:
-        default = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma4": 6}.get(family, 1)
+        default = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma4": 6, "gemma-embedding": 6}.get(family, 1)
         pattern = text.get("sliding_window_pattern", text.get("_sliding_window_pattern", default))
         sliding = [(i + 1) % pattern != 0 for i in range(count)]
     if family == "gemma4":
@@ -257,7 +265,7 @@ def _sliding_layers(text: Mapping[str, Any], family: str) -> list[bool]:
 
 def _rope_keys(text: Mapping[str, Any], family: str) -> dict[str, tuple[int, Any]]:
     parameters = text.get("rope_parameters") or {}
-    nested = family in ("gemma3", "gemma3n", "gemma4")
+    nested = family in ("gemma3", "gemma3n", "gemma4", "gemma-embedding")
     one = parameters.get("full_attention", {}) if nested else parameters
     local = parameters.get("sliding_attention", {}) if nested else {}
     keys: dict[str, tuple[int, Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,17 @@ def test_unaligned_tensors() -> None:
         sequence.extend(int32(1, 2))
         results.append(sequence.logits())
     np.testing.assert_array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("offset", [2**63 - 1, 2**63 - 8192, 2**62, -1, -(2**63)])
+def test_rows_that_lie_in_no_file(tmp_path: Path, offset: int) -> None:
+    (tmp_path / "weights").write_bytes(bytes(64))
+    with open(tmp_path / "weights", "rb") as file:
+        for name, shape in (("embed_tokens", (VOCAB, HIDDEN)), ("final_norm", (HIDDEN,))):
+            rows = _core.FileRows(descriptor=file.fileno(), offset=offset, shape=shape, dtype="f32")
+            for take in (builder_of().add, builder_of().pack):
+                with pytest.raises(gemlet.ModelFileError, match=name):
+                    take(name, rows)
 
 
 @pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])

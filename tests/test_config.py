@@ -248,7 +248,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3_text", {"per_layer_config": {"0": {}}}, "unknown key 'per_layer_config'"),
     ("gemma", {"\x1b[31m": 1}, r"unknown key '\\x1b\[31m'"),
     ("gemma", {"attention_bias": True}, "attention_bias is True; expected False"),
-    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ("gemma3_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
     ("gemma2", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
     ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),

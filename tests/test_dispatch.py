@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from core_models import layer_config, model_config, random_core
 from golden.folders import HERE
 from processes import run_python, start_python
 
@@ -212,6 +213,22 @@ def test_threads_respect_affinity() -> None:
             model.generate("The", max_tokens=2)
     """
     run_python(code)
+
+
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
+def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
+    """Rows so wide that each would be a task; values of 2 (bf16) or 4 (int8) tokens share a word."""
+    layers = [layer_config(num_heads=8, num_kv_heads=8, head_dim=256, sliding_window=0)] * 4
+    ids = np.arange(1, 200, dtype=np.int32) % 96
+    logits = []
+    for threads in (1, 4, 4, 4):
+        core = random_core(model_config(*layers), kv_cache=kv_cache, threads=threads)
+        sequence = _core.TokenSequence(core)
+        sequence.extend(ids[:3], logits="none")  # the next ones begin within a word
+        sequence.extend(ids[3:], logits="all")
+        logits.append(sequence.logits())
+    for found in logits[1:]:
+        np.testing.assert_array_equal(found, logits[0])
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:

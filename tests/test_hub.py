@@ -28,6 +28,10 @@ FILES = {
     "pytorch_model.bin": b"not needed",
     "gemma.gguf": b"not needed",
     "onnx/model.safetensors": b"not needed",
+    "onnx/config.json": b"not needed",
+    "2_Dense/pytorch_model.bin": b"not needed",
+    "2_Dense/config.json": b"{}",
+    "2_Dense/model.safetensors": b"of an embedding model",
     "consolidated.safetensors": b"not needed",
 }
 PARTS = [f"q4/gemma-{part:05}-of-00002.gguf" for part in (1, 2)]
@@ -47,7 +51,14 @@ REPOSITORIES = {
     "someone/private": FILES,
     "some/weights-missing": {"config.json": FILES["config.json"]},
 }
-NEEDED = ["config.json", "generation_config.json", "model.safetensors"]
+NEEDED = [
+    *("2_Dense/config.json", "2_Dense/model.safetensors"),
+    *("config.json", "generation_config.json", "model.safetensors"),
+]
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
 
 
 def run_with_hub(code: str, url: str, home: Path, **environment: str) -> str:
@@ -85,7 +96,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
     assert sorted(server.served) == sorted(NEEDED * 2)  # each once for a model, and nothing else
     folder = Path(printed.strip())
     assert folder.parts[-2:] == ("snapshots", COMMIT)
-    assert sorted(item.name for item in folder.iterdir()) == NEEDED
+    assert files_in(folder) == NEEDED
     with gemlet.load(write_folder(tmp_path / "same", CONFIGS["gemma"]), threads=1) as model:
         np.testing.assert_array_equal(model.logits([1, 2, 3]), np.load(tmp_path / "logits.npy"))
 
@@ -205,7 +216,7 @@ def test_command_line(tmp_path: Path) -> None:
             server.url,
             tmp_path,
         )
-    assert sorted(item.name for item in Path(printed.strip()).iterdir()) == NEEDED
+    assert files_in(Path(printed.strip())) == NEEDED
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,22 @@ def test_the_embedding_has_its_own_format() -> None:
             gemlet.load(embedding=wrong)  # type: ignore[arg-type]
 
 
+def test_an_embedding_on_disk_is_planned() -> None:
+    config = shape_config("gemma4-e2b")
+    resident = plan_memory(config, weights="q4", max_context=4096)
+    on_disk = plan_memory(config, weights="q4", max_context=4096, embedding_on_disk=True)
+    assert on_disk.embedding == 32 << 20
+    assert on_disk.on_disk == resident.on_disk + resident.embedding
+    assert (on_disk.weights, on_disk.kv_cache) == (resident.weights, resident.kv_cache)
+    small = plan_memory(read_config(HERE / "gemma2-2b"), weights="q8", embedding_on_disk=True)
+    assert small.embedding == small.on_disk  # smaller than the window: all of it may be resident
+    found = inspect(HERE / "gemma3n-e4b", embedding_on_disk=True)
+    whole = inspect(HERE / "gemma3n-e4b")
+    table = found.config.vocab_size * found.config.hidden_size
+    assert found.parameters_on_disk == whole.parameters_on_disk + table
+    assert str(found).count("stay on disk") == 2
+
+
 # --- max_memory ---------------------------------------------------------------------------------------------
 def test_a_model_that_does_not_fit_is_refused_with_its_plan() -> None:
     total = inspect(weights="f32").plan.total
@@ -89,12 +105,13 @@ def test_what_the_refusal_recommends_fits() -> None:
             else:
                 assert plan_memory(config, weights=weights).total <= limit
                 continue
-            for key, value in re.findall(r'(max_context|weights|embedding)="?(\w+)"?(?: or |$)', message):
+            keys = r'(max_context|weights|embedding|embedding_on_disk)="?(\w+)"?(?: or |$)'
+            for key, value in re.findall(keys, message):
                 changed: dict[str, Any] = {"weights": weights, "max_context": context}
-                changed[key] = int(value) if key == "max_context" else value
+                changed[key] = {"True": True}.get(value, int(value) if key == "max_context" else value)
                 assert plan_memory(config, **changed).total <= limit + (1 << 20), message
                 named.add(key)
-    assert named == {"max_context", "weights", "embedding"}
+    assert named == {"max_context", "weights", "embedding", "embedding_on_disk"}
 
 
 @pytest.mark.parametrize(
@@ -182,3 +199,28 @@ def test_a_cut_out_model_and_its_cache() -> None:
     assert {layer.intermediate_size for layer in cut.config.layers} == {16}
     assert cut.plan.weights < whole.plan.weights
     assert cut.plan.kv_cache < whole.plan.kv_cache
+    skipping = {"intermediate_size": 16, "skip_layers": [2]}
+    for matformer in (16, skipping):
+        found = inspect(HERE / "gemma3n-e4b", weights="q8", matformer=matformer)
+        with gemlet.load(HERE / "gemma3n-e4b", weights="q8", matformer=matformer, threads=1) as model:
+            assert found.parameters == model._core_model.parameter_count < whole.parameters
+    assert found.parameters_on_disk == whole.parameters_on_disk // 6 * 5
+
+
+def test_a_cut_model_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = (HERE / "gemma3n-e4b").as_posix()
+    for text, value in (
+        ("16", 16),
+        ("44,40,31,16,8,3", [44, 40, 31, 16, 8, 3]),
+        ('{"skip_layers": [2]}', {"skip_layers": [2]}),
+    ):
+        assert main(["inspect", folder, "--matformer", text, "--json"]) == 0
+        described = json.loads(capsys.readouterr().out)
+        assert described["parameters"] == inspect(folder, matformer=value).parameters
+    for text in ("E2C", "{", "1,", "[" * 100_000):
+        assert main(["inspect", folder, "--matformer", text]) == 1
+        assert "matformer" in capsys.readouterr().err
+    assert main(["generate", "x", "--model", folder, "--matformer", "7,8"]) == 1
+    assert "2 widths for the 6 layers" in capsys.readouterr().err
+    assert main(["bench", "--random", "gemma3n-e4b", "--matformer", "E2B"]) == 1
+    assert "--matformer goes with --model" in capsys.readouterr().err

@@ -38,6 +38,7 @@ def attention(
     values: Floats,
     window: int = 0,
     softcap: float = 0.0,
+    ahead: int = 0,
 ) -> Floats:
     out = _core.kernel_attention(
         tier=tier,
@@ -47,6 +48,7 @@ def attention(
         keys=guarded(keys),
         values=guarded(values),
         window=window,
+        ahead=ahead,
         softcap=softcap,
     )
     assert out.shape == q.shape
@@ -73,6 +75,7 @@ def expected(
     values: Floats,
     window: int,
     softcap: float,
+    ahead: int = 0,
 ) -> tuple[Doubles, Doubles]:
     """The definition in float64, and the bound above."""
     rounds = kv == "bf16" and tier in BF16_DOTS
@@ -95,7 +98,7 @@ def expected(
         scores = softcap * np.tanh(scores / softcap)
         doubt = np.minimum(doubt, 2 * softcap) + softcap * TANH + 2 * UNIT * np.abs(scores)
     at = np.array(positions)[:, None]
-    visible = (tokens <= at) & ((tokens > at - window) if window else True)
+    visible = (tokens <= at + ahead) & ((tokens > at - window) if window else True)
     out, bound = np.zeros(q.shape), np.zeros(q.shape)
     for row, seen in enumerate(visible):
         if not seen.any():
@@ -126,10 +129,11 @@ def check(
     values: Floats,
     window: int = 0,
     softcap: float = 0.0,
+    ahead: int = 0,
 ) -> None:
     if kv == "bf16" and tier in BF16_DOTS:
         q = bf16(q)
-    arguments = (q, positions, keys, values, window, softcap)
+    arguments = (q, positions, keys, values, window, softcap, ahead)
     y, bound = expected(tier, kv, *arguments)
     got = attention(tier, kv, *arguments)
     error = np.abs(got - y)
@@ -206,6 +210,23 @@ def test_attention_within_a_window(operation: str, tier: str, window: int) -> No
     for first in (0, 1, 62, 63, 64, 65, 126, 127, 128, 192, 196):
         positions = [first + r // 4 for r in range(16)]
         check(tier, ATTENTIONS[operation], q, positions, keys, values, window)
+
+
+@kernels(*ATTENTIONS)
+@pytest.mark.parametrize("ahead", [1, 15, 16, 63, 64, 10_000])
+def test_attention_that_looks_ahead(operation: str, tier: str, ahead: int) -> None:
+    """As far as back, or to the end; what lies further ahead, even if it is not finite, has no influence."""
+    kv = ATTENTIONS[operation]
+    q, _, keys, values = case(ahead, 16, 32, 200)
+    for first in (0, 1, 62, 63, 64, 127, 196):
+        positions = [first + r // 4 for r in range(16)]
+        check(tier, kv, q, positions, keys, values, ahead + 1, ahead=ahead)
+        check(tier, kv, q, positions, keys, values, ahead=ahead)
+        before = attention(tier, kv, q, positions, keys, values, ahead=ahead)
+        hidden = keys.copy(), values.copy()
+        for array in hidden:
+            array[first + 4 + ahead :] = np.nan
+        np.testing.assert_array_equal(attention(tier, kv, q, positions, *hidden, ahead=ahead), before)
 
 
 @kernels(*ATTENTIONS)

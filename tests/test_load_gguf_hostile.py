@@ -46,7 +46,6 @@ def refused(path: Path, error: type[GemletError], *words: str) -> None:
     ("architecture", "words"),
     [
         ("llama", "'llama'"),
-        ("gemma-embedding", "embeddings"),
         ("gemma4-assistant", "drafter"),
         ("clip", "images"),
         ("", "''"),

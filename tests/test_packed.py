@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from processes import run_python
 from real_shapes import write_real_shape
-from tiny_models import CONFIGS, with_header, write_folder
+from tiny_models import CONFIGS, weights_of, with_header, write_folder
 
 import gemlet
 from gemlet.cli import main
@@ -141,8 +141,6 @@ def test_what_is_there_before_is_kept(tmp_path: Path, packed: Path) -> None:
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
-    from tiny_models import weights_of
-
     tensors = weights_of(CONFIGS["gemma"])
     tensors["model.layers.2.mlp.up_proj.weight"][0, 0] = np.nan
     source = write_folder(tmp_path / "source", CONFIGS["gemma"], tensors=tensors)
@@ -221,6 +219,71 @@ def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:
     model.close()
     assert memory()[1] < file + 5
     """)
+
+
+def test_an_embedding_on_disk_is_never_resident(tmp_path: Path) -> None:
+    """For the same logits: of one row, of many, and of more ids than the window has room for."""
+    config = CONFIGS["gemma3_text"] | {"vocab_size": 1024, "hidden_size": 256, "num_hidden_layers": 1}
+    config["max_position_embeddings"] = 512
+    tensors = weights_of(config)
+    name = "model.embed_tokens.weight"
+    rows = np.random.default_rng(0).permuted(np.arange(1 << 17) % 1024)
+    tensors[name] = tensors[name][rows]
+    write_folder(tmp_path / "source", config | {"vocab_size": rows.size}, tensors=tensors, bf16=True)
+    gemlet.convert(tmp_path / "source", tmp_path / "packed", weights="f32")
+    (tmp_path / "source" / "model.safetensors").unlink()
+    code = f"""
+    import re
+    import numpy as np
+    import gemlet, gemlet.model, gemlet.source
+
+    def peak():
+        return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+    gemlet.load(threads=1).generate("The", max_tokens=2)
+    before = peak()
+    with gemlet.load({str(tmp_path / "packed")!r}, threads=2, embedding_on_disk={{on_disk}}) as model:
+        ids = [2] + [i * 5003 % 131072 for i in range(400)]
+        tokens = model.generate(ids, max_tokens=5, temperature=0, stop=[]).token_ids
+        print(peak() - before, model.memory()["embedding"] / 2**20)
+        print(tokens, hash(model.logits(ids[:20]).tobytes()))
+    """
+    found = {}
+    for on_disk in (False, True):
+        numbers, found[on_disk] = run_python(code.format(on_disk=on_disk), PYTHONHASHSEED="0").splitlines()
+        size, told = map(float, numbers.split())
+        assert told == (32 if on_disk else 128)
+        assert told - 10 < size < told + 8, numbers
+    assert found[True] == found[False]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("weights", PRESETS)
+def test_every_family_with_its_embedding_on_disk(tmp_path: Path, family: str, weights: str) -> None:
+    config = CONFIGS[family] | {"tie_word_embeddings": family != "gemma2"}
+    source = write_folder(tmp_path / "source", config)
+    gemlet.convert(source, tmp_path / "packed", weights=weights, threads=1)
+    found = logits_of(tmp_path / "packed", embedding_on_disk=True)
+    np.testing.assert_array_equal(found, logits_of(tmp_path / "packed"))
+
+
+def test_an_embedding_on_disk_needs_a_packed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_folder(tmp_path / "source", CONFIGS["gemma3n_text"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InvalidRequestError, match=r"source is not packed.*`gemlet convert`.*cache=True"):
+        gemlet.load(source, embedding_on_disk=True)
+    found = logits_of(source, embedding_on_disk=True, cache=True)
+    np.testing.assert_array_equal(found, logits_of(source))
+    monkeypatch.setenv("GEMLET_CACHE_SIZE", "1kB")
+    with pytest.raises(InvalidRequestError, match="no cache has its packed form"):
+        gemlet.load(source, embedding_on_disk=True, cache=True)
+    for value in (1, None, "yes"):
+        for opens in (gemlet.load, gemlet.inspect):
+            with pytest.raises(InvalidRequestError, match="embedding_on_disk is"):
+                opens(source, embedding_on_disk=value)  # type: ignore[operator]
+    assert main(["generate", "x", "--model", str(source), "--embedding-on-disk"]) == 1
+    assert main(["bench", "--random", "gemma3-270m", "--embedding-on-disk"]) == 1
+    assert main(["inspect", str(source), "--embedding-on-disk"]) == 0
 
 
 @pytest.mark.slow

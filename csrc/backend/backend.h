@@ -22,12 +22,14 @@ constexpr int64_t element_bytes(KvFormat format) {
   return format == KvFormat::kF32 ? 4 : format == KvFormat::kBf16 ? 2 : 1;
 }
 
-// One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T.
+// One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T. Rows of y lie `y_stride`
+// floats apart, weight->rows where that is 0.
 struct Product {
   const float* x;
   int64_t rows;
   const Matrix* weight;
   float* y;
+  int64_t y_stride = 0;
 };
 
 // Blocks of one sequence in one layer. Rows of a segment are consecutive tokens of one sequence.
@@ -46,8 +48,9 @@ struct AttentionShape {
   int64_t num_heads;
   int64_t num_kv_heads;
   int64_t head_dim;
-  int64_t window;  // 0 = full attention
-  float softcap;   // 0 = none
+  int64_t window;      // 0 = full attention
+  bool bidirectional;  // sees as far ahead, within its segment, as back
+  float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
 };

@@ -35,12 +35,39 @@ FileMapping::~FileMapping() {
   close(descriptor_);
 }
 
+bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out) {
+  while (bytes > 0) {
+    const ssize_t count = pread(descriptor, out, static_cast<size_t>(bytes), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
+    out = static_cast<uint8_t*>(out) + count;
+    offset += count;
+    bytes -= count;
+  }
+  return true;
+}
+
 void FileMapping::check() const {
   struct stat status;
   if (fstat(descriptor_, &status) != 0 || status.st_size < size_) {
     fail(ErrorCode::kModelFile, path_, ": was cut short while it was in use: ", status.st_size, " bytes, expected ",
          size_, "; load the model again");
   }
+}
+
+void FileMapping::read(const uint8_t* first, int64_t bytes, uint8_t* out) const {
+  if (!read_fully(descriptor_, first - data_, bytes, out)) {
+    fail(ErrorCode::kModelFile, path_, ": cannot be read any more, or was cut short; load the model again");
+  }
+}
+
+// The pages go from the page tables and the resident set; other bytes of the first and the last one are mapped again
+// when they are read.
+void FileMapping::drop(const uint8_t* first, int64_t bytes) const {
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(first) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(first) + static_cast<uintptr_t>(bytes);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 }  // namespace gemlet

@@ -11,6 +11,9 @@
 
 namespace gemlet {
 
+// Fills `out` from byte `offset` of an open file. False if the file ends before or cannot be read.
+bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out);
+
 class FileMapping {
  public:
   // Of the open file `descriptor`, which stays the caller's; `path` is for messages. Throws kModelFile.
@@ -25,6 +28,13 @@ class FileMapping {
 
   // Throws kModelFile if the file has become shorter than it was.
   void check() const;
+
+  // Copies `bytes` from `first` of the mapping through the file: no page of it becomes this process's, where one access
+  // to a mapping may bring megabytes. Throws kModelFile.
+  void read(const uint8_t* first, int64_t bytes, uint8_t* out) const;
+  // Takes these bytes out of this process's memory; they may stay in the page cache, and are mapped again when they are
+  // used.
+  void drop(const uint8_t* first, int64_t bytes) const;
 
  private:
   std::string path_;

@@ -29,26 +29,33 @@ inline void relax() {
 
 }  // namespace
 
-// A run is published as one word, (round, tasks, next), and a task is taken by counting `next` up with
+// Every thread has a share of a run, neighbouring tasks, and begins there; once it is done a thread helps the others.
+// So each streams one long stretch of the weights, which memory serves a fifth faster than stretches in turn.
+//
+// A share is published as one word, (round, end, next), and a task is taken by counting `next` up with
 // compare-and-swap. A worker reads fn and context only after it has taken a task, and the caller does not return before
 // every taken task is done, so both are valid then. The caller never waits for a worker that has taken nothing: on a
 // busy machine a worker may be off its CPU for milliseconds, and a forward pass has hundreds of runs.
 struct ThreadPool::State {
-  static constexpr int kBits = 20;  // of `tasks` and of `next`; the rest counts rounds
+  static constexpr int kBits = 20;  // of `end` and of `next`; the rest counts rounds
   static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
+  struct alignas(64) Share {
+    std::atomic<uint64_t> ticket{0};
+  };
 
   uint32_t forks = fork_generation();
   TaskFn fn = nullptr;
   const void* context = nullptr;
   int64_t first_task = 0;
-  alignas(64) std::atomic<uint64_t> ticket{0};
+  std::vector<Share> shares;
   alignas(64) std::atomic<uint32_t> round{0};  // changes with every run; workers sleep on it
   alignas(64) std::atomic<int64_t> done{0};    // tasks finished in this round
+  std::atomic<int64_t> tasks{0};               // of this round
   std::atomic<int> used;                       // workers from this one on sleep on it
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 
-  State(int threads, int used_threads) : used(used_threads) {
+  State(int threads, int used_threads) : shares(static_cast<size_t>(threads)), used(used_threads) {
     try {
       for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
     } catch (const std::exception&) {  // the system grants no more threads
@@ -75,15 +82,21 @@ struct ThreadPool::State {
   }
 
   void take_tasks(int thread) {
-    uint64_t seen = ticket.load(std::memory_order_acquire);
+    for (size_t i = 0; i < shares.size(); ++i)
+      take_share(shares[(static_cast<size_t>(thread) + i) % shares.size()], thread);
+  }
+
+  void take_share(Share& share, int thread) {
+    uint64_t seen = share.ticket.load(std::memory_order_acquire);
     for (;;) {
-      const uint64_t next = seen & kMask;
-      const uint64_t tasks = (seen >> kBits) & kMask;
-      if (next >= tasks) return;
-      if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      const uint64_t next = seen & kMask, end = (seen >> kBits) & kMask;
+      if (next >= end) return;
+      if (!share.ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        continue;
+      }
       fn(context, first_task + static_cast<int64_t>(next), thread);
-      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<int64_t>(tasks)) done.notify_one();
-      seen = ticket.load(std::memory_order_acquire);
+      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks.load(std::memory_order_relaxed)) done.notify_one();
+      seen = share.ticket.load(std::memory_order_acquire);
     }
   }
 
@@ -110,17 +123,24 @@ struct ThreadPool::State {
     }
   }
 
-  void run(int64_t first, int64_t tasks, const void* run_context, TaskFn run_fn) {
+  void run(int64_t first, int64_t run_tasks, const void* run_context, TaskFn run_fn) {
     fn = run_fn;
     context = run_context;
     first_task = first;
+    tasks.store(run_tasks, std::memory_order_relaxed);
     done.store(0, std::memory_order_relaxed);
     const uint64_t number = round.load(std::memory_order_relaxed) + 1;
-    ticket.store((number << (2 * kBits)) | (static_cast<uint64_t>(tasks) << kBits), std::memory_order_release);
+    const int64_t threads = used.load(std::memory_order_relaxed);
+    for (int64_t i = 0; i < threads; ++i) {
+      const auto begin = static_cast<uint64_t>(run_tasks * i / threads);
+      const auto end = static_cast<uint64_t>(run_tasks * (i + 1) / threads);
+      shares[static_cast<size_t>(i)].ticket.store((number << (2 * kBits)) | (end << kBits) | begin,
+                                                  std::memory_order_release);
+    }
     round.store(static_cast<uint32_t>(number), std::memory_order_release);
     round.notify_all();
     take_tasks(0);
-    for (int64_t count; (count = done.load(std::memory_order_acquire)) != tasks;) wait_for_change(done, count);
+    for (int64_t count; (count = done.load(std::memory_order_acquire)) != run_tasks;) wait_for_change(done, count);
   }
 };
 

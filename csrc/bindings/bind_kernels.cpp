@@ -132,7 +132,7 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
 // "int8".
 py::array_t<float> attention(const std::string& tier, const std::string& kv, const Floats& q,
                              const std::vector<int32_t>& positions, const Floats& keys, const Floats& values,
-                             int64_t window, float softcap) {
+                             int64_t window, int64_t ahead, float softcap) {
   const kernels::KernelTable table = kernel_table(tier);
   const int64_t rows = q.shape(0), dim = q.shape(1), tokens = keys.shape(0);
   if (rows > kernels::kMaxAttentionRows || static_cast<int64_t>(positions.size()) != rows || keys.shape(1) != dim ||
@@ -173,6 +173,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
   args.blocks = pointers.data();
   args.kv_end = tokens;
   args.window = window;
+  args.ahead = ahead;
   args.softcap = softcap;
   args.out = out_rows.data();
   args.scratch = scratch.data();
@@ -231,7 +232,8 @@ void register_kernels(py::module_& m) {
   m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
         "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`.");
   m.def("kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"),
-        py::arg("positions"), py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("softcap") = 0.0f,
+        py::arg("positions"), py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("ahead") = 0,
+        py::arg("softcap") = 0.0f,
         "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' "
         "or 'int8'.");
   m.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"),

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "engine/embedding.h"
 #include "engine/sequence.h"
 #include "model/adapter.h"
 #include "model/builder.h"
@@ -112,7 +113,7 @@ std::map<std::string, int64_t> memory(const Model& model) {
   const int64_t embedding =
       weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
-  result["embedding"] = embedding;
+  result["embedding"] = weights.embedding_on_disk ? std::min(embedding, kResidentEmbeddingBytes) : embedding;
   result["kv_cache_per_token"] = model.kv_layout().bytes_per_token(false);
   result["kv_cache_per_window_token"] = model.kv_layout().bytes_per_token(true);
   return result;
@@ -131,9 +132,15 @@ Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string
     tap.dim = dim;
     tap.values.insert(tap.values.end(), data, data + rows * dim);
   };
-  Sequence sequence(model);
   const std::span<const int32_t> span(ids.data(), static_cast<size_t>(ids.size()));
-  {
+  if (model->config().bidirectional) {
+    const std::vector<int32_t> text(span.begin(), span.end());
+    std::vector<float> embedding(static_cast<size_t>(model->config().embedding_size()));
+    const py::gil_scoped_release release;
+    embed(*model, {&text, 1}, nullptr, embedding.data(), &sink);
+    collected["embedding"] = {model->config().embedding_size(), embedding};
+  } else {
+    Sequence sequence(model);
     const py::gil_scoped_release release;
     sequence.extend(span, wanted, &sink);
     collected["logits"] = {model->config().vocab_size, sequence.logits()};
@@ -157,6 +164,16 @@ std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& 
     rope_angles(frequencies, positions[i], cosines.mutable_data() + at, sines.mutable_data() + at);
   }
   return {std::move(cosines), std::move(sines)};
+}
+
+// Before they get the length 1: float32 [texts, embedding_size].
+py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::vector<std::vector<int32_t>>& texts,
+                              const std::optional<std::shared_ptr<Adapter>>& adapter) {
+  py::array_t<float> out({static_cast<int64_t>(texts.size()), model->config().embedding_size()});
+  float* const to = out.mutable_data();
+  const py::gil_scoped_release release;
+  embed(*model, texts, adapter.value_or(nullptr).get(), to);
+  return out;
 }
 
 // The logits of fresh contexts that go through one forward pass together, each with its adapter or none.
@@ -206,6 +223,9 @@ void register_model(py::module_& m) {
           "taps", &taps, py::arg("ids"), py::arg("logits") = "all",
           "Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed "
           "there, which are all ids where `logits` is 'all'.")
+      .def("embed", &embeddings, py::arg("texts"), py::arg("adapter") = py::none(),
+           "Embeddings of texts, each a list of token ids, that go through one forward pass together, not normalised: "
+           "float32 [len(texts), embedding_size].")
       .def("batch_logits", &batch_logits, py::arg("ids"), py::arg("adapters"),
            "Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.")
       .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
@@ -220,7 +240,7 @@ void register_model(py::module_& m) {
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
-                       const std::map<std::string, std::string>& formats) {
+                       const std::map<std::string, std::string>& formats, bool embedding_on_disk) {
              if (threads < 0 || threads > 1024) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
@@ -231,13 +251,14 @@ void register_model(py::module_& m) {
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;
              for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
-             return std::make_unique<ModelBuilder>(
-                 config, weight_format(weights), weight_format(embedding), kv_format(kv_cache),
-                 threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads), allocate, std::move(own));
+             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
+                                                   kv_format(kv_cache),
+                                                   threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads),
+                                                   allocate, std::move(own), embedding_on_disk);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
-           py::arg("formats") = std::map<std::string, std::string>())
+           py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false)
       .def(
           "plan",
           [](ModelBuilder& builder) {

@@ -79,6 +79,7 @@ struct Case {
   double softcap;
   std::vector<float> q, keys, values;
   std::vector<int32_t> positions;
+  int64_t ahead = 0;
   std::vector<double> cached_keys = {}, cached_values = {};  // as the cache holds them
 };
 
@@ -106,10 +107,11 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
     const float* const q = c.q.data() + r * c.dim;
     const int64_t position = c.positions[static_cast<size_t>(r)];
     const int64_t first = std::max(c.begin, c.window > 0 ? position - c.window + 1 : 0);
+    const int64_t last = std::min(c.tokens - 1, position + c.ahead);
     double peak_q = 0;
     for (int64_t d = 0; d < c.dim; ++d) peak_q = std::max(peak_q, std::fabs(static_cast<double>(q[d])));
     double largest = -INFINITY, worst = 0;
-    for (int64_t t = first; t <= position; ++t) {
+    for (int64_t t = first; t <= last; ++t) {
       const double* const key = c.cached_keys.data() + t * c.dim;
       double s = 0, size = 0, sum_key = 0, peak_key = 0;
       for (int64_t d = 0; d < c.dim; ++d) {
@@ -130,7 +132,7 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
       largest = std::max(largest, s);
     }
     double sum = 0, range = 0, step = 0;
-    for (int64_t t = first; t <= position; ++t) {
+    for (int64_t t = first; t <= last; ++t) {
       double& s = score[static_cast<size_t>(t)];
       range = std::max(range, largest - s);
       s = std::exp(s - largest);
@@ -138,10 +140,10 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
     }
     // Subtracting the largest score rounds; so does rescaling for a larger one, once per block.
     const double factor = std::expm1(2 * (worst + kUnit * range) + 2 * kExp);
-    const double seen = static_cast<double>(position - first + 1), tokens = static_cast<double>(c.tokens);
+    const double seen = static_cast<double>(last - first + 1), tokens = static_cast<double>(c.tokens);
     double relative = 2 * factor + (2 * seen + 2 * (tokens / 64 + 2) + 8) * kUnit;
     if (rounds) relative += 0x1p-8 * (1 + factor);
-    for (int64_t t = first; t <= position; ++t) {  // of the weights, times their values' scales
+    for (int64_t t = first; t <= last; ++t) {  // of the weights, times their values' scales
       double peak = 0;
       for (int64_t d = 0; d < c.dim; ++d)
         peak = std::max(peak, std::fabs(c.cached_values[static_cast<size_t>(t * c.dim + d)]));
@@ -149,7 +151,7 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
     }
     for (int64_t d = 0; d < c.dim; ++d) {
       double out = 0, size = 0, peak = 0;
-      for (int64_t t = first; t <= position; ++t) {
+      for (int64_t t = first; t <= last; ++t) {
         const double v = c.cached_values[static_cast<size_t>(t * c.dim + d)];
         out += score[static_cast<size_t>(t)] / sum * v;
         size += score[static_cast<size_t>(t)] / sum * std::fabs(v);
@@ -221,6 +223,7 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
   args.kv_begin = c.begin;
   args.kv_end = c.tokens;
   args.window = c.window;
+  args.ahead = c.ahead;
   args.softcap = static_cast<float>(c.softcap);
   args.out = out_rows.data();
   args.scratch = scratch.as<float>();
@@ -330,6 +333,13 @@ void check_attention(std::string_view name, const Tiers& tiers) {
     check(1 + tokens % 5, 16, tokens, 0, 0, 0, 2);
   for (int64_t rows = 1; rows <= kernels::kMaxAttentionRows; rows += 1 + rows / 9) check(rows, 32, 90, 0, 20, 5, 2);
   for (const int64_t window : {1, 2, 15, 16, 17, 63, 64, 65, 300}) check(5, 16, 150, 0, window, 0, 2);
+  for (const int64_t ahead : {1, 15, 16, 63, 64, 200}) {  // to the end, and as far as back
+    for (const int64_t window : {int64_t{0}, ahead + 1}) {
+      Case c = make_case(++seed, 5, 32, 150, 0, window, 0, 2);
+      c.ahead = ahead;
+      check_case(name, operation, std::move(c), tiers);
+    }
+  }
   for (const int64_t begin : {1, 16, 63, 64, 65, 130}) check(4, 32, 150, begin, 0, 0, 2);
   for (const double softcap : {0.1, 30.0}) {
     for (const double spread : {0.01, 40.0, 1000.0}) check(3, 64, 80, 0, 0, softcap, spread);

@@ -10,6 +10,9 @@ namespace gemlet {
 Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter)
     : model_(std::move(model)), adapter_(std::move(adapter)), kv_(model_->kv_layout(), model_->backend()) {
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
+  if (model_->config().bidirectional) {
+    fail(ErrorCode::kUnsupported, "the model makes embeddings of texts and cannot continue one");
+  }
   if (adapter_ && &adapter_->model() != model_.get()) {
     fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
   }

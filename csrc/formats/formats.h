@@ -69,6 +69,8 @@ struct Matrix {
   int64_t panels() const { return panel_count(rows); }
   const uint8_t* panel(int64_t index) const { return data + index * panel_bytes(format, cols); }
   int64_t bytes() const { return packed_bytes(format, rows, cols); }
+  // Of its rows `count` from row `first` on, a multiple of 16.
+  Matrix part(int64_t first, int64_t count) const { return {format, count, cols, panel(first / kPanelRows)}; }
 };
 
 }  // namespace gemlet

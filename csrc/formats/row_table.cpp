@@ -96,18 +96,6 @@ void RowTable::read(int64_t row, float* out) const {
   }
 }
 
-bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out) {
-  while (bytes > 0) {
-    const ssize_t count = pread(descriptor, out, static_cast<size_t>(bytes), static_cast<off_t>(offset));
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return false;
-    out = static_cast<uint8_t*>(out) + count;
-    offset += count;
-    bytes -= count;
-  }
-  return true;
-}
-
 void random_uniform(uint64_t seed, int64_t count, float* out) {
   uint64_t state = mix(seed);
   for (int64_t i = 0; i < count; ++i) {

@@ -44,9 +44,6 @@ class RowTable {
   uint64_t seed_ = 0;
 };
 
-// Fills `out` from byte `offset` of an open file. False if the file ends before or cannot be read.
-bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out);
-
 // Fills out with uniform values in [-1, 1); the same for the same seed.
 void random_uniform(uint64_t seed, int64_t count, float* out);
 

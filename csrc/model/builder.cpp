@@ -70,7 +70,8 @@ int64_t ModelBuilder::Slot::packed_bytes(int64_t count) const {
 }
 
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-                           std::unique_ptr<Backend> backend, bool allocate, std::map<std::string, Format> formats)
+                           std::unique_ptr<Backend> backend, bool allocate, std::map<std::string, Format> formats,
+                           bool embedding_on_disk)
     : config_(std::move(config)),
       weight_format_(weights),
       kv_format_(kv_format),
@@ -78,6 +79,7 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
       allocate_(allocate),
       formats_(std::move(formats)) {
   config_.validate();
+  weights_.embedding_on_disk = embedding_on_disk;
   const int64_t hidden = config_.hidden_size;
   const size_t layers = config_.layers.size();
   declare_matrix("embed_tokens", config_.vocab_size, hidden, embedding, &weights_.embed_tokens);
@@ -98,6 +100,11 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
     declare_matrix("altup_projections." + number, hidden, hidden, weight_format_, &weights_.altup_projections[k]);
     declare_matrix("altup_unembed_projections." + number, hidden, hidden, weight_format_,
                    &weights_.altup_unembed_projections[k]);
+  }
+  weights_.dense.resize(config_.dense_sizes.size());
+  for (size_t i = 0; i < weights_.dense.size(); ++i) {
+    declare_matrix("dense." + std::to_string(i), config_.dense_sizes[i], i > 0 ? config_.dense_sizes[i - 1] : hidden,
+                   weight_format_, &weights_.dense[i]);
   }
   weights_.layers.resize(layers);
   for (size_t i = 0; i < layers; ++i) {
@@ -199,12 +206,16 @@ MemoryPlan ModelBuilder::plan() {
     if (slot.matrix) widest = std::max(widest, slot.matrix->cols);
   }
   plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
-  const int64_t rows = std::min(config_.max_context, kChunkTokens);
+  const int64_t rows = config_.bidirectional ? config_.max_context : std::min(config_.max_context, kChunkTokens);
   // As floats, the widest input of a matrix once more as int8 with its scales, and one row of logits.
   plan.activations = rows * (ForwardPass::floats_per_row(config_) * 4 + widest / 4 * 5) + config_.vocab_size * 4;
   if (needs_per_layer_table()) {
     plan.on_disk =
         config_.per_layer_vocab_size * config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()) * 2;
+  }
+  if (weights_.embedding_on_disk) {
+    plan.on_disk += plan.embedding;
+    plan.embedding = std::min(plan.embedding, kResidentEmbeddingBytes);
   }
   return plan;
 }
@@ -393,6 +404,13 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     fail(ErrorCode::kTensor, "tensor '", name, "': rows of ", cols, " are not whole blocks of ",
          source_type_name(source.type));
   }
+  if (!source.data) {
+    const int64_t bytes = source_bytes(source.type, rows * cols);
+    if (source.offset < 0 || source.offset > INT64_MAX - bytes) {
+      fail(ErrorCode::kModelFile, "tensor '", name, "': ", bytes, " bytes from byte ", source.offset,
+           " on lie in no file");
+    }
+  }
   const auto raw_rows = [&](int64_t first, int64_t count) -> const uint8_t* {  // null: they cannot be read
     const int64_t begin = source_bytes(source.type, (first - first_row) * cols);
     if (source.data) return static_cast<const uint8_t*>(source.data) + begin;
@@ -468,6 +486,9 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     } else if (name != "embed_tokens" || config_.tied_embeddings) {  // the table alone is read by row
       size.dense_bytes += bytes;
     }
+  }
+  if (weights_.embedding_on_disk && !mapping_) {
+    fail(ErrorCode::kInvalidRequest, "embedding_on_disk, but no file was mapped");
   }
   if (needs_per_layer_table()) {
     if (weights_.per_layer_table.empty()) {

@@ -18,10 +18,11 @@ namespace gemlet {
 // Bytes of memory that a model takes, by use.
 struct MemoryPlan {
   int64_t weights = 0;      // all matrices and vectors but the embedding
-  int64_t embedding = 0;    // the token embedding, and the output head where it is another matrix
+  int64_t embedding = 0;    // the token embedding, and the output head where it is another matrix; of those on disk
+                            // what is resident at a time
   int64_t kv_cache = 0;     // of one sequence as long as the context
-  int64_t activations = 0;  // of a forward pass over a full chunk of a prompt, and its logits
-  int64_t on_disk = 0;      // the per-layer table, which stays in its file
+  int64_t activations = 0;  // of a forward pass over a full chunk of a prompt (bidirectional: a text), its logits
+  int64_t on_disk = 0;      // the per-layer table, and the embedding if it is on disk
 };
 
 // Rows of a tensor, row-major: in memory, or from byte `offset` of an open file, which are then read as they are
@@ -39,11 +40,13 @@ std::string shape_text(const std::vector<int64_t>& shape);  // "[rows, cols]", f
 class ModelBuilder {
  public:
   // Allocates all weights, unless they come from a file or go to one (`allocate` false: no add() then). `formats` names
-  // matrices with a format of their own. Throws kConfig for a bad configuration, kMemory if they do not fit,
-  // kInvalidRequest if `formats` names something that is no matrix of this model. Without a backend it allocates
-  // nothing and can only plan().
+  // matrices with a format of their own. With `embedding_on_disk` the embedding and the output head, which have to come
+  // from a mapped file, are read through a small window of it and do not stay resident. Throws kConfig for a bad
+  // configuration, kMemory if they do not fit, kInvalidRequest if `formats` names something that is no matrix of this
+  // model. Without a backend it allocates nothing and can only plan().
   ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-               std::unique_ptr<Backend> backend, bool allocate = true, std::map<std::string, Format> formats = {});
+               std::unique_ptr<Backend> backend, bool allocate = true, std::map<std::string, Format> formats = {},
+               bool embedding_on_disk = false);
 
   MemoryPlan plan();
 

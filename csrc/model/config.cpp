@@ -15,6 +15,7 @@ constexpr int64_t kMaxVocab = int64_t{1} << 22;
 constexpr int64_t kMaxWidth = int64_t{1} << 18;
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxHeads = 4096;
+constexpr int64_t kMaxDense = 16;
 constexpr int64_t kMaxContextTokens = int64_t{1} << 24;
 
 void check(const std::string& where, const char* key, int64_t value, int64_t low, int64_t high) {
@@ -42,11 +43,13 @@ void ModelConfig::validate() const {
   check_real("", "norm_offset", norm_offset, -16, 16);
   check("", "per_layer_input_size", per_layer_input_size, 0, kMaxWidth);
   if (per_layer_input_size > 0) check("", "per_layer_vocab_size", per_layer_vocab_size, 1, kMaxVocab);
-  check("", "altup_streams", altup_streams, 1, 16);
+  check("", "altup_streams", altup_streams, 1, bidirectional ? 1 : 16);
   if (altup_streams > 1) {  // an AltUp layer has both
     check("", "laurel_rank", laurel_rank, 1, kMaxWidth);
     check("", "per_layer_input_size", per_layer_input_size, 1, kMaxWidth);
   }
+  check("", "number of dense_sizes", static_cast<int64_t>(dense_sizes.size()), 0, bidirectional ? kMaxDense : 0);
+  for (const int64_t size : dense_sizes) check("", "dense_sizes", size, 1, kMaxWidth);
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerConfig& layer = layers[i];
     const std::string where = "layer " + std::to_string(i) + ": ";
@@ -68,7 +71,7 @@ void ModelConfig::validate() const {
       check(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
       check(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
     }
-    check(where, "kv_source", layer.kv_source, -1, static_cast<int64_t>(i) - 1);
+    check(where, "kv_source", layer.kv_source, -1, bidirectional ? -1 : static_cast<int64_t>(i) - 1);
     if (layer.kv_source >= 0) {
       const LayerConfig& source = layers[static_cast<size_t>(layer.kv_source)];
       if (source.kv_source >= 0 || !source.same_cache(layer)) {

@@ -55,10 +55,15 @@ struct ModelConfig {
   int64_t per_layer_vocab_size = 0;  // its rows; other ids take row 0
   int64_t altup_streams = 1;         // residual streams; more than 1 makes the layers AltUp layers (Gemma 3n)
   int64_t laurel_rank = 0;           // of the AltUp layers' low-rank branch
+  bool bidirectional = false;        // an embedding model: tokens see later ones as well, and a text has one output
+  std::vector<int64_t> dense_sizes;  // outputs of each matrix behind the mean over its tokens
   std::vector<LayerConfig> layers;
 
   // Throws Error{kConfig} naming the field if a value is out of range or sizes would overflow.
   void validate() const;
+
+  // Numbers in the embedding of a text.
+  int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
 
   // The first layer from which on no layer owns a cache: later layers need only the rows that want logits.
   size_t first_shared_layer() const;

@@ -2,6 +2,7 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "model/rope.h"
 
@@ -33,16 +34,17 @@ ForwardPass::ForwardPass(Model& model, std::span<const Segment> batch, const Tap
 void ForwardPass::add_part(const Segment& segment) {
   const int64_t rows = static_cast<int64_t>(segment.ids.size());
   const int64_t wanted = segment.wanted == LogitsWanted::kNone ? 0 : segment.wanted == LogitsWanted::kLast ? 1 : rows;
-  parts_.push_back({segment.kv, segment.adapter, rows_, rows, segment.kv->length(), wanted, segment.logits});
+  parts_.push_back(
+      {segment.kv, segment.adapter, rows_, rows, segment.kv->length(), wanted, segment.logits, segment.embedding});
   ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
   rows_ += rows;
 }
 
 namespace {
 
-// Of what takes turns in the same scratch: q + attention output + k + v, gate + up, the experts.
+// Of what takes turns in the same scratch: q + attention output + k + v, gate + up, the experts, all dense outputs.
 int64_t wide_floats(const ModelConfig& config) {
-  int64_t wide = 0;
+  int64_t wide = std::accumulate(config.dense_sizes.begin(), config.dense_sizes.end(), int64_t{0});
   for (const LayerConfig& layer : config.layers) {
     const int64_t heads = 2 * layer.num_heads + 2 * layer.num_kv_heads;
     // router input and logits, then per routed row: input, gate and up, activation, output
@@ -119,10 +121,33 @@ void ForwardPass::allocate() {
 }
 
 void ForwardPass::embed() {
-  backend_.embed(weights_.embed_tokens, ids_, static_cast<float>(config_.embedding_scale), x_);
+  if (weights_.embedding_on_disk) {
+    embed_from_disk();
+  } else {
+    backend_.embed(weights_.embed_tokens, ids_, static_cast<float>(config_.embedding_scale), x_);
+  }
   tap("embed", x_, config_.hidden_size);
   if (config_.per_layer_input_size > 0) make_per_layer_inputs();
   if (config_.altup_streams > 1) open_streams();
+}
+
+// The panels of the ids, read from the file into a small table.
+void ForwardPass::embed_from_disk() {
+  const Matrix& whole = weights_.embed_tokens;
+  const int64_t bytes = panel_bytes(whole.format, whole.cols);
+  const int64_t most = std::min(rows_, std::max<int64_t>(1, kResidentEmbeddingBytes / bytes));
+  AlignedBuffer panels = backend_.allocate(static_cast<size_t>(most * bytes));
+  std::vector<int32_t> ids;
+  for (int64_t row = 0; row < rows_; row += static_cast<int64_t>(ids.size())) {
+    ids.clear();
+    for (int64_t i = 0; i < std::min(most, rows_ - row); ++i) {
+      const int64_t id = ids_[static_cast<size_t>(row + i)];
+      model_.mapping_->read(whole.panel(id / kPanelRows), bytes, panels.data() + i * bytes);
+      ids.push_back(static_cast<int32_t>(i * kPanelRows + id % kPanelRows));
+    }
+    const Matrix table = {whole.format, most * kPanelRows, whole.cols, panels.data()};
+    backend_.embed(table, ids, static_cast<float>(config_.embedding_scale), x_ + row * config_.hidden_size);
+  }
 }
 
 void ForwardPass::layer(size_t index) {
@@ -193,11 +218,51 @@ void ForwardPass::logits() {
     if (part.wanted == 0) continue;
     const float* from = x_ + (part.row + part.rows - part.wanted) * hidden;
     backend_.rms_norm(from, weights_.final_norm, eps_, part.wanted, hidden, last_);
-    const Product head = {last_, part.wanted, &weights_.lm_head, part.logits};
-    backend_.matmul({&head, 1});
+    head(last_, part.wanted, part.logits);
     if (config_.final_softcap > 0) {
       backend_.softcap(static_cast<float>(config_.final_softcap), part.wanted, config_.vocab_size, part.logits);
     }
+  }
+}
+
+void ForwardPass::head(const float* x, int64_t rows, float* logits) {
+  const Matrix& whole = weights_.lm_head;
+  // On disk, as many pairs of panels as may be resident; pairs, because kernels in tiles take two panels at a time.
+  const int64_t pair_bytes = 2 * panel_bytes(whole.format, whole.cols);
+  const int64_t most = weights_.embedding_on_disk
+                           ? std::max<int64_t>(1, kResidentEmbeddingBytes / pair_bytes) * 2 * kPanelRows
+                           : whole.rows;
+  for (int64_t first = 0; first < whole.rows; first += most) {
+    const Matrix part = whole.part(first, std::min(most, whole.rows - first));
+    const Product product = {x, rows, &part, logits + first, whole.rows};
+    backend_.matmul({&product, 1});
+    if (weights_.embedding_on_disk) model_.mapping_->drop(part.data, part.bytes());
+  }
+}
+
+// Of each text: the mean of its normed tokens, then the dense matrices.
+void ForwardPass::embeddings() {
+  const int64_t hidden = config_.hidden_size, texts = static_cast<int64_t>(parts_.size());
+  backend_.rms_norm(x_, weights_.final_norm, eps_, rows_, hidden, normed_);
+  tap("final_norm", normed_, hidden);
+  for (int64_t i = 0; i < texts; ++i) {
+    const Part& part = parts_[static_cast<size_t>(i)];
+    std::vector<int32_t> places(static_cast<size_t>(part.rows));
+    std::iota(places.begin(), places.end(), static_cast<int32_t>(part.row));
+    const std::vector<float> shares(places.size(), 1.0f / static_cast<float>(part.rows));
+    backend_.combine(normed_, places, shares, part.rows, hidden, last_ + i * hidden);
+  }
+  const float* x = last_;
+  float* y = wide_;
+  for (const Matrix& dense : weights_.dense) {
+    const Product product = {x, texts, &dense, y};
+    backend_.matmul({&product, 1});
+    x = y;
+    y += texts * dense.rows;
+  }
+  const int64_t size = config_.embedding_size();
+  for (int64_t i = 0; i < texts; ++i) {
+    backend_.copy(x + i * size, size, parts_[static_cast<size_t>(i)].embedding);
   }
 }
 

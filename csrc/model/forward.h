@@ -16,6 +16,7 @@ class ForwardPass {
   void embed();
   void layer(size_t index);
   void logits();
+  void embeddings();  // instead, of a bidirectional model
 
   // Scratch for one row, without what the backend itself keeps and what adapters add.
   static int64_t floats_per_row(const ModelConfig& config);
@@ -29,6 +30,7 @@ class ForwardPass {
     int64_t position;  // absolute, of the first row
     int64_t wanted;    // last rows that want logits
     float* logits;
+    float* embedding;
   };
   // One matrix of a layer applied to x [rows, cols], with what the rows' adapters add to it.
   struct Projection {
@@ -51,7 +53,9 @@ class ForwardPass {
   void add_part(const Segment& segment);
   void allocate();
   void make_rope_tables();
+  void embed_from_disk();
   void keep_wanted_rows();
+  void head(const float* x, int64_t rows, float* logits);  // lm_head(x), before the softcap
   void find_adapter_runs();
 
   void project(size_t index, std::span<const Projection> projections);  // all of them in one go, like Backend::matmul
@@ -87,7 +91,7 @@ class ForwardPass {
   float* normed_;                   // [rows, hidden]
   float* branch_;                   // [rows, hidden]
   float* last_;                     // [rows, hidden] rows that want logits
-  float* wide_;                     // [rows, the widest of q + output + k + v, gate + up, experts] by turns
+  float* wide_;                     // [rows, the widest of q + output + k + v, gate + up, experts, dense] by turns
   float* per_layer_;                // [rows, layers, per_layer_input] every layer's own embedding
   float* per_layer_gate_;           // [rows, per_layer_input]
   float* predicted_ = nullptr;      // [streams, rows, hidden]

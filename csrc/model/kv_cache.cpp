@@ -27,8 +27,14 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_fo
       const auto blocks = [](int64_t count) { return (count + kKvBlockTokens - 1) / kKvBlockTokens; };
       int64_t peak = blocks(config.max_context);
       // What the first token of a chunk sees and the chunk; both may begin and end anywhere inside a block.
-      if (layer.sliding_window > 0) peak = std::min(peak, blocks(layer.sliding_window - 1 + kChunkTokens) + 1);
+      if (layer.sliding_window > 0 && !config.bidirectional) {
+        peak = std::min(peak, blocks(layer.sliding_window - 1 + kChunkTokens) + 1);
+      }
       kinds.push_back({layer.sliding_window, head_bytes, layer.num_kv_heads, 0, peak});
+    }
+    if (config.bidirectional && kinds[kind].layers == 1) {
+      layers.push_back({kind, 0});
+      continue;
     }
     layers.push_back({kind, static_cast<size_t>(kinds[kind].layers * kinds[kind].layer_heads)});
     ++kinds[kind].layers;

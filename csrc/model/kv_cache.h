@@ -18,7 +18,8 @@ namespace gemlet {
 // Rows that one forward pass should get at most; longer prompts come in chunks of this.
 inline constexpr int64_t kChunkTokens = 512;
 
-// Where each layer's cache lies; computed once per model.
+// Where each layer's cache lies; computed once per model. Layers of a bidirectional model, whose tokens come in one
+// pass, take turns in the same place.
 struct KvLayout {
   struct Kind {
     int64_t window;      // 0 = full attention

@@ -32,6 +32,11 @@ void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* can
              config_.vocab_size - 1);
       }
     }
+    if (config_.bidirectional ? segment.wanted != LogitsWanted::kNone || !segment.embedding || segment.kv->length() > 0
+                              : segment.embedding != nullptr) {
+      fail(ErrorCode::kInvalidRequest, "the model makes ", config_.bidirectional ? "embeddings of whole texts" : "text",
+           ", nothing else");
+    }
     const int64_t after = segment.kv->length() + static_cast<int64_t>(segment.ids.size());
     if (after > config_.max_context) {
       fail(ErrorCode::kContextLength, after, " tokens do not fit the context of ", config_.max_context,
@@ -53,7 +58,7 @@ void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* can
     pass.layer(index);
   }
   check_cancelled();
-  pass.logits();
+  config_.bidirectional ? pass.embeddings() : pass.logits();
   for (const Segment& segment : batch) segment.kv->commit(static_cast<int64_t>(segment.ids.size()));
 }
 

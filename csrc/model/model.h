@@ -24,13 +24,15 @@ using TapSink = std::function<void(const std::string& name, const float* data, i
 // Which rows of a segment want logits.
 enum class LogitsWanted : uint8_t { kNone, kLast, kAll };
 
-// Consecutive new tokens of one sequence: a chunk of its prompt, or the one token of a decode step.
+// Consecutive new tokens of one sequence: a chunk of its prompt, or the one token of a decode step; to a bidirectional
+// model all tokens of a text.
 struct Segment {
   KvCache* kv;
   std::span<const int32_t> ids;
   LogitsWanted wanted = LogitsWanted::kLast;
   float* logits = nullptr;           // [1 or ids.size(), vocab]
   const Adapter* adapter = nullptr;  // of this model; the same one for all tokens of a sequence
+  float* embedding = nullptr;        // [embedding_size], instead of logits, of a bidirectional model
 };
 
 // What a model's tensors add up to.
@@ -53,9 +55,9 @@ class Model {
   Format weight_format() const { return weight_format_; }
   Backend& backend() { return *backend_; }
 
-  // Advances every segment by its tokens, appending to its cache and writing the logits it wants. All or nothing: if it
-  // throws, no cache has grown. `cancel` (may be null) is looked at between layers and ends the pass with
-  // Error{kCancelled}. Throws kClosed after close().
+  // Advances every segment by its tokens, appending to its cache and writing the logits or embedding it wants. All or
+  // nothing: if it throws, no cache has grown. `cancel` (may be null) is looked at between layers and ends the pass
+  // with Error{kCancelled}. Throws kClosed after close().
   void forward(std::span<const Segment> batch, const std::atomic<bool>* cancel = nullptr,
                const TapSink* taps = nullptr);
 

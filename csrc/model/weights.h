@@ -9,6 +9,9 @@
 
 namespace gemlet {
 
+// Most bytes of an embedding on disk that are resident at a time.
+inline constexpr int64_t kResidentEmbeddingBytes = int64_t{32} << 20;
+
 // Routed experts beside the MLP; m = expert_intermediate_size.
 struct ExpertWeights {
   const float* pre_moe_norm = nullptr;             // [hidden] of the experts' input
@@ -58,12 +61,14 @@ struct LayerWeights {
 struct ModelWeights {
   Matrix embed_tokens;                               // [vocab, hidden]
   Matrix lm_head;                                    // [vocab, hidden]; the same matrix where tied
+  bool embedding_on_disk = false;                    // these two are in a file and never resident as a whole
   const float* final_norm = nullptr;                 // [hidden]
   RowTable per_layer_table;                          // [per_layer_vocab, layers * per_layer_input], stays in its file
   Matrix per_layer_model_projection;                 // [layers * per_layer_input, hidden]
   const float* per_layer_projection_norm = nullptr;  // [per_layer_input]
   std::vector<Matrix> altup_projections;             // S - 1 of [hidden, hidden]: into the further streams
   std::vector<Matrix> altup_unembed_projections;     // S - 1 of [hidden, hidden]: back out of them
+  std::vector<Matrix> dense;                         // [dense_sizes[i], dense_sizes[i - 1] or hidden]
   std::vector<LayerWeights> layers;
 };
 

@@ -92,6 +92,10 @@ class ModelConfig:
     @property
     def altup_streams(self) -> int: ...
     @property
+    def bidirectional(self) -> bool: ...
+    @property
+    def dense_sizes(self) -> list[int]: ...
+    @property
     def embedding_scale(self) -> float: ...
     @property
     def final_softcap(self) -> float: ...
@@ -142,6 +146,14 @@ class Model:
     def close(self) -> None:
         """
         Gives the memory back.
+        """
+    def embed(
+        self,
+        texts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        adapter: Adapter | None = None,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Embeddings of texts, each a list of token ids, that go through one forward pass together, not normalised: float32 [len(texts), embedding_size].
         """
     def memory(self) -> dict[str, int]:
         """
@@ -198,6 +210,7 @@ class ModelBuilder:
         allocate: bool = True,
         decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         formats: collections.abc.Mapping[str, str] = {},
+        embedding_on_disk: bool = False,
     ) -> None: ...
     @typing.overload
     def add(
@@ -419,6 +432,7 @@ def kernel_attention(
     keys: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     values: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     window: typing.SupportsInt | typing.SupportsIndex = 0,
+    ahead: typing.SupportsInt | typing.SupportsIndex = 0,
     softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
 ) -> numpy.typing.NDArray[numpy.float32]:
     """

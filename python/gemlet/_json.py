@@ -14,7 +14,7 @@ from typing import Any
 
 from gemlet.errors import ConfigError, GemletError, ModelFileError
 
-__all__ = ["Keys", "no_waiting", "parse_json_object", "read_json_object", "show"]
+__all__ = ["Keys", "no_waiting", "parse_json_object", "read_json_list", "read_json_object", "show"]
 
 MAX_JSON_BYTES = 10 * 1024 * 1024
 MAX_END_IDS = 64
@@ -46,6 +46,13 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
     >>> parse_json_object(b'{"a": 1}', where="config.json", error=ModelFileError)
     {'a': 1}
     """
+    value = _parse_json(data, where=where, error=error)
+    if not isinstance(value, dict):
+        raise error(f"{where}: holds a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
     import json
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -60,15 +67,33 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
         raise error(f"{where}: holds {name}, which is not JSON; expected a finite number")
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
     except RecursionError:
         raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
     except UnicodeDecodeError as problem:
         raise error(f"{where}: not UTF-8 at byte {problem.start}; expected JSON text in UTF-8") from None
     except ValueError as problem:  # JSONDecodeError, and the interpreter's limit on the digits of an integer
         raise error(f"{where}: not valid JSON: {problem}") from None
-    if not isinstance(value, dict):
-        raise error(f"{where}: holds a JSON {type(value).__name__}; expected an object")
+
+
+def read_json_object(
+    path: str | os.PathLike[str], *, error: type[GemletError], max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in the file ``path``.
+
+    Raises :class:`ModelFileError` when the file cannot be read or is larger than ``max_bytes``, ``error``
+    when what it holds is not a JSON object.
+    """
+    where = os.fspath(path)
+    return parse_json_object(read_file(where, max_bytes), where=where, error=error)
+
+
+def read_json_list(path: str | os.PathLike[str], *, error: type[GemletError]) -> list[Any]:
+    """The JSON list in the file ``path``; raises as :func:`read_json_object` does."""
+    where = os.fspath(path)
+    value = _parse_json(read_file(where, MAX_JSON_BYTES), where=where, error=error)
+    if not isinstance(value, list):
+        raise error(f"{where}: holds a JSON {type(value).__name__}; expected a list")
     return value
 
 
@@ -82,27 +107,16 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ModelFileError(f"{where}: not a regular file")
-            data = file.read(
-                min(status.st_size, max_bytes) + 1
-            )  # read() takes memory for all that it is asked
+            # One more than allowed, as it may grow; read() takes memory for all that it is asked.
+            data = file.read(status.st_size + 1) if status.st_size <= max_bytes else None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
         if isinstance(problem, ModelFileError):
             raise
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise ModelFileError(f"{where}: cannot be read: {reason}") from None
-    if len(data) > max_bytes:
+    if data is None or len(data) > max_bytes:
         raise ModelFileError(f"{where}: larger than {max_bytes} bytes; expected a small JSON file")
     return data
-
-
-def read_json_object(
-    path: str | os.PathLike[str], *, error: type[GemletError], max_bytes: int = MAX_JSON_BYTES
-) -> dict[str, Any]:
-    """The JSON object in the file ``path``.
-
-    Raises as :func:`read_file` does, and ``error`` when what it holds is not a JSON object.
-    """
-    return parse_json_object(read_file(path, max_bytes), where=os.fspath(path), error=error)
 
 
 class Keys:

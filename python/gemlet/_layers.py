@@ -11,7 +11,7 @@ from gemlet._rope import LAYER_TYPES, read_rope
 from gemlet.errors import ConfigError
 from gemlet.families import Family
 
-__all__ = ["LIMITS", "LayerSpec", "read_gguf_layers", "read_layers"]
+__all__ = ["LIMITS", "LayerSpec", "is_bidirectional", "read_gguf_layers", "read_layers"]
 
 # Integer key -> largest accepted value. The largest real Gemma stays a factor of ten or more below each.
 LIMITS = {
@@ -40,7 +40,8 @@ class LayerSpec:
     """One transformer layer; the fields of the core's LayerConfig, by the same names.
 
     ``query_scale`` multiplies the scores q.k; ``rope_scaling_factor`` divides the positions;
-    ``sliding_window`` is the number of keys a query sees, itself included, 0 for all; ``attention_softcap`` 0
+    ``sliding_window`` is the number of keys a query sees, itself included, 0 for all (of an embedding model:
+    to one side); ``attention_softcap`` 0
     means none. ``rope_partial_factor`` is the share of the pairs that rotate; ``kv_source`` the earlier layer
     whose keys and values this one reads, -1 for its own; ``activation_sparsity`` how many standard deviations
     above their mean the gate's values start to count, None where all do; ``num_experts`` 0 means none.
@@ -125,7 +126,12 @@ def _read_window(keys: Keys) -> int:
     window = read_size(keys, "sliding_window")
     if keys.get("sliding_window_size") not in (None, window):
         raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
-    return window
+    # Of an embedding model it is what a token sees to both sides.
+    return window // 2 + 1 if is_bidirectional(keys) else window
+
+
+def is_bidirectional(keys: Keys) -> bool:
+    return keys.get("use_bidirectional_attention") is True
 
 
 def _read_layer_types(keys: Keys, family: Family, num_layers: int) -> list[str]:

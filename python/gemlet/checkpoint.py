@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -310,6 +310,14 @@ class Checkpoint(TensorFiles):
         except BaseException:
             self.close()
             raise
+        self.tensors = MappingProxyType(tensors)
+
+    def add_folder(self, name: str) -> None:
+        """Opens the ``model.safetensors`` in the folder ``name`` of this one as well, whose tensors are then
+        called "name/tensor". Raises as opening does."""
+        tensors = dict(self.tensors)
+        for info in self._open(f"{name}/{SINGLE_FILE}"):
+            self._place(replace(info, name=f"{name}/{info.name}"), None, tensors)
         self.tensors = MappingProxyType(tensors)
 
     def _weight_map(self, file: str) -> dict[str, str] | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemlet._json import Keys, read_json_object, show
-from gemlet._layers import LayerSpec, read_gguf_layers, read_layers, read_size
+from gemlet._layers import LIMITS, LayerSpec, is_bidirectional, read_gguf_layers, read_layers, read_size
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
 from gemlet.families import FAMILIES, MULTIMODAL, Family
 from gemlet.shapes import SHAPES
@@ -46,7 +46,8 @@ class TextConfig:
     ``1 + w``; in GGUF the 1 is in the weights).
     ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
     layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
-    more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``.
+    more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
+    makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean.
 
     >>> config = shape_config("gemma3-1b")
     >>> config.num_layers, config.hidden_size, [layer.sliding_window for layer in config.layers[:6]]
@@ -70,10 +71,17 @@ class TextConfig:
     per_layer_vocab_size: int = 0
     altup_streams: int = 1
     laurel_rank: int = 0
+    bidirectional: bool = False
+    dense_sizes: tuple[int, ...] = ()
 
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in an embedding."""
+        return self.dense_sizes[-1] if self.dense_sizes else self.hidden_size
 
     def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
         """The core's form of this configuration for ``weights`` ("f32", "bf16", "q8" or "q4").
@@ -96,6 +104,8 @@ class TextConfig:
             per_layer_vocab_size=self.per_layer_vocab_size,
             altup_streams=self.altup_streams,
             laurel_rank=self.laurel_rank,
+            bidirectional=self.bidirectional,
+            dense_sizes=list(self.dense_sizes),
         )
 
 
@@ -206,10 +216,22 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     names = ["intermediate_size"]
     if "activation_sparsity_pattern" in family.defaults:
         names.append("activation_sparsity")
+    if config.bidirectional:
+        names.append("dense_sizes")
     own = Keys(raw["gguf"], where, "gguf.", dict.fromkeys(names))
     own.refuse_unknown(frozenset(), {})
     layers = read_gguf_layers(own, config.layers)
-    return replace(config, model_type=family.name, norm_offset=0.0, layers=layers)
+    config = replace(config, model_type=family.name, norm_offset=0.0, layers=layers)
+    if not config.bidirectional:
+        return config
+    sizes, limit = own.get("dense_sizes"), LIMITS["hidden_size"]
+    if (
+        not isinstance(sizes, list)
+        or len(sizes) > 16
+        or any(type(n) is not int or not 1 <= n <= limit for n in sizes)
+    ):
+        raise own.wrong("dense_sizes", f"up to 16 integers from 1 to {limit}")
+    return replace(config, model_type="gemma-embedding", dense_sizes=tuple(sizes))
 
 
 def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:
@@ -231,12 +253,17 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
         merged["tie_word_embeddings"] = raw["tie_word_embeddings"]
     if raw.get("eos_token_id") is not None:
         merged["eos_token_id"] = raw["eos_token_id"]
-    return _parse_text(Keys(merged, where, "text_config.", family.defaults), family, model_type)
+    inner = Keys(merged, where, "text_config.", family.defaults)
+    for keys in (outer, inner):
+        if is_bidirectional(keys):
+            raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
+    return _parse_text(inner, family, model_type)
 
 
 def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
     keys.refuse_unknown(family.ignored, family.fixed)
     vocab_size = read_size(keys, "vocab_size")
+    bidirectional = is_bidirectional(keys)
     config = TextConfig(
         family=family.name,
         model_type=model_type,
@@ -246,11 +273,12 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         rms_norm_eps=keys.number("rms_norm_eps", 1e-12, 1.0),
         final_softcap=_read_final_softcap(keys),
         norm_offset=family.norm_offset,
-        tie_word_embeddings=keys.flag("tie_word_embeddings"),
+        tie_word_embeddings=bidirectional or keys.flag("tie_word_embeddings"),  # it needs no output matrix
         pad_token_id=keys.token_id("pad_token_id", vocab_size),
         bos_token_id=keys.token_id("bos_token_id", vocab_size),
         eos_token_ids=keys.token_ids("eos_token_id", vocab_size),
         layers=read_layers(keys, family),
+        bidirectional=bidirectional,
     )
     if "altup_num_inputs" in family.defaults:
         config = replace(

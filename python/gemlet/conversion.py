@@ -100,7 +100,9 @@ def _describe(folder: str, source: ModelSource) -> None:
     from gemlet._stored_vocabulary import STORED_FILE, write_stored
 
     for file in source.files:
-        shutil.copyfile(file, os.path.join(folder, os.path.basename(file)))
+        copy = os.path.join(folder, os.path.relpath(file, source.checkpoint.folder))
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        shutil.copyfile(file, copy)
     for name, text in source.texts.items():
         with open(os.path.join(folder, name), "wb") as described:
             described.write(text.encode("utf-8", "replace"))

@@ -281,6 +281,7 @@ FAMILIES: Mapping[str, Family] = {
         global_theta=1000000.0,
         qk_norm=True,
         post_norms=True,
+        fixed=_FIXED | {"use_bidirectional_attention": (False, None, True)},
     ),
     "gemma3n_text": Family(
         name="gemma3n",

@@ -31,9 +31,9 @@ _MODEL_TYPES = {
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
+    "gemma-embedding": "gemma3_text",
 }
 _OTHERS = {
-    "gemma-embedding": "a model that makes embeddings, not text",
     "gemma4-assistant": "a drafter that works beside another model",
     "clip": "the part of a model for images and sound; give the file of its text part",
 }
@@ -46,6 +46,7 @@ _IGNORED = {
     "tensor_data_layout",
 }
 _TOWERS = ("vision.", "audio.", "mm.")
+_MEAN = 1  # of the numbers of GGUF's pooling_type
 # Layers of Gemma 3n with keys and values of their own, where the file does not say how many share.
 _OWN_KEYS_3N = 20
 # Ollama's own files of Gemma 3 say nothing of rotations; models with a context of this length or more (4B and
@@ -150,7 +151,10 @@ def read_gguf_keys(
     if sparsity is not None:
         keys["activation_sparsity_pattern"] = [0.0] * count
         own["activation_sparsity"] = sparsity
-    data.only("attention.causal", True)
+    if architecture == "gemma-embedding":
+        own["dense_sizes"] = list(_read_dense_layers(data, shapes))
+        keys["use_bidirectional_attention"] = True
+    data.only("attention.causal", architecture != "gemma-embedding")
     data.refuse_unread()
     return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}
 
@@ -211,9 +215,9 @@ def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict
         "head_dim": head_dim,
         "num_key_value_heads": data.integer("attention.head_count_kv", "num_key_value_heads", heads),
     }
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in ("gemma2", "gemma3", "gemma-embedding"):
         scale = data.number("attention.scale")
-        largest = count == {"gemma2": 46, "gemma3": 62}[architecture]
+        largest = count == {"gemma2": 46, "gemma3": 62}.get(architecture)
         scalar = hidden / heads if largest else head_dim
         keys["query_pre_attn_scalar"] = scalar if scale is None else scale**-2 if scale > 0 else 0
     theta = data.number("rope.freq_base", "rope.global.freq_base")
@@ -223,7 +227,7 @@ def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict
         keys["rope_theta"] = theta
     elif architecture == "gemma3" and factor is None and data.get("context_length") >= _LONG_CONTEXT:
         factor = 8.0
-    if local_theta is not None and architecture in ("gemma3", "gemma3n"):
+    if local_theta is not None and architecture in ("gemma3", "gemma3n", "gemma-embedding"):
         keys["rope_local_base_freq"] = local_theta
     elif local_theta not in (None, theta):
         raise data.wrong(
@@ -264,6 +268,18 @@ def _read_windows(data: _Metadata, architecture: str, count: int) -> dict[str, A
             raise data.wrong("attention.sliding_window_pattern", f"an integer or {count} booleans")
         keys["layer_types"] = [LAYER_TYPES[not sliding] for sliding in pattern]
     return keys
+
+
+def _read_dense_layers(data: _Metadata, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The outputs of an embedding model's dense layers, which converters may leave out."""
+    data.only("pooling_type", _MEAN)
+    names = [gguf_name(f"dense.{i}") for i in range(2)]
+    sizes = [shapes[name] for name in names if len(shapes.get(name, ())) == 2]
+    for name, (outputs, inputs) in zip(names, sizes, strict=False):
+        key = name.removesuffix(".weight")
+        data.only(f"{key}_feat_in", inputs)
+        data.only(f"{key}_feat_out", outputs)
+    return tuple(outputs for outputs, _ in sizes)
 
 
 def _read_gemma3n(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:

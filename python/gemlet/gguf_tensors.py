@@ -26,6 +26,8 @@ _MODEL = {
     "per_layer_projection_norm": "per_layer_proj_norm",
     "altup_projections": "altup_proj",
     "altup_unembed_projections": "altup_unembd_proj",
+    "dense.0": "dense_2",
+    "dense.1": "dense_3",
 }
 # slot of a layer -> name inside "blk.N."
 _LAYER = {

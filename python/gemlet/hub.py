@@ -16,7 +16,8 @@ from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
 
 __all__ = ["download", "is_repository"]
 
-# What gemlet reads of a repository; a folder inside it holds something else (original weights, ONNX, ...).
+# What gemlet reads of a repository; a folder inside it holds something else (original weights, ONNX, ...),
+# but for the numbered ones of sentence-transformers, which hold an embedding model's last layers.
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -26,6 +27,10 @@ _FILES = (
     "chat_template*",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "[0-9]*/config.json",
+    "[0-9]*/model.safetensors",
 )
 # A repository, and perhaps a GGUF file in it.
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?::([\w.+-][\w.+ /-]{0,250}\.gguf))?")
@@ -86,7 +91,7 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
         file = _only_gguf(repository, names)
     elif file not in names:
         raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
-    patterns, ignored = list(_FILES), ["*/*"]
+    patterns, ignored = list(_FILES), ["[!0-9]*/*"]
     if file is not None:
         folder, name = os.path.split(file)
         patterns = [glob.escape(os.path.join(folder, part)) for part in split_names(folder, name)]

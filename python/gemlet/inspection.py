@@ -6,8 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+from gemlet._json import show
 from gemlet.errors import MemoryLimitError
 from gemlet.memory import MemoryPlan, check_memory, parse_memory, plan_memory, size_text
 
@@ -22,10 +24,11 @@ __all__ = ["Inspection", "inspect", "layer_text"]
 class Inspection:
     """What :func:`inspect` found.
 
-    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model,
-    ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has for each
-    type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
-    ``problem`` is None if the model runs here, else why not.
+    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model, cut
+    if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has
+    for each type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other
+    weights. ``prompts`` are those of an embedding model. ``problem`` is None if the model runs here, else why
+    not.
 
     >>> found = inspect()
     >>> found.config.family, found.weights, found.stored["bf16"] > 10, found.problem
@@ -40,6 +43,7 @@ class Inspection:
     parameters_on_disk: int
     vocabulary: int | None
     chat_format: str | None
+    prompts: dict[str, str]
     weights: str
     kept_as: dict[str, str]
     max_context: int
@@ -66,6 +70,7 @@ class Inspection:
             f"tensors    {types}; {size_text(self.file_bytes)}",
             f"tokenizer  {self._tokenizer_text()}",
             f"context    {config.max_position_embeddings} tokens",
+            *([f"embedding  {self._embedding_text()}"] if config.bidirectional else []),
             *(f"layer {numbers:<8} {text}" for numbers, text in _layer_groups(config)),
             f"memory     {self.plan}",
             f"           with weights={self.weights}, max_context={self.max_context}"
@@ -77,7 +82,15 @@ class Inspection:
     def _tokenizer_text(self) -> str:
         if self.vocabulary is None:
             return "none: it takes and gives token ids"
+        if self.config.bidirectional:
+            return f"{self.vocabulary} pieces"
         return f"{self.vocabulary} pieces, chat format {self.chat_format or 'none'}"
+
+    def _embedding_text(self) -> str:
+        config = self.config
+        dense = ", ".join(map(str, config.dense_sizes)) or "none"
+        prompts = ", ".join(map(show, self.prompts)) or "none"
+        return f"{config.embedding_size} numbers; dense layers {dense}; prompts {prompts}"
 
 
 def inspect(
@@ -88,6 +101,7 @@ def inspect(
     kv_cache: str | None = None,
     max_context: int | None = None,
     max_memory: int | str | None = None,
+    embedding_on_disk: bool = False,
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
 ) -> Inspection:
     """Reads all that a model's files say but the weights, and what it would take to load it.
@@ -100,10 +114,11 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_max_context, check_weights, choose_formats
+    from gemlet.load import check_embedding_on_disk, check_max_context, check_weights, choose_formats
     from gemlet.source import open_source
 
     check_weights(weights)
+    check_embedding_on_disk(embedding_on_disk)
     limit = None if max_memory is None else parse_memory(max_memory)
     with open_source(source) as opened:
         if matformer is not None:
@@ -118,9 +133,10 @@ def inspect(
             embedding=embedding,
             kv_cache=kv_cache,
             max_context=context,
+            embedding_on_disk=embedding_on_disk,
             own_formats=own,
         )
-        parameters, on_disk = _parameters(opened)
+        parameters, on_disk = _parameters(opened, embedding_on_disk)
         tensors = opened.checkpoint.tensors
         problem = None
         room, name = limit, "max_memory"
@@ -134,6 +150,7 @@ def inspect(
                 embedding=embedding,
                 kv_cache=kv_cache,
                 max_context=context,
+                embedding_on_disk=embedding_on_disk,
                 own_formats=own,
                 name=name,
             )
@@ -148,6 +165,7 @@ def inspect(
             parameters_on_disk=on_disk,
             vocabulary=None if opened.tokenizer is None else opened.tokenizer.vocab_size,
             chat_format=None if opened.chat_format is None else opened.chat_format.name,
+            prompts={} if opened.prompts is None else dict(opened.prompts.texts),
             weights=weights,
             kept_as=kept_as,
             max_context=context,
@@ -156,7 +174,7 @@ def inspect(
         )
 
 
-def layer_text(layer: LayerSpec) -> str:
+def layer_text(layer: LayerSpec, *, bidirectional: bool = False) -> str:
     """One layer in words.
 
     >>> from gemlet.config import shape_config
@@ -164,6 +182,8 @@ def layer_text(layer: LayerSpec) -> str:
     'full attention, 4 heads of 256, 1 for keys and values; MLP 6912'
     """
     window = f"window {layer.sliding_window}" if layer.sliding_window else "full attention"
+    if bidirectional:
+        window = f"{layer.sliding_window - 1} tokens to either side" if layer.sliding_window else "all tokens"
     parts = [f"{window}, {layer.num_heads} heads of {layer.head_dim}"]
     if layer.kv_source >= 0:
         parts.append(f"keys and values of layer {layer.kv_source}")
@@ -186,21 +206,21 @@ def _layer_groups(config: TextConfig) -> Iterator[tuple[str, str]]:
     for i in range(1, config.num_layers + 1):
         if i == config.num_layers or config.layers[i] != config.layers[first]:
             numbers = f"{first}" if i == first + 1 else f"{first}-{i - 1}"
-            yield numbers, layer_text(config.layers[first])
+            yield numbers, layer_text(config.layers[first], bidirectional=config.bidirectional)
             first = i
 
 
-def _parameters(source: ModelSource) -> tuple[int, int]:
-    """All parameters of the text model, and those of the table that stays on disk."""
+def _parameters(source: ModelSource, embedding_on_disk: bool) -> tuple[int, int]:
+    """All parameters of the text model, and those of the tables that stay on disk."""
     from gemlet.tensors import PER_LAYER_TABLE
 
+    tables = (PER_LAYER_TABLE, "embed_tokens", "lm_head") if embedding_on_disk else (PER_LAYER_TABLE,)
     total = on_disk = 0
     for name, slot in source.slots.items():
-        count = 1
-        for size in source.checkpoint.tensors[name].shape:
-            count *= size
+        shape, cut = source.checkpoint.tensors[name].shape, source.cuts.get(name)
+        count = prod(shape if cut is None else cut.shape(shape))
         total += count
-        on_disk += count if slot == PER_LAYER_TABLE else 0
+        on_disk += count if slot in tables else 0
     return total, on_disk
 
 

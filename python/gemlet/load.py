@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gemlet import _core
     from gemlet.chat import ChatFormat
     from gemlet.config import TextConfig
+    from gemlet.embedding import Prompts
     from gemlet.model import Model
     from gemlet.progress import Progress
     from gemlet.source import ModelSource
@@ -52,6 +53,7 @@ def load(
     embedding: str | None = None,
     kv_cache: str | None = None,
     max_memory: int | str | None = None,
+    embedding_on_disk: bool = False,
     device: str = "cpu",
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
@@ -94,6 +96,10 @@ def load(
         max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
             make this process larger with one text of ``max_context`` tokens. The message has the plan and
             what would fit.
+        embedding_on_disk: reads the embedding from its file and keeps at most 32 MiB of it in memory at a
+            time, for the same results. It is read by row for the prompt, but whole for every token that is
+            written: from the system's page cache if that has room, else from the disk. The model has to be
+            packed, or ``cache`` True.
         device: only "cpu".
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
@@ -134,6 +140,7 @@ def load(
     threads = check_threads(threads)
     decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
     limit = None if max_memory is None else parse_memory(max_memory)
+    check_embedding_on_disk(embedding_on_disk)
     from gemlet.progress import check_progress
     from gemlet.source import open_source
 
@@ -143,6 +150,8 @@ def load(
     ) as opened:
         if matformer is not None:
             opened = opened.cut(matformer)
+        if embedding_on_disk and opened.packed is None and not cache:
+            raise _not_packed(opened)
         max_context = check_max_context(max_context, opened.config)
         weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding, kv_cache)
@@ -154,6 +163,7 @@ def load(
                 embedding=embedding,
                 kv_cache=kv_cache,
                 max_context=max_context,
+                embedding_on_disk=embedding_on_disk,
                 own_formats=own_formats,
             )
         builder = _filled_builder(
@@ -166,6 +176,7 @@ def load(
             threads=threads,
             decode_threads=decode_threads,
             max_context=max_context,
+            embedding_on_disk=embedding_on_disk,
         )
         return _model(
             builder,
@@ -174,6 +185,7 @@ def load(
             chat_format=opened.chat_format,
             end_ids=opened.end_ids,
             sampling=opened.sampling,
+            prompts=opened.prompts,
             source=opened.name,
             started=started,
         )
@@ -281,6 +293,7 @@ def make_builder(
     decode_threads: int = 0,
     max_context: int | None = None,
     allocate: bool = True,
+    embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
 ) -> _core.ModelBuilder:
     """The core's builder; ``allocate`` False: its weights come from a file, or go to one. ``own_formats`` are
@@ -295,6 +308,7 @@ def make_builder(
         threads=threads,
         decode_threads=decode_threads,
         allocate=allocate,
+        embedding_on_disk=embedding_on_disk,
         formats=dict(own_formats or {}),
     )
 
@@ -310,6 +324,7 @@ def _filled_builder(
     threads: int,
     decode_threads: int,
     max_context: int,
+    embedding_on_disk: bool,
 ) -> _core.ModelBuilder:
     def builder(allocate: bool) -> _core.ModelBuilder:
         return make_builder(
@@ -320,6 +335,7 @@ def _filled_builder(
             decode_threads=decode_threads,
             max_context=max_context,
             allocate=allocate,
+            embedding_on_disk=embedding_on_disk,
             own_formats=own_formats,
         )
 
@@ -337,10 +353,19 @@ def _filled_builder(
             packed.use(mapped)
             set_table(mapped, source)
             return mapped
+    if embedding_on_disk:
+        raise _not_packed(source)
     made = builder(True)
     with reporting(progress, "loading", source_bytes(source)) as advance:
         fill(made, source, advance)
     return made
+
+
+def _not_packed(source: ModelSource) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"embedding_on_disk: {source.name} is not packed, and no cache has its packed form; make a packed "
+        "folder of it with `gemlet convert`, or load it with cache=True"
+    )
 
 
 def _model(
@@ -353,6 +378,7 @@ def _model(
     sampling: dict[str, Any],
     source: str,
     started: float,
+    prompts: Prompts | None = None,
 ) -> Model:
     from gemlet.generation_config import GenerationConfig
     from gemlet.model import Model
@@ -368,6 +394,7 @@ def _model(
         generation_config=GenerationConfig(**sampling),
         source=source,
         load_seconds=time.perf_counter() - started,
+        prompts=prompts,
     )
 
 
@@ -392,6 +419,11 @@ def check_threads(threads: int | None, name: str = "threads") -> int:
     if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
         raise InvalidRequestError(f"{name} is {threads!r}; expected 1 to {MAX_THREADS}, or None")
     return threads
+
+
+def check_embedding_on_disk(embedding_on_disk: bool) -> None:
+    if type(embedding_on_disk) is not bool:
+        raise InvalidRequestError(f"embedding_on_disk is {embedding_on_disk!r}; expected True or False")
 
 
 def check_max_context(max_context: int | None, config: TextConfig) -> int:

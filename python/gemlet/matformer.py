@@ -8,6 +8,7 @@ their rows of its projection. Everything else is the same, so a cut costs no mor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from gemlet.config import TextConfig
 
-__all__ = ["Cut", "cut_config", "cut_slots"]
+__all__ = ["Cut", "cut_config", "cut_slots", "parse_matformer"]
 
 # Name -> (layers and width of the model it is cut from, its own width, layers left out).
 NAMED: Mapping[str, tuple[int, int, int, tuple[int, ...]]] = {"E2B": (35, 16384, 8192, (20, 21, 22, 23, 24))}
@@ -45,6 +46,11 @@ class Cut:
     def end_row(self) -> int:
         """Rows to read; those after it are not needed."""
         return self.rows[-1][0] + self.rows[-1][1]
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is kept of a matrix of ``shape``."""
+        kept = (sum(count for _, count in runs) for runs in (self.rows, self.columns))
+        return tuple(own or whole for own, whole in zip(kept, shape, strict=True))
 
     def apply(
         self, blocks: Iterator[tuple[NDArray[Any], str]], columns: int
@@ -139,6 +145,23 @@ def _read(config: TextConfig, matformer: object) -> tuple[list[int], set[int]]:
         raise InvalidRequestError("matformer: skip_layers leaves no layer; expected at least one to be kept")
     own = [layer.intermediate_size for i, layer in enumerate(config.layers) if i not in skipped]
     return _integers("intermediate_size", given.get("intermediate_size", own)), set(skipped)
+
+
+def parse_matformer(text: str) -> object:
+    """``matformer`` as a command line has it: a name, widths separated by commas, or a JSON object.
+
+    Raises :class:`InvalidRequestError` for anything else.
+
+    >>> parse_matformer("E2B"), parse_matformer("8192"), parse_matformer('{"skip_layers": [20, 21]}')
+    ('E2B', 8192, {'skip_layers': [20, 21]})
+    """
+    if text in NAMED:
+        return text
+    try:
+        value = json.loads(text if text.startswith("{") else f"[{text}]")
+    except (ValueError, RecursionError):
+        raise InvalidRequestError(f"matformer is {show(text)}; {_EXPECTED}") from None
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _integers(name: str, value: object) -> list[int]:

@@ -24,9 +24,10 @@ _LARGEST = 1 << 62
 class MemoryPlan:
     """Bytes by use.
 
-    ``kv_cache`` is that of one text as long as the context; ``activations`` those of a full chunk of a prompt
-    with its logits; ``process`` what this process had resident when the plan was made: Python, NumPy, the
-    tokenizer. ``on_disk`` is read from the file while the model runs and is no part of the total.
+    ``embedding`` is, where it stays on disk, what is resident of it at a time; ``kv_cache`` that of one text
+    as long as the context; ``activations`` those of a full chunk of a prompt with its logits; ``process``
+    what this process had resident when the plan was made: Python, NumPy, the tokenizer. ``on_disk`` is read
+    from the file while the model runs and is no part of the total.
 
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), weights="q4", max_context=4096)
@@ -63,6 +64,7 @@ def plan_memory(
     embedding: str | None = None,
     kv_cache: str | None = None,
     max_context: int | None = None,
+    embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
 ) -> MemoryPlan:
     """The memory that the model ``config`` describes takes with these arguments of :func:`gemlet.load`.
@@ -81,6 +83,7 @@ def plan_memory(
         kv_cache=formats.kv_cache,
         threads=0,
         formats=dict(own_formats or {}),
+        embedding_on_disk=embedding_on_disk,
     )
     return MemoryPlan(process=resident_bytes(), **builder.plan())
 
@@ -93,11 +96,12 @@ def check_memory(
     embedding: str | None,
     kv_cache: str | None = None,
     max_context: int,
+    embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
     name: str = "max_memory",
 ) -> None:
     """Raises :class:`MemoryLimitError` with the plan and with what would fit if it exceeds ``limit``."""
-    plan_of = partial(plan_memory, config, kv_cache=kv_cache)
+    plan_of = partial(plan_memory, config, kv_cache=kv_cache, embedding_on_disk=embedding_on_disk)
     plan = plan_of(weights=weights, embedding=embedding, max_context=max_context, own_formats=own_formats)
     if plan.total <= limit:
         return
@@ -119,6 +123,18 @@ def check_memory(
         smallest = plan_of(weights="q4", embedding="q4", max_context=max_context)
         if smallest.total <= limit:
             remedies.append('embedding="q4"')
+    if not embedding_on_disk:
+        smallest = plan_memory(
+            config,
+            weights=weights,
+            embedding=embedding,
+            kv_cache=kv_cache,
+            max_context=max_context,
+            embedding_on_disk=True,
+            own_formats=own_formats,
+        )
+        if smallest.total <= limit:
+            remedies.append("embedding_on_disk=True")
     remedy = f"; it would fit with {' or '.join(remedies)}" if remedies else "; use a smaller model"
     raise MemoryLimitError(
         f"{name} is {size_text(limit)}, but the model needs {plan} (weights={weights!r}, "

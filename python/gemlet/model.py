@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gemlet.adapter import Adapter
     from gemlet.chat import ChatFormat
     from gemlet.config import TextConfig
+    from gemlet.embedding import Prompts
     from gemlet.generation_config import GenerationOptions
     from gemlet.tokenizer import Tokenizer
 
@@ -53,6 +54,7 @@ class Model:
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
+        prompts: of an embedding model: what :meth:`embed` puts before a text, by name.
         load_seconds: how long loading took.
 
     >>> import gemlet
@@ -73,6 +75,7 @@ class Model:
         source: str,
         load_seconds: float,
         generation_config: GenerationConfig | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -80,6 +83,8 @@ class Model:
         self.end_ids = end_ids
         self.generation_config = generation_config or GenerationConfig()
         self.source = source
+        self.prompts: Mapping[str, str] = {} if prompts is None else prompts.texts
+        self._prompts = prompts
         self.load_seconds = load_seconds
         self._core_model = core
         self._weights = core.weights
@@ -230,6 +235,7 @@ class Model:
         (dtype('float32'), 2)
         """
         self._check_open()
+        self._check_writes("logits")
         tokens = self._checked_ids(ids, "ids")
         try:
             result = np.empty((len(tokens), self._vocab_size), dtype=np.float32)
@@ -246,6 +252,75 @@ class Model:
                 result[start:stop] = sequence.logits()
         finally:
             sequence.close()
+        return result
+
+    def embed(
+        self,
+        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> NDArray[np.float32]:
+        """The meaning of each text as a vector of length 1: of an embedding model such as EmbeddingGemma.
+
+        The mean of the model's last hidden states over all tokens, then its dense layers, then the division
+        by the length; the dot product of two vectors is the cosine of their angle.
+
+        Args:
+            texts: one text, or several; instead of a text also token ids, which are taken as they are.
+                Around a text come BOS and EOS, and white space at its ends does not count.
+            prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for what is
+                searched for, "document" for what is searched. None: the model's default, which is none for
+                EmbeddingGemma.
+            dimensions: keep so many numbers of each vector, from the first on, and divide by the length
+                again: what models trained as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow,
+                EmbeddingGemma at 512, 256 and 128. None: all.
+            adapter: the name of a loaded adapter to compute with; None: the model alone.
+
+        Returns:
+            float32 ``[n, dimensions]``, a row for each text.
+
+        Raises:
+            UnsupportedError: the model writes text and makes no embeddings.
+            InvalidRequestError: an empty text, an unknown prompt, a wrong number of dimensions, text for a
+                model without tokenizer, a token id out of range, an adapter that is not loaded.
+            ContextLengthError: a text is longer than the context.
+            ModelClosedError: the model is closed.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:  # which writes text
+        ...     try:
+        ...         model.embed("The door")
+        ...     except gemlet.UnsupportedError as error:
+        ...         print("EmbeddingGemma" in str(error))
+        True
+        """
+        from gemlet.embedding import passes, unit_vectors
+
+        self._check_open()
+        if self._prompts is None:
+            raise UnsupportedError(
+                f"embed: {self.source} writes text and makes no embeddings; use generate(), or load a model "
+                "like EmbeddingGemma (google/embeddinggemma-300m)"
+            )
+        size = self.config.embedding_size
+        kept = size if dimensions is None else dimensions
+        if type(kept) is not int or not 1 <= kept <= size:
+            raise InvalidRequestError(f"dimensions: got {show(dimensions)}, expected 1 to {size}, or None")
+        before = self._prompts.find(prompt)
+        if isinstance(texts, str):
+            texts = [texts]
+        if not isinstance(texts, Iterable):
+            raise InvalidRequestError(f"texts: got {show(texts)}, expected a string or a list of them")
+        ids = [self._text_ids(text, before, f"texts[{i}]") for i, text in enumerate(texts)]
+        low_rank = self._find_adapter(adapter)
+        result = np.empty((len(ids), kept), dtype=np.float32)
+        at = 0
+        for group in passes(ids, self._context_length):
+            vectors = self._core_model.embed(group, low_rank)
+            result[at : at + len(group)] = unit_vectors(vectors[:, :kept], self.source)
+            at += len(group)
         return result
 
     def generate(
@@ -299,6 +374,7 @@ class Model:
         True
         """
         self._check_open()
+        self._check_writes("generate")
         settings = resolve_config(config, overrides, self.generation_config)
         if isinstance(prompt, str):
             ids: object = self._encode(prompt)
@@ -367,6 +443,7 @@ class Model:
         True
         """
         self._check_open()
+        self._check_writes("chat")
         settings = resolve_config(config, overrides, self.generation_config)
         if self.chat_format is None or self.tokenizer is None:
             missing = "tokenizer" if self.tokenizer is None else "chat format"
@@ -388,6 +465,18 @@ class Model:
         if self._closed:
             raise ModelClosedError(f"the model from {self.source} is closed; load it again")
 
+    def _check_writes(self, what: str) -> None:
+        if self._prompts is not None:
+            raise UnsupportedError(f"{what}: {self.source} makes embeddings and writes no text; use embed()")
+
+    def _text_ids(self, text: object, prompt: str, name: str) -> list[int]:
+        if not isinstance(text, str):
+            return list(map(int, self._checked_ids(text, name)))
+        stripped = text.strip()
+        ids = self._encode((prompt + stripped).strip() if stripped else "", name)
+        end = self.config.eos_token_ids[:1] if self.tokenizer is not None else ()
+        return list(map(int, self._checked_ids([*ids, *end], name)))
+
     def _check_adapter_name(self, name: object) -> None:
         if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable():
             raise InvalidRequestError(f"name: got {show(name)}, expected 1 to 256 printable characters")
@@ -407,18 +496,18 @@ class Model:
             )
         return entry[1]
 
-    def _encode(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: str, name: str = "prompt") -> list[int]:
         if self.tokenizer is None:
             raise InvalidRequestError(
-                f"prompt: got text, but {self.source} has no tokenizer; pass token ids instead"
+                f"{name}: got text, but {self.source} has no tokenizer; pass token ids instead"
             )
         if not prompt:
-            raise InvalidRequestError("prompt: it is empty, expected at least one character")
+            raise InvalidRequestError(f"{name}: it is empty, expected at least one character")
         try:
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
-                f"prompt: character {error.start} is half of a surrogate pair, expected valid Unicode: "
+                f"{name}: character {error.start} is half of a surrogate pair, expected valid Unicode: "
                 f"{show(prompt[max(0, error.start - 10) : error.end])}"
             ) from None
         return self.tokenizer.encode(prompt)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gemlet.chat import ChatFormat
     from gemlet.checkpoint import TensorFiles
     from gemlet.config import TextConfig
+    from gemlet.embedding import Prompts
     from gemlet.matformer import Cut
     from gemlet.packed import PackedCheckpoint
     from gemlet.tokenizer import Tokenizer
@@ -29,6 +30,8 @@ __all__ = ["ModelSource", "open_source"]
 
 # Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
 _KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
+# What a folder says of its model besides the weights, the vocabulary and the chat template.
+_DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class ModelSource:
         merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
         files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
             its own: paths to copy, and name and content of others.
+        prompts: what comes before a text; None for a model that makes no embeddings.
     """
 
     name: str
@@ -65,6 +69,7 @@ class ModelSource:
     _kept: dict[str, str] = field(repr=False, default_factory=dict)
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
+    prompts: Prompts | None = field(default=None, repr=False)
 
     def cut(self, matformer: object) -> ModelSource:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.matformer`)."""
@@ -212,10 +217,17 @@ def _open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
     from gemlet._tokenizer_files import TOKENIZER_FILES, read_contents, read_vocabulary
     from gemlet.chat import read_chat_template
     from gemlet.checkpoint import Checkpoint
+    from gemlet.embedding import read_dense_layers, read_prompts
     from gemlet.packed import PackedCheckpoint, is_packed
-    from gemlet.tensors import map_tensors
+    from gemlet.tensors import dense_tensor, map_tensors
 
     config = configs.read_config(folder)
+    described: tuple[str, ...] = _DESCRIPTION_FILES
+    prompts = None
+    if config.bidirectional:
+        config, modules = read_dense_layers(folder, config)
+        prompts = read_prompts(folder)
+        described += modules
     end_ids = configs.read_end_ids(folder, config)
     sampling = configs.read_sampling(folder)
     vocabulary = tokenizer = chat_format = template = None
@@ -224,14 +236,17 @@ def _open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         vocabulary, tokenizer = _open_tokenizer(
             lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
         )
-        template = read_chat_template(folder)
-        chat_format = _chat_format(config, tokenizer, template)
+        if not config.bidirectional:
+            template = read_chat_template(folder)
+            chat_format = _chat_format(config, tokenizer, template)
     checkpoint = Checkpoint(folder)
     try:
         if is_packed(checkpoint):
             checkpoint = PackedCheckpoint(checkpoint, config)
             slots = {name: name for name in checkpoint.tensors}
         else:
+            for index in range(len(config.dense_sizes)):
+                checkpoint.add_folder(os.path.dirname(dense_tensor(index)))
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
             slots = map_tensors(shapes, config, where=folder)
             for tensor in slots:
@@ -239,7 +254,7 @@ def _open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
     except BaseException:
         checkpoint.close()
         raise
-    described = (os.path.join(folder, file) for file in ("config.json", "generation_config.json"))
+    paths = [os.path.join(folder, file) for file in described]
     return ModelSource(
         name=name,
         config=config,
@@ -250,14 +265,16 @@ def _open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         checkpoint=checkpoint,
         slots=slots,
         vocabulary=vocabulary,
-        files=tuple(path for path in described if os.path.isfile(path)),
+        files=tuple(path for path in paths if os.path.isfile(path)),
         texts={} if template is None else {"chat_template.jinja": template},
+        prompts=prompts,
     )
 
 
 def _open_gguf(path: str, *, cache: bool) -> ModelSource:
     from gemlet._tokenizer_files import vocabulary_of_gguf
     from gemlet.config import parse_config
+    from gemlet.embedding import Prompts
     from gemlet.gguf_checkpoint import GGUFCheckpoint
     from gemlet.gguf_config import read_gguf_keys, read_gguf_sampling
     from gemlet.gguf_tensors import ROPE_FREQS, map_gguf_tensors
@@ -276,8 +293,9 @@ def _open_gguf(path: str, *, cache: bool) -> ModelSource:
             vocabulary, tokenizer = _open_tokenizer(
                 lambda: vocabulary_of_gguf(gguf), lambda: {gguf.path: checkpoint.head()}, cache=cache
             )
-            template = gguf.get("tokenizer.chat_template", str, None)
-            chat_format = _chat_format(config, tokenizer, template)
+            if not config.bidirectional:
+                template = gguf.get("tokenizer.chat_template", str, None)
+                chat_format = _chat_format(config, tokenizer, template)
         sampling = read_gguf_sampling(gguf)
     except BaseException:
         checkpoint.close()
@@ -300,6 +318,7 @@ def _open_gguf(path: str, *, cache: bool) -> ModelSource:
         slots=slots,
         vocabulary=vocabulary,
         texts=texts,
+        prompts=Prompts() if config.bidirectional else None,
     )
 
 

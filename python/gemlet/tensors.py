@@ -19,6 +19,7 @@ __all__ = [
     "PER_LAYER_TABLE",
     "STREAMS",
     "core_slots",
+    "dense_tensor",
     "expected_slots",
     "map_tensors",
     "match_tensors",
@@ -136,6 +137,10 @@ def expected_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
     for stream in range(config.altup_streams - 1):
         slots[f"altup_projections.{stream}"] = (hidden, hidden)
         slots[f"altup_unembed_projections.{stream}"] = (hidden, hidden)
+    inputs = hidden
+    for i, size in enumerate(config.dense_sizes):
+        slots[f"dense.{i}"] = (size, inputs)
+        inputs = size
     for i, layer in enumerate(config.layers):
         slots |= {f"layers.{i}.{slot}": shape for slot, shape in _layer_slots(layer, config).items()}
     return slots
@@ -280,11 +285,22 @@ def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
     """The tensor that fills ``slot``, where the text model's names begin with ``prefix``."""
     if slot == "lm_head":
         return f"{head_prefix}lm_head.weight"
+    if slot.startswith("dense."):
+        return dense_tensor(int(slot.removeprefix("dense.")))
     if not slot.startswith("layers."):
         return f"{prefix}{'norm' if slot == 'final_norm' else slot}.weight"
     _, index, part = slot.split(".")
     name = LAYER_NAMES[family][part]
     return f"{prefix}layers.{index}.{name[:-1] if name.endswith('.') else f'{name}.weight'}"
+
+
+def dense_tensor(index: int) -> str:
+    """The file and the tensor of an embedding model's dense layer, in the folder sentence-transformers makes.
+
+    >>> dense_tensor(0)
+    '2_Dense/linear.weight'
+    """
+    return f"{index + 2}_Dense/linear.weight"
 
 
 def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:

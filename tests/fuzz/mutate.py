@@ -1,4 +1,4 @@
-"""Mutations of good files: of their bytes, and of the values in JSON."""
+"""Mutations of good files: of their bytes, and of the values in JSON, alone or as a safetensors header."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def mutate_bytes(chance: random.Random, data: bytes) -> bytes:
     out = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 4])):
         # Headers are at the front, and what goes wrong there goes far.
-        at = chance.randrange(min(len(out), chance.choice([16, 256, 1 << 30])) or 1) if out else 0
+        at = chance.randrange(min(len(out), chance.choice([16, 256, 4096, 1 << 30])) or 1) if out else 0
         kind = chance.randrange(7)
         if kind == 0 and out:
             out[at] ^= 1 << chance.randrange(8)
@@ -89,6 +89,14 @@ def mutate_json(chance: random.Random, data: bytes) -> bytes:
     for _ in range(chance.choice([1, 1, 2, 3])):
         value = _change(chance, value)
     return json.dumps(value, ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
+
+
+def mutate_safetensors(chance: random.Random, data: bytes) -> bytes:
+    """:func:`mutate_json` of the header, mostly with a true length of it before."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = mutate_json(chance, data[8:end])
+    length = len(header) + chance.choice([0, 0, 0, 0, 0, 0, 1, -1, 8])
+    return max(length, 0).to_bytes(8, "little") + header + data[end:]
 
 
 def _change(chance: random.Random, value: Any) -> Any:

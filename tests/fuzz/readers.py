@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -25,11 +27,13 @@ from tokenizer_files import tokenizer_json as make_tokenizer_json
 from tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 import gemlet
+from fuzz.mutate import mutate_json, mutate_safetensors
 from gemlet import _stored_vocabulary
 from gemlet._tokenizer_files import read_vocabulary
 from gemlet.adapter import open_adapter
 from gemlet.checkpoint import Checkpoint
 from gemlet.config import parse_config, read_config, read_end_ids, read_sampling
+from gemlet.embedding import read_dense_layers, read_prompts
 from gemlet.gguf import read_gguf
 from gemlet.inspection import inspect
 from gemlet.tensors import expected_slots, tensor_name
@@ -41,11 +45,11 @@ ENOUGH = 1 << 16  # bytes of a tensor, or tokens, that are looked at
 
 @dataclass(frozen=True)
 class Reader:
-    """``run`` may raise GemletError only; ``seeds`` gives good files. ``text``: mutated as JSON too."""
+    """``run`` may raise GemletError only; ``seeds`` gives good files. ``mutate``: beside that of bytes."""
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
-    text: bool = False
+    mutate: Callable[[random.Random, bytes], bytes] | None = None
 
 
 @cache
@@ -57,9 +61,18 @@ def _folder() -> Path:
     return Path(folder)
 
 
-def _write(name: str, data: bytes) -> Path:
+@cache
+def _file(name: str) -> tuple[Path, int]:
     path = _folder() / name
-    path.write_bytes(data)
+    path.parent.mkdir(exist_ok=True)
+    return path, os.open(path, os.O_WRONLY | os.O_CREAT)
+
+
+def _write(name: str, data: bytes) -> Path:
+    """Puts ``data`` into a file that stays open, which takes half of the time of a new one."""
+    path, descriptor = _file(name)
+    os.pwrite(descriptor, data, 0)
+    os.ftruncate(descriptor, len(data))
     return path
 
 
@@ -71,19 +84,13 @@ def _read_tensors(folder: Path) -> None:
 
 
 def safetensors(data: bytes) -> None:
-    folder = _folder() / "single"
-    folder.mkdir(exist_ok=True)
-    (folder / "model.safetensors").write_bytes(data)
-    _read_tensors(folder)
+    _read_tensors(_write("single/model.safetensors", data).parent)
 
 
 def index(data: bytes) -> None:
-    folder = _folder() / "sharded"
-    if not folder.exists():
-        folder.mkdir()
-        weights = weights_of(CONFIGS["gemma"])
-        (folder / "a.safetensors").write_bytes(safetensors_bytes(weights))
-    (folder / "model.safetensors.index.json").write_bytes(data)
+    folder = _write("sharded/model.safetensors.index.json", data).parent
+    if not (folder / "a.safetensors").exists():
+        (folder / "a.safetensors").write_bytes(safetensors_bytes(_few_weights()))
     _read_tensors(folder)
 
 
@@ -100,14 +107,30 @@ def generation_config(data: bytes) -> None:
     gemlet.GenerationConfig(**read_sampling(folder))
 
 
+def modules(data: bytes) -> None:
+    """Each of the files of sentence-transformers beside good others."""
+    folder = _folder() / "modules"
+    config = parse_config(CONFIGS["gemma3_text"] | {"use_bidirectional_attention": True}, where="config.json")
+    failed = []
+    for name in MODULES:
+        for other, content in MODULES.items():
+            (folder / other).parent.mkdir(parents=True, exist_ok=True)
+            (folder / other).write_bytes(data if other == name else json.dumps(content).encode())
+        try:
+            read_prompts(str(folder))
+            read_dense_layers(str(folder), config)
+        except gemlet.GemletError as error:
+            failed.append(error)
+    if len(failed) == len(MODULES):
+        raise failed[0]
+
+
 def whole_folder(data: bytes) -> None:
     """config.json beside the weights of another one: what does not agree is found before a weight is read."""
-    folder = _folder() / "whole"
-    if not folder.exists():
-        folder.mkdir()
+    folder = _write("whole/config.json", data).parent
+    if not (folder / "model.safetensors").exists():
         weights = weights_of(CONFIGS["gemma3n_text"])
         (folder / "model.safetensors").write_bytes(safetensors_bytes(weights))
-    (folder / "config.json").write_bytes(data)
     str(inspect(folder, weights="q4", max_memory="8GB"))
 
 
@@ -143,6 +166,20 @@ def gguf_model(data: bytes) -> None:
         model.logits([2])
 
 
+MODULES: dict[str, Any] = {
+    "modules.json": [
+        {"path": path, "type": f"sentence_transformers.models.{path[2:] or 'Transformer'}"}
+        for path in ("", "1_Pooling", "2_Dense", "3_Normalize")
+    ],
+    "config_sentence_transformers.json": {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+    "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "include_prompt": True},
+    "2_Dense/config.json": {
+        "in_features": SIZES["hidden_size"],
+        "out_features": 8,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    },
+}
 ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]}
 
 
@@ -159,10 +196,8 @@ def _adapter_tensors() -> bytes:
 
 
 def _read_adapter(config: bytes, tensors: bytes) -> None:
-    folder = _folder() / "adapter"
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_bytes(config)
-    (folder / "adapter_model.safetensors").write_bytes(tensors)
+    folder = _write("adapter/adapter_config.json", config).parent
+    _write("adapter/adapter_model.safetensors", tensors)
     with open_adapter(folder, parse_config(CONFIGS["gemma"], where="config.json")) as files:
         for slot in files.terms:
             block = np.ones((1, files.checkpoint.tensors[files.terms[slot].a].shape[1]), np.float32)
@@ -205,12 +240,19 @@ def _safetensors() -> list[bytes]:
         "b": np.arange(4, dtype=np.float16),
         "c": np.zeros(0, np.float32),
     }
-    return [safetensors_bytes(small), safetensors_bytes({}), safetensors_bytes(weights_of(CONFIGS["gemma"]))]
+    return [safetensors_bytes(small), safetensors_bytes({}), safetensors_bytes(_few_weights())]
 
 
 def _indices() -> list[bytes]:
-    names = weights_of(CONFIGS["gemma"])
-    return [json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}).encode()]
+    return [
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(_few_weights(), "a.safetensors")}).encode()
+    ]
+
+
+@cache
+def _few_weights() -> dict[str, np.ndarray]:
+    """The names and shapes that matter, not the bytes."""
+    return {name: values for name, values in weights_of(CONFIGS["gemma"]).items() if values.nbytes < 1000}
 
 
 def _tokenizer_jsons() -> list[bytes]:
@@ -239,20 +281,23 @@ def _gguf_models() -> list[bytes]:
 
 
 READERS = {
-    "safetensors": Reader(safetensors, _safetensors),
-    "index": Reader(index, _indices, text=True),
-    "config": Reader(config, _configs, text=True),
+    "safetensors": Reader(safetensors, _safetensors, mutate=mutate_safetensors),
+    "index": Reader(index, _indices, mutate=mutate_json),
+    "config": Reader(config, _configs, mutate=mutate_json),
     "generation_config": Reader(
-        generation_config, lambda: [(DEMO / "generation_config.json").read_bytes()], text=True
+        generation_config, lambda: [(DEMO / "generation_config.json").read_bytes()], mutate=mutate_json
+    ),
+    "modules": Reader(
+        modules, lambda: [json.dumps(content).encode() for content in MODULES.values()], text=True
     ),
     "whole_folder": Reader(
-        whole_folder, lambda: [json.dumps(CONFIGS["gemma3n_text"] | SIZES).encode()], text=True
+        whole_folder, lambda: [json.dumps(CONFIGS["gemma3n_text"] | SIZES).encode()], mutate=mutate_json
     ),
-    "tokenizer_json": Reader(tokenizer_json, _tokenizer_jsons, text=True),
+    "tokenizer_json": Reader(tokenizer_json, _tokenizer_jsons, mutate=mutate_json),
     "tokenizer_model": Reader(tokenizer_model, lambda: [trained_model()]),
-    "tokenizer_stored": Reader(tokenizer_stored, _stored_tokenizers),
-    "adapter": Reader(adapter, lambda: [_adapter_tensors()]),
-    "adapter_config": Reader(adapter_config, _adapter_configs, text=True),
+    "tokenizer_stored": Reader(tokenizer_stored, _stored_tokenizers, mutate=mutate_safetensors),
+    "adapter": Reader(adapter, lambda: [_adapter_tensors()], mutate=mutate_safetensors),
+    "adapter_config": Reader(adapter_config, _adapter_configs, mutate=mutate_json),
     "gguf": Reader(gguf, lambda: [trained_gguf()]),
     "gguf_model": Reader(gguf_model, _gguf_models),
 }

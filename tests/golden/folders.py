@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .variants import VARIANTS, Variant
+from .variants_embedding import EMBEDDING
 from .variants_gemma3n import GEMMA3N
 from .variants_gemma4 import GEMMA4
 
 HERE = Path(__file__).parent
-BY_NAME = {variant.name: variant for variant in (*VARIANTS, *GEMMA3N, *GEMMA4)}
-ALL_NAMES = tuple(BY_NAME)
+BY_NAME = {variant.name: variant for variant in (*VARIANTS, *GEMMA3N, *GEMMA4, *EMBEDDING)}
+EMBEDDING_NAMES = tuple(variant.name for variant in EMBEDDING)
+ALL_NAMES = tuple(name for name in BY_NAME if name not in EMBEDDING_NAMES)  # of models that write text
 TOLERANCE = 2e-4  # of a tap's largest magnitude, float32
-NOT_TAPS = ("ids", "rows", "greedy")
+NOT_TAPS = ("ids", "rows", "greedy", "embedding")
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -63,4 +65,5 @@ def expected_taps(variant: Variant) -> tuple[str, ...]:
     before = ["per_layer_inputs"] if text.get("hidden_size_per_layer_input") else []
     before += [f"stream.{k}" for k in streams]
     layers = (f"layers.{index}.{tap}" for index in range(text["num_hidden_layers"]) for tap in inside)
-    return ("embed", *before, *layers, "final_norm", "logits")
+    after = ["final_norm"] + (["logits"] if variant.dense is None else [])
+    return ("embed", *before, *layers, *after)

@@ -20,6 +20,7 @@ golden.safetensors:
     final_norm [R, d]       after the last norm
     logits [R, V]           after the final softcap
     greedy [24] int64       the ids greedy decoding appends to `ids`
+    embedding [D]           embedding models, in place of the last two: mean, dense layers, length 1
 
 The folder is written first and then opened with from_pretrained, as a published checkpoint would be: what the
 names and the config mean is thereby decided by transformers and not by this script. Everything is computed in
@@ -44,7 +45,7 @@ from safetensors.torch import save_file
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from golden.folders import BY_NAME  # noqa: E402
-from golden.official import model_class, noise_gain, open_official, run  # noqa: E402
+from golden.official import model_class, noise_gain, open_official, run, run_embedding  # noqa: E402
 from golden.variants import Variant  # noqa: E402
 
 TRANSFORMERS = "5.23.0"
@@ -121,7 +122,7 @@ def write_checkpoint(variant: Variant, folder: Path) -> None:
     dtype = getattr(torch, variant.stored)
     if variant.resave:
         model.to(dtype).save_pretrained(folder, save_original_format=False)
-        (folder / "generation_config.json").unlink()
+        (folder / "generation_config.json").unlink(missing_ok=True)
         return
     tensors = {spell(name, variant): w.detach().to(dtype).clone() for name, w in weights.items()}
     tensors |= {name: torch.randn(shape).to(dtype) for name, shape in variant.unused.items()}
@@ -141,6 +142,34 @@ def write_checkpoint(variant: Variant, folder: Path) -> None:
     write_json(folder / "model.safetensors.index.json", index)
 
 
+def write_modules(variant: Variant, folder: Path) -> None:
+    """The dense layers and the files of sentence-transformers, as EmbeddingGemma has them."""
+    at = "sentence_transformers.models."
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    inputs = variant.config["hidden_size"]
+    pooling = {
+        "word_embedding_dimension": inputs,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": True,
+    }
+    pooling |= {"pooling_mode_max_tokens": False, "pooling_mode_lasttoken": False, "include_prompt": True}
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    for outputs in variant.dense:
+        path = f"{len(modules)}_Dense"
+        modules.append((path, "Dense"))
+        dense = {"in_features": inputs, "out_features": outputs, "bias": False}
+        dense["activation_function"] = "torch.nn.modules.linear.Identity"
+        (folder / path).mkdir()
+        write_json(folder / path / "config.json", dense)
+        weight = torch.randn(outputs, inputs) / inputs**0.5
+        save_file({"linear.weight": weight}, folder / path / "model.safetensors", metadata={"format": "pt"})
+        inputs = outputs
+    modules.append((f"{len(modules)}_Normalize", "Normalize"))
+    listed = [{"idx": i, "name": str(i), "path": p, "type": at + kind} for i, (p, kind) in enumerate(modules)]
+    write_json(folder / "modules.json", listed)
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -153,6 +182,8 @@ def make(variant: Variant, folder: Path) -> None:
         torch.manual_seed(zlib.crc32(variant.name.encode()) + attempt)
         write_checkpoint(variant, folder)
         model = open_official(variant, folder)
+        if variant.dense is not None:
+            return make_embedding(variant, folder, model)
         golden, lead, router_lead = run(variant, model)
         clear = golden["greedy"].unique().numel() >= 10 and lead > 0.02 and router_lead > 1e-3
         if clear and (noise := noise_gain(model, golden)) < MAX_NOISE_GAIN:
@@ -170,6 +201,17 @@ def make(variant: Variant, folder: Path) -> None:
         raise SystemExit(f"{variant.name}: largest logit {top:.2f} is not of a sensible size")
     if size > MAX_BYTES:
         raise SystemExit(f"{variant.name}: {size} bytes, more than {MAX_BYTES}")
+
+
+def make_embedding(variant: Variant, folder: Path, model: Any) -> None:
+    if variant.dense:
+        write_modules(variant, folder)
+    golden = run_embedding(variant, model, folder)
+    save_file(golden, folder / "golden.safetensors")
+    noise = noise_gain(model, golden)
+    print(f"{variant.name:24} noise x{noise:.0f}")
+    if noise > MAX_NOISE_GAIN:
+        raise SystemExit(f"{variant.name}: rounding decides its taps")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from .variants import Variant
 
@@ -130,12 +131,43 @@ def recording(model: Any) -> Iterator[Recording]:
             del stack.project_per_layer_inputs
 
 
+def logits_of(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"logits": [T, V]} of ids [1, T]; {} of an embedding model."""
+    result = model(input_ids=ids, use_cache=False)
+    return {"logits": result.logits[0]} if hasattr(result, "logits") else {}
+
+
+def random_ids(variant: Variant, model: Any) -> torch.Tensor:
+    ids = torch.randint(4, text_stack(model).embed_tokens.num_embeddings, (1, variant.tokens))
+    ids[0, 0] = 2
+    return ids
+
+
+def run_embedding(variant: Variant, model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """The contents of an embedding model's golden.safetensors."""
+    ids = random_ids(variant, model)
+    with recording(model) as record:
+        x = model(input_ids=ids, use_cache=False).last_hidden_state.mean(dim=1)
+    for path in sorted(folder.glob("*_Dense/model.safetensors")):
+        x = torch.nn.functional.linear(x, load_file(path)["linear.weight"])
+    x = torch.nn.functional.normalize(x, p=2, dim=1)
+    return golden_tensors(variant, {"ids": ids[0], "embedding": x[0]}, record.taps)
+
+
+def golden_tensors(
+    variant: Variant, golden: dict[str, torch.Tensor], taps: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    rows = slice(None) if variant.rows is None else torch.tensor(variant.rows)
+    if variant.rows is not None:
+        golden["rows"] = rows
+    golden |= {name: tap[rows] for name, tap in taps.items()}
+    return {name: tensor.clone().contiguous() for name, tensor in golden.items()}
+
+
 def run(variant: Variant, model: Any) -> tuple[dict[str, torch.Tensor], float, float]:
     """The contents of golden.safetensors; the smallest lead of a greedy choice over its runner-up; and of the
     last expert chosen over the first one not chosen, as a difference of logarithms."""
-    vocab = text_stack(model).embed_tokens.num_embeddings
-    ids = torch.randint(4, vocab, (1, variant.tokens))
-    ids[0, 0] = 2
+    ids = random_ids(variant, model)
     with recording(model) as record:
         logits = model(input_ids=ids, use_cache=False).logits[0]
         taps = record.taps | {"logits": logits}
@@ -147,11 +179,7 @@ def run(variant: Variant, model: Any) -> tuple[dict[str, torch.Tensor], float, f
             sequence = torch.cat([sequence, best.indices[:1][None]], dim=1)
             logits = model(input_ids=sequence, use_cache=False).logits[0]
     golden = {"ids": ids[0], "greedy": sequence[0, variant.tokens :]}
-    rows = slice(None) if variant.rows is None else torch.tensor(variant.rows)
-    if variant.rows is not None:
-        golden["rows"] = rows
-    golden |= {name: tap[rows] for name, tap in taps.items()}
-    golden = {name: tensor.clone().contiguous() for name, tensor in golden.items()}
+    golden = golden_tensors(variant, golden, taps)
     return golden, lead, record.router_lead
 
 
@@ -163,8 +191,8 @@ def noise_gain(model: Any, golden: dict[str, torch.Tensor], size: float = 1e-6) 
 
     def taps() -> dict[str, torch.Tensor]:
         with recording(model) as record:
-            logits = model(input_ids=golden["ids"][None], use_cache=False).logits[0]
-        return record.taps | {"logits": logits}
+            logits = logits_of(model, golden["ids"][None])
+        return record.taps | logits
 
     before = taps()
     weights = [weight.clone() for weight in model.parameters()]

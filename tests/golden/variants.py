@@ -35,6 +35,7 @@ class Variant:
     norm_center: float = 0.0
     head_norm: float = 0.5  # mean of the q/k norm weights above norm_center: sharpens the attention
     query_gain: float = 1.5  # spread of q and k lanes where there is no q/k norm
+    dense: tuple[int, ...] | None = None  # outputs of the dense layers behind an embedding model's mean
     # Tensors in the file that the text model must skip: name -> shape.
     unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
 

@@ -58,5 +58,7 @@ def spread(x: Array, layer: Layer) -> Array:
 def visible(layer: Layer, positions: Array, keys: int) -> Array:
     """[n, keys] of bool: may the query at positions[i] see the key? The newest key is at positions[-1]."""
     query, key = positions[:, None], np.arange(positions[-1] + 1 - keys, positions[-1] + 1)[None]
-    causal = key <= query
-    return causal & (key > query - layer.sliding_window) if layer.sliding_window else causal
+    back = key > query - layer.sliding_window if layer.sliding_window else key >= 0
+    if layer.bidirectional:
+        return back & (key < query + layer.sliding_window if layer.sliding_window else key >= 0)
+    return back & (key <= query)

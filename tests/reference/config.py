@@ -96,6 +96,7 @@ class Layer:
     )
     experts_per_token: int = 0  # 0 = no mixture of experts beside the MLP
     layer_scalar: bool = False
+    bidirectional: bool = False  # sees as far ahead as back
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Config:
     layers: tuple[Layer, ...]
     per_layer_input_size: int = 0  # P; 0 = no per-layer inputs
     altup_streams: int = 1  # S; 1 = neither AltUp nor LAuReL
+    dense_layers: int = 0  # of an embedding model, behind the mean over its tokens
 
 
 def read_config(folder: Path) -> Config:
@@ -121,6 +123,10 @@ def read_config(folder: Path) -> Config:
     given = CLASS_DEFAULTS[family] | {key: value for key, value in raw.items() if value is not None}
     new = family not in ("gemma", "gemma2", "vaultgemma", "gemma3_text")
 
+    both_ways = given.get("use_bidirectional_attention") is True
+    window = given.get("sliding_window", 0)
+    if both_ways:  # the file counts both sides; a layer counts one, and the token itself
+        window = window // 2 + 1
     kinds = layer_types(family, given)
     layers = []
     for kind in kinds:
@@ -133,7 +139,7 @@ def read_config(folder: Path) -> Config:
                 head_dim=given["head_dim"],
                 query_scale=1.0 if new else scalar**-0.5,  # published 3n files have the key, to no effect
                 rope=rope(family, given, kind),
-                sliding_window=given["sliding_window"] if local else 0,
+                sliding_window=window if local else 0,
                 # Gemma 3 has the key, but transformers does not apply it there; published configs hold null.
                 attention_softcap=(
                     given["attn_logit_softcapping"] if family in ("gemma2", "vaultgemma") else 0.0
@@ -141,6 +147,7 @@ def read_config(folder: Path) -> Config:
                 qk_norm=new or family == "gemma3_text",
                 post_norms=family not in ("gemma", "vaultgemma"),
                 v_norm=new,
+                bidirectional=both_ways,
             )
         )
     if family == "gemma3n_text":
@@ -160,6 +167,7 @@ def read_config(folder: Path) -> Config:
         layers=tuple(layers),
         per_layer_input_size=given.get("hidden_size_per_layer_input", 0),
         altup_streams=given["altup_num_inputs"] if family == "gemma3n_text" else 1,
+        dense_layers=len(list(folder.glob("*_Dense"))),
     )
 
 

@@ -56,6 +56,17 @@ def forward(
     return logits
 
 
+def embedding(model: Model, ids: Array, taps: dict[str, Array] | None = None) -> Array:
+    """[D] of length 1, of an embedding model: the mean over all tokens, then the dense layers."""
+    taps = {} if taps is None else taps
+    forward(model, ids, taps=taps)
+    del taps["logits"]
+    x = taps["final_norm"].mean(axis=0)
+    for i in range(model.config.dense_layers):
+        x = model.linear(x, f"dense.{i}")
+    return x / np.sqrt(np.sum(x * x))
+
+
 def decoder_layer(
     model: Model, index: int, x: Array, p: Array, positions: Array, cache: Cache, taps: dict[str, Array]
 ) -> Array:

@@ -13,7 +13,7 @@ from .config import Config, Layer
 
 Array = NDArray[Any]
 
-PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
 DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "I64": np.dtype("<i8")}
 
 PER_LAYER_INPUTS = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
@@ -124,5 +124,9 @@ def read_weights(folder: Path, config: Config) -> dict[str, Array]:
             for i in range(len(config.layers))
         }
     weights = {slot: stored[f"{prefix}{name}"] for slot, name in names.items()}
+    for i in range(config.dense_layers):
+        weights[f"dense.{i}"] = read_safetensors(folder / f"{i + 2}_Dense" / "model.safetensors")[
+            "linear.weight"
+        ]
     weights["lm_head"] = weights["embed_tokens"] if config.tied_embeddings else stored["lm_head"]
     return weights

@@ -62,28 +62,35 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Att
                                 const float* cosines, const float* sines) {
   const int64_t dim = shape.head_dim;
   const auto store = kernels_of(kernels_, shape.kv_format).store;
+  const auto rope_and_store_row = [&](const AttentionSegment& segment, int64_t i) {
+    const int64_t row = segment.row + i;
+    const int64_t position = segment.position + i;
+    const float* c = cosines + row * (dim / 2);
+    const float* s = sines + row * (dim / 2);
+    for (int64_t h = 0; h < shape.num_heads; ++h) {
+      float* head = q + (row * shape.num_heads + h) * dim;
+      if (q_norm) kernels_.rms_norm(head, q_norm, eps, dim, head);
+      kernels_.rope(c, s, shape.query_scale, dim, head);
+    }
+    if (!k) return;
+    const int64_t block = position / kKvBlockTokens - segment.kv.first_block;
+    for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
+      float* key = k + (row * shape.num_kv_heads + h) * dim;
+      if (k_norm) kernels_.rms_norm(key, k_norm, eps, dim, key);
+      kernels_.rope(c, s, 1.0f, dim, key);
+      float* value = v + (row * shape.num_kv_heads + h) * dim;
+      if (v_norm) kernels_.rms_norm(value, nullptr, eps, dim, value);
+      store({key, value, dim, position % kKvBlockTokens,
+             const_cast<uint8_t*>(segment.kv.heads[h][static_cast<size_t>(block)])});
+    }
+  };
+  const int64_t together = kernels::kv_slots_together(element_bytes(shape.kv_format));
   for (const AttentionSegment& segment : segments) {
-    for_each_row(segment.rows, (shape.num_heads + 2 * shape.num_kv_heads) * dim, [&](int64_t i) {
-      const int64_t row = segment.row + i;
-      const int64_t position = segment.position + i;
-      const float* c = cosines + row * (dim / 2);
-      const float* s = sines + row * (dim / 2);
-      for (int64_t h = 0; h < shape.num_heads; ++h) {
-        float* head = q + (row * shape.num_heads + h) * dim;
-        if (q_norm) kernels_.rms_norm(head, q_norm, eps, dim, head);
-        kernels_.rope(c, s, shape.query_scale, dim, head);
-      }
-      if (!k) return;
-      const int64_t block = position / kKvBlockTokens - segment.kv.first_block;
-      for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
-        float* key = k + (row * shape.num_kv_heads + h) * dim;
-        if (k_norm) kernels_.rms_norm(key, k_norm, eps, dim, key);
-        kernels_.rope(c, s, 1.0f, dim, key);
-        float* value = v + (row * shape.num_kv_heads + h) * dim;
-        if (v_norm) kernels_.rms_norm(value, nullptr, eps, dim, value);
-        store({key, value, dim, position % kKvBlockTokens,
-               const_cast<uint8_t*>(segment.kv.heads[h][static_cast<size_t>(block)])});
-      }
+    const int64_t before = segment.position % together;  // tokens of the first group that are there already
+    const int64_t groups = (before + segment.rows + together - 1) / together;
+    for_each_row(groups, together * (shape.num_heads + 2 * shape.num_kv_heads) * dim, [&](int64_t group) {
+      const int64_t end = std::min((group + 1) * together - before, segment.rows);
+      for (int64_t i = std::max<int64_t>(0, group * together - before); i < end; ++i) rope_and_store_row(segment, i);
     });
   }
 }
@@ -104,7 +111,11 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       const int64_t tokens = std::min(tokens_per_task, segment.rows - token);
       const int64_t first_position = segment.position + token;
       const int64_t begin = shape.window > 0 ? std::max<int64_t>(0, first_position - shape.window + 1) : 0;
-      const int64_t end = first_position + tokens;
+      int64_t end = first_position + tokens;
+      if (shape.bidirectional) {
+        const int64_t all = segment.position + segment.rows;
+        end = shape.window > 0 ? std::min(all, end + shape.window - 1) : all;
+      }
       const int64_t piece = split_tokens(end - begin);
       const bool split = segment.rows <= kMaxSplitRows && end - begin > piece;
       for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
@@ -160,6 +171,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
     args.kv_begin = task.kv_begin;
     args.kv_end = task.kv_end;
     args.window = shape.window;
+    args.ahead = !shape.bidirectional ? 0 : shape.window > 0 ? shape.window - 1 : task.kv_end;
     args.softcap = shape.softcap;
     args.out = outputs.data();
     args.max = part ? part + kMaxAttentionRows * dim : nullptr;

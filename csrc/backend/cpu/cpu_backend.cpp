@@ -139,6 +139,7 @@ void CpuBackend::matmul(std::span<const Product> products) {
     // A task: a run of panels of about 64 KB, times a block of rows that fits L2. In tiles: as many rows as can share
     // the expansion of the weights, times panels enough to share the way of the rows to L2.
     const int64_t stride = panel_bytes(weight.format, weight.cols);
+    const int64_t y_stride = product.y_stride > 0 ? product.y_stride : weight.rows;
     int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
     int64_t row_block = std::clamp<int64_t>(kActivationBytes / input.stride, 16, 512);
     if (input.operation->activations == kernels::Activations::kTiles) {
@@ -154,8 +155,8 @@ void CpuBackend::matmul(std::span<const Product> products) {
         args.panels = weight.panel(panel);
         args.panel_stride = stride;
         args.cols = input.cols;
-        args.y = product.y + row * weight.rows + panel * kPanelRows;
-        args.y_stride = weight.rows;
+        args.y = product.y + row * y_stride + panel * kPanelRows;
+        args.y_stride = y_stride;
         args.outputs = std::min(run * kPanelRows, weight.rows - panel * kPanelRows);
         tasks_.push_back({args, kernels_.*input.operation->kernel});
       }

@@ -87,7 +87,7 @@ void CpuBackend::matmul_where(const Product& product, const float* gate) {
     for (last = first; last < weight.panels() && is_open(last);) ++last;
     if (last == first) continue;
     const int64_t rows = std::min(weight.rows, last * kPanelRows) - first * kPanelRows;
-    runs.push_back({weight.format, rows, weight.cols, weight.panel(first)});
+    runs.push_back(weight.part(first * kPanelRows, rows));
   }
   std::vector<Product> products;
   for (const Matrix& run : runs) {

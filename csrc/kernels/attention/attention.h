@@ -1,8 +1,9 @@
 // Attention of a few query rows that share one key/value head, over that head's cached blocks, with an online softmax:
 //   s_t = q . k_t,  s_t <- softcap * tanh(s_t / softcap) if softcap > 0,  masked unless position - window < t <=
-//   position out = sum_t e^(s_t - m) v_t / sum_t e^(s_t - m),  m = max_t s_t
+//   position + ahead
+//   out = sum_t e^(s_t - m) v_t / sum_t e^(s_t - m),  m = max_t s_t
 // The query comes scaled and rotated. Softcap goes before the mask; the window counts the token itself; window 0 = no
-// limit.
+// limit. `ahead` 0 is causal.
 //
 // A block holds the keys and values of kKvBlockTokens tokens, for one head stored as two packed matrices in the layout
 // of formats/formats.h (lines of 16 outputs x 4 bytes), so that both products of attention are the tile of matmul:
@@ -51,6 +52,7 @@ struct AttentionArgs {
   int64_t first_block;
   int64_t kv_begin, kv_end;  // tokens to visit, kv_begin < kv_end
   int64_t window;            // 0 = unlimited
+  int64_t ahead;             // tokens after its own that a query sees
   float softcap;             // 0 = none
   float* const* out;         // [rows] pointers to head_dim floats
   float* max;                // [rows] or null. If given, out is left unnormalised, and m and the sum
@@ -64,6 +66,10 @@ using attention_int8_fn = void(const AttentionArgs&);  // int8 cache; queries an
 // A key or value with max|x| at most this becomes zeros in an int8 cache; one that holds an infinity or a NaN has that
 // as its scale.
 constexpr float kZeroKvPeak = 1e-33f;
+
+// Slots whose values are the bytes of one 4-byte unit. Storing reads and writes units as wholes, so no two tokens of
+// one unit (slot / kv_slots_together) may be stored at the same time.
+constexpr int64_t kv_slots_together(int64_t element_bytes) { return 4 / element_bytes; }
 
 // Writes one token's key and value (f32 [head_dim]) into its slot (0 .. 63) of a head in a block.
 struct KvStoreArgs {

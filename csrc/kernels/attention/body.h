@@ -112,7 +112,7 @@ inline void attention(const AttentionArgs& a) {
       const int64_t position = a.positions[r];
       int64_t oldest = a.window > 0 ? position - a.window + 1 : 0;
       if (oldest < a.kv_begin) oldest = a.kv_begin;
-      const Sight sight = {clamp(oldest - first, begin, end), clamp(position + 1 - first, begin, used)};
+      const Sight sight = {clamp(oldest - first, begin, end), clamp(position + a.ahead + 1 - first, begin, used)};
       sights[r] = sight;
       hidden |= sight.begin > begin || sight.end < read;
       if (a.softcap > 0.0f) {

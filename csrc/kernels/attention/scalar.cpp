@@ -82,7 +82,7 @@ void attention(const AttentionArgs& a) {
     for (int64_t d = 0; d < a.head_dim; ++d) out[d] = 0.0f;
     float largest = -INFINITY, sum = 0.0f;
     const int64_t position = a.positions[r];
-    const int64_t oldest = a.window > 0 ? position - a.window + 1 : 0;
+    const int64_t oldest = a.window > 0 ? position - a.window + 1 : 0, newest = position + a.ahead;
     for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
       const Reader<Cache> head(a.blocks[block - a.first_block], a.head_dim);
       const bool scaled = kv_scale_bytes(head.kBytes) > 0;
@@ -90,7 +90,7 @@ void attention(const AttentionArgs& a) {
       for (int64_t slot = 0; slot < kKvBlockTokens; ++slot) {
         const int64_t t = block * kKvBlockTokens + slot;
         scores[slot] = -INFINITY;
-        if (t < a.kv_begin || t >= a.kv_end || t > position || t < oldest) continue;
+        if (t < a.kv_begin || t >= a.kv_end || t > newest || t < oldest) continue;
         float s = 0.0f;
         for (int64_t d = 0; d < a.head_dim; ++d) {
           s += a.q[r][d] * Cache::read(head.keys[index<Cache>(slot, d, head.cols)]);

@@ -24,6 +24,7 @@ void ForwardPass::attention(size_t index) {
                                 c.num_kv_heads,
                                 c.head_dim,
                                 c.sliding_window,
+                                config_.bidirectional,
                                 static_cast<float>(c.attention_softcap),
                                 static_cast<float>(c.query_scale),
                                 model_.kv_layout().format};

@@ -7,6 +7,7 @@ import json
 
 from gemlet.bench import BenchResult, iter_bench, machine_info, parameter_count, weight_bytes
 from gemlet.cli.common import one_line, open_model
+from gemlet.errors import InvalidRequestError
 from gemlet.model import Model
 
 __all__ = ["run"]
@@ -28,6 +29,10 @@ _COLUMNS = (
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command."""
     if arguments.random is not None:
+        for option in ("matformer", "embedding_on_disk"):
+            if getattr(arguments, option):
+                name = option.replace("_", "-")
+                raise InvalidRequestError(f"--{name} goes with --model: random weights are in no file")
         from gemlet.load import random_model
 
         model = random_model(

@@ -16,6 +16,7 @@ __all__ = [
     "dim",
     "for_terminal",
     "load_adapter",
+    "matformer_option",
     "one_line",
     "open_model",
     "peak_memory_bytes",
@@ -88,8 +89,19 @@ def open_model(arguments: argparse.Namespace) -> Model:
         decode_threads=arguments.decode_threads,
         max_context=arguments.max_context,
         max_memory=arguments.max_memory,
+        embedding_on_disk=arguments.embedding_on_disk,
+        matformer=matformer_option(arguments),
         cache=arguments.cache,
     )
+
+
+def matformer_option(arguments: argparse.Namespace) -> Any:
+    """What --matformer means, None if it was not given. Raises for what is none."""
+    if arguments.matformer is None:
+        return None
+    from gemlet.matformer import parse_matformer
+
+    return parse_matformer(arguments.matformer)
 
 
 def load_adapter(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:

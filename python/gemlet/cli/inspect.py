@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from gemlet.cli.common import one_line
+from gemlet.cli.common import matformer_option, one_line
 from gemlet.errors import GemletError
 from gemlet.inspection import inspect
 
@@ -22,6 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
             kv_cache=arguments.kv_cache,
             max_context=arguments.max_context,
             max_memory=arguments.max_memory,
+            embedding_on_disk=arguments.embedding_on_disk,
+            matformer=matformer_option(arguments),
         )
     except GemletError as error:
         if not arguments.json:

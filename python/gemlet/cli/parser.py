@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_generate(commands)
     _add_chat(commands)
+    _add_embed(commands)
     _add_inspect(commands)
     _add_convert(commands)
     _add_download(commands)
@@ -82,6 +83,22 @@ def _add_chat(commands: Any) -> None:
     parser.set_defaults(run=_run_chat)
 
 
+def _add_embed(commands: Any) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="texts as vectors, by an embedding model",
+        description="Print the embedding of every TEXT as a line of JSON, a list of numbers. Without TEXT, "
+        "every line of standard input is one.",
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text")
+    _add_model(parser)
+    parser.add_argument(
+        "--prompt", metavar="NAME", help="what the texts are: query, document, ... (default: nothing)"
+    )
+    parser.add_argument("--dimensions", type=int, metavar="N", help="keep the first N numbers (default: all)")
+    parser.set_defaults(run=_run_embed)
+
+
 def _add_inspect(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",
@@ -93,6 +110,7 @@ def _add_inspect(commands: Any) -> None:
         "model", nargs="?", metavar="DIR_OR_FILE", help="as for --model; without it, the demo model"
     )
     _add_formats(parser)
+    _add_matformer(parser)
     _add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run_inspect)
@@ -212,6 +230,11 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-memory", metavar="SIZE", help='refuse a model that needs more, for example "2GB"'
     )
+    parser.add_argument(
+        "--embedding-on-disk",
+        action="store_true",
+        help="keep the embedding out of memory; the model has to be packed, or --cache given",
+    )
 
 
 def _add_placement(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +242,16 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: see gemlet info)")
 
 
+def _add_matformer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--matformer",
+        metavar="CUT",
+        help="smaller model to cut out of a Gemma 3n: E2B, MLP widths N[,N], or a JSON object as for load()",
+    )
+
+
 def _add_loading(parser: argparse.ArgumentParser) -> None:
+    _add_matformer(parser)
     _add_running(parser)
     _add_memory(parser)
 
@@ -274,6 +306,12 @@ def _run_chat(arguments: argparse.Namespace) -> int:
     from gemlet.cli import chat
 
     return chat.run(arguments)
+
+
+def _run_embed(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import embed
+
+    return embed.run(arguments)
 
 
 def _run_inspect(arguments: argparse.Namespace) -> int:
