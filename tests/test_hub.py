@@ -34,8 +34,19 @@ FILES = {
     "2_Dense/model.safetensors": b"of an embedding model",
     "consolidated.safetensors": b"not needed",
 }
+PARTS = [f"q4/gemma-{part:05}-of-00002.gguf" for part in (1, 2)]
+
+
+def repository(*names: str) -> dict[str, bytes]:
+    """Files that begin as GGUF does and end soon, each another."""
+    return {name: b"GGUF" + bytes(100) + name.encode() for name in names}
+
+
 REPOSITORIES = {
     NAME: FILES,
+    "someone/one-gguf": repository("gemma.gguf", "mmproj.gguf", "config.json", "imatrix.gguf"),
+    "someone/split-gguf": repository(*PARTS, "README.md"),
+    "someone/many-gguf": repository("b-Q4_0.gguf", "b-Q8_0.gguf", *PARTS, "mmproj-f16.gguf", "README.md"),
     "someone/gated": FILES,
     "someone/private": FILES,
     "some/weights-missing": {"config.json": FILES["config.json"]},
@@ -88,6 +99,52 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
     assert files_in(folder) == NEEDED
     with gemlet.load(write_folder(tmp_path / "same", CONFIGS["gemma"]), threads=1) as model:
         np.testing.assert_array_equal(model.logits([1, 2, 3]), np.load(tmp_path / "logits.npy"))
+
+
+def test_gguf_models(tmp_path: Path) -> None:
+    """The one of a repository, or the one that is named; all of its parts, and nothing else."""
+    cases = {
+        "someone/one-gguf": ["gemma.gguf"],
+        "someone/split-gguf": PARTS,
+        "someone/many-gguf:b-Q8_0.gguf": ["b-Q8_0.gguf"],
+        f"someone/many-gguf:{PARTS[1]}": PARTS[::-1],
+        f"{NAME}:gemma.gguf": ["gemma.gguf"],
+    }
+    wrong = {
+        "someone/many-gguf": "name one, as someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
+        "someone/many-gguf:b-Q5_0.gguf": "has no file b-Q5_0.gguf; its GGUF models are b-Q4_0.gguf, ",
+        "some/weights-missing:a.gguf": "has no file a.gguf; its GGUF models are none",
+    }
+    code = f"""
+        import gemlet
+        for name in {list(cases)!r}:
+            print(gemlet.download(name))
+        try:
+            gemlet.load("someone/many-gguf:b-Q8_0.gguf")
+        except gemlet.ModelFileError as error:
+            assert "b-Q8_0.gguf: GGUF version 0" in str(error), error
+        """
+    with hub(REPOSITORIES) as server:
+        printed = run_with_hub(code, server.url, tmp_path)
+        assert sorted(server.served) == sorted(file for files in cases.values() for file in files)
+        run_with_hub(
+            f"""
+            import gemlet
+            for name, message in {wrong!r}.items():
+                try:
+                    gemlet.load(name)
+                except gemlet.InvalidRequestError as error:
+                    assert message in str(error), error
+                    assert "mmproj" not in str(error) and "00002-of" not in str(error)
+                else:
+                    raise SystemExit(name)
+            """,
+            server.url,
+            tmp_path,
+        )
+    for path, files in zip(printed.split(), cases.values(), strict=True):
+        assert path.endswith(f"{COMMIT}/{files[0]}")
+    assert run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1") == printed
 
 
 def test_what_can_go_wrong(tmp_path: Path) -> None:
@@ -171,7 +228,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_names() -> None:
-    for name in ("google/gemma-3-1b-it", "a/b", "some_one/x.y-z"):
+    for name in ("google/gemma-3-1b-it", "a/b", "some_one/x.y-z", "a/b:c.gguf", "a/b:q4 0/c-1.gguf"):
         assert is_repository(name)
     for name in (
         "",
@@ -185,6 +242,11 @@ def test_names() -> None:
         "a/b\n",
         "ä/b",
         "a/b:c",
+        "a/b:../c.gguf",
+        "a/b:/c.gguf",
+        "a/b:c.gguf\n",
+        "a/b:*.gguf",
+        "a/b:.gguf",
         "a" * 200 + "/b",
     ):
         assert not is_repository(name)

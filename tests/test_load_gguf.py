@@ -25,7 +25,7 @@ from tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 
 import gemlet
 from gemlet import _core
-from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
+from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.source import open_source
 
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
@@ -275,8 +275,6 @@ def test_the_packed_form_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for _ in range(2):
         np.testing.assert_array_equal(logits_of(path, cache=True), expected)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
-    with pytest.raises(InvalidRequestError, match="is a GGUF file, which convert does not take"):
-        gemlet.convert(path, tmp_path / "converted")
 
 
 def test_matformer_cuts_floats(tmp_path: Path) -> None:

@@ -235,6 +235,11 @@ def trained_merges() -> list[str]:
     return merges
 
 
+def one_merge_each() -> list[str]:
+    """One merge for each piece, as a trainer writes them: SentencePiece would join more."""
+    return list({merge.replace(" ", ""): merge for merge in trained_merges()}.values())
+
+
 def trained_entries() -> tuple[list[bytes], int]:
     """The metadata of :func:`trained_model`, and its number of pieces."""
     pieces, scores, types = trained_pieces()

@@ -85,19 +85,23 @@ def read_json_object(
     when what it holds is not a JSON object.
     """
     where = os.fspath(path)
-    return parse_json_object(_read_file(where, max_bytes), where=where, error=error)
+    return parse_json_object(read_file(where, max_bytes), where=where, error=error)
 
 
 def read_json_list(path: str | os.PathLike[str], *, error: type[GemletError]) -> list[Any]:
     """The JSON list in the file ``path``; raises as :func:`read_json_object` does."""
     where = os.fspath(path)
-    value = _parse_json(_read_file(where, MAX_JSON_BYTES), where=where, error=error)
+    value = _parse_json(read_file(where, MAX_JSON_BYTES), where=where, error=error)
     if not isinstance(value, list):
         raise error(f"{where}: holds a JSON {type(value).__name__}; expected a list")
     return value
 
 
-def _read_file(where: str, max_bytes: int) -> bytes:
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """What is in the file ``path``. Raises :class:`ModelFileError` when it cannot be read or is larger than
+    ``max_bytes``.
+    """
+    where = os.fspath(path)
     try:
         with open(where, "rb", opener=no_waiting) as file:
             status = os.fstat(file.fileno())

@@ -11,7 +11,7 @@ from gemlet._rope import LAYER_TYPES, read_rope
 from gemlet.errors import ConfigError
 from gemlet.families import Family
 
-__all__ = ["LIMITS", "LayerSpec", "is_bidirectional", "read_layers"]
+__all__ = ["LIMITS", "LayerSpec", "is_bidirectional", "read_gguf_layers", "read_layers"]
 
 # Integer key -> largest accepted value. The largest real Gemma stays a factor of ten or more below each.
 LIMITS = {
@@ -173,12 +173,31 @@ def _read_widths(keys: Keys, family: Family, num_layers: int) -> list[int]:
     """Of the MLPs: one for all, or one per layer in Gemma 3n, whose small models are cut from larger ones."""
     if family.name != "gemma3n" or not isinstance(keys.get("intermediate_size"), list):
         return [read_size(keys, "intermediate_size")] * num_layers
+    return _read_each_width(keys, num_layers)
+
+
+def _read_each_width(keys: Keys, num_layers: int) -> list[int]:
     widths = _read_list(keys, "intermediate_size", num_layers)
     limit = LIMITS["intermediate_size"]
     for i, width in enumerate(widths):
         if type(width) is not int or not 1 <= width <= limit:
             raise _wrong_item(keys, "intermediate_size", i, width, f"an integer from 1 to {limit}")
     return widths
+
+
+def read_gguf_layers(keys: Keys, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """``layers`` with the widths and cutoffs that ``keys``, an object "gguf", gives each of them."""
+    widths = _read_each_width(keys, len(layers))
+    cutoffs = [layer.activation_sparsity for layer in layers]
+    if keys.get("activation_sparsity") is not None:
+        cutoffs = _read_list(keys, "activation_sparsity", len(layers))
+        for i, cutoff in enumerate(cutoffs):
+            if cutoff is not None and (type(cutoff) is not float or not -10 <= cutoff <= 10):
+                raise _wrong_item(keys, "activation_sparsity", i, cutoff, "a number from -10 to 10, or null")
+    return tuple(
+        replace(layer, intermediate_size=width, activation_sparsity=cutoff)
+        for layer, width, cutoff in zip(layers, widths, cutoffs, strict=True)
+    )
 
 
 def _read_heads(keys: Keys, types: list[str]) -> dict[str, tuple[int, int]]:

@@ -47,10 +47,10 @@ class MergeEncoder:
     def __init__(
         self, pieces: Mapping[str, int], merges: Mapping[str, int], *, unk_id: int, byte_ids: list[int] | None
     ) -> None:
-        self._pieces = pieces
-        self._merges = merges
-        self._unk_id = unk_id
-        self._byte_ids = byte_ids
+        self.pieces = pieces
+        self.merges = merges
+        self.unk_id = unk_id
+        self.byte_ids = byte_ids
 
     def encode(self, text: str) -> list[int]:
         symbols: list[str | None] = list(text.replace(" ", "\u2581"))
@@ -62,7 +62,7 @@ class MergeEncoder:
         def offer(left: int) -> None:
             if left >= 0 and after[left] < count:
                 pair = f"{symbols[left]} {symbols[after[left]]}"
-                rank = self._merges.get(pair)
+                rank = self.merges.get(pair)
                 if rank is not None:
                     heapq.heappush(heap, (rank, left, pair))
 
@@ -87,9 +87,9 @@ class MergeEncoder:
         return ids
 
     def _spell(self, symbol: str) -> list[int]:
-        identifier = self._pieces.get(symbol)
+        identifier = self.pieces.get(symbol)
         if identifier is not None:
             return [identifier]
-        if self._byte_ids is not None:
-            return [self._byte_ids[byte] for byte in symbol.encode()]
-        return [self._unk_id]
+        if self.byte_ids is not None:
+            return [self.byte_ids[byte] for byte in symbol.encode()]
+        return [self.unk_id]

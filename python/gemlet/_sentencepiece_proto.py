@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ._runs import Runs
 from .errors import TokenizerError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "USER_DEFINED",
     "ParsedModel",
     "build_model",
+    "check_model",
     "parse_model",
     "with_piece_types",
 ]
@@ -104,16 +106,16 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
 class ParsedModel:
     """The vocabulary of a ``tokenizer.model``.
 
-    ``pieces[i]`` is the UTF-8 text of piece ``i``, ``types[i]`` its type, ``spans[i]`` the offsets ``(start,
-    end)`` of its ``SentencePiece`` message (without tag and length), ``tags[i]`` the offset of that message's
-    tag. ``plain`` says that text is taken as it is but for U+0020 becoming U+2581, as in every Gemma
-    vocabulary. ``special_names`` maps ``"unk"``, ``"bos"``, ``"eos"`` and ``"pad"`` to their pieces.
+    ``pieces[i]`` is the UTF-8 text of piece ``i``, ``types[i]`` its type, ``tags[i]`` the offset of the tag
+    of its ``SentencePiece`` message, ``ends[i]`` the offset behind the message. ``plain`` says that text is
+    taken as it is but for U+0020 becoming U+2581, as in every Gemma vocabulary. ``special_names`` maps
+    ``"unk"``, ``"bos"``, ``"eos"`` and ``"pad"`` to their pieces.
     """
 
     pieces: list[bytes]
     types: list[int]
-    spans: list[tuple[int, int]]
     tags: list[int]
+    ends: list[int]
     add_dummy_prefix: bool
     plain: bool
     special_names: dict[str, str]
@@ -127,29 +129,31 @@ def parse_model(data: bytes) -> ParsedModel:
     """
     pieces: list[bytes] = []
     types: list[int] = []
-    spans: list[tuple[int, int]] = []
     tags: list[int] = []
+    piece_ends: list[int] = []
     add_dummy_prefix = remove_extra_whitespaces = True
     charsmap = False
     names = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}  # SentencePiece's defaults
     settings = set()
     at, size = 0, len(data)
+    regular, texts, kinds = _regular_pieces(data)
     while at < size:
-        if data[at] == 0x0A and at + 1 < size and data[at + 1] < 0x80 and at + 2 + data[at + 1] <= size:
-            number, wire, start, end = (
-                1,
-                _BYTES,
-                at + 2,
-                at + 2 + data[at + 1],
-            )  # a piece, without the general loop
-        else:
-            number, wire, start, end = next(_fields(data, at, size))
+        run = regular.at(at)
+        if run.stop:
+            begins, ends = regular.begins[run], regular.ends[run]
+            pieces += [data[begin + 4 : end] for begin, end in zip(begins, texts[run], strict=True)]
+            types += kinds[run]
+            tags += begins
+            piece_ends += ends
+            at = ends[-1]
+            continue
+        number, wire, start, end = next(_fields(data, at, size))
         if number == 1 and wire == _BYTES:
             piece, kind = _parse_piece(data, start, end)
             pieces.append(piece)
             types.append(kind)
-            spans.append((start, end))
             tags.append(at)
+            piece_ends.append(end)
         elif number == 2 and wire == _BYTES:
             settings.add(number)
             for inner, inner_wire, inner_at, stop in _fields(data, start, end):
@@ -170,21 +174,44 @@ def parse_model(data: bytes) -> ParsedModel:
     if settings != {2, 3}:  # they follow the pieces; without them SentencePiece would take its defaults
         raise TokenizerError(f"cut short after {len(pieces)} pieces: no settings follow")
     plain = not (add_dummy_prefix or remove_extra_whitespaces or charsmap)
-    return ParsedModel(pieces, types, spans, tags, add_dummy_prefix, plain, names)
+    return ParsedModel(pieces, types, tags, piece_ends, add_dummy_prefix, plain, names)
+
+
+def check_model(data: bytes, longest: int) -> None:
+    """Raises :class:`TokenizerError` for bytes that are no ``ModelProto``, and for a piece whose message has
+    more than ``longest`` bytes, which SentencePiece might not survive. It is far quicker than reading them.
+    """
+    regular, _, _ = _regular_pieces(data)
+    at = 0
+    while at < len(data):
+        run = regular.at(at)
+        if run.stop:
+            at = regular.ends[run.stop - 1]
+            continue
+        number, wire, start, at = next(_fields(data, at, len(data)))
+        if number == 1 and wire == _BYTES and at - start > longest:
+            raise TokenizerError(f"a piece of {at - start} bytes; expected at most {longest}")
+
+
+def _regular_pieces(data: bytes) -> tuple[Runs, list[int], list[int]]:
+    """Where ``data`` has pieces in the layout that every writer uses, the ends of their texts, and their
+    types: tag and length (below 128), tag and length of the text, text, tag and score, perhaps tag and type.
+    """
+    a: NDArray[np.uint8] = np.frombuffer(data, np.uint8)
+    begins = np.flatnonzero((a[:-3] == 0x0A) & (a[1:-2] < 0x80) & (a[2:-1] == 0x0A) & (a[3:] < 0x80))
+    ends = begins + 2 + a[begins + 1]
+    texts = begins + 4 + a[begins + 3]
+    fits = (ends <= len(a)) & ((ends - texts == 5) | (ends - texts == 7))
+    begins, ends, texts = begins[fits], ends[fits], texts[fits]
+    typed = ends - texts == 7
+    scored = (a[texts] == 0x15) & (~typed | ((a[ends - 2] == 0x18) & (a[ends - 1] < 0x80)))
+    begins, ends, texts, typed = begins[scored], ends[scored], texts[scored], typed[scored]
+    kinds = np.where(typed, a[ends - 1], NORMAL)
+    return Runs(begins, ends), texts.tolist(), kinds.tolist()
 
 
 def _parse_piece(data: bytes, at: int, end: int) -> tuple[bytes, int]:
     """Text and type of the ``SentencePiece`` message ``data[at:end]``."""
-    # The layout every writer uses (text < 128 bytes, score, then perhaps the type), read without the general
-    # loop: a vocabulary has 262,144 of these.
-    if end - at > 7 and data[at] == 0x0A:
-        text_end = at + 2 + data[at + 1]
-        if data[at + 1] < 0x80 and text_end + 5 <= end and data[text_end] == 0x15:
-            rest = end - text_end - 5
-            if rest == 0:
-                return data[at + 2 : text_end], NORMAL
-            if rest == 2 and data[end - 2] == 0x18 and data[end - 1] < 0x80:
-                return data[at + 2 : text_end], data[end - 1]
     piece, kind = b"", NORMAL
     for number, wire, start, stop in _fields(data, at, end):
         if number == 1 and wire == _BYTES:
@@ -199,7 +226,8 @@ def with_piece_types(data: bytes, model: ParsedModel, types: dict[int, int]) -> 
     out: list[bytes] = []
     copied = 0
     for index in sorted(types):
-        start, end = model.spans[index]
+        end = model.ends[index]
+        _, _, start, _ = next(_fields(data, model.tags[index], end))
         # The last value of a field counts, so appending the type is enough, whatever the message says before.
         message = data[start:end] + b"\x18" + _varint(types[index])
         out += [data[copied : model.tags[index]], b"\x0a", _varint(len(message)), message]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._json import read_json_object, show
+from ._json import read_file, read_json_object, show
 from ._sentencepiece_proto import (
     BYTE,
     CONTROL,
@@ -24,14 +24,16 @@ from ._sentencepiece_proto import (
     parse_model,
     with_piece_types,
 )
+from ._stored_vocabulary import STORED_FILE, read_stored
 from ._vocabulary import SPACE, AddedTokens, Draft, Vocabulary
 from .errors import ModelFileError, TokenizerError
 
 if TYPE_CHECKING:
     from .gguf import GGUFFile
 
-__all__ = ["read_vocabulary", "vocabulary_of_gguf"]
+__all__ = ["TOKENIZER_FILES", "read_contents", "read_vocabulary", "vocabulary_of_gguf"]
 
+TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # of a folder, the first counts
 MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
 MAX_JSON_BYTES = 256 * 1024 * 1024
 
@@ -52,6 +54,8 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
             raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelFileError(f"{os.fspath(path)}: cannot be read: {reason}") from error
+    if file.name == STORED_FILE:
+        return read_stored(file)
     if magic == b"GGUF":
         from .gguf import read_gguf
 
@@ -61,12 +65,21 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     return _from_model(file)
 
 
+def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+    """Path and content of the files that :func:`read_vocabulary` reads of a Hugging Face folder, the
+    vocabulary first. Raises :class:`ModelFileError` for one that cannot be read.
+    """
+    path = Path(folder)
+    files = (_find(path), path / "added_tokens.json", path / "tokenizer_config.json")
+    return {str(file): read_file(file, MAX_JSON_BYTES) for file in files if file.is_file()}
+
+
 def _find(path: Path) -> Path:
     if not path.is_dir():
         if path.exists() and not path.is_file():
             raise ModelFileError(f"{path}: not a regular file")
         return path
-    for name in ("tokenizer.model", "tokenizer.json"):
+    for name in TOKENIZER_FILES:
         if (path / name).is_file():
             return path / name
     found = sorted(path.glob("*.gguf"))

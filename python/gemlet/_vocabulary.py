@@ -25,7 +25,7 @@ from ._sentencepiece_proto import (
 )
 from .errors import TokenizerError
 
-__all__ = ["CONTROL_NAMES", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
+__all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
 
 SPACE = "\u2581"  # how a piece writes U+0020
 
@@ -65,12 +65,14 @@ class Vocabulary:
         proto: the SentencePiece model for ordinary text.
         merge_encoder: replaces ``proto`` where a list of merges cannot be said as scores.
         add_dummy_prefix: the model puts a space before each text (never so in Gemma's own files).
-        plain: text reaches the pieces unchanged but for spaces; it may be cut where no piece spans the cut.
+        may_cut: text may be cut before the character that follows a newline, and gives the same ids: it
+            reaches the pieces unchanged but for spaces, and no piece has a newline and anything else.
+        checked: SentencePiece has taken ``proto`` before.
     """
 
     source: str
-    pieces: list[str]
-    types: list[int]
+    pieces: Sequence[str]
+    types: Sequence[int]
     control: dict[str, int]
     added: dict[str, int]
     bos_id: int | None
@@ -80,7 +82,8 @@ class Vocabulary:
     proto: bytes
     merge_encoder: MergeEncoder | None = None
     add_dummy_prefix: bool = False
-    plain: bool = True
+    may_cut: bool = True
+    checked: bool = False
 
 
 @dataclass
@@ -203,7 +206,11 @@ class Draft:
             raise TokenizerError(f"{self.source}: no piece stands for unknown characters; expected <unk>")
         return unknown
 
-    def finish(self, ids: Mapping[str, int | None], proto: bytes, **rest: Any) -> Vocabulary:
+    def finish(
+        self, ids: Mapping[str, int | None], proto: bytes, *, plain: bool = True, **rest: Any
+    ) -> Vocabulary:
+        """``plain``: text reaches the pieces unchanged but for spaces."""
+        spans = any("\n" in piece and piece.strip("\n") for piece in self.pieces)
         return Vocabulary(
             source=self.source,
             pieces=self.pieces,
@@ -215,6 +222,7 @@ class Draft:
             pad_id=ids["pad"],
             unk_id=self.unknown(ids),
             proto=proto,
+            may_cut=plain and not spans,
             **rest,
         )
 

@@ -1,10 +1,11 @@
-"""Packed weights kept between starts: ``load(..., cache=True)``.
+"""Packed weights and parsed vocabularies kept between starts: ``load(..., cache=True)``.
 
 The cache is ``$XDG_CACHE_HOME/gemlet/packed`` (``~/.cache/gemlet/packed``), a folder per entry, named by its
 key: a hash of what the packed form depends on. That is the configuration, the formats, the version of gemlet,
 and of each file of the source its tensors' places, its size, its time of modification and samples of its
 content. The path is no part of it. A source that changed has another key; what nobody asks for any more
-leaves as the longest unused.
+leaves as the longest unused. A vocabulary has an entry of its own, whose key is a hash of all it was read
+from.
 
 An entry appears by renaming, whole or not at all, and leaves by unlinking, which a process that has it mapped
 does not notice. One lock file keeps processes from packing the same source twice, or evicting at once.
@@ -21,18 +22,27 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TensorError
 
 if TYPE_CHECKING:
     from gemlet import _core
+    from gemlet._vocabulary import Vocabulary
     from gemlet.packed import PackedCheckpoint
     from gemlet.progress import Progress
     from gemlet.source import ModelSource
 
-__all__ = ["cache_folder", "cache_limit", "packed_copy"]
+__all__ = [
+    "cache_folder",
+    "cache_limit",
+    "keep_vocabulary",
+    "kept_vocabulary",
+    "packed_copy",
+    "vocabulary_key",
+]
 
 _DEFAULT_LIMIT = "20GB"
 _SAMPLES = 64  # of a file, spread over it: what a file rewritten within one tick of the clock differs in
@@ -101,6 +111,60 @@ def packed_copy(
         return None
 
 
+def vocabulary_key(contents: Mapping[str, bytes]) -> str:
+    """The key of what is read from these files: path and content, the path's last part counting."""
+    from gemlet import _core
+
+    digest = hashlib.sha256(_core.__version__.encode())
+    for path, content in contents.items():
+        digest.update(f" {os.path.basename(path)!r} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()[:32]
+
+
+def kept_vocabulary(key: str, source: str) -> Vocabulary | None:
+    """The vocabulary under ``key``, read from the file ``source``; None if it is not there or not whole."""
+    from gemlet._stored_vocabulary import STORED_FILE, read_stored
+
+    path = os.path.join(cache_folder(), f"tokenizer-{key}", STORED_FILE)
+    try:
+        modified = os.stat(path).st_mtime_ns
+        found = replace(read_stored(path), source=source)
+    except (OSError, GemletError):
+        return None
+    _was_used(path, modified)
+    return found
+
+
+def keep_vocabulary(key: str, vocabulary: Vocabulary) -> None:
+    """Keeps what SentencePiece has taken under ``key``, if the cache has room for it and can be written."""
+    from gemlet._stored_vocabulary import STORED_FILE, write_stored
+
+    limit, folder, name = cache_limit(), cache_folder(), f"tokenizer-{key}"
+    if limit < 2 * len(vocabulary.proto):
+        return
+    entry = os.path.join(folder, name)
+    made = f"{entry}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with _locked(folder):
+            os.mkdir(made, mode=0o700)
+            write_stored(os.path.join(made, STORED_FILE), vocabulary)
+            shutil.rmtree(entry, ignore_errors=True)  # damaged, or another process was faster
+            os.rename(made, entry)
+            _evict(folder, limit, keep=name)
+    except OSError:
+        return  # the weights' entry meets the same, and warns
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _was_used(path: str, modified: int) -> None:
+    """Sets the time of reading, which the file system may not keep by itself."""
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), modified))
+
+
 def _open(entry: str, source: ModelSource) -> PackedCheckpoint | None:
     """The entry, now the last one used; None if it is not there or not whole."""
     from gemlet.checkpoint import SINGLE_FILE
@@ -112,8 +176,7 @@ def _open(entry: str, source: ModelSource) -> PackedCheckpoint | None:
         found = PackedCheckpoint(entry, source.config, table_elsewhere=True)
     except (OSError, ModelFileError, TensorError):
         return None
-    with contextlib.suppress(OSError):  # the time of reading, which the file system may not keep by itself
-        os.utime(path, ns=(time.time_ns(), modified))
+    _was_used(path, modified)
     return found
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gemlet._json import no_waiting, parse_json_object, read_json_object, show
 from gemlet.errors import MemoryLimitError, ModelClosedError, ModelFileError, TensorError
@@ -231,9 +231,10 @@ class TensorFiles:
             return shape
         return (*shape[:-1], nbytes // prod(shape[:-1]))
 
-    def _bytes(self, file: str, begin: int, length: int) -> bytes:
+    def read_bytes(self, file: str, begin: int, length: int) -> bytes:
+        """Bytes of ``file`` that are no tensor of numbers. Raises as :meth:`read` does."""
         buffer = bytearray(length)
-        self._fill(file, begin, memoryview(buffer), "the header")
+        self._fill(file, begin, memoryview(buffer), "it")
         return bytes(buffer)
 
     def _fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
@@ -348,7 +349,7 @@ class Checkpoint(TensorFiles):
         _, size, _ = self._open_file(file)
         if size < 8:
             raise ModelFileError(f"{path}: has {size} bytes; a safetensors file has at least 8")
-        start = self._bytes(file, 0, 8)
+        start = self.read_bytes(file, 0, 8)
         if start == b"version ":
             raise ModelFileError(
                 f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
@@ -359,7 +360,7 @@ class Checkpoint(TensorFiles):
                 f"{path}: says its header has {length} bytes; the file has {size} bytes in all "
                 f"and a header at most {MAX_HEADER_BYTES}. It is cut short or not a safetensors file"
             )
-        text = self._bytes(file, 8, length)
+        text = self.read_bytes(file, 8, length)
         if text[:1] != b"{":
             raise ModelFileError(f"{path}: its header begins with {text[:1]!r}; expected a JSON object")
         header = parse_json_object(text, where=f"{path} (header)", error=ModelFileError)
@@ -424,10 +425,20 @@ def _parse_header(
     return infos
 
 
+class _Label(NamedTuple):
+    """How an error begins, made only for one: a large model has thousands of tensors."""
+
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: tensor {show(self.name)}"
+
+
 def _parse_entry(
     name: str, entry: object, path: str, file: str, data_begin: int, data_end: int
 ) -> TensorInfo:
-    label = f"{path}: tensor {show(name)}"
+    label = _Label(path, name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ModelFileError(f"{label} is {show(entry)}; expected {{dtype, shape, data_offsets}}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

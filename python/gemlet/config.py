@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemlet._json import Keys, read_json_object, show
-from gemlet._layers import LayerSpec, is_bidirectional, read_layers, read_size
+from gemlet._layers import LIMITS, LayerSpec, is_bidirectional, read_gguf_layers, read_layers, read_size
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
 from gemlet.families import FAMILIES, MULTIMODAL, Family
 from gemlet.shapes import SHAPES
@@ -194,7 +194,11 @@ def shape_config(name: str) -> TextConfig:
 
 
 def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
-    """The text model a parsed ``config.json`` describes; ``where`` names the file in errors."""
+    """The text model a parsed ``config.json`` describes; ``where`` names the file in errors.
+
+    Of a model that came from GGUF it has an object "gguf" with ``intermediate_size`` of each layer and, of
+    Gemma 3n, ``activation_sparsity`` (:class:`LayerSpec`) of each; its norm weights have their 1.
+    """
     model_type = raw.get("model_type")
     if isinstance(model_type, str) and model_type in MULTIMODAL:
         return _parse_multimodal(raw, where, model_type)
@@ -202,7 +206,32 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
         known = ", ".join(repr(name) for name in (*FAMILIES, *MULTIMODAL))
         got = "is missing" if model_type is None else f"is {show(model_type)}"
         raise ConfigError(f"{where}: unknown architecture: model_type {got}; expected one of {known}")
-    return _parse_text(Keys(raw, where, "", FAMILIES[model_type].defaults), FAMILIES[model_type], model_type)
+    family = FAMILIES[model_type]
+    text = {key: value for key, value in raw.items() if key != "gguf"}
+    config = _parse_text(Keys(text, where, "", family.defaults), family, model_type)
+    if "gguf" not in raw:
+        return config
+    if not isinstance(raw["gguf"], dict):
+        raise Keys(raw, where, "").wrong("gguf", "an object")
+    names = ["intermediate_size"]
+    if "activation_sparsity_pattern" in family.defaults:
+        names.append("activation_sparsity")
+    if config.bidirectional:
+        names.append("dense_sizes")
+    own = Keys(raw["gguf"], where, "gguf.", dict.fromkeys(names))
+    own.refuse_unknown(frozenset(), {})
+    layers = read_gguf_layers(own, config.layers)
+    config = replace(config, model_type=family.name, norm_offset=0.0, layers=layers)
+    if not config.bidirectional:
+        return config
+    sizes, limit = own.get("dense_sizes"), LIMITS["hidden_size"]
+    if (
+        not isinstance(sizes, list)
+        or len(sizes) > 16
+        or any(type(n) is not int or not 1 <= n <= limit for n in sizes)
+    ):
+        raise own.wrong("dense_sizes", f"up to 16 integers from 1 to {limit}")
+    return replace(config, model_type="gemma-embedding", dense_sizes=tuple(sizes))
 
 
 def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:

@@ -10,6 +10,7 @@ from gemlet.errors import InvalidRequestError, ModelFileError
 
 if TYPE_CHECKING:
     from gemlet.progress import Progress
+    from gemlet.source import ModelSource
 
 __all__ = ["convert"]
 
@@ -29,20 +30,21 @@ def convert(
     """Writes a model as a folder that :func:`gemlet.load` opens in milliseconds: its weights are packed, and
     mapped instead of read. Processes that load it share its memory.
 
-    The folder has ``model.safetensors`` with the packed weights, and the files that describe the model
-    (``config.json``, ``generation_config.json``, tokenizer, chat template) as they are. It appears whole or
-    not at all. What a conversion needs of memory does not grow with the model.
+    The folder has ``model.safetensors`` with the packed weights, ``tokenizer.safetensors`` with the tokenizer
+    as gemlet has it in memory, and ``config.json``, ``generation_config.json`` and ``chat_template.jinja`` as
+    they are, or with what a GGUF file says in their place. It appears whole or not at all. What a conversion
+    needs of memory does not grow with the model.
 
     A packed file is for the version of the layout it was written in; a gemlet that has another says so. While
     a model is loaded, replace its file by renaming another over it, or remove it, but never cut it short.
 
     Args:
-        source: what :func:`gemlet.load` takes, not yet packed, and no GGUF file.
+        source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
         weights, embedding, merge_adapter, threads, progress, revision, token: as in :func:`gemlet.load`.
 
     Raises:
-        InvalidRequestError: an argument is wrong, or the source is packed already or GGUF.
+        InvalidRequestError: an argument is wrong, or the source is packed already.
         ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
 
     >>> import tempfile, gemlet
@@ -69,11 +71,6 @@ def convert(
     with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
         if opened.packed is not None:
             raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
-        if not opened.files:
-            raise InvalidRequestError(
-                f"{opened.name}: is a GGUF file, which convert does not take; "
-                "gemlet.load(..., cache=True) keeps its packed form"
-            )
         weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding)
         builder = make_builder(
@@ -90,12 +87,24 @@ def convert(
             os.makedirs(made)
             with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
                 write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
-            for file in opened.files:
-                copy = os.path.join(made, os.path.relpath(file, opened.checkpoint.folder))
-                os.makedirs(os.path.dirname(copy), exist_ok=True)
-                shutil.copyfile(file, copy)
+            _describe(made, opened)
             os.rename(made, target)
         except OSError as problem:
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _describe(folder: str, source: ModelSource) -> None:
+    """All but the weights."""
+    from gemlet._stored_vocabulary import STORED_FILE, write_stored
+
+    for file in source.files:
+        copy = os.path.join(folder, os.path.relpath(file, source.checkpoint.folder))
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        shutil.copyfile(file, copy)
+    for name, text in source.texts.items():
+        with open(os.path.join(folder, name), "wb") as described:
+            described.write(text.encode("utf-8", "replace"))
+    if source.vocabulary is not None:
+        write_stored(os.path.join(folder, STORED_FILE), source.vocabulary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,18 @@ from gemlet.gguf import GGUFFile, parse_gguf
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GGUFCheckpoint"]
+__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "model_files", "split_names"]
 
-# GGML's name of a type -> (the core's name, NumPy type of the array).
-_BLOCKS = (
+BLOCK_TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
 )
+# GGML's name of a type -> (the core's name, NumPy type of the array).
 _READABLE = {
     "F32": ("f32", "<f4"),
     "BF16": ("bf16", "<u2"),
     "F16": ("f16", "<u2"),
-    **{name: (name.lower(), "u1") for name in _BLOCKS},
+    **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -47,7 +48,7 @@ class GGUFCheckpoint(TensorFiles):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         folder, name = os.path.split(os.fspath(path))
         super().__init__(folder)
-        names = _split_names(folder, name)
+        names = split_names(folder, name)
         tensors: dict[str, TensorInfo] = {}
         try:
             for number, file in enumerate(names):
@@ -80,6 +81,11 @@ class GGUFCheckpoint(TensorFiles):
             raise
         self.tensors = MappingProxyType(tensors)
 
+    def head(self) -> bytes:
+        """All that the (first) file says before its tensors' data."""
+        file = os.path.basename(self.gguf.path)
+        return self.read_bytes(file, 0, min(self.gguf.data_offset, os.fstat(self.descriptor(file)).st_size))
+
     def read_vector(self, name: str) -> NDArray[Any] | None:
         """The values of a tensor that has to be a vector of F32; None where there is none of this name."""
         info = self.tensors.get(name)
@@ -105,8 +111,27 @@ class GGUFCheckpoint(TensorFiles):
                 )
 
 
-def _split_names(folder: str, name: str) -> list[str]:
-    """All files of the split that the file belongs to, by its name; the file alone if it does to none."""
+def model_files(names: Iterable[str]) -> list[str]:
+    """Those of the files ``names`` that are models, of a split one its first part: other GGUF files are for
+    images or say what mattered to a quantization.
+
+    >>> model_files(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "mmproj-f16.gguf", "README.md"])
+    ['b-00001-of-00002.gguf']
+    """
+    found = []
+    for name in sorted(names):
+        file = name.rpartition("/")[2].lower()
+        match = _SPLIT_NAME.fullmatch(file)
+        other = file.startswith("mmproj") or "imatrix" in file or (match is not None and int(match[2]) != 1)
+        if file.endswith(".gguf") and not other:
+            found.append(name)
+    return found
+
+
+def split_names(folder: str, name: str) -> list[str]:
+    """All files of the split that the file belongs to, by its name; the file alone if it does to none. Raises
+    :class:`ModelFileError` for a number that no part has.
+    """
     match = _SPLIT_NAME.fullmatch(name)
     if match is None:
         return [name]

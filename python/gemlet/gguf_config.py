@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file as a TextConfig: its keys become those of ``config.json``, checks included.
+"""The metadata of a GGUF file as the keys of a ``config.json``, which :func:`parse_config` checks and reads.
 
 GGUF leaves out what llama.cpp, for which the files are made, knows by heart; where a key is missing, the
 value here is the one it takes. What a shape alone says (the rows of a table, the rank of a branch, whether an
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ import numpy as np
 from gemlet._json import Keys, show
 from gemlet._layers import LIMITS
 from gemlet._rope import LAYER_TYPES
-from gemlet.config import SAMPLING_RANGES, TextConfig, parse_config
+from gemlet.config import SAMPLING_RANGES
 from gemlet.errors import ConfigError, TensorError
 from gemlet.gguf import GGUFFile
 from gemlet.gguf_tensors import ROPE_FREQS, gguf_name
 from gemlet.tensors import PER_LAYER_TABLE
 
-__all__ = ["read_gguf_config", "read_gguf_sampling"]
+__all__ = ["read_gguf_keys", "read_gguf_sampling"]
 
 # general.architecture -> model_type of config.json
 _MODEL_TYPES = {
@@ -119,11 +118,13 @@ class _Metadata:
                 )
 
 
-def read_gguf_config(
+def read_gguf_keys(
     gguf: GGUFFile, shapes: Mapping[str, tuple[int, ...]], rope_freqs: np.ndarray[Any, Any] | None
-) -> TextConfig:
-    """The text model of a GGUF file with these metadata and tensors; ``rope_freqs`` are the values of the
-    tensor of that name. Raises :class:`ConfigError` or :class:`ModelFileError` naming the key.
+) -> dict[str, Any]:
+    """The text model of a GGUF file with these metadata and tensors as ``config.json`` would say it, in
+    JSON's types; what only GGUF can say is in the object "gguf" (:func:`gemlet.config.parse_config`).
+    ``rope_freqs`` are the values of the tensor of that name. Raises :class:`ConfigError` or
+    :class:`ModelFileError` naming the key.
     """
     architecture = gguf.get("general.architecture", str)
     if architecture not in _MODEL_TYPES:
@@ -145,29 +146,17 @@ def read_gguf_config(
         keys |= _read_gemma4(data, shapes, count, rope_freqs)
     else:
         keys |= _read_heads_and_rope(data, architecture, count)
+    own: dict[str, Any] = {"intermediate_size": widths}
     sparsity = _read_sparsity(data, count) if architecture == "gemma3n" else None
     if sparsity is not None:
         keys["activation_sparsity_pattern"] = [0.0] * count
-    dense_sizes: tuple[int, ...] = ()
+        own["activation_sparsity"] = sparsity
     if architecture == "gemma-embedding":
-        dense_sizes = _read_dense_layers(data, shapes)
+        own["dense_sizes"] = list(_read_dense_layers(data, shapes))
         keys["use_bidirectional_attention"] = True
     data.only("attention.causal", architecture != "gemma-embedding")
     data.refuse_unread()
-    keys["model_type"] = _MODEL_TYPES[architecture]
-    config = parse_config(keys, where=f"{gguf.path} (metadata)")
-    layers = [
-        replace(layer, intermediate_size=width) for layer, width in zip(config.layers, widths, strict=True)
-    ]
-    if sparsity is not None:
-        layers = [replace(layer, activation_sparsity=s) for layer, s in zip(layers, sparsity, strict=True)]
-    return replace(
-        config,
-        model_type=architecture,
-        norm_offset=0.0,
-        layers=tuple(layers),
-        dense_sizes=dense_sizes,
-    )
+    return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}
 
 
 def read_gguf_sampling(gguf: GGUFFile) -> dict[str, Any]:

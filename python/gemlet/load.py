@@ -74,8 +74,9 @@ def load(
 
     Args:
         source: the folder, or its safetensors file; or a GGUF file, or a folder with only one; or the name of
-            a model on the hub, which is downloaded once ("google/gemma-3-1b-it"). Without a tokenizer in it
-            the model still loads, and takes and gives token ids.
+            a model on the hub, which is downloaded once: "google/gemma-3-1b-it", or with a GGUF file
+            "someone/gemma-GGUF:gemma-Q4_0.gguf". Without a tokenizer in it the model still loads, and takes
+            and gives token ids.
         weights: the format of the weights in memory: "bf16", "f32", "q8" (int8 in blocks of 32), "q4" (int4
             in blocks of 32; the embedding table is q8). "auto": each matrix in the smallest format that has
             all its values, bf16 for BF16 and for float16 that came from it, else f32; of GGUF's types q4 for
@@ -105,9 +106,9 @@ def load(
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
         merge_adapter: the folder of a PEFT LoRA adapter to add into the weights before they are packed (and
             before ``matformer`` cuts). To keep it apart and choose per request: :meth:`Model.load_adapter`.
-        cache: keeps the packed weights in the user's cache directory (``$XDG_CACHE_HOME/gemlet`` or
-            ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default 20 GB, the longest unused leaving
-            first), and uses them the next time.
+        cache: keeps the packed weights and the parsed vocabulary in the user's cache directory
+            (``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default
+            20 GB, the longest unused leaving first), and uses them the next time.
         progress: None shows a bar on terminals if tqdm is installed (``pip install 'gemlet[progress]'``) and
             packing takes a while, True everywhere, False nowhere; or a function that is called with the bytes
             done and the bytes in all.
@@ -144,7 +145,9 @@ def load(
     from gemlet.source import open_source
 
     check_progress(progress)
-    with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
+    with open_source(
+        source, revision=revision, token=token, merge_adapter=merge_adapter, cache=cache
+    ) as opened:
         if matformer is not None:
             opened = opened.cut(matformer)
         if embedding_on_disk and opened.packed is None and not cache:

@@ -42,9 +42,16 @@ class PackedCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], config: TextConfig, *, table_elsewhere: bool = False
+        self,
+        folder: str | os.PathLike[str] | Checkpoint,
+        config: TextConfig,
+        *,
+        table_elsewhere: bool = False,
     ) -> None:
-        super().__init__(folder)
+        if isinstance(folder, Checkpoint):  # open already, and now this one's
+            vars(self).update(vars(folder))
+        else:
+            super().__init__(folder)
         try:
             self._check_versions()
             self.weights = self._weights()
@@ -66,9 +73,8 @@ class PackedCheckpoint(Checkpoint):
 
     def dtype(self, name: str) -> str:
         """The format of weight ``name``: "q4", ...; of the per-layer table its type."""
-        from gemlet.tensors import PER_LAYER_TABLE
-
-        return super().dtype(name) if name == PER_LAYER_TABLE else self.tensors[name].dtype
+        dtype = self.tensors[name].dtype
+        return super().dtype(name) if dtype in self._readable else dtype
 
     def use(self, builder: _core.ModelBuilder) -> None:
         """Maps the file and gives the builder every weight in it; the model keeps it mapped."""
@@ -132,8 +138,11 @@ class PackedCheckpoint(Checkpoint):
             if info is None:
                 raise TensorError(f"{path}: tensor {name!r} is missing; expected {list(shape)}")
             if name == PER_LAYER_TABLE:
+                if name in described:
+                    info = self._table_of_blocks(info, *described[name])
+                else:
+                    super().dtype(name)  # raises for a type that cannot be read
                 found, tensors[name] = info.shape, info
-                super().dtype(name)  # raises for a type that cannot be read
             else:
                 dtype, found = described.get(name, ("", ()))
                 tensors[name] = replace(info, dtype=dtype, shape=shape)
@@ -152,16 +161,37 @@ class PackedCheckpoint(Checkpoint):
                 raise TensorError(f"{path}: unexpected tensor {show(name)}; the model has no such weight")
         self.tensors = MappingProxyType(tensors)
 
+    def _table_of_blocks(self, info: TensorInfo, dtype: str, shape: tuple[Any, ...]) -> TensorInfo:
+        """The per-layer table in a block type of GGUF, which the file has as U8, a row of bytes for each."""
+        from gemlet.gguf import TENSOR_TYPES
+
+        values, nbytes = next((v, n) for name, v, n in TENSOR_TYPES.values() if name.lower() == dtype)
+        rows, cols = shape if len(shape) == 2 and all(type(size) is int for size in shape) else (0, 0)
+        if info.dtype != "U8" or cols % values or info.shape != (rows, cols // values * nbytes):
+            raise TensorError(
+                f"{self.path(SINGLE_FILE)}: tensor {info.name!r} is {info.dtype} {list(info.shape)}; "
+                f"gemlet_tensors says {dtype} {show(list(shape))}"
+            )
+        return replace(info, dtype=dtype, shape=shape)
+
     def _described(self, path: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
         """weight -> (format, shape), as the metadata says."""
         from gemlet.load import PRESETS
+        from gemlet.tensors import PER_LAYER_TABLE
 
         try:
             raw = json.loads(self.metadata.get("gemlet_tensors", ""))
             described = {name: (dtype, tuple(shape)) for name, (dtype, shape) in raw.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ModelFileError(f"{path}: gemlet_tensors is not a list of formats and shapes") from None
+        choices = [*PRESETS]
         for name, (dtype, _) in described.items():
-            if dtype not in PRESETS:
+            if dtype not in (_block_types() if name == PER_LAYER_TABLE else choices):
                 raise ModelFileError(f"{path}: gemlet_tensors gives {show(name)} the format {show(dtype)}")
         return described
+
+
+def _block_types() -> list[str]:
+    from gemlet.gguf_checkpoint import BLOCK_TYPES
+
+    return [name.lower() for name in BLOCK_TYPES]

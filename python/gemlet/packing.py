@@ -3,8 +3,8 @@
 A packed file is a safetensors file that the core maps and uses in place. Of each weight of the core it has
 one U8 tensor, named as the core names it, whose data is the panels of csrc/formats/formats.h (a vector: its
 float32 values), padded to a multiple of 64 bytes and so beginning at one. The table of per-layer embeddings
-stands last, as rows in the type it had. ``__metadata__`` says which version of gemlet wrote it, in which
-format and layout, and format and shape of every weight.
+stands last, as rows in the type it had (blocks of GGUF as U8). ``__metadata__`` says which version of gemlet
+wrote it, in which format and layout, and format and shape of every weight.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def write_packed(
     Raises :class:`ModelFileError` when it cannot be written, and what reading and packing raise; the file is
     then incomplete and the caller's to remove.
     """
+    from gemlet.gguf_checkpoint import BLOCK_TYPES
     from gemlet.tensors import PER_LAYER_TABLE, core_slots
 
     sizes, shapes = builder.packed_sizes(), builder.tensors()
@@ -104,10 +105,13 @@ def write_packed(
     ]
     entries: dict[str, tuple[str, list[int], int]] = {p: ("U8", [sizes[p][1]], sizes[p][1]) for p in parts}
     table_name = next((name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE), None)
+    described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
     if table and table_name is not None:
         info = tensors[table_name]
         entries[PER_LAYER_TABLE] = (info.dtype, list(info.shape), info.nbytes)
-    described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
+        if info.dtype in BLOCK_TYPES:  # which safetensors does not have
+            entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
+            described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
     try:
         with open(path, "xb", buffering=0) as file:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import TracebackType
@@ -16,6 +16,7 @@ from gemlet.errors import InvalidRequestError, ModelFileError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gemlet._vocabulary import Vocabulary
     from gemlet.adapter import AdapterFiles
     from gemlet.chat import ChatFormat
     from gemlet.checkpoint import TensorFiles
@@ -29,20 +30,8 @@ __all__ = ["ModelSource", "open_source"]
 
 # Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
 _KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
-_LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-# What a folder says of its model besides the weights.
-_DESCRIPTION_FILES = (
-    "config.json",
-    "generation_config.json",
-    *_TOKENIZER_FILES,
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "config_sentence_transformers.json",
-)
+# What a folder says of its model besides the weights, the vocabulary and the chat template.
+_DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
 
 
 @dataclass(frozen=True)
@@ -54,13 +43,14 @@ class ModelSource:
         config: the architecture.
         end_ids: the tokens that end a text.
         sampling: the sampling values it recommends, by their names in GenerationConfig.
-        tokenizer: None where there is none.
+        tokenizer: None where there is none; ``vocabulary`` is what it was made of.
         chat_format: how a conversation becomes a prompt; None where there is none.
         checkpoint: its tensors, every one checked for being there, its shape and its type, and none read.
         slots: tensor -> the core's name of the weight.
         cuts: tensor -> what is kept of it, where that is not all.
         merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
-        files: the files, besides those of the weights, that this was read from.
+        files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
+            its own: paths to copy, and name and content of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
     """
 
@@ -73,7 +63,9 @@ class ModelSource:
     checkpoint: TensorFiles = field(repr=False)
     slots: dict[str, str] = field(repr=False)
     cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
+    vocabulary: Vocabulary | None = field(repr=False, default=None)
     files: tuple[str, ...] = field(repr=False, default=())
+    texts: Mapping[str, str] = field(repr=False, default_factory=dict)
     _kept: dict[str, str] = field(repr=False, default_factory=dict)
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -184,8 +176,10 @@ def open_source(
     revision: str | None = None,
     token: str | bool | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
+    cache: bool = False,
 ) -> ModelSource:
-    """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values.
+    """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
+    vocabulary is kept as parsed.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
@@ -195,9 +189,9 @@ def open_source(
     """
     path = _find(source, revision, token)
     if os.path.isdir(path):
-        opened = _open_folder(path, name="demo" if source is None else path)
+        opened = _open_folder(path, name="demo" if source is None else path, cache=cache)
     else:
-        opened = _open_gguf(path)
+        opened = _open_gguf(path, cache=cache)
     if merge_adapter is None:
         return opened
     try:
@@ -217,8 +211,11 @@ def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
     return replace(source, adapter=adapter, merged=merged)
 
 
-def _open_folder(folder: str, *, name: str) -> ModelSource:
+def _open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
     from gemlet import config as configs
+    from gemlet._stored_vocabulary import STORED_FILE
+    from gemlet._tokenizer_files import TOKENIZER_FILES, read_contents, read_vocabulary
+    from gemlet.chat import read_chat_template
     from gemlet.checkpoint import Checkpoint
     from gemlet.embedding import read_dense_layers, read_prompts
     from gemlet.packed import PackedCheckpoint, is_packed
@@ -233,15 +230,19 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
         described += modules
     end_ids = configs.read_end_ids(folder, config)
     sampling = configs.read_sampling(folder)
-    tokenizer = _open_tokenizer(folder)
-    chat_format = None
-    if tokenizer is not None and not config.bidirectional:
-        chat_format = _find_chat_format(folder, config, tokenizer)
+    vocabulary = tokenizer = chat_format = template = None
+    if any(os.path.lexists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
+        cache = cache and not os.path.lexists(os.path.join(folder, STORED_FILE))
+        vocabulary, tokenizer = _open_tokenizer(
+            lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
+        )
+        if not config.bidirectional:
+            template = read_chat_template(folder)
+            chat_format = _chat_format(config, tokenizer, template)
     checkpoint = Checkpoint(folder)
     try:
         if is_packed(checkpoint):
-            checkpoint.close()
-            checkpoint = PackedCheckpoint(folder, config)
+            checkpoint = PackedCheckpoint(checkpoint, config)
             slots = {name: name for name in checkpoint.tensors}
         else:
             for index in range(len(config.dense_sizes)):
@@ -263,50 +264,60 @@ def _open_folder(folder: str, *, name: str) -> ModelSource:
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
+        vocabulary=vocabulary,
         files=tuple(path for path in paths if os.path.isfile(path)),
+        texts={} if template is None else {"chat_template.jinja": template},
         prompts=prompts,
     )
 
 
-def _open_gguf(path: str) -> ModelSource:
+def _open_gguf(path: str, *, cache: bool) -> ModelSource:
     from gemlet._tokenizer_files import vocabulary_of_gguf
-    from gemlet.chat import chat_format_for
+    from gemlet.config import parse_config
     from gemlet.embedding import Prompts
     from gemlet.gguf_checkpoint import GGUFCheckpoint
-    from gemlet.gguf_config import read_gguf_config, read_gguf_sampling
+    from gemlet.gguf_config import read_gguf_keys, read_gguf_sampling
     from gemlet.gguf_tensors import ROPE_FREQS, map_gguf_tensors
-    from gemlet.tokenizer import Tokenizer
 
     checkpoint = GGUFCheckpoint(path)
     try:
         gguf = checkpoint.gguf
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-        config = read_gguf_config(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
+        keys = read_gguf_keys(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
+        config = parse_config(keys, where=f"{gguf.path} (metadata)")
         slots = map_gguf_tensors(shapes, config, where=gguf.path)
         for tensor in slots:
             checkpoint.dtype(tensor)
-        tokenizer = chat_format = None
+        vocabulary = tokenizer = chat_format = template = None
         if "tokenizer.ggml.model" in gguf.metadata:
-            tokenizer = Tokenizer(vocabulary_of_gguf(gguf))
-            template = gguf.get("tokenizer.chat_template", str, None)
-            per_layer_inputs = config.per_layer_input_size > 0
+            vocabulary, tokenizer = _open_tokenizer(
+                lambda: vocabulary_of_gguf(gguf), lambda: {gguf.path: checkpoint.head()}, cache=cache
+            )
             if not config.bidirectional:
-                chat_format = chat_format_for(
-                    config.family, tokenizer, template=template, per_layer_inputs=per_layer_inputs
-                )
+                template = gguf.get("tokenizer.chat_template", str, None)
+                chat_format = _chat_format(config, tokenizer, template)
         sampling = read_gguf_sampling(gguf)
     except BaseException:
         checkpoint.close()
         raise
+    end_ids = _gguf_end_ids(config, tokenizer)
+    texts = {
+        "config.json": json.dumps(keys, indent=2),
+        "generation_config.json": json.dumps({"eos_token_id": sorted(end_ids), **sampling}, indent=2),
+    }
+    if template is not None:
+        texts["chat_template.jinja"] = template
     return ModelSource(
         name=gguf.path,
         config=config,
-        end_ids=_gguf_end_ids(config, tokenizer),
+        end_ids=end_ids,
         sampling=sampling,
         tokenizer=tokenizer,
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
+        vocabulary=vocabulary,
+        texts=texts,
         prompts=Prompts() if config.bidirectional else None,
     )
 
@@ -342,20 +353,21 @@ def _find(source: str | os.PathLike[str] | None, revision: str | None, token: st
     from gemlet.hub import download, is_repository
 
     if is_repository(path):
-        return _find_in_folder(download(path, revision=revision, token=token))
+        found = download(path, revision=revision, token=token)
+        return _find_in_folder(found) if os.path.isdir(found) else found
     raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
 
 
 def _find_in_folder(folder: str) -> str:
     """The folder itself, or the GGUF model in it where it is no Hugging Face folder."""
+    from gemlet.gguf_checkpoint import model_files
+
     if os.path.lexists(os.path.join(folder, "config.json")):
         return folder
     try:
-        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".gguf"))
+        models = model_files(os.listdir(folder))
     except OSError as problem:
         raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
-    # The other parts of a split model, and those for images, go with a model.
-    models = [name for name in names if not name.startswith("mmproj") and not _LATER_PART.search(name)]
     if len(models) > 1:
         listed = ", ".join(models[:8])
         raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
@@ -371,17 +383,26 @@ def _begins_as_gguf(path: str) -> bool:
         return False
 
 
-def _open_tokenizer(folder: str) -> Tokenizer | None:
-    if not any(os.path.lexists(os.path.join(folder, name)) for name in _TOKENIZER_FILES):
-        return None
+def _open_tokenizer(
+    read: Callable[[], Vocabulary], contents: Callable[[], Mapping[str, bytes]], *, cache: bool
+) -> tuple[Vocabulary, Tokenizer]:
+    """What ``read`` makes of the files with these ``contents``, the vocabulary's first."""
+    from gemlet.cache import keep_vocabulary, kept_vocabulary, vocabulary_key
     from gemlet.tokenizer import Tokenizer
 
-    return Tokenizer.from_file(folder)
+    files = contents() if cache else {}
+    key = vocabulary_key(files)
+    found = kept_vocabulary(key, next(iter(files))) if files else None
+    vocabulary = read() if found is None else found
+    tokenizer = Tokenizer(vocabulary)
+    # What replaced the files meanwhile has another key.
+    if files and found is None and vocabulary_key(contents()) == key:
+        keep_vocabulary(key, vocabulary)
+    return vocabulary, tokenizer
 
 
-def _find_chat_format(folder: str, config: TextConfig, tokenizer: Tokenizer) -> ChatFormat | None:
-    from gemlet.chat import chat_format_for, read_chat_template
+def _chat_format(config: TextConfig, tokenizer: Tokenizer, template: str | None) -> ChatFormat | None:
+    from gemlet.chat import chat_format_for
 
     per_layer_inputs = config.per_layer_input_size > 0
-    template = read_chat_template(folder)
     return chat_format_for(config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs)

@@ -9,15 +9,18 @@ trusts it, and a decoder that never emits half a UTF-8 character.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ._json import show
-from ._sentencepiece_proto import BYTE
+from ._sentencepiece_proto import BYTE, check_model
 from ._tokenizer_files import read_vocabulary
-from ._vocabulary import SPACE, Vocabulary
+from ._vocabulary import MAX_PIECE, SPACE, Vocabulary
 from .errors import InvalidRequestError, TokenizerError
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -60,8 +63,6 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        import sentencepiece
-
         self.source = vocabulary.source
         self.vocab_size = len(vocabulary.pieces)
         self.bos_id = vocabulary.bos_id
@@ -74,20 +75,11 @@ class Tokenizer:
         self._added = vocabulary.added
         self._ids: dict[str, int] | None = None
         self._strips_first_space = vocabulary.add_dummy_prefix
-        self._bytes = _decoding_table(vocabulary)
+        self._bytes = _TokenBytes(vocabulary)
         self._trusted = _Splitter({**vocabulary.added, **vocabulary.control})
         self._untrusted = _Splitter(vocabulary.added)
-        # Cutting before the character after a newline is exact where no piece has both.
-        self._may_cut = vocabulary.plain and not any(
-            "\n" in piece and piece.strip("\n") for piece in vocabulary.pieces
-        )
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=vocabulary.proto)
-        except (RuntimeError, ValueError) as error:
-            raise TokenizerError(f"{self.source}: SentencePiece refuses the vocabulary: {error}") from error
-        if self._processor.get_piece_size() > self.vocab_size:
-            raise TokenizerError(f"{self.source}: SentencePiece sees more pieces than the file declares")
-        self._encode_text: Callable[[str], list[int]] = self._processor.EncodeAsIds
+        self._may_cut = vocabulary.may_cut
+        self._encode_text: Callable[[str], list[int]] = _SentencePiece(vocabulary)
         if vocabulary.merge_encoder is not None:
             self._encode_text = vocabulary.merge_encoder.encode
 
@@ -233,7 +225,7 @@ class StreamDecoder:
     """
 
     def __init__(
-        self, table: list[bytes], control: Mapping[int, bytes], *, strips_first_space: bool = False
+        self, table: _TokenBytes, control: Mapping[int, bytes], *, strips_first_space: bool = False
     ) -> None:
         self._table = table
         self._control = control
@@ -297,20 +289,86 @@ class _Splitter:
             yield text[start:] if start else text
 
 
-def _decoding_table(vocabulary: Vocabulary) -> list[bytes]:
+class _SentencePiece:
+    """Ordinary text to ids. What made the vocabulary has ``checked`` SentencePiece's model, or it is checked
+    here; a checked one is built in a thread of its own (at 262,144 pieces it takes 0.1 s), so that whoever
+    loads it need not wait."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import sentencepiece
+
+        self._make: Any = sentencepiece.SentencePieceProcessor
+        self._vocabulary: Vocabulary | None = vocabulary
+        self._processor: Any = None
+        self._thread = threading.Thread(target=self._try_to_build, name="gemlet-tokenizer")
+        if not vocabulary.checked:
+            self._build()
+            return
+        with contextlib.suppress(RuntimeError):  # no thread to be had: built at first use
+            self._thread.start()
+
+    def __call__(self, text: str) -> list[int]:
+        if self._vocabulary is not None:
+            if self._thread.ident is not None:
+                self._thread.join()  # in a fork of the process that started it, it has ended
+            self._build()
+        ids: list[int] = self._processor.EncodeAsIds(text)
+        return ids
+
+    def _try_to_build(self) -> None:
+        with contextlib.suppress(TokenizerError):  # raised again where it is used
+            self._build()
+
+    def _build(self) -> None:
+        vocabulary = self._vocabulary
+        if vocabulary is None:
+            return
+        try:
+            if vocabulary.checked:  # by whoever wrote the file, perhaps
+                check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
+            processor = self._make(model_proto=vocabulary.proto)
+        except TokenizerError as error:
+            raise TokenizerError(f"{vocabulary.source}: no SentencePiece model: {error}") from None
+        except (RuntimeError, ValueError) as error:
+            raise TokenizerError(
+                f"{vocabulary.source}: SentencePiece refuses the vocabulary: {error}"
+            ) from error
+        if processor.get_piece_size() > len(vocabulary.pieces):
+            problem = "SentencePiece sees more pieces than the file declares"
+            raise TokenizerError(f"{vocabulary.source}: {problem}")
+        self._processor = processor
+        self._vocabulary = None  # after the processor: another thread may look
+
+
+class _TokenBytes:
     """The bytes each id adds to the text: one for a byte piece, none for a control token."""
-    table = [piece.replace(SPACE, " ").encode() for piece in vocabulary.pieces]
-    for identifier, kind in enumerate(vocabulary.types):
-        if kind == BYTE:
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._pieces = vocabulary.pieces
+        self._known: dict[int, bytes] = {}
+        for identifier in _places(vocabulary.types, BYTE):
             piece = vocabulary.pieces[identifier]
             match = _BYTE_PIECE.fullmatch(piece)
             if match is None:
                 problem = f"byte piece {identifier} is {show(piece)}; expected <0x00> to <0xFF>"
                 raise TokenizerError(f"{vocabulary.source}: {problem}")
-            table[identifier] = bytes.fromhex(match[1])
-    for identifier in vocabulary.control.values():
-        table[identifier] = b""
-    return table
+            self._known[identifier] = bytes.fromhex(match[1])
+        self._known |= dict.fromkeys(vocabulary.control.values(), b"")
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, identifier: int) -> bytes:
+        known = self._known.get(identifier)
+        return self._pieces[identifier].replace(SPACE, " ").encode() if known is None else known
+
+
+def _places(values: Sequence[int], value: int) -> Iterator[int]:
+    at = -1
+    with contextlib.suppress(ValueError):
+        while True:
+            at = values.index(value, at + 1)
+            yield at
 
 
 def _checked(token_id: int, vocab_size: int) -> int:

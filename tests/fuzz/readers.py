@@ -13,10 +13,12 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from gguf_models import convert_tensors, metadata, typed, write_gguf
@@ -26,6 +28,8 @@ from tokenizer_files import trained_gguf, trained_merges, trained_model, trained
 
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
+from gemlet import _stored_vocabulary
+from gemlet._tokenizer_files import read_vocabulary
 from gemlet.adapter import open_adapter
 from gemlet.checkpoint import Checkpoint
 from gemlet.config import parse_config, read_config, read_end_ids, read_sampling
@@ -138,6 +142,17 @@ def tokenizer_model(data: bytes) -> None:
     _use(Tokenizer.from_file(_write("tokenizer.model", data)))
 
 
+def _any_digest() -> AbstractContextManager[object]:
+    """So that a change of a stored tokenizer gets past it."""
+    return patch.object(_stored_vocabulary, "_digest", lambda described, tensors: "0" * 64)
+
+
+def tokenizer_stored(data: bytes) -> None:
+    with _any_digest():
+        tokenizer = Tokenizer.from_file(_write(_stored_vocabulary.STORED_FILE, data))
+    _use(tokenizer)
+
+
 def gguf(data: bytes) -> None:
     path = _write("model.gguf", data)
     read_gguf(path)
@@ -245,6 +260,17 @@ def _tokenizer_jsons() -> list[bytes]:
     return [json.dumps(make_tokenizer_json(pieces, types, trained_merges())).encode()]
 
 
+def _stored_tokenizers() -> list[bytes]:
+    path = _folder() / "seed.safetensors"
+    seeds = []
+    for data in (trained_model(), _tokenizer_jsons()[0]):
+        name = "tokenizer.json" if data[:1] == b"{" else "tokenizer.model"
+        with _any_digest():
+            _stored_vocabulary.write_stored(path, read_vocabulary(_write(name, data)))
+        seeds.append(path.read_bytes())
+    return seeds
+
+
 def _gguf_models() -> list[bytes]:
     path = _folder() / "seed.gguf"
     seeds = []
@@ -269,6 +295,7 @@ READERS = {
     ),
     "tokenizer_json": Reader(tokenizer_json, _tokenizer_jsons, mutate=mutate_json),
     "tokenizer_model": Reader(tokenizer_model, lambda: [trained_model()]),
+    "tokenizer_stored": Reader(tokenizer_stored, _stored_tokenizers, mutate=mutate_safetensors),
     "adapter": Reader(adapter, lambda: [_adapter_tensors()], mutate=mutate_safetensors),
     "adapter_config": Reader(adapter_config, _adapter_configs, mutate=mutate_json),
     "gguf": Reader(gguf, lambda: [trained_gguf()]),

@@ -135,9 +135,11 @@ def _add_download(commands: Any) -> None:
         "download",
         help="fetch a model from the hub",
         description="Fetch the files of a model that gemlet reads from the Hugging Face hub into its cache "
-        "and print their folder. Needs pip install 'gemlet[hub]'.",
+        "and print their folder, or the path of a GGUF file. Needs pip install 'gemlet[hub]'.",
     )
-    parser.add_argument("name", metavar="NAME", help="as on the hub: google/gemma-3-1b-it")
+    parser.add_argument(
+        "name", metavar="NAME", help="as on the hub: google/gemma-3-1b-it, or OWNER/REPO:FILE.gguf"
+    )
     parser.add_argument("--revision", metavar="REVISION", help="a branch, tag or commit")
     parser.add_argument("--token", metavar="TOKEN", help="access token (default: that of `hf auth login`)")
     parser.set_defaults(run=_run_download)
