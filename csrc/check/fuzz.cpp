@@ -1,10 +1,11 @@
 // libFuzzer's entry: any bytes as what a file may hold. Rows of every stored type are decoded, packed and repacked,
 // from memory and from a file; a table is read by row; mapped weights and adapters are whatever the bytes are, and
 // small models of all families run with them, in the scalar, the AVX2 and the machine's highest tier. Only Error may
-// come out, and not for want of memory: no size in an input justifies more than kMemory. Built with GEMLET_FUZZ
-// (clang):
+// come out, and not for want of memory: no size in an input justifies more than kMemory.
 //
-//   gemlet_fuzz [--target=NAME] -runs=1000000 -timeout=900 -rss_limit_mb=1024 -malloc_limit_mb=64 CORPUS_FOLDER
+//   cmake -S . -B FOLDER -DCMAKE_CXX_COMPILER=clang++ -DGEMLET_PYTHON=OFF -DGEMLET_FUZZ=ON -DGEMLET_SANITIZE=ON
+//   cmake --build FOLDER
+//   FOLDER/csrc/gemlet_fuzz --target=NAME -runs=1000000 -timeout=900 -rss_limit_mb=1024 -malloc_limit_mb=64 CORPUS
 //
 // NAME is one of kTargets; without it an input's first byte chooses, and as models are slow, they take most of the
 // time. What all inputs can share is made once, before the first. An input that takes kSeconds of processor time
