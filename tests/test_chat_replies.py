@@ -37,7 +37,7 @@ THOUGHT = "<|channel>thought\nA tool will know.\n<channel|>"
 
 
 class ScriptedModel(gemlet.Model):
-    """A Gemma 4 whose replies are given; ``prompts`` are the texts it was asked to go on from."""
+    """A Gemma 4 whose replies are given; ``asked`` are the texts it was asked to go on from."""
 
     def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
         vocab = gemma4_tokenizer().vocab_size
@@ -57,7 +57,7 @@ class ScriptedModel(gemlet.Model):
         self.started: list[ScriptedSequence] = []
 
     @property
-    def prompts(self) -> list[str]:
+    def asked(self) -> list[str]:
         decode = gemma4_tokenizer().decode
         return [decode(sequence.token_ids, skip_control=False) for sequence in self.started]
 
@@ -97,7 +97,7 @@ def test_a_tool_loop_from_the_question_to_the_answer() -> None:
     messages.append({"role": "tool", "tool_call_id": call["id"], "content": "4 degrees"})
     answer = model.chat(messages, tools=[WEATHER], thinking=True)
     assert (answer.text, answer.reasoning, answer.tool_calls) == ("It is 4.", "Warm?", [])
-    asked, told = model.prompts
+    asked, told = model.asked
     assert "<|think|>" in asked
     assert "<|tool>declaration:weather{" in asked
     # The prompt with the result goes on from the first prompt and its reply, without a new turn.

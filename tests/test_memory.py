@@ -43,10 +43,10 @@ def test_opening_and_closing_does_not_grow() -> None:
     def use():
         with gemlet.load(threads=2) as model:
             model.generate("The", max_tokens=3)
-    for _ in range(3):
+    for _ in range(40):  # malloc has places for a thread's memory; tokenizers are built in threads that come and go
         use()
     before = resident()
-    for _ in range(12):
+    for _ in range(60):
         use()
     assert resident() < before + 5, (before, resident())
     """)

@@ -53,7 +53,15 @@ def test_python_is_shown() -> None:
 
 def test_commands_parse() -> None:
     found = [command for block in blocks("console", "bash", "sh") for command in gemlet_commands(block)]
-    assert {command[0] for command in found} == {"generate", "chat", "inspect", "convert", "info", "bench"}
+    assert {command[0] for command in found} == {
+        "generate",
+        "chat",
+        "embed",
+        "inspect",
+        "convert",
+        "info",
+        "bench",
+    }
     for command in found:
         parse(command)
 
