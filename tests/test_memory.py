@@ -43,7 +43,8 @@ def test_opening_and_closing_does_not_grow() -> None:
     def use():
         with gemlet.load(threads=2) as model:
             model.generate("The", max_tokens=3)
-    for _ in range(40):  # malloc has places for a thread's memory; tokenizers are built in threads that come and go
+    # malloc keeps places for the memory of threads, and tokenizers are built in threads of their own.
+    for _ in range(40):
         use()
     before = resident()
     for _ in range(60):
