@@ -16,6 +16,7 @@ from tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
 
 import gemlet
 from gemlet.errors import ConfigError, GemletError, ModelFileError, TensorError
+from gemlet.gguf import read_gguf
 from gemlet.source import open_source
 
 CONFIG = CONFIGS["gemma3_text"]
@@ -95,7 +96,7 @@ NUMBERS: list[tuple[str, str, Change, str]] = [
     ("gemma3_text", "attention.value_length", (U32, 16), "value_length"),
     ("gemma3_text", "attention.layer_norm_rms_epsilon", (F32, float("nan")), "layer_norm_rms_epsilon"),
     ("gemma3_text", "attention.layer_norm_rms_epsilon", (F32, -1.0), "rms_norm_eps"),
-    ("gemma3_text", "attention.scale", (F32, 0.0), "query_pre_attn_scalar"),
+    ("gemma3_text", "attention.scale", (F32, 0.0), "attention.scale"),
     ("gemma3_text", "attention.sliding_window", (U32, 0), "sliding_window"),
     ("gemma3_text", "attention.sliding_window", (STRING, "8"), "sliding_window"),
     ("gemma3_text", "attention.sliding_window_pattern", (U32, 0), "sliding_window_pattern"),
@@ -128,6 +129,40 @@ NUMBERS: list[tuple[str, str, Change, str]] = [
     ("gemma4_experts", "expert_count", (U32, 1 << 31), "num_experts"),
     ("gemma4_experts", "expert_feed_forward_length", None, "moe_intermediate_size"),
 ]
+
+
+ODD_VALUES: list[Change] = [
+    None,
+    (U32, 0),
+    (10, 1 << 63),
+    (I32, -1),
+    (12, 1e-200),
+    (12, float("nan")),
+    (STRING, ""),
+    (ARRAY, (U32, [])),
+    (ARRAY, (U32, [4096] * 3)),
+    (ARRAY, (ARRAY, [(U32, [3])] * 3)),
+]
+
+
+@pytest.mark.parametrize("absent", ["", "rope.freq_base"])
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_any_value_of_any_key_opens_or_has_a_typed_error(tmp_path: Path, family: str, absent: str) -> None:
+    always: dict[str, Change] = {absent.replace(".", "__"): None} if absent else {}
+    tensors = tensors_of(family)
+    found = read_gguf(write(tmp_path, family, tensors, **always)).metadata
+    keys = [key.partition(".")[2] for key in found if not key.startswith("general.")]
+    assert len(keys) >= 9
+    refusals = 0
+    for key in keys:
+        for value in ODD_VALUES:
+            path = write(tmp_path, family, tensors, **always, **{key.replace(".", "__"): value})
+            try:
+                with open_source(path):
+                    pass
+            except GemletError:
+                refusals += 1
+    assert refusals > 5 * len(keys)
 
 
 @pytest.mark.parametrize(("family", "key", "value", "word"), NUMBERS)

@@ -42,7 +42,7 @@ def test_peak_memory_at_real_shapes(
     write_real_shape(folder, shape)
     try:
         code = RUN.format(
-            folder=folder.as_posix(), arguments=arguments | {"max_memory": int(bound)}, tokens=600
+            folder=folder.as_posix(), arguments=arguments | {"max_memory": int(bound)}, tokens=tokens
         )
         measured = json.loads(run_python(code, timeout=400))
     finally:

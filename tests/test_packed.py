@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tiny_models import CONFIGS, weights_of, with_header, write_folder
 
 import gemlet
 from gemlet.cli import main
-from gemlet.errors import InvalidRequestError, ModelFileError, TensorError
+from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TensorError
 from gemlet.load import PRESETS
 from gemlet.tensors import PER_LAYER_TABLE
 
@@ -156,6 +157,31 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(EnoughError):
         gemlet.convert(source, tmp_path / "packed", weights="q4", threads=1, progress=stop)
     assert os.listdir(tmp_path) == ["source"]
+
+
+def test_conversions_to_one_place_do_not_disturb_each_other(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", CONFIGS["gemma"])
+    together = threading.Barrier(2)
+    failures: list[GemletError] = []
+
+    def meet(done: int, total: int) -> None:
+        if done == total:
+            together.wait(timeout=30)
+
+    def convert() -> None:
+        try:
+            gemlet.convert(source, tmp_path / "packed", weights="q8", threads=1, progress=meet)
+        except ModelFileError as problem:
+            failures.append(problem)
+
+    threads = [threading.Thread(target=convert) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failures) == 1
+    assert sorted(os.listdir(tmp_path)) == ["packed", "source"]
+    logits_of(tmp_path / "packed")
 
 
 def test_progress_counts_every_byte(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from typing import TYPE_CHECKING
 
 from gemlet.errors import InvalidRequestError, ModelFileError
@@ -82,9 +83,12 @@ def convert(
             own_formats=own_formats,
         )
         parent, name = os.path.split(target)
-        made = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
+        own = None  # a folder that no other conversion has, for the one that is made
         try:
-            os.makedirs(made)
+            os.makedirs(parent, exist_ok=True)
+            own = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
+            made = os.path.join(own, name)
+            os.mkdir(made)
             with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
                 write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
             _describe(made, opened)
@@ -92,7 +96,8 @@ def convert(
         except OSError as problem:
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            if own is not None:
+                shutil.rmtree(own, ignore_errors=True)
 
 
 def _describe(folder: str, source: ModelSource) -> None:

@@ -219,13 +219,16 @@ def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict
         scale = data.number("attention.scale")
         largest = count == {"gemma2": 46, "gemma3": 62}.get(architecture)
         scalar = hidden / heads if largest else head_dim
-        keys["query_pre_attn_scalar"] = scalar if scale is None else scale**-2 if scale > 0 else 0
+        if scale is not None and not 1e-6 <= scale <= 1e6:
+            raise data.wrong("attention.scale", "a number from 1e-6 to 1e6")
+        keys["query_pre_attn_scalar"] = scalar if scale is None else scale**-2
     theta = data.number("rope.freq_base", "rope.global.freq_base")
     local_theta = data.number("rope.freq_base_swa", "rope.local.freq_base", "rope.freq_base_local")
     factor = _read_rope_factor(data)
+    context = data.integer("context_length", "max_position_embeddings")
     if theta is not None:
         keys["rope_theta"] = theta
-    elif architecture == "gemma3" and factor is None and data.get("context_length") >= _LONG_CONTEXT:
+    elif architecture == "gemma3" and factor is None and context >= _LONG_CONTEXT:
         factor = 8.0
     if local_theta is not None and architecture in ("gemma3", "gemma3n", "gemma-embedding"):
         keys["rope_local_base_freq"] = local_theta
