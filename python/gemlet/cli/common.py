@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from gemlet.errors import InvalidRequestError
 from gemlet.generation import Generation
 from gemlet.generation_config import GenerationConfig
 from gemlet.model import Model
@@ -22,6 +23,7 @@ __all__ = [
     "peak_memory_bytes",
     "prepare_streams",
     "print_stats",
+    "read_standard_input",
     "sampling_options",
     "silence_stdout",
     "write",
@@ -93,6 +95,16 @@ def open_model(arguments: argparse.Namespace) -> Model:
         matformer=matformer_option(arguments),
         cache=arguments.cache,
     )
+
+
+def read_standard_input(what: str) -> str:
+    """All of standard input. Raises :class:`InvalidRequestError`, naming ``what``, if it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"{what}: byte {error.start} of standard input is not UTF-8; convert it first (iconv -t UTF-8)"
+        ) from None
 
 
 def matformer_option(arguments: argparse.Namespace) -> Any:

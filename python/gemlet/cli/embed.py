@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
-from gemlet.cli.common import load_adapter, open_model, write
-from gemlet.errors import InvalidRequestError
+from gemlet.cli.common import load_adapter, open_model, read_standard_input, write
 
 __all__ = ["run"]
 
@@ -23,10 +21,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read_lines() -> list[str]:
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(
-            f"texts: byte {error.start} of standard input is not UTF-8; convert it first (iconv -t UTF-8)"
-        ) from None
+    text = read_standard_input("texts")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -14,10 +14,10 @@ from gemlet.cli.common import (
     open_model,
     peak_memory_bytes,
     print_stats,
+    read_standard_input,
     sampling_options,
     write,
 )
-from gemlet.errors import InvalidRequestError
 from gemlet.generation import Generation, TextStream
 from gemlet.model import Model
 
@@ -52,12 +52,7 @@ def write_prompt(prompt: str) -> None:
 def _read_prompt(argument: str) -> str:
     if argument != "-":
         return argument
-    try:
-        prompt = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(
-            f"prompt: byte {error.start} of standard input is not UTF-8; convert it first (iconv -t UTF-8)"
-        ) from None
+    prompt = read_standard_input("prompt")
     # echo and editors end a text with a newline that nobody means to be part of the prompt.
     return prompt.removesuffix("\n").removesuffix("\r")
 
