@@ -109,21 +109,29 @@ def blocks_of(values: NDArray[Any]) -> NDArray[Any]:
     return padded.reshape(rows, -1, BLOCK)
 
 
-def int8_steps(x: Floats) -> Doubles:
-    """Size of one step of the int8 activations x [rows, cols]: max|x| / 127 over each block of 32 columns."""
-    scales = np.abs(blocks_of(x).astype(np.float64)).max(axis=-1, keepdims=True) / 127
+def int8_steps(x: Floats, format: str) -> Doubles:
+    """Size of one step of the int8 activations x [rows, cols] of each block of 32 columns.
+
+    For q8 max|x| / 127; for q4 the least power of two, from 2^-64 on, of which max|x| is less than 127.5.
+    """
+    peaks = np.abs(blocks_of(x).astype(np.float64)).max(axis=-1, keepdims=True)
+    scales = peaks / 127
+    if format == "q4":
+        mantissas, exponents = np.frexp(peaks)
+        scales = np.exp2(np.maximum(exponents - np.where(mantissas < 127.5 / 128, 7, 6), -64.0))
     return np.broadcast_to(scales, (*scales.shape[:2], BLOCK)).reshape(len(x), -1)[:, : x.shape[1]]
 
 
-def int8_activations(x: Floats) -> tuple[Doubles, Doubles]:
+def int8_activations(x: Floats, format: str) -> tuple[Doubles, Doubles]:
     """x' as the int8 kernels see x, and how far from it each value may be beyond float32's rounding.
 
     That is one step where x / step is half-way between two integers, as far as float32 can tell, and the
-    whole value in a block that may be flushed to zero; else nothing.
+    whole value in a block of q8 that may be flushed to zero; else nothing.
     """
-    step = int8_steps(x)
+    step = int8_steps(x, format)
     with np.errstate(invalid="ignore", divide="ignore"):
         q = np.where(step > 0, x / step, 0)
     half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4  # in float32 q is at most 127 * 4 UNIT elsewhere
     rounded = np.rint(q) * step
-    return rounded, half_way * step + np.where(step * 127 < FLUSHED, np.abs(rounded), 0)
+    flushed = np.where(step * 127 < FLUSHED, np.abs(rounded), 0) if format == "q8" else 0
+    return rounded, half_way * step + flushed

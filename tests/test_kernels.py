@@ -10,7 +10,8 @@ How far a product y = sum(x w) may be from its float64 value, v being what the f
   exact and the bound is that of a float32 sum, but the instructions take denormal numbers for zero: x', v,
   products and sums, each of which may lose up to NORMAL. Against y the error is at most 2^-9 sum(|x v|) more.
 - bf16 activations in tiles: the same, with v rounded to bf16 for q8 and q4.
-- int8 activations: x is rounded first, in blocks of 32 with the step s = max|x| / 127, so |x - x'| <= s / 2.
+- int8 activations: x is rounded first, in blocks of 32 with the step s of kernel_cases.int8_steps, so
+  |x - x'| <= s / 2.
   For y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum.
   Where x / s is half-way between two integers, up to float32's rounding, x' may be either.
   Against y itself the error is at most sum(s |v|) / 2 more.
@@ -98,7 +99,7 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
             )
             bound += magnitude - normal + 2 * cols * NORMAL
         return exact @ v.T, bound
-    steps, unsure = int8_activations(x)
+    steps, unsure = int8_activations(x, MATMULS[operation])
     blocks = -(-cols // BLOCK)
     # 4: 1 / 127 in float32, the step of x, its product with the weights' scale, that with the integer sum.
     bound = (blocks + 4) * UNIT * (np.abs(steps) @ np.abs(v.T)) + unsure @ np.abs(v.T)
@@ -227,7 +228,7 @@ def test_int8_activations_are_within_half_a_step(operation: str, tier: str, form
             / diagonal
         )
         # x / s is off by up to 127 * 4 UNIT steps when rounded to an integer, the product by 2 UNIT.
-        steps = int8_steps(x)
+        steps = int8_steps(x, format)
         bound = steps * (0.5 + 127 * 6 * UNIT) + np.where(steps * 127 < FLUSHED, np.abs(x), 127 * TINY)
         assert (np.abs(seen - x) <= bound).all()
 

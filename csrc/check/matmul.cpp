@@ -39,7 +39,7 @@ void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t byte
     const uint8_t byte = static_cast<uint8_t>(random.bits() >> 32);
     const int64_t at = i % superblock;
     if (at < kScaleBytes) {
-      panels[i] = at % 2 == 1 ? byte & 0xbf : byte;  // f16 scales below 2
+      panels[i] = at % 2 == 1 ? byte & 0xbf : byte | 1;  // f16 scales below 2, not zero
     } else {
       panels[i] = format == Format::kQ8 && byte == 0 ? 1 : byte;  // q8 is -127 .. 127
     }
@@ -264,19 +264,25 @@ void check_matmul(std::string_view name, const Tiers& tiers) {
 namespace {
 
 // One row: scales, integers within half a step, and offsets that agree with the integers.
-void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, const uint8_t* row) {
+void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool power_of_two, const uint8_t* row) {
   for (int64_t b = 0; b < cols / kBlock; ++b) {
     const int64_t first = b * kBlock, count = std::clamp<int64_t>(static_cast<int64_t>(x.size()) - first, 0, kBlock);
     double peak = 0;
     for (int64_t i = 0; i < count; ++i) peak = std::max<double>(peak, std::fabs(x[static_cast<size_t>(first + i)]));
     const double scale = reinterpret_cast<const float*>(row + cols)[b];
-    if (!(std::fabs(scale - peak / 127) <= 2 * kUnit * peak / 127 + kTiny))
+    if (power_of_two) {
+      int exponent;
+      if (std::frexp(scale, &exponent) != 0.5 || peak / scale >= 127.5 || (peak / scale < 63.75 && scale > 0x1p-64))
+        failed("scale of block " + std::to_string(b));
+    } else if (!(std::fabs(scale - peak / 127) <= 2 * kUnit * peak / 127 + kTiny)) {
       failed("scale of block " + std::to_string(b));
+    }
     int32_t sum = 0;
     for (int64_t i = 0; i < kBlock; ++i) {
       const int32_t q = static_cast<int8_t>(row[first + i]);
       sum += q;
-      const double exact = i < count && peak > kernels::kZeroPeak ? x[static_cast<size_t>(first + i)] / peak * 127 : 0;
+      const double value = i < count ? x[static_cast<size_t>(first + i)] : 0;
+      const double exact = power_of_two ? value / scale : peak > kernels::kZeroPeak ? value / peak * 127 : 0;
       if (!(std::fabs(q - exact) <= 0.5 + 127 * 6 * kUnit)) {
         failed("column " + std::to_string(first + i) + " is " + std::to_string(q) + ", expected " +
                std::to_string(exact));
@@ -300,8 +306,8 @@ void check_quantize_i8(const Tiers& tiers) {
       const int32_t zero = seed % 2 == 0 ? 8 : 128;
       for (const Tier tier : tiers) {
         begin_case("quantize_i8", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
-        kernels::kernels_for(tier).quantize_i8({x.as<float>(), valid, cols, zero, out.data()});
-        check_row_i8(values, cols, zero, out.data());
+        kernels::kernels_for(tier).quantize_i8({x.as<float>(), valid, cols, zero, zero == 8, out.data()});
+        check_row_i8(values, cols, zero, zero == 8, out.data());
       }
     }
   }
@@ -309,11 +315,14 @@ void check_quantize_i8(const Tiers& tiers) {
     std::vector<float> values(64, 1.0f);
     values[40] = value;
     for (const Tier tier : tiers) {
-      begin_case("quantize_i8", tier, value > 0 ? "an infinity" : "a NaN");
-      const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, 64));
-      kernels::kernels_for(tier).quantize_i8({x.as<float>(), 64, 64, 8, out.data()});
-      const float* const scales = reinterpret_cast<const float*>(out.data() + 64);
-      if (!std::isfinite(scales[0]) || std::isfinite(scales[1])) failed("does not show in its block's scale");
+      for (const bool power_of_two : {false, true}) {
+        begin_case("quantize_i8", tier, value > 0 ? "an infinity" : "a NaN");
+        const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, 64));
+        kernels::kernels_for(tier).quantize_i8({x.as<float>(), 64, 64, 8, power_of_two, out.data()});
+        const float* const scales = reinterpret_cast<const float*>(out.data() + 64);
+        if (std::isfinite(scales[power_of_two ? 0 : 1])) failed("does not show in a scale");
+        if (!power_of_two && !std::isfinite(scales[0])) failed("shows in another block's scale");
+      }
     }
   }
 }

@@ -11,7 +11,8 @@
 //         but GGUF may have it
 //   q4    superblock of 64 columns = 64 bytes of scales as above, then 2 x 4 lines; line j of a block of 32 columns:
 //   low
-//         nibbles W[r][4j .. 4j+3], high nibbles W[r][16+4j .. 16+4j+3], each q + 8, q in [-8, 7], value = q * scale
+//         nibbles W[r][4j .. 4j+3], high nibbles W[r][16+4j .. 16+4j+3], each q + 8, q in [-8, 7], value = q * scale;
+//         no scale is zero, as kernels add to its exponent: zeros have q = 0 and the least scale
 //
 // Scales cover blocks of 32 columns. The value set of q4 is GGUF's Q4_0, that of q8 contains Q8_0. Rows are padded with
 // zeros to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16) or 64 (q8, q4).
@@ -38,12 +39,13 @@ enum class Format : uint8_t {
 };
 
 // Files hold panels too: raise this when a byte in one comes to mean something else.
-inline constexpr int kLayoutVersion = 1;
+inline constexpr int kLayoutVersion = 2;
 
 inline constexpr int64_t kPanelRows = 16;
 inline constexpr int64_t kBlock = 32;       // columns under one scale
 inline constexpr int64_t kSuperblock = 64;  // columns stored together in q8 and q4
 inline constexpr int64_t kScaleBytes = 64;  // 2 x 16 f16 scales of a superblock
+inline constexpr uint16_t kLeastScale = 1;  // the least f16 above zero, 2^-24
 inline constexpr int64_t kQ8SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock;
 inline constexpr int64_t kQ4SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock / 2;
 

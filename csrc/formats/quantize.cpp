@@ -126,7 +126,7 @@ bool pack_block(Format format, const Tile x, int block, uint8_t* superblock) {
     const Floats scale = q8 ? scale_q8(x, group) : scale_q4(x, group);
     for (int i = 0; i < kLanes; ++i) {
       if (!std::isfinite(scale[i])) return false;
-      const uint16_t bits = f32_to_f16(scale[i]);
+      const uint16_t bits = q8 || scale[i] != 0.0f ? f32_to_f16(scale[i]) : kLeastScale;
       std::memcpy(superblock + (block * kPanelRows + group * kLanes + i) * 2, &bits, 2);
     }
     const Floats factor = inverse(scale);

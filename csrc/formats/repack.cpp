@@ -4,6 +4,24 @@
 
 namespace gemlet {
 
+namespace {
+
+constexpr uint8_t kQ4Zeros = 0x88;  // two q of zero
+
+// A panel of zeros, for its padding.
+void clear(Format format, uint8_t* panel, int64_t bytes) {
+  if (format == Format::kQ8) {
+    std::memset(panel, 0, static_cast<size_t>(bytes));
+    return;
+  }
+  std::memset(panel, kQ4Zeros, static_cast<size_t>(bytes));
+  for (int64_t at = 0; at < bytes; at += kQ4SuperblockBytes) {
+    for (int64_t scale = 0; scale < kScaleBytes; scale += 2) std::memcpy(panel + at + scale, &kLeastScale, 2);
+  }
+}
+
+}  // namespace
+
 bool can_repack(Format format, SourceType type) {
   return (format == Format::kQ4 && type == SourceType::kQ4_0) || (format == Format::kQ8 && has_integer_blocks(type));
 }
@@ -14,7 +32,7 @@ bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t r
   const int64_t superblock_bytes = q8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
   const int64_t line_bytes = (superblock_bytes - kScaleBytes) / 2;  // of the lines of one block
   const int64_t row_bytes = source_bytes(type, cols), block_bytes = source_block_bytes(type);
-  std::memset(panel, 0, static_cast<size_t>(panel_bytes(format, cols)));  // the scales of padding
+  clear(format, panel, panel_bytes(format, cols));
   for (int64_t r = 0; r < row_count; ++r) {
     for (int64_t b = 0; b < cols / kBlock; ++b) {
       const uint8_t* const block = rows + r * row_bytes + b * block_bytes;
@@ -28,6 +46,7 @@ bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t r
         for (int line = 0; line < kBlock / 4; ++line) std::memcpy(lines + line * 64, q + line * 4, 4);
       } else {  // q4_0 has its integers as q4 has them
         std::memcpy(&scale, block, 2);
+        if ((scale & 0x7fffu) == 0) continue;
         for (int line = 0; line < kBlock / 8; ++line) std::memcpy(lines + line * 64, block + 2 + line * 4, 4);
       }
       if ((scale & 0x7c00u) == 0x7c00u) return false;

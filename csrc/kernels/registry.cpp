@@ -75,7 +75,8 @@ void prepare_row(const KernelTable& table, const MatmulOperation& operation, con
       std::memcpy(out, x, static_cast<size_t>(cols) * sizeof(float));
       return;
     case Activations::kI8:
-      return table.quantize_i8({x, cols, padded_cols(operation.weights, cols), zero_point(operation.weights), out});
+      return table.quantize_i8({x, cols, padded_cols(operation.weights, cols), zero_point(operation.weights),
+                                operation.weights == Format::kQ4, out});
     case Activations::kBf16:
     case Activations::kTiles: {
       const int64_t padded = activation_row_bytes(operation.activations, padded_cols(operation.weights, cols)) / 2;

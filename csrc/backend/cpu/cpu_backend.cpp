@@ -11,11 +11,14 @@ namespace {
 // A pass over at most this many tokens counts as decoding.
 constexpr int64_t kDecodeRows = 8;
 
-// Bytes of activations that one pass over the weights keeps in L2.
-constexpr int64_t kActivationBytes = 512 * 1024;
-
-// Bytes of weights in one task: long enough to stream, short enough to even out the threads.
+// Bytes of weights in a task of few rows: long enough to stream, short enough to even out the threads.
 constexpr int64_t kTaskBytes = 64 * 1024;
+
+// Bytes of weights and of activations in a task of many rows, which stay in L2 together, and the tasks that each thread
+// should find at least.
+constexpr int64_t kWeightBytes = 256 * 1024;
+constexpr int64_t kActivationBytes = 256 * 1024;
+constexpr int64_t kTasksPerThread = 4;
 
 // Of products in tiles: most rows and panels of a task, and the tasks that each thread should find at least.
 constexpr int64_t kTileRowBlock = 512;
@@ -136,12 +139,16 @@ void CpuBackend::matmul(std::span<const Product> products) {
     const Product& product = products[i];
     const MatmulInput& input = inputs_[i];
     const Matrix& weight = *product.weight;
-    // A task: a run of panels of about 64 KB, times a block of rows that fits L2. In tiles: as many rows as can share
-    // the expansion of the weights, times panels enough to share the way of the rows to L2.
+    // A task: a run of panels times a block of rows. In tiles: as many rows as can share the expansion of the weights,
+    // times panels enough to share the way of the rows to L2.
     const int64_t stride = panel_bytes(weight.format, weight.cols);
     const int64_t y_stride = product.y_stride > 0 ? product.y_stride : weight.rows;
     int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
-    int64_t row_block = std::clamp<int64_t>(kActivationBytes / input.stride, 16, 512);
+    int64_t row_block = pieces_of(product.rows, std::max<int64_t>(kActivationBytes / input.stride, 16));
+    if (product.rows > kDecodeRows) {
+      const int64_t most = std::max<int64_t>(weight.panels() / (kTasksPerThread * threads()), 1);
+      run = std::clamp<int64_t>(kWeightBytes / stride, 1, most);
+    }
     if (input.operation->activations == kernels::Activations::kTiles) {
       run = std::clamp<int64_t>(weight.panels() / (kTileTasks * threads()) / 2 * 2, 2, kTilePanels);
       row_block = pieces_of(product.rows, kTileRowBlock);

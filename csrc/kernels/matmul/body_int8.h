@@ -6,9 +6,30 @@
 namespace gemlet::kernels {
 namespace {
 
+template <typename Number>
+Number number_at(const uint8_t* p) {
+  Number number;
+  __builtin_memcpy(&number, p, sizeof number);
+  return number;
+}
+
+// The weights' scales of a block, to be multiplied by that of x.
+struct AnyScales {
+  VF weights;
+  explicit AnyScales(VF scales) : weights(scales) {}
+  VF times(const uint8_t* x) const { return weights * number_at<float>(x); }
+};
+// The same for powers of two: exponents are added, by units that do not multiply.
+struct PowerScales {
+  VI weights;
+  explicit PowerScales(VF scales) : weights((VI)scales - 0x3f800000) {}
+  VF times(const uint8_t* x) const { return (VF)(weights + number_at<int32_t>(x)); }
+};
+
 struct Q8Lines {
   static constexpr int64_t kBlockBytes = 512;
   using Dot = Q8Dot;
+  using Scales = AnyScales;
   template <int R, int H, typename X>
   static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
 #pragma GCC unroll 8
@@ -24,6 +45,7 @@ struct Q8Lines {
 struct Q4Lines {
   static constexpr int64_t kBlockBytes = 256;
   using Dot = Q4Dot;
+  using Scales = PowerScales;
   template <int R, int H, typename X>
   static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
 #pragma GCC unroll 4
@@ -77,28 +99,29 @@ struct Int8Product {
     const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
     RowPointers<R> x(first, a.x_stride), scale(first + a.cols, a.x_stride);
     RowPointers<R> offset(first + a.cols + blocks * 4, a.x_stride);
-    const auto number = [](const uint8_t* p, auto value) {
-      __builtin_memcpy(&value, p, 4);
-      return value;
-    };
+    float first_scales[R];
+    for (int r = 0; r < R; ++r) first_scales[r] = number_at<float>(scale(r));
     for (int64_t b = 0; b < blocks; b += 2, panel += kScaleLine + 2 * Lines::kBlockBytes) {
       for (int half = 0; half < 2; ++half) {
         VI dots[R][H];
         for (int r = 0; r < R; ++r) {
-          for (int h = 0; h < H; ++h) dots[r][h] = Lines::Dot::start(number(offset(r), int32_t{}));
+          for (int h = 0; h < H; ++h) dots[r][h] = Lines::Dot::start(number_at<int32_t>(offset(r)));
         }
         Lines::template dot<R, H>(panel + kScaleLine + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
         for (int h = 0; h < H; ++h) {
-          const VF weight_scale = load_f16(panel + half * 32 + (h0 + h) * kLanes * 2);
+          const typename Lines::Scales scales(load_f16(panel + half * 32 + (h0 + h) * kLanes * 2));
           for (int r = 0; r < R; ++r) {
-            const VI total = Lines::Dot::total(dots[r][h], number(offset(r), int32_t{}));
-            sums[r][h] += to_float(total) * (weight_scale * number(scale(r), float{}));
+            const VI total = Lines::Dot::total(dots[r][h], number_at<int32_t>(offset(r)));
+            sums[r][h] += to_float(total) * scales.times(scale(r));
           }
         }
         x.advance(kQuantBlock);
         scale.advance(4);
         offset.advance(4);
       }
+    }
+    for (int r = 0; r < R; ++r) {  // an exponent cannot be added to a NaN
+      for (int h = 0; h < H && first_scales[r] != first_scales[r]; ++h) sums[r][h] = splat(first_scales[r]);
     }
   }
 };

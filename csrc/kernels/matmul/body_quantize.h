@@ -5,6 +5,16 @@
 #include "kernels/simd/vector.h"
 
 namespace gemlet::kernels {
+namespace {
+
+inline float float_of_bits(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace
+
 namespace GEMLET_TIER {
 
 void quantize_i8(const QuantizeArgs& a) {
@@ -12,6 +22,7 @@ void quantize_i8(const QuantizeArgs& a) {
   float* scales = (float*)(a.out + a.cols);
   int32_t* offsets = (int32_t*)(a.out + a.cols + a.cols / kQuantBlock * 4);
   constexpr int kVectors = kQuantBlock / kLanes;
+  bool lost = false;
   for (int64_t b = 0; b < a.cols / kQuantBlock; ++b) {
     VF x[kVectors];
     VI peaks = {};  // magnitudes compare as their bits do, and NaN is above all
@@ -24,9 +35,18 @@ void quantize_i8(const QuantizeArgs& a) {
     }
     int32_t peak_bits = 0;
     for (int i = 0; i < kLanes; ++i) peak_bits = peaks[i] > peak_bits ? peaks[i] : peak_bits;
-    float peak;
-    __builtin_memcpy(&peak, &peak_bits, sizeof peak);
-    const float inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
+    float scale, inverse;
+    if (a.power_of_two) {
+      const uint32_t bits = power_scale_bits((uint32_t)peak_bits);
+      const bool usable = (uint32_t)peak_bits < kLeastLostPeak;
+      scale = float_of_bits(bits);
+      inverse = usable ? float_of_bits((254u << 23) - bits) : 0.0f;
+      lost |= !usable;
+    } else {
+      const float peak = float_of_bits((uint32_t)peak_bits);
+      scale = peak * (1.0f / 127.0f);
+      inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
+    }
     VI sum = {};
     for (int v = 0; v < kVectors; ++v) {
       const VF rounded = (x[v] * inverse + 12582912.0f) - 12582912.0f;
@@ -38,9 +58,10 @@ void quantize_i8(const QuantizeArgs& a) {
     }
     int32_t total = 0;
     for (int i = 0; i < kLanes; ++i) total += sum[i];
-    scales[b] = peak * (1.0f / 127.0f);
+    scales[b] = scale;
     offsets[b] = -a.zero_point * total;
   }
+  if (lost) scales[0] = __builtin_nanf("");
 }
 
 }  // namespace GEMLET_TIER

@@ -39,18 +39,30 @@ using matmul_tiles_q4_fn = matmul_fn;
 constexpr int64_t kLeastTileRows = 16;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
-//   scale = max|x| / 127 per block of 32, q = round(x / scale), offset = -zero_point * sum(q)
-// A block whose max|x| is at most kZeroPeak becomes zeros; one that holds an infinity or a NaN has that as its scale.
-// The offset undoes the weights' storage as unsigned numbers (q4: + 8, q8: + 128).
+//   q = round(x / scale) per block of 32, offset = -zero_point * sum(q)
+// The offset undoes the weights' storage as unsigned numbers (q4: + 8, q8: + 128). The scale is, by the weights'
+// format,
+//   q8  max|x| / 127. A block whose max|x| is at most kZeroPeak becomes zeros; one that holds an infinity or a NaN has
+//       that as its scale.
+//   q4  the least power of two for which |q| <= 127, at least 2^-64: kernels add its exponent to the weights' scale,
+//       which spares one of the ten operations on a block that are done by the units that multiply. What that loses is
+//       small beside four bits of weights. A row with an |x| of 2^100 or more has NaN as its first scale.
 constexpr int64_t kQuantBlock = 32;
 struct QuantizeArgs {
   const float* x;      // [valid]
   int64_t valid;       // columns present; the rest up to `cols` is zero
   int64_t cols;        // multiple of 64
   int32_t zero_point;  // 8 for q4, 128 for q8
+  bool power_of_two;   // the scales of q4
   uint8_t* out;        // activation_row_bytes(kI8, cols)
 };
 constexpr float kZeroPeak = 3.734e-37f;  // below it 127 / max|x| overflows
+constexpr uint32_t kLeastLostPeak = (127u + 100) << 23;
+// Bits of the scale of a block by those of its max|x|. 127.5 and more of a power of two need the next one.
+constexpr uint32_t power_scale_bits(uint32_t peak_bits) {
+  const uint32_t power = (peak_bits + 0x10000) & 0x7f800000, least = (127u - 58) << 23;
+  return (power > least ? power : least) - (6u << 23);
+}
 using quantize_i8_fn = void(const QuantizeArgs&);
 
 // bf16 activations of one row: x rounded to nearest, ties to even; NaN stays NaN.

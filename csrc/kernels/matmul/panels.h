@@ -1,5 +1,5 @@
-// Drives the matmul kernels over panels and rows. Panel by panel, and inside a panel kRowTile rows at a time: the panel
-// (10 to 60 KB quantized) stays in L1/L2 while the rows pass by. Decode (one row) streams the panels once.
+// Drives the matmul kernels over panels and rows: kRowTile rows at a time, which stay in L1 while the panels pass by
+// from L2, so that neighbouring results are written together. Decode (one row) streams the panels once.
 #pragma once
 
 #include "kernels/matmul/matmul.h"
@@ -53,11 +53,11 @@ template <typename Product>
 inline void matmul(const MatmulArgs& a) {
   constexpr int R = Product::kRows;
   const int64_t panels = (a.outputs + 15) / 16;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    int64_t row = 0;
-    for (; row + R <= a.rows; row += R) panel_rows<Product, R>(a, row, panel);
-    if (row < a.rows) last_rows<Product, R>(a, row, panel, a.rows - row);
+  int64_t row = 0;
+  for (; row + R <= a.rows; row += R) {
+    for (int64_t panel = 0; panel < panels; ++panel) panel_rows<Product, R>(a, row, panel);
   }
+  for (int64_t panel = 0; panel < panels && row < a.rows; ++panel) last_rows<Product, R>(a, row, panel, a.rows - row);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "base/float_bits.h"
 #include "formats/formats.h"
@@ -112,6 +113,7 @@ void quantize_i8(const QuantizeArgs& a) {
   int8_t* q = reinterpret_cast<int8_t*>(a.out);
   float* scales = reinterpret_cast<float*>(a.out + a.cols);
   int32_t* offsets = reinterpret_cast<int32_t*>(a.out + a.cols + a.cols / kBlock * 4);
+  bool lost = false;
   for (int64_t b = 0; b < a.cols / kBlock; ++b) {
     float x[kBlock];
     uint32_t peak_bits = 0;  // magnitudes compare as their bits do, and NaN is above all
@@ -121,7 +123,12 @@ void quantize_i8(const QuantizeArgs& a) {
       peak_bits = std::max(peak_bits, std::bit_cast<uint32_t>(fabsf(x[i])));
     }
     const float peak = std::bit_cast<float>(peak_bits);
-    const float inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
+    float scale = peak * (1.0f / 127.0f), inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
+    if (a.power_of_two) {
+      scale = std::bit_cast<float>(power_scale_bits(peak_bits));
+      inverse = peak_bits < kLeastLostPeak ? 1.0f / scale : 0.0f;
+      lost |= peak_bits >= kLeastLostPeak;
+    }
     int32_t sum = 0;
     for (int64_t i = 0; i < kBlock; ++i) {
       const float rounded = (x[i] * inverse + 12582912.0f) - 12582912.0f;  // ties to even
@@ -129,9 +136,10 @@ void quantize_i8(const QuantizeArgs& a) {
       q[b * kBlock + i] = static_cast<int8_t>(v);
       sum += v;
     }
-    scales[b] = peak * (1.0f / 127.0f);
+    scales[b] = scale;
     offsets[b] = -a.zero_point * sum;
   }
+  if (lost) scales[0] = std::numeric_limits<float>::quiet_NaN();
 }
 
 void matmul_f32_f32(const MatmulArgs& a) {
