@@ -28,9 +28,9 @@ ModelConfig small_config() {
     LayerConfig layer;
     layer.num_heads = 4;
     layer.num_kv_heads = 2;
-    layer.head_dim = 40;
+    layer.head_dim = i == 2 ? 264 : 40;  // 264: every token's keys and values are a task
     layer.intermediate_size = 176;
-    layer.query_scale = 1 / std::sqrt(40.0);
+    layer.query_scale = 1 / std::sqrt(static_cast<double>(layer.head_dim));
     layer.rope_theta = 10000;
     layer.sliding_window = i == 1 ? 0 : 24;
     layer.attention_softcap = i == 0 ? 50 : 0;
