@@ -43,7 +43,9 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
             count = min(left, int(random.choice([1, 3, 64, 512, 900])))
             sequence.extend(np.ones(count, np.int32), logits="none")
             largest = max(largest, sequence.cache_bytes)
+            assert sequence.cache_bytes == model.memory()["kv_cache"]
         sequence.close()
+        assert model.memory()["kv_cache"] == 0
     assert 0 < largest <= plan.kv_cache
     if context <= 64:
         assert largest == plan.kv_cache

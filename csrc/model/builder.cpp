@@ -8,7 +8,6 @@
 #include "model/forward.h"
 
 namespace gemlet {
-
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -149,22 +148,27 @@ uint8_t* ModelBuilder::allocate(int64_t bytes) {
   return storage_.back().data();
 }
 
-MemoryPlan ModelBuilder::plan() {
+MemoryPlan ModelBuilder::plan(SourceType table_type) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   MemoryPlan plan;
-  int64_t widest = config_.hidden_size;
+  int64_t widest = 0;  // input of a matrix whose kernels may take it in another form than float; of the experts: all
   for (const auto& [name, slot] : slots_) {
     const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
-    if (slot.matrix) widest = std::max(widest, slot.matrix->cols);
+    if (slot.matrix && slot.matrix->format != Format::kF32) widest = std::max(widest, slot.matrix->cols);
+  }
+  for (const LayerConfig& layer : config_.layers) {
+    const int64_t experts = layer.experts_per_token * std::max(config_.hidden_size, layer.expert_intermediate_size);
+    if (weight_format_ != Format::kF32) widest = std::max(widest, experts);
   }
   plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
-  const int64_t rows = config_.bidirectional ? config_.max_context : std::min(config_.max_context, kChunkTokens);
-  // As floats, the widest input of a matrix once more as int8 with its scales, and one row of logits.
-  plan.activations = rows * (ForwardPass::floats_per_row(config_) * 4 + widest / 4 * 5) + config_.vocab_size * 4;
+  // As floats, the widest input once more, and one row of logits.
+  plan.activations =
+      ForwardPass::most_rows(config_) * (ForwardPass::floats_per_row(config_) * 4 + widest * kPreparedBytes) +
+      config_.vocab_size * 4;
   if (needs_per_layer_table()) {
-    plan.on_disk =
-        config_.per_layer_vocab_size * config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()) * 2;
+    const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
+    plan.on_disk = config_.per_layer_vocab_size * source_bytes(table_type, cols);
   }
   if (weights_.embedding_on_disk) {
     plan.on_disk += plan.embedding;

@@ -65,6 +65,8 @@ class LoadedModel:
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
         self._adapters: dict[str, tuple[Adapter, _core.Adapter]] = {}
+        self._loading = threading.Lock()
+        self._adapter_scratch = 0  # what adapters add to the core's scratch, which never shrinks
 
     def __repr__(self) -> str:
         state = (
@@ -115,20 +117,32 @@ class LoadedModel:
         return self._vocab_size
 
     def memory(self) -> dict[str, int]:
-        """Bytes by use: the weights, the embedding, the KV cache of a token and so on.
+        """Bytes in memory now, by use.
+
+        "weights" and "embedding"; "kv_cache" of all streams that have not ended, with its places for tokens
+        to come; "adapters", one that was unloaded among them as long as a stream uses it. And what one token
+        takes of the cache in the layers without ("kv_cache_per_token") and with a sliding window
+        ("kv_cache_per_window_token").
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     print(all(size >= 0 for size in model.memory().values()))
-        True
+        ...     stream = model.stream("The door", max_tokens=4)
+        ...     before, chunk, during = model.memory(), next(stream), model.memory()
+        >>> before["kv_cache"], during["kv_cache"] > 4 * during["kv_cache_per_token"] > 0
+        (0, True)
         """
         self._check_open()
-        adapters = sum(adapter.memory_bytes for adapter in self.adapters.values())
-        return {**self._core_model.memory(), "adapters": adapters}
+        return self._core_model.memory()
 
     @property
     def adapters(self) -> dict[str, Adapter]:
-        """The LoRA adapters that are loaded, by name."""
+        """The LoRA adapters that are loaded, by name.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.adapters
+        {}
+        """
         with self._lock:
             return {name: adapter for name, (adapter, _) in self._adapters.items()}
 
@@ -150,6 +164,28 @@ class LoadedModel:
             TensorError: a tensor is missing, unexpected, not finite or does not fit this model; names it.
             MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
             ModelClosedError: the model is closed.
+
+        Here one is made first, of rank 1 for one matrix of the demo model:
+
+        >>> import json, pathlib, tempfile
+        >>> import gemlet, numpy, safetensors.numpy
+        >>> place = tempfile.TemporaryDirectory()
+        >>> folder = pathlib.Path(place.name, "louder")
+        >>> folder.mkdir()
+        >>> module = "model.layers.0.self_attn.o_proj"
+        >>> config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": module}
+        >>> _ = (folder / "adapter_config.json").write_text(json.dumps(config))
+        >>> a, b = numpy.ones((1, 256), "float32"), numpy.ones((256, 1), "float32")
+        >>> tensors = {f"base_model.model.{module}.lora_{x}.weight": y for x, y in (("A", a), ("B", b))}
+        >>> safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+        >>> with gemlet.load() as model:
+        ...     adapter = model.load_adapter(folder)
+        ...     plain = model.generate("The door", max_tokens=8, temperature=0)
+        ...     changed = model.generate("The door", max_tokens=8, temperature=0, adapter="louder")
+        ...     model.unload_adapter("louder")
+        >>> place.cleanup()
+        >>> adapter.targets, adapter.ranks, plain.text == changed.text
+        (('o_proj',), (1,), False)
         """
         self._check_open()
         from gemlet.adapter import open_adapter
@@ -157,16 +193,19 @@ class LoadedModel:
         if name is None:
             name = os.path.basename(os.path.abspath(os.fspath(path)))
         self._check_adapter_name(name)
-        with open_adapter(path, self.config) as files:
+        # One load at a time, from the check to the end: what is left of max_memory is given out once.
+        with open_adapter(path, self.config) as files, self._loading:
+            self._check_adapter_name(name)
+            scratch = max(self._adapter_scratch, self._core_model.adapter_scratch_bytes(files.max_rank))
             if self._spare_memory is not None:
-                used = sum(adapter.memory_bytes for adapter in self.adapters.values())
-                files.check_memory(self._spare_memory - used, self.weights)
+                used = self._core_model.memory()["adapters"]
+                files.check_memory(self._spare_memory - used - scratch, self.weights)
             core = files.build(self._core_model)
             adapter = files.describe(name, core.bytes)
-        with self._lock:
-            self._check_open()
-            self._check_adapter_name(name)
-            self._adapters[name] = adapter, core
+            with self._lock:
+                self._check_open()
+                self._adapters[name] = adapter, core
+                self._adapter_scratch = scratch
         return adapter
 
     def unload_adapter(self, name: str) -> None:
@@ -174,13 +213,35 @@ class LoadedModel:
 
         Raises:
             InvalidRequestError: no adapter of this name is loaded.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     try:
+        ...         model.unload_adapter("louder")
+        ...     except gemlet.InvalidRequestError as error:
+        ...         print(error)
+        adapter: got 'louder', expected the name of a loaded one (none); see load_adapter()
         """
         with self._lock:
             self._find_adapter(name)
             del self._adapters[name]
 
     def close(self) -> None:
-        """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless."""
+        """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
+
+        >>> import gemlet
+        >>> model = gemlet.load()
+        >>> stream = model.stream("The door opened", max_tokens=100)
+        >>> chunk = next(stream)
+        >>> model.close()
+        >>> stream.result.finish_reason, stream.result.completion_tokens
+        ('cancelled', 1)
+        >>> try:
+        ...     model.generate("The door opened")
+        ... except gemlet.ModelClosedError as error:
+        ...     print(error)
+        the model from demo is closed; load it again
+        """
         with self._lock:
             self._closed = True
             self._adapters.clear()

@@ -104,6 +104,11 @@ class AdapterFiles:
                 raise TensorError(f"{path}: tensor {show(term.a)} or its lora_B: {problem}") from None
         return builder.finish()
 
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of its matrices."""
+        return max((term.rank for term in self.terms.values()), default=0)
+
     def memory_bytes(self, weights: str) -> int:
         """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
         size = 4 if weights == "f32" else 2
@@ -115,7 +120,7 @@ class AdapterFiles:
         return total
 
     def check_memory(self, room: int, weights: str) -> None:
-        """Raises :class:`MemoryLimitError` if the adapter needs more than ``room`` bytes."""
+        """Raises :class:`MemoryLimitError` if the adapter's matrices need more than ``room`` bytes."""
         if (needed := self.memory_bytes(weights)) > room:
             raise MemoryLimitError(
                 f"{self.folder}: the adapter needs {size_text(needed)}, but max_memory leaves "

@@ -51,6 +51,8 @@ class Model(LoadedModel):
     ...     answer = model.generate("The door opened", max_tokens=12, seed=7)
     >>> answer.finish_reason, answer.completion_tokens
     ('length', 12)
+    >>> model.weights, model.kv_cache, model.context_length, model.vocab_size
+    ('bf16', 'bf16', 1024, 4096)
     """
 
     def logits(
