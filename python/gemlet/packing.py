@@ -108,7 +108,11 @@ def write_packed(
     described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
     if table and table_name is not None:
         info = tensors[table_name]
-        entries[PER_LAYER_TABLE] = (info.dtype, list(info.shape), info.nbytes)
+        shape, nbytes = info.shape, info.nbytes
+        if (cut := source.cuts.get(table_name)) is not None:
+            shape = cut.shape(shape)
+            nbytes = nbytes // info.shape[1] * shape[1]
+        entries[PER_LAYER_TABLE] = (info.dtype, list(shape), nbytes)
         if info.dtype in BLOCK_TYPES:  # which safetensors does not have
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
@@ -122,9 +126,10 @@ def write_packed(
                 _write(file.fileno(), packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:
-                for array, _ in source.checkpoint.read_rows(table_name, _BLOCK_BYTES):
+                row_bytes = tensors[table_name].nbytes // tensors[table_name].shape[0]
+                for array, _ in source.read_rows(table_name, _BLOCK_BYTES):
                     _write(file.fileno(), array.reshape(-1).view("u1").data)
-                    advance(array.nbytes)
+                    advance(len(array) * row_bytes)
             os.fsync(file.fileno())
     except OSError as problem:
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
