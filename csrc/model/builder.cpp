@@ -162,10 +162,15 @@ MemoryPlan ModelBuilder::plan(SourceType table_type) {
     if (weight_format_ != Format::kF32) widest = std::max(widest, experts);
   }
   plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
-  // As floats, the widest input once more, and one row of logits.
+  int64_t partials = 0;
+  for (const LayerConfig& c : config_.layers) {
+    const int64_t seen = c.sliding_window > 0 ? std::min(c.sliding_window, config_.max_context) : config_.max_context;
+    partials = std::max(partials, attention_partial_bytes(c.num_heads, c.num_kv_heads, c.head_dim, seen));
+  }
+  // As floats, the widest input once more, what attention keeps, and one row of logits.
   plan.activations =
       ForwardPass::most_rows(config_) * (ForwardPass::floats_per_row(config_) * 4 + widest * kPreparedBytes) +
-      config_.vocab_size * 4;
+      partials + config_.vocab_size * 4;
   if (needs_per_layer_table()) {
     const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
     plan.on_disk = config_.per_layer_vocab_size * source_bytes(table_type, cols);
