@@ -203,6 +203,8 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
 
 void register_model(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
+  m.attr("PASS_TEXTS") = kPassTexts;          // to embed in one pass at most
+  m.attr("PASS_TOKENS") = kChunkTokens;       // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
       .def_property_readonly("bytes", &Adapter::bytes);

@@ -13,6 +13,9 @@ constexpr int64_t kSlabBytes = 4 << 20;
 }
 
 KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_format) {
+  // Each text has blocks of its own, full but for one.
+  const int64_t together = std::min(config.max_context, kChunkTokens);
+  if (config.bidirectional) texts_blocks = std::min(kPassTexts, together) + together / kKvBlockTokens;
   std::vector<const LayerConfig*> examples;  // one layer of each kind
   for (const LayerConfig& layer : config.layers) {
     if (layer.kv_source >= 0) {
@@ -54,7 +57,7 @@ int64_t KvLayout::bytes_per_token(bool sliding) const {
 
 int64_t KvLayout::peak_bytes() const {
   int64_t bytes = 0;
-  for (const Kind& kind : kinds) bytes += kind.resident_blocks() * kind.block_bytes();
+  for (const Kind& kind : kinds) bytes += std::max(kind.resident_blocks(), texts_blocks) * kind.block_bytes();
   return bytes;
 }
 

@@ -21,6 +21,9 @@ namespace gemlet {
 // Rows that one forward pass should get at most; longer prompts come in chunks of this.
 inline constexpr int64_t kChunkTokens = 512;
 
+// Texts that go through one pass of a bidirectional model at most, kChunkTokens together but for a single longer one.
+inline constexpr int64_t kPassTexts = 32;
+
 // Where each layer's cache lies; computed once per model. Layers of a bidirectional model, whose tokens come in one
 // pass, take turns in the same place.
 struct KvLayout {
@@ -42,6 +45,7 @@ struct KvLayout {
     size_t first_head;  // among the heads of all layers of the kind
   };
   KvFormat format = KvFormat::kBf16;
+  int64_t texts_blocks = 0;  // of the texts of one pass of a bidirectional model
   std::vector<Kind> kinds;
   std::vector<Place> layers;
   // Bytes of the slabs of all caches of this layout.
@@ -50,7 +54,7 @@ struct KvLayout {
   KvLayout() = default;
   KvLayout(const ModelConfig& config, KvFormat format);
   int64_t bytes_per_token(bool sliding) const;  // of all layers with / without a window
-  int64_t peak_bytes() const;                   // the most that one sequence has in memory
+  int64_t peak_bytes() const;                   // the most that one sequence, or a pass over texts, has in memory
 };
 
 class KvCache {

@@ -12,6 +12,8 @@ import numpy.typing
 
 __all__: list[str] = [
     "LAYOUT_VERSION",
+    "PASS_TEXTS",
+    "PASS_TOKENS",
     "Adapter",
     "AdapterBuilder",
     "FileRows",
@@ -515,4 +517,6 @@ def rope_table(
     """
 
 LAYOUT_VERSION: int = 1
+PASS_TEXTS: int = 32
+PASS_TOKENS: int = 512
 __version__: str = "0.1.0"

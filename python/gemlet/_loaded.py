@@ -151,6 +151,7 @@ class LoadedModel:
 
         Any number of adapters may be loaded, also while the model generates. Their matrices stay apart from
         the model's, ``y = W x + scale * B (A x)``: in float32 for a model with f32 weights, else in bfloat16.
+        Loads take turns, and count against ``max_memory`` with what forward passes need to compute with them.
 
         Args:
             path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -198,8 +199,8 @@ class LoadedModel:
             self._check_adapter_name(name)
             scratch = max(self._adapter_scratch, self._core_model.adapter_scratch_bytes(files.max_rank))
             if self._spare_memory is not None:
-                used = self._core_model.memory()["adapters"]
-                files.check_memory(self._spare_memory - used - scratch, self.weights)
+                room = self._spare_memory - self._core_model.memory()["adapters"] - self._adapter_scratch
+                files.check_memory(room, self.weights, scratch - self._adapter_scratch)
             core = files.build(self._core_model)
             adapter = files.describe(name, core.bytes)
             with self._lock:
