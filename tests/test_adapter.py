@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import gemlet
 from gemlet import _core
 from gemlet.adapter import AdapterFiles
 from gemlet.errors import MemoryLimitError
+from gemlet.packing import _blocks
 from gemlet.source import open_source
 
 Floats = NDArray[np.float32]
@@ -420,6 +422,30 @@ def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
         assert merged.stored_weights() == plain.stored_weights()
         untouched = [block for block, _ in merged.read_rows("model.norm.weight", 1 << 20)]
         np.testing.assert_array_equal(untouched[0], plain.checkpoint.read("model.norm.weight")[0])
+
+
+def test_merging_takes_little_memory(tmp_path: Path) -> None:
+    """A matrix of 16 MB, merged in blocks: loading stays below what the model takes when it runs."""
+    from real_shapes import write_real_shape_hole
+
+    write_real_shape_hole(tmp_path / "model", "gemma3-1b")
+    module = "model.layers.0.mlp.up_proj"
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": module}
+    tensors = {
+        f"base_model.model.{module}.lora_A.weight": np.ones((1, 1152), np.float32),
+        f"base_model.model.{module}.lora_B.weight": np.ones((6912, 1), np.float32),
+    }
+    folder = write_adapter(tmp_path / "adapter", config, tensors)
+    with open_source(tmp_path / "model", merge_adapter=folder) as source:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        rows = 0
+        for block in _blocks(source):
+            rows += len(block.rows[0]) if block.part == "layers.0.up_proj" else 0
+        peak = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
+    assert rows == 6912
+    assert 8 << 20 < peak < 36 << 20
 
 
 def test_converted_and_cached_models_have_the_adapter_in_them(

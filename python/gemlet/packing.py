@@ -27,6 +27,7 @@ __all__ = ["FORMAT_VERSION", "fill", "set_table", "source_bytes", "write_packed"
 FORMAT_VERSION = 1  # of the file; the core counts the versions of the layout inside the tensors
 ALIGNMENT = 64
 _BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is seen and progress told
+_CHANGED_BYTES = 4 << 20  # where NumPy makes copies of them, which the memory plan has no room for
 
 
 class _Block(NamedTuple):
@@ -181,7 +182,7 @@ def _blocks(source: ModelSource) -> Iterator[_Block]:
         for name, entry in tensors:
             if source.is_changed(name):
                 row_bytes = checkpoint.tensors[name].nbytes // checkpoint.tensors[name].shape[0]
-                for array, dtype in source.read_rows(name, _BLOCK_BYTES, entry=entry):
+                for array, dtype in source.read_rows(name, min(_BLOCK_BYTES, _CHANGED_BYTES), entry=entry):
                     yield _Block(part, name, (array, dtype), first_row, len(array) * row_bytes)
                     first_row += array.shape[0]
             else:
