@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from core_models import builder_of, layer_config, model_config
 from gguf_models import metadata, typed, write_gguf
 from golden.folders import ALL_NAMES, HERE
 from test_load_gguf import model_of
@@ -53,6 +54,20 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
     assert 0 < largest <= plan.kv_cache
     if context <= 64:
         assert largest == plan.kv_cache
+
+
+@pytest.mark.parametrize("step", [1, 3, 64, 200, 512])
+def test_slabs_of_which_some_blocks_were_dropped_are_planned(step: int) -> None:
+    builder = builder_of(model_config(layer_config(sliding_window=512), max_context=2500))
+    plan, block = builder.plan()["kv_cache"], 64 * 2 * 2 * 16 * 4
+    builder.add_random(seed=1)
+    sequence = _core.TokenSequence(builder.finish())
+    largest = 0
+    while (left := 2500 - sequence.length) > 0:
+        sequence.extend(np.ones(min(step, left), np.int32), logits="none")
+        largest = max(largest, sequence.cache_bytes)
+    assert largest <= plan
+    assert step != 200 or largest > 17 * block  # what the first token of a chunk sees and the chunk
 
 
 def test_the_embedding_has_its_own_format() -> None:
