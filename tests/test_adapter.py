@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from processes import run_python
 
 import gemlet
 from gemlet import _core
+from gemlet.adapter import AdapterFiles
 from gemlet.errors import MemoryLimitError
+from gemlet.packing import _blocks
 from gemlet.source import open_source
 
 Floats = NDArray[np.float32]
@@ -114,11 +118,17 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
     folder = HERE / "gemma3-270m"
     plan = gemlet.inspect(folder, weights=weights, max_context=64).plan
     with gemlet.load(folder, weights=weights, max_context=64, threads=1) as free:
-        size = {name: free.load_adapter(ADAPTERS / name).memory_bytes for name in ON_270M}
-    first, second = ON_270M[:2]
+        loaded = {name: free.load_adapter(ADAPTERS / name) for name in ON_270M}
+        size = {name: adapter.memory_bytes for name, adapter in loaded.items()}
+        first, second = sorted(ON_270M, key=lambda name: -loaded[name].ranks[-1])[:2]
+        scratch = free._core_model.adapter_scratch_bytes(loaded[first].ranks[-1])
+        assert 0 < free._core_model.adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        model._spare_memory = size[first] + size[second] - 1  # the process itself may have grown
+        model._spare_memory = scratch + size[first] - 1  # the process itself may have grown
+        with pytest.raises(MemoryLimitError, match=f"{first}: the adapter needs .* max_memory leaves"):
+            model.load_adapter(ADAPTERS / first)
+        model._spare_memory = scratch + size[first] + size[second] - 1
         assert model.load_adapter(ADAPTERS / first).memory_bytes == size[first]
         with pytest.raises(MemoryLimitError, match=f"{second}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / second)
@@ -246,15 +256,67 @@ def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
     model.load_adapter(ADAPTERS / "gemma3-plain")
     expected = model.generate(ids, adapter="gemma3-plain", **options)
+    used = model.memory()["adapters"]
     stream = model.stream(ids, adapter="gemma3-plain", **options)
     next(stream)
     model.unload_adapter("gemma3-plain")
     assert model.adapters == {}
-    assert model.memory()["adapters"] == 0
-    model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")  # the name is free
+    assert model.memory()["adapters"] == used  # by the stream
+    other = model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")  # the name is free
+    assert model.memory()["adapters"] == used + other.memory_bytes
     for _ in stream:
         pass
     assert stream.result.token_ids == expected.token_ids
+    assert model.memory()["adapters"] == other.memory_bytes
+
+
+def test_what_a_stream_still_uses_is_not_given_out_again(model: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    first = model.load_adapter(ADAPTERS / "gemma3-plain", "first")
+    model._spare_memory = model._adapter_scratch + first.memory_bytes
+    stream = model.stream(ids, adapter="first", max_tokens=2)
+    model.unload_adapter("first")
+    with pytest.raises(MemoryLimitError, match="max_memory leaves 0 kB"):
+        model.load_adapter(ADAPTERS / "gemma3-plain", "second")
+    stream.close()
+    model.load_adapter(ADAPTERS / "gemma3-plain", "second")
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("first", "first")])
+def test_loads_at_the_same_time_share_neither_room_nor_name(
+    model: gemlet.Model, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    """The second begins while the first, which has been checked, is being built."""
+    path = ADAPTERS / "gemma3-plain"
+    size = model.load_adapter(path, "measured").memory_bytes
+    model.unload_adapter("measured")
+    if names[0] != names[1]:
+        model._spare_memory = model._adapter_scratch + size
+    errors: list[gemlet.GemletError] = []
+
+    def load_second() -> None:
+        try:
+            model.load_adapter(path, names[1])
+        except gemlet.GemletError as error:
+            errors.append(error)
+
+    second = threading.Thread(target=load_second)
+    build = AdapterFiles.build
+
+    def slow_build(files: AdapterFiles, core: _core.Model) -> _core.Adapter:
+        if second.ident is None:
+            second.start()
+            second.join(0.3)
+            assert not errors
+        return build(files, core)
+
+    monkeypatch.setattr(AdapterFiles, "build", slow_build)
+    model.load_adapter(path, names[0])
+    second.join()
+    expected = gemlet.InvalidRequestError if names[0] == names[1] else MemoryLimitError
+    assert [type(error) for error in errors] == [expected]
+    assert model.memory()["adapters"] == size
+    assert list(model.adapters) == ["first"]
 
 
 def test_a_closed_model_takes_no_adapter(model: gemlet.Model) -> None:
@@ -315,6 +377,31 @@ def test_memory_comes_back_when_an_adapter_goes() -> None:
     """)
 
 
+def test_the_scratch_of_adapters_is_what_a_pass_takes() -> None:
+    run_python("""
+    import numpy as np
+    from core_models import int32, layer_config, model_config, random_core
+    from gemlet import _core
+    from processes import resident
+    width, rank = 2**14, 8
+    config = model_config(layer_config(intermediate_size=width), max_context=2048)
+    core = random_core(config, weights="q4")
+    builder = _core.AdapterBuilder(core)
+    for slot, rows, cols in (("gate_proj", width, 64), ("up_proj", width, 64), ("down_proj", 64, width)):
+        a, b = np.full((rank, cols), 0.01, np.float32), np.full((rows, rank), 0.01, np.float32)
+        builder.add(f"layers.0.{slot}", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+    adapter = builder.finish()
+    ids = np.arange(512, dtype=np.int32) % 96
+    _core.TokenSequence(core).extend(ids)
+    before = resident()
+    _core.TokenSequence(core, adapter).extend(ids)
+    grown = (resident() - before) * 2**20
+    expected = core.adapter_scratch_bytes(rank)
+    assert expected > 2 * width * 512 * 4
+    assert 0.9 * expected < grown < 1.05 * expected + 2**21, (grown, expected)
+    """)
+
+
 # --- Merging ------------------------------------------------------------------------------------------------
 def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
     name = "gemma3-plain"
@@ -335,6 +422,30 @@ def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
         assert merged.stored_weights() == plain.stored_weights()
         untouched = [block for block, _ in merged.read_rows("model.norm.weight", 1 << 20)]
         np.testing.assert_array_equal(untouched[0], plain.checkpoint.read("model.norm.weight")[0])
+
+
+def test_merging_takes_little_memory(tmp_path: Path) -> None:
+    """A matrix of 16 MB, merged in blocks: loading stays below what the model takes when it runs."""
+    from real_shapes import write_real_shape_hole
+
+    write_real_shape_hole(tmp_path / "model", "gemma3-1b")
+    module = "model.layers.0.mlp.up_proj"
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": module}
+    tensors = {
+        f"base_model.model.{module}.lora_A.weight": np.ones((1, 1152), np.float32),
+        f"base_model.model.{module}.lora_B.weight": np.ones((6912, 1), np.float32),
+    }
+    folder = write_adapter(tmp_path / "adapter", config, tensors)
+    with open_source(tmp_path / "model", merge_adapter=folder) as source:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        rows = 0
+        for block in _blocks(source):
+            rows += len(block.rows[0]) if block.part == "layers.0.up_proj" else 0
+        peak = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
+    assert rows == 6912
+    assert 8 << 20 < peak < 36 << 20
 
 
 def test_converted_and_cached_models_have_the_adapter_in_them(

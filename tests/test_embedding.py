@@ -25,6 +25,7 @@ import gemlet
 from gemlet import _core
 from gemlet.cli import main
 from gemlet.config import parse_config, read_config
+from gemlet.embedding import passes
 
 Golden = dict[str, NDArray[Any]]
 FOLDER = HERE / "embeddinggemma"
@@ -354,8 +355,8 @@ def test_inspect_says_what_it_is() -> None:
     found = gemlet.inspect(FOLDER)
     text = str(found)
     assert "embedding  40 numbers; dense layers 88, 40; prompts 'query', 'document'" in text
-    assert "layer 0-4      6 tokens to either side, 3 heads of 24" in text
-    assert "layer 5        all tokens, 3 heads of 24" in text
+    assert "layers 0-4, 6: 6 tokens to either side, 3 heads of 24" in text
+    assert "layer 5: all tokens, 3 heads of 24" in text
     assert found.problem is None
     described = json.loads(json.dumps(found.as_dict()))
     assert described["config"]["dense_sizes"] == [88, 40]
@@ -366,8 +367,22 @@ def test_plan_has_a_pass_over_the_longest_text() -> None:
     short, long = (gemlet.inspect(FOLDER, max_context=tokens).plan for tokens in (512, 2048))
     rows = (long.activations - short.activations) / (2048 - 512)
     assert rows > 4 * 48 * 4
-    # One layer of each kind at a time: 2048 tokens of keys and values, one head of 24 (values padded to 32).
-    assert long.kv_cache == 2 * 2048 * (24 + 32) * 4
+    # One layer of each kind at a time: keys and values of 32 texts, 512 tokens together, in blocks of 64; one
+    # head of 24 (values padded to 32).
+    assert long.kv_cache == short.kv_cache == 2 * (32 + 8) * 64 * (24 + 32) * 4
+
+
+@pytest.mark.parametrize("context", [1, 64, 65, 500, 2048])
+def test_no_pass_takes_more_than_was_planned(context: int) -> None:
+    random = np.random.default_rng(context)
+    texts = [[5] * int(random.integers(1, 1 + min(context, 90))) for _ in range(200)] + [[5] * context]
+    groups = list(passes(texts, context))
+    assert [text for group in groups for text in group] == texts
+    planned = gemlet.inspect(FOLDER, max_context=context).plan.kv_cache // (2 * 64 * (24 + 32) * 4)
+    for group in groups:
+        assert sum(map(len, group)) <= max(512, len(group[0]))
+        assert sum(-(-len(text) // 64) for text in group) <= planned
+    assert len(groups) < 201 or context == 1
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------

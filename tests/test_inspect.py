@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from core_models import builder_of, layer_config, model_config
+from gguf_models import metadata, typed, write_gguf
 from golden.folders import ALL_NAMES, HERE
+from test_load_gguf import model_of
+from tiny_models import CONFIGS, write_folder
+from tokenizer_files import gemma4_json, trained_entries, trained_model
 
 import gemlet
 from gemlet import _core
@@ -43,10 +48,26 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
             count = min(left, int(random.choice([1, 3, 64, 512, 900])))
             sequence.extend(np.ones(count, np.int32), logits="none")
             largest = max(largest, sequence.cache_bytes)
+            assert sequence.cache_bytes == model.memory()["kv_cache"]
         sequence.close()
+        assert model.memory()["kv_cache"] == 0
     assert 0 < largest <= plan.kv_cache
     if context <= 64:
         assert largest == plan.kv_cache
+
+
+@pytest.mark.parametrize("step", [1, 3, 64, 200, 512])
+def test_slabs_of_which_some_blocks_were_dropped_are_planned(step: int) -> None:
+    builder = builder_of(model_config(layer_config(sliding_window=512), max_context=2500))
+    plan, block = builder.plan()["kv_cache"], 64 * 2 * 2 * 16 * 4
+    builder.add_random(seed=1)
+    sequence = _core.TokenSequence(builder.finish())
+    largest = 0
+    while (left := 2500 - sequence.length) > 0:
+        sequence.extend(np.ones(min(step, left), np.int32), logits="none")
+        largest = max(largest, sequence.cache_bytes)
+    assert largest <= plan
+    assert step != 200 or largest > 17 * block  # what the first token of a chunk sees and the chunk
 
 
 def test_the_embedding_has_its_own_format() -> None:
@@ -148,8 +169,10 @@ def test_every_golden_folder_is_described(name: str, capsys: pytest.CaptureFixtu
     assert main(["inspect", (HERE / name).as_posix()]) == 0
     text = capsys.readouterr().out
     config = read_config(HERE / name)
-    numbers = [int(number) for line in re.findall(r"^layer (\S+)", text, re.M) for number in line.split("-")]
-    assert (numbers[0], numbers[-1]) == (0, config.num_layers - 1)
+    found = ", ".join(re.findall(r"^layers? ([\d, -]+): ", text, re.M))
+    runs = [[int(number) for number in run.split("-")] for run in found.split(", ")]
+    numbers = [number for run in runs for number in range(run[0], run[-1] + 1)]
+    assert sorted(numbers) == list(range(config.num_layers))
     assert config.family in text
     assert "runs here  yes" in text
     assert main(["inspect", (HERE / name).as_posix(), "--json"]) == 0
@@ -162,6 +185,115 @@ def test_every_golden_folder_is_described(name: str, capsys: pytest.CaptureFixtu
     assert described["memory"]["total"] == sum(
         described["memory"][part] for part in ("weights", "embedding", "kv_cache", "activations", "process")
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "gemma2-2b",
+            [
+                "rope       base 10,000",
+                "softcap    attention scores 50, logits 30",
+                "layers 0, 2: window 8, 4 heads of 16, 2 for keys and values; MLP 36",
+                "formats    weights f32; embedding f32, which is the output matrix too; KV cache f32",
+            ],
+        ),
+        (
+            "gemma3-untied",
+            ["formats    weights f32; embedding f32, output matrix f32; KV cache f32"],
+        ),
+        (
+            "gemma3-4b",
+            ["rope       window: base 10,000; full attention: base 1,000,000, positions / 8"],
+        ),
+        (
+            "gemma3n-e4b",
+            [
+                "softcap    logits 30",
+                "streams    4 (AltUp), with a LAuReL branch of rank 5",
+                "per layer  inputs of 6, from a table of 139 rows in f32, which stays on disk",
+                "layers 0, 2: window 6, 4 heads of 16, 1 for keys and values; MLP 44, sparse above 1.64 "
+                "deviations",
+                "layer 5: window 6, 4 heads of 16, keys and values of layer 3; MLP 44",
+            ],
+        ),
+        (
+            "gemma4-26b-a4b",
+            [
+                "rope       window: base 10,000; full attention: base 1,000,000, 0.25 of each head",
+                "layers 2, 4: full attention, 4 heads of 32, 1 for keys and values, values are the keys; MLP "
+                "36; 3 of 9 experts of 12",
+            ],
+        ),
+        ("embeddinggemma", ["formats    weights f32; embedding f32; KV cache f32"]),
+    ],
+)
+def test_what_a_family_is_made_of_is_said(name: str, lines: list[str]) -> None:
+    text = str(inspect(HERE / name)).splitlines()
+    assert [line for line in lines if line not in text] == []
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_published_size_fits_a_terminal(tmp_path: Path, name: str) -> None:
+    from real_shapes import write_real_shape_hole
+
+    write_real_shape_hole(tmp_path / "model", name)
+    lines = str(inspect(tmp_path / "model", weights="q4", max_context=4096, max_memory="999GB")).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines[1:])) <= 136
+
+
+def test_the_formats_of_single_matrices(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma4_text")
+    chosen = typed(tensors, "Q8_0")
+    for name, kind in (("blk.0.attn_q", "Q4_0"), ("blk.1.ffn_up", "F32"), ("token_embd", "Q4_0")):
+        chosen[f"{name}.weight"] = (kind, tensors[f"{name}.weight"])
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), chosen)
+    found, whole = inspect(path), inspect(path, weights="q8")
+    formats = {"weights": "q8", "embedding": "q4", "kv_cache": "bf16"}
+    assert found.as_dict()["formats"] == formats
+    assert found.as_dict()["own_formats"] == {"layers.0.q_proj": "q4", "layers.1.up_proj": "f32"}
+    assert "formats    weights q8 (but 1 matrix q4, 1 matrix f32); embedding q4, which is " in str(found)
+    assert (whole.formats, whole.own_formats) == (formats | {"embedding": "q8"}, {})
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
+def test_the_table_on_disk_is_as_large_as_in_its_file(tmp_path: Path, kind: str) -> None:
+    config, tensors = model_of("gemma3n_text")
+    chosen = typed(tensors, "BF16")
+    table = tensors["per_layer_token_embd.weight"]
+    chosen["per_layer_token_embd.weight"] = (kind, table)
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), chosen)
+    size = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18}[kind] * table.size // 32
+    assert inspect(path).plan.on_disk == size
+    assert inspect(path).table_type == kind.lower()
+    gemlet.convert(path, tmp_path / "packed", weights="q4", threads=1)
+    assert inspect(tmp_path / "packed").plan.on_disk == size
+    assert plan_memory(inspect(path).config, weights="q4").on_disk == table.size * 2
+
+
+def test_which_tokenizer(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3_text")
+    entries, size = trained_entries()
+    tensors["token_embd.weight"] = np.resize(tensors["token_embd.weight"], (size, 64))
+    write_gguf(tmp_path / "some.gguf", [*metadata(config), *entries], typed(tensors, "F32"))
+    folder = write_folder(tmp_path / "folder", CONFIGS["gemma4_text"])
+    (folder / "tokenizer.json").write_text(json.dumps(gemma4_json()))
+    unigram = write_folder(tmp_path / "unigram", CONFIGS["gemma3_text"])
+    (unigram / "tokenizer.model").write_bytes(trained_model(model_type="unigram", vocab_size=340))
+    gemlet.convert(None, tmp_path / "packed", weights="q4", threads=1)
+    for path, file, kind in (
+        (None, "tokenizer.model", "SentencePiece BPE"),
+        (tmp_path / "some.gguf", "some.gguf", "GGUF BPE"),
+        (folder, "tokenizer.json", "Hugging Face BPE"),
+        (unigram, "tokenizer.model", "SentencePiece unigram"),
+        (tmp_path / "packed", "tokenizer.safetensors", "packed BPE"),
+    ):
+        found = inspect(path)
+        assert found.tokenizer == {"file": file, "kind": kind}
+        assert f"tokenizer  {file}: {kind}, {found.vocabulary} pieces; chat format" in str(found)
+    assert inspect(HERE / "gemma3-1b").as_dict()["tokenizer"] is None
 
 
 def test_weights_are_not_read(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_models import convert_tensors, metadata, typed, write_gguf
 from golden.folders import BY_NAME, HERE
 from numpy.typing import NDArray
 from tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
 from gemlet.checkpoint import Checkpoint
+from gemlet.cli import main
 from gemlet.config import parse_config, shape_config
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.matformer import cut_config
@@ -103,6 +105,49 @@ def test_a_cut_is_the_model_that_was_cut_and_saved(
     ):
         assert one.config == two.config
         assert one.memory() == two.memory()
+    packed = tmp_path / "packed"
+    gemlet.convert(large, packed, weights=weights, matformer=matformer, threads=1)
+    with gemlet.load(packed, threads=1) as loaded:
+        assert loaded.config == one.config
+        np.testing.assert_array_equal(loaded.logits(IDS), expected)
+
+
+def test_a_converted_cut_of_other_files(tmp_path: Path) -> None:
+    """Keys in text_config or left to their defaults, GGUF, an adapter merged in, and what cannot be cut."""
+    whole = LARGE | {"num_hidden_layers": 12, "layer_types": [LOCAL, LOCAL, LOCAL, GLOBAL] * 3}
+    del whole["activation_sparsity_pattern"]
+    tensors = weights_of(whole)
+    matformer = {"skip_layers": [0, 1, 9], "intermediate_size": 40}
+    text = {key: value for key, value in whole.items() if key != "model_type"}
+    outer = {"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", **text}}
+    nested = write_folder(tmp_path / "nested", outer, tensors=weights_of(whole, "model.language_model."))
+    gguf = write_gguf(tmp_path / "some.gguf", metadata(whole), typed(convert_tensors(whole, tensors), "BF16"))
+    for source, weights in ((nested, "f32"), (nested, "q4"), (gguf, "q8")):
+        expected = logits_of(source, weights=weights, matformer=matformer)
+        made = tmp_path / f"{source.name}-{weights}"
+        gemlet.convert(source, made, weights=weights, matformer=matformer, threads=1)
+        np.testing.assert_array_equal(logits_of(made), expected)
+        found, cut = gemlet.inspect(made), gemlet.inspect(source, weights=weights, matformer=matformer)
+        assert found.config == cut.config
+        assert (found.parameters, found.plan.on_disk) == (cut.parameters, cut.plan.on_disk)
+        assert (made / "model.safetensors").stat().st_size < source_size(source)
+    blocks = write_gguf(tmp_path / "q8.gguf", metadata(whole), typed(convert_tensors(whole, tensors), "Q8_0"))
+    with pytest.raises(UnsupportedError, match="matformer: quantized weights cannot be cut"):
+        gemlet.convert(blocks, tmp_path / "none", matformer=matformer, threads=1)
+    with pytest.raises(InvalidRequestError, match="expected 'E2B', a width"):
+        gemlet.convert(nested, tmp_path / "none", matformer="E5B", threads=1)
+    assert sorted(path.name for path in tmp_path.iterdir() if "none" in path.name) == []
+
+
+def source_size(source: Path) -> int:
+    return (source / "model.safetensors" if source.is_dir() else source).stat().st_size
+
+
+def test_the_command_line_converts_a_cut(tmp_path: Path) -> None:
+    folder, made = HERE / "gemma3n-e4b", tmp_path / "small"
+    assert main(["convert", str(folder), str(made), "--weights", "q8", "--matformer", "16"]) == 0
+    expected = gemlet.inspect(folder, weights="q8", matformer=16)
+    assert gemlet.inspect(made).config == expected.config
 
 
 @pytest.mark.parametrize("block_bytes", [1, 6000])

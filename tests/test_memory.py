@@ -81,6 +81,47 @@ def test_a_sliding_window_bounds_the_cache() -> None:
     """)
 
 
+def test_the_cache_is_shown_as_large_as_it_is_in_memory() -> None:
+    """Blocks of a sliding window are allocated as slabs, which stay until their last block is dropped."""
+    run_python(f"""{PRELUDE}
+    layer = layer_config(num_kv_heads=4, head_dim=512)  # a block of 1 MB, four to a slab
+    core = random_core(config=model_config(layer, max_context=20_000))
+    def filled():
+        sequence = _core.TokenSequence(core)
+        sequence.extend(np.full(256, 5, np.int32))  # of its four blocks only the last is still seen
+        return sequence
+    filled().close()
+    before = resident()
+    sequences = [filled() for _ in range(10)]
+    size = sum(sequence.cache_bytes for sequence in sequences)
+    assert size == core.memory()["kv_cache"] == 10 * 4 * 2**20
+    grown = (resident() - before) * 2**20
+    assert 0.95 * size < grown < 1.05 * size + 2**21, (grown, size)
+    for sequence in sequences:
+        sequence.close()
+    assert core.memory()["kv_cache"] == 0
+    """)
+
+
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_a_context_takes_what_was_planned(weights: str) -> None:
+    """Cache, scratch and logits of a full context, whose short last chunk splits attention over the keys."""
+    run_python(f"""{PRELUDE}
+    layer = layer_config(num_heads=16, num_kv_heads=8, head_dim=256, sliding_window=0)
+    builder = builder_of(model_config(layer, max_context=1024), "{weights}", kv_cache="bf16")
+    plan = builder.plan()
+    builder.add_random(seed=1)
+    core = builder.finish()
+    before = resident()
+    sequence = _core.TokenSequence(core)
+    for count in (1008, 16):
+        sequence.extend(np.full(count, 5, np.int32))
+    grown = (resident() - before) * 2**20
+    planned = plan["kv_cache"] + plan["activations"]
+    assert planned - 2e6 < grown < planned + 1e6, (grown, plan)
+    """)
+
+
 # --- Not there ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "config",

@@ -139,6 +139,9 @@ class Backend {
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
 
+// Bytes that the CPU's attention keeps, beside a little for each thread, once it has seen a cache of so many tokens.
+int64_t attention_partial_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens);
+
 // threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads);
 

@@ -114,6 +114,8 @@ std::map<std::string, int64_t> memory(const Model& model) {
       weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
   result["embedding"] = weights.embedding_on_disk ? std::min(embedding, kResidentEmbeddingBytes) : embedding;
+  result["kv_cache"] = model.kv_bytes();
+  result["adapters"] = model.adapter_bytes();
   result["kv_cache_per_token"] = model.kv_layout().bytes_per_token(false);
   result["kv_cache_per_window_token"] = model.kv_layout().bytes_per_token(true);
   return result;
@@ -201,6 +203,8 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
 
 void register_model(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
+  m.attr("PASS_TEXTS") = kPassTexts;          // to embed in one pass at most
+  m.attr("PASS_TOKENS") = kChunkTokens;       // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
       .def_property_readonly("bytes", &Adapter::bytes);
@@ -215,8 +219,10 @@ void register_model(py::module_& m) {
       .def_property_readonly("closed", &Model::closed)
       .def_property_readonly("parameter_count", &Model::parameter_count)
       .def("memory", &memory,
-           "Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding "
-           "windows.")
+           "Bytes by kind: weights, embedding (and output head), caches of all sequences, adapters, cache per token, "
+           "cache per token inside the sliding windows.")
+      .def("adapter_scratch_bytes", &Model::adapter_scratch_bytes, py::arg("max_rank"),
+           "What adapters of at most this rank add to the scratch of a forward pass.")
       .def("bytes_per_token", &Model::decode_bytes, py::kw_only(), py::arg("depth") = 0,
            "Bytes that one decode step reads after `depth` tokens.")
       .def(
@@ -261,15 +267,16 @@ void register_model(py::module_& m) {
            py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false)
       .def(
           "plan",
-          [](ModelBuilder& builder) {
-            const MemoryPlan plan = builder.plan();
+          [](ModelBuilder& builder, const std::string& table_type) {
+            const MemoryPlan plan = builder.plan(source_type("embed_tokens_per_layer", table_type));
             return std::map<std::string, int64_t>{{"weights", plan.weights},
                                                   {"embedding", plan.embedding},
                                                   {"kv_cache", plan.kv_cache},
                                                   {"activations", plan.activations},
                                                   {"on_disk", plan.on_disk}};
           },
-          "Bytes that the model will take, by use.")
+          py::arg("table_type") = "bf16",
+          "Bytes that the model will take, by use; the per-layer table being of that type in its file.")
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
       .def("packed_sizes", &packed_sizes, "(format, bytes) of every slot in packed form.")
       .def("add", &ModelBuilder::add, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0,

@@ -46,6 +46,10 @@ int64_t Adapter::bytes() const {
   return bytes;
 }
 
+Adapter::~Adapter() {
+  if (model_) model_->adapter_bytes_ -= bytes();
+}
+
 AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
     : model_(std::move(model)),
       adapter_(std::make_shared<Adapter>()),
@@ -105,6 +109,7 @@ Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source) {
     }
   }
   adapter_->storage_.push_back(std::move(buffer));
+  model_->adapter_bytes_ += bytes;
   return {format_, rows, cols, adapter_->storage_.back().data()};
 }
 

@@ -35,10 +35,11 @@ class Adapter {
   const LayerAdapter& layer(size_t index) const { return layers_[index]; }
   int64_t max_rank() const { return max_rank_; }
   int64_t bytes() const;
+  ~Adapter();
 
  private:
   friend class AdapterBuilder;
-  std::shared_ptr<const Model> model_;
+  std::shared_ptr<Model> model_;
   std::vector<LayerAdapter> layers_;
   std::vector<AlignedBuffer> storage_;
   int64_t max_rank_ = 0;

@@ -1,57 +1,13 @@
+// A ModelBuilder's slots: which tensors a configuration has, the memory they take, and the finished model.
 #include "model/builder.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstring>
 #include <mutex>
-#include <new>
 
-#include "base/cpu_limits.h"
 #include "base/error.h"
-#include "formats/quantize.h"
-#include "formats/repack.h"
 #include "model/forward.h"
 
 namespace gemlet {
-namespace {
-
-// A thread's own memory, kept from one panel to the next: new memory would be cleared page by page every time.
-template <typename T>
-class Scratch {
- public:
-  T* get(int64_t count) {  // null: no memory
-    if (count > count_) {
-      memory_.reset();
-      memory_.reset(new (std::nothrow) T[static_cast<size_t>(count)]);
-      count_ = memory_ ? count : 0;
-    }
-    return memory_.get();
-  }
-
- private:
-  std::unique_ptr<T[]> memory_;
-  int64_t count_ = 0;
-};
-
-enum class Outcome : uint8_t { kPacked, kUnreadable, kNoMemory, kNotFinite };
-
-void check_outcome(Outcome outcome, const std::string& name, std::string_view format) {
-  switch (outcome) {
-    case Outcome::kPacked:
-      return;
-    case Outcome::kUnreadable:
-      fail(ErrorCode::kModelFile, "tensor '", name, "': the file cannot be read, was cut short, or memory is out");
-    case Outcome::kNoMemory:
-      fail(ErrorCode::kMemory, "out of memory while packing tensor '", name, "'");
-    case Outcome::kNotFinite:
-      fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ", format,
-           "; the file is damaged or the training diverged");
-  }
-}
-
-}  // namespace
-
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -181,10 +137,6 @@ void ModelBuilder::declare_altup(const std::string& at, AltupWeights& w) {
   declare_norm(at + "post_laurel_norm", hidden, &w.post_laurel_norm);
 }
 
-void ModelBuilder::check_can_fill() const {
-  if (!backend_ && !finished_) fail(ErrorCode::kInvalidRequest, "this builder was made to plan only, with threads=0");
-}
-
 uint8_t* ModelBuilder::allocate(int64_t bytes) {
   if (!backend_) return nullptr;
   promised_bytes_ += bytes;
@@ -196,22 +148,32 @@ uint8_t* ModelBuilder::allocate(int64_t bytes) {
   return storage_.back().data();
 }
 
-MemoryPlan ModelBuilder::plan() {
+MemoryPlan ModelBuilder::plan(SourceType table_type) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   MemoryPlan plan;
-  int64_t widest = config_.hidden_size;
+  int64_t widest = 0;  // input of a matrix whose kernels may take it in another form than float; of the experts: all
   for (const auto& [name, slot] : slots_) {
     const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
-    if (slot.matrix) widest = std::max(widest, slot.matrix->cols);
+    if (slot.matrix && slot.matrix->format != Format::kF32) widest = std::max(widest, slot.matrix->cols);
+  }
+  for (const LayerConfig& layer : config_.layers) {
+    const int64_t experts = layer.experts_per_token * std::max(config_.hidden_size, layer.expert_intermediate_size);
+    if (weight_format_ != Format::kF32) widest = std::max(widest, experts);
   }
   plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
-  const int64_t rows = config_.bidirectional ? config_.max_context : std::min(config_.max_context, kChunkTokens);
-  // As floats, the widest input of a matrix once more as int8 with its scales, and one row of logits.
-  plan.activations = rows * (ForwardPass::floats_per_row(config_) * 4 + widest / 4 * 5) + config_.vocab_size * 4;
+  int64_t partials = 0;
+  for (const LayerConfig& c : config_.layers) {
+    const int64_t seen = c.sliding_window > 0 ? std::min(c.sliding_window, config_.max_context) : config_.max_context;
+    partials = std::max(partials, attention_partial_bytes(c.num_heads, c.num_kv_heads, c.head_dim, seen));
+  }
+  // As floats, the widest input once more, what attention keeps, and one row of logits.
+  plan.activations =
+      ForwardPass::most_rows(config_) * (ForwardPass::floats_per_row(config_) * 4 + widest * kPreparedBytes) +
+      partials + config_.vocab_size * 4;
   if (needs_per_layer_table()) {
-    plan.on_disk =
-        config_.per_layer_vocab_size * config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()) * 2;
+    const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
+    plan.on_disk = config_.per_layer_vocab_size * source_bytes(table_type, cols);
   }
   if (weights_.embedding_on_disk) {
     plan.on_disk += plan.embedding;
@@ -271,202 +233,6 @@ void ModelBuilder::accept_per_layer_table(RowTable table) {
          ", expected ", shape_text({rows, cols}));
   }
   weights_.per_layer_table = std::move(table);
-}
-
-// pack_rows(first, count, panel) packs `count` rows from row `first` of the matrix into a panel of `out`; called from
-// several threads, and must not throw.
-template <typename PackRows>
-void ModelBuilder::fill_panels(const std::string& name, const Matrix& matrix, int64_t first_row, int64_t row_count,
-                               const PackRows& pack_rows, uint8_t* out) {
-  std::atomic<Outcome> outcome{Outcome::kPacked};
-  const auto pack = [&](int64_t index) {
-    const int64_t first = first_row + index * kPanelRows;
-    const int64_t count = std::min(kPanelRows, matrix.rows - first);
-    const Outcome one = pack_rows(first, count, out + index * panel_bytes(matrix.format, matrix.cols));
-    if (one != Outcome::kPacked) outcome = one;
-  };
-  // New memory first, a huge page at a time: threads that meet in one while packing would each clear it.
-  constexpr int64_t kHugePage = int64_t{2} << 20;
-  backend_->parallel(
-      gemlet::packed_bytes(matrix.format, row_count, matrix.cols) / kHugePage,
-      [](const void* context, int64_t index) {
-        static_cast<volatile uint8_t*>(const_cast<void*>(context))[index * kHugePage] = 0;
-      },
-      out);
-  backend_->parallel(
-      panel_count(row_count),
-      [](const void* context, int64_t index) { (*static_cast<const decltype(pack)*>(context))(index); }, &pack);
-  check_outcome(outcome, name, format_name(matrix.format));
-}
-
-// read_rows(first, count, out) gives `count` rows from row `first` of the tensor as float32, or says that it cannot;
-// called from several threads. `packed` takes their packed form.
-template <typename ReadRows>
-void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count,
-                        const ReadRows& read_rows, uint8_t* packed) {
-  if (!slot.matrix) {
-    float* const out = reinterpret_cast<float*>(packed);
-    std::memset(packed, 0, static_cast<size_t>(slot.packed_bytes(1)));
-    Outcome outcome = read_rows(0, 1, out) ? Outcome::kPacked : Outcome::kUnreadable;
-    for (int64_t i = 0; i < slot.values(); ++i) {
-      if (!std::isfinite(out[i]) && outcome == Outcome::kPacked) outcome = Outcome::kNotFinite;
-      out[i] += slot.offset;
-    }
-    return check_outcome(outcome, name, "f32");
-  }
-  const Matrix& matrix = *slot.matrix;
-  const auto pack_rows = [&](int64_t first, int64_t count, uint8_t* panel) {
-    thread_local Scratch<float> scratch;
-    float* const rows = scratch.get(kPanelRows * matrix.cols);
-    if (!rows) return Outcome::kNoMemory;
-    if (!read_rows(first, count, rows)) return Outcome::kUnreadable;
-    return pack_panel(matrix.format, rows, count, matrix.cols, panel) ? Outcome::kPacked : Outcome::kNotFinite;
-  };
-  fill_panels(name, matrix, first_row, row_count, pack_rows, packed);
-}
-
-ModelBuilder::Slot& ModelBuilder::find(const std::string& name) {
-  check_can_fill();
-  const auto found = slots_.find(name);
-  if (finished_ || found == slots_.end()) fail(ErrorCode::kTensor, "tensor '", name, "' is not part of this model");
-  if (found->second.filled()) fail(ErrorCode::kTensor, "tensor '", name, "' was given twice");
-  return found->second;
-}
-
-void ModelBuilder::add(const std::string& name, const SourceRows& source, int64_t first_row) {
-  const std::lock_guard<ForkMutex> lock(mutex_);
-  Slot& slot = find(name);
-  if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
-  if (first_row != slot.rows_filled) {
-    fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected the next ones, from ",
-         slot.rows_filled);
-  }
-  pack_rows(name, slot, source, first_row, slot.matrix ? slot.storage + slot.packed_bytes(first_row) : slot.storage);
-  slot.rows_filled += slot.matrix ? source.shape[0] : 1;
-}
-
-int64_t ModelBuilder::packed_bytes(const std::string& name, int64_t rows) {
-  const std::lock_guard<ForkMutex> lock(mutex_);
-  const auto found = slots_.find(name);
-  if (found == slots_.end()) return 0;
-  return found->second.packed_bytes(std::clamp<int64_t>(rows, 0, found->second.rows()));
-}
-
-void ModelBuilder::pack(const std::string& name, const SourceRows& source, int64_t first_row, uint8_t* out) {
-  const std::lock_guard<ForkMutex> lock(mutex_);
-  Slot& slot = find(name);
-  if (first_row < 0 || first_row >= slot.rows() || first_row % kPanelRows != 0) {
-    fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected a multiple of ", kPanelRows,
-         " below ", slot.rows());
-  }
-  pack_rows(name, slot, source, first_row, out);
-}
-
-void ModelBuilder::map_file(int descriptor, const std::string& path) {
-  const std::lock_guard<ForkMutex> lock(mutex_);
-  if (mapping_) fail(ErrorCode::kInvalidRequest, path, ": the builder has mapped ", mapping_->path(), " already");
-  mapping_ = std::make_shared<FileMapping>(descriptor, path);
-}
-
-void ModelBuilder::use_packed(const std::string& name, int64_t offset, int64_t bytes) {
-  const std::lock_guard<ForkMutex> lock(mutex_);
-  Slot& slot = find(name);
-  if (!mapping_ || slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': no file was mapped for it");
-  if (bytes != slot.packed_bytes(slot.rows())) {
-    fail(ErrorCode::kTensor, "tensor '", name, "' has ", bytes, " bytes, expected ", slot.packed_bytes(slot.rows()),
-         ": ", shape_text(slot.shape), " as packed ", slot.matrix ? format_name(slot.matrix->format) : "f32");
-  }
-  if (offset < 0 || offset % 64 != 0 || bytes > mapping_->size() || offset > mapping_->size() - bytes) {
-    fail(ErrorCode::kTensor, "tensor '", name, "' begins at byte ", offset,
-         ", expected a multiple of 64 and all of it inside the file of ", mapping_->size(), " bytes");
-  }
-  set_storage(slot, mapping_->data() + offset);
-  slot.rows_filled = slot.rows();
-}
-
-// Checks rows against the slot and packs them.
-void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRows& source, int64_t first_row,
-                             uint8_t* out) {
-  const bool matrix = slot.matrix != nullptr;
-  const std::vector<int64_t>& shape = source.shape;
-  // What remains of the tensor, or the next full panels of it.
-  const int64_t rows = matrix && !shape.empty() ? shape[0] : 1;
-  const int64_t left = slot.rows() - first_row;
-  const bool fits = shape.size() == slot.shape.size() && shape.back() == slot.shape.back() &&
-                    (rows == left || (rows > 0 && rows < left && rows % kPanelRows == 0));
-  if (!fits) {
-    std::vector<int64_t> expected = slot.shape;
-    if (matrix) expected[0] = left;
-    fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
-  }
-  const int64_t cols = matrix ? shape.back() : slot.values();
-  if (cols % source_block_values(source.type) != 0) {
-    fail(ErrorCode::kTensor, "tensor '", name, "': rows of ", cols, " are not whole blocks of ",
-         source_type_name(source.type));
-  }
-  if (!source.data) {
-    const int64_t bytes = source_bytes(source.type, rows * cols);
-    if (source.offset < 0 || source.offset > INT64_MAX - bytes) {
-      fail(ErrorCode::kModelFile, "tensor '", name, "': ", bytes, " bytes from byte ", source.offset,
-           " on lie in no file");
-    }
-  }
-  const auto raw_rows = [&](int64_t first, int64_t count) -> const uint8_t* {  // null: they cannot be read
-    const int64_t begin = source_bytes(source.type, (first - first_row) * cols);
-    if (source.data) return static_cast<const uint8_t*>(source.data) + begin;
-    thread_local Scratch<uint8_t> scratch;
-    const int64_t bytes = source_bytes(source.type, count * cols);
-    uint8_t* const raw = scratch.get(bytes);
-    return raw && read_fully(source.descriptor, source.offset + begin, bytes, raw) ? raw : nullptr;
-  };
-  if (matrix && can_repack(slot.matrix->format, source.type)) {
-    const auto pack = [&](int64_t first, int64_t count, uint8_t* panel) {
-      const uint8_t* const raw = raw_rows(first, count);
-      if (!raw) return Outcome::kUnreadable;
-      const bool finite = repack_panel(slot.matrix->format, source.type, raw, count, cols, panel);
-      return finite ? Outcome::kPacked : Outcome::kNotFinite;
-    };
-    return fill_panels(name, *slot.matrix, first_row, rows, pack, out);
-  }
-  const auto read_rows = [&](int64_t first, int64_t count, float* values) {
-    const uint8_t* const raw = raw_rows(first, count);
-    if (raw) widen(raw, source.type, 0, count * cols, values);
-    return raw != nullptr;
-  };
-  fill(name, slot, first_row, rows, read_rows, out);
-}
-
-void ModelBuilder::add_random(uint64_t seed) {
-  const std::lock_guard<ForkMutex> lock(mutex_);
-  check_can_fill();
-  uint64_t tensor = 0;
-  for (auto& [name, slot] : slots_) {
-    ++tensor;
-    if (slot.rows_filled > 0) continue;
-    if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
-    const int64_t cols = slot.matrix ? slot.shape.back() : slot.values();
-    // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.
-    const float scale = slot.matrix ? std::sqrt(3.0f / static_cast<float>(cols)) : 0.1f;
-    const float neutral = slot.neutral;
-    const uint64_t start = seed * 0x9e3779b97f4a7c15u + (tensor << 40);
-    fill(
-        name, slot, 0, slot.rows(),
-        [&](int64_t first, int64_t count, float* out) {
-          for (int64_t r = 0; r < count; ++r) {
-            float* const row = out + r * cols;
-            random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
-            for (int64_t c = 0; c < cols; ++c) row[c] = neutral + scale * row[c];
-          }
-          return true;
-        },
-        slot.storage);
-    slot.rows_filled = slot.rows();
-  }
-  if (needs_per_layer_table() && weights_.per_layer_table.empty()) {
-    accept_per_layer_table(RowTable::random(config_.per_layer_vocab_size,
-                                            config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()),
-                                            seed));
-  }
 }
 
 std::unique_ptr<Model> ModelBuilder::finish() {

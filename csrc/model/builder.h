@@ -48,7 +48,8 @@ class ModelBuilder {
                std::unique_ptr<Backend> backend, bool allocate = true, std::map<std::string, Format> formats = {},
                bool embedding_on_disk = false);
 
-  MemoryPlan plan();
+  // The per-layer table is taken to be of `table_type` in its file.
+  MemoryPlan plan(SourceType table_type = SourceType::kBf16);
 
   struct Slot {
     std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) as the checkpoint has it

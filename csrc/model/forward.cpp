@@ -79,6 +79,21 @@ int64_t ForwardPass::floats_per_row(const ModelConfig& config) {
   return streams * hidden + 3 * hidden + wide_floats(config) + rope + per_layer + altup;
 }
 
+// A x of up to three matrices, and B (A x) of q + k + v, of gate + up, or of one that writes to the residual.
+int64_t ForwardPass::adapter_floats_per_row(const ModelConfig& config, int64_t max_rank) {
+  if (max_rank == 0) return 0;
+  int64_t delta = config.hidden_size;
+  for (const LayerConfig& layer : config.layers) {
+    const int64_t heads = layer.num_heads + 2 * layer.num_kv_heads;
+    delta = std::max({delta, heads * layer.head_dim, 2 * layer.intermediate_size});
+  }
+  return 3 * max_rank + delta;
+}
+
+int64_t ForwardPass::most_rows(const ModelConfig& config) {
+  return config.bidirectional ? config.max_context : std::min(config.max_context, kChunkTokens);
+}
+
 // All scratch in one buffer that the model keeps between passes.
 void ForwardPass::allocate() {
   for (const LayerConfig* layer : rope_examples(config_)) ropes_.push_back({layer, nullptr, nullptr});
@@ -86,8 +101,8 @@ void ForwardPass::allocate() {
   const int64_t streams = config_.altup_streams;
   int64_t max_rank = 0;
   for (const AdapterRun& run : runs_) max_rank = std::max(max_rank, run.adapter->max_rank());
-  const int64_t low = 3 * max_rank, delta = max_rank > 0 ? std::max(wide_floats(config_), hidden) : 0;
-  const size_t bytes = static_cast<size_t>(rows_ * (floats_per_row(config_) + low + delta)) * sizeof(float);
+  const int64_t low = 3 * max_rank, low_and_delta = adapter_floats_per_row(config_, max_rank);
+  const size_t bytes = static_cast<size_t>(rows_ * (floats_per_row(config_) + low_and_delta)) * sizeof(float);
   AlignedBuffer& buffer = model_.activations_;
   if (buffer.size() < bytes) {
     buffer = AlignedBuffer();  // give the old one back first
@@ -107,7 +122,7 @@ void ForwardPass::allocate() {
   per_layer_ = take(config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()));
   per_layer_gate_ = take(config_.per_layer_input_size);
   adapter_low_ = take(low);
-  adapter_delta_ = take(delta);
+  adapter_delta_ = take(low_and_delta - low);
   if (streams > 1) {
     predicted_ = take(streams * hidden);
     laurel_ = take(hidden);

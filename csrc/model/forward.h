@@ -9,6 +9,9 @@
 
 namespace gemlet {
 
+// Of an activation in the form that the kernels of quantized and bf16 weights take: bf16, or int8 with its scales.
+inline constexpr int64_t kPreparedBytes = 2;
+
 class ForwardPass {
  public:
   ForwardPass(Model& model, std::span<const Segment> batch, const TapSink* taps);
@@ -18,8 +21,11 @@ class ForwardPass {
   void logits();
   void embeddings();  // instead, of a bidirectional model
 
-  // Scratch for one row, without what the backend itself keeps and what adapters add.
+  // Scratch for one row, without what the backend itself keeps; what adapters of at most this rank add to it; and the
+  // rows of a pass over one sequence.
   static int64_t floats_per_row(const ModelConfig& config);
+  static int64_t adapter_floats_per_row(const ModelConfig& config, int64_t max_rank);
+  static int64_t most_rows(const ModelConfig& config);
 
  private:
   // The rows of one segment that are still in the pass.

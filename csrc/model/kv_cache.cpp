@@ -13,6 +13,9 @@ constexpr int64_t kSlabBytes = 4 << 20;
 }
 
 KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_format) {
+  // Each text has blocks of its own, full but for one.
+  const int64_t together = std::min(config.max_context, kChunkTokens);
+  if (config.bidirectional) texts_blocks = std::min(kPassTexts, together) + together / kKvBlockTokens;
   std::vector<const LayerConfig*> examples;  // one layer of each kind
   for (const LayerConfig& layer : config.layers) {
     if (layer.kv_source >= 0) {
@@ -25,12 +28,13 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_fo
       const int64_t head_bytes = kernels::kv_head_bytes(layer.head_dim, element_bytes(format));
       examples.push_back(&layer);
       const auto blocks = [](int64_t count) { return (count + kKvBlockTokens - 1) / kKvBlockTokens; };
-      int64_t peak = blocks(config.max_context);
+      const int64_t whole = blocks(config.max_context);
+      int64_t peak = whole;
       // What the first token of a chunk sees and the chunk; both may begin and end anywhere inside a block.
       if (layer.sliding_window > 0 && !config.bidirectional) {
         peak = std::min(peak, blocks(layer.sliding_window - 1 + kChunkTokens) + 1);
       }
-      kinds.push_back({layer.sliding_window, head_bytes, layer.num_kv_heads, 0, peak});
+      kinds.push_back({layer.sliding_window, head_bytes, layer.num_kv_heads, 0, whole, peak});
     }
     if (config.bidirectional && kinds[kind].layers == 1) {
       layers.push_back({kind, 0});
@@ -40,6 +44,8 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format) : format(kv_fo
     ++kinds[kind].layers;
   }
 }
+
+int64_t KvLayout::Kind::slab_blocks() const { return std::clamp<int64_t>(kSlabBytes / block_bytes(), 1, peak_blocks); }
 
 int64_t KvLayout::bytes_per_token(bool sliding) const {
   int64_t bytes = 0;
@@ -51,7 +57,7 @@ int64_t KvLayout::bytes_per_token(bool sliding) const {
 
 int64_t KvLayout::peak_bytes() const {
   int64_t bytes = 0;
-  for (const Kind& kind : kinds) bytes += kind.peak_blocks * kind.block_bytes();
+  for (const Kind& kind : kinds) bytes += std::max(kind.resident_blocks(), texts_blocks) * kind.block_bytes();
   return bytes;
 }
 
@@ -65,30 +71,44 @@ KvCache::KvCache(const KvLayout& layout, Backend& backend)
 
 int64_t KvCache::bytes() const {
   int64_t total = 0;
-  for (size_t kind = 0; kind < tables_.size(); ++kind) {
-    total += static_cast<int64_t>(tables_[kind].slabs.size()) * layout_->kinds[kind].block_bytes();
+  for (const Table& table : tables_) {
+    const AlignedBuffer* last = nullptr;
+    for (const auto& slab : table.slabs) {  // blocks of one slab are neighbours
+      if (slab.get() != last) total += static_cast<int64_t>(slab->size());
+      last = slab.get();
+    }
   }
   return total;
+}
+
+std::shared_ptr<const AlignedBuffer> KvCache::make_slab(int64_t bytes) {
+  auto buffer = std::make_unique<AlignedBuffer>(backend_->allocate(static_cast<size_t>(bytes)));
+  const auto give_back = [bytes, resident = layout_->resident](const AlignedBuffer* slab) {
+    delete slab;
+    *resident -= bytes;
+  };
+  *layout_->resident += bytes;
+  return {buffer.release(), give_back};
 }
 
 void KvCache::reserve(int64_t tokens) {
   const int64_t last_block = (length_ + tokens - 1) / kKvBlockTokens;
   for (size_t kind = 0; kind < tables_.size(); ++kind) {
     Table& table = tables_[kind];
-    const int64_t bytes = layout_->kinds[kind].block_bytes(), head_bytes = layout_->kinds[kind].head_bytes;
-    const int64_t most = std::max<int64_t>(1, kSlabBytes / bytes);
+    const KvLayout::Kind& sizes = layout_->kinds[kind];
     for (int64_t have; (have = static_cast<int64_t>(table.slabs.size())) <= last_block - table.first_block;) {
-      // Several blocks at once, as many as are there already: from 2 MB on the system can give huge pages.
+      // Several blocks at once, as many as are there already: from 2 MB on the system can give huge pages. None that
+      // the context has no tokens for.
       const int64_t needed = last_block - table.first_block + 1 - have;
-      const int64_t wanted = std::max(needed, std::min(have, layout_->kinds[kind].peak_blocks - have));
-      const int64_t count = std::clamp<int64_t>(wanted, 1, most);
-      const auto slab = std::make_shared<AlignedBuffer>(backend_->allocate(static_cast<size_t>(count * bytes)));
+      const int64_t left = std::min(sizes.peak_blocks, sizes.context_blocks - table.first_block) - have;
+      const int64_t count = std::clamp<int64_t>(std::max(needed, std::min(have, left)), 1, sizes.slab_blocks());
+      const auto slab = make_slab(count * sizes.block_bytes());
       table.slabs.reserve(static_cast<size_t>(have + count));
       for (auto& head : table.heads) head.reserve(static_cast<size_t>(have + count));
       table.slabs.insert(table.slabs.end(), static_cast<size_t>(count), slab);
       const uint8_t* at = slab->data();
       for (auto& head : table.heads) {
-        for (int64_t i = 0; i < count; ++i, at += head_bytes) head.push_back(at);
+        for (int64_t i = 0; i < count; ++i, at += sizes.head_bytes) head.push_back(at);
       }
     }
   }

@@ -79,6 +79,17 @@ int64_t Model::decode_bytes(int64_t depth) const {
   return bytes;
 }
 
+int64_t Model::adapter_scratch_bytes(int64_t max_rank) const {
+  if (max_rank == 0) return 0;
+  int64_t widest = config_.hidden_size;  // beside what the weights take, inputs in the form that bf16 matrices take
+  for (const LayerConfig& layer : config_.layers) {
+    widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
+  }
+  const int64_t prepared = weight_format_ == Format::kF32 ? 0 : widest * kPreparedBytes;
+  const int64_t floats = ForwardPass::adapter_floats_per_row(config_, max_rank);
+  return ForwardPass::most_rows(config_) * (floats * static_cast<int64_t>(sizeof(float)) + prepared);
+}
+
 void Model::close() {
   const std::lock_guard<ForkMutex> lock(mutex_);
   closed_ = true;

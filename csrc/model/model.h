@@ -64,12 +64,19 @@ class Model {
   int64_t weight_bytes() const { return closed_ ? 0 : size_.weight_bytes; }
   int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
   int64_t parameter_count() const { return size_.parameters; }
+  int64_t kv_bytes() const { return *kv_layout_.resident; }  // of the caches of all sequences
+  // Of all adapters: those that a sequence alone still holds, and those being built, as well.
+  int64_t adapter_bytes() const { return adapter_bytes_; }
+  // What adapters of at most this rank add to the scratch of a pass, which stays at the largest that was needed.
+  int64_t adapter_scratch_bytes(int64_t max_rank) const;
 
   void close();
   bool closed() const { return closed_.load(); }
 
  private:
   friend class ForwardPass;
+  friend class Adapter;
+  friend class AdapterBuilder;
   ModelConfig config_;
   ModelWeights weights_;
   std::vector<AlignedBuffer> storage_;
@@ -81,6 +88,7 @@ class Model {
   AlignedBuffer activations_;  // scratch of the forward pass, grown on demand
   ForkMutex mutex_;            // one forward pass at a time: it owns the scratch and the thread pool
   std::atomic<bool> closed_{false};
+  std::atomic<int64_t> adapter_bytes_{0};
 };
 
 }  // namespace gemlet

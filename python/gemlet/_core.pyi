@@ -12,6 +12,8 @@ import numpy.typing
 
 __all__: list[str] = [
     "LAYOUT_VERSION",
+    "PASS_TEXTS",
+    "PASS_TOKENS",
     "Adapter",
     "AdapterBuilder",
     "FileRows",
@@ -131,6 +133,10 @@ class Model:
     """
     Weights ready to run; made by ModelBuilder.
     """
+    def adapter_scratch_bytes(self, max_rank: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        What adapters of at most this rank add to the scratch of a forward pass.
+        """
     def batch_logits(
         self,
         ids: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
@@ -157,7 +163,7 @@ class Model:
         """
     def memory(self) -> dict[str, int]:
         """
-        Bytes by kind: weights, embedding (and output head), cache per token, cache per token inside the sliding windows.
+        Bytes by kind: weights, embedding (and output head), caches of all sequences, adapters, cache per token, cache per token inside the sliding windows.
         """
     def taps(
         self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], logits: str = "all"
@@ -258,9 +264,9 @@ class ModelBuilder:
         """
         (format, bytes) of every slot in packed form.
         """
-    def plan(self) -> dict[str, int]:
+    def plan(self, table_type: str = "bf16") -> dict[str, int]:
         """
-        Bytes that the model will take, by use.
+        Bytes that the model will take, by use; the per-layer table being of that type in its file.
         """
     def set_per_layer_table(
         self,
@@ -511,4 +517,6 @@ def rope_table(
     """
 
 LAYOUT_VERSION: int = 1
+PASS_TEXTS: int = 32
+PASS_TOKENS: int = 512
 __version__: str = "0.1.0"

@@ -11,7 +11,7 @@ from gemlet._rope import LAYER_TYPES, read_rope
 from gemlet.errors import ConfigError
 from gemlet.families import Family
 
-__all__ = ["LIMITS", "LayerSpec", "is_bidirectional", "read_gguf_layers", "read_layers"]
+__all__ = ["LIMITS", "LayerSpec", "default_sparsity", "is_bidirectional", "read_gguf_layers", "read_layers"]
 
 # Integer key -> largest accepted value. The largest real Gemma stays a factor of ten or more below each.
 LIMITS = {
@@ -253,14 +253,18 @@ def _read_overrides(keys: Keys, types: list[str], own: tuple[int, int]) -> dict[
     return heads
 
 
+def default_sparsity(num_layers: int) -> list[float]:
+    """``activation_sparsity_pattern`` of a Gemma 3n that has none."""
+    sparse = 10 if num_layers > 10 else 0
+    return [0.95] * sparse + [0.0] * (num_layers - sparse)
+
+
 def _read_sparsity(keys: Keys, num_layers: int) -> list[float | None]:
     """What share of its gate's values a layer drops if they are normal, in deviations from their mean."""
     from statistics import NormalDist  # costs more to import than all of gemlet
 
-    if keys.get("activation_sparsity_pattern") is None:
-        sparse = 10 if num_layers > 10 else 0
-        shares: list[Any] = [0.95] * sparse + [0.0] * (num_layers - sparse)
-    else:
+    shares: list[Any] = default_sparsity(num_layers)
+    if keys.get("activation_sparsity_pattern") is not None:
         shares = _read_list(keys, "activation_sparsity_pattern", num_layers)
     for i, share in enumerate(shares):
         if type(share) not in (int, float) or not (share == 0 or 1e-6 <= share <= 1 - 1e-6):

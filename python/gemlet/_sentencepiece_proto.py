@@ -34,6 +34,7 @@ __all__ = [
     "ParsedModel",
     "build_model",
     "check_model",
+    "model_type",
     "parse_model",
     "with_piece_types",
 ]
@@ -53,6 +54,7 @@ _FIXED32 = 5
 
 _SPECIAL_PIECE = {45: "unk", 46: "bos", 47: "eos", 48: "pad"}
 _BPE = 2  # TrainerSpec.ModelType
+_MODEL_TYPES = {1: "unigram", _BPE: "BPE", 3: "words", 4: "characters"}
 
 
 def _varint(value: int) -> bytes:
@@ -191,6 +193,23 @@ def check_model(data: bytes, longest: int) -> None:
         number, wire, start, at = next(_fields(data, at, len(data)))
         if number == 1 and wire == _BYTES and at - start > longest:
             raise TokenizerError(f"a piece of {at - start} bytes; expected at most {longest}")
+
+
+def model_type(data: bytes) -> str:
+    """How the model ``data``, which was checked before, cuts text into pieces: "BPE" in every Gemma."""
+    regular, _, _ = _regular_pieces(data)
+    at, found = 0, 1
+    while at < len(data):
+        run = regular.at(at)
+        if run.stop:
+            at = regular.ends[run.stop - 1]
+            continue
+        number, wire, start, at = next(_fields(data, at, len(data)))
+        if number == 2 and wire == _BYTES:
+            for inner, inner_wire, inner_at, stop in _fields(data, start, at):
+                if inner == 3 and inner_wire == _VARINT:
+                    found = _read_varint(data, inner_at, stop)[0]
+    return _MODEL_TYPES.get(found, "unknown")
 
 
 def _regular_pieces(data: bytes) -> tuple[Runs, list[int], list[int]]:

@@ -104,6 +104,11 @@ class AdapterFiles:
                 raise TensorError(f"{path}: tensor {show(term.a)} or its lora_B: {problem}") from None
         return builder.finish()
 
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of its matrices."""
+        return max((term.rank for term in self.terms.values()), default=0)
+
     def memory_bytes(self, weights: str) -> int:
         """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
         size = 4 if weights == "f32" else 2
@@ -114,11 +119,13 @@ class AdapterFiles:
                 total += -(-rows // 16) * 16 * (-(-cols * size // 4) * 4)
         return total
 
-    def check_memory(self, room: int, weights: str) -> None:
-        """Raises :class:`MemoryLimitError` if the adapter needs more than ``room`` bytes."""
-        if (needed := self.memory_bytes(weights)) > room:
+    def check_memory(self, room: int, weights: str, scratch: int) -> None:
+        """Raises :class:`MemoryLimitError` if the adapter needs more than ``room`` bytes together with
+        ``scratch``, which forward passes need for it and do not have yet."""
+        if (needed := self.memory_bytes(weights) + scratch) > room:
+            part = f" ({size_text(scratch)} of it in forward passes)" if scratch else ""
             raise MemoryLimitError(
-                f"{self.folder}: the adapter needs {size_text(needed)}, but max_memory leaves "
+                f"{self.folder}: the adapter needs {size_text(needed)}{part}, but max_memory leaves "
                 f"{size_text(max(0, room))}; unload another one, merge it with merge_adapter=, or load the "
                 "model with a smaller max_context"
             )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gemlet.errors import InvalidRequestError, ModelFileError
 
 if TYPE_CHECKING:
+    from gemlet.config import TextConfig
     from gemlet.progress import Progress
     from gemlet.source import ModelSource
 
@@ -22,6 +25,7 @@ def convert(
     *,
     weights: str = "auto",
     embedding: str | None = None,
+    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -30,6 +34,8 @@ def convert(
 ) -> None:
     """Writes a model as a folder that :func:`gemlet.load` opens in milliseconds: its weights are packed, and
     mapped instead of read. Processes that load it share its memory.
+
+    With ``matformer`` it is the smaller model alone: an E2B out of an E4B, whose ``config.json`` says so.
 
     The folder has ``model.safetensors`` with the packed weights, ``tokenizer.safetensors`` with the tokenizer
     as gemlet has it in memory, and ``config.json``, ``generation_config.json`` and ``chat_template.jinja`` as
@@ -42,10 +48,12 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
-        weights, embedding, merge_adapter, threads, progress, revision, token: as in :func:`gemlet.load`.
+        weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
+            :func:`gemlet.load`.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.
+        UnsupportedError: ``matformer`` for a model that is none, or whose weights are quantized.
         ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
 
     >>> import tempfile, gemlet
@@ -72,6 +80,9 @@ def convert(
     with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
         if opened.packed is not None:
             raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
+        whole = opened.config
+        if matformer is not None:
+            opened = opened.cut(matformer)
         weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding)
         builder = make_builder(
@@ -92,6 +103,8 @@ def convert(
             with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
                 write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
             _describe(made, opened)
+            if matformer is not None:
+                _rewrite_config(made, whole, matformer)
             os.rename(made, target)
         except OSError as problem:
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
@@ -113,3 +126,14 @@ def _describe(folder: str, source: ModelSource) -> None:
             described.write(text.encode("utf-8", "replace"))
     if source.vocabulary is not None:
         write_stored(os.path.join(folder, STORED_FILE), source.vocabulary)
+
+
+def _rewrite_config(folder: str, whole: TextConfig, matformer: object) -> None:
+    """Makes the ``config.json`` in ``folder``, that of the ``whole`` model, that of the one cut out of it."""
+    from gemlet._json import read_json_object
+    from gemlet.matformer import cut_keys
+
+    path = os.path.join(folder, "config.json")
+    keys = cut_keys(read_json_object(path, error=ModelFileError), whole, matformer)
+    with open(path, "w", encoding="utf-8") as described:
+        json.dump(keys, described, indent=2)

@@ -30,9 +30,6 @@ _PROMPTS = "config_sentence_transformers.json"
 _EMBEDDINGGEMMA = {"query": "task: search result | query: ", "document": "title: none | text: "}
 MAX_DENSE = 16
 MAX_PROMPTS = 1024
-# Of one forward pass: enough that it does not wait for the weights, in no more memory than a long text takes.
-_PASS_TOKENS = 512
-_PASS_TEXTS = 32
 
 
 @dataclass(frozen=True)
@@ -154,12 +151,17 @@ def _read_dense(path: str, inputs: int) -> int:
 
 
 def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[list[int]]]:
-    """``texts`` in groups for one forward pass each, none of more than ``most_tokens`` but a single text."""
-    limit = min(_PASS_TOKENS, most_tokens)
+    """``texts`` in groups for one forward pass each, none of more than ``most_tokens`` but a single text.
+
+    They are large enough not to wait for the weights, and take no more memory than the core plans for.
+    """
+    from gemlet import _core
+
+    limit = min(_core.PASS_TOKENS, most_tokens)
     group: list[list[int]] = []
     tokens = 0
     for text in texts:
-        if group and (tokens + len(text) > limit or len(group) == _PASS_TEXTS):
+        if group and (tokens + len(text) > limit or len(group) == _core.PASS_TEXTS):
             yield group
             group, tokens = [], 0
         group.append(list(text))

@@ -25,14 +25,20 @@ class Inspection:
     """What :func:`inspect` found.
 
     ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model, cut
-    if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``kept_as`` has
-    for each type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other
-    weights. ``prompts`` are those of an embedding model. ``problem`` is None if the model runs here, else why
-    not.
+    if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``formats`` are
+    those in memory: of "weights", "embedding", "kv_cache" and, where it is not the embedding, "output";
+    ``own_formats`` those of single matrices that have another than "weights". ``kept_as`` has for each type
+    of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
+    ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
+    ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
+    ``prompts`` are those of an embedding model. ``problem`` is None if the model runs here, else why not.
 
     >>> found = inspect()
     >>> found.config.family, found.weights, found.stored["bf16"] > 10, found.problem
     ('gemma3', 'bf16', True, None)
+    >>> found.formats, found.tokenizer
+    ({'weights': 'bf16', 'embedding': 'bf16', 'kv_cache': 'bf16'}, \
+{'file': 'tokenizer.model', 'kind': 'SentencePiece BPE'})
     """
 
     source: str
@@ -41,11 +47,15 @@ class Inspection:
     file_bytes: int
     parameters: int
     parameters_on_disk: int
+    tokenizer: dict[str, str] | None
     vocabulary: int | None
     chat_format: str | None
     prompts: dict[str, str]
     weights: str
+    formats: dict[str, str]
+    own_formats: dict[str, str]
     kept_as: dict[str, str]
+    table_type: str | None
     max_context: int
     plan: MemoryPlan
     problem: str | None
@@ -67,11 +77,13 @@ class Inspection:
             f"model      {self.source}",
             f"family     {config.family} ({config.model_type}), {config.num_layers} layers, hidden size "
             f"{config.hidden_size}, {_count(self.parameters)} parameters{on_disk}",
-            f"tensors    {types}; {size_text(self.file_bytes)}",
+            f"tensors    {types}; {size_text(self.file_bytes)} in the files",
+            f"formats    {self._formats_text()}",
             f"tokenizer  {self._tokenizer_text()}",
             f"context    {config.max_position_embeddings} tokens",
             *([f"embedding  {self._embedding_text()}"] if config.bidirectional else []),
-            *(f"layer {numbers:<8} {text}" for numbers, text in _layer_groups(config)),
+            *_architecture(config, self.table_type),
+            *(f"layer{'s' * (not n.isdigit())} {n}: {text}" for n, text in _layer_kinds(config)),
             f"memory     {self.plan}",
             f"           with weights={self.weights}, max_context={self.max_context}"
             + (f"; {size_text(self.plan.on_disk)} stay on disk" if self.plan.on_disk else ""),
@@ -79,12 +91,24 @@ class Inspection:
         ]
         return "\n".join(lines)
 
+    def _formats_text(self) -> str:
+        own = Counter(self.own_formats.values()).most_common()
+        matrices = ", ".join(f"{count} matri{'x' if count == 1 else 'ces'} {name}" for name, count in own)
+        embedding = f"embedding {self.formats['embedding']}"
+        if "output" in self.formats:
+            embedding += f", output matrix {self.formats['output']}"
+        elif not self.config.bidirectional:
+            embedding += ", which is the output matrix too"
+        return (
+            f"weights {self.formats['weights']}{f' (but {matrices})' if own else ''}; {embedding}; "
+            f"KV cache {self.formats['kv_cache']}"
+        )
+
     def _tokenizer_text(self) -> str:
-        if self.vocabulary is None:
+        if self.tokenizer is None:
             return "none: it takes and gives token ids"
-        if self.config.bidirectional:
-            return f"{self.vocabulary} pieces"
-        return f"{self.vocabulary} pieces, chat format {self.chat_format or 'none'}"
+        text = f"{self.tokenizer['file']}: {self.tokenizer['kind']}, {self.vocabulary} pieces"
+        return text if self.config.bidirectional else f"{text}; chat format {self.chat_format or 'none'}"
 
     def _embedding_text(self) -> str:
         config = self.config
@@ -114,7 +138,13 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_embedding_on_disk, check_max_context, check_weights, choose_formats
+    from gemlet.load import (
+        check_embedding_on_disk,
+        check_max_context,
+        check_weights,
+        choose_formats,
+        formats_of,
+    )
     from gemlet.source import open_source
 
     check_weights(weights)
@@ -127,15 +157,20 @@ def inspect(
         context = check_max_context(max_context, config)
         kept_as = opened.kept_as() if weights == "auto" and opened.packed is None else {}
         weights, embedding, own = choose_formats(opened, weights, embedding)
-        plan = plan_memory(
-            config,
-            weights=weights,
-            embedding=embedding,
-            kv_cache=kv_cache,
-            max_context=context,
-            embedding_on_disk=embedding_on_disk,
-            own_formats=own,
-        )
+        formats = formats_of(weights, embedding, kv_cache)
+        tables = {"embedding": own.get("embed_tokens", formats.embedding)}
+        if not config.tie_word_embeddings:
+            tables["output"] = own.get("lm_head", formats.embedding)
+        table_type = _table_type(opened)
+        arguments: dict[str, Any] = {
+            "weights": weights,
+            "embedding": embedding,
+            "kv_cache": kv_cache,
+            "max_context": context,
+            "embedding_on_disk": embedding_on_disk,
+            "own_formats": own,
+        }
+        plan = plan_memory(config, **arguments, table_type=table_type or "bf16")
         parameters, on_disk = _parameters(opened, embedding_on_disk)
         tensors = opened.checkpoint.tensors
         problem = None
@@ -143,17 +178,7 @@ def inspect(
         if room is None:
             room, name = _core.available_memory() + plan.process, "the memory this process may have"
         try:
-            check_memory(
-                room,
-                config,
-                weights=weights,
-                embedding=embedding,
-                kv_cache=kv_cache,
-                max_context=context,
-                embedding_on_disk=embedding_on_disk,
-                own_formats=own,
-                name=name,
-            )
+            check_memory(room, config, **arguments, name=name)
         except MemoryLimitError as error:
             problem = str(error)
         return Inspection(
@@ -163,11 +188,19 @@ def inspect(
             file_bytes=sum(tensors[name].nbytes for name in opened.slots),
             parameters=parameters,
             parameters_on_disk=on_disk,
+            tokenizer=_tokenizer(opened),
             vocabulary=None if opened.tokenizer is None else opened.tokenizer.vocab_size,
             chat_format=None if opened.chat_format is None else opened.chat_format.name,
             prompts={} if opened.prompts is None else dict(opened.prompts.texts),
             weights=weights,
+            formats={"weights": formats.matrices, **tables, "kv_cache": formats.kv_cache},
+            own_formats={
+                slot: name
+                for slot, name in own.items()
+                if slot not in ("embed_tokens", "lm_head") and name != formats.matrices
+            },
             kept_as=kept_as,
+            table_type=table_type,
             max_context=context,
             plan=plan,
             problem=problem,
@@ -200,14 +233,67 @@ def layer_text(layer: LayerSpec, *, bidirectional: bool = False) -> str:
     return ", ".join(parts) + "; " + mlp
 
 
-def _layer_groups(config: TextConfig) -> Iterator[tuple[str, str]]:
-    """("0-4", text) for runs of equal layers."""
-    first = 0
-    for i in range(1, config.num_layers + 1):
-        if i == config.num_layers or config.layers[i] != config.layers[first]:
-            numbers = f"{first}" if i == first + 1 else f"{first}-{i - 1}"
-            yield numbers, layer_text(config.layers[first], bidirectional=config.bidirectional)
-            first = i
+def _layer_kinds(config: TextConfig) -> Iterator[tuple[str, str]]:
+    """("0-4, 6-10", text) for each kind of layer, in the order of their first ones."""
+    kinds: dict[str, list[tuple[int, int]]] = {}
+    for i, layer in enumerate(config.layers):
+        runs = kinds.setdefault(layer_text(layer, bidirectional=config.bidirectional), [])
+        if runs and runs[-1][1] == i - 1:
+            runs[-1] = (runs[-1][0], i)
+        else:
+            runs.append((i, i))
+    for text, runs in kinds.items():
+        yield _runs_text(runs), text
+
+
+def _runs_text(runs: Sequence[tuple[int, int]]) -> str:
+    """Runs of numbers, where four or more follow a pattern only the first two and the last.
+
+    >>> _runs_text([(0, 4), (6, 10), (12, 16), (18, 22), (24, 25)]), _runs_text([(5, 5), (11, 11), (17, 17)])
+    ('0-4, 6-10, ..., 18-22, 24-25', '5, 11, 17')
+    """
+    parts: list[str] = []
+    at = 0
+    while at < len(runs):
+        end = at + 1
+        while end < len(runs) and all(
+            runs[end][side] - runs[end - 1][side] == runs[at + 1][side] - runs[at][side] for side in (0, 1)
+        ):
+            end += 1
+        names = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[at:end]]
+        parts += names if len(names) < 4 else [*names[:2], "...", names[-1]]
+        at = end
+    return ", ".join(parts)
+
+
+def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
+    """What the layers of a kind, or all of them, have in common."""
+    rotations: dict[str, list[str]] = {}
+    for layer in config.layers:
+        text = f"base {layer.rope_theta:,.12g}"
+        if layer.rope_scaling_factor != 1:
+            text += f", positions / {layer.rope_scaling_factor:g}"
+        if layer.rope_partial_factor != 1:
+            text += f", {layer.rope_partial_factor:.4g} of each head"
+        where = "window" if layer.sliding_window else "full attention"
+        if where not in rotations.setdefault(text, []):
+            rotations[text].append(where)
+    if len(rotations) == 1:
+        yield f"rope       {next(iter(rotations))}"
+    else:
+        yield "rope       " + "; ".join(f"{' and '.join(where)}: {text}" for text, where in rotations.items())
+    caps = sorted({layer.attention_softcap for layer in config.layers if layer.attention_softcap})
+    found = [f"attention scores {cap:g}" for cap in caps]
+    found += [f"logits {config.final_softcap:g}"] if config.final_softcap else []
+    if found:
+        yield f"softcap    {', '.join(found)}"
+    if config.altup_streams > 1:
+        yield f"streams    {config.altup_streams} (AltUp), with a LAuReL branch of rank {config.laurel_rank}"
+    if config.per_layer_input_size:
+        yield (
+            f"per layer  inputs of {config.per_layer_input_size}, from a table of "
+            f"{config.per_layer_vocab_size} rows in {table_type}, which stays on disk"
+        )
 
 
 def _parameters(source: ModelSource, embedding_on_disk: bool) -> tuple[int, int]:
@@ -224,7 +310,30 @@ def _parameters(source: ModelSource, embedding_on_disk: bool) -> tuple[int, int]
     return total, on_disk
 
 
+def _table_type(source: ModelSource) -> str | None:
+    """What the table of per-layer embeddings is stored as."""
+    from gemlet.tensors import PER_LAYER_TABLE
+
+    names = [name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE]
+    return source.checkpoint.dtype(names[0]) if names else None
+
+
+def _tokenizer(source: ModelSource) -> dict[str, str] | None:
+    """The file that the vocabulary is in, and of what kind it is."""
+    from gemlet._sentencepiece_proto import model_type
+    from gemlet._stored_vocabulary import STORED_FILE
+
+    vocabulary = source.vocabulary
+    if vocabulary is None:
+        return None
+    file = os.path.basename(vocabulary.source)
+    formats = {"tokenizer.model": "SentencePiece", "tokenizer.json": "Hugging Face", STORED_FILE: "packed"}
+    return {"file": file, "kind": f"{formats.get(file, 'GGUF')} {model_type(vocabulary.proto)}"}
+
+
 def _count(number: int) -> str:
-    if number >= 10**9:
+    if number >= 995 * 10**6:
         return f"{number / 10**9:.2f} billion"
+    if number < 10**6:
+        return f"{number / 10**3:.0f} thousand"
     return f"{number / 10**6:.0f} million" if number >= 10**7 else f"{number / 10**6:.1f} million"

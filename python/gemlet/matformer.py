@@ -1,4 +1,4 @@
-"""MatFormer: a smaller Gemma 3n cut out of a larger one as it is loaded.
+"""MatFormer: a smaller Gemma 3n cut out of a larger one as it is loaded or converted.
 
 The models are nested (Devvrit et al. 2023, "MatFormer: Nested Transformer for Elastic Inference",
 arXiv:2310.07707): an MLP of the smaller one is the first lanes of the larger one's, and every layer may have
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemlet._json import show
+from gemlet._layers import default_sparsity
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tensors import PER_LAYER_TABLE
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from gemlet.config import TextConfig
 
-__all__ = ["Cut", "cut_config", "cut_slots", "parse_matformer"]
+__all__ = ["Cut", "cut_config", "cut_keys", "cut_slots", "parse_matformer"]
 
 # Name -> (layers and width of the model it is cut from, its own width, layers left out).
 NAMED: Mapping[str, tuple[int, int, int, tuple[int, ...]]] = {"E2B": (35, 16384, 8192, (20, 21, 22, 23, 24))}
@@ -116,6 +117,29 @@ def cut_config(config: TextConfig, matformer: object) -> tuple[TextConfig, tuple
         source = layer.kv_source if layer.kv_source < 0 else place[layer.kv_source]
         layers.append(replace(layer, intermediate_size=width, kv_source=source))
     return replace(config, layers=tuple(layers)), kept
+
+
+def cut_keys(raw: Mapping[str, Any], config: TextConfig, matformer: object) -> dict[str, Any]:
+    """``config.json`` of the smaller model: ``raw`` is that of the larger one, whose configuration is
+    ``config``."""
+    small, kept = cut_config(config, matformer)
+    text = raw.get("text_config", raw)
+    widths = [layer.intermediate_size for layer in small.layers]
+    shares = text.get("activation_sparsity_pattern") or default_sparsity(config.num_layers)
+    keys: dict[str, Any] = {
+        "num_hidden_layers": len(kept),
+        "layer_types": [
+            "sliding_attention" if layer.sliding_window else "full_attention" for layer in small.layers
+        ],
+        "num_kv_shared_layers": sum(layer.kv_source >= 0 for layer in small.layers),
+        "activation_sparsity_pattern": [shares[i] for i in kept],
+    }
+    if "gguf" in raw:
+        cutoffs = [layer.activation_sparsity for layer in small.layers]
+        keys["gguf"] = raw["gguf"] | {"intermediate_size": widths, "activation_sparsity": cutoffs}
+    else:
+        keys["intermediate_size"] = widths
+    return {**raw, "text_config": {**text, **keys}} if "text_config" in raw else {**raw, **keys}
 
 
 def _read(config: TextConfig, matformer: object) -> tuple[list[int], set[int]]:

@@ -25,14 +25,15 @@ class MemoryPlan:
     """Bytes by use.
 
     ``embedding`` is, where it stays on disk, what is resident of it at a time; ``kv_cache`` that of one text
-    as long as the context; ``activations`` those of a full chunk of a prompt with its logits; ``process``
+    as long as the context, dropped blocks that still share memory with others included; ``activations`` those
+    of a full chunk of a prompt with its logits; ``process``
     what this process had resident when the plan was made: Python, NumPy, the tokenizer. ``on_disk`` is read
     from the file while the model runs and is no part of the total.
 
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), weights="q4", max_context=4096)
     >>> plan.weights // 10**6, plan.embedding // 10**6, plan.kv_cache // 10**6
-    (393, 320, 41)
+    (393, 320, 42)
     """
 
     weights: int
@@ -66,10 +67,12 @@ def plan_memory(
     max_context: int | None = None,
     embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
+    table_type: str = "bf16",
 ) -> MemoryPlan:
     """The memory that the model ``config`` describes takes with these arguments of :func:`gemlet.load`.
 
-    ``weights`` is one of the formats, not "auto"; ``own_formats`` those of matrices that have another one.
+    ``weights`` is one of the formats, not "auto"; ``own_formats`` those of matrices that have another one;
+    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k").
     Raises :class:`InvalidRequestError` for an unknown one.
     """
     from gemlet import _core
@@ -85,7 +88,7 @@ def plan_memory(
         formats=dict(own_formats or {}),
         embedding_on_disk=embedding_on_disk,
     )
-    return MemoryPlan(process=resident_bytes(), **builder.plan())
+    return MemoryPlan(process=resident_bytes(), **builder.plan(table_type=table_type))
 
 
 def check_memory(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.errors import (
-    ContextLengthError,
-    InvalidRequestError,
-    MemoryLimitError,
-    ModelClosedError,
-    UnsupportedError,
-)
+from gemlet._loaded import LoadedModel
+from gemlet.errors import ContextLengthError, InvalidRequestError, MemoryLimitError, UnsupportedError
 from gemlet.generation import Generation, TextStream
 from gemlet.generation_config import GenerationConfig, resolve_config, show, token_id_array
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from gemlet.adapter import Adapter
     from gemlet.chat import ChatFormat
-    from gemlet.config import TextConfig
-    from gemlet.embedding import Prompts
     from gemlet.generation_config import GenerationOptions
-    from gemlet.tokenizer import Tokenizer
 
 __all__ = ["Model"]
 
@@ -39,7 +28,7 @@ __all__ = ["Model"]
 _LOGITS_CHUNK = 128
 
 
-class Model:
+class Model(LoadedModel):
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
     It may be shared by threads: each generation has a context of its own, and the forward passes of
@@ -62,158 +51,9 @@ class Model:
     ...     answer = model.generate("The door opened", max_tokens=12, seed=7)
     >>> answer.finish_reason, answer.completion_tokens
     ('length', 12)
+    >>> model.weights, model.kv_cache, model.context_length, model.vocab_size
+    ('bf16', 'bf16', 1024, 4096)
     """
-
-    def __init__(
-        self,
-        *,
-        core: _core.Model,
-        config: TextConfig,
-        tokenizer: Tokenizer | None,
-        chat_format: ChatFormat | None,
-        end_ids: frozenset[int],
-        source: str,
-        load_seconds: float,
-        generation_config: GenerationConfig | None = None,
-        prompts: Prompts | None = None,
-        spare_memory: int | None = None,
-    ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.chat_format = chat_format
-        self.end_ids = end_ids
-        self.generation_config = generation_config or GenerationConfig()
-        self.source = source
-        self.prompts: Mapping[str, str] = {} if prompts is None else prompts.texts
-        self._prompts = prompts
-        self.load_seconds = load_seconds
-        self._spare_memory = spare_memory  # what max_memory leaves for adapters; None: no bound
-        self._core_model = core
-        self._weights = core.weights
-        self._threads = core.threads
-        self._decode_threads = core.decode_threads
-        self._kv_cache = core.kv_cache
-        self._tier = core.tier
-        self._context_length = core.config.max_context
-        self._vocab_size = core.config.vocab_size
-        self._closed = False
-        # Guards _closed, _streams and _adapters: close() must see every stream, and none may begin after it.
-        self._lock = threading.Lock()
-        self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
-        self._adapters: dict[str, tuple[Adapter, _core.Adapter]] = {}
-
-    def __repr__(self) -> str:
-        state = (
-            "closed" if self._closed else f"weights={self.weights} threads={self.threads} tier={self.tier}"
-        )
-        return f"<gemlet.Model {self.source!r} {state}>"
-
-    def __enter__(self) -> Model:
-        self._check_open()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    @property
-    def weights(self) -> str:
-        """Format of the weights in memory: "f32", "bf16", "q8" or "q4"."""
-        return self._weights
-
-    @property
-    def threads(self) -> int:
-        """Threads that a forward pass runs on."""
-        return self._threads
-
-    @property
-    def decode_threads(self) -> int:
-        """Threads that a forward pass over at most 8 tokens runs on."""
-        return self._decode_threads
-
-    @property
-    def kv_cache(self) -> str:
-        """Format of the KV cache in memory: "f32", "bf16" or "int8"."""
-        return self._kv_cache
-
-    @property
-    def tier(self) -> str:
-        """Instruction-set tier of the kernels in use, for example "avx2"."""
-        return self._tier
-
-    @property
-    def context_length(self) -> int:
-        """Most tokens, prompt and continuation together, that a context holds."""
-        return self._context_length
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, and so the width of the logits."""
-        return self._vocab_size
-
-    def memory(self) -> dict[str, int]:
-        """Bytes by use: the weights, the embedding, the KV cache of a token and so on.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     print(all(size >= 0 for size in model.memory().values()))
-        True
-        """
-        self._check_open()
-        adapters = sum(adapter.memory_bytes for adapter in self.adapters.values())
-        return {**self._core_model.memory(), "adapters": adapters}
-
-    @property
-    def adapters(self) -> dict[str, Adapter]:
-        """The LoRA adapters that are loaded, by name."""
-        with self._lock:
-            return {name: adapter for name, (adapter, _) in self._adapters.items()}
-
-    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
-        """Loads a PEFT LoRA adapter beside the model, for requests to choose with ``adapter=name``.
-
-        Any number of adapters may be loaded, also while the model generates. Their matrices stay apart from
-        the model's, ``y = W x + scale * B (A x)``: in float32 for a model with f32 weights, else in bfloat16.
-
-        Args:
-            path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
-            name: what to call it; None: the folder's name.
-
-        Raises:
-            InvalidRequestError: the name is empty or taken.
-            ModelFileError: a file is missing, cut short or inconsistent.
-            ConfigError: the adapter is of a kind that gemlet does not compute (DoRA, biases, modules saved
-                whole, ...); names the key.
-            TensorError: a tensor is missing, unexpected, not finite or does not fit this model; names it.
-            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
-            ModelClosedError: the model is closed.
-        """
-        self._check_open()
-        from gemlet.adapter import open_adapter
-
-        if name is None:
-            name = os.path.basename(os.path.abspath(os.fspath(path)))
-        self._check_adapter_name(name)
-        with open_adapter(path, self.config) as files:
-            if self._spare_memory is not None:
-                used = sum(adapter.memory_bytes for adapter in self.adapters.values())
-                files.check_memory(self._spare_memory - used, self.weights)
-            core = files.build(self._core_model)
-            adapter = files.describe(name, core.bytes)
-        with self._lock:
-            self._check_open()
-            self._check_adapter_name(name)
-            self._adapters[name] = adapter, core
-        return adapter
-
-    def unload_adapter(self, name: str) -> None:
-        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
-
-        Raises:
-            InvalidRequestError: no adapter of this name is loaded.
-        """
-        with self._lock:
-            self._find_adapter(name)
-            del self._adapters[name]
 
     def logits(
         self, ids: Sequence[int] | NDArray[np.integer[Any]], *, adapter: str | None = None
@@ -456,20 +296,6 @@ class Model:
         ids = self.chat_format.encode_chat(self.tokenizer, messages, tools=tools, thinking=thinking)
         return self._start(ids, settings, adapter, self.chat_format)
 
-    def close(self) -> None:
-        """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless."""
-        with self._lock:
-            self._closed = True
-            self._adapters.clear()
-            streams = list(self._streams)
-        for stream in streams:
-            stream.close()
-        self._core_model.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ModelClosedError(f"the model from {self.source} is closed; load it again")
-
     def _check_writes(self, what: str) -> None:
         if self._prompts is not None:
             raise UnsupportedError(f"{what}: {self.source} makes embeddings and writes no text; use embed()")
@@ -481,25 +307,6 @@ class Model:
         ids = self._encode((prompt + stripped).strip() if stripped else "", name)
         end = self.config.eos_token_ids[:1] if self.tokenizer is not None else ()
         return list(map(int, self._checked_ids([*ids, *end], name)))
-
-    def _check_adapter_name(self, name: object) -> None:
-        if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable():
-            raise InvalidRequestError(f"name: got {show(name)}, expected 1 to 256 printable characters")
-        if name in self._adapters:
-            raise InvalidRequestError(
-                f"name: an adapter {show(name)} is loaded already; unload it, or choose another"
-            )
-
-    def _find_adapter(self, name: str | None) -> _core.Adapter | None:
-        if name is None:
-            return None
-        entry = self._adapters.get(name) if isinstance(name, str) else None
-        if entry is None:
-            loaded = ", ".join(map(show, self._adapters)) or "none"
-            raise InvalidRequestError(
-                f"adapter: got {show(name)}, expected the name of a loaded one ({loaded}); see load_adapter()"
-            )
-        return entry[1]
 
     def _encode(self, prompt: str, name: str = "prompt") -> list[int]:
         if self.tokenizer is None:

@@ -27,6 +27,7 @@ __all__ = ["FORMAT_VERSION", "fill", "set_table", "source_bytes", "write_packed"
 FORMAT_VERSION = 1  # of the file; the core counts the versions of the layout inside the tensors
 ALIGNMENT = 64
 _BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is seen and progress told
+_CHANGED_BYTES = 4 << 20  # where NumPy makes copies of them, which the memory plan has no room for
 
 
 class _Block(NamedTuple):
@@ -108,7 +109,11 @@ def write_packed(
     described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
     if table and table_name is not None:
         info = tensors[table_name]
-        entries[PER_LAYER_TABLE] = (info.dtype, list(info.shape), info.nbytes)
+        shape, nbytes = info.shape, info.nbytes
+        if (cut := source.cuts.get(table_name)) is not None:
+            shape = cut.shape(shape)
+            nbytes = nbytes // info.shape[1] * shape[1]
+        entries[PER_LAYER_TABLE] = (info.dtype, list(shape), nbytes)
         if info.dtype in BLOCK_TYPES:  # which safetensors does not have
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
@@ -122,9 +127,10 @@ def write_packed(
                 _write(file.fileno(), packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:
-                for array, _ in source.checkpoint.read_rows(table_name, _BLOCK_BYTES):
+                row_bytes = tensors[table_name].nbytes // tensors[table_name].shape[0]
+                for array, _ in source.read_rows(table_name, _BLOCK_BYTES):
                     _write(file.fileno(), array.reshape(-1).view("u1").data)
-                    advance(array.nbytes)
+                    advance(len(array) * row_bytes)
             os.fsync(file.fileno())
     except OSError as problem:
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
@@ -176,7 +182,7 @@ def _blocks(source: ModelSource) -> Iterator[_Block]:
         for name, entry in tensors:
             if source.is_changed(name):
                 row_bytes = checkpoint.tensors[name].nbytes // checkpoint.tensors[name].shape[0]
-                for array, dtype in source.read_rows(name, _BLOCK_BYTES, entry=entry):
+                for array, dtype in source.read_rows(name, min(_BLOCK_BYTES, _CHANGED_BYTES), entry=entry):
                     yield _Block(part, name, (array, dtype), first_row, len(array) * row_bytes)
                     first_row += array.shape[0]
             else:

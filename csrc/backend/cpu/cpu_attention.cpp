@@ -17,11 +17,19 @@ using kernels::kMaxAttentionRows;
 
 constexpr int64_t kMaxSplitRows = 16;  // segments with more rows than this have tasks enough without splitting
 
+int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size; }  // rounded up
+
 // Keys in one task of a row that sees `tokens` of them: whole blocks, a sixteenth of the work, at most 512.
+constexpr int64_t kMostPieces = 16, kMostPieceBlocks = 8;
 int64_t split_tokens(int64_t tokens) {
-  const int64_t blocks = (tokens + 16 * kKvBlockTokens - 1) / (16 * kKvBlockTokens);
-  return std::min<int64_t>(blocks, 8) * kKvBlockTokens;
+  return std::min(quotient(tokens, kMostPieces * kKvBlockTokens), kMostPieceBlocks) * kKvBlockTokens;
 }
+
+// Floats of a partial result: out [kMaxAttentionRows, dim], max and sum of each row.
+int64_t partial_size(int64_t head_dim) { return kMaxAttentionRows * (head_dim + 2); }
+
+int64_t heads_of_task(int64_t group) { return std::min(group, kMaxAttentionRows); }
+int64_t tokens_of_task(int64_t group) { return std::max<int64_t>(1, kMaxAttentionRows / heads_of_task(group)); }
 
 struct Task {
   const AttentionSegment* segment;
@@ -56,6 +64,15 @@ KvKernels kernels_of(const kernels::KernelTable& table, KvFormat format) {
 }
 
 }  // namespace
+
+int64_t attention_partial_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) {
+  const int64_t group = num_heads / num_kv_heads;
+  const int64_t tasks =
+      num_kv_heads * quotient(group, heads_of_task(group)) * quotient(kMaxSplitRows, tokens_of_task(group));
+  const int64_t few = std::min(kMostPieces, quotient(tokens, kKvBlockTokens));
+  const int64_t pieces = std::max(few, quotient(tokens, kMostPieceBlocks * kKvBlockTokens)) + 1;  // begun anywhere
+  return tasks * pieces * partial_size(head_dim) * static_cast<int64_t>(sizeof(float));
+}
 
 void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q,
                                 float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
@@ -99,14 +116,14 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
                            float* out) {
   const int64_t dim = shape.head_dim;
   const int64_t group = shape.num_heads / shape.num_kv_heads;
-  const int64_t heads_per_task = std::min(group, kMaxAttentionRows);
+  const int64_t heads_per_task = heads_of_task(group);
   const auto kernel = kernels_of(kernels_, shape.kv_format).attention;
 
   std::vector<Task> tasks;
   std::vector<Merge> merges;
   int64_t partials = 0;
   for (const AttentionSegment& segment : segments) {
-    const int64_t tokens_per_task = std::max<int64_t>(1, kMaxAttentionRows / heads_per_task);
+    const int64_t tokens_per_task = tokens_of_task(group);
     for (int64_t token = 0; token < segment.rows; token += tokens_per_task) {
       const int64_t tokens = std::min(tokens_per_task, segment.rows - token);
       const int64_t first_position = segment.position + token;
@@ -140,7 +157,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
   }
 
   const int64_t scratch_floats = kernels::attention_scratch(dim);
-  const int64_t partial_floats = kMaxAttentionRows * (dim + 2);  // out [rows, dim], max [rows], sum [rows]
+  const int64_t partial_floats = partial_size(dim);
   float* const scratches = scratch(attention_scratch_, scratch_floats * pool_.threads());
   float* const parts = scratch(partials_, partial_floats * partials);
   const auto out_row = [&](const Task& task, int64_t r) {

@@ -127,6 +127,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to merge in")
     _add_placement(parser)
+    _add_matformer(parser)
     parser.set_defaults(run=_run_convert)
 
 
@@ -321,6 +322,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def _run_convert(arguments: argparse.Namespace) -> int:
+    from gemlet.cli.common import matformer_option
     from gemlet.conversion import convert
 
     convert(
@@ -328,6 +330,7 @@ def _run_convert(arguments: argparse.Namespace) -> int:
         arguments.destination,
         weights=arguments.weights,
         embedding=arguments.embedding,
+        matformer=matformer_option(arguments),
         merge_adapter=arguments.adapter,
         threads=arguments.threads,
     )
