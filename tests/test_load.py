@@ -208,6 +208,10 @@ def test_random_model_of_an_unknown_shape() -> None:
         ({"max_context": True}, InvalidRequestError, "max_context is True"),
         ({"device": "cuda"}, UnsupportedError, "built without CUDA"),
         ({"device": "tpu"}, UnsupportedError, "device is 'tpu'"),
+        ({"cache": "no"}, InvalidRequestError, "cache is 'no'; expected True or False"),
+        ({"cache": 1}, InvalidRequestError, "cache is 1"),
+        ({"revision": 3}, InvalidRequestError, "revision is 3; expected a branch"),
+        ({"token": 3}, InvalidRequestError, "token: expected an access token"),
     ],
 )
 def test_arguments(tmp_path: Path, arguments: dict[str, Any], error: type[GemletError], message: str) -> None:

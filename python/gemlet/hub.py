@@ -49,6 +49,14 @@ def is_repository(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and ".." not in name
 
 
+def check_access(revision: str | None, token: str | bool | None) -> None:
+    """Raises :class:`InvalidRequestError` for arguments that are none."""
+    if revision is not None and (not isinstance(revision, str) or not revision):
+        raise InvalidRequestError(f"revision is {revision!r}; expected a branch, a tag or a commit, or None")
+    if token is not None and not isinstance(token, (str, bool)):
+        raise InvalidRequestError("token: expected an access token, True, False or None")
+
+
 def download(name: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
     """Fetches the files of model ``name`` that gemlet reads and are not there yet, and returns their folder;
     of a GGUF model, the path of its (first) file.
@@ -72,10 +80,7 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
             f'name is {name!r}; expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file '
             'there, like "someone/gemma-GGUF:gemma-Q4_0.gguf"'
         )
-    if revision is not None and (not isinstance(revision, str) or not revision):
-        raise InvalidRequestError(f"revision is {revision!r}; expected a branch, a tag or a commit, or None")
-    if token is not None and not isinstance(token, (str, bool)):
-        raise InvalidRequestError("token: expected an access token, True, False or None")
+    check_access(revision, token)
     try:
         import huggingface_hub
     except ImportError:

@@ -114,11 +114,11 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_embedding_on_disk, check_max_context, check_weights, choose_formats
+    from gemlet.load import check_flag, check_max_context, check_weights, choose_formats
     from gemlet.source import open_source
 
     check_weights(weights)
-    check_embedding_on_disk(embedding_on_disk)
+    check_flag("embedding_on_disk", embedding_on_disk)
     limit = None if max_memory is None else parse_memory(max_memory)
     with open_source(source) as opened:
         if matformer is not None:

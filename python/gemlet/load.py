@@ -140,7 +140,8 @@ def load(
     threads = check_threads(threads)
     decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
     limit = None if max_memory is None else parse_memory(max_memory)
-    check_embedding_on_disk(embedding_on_disk)
+    check_flag("embedding_on_disk", embedding_on_disk)
+    check_flag("cache", cache)
     from gemlet.progress import check_progress
     from gemlet.source import open_source
 
@@ -425,9 +426,9 @@ def check_threads(threads: int | None, name: str = "threads") -> int:
     return threads
 
 
-def check_embedding_on_disk(embedding_on_disk: bool) -> None:
-    if type(embedding_on_disk) is not bool:
-        raise InvalidRequestError(f"embedding_on_disk is {embedding_on_disk!r}; expected True or False")
+def check_flag(name: str, value: bool) -> None:
+    if type(value) is not bool:
+        raise InvalidRequestError(f"{name} is {value!r}; expected True or False")
 
 
 def check_max_context(max_context: int | None, config: TextConfig) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,9 +86,10 @@ def write_packed(
     *,
     weights: str,
     table: bool = True,
-) -> None:
+) -> int:
     """Writes the new file ``path``: every tensor of ``source`` packed as ``builder`` (made without memory of
     its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
+    Returns the CRC-32 of the file.
 
     Raises :class:`ModelFileError` when it cannot be written, and what reading and packing raise; the file is
     then incomplete and the caller's to remove.
@@ -115,19 +117,20 @@ def write_packed(
     head = _header(entries, _metadata(weights, described))
     try:
         with open(path, "xb", buffering=0) as file:
-            _write(file.fileno(), head)
+            crc = _write(file.fileno(), head, 0)
             for block in _blocks(source):
                 with _naming(source, block.tensor):
                     packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
-                _write(file.fileno(), packed.data)
+                crc = _write(file.fileno(), packed.data, crc)
                 advance(block.nbytes)
             if table and table_name is not None:
                 for array, _ in source.checkpoint.read_rows(table_name, _BLOCK_BYTES):
-                    _write(file.fileno(), array.reshape(-1).view("u1").data)
+                    crc = _write(file.fileno(), array.reshape(-1).view("u1").data, crc)
                     advance(array.nbytes)
             os.fsync(file.fileno())
     except OSError as problem:
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
+    return crc
 
 
 def _metadata(weights: str, described: dict[str, list[Any]]) -> dict[str, str]:
@@ -154,10 +157,12 @@ def _header(entries: dict[str, tuple[str, list[int], int]], metadata: dict[str, 
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(descriptor: int, data: bytes | memoryview) -> None:
+def _write(descriptor: int, data: bytes | memoryview, crc: int) -> int:
+    """Writes all of it; the CRC-32 that goes on from ``crc``."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+    return zlib.crc32(data, crc)
 
 
 def _blocks(source: ModelSource) -> Iterator[_Block]:

@@ -336,6 +336,9 @@ def _gguf_end_ids(config: TextConfig, tokenizer: Tokenizer | None) -> frozenset[
 
 def _find(source: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None) -> str:
     """The folder or the GGUF file that is meant."""
+    from gemlet.hub import check_access, download, is_repository
+
+    check_access(revision, token)
     if source is None:
         return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
@@ -350,8 +353,6 @@ def _find(source: str | os.PathLike[str] | None, revision: str | None, token: st
         if path.lower().endswith(".gguf") or _begins_as_gguf(path):
             return path
         raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
-    from gemlet.hub import download, is_repository
-
     if is_repository(path):
         found = download(path, revision=revision, token=token)
         return _find_in_folder(found) if os.path.isdir(found) else found
