@@ -166,8 +166,9 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         os.close(descriptor)
 
 
-def parse_gguf(name: str, descriptor: int) -> GGUFFile:
-    """:func:`read_gguf` of an open file, which ``name`` names in errors."""
+def parse_gguf(name: str, descriptor: int, *, size: int | None = None) -> GGUFFile:
+    """:func:`read_gguf` of an open file, which ``name`` names in errors; or of the beginning of one that has
+    ``size`` bytes, as much of it as all that comes before the tensors' data."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{name}: not a regular file")
@@ -175,7 +176,7 @@ def parse_gguf(name: str, descriptor: int) -> GGUFFile:
         raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24)")
     try:
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(name, data).read()
+            return _Reader(name, data, size or len(data)).read()
     except OSError as error:
         raise ModelFileError(f"{name}: cannot be read: {error.strerror}") from error
 
@@ -183,10 +184,11 @@ def parse_gguf(name: str, descriptor: int) -> GGUFFile:
 class _Reader:
     """A cursor over the mapped file. Every read is checked against its end first."""
 
-    def __init__(self, path: str, data: mmap.mmap) -> None:
+    def __init__(self, path: str, data: mmap.mmap, file_size: int) -> None:
         self.path = path
         self.data = data
         self.size = len(data)
+        self.file_size = file_size
         self.at = 0
         self.objects = 0
 
@@ -352,9 +354,11 @@ class _Reader:
             if entry.offset % alignment:
                 raise self.fail(f"tensor {entry.name}: offset {entry.offset} is no multiple of {alignment}")
             start = data_offset + entry.offset
-            if start + entry.nbytes > self.size:
+            if start + entry.nbytes > self.file_size:
                 what = f"tensor {entry.name} ({entry.type} {list(entry.shape)})"
-                raise self.fail(f"{what} ends at byte {start + entry.nbytes}, the file at byte {self.size}")
+                raise self.fail(
+                    f"{what} ends at byte {start + entry.nbytes}, the file at byte {self.file_size}"
+                )
             tensors[entry.name] = TensorInfo(entry.name, entry.shape, entry.type, start, entry.nbytes)
         by_offset = sorted(tensors.values(), key=lambda tensor: tensor.offset)
         for before, after in pairwise(by_offset):

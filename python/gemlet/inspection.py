@@ -103,8 +103,11 @@ def inspect(
     max_memory: int | str | None = None,
     embedding_on_disk: bool = False,
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Inspection:
-    """Reads all that a model's files say but the weights, and what it would take to load it.
+    """Reads all that a model's files say but the weights, and what it would take to load it. Of a model on
+    the hub only that is fetched: the small files, and the headers of the large ones.
 
     The arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing, damaged
     or of an architecture gemlet does not run. A model that is merely too large is described, with
@@ -120,7 +123,7 @@ def inspect(
     check_weights(weights)
     check_flag("embedding_on_disk", embedding_on_disk)
     limit = None if max_memory is None else parse_memory(max_memory)
-    with open_source(source) as opened:
+    with open_source(source, revision=revision, token=token, headers_only=True) as opened:
         if matformer is not None:
             opened = opened.cut(matformer)
         config = opened.config

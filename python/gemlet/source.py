@@ -177,9 +177,11 @@ def open_source(
     token: str | bool | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     cache: bool = False,
+    headers_only: bool = False,
 ) -> ModelSource:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
-    vocabulary is kept as parsed.
+    vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
+    fetched, and nothing can be read of them.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
@@ -187,11 +189,19 @@ def open_source(
     ...     demo.config.family, demo.stored_weights()
     ('gemma3', 'bf16')
     """
-    path = _find(source, revision, token)
-    if os.path.isdir(path):
-        opened = _open_folder(path, name="demo" if source is None else path, cache=cache)
-    else:
-        opened = _open_gguf(path, cache=cache)
+    from gemlet.hub import check_access, download
+
+    check_access(revision, token)
+    path = _find(source)
+    if path is None:
+        name = os.fspath(source or "")
+        if headers_only:
+            from gemlet.hub_headers import outline
+
+            with outline(name, revision=revision, token=token) as found:
+                return replace(_open(_find_in_folder(found), name, cache=False), name=name)
+        path = _find_in_folder(download(name, revision=revision, token=token))
+    opened = _open(path, "demo" if source is None else path, cache=cache)
     if merge_adapter is None:
         return opened
     try:
@@ -199,6 +209,12 @@ def open_source(
     except BaseException:
         opened.close()
         raise
+
+
+def _open(path: str, name: str, *, cache: bool) -> ModelSource:
+    if os.path.isdir(path):
+        return _open_folder(path, name=name, cache=cache)
+    return _open_gguf(path, cache=cache)
 
 
 def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
@@ -334,11 +350,10 @@ def _gguf_end_ids(config: TextConfig, tokenizer: Tokenizer | None) -> frozenset[
     return frozenset(ids)
 
 
-def _find(source: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None) -> str:
-    """The folder or the GGUF file that is meant."""
-    from gemlet.hub import check_access, download, is_repository
+def _find(source: str | os.PathLike[str] | None) -> str | None:
+    """The folder or the GGUF file that is meant; None for a model on the hub."""
+    from gemlet.hub import is_repository
 
-    check_access(revision, token)
     if source is None:
         return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
@@ -354,16 +369,15 @@ def _find(source: str | os.PathLike[str] | None, revision: str | None, token: st
             return path
         raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
     if is_repository(path):
-        found = download(path, revision=revision, token=token)
-        return _find_in_folder(found) if os.path.isdir(found) else found
+        return None
     raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
 
 
 def _find_in_folder(folder: str) -> str:
-    """The folder itself, or the GGUF model in it where it is no Hugging Face folder."""
+    """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is."""
     from gemlet.gguf_checkpoint import model_files
 
-    if os.path.lexists(os.path.join(folder, "config.json")):
+    if not os.path.isdir(folder) or os.path.lexists(os.path.join(folder, "config.json")):
         return folder
     try:
         models = model_files(os.listdir(folder))
