@@ -21,6 +21,7 @@ from tiny_models import CONFIGS, weights_of, write_folder
 import gemlet
 from gemlet import cache, packing
 from gemlet.cache import cache_folder, cache_limit
+from gemlet.checkpoint import TensorFiles
 from gemlet.errors import InvalidRequestError, TensorError
 
 IDS = [2, 17, 5, 80, 33, 9]
@@ -97,6 +98,43 @@ def test_a_source_that_changed(tmp_path: Path) -> None:
     assert packed_bytes(source) > 0
 
 
+@pytest.mark.parametrize("expected", ["bf16", "f32"])
+def test_float16_is_read_once(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, expected: str
+) -> None:
+    """What its values need is known the next time, and is found again where it is damaged."""
+    tensors = weights_of(CONFIGS["gemma"])
+    for values in tensors.values():
+        if expected == "bf16":
+            values.view(np.uint32)[...] &= 0xFFFF0000
+    half = {name: values.astype(np.float16) for name, values in tensors.items()}
+    source = source_of(tmp_path / "source", tensors=half)
+    scan, scanned = TensorFiles.fits_bf16, []
+    monkeypatch.setattr(TensorFiles, "fits_bf16", lambda self, name: scanned.append(name) or scan(self, name))
+    logits = logits_of(source)
+    matrices = len(scanned)
+    assert matrices > 10
+    np.testing.assert_array_equal(logits_of(source, cache=True), logits)
+    assert len(scanned) == 2 * matrices
+    with gemlet.load(source, threads=1, cache=True) as model:
+        assert model.weights == expected
+    assert packed_bytes(source) == 0
+    assert packed_bytes(source, weights="q4") > 0
+    assert len(scanned) == 2 * matrices
+    (kept,) = folder.glob("float16-*/formats.json")
+    for damaged in ("{}", "[", "[1]", '{"a": 1}', kept.read_text().replace('16"', '8"').replace('32"', '8"')):
+        kept.write_text(damaged)
+        assert packed_bytes(source) == 0
+    assert len(scanned) == 7 * matrices
+    os.utime(source / "model.safetensors", ns=(0, 1))
+    assert packed_bytes(source) > 0
+    assert len(scanned) == 8 * matrices
+    found = gemlet.inspect(source)
+    assert (found.weights, found.kept_as) == ("f32", {"f16": "bf16 or f32"})
+    assert " f16 as bf16 or f32" in str(found)
+    assert len(scanned) == 8 * matrices
+
+
 def test_a_cut_model_has_an_entry_of_its_own(tmp_path: Path) -> None:
     source = source_of(tmp_path / "source", "gemma3n_text")
     whole = packed_bytes(source)
@@ -155,7 +193,7 @@ def test_a_cache_that_cannot_be_written(
         np.testing.assert_array_equal(logits_of(source, cache=True), expected)
     folder.parent.unlink()
 
-    def full(descriptor: int, data: object, crc: int) -> int:
+    def full(descriptor: int, data: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing, "_write", full)

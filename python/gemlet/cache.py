@@ -5,7 +5,7 @@ key: a hash of what the packed form depends on. That is the configuration, the f
 and of each file of the source its tensors' places, its size, its time of modification and samples of its
 content. The path is no part of it. A source that changed has another key; what nobody asks for any more
 leaves as the longest unused. A vocabulary has an entry of its own, whose key is a hash of all it was read
-from.
+from; so has what ``weights="auto"`` makes of float16, which depends on every value.
 
 An entry appears by renaming, whole or not at all, and leaves by unlinking, which a process that has it mapped
 does not notice. A lock file for each entry keeps processes from packing the same source twice; one for all
@@ -23,12 +23,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TensorError
@@ -36,6 +38,7 @@ from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, Tens
 if TYPE_CHECKING:
     from gemlet import _core
     from gemlet._vocabulary import Vocabulary
+    from gemlet.checkpoint import TensorFiles
     from gemlet.packed import PackedCheckpoint
     from gemlet.progress import Progress
     from gemlet.source import ModelSource
@@ -45,6 +48,7 @@ __all__ = [
     "cache_limit",
     "keep_vocabulary",
     "kept_vocabulary",
+    "know_float16",
     "packed_copy",
     "vocabulary_key",
 ]
@@ -148,7 +152,29 @@ def keep_vocabulary(key: str, vocabulary: Vocabulary) -> None:
         _keep(f"tokenizer-{key}", lambda made: write_stored(os.path.join(made, STORED_FILE), vocabulary))
 
 
-def _keep(name: str, write: Callable[[str], None]) -> None:
+def know_float16(source: ModelSource) -> None:
+    """Makes ``source.kept`` say of its float16 matrices whether bfloat16 has all their values: as the cache
+    says, or else by reading them, for the next time."""
+    names = source.float16_matrices()
+    if not names or not cache_limit():
+        return
+    places = [source.checkpoint.tensors[name] for name in names]
+    digest = hashlib.sha256(repr(places).encode())
+    _add_files(digest, [(source.checkpoint, file) for file in sorted({info.file for info in places})])
+    name = f"float16-{digest.hexdigest()[:32]}"
+    path = os.path.join(cache_folder(), name, "formats.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        source.kept.update({name: {"bf16": "bf16", "f32": "f32"}[found[name]] for name in names})
+    except (OSError, ValueError, KeyError, TypeError):
+        formats = json.dumps({name: source.kept_format(name) for name in names})
+        _keep(name, lambda made: Path(made, "formats.json").write_text(formats, "utf-8"))
+    else:
+        _was_used(os.path.dirname(path))
+
+
+def _keep(name: str, write: Callable[[str], object]) -> None:
     """Makes the small entry ``name``; not being able to is none to speak of: the weights' entry meets the
     same, and warns."""
     folder = cache_folder()
@@ -330,6 +356,11 @@ def _key(source: ModelSource, builder: _core.ModelBuilder, weights: str) -> str:
         digest.update(repr(sorted(source.merged.items())).encode())
         digest.update(repr(sorted(source.adapter.terms.items())).encode())
         files.append((source.adapter.checkpoint, WEIGHTS_FILE))
+    _add_files(digest, files)
+    return digest.hexdigest()[:32]
+
+
+def _add_files(digest: hashlib._Hash, files: Iterable[tuple[TensorFiles, str]]) -> None:
     for opened, file in files:
         descriptor = opened.descriptor(file)
         status = os.fstat(descriptor)
@@ -337,4 +368,3 @@ def _key(source: ModelSource, builder: _core.ModelBuilder, weights: str) -> str:
         for sample in range(_SAMPLES):
             at = max(0, status.st_size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1)
             digest.update(os.pread(descriptor, _SAMPLE_BYTES, at))
-    return digest.hexdigest()[:32]

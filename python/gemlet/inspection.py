@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,8 @@ def inspect(
 
     The arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing, damaged
     or of an architecture gemlet does not run. A model that is merely too large is described, with
-    ``problem`` saying so.
+    ``problem`` saying so. How ``weights="auto"`` keeps float16 depends on its values, bf16 or f32, and the
+    plan is for the larger.
 
     >>> print(str(inspect(weights="q4", max_context=512)).splitlines()[0])
     model      demo
@@ -124,6 +125,7 @@ def inspect(
     check_flag("embedding_on_disk", embedding_on_disk)
     limit = None if max_memory is None else parse_memory(max_memory)
     with open_source(source, revision=revision, token=token, headers_only=True) as opened:
+        opened = replace(opened, float16_as="f32")
         if matformer is not None:
             opened = opened.cut(matformer)
         config = opened.config

@@ -154,6 +154,10 @@ def load(
         if embedding_on_disk and opened.packed is None and not cache:
             raise _not_packed(opened)
         max_context = check_max_context(max_context, opened.config)
+        if cache and weights == "auto":
+            from gemlet.cache import know_float16
+
+            know_float16(opened)
         weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding, kv_cache)
         spare = None

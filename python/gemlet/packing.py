@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,17 +116,25 @@ def write_packed(
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
+    crc = 0
     try:
-        with open(path, "xb", buffering=0) as file:
-            crc = _write(file.fileno(), head, 0)
+        with ThreadPoolExecutor(1) as helper, open(path, "xb", buffering=0) as file:
+
+            def put(data: bytes | memoryview) -> None:
+                nonlocal crc
+                later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                _write(file.fileno(), data)
+                crc = later.result()
+
+            put(head)
             for block in _blocks(source):
                 with _naming(source, block.tensor):
                     packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
-                crc = _write(file.fileno(), packed.data, crc)
+                put(packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:
                 for array, _ in source.checkpoint.read_rows(table_name, _BLOCK_BYTES):
-                    crc = _write(file.fileno(), array.reshape(-1).view("u1").data, crc)
+                    put(array.reshape(-1).view("u1").data)
                     advance(array.nbytes)
             os.fsync(file.fileno())
     except OSError as problem:
@@ -157,12 +166,10 @@ def _header(entries: dict[str, tuple[str, list[int], int]], metadata: dict[str, 
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(descriptor: int, data: bytes | memoryview, crc: int) -> int:
-    """Writes all of it; the CRC-32 that goes on from ``crc``."""
+def _write(descriptor: int, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-    return zlib.crc32(data, crc)
 
 
 def _blocks(source: ModelSource) -> Iterator[_Block]:

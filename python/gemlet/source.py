@@ -52,6 +52,8 @@ class ModelSource:
         files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
             its own: paths to copy, and name and content of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
+        kept: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
+        float16_as: that format for all of float16, of which no value is then read; None: as its values need.
     """
 
     name: str
@@ -66,7 +68,8 @@ class ModelSource:
     vocabulary: Vocabulary | None = field(repr=False, default=None)
     files: tuple[str, ...] = field(repr=False, default=())
     texts: Mapping[str, str] = field(repr=False, default_factory=dict)
-    _kept: dict[str, str] = field(repr=False, default_factory=dict)
+    kept: dict[str, str] = field(repr=False, default_factory=dict)
+    float16_as: str | None = None
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
     prompts: Prompts | None = field(default=None, repr=False)
@@ -118,7 +121,7 @@ class ModelSource:
 
         formats: dict[str, str] = {}
         for name, slot in self._matrices():
-            kept = self._kept_as(name)
+            kept = self.kept_format(name)
             for part, _ in core_slots(slot, self.checkpoint.tensors[name].shape):
                 # An expert's gate and up projection are one matrix, and may be two tensors.
                 formats[part] = kept if formats.get(part, kept) == kept else "q8"
@@ -131,13 +134,18 @@ class ModelSource:
         values: dict[str, int] = {}
         for name, slot in self._matrices():
             if slot not in ("embed_tokens", "lm_head"):
-                kept = self._kept_as(name)
+                kept = self.kept_format(name)
                 values[kept] = values.get(kept, 0) + prod(self.checkpoint.tensors[name].shape)
         return max(values, key=values.__getitem__)
 
     def kept_as(self) -> dict[str, str]:
         """Type that matrices are stored in -> their format in memory with ``weights="auto"``."""
-        return {self.checkpoint.dtype(name): self._kept_as(name) for name, _ in self._matrices()}
+        found = {self.checkpoint.dtype(name): self.kept_format(name) for name, _ in self._matrices()}
+        return found | ({"f16": "bf16 or f32"} if self.float16_as and "f16" in found else {})
+
+    def float16_matrices(self) -> list[str]:
+        """The tensors whose format depends on their values."""
+        return [name for name, _ in self._matrices() if self.checkpoint.dtype(name) == "f16"]
 
     def _matrices(self) -> Iterator[tuple[str, str]]:
         """Tensor and slot of what the core packs in a format of choice."""
@@ -147,13 +155,14 @@ class ModelSource:
             if takes_format(slot, self.checkpoint.tensors[name].shape):
                 yield name, slot
 
-    def _kept_as(self, name: str) -> str:
-        if name not in self._kept:
+    def kept_format(self, name: str) -> str:
+        """The format that ``weights="auto"`` keeps a matrix in; may read it."""
+        if name not in self.kept:
             kept = _KEPT_AS.get(self.checkpoint.dtype(name), "q8")
             if kept == "f16":
-                kept = "bf16" if self.checkpoint.fits_bf16(name) else "f32"
-            self._kept[name] = kept
-        return self._kept[name]
+                kept = self.float16_as or ("bf16" if self.checkpoint.fits_bf16(name) else "f32")
+            self.kept[name] = kept
+        return self.kept[name]
 
     def close(self) -> None:
         """Closes the files."""
