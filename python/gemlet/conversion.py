@@ -42,7 +42,8 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
-        weights, embedding, merge_adapter, threads, progress, revision, token: as in :func:`gemlet.load`.
+        weights, embedding, merge_adapter, threads, progress, revision, token: as in :func:`gemlet.load`; what
+            ``progress`` raises cancels the conversion.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.

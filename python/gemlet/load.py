@@ -111,7 +111,8 @@ def load(
             20 GB, the longest unused leaving first), and uses them the next time.
         progress: None shows a bar on terminals if tqdm is installed (``pip install 'gemlet[progress]'``) and
             packing takes a while, True everywhere, False nowhere; or a function that is called with the bytes
-            done and the bytes in all.
+            done and the bytes in all. What it raises cancels the loading and passes through, and so does
+            Ctrl-C: nothing is left behind.
         revision, token: which branch, tag or commit of a model on the hub, and the access token.
 
     Returns:
