@@ -233,12 +233,12 @@ def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
     entries = [gguf_entry("general.description", STRING, "x" * 1_500_000), *metadata(config)]
     write_gguf(gguf, entries, typed(convert_tensors(config, weights_of(config)), "Q8_0"))
     repositories = {
-        "some/single": contents(single),
+        "some/single-lfs": contents(single),
         "some/sharded-private": contents(sharded),
         "some/gguf": {"gemma4.gguf": gguf.read_bytes()},
     }
     cases = {
-        "some/single": (single, {"revision": COMMIT}, 1 << 17),
+        "some/single-lfs": (single, {"revision": COMMIT, "token": TOKEN}, 1 << 17),
         "some/sharded-private": (sharded, {"token": TOKEN}, 1 << 18),
         "some/gguf": (gguf, {}, 1 << 21),
     }
@@ -252,6 +252,15 @@ def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
         assert 0 < sent < most + 2000 < sum(len(repositories[name][file]) for file in large_files) / 2
     cached = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in cached) < 100_000
+    offline = """
+        import gemlet
+        try:
+            gemlet.load("some/single-lfs")
+        except gemlet.HubError as error:
+            print(error)
+        """
+    said = run_with_hub(offline, server.url, tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert said.startswith("some/single-lfs: is not in the cache, and HF_HUB_OFFLINE forbids")
     assert list(tmp_path.glob("gemlet-*")) == []
 
 

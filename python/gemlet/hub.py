@@ -170,12 +170,15 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
             snapshot = huggingface_hub.snapshot_download(
                 repository, revision=revision, local_files_only=True, allow_patterns=[]
             )
+            found = glob.glob("**", root_dir=snapshot, recursive=True)
+            names = {name for name in found if os.path.isfile(os.path.join(snapshot, name))}
+            if not any(name.endswith((".safetensors", ".gguf")) for name in names):  # as inspect() leaves it
+                raise errors.LocalEntryNotFoundError("no weights")
+            return names, True
         except Exception as missing:
             said = isinstance(problem, errors.HfHubHTTPError | errors.HFValidationError)
             reason = explain(problem if said else missing, repository, revision)
             raise HubError(f"{repository}: {reason}") from problem
-    found = glob.glob("**", root_dir=snapshot, recursive=True)
-    return {name for name in found if os.path.isfile(os.path.join(snapshot, name))}, True
 
 
 def _only_gguf(repository: str, names: Collection[str]) -> str | None:
