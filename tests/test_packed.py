@@ -354,14 +354,16 @@ def test_peak_memory_at_a_real_shape(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_second_start_takes_milliseconds(tmp_path: Path) -> None:
-    """At the shape of a 1B model with 262,144 pieces, packed or in the cache: best of four new processes, the
-    time of load() alone, which the imports are no part of."""
+    """At the shape of a 1B model, packed with 262,144 pieces, or in the cache without a tokenizer: best of
+    four new processes, the time of load() alone, which the imports are no part of."""
     source, packed = tmp_path / "source", tmp_path / "packed"
     write_real_shape_hole(source, "gemma3-1b")
     (source / "tokenizer.json").write_text(json.dumps(gemma4_json()))
     prepare = f"""
+        import os
         import gemlet
         gemlet.convert({str(source)!r}, {str(packed)!r}, weights="q4")
+        os.remove({str(source / "tokenizer.json")!r})
         gemlet.load({str(source)!r}, weights="q4", cache=True).close()
         """
     start = """
@@ -371,16 +373,15 @@ def test_a_second_start_takes_milliseconds(tmp_path: Path) -> None:
         before = time.perf_counter()
         model = gemlet.load({!r}, weights="q4", max_context=4096, cache={})
         print(time.perf_counter() - before)
-        assert model.tokenizer.vocab_size == 262144
+        assert {} or model.tokenizer.vocab_size == 262144
         assert len(model.generate([2, 20, 30], max_tokens=2, temperature=0).token_ids) > 0
         """
     home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     try:
         run_python(prepare, **home)
-        # With the cache the tokenizer's file is read and hashed, to know that it is still the same.
-        for folder, cache, most in ((packed, False, 0.1), (source, True, 0.2)):
-            seconds = [float(run_python(start.format(str(folder), cache), **home)) for _ in range(4)]
-            assert min(seconds) < most, (folder, seconds)
+        for folder, cache in ((packed, False), (source, True)):
+            seconds = [float(run_python(start.format(str(folder), cache, cache), **home)) for _ in range(4)]
+            assert min(seconds) < 0.1, (folder, seconds)
     finally:
         shutil.rmtree(source)
         shutil.rmtree(packed, ignore_errors=True)
