@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from processes import run_python
+from processes import in_fork, run_python
 from tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
-from gemlet import packing
+from gemlet import cache, packing
 from gemlet.cache import cache_folder, cache_limit
+from gemlet.checkpoint import TensorFiles
 from gemlet.errors import InvalidRequestError, TensorError
 
 IDS = [2, 17, 5, 80, 33, 9]
@@ -92,6 +98,43 @@ def test_a_source_that_changed(tmp_path: Path) -> None:
     assert packed_bytes(source) > 0
 
 
+@pytest.mark.parametrize("expected", ["bf16", "f32"])
+def test_float16_is_read_once(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, expected: str
+) -> None:
+    """What its values need is known the next time, and is found again where it is damaged."""
+    tensors = weights_of(CONFIGS["gemma"])
+    for values in tensors.values():
+        if expected == "bf16":
+            values.view(np.uint32)[...] &= 0xFFFF0000
+    half = {name: values.astype(np.float16) for name, values in tensors.items()}
+    source = source_of(tmp_path / "source", tensors=half)
+    scan, scanned = TensorFiles.fits_bf16, []
+    monkeypatch.setattr(TensorFiles, "fits_bf16", lambda self, name: scanned.append(name) or scan(self, name))
+    logits = logits_of(source)
+    matrices = len(scanned)
+    assert matrices > 10
+    np.testing.assert_array_equal(logits_of(source, cache=True), logits)
+    assert len(scanned) == 2 * matrices
+    with gemlet.load(source, threads=1, cache=True) as model:
+        assert model.weights == expected
+    assert packed_bytes(source) == 0
+    assert packed_bytes(source, weights="q4") > 0
+    assert len(scanned) == 2 * matrices
+    (kept,) = folder.glob("float16-*/formats.json")
+    for damaged in ("{}", "[", "[1]", '{"a": 1}', kept.read_text().replace('16"', '8"').replace('32"', '8"')):
+        kept.write_text(damaged)
+        assert packed_bytes(source) == 0
+    assert len(scanned) == 7 * matrices
+    os.utime(source / "model.safetensors", ns=(0, 1))
+    assert packed_bytes(source) > 0
+    assert len(scanned) == 8 * matrices
+    found = gemlet.inspect(source)
+    assert (found.weights, found.kept_as) == ("f32", {"f16": "bf16 or f32"})
+    assert " f16 as bf16 or f32" in str(found)
+    assert len(scanned) == 8 * matrices
+
+
 def test_a_cut_model_has_an_entry_of_its_own(tmp_path: Path) -> None:
     source = source_of(tmp_path / "source", "gemma3n_text")
     whole = packed_bytes(source)
@@ -102,17 +145,18 @@ def test_a_cut_model_has_an_entry_of_its_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits_of(source, cache=True, **cut), expected)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "file", "version", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "file", "link", "stamp", "version", "missing"])
 def test_damaged_entries_are_made_again(tmp_path: Path, folder: Path, damage: str) -> None:
     source = source_of(tmp_path / "source")
     expected = logits_of(source, cache=True)
     (name,) = entries(folder)
     path = folder / name / "model.safetensors"
     data = path.read_bytes()
-    if damage == "file":
-        path.unlink()
-        path.parent.rmdir()
-        path.parent.write_bytes(b"x")
+    if damage in ("file", "link"):
+        shutil.rmtree(path.parent)
+        path.parent.symlink_to("nowhere") if damage == "link" else path.parent.write_bytes(b"x")
+    elif damage == "stamp":
+        (path.parent / "stamp").write_text("12 x")
     elif damage == "missing":
         path.unlink()
     else:
@@ -124,10 +168,6 @@ def test_damaged_entries_are_made_again(tmp_path: Path, folder: Path, damage: st
         }[damage]
         assert changed != data
         path.write_bytes(changed)
-    if damage == "file":
-        with pytest.warns(UserWarning, match="cache=True: .* cannot be used"):
-            np.testing.assert_array_equal(logits_of(source, cache=True), expected)
-        return
     assert packed_bytes(source) > 0
     assert packed_bytes(source) == 0
     np.testing.assert_array_equal(logits_of(source, cache=True), expected)
@@ -174,17 +214,12 @@ def test_the_longest_unused_leave_first(
         packed_bytes(source)
         (name,) = set(entries(folder)) - set(names)
         names.append(name)
-        path = folder / name / "model.safetensors"
-        os.utime(path, (time.time() - 1000 + age, path.stat().st_mtime))
-        os.utime(path.parent, (time.time() - 2000, time.time() - 2000))
-        size = path.stat().st_size
+        os.utime(folder / name, (time.time() - 1000 + age,) * 2)
+        size = sum(file.stat().st_size for file in (folder / name).iterdir())
     with gemlet.load(
         sources[0], threads=1, cache=True
     ) as used:  # the oldest, used now; and still in use below
         before = used.logits(IDS)
-        abandoned = folder / "0.1.tmp"
-        abandoned.mkdir()
-        os.utime(abandoned, (1, 1))
         monkeypatch.setenv("GEMLET_CACHE_SIZE", str(2 * size + 100))
         assert packed_bytes(sources[3]) > 0
         kept = entries(folder)
@@ -252,3 +287,113 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, folder: Path
     assert [name.rpartition(".")[2] for name in entries(folder)] == ["tmp"]
     assert packed_bytes(source) > 0
     assert packed_bytes(source) == 0
+
+
+def test_what_killed_processes_left_goes_with_the_next_entry(tmp_path: Path, folder: Path) -> None:
+    """Of any entry, in any form; what a living process is about is kept."""
+    folder.mkdir(parents=True)
+    (folder / "0.12.tmp").mkdir()
+    (folder / "0.12.tmp" / "model.safetensors").write_bytes(b"x")
+    (folder / "1.tmp").write_bytes(b"x")
+    (folder / "2.tmp").symlink_to("nowhere")
+    (folder / "3.lock").touch()
+    (folder / "held.tmp").mkdir()
+    with cache._locked(str(folder / "held.lock")):
+        packed_bytes(source_of(tmp_path / "source"))
+        left = sorted(item.name for item in folder.iterdir())
+    assert len(left) == 3
+    assert left[1:] == ["held.lock", "held.tmp"]
+    assert sorted(item.name for item in folder.iterdir())[1:] == ["held.tmp"]
+
+
+def test_another_model_does_not_wait(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in the middle of packing one model; this one packs another, and evicts all it may."""
+    first = source_of(tmp_path / "first")
+    second = source_of(tmp_path / "second", tensors=weights_of(CONFIGS["gemma"], seed=1))
+    packed_bytes(second)
+    size = sum(file.stat().st_size for file in (folder / entries(folder)[0]).iterdir())
+    shutil.rmtree(folder)
+    code = f"""
+        import sys
+        import gemlet
+        def wait(done, total):
+            global first
+            if first:
+                first = False
+                print("packing", flush=True)
+                sys.stdin.readline()
+        first = True
+        gemlet.load({str(first)!r}, threads=1, cache=True, progress=wait).close()
+        """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        try:
+            assert other.stdout.readline() == "packing\n"
+            monkeypatch.setenv("GEMLET_CACHE_SIZE", str(size + 100))
+            in_fork(lambda: packed_bytes(second) > 0)
+            assert len([name for name in entries(folder) if name.endswith(".tmp")]) == 1
+        finally:
+            other.stdin.close()
+            other.wait(30)
+    assert other.returncode == 0
+    assert packed_bytes(first) == 0
+    assert [item.name for item in folder.iterdir() if not item.is_dir()] == []
+
+
+def test_locks_are_for_one(tmp_path: Path) -> None:
+    """The file of a lock goes with it, which must not let two in who hold files of different times."""
+    path, inside, problems = str(tmp_path / "a.lock"), tmp_path / "inside", []
+
+    def work() -> None:
+        try:
+            for _ in range(150):
+                with cache._locked(path) as alone:
+                    assert alone
+                    inside.mkdir()
+                    time.sleep(0)
+                    inside.rmdir()
+                with cache._locked(path, wait=False) as alone:
+                    if alone:
+                        inside.mkdir()
+                        inside.rmdir()
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_that_changed_in_the_cache(tmp_path: Path, folder: Path) -> None:
+    """Another time of the file makes it be read; then it is used if its bytes are right, and made again if
+    not."""
+    source = source_of(tmp_path / "source")
+    expected = logits_of(source, cache=True)
+    (entry,) = folder.iterdir()
+    path = entry / "model.safetensors"
+    stamp = (entry / "stamp").read_text()
+    os.utime(path, ns=(0, 1))
+    assert packed_bytes(source) == 0
+    assert (entry / "stamp").read_text().split()[1] == "1"
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    assert packed_bytes(source) == 0
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    assert packed_bytes(source) > 0
+    np.testing.assert_array_equal(logits_of(source, cache=True), expected)
+    assert (entry / "stamp").read_text().split()[::2] == stamp.split()[::2]

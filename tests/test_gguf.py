@@ -241,3 +241,22 @@ def test_any_damage_is_a_typed_error_or_none(tmp_path: Path, data: st.DataObject
     else:
         message = str(path)
     assert str(path) in message
+
+
+def test_a_file_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error, where touching a mapping would end the process."""
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gguf_file([gguf_entry(f"key{i}", STRING, "x" * 50_000) for i in range(9)]))
+    assert len(read_gguf(path).metadata) == 9
+    pread, places = os.pread, []
+
+    def cut(descriptor: int, count: int, place: int) -> bytes:
+        places.append(place)
+        if place > 100_000:
+            os.truncate(path, 100_000)
+        return pread(descriptor, count, place)
+
+    monkeypatch.setattr(os, "pread", cut)
+    with pytest.raises(ModelFileError, match=r"a\.gguf: was cut short while gemlet was reading it"):
+        read_gguf(path)
+    assert len(places) > 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import run_python
-from real_shapes import write_real_shape
+from real_shapes import write_real_shape, write_real_shape_hole
 from tiny_models import CONFIGS, weights_of, with_header, write_folder
+from tokenizer_files import gemma4_json
 
 import gemlet
 from gemlet.cli import main
@@ -348,6 +350,42 @@ def test_peak_memory_at_a_real_shape(tmp_path: Path) -> None:
         )
     )
     assert 0.95 * size < mapped < 1.05 * size + 16  # and the cache and scratch of a short text
+
+
+@pytest.mark.slow
+def test_a_second_start_takes_milliseconds(tmp_path: Path) -> None:
+    """At the shape of a 1B model, packed with 262,144 pieces, or in the cache without a tokenizer: best of
+    four new processes, the time of load() alone, which the imports are no part of."""
+    source, packed = tmp_path / "source", tmp_path / "packed"
+    write_real_shape_hole(source, "gemma3-1b")
+    (source / "tokenizer.json").write_text(json.dumps(gemma4_json()))
+    prepare = f"""
+        import os
+        import gemlet
+        gemlet.convert({str(source)!r}, {str(packed)!r}, weights="q4")
+        os.remove({str(source / "tokenizer.json")!r})
+        gemlet.load({str(source)!r}, weights="q4", cache=True).close()
+        """
+    start = """
+        import time
+        import gemlet
+        gemlet.load().generate("x", max_tokens=1)
+        before = time.perf_counter()
+        model = gemlet.load({!r}, weights="q4", max_context=4096, cache={})
+        print(time.perf_counter() - before)
+        assert {} or model.tokenizer.vocab_size == 262144
+        assert len(model.generate([2, 20, 30], max_tokens=2, temperature=0).token_ids) > 0
+        """
+    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    try:
+        run_python(prepare, **home)
+        for folder, cache in ((packed, False), (source, True)):
+            seconds = [float(run_python(start.format(str(folder), cache, cache), **home)) for _ in range(4)]
+            assert min(seconds) < 0.1, (folder, seconds)
+    finally:
+        shutil.rmtree(source)
+        shutil.rmtree(packed, ignore_errors=True)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
 
 
 def test_a_packed_file_cut_short_while_in_use(packed: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_TENSORS = 1 << 17
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 MAX_RANK = 8
-_SCAN_BYTES = 1 << 22
+_SCAN_BYTES = 1 << 20  # stays in the cache of a core
 _READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
 
 # dtype -> bits per element. gemlet reads three of them; the others may stand in tensors it does not use.

@@ -49,7 +49,7 @@ def convert(
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
         weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
-            :func:`gemlet.load`.
+            :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.

@@ -15,7 +15,6 @@ and apart from the others. Tensor data itself is not touched.
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 import struct
@@ -57,6 +56,8 @@ MAX_OBJECTS = (
     1 << 24
 )  # strings and nested arrays in all metadata together; a real vocabulary has about 800,000
 MAX_ALIGNMENT = 1 << 20
+_FIRST_BYTES = 1 << 16
+_READ_BYTES = 1 << 26  # per system call
 
 # GGML tensor types: number -> (name, values per block, bytes per block).
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -166,27 +167,31 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         os.close(descriptor)
 
 
-def parse_gguf(name: str, descriptor: int) -> GGUFFile:
-    """:func:`read_gguf` of an open file, which ``name`` names in errors."""
+def parse_gguf(name: str, descriptor: int, *, size: int | None = None) -> GGUFFile:
+    """:func:`read_gguf` of an open file, which ``name`` names in errors; or of the beginning of one that has
+    ``size`` bytes, as much of it as all that comes before the tensors' data."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{name}: not a regular file")
     if status.st_size < 24:
         raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24)")
     try:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(name, data).read()
+        return _Reader(name, descriptor, status.st_size, size or status.st_size).read()
     except OSError as error:
         raise ModelFileError(f"{name}: cannot be read: {error.strerror}") from error
 
 
 class _Reader:
-    """A cursor over the mapped file. Every read is checked against its end first."""
+    """A cursor over the beginning of the file. Every read is checked against its end first. It is read with
+    ``pread`` and not mapped, so that a file that is cut short meanwhile is an error, and not the end of the
+    process."""
 
-    def __init__(self, path: str, data: mmap.mmap) -> None:
+    def __init__(self, path: str, descriptor: int, size: int, file_size: int) -> None:
         self.path = path
-        self.data = data
-        self.size = len(data)
+        self.descriptor = descriptor
+        self.data = bytearray()  # what has been read of it
+        self.size = size
+        self.file_size = file_size
         self.at = 0
         self.objects = 0
 
@@ -200,7 +205,18 @@ class _Reader:
         if size > left:
             raise self.fail(f"{what} at byte {start} needs {size} bytes, the file has {left} left")
         self.at = start + size
+        if self.at > len(self.data):
+            self.fetch(self.at)
         return start
+
+    def fetch(self, end: int) -> None:
+        """Reads on, to ``end`` and as far again as it has come."""
+        end = min(self.size, max(end, 2 * len(self.data), _FIRST_BYTES))
+        while len(self.data) < end:
+            more = os.pread(self.descriptor, min(end - len(self.data), _READ_BYTES), len(self.data))
+            if not more:
+                raise self.fail("was cut short while gemlet was reading it")
+            self.data += more
 
     def number(self, code: str, what: str) -> Any:
         layout = struct.Struct("<" + code)
@@ -220,10 +236,10 @@ class _Reader:
             raise self.fail(f"{what} at byte {start} is not valid UTF-8 ({error.reason})") from error
 
     def read(self) -> GGUFFile:
-        magic = self.data[:4]
+        self.need(4, "GGUF")
+        magic = bytes(self.data[:4])
         if magic != b"GGUF":
             raise self.fail(f"not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
-        self.at = 4
         version = self.number("I", "the version")
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -303,7 +319,7 @@ class _Reader:
 
     def strings(self, count: int, key: str) -> list[str]:
         """``count`` strings; :meth:`string` unrolled, since a vocabulary with merges has 780,000 of them."""
-        data, at, end = self.data, self.at, self.size
+        data, at, end = self.data, self.at, len(self.data)
         values: list[str] = []
         start = at
         try:
@@ -311,11 +327,13 @@ class _Reader:
                 if at + 8 > end:
                     self.at = at
                     self.need(8, f"the length of {key}[{len(values)}]")
+                    end = len(data)
                 start = at + 8
                 at = start + _U64_AT(data, at)[0]
                 if at > end:
                     self.at = start
                     self.need(at - start, f"{key}[{len(values)}]")
+                    end = len(data)
                 values.append(str(data[start:at], "utf-8"))
         except UnicodeDecodeError as error:
             what = f"{key}[{len(values)}] at byte {start}"
@@ -352,9 +370,11 @@ class _Reader:
             if entry.offset % alignment:
                 raise self.fail(f"tensor {entry.name}: offset {entry.offset} is no multiple of {alignment}")
             start = data_offset + entry.offset
-            if start + entry.nbytes > self.size:
+            if start + entry.nbytes > self.file_size:
                 what = f"tensor {entry.name} ({entry.type} {list(entry.shape)})"
-                raise self.fail(f"{what} ends at byte {start + entry.nbytes}, the file at byte {self.size}")
+                raise self.fail(
+                    f"{what} ends at byte {start + entry.nbytes}, the file at byte {self.file_size}"
+                )
             tensors[entry.name] = TensorInfo(entry.name, entry.shape, entry.type, start, entry.nbytes)
         by_offset = sorted(tensors.values(), key=lambda tensor: tensor.offset)
         for before, after in pairwise(by_offset):

@@ -7,21 +7,23 @@ settings and its login.
 from __future__ import annotations
 
 import glob
+import importlib.util
 import os
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
 
 __all__ = ["download", "is_repository"]
 
-# What gemlet reads of a repository; a folder inside it holds something else (original weights, ONNX, ...),
-# but for the numbered ones of sentence-transformers, which hold an embedding model's last layers.
+# What gemlet reads of a repository, besides the vocabulary. A folder inside it holds something else (weights
+# of another kind, ...), but for the numbered ones of sentence-transformers: an embedding model's last layers.
 _FILES = (
     "config.json",
     "generation_config.json",
-    "tokenizer*",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
@@ -49,6 +51,14 @@ def is_repository(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and ".." not in name
 
 
+def check_access(revision: str | None, token: str | bool | None) -> None:
+    """Raises :class:`InvalidRequestError` for arguments that are none."""
+    if revision is not None and (not isinstance(revision, str) or not revision):
+        raise InvalidRequestError(f"revision is {revision!r}; expected a branch, a tag or a commit, or None")
+    if token is not None and not isinstance(token, (str, bool)):
+        raise InvalidRequestError("token: expected an access token, True, False or None")
+
+
 def download(name: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
     """Fetches the files of model ``name`` that gemlet reads and are not there yet, and returns their folder;
     of a GGUF model, the path of its (first) file.
@@ -67,23 +77,44 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
         InvalidRequestError: an argument is wrong, the repository has no such GGUF file, or has several and
             none is named; the message lists them.
     """
+    return fetch(choose(name, revision, token), revision, token)
+
+
+class Choice(NamedTuple):
+    """A model on the hub: its files by patterns, of all ``names`` in the repository; ``file`` is its (first)
+    GGUF file, None for a folder. ``is_here``: the hub cannot be asked, and what is in the cache has to do."""
+
+    repository: str
+    file: str | None
+    names: set[str]
+    patterns: list[str]
+    ignored: list[str]
+    is_here: bool
+
+    def files(self) -> list[str]:
+        """The files, chosen as :func:`fetch` does."""
+
+        def fits(name: str, patterns: list[str]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+        return [n for n in sorted(self.names) if fits(n, self.patterns) and not fits(n, self.ignored)]
+
+
+def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
+    """What :func:`download` of these arguments fetches; raises as it does."""
+    from gemlet._tokenizer_files import TOKENIZER_FILES
+    from gemlet.gguf_checkpoint import split_names
+
     if not isinstance(name, str) or not is_repository(name):
         raise InvalidRequestError(
             f'name is {name!r}; expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file '
             'there, like "someone/gemma-GGUF:gemma-Q4_0.gguf"'
         )
-    if revision is not None and (not isinstance(revision, str) or not revision):
-        raise InvalidRequestError(f"revision is {revision!r}; expected a branch, a tag or a commit, or None")
-    if token is not None and not isinstance(token, (str, bool)):
-        raise InvalidRequestError("token: expected an access token, True, False or None")
-    try:
-        import huggingface_hub
-    except ImportError:
+    check_access(revision, token)
+    if importlib.util.find_spec("huggingface_hub") is None:
         raise UnsupportedError(
             f"{name}: no such folder; to download a model of this name: pip install 'gemlet[hub]'"
-        ) from None
-    from gemlet.gguf_checkpoint import split_names
-
+        )
     match = _NAME.fullmatch(name)
     repository, file = match.groups() if match else (name, None)
     names, is_here = _list_files(repository, revision, token)
@@ -91,23 +122,39 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
         file = _only_gguf(repository, names)
     elif file not in names:
         raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
-    patterns, ignored = list(_FILES), ["[!0-9]*/*"]
-    if file is not None:
-        folder, name = os.path.split(file)
-        patterns = [glob.escape(os.path.join(folder, part)) for part in split_names(folder, name)]
-        ignored = []
+    if file is None:
+        tokenizers = [name for name in TOKENIZER_FILES if name in names]
+        return Choice(repository, None, names, [*_FILES, *tokenizers[:1]], ["[!0-9]*/*"], is_here)
+    folder, name = os.path.split(file)
+    patterns = [glob.escape(os.path.join(folder, part)) for part in split_names(folder, name)]
+    return Choice(repository, file, names, patterns, [], is_here)
+
+
+def fetch(
+    choice: Choice,
+    revision: str | None,
+    token: str | bool | None,
+    *,
+    without: Sequence[str] = (),
+    whole: bool = False,
+) -> str:
+    """The folder or the GGUF file, with all of its files but those of the patterns ``without``; the folder
+    even of a GGUF file if ``whole``."""
+    import huggingface_hub
+
+    repository = choice.repository
     try:
         snapshot = huggingface_hub.snapshot_download(
             repository,
             revision=revision,
             token=token,
-            allow_patterns=patterns,
-            ignore_patterns=ignored,
-            local_files_only=is_here,
+            allow_patterns=choice.patterns,
+            ignore_patterns=[*choice.ignored, *without],
+            local_files_only=choice.is_here,
         )
     except Exception as problem:  # what a broken server or disk makes of it has no common class
-        raise HubError(f"{repository}: {_explain(problem, repository, revision)}") from problem
-    return snapshot if file is None else os.path.join(snapshot, file)
+        raise HubError(f"{repository}: {explain(problem, repository, revision)}") from problem
+    return snapshot if choice.file is None or whole else os.path.join(snapshot, choice.file)
 
 
 def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:
@@ -123,12 +170,15 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
             snapshot = huggingface_hub.snapshot_download(
                 repository, revision=revision, local_files_only=True, allow_patterns=[]
             )
+            found = glob.glob("**", root_dir=snapshot, recursive=True)
+            names = {name for name in found if os.path.isfile(os.path.join(snapshot, name))}
+            if not any(name.endswith((".safetensors", ".gguf")) for name in names):  # as inspect() leaves it
+                raise errors.LocalEntryNotFoundError("no weights")
+            return names, True
         except Exception as missing:
             said = isinstance(problem, errors.HfHubHTTPError | errors.HFValidationError)
-            reason = _explain(problem if said else missing, repository, revision)
+            reason = explain(problem if said else missing, repository, revision)
             raise HubError(f"{repository}: {reason}") from problem
-    found = glob.glob("**", root_dir=snapshot, recursive=True)
-    return {name for name in found if os.path.isfile(os.path.join(snapshot, name))}, True
 
 
 def _only_gguf(repository: str, names: Collection[str]) -> str | None:
@@ -155,7 +205,7 @@ def _models(names: Collection[str]) -> str:
     return (", ".join(models[:_SHOWN]) or "none") + more
 
 
-def _explain(problem: Exception, name: str, revision: str | None) -> str:
+def explain(problem: Exception, name: str, revision: str | None) -> str:
     """What went wrong and what to do, in a line."""
     from huggingface_hub import constants, errors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -127,30 +127,29 @@ def inspect(
     max_memory: int | str | None = None,
     embedding_on_disk: bool = False,
     matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Inspection:
-    """Reads all that a model's files say but the weights, and what it would take to load it.
+    """Reads all that a model's files say but the weights, and what it would take to load it. Of a model on
+    the hub only that is fetched: the small files, and the headers of the large ones.
 
     The arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing, damaged
     or of an architecture gemlet does not run. A model that is merely too large is described, with
-    ``problem`` saying so.
+    ``problem`` saying so. How ``weights="auto"`` keeps float16 depends on its values, bf16 or f32, and the
+    plan is for the larger.
 
     >>> print(str(inspect(weights="q4", max_context=512)).splitlines()[0])
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import (
-        check_embedding_on_disk,
-        check_max_context,
-        check_weights,
-        choose_formats,
-        formats_of,
-    )
+    from gemlet.load import check_flag, check_max_context, check_weights, choose_formats, formats_of
     from gemlet.source import open_source
 
     check_weights(weights)
-    check_embedding_on_disk(embedding_on_disk)
+    check_flag("embedding_on_disk", embedding_on_disk)
     limit = None if max_memory is None else parse_memory(max_memory)
-    with open_source(source) as opened:
+    with open_source(source, revision=revision, token=token, headers_only=True) as opened:
+        opened = replace(opened, float16_as="f32")
         if matformer is not None:
             opened = opened.cut(matformer)
         config = opened.config

@@ -111,7 +111,8 @@ def load(
             20 GB, the longest unused leaving first), and uses them the next time.
         progress: None shows a bar on terminals if tqdm is installed (``pip install 'gemlet[progress]'``) and
             packing takes a while, True everywhere, False nowhere; or a function that is called with the bytes
-            done and the bytes in all.
+            done and the bytes in all. What it raises cancels the loading and passes through, and so does
+            Ctrl-C: nothing is left behind.
         revision, token: which branch, tag or commit of a model on the hub, and the access token.
 
     Returns:
@@ -140,7 +141,8 @@ def load(
     threads = check_threads(threads)
     decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
     limit = None if max_memory is None else parse_memory(max_memory)
-    check_embedding_on_disk(embedding_on_disk)
+    check_flag("embedding_on_disk", embedding_on_disk)
+    check_flag("cache", cache)
     from gemlet.progress import check_progress
     from gemlet.source import open_source
 
@@ -153,6 +155,10 @@ def load(
         if embedding_on_disk and opened.packed is None and not cache:
             raise _not_packed(opened)
         max_context = check_max_context(max_context, opened.config)
+        if cache and weights == "auto":
+            from gemlet.cache import know_float16
+
+            know_float16(opened)
         weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding, kv_cache)
         spare = None
@@ -425,9 +431,9 @@ def check_threads(threads: int | None, name: str = "threads") -> int:
     return threads
 
 
-def check_embedding_on_disk(embedding_on_disk: bool) -> None:
-    if type(embedding_on_disk) is not bool:
-        raise InvalidRequestError(f"embedding_on_disk is {embedding_on_disk!r}; expected True or False")
+def check_flag(name: str, value: bool) -> None:
+    if type(value) is not bool:
+        raise InvalidRequestError(f"{name} is {value!r}; expected True or False")
 
 
 def check_max_context(max_context: int | None, config: TextConfig) -> int:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,9 +88,10 @@ def write_packed(
     *,
     weights: str,
     table: bool = True,
-) -> None:
+) -> int:
     """Writes the new file ``path``: every tensor of ``source`` packed as ``builder`` (made without memory of
     its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
+    Returns the CRC-32 of the file.
 
     Raises :class:`ModelFileError` when it cannot be written, and what reading and packing raise; the file is
     then incomplete and the caller's to remove.
@@ -118,22 +121,31 @@ def write_packed(
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
+    crc = 0
     try:
-        with open(path, "xb", buffering=0) as file:
-            _write(file.fileno(), head)
+        with ThreadPoolExecutor(1) as helper, open(path, "xb", buffering=0) as file:
+
+            def put(data: bytes | memoryview) -> None:
+                nonlocal crc
+                later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                _write(file.fileno(), data)
+                crc = later.result()
+
+            put(head)
             for block in _blocks(source):
                 with _naming(source, block.tensor):
                     packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
-                _write(file.fileno(), packed.data)
+                put(packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:
                 row_bytes = tensors[table_name].nbytes // tensors[table_name].shape[0]
                 for array, _ in source.read_rows(table_name, _BLOCK_BYTES):
-                    _write(file.fileno(), array.reshape(-1).view("u1").data)
+                    put(array.reshape(-1).view("u1").data)
                     advance(len(array) * row_bytes)
             os.fsync(file.fileno())
     except OSError as problem:
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
+    return crc
 
 
 def _metadata(weights: str, described: dict[str, list[Any]]) -> dict[str, str]:

@@ -10,8 +10,7 @@ from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gemlet._json import no_waiting
-from gemlet.errors import InvalidRequestError, ModelFileError
+from gemlet.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +51,8 @@ class ModelSource:
         files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
             its own: paths to copy, and name and content of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
+        kept: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
+        float16_as: that format for all of float16, of which no value is then read; None: as its values need.
     """
 
     name: str
@@ -66,7 +67,8 @@ class ModelSource:
     vocabulary: Vocabulary | None = field(repr=False, default=None)
     files: tuple[str, ...] = field(repr=False, default=())
     texts: Mapping[str, str] = field(repr=False, default_factory=dict)
-    _kept: dict[str, str] = field(repr=False, default_factory=dict)
+    kept: dict[str, str] = field(repr=False, default_factory=dict)
+    float16_as: str | None = None
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
     prompts: Prompts | None = field(default=None, repr=False)
@@ -118,7 +120,7 @@ class ModelSource:
 
         formats: dict[str, str] = {}
         for name, slot in self._matrices():
-            kept = self._kept_as(name)
+            kept = self.kept_format(name)
             for part, _ in core_slots(slot, self.checkpoint.tensors[name].shape):
                 # An expert's gate and up projection are one matrix, and may be two tensors.
                 formats[part] = kept if formats.get(part, kept) == kept else "q8"
@@ -131,13 +133,18 @@ class ModelSource:
         values: dict[str, int] = {}
         for name, slot in self._matrices():
             if slot not in ("embed_tokens", "lm_head"):
-                kept = self._kept_as(name)
+                kept = self.kept_format(name)
                 values[kept] = values.get(kept, 0) + prod(self.checkpoint.tensors[name].shape)
         return max(values, key=values.__getitem__)
 
     def kept_as(self) -> dict[str, str]:
         """Type that matrices are stored in -> their format in memory with ``weights="auto"``."""
-        return {self.checkpoint.dtype(name): self._kept_as(name) for name, _ in self._matrices()}
+        found = {self.checkpoint.dtype(name): self.kept_format(name) for name, _ in self._matrices()}
+        return found | ({"f16": "bf16 or f32"} if self.float16_as and "f16" in found else {})
+
+    def float16_matrices(self) -> list[str]:
+        """The tensors whose format depends on their values."""
+        return [name for name, _ in self._matrices() if self.checkpoint.dtype(name) == "f16"]
 
     def _matrices(self) -> Iterator[tuple[str, str]]:
         """Tensor and slot of what the core packs in a format of choice."""
@@ -147,13 +154,14 @@ class ModelSource:
             if takes_format(slot, self.checkpoint.tensors[name].shape):
                 yield name, slot
 
-    def _kept_as(self, name: str) -> str:
-        if name not in self._kept:
+    def kept_format(self, name: str) -> str:
+        """The format that ``weights="auto"`` keeps a matrix in; may read it."""
+        if name not in self.kept:
             kept = _KEPT_AS.get(self.checkpoint.dtype(name), "q8")
             if kept == "f16":
-                kept = "bf16" if self.checkpoint.fits_bf16(name) else "f32"
-            self._kept[name] = kept
-        return self._kept[name]
+                kept = self.float16_as or ("bf16" if self.checkpoint.fits_bf16(name) else "f32")
+            self.kept[name] = kept
+        return self.kept[name]
 
     def close(self) -> None:
         """Closes the files."""
@@ -177,9 +185,11 @@ def open_source(
     token: str | bool | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     cache: bool = False,
+    headers_only: bool = False,
 ) -> ModelSource:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
-    vocabulary is kept as parsed.
+    vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
+    fetched, and nothing can be read of them.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
@@ -187,11 +197,20 @@ def open_source(
     ...     demo.config.family, demo.stored_weights()
     ('gemma3', 'bf16')
     """
-    path = _find(source, revision, token)
-    if os.path.isdir(path):
-        opened = _open_folder(path, name="demo" if source is None else path, cache=cache)
-    else:
-        opened = _open_gguf(path, cache=cache)
+    from gemlet._finding import find, find_in_folder
+    from gemlet.hub import check_access, download
+
+    check_access(revision, token)
+    path = find(source)
+    if path is None:
+        name = os.fspath(source or "")
+        if headers_only:
+            from gemlet.hub_headers import outline
+
+            with outline(name, revision=revision, token=token) as found:
+                return replace(_open(find_in_folder(found), name, cache=False), name=name)
+        path = find_in_folder(download(name, revision=revision, token=token))
+    opened = _open(path, "demo" if source is None else path, cache=cache)
     if merge_adapter is None:
         return opened
     try:
@@ -199,6 +218,12 @@ def open_source(
     except BaseException:
         opened.close()
         raise
+
+
+def _open(path: str, name: str, *, cache: bool) -> ModelSource:
+    if os.path.isdir(path):
+        return _open_folder(path, name=name, cache=cache)
+    return _open_gguf(path, cache=cache)
 
 
 def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
@@ -332,55 +357,6 @@ def _gguf_end_ids(config: TextConfig, tokenizer: Tokenizer | None) -> frozenset[
         found = {tokenizer.token_id(name) for name in _ENDS.get(config.family, ("<eos>",))}
         ids |= {token_id for token_id in found if token_id is not None and token_id < config.vocab_size}
     return frozenset(ids)
-
-
-def _find(source: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None) -> str:
-    """The folder or the GGUF file that is meant."""
-    if source is None:
-        return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
-    accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
-    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
-    if os.path.isdir(path):
-        return _find_in_folder(path)
-    if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
-        return os.path.dirname(path) or "."  # a file of the folder stands for it: the rest lies beside it
-    if os.path.lexists(path):
-        if path.lower().endswith(".gguf") or _begins_as_gguf(path):
-            return path
-        raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
-    from gemlet.hub import download, is_repository
-
-    if is_repository(path):
-        found = download(path, revision=revision, token=token)
-        return _find_in_folder(found) if os.path.isdir(found) else found
-    raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
-
-
-def _find_in_folder(folder: str) -> str:
-    """The folder itself, or the GGUF model in it where it is no Hugging Face folder."""
-    from gemlet.gguf_checkpoint import model_files
-
-    if os.path.lexists(os.path.join(folder, "config.json")):
-        return folder
-    try:
-        models = model_files(os.listdir(folder))
-    except OSError as problem:
-        raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
-    if len(models) > 1:
-        listed = ", ".join(models[:8])
-        raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
-    return os.path.join(folder, models[0]) if models else folder
-
-
-def _begins_as_gguf(path: str) -> bool:
-    """Ollama keeps its files under names without an ending."""
-    try:
-        with open(path, "rb", opener=no_waiting) as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
-        return False
 
 
 def _open_tokenizer(

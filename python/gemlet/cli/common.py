@@ -94,6 +94,8 @@ def open_model(arguments: argparse.Namespace) -> Model:
         embedding_on_disk=arguments.embedding_on_disk,
         matformer=matformer_option(arguments),
         cache=arguments.cache,
+        revision=arguments.revision,
+        token=arguments.token,
     )
 
 

@@ -24,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
             max_memory=arguments.max_memory,
             embedding_on_disk=arguments.embedding_on_disk,
             matformer=matformer_option(arguments),
+            revision=arguments.revision,
+            token=arguments.token,
         )
     except GemletError as error:
         if not arguments.json:

@@ -109,6 +109,7 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="DIR_OR_FILE", help="as for --model; without it, the demo model"
     )
+    _add_access(parser)
     _add_formats(parser)
     _add_matformer(parser)
     _add_memory(parser)
@@ -126,6 +127,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to merge in")
+    _add_access(parser)
     _add_placement(parser)
     _add_matformer(parser)
     parser.set_defaults(run=_run_convert)
@@ -141,8 +143,7 @@ def _add_download(commands: Any) -> None:
     parser.add_argument(
         "name", metavar="NAME", help="as on the hub: google/gemma-3-1b-it, or OWNER/REPO:FILE.gguf"
     )
-    parser.add_argument("--revision", metavar="REVISION", help="a branch, tag or commit")
-    parser.add_argument("--token", metavar="TOKEN", help="access token (default: that of `hf auth login`)")
+    _add_access(parser)
     parser.set_defaults(run=_run_download)
 
 
@@ -170,6 +171,7 @@ def _add_bench(commands: Any) -> None:
         metavar="NAME",
         help="random weights at a real shape, for example gemma3-1b or gemma3-270m",
     )
+    _add_access(parser)
     _add_placement(parser)
     _add_loading(parser)
     parser.add_argument(
@@ -195,6 +197,13 @@ def _add_model_source(parser: Any) -> None:
         "--model",
         metavar="DIR_OR_FILE",
         help="a Hugging Face folder, a GGUF file, or a model's name on the hub; without it, the demo model",
+    )
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", metavar="REVISION", help="branch, tag or commit of a model on the hub")
+    parser.add_argument(
+        "--token", metavar="TOKEN", help="access token for the hub (default: that of `hf auth login`)"
     )
 
 
@@ -259,6 +268,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
+    _add_access(parser)
     parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to answer with")
     _add_placement(parser)
     _add_loading(parser)
@@ -333,6 +343,8 @@ def _run_convert(arguments: argparse.Namespace) -> int:
         matformer=matformer_option(arguments),
         merge_adapter=arguments.adapter,
         threads=arguments.threads,
+        revision=arguments.revision,
+        token=arguments.token,
     )
     return 0
 

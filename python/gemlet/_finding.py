@@ -1,0 +1,58 @@
+"""Which files somebody means who names a model."""
+
+from __future__ import annotations
+
+import os
+
+from gemlet._json import no_waiting
+from gemlet.errors import InvalidRequestError, ModelFileError
+
+__all__ = ["find", "find_in_folder"]
+
+
+def find(source: str | os.PathLike[str] | None) -> str | None:
+    """The folder or the GGUF file that is meant; None for a model on the hub."""
+    from gemlet.hub import is_repository
+
+    if source is None:
+        return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
+    accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
+    if os.path.isdir(path):
+        return find_in_folder(path)
+    if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
+        return os.path.dirname(path) or "."  # a file of the folder stands for it: the rest lies beside it
+    if os.path.lexists(path):
+        if path.lower().endswith(".gguf") or _begins_as_gguf(path):
+            return path
+        raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
+    if is_repository(path):
+        return None
+    raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
+
+
+def find_in_folder(folder: str) -> str:
+    """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is."""
+    from gemlet.gguf_checkpoint import model_files
+
+    if not os.path.isdir(folder) or os.path.lexists(os.path.join(folder, "config.json")):
+        return folder
+    try:
+        models = model_files(os.listdir(folder))
+    except OSError as problem:
+        raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
+    if len(models) > 1:
+        listed = ", ".join(models[:8])
+        raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
+    return os.path.join(folder, models[0]) if models else folder
+
+
+def _begins_as_gguf(path: str) -> bool:
+    """Ollama keeps its files under names without an ending."""
+    try:
+        with open(path, "rb", opener=no_waiting) as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
