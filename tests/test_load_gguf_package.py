@@ -1,0 +1,95 @@
+"""Models as the ``gguf`` package writes them: gemlet computes what the official implementation does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf_models import NUMBERS, convert_folder, read_folder
+from gguf_package import write_with_package
+from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, TOLERANCE, read_golden, tap_errors
+
+import gemlet
+from gemlet.gguf import TENSOR_TYPES, GGUFFile, read_gguf
+from gemlet.gguf_config import _MODEL_TYPES
+from gemlet.gguf_tensors import _LAYER, _MODEL, ROPE_FREQS
+
+# GGUF has no architecture for VaultGemma.
+NAMES = [name for name in (*ALL_NAMES, *EMBEDDING_NAMES) if name != "vaultgemma"]
+SCALES = {"ffn_gate_inp.scale", "ffn_down_exps.scale"}  # names of Gemma 4 with another ending than weight
+
+
+def write(name: str, path: Path) -> Path:
+    return write_with_package(*read_folder(HERE / name), path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tap_is_the_golden_one(tmp_path: Path, name: str) -> None:
+    golden = read_golden(name)
+    with gemlet.load(write(name, tmp_path / "model.gguf"), threads=1) as model:
+        assert model.weights == "f32"
+        errors = tap_errors(golden, model._core_model.taps(golden["ids"].astype(np.int32)))
+        if name in EMBEDDING_NAMES:
+            embedding = model._core_model.embed([golden["ids"].tolist()])[0]
+            errors["embedding"] = np.abs(embedding / np.linalg.norm(embedding) - golden["embedding"]).max()
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] < TOLERANCE, f"{worst}: {errors[worst]:.1e}"
+
+
+def test_every_architecture_is_among_them(tmp_path: Path) -> None:
+    written = {read_gguf(write(name, tmp_path / name)).get("general.architecture", str) for name in NAMES}
+    assert written == set(_MODEL_TYPES)
+
+
+def directory(file: GGUFFile) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (tensor.shape, tensor.type) for name, tensor in file.tensors.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_of_other_tests_say_the_same(tmp_path: Path, name: str) -> None:
+    """Those of gguf_models, which are written byte by byte to be damaged."""
+    package = read_gguf(write(name, tmp_path / "package.gguf"))
+    own = read_gguf(convert_folder(HERE / name, tmp_path / "own.gguf"))
+    assert directory(own) == directory(package)
+    of_tokenizer = {"bos_token_id": None, "pad_token_id": None, "eos_token_ids": ()}
+    found = [gemlet.inspect(file.path).as_dict()["config"] | of_tokenizer for file in (own, package)]
+    assert found[0] == found[1]
+
+
+def test_tensor_names_are_the_packages() -> None:
+    known = {name.replace(".{bid}", "") for name in gguf.TENSOR_NAMES.values()}
+    known |= {name.removeprefix("blk.") for name in known}
+    assert {*_MODEL.values(), *_LAYER.values()} - SCALES <= known
+    assert {name.removesuffix(".scale") for name in SCALES} <= known
+    read = {*_MODEL.values(), *(f"blk.{{bid}}.{name}" for name in _LAYER.values())}
+    read.add(ROPE_FREQS.removesuffix(".weight"))
+    for architecture in _MODEL_TYPES:
+        number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+        assert {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]} <= read, architecture
+
+
+def test_types_and_sizes_of_blocks_are_the_packages() -> None:
+    for number, (name, values, size) in TENSOR_TYPES.items():
+        kind = gguf.GGMLQuantizationType(number)
+        assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (values, size))
+    assert NUMBERS.keys() == {name for name, _, _ in TENSOR_TYPES.values()}
+
+
+@pytest.mark.parametrize("version", [3, 2])
+def test_a_model_in_parts(tmp_path: Path, version: int) -> None:
+    golden = read_golden("gemma3-1b")
+    write_with_package(*read_folder(HERE / "gemma3-1b"), tmp_path / "model.gguf", split_max_tensors=40)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == 3
+    for part in parts:
+        data = part.read_bytes()
+        part.write_bytes(data[:4] + version.to_bytes(4, "little") + data[8:])
+    with gemlet.load(tmp_path, threads=1) as model:
+        assert model.end_ids == {1, 5}
+        assert model.chat_format is not None
+        assert model.tokenizer is not None
+        assert model.tokenizer.encode("\u4e02\u4e03") == [2, 8, 9]
+        errors = tap_errors(golden, model._core_model.taps(golden["ids"].astype(np.int32)))
+    assert max(errors.values()) < TOLERANCE
