@@ -5,9 +5,9 @@
         convert_gemma3_weights.py convert_gemma3n_weights.py
 
 The first file is the template published with google/gemma-2-2b-it (591 bytes, in llama.cpp's folder
-models/templates). It is under the Gemma terms of use and no part of this repository. The others are the scripts
-in transformers (src/transformers/models/gemma3 and gemma3n) that wrote the published checkpoints, templates
-included; ``_CHAT_TEMPLATE`` is read from them. The templates of Gemma 3 and 3n differ in images and sound only.
+models/templates). It is under the Gemma terms of use and no part of this repository. The others are the
+scripts in transformers (src/transformers/models/gemma3 and gemma3n) that wrote the published checkpoints,
+templates included: ``_CHAT_TEMPLATE`` is read from them. Those of Gemma 3 and 3n differ in images and sound.
 """
 
 from __future__ import annotations
