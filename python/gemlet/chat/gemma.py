@@ -9,7 +9,7 @@
     <start_of_turn>model
 
 The text is that of the official templates for user and assistant in turn, and of those of Gemma 3 and 3n with
-a system message in front as well: before the user's text and two line breaks, even where one of them is blank.
+a system message in front as well: it, two line breaks and the text of the user, even where either is blank.
 Where the templates raise, drop a text or write a role that no model knows, gemlet does what the conversation
 means: a system message goes in front of the user's turn, messages of one role in a row become one turn.
 """
