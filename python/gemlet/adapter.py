@@ -137,8 +137,8 @@ class AdapterFiles:
     def add_to_rows(
         self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on; they
-        are floats (:func:`gemlet.source.open_source` refuses others)."""
+        """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on: of
+        floats (:func:`gemlet.source.open_source` refuses others)."""
         import numpy as np
 
         term = self.terms[slot]
