@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gemlet.chat.templates import CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
 
+PROMPTS = Path(__file__).with_name("data") / "gemma4_prompts.json.xz"
 CURRENT = "google-gemma-4-31B-it.jinja"
 OLDER = "google-gemma-4-31B-it-interleaved.jinja"
 PREFILL = "{{- '<|channel>thought\\n<channel|>' -}}"
@@ -70,6 +72,16 @@ def test_the_official_template_byte_for_byte(template: str, native: bool, seed: 
     for _ in range(200):
         conversation = source.conversation()
         assert chat_format.render(**conversation) == official(text, conversation), conversation
+
+
+def test_the_canonical_templates_byte_for_byte() -> None:
+    """Of the larger models, and of E2B and E4B."""
+    prompts = json.loads(lzma.decompress(PROMPTS.read_bytes()))
+    assert len(prompts) == 200
+    for conversation, large, small in prompts:
+        assert Gemma4Format(CANONICAL, True).render(**conversation) == large
+        assert Gemma4Format(CANONICAL, False).render(**conversation) == small
+    assert sum(large != small for _, large, small in prompts) > 50
 
 
 def test_the_generated_conversations_are_worth_it() -> None:

@@ -75,6 +75,7 @@ _KNOWN = {
     "df900edd2fcee5defc268bee887666c43c976d973bb3e87355b52423a651bf91": INTERLEAVED,
     "1d35a24a2a63cc600c0cab43628a6df4cd3318e959b03307cf5f9f7e29ecf783": TOOL_MESSAGES,
     "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": CANONICAL,
+    "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": CANONICAL,  # of E2B and E4B
 }
 # Pieces that the templates of a revision and the later ones have, the latest first; names of variables, so
 # that they do not depend on how a template is indented.

@@ -1,0 +1,42 @@
+"""Writes gemma4_prompts.json.xz: conversations, and what the templates of Gemma 4 of July 2026 make of each.
+
+    pip install jinja2
+    PYTHONPATH=tests python tests/data/make_gemma4_prompts.py 31B.jinja E4B.jinja
+
+The files are ``chat_template.jinja`` of google/gemma-4-31B-it at 842da379 (18,683 bytes, also that of 12B and
+26B-A4B) and of google/gemma-4-E4B-it at ee0ef602 (18,569 bytes; also that of E2B). They are no part of this
+repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import sys
+from pathlib import Path
+
+from chat_conversations import Conversations, official
+
+OUT = Path(__file__).with_name("gemma4_prompts.json.xz")
+SHA256 = (
+    "ae53464bf3be25802b3a5b37def7fd89667067d7577049b3b2d74c4d8de4c6d4",
+    "0a2c8073c878ab1da004bee933a998606537bbb62016310352c7285c3f01c5b5",
+)
+COUNT = 100  # with results in the assistant's message, and as many with messages of the role tool
+
+
+def main() -> None:
+    templates = [Path(path).read_bytes() for path in sys.argv[1:]]
+    if tuple(hashlib.sha256(data).hexdigest() for data in templates) != SHA256:
+        raise SystemExit("these are other templates than those named above")
+    prompts = []
+    for native in (True, False):
+        source = Conversations(4, native=native)
+        for found in (source.conversation() for _ in range(COUNT)):
+            prompts.append([found, *(official(data.decode(), found) for data in templates)])
+    OUT.write_bytes(lzma.compress(json.dumps(prompts, ensure_ascii=False).encode(), preset=9))
+
+
+if __name__ == "__main__":
+    main()
