@@ -1,11 +1,11 @@
-"""Writes gemma4_prompts.json.xz: conversations, and what the templates of Gemma 4 of July 2026 make of each.
+"""Writes gemma4_prompts.json.xz: conversations, and what four published templates of Gemma 4 make of each.
 
     pip install jinja2
-    PYTHONPATH=tests python tests/data/make_gemma4_prompts.py 31B.jinja E4B.jinja
+    PYTHONPATH=tests python tests/data/make_gemma4_prompts.py 31B-april E4B-april 31B-july E4B-july
 
-The files are ``chat_template.jinja`` of google/gemma-4-31B-it at 842da379 (18,683 bytes, also that of 12B and
-26B-A4B) and of google/gemma-4-E4B-it at ee0ef602 (18,569 bytes; also that of E2B). They are no part of this
-repository.
+The files are ``chat_template.jinja`` of google/gemma-4-31B-it and google/gemma-4-E4B-it, as of the end of
+April 2026 (16,934 and 16,804 bytes) and of the end of July (18,683 and 18,569 bytes). E2B has that of E4B,
+the other sizes have that of 31B. They are no part of this repository.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from chat_conversations import Conversations, official
 
 OUT = Path(__file__).with_name("gemma4_prompts.json.xz")
 SHA256 = (
+    "94899c0f917d93f6fe81c95744d1e8ddab2d21d39228d2e4aec1fb2a25bff413",
+    "33204f1acb5bd0002713e16a593847f24ceeafe711ed88bda2a352dc996a3373",
     "ae53464bf3be25802b3a5b37def7fd89667067d7577049b3b2d74c4d8de4c6d4",
     "0a2c8073c878ab1da004bee933a998606537bbb62016310352c7285c3f01c5b5",
 )
@@ -34,7 +36,7 @@ def main() -> None:
     for native in (True, False):
         source = Conversations(4, native=native)
         for found in (source.conversation() for _ in range(COUNT)):
-            prompts.append([found, *(official(data.decode(), found) for data in templates)])
+            prompts.append([found, [official(data.decode(), found) for data in templates]])
     OUT.write_bytes(lzma.compress(json.dumps(prompts, ensure_ascii=False).encode(), preset=9))
 
 
