@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_models import NUMBERS, convert_folder, read_folder
+from gguf_models import NUMBERS, TYPES, convert_folder, decode, read_folder
 from gguf_package import write_with_package
 from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, TOLERANCE, read_golden, tap_errors
 
@@ -75,6 +75,35 @@ def test_types_and_sizes_of_blocks_are_the_packages() -> None:
         kind = gguf.GGMLQuantizationType(number)
         assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (values, size))
     assert NUMBERS.keys() == {name for name, _, _ in TENSOR_TYPES.values()}
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_blocks_of_other_tests_are_the_packages(kind: str) -> None:
+    values = np.random.default_rng(0).normal(0, 1, (64, 256)).astype(np.float32)
+    number = gguf.GGMLQuantizationType[kind]
+    for blocks in (TYPES[kind][1](values), gguf.quantize(values, number)):
+        np.testing.assert_array_equal(decode(kind, blocks), gguf.dequantize(blocks, number))
+
+
+def test_tables_padded_for_images_and_sound(tmp_path: Path) -> None:
+    """Later converters fill the tables of Gemma 3n up to one number of rows."""
+    config, tensors = read_folder(HERE / "gemma3n-e4b")
+    padded = {
+        name: np.pad(values, ((0, 9), (0, 0))) if "embed_tokens" in name else values
+        for name, values in tensors.items()
+    }
+    paths = [
+        write_with_package(
+            config | {"vocab_size": config["vocab_size"] + more}, values, tmp_path / f"{more}.gguf"
+        )
+        for more, values in ((0, tensors), (9, padded))
+    ]
+    ids = [2, 17, 5, 80, 33, 9, 41, 7]
+    logits = []
+    for path in paths:
+        with gemlet.load(path, threads=1) as model:
+            logits.append(model.logits(ids))
+    np.testing.assert_array_equal(logits[1][:, : config["vocab_size"]], logits[0])
 
 
 @pytest.mark.parametrize("version", [3, 2])
