@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,12 +14,14 @@ from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, TOLERANCE, read_gol
 
 import gemlet
 from gemlet.gguf import TENSOR_TYPES, GGUFFile, read_gguf
-from gemlet.gguf_config import _MODEL_TYPES
+from gemlet.gguf_config import _IGNORED, _MODEL_TYPES, _Metadata
 from gemlet.gguf_tensors import _LAYER, _MODEL, ROPE_FREQS
 
 # GGUF has no architecture for VaultGemma.
 NAMES = [name for name in (*ALL_NAMES, *EMBEDDING_NAMES) if name != "vaultgemma"]
 SCALES = {"ffn_gate_inp.scale", "ffn_down_exps.scale"}  # names of Gemma 4 with another ending than weight
+
+DENSE = ("dense_2", "dense_3")
 
 
 def write(name: str, path: Path) -> Path:
@@ -68,6 +71,25 @@ def test_tensor_names_are_the_packages() -> None:
     for architecture in _MODEL_TYPES:
         number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
         assert {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]} <= read, architecture
+
+
+def test_keys_are_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is looked for in a model of any architecture, but for the names that Ollama's files have."""
+    looked_for = set(_IGNORED)
+    plain = _Metadata.get
+
+    def get(self: _Metadata, key: str, default: Any = None) -> Any:
+        looked_for.add(key)
+        return plain(self, key, default)
+
+    monkeypatch.setattr(_Metadata, "get", get)
+    for name in NAMES:
+        gemlet.inspect(write(name, tmp_path / "model.gguf"))
+    groups = [group for group in vars(gguf.Keys).values() if isinstance(group, type)]
+    keys = [key for group in groups for key in vars(group).values() if isinstance(key, str)]
+    known = {key.removeprefix("{arch}.").replace("{dense}", d) for key in keys for d in DENSE}
+    rotations = {"rope.global.freq_base", "rope.local.freq_base", "rope.freq_base_local"}
+    assert looked_for - known == rotations | {"head_dim", "altup.correct_scale", "altup.lr_multiplier"}
 
 
 def test_types_and_sizes_of_blocks_are_the_packages() -> None:
