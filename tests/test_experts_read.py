@@ -127,11 +127,10 @@ def test_no_other_expert_is_read(tmp_path: Path, folder: Path, weights: str) -> 
         np.testing.assert_array_equal(np.float32(json.loads(line)), logits)
 
 
-@pytest.mark.parametrize("layer", range(3))
-def test_a_read_would_be_noticed(tmp_path: Path, folder: Path, layer: int) -> None:
+def test_a_read_would_be_noticed(tmp_path: Path, folder: Path) -> None:
     gemlet.convert(folder, tmp_path / "packed", weights="q4", threads=1)
     prompt, last = routes(folder, [PROMPT, [LAST]])
-    last[layer].pop()
+    last[1].pop()
     done = start_python(code(tmp_path / "packed", [(PROMPT, prompt), ([LAST], last)]))
     assert done.returncode != 0
     assert "Segmentation fault" in done.stderr
