@@ -22,7 +22,7 @@ Tensors = dict[str, NDArray[np.float32]]
 Typed = dict[str, tuple[str, NDArray[Any]]]  # type, and the values or (uint8) the rows of blocks
 Encoder = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
@@ -158,10 +158,17 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Tensors]:
     return json.loads((folder / "config.json").read_text()), tensors
 
 
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the text model, with the defaults of those that config.json may leave out."""
+    text = dict(config.get("text_config", config))
+    text.setdefault("model_type", f"{config['model_type']}_text")
+    return _DEFAULTS.get(text["model_type"], {}) | text
+
+
 def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
     """Names, stacks and norms as llama.cpp's converter writes them."""
-    text = config.get("text_config", config)
-    model_type = text.get("model_type", f"{config['model_type']}_text")
+    text = text_part(config)
+    model_type = text["model_type"]
     adds_one = model_type in ("gemma", "gemma2", "gemma3_text")
     converted: Tensors = {}
     stacks: dict[str, dict[int, NDArray[np.float32]]] = {}
@@ -197,7 +204,7 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
         converted[new] = np.stack([stack[i] for i in range(len(stack))])
     if model_type.startswith("gemma4"):
         rope = (text.get("rope_parameters") or {}).get("full_attention", {"partial_rotary_factor": 0.25})
-        half = _head_dims(text)[""] // 2
+        half = head_dims(text)[""] // 2
         turning = int(rope.get("partial_rotary_factor", 1.0) * half)
         converted["rope_freqs.weight"] = np.float32([1.0] * turning + [1e30] * (half - turning))
     return converted
@@ -206,11 +213,9 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
 def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> list[bytes]:
     """The entries for ``config``. ``changes``: key inside the architecture, two underscores for a dot ->
     (type, value), None for a key to leave out."""
-    text = dict(config.get("text_config", config))
-    model_type = text.get("model_type", f"{config['model_type']}_text")
-    text = _DEFAULTS.get(model_type, {}) | text
+    text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
-    family = "gemma-embedding" if embeds else _ARCHITECTURES[model_type]
+    family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]
     count, heads = text["num_hidden_layers"], text["num_attention_heads"]
     width = text["intermediate_size"]
     keys: dict[str, tuple[int, Any]] = {
@@ -227,11 +232,12 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
         if text.get(cap):
             keys[cap] = (F32, text[cap])
-    if "query_pre_attn_scalar" in text and family in ("gemma2", "gemma3", "gemma-embedding"):
-        keys["attention.scale"] = (F32, text["query_pre_attn_scalar"] ** -0.5)
+    scalar = text.get("query_pre_attn_scalar", text["head_dim"])
+    if scalar != text["head_dim"] and family in ("gemma2", "gemma3", "gemma-embedding"):
+        keys["attention.scale"] = (F32, scalar**-0.5)
     if family != "gemma":
         keys["attention.sliding_window"] = (U32, text.get("sliding_window", 4096))
-    sliding = _sliding_layers(text, family)
+    sliding = sliding_layers(text, family)
     if family in ("gemma3n", "gemma4") or "layer_types" in text or "sliding_window_pattern" in text:
         keys["attention.sliding_window_pattern"] = (ARRAY, (BOOL, sliding))
     keys |= _rope_keys(text, family)
@@ -250,7 +256,7 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
     return entries + [gguf_entry(f"{family}.{key}", *value) for key, value in keys.items()]
 
 
-def _sliding_layers(text: Mapping[str, Any], family: str) -> list[bool]:
+def sliding_layers(text: Mapping[str, Any], family: str) -> list[bool]:
     count = text["num_hidden_layers"]
     if text.get("layer_types"):
         sliding = [kind == "sliding_attention" for kind in text["layer_types"]]
@@ -294,25 +300,31 @@ def _gemma3n_keys(text: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
     }
 
 
-def _head_dims(text: Mapping[str, Any]) -> dict[str, int]:
+def head_dims(text: Mapping[str, Any]) -> dict[str, int]:
     overrides = (text.get("per_layer_config") or {}).values()
     of_global = next((layer["head_dim"] for layer in overrides), text.get("global_head_dim", 512))
     return {"": of_global, "_swa": text["head_dim"]}
 
 
-def _gemma4_keys(text: Mapping[str, Any], sliding: list[bool]) -> dict[str, tuple[int, Any]]:
-    dims = _head_dims(text)
-    kv_heads = [text.get("num_key_value_heads", text["num_attention_heads"])] * len(sliding)
+def kv_heads(text: Mapping[str, Any]) -> list[int]:
+    """Key and value heads of each layer of Gemma 4."""
+    sliding = sliding_layers(text, "gemma4")
+    heads = [text.get("num_key_value_heads", text["num_attention_heads"])] * len(sliding)
     if text.get("attention_k_eq_v") and text.get("num_global_key_value_heads"):
         other = text["num_global_key_value_heads"]
-        kv_heads = [kv_heads[0] if local else other for local in sliding]
+        heads = [heads[0] if local else other for local in sliding]
     for index, values in (text.get("per_layer_config") or {}).items():
-        kv_heads[int(index)] = values.get("num_key_value_heads", kv_heads[int(index)])
+        heads[int(index)] = values.get("num_key_value_heads", heads[int(index)])
+    return heads
+
+
+def _gemma4_keys(text: Mapping[str, Any], sliding: list[bool]) -> dict[str, tuple[int, Any]]:
+    dims = head_dims(text)
     shared = text.get("num_kv_shared_layers", 0)
     keys: dict[str, tuple[int, Any]] = {
         "attention.shared_kv_layers": (U32, shared),
         "embedding_length_per_layer_input": (U32, text.get("hidden_size_per_layer_input", 256) or 0),
-        "attention.head_count_kv": (ARRAY, (U32, kv_heads)),
+        "attention.head_count_kv": (ARRAY, (U32, kv_heads(text))),
     }
     for suffix, dim in dims.items():
         for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):

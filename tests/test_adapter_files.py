@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -307,17 +306,6 @@ def test_missing_files_are_named(tmp_path: Path, model: gemlet.Model) -> None:
             open_adapter(wrong, model.config)  # type: ignore[arg-type]
         with pytest.raises((gemlet.InvalidRequestError, TypeError)):
             model.load_adapter(wrong)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_what_is_no_file_is_refused_at_once(
-    file: str, make: Callable[[Path], None], tmp_path: Path, model: gemlet.Model
-) -> None:
-    path = write(tmp_path / "a")
-    (path / file).unlink()
-    make(path / file)
-    refuse(path, model, gemlet.ModelFileError, file)
 
 
 def test_an_index_or_a_models_file_beside_it_changes_nothing(tmp_path: Path, model: gemlet.Model) -> None:

@@ -1,13 +1,11 @@
-"""Chat formats: the exact text of the official templates, any OpenAI-style list, and no injection.
-
-The expected texts follow the chat templates published with Gemma 2 and Gemma 3: contents trimmed, roles
-``user`` and ``model``, a system text in front of the first user turn.
-"""
+"""Chat formats: the exact text of the official templates, any OpenAI-style list, and no injection."""
 
 # ruff: noqa: RUF001 - the texts are meant to be unusual
 
 from __future__ import annotations
 
+import json
+import lzma
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from tokenizer_files import gemma4_gguf, trained_model
 from gemlet.chat import GEMMA, chat_format_for
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer import Tokenizer
+
+PROMPTS = Path(__file__).with_name("data") / "gemma_prompts.json.xz"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,8 @@ def text_part(text: Any) -> dict[str, Any]:
             [system([text_part("Be brief.")]), user([text_part(" Hi ")])],
             "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n",
         ),
+        ([system(""), user("Hi")], "<start_of_turn>user\n\n\nHi<end_of_turn>\n"),
+        ([system(" \n"), user(" ")], "<start_of_turn>user\n \n\n\n<end_of_turn>\n"),
         ([user([text_part(" a "), text_part(" b ")])], "<start_of_turn>user\nab<end_of_turn>\n"),
         ([user([])], "<start_of_turn>user\n<end_of_turn>\n"),
     ],
@@ -74,6 +76,21 @@ def test_what_the_official_templates_write(messages: list[Any], expected: str, p
     assert GEMMA.render(messages, prompt) == "<bos>" + expected + end
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_prompts_are_the_official_templates(family: str) -> None:
+    """Generated conversations. Where the template refuses one, gemlet has turns of it all the same."""
+    prompts = json.loads(lzma.decompress(PROMPTS.read_bytes()))[family]
+    refused = 0
+    for conversation, expected in prompts:
+        text = GEMMA.render(**conversation)
+        refused += expected is None
+        if expected is not None:
+            assert text == expected
+    assert 60 < refused < 200
+    assert len(prompts) == 400
+    assert 60 < refused < 200
+
+
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
@@ -81,8 +98,8 @@ def test_what_the_official_templates_write(messages: list[Any], expected: str, p
             [system("Be brief.", "developer"), user("Hi")],
             "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n",
         ),
-        ([system(""), user("Hi")], "<start_of_turn>user\nHi<end_of_turn>\n"),
-        ([system("  \n"), user("Hi")], "<start_of_turn>user\nHi<end_of_turn>\n"),
+        ([system("A"), system(" \n"), user("C")], "<start_of_turn>user\nA\n\nC<end_of_turn>\n"),
+        ([system(" "), system("B"), user("C")], "<start_of_turn>user\nB\n\nC<end_of_turn>\n"),
         ([system("Be brief.")], "<start_of_turn>user\nBe brief.<end_of_turn>\n"),
         ([system("A"), system("B"), user("C")], "<start_of_turn>user\nA\n\nB\n\nC<end_of_turn>\n"),
         ([user("a"), user("b")], "<start_of_turn>user\na\n\nb<end_of_turn>\n"),

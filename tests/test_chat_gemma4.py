@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from chat_conversations import Conversations, official, template_text
 from tokenizer_files import gemma4_gguf, trained_model
 
 from gemlet.chat import GEMMA, Gemma4Format, chat_format_for, gemma4_format
-from gemlet.chat.templates import CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
+from gemlet.chat.templates import ALL_PROPERTIES, CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
 
+PROMPTS = Path(__file__).with_name("data") / "gemma4_prompts.json.xz"
 CURRENT = "google-gemma-4-31B-it.jinja"
 OLDER = "google-gemma-4-31B-it-interleaved.jinja"
 PREFILL = "{{- '<|channel>thought\\n<channel|>' -}}"
@@ -70,6 +72,16 @@ def test_the_official_template_byte_for_byte(template: str, native: bool, seed: 
     for _ in range(200):
         conversation = source.conversation()
         assert chat_format.render(**conversation) == official(text, conversation), conversation
+
+
+def test_later_templates_byte_for_byte() -> None:
+    """Of the larger models, and of E2B and E4B."""
+    formats = [Gemma4Format(r, empty) for r in (ALL_PROPERTIES, CANONICAL) for empty in (True, False)]
+    prompts = json.loads(lzma.decompress(PROMPTS.read_bytes()))
+    assert len(prompts) == 200
+    for conversation, expected in prompts:
+        assert [each.render(**conversation) for each in formats] == expected
+    assert sum(len(set(expected)) == 4 for _, expected in prompts) > 20
 
 
 def test_the_generated_conversations_are_worth_it() -> None:

@@ -10,7 +10,7 @@ import pytest
 from chat_conversations import TEMPLATES, template_text
 
 from gemlet.chat import Gemma4Format, gemma4_format, read_chat_template
-from gemlet.chat.templates import CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
+from gemlet.chat.templates import ALL_PROPERTIES, CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import ModelFileError
 
 CURRENT = "google-gemma-4-31B-it.jinja"
@@ -31,6 +31,7 @@ def test_templates_are_recognised(capfd: pytest.CaptureFixture[str]) -> None:
         assert known(text + "{# changed #}") == Gemma4Format(revision, True, is_exact=False)
     assert known("{{ '<|turn>' }} {{ '<turn|>' }}") == Gemma4Format(LAUNCH, False, is_exact=False)
     assert known("<|turn> <turn|> continues_into_next").revision == CANONICAL
+    assert known("<|turn> <turn|> captured_content").revision == ALL_PROPERTIES
     assert known("\ud800 <|turn> <turn|>").revision == LAUNCH
     for foreign in ("", "<start_of_turn>", "{% for m in messages %}{{ m }}{% endfor %}"):
         assert gemma4_format(foreign) is None

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_models import convert_folder, metadata, typed, write_gguf
-from golden.folders import ALL_NAMES, HERE
+from gguf_models import convert_folder, metadata, read_folder, typed, write_gguf
+from gguf_package import write_with_package
+from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
+from test_adapter_files import write as write_adapter
 from test_load_gguf import BLOCKED, logits_of, model_of
 from test_load_gguf_hostile import split
 from test_packed import read_header
-from tiny_models import with_header
+from tiny_models import with_header, write_folder
 from tokenizer_files import (
     ARRAY,
     BOOL,
@@ -31,7 +33,7 @@ from tokenizer_files import (
 import gemlet
 from gemlet.cli import main
 from gemlet.config import parse_config
-from gemlet.errors import ConfigError, ModelFileError, TensorError
+from gemlet.errors import ConfigError, ModelFileError, TensorError, UnsupportedError
 from gemlet.tensors import PER_LAYER_TABLE
 
 TEXTS = (
@@ -41,6 +43,7 @@ TEXTS = (
     "<bos>x",
     "abcabc ab c",
 )
+MADE_UP = "\u4e02\u4e03\u4e04"  # in the vocabulary of gguf_package
 
 
 def converted(source: Path, **arguments: Any) -> Path:
@@ -92,6 +95,60 @@ def test_the_per_layer_table_keeps_its_type(tmp_path: Path, family: str, kind: s
     assert found.plan.on_disk == original.plan.on_disk
     assert (found.parameters, found.parameters_on_disk) == (original.parameters, original.parameters_on_disk)
     np.testing.assert_array_equal(logits_of(folder), logits_of(path, weights="q4"))
+
+
+# --- embeddings and adapters --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EMBEDDING_NAMES)
+@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+def test_embeddings_of_the_folder_are_those_of_the_file(tmp_path: Path, name: str, weights: str) -> None:
+    path = write_with_package(*read_folder(HERE / name), tmp_path / "model.gguf")
+    folder = converted(path, weights=weights)
+    texts = [MADE_UP, read_golden(name)["ids"].tolist(), [2]]
+    with (
+        gemlet.load(path, weights=weights, threads=1) as model,
+        gemlet.load(folder, threads=1) as packed,
+    ):
+        assert packed.config == model.config
+        assert packed.prompts == model.prompts
+        np.testing.assert_array_equal(packed.embed(texts), model.embed(texts))
+        np.testing.assert_array_equal(
+            packed.embed(MADE_UP, prompt="query"), model.embed(MADE_UP, prompt="query")
+        )
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16"])
+def test_an_adapter_is_merged_into_floats(tmp_path: Path, kind: str) -> None:
+    config = BLOCKED["gemma3_text"]
+    base = write_folder(tmp_path / "base", config, bf16=True)
+    path, adapter = convert_folder(base, tmp_path / "model.gguf", kind), write_adapter(tmp_path / "adapter")
+    expected = logits_of(base, weights="q8", merge_adapter=adapter)
+    assert not np.array_equal(logits_of(base, weights="q8"), expected)
+    np.testing.assert_array_equal(logits_of(path, weights="q8", merge_adapter=adapter), expected)
+    np.testing.assert_array_equal(logits_of(converted(path, weights="q8", merge_adapter=adapter)), expected)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_an_adapter_goes_beside_blocks_and_not_into_them(tmp_path: Path, kind: str) -> None:
+    config, tensors = model_of("gemma3_text")
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, kind))
+    adapter = write_adapter(tmp_path / "adapter")
+    refusal = rf"model\.gguf: tensor 'blk\.0\..*is quantized \({kind.lower()}\); .*load_adapter\(\)"
+    for weights in ("auto", "f32"):
+        with pytest.raises(UnsupportedError, match=refusal):
+            gemlet.load(path, weights=weights, threads=1, merge_adapter=adapter)
+        with pytest.raises(UnsupportedError, match=refusal):
+            converted(path, weights=weights, merge_adapter=adapter)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["adapter", "model.gguf"]
+    logits = []
+    for source in (path, converted(path)):
+        with gemlet.load(source, threads=1) as model:
+            alone = model.logits([2, 17, 5])
+            model.load_adapter(adapter, "a")
+            logits.append(model.logits([2, 17, 5], adapter="a"))
+            assert np.abs(logits[0] - alone).max() > 0.1 * np.abs(alone).max()
+    np.testing.assert_array_equal(*logits)
 
 
 # --- text ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ metadata        here (header's size)    strings)                (size)          
 NaN, infinity   test_load,              here (each block type), test_tokenizer        test_config            test_adapter_files
                 test_packed (scales)    test_load_gguf_hostile
 wrong types     test_checkpoint         test_load_gguf_hostile  test_tokenizer        test_config            test_adapter_files
-links           here; test_checkpoint   here                    here                  here                   test_adapter_files
+links           here; test_checkpoint   here                    here                  here                   here
                 (paths in an index)
 =============== ======================= ======================= ===================== ====================== =======================
 
@@ -25,18 +25,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import struct
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
-from fuzz.mutate import mutate_json
+from fuzz.mutate import mutate_json, mutate_safetensors
 from fuzz.readers import ADAPTER, READERS
-from gguf_models import NUMBERS, Typed, convert_tensors, metadata, typed, write_gguf
+from gguf_models import NUMBERS, Typed, convert_tensors, metadata, read_folder, typed, write_gguf
+from gguf_package import write_with_package
+from golden.folders import HERE
+from test_adapter_files import write as write_adapter
 from test_load_gguf import BLOCK_TYPES, BLOCKS
-from tiny_models import CONFIGS, weights_of, with_header, write_folder
-from tokenizer_files import gguf_string
+from tiny_models import CONFIGS, weights_of, with_header, write_folder, write_shards
+from tokenizer_files import gguf_string, trained_model
 
 import gemlet
 from gemlet.adapter import open_adapter
@@ -46,15 +53,35 @@ from gemlet.gguf import read_gguf
 from gemlet.tokenizer import Tokenizer
 
 
+def boundaries(name: str, data: bytes) -> set[int]:
+    """Where a header ends, and where each tensor begins and ends."""
+    if name.startswith("gguf"):
+        with NamedTemporaryFile(suffix=".gguf") as file:
+            file.write(data)
+            file.flush()
+            header = read_gguf(file.name)
+        spans = [(tensor.offset, tensor.offset + tensor.nbytes) for tensor in header.tensors.values()]
+        return {header.data_offset, *chain(*spans)}
+    if READERS[name].mutate is not mutate_safetensors:
+        return set()
+    (length,) = struct.unpack("<Q", data[:8])
+    entries = [entry for key, entry in json.loads(data[8 : 8 + length]).items() if key != "__metadata__"]
+    return {8 + length + at for entry in entries for at in (0, *entry["data_offsets"])}
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_cut_short(name: str) -> None:
-    """At the first hundred bytes, a hundred places after them, and the last bytes that are not padding."""
+    """At every byte of a small file; of others at the first hundred bytes, a hundred places after them, and
+    around every boundary. Padding at the end may be missing."""
     reader = READERS[name]
     for data in reader.seeds()[-2:]:
         whole = len(data.rstrip(b"\0 \n")) if reader.mutate is mutate_json or name == "gguf" else len(data)
-        for size in {*range(min(100, whole)), *range(100, whole, max(1, whole // 100)), whole - 1}:
-            with pytest.raises(GemletError):
-                reader.run(data[:size])
+        around = {at + near for at in boundaries(name, data) for near in (-1, 0, 1)}
+        step = 1 if whole < 1300 else whole // 100
+        for size in {*range(min(100, whole)), *range(100, whole, step), *around, whole - 1}:
+            if 0 <= size < whole:
+                with pytest.raises(GemletError):
+                    reader.run(data[:size])
 
 
 # --- Links, and what is no file -----------------------------------------------------------------------------
@@ -77,6 +104,91 @@ def test_a_model_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
     path = folder / name if name == "model.gguf" else folder
     with pytest.raises(GemletError, match=name.replace(".", r"\.")):
         gemlet.load(path, threads=1)
+
+
+def embedding_model(folder: Path) -> None:
+    shutil.copytree(HERE / "embeddinggemma", folder, ignore=shutil.ignore_patterns("golden.*"))
+
+
+def with_tokenizer(folder: Path) -> None:
+    write_folder(folder, CONFIGS["gemma"] | {"vocab_size": 400})
+    (folder / "tokenizer.model").write_bytes(trained_model())
+
+
+def packed_model(folder: Path) -> None:
+    write_folder(folder.with_name("source"), CONFIGS["gemma"])
+    gemlet.convert(folder.with_name("source"), folder, threads=1)
+
+
+def in_shards(folder: Path) -> None:
+    write_folder(folder, CONFIGS["gemma"])
+    (folder / "model.safetensors").unlink()
+    names = list(weights_of(CONFIGS["gemma"]).items())
+    write_shards(folder, {"a.safetensors": dict(names[:9]), "b.safetensors": dict(names[9:])})
+
+
+def in_parts(folder: Path) -> None:
+    folder.mkdir()
+    write_with_package(*read_folder(HERE / "gemma3-270m"), folder / "m.gguf", split_max_tensors=40)
+
+
+MODELS: dict[Callable[[Path], None], tuple[str, ...]] = {
+    embedding_model: (
+        *("modules.json", "1_Pooling/config.json", "2_Dense", "2_Dense/config.json"),
+        *("2_Dense/model.safetensors", "config_sentence_transformers.json"),
+    ),
+    with_tokenizer: (
+        *("tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"),
+        "generation_config.json",
+    ),
+    packed_model: ("config.json", "model.safetensors"),
+    in_shards: ("model.safetensors.index.json", "b.safetensors"),
+    in_parts: ("m-00002-of-00003.gguf",),
+}
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        pytest.param(make, name, id=f"{make.__name__}-{name}")
+        for make, names in MODELS.items()
+        for name in names
+    ],
+)
+def test_a_file_of_a_model_that_is_none(
+    tmp_path: Path, make: Callable[[Path], None], name: str, what: str
+) -> None:
+    folder = tmp_path / "model"
+    make(folder)
+    gemlet.load(folder, threads=1).close()
+    path = folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    NO_FILES[what](path)
+    with pytest.raises(GemletError, match=re.escape(name)):
+        gemlet.load(folder, threads=1)
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
+    config = parse_config(CONFIGS["gemma3_text"], where="config.json")
+    folder = write_adapter(tmp_path / "adapter")
+    open_adapter(folder, config).close()
+    (folder / name).unlink()
+    NO_FILES[what](folder / name)
+    with pytest.raises(ModelFileError, match=re.escape(name)):
+        open_adapter(folder, config)
+
+
+def test_an_adapter_of_links_is_read(tmp_path: Path) -> None:
+    elsewhere, folder = write_adapter(tmp_path / "blobs"), tmp_path / "adapter"
+    folder.mkdir()
+    for path in elsewhere.iterdir():
+        (folder / path.name).symlink_to(path)
+    open_adapter(folder, parse_config(CONFIGS["gemma3_text"], where="config.json")).close()
 
 
 @pytest.mark.parametrize("what", NO_FILES)

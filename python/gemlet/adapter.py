@@ -23,7 +23,6 @@ from gemlet.errors import (
     MemoryLimitError,
     ModelFileError,
     TensorError,
-    UnsupportedError,
 )
 from gemlet.memory import size_text
 from gemlet.tensors import PREFIXES, TOWERS, expected_slots, tensor_name, unused_tensors
@@ -145,15 +144,14 @@ class AdapterFiles:
     def add_to_rows(
         self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on."""
+        """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on: of
+        floats (:func:`gemlet.source.open_source` refuses others)."""
         import numpy as np
 
         term = self.terms[slot]
         a, b = self._finite(term.a), self._finite(term.b)
         first = 0
         for block, dtype in blocks:
-            if dtype not in ("f32", "bf16", "f16"):
-                raise UnsupportedError("merge_adapter: these weights are quantized; give a float checkpoint")
             rows = block.shape[0]
             with np.errstate(over="ignore", invalid="ignore"):  # what that makes is refused as it is packed
                 merged = _float32(block, dtype) + np.float32(term.scale) * b[first : first + rows] @ a

@@ -10,7 +10,8 @@ from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gemlet.errors import InvalidRequestError
+from gemlet._json import show
+from gemlet.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -233,6 +234,14 @@ def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
         raise InvalidRequestError(f"merge_adapter: {source.name} is packed; give the original")
     adapter = open_adapter(path, source.config)
     merged = {tensor: slot for tensor, slot in source.slots.items() if slot in adapter.terms}
+    for tensor in merged:
+        dtype = source.checkpoint.dtype(tensor)
+        if dtype not in ("f32", "bf16", "f16"):
+            adapter.close()
+            raise UnsupportedError(
+                f"merge_adapter: {source.name}: tensor {show(tensor)} is quantized ({dtype}); load the "
+                "adapter beside it with load_adapter(), or merge it into the checkpoint that has floats"
+            )
     return replace(source, adapter=adapter, merged=merged)
 
 

@@ -8,9 +8,10 @@
     ...<end_of_turn>
     <start_of_turn>model
 
-The text is that of the official templates for every conversation they accept. Where they raise, gemlet does
-what the conversation means: a system message goes in front of the user's turn, messages of one role in a row
-become one turn.
+The text is that of the official templates for user and assistant in turn, and of those of Gemma 3 and 3n with
+a system message in front as well: it, two line breaks and the text of the user, even where either is blank.
+Where the templates raise, drop a text or write a role that no model knows, gemlet does what the conversation
+means: a system message goes in front of the user's turn, messages of one role in a row become one turn.
 """
 
 from __future__ import annotations
@@ -71,11 +72,14 @@ class GemmaFormat(ChatFormat):
     def _turns(self, messages: Messages) -> list[tuple[str, str]]:
         """``(role as the model knows it, text)`` of each turn, alternating."""
         turns: list[tuple[str, str]] = []
-        for index, message in enumerate(checked_messages(messages)):
+        checked = checked_messages(messages)
+        for index, message in enumerate(checked):
             role, text = self._read(message, f"messages[{index}]")
             if turns and turns[-1][0] == role:
-                before = turns.pop()[1]
-                text = _JOINT.join(part for part in (before, text) if part)
+                parts = [turns.pop()[1], text]
+                if not (index == 1 and checked[0]["role"] in _SYSTEM and message["role"] == "user"):
+                    parts = [part for part in parts if part.strip()]
+                text = _JOINT.join(parts)
             turns.append((role, text))
         return turns
 
@@ -91,8 +95,7 @@ class GemmaFormat(ChatFormat):
             content = ""  # what clients send for a reply without text
         parts = text_parts(content, where)
         # The official templates trim each part of what user and model say, and take the system text as it is.
-        text = "".join(parts if role in _SYSTEM else [part.strip() for part in parts])
-        return _ROLES[role], text if text.strip() else ""
+        return _ROLES[role], "".join(parts if role in _SYSTEM else [part.strip() for part in parts])
 
 
 GEMMA = GemmaFormat()

@@ -77,8 +77,8 @@ class Gemma4Revision:
         awaits_results: a call without a result leaves the turn open and ends in ``<|tool_response>``.
         empty_thought: when a prompt without thinking ends in an empty thought: "new turn", only where it
             begins a turn; "always".
-        closes: ``<turn|>`` stands after each "message" (one that ends with results and no text excepted), or
-            once a "turn".
+        closes: ``<turn|>`` stands after each "message" but one that ends with results and no content; after
+            each with "text" to see, or without results; or once a "turn".
         resumes_thinking: with thinking, a prompt that ends with results opens a thought.
     """
 
@@ -90,7 +90,7 @@ class Gemma4Revision:
     thought_end: str
     awaits_results: bool
     empty_thought: Literal["new turn", "always"]
-    closes: Literal["message", "turn"] = "message"
+    closes: Literal["message", "text", "turn"] = "message"
     resumes_thinking: bool = False
 
 
@@ -217,7 +217,7 @@ class Gemma4Format(ChatFormat):
         """Whether the turn ends with ``message``, whose results are there."""
         if self.revision.closes == "message":
             return message.has_content or not message.results
-        if after is None:
+        if self.revision.closes == "text" or after is None:
             return bool(text.strip()) or not message.results
         return not message.role == after.role == "assistant"
 

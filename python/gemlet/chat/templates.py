@@ -19,7 +19,15 @@ from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.gemma4_tools import SchemaStyle
 from gemlet.errors import ModelFileError
 
-__all__ = ["CANONICAL", "INTERLEAVED", "LAUNCH", "TOOL_MESSAGES", "gemma4_format", "read_chat_template"]
+__all__ = [
+    "ALL_PROPERTIES",
+    "CANONICAL",
+    "INTERLEAVED",
+    "LAUNCH",
+    "TOOL_MESSAGES",
+    "gemma4_format",
+    "read_chat_template",
+]
 
 _log = logging.getLogger("gemlet")
 _log.addHandler(logging.NullHandler())  # silent unless the program that imports gemlet wants to hear
@@ -56,6 +64,17 @@ TOOL_MESSAGES = Gemma4Revision(
     awaits_results=True,
     empty_thought="new turn",
 )
+ALL_PROPERTIES = Gemma4Revision(
+    name="tool messages, all properties",
+    think="\n",
+    schema=SchemaStyle(nullable_first=False, bare_commas=False, drops_names=False),
+    continues="always",
+    keeps_reasoning="calls",
+    thought_end="\n",
+    awaits_results=True,
+    empty_thought="new turn",
+    closes="text",
+)
 CANONICAL = Gemma4Revision(
     name="canonical, July 2026",
     think="\n",
@@ -74,12 +93,18 @@ _KNOWN = {
     "58c66fdee4afa29786fa0925a4c3659c8ebc28a2db93da6ae479d7d5886ce48f": LAUNCH,
     "df900edd2fcee5defc268bee887666c43c976d973bb3e87355b52423a651bf91": INTERLEAVED,
     "1d35a24a2a63cc600c0cab43628a6df4cd3318e959b03307cf5f9f7e29ecf783": TOOL_MESSAGES,
+    "94899c0f917d93f6fe81c95744d1e8ddab2d21d39228d2e4aec1fb2a25bff413": ALL_PROPERTIES,
+    "33204f1acb5bd0002713e16a593847f24ceeafe711ed88bda2a352dc996a3373": ALL_PROPERTIES,  # of E2B and E4B
+    "36e3a42e5cf14cd0020e72d92e1fdd9970f59b82170e421f0cbe1bb42bead3f0": ALL_PROPERTIES,  # images in results
+    "2f1b4d75d067bae3fe44e676721c7f077d243bc007156cb9c2f8b5836613d082": ALL_PROPERTIES,  # of E2B and E4B
     "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": CANONICAL,
+    "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": CANONICAL,  # of E2B and E4B
 }
 # Pieces that the templates of a revision and the later ones have, the latest first; names of variables, so
 # that they do not depend on how a template is indented.
 _TELLING = (
     ("continues_into_next", CANONICAL),
+    ("captured_content", ALL_PROPERTIES),
     ("format_tool_response_block", TOOL_MESSAGES),
     ("last_user_message", INTERLEAVED),
 )
