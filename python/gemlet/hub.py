@@ -66,6 +66,12 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
         UnsupportedError: huggingface_hub is not installed.
         InvalidRequestError: an argument is wrong, the repository has no such GGUF file, or has several and
             none is named; the message lists them.
+
+    >>> try:
+    ...     download("gemma-3-1b-it")  # without the owner
+    ... except InvalidRequestError as error:
+    ...     print('like "google/gemma-3-1b-it"' in str(error))
+    True
     """
     if not isinstance(name, str) or not is_repository(name):
         raise InvalidRequestError(

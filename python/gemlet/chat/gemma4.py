@@ -80,6 +80,11 @@ class Gemma4Revision:
         closes: ``<turn|>`` stands after each "message" (one that ends with results and no text excepted), or
             once a "turn".
         resumes_thinking: with thinking, a prompt that ends with results opens a thought.
+
+    >>> from gemlet.chat import gemma4_format
+    >>> revision = gemma4_format().revision
+    >>> revision.name, revision.keeps_reasoning
+    ('canonical, July 2026', 'all')
     """
 
     name: str
@@ -129,6 +134,7 @@ class Gemma4Format(ChatFormat):
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The family and the revision, for messages."""
         return f"gemma4, {self.revision.name}"
 
     def segments(

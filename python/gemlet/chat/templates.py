@@ -131,6 +131,13 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
 
     Raises:
         ModelFileError: a file is there and cannot be read, is no UTF-8, or is too large.
+
+    >>> import os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with open(os.path.join(folder, "chat_template.jinja"), "w") as file:
+    ...         _ = file.write("{{ messages }}")
+    ...     print(read_chat_template(folder))
+    {{ messages }}
     """
     path = os.path.join(os.fspath(folder), "chat_template.jinja")
     if os.path.lexists(path):
