@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import pty
 import re
@@ -17,7 +19,8 @@ import pytest
 
 import gemlet
 from gemlet.cli import main
-from gemlet.cli.common import for_terminal, one_line
+from gemlet.cli.common import for_terminal, one_line, warnings_in_a_line
+from gemlet.generation import Chunk, TextStream
 
 PROMPT = "The door opened"
 GEMLET = [sys.executable, "-m", "gemlet"]
@@ -163,6 +166,8 @@ def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
         (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
         (["bench", "-p", "100000", "-n", "0"], "the context holds"),
         (["bench", "-r", "0"], "repetitions: got 0"),
+        (["bench", "--random", "gemma3-270m", "--max-memory", "50MB"], "max_memory is 50 MB"),
+        (["bench", "--random", "gemma3-270m", "--cache"], "--cache goes with --model"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
@@ -270,6 +275,38 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     process.stderr.close()
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate - <&-", "prompt: it is empty"),
+        ("chat <&-", ""),
+        ("info >&-", ""),
+        ("generate x --max-tokens 2 <&- >&- 2>&-", ""),
+        ("generate x --max-tokens 2 >/dev/full", "No space left on device"),
+        ("info >/dev/full", "No space left on device"),
+    ],
+)
+def test_closed_and_full_streams(command: str, message: str) -> None:
+    line = f'"{sys.executable}" -m gemlet {command}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=PATIENCE, check=False)
+    if message:
+        assert message in failed(done)
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("generate", PROMPT, "--max-tokens", "2", "--cache", XDG_CACHE_HOME="/dev/null")
+    assert done.returncode == 0
+    warning = done.stderr.decode()
+    assert warning.startswith("gemlet: warning: cache=True: /dev/null")
+    assert warning.count("\n") == 1
+    with warnings_in_a_line():
+        logging.getLogger("gemlet").warning("of the\n%s", "log")
+    logging.getLogger("gemlet").warning("for nobody")
+    assert capsys.readouterr().err == "gemlet: warning: of the\\nlog\n"
+
+
 # terminals
 
 
@@ -375,6 +412,17 @@ def test_chat_in_a_pipe_answers_each_line_with_the_conversation_so_far() -> None
             [system, one, {"role": "assistant", "content": first}, two], max_tokens=10, seed=6
         ).text
     assert done.stdout.decode() == f"{first}\n{second}\n{first}\n"
+
+
+def test_ctrl_c_ends_a_chat_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: TextStream) -> Chunk:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextStream, "_step", interrupt)
+    lines = io.StringIO("One\nTwo\n")
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert main(["chat"]) == 130
+    assert lines.readline() == "Two\n"
 
 
 def test_a_chat_that_outgrows_the_context_says_so_and_goes_on() -> None:
