@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -30,6 +31,7 @@ __all__ = ["ModelSource", "open_source"]
 
 # Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
 _KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 # What a folder says of its model besides the weights, the vocabulary and the chat template.
 _DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
 
@@ -345,7 +347,7 @@ def _find(source: str | os.PathLike[str] | None, revision: str | None, token: st
     if os.path.isdir(path):
         return _find_in_folder(path)
     if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
-        return os.path.dirname(path) or "."  # a file of the folder stands for it: the rest lies beside it
+        return _folder_of_weights(path)
     if os.path.lexists(path):
         if path.lower().endswith(".gguf") or _begins_as_gguf(path):
             return path
@@ -355,14 +357,45 @@ def _find(source: str | os.PathLike[str] | None, revision: str | None, token: st
     if is_repository(path):
         found = download(path, revision=revision, token=token)
         return _find_in_folder(found) if os.path.isdir(found) else found
-    raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
+    raise ModelFileError(
+        f"{path}: no such file or folder; {accepted}, or the name of a model on the hub, "
+        'like "google/gemma-3-1b-it"'
+    )
+
+
+def _folder_of_weights(path: str) -> str:
+    """The folder that the weights of a model stand for: the rest of it lies beside them."""
+    from gemlet.checkpoint import INDEX_FILE, SINGLE_FILE
+
+    folder, name = os.path.split(path)
+    read = SINGLE_FILE
+    if not os.path.lexists(os.path.join(folder, SINGLE_FILE)):
+        read = INDEX_FILE
+        if _SHARD.search(name):
+            return folder or "."
+    if name != read:
+        raise ModelFileError(
+            f"{path}: of its folder gemlet reads {read}; load that, or give this file a folder of its own"
+        )
+    return folder or "."
 
 
 def _find_in_folder(folder: str) -> str:
     """The folder itself, or the GGUF model in it where it is no Hugging Face folder."""
+    from gemlet.checkpoint import INDEX_FILE, SINGLE_FILE
     from gemlet.gguf_checkpoint import model_files
 
-    if os.path.lexists(os.path.join(folder, "config.json")):
+    has = {
+        name
+        for name in ("config.json", SINGLE_FILE, INDEX_FILE, "adapter_config.json")
+        if os.path.lexists(os.path.join(folder, name))
+    }
+    if has == {"adapter_config.json"}:
+        raise ModelFileError(
+            f"{folder}: is a LoRA adapter; load the model it was made for, and then this with load_adapter() "
+            "or --adapter"
+        )
+    if "config.json" in has and not has.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return folder
     try:
         models = model_files(os.listdir(folder))
