@@ -88,7 +88,7 @@ def test_generation_ends_where_the_context_is_full() -> None:
         result = small.generate(PROMPT, max_tokens=1000, seed=1, ignore_eos=True)
         assert result.finish_reason == "length"
         assert result.prompt_tokens + result.completion_tokens == 33  # the last token needs no room
-        with pytest.raises(ContextLengthError, match=r"33 tokens.*holds 32"):
+        with pytest.raises(ContextLengthError, match=r"33 tokens.*holds 32; .*larger max_context"):
             small.generate([3] * 33)
         with pytest.raises(ContextLengthError, match=r"ids: 33 tokens"):
             small.logits([3] * 33)
@@ -102,7 +102,7 @@ def test_generation_ends_where_the_context_is_full() -> None:
         ([], "empty"),
         ([10**9], "token id 1000000000 at position 0"),
         ([-1], "token id -1"),
-        (None, "got None"),
+        (None, "got None, expected text, or a list of integers"),
         (b"bytes", "got b'bytes'"),
         (3.5, "got 3.5"),
         ("half \ud800", "surrogate"),
@@ -111,6 +111,11 @@ def test_generation_ends_where_the_context_is_full() -> None:
 def test_bad_prompts(model: gemlet.Model, prompt: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         model.stream(prompt)
+
+
+def test_a_context_that_cannot_be_larger(model: gemlet.Model) -> None:
+    with pytest.raises(ContextLengthError, match="holds 1024; shorten it$"):
+        model.generate([3] * 1025)
 
 
 def test_bad_options_are_refused_before_anything_runs(model: gemlet.Model) -> None:

@@ -227,7 +227,7 @@ def token_id_array(ids: object, *, vocab_size: int, name: str) -> NDArray[np.int
                     f"{name}: token id {show(token_id)} at position {position}, expected {expected}"
                 )
     else:
-        raise _invalid(name, ids, f"a list of {expected}")
+        raise _invalid(name, ids, f"{'text, or ' if name == 'prompt' else ''}a list of {expected}")
     if len(ids) == 0:
         raise InvalidRequestError(f"{name}: it is empty, expected at least one token id")
     return np.array(ids, dtype=np.int32)

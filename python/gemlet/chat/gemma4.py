@@ -134,8 +134,8 @@ class Gemma4Format(ChatFormat):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The family and the revision, for messages."""
-        return f"gemma4, {self.revision.name}"
+        """The family and the revision, for messages and :func:`gemlet.inspect`."""
+        return f"gemma4, {'' if self.is_exact else 'nearest to '}{self.revision.name}"
 
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
