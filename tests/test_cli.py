@@ -479,6 +479,12 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
     assert (done.stdout, done.stderr) == (b"[]\n", b"")
 
 
+def test_help_and_version_do_not_wait_for_numpy() -> None:
+    program = "import sys; from gemlet.cli import main; main(['--version']); print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert done.stdout.endswith("False\n")
+
+
 def test_text_of_files_and_models_cannot_steer_the_terminal() -> None:
     hostile = "a\x1b[2Jb\nc\x9b1md\te\x7f"
     assert for_terminal(hostile) == "a[2Jb\nc1md\te"

@@ -9,12 +9,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemlet.errors import InvalidRequestError
-from gemlet.generation import Generation
-from gemlet.generation_config import GenerationConfig
-from gemlet.model import Model
+
+if TYPE_CHECKING:
+    from gemlet.generation import Generation
+    from gemlet.model import Model
 
 __all__ = [
     "bold",
@@ -101,6 +102,8 @@ def write(text: str) -> None:
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that were given; the others are the model's own. Raises for a wrong value."""
+    from gemlet.generation_config import GenerationConfig
+
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     GenerationConfig(**given)
