@@ -114,7 +114,7 @@ def test_bad_prompts(model: gemlet.Model, prompt: Any, message: str) -> None:
 
 
 def test_a_context_that_cannot_be_larger(model: gemlet.Model) -> None:
-    with pytest.raises(ContextLengthError, match="holds 1024; shorten it$"):
+    with pytest.raises(ContextLengthError, match=r"holds 1024; shorten it$"):
         model.generate([3] * 1025)
 
 
