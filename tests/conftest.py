@@ -1,8 +1,35 @@
-"""Runs before any test."""
+"""Runs before any test; the tokenizers that several files test."""
+
+from __future__ import annotations
 
 import signal
+
+import pytest
+from tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
+
+from gemlet.tokenizer import Tokenizer
 
 # A shell that starts a command in the background makes it ignore Ctrl-C, and its children inherit that. Tests
 # press Ctrl-C, so give it back its meaning.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def gemma4_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("gemma4"), "vocab.gguf", gemma4_gguf()))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("trained"), "tokenizer.model", trained_model()))
+
+
+@pytest.fixture(scope="session")
+def trained_json_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("json"), "tokenizer.json", trained_json()))
+
+
+@pytest.fixture(scope="session")
+def trained_gguf_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(save(tmp_path_factory.mktemp("gguf"), "model.gguf", trained_gguf()))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from test_generation import ScriptedSequence
+from test_stream import ScriptedSequence
 
 import gemlet
 import gemlet.model
@@ -214,6 +214,6 @@ def test_reasoning_is_shown_on_a_terminal_only(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     model = ScriptedModel(THOUGHT + "Warm.<turn|>")
     messages: list[Any] = [QUESTION]
-    assert cli_chat._reply(model, messages, {"thinking": True}, stats=False)
+    assert cli_chat._reply(model, messages, {"thinking": True}, is_terminal, stats=False)
     assert capsys.readouterr().out == ("A tool will know.\n\n" if is_terminal else "") + "Warm.\n"
     assert messages[1:] == [{"role": "assistant", "content": "Warm.", "reasoning": "A tool will know."}]

@@ -28,7 +28,9 @@ def test_templates_are_recognised(capfd: pytest.CaptureFixture[str]) -> None:
         text = template_text(name)
         for same in (text, text.strip(), "\n" + text):
             assert known(same) == Gemma4Format(revision, True)
-        assert known(text + "{# changed #}") == Gemma4Format(revision, True, is_exact=False)
+        changed = known(text + "{# changed #}")
+        assert changed == Gemma4Format(revision, True, is_exact=False)
+        assert changed.name == f"gemma4, nearest to {revision.name}"
     assert known("{{ '<|turn>' }} {{ '<turn|>' }}") == Gemma4Format(LAUNCH, False, is_exact=False)
     assert known("<|turn> <turn|> continues_into_next").revision == CANONICAL
     assert known("<|turn> <turn|> captured_content").revision == ALL_PROPERTIES

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
 import pytest
 
 import gemlet
 from gemlet.cli import main
-from gemlet.cli.common import for_terminal, one_line
+from gemlet.cli.common import for_terminal, one_line, warnings_in_a_line
 
 PROMPT = "The door opened"
 GEMLET = [sys.executable, "-m", "gemlet"]
@@ -163,6 +161,8 @@ def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
         (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
         (["bench", "-p", "100000", "-n", "0"], "the context holds"),
         (["bench", "-r", "0"], "repetitions: got 0"),
+        (["bench", "--random", "gemma3-270m", "--max-memory", "50MB"], "max_memory is 50 MB"),
+        (["bench", "--random", "gemma3-270m", "--cache"], "--cache goes with --model"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
@@ -270,121 +270,36 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     process.stderr.close()
 
 
-# terminals
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate - <&-", "prompt: it is empty"),
+        ("chat <&-", ""),
+        ("info >&-", ""),
+        ("generate x --max-tokens 2 <&- >&- 2>&-", ""),
+        ("generate x --max-tokens 2 >/dev/full", "No space left on device"),
+        ("info >/dev/full", "No space left on device"),
+    ],
+)
+def test_closed_and_full_streams(command: str, message: str) -> None:
+    line = f'"{sys.executable}" -m gemlet {command}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=PATIENCE, check=False)
+    if message:
+        assert message in failed(done)
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-# Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
-_TAKE_TERMINAL = """
-import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = ()) -> tuple[int, str]:
-    """Runs gemlet on a terminal; sends each answer when the text before it has appeared. Code and screen."""
-    screen, far_side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _TAKE_TERMINAL, *GEMLET, *arguments],
-        stdin=far_side,
-        stdout=far_side,
-        stderr=far_side,
-        start_new_session=True,
-        env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1"},
-    )
-    os.close(far_side)
-    seen = ""
-    searched = 0
-    waiting = list(answers)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        ready, _, _ = select.select([screen], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"still running; on the screen: {seen!r}, to be answered: {waiting}")
-        try:
-            data = os.read(screen, 65536)
-        except OSError:  # how Linux says that the other side of a terminal is closed
-            data = b""
-        if not data:
-            break
-        seen += data.decode(errors="replace")
-        while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
-            searched = found + len(waiting[0][0])
-            if waiting[0][1] == "\x03":
-                # readline shows its prompt a moment before it listens for signals: a Ctrl-C in between is
-                # only noted, until the next key. No person is that fast.
-                time.sleep(0.5)
-            os.write(screen, waiting.pop(0)[1].encode())
-    os.close(screen)
-    code = process.wait(PATIENCE)
-    assert not waiting, seen
-    return code, seen.replace("\r\n", "\n")
-
-
-def test_a_terminal_shows_the_prompt_before_the_text() -> None:
-    code, screen = on_terminal(["generate", PROMPT, "--max-tokens", "15", "--seed", "3"])
-    assert code == 0
-    with gemlet.load() as model:
-        text = model.generate(PROMPT, max_tokens=15, seed=3).text
-    assert screen == f"\x1b[1m{PROMPT}\x1b[0m{for_terminal(text)}" + ("" if text.endswith("\n") else "\n")
-
-
-def test_chat_on_a_terminal() -> None:
-    code, screen = on_terminal(
-        ["chat", "--max-tokens", "8", "--seed", "1"],
-        [
-            ("\n> ", "Good evening\n"),
-            ("\n> ", "/dance\n"),
-            ("\n> ", "/reset\n"),
-            ("\n> ", "\x03"),
-            ("\n> ", "/exit\n"),
-        ],
-    )
-    assert code == 0
-    assert "/dance is not a command" in screen
-    assert "/exit or Ctrl-D leaves" in screen
-    assert "Traceback" not in screen
-
-
-def test_chat_leaves_at_ctrl_d() -> None:
-    code, _ = on_terminal(["chat", "--max-tokens", "4"], [("\n> ", "Hello\n"), ("\n> ", "\x04")])
-    assert code == 0
-
-
-def test_chat_in_a_pipe_answers_each_line_with_the_conversation_so_far() -> None:
-    done = run(
-        "chat",
-        "--max-tokens",
-        "10",
-        "--seed",
-        "6",
-        "--system",
-        "Be kind.",
-        stdin=b"One\n\nTwo\n/reset\nOne\n",
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == b""
-    system = {"role": "system", "content": "Be kind."}
-    one, two = ({"role": "user", "content": content} for content in ("One", "Two"))
-    with gemlet.load() as model:
-        first = model.chat([system, one], max_tokens=10, seed=6).text
-        assert first
-        second = model.chat(
-            [system, one, {"role": "assistant", "content": first}, two], max_tokens=10, seed=6
-        ).text
-    assert done.stdout.decode() == f"{first}\n{second}\n{first}\n"
-
-
-def test_a_chat_that_outgrows_the_context_says_so_and_goes_on() -> None:
-    done = run("chat", "--max-tokens", "3", "--seed", "1", stdin=b"word " * 5000 + b"\nHello\n")
+def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("generate", PROMPT, "--max-tokens", "2", "--cache", XDG_CACHE_HOME="/dev/null")
     assert done.returncode == 0
-    error = done.stderr.decode()
-    assert error.startswith("gemlet: error: ")
-    assert "/reset starts afresh" in error
-    assert error.count("\n") == 1
-    assert done.stdout.endswith(b"\n")
+    warning = done.stderr.decode()
+    assert warning.startswith("gemlet: warning: cache=True: /dev/null")
+    assert warning.count("\n") == 1
+    with warnings_in_a_line():
+        logging.getLogger("gemlet").warning("of the\n%s", "log")
+    logging.getLogger("gemlet").warning("for nobody")
+    assert capsys.readouterr().err == "gemlet: warning: of the\\nlog\n"
 
 
 # info, version, import
@@ -429,6 +344,12 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"[]\n", b"")
+
+
+def test_help_and_version_do_not_wait_for_numpy() -> None:
+    program = "import sys; from gemlet.cli import main; main(['--version']); print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert done.stdout.endswith("False\n")
 
 
 def test_text_of_files_and_models_cannot_steer_the_terminal() -> None:

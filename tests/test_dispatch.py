@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,3 +260,65 @@ def test_the_same_bits_on_any_number_of_threads_of_a_golden_model(name: str) -> 
             results.append(model.logits(ids.tolist()))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
+
+
+CPUS = "sys/devices/system/cpu"
+GROUPS = "sys/fs/cgroup"
+V1_QUOTA = f"{GROUPS}/cpu/cpu.cfs_quota_us"
+V1_PERIOD = f"{GROUPS}/cpu/cpu.cfs_period_us"
+
+
+def system(folder: Path, cgroup: str, files: dict[str, str]) -> str:
+    """A folder with /proc and /sys of a machine whose every CPU is a core, and a process in ``cgroup``."""
+    cores = {f"{CPUS}/cpu{cpu}/topology/core_id": str(cpu) for cpu in os.sched_getaffinity(0)}
+    for name, text in {"proc/self/cgroup": cgroup, **cores, **files}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "quota"),
+    [
+        ("0::/", {f"{GROUPS}/cpu.max": "max 100000"}, None),
+        ("0::/", {f"{GROUPS}/cpu.max": "100000 100000"}, 1),
+        ("0::/", {f"{GROUPS}/cpu.max": "20000 100000"}, 1),
+        ("0::/", {f"{GROUPS}/cpu.max": "150000 100000"}, 2),
+        # Of the groups around it, the tightest counts.
+        ("0::/a/b", {f"{GROUPS}/a/cpu.max": "90000 100000", f"{GROUPS}/a/b/cpu.max": "max 100000"}, 1),
+        # Version 1, as a container sees it: its path is the host's, its group's files are at the root.
+        ("4:cpu,cpuacct:/docker/0123", {V1_QUOTA: "100000", V1_PERIOD: "100000"}, 1),
+        ("4:cpu,cpuacct:/", {V1_QUOTA: "-1", V1_PERIOD: "100000"}, None),
+    ],
+)
+def test_threads_respect_the_quota_of_a_cgroup(
+    tmp_path: Path, cgroup: str, files: dict[str, str], quota: int | None
+) -> None:
+    threads, reason = _core.default_threads(files=system(tmp_path, cgroup, files))
+    cores = len(os.sched_getaffinity(0))
+    assert threads == min(cores, quota or cores)
+    assert f"cgroup quota {quota or 'none'}, physical cores {cores}" in reason
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "available"),
+    [
+        ("0::/", {}, 8 << 30),
+        ("0::/", {f"{GROUPS}/memory.max": "max", f"{GROUPS}/memory.stat": "anon 1"}, 8 << 30),
+        # What files fill is given back when it is needed.
+        ("0::/", {f"{GROUPS}/memory.max": "4096", f"{GROUPS}/memory.stat": "anon 1024\nfile 2048"}, 3072),
+        (
+            "3:memory:/docker/0123",
+            {
+                f"{GROUPS}/memory/memory.limit_in_bytes": "4096",
+                f"{GROUPS}/memory/memory.stat": "rss 9\ntotal_rss 96",
+            },
+            4000,
+        ),
+    ],
+)
+def test_memory_that_a_cgroup_leaves(
+    tmp_path: Path, cgroup: str, files: dict[str, str], available: int
+) -> None:
+    files = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8388608 kB", **files}
+    assert _core.available_memory(files=system(tmp_path, cgroup, files)) == available

@@ -6,6 +6,8 @@ hang or crash runs in a process of its own.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -249,6 +251,15 @@ def test_cancel_ends_a_running_extend(core: _core.Model) -> None:
         sequence.extend(ids)
         fresh.extend(ids)
         np.testing.assert_array_equal(sequence.logits(), fresh.logits())
+
+
+def test_ctrl_c_ends_a_running_extend(core: _core.Model) -> None:
+    sequence = _core.TokenSequence(core)
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        sequence.extend(np.full(LONG, 5, np.int32))
+    assert sequence.length < LONG
+    sequence.extend(int32(7))
 
 
 def test_cancel_before_an_extend_does_not_end_it(core: _core.Model) -> None:

@@ -104,7 +104,8 @@ def test_shards_equal_the_single_file(tmp_path: Path) -> None:
     }
     sharded = write_shards(tmp_path / "sharded", shards)
     (sharded / "config.json").write_text(json.dumps(config))
-    np.testing.assert_array_equal(logits_of(single), logits_of(sharded))
+    for path in (sharded, sharded / "model-00002-of-00003.safetensors"):
+        np.testing.assert_array_equal(logits_of(single), logits_of(path))
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
@@ -449,6 +450,21 @@ def test_the_weights_file_stands_for_its_folder() -> None:
     folder = Path(gemlet.__file__).parent / "demo"
     with gemlet.load(folder / "model.safetensors", threads=1) as model:
         assert model.generate("The door", max_tokens=3, temperature=0).completion_tokens == 3
+
+
+def test_another_file_does_not(tmp_path: Path) -> None:
+    """What is loaded is the file that is named, or nothing."""
+    folder = write_folder(tmp_path, CONFIGS["gemma3_text"])
+    for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
+        (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
+        with pytest.raises(ModelFileError, match=rf"{name}: of its folder gemlet reads model\.safetensors;"):
+            gemlet.load(folder / name)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelFileError, match="is a LoRA adapter; load the model it was made for"):
+        gemlet.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q4_0"))
     write_gguf(tmp_path / "mmproj-model.gguf", entries, {})
     np.testing.assert_array_equal(logits_of(tmp_path), logits_of(path))
+    (tmp_path / "config.json").write_text("{}")  # as some repositories have beside their GGUF files
+    np.testing.assert_array_equal(logits_of(tmp_path), logits_of(path))
     write_gguf(tmp_path / "model-q8.gguf", metadata(config), typed(tensors, "Q8_0"))
     with pytest.raises(ModelFileError, match=r"several .*model-q8\.gguf, model\.gguf"):
         gemlet.load(tmp_path)

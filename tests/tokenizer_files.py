@@ -257,3 +257,14 @@ def trained_entries() -> tuple[list[bytes], int]:
 
 def trained_gguf() -> bytes:
     return gguf_file(trained_entries()[0])
+
+
+def trained_json() -> dict[str, Any]:
+    pieces, _, types = trained_pieces()
+    return tokenizer_json(pieces, types, trained_merges())
+
+
+def save(folder: Path, name: str, data: bytes | dict[str, Any]) -> Path:
+    path = folder / name
+    path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return path

@@ -35,8 +35,9 @@ double quota_of(const std::string& directory) {
 
 // Calls visit(directory) for this process's cgroup of `controller` and all above it.
 template <typename Visit>
-void for_each_cgroup(const std::string& controller, const Visit& visit) {
-  std::ifstream self("/proc/self/cgroup");  // lines "hierarchy:controllers:path"; version 2 names no controllers
+void for_each_cgroup(const std::string& files, const std::string& controller, const Visit& visit) {
+  std::ifstream self(files +
+                     "/proc/self/cgroup");  // lines "hierarchy:controllers:path"; version 2 names no controllers
   std::string line;
   while (std::getline(self, line)) {
     const size_t first = line.find(':');
@@ -44,7 +45,7 @@ void for_each_cgroup(const std::string& controller, const Visit& visit) {
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     std::string path = line.substr(second + 1);
-    std::string root = "/sys/fs/cgroup";
+    std::string root = files + "/sys/fs/cgroup";
     if (!controllers.empty()) {
       if (("," + controllers + ",").find("," + controller + ",") == std::string::npos) continue;
       root += "/" + controller;
@@ -57,9 +58,9 @@ void for_each_cgroup(const std::string& controller, const Visit& visit) {
   }
 }
 
-int cgroup_quota() {
+int cgroup_quota(const std::string& files) {
   double tightest = 0;
-  for_each_cgroup("cpu", [&](const std::string& directory) {
+  for_each_cgroup(files, "cpu", [&](const std::string& directory) {
     const double cpus = quota_of(directory);
     if (cpus > 0 && (tightest == 0 || cpus < tightest)) tightest = cpus;
   });
@@ -75,9 +76,9 @@ int64_t read_bytes(const std::string& path, int64_t otherwise) {
 
 }  // namespace
 
-CpuLimits detect_cpu_limits() {
+CpuLimits detect_cpu_limits(const std::string& files) {
   CpuLimits limits;
-  limits.cgroup_quota = cgroup_quota();
+  limits.cgroup_quota = cgroup_quota(files);
   std::set<std::pair<std::string, std::string>> cores;
   cpu_set_t mask;
   CPU_ZERO(&mask);
@@ -85,7 +86,7 @@ CpuLimits detect_cpu_limits() {
     limits.affinity = std::max(1, CPU_COUNT(&mask));
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
       if (!CPU_ISSET(cpu, &mask)) continue;
-      const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+      const std::string topology = files + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
       std::string core = read_line(topology + "core_id");
       if (core.empty()) core = "cpu" + std::to_string(cpu);  // no topology: count it as a core of its own
       cores.emplace(read_line(topology + "physical_package_id"), core);
@@ -113,9 +114,9 @@ uint64_t parse_nodes(const std::string& list) {
 
 uint64_t memory_nodes() { return parse_nodes(read_line("/sys/devices/system/node/has_memory")); }
 
-int64_t available_memory() {
+int64_t available_memory(const std::string& files) {
   int64_t available = INT64_MAX;
-  std::ifstream meminfo("/proc/meminfo");
+  std::ifstream meminfo(files + "/proc/meminfo");
   std::string key;
   int64_t kilobytes = 0;
   std::string unit;
@@ -124,7 +125,7 @@ int64_t available_memory() {
     available = kilobytes * 1024;
     break;
   }
-  for_each_cgroup("memory", [&](const std::string& directory) {
+  for_each_cgroup(files, "memory", [&](const std::string& directory) {
     const int64_t limit = std::min(read_bytes(directory + "/memory.max", INT64_MAX),
                                    read_bytes(directory + "/memory.limit_in_bytes", INT64_MAX));
     if (limit == INT64_MAX) return;

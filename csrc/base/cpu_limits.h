@@ -12,7 +12,8 @@ struct CpuLimits {
   int physical_cores = 1;  // distinct cores among the CPUs of the affinity mask
 };
 
-CpuLimits detect_cpu_limits();
+// What the system says below `files`: nothing but in tests.
+CpuLimits detect_cpu_limits(const std::string& files = "");
 
 struct ThreadChoice {
   int threads;
@@ -28,6 +29,6 @@ uint64_t parse_nodes(const std::string& list);
 
 // Bytes of memory that this process may still take: the machine's available memory and the room under the cgroup's
 // limit, whichever is less.
-int64_t available_memory();
+int64_t available_memory(const std::string& files = "");
 
 }  // namespace gemlet

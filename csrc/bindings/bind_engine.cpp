@@ -2,7 +2,11 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <chrono>
+#include <future>
 #include <memory>
+#include <optional>
+#include <system_error>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
@@ -54,11 +58,42 @@ py::array_t<float> logits(const Sequence& sequence) {
   return py::array_t<float>({rows, vocab}, data, owner);
 }
 
+bool on_main_thread() {
+  const py::object main = py::module_::import("threading").attr("main_thread")().attr("ident");
+  return main.equal(py::int_(PyThread_get_thread_ident()));
+}
+
+// A few hundred tokens of a large model take many seconds, and Python handles signals on its main thread alone. So
+// there the work is another thread's, and this one looks for signals; if a handler raises (Ctrl-C), the work is
+// cancelled, which takes until the next layer, and the exception goes on.
 void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits) {
+  constexpr int64_t kFewTokens = 8;  // as long as decoding a token, or nearly
+  constexpr std::chrono::milliseconds kPatience(50);
   const LogitsWanted wanted = logits_wanted(wanted_logits);
   const std::vector<int32_t> tokens = token_ids(ids);
-  const py::gil_scoped_release release;
-  sequence.extend(tokens, wanted);
+  std::future<void> work;
+  if (static_cast<int64_t>(tokens.size()) > kFewTokens && on_main_thread()) {
+    try {
+      work = std::async(std::launch::async, [&] { sequence.extend(tokens, wanted); });
+    } catch (const std::system_error&) {  // no thread to be had
+    }
+  }
+  if (!work.valid()) {
+    const py::gil_scoped_release release;
+    sequence.extend(tokens, wanted);
+    return;
+  }
+  std::optional<py::error_already_set> raised;
+  const auto is_done = [&] {
+    const py::gil_scoped_release release;
+    return work.wait_for(kPatience) == std::future_status::ready;
+  };
+  while (!is_done()) {
+    if (!raised && PyErr_CheckSignals() != 0) raised.emplace();
+    if (raised) sequence.cancel();  // again and again: the work may not have begun
+  }
+  if (raised) throw std::move(*raised);
+  work.get();
 }
 
 }  // namespace

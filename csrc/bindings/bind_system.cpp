@@ -84,12 +84,13 @@ void register_system(py::module_& m) {
   m.def("cpu_info", &cpu_info, "CPU features, tiers found, tier in use and why, kernel tiers, limits on threads.");
   m.def(
       "default_threads",
-      [] {
-        const ThreadChoice choice = default_threads(detect_cpu_limits());
+      [](const std::string& files) {
+        const ThreadChoice choice = default_threads(detect_cpu_limits(files));
         return std::pair(choice.threads, choice.reason);
       },
-      "Threads used when none are asked for, and why.");
-  m.def("available_memory", &available_memory,
+      py::kw_only(), py::arg("files") = "",
+      "Threads used when none are asked for, and why. Tests have /proc and /sys in another folder than the root.");
+  m.def("available_memory", &available_memory, py::kw_only(), py::arg("files") = "",
         "Bytes of memory that this process may still take: the machine's and under its cgroup's limit.");
   m.def("parse_nodes", &parse_nodes, py::arg("list"), "The NUMA nodes of a list like '0-1,4', as bits.");
   m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),

@@ -404,7 +404,7 @@ class MatmulRun:
         Bytes of weights that a run reads.
         """
 
-def available_memory() -> int:
+def available_memory(*, files: str = "") -> int:
     """
     Bytes of memory that this process may still take: the machine's and under its cgroup's limit.
     """
@@ -424,9 +424,9 @@ def cpu_info() -> dict[str, typing.Any]:
     CPU features, tiers found, tier in use and why, kernel tiers, limits on threads.
     """
 
-def default_threads() -> tuple[int, str]:
+def default_threads(*, files: str = "") -> tuple[int, str]:
     """
-    Threads used when none are asked for, and why.
+    Threads used when none are asked for, and why. Tests have /proc and /sys in another folder than the root.
     """
 
 def kernel_attention(

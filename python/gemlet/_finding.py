@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 
 from gemlet._json import no_waiting
 from gemlet.errors import InvalidRequestError, ModelFileError
 
 __all__ = ["find", "find_in_folder"]
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def find(source: str | os.PathLike[str] | None) -> str | None:
@@ -23,21 +26,54 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
     if os.path.isdir(path):
         return find_in_folder(path)
     if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
-        return os.path.dirname(path) or "."  # a file of the folder stands for it: the rest lies beside it
+        return _folder_of_weights(path)
     if os.path.lexists(path):
         if path.lower().endswith(".gguf") or _begins_as_gguf(path):
             return path
         raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
     if is_repository(path):
         return None
-    raise ModelFileError(f"{path}: no such file or folder; {accepted}, or the name of a model on the hub")
+    raise ModelFileError(
+        f"{path}: no such file or folder; {accepted}, or the name of a model on the hub, "
+        'like "google/gemma-3-1b-it"'
+    )
+
+
+def _folder_of_weights(path: str) -> str:
+    """The folder that the weights of a model stand for: the rest of it lies beside them."""
+    from gemlet.checkpoint import INDEX_FILE, SINGLE_FILE
+
+    folder, name = os.path.split(path)
+    read = SINGLE_FILE
+    if not os.path.lexists(os.path.join(folder, SINGLE_FILE)):
+        read = INDEX_FILE
+        if _SHARD.search(name):
+            return folder or "."
+    if name != read:
+        raise ModelFileError(
+            f"{path}: of its folder gemlet reads {read}; load that, or give this file a folder of its own"
+        )
+    return folder or "."
 
 
 def find_in_folder(folder: str) -> str:
     """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is."""
+    from gemlet.checkpoint import INDEX_FILE, SINGLE_FILE
     from gemlet.gguf_checkpoint import model_files
 
-    if not os.path.isdir(folder) or os.path.lexists(os.path.join(folder, "config.json")):
+    if not os.path.isdir(folder):
+        return folder
+    has = {
+        name
+        for name in ("config.json", SINGLE_FILE, INDEX_FILE, "adapter_config.json")
+        if os.path.lexists(os.path.join(folder, name))
+    }
+    if has == {"adapter_config.json"}:
+        raise ModelFileError(
+            f"{folder}: is a LoRA adapter; load the model it was made for, and then this with load_adapter() "
+            "or --adapter"
+        )
+    if "config.json" in has and not has.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return folder
     try:
         models = model_files(os.listdir(folder))

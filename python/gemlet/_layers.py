@@ -45,6 +45,11 @@ class LayerSpec:
     means none. ``rope_partial_factor`` is the share of the pairs that rotate; ``kv_source`` the earlier layer
     whose keys and values this one reads, -1 for its own; ``activation_sparsity`` how many standard deviations
     above their mean the gate's values start to count, None where all do; ``num_experts`` 0 means none.
+
+    >>> from gemlet.config import shape_config
+    >>> last = shape_config("gemma4-e2b").layers[-1]
+    >>> last.head_dim, last.sliding_window, last.kv_source
+    (512, 0, 14)
     """
 
     num_heads: int

@@ -76,6 +76,7 @@ class TextConfig:
 
     @property
     def num_layers(self) -> int:
+        """Transformer layers."""
         return len(self.layers)
 
     @property
@@ -87,6 +88,9 @@ class TextConfig:
         """The core's form of this configuration for ``weights`` ("f32", "bf16", "q8" or "q4").
 
         ``max_context`` (tokens) defaults to what the file says.
+
+        >>> shape_config("gemma3-1b").to_core(weights="q4", max_context=4096).max_context
+        4096
         """
         from gemlet import _core
 
@@ -132,8 +136,13 @@ def embedding_scale(hidden_size: int, weights: str) -> float:
 def read_config(folder: str | os.PathLike[str]) -> TextConfig:
     """Reads ``folder/config.json``.
 
-    Raises :class:`ModelFileError` when the file is missing or cannot be read, :class:`ConfigError` naming the
-    key when it describes something gemlet does not run.
+    Raises:
+        ModelFileError: the file is missing or cannot be read.
+        ConfigError: it describes something gemlet does not run; the message names the key.
+
+    >>> import os, gemlet
+    >>> read_config(os.path.join(os.path.dirname(gemlet.__file__), "demo")).model_type
+    'gemma3_text'
     """
     path = os.path.join(os.fspath(folder), "config.json")
     if not os.path.lexists(path):
@@ -145,6 +154,15 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
     """The ids that end a text: ``eos_token_id`` of the config and of ``generation_config.json``, if present.
 
     The second file is where published chat models name their end of turn.
+
+    Raises:
+        ModelFileError: ``generation_config.json`` cannot be read.
+        ConfigError: it names an id outside the vocabulary.
+
+    >>> import os, gemlet
+    >>> demo = os.path.join(os.path.dirname(gemlet.__file__), "demo")
+    >>> sorted(read_end_ids(demo, read_config(demo)))
+    [1, 106]
     """
     keys = _generation_keys(folder)
     more = keys.token_ids("eos_token_id", config.vocab_size) if keys else ()
@@ -163,7 +181,13 @@ SAMPLING_RANGES = {
 def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The sampling values that ``generation_config.json`` recommends, by their names in GenerationConfig.
 
-    Raises :class:`ConfigError` naming a key whose value no sampling could use.
+    Raises:
+        ModelFileError: the file cannot be read.
+        ConfigError: a value that no sampling could use; the message names the key.
+
+    >>> import os, gemlet
+    >>> read_sampling(os.path.join(os.path.dirname(gemlet.__file__), "demo"))["top_k"]
+    64
     """
     keys = _generation_keys(folder)
     if keys is None:
@@ -187,7 +211,14 @@ def _generation_keys(folder: str | os.PathLike[str]) -> Keys | None:
 
 
 def shape_config(name: str) -> TextConfig:
-    """The configuration of a published size, by its name in ``SHAPES`` ("gemma3-1b"), without a file."""
+    """The configuration of a published size, by its name in ``SHAPES``, without a file.
+
+    Raises:
+        InvalidRequestError: there is no such name; the message lists them.
+
+    >>> shape_config("gemma4-e2b").num_layers
+    35
+    """
     if name not in SHAPES:
         raise InvalidRequestError(f"unknown shape {show(name)}; expected one of {', '.join(SHAPES)}")
     return parse_config(SHAPES[name], where=f"shape {name}")
@@ -198,6 +229,15 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
 
     Of a model that came from GGUF it has an object "gguf" with ``intermediate_size`` of each layer and, of
     Gemma 3n, ``activation_sparsity`` (:class:`LayerSpec`) of each; its norm weights have their 1.
+
+    Raises:
+        ConfigError: naming the key: it is missing, unknown or out of range, or asks for what no Gemma does.
+
+    >>> try:
+    ...     parse_config({**SHAPES["gemma3-1b"], "num_experts": 4}, where="config.json")
+    ... except ConfigError as error:
+    ...     print("unknown key 'num_experts'" in str(error))
+    True
     """
     model_type = raw.get("model_type")
     if isinstance(model_type, str) and model_type in MULTIMODAL:

@@ -29,48 +29,155 @@ __all__ = [
 
 
 class GemletError(Exception):
-    """Base class of everything gemlet raises on purpose."""
+    """Base class of everything gemlet raises on purpose.
+
+    >>> import gemlet
+    >>> try:
+    ...     gemlet.load(weights="q5")
+    ... except gemlet.GemletError as error:
+    ...     print(error)
+    weights is 'q5'; expected one of 'auto', 'f32', 'bf16', 'q8', 'q4'
+    """
 
 
 class ModelFileError(GemletError, ValueError):
-    """A model file is missing, cut short, or says something about itself that is not true."""
+    """A model file is missing, cut short, or says something about itself that is not true.
+
+    >>> import gemlet
+    >>> try:
+    ...     gemlet.Tokenizer.from_file("tokenizer.modle")
+    ... except gemlet.ModelFileError as error:
+    ...     print(error)
+    tokenizer.modle: cannot be read: No such file or directory
+    """
 
 
 class ConfigError(GemletError, ValueError):
-    """``config.json`` has an unknown architecture or key, a value out of range, or an unknown combination."""
+    """``config.json`` has an unknown architecture or key, a value out of range, or an unknown combination.
+
+    >>> from gemlet.config import SHAPES, parse_config
+    >>> try:
+    ...     parse_config({**SHAPES["gemma3-1b"], "hidden_size": -1}, where="config.json")
+    ... except ConfigError as error:
+    ...     print(error)
+    config.json: hidden_size is -1; expected an integer from 1 to 65536
+    """
 
 
 class HubError(GemletError, RuntimeError):
-    """The hub has no such model, does not give it out, or cannot be reached."""
+    """The hub has no such model, does not give it out, or cannot be reached.
+
+    >>> import gemlet
+    >>> def load_or_demo(name):
+    ...     try:
+    ...         return gemlet.load(name)
+    ...     except (gemlet.HubError, gemlet.UnsupportedError):  # no network; or without the extra "hub"
+    ...         return gemlet.load()
+    """
 
 
 class TensorError(GemletError, ValueError):
-    """A tensor is missing, unexpected, of the wrong shape or type, or holds NaN or infinity."""
+    """A tensor is missing, unexpected, of the wrong shape or type, or holds NaN or infinity.
+
+    >>> import os, shutil, tempfile
+    >>> import gemlet
+    >>> demo = os.path.join(os.path.dirname(gemlet.__file__), "demo")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = shutil.copy(os.path.join(demo, "config.json"), folder)
+    ...     with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+    ...         _ = file.write(bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"{}")  # well-formed, and holds nothing
+    ...     try:
+    ...         gemlet.load(folder)
+    ...     except gemlet.TensorError as error:
+    ...         print("embed_tokens.weight" in str(error))
+    True
+    """
 
 
 class TokenizerError(GemletError, ValueError):
-    """A tokenizer file cannot be used, or the tokenizer was asked for something it cannot do."""
+    """A tokenizer file cannot be used, or the tokenizer was asked for something it cannot do.
+
+    >>> import gemlet
+    >>> try:
+    ...     gemlet.load().tokenizer.encode("half a \\ud83d pair")
+    ... except gemlet.TokenizerError as error:
+    ...     print(error)
+    text: character 7 is the lone surrogate U+D83D; expected valid Unicode
+    """
 
 
 class InvalidRequestError(GemletError, ValueError):
-    """A caller's argument is wrong: sampling values, token ids, an empty prompt, malformed messages."""
+    """A caller's argument is wrong: sampling values, token ids, an empty prompt, malformed messages.
+
+    >>> import gemlet
+    >>> try:
+    ...     gemlet.GenerationConfig(temperature=-1)
+    ... except gemlet.InvalidRequestError as error:
+    ...     print(error)
+    temperature: got -1, expected a number from 0 (greedy) to 100
+    """
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt, or prompt plus what was asked for, does not fit the model's context."""
+    """The prompt does not fit the model's context. (A reply that fills it up ends with "length".)
+
+    >>> import gemlet
+    >>> with gemlet.load(max_context=8) as model:
+    ...     try:
+    ...         model.generate("It was the best of times, it was the worst of times")
+    ...     except gemlet.ContextLengthError as error:
+    ...         print("the context holds 8" in str(error))
+    True
+    """
 
 
 class UnsupportedError(GemletError, RuntimeError):
-    """This build or machine cannot do what was asked (for example ``device="cuda"`` without CUDA)."""
+    """This build, machine or model cannot do what was asked: CUDA, an extra that is not installed, tools in a
+    chat format without.
+
+    >>> import gemlet
+    >>> try:
+    ...     gemlet.load(device="cuda")
+    ... except gemlet.UnsupportedError as error:
+    ...     print(error)
+    device is 'cuda', but this gemlet was built without CUDA; use device='cpu'
+    """
 
 
 class ModelClosedError(GemletError, RuntimeError):
-    """The model was used after ``close()``."""
+    """The model was used after ``close()``.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     pass
+    >>> try:
+    ...     model.generate("The door opened")
+    ... except gemlet.ModelClosedError as error:
+    ...     print(error)
+    the model from demo is closed; load it again
+    """
 
 
 class CancelledError(GemletError, RuntimeError):
-    """The computation was cancelled from another thread."""
+    """The computation was cancelled from another thread.
+
+    A stream that is cancelled does not raise it; its last chunk says so.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model, model.stream("The door opened") as stream:
+    ...     stream.cancel()
+    ...     print([chunk.finish_reason for chunk in stream])
+    ['cancelled']
+    """
 
 
 class MemoryLimitError(GemletError, MemoryError):
-    """What was asked for needs more memory than the limit or the machine has."""
+    """What was asked for needs more memory than the limit or the machine has.
+
+    >>> import gemlet
+    >>> try:
+    ...     gemlet.load(max_memory="1MB")
+    ... except gemlet.MemoryLimitError as error:
+    ...     print(str(error).split(",")[0])
+    max_memory is 1 MB
+    """

@@ -60,6 +60,15 @@ class Generation:
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     result = model.generate("The door opened", max_tokens=8, seed=1)
+    ...     again = model.generate("The door opened", max_tokens=8, seed=result.seed)
+    >>> result.prompt_tokens, result.completion_tokens, len(result.token_ids), result.decode_steps
+    (4, 8, 8, 7)
+    >>> again.text == result.text
+    True
     """
 
     text: str
@@ -124,6 +133,12 @@ class Chunk:
         finish_reason: None, but in the last chunk: see :class:`Generation`.
         events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
             MalformedToolCall of :mod:`gemlet.reply`.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     chunks = list(model.stream("The door opened", max_tokens=3, seed=1))
+    >>> [(len(chunk.token_ids), chunk.finish_reason) for chunk in chunks]
+    [(1, None), (1, None), (1, 'length')]
     """
 
     text: str
@@ -220,6 +235,13 @@ class TextStream:
         """Asks the stream to end; returns at once. Any thread may call it, any number of times.
 
         A step that is running stops at its next opportunity; the stream's last chunk then says "cancelled".
+
+        >>> import gemlet
+        >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=50) as stream:
+        ...     for chunk in stream:
+        ...         stream.cancel()  # or from another thread
+        >>> chunk.finish_reason, stream.result.completion_tokens
+        ('cancelled', 1)
         """
         self._cancelled.set()
         with self._open_lock:
@@ -227,7 +249,16 @@ class TextStream:
                 self._sequence.cancel()
 
     def close(self) -> None:
-        """Cancels the stream if it has not ended, waits for a running step, and gives its context back."""
+        """Cancels the stream if it has not ended, waits for a running step, and gives its context back.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     stream = model.stream("The door opened")
+        ...     first = next(stream)
+        ...     stream.close()
+        >>> list(stream), stream.result.finish_reason, stream.result.text == first.text
+        ([], 'cancelled', True)
+        """
         if self._open:
             self.cancel()
         with self._step_lock:

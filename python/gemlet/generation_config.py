@@ -173,7 +173,16 @@ class GenerationConfig:
         return not self.do_sample or self.temperature < 1e-4
 
     def replace(self, **overrides: Any) -> GenerationConfig:
-        """A copy with some values changed; an unknown name is an :class:`InvalidRequestError` too."""
+        """A copy with some values changed.
+
+        Raises:
+            InvalidRequestError: a name that is no option, or a value out of range.
+
+        >>> from gemlet import GenerationConfig
+        >>> careful = GenerationConfig(temperature=0.7, top_k=20)
+        >>> careful.replace(top_k=1).temperature
+        0.7
+        """
         names = [field.name for field in dataclasses.fields(self)]
         for name in overrides:
             if name not in names:
@@ -218,7 +227,7 @@ def token_id_array(ids: object, *, vocab_size: int, name: str) -> NDArray[np.int
                     f"{name}: token id {show(token_id)} at position {position}, expected {expected}"
                 )
     else:
-        raise _invalid(name, ids, f"a list of {expected}")
+        raise _invalid(name, ids, f"{'text, or ' if name == 'prompt' else ''}a list of {expected}")
     if len(ids) == 0:
         raise InvalidRequestError(f"{name}: it is empty, expected at least one token id")
     return np.array(ids, dtype=np.int32)

@@ -76,6 +76,12 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
         UnsupportedError: huggingface_hub is not installed.
         InvalidRequestError: an argument is wrong, the repository has no such GGUF file, or has several and
             none is named; the message lists them.
+
+    >>> try:
+    ...     download("gemma-3-1b-it")  # without the owner
+    ... except InvalidRequestError as error:
+    ...     print('like "google/gemma-3-1b-it"' in str(error))
+    True
     """
     return fetch(choose(name, revision, token), revision, token)
 

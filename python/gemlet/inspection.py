@@ -61,7 +61,13 @@ class Inspection:
     problem: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dicts: what ``gemlet inspect --json`` prints."""
+        """Everything as numbers, strings, lists and dicts: what ``gemlet inspect --json`` prints.
+
+        >>> import json
+        >>> found = inspect(weights="q4").as_dict()
+        >>> found["config"]["hidden_size"], found["weights"], len(json.dumps(found)) > 1000
+        (256, 'q4', True)
+        """
         memory = asdict(self.plan) | {"total": self.plan.total}
         fields = {name: value for name, value in vars(self).items() if name != "plan"}
         return fields | {"config": asdict(self.config), "memory": memory}

@@ -208,12 +208,14 @@ def random_model(
     max_context: int | None = None,
     embedding: str | None = None,
     kv_cache: str | None = None,
+    max_memory: int | str | None = None,
     seed: int = 0,
 ) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
 
     ``weights`` "auto" is "bf16"; the other arguments are those of :func:`load`. It has no tokenizer. Raises
-    :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``).
+    :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``) and
+    :class:`MemoryLimitError` where it would not fit.
 
     >>> with random_model("gemma3-270m", weights="q4", threads=1) as model:
     ...     model.config.num_layers
@@ -229,6 +231,16 @@ def random_model(
     max_context = check_max_context(max_context, config)
     weights = "bf16" if weights == "auto" else weights
     formats = formats_of(weights, embedding, kv_cache)
+    spare = None
+    if max_memory is not None:
+        spare = check_memory(
+            parse_memory(max_memory),
+            config,
+            weights=weights,
+            embedding=embedding,
+            kv_cache=kv_cache,
+            max_context=max_context,
+        )
     builder = make_builder(
         config,
         weights=weights,
@@ -248,6 +260,7 @@ def random_model(
         sampling={},
         source=name,
         started=started,
+        spare_memory=spare,
     )
 
 

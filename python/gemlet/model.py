@@ -327,9 +327,11 @@ class Model(LoadedModel):
     def _checked_ids(self, ids: object, name: str) -> NDArray[np.int32]:
         tokens = token_id_array(ids, vocab_size=self._vocab_size, name=name)
         if len(tokens) > self._context_length:
+            remedy = "shorten it"
+            if self._context_length < self.config.max_position_embeddings:
+                remedy += ", or load the model with a larger max_context"
             raise ContextLengthError(
-                f"{name}: {len(tokens)} tokens, but the context holds {self._context_length}; shorten it, "
-                "or load the model with a larger max_context"
+                f"{name}: {len(tokens)} tokens, but the context holds {self._context_length}; {remedy}"
             )
         return tokens
 

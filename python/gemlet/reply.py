@@ -43,14 +43,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Content:
-    """A piece of the answer's text."""
+    """A piece of the answer's text.
+
+    >>> TextReplyParser().push("Yes.")
+    [Content(text='Yes.')]
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """A piece of what the model thought before it answered."""
+    """A piece of what the model thought before it answered.
+
+    >>> TextReplyParser().push("<|channel>thought\\nHm.")
+    [Reasoning(text='Hm.')]
+    """
 
     text: str
 
@@ -62,6 +70,9 @@ class ToolCall:
     Attributes:
         name: the function.
         arguments: a JSON object.
+
+    >>> TextReplyParser().push("<|tool_call>call:now{zone:2}<tool_call|>")
+    [ToolCall(name='now', arguments={'zone': 2})]
     """
 
     name: str
@@ -75,6 +86,9 @@ class MalformedToolCall:
     Attributes:
         raw: what the model wrote between the markers of the call.
         problem: what is wrong with it.
+
+    >>> TextReplyParser().push("<|tool_call>call:now{zone:<tool_call|>")[0].raw
+    'call:now{zone:'
     """
 
     raw: str
@@ -86,7 +100,11 @@ ReplyEvent = Content | Reasoning | ToolCall | MalformedToolCall
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole reply; see :func:`collect`."""
+    """A whole reply; see :func:`collect`.
+
+    >>> Reply("Yes.", reasoning="Hm.").content
+    'Yes.'
+    """
 
     content: str = ""
     reasoning: str = ""
@@ -227,7 +245,14 @@ class ReplyParser:
         return events
 
     def finish(self) -> list[ReplyEvent]:
-        """The end of the stream: what was held back, and a call that was cut off."""
+        """The end of the stream: what was held back, and a call that was cut off.
+
+        >>> parser = ReplyParser(GEMMA4_MARKERS)
+        >>> parser.marker("<|tool_call>"), parser.text("call:now{zone:")
+        ([], [])
+        >>> parser.finish()[0].raw
+        'call:now{zone:'
+        """
         if self._state == "call":
             return self._end_call(complete=False)
         held = self._held

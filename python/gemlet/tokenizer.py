@@ -92,6 +92,11 @@ class Tokenizer:
         Raises:
             ModelFileError: no such file, or it cannot be read, or it is not a valid GGUF file.
             TokenizerError: the file holds no tokenizer gemlet can reproduce exactly; the message says why.
+
+        >>> import os, gemlet
+        >>> folder = os.path.join(os.path.dirname(gemlet.__file__), "demo")
+        >>> gemlet.Tokenizer.from_file(folder).vocab_size
+        4096
         """
         return cls(read_vocabulary(path))
 
@@ -171,13 +176,28 @@ class Tokenizer:
 
         Raises:
             InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> ids = tokenizer.encode("The door opened.")
+        >>> tokenizer.decode(ids), tokenizer.decode(ids, skip_control=False)
+        ('The door opened.', '<bos>The door opened.')
         """
         decoder = self.stream_decoder(skip_control=skip_control)
         data = b"".join([decoder.bytes_of(identifier) for identifier in ids])
         return data.decode("utf-8", _ERRORS)
 
     def stream_decoder(self, *, skip_control: bool = True) -> StreamDecoder:
-        """A decoder for ids that arrive one at a time; see :class:`StreamDecoder`."""
+        """A decoder for ids that arrive one at a time; see :class:`StreamDecoder`.
+
+        ``skip_control`` is that of :meth:`decode`.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> decoder = tokenizer.stream_decoder()
+        >>> [decoder.push(token_id) for token_id in tokenizer.encode("The door")]
+        ['', 'The', ' door']
+        """
         return StreamDecoder(
             self._bytes,
             {} if skip_control else {i: self._pieces[i].encode() for i in self.control_ids},
@@ -191,11 +211,22 @@ class Tokenizer:
 
         Raises:
             InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> [tokenizer.id_to_piece(token_id) for token_id in tokenizer.encode("The door")]
+        ['<bos>', 'The', '▁door']
         """
         return self._pieces[_checked(token_id, self.vocab_size)]
 
     def piece_to_id(self, piece: str) -> int | None:
-        """The id of a piece as the vocabulary writes it, None where it has no such piece."""
+        """The id of a piece as the vocabulary writes it (a space as U+2581), None where it has no such piece.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.decode([tokenizer.piece_to_id("▁door")]), tokenizer.piece_to_id("no such piece")
+        (' door', None)
+        """
         if self._ids is None:
             self._ids = {text: identifier for identifier, text in enumerate(self._pieces) if text}
         return self._control.get(piece, self._ids.get(piece))
@@ -206,7 +237,13 @@ class Tokenizer:
         return next((self._control[name] for name in _TURN_ENDS if name in self._control), None)
 
     def token_id(self, name: str) -> int | None:
-        """The id of the control or added token ``name`` (``"<start_of_turn>"``), None where there is none."""
+        """The id of the control or added token ``name``, None where there is none.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.token_id("<end_of_turn>") == tokenizer.end_of_turn_id, tokenizer.token_id("door")
+        (True, None)
+        """
         return self._control.get(name, self._added.get(name))
 
 
@@ -237,18 +274,37 @@ class StreamDecoder:
 
         Raises:
             InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> decoder = tokenizer.stream_decoder()
+        >>> [decoder.push(token_id) for token_id in tokenizer.encode("☂", add_bos=False)[-3:]]
+        ['', '', '☂']
         """
         return self._decoder.decode(self.bytes_of(token_id))
 
     def finish(self) -> str:
-        """What is still held back, an incomplete character as U+FFFD; the decoder is then as new."""
+        """What is still held back, an incomplete character as U+FFFD; the decoder is then as new.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> decoder = tokenizer.stream_decoder()
+        >>> decoder.push(tokenizer.piece_to_id("<0xE2>")), decoder.finish()
+        ('', '\ufffd')
+        """
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         self._strips = self._strips_first_space
         return rest
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The UTF-8 bytes ``token_id`` adds to the text."""
+        """The UTF-8 bytes ``token_id`` adds to the text; errors as of :meth:`push`.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.stream_decoder().bytes_of(tokenizer.piece_to_id("▁door"))
+        b' door'
+        """
         token_id = _checked(token_id, len(self._table))
         if self._control:
             rendered = self._control.get(token_id)

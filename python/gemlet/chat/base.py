@@ -19,12 +19,21 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 class Segments(list[tuple[str, bool]]):
-    """A prompt in parts ``(text, is a marker)``, in order. A marker is one control token by its name."""
+    """A prompt in parts ``(text, is a marker)``, in order. A marker is one control token by its name.
+
+    >>> parts = Segments()
+    >>> parts.marker("<start_of_turn>")
+    >>> parts.text("user")
+    >>> parts
+    [('<start_of_turn>', True), ('user', False)]
+    """
 
     def marker(self, name: str) -> None:
+        """Appends the control token ``name``."""
         self.append((name, True))
 
     def text(self, text: str) -> None:
+        """Appends ``text``, in which no control token is seen, whatever it spells."""
         self.append((text, False))
 
 
@@ -53,7 +62,12 @@ class ChatFormat(ABC):
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
-        """The prompt in parts; the arguments are those of :meth:`render`."""
+        """The prompt in parts; the arguments and errors are those of :meth:`render`.
+
+        >>> from gemlet.chat import GEMMA
+        >>> GEMMA.segments([{"role": "user", "content": "Hi"}], None, False, False)[1:4]
+        [('<start_of_turn>', True), ('user\\nHi', False), ('<end_of_turn>', True)]
+        """
 
     @abstractmethod
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
@@ -61,6 +75,17 @@ class ChatFormat(ABC):
 
         It begins in the state in which the prompt ends: after an empty thought, inside an open one, behind
         the result of a tool.
+
+        Args:
+            tokenizer: the model's.
+            prompt_ids: the prompt, as of :meth:`encode_chat`.
+
+        >>> import gemlet
+        >>> from gemlet.chat import GEMMA
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> prompt = GEMMA.encode_chat(tokenizer, [{"role": "user", "content": "Who is there?"}])
+        >>> GEMMA.reply_parser(tokenizer, prompt).push(tokenizer.encode("Nobody", add_bos=False)[:1])
+        [Content(text='No')]
         """
 
     def render(
@@ -86,6 +111,11 @@ class ChatFormat(ABC):
             InvalidRequestError: a message is malformed, of a role the format has not, or holds something
                 that is not text. The error names the message.
             UnsupportedError: tools or thinking are asked of a format without.
+
+        >>> from gemlet.chat import gemma4_format
+        >>> question = [{"role": "user", "content": "2 + 2?"}]
+        >>> gemma4_format().render(question, thinking=True)
+        '<bos><|turn>system\\n<|think|>\\n<turn|>\\n<|turn>user\\n2 + 2?<turn|>\\n<|turn>model\\n'
         """
         return "".join(text for text, _ in self.segments(messages, tools, thinking, add_generation_prompt))
 
@@ -131,6 +161,13 @@ class ChatFormat(ABC):
         return ids + tokenizer.encode("".join(text), add_bos=False, allow_control=False)
 
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The tokens that end a reply: those of :attr:`ends`, and the end of the text."""
+        """The tokens that end a reply: those of :attr:`ends`, and the end of the text.
+
+        >>> import gemlet
+        >>> from gemlet.chat import GEMMA
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> sorted(map(tokenizer.id_to_piece, GEMMA.end_ids(tokenizer)))
+        ['<end_of_turn>', '<eos>']
+        """
         found = (*(tokenizer.token_id(name) for name in self.ends), tokenizer.eos_id)
         return frozenset(identifier for identifier in found if identifier is not None)

@@ -35,7 +35,11 @@ _ROLES = {"user": "user", "assistant": "model", "system": "user", "developer": "
 
 
 class GemmaFormat(ChatFormat):
-    """See :mod:`gemlet.chat.gemma`; there are no tools and there is no thinking."""
+    """See :mod:`gemlet.chat.gemma`; there are no tools and there is no thinking.
+
+    >>> GEMMA.render([{"role": "user", "content": "Hi"}])
+    '<bos><start_of_turn>user\\nHi<end_of_turn>\\n<start_of_turn>model\\n'
+    """
 
     name = "gemma"
     markers = ("<bos>", "<start_of_turn>", "<end_of_turn>")

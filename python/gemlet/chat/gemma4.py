@@ -80,6 +80,11 @@ class Gemma4Revision:
         closes: ``<turn|>`` stands after each "message" but one that ends with results and no content; after
             each with "text" to see, or without results; or once a "turn".
         resumes_thinking: with thinking, a prompt that ends with results opens a thought.
+
+    >>> from gemlet.chat import gemma4_format
+    >>> revision = gemma4_format().revision
+    >>> revision.name, revision.keeps_reasoning
+    ('canonical, July 2026', 'all')
     """
 
     name: str
@@ -129,7 +134,8 @@ class Gemma4Format(ChatFormat):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"gemma4, {self.revision.name}"
+        """The family and the revision, for messages and :func:`gemlet.inspect`."""
+        return f"gemma4, {'' if self.is_exact else 'nearest to '}{self.revision.name}"
 
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from typing import Any
+from typing import Any, overload
 
 from gemlet._json import no_waiting, read_json_object
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
@@ -111,6 +111,10 @@ _TELLING = (
 _EMPTY_THOUGHT = re.compile(r"<\|channel>thought(?:\\n|\n)<channel\|>")
 
 
+@overload
+def gemma4_format(template: None = None, *, per_layer_inputs: bool = False) -> Gemma4Format: ...
+@overload
+def gemma4_format(template: str | None, *, per_layer_inputs: bool = False) -> Gemma4Format | None: ...
 def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False) -> Gemma4Format | None:
     """The format of Gemma 4 that ``template`` describes.
 
@@ -156,6 +160,13 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
 
     Raises:
         ModelFileError: a file is there and cannot be read, is no UTF-8, or is too large.
+
+    >>> import os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with open(os.path.join(folder, "chat_template.jinja"), "w") as file:
+    ...         _ = file.write("{{ messages }}")
+    ...     print(read_chat_template(folder))
+    {{ messages }}
     """
     path = os.path.join(os.fspath(folder), "chat_template.jinja")
     if os.path.lexists(path):

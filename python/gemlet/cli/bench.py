@@ -29,7 +29,7 @@ _COLUMNS = (
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command."""
     if arguments.random is not None:
-        for option in ("matformer", "embedding_on_disk"):
+        for option in ("matformer", "cache", "embedding_on_disk"):
             if getattr(arguments, option):
                 name = option.replace("_", "-")
                 raise InvalidRequestError(f"--{name} goes with --model: random weights are in no file")
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             decode_threads=arguments.decode_threads,
             max_context=arguments.max_context,
+            max_memory=arguments.max_memory,
         )
         name = f"{arguments.random} (random)"
     else:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{line.split()[0]} is not a command. {_HELP}", file=sys.stderr)
             elif line:
                 messages.append({"role": "user", "content": line})
-                if not _reply(model, messages, options, stats=arguments.stats):
+                if not _reply(model, messages, options, interactive, stats=arguments.stats):
                     messages.pop()  # a turn without an answer is as if it had not been
     return 0
 
@@ -76,14 +76,17 @@ def _read_line(interactive: bool) -> str | None:
             print("\n(/exit or Ctrl-D leaves)")
 
 
-def _reply(model: Model, messages: list[dict[str, Any]], options: dict[str, Any], *, stats: bool) -> bool:
-    """Streams a reply and adds it to ``messages``; False if there was none. Reasoning is for terminals."""
+def _reply(
+    model: Model, messages: list[dict[str, Any]], options: dict[str, Any], interactive: bool, *, stats: bool
+) -> bool:
+    """Streams a reply and adds it to ``messages``; False if there was none. Reasoning is for terminals, and
+    so is a Ctrl-C that ends the reply and not the program."""
     try:
         stream = model.stream_chat(messages, **options)
     except InvalidRequestError as error:  # most likely: the conversation has outgrown the context
         print(f"gemlet: error: {one_line(str(error))} (/reset starts afresh)", file=sys.stderr)
         return False
-    with stream, contextlib.suppress(KeyboardInterrupt):
+    with stream, contextlib.suppress(*([KeyboardInterrupt] if interactive else [])):
         is_thinking = False
         for chunk in stream:
             for event in chunk.events if sys.stdout.isatty() else ():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from gemlet.errors import InvalidRequestError
-from gemlet.generation import Generation
-from gemlet.generation_config import GenerationConfig
-from gemlet.model import Model
+
+if TYPE_CHECKING:
+    from gemlet.generation import Generation
+    from gemlet.model import Model
 
 __all__ = [
     "bold",
@@ -26,12 +31,17 @@ __all__ = [
     "read_standard_input",
     "sampling_options",
     "silence_stdout",
+    "warnings_in_a_line",
     "write",
 ]
 
 
 def prepare_streams() -> None:
-    """Lets characters that the terminal's encoding lacks become "?" instead of an error in mid-sentence."""
+    """Puts the null device where a standard stream was closed, and lets characters that the terminal's
+    encoding lacks become "?" instead of an error in mid-sentence."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for good
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -39,9 +49,29 @@ def prepare_streams() -> None:
 
 
 def silence_stdout() -> None:
-    """After the reader of a pipe has gone: the interpreter's last flush must not fail a second time."""
+    """After the reader of a pipe has gone or a disk is full: the interpreter's last flush must not fail
+    again."""
     with open(os.devnull, "wb") as devnull:
         os.dup2(devnull.fileno(), sys.stdout.fileno())
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Warnings, and those of the log "gemlet", as a line of standard error each."""
+
+    def show(message: object, *_: object, **__: object) -> None:
+        print(f"gemlet: warning: {one_line(str(message))}", file=sys.stderr)
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: show(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("gemlet")
+    log.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        log.removeHandler(handler)
 
 
 def one_line(text: str) -> str:
@@ -72,6 +102,8 @@ def write(text: str) -> None:
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that were given; the others are the model's own. Raises for a wrong value."""
+    from gemlet.generation_config import GenerationConfig
+
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     GenerationConfig(**given)

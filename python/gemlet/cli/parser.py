@@ -370,18 +370,22 @@ def _run_bench(arguments: argparse.Namespace) -> int:
 
 def run(argv: Sequence[str] | None) -> int:
     """Parses and runs a command line; errors of gemlet become one line on standard error and exit code 1."""
-    from gemlet.cli.common import one_line, prepare_streams, silence_stdout
+    from gemlet.cli.common import one_line, prepare_streams, silence_stdout, warnings_in_a_line
     from gemlet.errors import GemletError
 
     prepare_streams()
     arguments = build_parser().parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        with warnings_in_a_line():
+            code: int = arguments.run(arguments)
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         silence_stdout()
         return 0
+    except OSError as error:  # of model files they are GemletErrors
+        silence_stdout()
+        message = f"standard output or input: {error.strerror or error}"
     except GemletError as error:
         message = one_line(str(error))
     except MemoryError as error:
