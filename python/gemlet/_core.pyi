@@ -516,7 +516,7 @@ def rope_table(
     (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
     """
 
-LAYOUT_VERSION: int = 1
+LAYOUT_VERSION: int = 2
 PASS_TEXTS: int = 32
 PASS_TOKENS: int = 512
 __version__: str = "0.1.0"
