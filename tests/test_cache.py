@@ -164,7 +164,9 @@ def test_damaged_entries_are_made_again(tmp_path: Path, folder: Path, damage: st
             "cut": data[:-64],
             "empty": b"",
             "garbage": b"\xff" * len(data),
-            "version": data.replace(b'"gemlet_layout":"1"', b'"gemlet_layout":"0"'),
+            "version": data.replace(
+                f'"gemlet_layout":"{_core.LAYOUT_VERSION}"'.encode(), b'"gemlet_layout":"0"'
+            ),
         }[damage]
         assert changed != data
         path.write_bytes(changed)
