@@ -19,6 +19,7 @@ from processes import in_fork, run_python
 from tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
+from gemlet import _core
 from gemlet import cache, packing
 from gemlet.cache import cache_folder, cache_limit
 from gemlet.checkpoint import TensorFiles
@@ -160,6 +161,7 @@ def test_damaged_entries_are_made_again(tmp_path: Path, folder: Path, damage: st
     elif damage == "missing":
         path.unlink()
     else:
+        layout = f'"gemlet_layout":"{_core.LAYOUT_VERSION}"'
         changed = {
             "cut": data[:-64],
             "empty": b"",
