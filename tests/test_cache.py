@@ -19,8 +19,7 @@ from processes import in_fork, run_python
 from tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
-from gemlet import _core
-from gemlet import cache, packing
+from gemlet import _core, cache, packing
 from gemlet.cache import cache_folder, cache_limit
 from gemlet.checkpoint import TensorFiles
 from gemlet.errors import InvalidRequestError, TensorError
@@ -166,9 +165,7 @@ def test_damaged_entries_are_made_again(tmp_path: Path, folder: Path, damage: st
             "cut": data[:-64],
             "empty": b"",
             "garbage": b"\xff" * len(data),
-            "version": data.replace(
-                f'"gemlet_layout":"{_core.LAYOUT_VERSION}"'.encode(), b'"gemlet_layout":"0"'
-            ),
+            "version": data.replace(layout.encode(), b'"gemlet_layout":"0"'),
         }[damage]
         assert changed != data
         path.write_bytes(changed)
