@@ -38,6 +38,20 @@ def test_close_gives_the_memory_back() -> None:
     """)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_packing_needed_goes_when_the_model_is_there(threads: int) -> None:
+    """Sixteen rows of 2^18 columns as float32 are 16 MB, on each thread."""
+    run_python(f"""{PRELUDE}
+    random_core(threads={threads}, weights="q4").close()
+    config = model_config(layer_config(intermediate_size=2**18), hidden_size=64)
+    before = resident()
+    core = random_core(config, threads={threads}, weights="q4")
+    size = core.memory()["weights"] / 2**20
+    assert size > 20
+    assert resident() < before + size + 6, (before, resident(), size)
+    """)
+
+
 def test_opening_and_closing_does_not_grow() -> None:
     run_python(f"""{PRELUDE}
     def use():

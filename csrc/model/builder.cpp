@@ -265,6 +265,8 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
   finished_ = true;
   slots_.clear();
+  rows_scratch_.reset();
+  raw_scratch_.reset();
   return std::make_unique<Model>(std::move(config_), std::move(weights_), std::move(storage_), std::move(mapping_),
                                  std::move(backend_), weight_format_, kv_format_, size);
 }

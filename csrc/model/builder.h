@@ -37,6 +37,8 @@ struct SourceRows {
 
 std::string shape_text(const std::vector<int64_t>& shape);  // "[rows, cols]", for messages
 
+class PanelScratch;
+
 class ModelBuilder {
  public:
   // Allocates all weights, unless they come from a file or go to one (`allocate` false: no add() then). `formats` names
@@ -127,6 +129,7 @@ class ModelBuilder {
   const bool allocate_;
   const std::map<std::string, Format> formats_;
   std::map<std::string, Slot> slots_;
+  std::shared_ptr<PanelScratch> rows_scratch_, raw_scratch_;  // of rows as float32, and as they are in the file
   bool finished_ = false;
   const int64_t available_bytes_ = available_memory();
   int64_t promised_bytes_ = 0;  // to the buffers so far: the system would grant memory that it does not have

@@ -13,25 +13,53 @@
 #include "model/builder.h"
 
 namespace gemlet {
-namespace {
 
-// A thread's own memory, kept from one panel to the next: new memory would be cleared page by page every time.
-template <typename T>
-class Scratch {
+// Memory for rows of a panel, lent to the threads that pack. It is kept from one panel to the next, since new memory
+// would be cleared page by page every time, and goes with the builder.
+class PanelScratch {
+  struct Buffer {
+    std::unique_ptr<uint8_t[]> memory;
+    int64_t size = 0;
+    std::unique_ptr<Buffer> next;
+  };
+
  public:
-  T* get(int64_t count) {  // null: no memory
-    if (count > count_) {
-      memory_.reset();
-      memory_.reset(new (std::nothrow) T[static_cast<size_t>(count)]);
-      count_ = memory_ ? count : 0;
+  class Loan {
+   public:
+    explicit Loan(PanelScratch& from) : from_(from) {
+      const std::lock_guard<ForkMutex> lock(from_.mutex_);
+      buffer_ = std::move(from_.free_);
+      if (buffer_) from_.free_ = std::move(buffer_->next);
     }
-    return memory_.get();
-  }
+    ~Loan() {
+      if (!buffer_) return;
+      const std::lock_guard<ForkMutex> lock(from_.mutex_);
+      buffer_->next = std::move(from_.free_);
+      from_.free_ = std::move(buffer_);
+    }
+    Loan(const Loan&) = delete;
+    Loan& operator=(const Loan&) = delete;
+    uint8_t* get(int64_t size) {  // null: no memory
+      if (!buffer_) buffer_.reset(new (std::nothrow) Buffer);
+      if (buffer_ && size > buffer_->size) {
+        buffer_->memory.reset();
+        buffer_->memory.reset(new (std::nothrow) uint8_t[static_cast<size_t>(size)]);
+        buffer_->size = buffer_->memory ? size : 0;
+      }
+      return buffer_ ? buffer_->memory.get() : nullptr;
+    }
+
+   private:
+    PanelScratch& from_;
+    std::unique_ptr<Buffer> buffer_;
+  };
 
  private:
-  std::unique_ptr<T[]> memory_;
-  int64_t count_ = 0;
+  ForkMutex mutex_;
+  std::unique_ptr<Buffer> free_;
 };
+
+namespace {
 
 enum class Outcome : uint8_t { kPacked, kUnreadable, kNoMemory, kNotFinite };
 
@@ -97,9 +125,11 @@ void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first
     return check_outcome(outcome, name, "f32");
   }
   const Matrix& matrix = *slot.matrix;
+  if (!rows_scratch_) rows_scratch_ = std::make_shared<PanelScratch>();
   const auto pack_rows = [&](int64_t first, int64_t count, uint8_t* panel) {
-    thread_local Scratch<float> scratch;
-    float* const rows = scratch.get(kPanelRows * matrix.cols);
+    PanelScratch::Loan loan(*rows_scratch_);
+    auto* const rows =
+        reinterpret_cast<float*>(loan.get(kPanelRows * matrix.cols * static_cast<int64_t>(sizeof(float))));
     if (!rows) return Outcome::kNoMemory;
     if (!read_rows(first, count, rows)) return Outcome::kUnreadable;
     return pack_panel(matrix.format, rows, count, matrix.cols, panel) ? Outcome::kPacked : Outcome::kNotFinite;
@@ -193,17 +223,19 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
            " on lie in no file");
     }
   }
-  const auto raw_rows = [&](int64_t first, int64_t count) -> const uint8_t* {  // null: they cannot be read
+  if (!raw_scratch_) raw_scratch_ = std::make_shared<PanelScratch>();
+  // Null: they cannot be read.
+  const auto raw_rows = [&](int64_t first, int64_t count, PanelScratch::Loan& loan) -> const uint8_t* {
     const int64_t begin = source_bytes(source.type, (first - first_row) * cols);
     if (source.data) return static_cast<const uint8_t*>(source.data) + begin;
-    thread_local Scratch<uint8_t> scratch;
     const int64_t bytes = source_bytes(source.type, count * cols);
-    uint8_t* const raw = scratch.get(bytes);
+    uint8_t* const raw = loan.get(bytes);
     return raw && read_fully(source.descriptor, source.offset + begin, bytes, raw) ? raw : nullptr;
   };
   if (matrix && can_repack(slot.matrix->format, source.type)) {
     const auto pack = [&](int64_t first, int64_t count, uint8_t* panel) {
-      const uint8_t* const raw = raw_rows(first, count);
+      PanelScratch::Loan loan(*raw_scratch_);
+      const uint8_t* const raw = raw_rows(first, count, loan);
       if (!raw) return Outcome::kUnreadable;
       const bool finite = repack_panel(slot.matrix->format, source.type, raw, count, cols, panel);
       return finite ? Outcome::kPacked : Outcome::kNotFinite;
@@ -211,7 +243,8 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     return fill_panels(name, *slot.matrix, first_row, rows, pack, out);
   }
   const auto read_rows = [&](int64_t first, int64_t count, float* values) {
-    const uint8_t* const raw = raw_rows(first, count);
+    PanelScratch::Loan loan(*raw_scratch_);
+    const uint8_t* const raw = raw_rows(first, count, loan);
     if (raw) widen(raw, source.type, 0, count * cols, values);
     return raw != nullptr;
   };
