@@ -95,7 +95,7 @@ def index(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    folder = _write("config.json", data).parent
+    folder = _write("config/config.json", data).parent
     read = read_config(folder)
     read_end_ids(folder, read)
     if read.vocab_size * read.hidden_size < 1 << 40 and read.num_layers < 100:
@@ -103,7 +103,7 @@ def config(data: bytes) -> None:
 
 
 def generation_config(data: bytes) -> None:
-    folder = _write("generation_config.json", data).parent
+    folder = _write("sampling/generation_config.json", data).parent
     gemlet.GenerationConfig(**read_sampling(folder))
 
 
