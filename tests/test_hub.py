@@ -344,6 +344,35 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
     assert list(tmp_path.glob("gemlet-*")) == []
 
 
+def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
+    """Whatever is made of it, nothing is written where it leads to."""
+    folders = tmp_path / "deep" / "down"
+    folders.mkdir(parents=True)
+    files = {"config.json": FILES["config.json"], "model.safetensors": WEIGHTS}
+    files |= {f"1/{'../' * up}model.safetensors": WEIGHTS for up in range(2, 5)}
+    with hub({"a/b": files, "a/c": {f"../../c{up}.gguf": b"GGUF" for up in range(2)}}) as server:
+        run_with_hub(
+            """
+            import gemlet
+            for name in ("a/b", "a/c"):
+                for open_it in (gemlet.inspect, gemlet.load):
+                    try:
+                        open_it(name)
+                    except gemlet.GemletError as error:
+                        print(error)
+            """,
+            server.url,
+            folders / "home",
+            TMPDIR=str(folders),
+        )
+    allowed = re.compile("deep|deep/down|deep/down/home(/.*)?")
+    assert [
+        path for path in tmp_path.rglob("*") if not allowed.fullmatch(str(path.relative_to(tmp_path)))
+    ] == []
+    found = [path for path in tmp_path.rglob("*.safetensors") if "snapshots" not in path.parts]
+    assert found == []
+
+
 def test_without_a_network(tmp_path: Path) -> None:
     """What is there is used; what is not is an error that says why, and at once."""
     with hub(REPOSITORIES) as server:

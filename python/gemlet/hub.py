@@ -37,6 +37,7 @@ _FILES = (
 # A repository, and perhaps a GGUF file in it.
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?::([\w.+-][\w.+ /-]{0,250}\.gguf))?")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
+_UP = {"", ".", ".."}  # parts of a path that leads out of a repository, or is written in an odd way
 _SHOWN = 16
 
 
@@ -170,7 +171,8 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
 
     try:
         siblings = huggingface_hub.HfApi().model_info(repository, revision=revision, token=token).siblings
-        return {sibling.rfilename for sibling in siblings or ()}, False
+        names = {sibling.rfilename for sibling in siblings or ()}
+        return {name for name in names if _UP.isdisjoint(name.split("/"))}, False
     except Exception as problem:
         try:
             snapshot = huggingface_hub.snapshot_download(
