@@ -8,20 +8,18 @@ trusts it, and a decoder that never emits half a UTF-8 character.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import operator
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ._json import show
-from ._sentencepiece_proto import BYTE, check_model
+from ._decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
+from ._sentencepiece_proto import check_model
 from ._tokenizer_files import read_vocabulary
-from ._vocabulary import MAX_PIECE, SPACE, Vocabulary
-from .errors import InvalidRequestError, TokenizerError
+from ._vocabulary import MAX_PIECE, Vocabulary
+from .errors import TokenizerError
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
@@ -29,20 +27,7 @@ _CHUNK = (
     8192  # characters encoded at once where the text may be cut: SentencePiece is superlinear in the length
 )
 _CUT = re.compile(r"\n(?=[^\n])")
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _TURN_ENDS = ("<end_of_turn>", "<turn|>")
-
-
-def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    """U+FFFD for each byte that is no UTF-8, as SentencePiece has it (Python gives one for several)."""
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return "\ufffd" * (error.end - error.start), error.end
-
-
-_ERRORS = "gemlet-replace-each-byte"
-codecs.register_error(_ERRORS, _replace_each_byte)
-_incremental_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Tokenizer:
@@ -75,7 +60,7 @@ class Tokenizer:
         self._added = vocabulary.added
         self._ids: dict[str, int] | None = None
         self._strips_first_space = vocabulary.add_dummy_prefix
-        self._bytes = _TokenBytes(vocabulary)
+        self._bytes = TokenBytes(vocabulary)
         self._trusted = _Splitter({**vocabulary.added, **vocabulary.control})
         self._untrusted = _Splitter(vocabulary.added)
         self._may_cut = vocabulary.may_cut
@@ -185,7 +170,7 @@ class Tokenizer:
         """
         decoder = self.stream_decoder(skip_control=skip_control)
         data = b"".join([decoder.bytes_of(identifier) for identifier in ids])
-        return data.decode("utf-8", _ERRORS)
+        return data.decode("utf-8", REPLACE)
 
     def stream_decoder(self, *, skip_control: bool = True) -> StreamDecoder:
         """A decoder for ids that arrive one at a time; see :class:`StreamDecoder`.
@@ -217,7 +202,7 @@ class Tokenizer:
         >>> [tokenizer.id_to_piece(token_id) for token_id in tokenizer.encode("The door")]
         ['<bos>', 'The', '▁door']
         """
-        return self._pieces[_checked(token_id, self.vocab_size)]
+        return self._pieces[checked_id(token_id, self.vocab_size)]
 
     def piece_to_id(self, piece: str) -> int | None:
         """The id of a piece as the vocabulary writes it (a space as U+2581), None where it has no such piece.
@@ -245,76 +230,6 @@ class Tokenizer:
         (True, None)
         """
         return self._control.get(name, self._added.get(name))
-
-
-class StreamDecoder:
-    """Turns ids that arrive one at a time into text as soon as it is certain.
-
-    Whatever ``push`` and the closing ``finish`` return is, put together, what :meth:`Tokenizer.decode` gives
-    for the same ids. The bytes of an incomplete character wait for the next id.
-
-    >>> import gemlet
-    >>> tokenizer = gemlet.load().tokenizer
-    >>> decoder = tokenizer.stream_decoder()
-    >>> parts = [decoder.push(token_id) for token_id in tokenizer.encode("Yes ☂")]
-    >>> "".join(parts) + decoder.finish()
-    'Yes ☂'
-    """
-
-    def __init__(
-        self, table: _TokenBytes, control: Mapping[int, bytes], *, strips_first_space: bool = False
-    ) -> None:
-        self._table = table
-        self._control = control
-        self._strips = self._strips_first_space = strips_first_space
-        self._decoder = _incremental_decoder(errors=_ERRORS)
-
-    def push(self, token_id: int) -> str:
-        """The text that is certain now; may be empty.
-
-        Raises:
-            InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
-
-        >>> import gemlet
-        >>> tokenizer = gemlet.load().tokenizer
-        >>> decoder = tokenizer.stream_decoder()
-        >>> [decoder.push(token_id) for token_id in tokenizer.encode("☂", add_bos=False)[-3:]]
-        ['', '', '☂']
-        """
-        return self._decoder.decode(self.bytes_of(token_id))
-
-    def finish(self) -> str:
-        """What is still held back, an incomplete character as U+FFFD; the decoder is then as new.
-
-        >>> import gemlet
-        >>> tokenizer = gemlet.load().tokenizer
-        >>> decoder = tokenizer.stream_decoder()
-        >>> decoder.push(tokenizer.piece_to_id("<0xE2>")), decoder.finish()
-        ('', '\ufffd')
-        """
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        self._strips = self._strips_first_space
-        return rest
-
-    def bytes_of(self, token_id: int) -> bytes:
-        """The UTF-8 bytes ``token_id`` adds to the text; errors as of :meth:`push`.
-
-        >>> import gemlet
-        >>> tokenizer = gemlet.load().tokenizer
-        >>> tokenizer.stream_decoder().bytes_of(tokenizer.piece_to_id("▁door"))
-        b' door'
-        """
-        token_id = _checked(token_id, len(self._table))
-        if self._control:
-            rendered = self._control.get(token_id)
-            if rendered is not None:
-                return rendered
-        data = self._table[token_id]
-        if self._strips and data:
-            self._strips = False
-            return data[1:] if data[:1] == b" " else data
-        return data
 
 
 class _Splitter:
@@ -394,46 +309,3 @@ class _SentencePiece:
             raise TokenizerError(f"{vocabulary.source}: {problem}")
         self._processor = processor
         self._vocabulary = None  # after the processor: another thread may look
-
-
-class _TokenBytes:
-    """The bytes each id adds to the text: one for a byte piece, none for a control token."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._pieces = vocabulary.pieces
-        self._known: dict[int, bytes] = {}
-        for identifier in _places(vocabulary.types, BYTE):
-            piece = vocabulary.pieces[identifier]
-            match = _BYTE_PIECE.fullmatch(piece)
-            if match is None:
-                problem = f"byte piece {identifier} is {show(piece)}; expected <0x00> to <0xFF>"
-                raise TokenizerError(f"{vocabulary.source}: {problem}")
-            self._known[identifier] = bytes.fromhex(match[1])
-        self._known |= dict.fromkeys(vocabulary.control.values(), b"")
-
-    def __len__(self) -> int:
-        return len(self._pieces)
-
-    def __getitem__(self, identifier: int) -> bytes:
-        known = self._known.get(identifier)
-        return self._pieces[identifier].replace(SPACE, " ").encode() if known is None else known
-
-
-def _places(values: Sequence[int], value: int) -> Iterator[int]:
-    at = -1
-    with contextlib.suppress(ValueError):
-        while True:
-            at = values.index(value, at + 1)
-            yield at
-
-
-def _checked(token_id: int, vocab_size: int) -> int:
-    try:
-        value = operator.index(token_id)
-    except TypeError:
-        kind = type(token_id).__name__
-        raise InvalidRequestError(f"token id {show(token_id)} is a {kind}; expected an integer") from None
-    if not 0 <= value < vocab_size:
-        message = f"token id {value} is out of range; the vocabulary has {vocab_size} (0 to {vocab_size - 1})"
-        raise InvalidRequestError(message)
-    return value

@@ -385,7 +385,7 @@ def run(argv: Sequence[str] | None) -> int:
         return 0
     except OSError as error:  # of model files they are GemletErrors
         silence_stdout()
-        message = f"standard output or input: {error.strerror or error}"
+        message = f"{error.filename or 'standard output or input'}: {error.strerror or error}"
     except GemletError as error:
         message = one_line(str(error))
     except MemoryError as error:
