@@ -71,7 +71,7 @@ def test_the_two_commands_are_said() -> None:
     for command in (
         "pip install .\n",
         'gemlet generate "The door opened"\n',
-        "pip install '.[test]' && pytest",
+        "pip install '.[test]' && pytest -n auto",
     ):
         assert f"$ {command}" in shown
 
