@@ -145,6 +145,17 @@ def test_wrong_type_is_refused(tmp_path: Path) -> None:
                 use("ids")
 
 
+def test_a_header_larger_than_any_model_needs_is_not_parsed(tmp_path: Path) -> None:
+    """Parsed, ten megabytes of brackets take a quarter of a gigabyte."""
+    path = tmp_path / "model.safetensors"
+    length = checkpoint_module.MAX_HEADER_BYTES + 1
+    with path.open("wb") as file:
+        file.write(length.to_bytes(8, "little") + b'{"a":[')
+        file.truncate(length + 100)
+    with pytest.raises(ModelFileError, match=f"header has {length} bytes.* at most {length - 1}"):
+        Checkpoint(tmp_path)
+
+
 # --- what is refused: a header's lies -------------------------------------------------------------
 
 DATA = bytes(16)
