@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gemlet
-from gemlet import _core
 from gemlet.bench import BenchResult, iter_bench, parameter_count, run_bench, weight_bytes
+from gemlet.config import shape_config
 from gemlet.errors import ContextLengthError, InvalidRequestError
 
 COMPARE = Path(__file__).parent.parent / "benchmarks" / "compare.py"
@@ -25,34 +26,23 @@ def model() -> Iterator[gemlet.Model]:
         yield loaded
 
 
-def gemma3(hidden: int, layers: int, intermediate: int, *, tied: bool = True) -> _core.ModelConfig:
-    layer = _core.LayerConfig(
-        num_heads=4,
-        num_kv_heads=1,
-        head_dim=256,
-        intermediate_size=intermediate,
-        query_scale=256**-0.5,
-        rope_theta=1e6,
-        qk_norm=True,
-        post_norms=True,
-    )
-    return _core.ModelConfig(
-        vocab_size=262144,
-        hidden_size=hidden,
-        max_context=32768,
-        rms_norm_eps=1e-6,
-        embedding_scale=hidden**0.5,
-        layers=[layer] * layers,
-        norm_offset=1.0,
-        tied_embeddings=tied,
-    )
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ("gemma3-270m", 268_098_176),  # google/gemma-3-270m
+        ("gemma3-1b", 999_885_952),  # google/gemma-3-1b-pt
+        ("gemma3n-e2b", 4_435_182_688),  # of the text part, its table of per-layer embeddings included
+        ("gemma4-26b-a4b", 25_233_141_790),  # of the text part, all experts included
+    ],
+)
+def test_parameter_counts_are_the_published_ones(shape: str, count: int) -> None:
+    assert parameter_count(shape_config(shape)) == count
 
 
-def test_parameter_counts_are_the_published_ones() -> None:
-    assert parameter_count(gemma3(1152, 26, 6912)) == 999_885_952  # google/gemma-3-1b-pt
-    assert parameter_count(gemma3(640, 18, 2048)) == 268_098_176  # google/gemma-3-270m
-    untied = parameter_count(gemma3(640, 18, 2048, tied=False))
-    assert untied == 268_098_176 + 262144 * 640
+def test_an_output_matrix_of_its_own_counts() -> None:
+    tied = shape_config("gemma3-270m")
+    untied = replace(tied, tie_word_embeddings=False)
+    assert parameter_count(untied) - parameter_count(tied) == tied.vocab_size * tied.hidden_size
 
 
 def test_rows_in_order_with_their_bytes(model: gemlet.Model) -> None:
@@ -126,7 +116,7 @@ def test_json_schema() -> None:
     assert report["machine"]["read_bandwidth_bytes_per_second"] > 0
     assert report["model"]["name"] == "demo"
     assert report["model"]["bytes"] > 0
-    assert report["model"]["parameters"] > 0
+    assert report["model"]["parameters"] == gemlet.inspect().parameters
     assert [row["test"] for row in report["results"]] == ["pp16", "tg4", "tg2"]
     for row in report["results"]:
         assert set(row) == {

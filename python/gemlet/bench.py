@@ -16,16 +16,19 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError
 from gemlet.generation import PREFILL_CHUNK, prefill
 from gemlet.generation_config import show
 from gemlet.model import Model
+from gemlet.tensors import expected_slots
 
 __all__ = ["BenchResult", "iter_bench", "machine_info", "parameter_count", "run_bench", "weight_bytes"]
 
@@ -75,22 +78,16 @@ class BenchResult:
         }
 
 
-def parameter_count(config: _core.ModelConfig) -> int:
-    """Number of parameters of the language model, a tied embedding counted once.
+def parameter_count(config: TextConfig) -> int:
+    """Number of parameters of the language model: a tied embedding counted once, every expert, and the table
+    of per-layer embeddings.
 
-    >>> import gemlet
     >>> from gemlet.bench import parameter_count
-    >>> with gemlet.load() as model:
-    ...     print(parameter_count(model._core_model.config) > 100_000)
-    True
+    >>> from gemlet.config import shape_config
+    >>> parameter_count(shape_config("gemma3-1b"))
+    999885952
     """
-    hidden = config.hidden_size
-    total = config.vocab_size * hidden * (1 if config.tied_embeddings else 2) + hidden
-    for layer in config.layers:
-        attention = 2 * (layer.num_heads + layer.num_kv_heads) * layer.head_dim * hidden
-        norms = (4 if layer.post_norms else 2) * hidden + (2 * layer.head_dim if layer.qk_norm else 0)
-        total += attention + 3 * layer.intermediate_size * hidden + norms
-    return total
+    return sum(prod(shape) for shape in expected_slots(config).values())
 
 
 def weight_bytes(model: Model) -> int:

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "name": name,
                 "weights": model.weights,
                 "bytes": weight_bytes(model),
-                "parameters": parameter_count(model._core_model.config),
+                "parameters": parameter_count(model.config),
             }
             print(
                 json.dumps(
@@ -84,7 +84,7 @@ def _cells(model: Model, name: str, row: BenchResult) -> list[str]:
     return [
         one_line(name)[-24:],
         f"{weight_bytes(model) / 1e6:.1f} MB",
-        f"{parameter_count(model._core_model.config) / 1e6:.2f} M",
+        f"{parameter_count(model.config) / 1e6:.2f} M",
         model.weights,
         str(model.threads),
         model.tier,
