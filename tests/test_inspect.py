@@ -23,7 +23,7 @@ from gemlet.config import SHAPES, read_config, shape_config
 from gemlet.errors import InvalidRequestError, MemoryLimitError
 from gemlet.inspection import inspect
 from gemlet.load import PRESETS
-from gemlet.memory import parse_memory, plan_memory
+from gemlet.memory import check_memory, parse_memory, plan_memory
 
 
 # --- The plan -----------------------------------------------------------------------------------------------
@@ -118,21 +118,30 @@ def test_what_the_refusal_recommends_fits() -> None:
         for weights, limit in (("bf16", 4 << 30), ("q4", 2 << 30), ("q4", 3 << 30), ("q4", 16 << 30)):
             context = config.max_position_embeddings
             try:
-                from gemlet.memory import check_memory
-
                 check_memory(limit, config, weights=weights, embedding=None, max_context=context)
             except MemoryLimitError as error:
                 message = str(error)
             else:
                 assert plan_memory(config, weights=weights).total <= limit
                 continue
-            keys = r'(max_context|weights|embedding|embedding_on_disk)="?(\w+)"?(?: or |$)'
-            for key, value in re.findall(keys, message):
+            found = message.partition("; it would fit with ")[2]
+            for remedy in found.split(" or ") if found else []:
                 changed: dict[str, Any] = {"weights": weights, "max_context": context}
-                changed[key] = {"True": True}.get(value, int(value) if key == "max_context" else value)
+                keys = re.findall(r'(max_context|weights|embedding|embedding_on_disk)="?(\w+)"?', remedy)
+                for key, value in keys:
+                    changed[key] = {"True": True}.get(value, int(value) if key == "max_context" else value)
                 assert plan_memory(config, **changed).total <= limit + (1 << 20), message
-                named.add(key)
-    assert named == {"max_context", "weights", "embedding", "embedding_on_disk"}
+                named.add(tuple(key for key, _ in keys))
+    together = ("weights", "embedding", "max_context")
+    assert named == {("max_context",), ("weights",), ("embedding",), ("embedding_on_disk",), together}
+
+
+def test_where_no_single_change_is_enough_several_are_recommended() -> None:
+    config = shape_config("gemma4-e4b")
+    with pytest.raises(MemoryLimitError, match=r'fit with weights="q4", embedding="q4", max_context=(\d+)'):
+        check_memory(3 * 10**9, config, weights="bf16", embedding=None, max_context=131072)
+    with pytest.raises(MemoryLimitError, match="smaller model"):
+        check_memory(10**9, config, weights="bf16", embedding=None, max_context=131072)
 
 
 @pytest.mark.parametrize(

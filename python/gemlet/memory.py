@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -110,14 +110,10 @@ def check_memory(
     if plan.total <= limit:
         return limit - plan.total
     remedies = []
-    spare = limit - (plan.total - plan.kv_cache)
-    low, high = 0, max_context  # the largest context whose cache fits
-    while low < high - 1:
-        middle = (low + high) // 2
-        cache = plan_of(weights=weights, embedding=embedding, max_context=middle).kv_cache
-        low, high = (middle, high) if cache <= spare else (low, middle)
-    if low >= 256:
-        remedies.append(f"max_context={low // 64 * 64}")
+    sized = partial(plan_of, weights=weights, embedding=embedding, own_formats=own_formats)
+    context = _largest_context(sized, max_context, limit)
+    if context:
+        remedies.append(f"max_context={context}")
     smaller = {"f32": ["bf16", "q8", "q4"], "bf16": ["q8", "q4"], "q8": ["q4"], "q4": []}[weights]
     for choice in [weights, *smaller] if own_formats else smaller:
         if plan_of(weights=choice, max_context=max_context).total <= limit:
@@ -139,11 +135,25 @@ def check_memory(
         )
         if smallest.total <= limit:
             remedies.append("embedding_on_disk=True")
+    if not remedies:  # no single change is enough
+        smallest_of = partial(plan_of, weights="q4", embedding="q4")
+        if context := _largest_context(smallest_of, max_context, limit):
+            remedies.append(f'weights="q4", embedding="q4", max_context={context}')
     remedy = f"; it would fit with {' or '.join(remedies)}" if remedies else "; use a smaller model"
     raise MemoryLimitError(
         f"{name} is {size_text(limit)}, but the model needs {plan} (weights={weights!r}, "
         f"max_context={max_context}){remedy}"
     )
+
+
+def _largest_context(plan_of: Callable[..., MemoryPlan], most: int, limit: int) -> int:
+    """The largest ``max_context`` up to ``most`` with which a plan's total is within ``limit``; 0 where fewer
+    than 256 tokens fit."""
+    low, high = 0, most + 1
+    while low < high - 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if plan_of(max_context=middle).total <= limit else (low, middle)
+    return low // 64 * 64 if low >= 256 else 0
 
 
 def parse_memory(value: int | str) -> int:
