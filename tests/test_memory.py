@@ -240,3 +240,27 @@ def test_activations_that_do_not_fit(threads: int) -> None:
     fresh.extend(int32(1))
     np.testing.assert_array_equal(fresh.logits(), before)
     """)
+
+
+def test_the_tokenizer_is_in_the_plan() -> None:
+    """Of a stored vocabulary it is built in a thread, which the plan waits for."""
+    run_python(f"""{PRELUDE}
+    from types import SimpleNamespace
+    from gemlet.load import settle
+    calls = []
+    settle(SimpleNamespace(tokenizer=SimpleNamespace(encode=calls.append)))
+    settle(SimpleNamespace(tokenizer=None))
+    assert calls == ["x"]
+    """)
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    run_python(f"""{PRELUDE}
+    pieces = [bytearray(1000) for _ in range(50_000)]
+    kept = pieces[::50]  # all over the heap, so that it cannot shrink from its end
+    pieces.clear()
+    before = resident()
+    _core.return_free_memory()
+    assert resident() < before - 30, (before, resident())
+    assert kept
+    """)

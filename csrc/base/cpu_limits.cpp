@@ -1,5 +1,8 @@
 #include "base/cpu_limits.h"
 
+#ifdef __linux__
+#include <malloc.h>
+#endif
 #include <sched.h>
 #include <unistd.h>
 
@@ -113,6 +116,12 @@ uint64_t parse_nodes(const std::string& list) {
 }
 
 uint64_t memory_nodes() { return parse_nodes(read_line("/sys/devices/system/node/has_memory")); }
+
+void return_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
 
 int64_t available_memory(const std::string& files) {
   int64_t available = INT64_MAX;

@@ -31,4 +31,7 @@ uint64_t parse_nodes(const std::string& list);
 // limit, whichever is less.
 int64_t available_memory(const std::string& files = "");
 
+// Gives the system back what malloc keeps of freed memory, where malloc can.
+void return_free_memory();
+
 }  // namespace gemlet

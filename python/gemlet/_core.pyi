@@ -37,6 +37,7 @@ __all__: list[str] = [
     "measure_peak",
     "measure_read_bandwidth",
     "parse_nodes",
+    "return_free_memory",
     "rope_table",
 ]
 
@@ -507,6 +508,11 @@ def measure_read_bandwidth(
 def parse_nodes(list: str) -> int:
     """
     The NUMA nodes of a list like '0-1,4', as bits.
+    """
+
+def return_free_memory() -> None:
+    """
+    Gives the system back what malloc keeps of freed memory.
     """
 
 def rope_table(

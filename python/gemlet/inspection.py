@@ -148,7 +148,7 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_flag, check_max_context, check_weights, choose_formats, formats_of
+    from gemlet.load import check_flag, check_max_context, check_weights, choose_formats, formats_of, settle
     from gemlet.source import open_source
 
     check_weights(weights)
@@ -175,6 +175,7 @@ def inspect(
             "embedding_on_disk": embedding_on_disk,
             "own_formats": own,
         }
+        settle(opened)
         plan = plan_memory(config, **arguments, table_type=table_type or "bf16")
         parameters, on_disk = _parameters(opened, embedding_on_disk)
         tensors = opened.checkpoint.tensors

@@ -163,6 +163,7 @@ def load(
         formats = formats_of(weights, embedding, kv_cache)
         spare = None
         if limit is not None:
+            settle(opened)
             spare = check_memory(
                 limit,
                 opened.config,
@@ -419,6 +420,12 @@ def _model(
         spare_memory=spare_memory,
         prompts=prompts,
     )
+
+
+def settle(source: ModelSource) -> None:
+    """Waits for what reads ``source`` in a thread, so that a plan counts its memory: the tokenizer."""
+    if source.tokenizer is not None:
+        source.tokenizer.encode("x")
 
 
 def check_weights(weights: str) -> None:

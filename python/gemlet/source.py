@@ -372,6 +372,7 @@ def _open_tokenizer(
     read: Callable[[], Vocabulary], contents: Callable[[], Mapping[str, bytes]], *, cache: bool
 ) -> tuple[Vocabulary, Tokenizer]:
     """What ``read`` makes of the files with these ``contents``, the vocabulary's first."""
+    from gemlet import _core
     from gemlet.cache import keep_vocabulary, kept_vocabulary, vocabulary_key
     from gemlet.tokenizer import Tokenizer
 
@@ -380,6 +381,8 @@ def _open_tokenizer(
     found = kept_vocabulary(key, next(iter(files))) if files else None
     vocabulary = read() if found is None else found
     tokenizer = Tokenizer(vocabulary)
+    if found is None:
+        _core.return_free_memory()  # reading a vocabulary takes twice what it leaves
     # What replaced the files meanwhile has another key.
     if files and found is None and vocabulary_key(contents()) == key:
         keep_vocabulary(key, vocabulary)
