@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tokenizer_files import (
 )
 
 from gemlet.errors import GemletError, ModelFileError
-from gemlet.gguf import read_gguf
+from gemlet.gguf import MAX_ENTRIES, MAX_HEAD_BYTES, read_gguf
 from gemlet.tokenizer import Tokenizer
 
 ENTRIES = [
@@ -190,6 +191,31 @@ def test_more_strings_than_any_vocabulary(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("gemlet.gguf.MAX_OBJECTS", 5)
     entries = [gguf_entry(key, ARRAY, (STRING, ["a"] * 3)) for key in "ab"]
     refused(tmp_path, gguf_file(entries), "b", "more than 5")
+
+
+@pytest.mark.parametrize("value", [(STRING,), (ARRAY, F32)])
+def test_metadata_in_a_hole_of_the_file(tmp_path: Path, value: tuple[int, ...]) -> None:
+    """Gigabytes that take no disk would take as much memory as they say."""
+    size = 1 << 40
+    kind = struct.pack(f"<{len(value)}I", *value)
+    data = header(0, 1) + gguf_string("k") + kind + struct.pack("<Q", (size - 100) // 4)
+    path = write(tmp_path, data)
+    os.truncate(path, size)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFileError, match=rf"k at byte .*expected at most {MAX_HEAD_BYTES}"):
+            read_gguf(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("tensors", "entries"), [(1 << 20, 0), (0, 1 << 20)])
+def test_more_entries_than_any_model(tmp_path: Path, tensors: int, entries: int) -> None:
+    path = write(tmp_path, header(tensors, entries))
+    os.truncate(path, 1 << 30)
+    with pytest.raises(ModelFileError, match=f"announced; expected at most {MAX_ENTRIES}"):
+        read_gguf(path)
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,21 @@ def test_what_is_there_before_is_kept(tmp_path: Path, packed: Path) -> None:
     with pytest.raises(InvalidRequestError, match="is packed already, as q4"):
         gemlet.convert(packed, tmp_path / "again")
     (tmp_path / "empty").mkdir()
-    gemlet.convert(source, tmp_path / "empty", threads=1)
+    (tmp_path / "link").symlink_to("empty")
+    gemlet.convert(source, tmp_path / "link", threads=1)
+    assert (tmp_path / "link").is_symlink()
     gemlet.convert(source, tmp_path / "new" / "deep", threads=1)
     np.testing.assert_array_equal(logits_of(tmp_path / "empty"), logits_of(tmp_path / "new" / "deep"))
+
+
+def test_a_mount_point_is_refused_before_anything_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.path.ismount", lambda path: path == str(tmp_path / "volume"))
+    (tmp_path / "volume").mkdir()
+    with pytest.raises(ModelFileError, match=r"volume: is a mount point.*give a new folder in it"):
+        gemlet.convert(None, tmp_path / "volume", progress=lambda done, total: pytest.fail("packs"))
+    gemlet.convert(None, tmp_path / "volume" / "model", weights="q4", threads=1)
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:

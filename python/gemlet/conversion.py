@@ -77,6 +77,9 @@ def convert(
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
+    target = os.path.realpath(target)  # what a link to an empty folder leads to is replaced, not the link
+    if os.path.ismount(target):
+        raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
     with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
         if opened.packed is not None:
             raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")

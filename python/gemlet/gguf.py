@@ -55,6 +55,8 @@ MAX_DIMENSIONS = 4
 MAX_OBJECTS = (
     1 << 24
 )  # strings and nested arrays in all metadata together; a real vocabulary has about 800,000
+MAX_HEAD_BYTES = 1 << 28  # of all before the tensors' data, where a vocabulary is the largest part
+MAX_ENTRIES = 1 << 17  # of the metadata, and of the tensor directory
 MAX_ALIGNMENT = 1 << 20
 _FIRST_BYTES = 1 << 16
 _READ_BYTES = 1 << 26  # per system call
@@ -204,6 +206,11 @@ class _Reader:
         left = self.size - start
         if size > left:
             raise self.fail(f"{what} at byte {start} needs {size} bytes, the file has {left} left")
+        if start + size > MAX_HEAD_BYTES:  # a hole in a file has any size, and memory for it has to be had
+            raise self.fail(
+                f"{what} at byte {start} needs {size} bytes; expected at most {MAX_HEAD_BYTES} before the "
+                "tensors' data"
+            )
         self.at = start + size
         if self.at > len(self.data):
             self.fetch(self.at)
@@ -211,7 +218,7 @@ class _Reader:
 
     def fetch(self, end: int) -> None:
         """Reads on, to ``end`` and as far again as it has come."""
-        end = min(self.size, max(end, 2 * len(self.data), _FIRST_BYTES))
+        end = min(self.size, max(end, min(2 * len(self.data), MAX_HEAD_BYTES), _FIRST_BYTES))
         while len(self.data) < end:
             more = os.pread(self.descriptor, min(end - len(self.data), _READ_BYTES), len(self.data))
             if not more:
@@ -250,6 +257,9 @@ class _Reader:
         # The shortest entries: an empty key, a type and one byte; a name, its sizes, a type and an offset.
         self.justify(metadata_count, 8 + 4 + 1, "metadata entries")
         self.justify(tensor_count, 8 + 4 + 8 + 4 + 8, "tensors")
+        for count, what in ((metadata_count, "metadata entries"), (tensor_count, "tensors")):
+            if count > MAX_ENTRIES:
+                raise self.fail(f"{count} {what} announced; expected at most {MAX_ENTRIES}")
         metadata: dict[str, MetadataValue] = {}
         for index in range(metadata_count):
             key = self.string(f"metadata key {index}", MAX_KEY_BYTES)
