@@ -135,6 +135,21 @@ def test_float16_is_read_once(
     assert len(scanned) == 8 * matrices
 
 
+def test_a_byte_between_the_samples_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the time of modification set back, as archives do."""
+    monkeypatch.setattr(cache, "_SAMPLES", 2)
+    monkeypatch.setattr(cache, "_SAMPLE_BYTES", 64)
+    source = source_of(tmp_path / "source")
+    assert packed_bytes(source) > 0
+    path = source / "model.safetensors"
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert packed_bytes(source) > 0
+
+
 def test_a_cut_model_has_an_entry_of_its_own(tmp_path: Path) -> None:
     source = source_of(tmp_path / "source", "gemma3n_text")
     whole = packed_bytes(source)

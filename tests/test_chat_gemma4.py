@@ -74,6 +74,16 @@ def test_the_official_template_byte_for_byte(template: str, native: bool, seed: 
         assert chat_format.render(**conversation) == official(text, conversation), conversation
 
 
+@pytest.mark.parametrize("template", [CURRENT, OLDER])
+def test_a_description_of_null(template: str) -> None:
+    """It is printed as Python prints it."""
+    text = template_text(template)
+    tool = {"type": "function", "function": {"name": "now", "description": None}}
+    messages = [{"role": "user", "content": "?"}]
+    conversation = {"messages": messages, "tools": [tool], "thinking": False, "add_generation_prompt": True}
+    assert known(text).render(**conversation) == official(text, conversation)
+
+
 def test_later_templates_byte_for_byte() -> None:
     """Of the larger models, and of E2B and E4B."""
     formats = [Gemma4Format(r, empty) for r in (ALL_PROPERTIES, CANONICAL) for empty in (True, False)]

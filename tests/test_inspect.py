@@ -98,6 +98,9 @@ def test_an_embedding_on_disk_is_planned() -> None:
     table = found.config.vocab_size * found.config.hidden_size
     assert found.parameters_on_disk == whole.parameters_on_disk + table
     assert str(found).count("stay on disk") == 2
+    assert whole.problem is None
+    assert found.problem is not None
+    assert "is not packed" in found.problem  # as load() says
 
 
 # --- max_memory ---------------------------------------------------------------------------------------------

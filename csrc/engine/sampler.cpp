@@ -188,8 +188,7 @@ float Sampler::check_and_max(std::span<const float> logits) {
   const float largest = *std::max_element(group_peaks_.begin(), group_peaks_.end());
   if (largest == std::numeric_limits<float>::infinity() ||
       std::any_of(bad, bad + kWidth, [](float b) { return b != 0; })) {
-    fail(ErrorCode::kInvalidRequest,
-         "the logits hold NaN or infinity: the computation overflowed; the weights may be damaged");
+    fail(ErrorCode::kTensor, "the logits hold NaN or infinity: the computation overflowed; the weights may be damaged");
   }
   if (largest == -std::numeric_limits<float>::infinity()) fail(ErrorCode::kInvalidRequest, "no logit is finite");
   return largest;

@@ -2,7 +2,7 @@
 
 The cache is ``$XDG_CACHE_HOME/gemlet/packed`` (``~/.cache/gemlet/packed``), a folder per entry, named by its
 key: a hash of what the packed form depends on. That is the configuration, the formats, the version of gemlet,
-and of each file of the source its tensors' places, its size, its time of modification and samples of its
+and of each file of the source its tensors' places, its size, the times of its last changes and samples of its
 content. The path is no part of it. A source that changed has another key; what nobody asks for any more
 leaves as the longest unused. A vocabulary has an entry of its own, whose key is a hash of all it was read
 from; so has what ``weights="auto"`` makes of float16, which depends on every value.
@@ -364,7 +364,7 @@ def _add_files(digest: hashlib._Hash, files: Iterable[tuple[TensorFiles, str]]) 
     for opened, file in files:
         descriptor = opened.descriptor(file)
         status = os.fstat(descriptor)
-        digest.update(repr((file, status.st_size, status.st_mtime_ns)).encode())
+        digest.update(repr((file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode())
         for sample in range(_SAMPLES):
             at = max(0, status.st_size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1)
             digest.update(os.pread(descriptor, _SAMPLE_BYTES, at))

@@ -148,7 +148,15 @@ def inspect(
     model      demo
     """
     from gemlet import _core
-    from gemlet.load import check_flag, check_max_context, check_weights, choose_formats, formats_of, settle
+    from gemlet.load import (
+        check_flag,
+        check_max_context,
+        check_weights,
+        choose_formats,
+        formats_of,
+        not_packed,
+        settle,
+    )
     from gemlet.source import open_source
 
     check_weights(weights)
@@ -179,7 +187,7 @@ def inspect(
         plan = plan_memory(config, **arguments, table_type=table_type or "bf16")
         parameters, on_disk = _parameters(opened, embedding_on_disk)
         tensors = opened.checkpoint.tensors
-        problem = None
+        problem = str(not_packed(opened)) if embedding_on_disk and opened.packed is None else None
         room, name = limit, "max_memory"
         if room is None:
             room, name = _core.available_memory() + plan.process, "the memory this process may have"

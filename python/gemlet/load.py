@@ -153,7 +153,7 @@ def load(
         if matformer is not None:
             opened = opened.cut(matformer)
         if embedding_on_disk and opened.packed is None and not cache:
-            raise _not_packed(opened)
+            raise not_packed(opened)
         max_context = check_max_context(max_context, opened.config)
         if cache and weights == "auto":
             from gemlet.cache import know_float16
@@ -376,14 +376,14 @@ def _filled_builder(
             set_table(mapped, source)
             return mapped
     if embedding_on_disk:
-        raise _not_packed(source)
+        raise not_packed(source)
     made = builder(True)
     with reporting(progress, "loading", source_bytes(source)) as advance:
         fill(made, source, advance)
     return made
 
 
-def _not_packed(source: ModelSource) -> InvalidRequestError:
+def not_packed(source: ModelSource) -> InvalidRequestError:
     return InvalidRequestError(
         f"embedding_on_disk: {source.name} is not packed, and no cache has its packed form; make a packed "
         "folder of it with `gemlet convert`, or load it with cache=True"

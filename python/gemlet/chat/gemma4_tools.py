@@ -189,7 +189,10 @@ def write_tool(out: Segments, tool: Any, where: str, style: SchemaStyle) -> None
     name = tool_name(function.get("name"), where)
     out.marker("<|tool>")
     out.text(f"declaration:{name}{{description:")
-    _write_text(out, _text(function.get("description", "")))
+    description = function.get("description", "")
+    _write_text(
+        out, "None" if description is None else _text(description)
+    )  # null is what the templates print
     parameters = function.get("parameters")
     if parameters:
         out.text(",parameters:{")
