@@ -183,14 +183,6 @@ def test_an_adapter_that_is_no_file(tmp_path: Path, name: str, what: str) -> Non
         open_adapter(folder, config)
 
 
-def test_an_adapter_of_links_is_read(tmp_path: Path) -> None:
-    elsewhere, folder = write_adapter(tmp_path / "blobs"), tmp_path / "adapter"
-    folder.mkdir()
-    for path in elsewhere.iterdir():
-        (folder / path.name).symlink_to(path)
-    open_adapter(folder, parse_config(CONFIGS["gemma3_text"], where="config.json")).close()
-
-
 @pytest.mark.parametrize("what", NO_FILES)
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
 def test_a_tokenizer_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
@@ -200,14 +192,40 @@ def test_a_tokenizer_that_is_no_file(tmp_path: Path, name: str, what: str) -> No
             Tokenizer.from_file(path)
 
 
-def test_links_to_files_elsewhere_are_read(tmp_path: Path) -> None:
-    elsewhere = write_folder(tmp_path / "blobs", CONFIGS["gemma"])
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).symlink_to(elsewhere / name)
-    with gemlet.load(folder, threads=1) as model:
-        assert np.isfinite(model.logits([2, 3])).all()
+def linked(folder: Path, elsewhere: Path) -> Path:
+    folder.mkdir(parents=True)
+    for path in elsewhere.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Refused, but those of the hub's cache, and unless somebody says that they are meant."""
+    if kind == "model":
+        blobs = write_folder(tmp_path / "repository" / "blobs", CONFIGS["gemma"])
+    else:
+        (tmp_path / "repository").mkdir()
+        blobs = write_adapter(tmp_path / "repository" / "blobs")
+
+    def read(folder: Path) -> None:
+        if kind == "model":
+            gemlet.load(folder, threads=1).close()
+        else:
+            open_adapter(folder, parse_config(CONFIGS["gemma3_text"], where="config.json")).close()
+
+    read(linked(tmp_path / "repository" / "snapshots" / "main", blobs))
+    (tmp_path / "link").symlink_to(blobs)
+    read(tmp_path / "link")  # the folder itself was named by the user
+    outside = linked(tmp_path / "outside", blobs)
+    message = r"outside/\S+: is a link out of its folder, to \S+blobs/\S+; .*GEMLET_FOLLOW_LINKS=1"
+    with pytest.raises(ModelFileError, match=message):
+        read(outside)
+    if kind == "model":
+        with pytest.raises(ModelFileError, match=message):
+            read(outside / "model.safetensors")
+    monkeypatch.setenv("GEMLET_FOLLOW_LINKS", "1")
+    read(outside)
 
 
 # --- More than a reader takes -------------------------------------------------------------------------------

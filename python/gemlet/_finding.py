@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
 from gemlet._json import no_waiting
 from gemlet.errors import InvalidRequestError, ModelFileError
 
-__all__ = ["find", "find_in_folder"]
+__all__ = ["check_links", "find", "find_in_folder"]
 
+_READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")  # how the names of files that may be read end
+_MODULE = re.compile(r"\d+_")  # a folder in that of an embedding model
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
@@ -24,8 +27,10 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
     if os.path.isdir(path):
+        check_links(path)
         return find_in_folder(path)
     if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
+        check_links(os.path.dirname(path) or ".")
         return _folder_of_weights(path)
     if os.path.lexists(path):
         if path.lower().endswith(".gguf") or _begins_as_gguf(path):
@@ -37,6 +42,31 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
         f"{path}: no such file or folder; {accepted}, or the name of a model on the hub, "
         'like "google/gemma-3-1b-it"'
     )
+
+
+def check_links(folder: str) -> None:
+    """Raises :class:`ModelFileError` if a file of ``folder`` is a link to somewhere else: what came in an
+    archive must not have this user's other files read. Links of the hub's cache lead to its ``blobs``, which
+    is inside; ``GEMLET_FOLLOW_LINKS=1`` says that links elsewhere are meant."""
+    if os.environ.get("GEMLET_FOLLOW_LINKS") == "1":
+        return
+    root = os.path.realpath(folder)
+    parent, above = os.path.split(os.path.dirname(root))
+    inside = os.path.join(parent if above == "snapshots" else root, "")
+    read = []
+    with contextlib.suppress(OSError):  # of a folder that cannot be read others speak
+        for name in os.listdir(folder):
+            if _MODULE.match(name) and os.path.isdir(os.path.join(folder, name)):
+                read += [name, *(os.path.join(name, file) for file in os.listdir(os.path.join(folder, name)))]
+            elif name.endswith(_READ):
+                read.append(name)
+    for name in read:
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not (target := os.path.realpath(path)).startswith(inside):
+            raise ModelFileError(
+                f"{path}: is a link out of its folder, to {target}; copy the file, or set "
+                "GEMLET_FOLLOW_LINKS=1 if you trust the folder"
+            )
 
 
 def _folder_of_weights(path: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gemlet._finding import check_links
 from gemlet._json import show
 from gemlet.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
 from gemlet.checkpoint import Checkpoint
@@ -198,6 +199,7 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
     if not os.path.isdir(folder):
         what = "is not a folder" if os.path.lexists(folder) else "no such folder"
         raise ModelFileError(f"{folder}: {what}; expected a PEFT adapter: {CONFIG_FILE} and {WEIGHTS_FILE}")
+    check_links(folder)
     adapter_config = read_adapter_config(folder)
     if not os.path.lexists(os.path.join(folder, WEIGHTS_FILE)):
         raise ModelFileError(
