@@ -323,7 +323,7 @@ def test_an_embedding_on_disk_needs_a_packed_file(tmp_path: Path, monkeypatch: p
                 opens(source, embedding_on_disk=value)  # type: ignore[operator]
     assert main(["generate", "x", "--model", str(source), "--embedding-on-disk"]) == 1
     assert main(["bench", "--random", "gemma3-270m", "--embedding-on-disk"]) == 1
-    assert main(["inspect", str(source), "--embedding-on-disk"]) == 0
+    assert main(["inspect", str(source), "--embedding-on-disk"]) == 1
 
 
 @pytest.mark.slow
