@@ -21,9 +21,10 @@ struct AnyScales {
 };
 // The same for powers of two: exponents are added, by units that do not multiply.
 struct PowerScales {
-  VI weights;
-  explicit PowerScales(VF scales) : weights((VI)scales - 0x3f800000) {}
-  VF times(const uint8_t* x) const { return (VF)(weights + number_at<int32_t>(x)); }
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));
+  Bits weights;
+  explicit PowerScales(VF scales) : weights((Bits)scales - 0x3f800000u) {}
+  VF times(const uint8_t* x) const { return (VF)(weights + number_at<uint32_t>(x)); }
 };
 
 struct Q8Lines {
