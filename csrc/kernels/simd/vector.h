@@ -63,8 +63,9 @@ inline VF to_float(VI x) { return __builtin_convertvector(x, VF); }
 
 // The bits of bf16, to nearest, ties to even, in the low half of each lane; NaN stays NaN.
 inline VI bf16_bits(VF x) {
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));  // unsigned: a NaN's may overflow
   const VI bits = (VI)x;
-  const VI rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const VI rounded = (VI)((Bits)bits + 0x7fffu + (((Bits)bits >> 16) & 1u)) >> 16;
   return x == x ? rounded : (bits >> 16) | 0x40;
 }
 
