@@ -120,7 +120,7 @@ class MatmulRun {
     args_ = {x_.data(), stride, rows, weight_.data, bytes, padded, y_.as<float>(), outputs, outputs};
   }
 
-  // Runs of panels as the backend cuts them.
+  // Runs of panels as the backend cuts them for few rows.
   void run() {
     const py::gil_scoped_release release;
     const int64_t panels = std::clamp<int64_t>(64 * 1024 / args_.panel_stride, 1, 64);

@@ -183,6 +183,24 @@ def check_model(data: bytes, longest: int) -> None:
     """Raises :class:`TokenizerError` for bytes that are no ``ModelProto``, and for a piece whose message has
     more than ``longest`` bytes, which SentencePiece might not survive. It is far quicker than reading them.
     """
+    for number, wire, start, end in _other_fields(data):
+        if number == 1 and wire == _BYTES and end - start > longest:
+            raise TokenizerError(f"a piece of {end - start} bytes; expected at most {longest}")
+
+
+def model_type(data: bytes) -> str:
+    """How the model ``data``, which was checked before, cuts text into pieces: "BPE" in every Gemma."""
+    found = 1
+    for number, wire, start, end in _other_fields(data):
+        if number == 2 and wire == _BYTES:
+            for inner, inner_wire, inner_at, stop in _fields(data, start, end):
+                if inner == 3 and inner_wire == _VARINT:
+                    found = _read_varint(data, inner_at, stop)[0]
+    return _MODEL_TYPES.get(found, "unknown")
+
+
+def _other_fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of ``data`` but the runs of regular pieces."""
     regular, _, _ = _regular_pieces(data)
     at = 0
     while at < len(data):
@@ -190,26 +208,9 @@ def check_model(data: bytes, longest: int) -> None:
         if run.stop:
             at = regular.ends[run.stop - 1]
             continue
-        number, wire, start, at = next(_fields(data, at, len(data)))
-        if number == 1 and wire == _BYTES and at - start > longest:
-            raise TokenizerError(f"a piece of {at - start} bytes; expected at most {longest}")
-
-
-def model_type(data: bytes) -> str:
-    """How the model ``data``, which was checked before, cuts text into pieces: "BPE" in every Gemma."""
-    regular, _, _ = _regular_pieces(data)
-    at, found = 0, 1
-    while at < len(data):
-        run = regular.at(at)
-        if run.stop:
-            at = regular.ends[run.stop - 1]
-            continue
-        number, wire, start, at = next(_fields(data, at, len(data)))
-        if number == 2 and wire == _BYTES:
-            for inner, inner_wire, inner_at, stop in _fields(data, start, at):
-                if inner == 3 and inner_wire == _VARINT:
-                    found = _read_varint(data, inner_at, stop)[0]
-    return _MODEL_TYPES.get(found, "unknown")
+        field = next(_fields(data, at, len(data)))
+        at = field[3]
+        yield field
 
 
 def _regular_pieces(data: bytes) -> tuple[Runs, list[int], list[int]]:
