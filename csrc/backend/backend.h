@@ -141,6 +141,8 @@ class Backend {
 
 // Bytes that the CPU's attention keeps, beside a little for each thread, once it has seen a cache of so many tokens.
 int64_t attention_partial_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens);
+// Bytes that the CPU keeps for each thread once it has multiplied many rows by a matrix in bf12.
+int64_t expansion_bytes(int64_t cols);
 
 // threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads);

@@ -44,7 +44,7 @@ struct Packed {
 Packed pack(const std::string& format_text, const Floats& w) {
   const auto format = format_from_name(format_text);
   if (!format || w.ndim() != 2 || w.shape(0) < 1 || w.shape(1) < 1) {
-    fail(ErrorCode::kInvalidRequest, "expected a format (f32, bf16, q8, q4) and a matrix [rows, cols]");
+    fail(ErrorCode::kInvalidRequest, "expected a format (f32, bf16, bf12, q8, q4) and a matrix [rows, cols]");
   }
   Packed packed;
   packed.matrix = {*format, w.shape(0), w.shape(1), nullptr};
@@ -100,7 +100,9 @@ py::array_t<float> blocks(const std::string& dtype, const Bytes& data, const std
 }
 
 // x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` has for `operation`, a name of kernel_entries().
-py::array_t<float> matmul(const std::string& tier, const std::string& operation, const Floats& x, const Floats& w) {
+// `expand`: weights in bf12 to bf16 first, as for many rows.
+py::array_t<float> matmul(const std::string& tier, const std::string& operation, const Floats& x, const Floats& w,
+                          bool expand) {
   const kernels::KernelTable table = kernel_table(tier);
   const kernels::MatmulOperation& found = matmul_operation(operation);
   const Packed packed = pack(std::string(format_name(found.weights)), w);
@@ -112,8 +114,12 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
   py::array_t<float> y({rows, matrix.rows});
   kernels::MatmulArgs args = {
       x.data(),    matrix.cols * 4,  rows,        matrix.data, panel_bytes(matrix.format, matrix.cols),
-      matrix.cols, y.mutable_data(), matrix.rows, matrix.rows};
-  AlignedBuffer prepared;
+      matrix.cols, y.mutable_data(), matrix.rows, matrix.rows, nullptr};
+  AlignedBuffer prepared, expanded;
+  if (expand) {
+    expanded = AlignedBuffer(static_cast<size_t>(kernels::expanded_bytes(matrix.rows, matrix.cols)));
+    args.scratch = expanded.data();
+  }
   if (found.activations != kernels::Activations::kF32) {
     args.cols = padded_cols(matrix.format, matrix.cols);
     args.x_stride = kernels::activation_row_bytes(found.activations, args.cols);
@@ -230,7 +236,9 @@ void register_kernels(py::module_& m) {
   m.def("kernel_blocks", &blocks, py::kw_only(), py::arg("dtype"), py::arg("data"), py::arg("format"),
         "What loading into a format makes of rows of a file's blocks, uint8 [rows, bytes].");
   m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
-        "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`.");
+        py::arg("expand") = false,
+        "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: "
+        "weights in bf12 become bf16 first, as for many rows.");
   m.def("kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"),
         py::arg("positions"), py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("ahead") = 0,
         py::arg("softcap") = 0.0f,

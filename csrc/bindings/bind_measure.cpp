@@ -117,7 +117,7 @@ class MatmulRun {
       kernels::prepare_row(table_, operation_, numbers.data(), cols, row);
     }
     y_ = AlignedBuffer(static_cast<size_t>(rows * outputs) * sizeof(float));
-    args_ = {x_.data(), stride, rows, weight_.data, bytes, padded, y_.as<float>(), outputs, outputs};
+    args_ = {x_.data(), stride, rows, weight_.data, bytes, padded, y_.as<float>(), outputs, outputs, nullptr};
   }
 
   // Runs of panels as the backend cuts them for few rows.

@@ -24,6 +24,21 @@ const kernels::KernelTable& definitions() {
   return table;
 }
 
+// A panel of bf12 with as many exceptions as it has room for; exponents up to 2^56.
+void fill_bf12(Random& random, int64_t cols, uint8_t* panel) {
+  for (int64_t i = 0; i < bf12_exceptions_at(cols); i += 2) {
+    const uint16_t word = static_cast<uint16_t>(i < 64 ? random.below(160) << 7 : random.bits() & 0xffff);
+    std::memcpy(panel + i, &word, 2);
+  }
+  const int64_t most = most_bf12_exceptions(cols), words = (cols + 7) / 8 * kBf12Words;
+  uint8_t* const list = panel + bf12_exceptions_at(cols);
+  for (int64_t i = 0; i <= most; ++i) {
+    const int64_t place = ((i - 1) * words + random.below(words)) / most;
+    const uint32_t entry = i == 0 ? static_cast<uint32_t>(most) : static_cast<uint32_t>(place << 8 | random.below(180));
+    std::memcpy(list + 4 * i, &entry, 4);
+  }
+}
+
 // Any bits that the format allows.
 void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t bytes) {
   if (format == Format::kF32 || format == Format::kBf16) {
@@ -50,7 +65,10 @@ GuardedBytes make_weights(Random& random, Format format, Kind kind, int64_t outp
   const int64_t stride = panel_bytes(format, cols);
   GuardedBytes panels(packed_bytes(format, outputs, cols));
   if (kind == Kind::kBits) {
-    fill_with_bits(random, format, panels.data(), packed_bytes(format, outputs, cols));
+    for (int64_t p = 0; format == Format::kBf12 && p < panel_count(outputs); ++p) {
+      fill_bf12(random, cols, panels.data() + p * stride);
+    }
+    if (format != Format::kBf12) fill_with_bits(random, format, panels.data(), packed_bytes(format, outputs, cols));
     return panels;
   }
   const std::vector<float> w = numbers(random, kind, outputs, cols, 1e5);
@@ -132,7 +150,8 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
             Expected(rows * outputs)};
   const std::vector<float> x =
       numbers(random, x_kind, rows, cols, operation.activations == Activations::kI8 ? 1e28 : 1e17);
-  c.args = {c.x.data(), stride, rows, c.weights.data(), panel_bytes(format, cols), padded, nullptr, outputs, outputs};
+  c.args = {c.x.data(), stride,  rows,    c.weights.data(), panel_bytes(format, cols),
+            padded,     nullptr, outputs, outputs,          nullptr};
   for (int64_t r = 0; r < rows; ++r) {
     kernels::prepare_row(definitions(), operation, x.data() + r * cols, cols, c.row(r));
   }
@@ -154,8 +173,10 @@ void check_case(const Case& c, const Tiers& tiers) {
     begin_case(c.operation.name, tier, shape_text("rows", c.rows, "outputs", c.outputs, "cols", c.cols));
     auto* const kernel = kernels::kernels_for(tier).*c.operation.kernel;
     const GuardedBytes y(c.rows * c.outputs * 4);
+    const GuardedBytes scratch(kernels::expanded_bytes(c.outputs, c.cols));
     MatmulArgs args = c.args;
     args.y = y.as<float>();
+    args.scratch = scratch.data();
     kernel(args);
     expect_within(y.as<float>(), c.expected);
 

@@ -24,7 +24,10 @@ std::optional<Format> format_from_name(std::string_view text) {
 int32_t zero_point(Format format) { return format == Format::kQ4 ? 8 : format == Format::kQ8 ? 128 : 0; }
 
 int64_t padded_cols(Format format, int64_t cols) {
-  const int64_t unit = format == Format::kF32 ? 1 : format == Format::kBf16 ? 2 : kSuperblock;
+  int64_t unit = kSuperblock;
+  if (format == Format::kF32) unit = 1;
+  if (format == Format::kBf16) unit = 2;
+  if (format == Format::kBf12) unit = kBf12Columns;
   return (cols + unit - 1) / unit * unit;
 }
 
@@ -35,6 +38,8 @@ int64_t panel_bytes(Format format, int64_t cols) {
       return padded * kPanelRows * 4;
     case Format::kBf16:
       return padded * kPanelRows * 2;
+    case Format::kBf12:
+      return bf12_exceptions_at(cols) + bf12_exception_bytes(cols);
     case Format::kQ8:
       return padded / kSuperblock * kQ8SuperblockBytes;
     case Format::kQ4:

@@ -13,9 +13,18 @@
 //   low
 //         nibbles W[r][4j .. 4j+3], high nibbles W[r][16+4j .. 16+4j+3], each q + 8, q in [-8, 7], value = q * scale;
 //         no scale is zero, as kernels add to its exponent: zeros have q = 0 and the least scale
+//   bf12  bf16 without loss. 16 words, each twice (64 bytes): (e - 1) << 7 for the least exponent e that row r has a
+//         code for; then superblocks of 8 columns, 3 lines of 16-bit words at the places r * 2 + c % 2, which hold the
+//         four lines l that bf16 would have: lines l 0 and 1 share the first line of words and 2 and 3 the second,
+//           sign and mantissa of l 0 and 2 in bits 15 and 0-6, of l 1 and 3 the same with the word's bytes swapped
+//         and the third has all four codes, l 0 in bits 7-10, l 1 in 11-14, l 2 in 3-6, l 3 in 7-10 with bytes swapped.
+//         Code 0 is exponent 0, code k is e - 1 + k. Behind them the weights with other exponents: their count, at most
+//         most_bf12_exceptions(), then for each, ascending, exponent + 256 * (its place among the words of the panel as
+//         bf16 has it), in 32 bits each.
 //
 // Scales cover blocks of 32 columns. The value set of q4 is GGUF's Q4_0, that of q8 contains Q8_0. Rows are padded with
-// zeros to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16) or 64 (q8, q4).
+// zeros to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12)
+// or 64 (q8, q4).
 #pragma once
 
 #include <cstddef>
@@ -29,6 +38,7 @@ namespace gemlet {
 #define GEMLET_FORMATS(X) \
   X(F32, f32)             \
   X(Bf16, bf16)           \
+  X(Bf12, bf12)           \
   X(Q8, q8)               \
   X(Q4, q4)
 
@@ -48,6 +58,14 @@ inline constexpr int64_t kScaleBytes = 64;  // 2 x 16 f16 scales of a superblock
 inline constexpr uint16_t kLeastScale = 1;  // the least f16 above zero, 2^-24
 inline constexpr int64_t kQ8SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock;
 inline constexpr int64_t kQ4SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock / 2;
+
+inline constexpr int64_t kBf12Columns = 8;  // of a superblock
+inline constexpr int64_t kBf12SuperblockBytes = 192;
+inline constexpr int64_t kBf12Words = kPanelRows * kBf12Columns;  // weights of a superblock
+// The exceptions of a panel: where they begin, their bytes and how many these hold. `cols` may be padded or not.
+constexpr int64_t bf12_exceptions_at(int64_t cols) { return 64 + (cols + 7) / 8 * kBf12SuperblockBytes; }
+constexpr int64_t bf12_exception_bytes(int64_t cols) { return (4 + (cols + 7) / 8 + 63) / 64 * 64; }
+constexpr int64_t most_bf12_exceptions(int64_t cols) { return bf12_exception_bytes(cols) / 4 - 1; }
 
 std::string_view format_name(Format format);
 std::optional<Format> format_from_name(std::string_view name);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/float_bits.h"
+#include "formats/bf12.h"
 
 namespace gemlet {
 namespace {
@@ -216,6 +217,7 @@ bool load_tile(const float* rows, int64_t row_count, int64_t cols, int64_t first
 }  // namespace
 
 bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t cols, uint8_t* panel) {
+  if (format == Format::kBf12) return pack_bf12(rows, row_count, cols, panel);
   const int64_t padded = padded_cols(format, cols);
   const int64_t column_bytes = panel_bytes(format, cols) / padded;  // of f32 and bf16
   const int64_t superblock_bytes = format == Format::kQ8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
@@ -228,6 +230,8 @@ bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t col
         break;
       case Format::kBf16:
         fits = fits && pack_bf16(x, std::min(kBlock, padded - c), panel + c * column_bytes);
+        break;
+      case Format::kBf12:
         break;
       case Format::kQ8:
       case Format::kQ4:
@@ -250,6 +254,15 @@ void unpack_row(const Matrix& matrix, int64_t row, float* out) {
     case Format::kBf16:
       for (int64_t c = 0; c < matrix.cols; ++c) {
         out[c] = bf16_to_f32(reinterpret_cast<const uint16_t*>(panel)[(c / 2 * kPanelRows + r) * 2 + c % 2]);
+      }
+      return;
+    case Format::kBf12:
+      for (int64_t c = 0; c < matrix.cols; c += kBf12Columns) {
+        uint16_t words[kBf12Words];
+        expand_bf12(panel, matrix.cols, c / kBf12Columns, words);
+        for (int64_t i = 0; i < std::min(kBf12Columns, matrix.cols - c); ++i) {
+          out[c + i] = bf16_to_f32(words[(i / 2 * kPanelRows + r) * 2 + i % 2]);
+        }
       }
       return;
     case Format::kQ8:

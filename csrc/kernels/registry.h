@@ -21,9 +21,12 @@ namespace gemlet::kernels {
   X(matmul_f32_f32)          \
   X(matmul_f32_bf16)         \
   X(matmul_bf16_bf16)        \
+  X(matmul_f32_bf12)         \
+  X(matmul_bf16_bf12)        \
   X(matmul_i8_q8)            \
   X(matmul_i8_q4)            \
   X(matmul_tiles_bf16)       \
+  X(matmul_tiles_bf12)       \
   X(matmul_tiles_q8)         \
   X(matmul_tiles_q4)         \
   X(kv_store_f32)            \
@@ -78,6 +81,9 @@ inline constexpr MatmulOperation kMatmuls[] = {
     {"matmul_tiles_bf16", Activations::kTiles, Format::kBf16, kLeastTileRows, &KernelTable::matmul_tiles_bf16},
     {"matmul_bf16_bf16", Activations::kBf16, Format::kBf16, 1, &KernelTable::matmul_bf16_bf16},
     {"matmul_f32_bf16", Activations::kF32, Format::kBf16, 1, &KernelTable::matmul_f32_bf16},
+    {"matmul_tiles_bf12", Activations::kTiles, Format::kBf12, kLeastTileRows, &KernelTable::matmul_tiles_bf12},
+    {"matmul_bf16_bf12", Activations::kBf16, Format::kBf12, 1, &KernelTable::matmul_bf16_bf12},
+    {"matmul_f32_bf12", Activations::kF32, Format::kBf12, 1, &KernelTable::matmul_f32_bf12},
     {"matmul_tiles_q8", Activations::kTiles, Format::kQ8, kLeastTileRows, &KernelTable::matmul_tiles_q8},
     {"matmul_i8_q8", Activations::kI8, Format::kQ8, 1, &KernelTable::matmul_i8_q8},
     {"matmul_tiles_q4", Activations::kTiles, Format::kQ4, kLeastTileRows, &KernelTable::matmul_tiles_q4},

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/cpu_limits.h"
 #include "base/error.h"
 #include "model/forward.h"
 
@@ -152,10 +153,15 @@ MemoryPlan ModelBuilder::plan(SourceType table_type) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   MemoryPlan plan;
   int64_t widest = 0;  // input of a matrix whose kernels may take it in another form than float; of the experts: all
+  int64_t expansion = 0;
+  const int64_t threads = backend_ ? backend_->threads() : default_threads(detect_cpu_limits()).threads;
   for (const auto& [name, slot] : slots_) {
     const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
     if (slot.matrix && slot.matrix->format != Format::kF32) widest = std::max(widest, slot.matrix->cols);
+    if (slot.matrix && slot.matrix->format == Format::kBf12) {
+      expansion = std::max(expansion, expansion_bytes(slot.matrix->cols) * threads);
+    }
   }
   for (const LayerConfig& layer : config_.layers) {
     const int64_t experts = layer.experts_per_token * std::max(config_.hidden_size, layer.expert_intermediate_size);
@@ -167,10 +173,10 @@ MemoryPlan ModelBuilder::plan(SourceType table_type) {
     const int64_t seen = c.sliding_window > 0 ? std::min(c.sliding_window, config_.max_context) : config_.max_context;
     partials = std::max(partials, attention_partial_bytes(c.num_heads, c.num_kv_heads, c.head_dim, seen));
   }
-  // As floats, the widest input once more, what attention keeps, and one row of logits.
+  // As floats, the widest input once more, what attention and products with bf12 keep, and one row of logits.
   plan.activations =
       ForwardPass::most_rows(config_) * (ForwardPass::floats_per_row(config_) * 4 + widest * kPreparedBytes) +
-      partials + config_.vocab_size * 4;
+      partials + expansion + config_.vocab_size * 4;
   if (needs_per_layer_table()) {
     const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
     plan.on_disk = config_.per_layer_vocab_size * source_bytes(table_type, cols);

@@ -72,6 +72,10 @@ void check_outcome(Outcome outcome, const std::string& name, std::string_view fo
     case Outcome::kNoMemory:
       fail(ErrorCode::kMemory, "out of memory while packing tensor '", name, "'");
     case Outcome::kNotFinite:
+      if (format == format_name(Format::kBf12)) {
+        fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or weights of more magnitudes than bf12 has ",
+             "room for; use bf16, or any other format");
+      }
       fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ", format,
            "; the file is damaged or the training diverged");
   }

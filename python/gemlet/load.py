@@ -36,6 +36,7 @@ class Formats(NamedTuple):
 PRESETS = {
     "f32": Formats("f32", "f32", "f32"),
     "bf16": Formats("bf16", "bf16", "bf16"),
+    "bf12": Formats("bf12", "bf12", "bf16"),
     "q8": Formats("q8", "q8", "bf16"),
     "q4": Formats("q4", "q8", "bf16"),
 }

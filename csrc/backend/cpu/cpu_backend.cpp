@@ -33,6 +33,8 @@ int64_t pieces_of(int64_t rows, int64_t most) {
 
 }  // namespace
 
+int64_t expansion_bytes(int64_t cols) { return std::max(kernels::expanded_bytes(1, cols), kWeightBytes); }
+
 CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads)
     : tier_(tier),
       threads_(threads),
@@ -135,6 +137,7 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
 void CpuBackend::matmul(std::span<const Product> products) {
   prepare_inputs(products);
   tasks_.clear();
+  int64_t expansion = 0;  // of a task
   for (size_t i = 0; i < products.size(); ++i) {
     const Product& product = products[i];
     const MatmulInput& input = inputs_[i];
@@ -149,7 +152,14 @@ void CpuBackend::matmul(std::span<const Product> products) {
       const int64_t most = std::max<int64_t>(weight.panels() / (kTasksPerThread * threads()), 1);
       run = std::clamp<int64_t>(kWeightBytes / stride, 1, most);
     }
-    if (input.operation->activations == kernels::Activations::kTiles) {
+    const bool tiles = input.operation->activations == kernels::Activations::kTiles;
+    const bool expand = weight.format == Format::kBf12 && product.rows > kDecodeRows && !tiles;
+    if (expand) {  // once for as many rows as tiles take
+      run = std::clamp<int64_t>(kWeightBytes / kernels::expanded_bytes(1, weight.cols), 1, run);
+      row_block = pieces_of(product.rows, kTileRowBlock);
+      expansion = std::max(expansion, kernels::expanded_bytes(run * kPanelRows, weight.cols));
+    }
+    if (tiles) {
       run = std::clamp<int64_t>(weight.panels() / (kTileTasks * threads()) / 2 * 2, 2, kTilePanels);
       row_block = pieces_of(product.rows, kTileRowBlock);
     }
@@ -165,12 +175,14 @@ void CpuBackend::matmul(std::span<const Product> products) {
         args.y = product.y + row * y_stride + panel * kPanelRows;
         args.y_stride = y_stride;
         args.outputs = std::min(run * kPanelRows, weight.rows - panel * kPanelRows);
-        tasks_.push_back({args, kernels_.*input.operation->kernel});
+        tasks_.push_back({args, kernels_.*input.operation->kernel, expand});
       }
     }
   }
-  pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int) {
-    const MatmulTask& task = tasks_[static_cast<size_t>(index)];
+  uint8_t* const expanded = reinterpret_cast<uint8_t*>(scratch(expanded_, expansion / 4 * pool_.threads()));
+  pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
+    MatmulTask& task = tasks_[static_cast<size_t>(index)];
+    if (task.expand) task.args.scratch = expanded + thread * expansion;
     task.kernel(task.args);
   });
 }

@@ -25,6 +25,7 @@ struct MatmulInput {
 struct MatmulTask {
   kernels::MatmulArgs args;
   kernels::matmul_fn* kernel;
+  bool expand;  // weights in bf12 to bf16 first
 };
 
 class CpuBackend final : public Backend {
@@ -101,6 +102,7 @@ class CpuBackend final : public Backend {
   AlignedBuffer prepared_;           // activations as int8 or bf16
   std::vector<MatmulInput> inputs_;  // of the matmul call at hand
   std::vector<MatmulTask> tasks_;
+  AlignedBuffer expanded_;           // per thread, weights in bf12 as bf16
   AlignedBuffer attention_scratch_;  // per thread
   AlignedBuffer partials_;           // attention split over the cache
 };

@@ -1,6 +1,7 @@
 // The products of float32 activations.
 #pragma once
 
+#include "kernels/matmul/lines_bf12.h"
 #include "kernels/matmul/panels.h"
 
 namespace gemlet::kernels {
@@ -18,12 +19,36 @@ struct FloatProduct {
   }
 };
 
+// For tile_bf12: even columns and odd ones are summed apart.
+struct FloatColumns {
+  static constexpr int64_t kBytes = 4;
+  template <int R, int H>
+  static GEMLET_INLINE void add(const uint8_t* const* x, int64_t at, int, VI line, int h, VF (&sums)[R][H],
+                                VF (&odd)[R][H]) {
+    const VF w0 = (VF)(line << 16), w1 = (VF)(line & (int32_t)0xffff0000);
+    for (int r = 0; r < R; ++r) {
+      const float* const pair = (const float*)(x[r] + at);
+      sums[r][h] += pair[0] * w0;
+      odd[r][h] += pair[1] * w1;
+    }
+  }
+};
+struct Bf12Lines {
+  template <int R, int H>
+  static GEMLET_INLINE void tile(const float* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
+    tile_bf12<FloatColumns, R, H>((const uint8_t* const*)x, panel, h0, cols, sums);
+  }
+};
+
 }  // namespace
 
 namespace GEMLET_TIER {
 
 void matmul_f32_f32(const MatmulArgs& a) { matmul<FloatProduct<F32Lines>>(a); }
 void matmul_f32_bf16(const MatmulArgs& a) { matmul<FloatProduct<Bf16Lines>>(a); }
+void matmul_f32_bf12(const MatmulArgs& a) {
+  a.scratch ? matmul_f32_bf16(expanded(a)) : matmul<FloatProduct<Bf12Lines>>(a);
+}
 
 }  // namespace GEMLET_TIER
 }  // namespace gemlet::kernels

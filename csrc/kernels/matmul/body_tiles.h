@@ -7,6 +7,7 @@
 // of columns that are not, and all panels of the call pass over each.
 #pragma once
 
+#include "kernels/matmul/lines_bf12.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/simd/tile_products.h"
 #include "kernels/simd/vector.h"
@@ -19,11 +20,11 @@ constexpr int64_t kWeightColumns = 256;
 constexpr int64_t kWeightBytes = 16 * kWeightColumns * 2;  // of one panel
 constexpr int64_t kActivationBytes = 768 * 1024;           // the piece of x that stays in L2
 
-// expand(panel, column, columns, to): columns [column, + columns) of a panel as tiles of 16 lines of 64 bytes, 16
-// outputs x 2 columns to a line, zeros behind the last column. Returns `to`, or the place in the panel if it has that
-// order. `column` is a multiple of kWeightColumns.
+// expand(panel, cols, column, columns, to): columns [column, + columns) of a panel of `cols` as tiles of 16 lines of 64
+// bytes, 16 outputs x 2 columns to a line, zeros behind the last column. Returns `to`, or the place in the panel if it
+// has that order. `column` is a multiple of kWeightColumns.
 struct Bf16Weights {
-  static const uint8_t* expand(const uint8_t* panel, int64_t column, int64_t columns, uint8_t* to) {
+  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
     const uint8_t* lines = panel + column * 32;
     if (columns % kTileColumns == 0) return lines;
     __builtin_memset(to, 0, (size_t)kWeightBytes);
@@ -32,10 +33,22 @@ struct Bf16Weights {
   }
 };
 
+struct Bf12Weights {
+  static const uint8_t* expand(const uint8_t* panel, int64_t cols, int64_t column, int64_t columns, uint8_t* to) {
+    Bf12Exceptions exceptions(panel, cols / kBf12Columns);
+    const int64_t first = column / kBf12Columns, end = first + columns / kBf12Columns;
+    while (exceptions.superblock(first) < first) exceptions.next += 4;
+    for (int64_t s = first; s < end; ++s) exceptions.expand(panel, s, to + (s - first) * kBf12WordBytes);
+    const int64_t bytes = columns * 32, padded = (columns + kTileColumns - 1) / kTileColumns * kTileBytes;
+    __builtin_memset(to + bytes, 0, (size_t)(padded - bytes));
+    return to;
+  }
+};
+
 // Both quantized formats: superblocks of two blocks of 32 columns, each a tile.
 template <typename Block>
 struct QuantizedWeights {
-  static const uint8_t* expand(const uint8_t* panel, int64_t column, int64_t columns, uint8_t* to) {
+  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
     const uint8_t* superblock = panel + column / 64 * (kScaleLine + 2 * Block::kBytes);
     for (int64_t c = 0; c < columns; c += 64, superblock += kScaleLine + 2 * Block::kBytes) {
       for (int64_t half = 0; half < 2; ++half) {
@@ -94,8 +107,8 @@ inline void matmul(const MatmulArgs& a) {
         const int64_t columns = lesser(kWeightColumns, end - column);
         const int64_t steps = (columns + kTileColumns - 1) / kTileColumns;
         const uint8_t* w[2] = {};
-        w[0] = Weights::expand(panel, column, columns, expanded[0]);
-        if (outputs > 16) w[1] = Weights::expand(panel + a.panel_stride, column, columns, expanded[1]);
+        w[0] = Weights::expand(panel, a.cols, column, columns, expanded[0]);
+        if (outputs > 16) w[1] = Weights::expand(panel + a.panel_stride, a.cols, column, columns, expanded[1]);
         for (int64_t row = 0; row < a.rows; row += 2 * kTileRows) {
           const int64_t rows = lesser(2 * kTileRows, a.rows - row);
           const uint8_t* const x = (const uint8_t*)a.x + row * a.x_stride + column / kTileColumns * kTileBytes;
@@ -112,6 +125,7 @@ inline void matmul(const MatmulArgs& a) {
 namespace GEMLET_TIER {
 
 void matmul_tiles_bf16(const MatmulArgs& a) { matmul<Bf16Weights>(a); }
+void matmul_tiles_bf12(const MatmulArgs& a) { matmul<Bf12Weights>(a); }
 void matmul_tiles_q8(const MatmulArgs& a) { matmul<QuantizedWeights<Q8Block>>(a); }
 void matmul_tiles_q4(const MatmulArgs& a) { matmul<QuantizedWeights<Q4Block>>(a); }
 

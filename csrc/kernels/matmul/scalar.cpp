@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/float_bits.h"
+#include "formats/bf12.h"
 #include "formats/formats.h"
 #include "kernels/matmul/matmul.h"
 
@@ -74,9 +75,9 @@ void matmul_i8(const MatmulArgs& a) {
   });
 }
 
-// Weight of output o at column c of a panel, rounded to bf16.
+// Weight of output o at column c of a panel of `cols`, rounded to bf16.
 template <typename Weight>
-float rounded_weight(const uint8_t* panel, int64_t o, int64_t c) {
+float rounded_weight(const uint8_t* panel, int64_t, int64_t o, int64_t c) {
   const uint8_t* superblock = panel + c / kSuperblock * Weight::kSuperblockBytes;
   const int64_t half = c / kBlock % 2;
   const uint8_t* lines = superblock + kScaleBytes + half * Weight::kBlockBytes;
@@ -87,8 +88,29 @@ float rounded_weight(const uint8_t* panel, int64_t o, int64_t c) {
 }
 struct Bf16;
 template <>
-float rounded_weight<Bf16>(const uint8_t* panel, int64_t o, int64_t c) {
+float rounded_weight<Bf16>(const uint8_t* panel, int64_t, int64_t o, int64_t c) {
   return bf16_to_f32(reinterpret_cast<const uint16_t*>(panel)[(c / 2 * kPanelRows + o) * 2 + c % 2]);
+}
+struct Bf12;
+template <>
+float rounded_weight<Bf12>(const uint8_t* panel, int64_t cols, int64_t o, int64_t c) {
+  uint16_t words[kBf12Words];
+  expand_bf12(panel, cols, c / kBf12Columns, words);
+  return bf16_to_f32(words[(c % kBf12Columns / 2 * kPanelRows + o) * 2 + c % 2]);
+}
+
+// Column c of a row of x is column(x, c).
+template <typename Column>
+void matmul_bf12(const MatmulArgs& a, Column column) {
+  const int64_t cols = a.cols;
+  for_each_panel(a, [cols, column](const uint8_t* x, const uint8_t* panel, float* sums) {
+    uint16_t words[kBf12Words];
+    for (int64_t c = 0; c < cols; ++c) {
+      if (c % kBf12Columns == 0) expand_bf12(panel, cols, c / kBf12Columns, words);
+      const uint16_t* line = words + c % kBf12Columns / 2 * kPanelRows * 2 + c % 2;
+      for (int64_t o = 0; o < kPanelRows; ++o) sums[o] += column(x, c) * bf16_to_f32(line[o * 2]);
+    }
+  });
 }
 
 template <typename Weight>
@@ -97,7 +119,7 @@ void matmul_tiles(const MatmulArgs& a) {
     const uint8_t* panel = a.panels + o / kPanelRows * a.panel_stride;
     for (int64_t r = 0; r < a.rows; ++r) a.y[r * a.y_stride + o] = 0.0f;
     for (int64_t c = 0; c < a.cols; ++c) {
-      const float w = rounded_weight<Weight>(panel, o % kPanelRows, c);
+      const float w = rounded_weight<Weight>(panel, a.cols, o % kPanelRows, c);
       for (int64_t r = 0; r < a.rows; ++r) {
         const uint8_t* x = static_cast<const uint8_t*>(a.x) + activation_offset(Activations::kTiles, r, a.x_stride);
         const uint16_t* line = reinterpret_cast<const uint16_t*>(x + c / 32 * 1024);
@@ -184,9 +206,17 @@ void matmul_bf16_bf16(const MatmulArgs& a) {
   });
 }
 
+void matmul_f32_bf12(const MatmulArgs& a) {
+  matmul_bf12(a, [](const uint8_t* x, int64_t c) { return reinterpret_cast<const float*>(x)[c]; });
+}
+void matmul_bf16_bf12(const MatmulArgs& a) {
+  matmul_bf12(a, [](const uint8_t* x, int64_t c) { return bf16_to_f32(reinterpret_cast<const uint16_t*>(x)[c]); });
+}
+
 void matmul_i8_q8(const MatmulArgs& a) { matmul_i8<Q8>(a); }
 void matmul_i8_q4(const MatmulArgs& a) { matmul_i8<Q4>(a); }
 void matmul_tiles_bf16(const MatmulArgs& a) { matmul_tiles<Bf16>(a); }
+void matmul_tiles_bf12(const MatmulArgs& a) { matmul_tiles<Bf12>(a); }
 void matmul_tiles_q8(const MatmulArgs& a) { matmul_tiles<Q8>(a); }
 void matmul_tiles_q4(const MatmulArgs& a) { matmul_tiles<Q4>(a); }
 

@@ -210,13 +210,13 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 def _add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
-        choices=["auto", "bf16", "q8", "q4", "f32"],
+        choices=["auto", "bf16", "bf12", "q8", "q4", "f32"],
         default="auto",
         help="format of the weights in memory (default auto)",
     )
     parser.add_argument(
         "--embedding",
-        choices=["bf16", "q8", "q4", "f32"],
+        choices=["bf16", "bf12", "q8", "q4", "f32"],
         help="format of the embedding in memory (default: as the weights, but q8 for q4)",
     )
 

@@ -1,0 +1,133 @@
+#include "formats/bf12.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/float_bits.h"
+
+namespace gemlet {
+namespace {
+
+constexpr int kLineWords = 32;
+constexpr int kLines = kBf12Words / kLineWords;
+constexpr int kCodes = 15;  // of exponents; code 0 is exponent 0
+constexpr uint16_t kKept = 0x807f;
+constexpr uint16_t kExponent = 0x7f80;
+constexpr uint16_t kCode = 0x0780;
+constexpr int kInfinite = 255;
+
+uint16_t swapped(uint16_t word) { return static_cast<uint16_t>(word << 8 | word >> 8); }
+
+// The first of the 15 exponents that hold the most weights of a row. 0 if one is not finite.
+int first_exponent(const float* row, int64_t cols) {
+  constexpr int kChains = 4;  // counters that do not wait for each other
+  uint32_t counts[kChains][256] = {};
+  for (int64_t c = 0; c < cols; ++c) ++counts[c % kChains][f32_to_bf16(row[c]) >> 7 & 255];
+  const auto count = [&](int exponent) {
+    uint32_t sum = 0;
+    for (const auto& chain : counts) sum += chain[exponent];
+    return sum;
+  };
+  if (count(kInfinite) > 0) return 0;
+  uint32_t covered = 0, most = 0;
+  int best = 1;
+  for (int last = 1; last < kInfinite; ++last) {
+    covered += count(last);
+    if (last > kCodes) covered -= count(last - kCodes);
+    if (covered > most) {
+      most = covered;
+      best = std::max(1, last - kCodes + 1);
+    }
+  }
+  return best;
+}
+
+struct Exceptions {
+  uint8_t* out;
+  int64_t most;
+  uint32_t count = 0;
+
+  bool add(int64_t place, uint16_t word) {
+    if (count == most || place >= 1 << 24) return false;
+    const uint32_t entry = static_cast<uint32_t>(place << 8) | (word >> 7 & 255u);
+    std::memcpy(out + 4 * ++count, &entry, 4);
+    return true;
+  }
+};
+
+}  // namespace
+
+bool pack_bf12(const float* rows, int64_t row_count, int64_t cols, uint8_t* panel) {
+  uint16_t bases[kLineWords] = {};
+  for (int64_t r = 0; r < row_count; ++r) {
+    const int first = first_exponent(rows + r * cols, cols);
+    if (first == 0) return false;
+    bases[2 * r] = bases[2 * r + 1] = static_cast<uint16_t>((first - 1) << 7);
+  }
+  std::memcpy(panel, bases, sizeof bases);
+  Exceptions exceptions = {panel + bf12_exceptions_at(cols), most_bf12_exceptions(cols)};
+  std::memset(exceptions.out, 0, static_cast<size_t>(bf12_exception_bytes(cols)));
+  uint8_t* out = panel + sizeof bases;
+  for (int64_t first = 0; first < cols; first += kBf12Columns, out += kBf12SuperblockBytes) {
+    const int64_t width = std::min(kBf12Columns, cols - first);
+    uint16_t words[kLines][kLineWords] = {};
+    for (int64_t r = 0; r < row_count; ++r) {
+      for (int64_t c = 0; c < width; ++c) words[c / 2][r * 2 + c % 2] = f32_to_bf16(rows[r * cols + first + c]);
+    }
+    uint16_t codes[kLines][kLineWords];
+    for (int line = 0; line < kLines; ++line) {
+      uint16_t lost = 0;
+      for (int i = 0; i < kLineWords; ++i) {
+        const uint16_t exponent = words[line][i] & kExponent;
+        const uint16_t code = static_cast<uint16_t>(exponent - bases[i]);
+        const bool fits = static_cast<uint16_t>(code - (1 << 7)) <= (kCodes - 1) << 7;
+        codes[line][i] = fits ? code : 0;
+        lost |= fits ? 0 : exponent;
+      }
+      for (int i = 0; lost != 0 && i < kLineWords; ++i) {
+        const uint16_t word = words[line][i];
+        if (codes[line][i] != 0 || (word & kExponent) == 0) continue;
+        if (!exceptions.add(first * kPanelRows + line * kLineWords + i, word)) return false;
+      }
+    }
+    uint16_t packed[3][kLineWords];
+    for (int i = 0; i < kLineWords; ++i) {
+      for (int pair = 0; pair < 2; ++pair) {
+        packed[pair][i] = static_cast<uint16_t>((words[2 * pair][i] & kKept) |
+                                                swapped(static_cast<uint16_t>(words[2 * pair + 1][i] & kKept)));
+      }
+      packed[2][i] = static_cast<uint16_t>(codes[0][i] | codes[1][i] << 4 | codes[2][i] >> 4 | swapped(codes[3][i]));
+    }
+    std::memcpy(out, packed, sizeof packed);
+  }
+  std::memcpy(exceptions.out, &exceptions.count, 4);
+  return true;
+}
+
+void expand_bf12(const uint8_t* panel, int64_t cols, int64_t superblock, uint16_t (&words)[kBf12Words]) {
+  uint16_t bases[kLineWords], packed[3][kLineWords];
+  std::memcpy(bases, panel, sizeof bases);
+  std::memcpy(packed, panel + sizeof bases + superblock * kBf12SuperblockBytes, sizeof packed);
+  for (int i = 0; i < kLineWords; ++i) {
+    const uint16_t code = packed[2][i];
+    const int codes[kLines] = {code, code >> 4, code << 4, swapped(code)};
+    for (int line = 0; line < kLines; ++line) {
+      const uint16_t kept = line % 2 == 0 ? packed[line / 2][i] : swapped(packed[line / 2][i]);
+      const int exponent = (codes[line] & kCode) == 0 ? 0 : (codes[line] & kCode) + bases[i];
+      words[line * kLineWords + i] = static_cast<uint16_t>((kept & kKept) | exponent);
+    }
+  }
+  // A panel may come from a damaged file: nothing here is trusted to be in order.
+  const uint8_t* const list = panel + bf12_exceptions_at(cols);
+  uint32_t count;
+  std::memcpy(&count, list, 4);
+  for (int64_t i = 0; i < std::min<int64_t>(count, most_bf12_exceptions(cols)); ++i) {
+    uint32_t entry;
+    std::memcpy(&entry, list + 4 + 4 * i, 4);
+    if ((entry >> 8) / kBf12Words != static_cast<uint64_t>(superblock)) continue;
+    uint16_t& word = words[(entry >> 8) % kBf12Words];
+    word = static_cast<uint16_t>((word & kKept) | (entry & 255) << 7);
+  }
+}
+
+}  // namespace gemlet
