@@ -3,7 +3,7 @@
     pip install llama-cpp-python gguf      # best into an environment of its own; see --llama-python
     python benchmarks/peers.py --shape gemma3-1b --weights q4 --threads 2
 
-Both engines get random weights of a published shape (q4 with Q4_0, q8 with Q8_0, bf16 with BF16; the
+Both engines get random weights of a published shape (q4 with Q4_0, q8 with Q8_0, bf16 and bf12 with BF16; the
 embedding of "q4" is 8 bit in both). Each loads its model once; then they take turns (A B A B ...), so that a
 machine whose speed drifts is unfair to neither. What counts is the ratio of the medians; the read bandwidth
 measured beside it says what decoding could reach at most.
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-TYPES = {"q4": ("Q4_0", "Q8_0"), "q8": ("Q8_0", "Q8_0"), "bf16": ("BF16", "BF16")}  # matrices, embedding
+TYPES = {"q4": ("Q4_0", "Q8_0"), "q8": ("Q8_0", "Q8_0"), "bf16": ("BF16", "BF16"), "bf12": ("BF16", "BF16")}  # matrices, embedding
 
 
 def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:

@@ -101,6 +101,12 @@ def bf16(values: Floats) -> Floats:
     return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
 
 
+def few_exponents(w: Floats) -> Floats:
+    """So much added to each magnitude that a row's exponents are as few as bf12 has codes for."""
+    peak = np.abs(w).max(axis=1, keepdims=True)
+    return np.where(w == 0, w, w + np.copysign(peak / np.float32(8192), w)).astype(np.float32)
+
+
 def blocks_of(values: NDArray[Any]) -> NDArray[Any]:
     """[rows, cols] -> [rows, blocks, 32], padded with zeros."""
     rows, cols = values.shape

@@ -130,7 +130,7 @@ def test_rows_that_lie_in_no_file(tmp_path: Path, offset: int) -> None:
                     take(name, rows)
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite(weights: str, value: float) -> None:
     builder = builder_of(weights=weights)
@@ -266,7 +266,7 @@ def test_configs_that_make_no_sense() -> None:
 def test_the_smallest_model() -> None:
     """One of everything: every loop's shortest case."""
     layer = layer_config(num_heads=1, num_kv_heads=1, head_dim=2, intermediate_size=1, sliding_window=1)
-    for weights in ("f32", "bf16", "q8", "q4"):
+    for weights in ("f32", "bf16", "bf12", "q8", "q4"):
         model = random_core(
             config=model_config(layer, vocab_size=1, hidden_size=1, max_context=3), weights=weights
         )

@@ -442,7 +442,7 @@ BF16_SCALES = {
 
 @pytest.mark.parametrize(("hidden_size", "expected"), BF16_SCALES.items())
 def test_embedding_scale(hidden_size: int, expected: float) -> None:
-    for weights in ("bf16", "q8", "q4"):
+    for weights in ("bf16", "bf12", "q8", "q4"):
         assert embedding_scale(hidden_size, weights) == expected
     assert embedding_scale(hidden_size, "f32") == hidden_size**0.5
 

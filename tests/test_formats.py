@@ -26,6 +26,7 @@ from kernel_cases import (
     Floats,
     bf16,
     blocks_of,
+    few_exponents,
     guarded,
     numbers,
 )
@@ -33,9 +34,9 @@ from kernel_cases import (
 import gemlet
 from gemlet import _core
 
-FORMATS = ["f32", "bf16", "q8", "q4"]
+FORMATS = ["f32", "bf16", "bf12", "q8", "q4"]
 # Largest magnitude that a format holds: float16's largest scale times the largest |q| of one step.
-LARGEST = {"f32": 3.4e38, "bf16": 3.38e38, "q8": 65504 * 127.0, "q4": 65504 * 7.0}
+LARGEST = {"f32": 3.4e38, "bf16": 3.38e38, "bf12": 3.38e38, "q8": 65504 * 127.0, "q4": 65504 * 7.0}
 
 shapes = st.tuples(st.integers(1, 35), st.integers(1, 140))
 kinds = st.sampled_from(KINDS)
@@ -69,6 +70,40 @@ def test_bf16_ties_and_denormals() -> None:
     rounded = [0x3F800000, 0x3F820000, 0x3F810000, 0x3F800000, 0x00000000, 0x00020000, 0x00000000, 0x80010000]
     got = roundtrip("bf16", np.array([bits], np.uint32).view(np.float32))
     assert got.view(np.uint32).tolist() == [rounded]
+
+
+@quick
+@given(shapes, kinds, seeds, st.integers(0, 15))
+def test_bf12_has_every_bit_of_bf16(shape: tuple[int, int], kind: str, seed: int, others: int) -> None:
+    """Whatever the kind: exponents that are few, and in each panel a few weights of any other."""
+    random = np.random.default_rng(seed)
+    w = few_exponents(numbers(random, kind, shape, LARGEST["bf12"] / 2))
+    w.flat[random.integers(0, 16 * shape[1], others) % w.size] = numbers(random, "bits", (others,), 1e38)
+    np.testing.assert_array_equal(roundtrip("bf12", w).view(np.uint32), bf16(w).view(np.uint32))
+
+
+@pytest.mark.parametrize("cols", [8, 77, 1152, 6912])
+def test_a_panel_of_bf12_has_room_for_a_number_of_exceptions(cols: int) -> None:
+    room = (4 + -(-cols // 8) + 63) // 64 * 16 - 1
+    assert room >= 16 * cols // 512
+    random = np.random.default_rng(cols)
+    w = few_exponents(random.standard_normal((32, cols)).astype(np.float32))
+    places = random.permutation(16 * cols)[: room + 1]
+    w[16:].reshape(-1)[places[:room]] *= np.float32(1e-20)
+    np.testing.assert_array_equal(roundtrip("bf12", w), bf16(w))
+    w[16:].reshape(-1)[places[room]] *= np.float32(1e-20)
+    with pytest.raises(gemlet.TensorError, match="magnitudes"):
+        roundtrip("bf12", w)
+
+
+def test_bf12_keeps_zeros_denormals_and_the_largest_numbers() -> None:
+    """None of them is an exception but the largest beside small ones: more of them than there is room for."""
+    w = np.zeros((3, 400), np.float32)
+    w[0, ::3] = 2.0**-130
+    w[0, ::5] = -0.0
+    w[1] = -3.3895e38
+    w[2, :200] = 1.5
+    np.testing.assert_array_equal(roundtrip("bf12", w).view(np.uint32), bf16(w).view(np.uint32))
 
 
 @quick
@@ -165,6 +200,7 @@ def test_q8_0_checkpoints_come_through_without_loss(q: list[int], scale: float) 
 @pytest.mark.parametrize("format", FORMATS)
 def test_rows_and_blocks_do_not_depend_on_each_other(format: str) -> None:
     w = numbers(np.random.default_rng(1), "wide", (37, 129), 1e4)
+    w = few_exponents(w) if format == "bf12" else w
     v = roundtrip(format, w)
     for rows, cols in (
         (slice(16, 17), slice(0, 129)),
@@ -189,7 +225,7 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float, at: 
 
 @pytest.mark.parametrize(
     ("format", "fits", "too_large"),
-    [("bf16", 3.3895e38, 3.4e38), ("q8", 65504 * 127.0, 65540 * 127.0), ("q4", 65504 * 8.0, 65540 * 8.0)],
+    [("bf16", 3.3895e38, 3.4e38), ("bf12", 3.3895e38, 3.4e38), ("q8", 65504 * 127.0, 65540 * 127.0), ("q4", 65504 * 8.0, 65540 * 8.0)],
 )
 def test_weights_beyond_a_format_are_refused(format: str, fits: float, too_large: float) -> None:
     for sign in (-1, 1):

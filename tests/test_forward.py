@@ -236,7 +236,7 @@ def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
     return builder.finish()
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
 def test_skipped_lanes_change_no_bit(weights: str) -> None:
     core = sparse_model(weights)
     for token in range(5, 25):

@@ -57,6 +57,17 @@ def test_a_token_does_not_see_how_many_follow(model: gemlet.Model, ids: NDArray[
         np.testing.assert_array_equal(model.logits(ids[:length].tolist()), whole[:length])
 
 
+@pytest.mark.parametrize("name", [None, *ALL_NAMES])
+def test_bf12_has_the_bits_of_bf16(name: str | None) -> None:
+    """In a prompt and in decoding, in every family and in the bundled model."""
+    seen = []
+    for weights in ("bf16", "bf12"):
+        with gemlet.load(name and HERE / name, weights=weights, threads=1) as loaded:
+            ids = np.arange(3, 43, dtype=np.int32) % loaded.vocab_size
+            seen.append(feed(loaded, ids, [31, 8, 1]))
+    np.testing.assert_array_equal(*seen)
+
+
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_decode_on_the_cache_of_a_prefill(weights: str, name: str) -> None:
     ids = read_golden(name)["ids"][-41:]

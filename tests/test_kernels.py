@@ -35,6 +35,7 @@ from kernel_cases import (
     Doubles,
     Floats,
     bf16,
+    few_exponents,
     guarded,
     int8_activations,
     int8_steps,
@@ -51,9 +52,12 @@ MATMULS = {
     "matmul_f32_f32": "f32",
     "matmul_f32_bf16": "bf16",
     "matmul_bf16_bf16": "bf16",
+    "matmul_f32_bf12": "bf12",
+    "matmul_bf16_bf12": "bf12",
     "matmul_i8_q8": "q8",
     "matmul_i8_q4": "q4",
     "matmul_tiles_bf16": "bf16",
+    "matmul_tiles_bf12": "bf12",
     "matmul_tiles_q8": "q8",
     "matmul_tiles_q4": "q4",
 }
@@ -61,7 +65,7 @@ PREPARED = ["quantize_i8", "round_bf16"]
 PEAKS = ["peak_f32", "peak_bf16", "peak_i8"]
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
-RANGES = {"f32": (1e17, 1e17), "bf16": (1e17, 1e17), "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
+RANGES = {"f32": (1e17, 1e17), "bf16": (1e17, 1e17), "bf12": (1e17, 1e17), "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
 
 
 def test_every_kernel_is_tested() -> None:
@@ -88,7 +92,7 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
     if in_tiles:
         v = bf16(v.astype(np.float32)).astype(np.float64)
     if not operation.startswith("matmul_i8"):
-        rounded = in_tiles or operation == "matmul_bf16_bf16"
+        rounded = in_tiles or operation in ("matmul_bf16_bf16", "matmul_bf16_bf12")
         exact = (bf16(x) if rounded else x).astype(np.float64)
         magnitude = np.abs(exact) @ np.abs(v).T
         bound = (cols + 1) * (UNIT * magnitude + TINY)
@@ -122,10 +126,9 @@ def case(
 ) -> tuple[Floats, Floats]:
     random = np.random.default_rng(seed)
     largest_x, largest_w = RANGES[MATMULS[operation]]
-    return (
-        numbers(random, kinds[0], (rows, cols), largest_x),
-        numbers(random, kinds[1], (outputs, cols), largest_w),
-    )
+    x = numbers(random, kinds[0], (rows, cols), largest_x)
+    w = numbers(random, kinds[1], (outputs, cols), largest_w)
+    return x, few_exponents(w) if MATMULS[operation] == "bf12" else w
 
 
 PLAIN = ("normal", "normal")
@@ -169,7 +172,7 @@ def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: in
     check_matmul(tier, operation, x, w)
 
 
-@kernels("matmul_tiles_bf16", "matmul_tiles_q8", "matmul_tiles_q4")
+@kernels("matmul_tiles_bf16", "matmul_tiles_bf12", "matmul_tiles_q8", "matmul_tiles_q4")
 @pytest.mark.parametrize(("rows", "outputs", "cols"), [(400, 33, 1100), (64, 17, 6912)])
 def test_matmul_in_tiles_in_pieces(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
     """More of x than is kept in L2 at once, more columns than are expanded at once."""
@@ -257,6 +260,20 @@ def test_activations_that_are_not_finite_show(operation: str, tier: str, value: 
         assert np.isfinite(y[[0, 2]]).all()
 
 
+@kernels("matmul_f32_bf12", "matmul_bf16_bf12", "matmul_tiles_bf12")
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 40])
+def test_bf12_gives_the_bits_of_bf16(operation: str, tier: str, rows: int) -> None:
+    for outputs, cols in ((1, 1), (16, 8), (18, 87), (33, 264), (16, 1152)):
+        x, w = case(operation, cols, rows, outputs, cols, PLAIN)
+        w.flat[:: w.size // 5 + 1] *= 1e-7  # exceptions
+        wanted = matmul(tier, operation.replace("bf12", "bf16"), x, w)
+        for expand in (False, True):
+            seen = _core.kernel_matmul(
+                tier=tier, operation=operation, x=guarded(x), w=guarded(w), expand=expand
+            )
+            np.testing.assert_array_equal(seen, wanted)
+
+
 def test_bf16_products_use_the_rounded_weights() -> None:
     """The definition above leans on kernel_roundtrip; here is one that does not."""
     x, w = case("matmul_bf16_bf16", 6, 3, 18, 77, PLAIN)
@@ -296,6 +313,9 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
     run.run()
     assert run.multiply_adds == 17 * 50 * 70
     columns = 128 if MATMULS[operation] in INT8_FORMATS else 70  # and 64 rows: whole panels, whole blocks
+    if MATMULS[operation] == "bf12":  # whole superblocks; and in each of four panels, first exponents and exceptions
+        assert run.weight_bytes == 64 * 72 * 1.5 + 4 * (64 + 64)
+        return
     bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5}[MATMULS[operation]]
     assert run.weight_bytes == 64 * columns * bits / 8
 

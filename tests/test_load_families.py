@@ -99,7 +99,7 @@ def test_each_expert_has_its_place(tmp_path: Path, part: str) -> None:
     assert np.abs(other - exact).max() > 1e-3 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
 def test_an_expert_that_is_not_finite(tmp_path: Path, weights: str) -> None:
     tensors = weights_of(CONFIGS["gemma4_experts"])
     name = "model.layers.1.experts.down_proj"

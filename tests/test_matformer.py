@@ -88,7 +88,7 @@ CASES: list[tuple[Any, list[int], list[int]]] = [
 ]
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
 @pytest.mark.parametrize(("matformer", "widths", "skipped"), CASES)
 def test_a_cut_is_the_model_that_was_cut_and_saved(
     tmp_path: Path, weights: str, matformer: Any, widths: list[int], skipped: list[int]

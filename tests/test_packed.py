@@ -590,7 +590,7 @@ def test_another_config(packed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "gemma3n_text", "gemma4_experts"])
-@pytest.mark.parametrize("weights", ["bf16", "q8", "q4"])
+@pytest.mark.parametrize("weights", ["bf16", "bf12", "q8", "q4"])
 def test_no_bit_pattern_does_harm(tmp_path: Path, family: str, weights: str) -> None:
     """Values are not checked when a packed file is mapped: any may be there, and NaN ends in an error."""
     source = write_folder(tmp_path / "source", CONFIGS[family], bf16=True)

@@ -228,7 +228,7 @@ def test_extreme_values_choose_some_token() -> None:
 
 
 # --- Overflow -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
 @pytest.mark.parametrize("softcap", [0.0, 30.0])
 @pytest.mark.parametrize("slot", ["layers.1.post_mlp_norm", "layers.0.pre_attention_norm"])
 def test_a_computation_that_overflows_is_an_error_and_not_a_token(

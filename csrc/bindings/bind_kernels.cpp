@@ -54,7 +54,8 @@ Packed pack(const std::string& format_text, const Floats& w) {
     const int64_t rows = std::min(kPanelRows, w.shape(0) - p * kPanelRows);
     if (!pack_panel(*format, w.data(p * kPanelRows, 0), rows, w.shape(1),
                     packed.storage.data() + p * panel_bytes(*format, w.shape(1)))) {
-      fail(ErrorCode::kTensor, "the matrix holds values that are not finite or too large");
+      fail(ErrorCode::kTensor,
+           "the matrix holds values that are not finite or too large, or for bf12 of too many magnitudes");
     }
   }
   return packed;

@@ -61,6 +61,17 @@ void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t byte
   }
 }
 
+// Adds so much to each magnitude that a row's exponents are as few as bf12 has codes for.
+void narrow(std::vector<float>& w, int64_t cols) {
+  for (auto row = w.begin(); row != w.end(); row += cols) {
+    float peak = 0;
+    for (auto at = row; at != row + cols; ++at) peak = std::max(peak, std::fabs(*at));
+    for (auto at = row; at != row + cols; ++at) {
+      if (*at != 0.0f) *at += std::copysign(peak / 8192.0f, *at);
+    }
+  }
+}
+
 GuardedBytes make_weights(Random& random, Format format, Kind kind, int64_t outputs, int64_t cols) {
   const int64_t stride = panel_bytes(format, cols);
   GuardedBytes panels(packed_bytes(format, outputs, cols));
@@ -71,7 +82,8 @@ GuardedBytes make_weights(Random& random, Format format, Kind kind, int64_t outp
     if (format != Format::kBf12) fill_with_bits(random, format, panels.data(), packed_bytes(format, outputs, cols));
     return panels;
   }
-  const std::vector<float> w = numbers(random, kind, outputs, cols, 1e5);
+  std::vector<float> w = numbers(random, kind, outputs, cols, 1e5);
+  if (format == Format::kBf12) narrow(w, cols);
   for (int64_t p = 0; p < panel_count(outputs); ++p) {
     const int64_t rows = std::min(kPanelRows, outputs - p * kPanelRows);
     if (!pack_panel(format, w.data() + p * kPanelRows * cols, rows, cols, panels.data() + p * stride)) {
@@ -211,6 +223,23 @@ void check_case(const Case& c, const Tiers& tiers) {
   }
 }
 
+// Any bytes whatever, as of a damaged file, do no harm.
+void check_damaged(const MatmulOperation& operation, const Tiers& tiers) {
+  Random random(11);
+  Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
+  const GuardedBytes y(3 * 20 * 4), scratch(kernels::expanded_bytes(20, 70));
+  for (int i = 0; i < 64; ++i) {
+    const int64_t bytes = packed_bytes(operation.weights, 20, 70);
+    for (int64_t at = 0; at < bytes; ++at) c.weights.data()[at] = static_cast<uint8_t>(i == 0 ? 255 : random.bits());
+    for (const Tier tier : tiers) {
+      begin_case(operation.name, tier, "any bytes");
+      c.args.y = y.as<float>();
+      c.args.scratch = i % 2 == 0 ? scratch.data() : nullptr;
+      (kernels::kernels_for(tier).*operation.kernel)(c.args);
+    }
+  }
+}
+
 // What is not finite must reach the logits, where it is an error.
 void check_not_finite(const MatmulOperation& operation, float value, const Tiers& tiers) {
   Random random(5);
@@ -279,6 +308,7 @@ void check_matmul(std::string_view name, const Tiers& tiers) {
   }
   check_not_finite(operation, std::numeric_limits<float>::quiet_NaN(), tiers);
   check_not_finite(operation, std::numeric_limits<float>::infinity(), tiers);
+  check_damaged(operation, tiers);
   if (operation.activations == Activations::kI8) check_extremes(operation, tiers);
 }
 

@@ -464,9 +464,10 @@ def kernel_matmul(
     operation: str,
     x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    expand: bool = False,
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
-    x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`.
+    x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: weights in bf12 become bf16 first, as for many rows.
     """
 
 def kernel_roundtrip(

@@ -83,7 +83,7 @@ class LoadedModel:
 
     @property
     def weights(self) -> str:
-        """Format of the weights in memory: "f32", "bf16", "q8" or "q4"."""
+        """Format of the weights in memory: "f32", "bf16", "bf12", "q8" or "q4"."""
         return self._weights
 
     @property

@@ -36,7 +36,7 @@ class GemletError(Exception):
     ...     gemlet.load(weights="q5")
     ... except gemlet.GemletError as error:
     ...     print(error)
-    weights is 'q5'; expected one of 'auto', 'f32', 'bf16', 'q8', 'q4'
+    weights is 'q5'; expected one of 'auto', 'f32', 'bf16', 'bf12', 'q8', 'q4'
     """
 
 

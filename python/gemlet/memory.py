@@ -114,7 +114,8 @@ def check_memory(
     context = _largest_context(sized, max_context, limit)
     if context:
         remedies.append(f"max_context={context}")
-    smaller = {"f32": ["bf16", "q8", "q4"], "bf16": ["q8", "q4"], "q8": ["q4"], "q4": []}[weights]
+    sizes = ["f32", "bf16", "bf12", "q8", "q4"]
+    smaller = sizes[sizes.index(weights) + 1 :]
     for choice in [weights, *smaller] if own_formats else smaller:
         if plan_of(weights=choice, max_context=max_context).total <= limit:
             remedies.append(f'weights="{choice}"')

@@ -4,8 +4,6 @@
 
 #include "kernels/matmul/matmul.h"
 #include "kernels/simd/vector.h"
-//
-#include "kernels/simd/tile.h"
 
 namespace gemlet::kernels {
 namespace {
@@ -95,11 +93,12 @@ GEMLET_INLINE void tile_bf12(const uint8_t* const* x, const uint8_t* panel, int 
     }
     if (s == superblocks) break;
     alignas(64) uint8_t words[kBf12WordBytes];
-    alignas(64) uint8_t columns[R][kStep] = {};
+    alignas(64) uint8_t columns[R][kStep];  // behind the last one -0, which leaves every sum as it is
     const uint8_t* rows[R];
     const int64_t left = cols - s * kBf12Columns < kBf12Columns ? cols - s * kBf12Columns : kBf12Columns;
     exceptions.expand(panel, s, words);
     for (int r = 0; r < R; ++r) {
+      for (int64_t i = 0; i < kStep; ++i) columns[r][i] = i % 4 == 3 ? 0x80 : 0;
       __builtin_memcpy(columns[r], x[r] + s * kStep, (size_t)(left * X::kBytes));
       rows[r] = columns[r];
     }
