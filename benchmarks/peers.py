@@ -21,7 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-TYPES = {"q4": ("Q4_0", "Q8_0"), "q8": ("Q8_0", "Q8_0"), "bf16": ("BF16", "BF16"), "bf12": ("BF16", "BF16")}  # matrices, embedding
+TYPES = {  # matrices, embedding
+    "q4": ("Q4_0", "Q8_0"),
+    "q8": ("Q8_0", "Q8_0"),
+    "bf16": ("BF16", "BF16"),
+    "bf12": ("BF16", "BF16"),
+}
 
 
 def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:

@@ -225,7 +225,12 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float, at: 
 
 @pytest.mark.parametrize(
     ("format", "fits", "too_large"),
-    [("bf16", 3.3895e38, 3.4e38), ("bf12", 3.3895e38, 3.4e38), ("q8", 65504 * 127.0, 65540 * 127.0), ("q4", 65504 * 8.0, 65540 * 8.0)],
+    [
+        ("bf16", 3.3895e38, 3.4e38),
+        ("bf12", 3.3895e38, 3.4e38),
+        ("q8", 65504 * 127.0, 65540 * 127.0),
+        ("q4", 65504 * 8.0, 65540 * 8.0),
+    ],
 )
 def test_weights_beyond_a_format_are_refused(format: str, fits: float, too_large: float) -> None:
     for sign in (-1, 1):

@@ -65,7 +65,8 @@ PREPARED = ["quantize_i8", "round_bf16"]
 PEAKS = ["peak_f32", "peak_bf16", "peak_i8"]
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
-RANGES = {"f32": (1e17, 1e17), "bf16": (1e17, 1e17), "bf12": (1e17, 1e17), "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
+WIDE = (1e17, 1e17)
+RANGES = {"f32": WIDE, "bf16": WIDE, "bf12": WIDE, "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
 
 
 def test_every_kernel_is_tested() -> None:
@@ -313,7 +314,7 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
     run.run()
     assert run.multiply_adds == 17 * 50 * 70
     columns = 128 if MATMULS[operation] in INT8_FORMATS else 70  # and 64 rows: whole panels, whole blocks
-    if MATMULS[operation] == "bf12":  # whole superblocks; and in each of four panels, first exponents and exceptions
+    if MATMULS[operation] == "bf12":  # 8 columns together; in each panel exponents and exceptions
         assert run.weight_bytes == 64 * 72 * 1.5 + 4 * (64 + 64)
         return
     bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5}[MATMULS[operation]]
