@@ -44,8 +44,8 @@ struct Bf16Cache {
   void weights(int64_t r, const uint8_t*, const float* row, int64_t first, int64_t count) {
     round_row(row + first, count, p + r * kKvBlockTokens + first);
   }
-  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*,
-           float* out) const {
+  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out,
+           const uint8_t*) const {
     for_each_tile(rows, [&]<int R>(int64_t tile) {
       const uint8_t* x[R];
       for (int r = 0; r < R; ++r) x[r] = (const uint8_t*)(p + (row + tile + r) * kKvBlockTokens + first);

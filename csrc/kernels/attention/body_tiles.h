@@ -75,7 +75,8 @@ struct TileCache {
     round_into_tiles(row + first, count, line_of(p, kWeightBytes, r));
   }
   // `rows` is all of them, or one.
-  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out) {
+  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out,
+           const uint8_t*) {
     multiply(line_of(p, kWeightBytes, row), kWeightBytes, rows, values + first * 32, 32 * kKvBlockTokens, width / 16,
              count, out + row * width, width, true);
   }
