@@ -5,7 +5,7 @@
 // kKvBlockTokens floats, `out` rows of padded_head_dim:
 //   Cache(args, scratch)                            brings the queries into the form that its products take
 //   scores(keys, panel, panels, scores)             scores of all rows for `panels` panels of 16 keys
-//   weights(r, keys, row, first, count)             row r's weights [first, first + count) are there
+//   weights(keys, scores, first, count)             the weights [first, first + count) of all rows are there
 //   mix(values, first, count, row, rows, scores, out, next)
 //                                                   out += weights [first, first + count) . values, `rows` rows;
 //                                                   the keys of the next block follow
@@ -136,8 +136,8 @@ inline void attention(const AttentionArgs& a) {
         largest[r] = now;
       }
       sum[r] += weigh(row + begin, end - begin, now);
-      cache.weights(r, keys, row, begin, end - begin);
     }
+    cache.weights(keys, scores, begin, end - begin);
     if constexpr (Cache::kElement > 1) {
       if (hidden && !all_finite<Cache::kElement>(values, a.head_dim)) {
         for (int64_t r = 0; r < a.rows; ++r) {

@@ -118,16 +118,25 @@ struct Int8Cache {
       }
     });
   }
-  void weights(int64_t r, const uint8_t* keys, float* row, int64_t first, int64_t count) {
+  void weights(const uint8_t* keys, float* scores, int64_t first, int64_t count) {
     const float* scales = key_scales(keys) + kKvBlockTokens;
-    VI peaks = {};
-    for (int64_t i = first; i < first + count; i += kLanes) {
-      const VF weight = load(row + i);
-      const VF scaled = select(weight == 0.0f, weight, weight * load(scales + i));  // a hidden token's scale: anything
-      store(row + i, scaled);
-      peaks = raise_peaks(peaks, scaled);
+    float peak[kMaxAttentionRows];
+    for (int64_t r = 0; r < a.rows; ++r) {
+      float* const row = scores + r * kKvBlockTokens;
+      VI peaks = {};
+      for (int64_t i = first; i < first + count; i += kLanes) {
+        const VF weight = load(row + i);
+        const VF scaled =
+            select(weight == 0.0f, weight, weight * load(scales + i));  // a hidden token's scale: anything
+        store(row + i, scaled);
+        peaks = raise_peaks(peaks, scaled);
+      }
+      peak[r] = largest_magnitude(peaks);
     }
-    p[r].set(count, largest_magnitude(peaks), [&](int64_t i) { return load(row + first + i); });
+    for (int64_t r = 0; r < a.rows; ++r) {  // apart, so that rows do not wait for one another
+      const float* const row = scores + r * kKvBlockTokens + first;
+      p[r].set(count, peak[r], [&](int64_t i) { return load(row + i); });
+    }
   }
   void mix(const uint8_t* values, int64_t first, int64_t count, int64_t, int64_t rows, const float*, float* out,
            const uint8_t* next) const {
@@ -136,10 +145,8 @@ struct Int8Cache {
         VF products[R];
         const uint8_t* lines = values + d / 16 * 16 * kKvBlockTokens + first / 4 * 64 + d % 16 * 4;
         int8_tile<R>(p + row, lines, next + (lines - values), (count + 3) / 4, products);
-        for (int r = 0; r < R; ++r) {
-          float* const at = out + (row + r) * width + d;
-          store(at, load(at) + products[r]);
-        }
+        float* at = out + row * width + d;
+        for (int r = 0; r < R; ++r, at += width) store(at, load(at) + products[r]);
       }
     });
   }
