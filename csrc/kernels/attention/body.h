@@ -5,8 +5,10 @@
 // kKvBlockTokens floats, `out` rows of padded_head_dim:
 //   Cache(args, scratch)                            brings the queries into the form that its products take
 //   scores(keys, panel, panels, scores)             scores of all rows for `panels` panels of 16 keys
-//   weights(r, keys, row, first, count)             row r's weights [first, first + count) are there
-//   mix(values, first, count, row, rows, scores, out) out += weights [first, first + count) . values, `rows` rows
+//   weights(keys, scores, first, count)             the weights [first, first + count) of all rows are there
+//   mix(values, first, count, row, rows, scores, out, next)
+//                                                   out += weights [first, first + count) . values, `rows` rows;
+//                                                   the keys of the next block follow
 #pragma once
 
 #include "kernels/attention/attention.h"
@@ -134,18 +136,19 @@ inline void attention(const AttentionArgs& a) {
         largest[r] = now;
       }
       sum[r] += weigh(row + begin, end - begin, now);
-      cache.weights(r, keys, row, begin, end - begin);
     }
+    cache.weights(keys, scores, begin, end - begin);
     if constexpr (Cache::kElement > 1) {
       if (hidden && !all_finite<Cache::kElement>(values, a.head_dim)) {
         for (int64_t r = 0; r < a.rows; ++r) {
           hide<Cache::kElement>(values, a.head_dim, sights[r], copy);
-          cache.mix(copy, begin, used - begin, r, 1, scores, out);
+          cache.mix(copy, begin, used - begin, r, 1, scores, out, values);
         }
         continue;
       }
     }
-    cache.mix(values, begin, used - begin, 0, a.rows, scores, out);
+    const uint8_t* const next = first + kKvBlockTokens < a.kv_end ? a.blocks[block + 1 - a.first_block] : values;
+    cache.mix(values, begin, used - begin, 0, a.rows, scores, out, next);
   }
 
   for (int64_t r = 0; r < a.rows; ++r) {

@@ -41,11 +41,11 @@ struct Bf16Cache {
       }
     });
   }
-  void weights(int64_t r, const uint8_t*, const float* row, int64_t first, int64_t count) {
-    round_row(row + first, count, p + r * kKvBlockTokens + first);
+  void weights(const uint8_t*, const float* scores, int64_t first, int64_t count) {
+    for (int64_t at = first; at < a.rows * kKvBlockTokens; at += kKvBlockTokens) round_row(scores + at, count, p + at);
   }
-  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*,
-           float* out) const {
+  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out,
+           const uint8_t*) const {
     for_each_tile(rows, [&]<int R>(int64_t tile) {
       const uint8_t* x[R];
       for (int r = 0; r < R; ++r) x[r] = (const uint8_t*)(p + (row + tile + r) * kKvBlockTokens + first);

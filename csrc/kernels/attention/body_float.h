@@ -48,9 +48,9 @@ struct FloatCache {
                                to + r * kKvBlockTokens + panel * 16, kKvBlockTokens, false);
     });
   }
-  void weights(int64_t, const uint8_t*, const float*, int64_t, int64_t) const {}
+  void weights(const uint8_t*, const float*, int64_t, int64_t) const {}
   void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float* weights_of,
-           float* out) const {
+           float* out, const uint8_t*) const {
     const float* x[kMaxAttentionRows];
     for (int64_t r = 0; r < rows; ++r) x[r] = weights_of + (row + r) * kKvBlockTokens + first;
     for_each_tile(rows, [&]<int R>(int64_t r) {

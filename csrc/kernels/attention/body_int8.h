@@ -13,53 +13,59 @@ namespace {
 constexpr int32_t kHighUnit = 254;
 constexpr float kLargestStep = 127.0f * kHighUnit;
 
-inline void store_bytes(uint8_t* to, VI integers) {
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  const Bytes bytes = __builtin_convertvector(integers, Bytes);
-  __builtin_memcpy(to, &bytes, sizeof bytes);
-}
-
-// A row of numbers in 16 bits.
+// A row of numbers in 16 bits: of every four columns the high bytes, then the low ones. The rows of a tile lie
+// together, so that `stride` bytes further are the next four columns.
 struct Row16 {
-  uint8_t *high, *low;
+  uint8_t* bytes;
+  int64_t stride;
   float step;
   int32_t high_offset, low_offset;  // undo the storage of the other factor as unsigned bytes
 
   // x(i) gives the vector at i; `count` is a multiple of kLanes.
   template <typename Get>
   void set(int64_t count, float peak, Get x) {
+    typedef int8_t Bytes __attribute__((vector_size(kLanes)));
     step = peak * (1.0f / kLargestStep);
     const float inverse = peak > kZeroKvPeak ? kLargestStep / peak : 0.0f;
     VI high_sum = {}, low_sum = {};
+    uint8_t* to = bytes;
     for (int64_t i = 0; i < count; i += kLanes) {
       const VF rounded = round(x(i) * inverse);
       const VF whole = select(rounded == rounded, rounded, splat(0.0f));  // infinity * 0: the step says it
       const VF upper = round(whole * (1.0f / kHighUnit));
       const VI h = __builtin_convertvector(upper, VI);
       const VI l = __builtin_convertvector(whole - upper * (float)kHighUnit, VI);
-      store_bytes(high + i, h);
-      store_bytes(low + i, l);
       high_sum += h;
       low_sum += l;
+      const Bytes high = __builtin_convertvector(h, Bytes), low = __builtin_convertvector(l, Bytes);
+      for (int unit = 0; unit < kLanes / 4; ++unit, to += stride) {
+        __builtin_memcpy(to, (const uint8_t*)&high + 4 * unit, 4);
+        __builtin_memcpy(to + 4, (const uint8_t*)&low + 4 * unit, 4);
+      }
     }
     high_offset = -128 * sum_lanes(high_sum);
     low_offset = -128 * sum_lanes(low_sum);
   }
 };
 
-// x[r] . lines for R rows and one vector of a panel.
+// x[r] . lines for the R rows of a tile and one vector of a panel. `next` are the lines that lie as far in what is read
+// after this: with this many products to a line, memory would otherwise wait for them and they for it.
 template <int R>
-GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, int64_t count, VF (&products)[R]) {
+GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, const uint8_t* next, int64_t count,
+                             VF (&products)[R]) {
   VI high[R], low[R];
   for (int r = 0; r < R; ++r) {
     high[r] = Q8Dot::start(x[r].high_offset);
     low[r] = Q8Dot::start(x[r].low_offset);
   }
+  const uint8_t* bytes = x->bytes;
+#pragma GCC unroll 4
   for (int64_t j = 0; j < count; ++j) {
     const VI w = load_i32(lines + j * 64);
+    __builtin_prefetch(next + j * 64, 0, 2);
     for (int r = 0; r < R; ++r) {
-      high[r] = Q8Dot::add(high[r], w, x[r].high + 4 * j);
-      low[r] = Q8Dot::add(low[r], w, x[r].low + 4 * j);
+      high[r] = Q8Dot::add(high[r], w, bytes + 8 * R * j + 8 * r);
+      low[r] = Q8Dot::add(low[r], w, bytes + 8 * R * j + 8 * r + 4);
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -78,16 +84,16 @@ struct Int8Cache {
   Int8Cache(const AttentionArgs& args, float* scratch)
       : a(args), columns(kv_key_columns(a.head_dim, 1)), width(padded_head_dim(a.head_dim)) {
     uint8_t* at = (uint8_t*)scratch;
-    const auto take = [&](int64_t bytes) {
-      uint8_t* const start = at;
-      at += bytes;
-      return start;
-    };
+    for (int64_t first = 0; first < a.rows; first += kRowTile) {
+      const int64_t tile = clamp(a.rows - first, 0, kRowTile);
+      for (int64_t r = first; r < first + tile; ++r) {
+        q[r].bytes = at + 8 * (r - first);
+        p[r].bytes = q[r].bytes + 2 * width * tile;
+        q[r].stride = p[r].stride = 8 * tile;
+      }
+      at += 2 * (width + kKvBlockTokens) * tile;
+    }
     for (int64_t r = 0; r < a.rows; ++r) {
-      q[r].high = take(width);
-      q[r].low = take(width);
-      p[r].high = take(kKvBlockTokens);
-      p[r].low = take(kKvBlockTokens);
       const auto get = [&](int64_t i) {
         const int64_t left = a.head_dim - i;
         return left >= kLanes ? load(a.q[r] + i) : left > 0 ? load_some(a.q[r] + i, left) : splat(0.0f);
@@ -107,32 +113,40 @@ struct Int8Cache {
       for (int64_t first = panel * 16; first < (panel + panels) * 16; first += kLanes) {
         VF products[R];
         const uint8_t* lines = keys + first / 16 * 16 * columns + first % 16 * 4;
-        int8_tile<R>(q + row, lines, columns / 4, products);
+        int8_tile<R>(q + row, lines, lines + kv_key_bytes(a.head_dim, 1), columns / 4, products);
         for (int r = 0; r < R; ++r) store(to + (row + r) * kKvBlockTokens + first, products[r] * load(scales + first));
       }
     });
   }
-  void weights(int64_t r, const uint8_t* keys, float* row, int64_t first, int64_t count) {
+  void weights(const uint8_t* keys, float* scores, int64_t first, int64_t count) {
     const float* scales = key_scales(keys) + kKvBlockTokens;
-    VI peaks = {};
-    for (int64_t i = first; i < first + count; i += kLanes) {
-      const VF weight = load(row + i);
-      const VF scaled = select(weight == 0.0f, weight, weight * load(scales + i));  // a hidden token's scale: anything
-      store(row + i, scaled);
-      peaks = raise_peaks(peaks, scaled);
+    float peak[kMaxAttentionRows];
+    for (int64_t r = 0; r < a.rows; ++r) {
+      float* const row = scores + r * kKvBlockTokens;
+      VI peaks = {};
+      for (int64_t i = first; i < first + count; i += kLanes) {
+        const VF weight = load(row + i);
+        const VF scaled =
+            select(weight == 0.0f, weight, weight * load(scales + i));  // a hidden token's scale: anything
+        store(row + i, scaled);
+        peaks = raise_peaks(peaks, scaled);
+      }
+      peak[r] = largest_magnitude(peaks);
     }
-    p[r].set(count, largest_magnitude(peaks), [&](int64_t i) { return load(row + first + i); });
+    for (int64_t r = 0; r < a.rows; ++r) {  // apart, so that rows do not wait for one another
+      const float* const row = scores + r * kKvBlockTokens + first;
+      p[r].set(count, peak[r], [&](int64_t i) { return load(row + i); });
+    }
   }
-  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t, int64_t rows, const float*, float* out) const {
+  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t, int64_t rows, const float*, float* out,
+           const uint8_t* next) const {
     for_each_tile(rows, [&]<int R>(int64_t row) {
       for (int64_t d = 0; d < width; d += kLanes) {
         VF products[R];
         const uint8_t* lines = values + d / 16 * 16 * kKvBlockTokens + first / 4 * 64 + d % 16 * 4;
-        int8_tile<R>(p + row, lines, (count + 3) / 4, products);
-        for (int r = 0; r < R; ++r) {
-          float* const at = out + (row + r) * width + d;
-          store(at, load(at) + products[r]);
-        }
+        int8_tile<R>(p + row, lines, next + (lines - values), (count + 3) / 4, products);
+        float* at = out + row * width + d;
+        for (int r = 0; r < R; ++r, at += width) store(at, load(at) + products[r]);
       }
     });
   }

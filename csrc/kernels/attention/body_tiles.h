@@ -71,11 +71,14 @@ struct TileCache {
     multiply(q, query_bytes, a.rows, keys + panel * panel_bytes, panel_bytes, panels, a.head_dim, to + panel * 16,
              kKvBlockTokens, false);
   }
-  void weights(int64_t r, const uint8_t*, const float* row, int64_t first, int64_t count) {
-    round_into_tiles(row + first, count, line_of(p, kWeightBytes, r));
+  void weights(const uint8_t*, const float* scores, int64_t first, int64_t count) {
+    for (int64_t r = 0; r < a.rows; ++r) {
+      round_into_tiles(scores + r * kKvBlockTokens + first, count, line_of(p, kWeightBytes, r));
+    }
   }
   // `rows` is all of them, or one.
-  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out) {
+  void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out,
+           const uint8_t*) {
     multiply(line_of(p, kWeightBytes, row), kWeightBytes, rows, values + first * 32, 32 * kKvBlockTokens, width / 16,
              count, out + row * width, width, true);
   }

@@ -40,9 +40,11 @@ inline void store_some(float* p, VF v, int64_t count) {
   __builtin_memcpy(p, lanes, (size_t)count * sizeof(float));
 }
 
+// Unrolled, gcc keeps the lanes in registers.
 inline float sum_lanes(VF v) {
   float lanes[kLanes];
   store(lanes, v);
+#pragma GCC unroll 4
   for (int step = kLanes / 2; step > 0; step /= 2) {
     for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
   }
@@ -51,6 +53,7 @@ inline float sum_lanes(VF v) {
 inline float max_lanes(VF v) {
   float lanes[kLanes];
   store(lanes, v);
+#pragma GCC unroll 4
   for (int step = kLanes / 2; step > 0; step /= 2) {
     for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
   }
