@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from tiny_models import CONFIGS, write_folder
@@ -45,3 +48,14 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_folder(folder / "source", CONFIGS["gemma3_text"])
     gemlet.convert(source, folder / "q4", weights="q4", threads=1)
     return folder / "q4"
+
+
+@pytest.fixture
+def hole_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder for files with gigabytes of holes: in memory where it can be, as reading them there is quick
+    and fills no page cache."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
