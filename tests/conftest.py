@@ -1,12 +1,18 @@
-"""Runs before any test; the tokenizers that several files test."""
+"""Runs before any test; the tokenizers and the packed model that several files test."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from tiny_models import CONFIGS, write_folder
 from tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
 
+import gemlet
 from gemlet.tokenizer import Tokenizer
 
 # A shell that starts a command in the background makes it ignore Ctrl-C, and its children inherit that. Tests
@@ -33,3 +39,23 @@ def trained_json_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenize
 @pytest.fixture(scope="session")
 def trained_gguf_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_file(save(tmp_path_factory.mktemp("gguf"), "model.gguf", trained_gguf()))
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed Gemma 3, never changed."""
+    folder = tmp_path_factory.mktemp("packed")
+    source = write_folder(folder / "source", CONFIGS["gemma3_text"])
+    gemlet.convert(source, folder / "q4", weights="q4", threads=1)
+    return folder / "q4"
+
+
+@pytest.fixture
+def hole_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder for files with gigabytes of holes: in memory where it can be, as reading them there is quick
+    and fills no page cache."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)

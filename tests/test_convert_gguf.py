@@ -14,8 +14,7 @@ from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
 from test_adapter_files import write as write_adapter
 from test_load_gguf import BLOCKED, logits_of, model_of
 from test_load_gguf_hostile import split
-from test_packed import read_header
-from tiny_models import with_header, write_folder
+from tiny_models import read_header, with_header, write_folder
 from tokenizer_files import (
     ARRAY,
     BOOL,

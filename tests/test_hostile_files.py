@@ -3,17 +3,18 @@
 =============== ======================= ======================= ===================== ====================== =======================
 broken          safetensors             GGUF                    tokenizer.json        config.json            adapters
 =============== ======================= ======================= ===================== ====================== =======================
-cut short       here; test_checkpoint   here; test_gguf,        here                  here                   here;
-                                        test_load_gguf_hostile                                               test_adapter_files
-huge sizes      test_checkpoint         test_gguf, here         test_tokenizer (ids)  test_config            test_adapter_files,
+cut short       here;                   here; test_gguf,        here                  here                   here;
+                test_checkpoint_hostile test_load_gguf_hostile                                               test_adapter_files
+huge sizes      test_checkpoint_hostile test_gguf, here         test_tokenizer (ids)  test_config            test_adapter_files,
                                                                                                              here (header)
-overlapping     test_checkpoint         test_gguf, here         --                    --                     here
-deep or huge    test_checkpoint,        test_gguf (arrays,      test_tokenizer, here  test_config            test_adapter_files,
-metadata        here (header's size)    strings)                (size)                                       here (size)
+overlapping     test_checkpoint_hostile test_gguf, here         --                    --                     here
+deep or huge    here (header's size),   test_gguf (arrays,      test_tokenizer, here  test_config            test_adapter_files,
+metadata        test_checkpoint_hostile strings)                (size)                                       here (size)
 NaN, infinity   test_load,              here (each block type), test_tokenizer        test_config            test_adapter_files
-                test_packed (scales)    test_load_gguf_hostile
-wrong types     test_checkpoint         test_load_gguf_hostile  test_tokenizer        test_config            test_adapter_files
-links           here; test_checkpoint   here                    here                  here                   here
+                test_packed_hostile     test_load_gguf_hostile
+wrong types     test_checkpoint_hostile test_load_gguf_hostile  test_tokenizer        test_config            test_adapter_files
+links           here;                   here                    here                  here                   here
+                test_checkpoint_hostile
                 (paths in an index)
 =============== ======================= ======================= ===================== ====================== =======================
 

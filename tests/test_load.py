@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from processes import run_python
 from real_shapes import write_real_shape_hole
-from tiny_models import CONFIGS, weights_of, write_folder, write_shards
+from tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 import gemlet
 from gemlet import _core, shapes
@@ -29,13 +29,7 @@ from gemlet.errors import (
 from gemlet.load import PRESETS, random_model
 from gemlet.tensors import PER_LAYER_TABLE, core_slots, expected_slots
 
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]
 FAMILIES = list(CONFIGS)
-
-
-def logits_of(folder: Path, **arguments: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    with gemlet.load(folder, threads=1, **arguments) as model:
-        return model.logits(IDS)
 
 
 # --- what is loaded -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from gguf_models import convert_tensors, metadata, typed, write_gguf
 from golden.folders import BY_NAME, HERE
 from numpy.typing import NDArray
-from tiny_models import CONFIGS, weights_of, write_folder
+from tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 
 import gemlet
 from gemlet.checkpoint import Checkpoint
@@ -19,7 +19,6 @@ from gemlet.config import parse_config, shape_config
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.matformer import cut_config
 
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 # 8 layers, of which the last 4 read the keys of layers 2 (local) and 3 (global).
 LARGE = CONFIGS["gemma3n_text"] | {
@@ -67,11 +66,6 @@ def cut_and_save(
         "num_kv_shared_layers": sum(i >= first for i in kept),
     }
     return write_folder(folder, small, tensors=cut)
-
-
-def logits_of(folder: Path, **arguments: Any) -> NDArray[np.float32]:
-    with gemlet.load(folder, threads=1, **arguments) as model:
-        return model.logits(IDS)
 
 
 CASES: list[tuple[Any, list[int], list[int]]] = [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import gemlet
 from gemlet.config import parse_config
 from gemlet.tensors import expected_slots, tensor_name
 
@@ -67,6 +68,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # a text for these models
+
+
+def logits_of(folder: Path, **arguments: Any) -> NDArray[np.float32]:
+    """Of ``IDS``, by the model in a folder."""
+    with gemlet.load(folder, threads=1, **arguments) as model:
+        return model.logits(IDS)
+
+
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Truncated to bfloat16: exact enough for weights that nobody compares."""
     return (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -105,6 +115,19 @@ def with_header(header: object, data: bytes) -> bytes:
     """``header`` (an object, or JSON text to take as it is) and ``data`` as a safetensors file."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file, and its data."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_safetensors(folder: Path, data: bytes) -> Path:
+    """``data`` as ``model.safetensors`` in ``folder``, which exists."""
+    (folder / "model.safetensors").write_bytes(data)
+    return folder
 
 
 def write_folder(
