@@ -121,6 +121,21 @@ def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.
         np.testing.assert_array_equal(two.logits(ids, adapter="gemma3-plain"), whole)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(name: str) -> None:
+    """The adapter changes keys and values of tokens that have no further part in the last layers."""
+    ids, _ = read_golden(name)
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        model.load_adapter(ADAPTERS / name)
+        expected = model.logits(ids, adapter=name)
+        sequence = _core.TokenSequence(model._core_model, core_adapter(model, name))
+        sequence.extend(int32(ids[:9]), logits="none")
+        sequence.extend(int32(ids[9:-2]), logits="last")
+        assert difference(sequence.logits(), expected[-3:-2]) < REORDERED
+        sequence.extend(int32(ids[-2:]), logits="all")
+        assert difference(sequence.logits(), expected[-2:]) < REORDERED
+
+
 def test_generations_choose_their_adapter(adapted: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}

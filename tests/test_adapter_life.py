@@ -215,9 +215,9 @@ def test_the_scratch_of_adapters_is_what_a_pass_takes() -> None:
         builder.add(f"layers.0.{slot}", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
     adapter = builder.finish()
     ids = np.arange(512, dtype=np.int32) % 96
-    _core.TokenSequence(core).extend(ids)
+    _core.TokenSequence(core).extend(ids, logits="all")
     before = resident()
-    _core.TokenSequence(core, adapter).extend(ids)
+    _core.TokenSequence(core, adapter).extend(ids, logits="all")
     grown = (resident() - before) * 2**20
     expected = core.adapter_scratch_bytes(rank)
     assert expected > 2 * width * 512 * 4

@@ -23,6 +23,8 @@ from gemlet import _core
 Floats = NDArray[np.float32]
 # Two float32 evaluations of the same thing in another order of additions.
 REORDERED = 5e-5
+# Taps behind all layers.
+END = {"final_norm", "logits"}
 # Variants whose last layers read the keys and values of earlier ones.
 SHARING = {"gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced", "gemma4-e2b", "gemma4-e4b", "gemma4-far"}
 
@@ -143,7 +145,7 @@ def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, ND
 def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
     model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, chunk: int
 ) -> None:
-    """Layers that share an earlier layer's keys and values are skipped for the tokens that want no logits."""
+    """Tokens without logits leave the pass when the last layer with a cache has their keys and values."""
     ids = golden["ids"]
     first = len(ids) - 3
     expected = model.logits(ids.tolist())
@@ -160,16 +162,22 @@ def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
 
 
 @pytest.mark.parametrize(("wanted", "rows"), [("none", 0), ("last", 1), ("all", 38)])
-def test_a_layer_without_a_cache_of_its_own_computes_the_wanted_rows_alone(
+def test_from_the_last_cache_on_only_the_wanted_rows_are_computed(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, rows: int
 ) -> None:
-    """What a tap shows is what was computed: a prefill skips the sharing layers for the other tokens."""
-    taps = model._core_model.taps(int32(golden["ids"][:38]), logits=wanted)
+    """What a tap shows is what was computed. Of other tokens that layer makes the keys and values alone."""
+    ids = int32(golden["ids"][:38])
+    taps = model._core_model.taps(ids, logits=wanted)
     layers = model.config.layers
-    own = next((i for i in range(len(layers), 0, -1) if layers[i - 1].kv_source < 0), 0)
-    computed = [len(taps.get(f"layers.{i}.output", ())) for i in range(len(layers))]
-    assert computed == [38] * own + [rows] * (len(layers) - own)
-    assert (own < len(layers)) == (name in SHARING)
+    last = max(i for i, layer in enumerate(layers) if layer.kv_source < 0)
+    assert (last + 1 < len(layers)) == (name in SHARING)
+    whole = model._core_model.taps(ids)
+    for tap, values in whole.items():
+        layer = int(tap.split(".")[1]) if tap.startswith("layers.") else len(layers) if tap in END else -1
+        expected = values if layer < last else values[len(values) - rows :]
+        got = taps.get(tap, values[:0])
+        assert got.shape == expected.shape, tap
+        assert np.abs(got - expected).max(initial=0) <= REORDERED * np.abs(values).max(), tap
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:

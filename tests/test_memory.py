@@ -122,7 +122,7 @@ def test_a_context_takes_what_was_planned(weights: str) -> None:
     """Cache, scratch and logits of a full context, whose short last chunk splits attention over the keys."""
     run_python(f"""{PRELUDE}
     layer = layer_config(num_heads=16, num_kv_heads=8, head_dim=256, sliding_window=0)
-    builder = builder_of(model_config(layer, max_context=1024), "{weights}", kv_cache="bf16")
+    builder = builder_of(model_config(layer, layer, max_context=1024), "{weights}", kv_cache="bf16")
     plan = builder.plan()
     builder.add_random(seed=1)
     core = builder.finish()

@@ -93,7 +93,8 @@ class Backend {
 
   // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
-  // and v go into the cache at their rows' positions. k null: the layer reads another one's cache.
+  // and v go into the cache at their rows' positions. k null: they are there already, or the layer reads another one's
+  // cache. q null: the keys and values alone.
   virtual void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q,
                               float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;

@@ -86,10 +86,10 @@ void ModelConfig::validate() const {
   }
 }
 
-size_t ModelConfig::first_shared_layer() const {
-  size_t first = layers.size();
-  while (first > 0 && layers[first - 1].kv_source >= 0) --first;
-  return first;
+size_t ModelConfig::last_cache_layer() const {
+  size_t last = layers.size() - 1;
+  while (layers[last].kv_source >= 0) --last;  // the first layer always owns one
+  return last;
 }
 
 }  // namespace gemlet

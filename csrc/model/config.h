@@ -65,8 +65,8 @@ struct ModelConfig {
   // Numbers in the embedding of a text.
   int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
 
-  // The first layer from which on no layer owns a cache: later layers need only the rows that want logits.
-  size_t first_shared_layer() const;
+  // The last layer that owns a cache: after its keys and values, only the rows that want logits are needed.
+  size_t last_cache_layer() const;
 };
 
 }  // namespace gemlet

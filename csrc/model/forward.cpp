@@ -33,11 +33,13 @@ ForwardPass::ForwardPass(Model& model, std::span<const Segment> batch, const Tap
 
 void ForwardPass::add_part(const Segment& segment) {
   const int64_t rows = static_cast<int64_t>(segment.ids.size());
-  const int64_t wanted = segment.wanted == LogitsWanted::kNone ? 0 : segment.wanted == LogitsWanted::kLast ? 1 : rows;
+  const bool all = config_.bidirectional || segment.wanted == LogitsWanted::kAll;
+  const int64_t wanted = all ? rows : segment.wanted == LogitsWanted::kLast ? 1 : 0;
   parts_.push_back(
       {segment.kv, segment.adapter, rows_, rows, segment.kv->length(), wanted, segment.logits, segment.embedding});
   ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
   rows_ += rows;
+  wanted_ += wanted;
 }
 
 namespace {
@@ -166,7 +168,10 @@ void ForwardPass::embed_from_disk() {
 }
 
 void ForwardPass::layer(size_t index) {
-  if (index == config_.first_shared_layer()) keep_wanted_rows();
+  if (index == config_.last_cache_layer() && wanted_ < rows_) {
+    complete_keys(index);
+    keep_wanted_rows();
+  }
   if (rows_ == 0) return;
   if (config_.altup_streams > 1) return altup_layer(index);
   const LayerWeights& w = weights_.layers[index];
@@ -191,7 +196,17 @@ void ForwardPass::layer(size_t index) {
   tap_layer(index, "output", x_, hidden);
 }
 
-// From here on no layer writes to a cache, so only the rows that want logits still matter.
+// The keys and values of the last layer that writes to a cache, ahead of the layer itself, which then as all later ones
+// needs only the rows that want logits.
+void ForwardPass::complete_keys(size_t index) {
+  const bool altup = config_.altup_streams > 1;
+  if (altup) altup_predict(index);
+  backend_.rms_norm(altup ? predicted_ : x_, weights_.layers[index].pre_attention_norm, eps_, rows_,
+                    config_.hidden_size, normed_);
+  attention(index, true);
+  keys_are_complete_ = true;
+}
+
 void ForwardPass::keep_wanted_rows() {
   std::vector<int64_t> kept;
   for (Part& part : parts_) {
@@ -201,13 +216,11 @@ void ForwardPass::keep_wanted_rows() {
     part.rows = part.wanted;
     part.position += skipped;
   }
-  const int64_t count = static_cast<int64_t>(kept.size());
-  if (count == rows_) return;
-  // [blocks, rows, dim] -> [blocks, count, dim]; rows only move towards the front, so in order this works in place.
+  // [blocks, rows, dim] -> [blocks, wanted, dim]; rows only move towards the front, so in order this works in place.
   const auto keep = [&](float* x, int64_t blocks, int64_t dim) {
     for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t from = block * rows_ + kept[static_cast<size_t>(i)], to = block * count + i;
+      for (int64_t i = 0; i < wanted_; ++i) {
+        const int64_t from = block * rows_ + kept[static_cast<size_t>(i)], to = block * wanted_ + i;
         if (from != to) backend_.copy(x + from * dim, dim, x + to * dim);
       }
     }
@@ -216,7 +229,7 @@ void ForwardPass::keep_wanted_rows() {
   if (config_.per_layer_input_size > 0) {
     keep(per_layer_, 1, config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size()));
   }
-  rows_ = count;
+  rows_ = wanted_;
   find_adapter_runs();
   make_rope_tables();
 }

@@ -34,7 +34,7 @@ class ForwardPass {
     const Adapter* adapter;
     int64_t row, rows;
     int64_t position;  // absolute, of the first row
-    int64_t wanted;    // last rows that want logits
+    int64_t wanted;    // last rows that matter to the end: those that want logits, all of a bidirectional model
     float* logits;
     float* embedding;
   };
@@ -60,12 +60,14 @@ class ForwardPass {
   void allocate();
   void make_rope_tables();
   void embed_from_disk();
+  void complete_keys(size_t index);
   void keep_wanted_rows();
   void head(const float* x, int64_t rows, float* logits);  // lm_head(x), before the softcap
   void find_adapter_runs();
 
   void project(size_t index, std::span<const Projection> projections);  // all of them in one go, like Backend::matmul
-  void attention(size_t index);                                         // branch_ = o_proj(attention(normed_))
+  // branch_ = o_proj(attention(normed_)), or of normed_ only the keys and values, into the cache
+  void attention(size_t index, bool keys_alone = false);
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
   void add_experts(size_t index);  // branch_ = norm(branch_) + norm(experts(x_))
 
@@ -74,6 +76,7 @@ class ForwardPass {
 
   void open_streams();                                          // x_ [rows, hidden] -> [streams, rows, hidden]
   void altup_layer(size_t index);                               // layer() over streams
+  void altup_predict(size_t index);                             // predicted_ = the streams behind the layer
   void altup_route(const AltupWeights& altup, const float* x);  // modalities_ = router(rms_norm(x))
   void close_streams();                                         // and back
 
@@ -90,6 +93,8 @@ class ForwardPass {
   std::vector<Product> products_;  // of the call of project() at hand
   std::vector<int32_t> ids_;
   int64_t rows_ = 0;
+  int64_t wanted_ = 0;              // of them: the sum over parts_
+  bool keys_are_complete_ = false;  // ahead of their layer: by complete_keys()
   float eps_;
 
   // Scratch, all inside Model::activations_.

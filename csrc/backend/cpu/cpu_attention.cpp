@@ -84,7 +84,7 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Att
     const int64_t position = segment.position + i;
     const float* c = cosines + row * (dim / 2);
     const float* s = sines + row * (dim / 2);
-    for (int64_t h = 0; h < shape.num_heads; ++h) {
+    for (int64_t h = 0; q && h < shape.num_heads; ++h) {
       float* head = q + (row * shape.num_heads + h) * dim;
       if (q_norm) kernels_.rms_norm(head, q_norm, eps, dim, head);
       kernels_.rope(c, s, shape.query_scale, dim, head);

@@ -13,6 +13,28 @@ inline float float_of_bits(uint32_t bits) {
   return value;
 }
 
+// Four lanes at a time: compilers take a loop over single lanes apart.
+typedef int32_t FourInts __attribute__((vector_size(16)));
+inline FourInts four_lanes(VI v, int first) {
+  FourInts four;
+  __builtin_memcpy(&four, (const char*)&v + first * 4, sizeof four);
+  return four;
+}
+inline int32_t sum_lanes_i32(VI v) {
+  FourInts sum = four_lanes(v, 0);
+  for (int i = 4; i < kLanes; i += 4) sum += four_lanes(v, i);
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+inline int32_t max_lanes_i32(VI v) {
+  FourInts most = four_lanes(v, 0);
+  for (int i = 4; i < kLanes; i += 4) {
+    const FourInts next = four_lanes(v, i);
+    most = next > most ? next : most;
+  }
+  const int32_t even = most[0] > most[2] ? most[0] : most[2], odd = most[1] > most[3] ? most[1] : most[3];
+  return even > odd ? even : odd;
+}
+
 }  // namespace
 
 namespace GEMLET_TIER {
@@ -33,8 +55,7 @@ void quantize_i8(const QuantizeArgs& a) {
       const VI bits = (VI)abs(x[v]);
       peaks = bits > peaks ? bits : peaks;
     }
-    int32_t peak_bits = 0;
-    for (int i = 0; i < kLanes; ++i) peak_bits = peaks[i] > peak_bits ? peaks[i] : peak_bits;
+    const int32_t peak_bits = max_lanes_i32(peaks);
     float scale, inverse;
     if (a.power_of_two) {
       const uint32_t bits = power_scale_bits((uint32_t)peak_bits);
@@ -56,10 +77,8 @@ void quantize_i8(const QuantizeArgs& a) {
       const Bytes bytes = __builtin_convertvector(integer, Bytes);
       __builtin_memcpy(q + b * kQuantBlock + v * kLanes, &bytes, sizeof bytes);
     }
-    int32_t total = 0;
-    for (int i = 0; i < kLanes; ++i) total += sum[i];
     scales[b] = scale;
-    offsets[b] = -a.zero_point * total;
+    offsets[b] = -a.zero_point * sum_lanes_i32(sum);
   }
   if (lost) scales[0] = __builtin_nanf("");
 }

@@ -5,6 +5,13 @@
 #include "model/forward.h"
 
 namespace gemlet {
+namespace {
+
+float router_scale(const ModelConfig& config) {
+  return 1.0f / static_cast<float>(config.hidden_size);  // divided by d, not its root
+}
+
+}  // namespace
 
 void ForwardPass::open_streams() {
   const int64_t hidden = config_.hidden_size;
@@ -23,14 +30,19 @@ void ForwardPass::altup_route(const AltupWeights& altup, const float* x) {
   backend_.matmul({&router, 1});
 }
 
+void ForwardPass::altup_predict(size_t index) {
+  const AltupWeights& a = weights_.layers[index].altup;
+  altup_route(a, x_);
+  backend_.altup_predict(x_, modalities_, router_scale(config_), a.prediction_coefs, config_.altup_streams, rows_,
+                         config_.hidden_size, predicted_);
+}
+
 void ForwardPass::altup_layer(size_t index) {
   const LayerWeights& w = weights_.layers[index];
   const AltupWeights& a = w.altup;
   const int64_t hidden = config_.hidden_size, streams = config_.altup_streams;
-  const float router_scale = 1.0f / static_cast<float>(hidden);  // divided by d, not its root
 
-  altup_route(a, x_);
-  backend_.altup_predict(x_, modalities_, router_scale, a.prediction_coefs, streams, rows_, hidden, predicted_);
+  altup_predict(index);
   float* const z = last_;  // [rows, hidden] stream 0 on its way through the layer
   backend_.copy(predicted_, rows_ * hidden, z);
   backend_.rms_norm(z, w.pre_attention_norm, eps_, rows_, hidden, normed_);
@@ -54,7 +66,8 @@ void ForwardPass::altup_layer(size_t index) {
   backend_.add_branch(branch_, w.post_mlp_norm, eps_, rows_, hidden, z);
 
   altup_route(a, z);
-  backend_.altup_correct(predicted_, z, modalities_, router_scale, a.correction_coefs, streams, rows_, hidden, x_);
+  backend_.altup_correct(predicted_, z, modalities_, router_scale(config_), a.correction_coefs, streams, rows_, hidden,
+                         x_);
 
   backend_.mul_rows(x_, a.correct_scale, rows_, hidden, normed_);
   per_layer_input(index, normed_);

@@ -5,20 +5,21 @@
 
 namespace gemlet {
 
-void ForwardPass::attention(size_t index) {
+void ForwardPass::attention(size_t index, bool keys_alone) {
   const LayerConfig& c = config_.layers[index];
   const LayerWeights& w = weights_.layers[index];
-  const bool owns_cache = c.kv_source < 0;
+  const bool with_keys = c.kv_source < 0 && !keys_are_complete_;
   float* const q = wide_;                                     // [rows, heads, head_dim]
   float* const mixed = q + rows_ * c.num_heads * c.head_dim;  // [rows, heads, head_dim]
   float* const k = mixed + rows_ * c.num_heads * c.head_dim;  // [rows, kv_heads, head_dim]
   float* const v = k + rows_ * c.num_kv_heads * c.head_dim;   // [rows, kv_heads, head_dim]
 
-  std::vector<Projection> projections = {{normed_, &w.q_proj, &LayerAdapter::q_proj, q}};
-  if (owns_cache) projections.push_back({normed_, &w.k_proj, &LayerAdapter::k_proj, k});
-  if (owns_cache && !c.key_is_value) projections.push_back({normed_, &w.v_proj, &LayerAdapter::v_proj, v});
+  std::vector<Projection> projections;
+  if (!keys_alone) projections.push_back({normed_, &w.q_proj, &LayerAdapter::q_proj, q});
+  if (with_keys) projections.push_back({normed_, &w.k_proj, &LayerAdapter::k_proj, k});
+  if (with_keys && !c.key_is_value) projections.push_back({normed_, &w.v_proj, &LayerAdapter::v_proj, v});
   project(index, projections);
-  if (c.key_is_value) backend_.copy(k, rows_ * c.num_kv_heads * c.head_dim, v);
+  if (with_keys && c.key_is_value) backend_.copy(k, rows_ * c.num_kv_heads * c.head_dim, v);
 
   const AttentionShape shape = {c.num_heads,
                                 c.num_kv_heads,
@@ -34,8 +35,9 @@ void ForwardPass::attention(size_t index) {
   }
   const Rope* rope = ropes_.data();
   while (!rope->example->same_rope(c)) ++rope;
-  backend_.rope_and_store(shape, segments, q, owns_cache ? k : nullptr, v, w.q_norm, w.k_norm, c.v_norm, eps_,
-                          rope->cosines, rope->sines);
+  backend_.rope_and_store(shape, segments, keys_alone ? nullptr : q, with_keys ? k : nullptr, v, w.q_norm, w.k_norm,
+                          c.v_norm, eps_, rope->cosines, rope->sines);
+  if (keys_alone) return;
   backend_.attention(shape, segments, q, mixed);
 
   const Projection output = {mixed, &w.o_proj, &LayerAdapter::o_proj, branch_};
