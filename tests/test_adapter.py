@@ -129,10 +129,10 @@ def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(name: str) ->
         model.load_adapter(ADAPTERS / name)
         expected = model.logits(ids, adapter=name)
         sequence = _core.TokenSequence(model._core_model, core_adapter(model, name))
-        sequence.extend(int32(ids[:9]), logits="none")
-        sequence.extend(int32(ids[9:-2]), logits="last")
+        sequence.extend(int32(*ids[:9]), logits="none")
+        sequence.extend(int32(*ids[9:-2]), logits="last")
         assert difference(sequence.logits(), expected[-3:-2]) < REORDERED
-        sequence.extend(int32(ids[-2:]), logits="all")
+        sequence.extend(int32(*ids[-2:]), logits="all")
         assert difference(sequence.logits(), expected[-2:]) < REORDERED
 
 
