@@ -7,6 +7,7 @@ system enforces at once. Thread stacks count.
 from __future__ import annotations
 
 import pytest
+from core_models import builder_of, layer_config, model_config
 from processes import run_python
 
 PRELUDE = """
@@ -134,6 +135,16 @@ def test_a_context_takes_what_was_planned(weights: str) -> None:
     planned = plan["kv_cache"] + plan["activations"]
     assert planned - 2e6 < grown < planned + 1e6, (grown, plan)
     """)
+
+
+def test_the_plan_has_what_each_thread_expands_of_bf12() -> None:
+    layer = layer_config(intermediate_size=2**15)
+    builder = builder_of(model_config(layer), "bf12", kv_cache="bf16")
+    plans = [builder.plan(threads=threads)["activations"] for threads in (1, 2, 9)]
+    panel = 2**15 * 32  # of down_proj, 16 outputs as bf16
+    assert plans[1] - plans[0] == panel
+    assert plans[2] - plans[0] == 8 * panel
+    assert builder.plan() == builder.plan(threads=1)  # the builder's own
 
 
 # --- Not there ----------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ Packed pack(const std::string& format_text, const Floats& w) {
     if (!pack_panel(*format, w.data(p * kPanelRows, 0), rows, w.shape(1),
                     packed.storage.data() + p * panel_bytes(*format, w.shape(1)))) {
       fail(ErrorCode::kTensor,
-           "the matrix holds values that are not finite or too large, or for bf12 of too many magnitudes");
+           "the matrix holds values that are not finite or too large, or for bf12 of too many exponents");
     }
   }
   return packed;

@@ -267,16 +267,18 @@ void register_model(py::module_& m) {
            py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false)
       .def(
           "plan",
-          [](ModelBuilder& builder, const std::string& table_type) {
-            const MemoryPlan plan = builder.plan(source_type("embed_tokens_per_layer", table_type));
+          [](ModelBuilder& builder, const std::string& table_type, int threads) {
+            const MemoryPlan plan = builder.plan(source_type("embed_tokens_per_layer", table_type), threads);
             return std::map<std::string, int64_t>{{"weights", plan.weights},
                                                   {"embedding", plan.embedding},
                                                   {"kv_cache", plan.kv_cache},
                                                   {"activations", plan.activations},
                                                   {"on_disk", plan.on_disk}};
           },
-          py::arg("table_type") = "bf16",
-          "Bytes that the model will take, by use; the per-layer table being of that type in its file.")
+          py::arg("table_type") = "bf16", py::arg("threads") = 0,
+          "Bytes that the model will take, by use; the per-layer table being of that type in its file. `threads`: "
+          "those "
+          "of a pass; 0: the builder's, or as many as this machine would get.")
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
       .def("packed_sizes", &packed_sizes, "(format, bytes) of every slot in packed form.")
       .def("add", &ModelBuilder::add, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0,

@@ -231,10 +231,21 @@ void check_damaged(const MatmulOperation& operation, const Tiers& tiers) {
   for (int i = 0; i < 64; ++i) {
     const int64_t bytes = packed_bytes(operation.weights, 20, 70);
     for (int64_t at = 0; at < bytes; ++at) c.weights.data()[at] = static_cast<uint8_t>(i == 0 ? 255 : random.bits());
+    if (operation.weights == Format::kBf12 && i % 2 == 1) {  // places within the panel, in any order, and any count
+      for (int64_t p = 0; p < 2; ++p) {
+        uint8_t* const list = c.weights.data() + p * c.args.panel_stride + bf12_exceptions_at(70);
+        const int64_t most = most_bf12_exceptions(70), counts[] = {0, most, most + 1, 0xffffffff};
+        for (int64_t at = 0; at <= most; ++at) {
+          const int64_t entry = at == 0 ? counts[i / 2 % 4] : random.below(2 * 9 * kBf12Words) << 8 | random.below(256);
+          const uint32_t bits = static_cast<uint32_t>(entry);
+          std::memcpy(list + 4 * at, &bits, 4);
+        }
+      }
+    }
     for (const Tier tier : tiers) {
       begin_case(operation.name, tier, "any bytes");
       c.args.y = y.as<float>();
-      c.args.scratch = i % 2 == 0 ? scratch.data() : nullptr;
+      c.args.scratch = i % 4 < 2 ? scratch.data() : nullptr;
       (kernels::kernels_for(tier).*operation.kernel)(c.args);
     }
   }

@@ -13,18 +13,19 @@
 //   low
 //         nibbles W[r][4j .. 4j+3], high nibbles W[r][16+4j .. 16+4j+3], each q + 8, q in [-8, 7], value = q * scale;
 //         no scale is zero, as kernels add to its exponent: zeros have q = 0 and the least scale
-//   bf12  bf16 without loss. 16 words, each twice (64 bytes): (e - 1) << 7 for the least exponent e that row r has a
-//         code for; then superblocks of 8 columns, 3 lines of 16-bit words at the places r * 2 + c % 2, which hold the
-//         four lines l that bf16 would have: lines l 0 and 1 share the first line of words and 2 and 3 the second,
-//           sign and mantissa of l 0 and 2 in bits 15 and 0-6, of l 1 and 3 the same with the word's bytes swapped
-//         and the third has all four codes, l 0 in bits 7-10, l 1 in 11-14, l 2 in 3-6, l 3 in 7-10 with bytes swapped.
-//         Code 0 is exponent 0, code k is e - 1 + k. Behind them the weights with other exponents: their count, at most
-//         most_bf12_exceptions(), then for each, ascending, exponent + 256 * (its place among the words of the panel as
-//         bf16 has it), in 32 bits each.
+//   bf12  bf16 without loss, its exponents as codes of four bits. A line of 16-bit words at the places r * 2 + c % 2:
+//         the base of row r, twice. Then superblocks of 8 columns, four lines of bf16 in three of words at these
+//         places:
+//           sign and mantissa of bf16's line 0 in bits 15 and 6-0, of line 1 there once the word's bytes are swapped
+//           the same of lines 2 and 3
+//           the codes of lines 0, 1, 2 and 3 in bits 10-7, 14-11, 6-3, and 10-7 once the bytes are swapped
+//         The exponent is 0 for code 0, else base / 128 + code. Behind them the exceptions, weights with any other
+//         exponent: their count, at most most_bf12_exceptions(), and for each, ascending, its exponent + 256 * its
+//         place among the words of the panel in bf16; 32 bits each.
 //
 // Scales cover blocks of 32 columns. The value set of q4 is GGUF's Q4_0, that of q8 contains Q8_0. Rows are padded with
-// zeros to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12)
-// or 64 (q8, q4).
+// zeros to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or
+// 64 (q8, q4).
 #pragma once
 
 #include <cstddef>

@@ -149,23 +149,25 @@ uint8_t* ModelBuilder::allocate(int64_t bytes) {
   return storage_.back().data();
 }
 
-MemoryPlan ModelBuilder::plan(SourceType table_type) {
+MemoryPlan ModelBuilder::plan(SourceType table_type, int threads) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   MemoryPlan plan;
-  int64_t widest = 0;  // input of a matrix whose kernels may take it in another form than float; of the experts: all
-  int64_t expansion = 0;
-  const int64_t threads = backend_ ? backend_->threads() : default_threads(detect_cpu_limits()).threads;
+  int64_t widest = 0;     // input of a matrix whose kernels may take it in another form than float; of the experts: all
+  int64_t expansion = 0;  // of a thread
   for (const auto& [name, slot] : slots_) {
     const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
     if (slot.matrix && slot.matrix->format != Format::kF32) widest = std::max(widest, slot.matrix->cols);
     if (slot.matrix && slot.matrix->format == Format::kBf12) {
-      expansion = std::max(expansion, expansion_bytes(slot.matrix->cols) * threads);
+      expansion = std::max(expansion, expansion_bytes(slot.matrix->cols));
     }
   }
   for (const LayerConfig& layer : config_.layers) {
     const int64_t experts = layer.experts_per_token * std::max(config_.hidden_size, layer.expert_intermediate_size);
     if (weight_format_ != Format::kF32) widest = std::max(widest, experts);
+  }
+  if (expansion > 0 && threads == 0) {
+    threads = backend_ ? backend_->threads() : default_threads(detect_cpu_limits()).threads;
   }
   plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
   int64_t partials = 0;
@@ -176,7 +178,7 @@ MemoryPlan ModelBuilder::plan(SourceType table_type) {
   // As floats, the widest input once more, what attention and products with bf12 keep, and one row of logits.
   plan.activations =
       ForwardPass::most_rows(config_) * (ForwardPass::floats_per_row(config_) * 4 + widest * kPreparedBytes) +
-      partials + expansion + config_.vocab_size * 4;
+      partials + expansion * threads + config_.vocab_size * 4;
   if (needs_per_layer_table()) {
     const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
     plan.on_disk = config_.per_layer_vocab_size * source_bytes(table_type, cols);

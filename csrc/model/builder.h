@@ -51,7 +51,8 @@ class ModelBuilder {
                bool embedding_on_disk = false);
 
   // The per-layer table is taken to be of `table_type` in its file.
-  MemoryPlan plan(SourceType table_type = SourceType::kBf16);
+  // For a pass on `threads` threads; 0: as many as the backend has, or as this machine would get.
+  MemoryPlan plan(SourceType table_type = SourceType::kBf16, int threads = 0);
 
   struct Slot {
     std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) as the checkpoint has it

@@ -73,8 +73,9 @@ void check_outcome(Outcome outcome, const std::string& name, std::string_view fo
       fail(ErrorCode::kMemory, "out of memory while packing tensor '", name, "'");
     case Outcome::kNotFinite:
       if (format == format_name(Format::kBf12)) {
-        fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or weights of more magnitudes than bf12 has ",
-             "room for; use bf16, or any other format");
+        fail(ErrorCode::kTensor, "tensor '", name,
+             "' holds NaN or infinity, as of a damaged file, or too many weights ",
+             "outside of 15 consecutive exponents in a row, which bf12 has no room for and bf16 has");
       }
       fail(ErrorCode::kTensor, "tensor '", name, "' holds NaN, infinity or a value too large for format ", format,
            "; the file is damaged or the training diverged");

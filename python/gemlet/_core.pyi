@@ -265,9 +265,11 @@ class ModelBuilder:
         """
         (format, bytes) of every slot in packed form.
         """
-    def plan(self, table_type: str = "bf16") -> dict[str, int]:
+    def plan(
+        self, table_type: str = "bf16", threads: typing.SupportsInt | typing.SupportsIndex = 0
+    ) -> dict[str, int]:
         """
-        Bytes that the model will take, by use; the per-layer table being of that type in its file.
+        Bytes that the model will take, by use; the per-layer table being of that type in its file. `threads`: those of a pass; 0: the builder's, or as many as this machine would get.
         """
     def set_per_layer_table(
         self,

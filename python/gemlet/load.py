@@ -79,12 +79,12 @@ def load(
             "someone/gemma-GGUF:gemma-Q4_0.gguf". Without a tokenizer in it the model still loads, and takes
             and gives token ids.
         weights: the format of the weights in memory: "bf16", "bf12" (the same values and results in three
-            quarters of the memory, and written that much faster), "f32", "q8" (int8 in blocks of 32), "q4"
-            (int4 in blocks of 32; the embedding table is q8). bf12 has room for few weights outside of each
-            row's 15 most frequent exponents; a matrix with more is refused. "auto": each matrix in a format
-            that has all its values, bf16 for BF16 and for float16 that came from it, else f32; of GGUF's
-            types q4 for Q4_0 and q8 for Q8_0, Q5_0 and IQ4_NL. Types whose values no format has become q8
-            (Q4_1, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they
+            quarters of the memory; faster where decoding waits for memory), "f32", "q8" (int8 in blocks of
+            32), "q4" (int4 in blocks of 32; the embedding table is q8). bf12 has codes for 15 consecutive
+            exponents of each row, and room for few others; a matrix with more is refused. "auto": each matrix
+            in a format that has all its values, bf16 for BF16 and for float16 that came from it, else f32; of
+            GGUF's types q4 for Q4_0 and q8 for Q8_0, Q5_0 and IQ4_NL. Types whose values no format has become
+            q8 (Q4_1, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they
             have. Of a packed folder, the format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
             physical cores (``gemlet info`` shows the number and the reason).
@@ -176,6 +176,7 @@ def load(
                 max_context=max_context,
                 embedding_on_disk=embedding_on_disk,
                 own_formats=own_formats,
+                threads=threads,
             )
         builder = _filled_builder(
             opened,
@@ -244,6 +245,7 @@ def random_model(
             embedding=embedding,
             kv_cache=kv_cache,
             max_context=max_context,
+            threads=threads,
         )
     builder = make_builder(
         config,

@@ -68,11 +68,13 @@ def plan_memory(
     embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
     table_type: str = "bf16",
+    threads: int | None = None,
 ) -> MemoryPlan:
     """The memory that the model ``config`` describes takes with these arguments of :func:`gemlet.load`.
 
     ``weights`` is one of the formats, not "auto"; ``own_formats`` those of matrices that have another one;
-    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k").
+    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k"). ``threads`` None: as many
+    as this process may use.
     Raises :class:`InvalidRequestError` for an unknown one.
     """
     from gemlet import _core
@@ -88,7 +90,7 @@ def plan_memory(
         formats=dict(own_formats or {}),
         embedding_on_disk=embedding_on_disk,
     )
-    return MemoryPlan(process=resident_bytes(), **builder.plan(table_type=table_type))
+    return MemoryPlan(process=resident_bytes(), **builder.plan(table_type=table_type, threads=threads or 0))
 
 
 def check_memory(
@@ -101,11 +103,14 @@ def check_memory(
     max_context: int,
     embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
+    threads: int | None = None,
     name: str = "max_memory",
 ) -> int:
     """The bytes that ``limit`` leaves; raises :class:`MemoryLimitError` with the plan and with what would fit
     if it leaves none."""
-    plan_of = partial(plan_memory, config, kv_cache=kv_cache, embedding_on_disk=embedding_on_disk)
+    plan_of = partial(
+        plan_memory, config, kv_cache=kv_cache, embedding_on_disk=embedding_on_disk, threads=threads
+    )
     plan = plan_of(weights=weights, embedding=embedding, max_context=max_context, own_formats=own_formats)
     if plan.total <= limit:
         return limit - plan.total
@@ -119,7 +124,8 @@ def check_memory(
     for choice in [weights, *smaller] if own_formats else smaller:
         if plan_of(weights=choice, max_context=max_context).total <= limit:
             remedies.append(f'weights="{choice}"')
-            break
+            if choice != "bf12":  # which may not have every matrix
+                break
     if weights == "q4" and embedding is None:
         smallest = plan_of(weights="q4", embedding="q4", max_context=max_context)
         if smallest.total <= limit:
@@ -133,6 +139,7 @@ def check_memory(
             max_context=max_context,
             embedding_on_disk=True,
             own_formats=own_formats,
+            threads=threads,
         )
         if smallest.total <= limit:
             remedies.append("embedding_on_disk=True")

@@ -179,7 +179,7 @@ void CpuBackend::matmul(std::span<const Product> products) {
       }
     }
   }
-  uint8_t* const expanded = reinterpret_cast<uint8_t*>(scratch(expanded_, expansion / 4 * pool_.threads()));
+  uint8_t* const expanded = reinterpret_cast<uint8_t*>(scratch(expanded_, expansion / 4 * threads_));
   pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
     MatmulTask& task = tasks_[static_cast<size_t>(index)];
     if (task.expand) task.args.scratch = expanded + thread * expansion;

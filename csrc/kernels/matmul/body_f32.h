@@ -27,7 +27,8 @@ struct FloatColumns {
                                 VF (&odd)[R][H]) {
     const VF w0 = (VF)(line << 16), w1 = (VF)(line & (int32_t)0xffff0000);
     for (int r = 0; r < R; ++r) {
-      const float* const pair = (const float*)(x[r] + at);
+      float pair[2];
+      __builtin_memcpy(pair, x[r] + at, sizeof pair);
       sums[r][h] += pair[0] * w0;
       odd[r][h] += pair[1] * w1;
     }
@@ -36,7 +37,9 @@ struct FloatColumns {
 struct Bf12Lines {
   template <int R, int H>
   static GEMLET_INLINE void tile(const float* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
-    tile_bf12<FloatColumns, R, H>((const uint8_t* const*)x, panel, h0, cols, sums);
+    const uint8_t* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = (const uint8_t*)x[r];
+    tile_bf12<FloatColumns, R, H>(rows, panel, h0, cols, sums);
   }
 };
 

@@ -93,7 +93,8 @@ GEMLET_INLINE void tile_bf12(const uint8_t* const* x, const uint8_t* panel, int 
     }
     if (s == superblocks) break;
     alignas(64) uint8_t words[kBf12WordBytes];
-    alignas(64) uint8_t columns[R][kStep];  // behind the last one -0, which leaves every sum as it is
+    alignas(64)
+        uint8_t columns[R][kStep];  // behind the last float -0, which leaves every sum as it is; bf16 has none behind
     const uint8_t* rows[R];
     const int64_t left = cols - s * kBf12Columns < kBf12Columns ? cols - s * kBf12Columns : kBf12Columns;
     exceptions.expand(panel, s, words);

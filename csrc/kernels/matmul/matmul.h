@@ -30,8 +30,8 @@ using matmul_fn = void(const MatmulArgs&);
 using matmul_f32_f32_fn = matmul_fn;    // f32 activations, f32 weights
 using matmul_f32_bf16_fn = matmul_fn;   // f32 activations, bf16 weights
 using matmul_bf16_bf16_fn = matmul_fn;  // bf16 activations, bf16 weights; denormal numbers may count as zero
-using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights; the same bits as with bf16 weights, as are
-using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights
+using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights: the bits of bf16 weights,
+using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights: but for a zero's sign
 using matmul_i8_q8_fn = matmul_fn;      // int8 activations, q8 weights
 using matmul_i8_q4_fn = matmul_fn;      // int8 activations, q4 weights
 // bf16 activations in tiles; weights rounded to bf16; denormal numbers may count as zero
@@ -39,6 +39,7 @@ using matmul_tiles_bf16_fn = matmul_fn;
 using matmul_tiles_bf12_fn = matmul_fn;
 using matmul_tiles_q8_fn = matmul_fn;
 using matmul_tiles_q4_fn = matmul_fn;
+// Panels of bf12 as bf16, columns padded to 8.
 constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) { return (outputs + 15) / 16 * ((cols + 7) / 8 * 256); }
 // Rows from which a matrix unit is worth the expansion of the weights.
 constexpr int64_t kLeastTileRows = 16;

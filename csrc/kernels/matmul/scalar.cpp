@@ -99,6 +99,8 @@ float rounded_weight<Bf12>(const uint8_t* panel, int64_t cols, int64_t o, int64_
   return bf16_to_f32(words[(c % kBf12Columns / 2 * kPanelRows + o) * 2 + c % 2]);
 }
 
+static_assert(expanded_bytes(1, 9) == 2 * kBf12Words * 2);
+
 // Column c of a row of x is column(x, c).
 template <typename Column>
 void matmul_bf12(const MatmulArgs& a, Column column) {
