@@ -140,6 +140,15 @@ def test_every_format_points_the_same_way(
     assert float(vector @ golden["embedding"]) > least
 
 
+def test_bf12_has_the_bits_of_bf16(name: str) -> None:
+    ids = read_golden(name)["ids"].tolist()
+    vectors = []
+    for weights in ("bf16", "bf12"):
+        with gemlet.load(HERE / name, weights=weights, threads=1) as model:
+            vectors.append(model.embed([ids, ids[:3]]))
+    np.testing.assert_array_equal(*vectors)
+
+
 def test_a_text_is_the_same_beside_others(model: gemlet.Model) -> None:
     random = np.random.default_rng(5)
     texts = [random.integers(4, 139, n).tolist() for n in (1, 2, 64, 3, 300, 65, 700, 5, *[7] * 40)]
