@@ -65,6 +65,8 @@ class Backend {
   // A pass over `rows` tokens begins. Few rows wait for memory, many for arithmetic: each has its number of threads.
   virtual void begin_pass(int64_t rows) = 0;
   virtual AlignedBuffer allocate(size_t bytes) = 0;
+  // In a forked process: begins with new scratch, as a thread that does not exist here may have been changing the old.
+  virtual void leave_scratch_behind() = 0;
 
   // out [ids, dim] = scale * table[ids]
   virtual void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) = 0;

@@ -15,6 +15,12 @@ uint32_t fork_generation() {
   return g_forks.load(std::memory_order_relaxed);
 }
 
+ForkMutex::~ForkMutex() {
+  Node* const node = node_.load();
+  // One of the parent's stays: to destroy a condition waits for its waiters, and they are not in this process.
+  if (node->generation == fork_generation()) delete node;
+}
+
 // A thread that works through a long prompt takes the model's mutex chunk after chunk; with a plain mutex it would get
 // it back every time before a waiting thread has woken up.
 void ForkMutex::lock() {
@@ -22,6 +28,7 @@ void ForkMutex::lock() {
     Node* node = node_.load();
     if (node->generation != fork_generation()) {
       Node* fresh = new Node;  // the old one stays behind: it may be locked for ever
+      fresh->torn = torn();
       if (!node_.compare_exchange_strong(node, fresh)) delete fresh;
       continue;
     }
@@ -40,5 +47,20 @@ void ForkMutex::unlock() {
   }
   node->turn.notify_all();
 }
+
+bool ForkMutex::held() const {
+  Node* const node = node_.load();
+  if (node->generation != fork_generation()) return false;
+  const std::lock_guard<std::mutex> guard(node->mutex);
+  return node->next != node->serving;
+}
+
+// Nobody changes a node of the parent here.
+bool ForkMutex::torn() const {
+  const Node* const node = node_.load();
+  return node->torn || (node->generation != fork_generation() && node->next != node->serving);
+}
+
+void ForkMutex::mend() { node_.load()->torn = false; }
 
 }  // namespace gemlet

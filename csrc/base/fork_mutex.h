@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <utility>
 
 namespace gemlet {
 
@@ -15,12 +16,20 @@ uint32_t fork_generation();
 class ForkMutex {
  public:
   ForkMutex() : node_(new Node) {}
-  ~ForkMutex() { delete node_.load(); }
+  ~ForkMutex();
   ForkMutex(const ForkMutex&) = delete;
   ForkMutex& operator=(const ForkMutex&) = delete;
 
   void lock();
   void unlock();
+
+  bool held() const;  // by any thread, at this moment
+
+  // Whether another thread held it when this process was forked. That thread does not exist here, and what it was
+  // changing may be half changed: whoever locks the mutex, or destroys what it guards, looks, and leaves such parts
+  // behind. Stays so until mend().
+  bool torn() const;
+  void mend();  // for the holder
 
  private:
   struct Node {
@@ -29,8 +38,15 @@ class ForkMutex {
     std::condition_variable turn;
     uint64_t next = 0;     // ticket of the next to come
     uint64_t serving = 0;  // ticket of the holder
+    bool torn = false;
   };
   std::atomic<Node*> node_;
 };
+
+// Takes a value away without reading more of it than a move does: its memory is never given back. For what was torn.
+template <typename T>
+void leave_behind(T& value) {
+  new T(std::move(value));
+}
 
 }  // namespace gemlet

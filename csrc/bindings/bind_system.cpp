@@ -11,6 +11,7 @@
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "kernels/registry.h"
 
 namespace py = pybind11;
@@ -92,7 +93,7 @@ void register_system(py::module_& m) {
       "Threads used when none are asked for, and why. Tests have /proc and /sys in another folder than the root.");
   m.def("available_memory", &available_memory, py::kw_only(), py::arg("files") = "",
         "Bytes of memory that this process may still take: the machine's and under its cgroup's limit.");
-  m.def("return_free_memory", &return_free_memory, py::call_guard<py::gil_scoped_release>(),
+  m.def("return_free_memory", &return_free_memory, py::call_guard<GilRelease>(),
         "Gives the system back what malloc keeps of freed memory.");
   m.def("parse_nodes", &parse_nodes, py::arg("list"), "The NUMA nodes of a list like '0-1,4', as bits.");
   m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),

@@ -5,7 +5,7 @@
 namespace gemlet {
 
 void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adapter* adapter, float* out,
-           const TapSink* taps) {
+           const std::atomic<bool>* cancel, const TapSink* taps) {
   if (!model.config().bidirectional) fail(ErrorCode::kUnsupported, "the model continues texts and makes no embeddings");
   if (adapter && &adapter->model() != &model) {
     fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
@@ -17,7 +17,7 @@ void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adap
     batch.push_back({&caches[i], texts[i], LogitsWanted::kNone, nullptr, adapter,
                      out + static_cast<int64_t>(i) * model.config().embedding_size()});
   }
-  if (!batch.empty()) model.forward(batch, nullptr, taps);
+  if (!batch.empty()) model.forward(batch, cancel, taps);
 }
 
 }  // namespace gemlet

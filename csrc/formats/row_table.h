@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/open_file.h"
 #include "formats/source_types.h"
 
 namespace gemlet {
@@ -18,10 +19,10 @@ class RowTable {
   };
 
   RowTable() = default;
-  // `rows` rows of `cols` values from byte `offset` of the file; of every row only `kept`, one run after the other, all
-  // if empty. Throws kModelFile if the file cannot be opened or is too short, kTensor if it has no such columns or they
-  // are not whole blocks.
-  RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
+  // `rows` rows of `cols` values from byte `offset` of the open file `descriptor`, which stays the caller's (`path` is
+  // for messages); of every row only `kept`, one run after the other, all if empty. Throws kModelFile if the file
+  // cannot be used or is too short, kTensor if it has no such columns or they are not whole blocks.
+  RowTable(int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
            std::vector<Columns> kept = {});
   // A table of random values that takes no memory, for benchmarks.
   static RowTable random(int64_t rows, int64_t cols, uint64_t seed);
@@ -31,12 +32,15 @@ class RowTable {
   int64_t cols() const { return cols_; }
   int64_t row_bytes() const { return source_bytes(type_, cols_); }
 
+  // Throws kModelFile if the file was changed: OpenFile::check().
+  void check() const {
+    if (file_) file_->check();
+  }
   // out [cols] float32. Throws kModelFile if the file has become unreadable, kTensor if the row is not finite.
   void read(int64_t row, float* out) const;
 
  private:
-  struct File;
-  std::shared_ptr<File> file_;  // null: random
+  std::shared_ptr<const OpenFile> file_;  // null: random
   int64_t offset_ = 0, rows_ = 0, cols_ = 0;
   int64_t stride_ = 0;         // values from row to row in the file
   std::vector<Columns> kept_;  // runs of them that are read, cols_ in all

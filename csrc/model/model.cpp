@@ -23,8 +23,12 @@ Model::Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer
 
 void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* cancel, const TapSink* taps) {
   const std::lock_guard<ForkMutex> lock(mutex_);
-  if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
-  if (mapping_) mapping_->check();
+  const auto check_open = [&] {
+    if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
+  };
+  check_open();
+  if (mutex_.torn()) leave_torn_behind();
+  check_files();
   for (const Segment& segment : batch) {
     for (const int32_t id : segment.ids) {
       if (id < 0 || id >= config_.vocab_size) {
@@ -45,6 +49,7 @@ void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* can
   }
   for (const Segment& segment : batch) segment.kv->reserve(static_cast<int64_t>(segment.ids.size()));
   const auto check_cancelled = [&] {
+    check_open();
     if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
 
@@ -59,6 +64,7 @@ void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* can
   }
   check_cancelled();
   config_.bidirectional ? pass.embeddings() : pass.logits();
+  check_files();
   for (const Segment& segment : batch) segment.kv->commit(static_cast<int64_t>(segment.ids.size()));
 }
 
@@ -90,9 +96,30 @@ int64_t Model::adapter_scratch_bytes(int64_t max_rank) const {
   return ForwardPass::most_rows(config_) * (floats * static_cast<int64_t>(sizeof(float)) + prepared);
 }
 
+Model::~Model() {
+  if (mutex_.torn()) leave_torn_behind();
+}
+
+void Model::check_files() const {
+  if (mapping_) mapping_->check();
+  weights_.per_layer_table.check();
+}
+
+void Model::leave_torn_behind() {
+  leave_behind(activations_);
+  backend_->leave_scratch_behind();
+  if (closed_) {  // perhaps it was close() that changed them
+    leave_behind(weights_);
+    leave_behind(storage_);
+    leave_behind(mapping_);
+  }
+  mutex_.mend();
+}
+
 void Model::close() {
-  const std::lock_guard<ForkMutex> lock(mutex_);
   closed_ = true;
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  if (mutex_.torn()) leave_torn_behind();
   weights_ = ModelWeights();
   storage_.clear();
   mapping_.reset();

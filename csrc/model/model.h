@@ -57,11 +57,14 @@ class Model {
 
   // Advances every segment by its tokens, appending to its cache and writing the logits or embedding it wants. All or
   // nothing: if it throws, no cache has grown. `cancel` (may be null) is looked at between layers and ends the pass
-  // with Error{kCancelled}. Throws kClosed after close().
+  // with Error{kCancelled}. Throws kClosed after close(), also of a pass that runs when it is called; kModelFile if a
+  // file that it reads was changed, also during the pass.
   void forward(std::span<const Segment> batch, const std::atomic<bool>* cancel = nullptr,
                const TapSink* taps = nullptr);
 
-  int64_t weight_bytes() const { return closed_ ? 0 : size_.weight_bytes; }
+  bool busy() const { return mutex_.held(); }  // with a pass, at this moment
+
+  int64_t weight_bytes() const { return closed() ? 0 : size_.weight_bytes; }
   int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
   int64_t parameter_count() const { return size_.parameters; }
   int64_t kv_bytes() const { return *kv_layout_.resident; }  // of the caches of all sequences
@@ -70,10 +73,17 @@ class Model {
   // What adapters of at most this rank add to the scratch of a pass, which stays at the largest that was needed.
   int64_t adapter_scratch_bytes(int64_t max_rank) const;
 
+  // Ends the running pass at its next layer, then gives the memory back.
   void close();
   bool closed() const { return closed_.load(); }
 
+  ~Model();
+
  private:
+  void check_files() const;
+  // What a pass of another process was changing when this one was forked from it stays behind.
+  void leave_torn_behind();
+
   friend class ForwardPass;
   friend class Adapter;
   friend class AdapterBuilder;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/fork_mutex.h"
 #include "formats/quantize.h"
 
 namespace gemlet {
@@ -50,6 +51,12 @@ std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads) {
 }
 
 void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
+
+void CpuBackend::leave_scratch_behind() {
+  leave_behind(inputs_);
+  leave_behind(tasks_);
+  for (AlignedBuffer* buffer : {&prepared_, &expanded_, &attention_scratch_, &partials_}) leave_behind(*buffer);
+}
 
 float* CpuBackend::scratch(AlignedBuffer& buffer, int64_t floats) {
   const size_t bytes = static_cast<size_t>(floats) * sizeof(float);

@@ -37,6 +37,7 @@ class CpuBackend final : public Backend {
   int decode_threads() const override { return decode_threads_; }
   void begin_pass(int64_t rows) override;
   AlignedBuffer allocate(size_t bytes) override { return AlignedBuffer(bytes); }
+  void leave_scratch_behind() override;
   void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
   void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* residual) override;
