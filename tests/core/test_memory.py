@@ -118,11 +118,13 @@ def test_the_cache_is_shown_as_large_as_it_is_in_memory() -> None:
     """)
 
 
-@pytest.mark.parametrize("weights", ["f32", "q4"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
 def test_a_context_takes_what_was_planned(weights: str) -> None:
-    """Cache, scratch and logits of a full context, whose short last chunk splits attention over the keys."""
+    """Cache, scratch and logits of a full context, whose short last chunk splits attention over the keys. The
+    wide MLP makes the inputs count that some tiers prepare as bf16 or int8."""
     run_python(f"""{PRELUDE}
-    layer = layer_config(num_heads=16, num_kv_heads=8, head_dim=256, sliding_window=0)
+    layer = layer_config(num_heads=16, num_kv_heads=8, head_dim=256, sliding_window=0,
+                         intermediate_size=2**13)
     builder = builder_of(model_config(layer, layer, max_context=1024), "{weights}", kv_cache="bf16")
     plan = builder.plan()
     builder.add_random(seed=1)

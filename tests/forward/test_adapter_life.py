@@ -200,19 +200,21 @@ def test_memory_comes_back_when_an_adapter_goes() -> None:
     """)
 
 
-def test_the_scratch_of_adapters_is_what_a_pass_takes() -> None:
-    run_python("""
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_the_scratch_of_adapters_is_what_a_pass_takes(weights: str) -> None:
+    """Which form the kernels take an input in depends on the tier, and with it what must be prepared."""
+    run_python(f"""
     import numpy as np
     from support.core_models import int32, layer_config, model_config, random_core
     from gemlet import _core
     from support.processes import resident
     width, rank = 2**14, 8
     config = model_config(layer_config(intermediate_size=width), max_context=2048)
-    core = random_core(config, weights="q4")
+    core = random_core(config, weights="{weights}")
     builder = _core.AdapterBuilder(core)
     for slot, rows, cols in (("gate_proj", width, 64), ("up_proj", width, 64), ("down_proj", 64, width)):
         a, b = np.full((rank, cols), 0.01, np.float32), np.full((rows, rank), 0.01, np.float32)
-        builder.add(f"layers.0.{slot}", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+        builder.add(f"layers.0.{{slot}}", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
     adapter = builder.finish()
     ids = np.arange(512, dtype=np.int32) % 96
     _core.TokenSequence(core).extend(ids, logits="all")

@@ -19,12 +19,12 @@ TIMEOUT = 60.0
 def start_python(
     code: str, *, timeout: float = TIMEOUT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs ``code`` with this process's modules and environment, but for GEMLET_CPU and what is added."""
-    inherited = {key: value for key, value in os.environ.items() if key != "GEMLET_CPU"}
-    inherited["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    """Runs ``code`` with this process's modules and environment, so also with its GEMLET_CPU, and with the
+    variables that are added."""
+    modules = os.pathsep.join(path for path in sys.path if path)
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
-        env={**inherited, **environment},
+        env={**os.environ, "PYTHONPATH": modules, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
