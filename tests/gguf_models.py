@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry, gguf_file, gguf_tensor
 
-from gemlet.checkpoint import Checkpoint
-from gemlet.gguf import TENSOR_TYPES
+from gemlet.checkpoint.gguf_format import TENSOR_TYPES
+from gemlet.checkpoint.safetensors_files import Checkpoint
 
 Tensors = dict[str, NDArray[np.float32]]
 Typed = dict[str, tuple[str, NDArray[Any]]]  # type, and the values or (uint8) the rows of blocks

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizer_files import gemma4_gguf
 
-from gemlet.reply import (
+from gemlet.chat import (
     GEMMA4_MARKERS,
     Content,
     Reasoning,

@@ -10,7 +10,8 @@ import pytest
 
 from gemlet import GenerationConfig
 from gemlet.errors import CancelledError, InvalidRequestError
-from gemlet.generation import PREFILL_CHUNK, Chunk, TextStream
+from gemlet.generation import Chunk, TextStream
+from gemlet.generation.stream import PREFILL_CHUNK
 
 
 class ScriptedSequence:

@@ -15,25 +15,21 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gemlet._finding import check_links
-from gemlet._json import show
-from gemlet.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
-from gemlet.checkpoint import Checkpoint
-from gemlet.errors import (
-    InvalidRequestError,
-    MemoryLimitError,
-    ModelFileError,
-    TensorError,
-)
-from gemlet.memory import size_text
-from gemlet.tensors import PREFIXES, TOWERS, expected_slots, tensor_name, unused_tensors
+from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig, read_adapter_config
+from gemlet.base.files import check_links
+from gemlet.base.sizes import size_text
+from gemlet.base.text import show
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError, MemoryLimitError, ModelFileError, TensorError
+from gemlet.weights.hf_names import PREFIXES, TOWERS, tensor_name, unused_tensors
+from gemlet.weights.slots import expected_slots
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from gemlet import _core
-    from gemlet.config import TextConfig
 
 __all__ = ["WEIGHTS_FILE", "Adapter", "AdapterFiles", "open_adapter"]
 
@@ -146,7 +142,7 @@ class AdapterFiles:
         self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
     ) -> Iterator[tuple[NDArray[Any], str]]:
         """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on: of
-        floats (:func:`gemlet.source.open_source` refuses others)."""
+        floats (:func:`gemlet.sources.opening.open_source` refuses others)."""
         import numpy as np
 
         term = self.terms[slot]

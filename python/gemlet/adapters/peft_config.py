@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemlet._json import Keys, read_json_object, show
-from gemlet._module_patterns import ModulePatterns, PatternError
+from gemlet.adapters.name_patterns import ModulePatterns, PatternError
+from gemlet.base.keys import Keys
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
 from gemlet.errors import ConfigError, ModelFileError
 
 __all__ = ["AdapterConfig", "read_adapter_config"]

@@ -1,41 +1,14 @@
-"""Chat formats: from a list of messages to the prompt a model family was trained on.
-
-A format is applied here in one place, as code and data of gemlet; a template that came with a model file is
-never run. It is only looked at, to tell which of the formats gemlet knows it is (:mod:`.templates`).
-
-- :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
-- :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
-- :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`).
-
-The other direction, from a reply's tokens to its text, reasoning and tool calls, is :mod:`gemlet.reply`.
-"""
+"""The chat format of a model, by its family, its vocabulary and its template."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from gemlet.chat.base import ChatFormat
+from gemlet.chat.functiongemma import FUNCTION_GEMMA
+from gemlet.chat.gemma import GEMMA
+from gemlet.chat.templates import gemma4_format
+from gemlet.tokenizer.tokenizer import Tokenizer
 
-from gemlet.chat.base import ChatFormat, Segments
-from gemlet.chat.functiongemma import FUNCTION_GEMMA, FunctionGemmaFormat
-from gemlet.chat.gemma import GEMMA, GemmaFormat
-from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
-from gemlet.chat.templates import gemma4_format, read_chat_template
-
-if TYPE_CHECKING:
-    from gemlet.tokenizer import Tokenizer
-
-__all__ = [
-    "FUNCTION_GEMMA",
-    "GEMMA",
-    "ChatFormat",
-    "FunctionGemmaFormat",
-    "Gemma4Format",
-    "Gemma4Revision",
-    "GemmaFormat",
-    "Segments",
-    "chat_format_for",
-    "gemma4_format",
-    "read_chat_template",
-]
+__all__ = ["chat_format_for"]
 
 # model_type of config.json (or general.architecture of GGUF).
 _GEMMA_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text")

@@ -12,7 +12,7 @@ import math
 import re
 from typing import Any
 
-from gemlet._json import show
+from gemlet.base.text import show
 
 __all__ = ["MAX_DEPTH", "QUOTE_SIGN", "MalformedCallError", "parse_call"]
 

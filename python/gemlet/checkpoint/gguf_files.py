@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from gemlet._json import show
-from gemlet.checkpoint import MAX_SHARDS, TensorFiles, TensorInfo
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import GGUFFile, parse_gguf
+from gemlet.checkpoint.tensor_files import MAX_SHARDS, TensorFiles, TensorInfo
 from gemlet.errors import ModelFileError, TensorError
-from gemlet.gguf import GGUFFile, parse_gguf
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -26,9 +26,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ModelFileError
+from gemlet.errors import ModelFileError
 
-__all__ = ["GGUFFile", "TensorInfo", "parse_gguf", "read_gguf"]
+__all__ = ["GGUFFile", "GGUFTensor", "parse_gguf", "read_gguf"]
 
 MetadataValue = int | float | bool | str | list[Any] | NDArray[Any]
 T = TypeVar("T")
@@ -97,7 +97,7 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class GGUFTensor:
     """One entry of the tensor directory.
 
     ``shape`` is in NumPy's order (outermost first: ``[out, in]`` for a matrix, the reverse of the file's
@@ -122,7 +122,7 @@ class GGUFFile:
     path: str
     version: int
     metadata: dict[str, MetadataValue]
-    tensors: dict[str, TensorInfo]
+    tensors: dict[str, GGUFTensor]
     alignment: int
     data_offset: int
 
@@ -351,7 +351,7 @@ class _Reader:
         self.at = at
         return values
 
-    def tensor(self, index: int) -> TensorInfo:
+    def tensor(self, index: int) -> GGUFTensor:
         """One directory entry; its offset still counts from the start of the data."""
         name = self.string(f"the name of tensor {index}", MAX_KEY_BYTES)
         dimensions = self.number("I", f"the number of dimensions of {name}")
@@ -369,11 +369,11 @@ class _Reader:
             raise self.fail(
                 f"tensor {name} of type {type_name}: rows of {sizes[0]} are no multiple of {block}"
             )
-        return TensorInfo(name, tuple(reversed(sizes)), type_name, offset, prod(sizes) // block * block_bytes)
+        return GGUFTensor(name, tuple(reversed(sizes)), type_name, offset, prod(sizes) // block * block_bytes)
 
-    def place(self, entries: list[TensorInfo], data_offset: int, alignment: int) -> dict[str, TensorInfo]:
+    def place(self, entries: list[GGUFTensor], data_offset: int, alignment: int) -> dict[str, GGUFTensor]:
         """The entries with offsets from the start of the file, checked to lie inside it and apart."""
-        tensors: dict[str, TensorInfo] = {}
+        tensors: dict[str, GGUFTensor] = {}
         for entry in entries:
             if entry.name in tensors:
                 raise self.fail(f"the tensor {entry.name} appears twice")
@@ -385,7 +385,7 @@ class _Reader:
                 raise self.fail(
                     f"{what} ends at byte {start + entry.nbytes}, the file at byte {self.file_size}"
                 )
-            tensors[entry.name] = TensorInfo(entry.name, entry.shape, entry.type, start, entry.nbytes)
+            tensors[entry.name] = GGUFTensor(entry.name, entry.shape, entry.type, start, entry.nbytes)
         by_offset = sorted(tensors.values(), key=lambda tensor: tensor.offset)
         for before, after in pairwise(by_offset):
             if before.offset + before.nbytes > after.offset:

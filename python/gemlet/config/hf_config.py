@@ -1,136 +1,29 @@
-"""Hugging Face ``config.json`` of every Gemma as a checked, frozen description of the text model.
+"""Reads the ``config.json`` of every Gemma into a :class:`~gemlet.config.TextConfig`.
 
-What each family's keys mean is data (``families.py``); this module reads and checks what is said of the model
-as a whole, ``_layers.py`` resolves its layers and ``_rope.py`` how they rotate positions.
+What each family's keys mean is data (``families.py``); this module reads and checks what is said of the
+model as a whole, ``layers.py`` resolves its layers and ``rope.py`` how they rotate positions.
 
-A ``config.json`` is hostile until checked: every number has a type and a range, chosen so that no product of
-sizes leaves 64 bits, and a key that is neither used nor known to be harmless is an error that names it.
+A ``config.json`` is hostile until checked: every number has a type and a range, chosen so that no product
+of sizes leaves 64 bits, and a key that is neither used nor known to be harmless is an error that names it.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from gemlet._json import Keys, read_json_object, show
-from gemlet._layers import LIMITS, LayerSpec, is_bidirectional, read_gguf_layers, read_layers, read_size
+from gemlet.base.keys import Keys
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.config.families import FAMILIES, MULTIMODAL, Family
+from gemlet.config.layers import LIMITS, is_bidirectional, read_gguf_layers, read_layers, read_size
+from gemlet.config.shapes import SHAPES
+from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
-from gemlet.families import FAMILIES, MULTIMODAL, Family
-from gemlet.shapes import SHAPES
 
-if TYPE_CHECKING:
-    from gemlet import _core
-
-__all__ = [
-    "SHAPES",
-    "LayerSpec",
-    "TextConfig",
-    "embedding_scale",
-    "parse_config",
-    "read_config",
-    "read_end_ids",
-    "read_sampling",
-    "shape_config",
-]
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The text model a ``config.json`` describes.
-
-    ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n" or "gemma4"; ``model_type`` is the
-    file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store ``w`` and compute with
-    ``1 + w``; in GGUF the 1 is in the weights).
-    ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
-    layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
-    more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
-    makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean.
-
-    >>> config = shape_config("gemma3-1b")
-    >>> config.num_layers, config.hidden_size, [layer.sliding_window for layer in config.layers[:6]]
-    (26, 1152, [512, 512, 512, 512, 512, 0])
-    """
-
-    family: str
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    max_position_embeddings: int
-    rms_norm_eps: float
-    final_softcap: float
-    norm_offset: float
-    tie_word_embeddings: bool
-    pad_token_id: int | None
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    layers: tuple[LayerSpec, ...]
-    per_layer_input_size: int = 0
-    per_layer_vocab_size: int = 0
-    altup_streams: int = 1
-    laurel_rank: int = 0
-    bidirectional: bool = False
-    dense_sizes: tuple[int, ...] = ()
-
-    @property
-    def num_layers(self) -> int:
-        """Transformer layers."""
-        return len(self.layers)
-
-    @property
-    def embedding_size(self) -> int:
-        """Numbers in an embedding."""
-        return self.dense_sizes[-1] if self.dense_sizes else self.hidden_size
-
-    def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
-        """The core's form of this configuration for ``weights`` ("f32", "bf16", "bf12", "q8" or "q4").
-
-        ``max_context`` (tokens) defaults to what the file says.
-
-        >>> shape_config("gemma3-1b").to_core(weights="q4", max_context=4096).max_context
-        4096
-        """
-        from gemlet import _core
-
-        return _core.ModelConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            max_context=self.max_position_embeddings if max_context is None else max_context,
-            rms_norm_eps=self.rms_norm_eps,
-            embedding_scale=embedding_scale(self.hidden_size, weights),
-            layers=[_core.LayerConfig(**vars(layer)) for layer in self.layers],
-            final_softcap=self.final_softcap,
-            norm_offset=self.norm_offset,
-            tied_embeddings=self.tie_word_embeddings,
-            per_layer_input_size=self.per_layer_input_size,
-            per_layer_vocab_size=self.per_layer_vocab_size,
-            altup_streams=self.altup_streams,
-            laurel_rank=self.laurel_rank,
-            bidirectional=self.bidirectional,
-            dense_sizes=list(self.dense_sizes),
-        )
-
-
-def embedding_scale(hidden_size: int, weights: str) -> float:
-    """The factor on embedding rows: sqrt(hidden_size), rounded to bfloat16 unless ``weights`` is "f32".
-
-    The reference keeps the factor in the type of the weights, and every released Gemma is bfloat16; quantized
-    weights stand for those, so they take the rounded factor too.
-
-    >>> embedding_scale(640, "bf16"), embedding_scale(1152, "q4")
-    (25.25, 34.0)
-    """
-    import struct
-
-    exact = math.sqrt(hidden_size)
-    if weights == "f32":
-        return exact
-    (bits,) = struct.unpack("<I", struct.pack("<f", exact))
-    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # round to nearest, ties to even
-    (rounded,) = struct.unpack("<f", struct.pack("<I", bits))
-    return float(rounded)
+__all__ = ["parse_config", "read_config", "shape_config"]
 
 
 def read_config(folder: str | os.PathLike[str]) -> TextConfig:
@@ -148,66 +41,6 @@ def read_config(folder: str | os.PathLike[str]) -> TextConfig:
     if not os.path.lexists(path):
         raise ModelFileError(f"{path}: missing; expected a Hugging Face model folder with a config.json")
     return parse_config(read_json_object(path, error=ConfigError), where=path)
-
-
-def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozenset[int]:
-    """The ids that end a text: ``eos_token_id`` of the config and of ``generation_config.json``, if present.
-
-    The second file is where published chat models name their end of turn.
-
-    Raises:
-        ModelFileError: ``generation_config.json`` cannot be read.
-        ConfigError: it names an id outside the vocabulary.
-
-    >>> import os, gemlet
-    >>> demo = os.path.join(os.path.dirname(gemlet.__file__), "demo")
-    >>> sorted(read_end_ids(demo, read_config(demo)))
-    [1, 106]
-    """
-    keys = _generation_keys(folder)
-    more = keys.token_ids("eos_token_id", config.vocab_size) if keys else ()
-    return frozenset((*config.eos_token_ids, *more))
-
-
-# The ranges of GenerationConfig.
-SAMPLING_RANGES = {
-    "temperature": (0.0, 100.0),
-    "top_p": (5e-324, 1.0),
-    "min_p": (0.0, 1.0 - 2**-53),
-    "repetition_penalty": (0.01, 100.0),
-}
-
-
-def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The sampling values that ``generation_config.json`` recommends, by their names in GenerationConfig.
-
-    Raises:
-        ModelFileError: the file cannot be read.
-        ConfigError: a value that no sampling could use; the message names the key.
-
-    >>> import os, gemlet
-    >>> read_sampling(os.path.join(os.path.dirname(gemlet.__file__), "demo"))["top_k"]
-    64
-    """
-    keys = _generation_keys(folder)
-    if keys is None:
-        return {}
-    sampling: dict[str, Any] = {}
-    if keys.get("do_sample") is not None:
-        sampling["do_sample"] = keys.flag("do_sample")
-    if keys.get("top_k") is not None:
-        sampling["top_k"] = keys.integer("top_k", 1 << 31, 0)
-    for name, (low, high) in SAMPLING_RANGES.items():
-        if keys.get(name) is not None:
-            sampling[name] = keys.number(name, low, high)
-    return sampling
-
-
-def _generation_keys(folder: str | os.PathLike[str]) -> Keys | None:
-    path = os.path.join(os.fspath(folder), "generation_config.json")
-    if not os.path.lexists(path):
-        return None
-    return Keys(read_json_object(path, error=ConfigError), path, "")
 
 
 def shape_config(name: str) -> TextConfig:

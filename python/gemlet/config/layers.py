@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gemlet._json import Keys, show
-from gemlet._rope import LAYER_TYPES, read_rope
+from gemlet.base.keys import Keys
+from gemlet.base.text import show
+from gemlet.config.families import Family
+from gemlet.config.rope import LAYER_TYPES, read_rope
 from gemlet.errors import ConfigError
-from gemlet.families import Family
 
 __all__ = ["LIMITS", "LayerSpec", "default_sparsity", "is_bidirectional", "read_gguf_layers", "read_layers"]
 

@@ -9,21 +9,16 @@ their rows of its projection. Everything else is the same, so a cut costs no mor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from gemlet._json import show
-from gemlet._layers import default_sparsity
+from gemlet.base.text import show
+from gemlet.config.layers import default_sparsity
+from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.tensors import PER_LAYER_TABLE
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from gemlet.config import TextConfig
-
-__all__ = ["Cut", "cut_config", "cut_keys", "cut_slots", "parse_matformer"]
+__all__ = ["cut_config", "cut_keys", "parse_matformer"]
 
 # Name -> (layers and width of the model it is cut from, its own width, layers left out).
 NAMED: Mapping[str, tuple[int, int, int, tuple[int, ...]]] = {"E2B": (35, 16384, 8192, (20, 21, 22, 23, 24))}
@@ -31,54 +26,6 @@ _EXPECTED = (
     "expected 'E2B', a width for all layers, a list of widths, or "
     "{'intermediate_size': width or list of widths, 'skip_layers': list of layers}"
 )
-_PROJECTION = "per_layer_model_projection"
-
-Run = tuple[int, int]  # first, count
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What is kept of a matrix: runs of rows and runs of columns; all where there are none."""
-
-    rows: tuple[Run, ...] = ()
-    columns: tuple[Run, ...] = ()
-
-    @property
-    def end_row(self) -> int:
-        """Rows to read; those after it are not needed."""
-        return self.rows[-1][0] + self.rows[-1][1]
-
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what is kept of a matrix of ``shape``."""
-        kept = (sum(count for _, count in runs) for runs in (self.rows, self.columns))
-        return tuple(own or whole for own, whole in zip(kept, shape, strict=True))
-
-    def apply(
-        self, blocks: Iterator[tuple[NDArray[Any], str]], columns: int
-    ) -> Iterator[tuple[NDArray[Any], str]]:
-        """The kept part of a matrix of so many ``columns`` that comes in blocks of rows; blocks again, one
-        if several runs of rows are kept."""
-        import numpy as np
-
-        parts: list[NDArray[Any]] = []
-        dtype, begin = "", 0
-        for block, dtype in blocks:
-            if block.shape[1] != columns:
-                raise UnsupportedError("matformer: quantized weights cannot be cut; load a float checkpoint")
-            end = begin + len(block)
-            for first, count in self.rows or ((begin, len(block)),):
-                part = block[max(first, begin) - begin : max(0, min(first + count, end) - begin)]
-                if self.columns:
-                    part = np.concatenate([part[:, at : at + n] for at, n in self.columns], axis=1)
-                if len(self.rows) > 1:
-                    parts.append(part.copy())  # the next block takes its place
-                elif len(part):
-                    yield np.ascontiguousarray(part), dtype
-            begin = end
-            if self.rows and begin >= self.end_row:
-                break
-        if parts:
-            yield np.concatenate(parts), dtype
 
 
 def cut_config(config: TextConfig, matformer: object) -> tuple[TextConfig, tuple[int, ...]]:
@@ -193,30 +140,3 @@ def _integers(name: str, value: object) -> list[int]:
     if any(type(item) is not int for item in values):
         raise InvalidRequestError(f"matformer: {name} is {show(value)}; expected integers")
     return values
-
-
-def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:
-    """The smaller model's configuration, and slot of the larger model -> (its slot, what is kept of it);
-    slots of layers that are left out are missing."""
-    from gemlet.tensors import STREAMS, expected_slots
-
-    small, kept = cut_config(config, matformer)
-    size = config.per_layer_input_size
-    runs = tuple((i * size, size) for i in kept)
-    if len(kept) == config.num_layers:
-        runs = ()
-    found: dict[str, tuple[str, Cut | None]] = {slot: (slot, None) for slot in STREAMS}
-    for slot in expected_slots(config):
-        if not slot.startswith("layers."):
-            cut = {PER_LAYER_TABLE: Cut(columns=runs), _PROJECTION: Cut(rows=runs)}.get(slot)
-            found[slot] = slot, cut if runs else None
-            continue
-        _, index, part = slot.split(".")
-        if int(index) not in kept:
-            continue
-        place = kept.index(int(index))
-        width = small.layers[place].intermediate_size
-        lanes = ((0, width),) if width < config.layers[int(index)].intermediate_size else ()
-        cuts = {"gate_proj": Cut(rows=lanes), "up_proj": Cut(rows=lanes), "down_proj": Cut(columns=lanes)}
-        found[slot] = f"layers.{place}.{part}", cuts.get(part) if lanes else None
-    return small, found

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from gemlet._json import Keys, show
+from gemlet.base.keys import Keys
+from gemlet.base.text import show
+from gemlet.config.families import Family
 from gemlet.errors import ConfigError
-from gemlet.families import Family
 
 __all__ = ["LAYER_TYPES", "Rope", "read_rope"]
 

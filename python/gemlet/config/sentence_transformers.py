@@ -1,28 +1,25 @@
-"""Embedding models: how a folder of sentence-transformers describes one, and from texts to forward passes.
+"""How a folder of sentence-transformers describes an embedding model.
 
 ``modules.json`` lists the stages: the transformer, the mean over its tokens, dense layers (matrices without
-bias or activation), the division by the length. ``config_sentence_transformers.json`` has prompts: what comes
-before a text, by the use that is made of it.
+bias or activation), the division by the length. ``config_sentence_transformers.json`` has prompts: what
+comes before a text, by the use that is made of it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gemlet._json import Keys, read_json_list, read_json_object, show
-from gemlet._layers import LIMITS
-from gemlet.errors import ConfigError, InvalidRequestError, TensorError
+from gemlet.base.keys import Keys
+from gemlet.base.strict_json import read_json_list, read_json_object
+from gemlet.base.text import show
+from gemlet.config.layers import LIMITS
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import ConfigError, InvalidRequestError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from gemlet.config import TextConfig
-
-__all__ = ["Prompts", "passes", "read_dense_layers", "read_prompts", "unit_vectors"]
+__all__ = ["Prompts", "read_dense_layers", "read_prompts"]
 
 _MODULES = "modules.json"
 _PROMPTS = "config_sentence_transformers.json"
@@ -148,35 +145,3 @@ def _read_dense(path: str, inputs: int) -> int:
             "activation_function", "'torch.nn.modules.linear.Identity' (gemlet supports nothing else)"
         )
     return keys.integer("out_features", LIMITS["hidden_size"])
-
-
-def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[list[int]]]:
-    """``texts`` in groups for one forward pass each, none of more than ``most_tokens`` but a single text.
-
-    They are large enough not to wait for the weights, and take no more memory than the core plans for.
-    """
-    from gemlet import _core
-
-    limit = min(_core.PASS_TOKENS, most_tokens)
-    group: list[list[int]] = []
-    tokens = 0
-    for text in texts:
-        if group and (tokens + len(text) > limit or len(group) == _core.PASS_TEXTS):
-            yield group
-            group, tokens = [], 0
-        group.append(list(text))
-        tokens += len(text)
-    if group:
-        yield group
-
-
-def unit_vectors(x: NDArray[np.float32], source: str) -> NDArray[np.float32]:
-    """Rows of ``x`` [n, dim] divided by their length; raises :class:`TensorError` if one is not finite."""
-    import numpy as np
-
-    if not np.isfinite(x).all():
-        raise TensorError(
-            f"{source}: an embedding is not finite; the weights are damaged, or too large for it"
-        )
-    length = np.sqrt(np.sum(x * x, axis=1, keepdims=True, dtype=np.float64))
-    return (x / np.maximum(length, 1e-12)).astype(np.float32)

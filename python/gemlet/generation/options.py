@@ -1,36 +1,34 @@
-"""What a caller asks for: :class:`GenerationConfig` and the checks on it and on prompts of token ids."""
+"""How to generate: :class:`GenerationConfig` and the checks on its values."""
 
 from __future__ import annotations
 
 import dataclasses
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
-if TYPE_CHECKING:
-    from typing import TypedDict
-
-    class GenerationOptions(TypedDict, total=False):
-        """The keyword overrides of :class:`GenerationConfig` that generate, stream and chat accept."""
-
-        max_tokens: int
-        temperature: float
-        top_k: int
-        top_p: float
-        min_p: float
-        repetition_penalty: float
-        seed: int | None
-        stop: str | Sequence[str]
-        ignore_eos: bool
-        do_sample: bool
+__all__ = ["GenerationConfig", "resolve_config"]
 
 
-__all__ = ["GenerationConfig", "resolve_config", "show", "token_id_array"]
+class GenerationOptions(TypedDict, total=False):
+    """The keyword overrides of :class:`GenerationConfig` that generate, stream and chat accept."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    do_sample: bool
+
 
 _MAX_INT = 2**31 - 1
 _MAX_STOPS = 16
@@ -38,17 +36,8 @@ _BELOW_ONE = 1 - 2**-53  # the largest double below 1
 _MAX_STOP_CHARACTERS = 256
 
 
-def show(value: object) -> str:
-    """``repr(value)``, cut short, for error messages; survives objects that cannot be shown."""
-    try:
-        text = repr(value)
-    except Exception:  # a foreign __repr__ may raise anything (so may an integer of a million digits)
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _invalid(name: str, value: object, expected: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}: got {show(value)}, expected {expected}")
+    return InvalidRequestError(f"{name}: got {show_argument(value)}, expected {expected}")
 
 
 def _integer(name: str, value: object, low: int, high: int, expected: str) -> int:
@@ -187,7 +176,7 @@ class GenerationConfig:
         for name in overrides:
             if name not in names:
                 raise InvalidRequestError(
-                    f"{show(name)} is not a generation option; known are {', '.join(names)}"
+                    f"{show_argument(name)} is not a generation option; known are {', '.join(names)}"
                 )
         return dataclasses.replace(self, **overrides)
 
@@ -201,33 +190,3 @@ def resolve_config(
     elif not isinstance(config, GenerationConfig):
         raise _invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
     return config.replace(**overrides) if overrides else config
-
-
-def token_id_array(ids: object, *, vocab_size: int, name: str) -> NDArray[np.int32]:
-    """``ids`` as an int32 array ``[n]``, after checking that each is an integer in ``[0, vocab_size)``."""
-    expected = f"integers from 0 to {vocab_size - 1}"
-    if isinstance(ids, np.ndarray):
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise InvalidRequestError(
-                f"{name}: got an array {ids.dtype}{list(ids.shape)}, expected a row of {expected}"
-            )
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-            wrong = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
-            raise InvalidRequestError(
-                f"{name}: token id {int(ids[wrong])} at position {wrong}, expected {expected}"
-            )
-    elif isinstance(ids, (list, tuple)):
-        for position, token_id in enumerate(ids):
-            if (
-                isinstance(token_id, bool)
-                or not isinstance(token_id, numbers.Integral)
-                or not 0 <= int(token_id) < vocab_size
-            ):
-                raise InvalidRequestError(
-                    f"{name}: token id {show(token_id)} at position {position}, expected {expected}"
-                )
-    else:
-        raise _invalid(name, ids, f"{'text, or ' if name == 'prompt' else ''}a list of {expected}")
-    if len(ids) == 0:
-        raise InvalidRequestError(f"{name}: it is empty, expected at least one token id")
-    return np.array(ids, dtype=np.int32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from gemlet.reply import Content, ReplyEvent
+from gemlet.chat.reply import Content, ReplyEvent
 
 __all__ = ["ReplyEmitter", "ReplyReader", "StopScanner", "StreamDecoder", "TextReader"]
 
@@ -100,7 +100,7 @@ class StopScanner:
 
 
 class TextReader:
-    """A text without structure, read as the parsers of :mod:`gemlet.reply` read replies."""
+    """A text without structure, read as the parsers of :mod:`gemlet.chat.reply` read replies."""
 
     def __init__(self, decoder: StreamDecoder | None) -> None:
         self._decoder = decoder

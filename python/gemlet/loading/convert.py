@@ -7,14 +7,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gemlet.base.progress import Progress, check_progress, reporting
+from gemlet.base.strict_json import read_json_object
+from gemlet.config.matformer import cut_keys
+from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
-
-if TYPE_CHECKING:
-    from gemlet.config import TextConfig
-    from gemlet.progress import Progress
-    from gemlet.source import ModelSource
+from gemlet.loading.arguments import check_threads
+from gemlet.loading.builder import choose_formats, make_builder
+from gemlet.packing.blocks import source_bytes
+from gemlet.packing.write import write_packed
+from gemlet.sources.model_source import ModelSource
+from gemlet.sources.opening import open_source
+from gemlet.tokenizer.stored import STORED_FILE, write_stored
+from gemlet.weights.formats import check_weights, formats_of
 
 __all__ = ["convert"]
 
@@ -63,11 +70,6 @@ def convert(
     ...         model.weights
     'q4'
     """
-    from gemlet.load import check_threads, check_weights, choose_formats, formats_of, make_builder
-    from gemlet.packing import source_bytes, write_packed
-    from gemlet.progress import check_progress, reporting
-    from gemlet.source import open_source
-
     check_weights(weights)
     check_progress(progress)
     threads = check_threads(threads)
@@ -118,8 +120,6 @@ def convert(
 
 def _describe(folder: str, source: ModelSource) -> None:
     """All but the weights."""
-    from gemlet._stored_vocabulary import STORED_FILE, write_stored
-
     for file in source.files:
         copy = os.path.join(folder, os.path.relpath(file, source.checkpoint.folder))
         os.makedirs(os.path.dirname(copy), exist_ok=True)
@@ -133,9 +133,6 @@ def _describe(folder: str, source: ModelSource) -> None:
 
 def _rewrite_config(folder: str, whole: TextConfig, matformer: object) -> None:
     """Makes the ``config.json`` in ``folder``, that of the ``whole`` model, that of the one cut out of it."""
-    from gemlet._json import read_json_object
-    from gemlet.matformer import cut_keys
-
     path = os.path.join(folder, "config.json")
     keys = cut_keys(read_json_object(path, error=ModelFileError), whole, matformer)
     with open(path, "w", encoding="utf-8") as described:

@@ -1,23 +1,19 @@
-"""What is in a model's files, without loading its weights: :func:`inspect`."""
+"""What :func:`gemlet.inspect` found, as a value and as text: :class:`Inspection`."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import prod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from gemlet._json import show
-from gemlet.errors import MemoryLimitError
-from gemlet.memory import MemoryPlan, check_memory, parse_memory, plan_memory, size_text
+from gemlet.base.sizes import size_text
+from gemlet.base.text import show
+from gemlet.config.layers import LayerSpec
+from gemlet.config.text_config import TextConfig
+from gemlet.loading.memory_plan import MemoryPlan
 
-if TYPE_CHECKING:
-    from gemlet.config import LayerSpec, TextConfig
-    from gemlet.source import ModelSource
-
-__all__ = ["Inspection", "inspect", "layer_text"]
+__all__ = ["Inspection", "layer_text"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,8 @@ class Inspection:
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
     ``prompts`` are those of an embedding model. ``problem`` is None if the model runs here, else why not.
 
-    >>> found = inspect()
+    >>> import gemlet
+    >>> found = gemlet.inspect()
     >>> found.config.family, found.weights, found.stored["bf16"] > 10, found.problem
     ('gemma3', 'bf16', True, None)
     >>> found.formats, found.tokenizer
@@ -63,8 +60,8 @@ class Inspection:
     def as_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts: what ``gemlet inspect --json`` prints.
 
-        >>> import json
-        >>> found = inspect(weights="q4").as_dict()
+        >>> import gemlet, json
+        >>> found = gemlet.inspect(weights="q4").as_dict()
         >>> found["config"]["hidden_size"], found["weights"], len(json.dumps(found)) > 1000
         (256, 'q4', True)
         """
@@ -121,104 +118,6 @@ class Inspection:
         dense = ", ".join(map(str, config.dense_sizes)) or "none"
         prompts = ", ".join(map(show, self.prompts)) or "none"
         return f"{config.embedding_size} numbers; dense layers {dense}; prompts {prompts}"
-
-
-def inspect(
-    source: str | os.PathLike[str] | None = None,
-    *,
-    weights: str = "auto",
-    embedding: str | None = None,
-    kv_cache: str | None = None,
-    max_context: int | None = None,
-    max_memory: int | str | None = None,
-    embedding_on_disk: bool = False,
-    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-) -> Inspection:
-    """Reads all that a model's files say but the weights, and what it would take to load it. Of a model on
-    the hub only that is fetched: the small files, and the headers of the large ones.
-
-    The arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing, damaged
-    or of an architecture gemlet does not run. A model that is merely too large is described, with
-    ``problem`` saying so. How ``weights="auto"`` keeps float16 depends on its values, bf16 or f32, and the
-    plan is for the larger.
-
-    >>> print(str(inspect(weights="q4", max_context=512)).splitlines()[0])
-    model      demo
-    """
-    from gemlet import _core
-    from gemlet.load import (
-        check_flag,
-        check_max_context,
-        check_weights,
-        choose_formats,
-        formats_of,
-        not_packed,
-        settle,
-    )
-    from gemlet.source import open_source
-
-    check_weights(weights)
-    check_flag("embedding_on_disk", embedding_on_disk)
-    limit = None if max_memory is None else parse_memory(max_memory)
-    with open_source(source, revision=revision, token=token, headers_only=True) as opened:
-        opened = replace(opened, float16_as="f32")
-        if matformer is not None:
-            opened = opened.cut(matformer)
-        config = opened.config
-        context = check_max_context(max_context, config)
-        kept_as = opened.kept_as() if weights == "auto" and opened.packed is None else {}
-        weights, embedding, own = choose_formats(opened, weights, embedding)
-        formats = formats_of(weights, embedding, kv_cache)
-        tables = {"embedding": own.get("embed_tokens", formats.embedding)}
-        if not config.tie_word_embeddings:
-            tables["output"] = own.get("lm_head", formats.embedding)
-        table_type = _table_type(opened)
-        arguments: dict[str, Any] = {
-            "weights": weights,
-            "embedding": embedding,
-            "kv_cache": kv_cache,
-            "max_context": context,
-            "embedding_on_disk": embedding_on_disk,
-            "own_formats": own,
-        }
-        settle(opened)
-        plan = plan_memory(config, **arguments, table_type=table_type or "bf16")
-        parameters, on_disk = _parameters(opened, embedding_on_disk)
-        tensors = opened.checkpoint.tensors
-        problem = str(not_packed(opened)) if embedding_on_disk and opened.packed is None else None
-        room, name = limit, "max_memory"
-        if room is None:
-            room, name = _core.available_memory() + plan.process, "the memory this process may have"
-        try:
-            check_memory(room, config, **arguments, name=name)
-        except MemoryLimitError as error:
-            problem = str(error)
-        return Inspection(
-            source=opened.name,
-            config=config,
-            stored=dict(Counter(opened.checkpoint.dtype(name) for name in opened.slots).most_common()),
-            file_bytes=sum(tensors[name].nbytes for name in opened.slots),
-            parameters=parameters,
-            parameters_on_disk=on_disk,
-            tokenizer=_tokenizer(opened),
-            vocabulary=None if opened.tokenizer is None else opened.tokenizer.vocab_size,
-            chat_format=None if opened.chat_format is None else opened.chat_format.name,
-            prompts={} if opened.prompts is None else dict(opened.prompts.texts),
-            weights=weights,
-            formats={"weights": formats.matrices, **tables, "kv_cache": formats.kv_cache},
-            own_formats={
-                slot: name
-                for slot, name in own.items()
-                if slot not in ("embed_tokens", "lm_head") and name != formats.matrices
-            },
-            kept_as=kept_as,
-            table_type=table_type,
-            max_context=context,
-            plan=plan,
-            problem=problem,
-        )
 
 
 def layer_text(layer: LayerSpec, *, bidirectional: bool = False) -> str:
@@ -308,41 +207,6 @@ def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
             f"per layer  inputs of {config.per_layer_input_size}, from a table of "
             f"{config.per_layer_vocab_size} rows in {table_type}, which stays on disk"
         )
-
-
-def _parameters(source: ModelSource, embedding_on_disk: bool) -> tuple[int, int]:
-    """All parameters of the text model, and those of the tables that stay on disk."""
-    from gemlet.tensors import PER_LAYER_TABLE
-
-    tables = (PER_LAYER_TABLE, "embed_tokens", "lm_head") if embedding_on_disk else (PER_LAYER_TABLE,)
-    total = on_disk = 0
-    for name, slot in source.slots.items():
-        shape, cut = source.checkpoint.tensors[name].shape, source.cuts.get(name)
-        count = prod(shape if cut is None else cut.shape(shape))
-        total += count
-        on_disk += count if slot in tables else 0
-    return total, on_disk
-
-
-def _table_type(source: ModelSource) -> str | None:
-    """What the table of per-layer embeddings is stored as."""
-    from gemlet.tensors import PER_LAYER_TABLE
-
-    names = [name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE]
-    return source.checkpoint.dtype(names[0]) if names else None
-
-
-def _tokenizer(source: ModelSource) -> dict[str, str] | None:
-    """The file that the vocabulary is in, and of what kind it is."""
-    from gemlet._sentencepiece_proto import model_type
-    from gemlet._stored_vocabulary import STORED_FILE
-
-    vocabulary = source.vocabulary
-    if vocabulary is None:
-        return None
-    file = os.path.basename(vocabulary.source)
-    formats = {"tokenizer.model": "SentencePiece", "tokenizer.json": "Hugging Face", STORED_FILE: "packed"}
-    return {"file": file, "kind": f"{formats.get(file, 'GGUF')} {model_type(vocabulary.proto)}"}
 
 
 def _count(number: int) -> str:

@@ -1,47 +1,23 @@
-"""From files to a :class:`~gemlet.model.Model`: :func:`load`, and :func:`random_model` for benchmarks."""
+"""From files to a :class:`~gemlet.model.model.Model`: :func:`load`."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.memory import check_memory, parse_memory
+from gemlet.base.progress import Progress, check_progress
+from gemlet.base.sizes import parse_memory
+from gemlet.loading.arguments import check_device, check_flag, check_max_context, check_threads
+from gemlet.loading.builder import choose_formats, filled_builder, finish_model, not_packed, settle
+from gemlet.loading.memory_plan import check_memory
+from gemlet.model.model import Model
+from gemlet.packing.cache import know_float16
+from gemlet.sources.opening import open_source
+from gemlet.weights.formats import check_weights, formats_of
 
-if TYPE_CHECKING:
-    from gemlet import _core
-    from gemlet.chat import ChatFormat
-    from gemlet.config import TextConfig
-    from gemlet.embedding import Prompts
-    from gemlet.model import Model
-    from gemlet.progress import Progress
-    from gemlet.source import ModelSource
-    from gemlet.tokenizer import Tokenizer
-
-__all__ = ["PRESETS", "load", "random_model"]
-
-
-class Formats(NamedTuple):
-    """Formats in memory."""
-
-    matrices: str
-    embedding: str
-    kv_cache: str
-
-
-# The embedding is also the output matrix and loses more to four bits than the others do, so "q4" keeps it at
-# eight.
-PRESETS = {
-    "f32": Formats("f32", "f32", "f32"),
-    "bf16": Formats("bf16", "bf16", "bf16"),
-    "bf12": Formats("bf12", "bf12", "bf16"),
-    "q8": Formats("q8", "q8", "bf16"),
-    "q4": Formats("q4", "q8", "bf16"),
-}
-KV_CACHES = ("f32", "bf16", "int8")
-MAX_THREADS = 1024
+__all__ = ["load"]
 
 
 def load(
@@ -140,14 +116,12 @@ def load(
     """
     started = time.perf_counter()
     check_weights(weights)
-    _check_device(device)
+    check_device(device)
     threads = check_threads(threads)
     decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
     limit = None if max_memory is None else parse_memory(max_memory)
     check_flag("embedding_on_disk", embedding_on_disk)
     check_flag("cache", cache)
-    from gemlet.progress import check_progress
-    from gemlet.source import open_source
 
     check_progress(progress)
     with open_source(
@@ -159,8 +133,6 @@ def load(
             raise not_packed(opened)
         max_context = check_max_context(max_context, opened.config)
         if cache and weights == "auto":
-            from gemlet.cache import know_float16
-
             know_float16(opened)
         weights, embedding, own_formats = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding, kv_cache)
@@ -178,7 +150,7 @@ def load(
                 own_formats=own_formats,
                 threads=threads,
             )
-        builder = _filled_builder(
+        builder = filled_builder(
             opened,
             cache=cache,
             progress=progress,
@@ -190,7 +162,7 @@ def load(
             max_context=max_context,
             embedding_on_disk=embedding_on_disk,
         )
-        return _model(
+        return finish_model(
             builder,
             opened.config,
             tokenizer=opened.tokenizer,
@@ -202,271 +174,3 @@ def load(
             started=started,
             spare_memory=spare,
         )
-
-
-def random_model(
-    name: str,
-    *,
-    weights: str = "auto",
-    threads: int | None = None,
-    decode_threads: int | None = None,
-    max_context: int | None = None,
-    embedding: str | None = None,
-    kv_cache: str | None = None,
-    max_memory: int | str | None = None,
-    seed: int = 0,
-) -> Model:
-    """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
-
-    ``weights`` "auto" is "bf16"; the other arguments are those of :func:`load`. It has no tokenizer. Raises
-    :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``) and
-    :class:`MemoryLimitError` where it would not fit.
-
-    >>> with random_model("gemma3-270m", weights="q4", threads=1) as model:
-    ...     model.config.num_layers
-    18
-    """
-    from gemlet.config import shape_config
-
-    started = time.perf_counter()
-    check_weights(weights)
-    threads = check_threads(threads)
-    decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
-    config = shape_config(name)
-    max_context = check_max_context(max_context, config)
-    weights = "bf16" if weights == "auto" else weights
-    formats = formats_of(weights, embedding, kv_cache)
-    spare = None
-    if max_memory is not None:
-        spare = check_memory(
-            parse_memory(max_memory),
-            config,
-            weights=weights,
-            embedding=embedding,
-            kv_cache=kv_cache,
-            max_context=max_context,
-            threads=threads,
-        )
-    builder = make_builder(
-        config,
-        weights=weights,
-        formats=formats,
-        threads=threads,
-        decode_threads=decode_threads,
-        max_context=max_context,
-    )
-    builder.add_random(seed=seed)
-    end_ids = frozenset(config.eos_token_ids)
-    return _model(
-        builder,
-        config,
-        tokenizer=None,
-        chat_format=None,
-        end_ids=end_ids,
-        sampling={},
-        source=name,
-        started=started,
-        spare_memory=spare,
-    )
-
-
-def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None = None) -> Formats:
-    """The formats in memory that ``weights`` (not "auto"), ``embedding`` and ``kv_cache`` stand for."""
-    if embedding is not None and (not isinstance(embedding, str) or embedding not in PRESETS):
-        choices = ", ".join(repr(choice) for choice in PRESETS)
-        raise InvalidRequestError(f"embedding is {embedding!r}; expected one of {choices}, or None")
-    if kv_cache is not None and kv_cache not in KV_CACHES:
-        choices = ", ".join(repr(choice) for choice in KV_CACHES)
-        raise InvalidRequestError(f"kv_cache is {kv_cache!r}; expected one of {choices}, or None")
-    preset = PRESETS[weights]
-    return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
-
-
-def choose_formats(
-    source: ModelSource, weights: str, embedding: str | None
-) -> tuple[str, str | None, dict[str, str]]:
-    """The two arguments for ``source``, and the formats of the matrices that have one of their own: "auto" is
-    resolved, and what is packed is taken as it is."""
-    packed = source.packed
-    if packed is None:
-        if weights != "auto":
-            return weights, embedding, {}
-        weights = source.stored_weights()
-        preset = PRESETS[weights]
-        own = source.stored_formats()
-        tables = {slot: own.pop(slot) for slot in ("embed_tokens", "lm_head") if slot in own}
-        own = {slot: name for slot, name in own.items() if name != preset.matrices}
-        if embedding is None:
-            own |= {slot: name for slot, name in tables.items() if name != preset.embedding}
-        return weights, embedding, own
-    for name, wanted, has in (
-        ("weights", weights, packed.weights),
-        ("embedding", embedding, packed.embedding),
-    ):
-        if wanted not in (None, "auto", has):
-            raise InvalidRequestError(
-                f"{name} is {wanted!r}, but {source.name} is packed as {has!r}; load the original, or "
-                "convert it again"
-            )
-    return packed.weights, packed.embedding, packed.formats()
-
-
-def make_builder(
-    config: TextConfig,
-    *,
-    weights: str,
-    formats: Formats,
-    threads: int,
-    decode_threads: int = 0,
-    max_context: int | None = None,
-    allocate: bool = True,
-    embedding_on_disk: bool = False,
-    own_formats: Mapping[str, str] | None = None,
-) -> _core.ModelBuilder:
-    """The core's builder; ``allocate`` False: its weights come from a file, or go to one. ``own_formats`` are
-    those of matrices that have another than ``formats`` says."""
-    from gemlet import _core
-
-    return _core.ModelBuilder(
-        config=config.to_core(weights=weights, max_context=max_context),
-        weights=formats.matrices,
-        embedding=formats.embedding,
-        kv_cache=formats.kv_cache,
-        threads=threads,
-        decode_threads=decode_threads,
-        allocate=allocate,
-        embedding_on_disk=embedding_on_disk,
-        formats=dict(own_formats or {}),
-    )
-
-
-def _filled_builder(
-    source: ModelSource,
-    *,
-    cache: bool,
-    progress: Progress,
-    weights: str,
-    formats: Formats,
-    own_formats: Mapping[str, str],
-    threads: int,
-    decode_threads: int,
-    max_context: int,
-    embedding_on_disk: bool,
-) -> _core.ModelBuilder:
-    def builder(allocate: bool) -> _core.ModelBuilder:
-        return make_builder(
-            source.config,
-            weights=weights,
-            formats=formats,
-            threads=threads,
-            decode_threads=decode_threads,
-            max_context=max_context,
-            allocate=allocate,
-            embedding_on_disk=embedding_on_disk,
-            own_formats=own_formats,
-        )
-
-    from gemlet.packing import fill, set_table, source_bytes
-    from gemlet.progress import reporting
-
-    packed = source.packed
-    if packed is None and cache:
-        from gemlet.cache import packed_copy
-
-        packed = packed_copy(source, builder(False), weights=weights, progress=progress)
-    if packed is not None:
-        with packed:
-            mapped = builder(False)
-            packed.use(mapped)
-            set_table(mapped, source)
-            return mapped
-    if embedding_on_disk:
-        raise not_packed(source)
-    made = builder(True)
-    with reporting(progress, "loading", source_bytes(source)) as advance:
-        fill(made, source, advance)
-    return made
-
-
-def not_packed(source: ModelSource) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"embedding_on_disk: {source.name} is not packed, and no cache has its packed form; make a packed "
-        "folder of it with `gemlet convert`, or load it with cache=True"
-    )
-
-
-def _model(
-    builder: _core.ModelBuilder,
-    config: TextConfig,
-    *,
-    tokenizer: Tokenizer | None,
-    chat_format: ChatFormat | None,
-    end_ids: frozenset[int],
-    sampling: dict[str, Any],
-    source: str,
-    started: float,
-    spare_memory: int | None = None,
-    prompts: Prompts | None = None,
-) -> Model:
-    from gemlet.generation_config import GenerationConfig
-    from gemlet.model import Model
-
-    if tokenizer is not None and tokenizer.end_of_turn_id is not None:
-        end_ids |= {tokenizer.end_of_turn_id}
-    return Model(
-        core=builder.finish(),
-        config=config,
-        tokenizer=tokenizer,
-        chat_format=chat_format,
-        end_ids=end_ids,
-        generation_config=GenerationConfig(**sampling),
-        source=source,
-        load_seconds=time.perf_counter() - started,
-        spare_memory=spare_memory,
-        prompts=prompts,
-    )
-
-
-def settle(source: ModelSource) -> None:
-    """Waits for what reads ``source`` in a thread, so that a plan counts its memory: the tokenizer."""
-    if source.tokenizer is not None:
-        source.tokenizer.encode("x")
-
-
-def check_weights(weights: str) -> None:
-    if not isinstance(weights, str) or (weights != "auto" and weights not in PRESETS):
-        choices = ", ".join(repr(choice) for choice in ("auto", *PRESETS))
-        raise InvalidRequestError(f"weights is {weights!r}; expected one of {choices}")
-
-
-def _check_device(device: str) -> None:
-    if device == "cuda":
-        raise UnsupportedError("device is 'cuda', but this gemlet was built without CUDA; use device='cpu'")
-    if device != "cpu":
-        raise UnsupportedError(f"device is {device!r}; this gemlet runs on 'cpu' only")
-
-
-def check_threads(threads: int | None, name: str = "threads") -> int:
-    if threads is None:
-        from gemlet import _core
-
-        return _core.default_threads()[0]
-    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
-        raise InvalidRequestError(f"{name} is {threads!r}; expected 1 to {MAX_THREADS}, or None")
-    return threads
-
-
-def check_flag(name: str, value: bool) -> None:
-    if type(value) is not bool:
-        raise InvalidRequestError(f"{name} is {value!r}; expected True or False")
-
-
-def check_max_context(max_context: int | None, config: TextConfig) -> int:
-    longest = config.max_position_embeddings
-    if max_context is None:
-        return longest
-    if type(max_context) is not int or not 1 <= max_context <= longest:
-        raise InvalidRequestError(
-            f"max_context is {max_context!r}; expected 1 to {longest} tokens, the model's limit, or None"
-        )
-    return max_context

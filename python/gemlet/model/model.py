@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet._loaded import LoadedModel
+from gemlet.base.text import show_argument
+from gemlet.chat.base import ChatFormat
 from gemlet.errors import ContextLengthError, InvalidRequestError, MemoryLimitError, UnsupportedError
-from gemlet.generation import Generation, TextStream
-from gemlet.generation_config import GenerationConfig, resolve_config, show, token_id_array
+from gemlet.generation.options import GenerationConfig, GenerationOptions, resolve_config
+from gemlet.generation.result import Generation
+from gemlet.generation.stream import TextStream
+from gemlet.generation.token_ids import token_id_array
+from gemlet.model.embedding import passes, unit_vectors
+from gemlet.model.resident import LoadedModel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from gemlet.chat import ChatFormat
-    from gemlet.generation_config import GenerationOptions
 
 __all__ = ["Model"]
 
@@ -141,8 +143,6 @@ class Model(LoadedModel):
         ...         print("EmbeddingGemma" in str(error))
         True
         """
-        from gemlet.embedding import passes, unit_vectors
-
         self._check_open()
         if self._prompts is None:
             raise UnsupportedError(
@@ -152,12 +152,16 @@ class Model(LoadedModel):
         size = self.config.embedding_size
         kept = size if dimensions is None else dimensions
         if type(kept) is not int or not 1 <= kept <= size:
-            raise InvalidRequestError(f"dimensions: got {show(dimensions)}, expected 1 to {size}, or None")
+            raise InvalidRequestError(
+                f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
+            )
         before = self._prompts.find(prompt)
         if isinstance(texts, str):
             texts = [texts]
         if not isinstance(texts, Iterable):
-            raise InvalidRequestError(f"texts: got {show(texts)}, expected a string or a list of them")
+            raise InvalidRequestError(
+                f"texts: got {show_argument(texts)}, expected a string or a list of them"
+            )
         ids = [self._text_ids(text, before, f"texts[{i}]") for i, text in enumerate(texts)]
         low_rank = self._find_adapter(adapter)
         result = np.empty((len(ids), kept), dtype=np.float32)
@@ -320,7 +324,7 @@ class Model(LoadedModel):
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
                 f"{name}: character {error.start} is half of a surrogate pair, expected valid Unicode: "
-                f"{show(prompt[max(0, error.start - 10) : error.end])}"
+                f"{show_argument(prompt[max(0, error.start - 10) : error.end])}"
             ) from None
         return self.tokenizer.encode(prompt)
 

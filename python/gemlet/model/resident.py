@@ -8,19 +8,20 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from gemlet.adapters.adapter import Adapter, open_adapter
+from gemlet.base.text import show_argument
+from gemlet.chat.base import ChatFormat
+from gemlet.config.sentence_transformers import Prompts
+from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelClosedError
-from gemlet.generation_config import GenerationConfig, show
+from gemlet.generation.options import GenerationConfig
+from gemlet.generation.stream import TextStream
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gemlet import _core
-    from gemlet.adapter import Adapter
-    from gemlet.chat import ChatFormat
-    from gemlet.config import TextConfig
-    from gemlet.embedding import Prompts
-    from gemlet.generation import TextStream
-    from gemlet.tokenizer import Tokenizer
 
 __all__ = ["LoadedModel"]
 
@@ -189,7 +190,6 @@ class LoadedModel:
         (('o_proj',), (1,), False)
         """
         self._check_open()
-        from gemlet.adapter import open_adapter
 
         if name is None:
             name = os.path.basename(os.path.abspath(os.fspath(path)))
@@ -257,10 +257,12 @@ class LoadedModel:
 
     def _check_adapter_name(self, name: object) -> None:
         if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable():
-            raise InvalidRequestError(f"name: got {show(name)}, expected 1 to 256 printable characters")
+            raise InvalidRequestError(
+                f"name: got {show_argument(name)}, expected 1 to 256 printable characters"
+            )
         if name in self._adapters:
             raise InvalidRequestError(
-                f"name: an adapter {show(name)} is loaded already; unload it, or choose another"
+                f"name: an adapter {show_argument(name)} is loaded already; unload it, or choose another"
             )
 
     def _find_adapter(self, name: str | None) -> _core.Adapter | None:
@@ -268,8 +270,9 @@ class LoadedModel:
             return None
         entry = self._adapters.get(name) if isinstance(name, str) else None
         if entry is None:
-            loaded = ", ".join(map(show, self._adapters)) or "none"
+            loaded = ", ".join(map(show_argument, self._adapters)) or "none"
             raise InvalidRequestError(
-                f"adapter: got {show(name)}, expected the name of a loaded one ({loaded}); see load_adapter()"
+                f"adapter: got {show_argument(name)}, expected the name of a loaded one ({loaded}); see "
+                "load_adapter()"
             )
         return entry[1]

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 
-from gemlet._json import no_waiting
+from gemlet.base.files import check_links, no_waiting
+from gemlet.checkpoint.gguf_files import model_files
+from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import InvalidRequestError, ModelFileError
+from gemlet.sources.hub import is_repository
 
-__all__ = ["check_links", "find", "find_in_folder"]
+__all__ = ["find", "find_in_folder"]
 
-_READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")  # how the names of files that may be read end
-_MODULE = re.compile(r"\d+_")  # a folder in that of an embedding model
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def find(source: str | os.PathLike[str] | None) -> str | None:
     """The folder or the GGUF file that is meant; None for a model on the hub."""
-    from gemlet.hub import is_repository
-
     if source is None:
-        return os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
+        return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
     if not isinstance(path, str) or not path or "\0" in path:
@@ -44,35 +42,8 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
     )
 
 
-def check_links(folder: str) -> None:
-    """Raises :class:`ModelFileError` if a file of ``folder`` is a link to somewhere else: what came in an
-    archive must not have this user's other files read. Links of the hub's cache lead to its ``blobs``, which
-    is inside; ``GEMLET_FOLLOW_LINKS=1`` says that links elsewhere are meant."""
-    if os.environ.get("GEMLET_FOLLOW_LINKS") == "1":
-        return
-    root = os.path.realpath(folder)
-    parent, above = os.path.split(os.path.dirname(root))
-    inside = os.path.join(parent if above == "snapshots" else root, "")
-    read = []
-    with contextlib.suppress(OSError):  # of a folder that cannot be read others speak
-        for name in os.listdir(folder):
-            if _MODULE.match(name) and os.path.isdir(os.path.join(folder, name)):
-                read += [name, *(os.path.join(name, file) for file in os.listdir(os.path.join(folder, name)))]
-            elif name.endswith(_READ):
-                read.append(name)
-    for name in read:
-        path = os.path.join(folder, name)
-        if os.path.islink(path) and not (target := os.path.realpath(path)).startswith(inside):
-            raise ModelFileError(
-                f"{path}: is a link out of its folder, to {target}; copy the file, or set "
-                "GEMLET_FOLLOW_LINKS=1 if you trust the folder"
-            )
-
-
 def _folder_of_weights(path: str) -> str:
     """The folder that the weights of a model stand for: the rest of it lies beside them."""
-    from gemlet.checkpoint import INDEX_FILE, SINGLE_FILE
-
     folder, name = os.path.split(path)
     read = SINGLE_FILE
     if not os.path.lexists(os.path.join(folder, SINGLE_FILE)):
@@ -88,9 +59,6 @@ def _folder_of_weights(path: str) -> str:
 
 def find_in_folder(folder: str) -> str:
     """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is."""
-    from gemlet.checkpoint import INDEX_FILE, SINGLE_FILE
-    from gemlet.gguf_checkpoint import model_files
-
     if not os.path.isdir(folder):
         return folder
     has = {

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from gemlet._json import Keys, show
-from gemlet._layers import LIMITS
-from gemlet._rope import LAYER_TYPES
-from gemlet.config import SAMPLING_RANGES
+from gemlet.base.keys import Keys
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import GGUFFile
+from gemlet.config.generation_defaults import SAMPLING_RANGES
+from gemlet.config.layers import LIMITS
+from gemlet.config.rope import LAYER_TYPES
 from gemlet.errors import ConfigError, TensorError
-from gemlet.gguf import GGUFFile
-from gemlet.gguf_tensors import ROPE_FREQS, gguf_name
-from gemlet.tensors import PER_LAYER_TABLE
+from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name
+from gemlet.weights.slots import PER_LAYER_TABLE
 
 __all__ = ["read_gguf_keys", "read_gguf_sampling"]
 

@@ -14,7 +14,9 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from gemlet.checkpoint.gguf_files import model_files, split_names
 from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
+from gemlet.tokenizer.files import TOKENIZER_FILES
 
 __all__ = ["download", "is_repository"]
 
@@ -109,9 +111,6 @@ class Choice(NamedTuple):
 
 def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
     """What :func:`download` of these arguments fetches; raises as it does."""
-    from gemlet._tokenizer_files import TOKENIZER_FILES
-    from gemlet.gguf_checkpoint import split_names
-
     if not isinstance(name, str) or not is_repository(name):
         raise InvalidRequestError(
             f'name is {name!r}; expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file '
@@ -191,8 +190,6 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
 
 def _only_gguf(repository: str, names: Collection[str]) -> str | None:
     """The GGUF model of a repository with these files; None where it is for its safetensors, or has none."""
-    from gemlet.gguf_checkpoint import model_files
-
     models = model_files(names)
     if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
         return None
@@ -206,8 +203,6 @@ def _only_gguf(repository: str, names: Collection[str]) -> str | None:
 
 def _models(names: Collection[str]) -> str:
     """The GGUF models among these files, for a message."""
-    from gemlet.gguf_checkpoint import model_files
-
     models = model_files(names)
     more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
     return (", ".join(models[:_SHOWN]) or "none") + more

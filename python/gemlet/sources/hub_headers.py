@@ -15,8 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from gemlet.checkpoint.gguf_format import parse_gguf
+from gemlet.checkpoint.safetensors_files import MAX_HEADER_BYTES
 from gemlet.errors import GemletError, HubError, ModelFileError
-from gemlet.hub import Choice, choose, explain, fetch
+from gemlet.sources.hub import Choice, choose, explain, fetch
+from gemlet.tokenizer.stored import STORED_FILE
+from gemlet.weights.gguf_names import ROPE_FREQS
 
 __all__ = ["outline"]
 
@@ -31,7 +35,7 @@ def outline(name: str, *, revision: str | None, token: str | bool | None) -> Ite
     """The folder (or the GGUF file) of the model ``name``, for as long as this is entered. Files that are in
     the hub's cache are what they are.
 
-    Raises what :func:`gemlet.hub.download` does, and :class:`HubError` for a server that gives no parts of
+    Raises what :func:`gemlet.download` does, and :class:`HubError` for a server that gives no parts of
     files, or others than it was asked for.
     """
     choice = choose(name, revision, token)
@@ -58,8 +62,6 @@ def outline(name: str, *, revision: str | None, token: str | bool | None) -> Ite
 
 
 def _is_weights(file: str) -> bool:
-    from gemlet._stored_vocabulary import STORED_FILE
-
     return file.endswith((".safetensors", ".gguf")) and file != STORED_FILE
 
 
@@ -143,8 +145,6 @@ class _Part:
 
 
 def _read_header(part: _Part) -> None:
-    from gemlet.checkpoint import MAX_HEADER_BYTES
-
     part.grow(_FIRST_BYTES["safetensors"])
     part.opened.seek(0)
     length = int.from_bytes(part.opened.read(8), "little")
@@ -153,9 +153,6 @@ def _read_header(part: _Part) -> None:
 
 
 def _read_metadata(part: _Part, where: str) -> None:
-    from gemlet.gguf import parse_gguf
-    from gemlet.gguf_tensors import ROPE_FREQS
-
     end, before = _FIRST_BYTES["gguf"], ""
     while True:
         have = part.grow(end)

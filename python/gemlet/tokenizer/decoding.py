@@ -8,10 +8,10 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from ._json import show
-from ._sentencepiece_proto import BYTE
-from ._vocabulary import SPACE, Vocabulary
-from .errors import InvalidRequestError, TokenizerError
+from gemlet.base.text import show
+from gemlet.errors import InvalidRequestError, TokenizerError
+from gemlet.tokenizer.sentencepiece_model import BYTE
+from gemlet.tokenizer.vocabulary import SPACE, Vocabulary
 
 __all__ = ["REPLACE", "StreamDecoder", "TokenBytes", "checked_id"]
 

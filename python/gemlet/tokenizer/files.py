@@ -1,7 +1,7 @@
-"""The tokenizer files gemlet reads: ``tokenizer.model``, ``tokenizer.json`` and the vocabulary in GGUF.
+"""The tokenizer files gemlet reads: ``tokenizer.model``, ``tokenizer.json``, GGUF, and its own stored form.
 
-Each reader checks that the file is of the kind Gemma's are (anything else would silently give other ids) and
-ends in a :class:`Vocabulary`.
+Each reader checks that the file is of the kind Gemma's are (anything else would silently give other ids)
+and ends in a :class:`~gemlet.tokenizer.vocabulary.Vocabulary`.
 """
 
 from __future__ import annotations
@@ -9,29 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from gemlet.base.files import read_file
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import read_gguf
+from gemlet.errors import ModelFileError, TokenizerError
+from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
+from gemlet.tokenizer.merges import merge_strings
+from gemlet.tokenizer.sentencepiece_model import BYTE, NORMAL, UNKNOWN, parse_model, with_piece_types
+from gemlet.tokenizer.stored import STORED_FILE, read_stored
+from gemlet.tokenizer.vocabulary import SPACE, AddedTokens, Draft, Vocabulary
 
-from ._json import read_file, read_json_object, show
-from ._sentencepiece_proto import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    parse_model,
-    with_piece_types,
-)
-from ._stored_vocabulary import STORED_FILE, read_stored
-from ._vocabulary import SPACE, AddedTokens, Draft, Vocabulary
-from .errors import ModelFileError, TokenizerError
-
-if TYPE_CHECKING:
-    from .gguf import GGUFFile
-
-__all__ = ["TOKENIZER_FILES", "read_contents", "read_vocabulary", "vocabulary_of_gguf"]
+__all__ = ["TOKENIZER_FILES", "read_contents", "read_vocabulary"]
 
 TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # of a folder, the first counts
 MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
@@ -57,8 +48,6 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     if file.name == STORED_FILE:
         return read_stored(file)
     if magic == b"GGUF":
-        from .gguf import read_gguf
-
         return vocabulary_of_gguf(read_gguf(file))
     if file.suffix == ".json":
         return _from_json(file)
@@ -194,7 +183,7 @@ def _from_json(file: Path) -> Vocabulary:
         types[vocab[added.names.get("unk", "<unk>")]] = UNKNOWN
     draft = Draft(str(file), pieces, types)
     draft.add(added)
-    return draft.build_from_merges(_merge_strings(file, merges), draft.special_ids(added.names))
+    return draft.build_from_merges(merge_strings(file, merges), draft.special_ids(added.names))
 
 
 def _list_of_objects(file: Path, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -224,74 +213,3 @@ def _by_id(file: Path, vocab: Mapping[str, Any], added: AddedTokens) -> list[str
         if not piece and identifier in added.tokens:
             pieces[identifier] = added.tokens[identifier][0]
     return pieces
-
-
-def _merge_strings(file: str | Path, merges: list[Any]) -> list[str]:
-    """Both forms of a merge, ``"a b"`` and ``["a", "b"]``, as ``"a b"``."""
-    kinds = set(map(type, merges))
-    if kinds <= {str}:
-        return merges
-    if kinds == {list} and set(map(len, merges)) == {2}:
-        try:
-            return list(map(" ".join, merges))
-        except TypeError:
-            pass  # not all are strings: the loop below says which
-    strings = []
-    for rank, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        # A piece holds no space: U+2581 stands for it.
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(type(p) is str and " " not in p for p in pair)
-        ):
-            raise TokenizerError(f"{file}: merge {rank} is {show(merge)}; expected two pieces")
-        strings.append(f"{pair[0]} {pair[1]}")
-    return strings
-
-
-# --- GGUF ---------------------------------------------------------------------------------------------------
-
-_GGUF_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-
-
-def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
-    """The vocabulary in the metadata of a GGUF file; raises as :func:`read_vocabulary` does."""
-    file = gguf.path
-    kind = gguf.get("tokenizer.ggml.model", str)
-    if kind not in ("llama", "gemma4"):
-        raise TokenizerError(f"{file}: tokenizer.ggml.model is {show(kind)}; expected llama or gemma4")
-    if gguf.get("tokenizer.ggml.add_space_prefix", bool, False):
-        raise TokenizerError(
-            f"{file}: tokenizer.ggml.add_space_prefix is true; expected false, as in every Gemma"
-        )
-    tokens = gguf.get("tokenizer.ggml.tokens", list)
-    if not all(isinstance(token, str) for token in tokens):
-        raise TokenizerError(f"{file}: tokenizer.ggml.tokens has to be a list of strings")
-    types = gguf.get("tokenizer.ggml.token_type", np.ndarray).tolist()
-    if len(types) != len(tokens) or not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
-        raise TokenizerError(f"{file}: tokenizer.ggml.token_type has to hold {len(tokens)} types from 1 to 6")
-    ids: dict[str, int | None] = {}
-    for name, key in _GGUF_IDS.items():
-        identifier = gguf.get(f"tokenizer.ggml.{key}_token_id", int, None)
-        if identifier is not None and not 0 <= identifier < len(tokens):
-            last = len(tokens) - 1
-            raise TokenizerError(
-                f"{file}: tokenizer.ggml.{key}_token_id is {identifier}; expected 0 to {last}"
-            )
-        ids[name] = identifier
-    if ids["unk"] is None:
-        ids["unk"] = types.index(UNKNOWN) if UNKNOWN in types else None
-    for name, identifier in ids.items():
-        if identifier is not None:
-            types[identifier] = UNKNOWN if name == "unk" else CONTROL
-    types = [CONTROL if t == UNKNOWN and i != ids["unk"] else t for i, t in enumerate(types)]
-    draft = Draft(file, [token.replace(" ", SPACE) for token in tokens], types)
-    by_name = draft.special_ids()
-    ids = {name: by_name[name] if identifier is None else identifier for name, identifier in ids.items()}
-    if kind == "gemma4":
-        return draft.build_from_merges(_merge_strings(file, gguf.get("tokenizer.ggml.merges", list)), ids)
-    scores = gguf.get("tokenizer.ggml.scores", np.ndarray)
-    if scores.shape != (len(tokens),) or not np.isfinite(scores).all():
-        raise TokenizerError(f"{file}: tokenizer.ggml.scores has to hold {len(tokens)} finite numbers")
-    return draft.finish(ids, draft.build(scores.tolist(), ids))

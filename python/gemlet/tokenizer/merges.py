@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from gemlet.base.text import show
+from gemlet.errors import TokenizerError
 
 __all__ = ["MergeEncoder", "merges_are_complete"]
 
@@ -93,3 +98,27 @@ class MergeEncoder:
         if self.byte_ids is not None:
             return [self.byte_ids[byte] for byte in symbol.encode()]
         return [self.unk_id]
+
+
+def merge_strings(file: str | Path, merges: list[Any]) -> list[str]:
+    """Both forms of a merge, ``"a b"`` and ``["a", "b"]``, as ``"a b"``."""
+    kinds = set(map(type, merges))
+    if kinds <= {str}:
+        return merges
+    if kinds == {list} and set(map(len, merges)) == {2}:
+        try:
+            return list(map(" ".join, merges))
+        except TypeError:
+            pass  # not all are strings: the loop below says which
+    strings = []
+    for rank, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        # A piece holds no space: U+2581 stands for it.
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(type(p) is str and " " not in p for p in pair)
+        ):
+            raise TokenizerError(f"{file}: merge {rank} is {show(merge)}; expected two pieces")
+        strings.append(f"{pair[0]} {pair[1]}")
+    return strings

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ._runs import Runs
-from .errors import TokenizerError
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.records import Runs
 
 __all__ = [
     "BYTE",

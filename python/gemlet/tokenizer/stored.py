@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._json import parse_json_object, show
-from ._merges import MergeEncoder
-from ._vocabulary import Vocabulary
-from .checkpoint import Checkpoint
-from .errors import TokenizerError
+from gemlet.base.strict_json import parse_json_object
+from gemlet.base.text import show
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.merges import MergeEncoder
+from gemlet.tokenizer.vocabulary import Vocabulary
 
 __all__ = ["STORED_FILE", "read_stored", "write_stored"]
 

@@ -15,13 +15,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ._decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
-from ._sentencepiece_proto import check_model
-from ._tokenizer_files import read_vocabulary
-from ._vocabulary import MAX_PIECE, Vocabulary
-from .errors import TokenizerError
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
+from gemlet.tokenizer.files import read_vocabulary
+from gemlet.tokenizer.sentencepiece_model import check_model
+from gemlet.tokenizer.vocabulary import MAX_PIECE, Vocabulary
 
-__all__ = ["StreamDecoder", "Tokenizer"]
+__all__ = ["Tokenizer"]
 
 _CHUNK = (
     8192  # characters encoded at once where the text may be cut: SentencePiece is superlinear in the length

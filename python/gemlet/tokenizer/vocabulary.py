@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._json import read_json_object, show
-from ._merges import MergeEncoder, merges_are_complete
-from ._sentencepiece_proto import (
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.merges import MergeEncoder, merges_are_complete
+from gemlet.tokenizer.sentencepiece_model import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -23,7 +25,6 @@ from ._sentencepiece_proto import (
     USER_DEFINED,
     build_model,
 )
-from .errors import TokenizerError
 
 __all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gemlet.config import TextConfig
-from gemlet.tensors import PER_LAYER_TABLE, expected_slots, match_tensors
+from gemlet.config.text_config import TextConfig
+from gemlet.weights.hf_names import match_tensors
+from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
 __all__ = ["ROPE_FREQS", "gguf_name", "map_gguf_tensors"]
 

@@ -1,8 +1,14 @@
-"""Reading packed files (:mod:`gemlet.packing` has the format): what is in them is mapped and used in place.
+"""Packed files: their format, and reading them. Their weights are mapped and used in place.
 
-All that the header says is checked before anything is mapped: versions, names, shapes, sizes, alignment. The
-values are not looked at, which would mean reading all of the file; no bit pattern makes the core access what
-it must not, and a NaN in a damaged file ends in an error when it reaches the logits.
+A packed file is a safetensors file that the core maps and uses in place. Of each weight of the core it has
+one U8 tensor, named as the core names it, whose data is the panels of csrc/formats/formats.h (a vector: its
+float32 values), padded to a multiple of 64 bytes and so beginning at one. The table of per-layer embeddings
+stands last, as rows in the type it had (blocks of GGUF as U8). ``__metadata__`` says which version of
+gemlet wrote it, in which format and layout, and format and shape of every weight.
+
+All that the header says is checked before anything is mapped: versions, names, shapes, sizes, alignment.
+The values are not looked at, which would mean reading all of the file; no bit pattern makes the core access
+what it must not, and a NaN in a damaged file ends in an error when it reaches the logits.
 """
 
 from __future__ import annotations
@@ -13,16 +19,20 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from gemlet._json import show
-from gemlet.checkpoint import SINGLE_FILE, Checkpoint, TensorInfo
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_files import BLOCK_TYPES
+from gemlet.checkpoint.gguf_format import TENSOR_TYPES
+from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
+from gemlet.checkpoint.tensor_files import TensorInfo
+from gemlet.config.text_config import TextConfig
 from gemlet.errors import ModelFileError, TensorError
-from gemlet.packing import ALIGNMENT, FORMAT_VERSION
+from gemlet.weights.formats import PRESETS
+from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots, takes_format
 
 if TYPE_CHECKING:
     from gemlet import _core
-    from gemlet.config import TextConfig
 
-__all__ = ["PackedCheckpoint", "is_packed"]
+__all__ = ["FORMAT_VERSION", "PackedCheckpoint", "is_packed"]
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:
@@ -67,8 +77,6 @@ class PackedCheckpoint(Checkpoint):
 
     def formats(self) -> dict[str, str]:
         """The format of every matrix."""
-        from gemlet.tensors import takes_format
-
         return {name: info.dtype for name, info in self.tensors.items() if takes_format(name, info.shape)}
 
     def dtype(self, name: str) -> str:
@@ -78,8 +86,6 @@ class PackedCheckpoint(Checkpoint):
 
     def use(self, builder: _core.ModelBuilder) -> None:
         """Maps the file and gives the builder every weight in it; the model keeps it mapped."""
-        from gemlet.tensors import PER_LAYER_TABLE
-
         path = self.path(SINGLE_FILE)
         sizes = builder.packed_sizes()
         builder.map_file(self.descriptor(SINGLE_FILE), path)
@@ -109,8 +115,6 @@ class PackedCheckpoint(Checkpoint):
                 )
 
     def _weights(self) -> str:
-        from gemlet.load import PRESETS
-
         weights = self.metadata.get("gemlet_weights")
         if weights not in PRESETS:
             choices = ", ".join(PRESETS)
@@ -120,8 +124,6 @@ class PackedCheckpoint(Checkpoint):
         return weights
 
     def _describe(self, config: TextConfig, table_elsewhere: bool) -> None:
-        from gemlet.tensors import PER_LAYER_TABLE, core_slots, expected_slots
-
         path = self.path(SINGLE_FILE)
         described = self._described(path)
         expected: dict[str, tuple[int, ...]] = {}
@@ -163,8 +165,6 @@ class PackedCheckpoint(Checkpoint):
 
     def _table_of_blocks(self, info: TensorInfo, dtype: str, shape: tuple[Any, ...]) -> TensorInfo:
         """The per-layer table in a block type of GGUF, which the file has as U8, a row of bytes for each."""
-        from gemlet.gguf import TENSOR_TYPES
-
         values, nbytes = next((v, n) for name, v, n in TENSOR_TYPES.values() if name.lower() == dtype)
         rows, cols = shape if len(shape) == 2 and all(type(size) is int for size in shape) else (0, 0)
         if info.dtype != "U8" or cols % values or info.shape != (rows, cols // values * nbytes):
@@ -176,9 +176,6 @@ class PackedCheckpoint(Checkpoint):
 
     def _described(self, path: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
         """weight -> (format, shape), as the metadata says."""
-        from gemlet.load import PRESETS
-        from gemlet.tensors import PER_LAYER_TABLE
-
         try:
             raw = json.loads(self.metadata.get("gemlet_tensors", ""))
             described = {name: (dtype, tuple(shape)) for name, (dtype, shape) in raw.items()}
@@ -192,6 +189,8 @@ class PackedCheckpoint(Checkpoint):
 
 
 def _block_types() -> list[str]:
-    from gemlet.gguf_checkpoint import BLOCK_TYPES
-
     return [name.lower() for name in BLOCK_TYPES]
+
+
+FORMAT_VERSION = 1  # of the file; the core counts the versions of the layout inside the tensors
+ALIGNMENT = 64

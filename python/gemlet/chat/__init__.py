@@ -1,0 +1,59 @@
+"""Chat formats: from a list of messages to the prompt a model family was trained on, and back from the reply.
+
+A format is applied here in one place, as code and data of gemlet; a template that came with a model file is
+never run. It is only looked at, to tell which of the formats gemlet knows it is (:mod:`.templates`).
+
+- :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
+- :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
+- :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`).
+
+The other direction, from a reply's tokens to its text, its reasoning and its tool calls, is
+:class:`TokenReplyParser`; the events that it gives are :class:`Content`, :class:`Reasoning`,
+:class:`ToolCall` and :class:`MalformedToolCall`, and :func:`collect` puts them together.
+"""
+
+from __future__ import annotations
+
+from gemlet.chat.base import ChatFormat, Segments
+from gemlet.chat.choice import chat_format_for
+from gemlet.chat.functiongemma import FUNCTION_GEMMA, FunctionGemmaFormat
+from gemlet.chat.gemma import GEMMA, GemmaFormat
+from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
+from gemlet.chat.reply import (
+    GEMMA4_MARKERS,
+    Content,
+    MalformedToolCall,
+    Reasoning,
+    Reply,
+    ReplyEvent,
+    ReplyParser,
+    ToolCall,
+    collect,
+)
+from gemlet.chat.reply_readers import TextReplyParser, TokenReplyParser
+from gemlet.chat.templates import gemma4_format, read_chat_template
+
+__all__ = [
+    "FUNCTION_GEMMA",
+    "GEMMA",
+    "GEMMA4_MARKERS",
+    "ChatFormat",
+    "Content",
+    "FunctionGemmaFormat",
+    "Gemma4Format",
+    "Gemma4Revision",
+    "GemmaFormat",
+    "MalformedToolCall",
+    "Reasoning",
+    "Reply",
+    "ReplyEvent",
+    "ReplyParser",
+    "Segments",
+    "TextReplyParser",
+    "TokenReplyParser",
+    "ToolCall",
+    "chat_format_for",
+    "collect",
+    "gemma4_format",
+    "read_chat_template",
+]
