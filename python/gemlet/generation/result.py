@@ -108,7 +108,7 @@ class Chunk:
         token_ids: the tokens of this step (none in a last chunk that only ends the stream).
         finish_reason: None, but in the last chunk: see :class:`Generation`.
         events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
-            MalformedToolCall of :mod:`gemlet.reply`.
+            MalformedToolCall of :mod:`gemlet.chat`.
 
     >>> import gemlet
     >>> with gemlet.load() as model:

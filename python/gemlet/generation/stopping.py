@@ -100,7 +100,7 @@ class StopScanner:
 
 
 class TextReader:
-    """A text without structure, read as the parsers of :mod:`gemlet.chat.reply` read replies."""
+    """A text without structure, read as the parsers of :mod:`gemlet.chat` read replies."""
 
     def __init__(self, decoder: StreamDecoder | None) -> None:
         self._decoder = decoder

@@ -18,7 +18,7 @@ __all__ = ["Inspection", "layer_text"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect` found.
+    """What :func:`gemlet.inspect` found.
 
     ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model, cut
     if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``formats`` are

@@ -29,7 +29,7 @@ def random_model(
 ) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
 
-    ``weights`` "auto" is "bf16"; the other arguments are those of :func:`load`. It has no tokenizer. Raises
+    ``weights`` "auto" is "bf16"; the other arguments are those of :func:`gemlet.load`. It has no tokenizer. Raises
     :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``) and
     :class:`MemoryLimitError` where it would not fit.
 

@@ -70,7 +70,7 @@ class ModelSource:
     prompts: Prompts | None = field(default=None, repr=False)
 
     def cut(self, matformer: object) -> ModelSource:
-        """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.matformer`)."""
+        """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.config.matformer`)."""
         if self.packed is not None:
             raise InvalidRequestError(f"matformer: {self.name} is packed; load the original")
         config, kept = cut_slots(self.config, matformer)
