@@ -29,9 +29,9 @@ def random_model(
 ) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
 
-    ``weights`` "auto" is "bf16"; the other arguments are those of :func:`gemlet.load`. It has no tokenizer. Raises
-    :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``) and
-    :class:`MemoryLimitError` where it would not fit.
+    ``weights`` "auto" is "bf16"; the other arguments are those of :func:`gemlet.load`. It has no tokenizer.
+    Raises :class:`InvalidRequestError` for an unknown name (the names are the keys of
+    ``gemlet.config.SHAPES``) and :class:`MemoryLimitError` where it would not fit.
 
     >>> with random_model("gemma3-270m", weights="q4", threads=1) as model:
     ...     model.config.num_layers

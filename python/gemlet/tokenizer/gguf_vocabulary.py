@@ -20,7 +20,8 @@ _GGUF_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
 def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
-    """The vocabulary in the metadata of a GGUF file; raises as :func:`gemlet.tokenizer.files.read_vocabulary` does."""
+    """The vocabulary in the metadata of a GGUF file; raises as
+    :func:`gemlet.tokenizer.files.read_vocabulary` does."""
     file = gguf.path
     kind = gguf.get("tokenizer.ggml.model", str)
     if kind not in ("llama", "gemma4"):
