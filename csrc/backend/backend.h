@@ -151,8 +151,9 @@ int64_t attention_partial_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t
 // Bytes that the CPU keeps for each thread once it has multiplied many rows by a matrix in bf12.
 int64_t expansion_bytes(int64_t cols);
 
-// threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
-std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads);
+// threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces. Where the system does not
+// grant so many threads, the backend has fewer if `fewer_will_do`; else kMemory.
+std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool fewer_will_do = false);
 
 // Throws kUnsupported in a build without CUDA.
 std::unique_ptr<Backend> make_cuda_backend();

@@ -11,8 +11,7 @@
 namespace gemlet {
 
 FileMapping::FileMapping(int descriptor, std::string path) : file_(descriptor, std::move(path)) {
-  void* const memory =
-      mmap(nullptr, static_cast<size_t>(file_.size()), PROT_READ, MAP_SHARED, file_.descriptor(), 0);
+  void* const memory = mmap(nullptr, static_cast<size_t>(file_.size()), PROT_READ, MAP_SHARED, file_.descriptor(), 0);
   if (memory == MAP_FAILED) {
     fail(ErrorCode::kModelFile, file_.path(), ": cannot be mapped: ", std::strerror(errno));
   }

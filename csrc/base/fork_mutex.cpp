@@ -6,14 +6,20 @@ namespace gemlet {
 namespace {
 
 std::atomic<uint32_t> g_forks{0};
+std::atomic<pthread_t> g_forker{};
 
 }  // namespace
 
 uint32_t fork_generation() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { g_forks.fetch_add(1); });
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    g_forker.store(pthread_self());
+    g_forks.fetch_add(1);
+  });
   static_cast<void>(registered);
   return g_forks.load(std::memory_order_relaxed);
 }
+
+bool came_by_fork() { return pthread_equal(g_forker.load(), pthread_self()) != 0; }
 
 ForkMutex::~ForkMutex() {
   Node* const node = node_.load();

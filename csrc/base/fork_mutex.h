@@ -12,6 +12,8 @@ namespace gemlet {
 
 // Changes in the child of every fork().
 uint32_t fork_generation();
+// In such a child: whether this thread is the one that forked, which alone was there before.
+bool came_by_fork();
 
 class ForkMutex {
  public:

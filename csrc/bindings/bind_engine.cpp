@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
+#include "bindings/turn.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 
@@ -100,6 +101,14 @@ void register_engine(py::module_& m) {
           },
           py::arg("logits"), py::arg("history"),
           "Next token id from logits [vocab]; history feeds the repetition penalty.");
+
+  py::class_<Turn>(m, "Turn", py::is_final(),
+                   "A lock: `with turn as first:`, where `first` is False if this thread has it already.")
+      .def(py::init<>())
+      .def("__enter__", &Turn::enter)
+      .def(
+          "__exit__", [](Turn& turn, const py::object&, const py::object&, const py::object&) { turn.leave(); },
+          py::arg("kind"), py::arg("error"), py::arg("traceback"));
 
   py::class_<Sequence>(m, "TokenSequence", py::is_final(), "One context: its tokens and their keys and values.")
       .def(py::init([](const std::shared_ptr<Model>& model, const std::optional<std::shared_ptr<Adapter>>& adapter) {

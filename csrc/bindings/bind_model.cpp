@@ -249,7 +249,7 @@ void register_model(py::module_& m) {
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
-                       const std::map<std::string, std::string>& formats, bool embedding_on_disk) {
+                       const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads) {
              if (threads < 0 || threads > 1024) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
              }
@@ -260,14 +260,15 @@ void register_model(py::module_& m) {
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;
              for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
-             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
-                                                   kv_format(kv_cache),
-                                                   threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads),
-                                                   allocate, std::move(own), embedding_on_disk);
+             return std::make_unique<ModelBuilder>(
+                 config, weight_format(weights), weight_format(embedding), kv_format(kv_cache),
+                 threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads, fewer_threads), allocate,
+                 std::move(own), embedding_on_disk);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
-           py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false)
+           py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false,
+           py::arg("fewer_threads") = false)
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {
@@ -298,19 +299,19 @@ void register_model(py::module_& m) {
            "'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.")
       .def(
           "set_per_layer_table",
-          [](ModelBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows,
-             int64_t cols, const std::string& dtype, const std::vector<std::pair<int64_t, int64_t>>& kept) {
+          [](ModelBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols,
+             const std::string& dtype, const std::vector<std::pair<int64_t, int64_t>>& kept) {
             std::vector<RowTable::Columns> columns;
             for (const auto& [first, count] : kept) columns.push_back({first, count});
-            builder.set_per_layer_table(
-                RowTable(descriptor, path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype), std::move(columns)));
+            builder.set_per_layer_table(RowTable(descriptor, path, offset, rows, cols,
+                                                 source_type("embed_tokens_per_layer", dtype), std::move(columns)));
           },
           py::kw_only(), py::arg("descriptor"), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"),
           py::arg("dtype"), py::arg("kept") = std::vector<std::pair<int64_t, int64_t>>(),
-          "The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in a row only the "
+          "The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in "
+          "a row only the "
           "runs `kept`, each (first, count), all if empty.")
-      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"),
-           py::call_guard<GilRelease>(),
+      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"), py::call_guard<GilRelease>(),
            "Fills every empty slot with random values of trained weights' size.")
       .def(
           "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },

@@ -3,9 +3,7 @@
 #include <unistd.h>
 
 namespace gemlet::bindings {
-namespace {
 
-// From here on other threads than the one that ends Python do not get the lock any more.
 bool python_is_ending() {
 #if PY_VERSION_HEX >= 0x030D0000
   return Py_IsFinalizing() || !Py_IsInitialized();
@@ -14,13 +12,10 @@ bool python_is_ending() {
 #endif
 }
 
-}  // namespace
-
 void stay_for_ever() {
   for (;;) pause();
 }
 
-// Whoever has the lock while Python ends is the thread that ends it, and would not get it back from a thread's view.
 GilRelease::GilRelease() : thread_(python_is_ending() ? nullptr : PyEval_SaveThread()) {}
 
 GilRelease::~GilRelease() {

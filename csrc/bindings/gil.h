@@ -12,6 +12,9 @@
 
 namespace gemlet::bindings {
 
+// Whether Python has begun to end: from here on no thread gets the lock but the one that ends it, which has it.
+bool python_is_ending();
+
 [[noreturn]] void stay_for_ever();
 
 // Lets other Python threads run for as long as it lives. To be used instead of pybind11's gil_scoped_release.
@@ -23,7 +26,7 @@ class GilRelease {
   GilRelease& operator=(const GilRelease&) = delete;
 
  private:
-  PyThreadState* thread_;  // null: this thread is ending Python, and no other will run
+  PyThreadState* thread_;  // null: this is the thread that ends Python
 };
 
 // call(), which may run code in Python and so give the lock away and want it back.

@@ -24,6 +24,7 @@ __all__: list[str] = [
     "ModelConfig",
     "Sampler",
     "TokenSequence",
+    "Turn",
     "available_memory",
     "choose_tier",
     "cpu_info",
@@ -218,6 +219,7 @@ class ModelBuilder:
         decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         formats: collections.abc.Mapping[str, str] = {},
         embedding_on_disk: bool = False,
+        fewer_threads: bool = False,
     ) -> None: ...
     @typing.overload
     def add(
@@ -274,6 +276,7 @@ class ModelBuilder:
     def set_per_layer_table(
         self,
         *,
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
         path: str,
         offset: typing.SupportsInt | typing.SupportsIndex,
         rows: typing.SupportsInt | typing.SupportsIndex,
@@ -284,7 +287,7 @@ class ModelBuilder:
         ] = [],
     ) -> None:
         """
-        The per-layer embedding table: it stays in its file and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty.
+        The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty.
         """
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """
@@ -346,6 +349,14 @@ class Sampler:
         """
         Next token id from logits [vocab]; history feeds the repetition penalty.
         """
+
+class Turn:
+    """
+    A lock: `with turn as first:`, where `first` is False if this thread has it already.
+    """
+    def __enter__(self) -> bool: ...
+    def __exit__(self, kind: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+    def __init__(self) -> None: ...
 
 class TokenSequence:
     """

@@ -36,18 +36,18 @@ int64_t pieces_of(int64_t rows, int64_t most) {
 
 int64_t expansion_bytes(int64_t cols) { return std::max(kernels::expanded_bytes(1, cols), kWeightBytes); }
 
-CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads)
+CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads, bool fewer_will_do)
     : tier_(tier),
-      threads_(threads),
-      decode_threads_(decode_threads),
-      pool_(std::max(threads, decode_threads)),
+      pool_(std::max(threads, decode_threads), fewer_will_do),
+      threads_(std::min(threads, pool_.threads())),
+      decode_threads_(std::min(decode_threads, pool_.threads())),
       kernels_(kernels::kernels_for(tier)) {
-  pool_.use(threads);
+  pool_.use(threads_);
 }
 
-std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads) {
+std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool fewer_will_do) {
   const TierChoice choice = choose_tier(detect_cpu(), std::getenv("GEMLET_CPU"));
-  return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads);
+  return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads, fewer_will_do);
 }
 
 void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }

@@ -31,7 +31,7 @@ struct MatmulTask {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(Tier tier, int threads, int decode_threads);
+  CpuBackend(Tier tier, int threads, int decode_threads, bool fewer_will_do = false);
 
   std::string tier() const override { return std::string(tier_name(tier_)); }
   int threads() const override { return threads_; }
@@ -100,8 +100,8 @@ class CpuBackend final : public Backend {
   void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;
-  int threads_, decode_threads_;
   ThreadPool pool_;
+  int threads_, decode_threads_;
   kernels::KernelTable kernels_;
   AlignedBuffer prepared_;           // activations as int8 or bf16
   std::vector<MatmulInput> inputs_;  // of the matmul call at hand

@@ -64,9 +64,11 @@ def make_builder(
     allocate: bool = True,
     embedding_on_disk: bool = False,
     own_formats: Mapping[str, str] | None = None,
+    fewer_threads: bool = False,
 ) -> _core.ModelBuilder:
     """The core's builder; ``allocate`` False: its weights come from a file, or go to one. ``own_formats`` are
-    those of matrices that have another than ``formats`` says."""
+    those of matrices that have another than ``formats`` says. ``fewer_threads``: where the system does not
+    grant so many, fewer will do."""
     from gemlet import _core
 
     return _core.ModelBuilder(
@@ -79,6 +81,7 @@ def make_builder(
         allocate=allocate,
         embedding_on_disk=embedding_on_disk,
         formats=dict(own_formats or {}),
+        fewer_threads=fewer_threads,
     )
 
 
@@ -94,6 +97,7 @@ def filled_builder(
     decode_threads: int,
     max_context: int,
     embedding_on_disk: bool,
+    fewer_threads: bool,
 ) -> _core.ModelBuilder:
     def builder(allocate: bool) -> _core.ModelBuilder:
         return make_builder(
@@ -106,6 +110,7 @@ def filled_builder(
             allocate=allocate,
             embedding_on_disk=embedding_on_disk,
             own_formats=own_formats,
+            fewer_threads=fewer_threads,
         )
 
     packed = source.packed

@@ -39,6 +39,7 @@ def random_model(
     """
     started = time.perf_counter()
     check_weights(weights)
+    fewer_threads = threads is None and decode_threads is None
     threads = check_threads(threads)
     decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
     config = shape_config(name)
@@ -63,6 +64,7 @@ def random_model(
         threads=threads,
         decode_threads=decode_threads,
         max_context=max_context,
+        fewer_threads=fewer_threads,
     )
     builder.add_random(seed=seed)
     end_ids = frozenset(config.eos_token_ids)

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.base.text import show_argument
 from gemlet.chat.base import ChatFormat
-from gemlet.errors import ContextLengthError, InvalidRequestError, MemoryLimitError, UnsupportedError
+from gemlet.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    MemoryLimitError,
+    TensorError,
+    UnsupportedError,
+)
 from gemlet.generation.options import GenerationConfig, GenerationOptions, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
@@ -72,6 +78,7 @@ class Model(LoadedModel):
         Raises:
             InvalidRequestError: no ids, an id out of range, or an adapter that is not loaded.
             ContextLengthError: more ids than the context holds.
+            TensorError: a result is not finite: the weights are damaged, or too large for their format.
             MemoryLimitError: the result does not fit in memory.
             ModelClosedError: the model is closed.
 
@@ -97,6 +104,7 @@ class Model(LoadedModel):
                 stop = start + _LOGITS_CHUNK
                 sequence.extend(tokens[start:stop], logits="all")
                 result[start:stop] = sequence.logits()
+                self._check_finite(result[start:stop], start)
         finally:
             sequence.close()
         return result
@@ -300,6 +308,14 @@ class Model(LoadedModel):
         ids = self.chat_format.encode_chat(self.tokenizer, messages, tools=tools, thinking=thinking)
         return self._start(ids, settings, adapter, self.chat_format)
 
+    def _check_finite(self, rows: NDArray[np.float32], first: int) -> None:
+        if not np.isfinite([rows.min(), rows.max()]).all():  # NaN is both
+            bad = first + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise TensorError(
+                f"{self.source}: the logits after token {bad} are not finite; the weights are damaged, or "
+                "too large for their format"
+            )
+
     def _check_writes(self, what: str) -> None:
         if self._prompts is not None:
             raise UnsupportedError(f"{what}: {self.source} makes embeddings and writes no text; use embed()")
@@ -367,7 +383,7 @@ class Model(LoadedModel):
             # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
             vocab_limit=0 if self.tokenizer is None else min(self.tokenizer.vocab_size, self._vocab_size),
         )
-        with self._lock:
+        with self._turn:
             self._check_open()
             stream = TextStream(
                 sequence=_core.TokenSequence(self._core_model, self._find_adapter(adapter)),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from gemlet import _core
 from gemlet.adapters.adapter import Adapter, open_adapter
 from gemlet.base.text import show_argument
 from gemlet.chat.base import ChatFormat
@@ -20,8 +20,6 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from gemlet import _core
 
 __all__ = ["LoadedModel"]
 
@@ -62,11 +60,11 @@ class LoadedModel:
         self._context_length = core.config.max_context
         self._vocab_size = core.config.vocab_size
         self._closed = False
-        # Guards _closed, _streams and _adapters: close() must see every stream, and none may begin after it.
-        self._lock = threading.Lock()
+        # Of _closed, _streams and _adapters: close() must see every stream, and none may begin after it.
+        self._turn = _core.Turn()
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
         self._adapters: dict[str, tuple[Adapter, _core.Adapter]] = {}
-        self._loading = threading.Lock()
+        self._loading = _core.Turn()
         self._adapter_scratch = 0  # what adapters add to the core's scratch, which never shrinks
 
     def __repr__(self) -> str:
@@ -144,7 +142,7 @@ class LoadedModel:
         ...     model.adapters
         {}
         """
-        with self._lock:
+        with self._turn:
             return {name: adapter for name, (adapter, _) in self._adapters.items()}
 
     def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
@@ -203,7 +201,7 @@ class LoadedModel:
                 files.check_memory(room, self.weights, scratch - self._adapter_scratch)
             core = files.build(self._core_model)
             adapter = files.describe(name, core.bytes)
-            with self._lock:
+            with self._turn:
                 self._check_open()
                 self._adapters[name] = adapter, core
                 self._adapter_scratch = scratch
@@ -223,12 +221,14 @@ class LoadedModel:
         ...         print(error)
         adapter: got 'louder', expected the name of a loaded one (none); see load_adapter()
         """
-        with self._lock:
+        with self._turn:
             self._find_adapter(name)
             del self._adapters[name]
 
     def close(self) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
+
+        Any thread may call it, a signal handler, or a process forked from the one that uses the model.
 
         >>> import gemlet
         >>> model = gemlet.load()
@@ -243,7 +243,7 @@ class LoadedModel:
         ...     print(error)
         the model from demo is closed; load it again
         """
-        with self._lock:
+        with self._turn:
             self._closed = True
             self._adapters.clear()
             streams = list(self._streams)

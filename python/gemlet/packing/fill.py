@@ -32,6 +32,7 @@ def set_table(builder: _core.ModelBuilder, source: ModelSource) -> None:
             info = checkpoint.tensors[name]
             rows, cols = info.shape
             builder.set_per_layer_table(
+                descriptor=checkpoint.descriptor(info.file),
                 path=checkpoint.path(info.file),
                 offset=info.begin,
                 rows=rows,
@@ -39,3 +40,4 @@ def set_table(builder: _core.ModelBuilder, source: ModelSource) -> None:
                 dtype=checkpoint.dtype(name),
                 kept=source.cuts[name].columns if name in source.cuts else (),
             )
+            checkpoint.check_unchanged(info.file, "it")  # from here on the core looks whether it is

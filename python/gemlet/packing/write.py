@@ -60,15 +60,20 @@ def write_packed(
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
-    crc = 0
+    crc, has_helper = 0, True
     try:
         with ThreadPoolExecutor(1) as helper, open(path, "xb", buffering=0) as file:
 
             def put(data: bytes | memoryview) -> None:
-                nonlocal crc
-                later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                nonlocal crc, has_helper
+                later = None
+                if has_helper:
+                    try:
+                        later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                    except RuntimeError:  # no thread to be had, or Python is exiting
+                        has_helper = False
                 _write(file.fileno(), data)
-                crc = later.result()
+                crc = zlib.crc32(data, crc) if later is None else later.result()
 
             put(head)
             for block in blocks(source):
