@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.chat.reply import Content, ReplyEvent, collect
-from gemlet.errors import CancelledError, InvalidRequestError, ModelClosedError
+from gemlet.errors import CancelledError, GemletError, InvalidRequestError, ModelClosedError
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Chunk, FinishReason, Generation
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, StreamDecoder, TextReader
@@ -99,11 +99,15 @@ class TextStream:
                 raise StopIteration
             try:
                 chunk = self._step()
-            except BaseException as error:
-                chunk = self._end("cancelled")
+            except GemletError as error:
                 asked_for = (CancelledError, ModelClosedError) if self._is_cancelled else CancelledError
                 if not isinstance(error, asked_for):
+                    self._release()
                     raise
+                chunk = self._end("cancelled")
+            except BaseException:  # what a signal handler raised
+                self._end("cancelled")
+                raise
         if self._close_is_due:
             self.close()
         return chunk
@@ -127,7 +131,8 @@ class TextStream:
         ('cancelled', 1)
         """
         self._is_cancelled = True
-        self._sequence.cancel()
+        if self._open:
+            self._sequence.cancel()
 
     def close(self) -> None:
         """Cancels the stream if it has not ended, waits for a running step, and gives its context back.
@@ -154,10 +159,8 @@ class TextStream:
     def result(self) -> Generation:
         """The whole :class:`Generation`, once the stream has ended.
 
-        Of a stream that an error ended, it is what there was by then, with the reason "cancelled".
-
         Raises:
-            InvalidRequestError: the stream has not ended yet.
+            InvalidRequestError: the stream has not ended yet, or ended with an error of gemlet's.
         """
         if self._result is None:
             raise InvalidRequestError("the stream has no result: iterate it to its end, or close() it, first")
@@ -221,9 +224,12 @@ class TextStream:
             tool_calls=reply.tool_calls,
             malformed_calls=reply.malformed,
         )
+        self._release()
+        return _chunk([*events, *held_back], token_ids, reason)
+
+    def _release(self) -> None:
         self._open = False
         self._sequence.close()
-        return _chunk([*events, *held_back], token_ids, reason)
 
 
 def _chunk(events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:
