@@ -65,6 +65,16 @@ class Backend {
   // A pass over `rows` tokens begins. Few rows wait for memory, many for arithmetic: each has its number of threads.
   virtual void begin_pass(int64_t rows) = 0;
   virtual AlignedBuffer allocate(size_t bytes) = 0;
+  // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
+  virtual int64_t bytes_read() const = 0;
+
+  // For plans of memory: what the backend keeps for itself once it has
+  //   multiplied `rows` rows of activations by a matrix [outputs, cols] of this format,
+  virtual int64_t input_bytes(Format weights, int64_t rows, int64_t cols) const = 0;
+  //   multiplied many rows by it, for each thread,
+  virtual int64_t expansion_bytes(Format weights, int64_t cols) const = 0;
+  //   computed attention over `tokens` keys (and a little for each thread).
+  virtual int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const = 0;
 
   // out [ids, dim] = scale * table[ids]
   virtual void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) = 0;
@@ -139,11 +149,6 @@ class Backend {
   // Runs fn(task) for tasks [0, tasks) on the backend's host threads; for packing weights while loading.
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
-
-// Bytes that the CPU's attention keeps, beside a little for each thread, once it has seen a cache of so many tokens.
-int64_t attention_partial_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens);
-// Bytes that the CPU keeps for each thread once it has multiplied many rows by a matrix in bf12.
-int64_t expansion_bytes(int64_t cols);
 
 // threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads);
