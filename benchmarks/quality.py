@@ -132,9 +132,7 @@ def chunks_of(ids: Sequence[int], size: int, bos: int) -> list[NDArray[np.int32]
     ]
 
 
-def read_chunks(
-    path: Path, text: Path, size: int = 512, limit: int | None = None
-) -> list[NDArray[np.int32]]:
+def read_chunks(path: Path, text: Path, size: int = 512, limit: int | None = None) -> list[NDArray[np.int32]]:
     """At most ``limit`` chunks of a text file, evenly spread over it, as tokens of the model at ``path``."""
     bos, *ids = gemlet.Tokenizer.from_file(path).encode(text.read_text(encoding="utf-8"))
     chunks = chunks_of(ids, size, bos)
