@@ -5,8 +5,8 @@
 
 Both programs get random weights of a published shape: q4 with Q4_0, q8 with Q8_0, bf16 and bf12 with BF16.
 The embedding of "q4" has 8 bits in both. Each program loads its model once. Then they run alternately, so
-that a machine whose speed drifts is unfair to neither. The ratio of the medians is what counts. The measured read
-bandwidth says how fast decoding could be at most.
+that a machine whose speed drifts is unfair to neither. The ratio of the medians is what counts. The measured
+read bandwidth says how fast decoding could be at most.
 """
 
 from __future__ import annotations
