@@ -21,10 +21,10 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from gguf_models import convert_tensors, metadata, typed, write_gguf
-from tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
-from tokenizer_files import tokenizer_json as make_tokenizer_json
-from tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
+from support.gguf_models import convert_tensors, metadata, typed, write_gguf
+from support.tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
+from support.tokenizer_files import tokenizer_json as make_tokenizer_json
+from support.tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
