@@ -25,7 +25,7 @@ PRELUDE = """
 @pytest.mark.slow
 def test_close_gives_the_memory_back() -> None:
     run_python(f"""{PRELUDE}
-    from gemlet.load import random_model
+    from gemlet.loading.random_model import random_model
     gemlet.load(threads=1).close()
     before = resident()
     model = random_model("gemma3-270m", weights="q4", threads=1)
@@ -259,7 +259,7 @@ def test_the_tokenizer_is_in_the_plan() -> None:
     """Of a stored vocabulary it is built in a thread, which the plan waits for."""
     run_python(f"""{PRELUDE}
     from types import SimpleNamespace
-    from gemlet.load import settle
+    from gemlet.loading.builder import settle
     calls = []
     settle(SimpleNamespace(tokenizer=SimpleNamespace(encode=calls.append)))
     settle(SimpleNamespace(tokenizer=None))

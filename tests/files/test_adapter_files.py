@@ -17,10 +17,11 @@ from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 import gemlet
 from gemlet import _core
-from gemlet.adapter import open_adapter
+from gemlet.adapters.adapter import open_adapter
 from gemlet.config import parse_config
-from gemlet.source import open_source
-from gemlet.tensors import expected_slots, tensor_name
+from gemlet.sources.opening import open_source
+from gemlet.weights.hf_names import tensor_name
+from gemlet.weights.slots import expected_slots
 
 Tensors = dict[str, NDArray[Any]]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

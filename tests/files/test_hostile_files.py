@@ -47,10 +47,10 @@ from test_adapter_files import write as write_adapter
 from test_load_gguf import BLOCK_TYPES, BLOCKS
 
 import gemlet
-from gemlet.adapter import open_adapter
+from gemlet.adapters.adapter import open_adapter
+from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.config import parse_config
 from gemlet.errors import GemletError, ModelFileError, TensorError, TokenizerError
-from gemlet.gguf import read_gguf
 from gemlet.tokenizer import Tokenizer
 
 

@@ -22,7 +22,7 @@ from support.tokenizer_files import STRING, gguf_entry
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
-from gemlet.hub import is_repository
+from gemlet.sources.hub import is_repository
 
 NAME = "someone/gemma-tiny"
 WEIGHTS = safetensors_bytes(weights_of(CONFIGS["gemma"]))
@@ -318,8 +318,8 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
             f"""
             import resource
             import gemlet
-            import gemlet.hub_headers
-            gemlet.hub_headers._MAX_METADATA_BYTES = 1 << 21
+            import gemlet.sources.hub_headers
+            gemlet.sources.hub_headers._MAX_METADATA_BYTES = 1 << 21
             peaks = []
             for name in {["no/such", *cases]!r}:
                 try:

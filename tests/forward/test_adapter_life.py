@@ -17,7 +17,7 @@ from support.processes import run_python
 
 import gemlet
 from gemlet import _core
-from gemlet.adapter import AdapterFiles
+from gemlet.adapters.adapter import AdapterFiles
 from gemlet.errors import MemoryLimitError
 
 
@@ -169,8 +169,8 @@ def test_memory_comes_back_when_an_adapter_goes() -> None:
     from tempfile import TemporaryDirectory
     from support.processes import resident
     from support.tiny_models import safetensors_bytes
-    from gemlet.tensors import expected_slots
-    from gemlet.load import random_model
+    from gemlet.weights.slots import expected_slots
+    from gemlet.loading.random_model import random_model
     with TemporaryDirectory() as folder, random_model("gemma3-270m", weights="q4", threads=1) as model:
         slots = expected_slots(model.config)
         tensors = {}

@@ -25,7 +25,7 @@ import gemlet
 from gemlet import _core
 from gemlet.cli import main
 from gemlet.config import parse_config, read_config
-from gemlet.embedding import passes
+from gemlet.model.embedding import passes
 
 Golden = dict[str, NDArray[Any]]
 FOLDER = HERE / "embeddinggemma"

@@ -26,7 +26,7 @@ from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_e
 import gemlet
 from gemlet import _core
 from gemlet.errors import ModelFileError, UnsupportedError
-from gemlet.source import open_source
+from gemlet.sources.opening import open_source
 
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
 BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]

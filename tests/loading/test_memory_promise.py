@@ -15,7 +15,7 @@ GB = 10**9
 RUN = """
     import json, resource
     import gemlet
-    from gemlet.inspection import inspect
+    from gemlet.loading.inspect import inspect
     plan = inspect({folder!r}, **{arguments!r}).plan
     with gemlet.load({folder!r}, **{arguments!r}) as model:
         ids = [2] + [i * 37 % 200_000 for i in range(1, {tokens})]

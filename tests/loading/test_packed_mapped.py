@@ -16,7 +16,7 @@ from support.tokenizer_files import gemma4_json
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import InvalidRequestError
-from gemlet.load import PRESETS
+from gemlet.weights.formats import PRESETS
 
 
 def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_an_embedding_on_disk_is_never_resident(tmp_path: Path) -> None:
     code = f"""
     import re
     import numpy as np
-    import gemlet, gemlet.model, gemlet.source
+    import gemlet, gemlet.model.model, gemlet.sources.opening
 
     def peak():
         return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -119,7 +119,7 @@ def test_peak_memory_at_a_real_shape(tmp_path: Path) -> None:
     write_real_shape(source, "gemma3-270m")
     measure = """
     import re
-    import gemlet, gemlet.conversion, gemlet.model, gemlet.source
+    import gemlet, gemlet.loading.convert, gemlet.model.model, gemlet.sources.opening
     gemlet.load(threads=1, weights="q4").generate("The", max_tokens=2)
     def peak():  # getrusage() would say that of the process that started this one, if it is larger
         return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024

@@ -32,9 +32,9 @@ from support.tokenizer_files import (
 )
 from test_tokenizer_text import crafted_text, relaxed
 
-from gemlet._sentencepiece_proto import build_model
 from gemlet.errors import GemletError, ModelFileError, TokenizerError
 from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.sentencepiece_model import build_model
 
 # --- the reference ------------------------------------------------------------------------------------------
 
