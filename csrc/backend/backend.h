@@ -68,12 +68,13 @@ class Backend {
   // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
   virtual int64_t bytes_read() const = 0;
 
-  // For plans of memory: what the backend keeps for itself once it has
-  //   multiplied `rows` rows of activations by a matrix [outputs, cols] of this format,
-  virtual int64_t input_bytes(Format weights, int64_t rows, int64_t cols) const = 0;
-  //   multiplied many rows by it, for each thread,
-  virtual int64_t expansion_bytes(Format weights, int64_t cols) const = 0;
-  //   computed attention over `tokens` keys (and a little for each thread).
+  // For plans of memory: what the backend keeps for itself.
+  // Bytes of x [rows, weight.cols] in the form that the kernel of a product with `weight` takes; 0 if that is float32.
+  // The weight's values are not read.
+  virtual int64_t prepared_bytes(const Matrix& weight, int64_t rows) const = 0;
+  // Bytes for each thread after a product of many rows with `weight`.
+  virtual int64_t expansion_bytes(const Matrix& weight) const = 0;
+  // Bytes after attention over `tokens` keys, without a little for each thread.
   virtual int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const = 0;
 
   // out [ids, dim] = scale * table[ids]

@@ -31,8 +31,8 @@ std::vector<std::vector<const Matrix*>> calls_of(const ModelWeights& weights) {
   return calls;
 }
 
-// Bytes of the inputs of the largest call, in the forms that its products take them.
-int64_t input_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend) {
+// Bytes of the inputs of the largest call, in the forms that its products take.
+int64_t prepared_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend) {
   const int64_t rows = most_rows(config);
   int64_t most = 0;
   for (const std::vector<const Matrix*>& call : calls_of(weights)) {
@@ -40,7 +40,7 @@ int64_t input_bytes(const ModelConfig& config, const ModelWeights& weights, cons
     int64_t bytes = 0;
     for (const Matrix* matrix : call) {
       if (matrix->rows > 0 && formats.insert(matrix->format).second) {
-        bytes += backend.input_bytes(matrix->format, rows, matrix->cols);
+        bytes += backend.prepared_bytes(*matrix, rows);
       }
     }
     most = std::max(most, bytes);
@@ -52,7 +52,7 @@ int64_t input_bytes(const ModelConfig& config, const ModelWeights& weights, cons
     const int64_t share = (rows * c.experts_per_token + c.num_experts - 1) / c.num_experts;
     for (const std::vector<Matrix>* experts : {&weights.layers[i].experts.gate_up, &weights.layers[i].experts.down}) {
       int64_t bytes = 0;
-      for (const Matrix& matrix : *experts) bytes += backend.input_bytes(matrix.format, share, matrix.cols);
+      for (const Matrix& matrix : *experts) bytes += backend.prepared_bytes(matrix, share);
       most = std::max(most, bytes);
     }
   }
@@ -63,7 +63,7 @@ int64_t input_bytes(const ModelConfig& config, const ModelWeights& weights, cons
 int64_t expansion_bytes(const ModelWeights& weights, const Backend& backend) {
   int64_t most = 0;
   const auto look = [&](const Matrix& matrix) {
-    if (matrix.rows > 0) most = std::max(most, backend.expansion_bytes(matrix.format, matrix.cols));
+    if (matrix.rows > 0) most = std::max(most, backend.expansion_bytes(matrix));
   };
   look(weights.lm_head.rows > 0 ? weights.lm_head : weights.embed_tokens);
   for (const std::vector<const Matrix*>& call : calls_of(weights)) {
@@ -92,17 +92,17 @@ int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights,
          attention + expansion_bytes(weights, backend) * threads + config.vocab_size * kFloatBytes;
 }
 
-// Of the backend's scratch, adapters need the widest input once more, in the form that their own matrices take.
 int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_format, const Backend& backend,
                                  int64_t max_rank) {
   if (max_rank == 0) return 0;
-  int64_t widest = config.hidden_size;
+  int64_t widest = config.hidden_size;  // input of a matrix that an adapter may correct
   for (const LayerConfig& layer : config.layers) {
     widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
   }
   const int64_t floats = Scratch::floats_per_row(config, max_rank) - Scratch::floats_per_row(config, 0);
   const int64_t rows = most_rows(config);
-  return rows * floats * kFloatBytes + backend.input_bytes(adapter_format, rows, widest);
+  // Rows with different adapters share no prepared input with the product of the weights.
+  return rows * floats * kFloatBytes + backend.prepared_bytes({adapter_format, max_rank, widest}, rows);
 }
 
 }  // namespace gemlet

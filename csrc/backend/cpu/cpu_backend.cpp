@@ -49,14 +49,8 @@ std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads) {
 
 void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
 
-int64_t CpuBackend::input_bytes(Format weights, int64_t rows, int64_t cols) const {
-  const kernels::Activations form = kernels::matmul_for(kernels_, weights, rows).activations;
-  if (form == kernels::Activations::kF32) return 0;
-  return kernels::activation_bytes(form, rows, kernels::activation_row_bytes(form, padded_cols(weights, cols)));
-}
-
-int64_t CpuBackend::expansion_bytes(Format weights, int64_t cols) const {
-  return weights == Format::kBf12 ? std::max(kernels::expanded_bytes(1, cols), kWeightBytes) : 0;
+int64_t CpuBackend::expansion_bytes(const Matrix& weight) const {
+  return weight.format == Format::kBf12 ? std::max(kernels::expanded_bytes(1, weight.cols), kWeightBytes) : 0;
 }
 
 float* CpuBackend::scratch(AlignedBuffer& buffer, int64_t floats) {
@@ -99,6 +93,21 @@ void CpuBackend::softcap(float cap, int64_t rows, int64_t dim, float* x) {
   for_each_piece(rows * dim, [&](int64_t first, int64_t floats) { kernels_.softcap(cap, floats, x + first); });
 }
 
+MatmulInput CpuBackend::input_of(const Matrix& weight, int64_t rows) const {
+  MatmulInput input = {};
+  input.operation = &kernels::matmul_for(kernels_, weight.format, rows);
+  const kernels::Activations form = input.operation->activations;
+  const bool as_it_is = form == kernels::Activations::kF32;
+  input.cols = as_it_is ? weight.cols : padded_cols(weight.format, weight.cols);
+  input.stride = kernels::activation_row_bytes(form, input.cols);
+  input.prepared_bytes = as_it_is ? 0 : kernels::activation_bytes(form, rows, input.stride);
+  return input;
+}
+
+int64_t CpuBackend::prepared_bytes(const Matrix& weight, int64_t rows) const {
+  return input_of(weight, rows).prepared_bytes;
+}
+
 // Activations in the form that each product's kernel takes: as they are, or in another form, made once for neighbours
 // that share them.
 void CpuBackend::prepare_inputs(std::span<const Product> products) {
@@ -106,13 +115,9 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
   int64_t bytes = 0;
   for (const Product& product : products) {
     const Matrix& weight = *product.weight;
-    MatmulInput input = {};
-    input.operation = &kernels::matmul_for(kernels_, weight.format, product.rows);
+    MatmulInput input = input_of(weight, product.rows);
     const kernels::Activations form = input.operation->activations;
-    const bool as_it_is = form == kernels::Activations::kF32;
-    input.cols = as_it_is ? weight.cols : padded_cols(weight.format, weight.cols);
-    input.stride = kernels::activation_row_bytes(form, input.cols);
-    if (as_it_is) {
+    if (form == kernels::Activations::kF32) {
       input.data = reinterpret_cast<const uint8_t*>(product.x);
     } else if (!inputs_.empty()) {
       const MatmulInput& last = inputs_.back();
@@ -120,7 +125,7 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
       input.shared = product.x == other.x && product.rows == other.rows && form == last.operation->activations &&
                      input.stride == last.stride && zero_point(weight.format) == zero_point(other.weight->format);
     }
-    if (!as_it_is && !input.shared) bytes += kernels::activation_bytes(form, product.rows, input.stride);
+    if (!input.shared) bytes += input.prepared_bytes;
     inputs_.push_back(input);
   }
   uint8_t* at = reinterpret_cast<uint8_t*>(scratch(prepared_, bytes / 4));
@@ -137,7 +142,7 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
                              at + kernels::activation_offset(form, row, input.stride));
       });
       input.data = at;
-      at += kernels::activation_bytes(form, product.rows, input.stride);
+      at += input.prepared_bytes;
     }
   }
 }

@@ -17,7 +17,8 @@ namespace gemlet {
 struct MatmulInput {
   const kernels::MatmulOperation* operation;
   int64_t cols;
-  int64_t stride;  // bytes from row to row
+  int64_t stride;          // bytes from row to row
+  int64_t prepared_bytes;  // of all rows in another form than float32; 0: the kernel takes float32
   const uint8_t* data;
   bool shared;  // with the product before
 };
@@ -39,8 +40,8 @@ class CpuBackend final : public Backend {
   void begin_pass(int64_t rows) override;
   AlignedBuffer allocate(size_t bytes) override { return AlignedBuffer(bytes); }
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
-  int64_t input_bytes(Format weights, int64_t rows, int64_t cols) const override;
-  int64_t expansion_bytes(Format weights, int64_t cols) const override;
+  int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
+  int64_t expansion_bytes(const Matrix& weight) const override;
   int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const override;
   void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
@@ -97,7 +98,8 @@ class CpuBackend final : public Backend {
     for_each_row((count + kPiece - 1) / kPiece, kPiece,
                  [&](int64_t piece) { fn(piece * kPiece, std::min(kPiece, count - piece * kPiece)); });
   }
-  float* scratch(AlignedBuffer& buffer, int64_t floats);  // grows the buffer
+  float* scratch(AlignedBuffer& buffer, int64_t floats);           // grows the buffer
+  MatmulInput input_of(const Matrix& weight, int64_t rows) const;  // without the data
   void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;
