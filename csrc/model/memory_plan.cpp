@@ -88,8 +88,9 @@ int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights,
     const int64_t seen = c.sliding_window > 0 ? std::min(c.sliding_window, config.max_context) : config.max_context;
     attention = std::max(attention, backend.attention_bytes(c.num_heads, c.num_kv_heads, c.head_dim, seen));
   }
-  return most_rows(config) * Scratch::floats_per_row(config, 0) * kFloatBytes + input_bytes(config, weights, backend) +
-         attention + expansion_bytes(weights, backend) * threads + config.vocab_size * kFloatBytes;
+  return most_rows(config) * Scratch::floats_per_row(config, 0) * kFloatBytes +
+         prepared_bytes(config, weights, backend) + attention + expansion_bytes(weights, backend) * threads +
+         config.vocab_size * kFloatBytes;
 }
 
 int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_format, const Backend& backend,

@@ -27,7 +27,6 @@ from support.core_models import int32
 import gemlet
 from gemlet import _core
 
-
 @pytest.fixture
 def adapted() -> Iterator[gemlet.Model]:
     with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as model:
@@ -100,8 +99,11 @@ def test_one_forward_pass_serves_several_adapters(base: str, weights: str) -> No
         for name in names:
             model.load_adapter(ADAPTERS / name)
         ids, _ = read_golden(names[0])
-        # None and adapters by turns, so that the rows of one are not consecutive in the batch.
-        requests = [(names[0], 9), (None, 5), (names[-1], 1), (names[0], 4), (None, 1), (names[-1], 24)]
+        # None and adapters in turn, so that the rows of one are not consecutive in the batch. In tiles, a pass of
+        # 16 rows rounds activations that a shorter one does not round.
+        tiles = weights != "f32" and model.tier.startswith("amx")
+        counts = (4, 3, 1, 2, 1, 4) if tiles else (9, 5, 1, 4, 1, 24)
+        requests = list(zip([names[0], None, names[-1]] * 2, counts, strict=True))
         together = model._core_model.batch_logits(
             [ids[:count] for _, count in requests], [core_adapter(model, name) for name, _ in requests]
         )
