@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,19 +246,36 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"query_pre_attn_scalar": 256}, "unknown key 'query_pre_attn_scalar'"),
     ("gemma", {"sliding_window": 16}, "unknown key 'sliding_window'"),
     ("gemma2", {"rope_local_base_freq": 1e4}, "unknown key 'rope_local_base_freq'"),
-    ("gemma3_text", {"per_layer_config": {"0": {}}}, "unknown key 'per_layer_config'"),
     ("gemma", {"\x1b[31m": 1}, r"unknown key '\\x1b\[31m'"),
     ("gemma", {"attention_bias": True}, "attention_bias is True; expected False"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ("gemma3_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
-    ("gemma2", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+    (
+        "gemma2",
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "quantized with bitsandbytes; load the",
+    ),
+    (
+        "gemma2",
+        {"quantization_config": {"quant_method": "awq", "bits": 4}},
+        "quantized with AWQ; load the bf16",
+    ),
+    ("gemma2", {"quantization_config": {"load_in_4bit": True}}, "quantized with bitsandbytes"),
+    ("gemma2", {"quantization_config": {"bits": 4, "group_size": 64}}, "quantized with MLX or GPTQ"),
+    ("gemma2", {"quantization": {"bits": 4, "group_size": 64}}, "quantized with MLX or GPTQ"),
+    ("gemma2", {"quantization_config": {"quant_method": "xyz"}}, "quantized with 'xyz'"),
+    ("gemma2", {"quantization_config": {"surprise": 1}}, "a method gemlet does not know"),
+    ("gemma2", {"quantization_config": True}, "a method gemlet does not know"),
+    ("gemma", {"surprise": 0}, "unknown key 'surprise'"),
+    ("gemma", {"surprise": {"deep": [0]}}, "unknown key 'surprise'"),
+    ("gemma", {"hidden_size": 64.5}, "hidden_size is 64.5"),
+    ("gemma", {"pad_token_id": -2}, "pad_token_id is -2"),
     ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
     ("gemma", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("gemma", {"is_encoder_decoder": 0}, "is_encoder_decoder is 0"),
     ("gemma", {"hidden_size": 0}, "hidden_size is 0; expected an integer from 1 to 65536"),
     ("gemma", {"hidden_size": -64}, "hidden_size is -64"),
     ("gemma", {"hidden_size": 1 << 62}, "hidden_size is 4611686018427387904"),
-    ("gemma", {"hidden_size": 64.0}, "hidden_size is 64.0"),
     ("gemma", {"hidden_size": True}, "hidden_size is True"),
     ("gemma", {"hidden_size": "64"}, "hidden_size is '64'"),
     ("gemma", {"hidden_size": None}, "hidden_size is None"),
@@ -273,7 +291,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'"),
     ("gemma", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
     ("gemma", {"eos_token_id": 96}, "eos_token_id is 96; expected up to 64 token ids from 0 to 95"),
-    ("gemma", {"eos_token_id": [1, -1]}, "eos_token_id"),
+    ("gemma", {"eos_token_id": [1, -2]}, "eos_token_id"),
     ("gemma", {"eos_token_id": [True]}, "eos_token_id"),
     ("gemma", {"eos_token_id": [1] * 65}, "eos_token_id"),
     ("gemma", {"bos_token_id": 1.5}, "bos_token_id is 1.5"),
@@ -306,7 +324,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"rope_scaling": {"factor": 2.0}}, "rope_scaling.factor is 2.0; expected no factor"),
     ("gemma", {"rope_scaling": {"rope_type": "linear", "factor": 2, "mscale": 1}}, "'rope_scaling.mscale'"),
     ("gemma", {"rope_parameters": {"rope_theta": 5000.0}}, "rope_parameters.rope_theta = 5000, .*contradict"),
-    ("gemma", {"rope_parameters": {"full_attention": {}}}, "'rope_parameters.full_attention'"),
     ("gemma3_text", {"rope_parameters": {"rope_theta": 1e6}}, "'rope_parameters.rope_theta'"),
     ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention is 3"),
     (
@@ -320,6 +337,50 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "rope_parameters.sliding_attention.rope_type is 'proportional'",
     ),
 ]
+
+
+# Keys that change nothing: what is passed over, by its name.
+PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
+    (
+        "gemma",
+        {"surprise": None, "more": False, "empty": [], "nested": {"a": None}},
+        ["surprise", "more", "empty", "nested"],
+    ),
+    ("gemma3_text", {"expert_intermediate_size": None}, ["expert_intermediate_size"]),
+    ("gemma2", {"quantization_config": {}}, ["quantization_config"]),
+    ("gemma2", {"quantization_config": {"quant_method": None, "bits": None}}, ["quantization_config"]),
+    (
+        "gemma2",
+        {"quantization_config": {"load_in_4bit": False, "load_in_8bit": False, "llm_int8_threshold": 6.0}},
+        ["quantization_config"],
+    ),
+    ("gemma", {"rope_scaling": {"rope_type": "default", "factor": 8.0}}, ["rope_scaling.factor"]),
+    ("gemma", {"rope_parameters": {"full_attention": {}}}, ["rope_parameters.full_attention"]),
+    ("gemma", {"ignore_index": -100, "auto_map": {"AutoModel": "custom.py"}}, []),
+    ("gemma", {"quantization_config": None}, []),
+    ("gemma", {"pad_token_id": -1, "hidden_size": 64.0, "eos_token_id": [1, -1]}, []),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "keys"), PASSED_OVER)
+def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> None:
+    """A key that changes nothing changes nothing, and is listed where gemlet does not know it."""
+    config = parse(PUBLISHED[family], **changes)
+    assert list(config.passed_over) == keys
+    without = dict.fromkeys(("pad_token_id", "eos_token_id"))
+    same = [
+        replace(c, pad_token_id=None, eos_token_ids=()) for c in (config, parse(PUBLISHED[family], **without))
+    ]
+    assert same[0] == same[1]
+    if "pad_token_id" in changes:
+        assert config.pad_token_id is None
+        assert config.eos_token_ids == (1,)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    text = json.dumps(PUBLISHED["gemma"])
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_config(tmp_path) == parse(PUBLISHED["gemma"])
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), REFUSED, ids=[case[2] for case in REFUSED])
@@ -341,8 +402,6 @@ def test_refused(family: str, changes: dict[str, Any], message: str) -> None:
             "text_config.rope_scaling.rope_type is 'yarn'",
         ),
         ({"text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"audio_config": {}}, "unknown key 'audio_config'"),
-        ({"quantization_config": {}}, "quantization_config"),
     ],
 )
 def test_refused_multimodal(changes: dict[str, Any], message: str) -> None:
