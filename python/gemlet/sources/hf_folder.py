@@ -68,4 +68,5 @@ def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         files=tuple(path for path in paths if os.path.isfile(path)),
         texts={} if template is None else {"chat_template.jinja": template},
         prompts=prompts,
+        passed_over=config.passed_over,
     )
