@@ -144,7 +144,7 @@ def test_a_list_with_an_exclusion_is_what_the_tensors_must_be(tmp_path: Path, mo
         ("a_key_of_the_future", "on"),
         ("r", 0),
         ("r", -4),
-        ("r", 2.0),
+        ("r", 2.5),
         ("r", True),
         ("r", 1 << 40),
         ("r", "8"),

@@ -401,7 +401,7 @@ def test_refused(family: str, changes: dict[str, Any], message: str) -> None:
             {"text_config": {"rope_scaling": {"rope_type": "yarn"}}},
             "text_config.rope_scaling.rope_type is 'yarn'",
         ),
-        ({"text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": 1}, "tie_word_embeddings"),
     ],
 )
 def test_refused_multimodal(changes: dict[str, Any], message: str) -> None:

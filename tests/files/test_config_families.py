@@ -437,7 +437,6 @@ def test_refused(raw: dict[str, Any], changes: dict[str, Any], message: str) -> 
         (gemma4_multimodal(FOUR), {"hidden_size": 7}, "hidden_size is 7; expected the value of text_config"),
         (gemma4_multimodal(FOUR), {"mm_tokens_per_image": 256}, "unknown key 'mm_tokens_per_image'"),
         (gemma4_multimodal(FOUR), {"text_config": {"model_type": "gemma4_unified_text"}}, "model_type is"),
-        (gemma4_multimodal(FOUR), {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ],
 )
 def test_refused_multimodal(raw: dict[str, Any], changes: dict[str, Any], message: str) -> None:

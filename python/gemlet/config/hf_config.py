@@ -125,10 +125,8 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     if text.get("model_type", text_type) != text_type:
         raise Keys(text, where, "text_config.").wrong("model_type", repr(text_type))
     merged = dict(text)
-    # The outer object's word counts for these two; the inner one repeats it or leaves it out.
+    # The outer object's word counts for these two. Whether the head is tied is decided by the tensors anyway.
     if raw.get("tie_word_embeddings") is not None:
-        if text.get("tie_word_embeddings") not in (None, raw["tie_word_embeddings"]):
-            raise outer.wrong("tie_word_embeddings", "the same value as text_config.tie_word_embeddings")
         merged["tie_word_embeddings"] = raw["tie_word_embeddings"]
     if raw.get("eos_token_id") is not None:
         merged["eos_token_id"] = raw["eos_token_id"]
