@@ -184,7 +184,8 @@ def _plain_names(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str,
 
 def _find_prefix(plain: Collection[str], where: str) -> tuple[str, str]:
     """What the names of the text model and of its head begin with."""
-    prefixes, heads = [], []
+    prefixes: list[str] = []
+    heads: list[str] = []
     for name in plain:
         for ending, found in (
             ("embed_tokens.weight", prefixes),
