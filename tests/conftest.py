@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from tiny_models import CONFIGS, write_folder
-from tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
+from support.tiny_models import CONFIGS, write_folder
+from support.tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
 
 import gemlet
 from gemlet.tokenizer import Tokenizer

@@ -79,6 +79,10 @@ class Backend {
   // All products, in one go. Neighbours that share x should stand together: it is prepared once.
   virtual void matmul(std::span<const Product> products) = 0;
 
+  // Bytes that matmul() needs to prepare x [rows, weight.cols] for the kernel of this backend; 0 where the kernel takes
+  // float32. The weight's values are not read.
+  virtual int64_t prepared_bytes(const Matrix& weight, int64_t rows) const = 0;
+
   // out [rows, dim] = gelu_tanh(gate) * up; rows of gate and up lie `gate_stride` and `up_stride` floats apart. out may
   // be gate where gate_stride is dim.
   virtual void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,

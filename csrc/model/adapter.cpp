@@ -53,7 +53,7 @@ Adapter::~Adapter() {
 AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
     : model_(std::move(model)),
       adapter_(std::make_shared<Adapter>()),
-      format_(model_->weight_format() == Format::kF32 ? Format::kF32 : Format::kBf16),
+      format_(model_->adapter_format()),
       available_bytes_(available_memory()) {
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
   adapter_->model_ = model_;

@@ -147,19 +147,23 @@ uint8_t* ModelBuilder::allocate(int64_t bytes) {
 MemoryPlan ModelBuilder::plan(SourceType table_type, int threads) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   MemoryPlan plan;
-  int64_t widest = 0;     // input of a matrix whose kernels may take it in another form than float; of the experts: all
+  const std::unique_ptr<Backend> planner = backend_ ? nullptr : make_cpu_backend(1, 1);
+  const Backend& backend = backend_ ? *backend_ : *planner;
+  const int64_t rows = ForwardPass::most_rows(config_);
+  int64_t experts = 0;  // of a token
+  for (const LayerConfig& layer : config_.layers) experts = std::max<int64_t>(experts, layer.experts_per_token);
+  int64_t prepared = 0;   // the largest input in the form that its kernel takes
   int64_t expansion = 0;  // of a thread
   for (const auto& [name, slot] : slots_) {
     const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
-    if (slot.matrix && slot.matrix->format != Format::kF32) widest = std::max(widest, slot.matrix->cols);
+    if (slot.matrix) {
+      // The rows of all experts are multiplied in one call.
+      prepared = std::max(prepared, backend.prepared_bytes(*slot.matrix, slot.routed ? rows * experts : rows));
+    }
     if (slot.matrix && slot.matrix->format == Format::kBf12) {
       expansion = std::max(expansion, expansion_bytes(slot.matrix->cols));
     }
-  }
-  for (const LayerConfig& layer : config_.layers) {
-    const int64_t experts = layer.experts_per_token * std::max(config_.hidden_size, layer.expert_intermediate_size);
-    if (weight_format_ != Format::kF32) widest = std::max(widest, experts);
   }
   if (expansion > 0 && threads == 0) {
     threads = backend_ ? backend_->threads() : default_threads(detect_cpu_limits()).threads;
@@ -170,10 +174,9 @@ MemoryPlan ModelBuilder::plan(SourceType table_type, int threads) {
     const int64_t seen = c.sliding_window > 0 ? std::min(c.sliding_window, config_.max_context) : config_.max_context;
     partials = std::max(partials, attention_partial_bytes(c.num_heads, c.num_kv_heads, c.head_dim, seen));
   }
-  // As floats, the widest input once more, what attention and products with bf12 keep, and one row of logits.
-  plan.activations =
-      ForwardPass::most_rows(config_) * (ForwardPass::floats_per_row(config_) * 4 + widest * kPreparedBytes) +
-      partials + expansion * threads + config_.vocab_size * 4;
+  // The floats of a pass, a prepared input, what attention and products with bf12 keep, and one row of logits.
+  plan.activations = rows * ForwardPass::floats_per_row(config_) * 4 + prepared + partials + expansion * threads +
+                     config_.vocab_size * 4;
   if (needs_per_layer_table()) {
     const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
     plan.on_disk = config_.per_layer_vocab_size * source_bytes(table_type, cols);

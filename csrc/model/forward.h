@@ -9,9 +9,6 @@
 
 namespace gemlet {
 
-// Of an activation in the form that the kernels of quantized and bf16 weights take: bf16, or int8 with its scales.
-inline constexpr int64_t kPreparedBytes = 2;
-
 class ForwardPass {
  public:
   ForwardPass(Model& model, std::span<const Segment> batch, const TapSink* taps);

@@ -81,13 +81,15 @@ int64_t Model::decode_bytes(int64_t depth) const {
 
 int64_t Model::adapter_scratch_bytes(int64_t max_rank) const {
   if (max_rank == 0) return 0;
-  int64_t widest = config_.hidden_size;  // beside what the weights take, inputs in the form that bf16 matrices take
+  int64_t widest = config_.hidden_size;  // input of a matrix that an adapter may correct
   for (const LayerConfig& layer : config_.layers) {
     widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
   }
-  const int64_t prepared = weight_format_ == Format::kF32 ? 0 : widest * kPreparedBytes;
-  const int64_t floats = ForwardPass::adapter_floats_per_row(config_, max_rank);
-  return ForwardPass::most_rows(config_) * (floats * static_cast<int64_t>(sizeof(float)) + prepared);
+  const int64_t rows = ForwardPass::most_rows(config_);
+  const int64_t floats = rows * ForwardPass::adapter_floats_per_row(config_, max_rank);
+  // Rows with different adapters share no prepared input with the product of the weights.
+  const int64_t prepared = backend_->prepared_bytes({adapter_format(), max_rank, widest}, rows);
+  return floats * static_cast<int64_t>(sizeof(float)) + prepared;
 }
 
 void Model::close() {

@@ -53,6 +53,8 @@ class Model {
   const ModelWeights& weights() const { return weights_; }
   const KvLayout& kv_layout() const { return kv_layout_; }
   Format weight_format() const { return weight_format_; }
+  // Of the matrices of adapters.
+  Format adapter_format() const { return weight_format_ == Format::kF32 ? Format::kF32 : Format::kBf16; }
   Backend& backend() { return *backend_; }
 
   // Advances every segment by its tokens, appending to its cache and writing the logits or embedding it wants. All or

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chat_conversations import Conversations, official
+from support.chat_conversations import Conversations, official
 
 OUT = Path(__file__).with_name("functiongemma_prompts.json.xz")
 TEMPLATE_SHA256 = "db61fb01017bd82401d3ffca4f8e066cd56ff6d38d2a30c4058770c0bf7ab49b"

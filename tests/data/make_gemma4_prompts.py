@@ -18,7 +18,7 @@ import lzma
 import sys
 from pathlib import Path
 
-from chat_conversations import Conversations, official
+from support.chat_conversations import Conversations, official
 
 OUT = Path(__file__).with_name("gemma4_prompts.json.xz")
 SHA256 = (

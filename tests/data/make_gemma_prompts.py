@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from chat_conversations import Conversations, official
+from support.chat_conversations import Conversations, official
 
 OUT = Path(__file__).with_name("gemma_prompts.json.xz")
 SHA256 = (

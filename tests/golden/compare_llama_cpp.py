@@ -1,4 +1,4 @@
-"""What llama.cpp makes of the golden folders, as GGUF files of the ``gguf`` package (tests/gguf_package.py).
+"""What llama.cpp makes of the golden folders, written as GGUF files by tests/support/gguf_package.py.
 
     pip install llama-cpp-python==0.3.36 gguf==0.19.0 .
     PYTHONPATH=tests python tests/golden/compare_llama_cpp.py          # all; or the names of some
@@ -21,10 +21,10 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from gguf_models import Tensors, read_folder
-from gguf_package import MARKERS, write_with_package
 from numpy.typing import NDArray
-from tiny_models import weights_of
+from support.gguf_models import Tensors, read_folder
+from support.gguf_package import MARKERS, write_with_package
+from support.tiny_models import weights_of
 
 import gemlet
 from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden

@@ -91,6 +91,21 @@ void CpuBackend::softcap(float cap, int64_t rows, int64_t dim, float* x) {
   for_each_piece(rows * dim, [&](int64_t first, int64_t floats) { kernels_.softcap(cap, floats, x + first); });
 }
 
+MatmulInput CpuBackend::input_of(const Matrix& weight, int64_t rows) const {
+  MatmulInput input = {};
+  input.operation = &kernels::matmul_for(kernels_, weight.format, rows);
+  const kernels::Activations form = input.operation->activations;
+  const bool as_it_is = form == kernels::Activations::kF32;
+  input.cols = as_it_is ? weight.cols : padded_cols(weight.format, weight.cols);
+  input.stride = kernels::activation_row_bytes(form, input.cols);
+  input.prepared_bytes = as_it_is ? 0 : kernels::activation_bytes(form, rows, input.stride);
+  return input;
+}
+
+int64_t CpuBackend::prepared_bytes(const Matrix& weight, int64_t rows) const {
+  return input_of(weight, rows).prepared_bytes;
+}
+
 // Activations in the form that each product's kernel takes: as they are, or in another form, made once for neighbours
 // that share them.
 void CpuBackend::prepare_inputs(std::span<const Product> products) {
@@ -98,13 +113,9 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
   int64_t bytes = 0;
   for (const Product& product : products) {
     const Matrix& weight = *product.weight;
-    MatmulInput input = {};
-    input.operation = &kernels::matmul_for(kernels_, weight.format, product.rows);
+    MatmulInput input = input_of(weight, product.rows);
     const kernels::Activations form = input.operation->activations;
-    const bool as_it_is = form == kernels::Activations::kF32;
-    input.cols = as_it_is ? weight.cols : padded_cols(weight.format, weight.cols);
-    input.stride = kernels::activation_row_bytes(form, input.cols);
-    if (as_it_is) {
+    if (form == kernels::Activations::kF32) {
       input.data = reinterpret_cast<const uint8_t*>(product.x);
     } else if (!inputs_.empty()) {
       const MatmulInput& last = inputs_.back();
@@ -112,7 +123,7 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
       input.shared = product.x == other.x && product.rows == other.rows && form == last.operation->activations &&
                      input.stride == last.stride && zero_point(weight.format) == zero_point(other.weight->format);
     }
-    if (!as_it_is && !input.shared) bytes += kernels::activation_bytes(form, product.rows, input.stride);
+    if (!input.shared) bytes += input.prepared_bytes;
     inputs_.push_back(input);
   }
   uint8_t* at = reinterpret_cast<uint8_t*>(scratch(prepared_, bytes / 4));
@@ -129,7 +140,7 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
                              at + kernels::activation_offset(form, row, input.stride));
       });
       input.data = at;
-      at += kernels::activation_bytes(form, product.rows, input.stride);
+      at += input.prepared_bytes;
     }
   }
 }

@@ -16,7 +16,8 @@ namespace gemlet {
 struct MatmulInput {
   const kernels::MatmulOperation* operation;
   int64_t cols;
-  int64_t stride;  // bytes from row to row
+  int64_t stride;          // bytes from row to row
+  int64_t prepared_bytes;  // of all rows in another form than float32; 0: the kernel takes float32
   const uint8_t* data;
   bool shared;  // with the product before
 };
@@ -41,6 +42,7 @@ class CpuBackend final : public Backend {
   void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
   void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* residual) override;
   void matmul(std::span<const Product> products) override;
+  int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
   void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
                 float* out) override;
   void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override;
@@ -92,7 +94,8 @@ class CpuBackend final : public Backend {
     for_each_row((count + kPiece - 1) / kPiece, kPiece,
                  [&](int64_t piece) { fn(piece * kPiece, std::min(kPiece, count - piece * kPiece)); });
   }
-  float* scratch(AlignedBuffer& buffer, int64_t floats);  // grows the buffer
+  float* scratch(AlignedBuffer& buffer, int64_t floats);           // grows the buffer
+  MatmulInput input_of(const Matrix& weight, int64_t rows) const;  // without the data
   void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;

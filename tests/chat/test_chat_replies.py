@@ -1,0 +1,218 @@
+"""model.chat with tools and thinking, on a model that answers a script: from messages to events and back."""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
+from test_stream import ScriptedSequence
+
+import gemlet
+import gemlet.model.model
+from gemlet.chat import GEMMA, GEMMA4_MARKERS, Content, Gemma4Format, Reasoning, ReplyEvent, ToolCall, collect
+from gemlet.chat.templates import CANONICAL
+from gemlet.cli import chat as cli_chat
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.generation import Generation
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather now",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+QUESTION = {"role": "user", "content": "Weather in Oslo?"}
+THOUGHT = "<|channel>thought\nA tool will know.\n<channel|>"
+
+
+class ScriptedModel(gemlet.Model):
+    """A Gemma 4 whose replies are given; ``asked`` are the texts it was asked to go on from."""
+
+    def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
+        vocab = gemma4_tokenizer().vocab_size
+        core_config = SimpleNamespace(max_context=4096, vocab_size=vocab)
+        super().__init__(
+            core=cast(Any, MagicMock(config=core_config)),
+            config=cast(Any, None),
+            tokenizer=gemma4_tokenizer(),
+            chat_format=chat_format or Gemma4Format(CANONICAL, True),
+            end_ids=frozenset({1}),
+            source="script",
+            load_seconds=0.0,
+        )
+        self.sequences = [
+            ScriptedSequence(ids_of(reply) if isinstance(reply, str) else reply) for reply in replies
+        ]
+        self.started: list[ScriptedSequence] = []
+
+    @property
+    def asked(self) -> list[str]:
+        decode = gemma4_tokenizer().decode
+        return [decode(sequence.token_ids, skip_control=False) for sequence in self.started]
+
+    def next_sequence(self, core: object, adapter: object) -> ScriptedSequence:
+        self.started.append(self.sequences.pop(0))
+        return self.started[-1]
+
+
+def ids_of(text: str) -> list[int]:
+    return gemma4_tokenizer().encode(text, add_bos=False)
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences come from the scripted model that asks for them."""
+    original = gemlet.Model._start
+
+    def start(model: Any, *arguments: Any) -> Any:
+        core = SimpleNamespace(TokenSequence=model.next_sequence, Sampler=lambda **options: None)
+        with monkeypatch.context() as patched:
+            patched.setattr(gemlet.model.model, "_core", core)
+            return original(model, *arguments)
+
+    monkeypatch.setattr(ScriptedModel, "_start", start)
+
+
+def test_a_tool_loop_from_the_question_to_the_answer() -> None:
+    made_up = "<|tool_response>response:weather{}"
+    # With thinking, the prompt behind a result opens a thought: the second reply begins within it.
+    model = ScriptedModel(THOUGHT + CALL + made_up, "Warm?\n<channel|>It is 4.<turn|>\nmore")
+    messages: list[Any] = [QUESTION]
+    reply = model.chat(messages, tools=[WEATHER], thinking=True)
+    assert (reply.text, reply.reasoning, reply.tool_calls) == ("", "A tool will know.", [OSLO])
+    assert (reply.finish_reason, reply.malformed_calls) == ("stop", [])
+    messages.append(reply.message)
+    (call,) = reply.message["tool_calls"]
+    messages.append({"role": "tool", "tool_call_id": call["id"], "content": "4 degrees"})
+    answer = model.chat(messages, tools=[WEATHER], thinking=True)
+    assert (answer.text, answer.reasoning, answer.tool_calls) == ("It is 4.", "Warm?", [])
+    asked, told = model.asked
+    assert "<|think|>" in asked
+    assert "<|tool>declaration:weather{" in asked
+    # The prompt with the result goes on from the first prompt and its reply, without a new turn.
+    assert told.startswith(asked)
+    assert f"{CALL}<|tool_response>response:weather{{value:{QUOTE}4 degrees{QUOTE}}}<tool_response|>" in told
+    # An answer's thoughts are none of the history once the user has spoken again.
+    messages += [answer.message, QUESTION]
+    assert answer.message == {"role": "assistant", "content": "It is 4.", "reasoning": "Warm?"}
+    assert "Warm?" not in (model.chat_format or GEMMA).render(messages, thinking=True)
+
+
+def test_events_come_as_soon_as_they_are_certain() -> None:
+    model = ScriptedModel(THOUGHT + "Let me look." + CALL + CALL + "<|tool_response>")
+    with model.stream_chat([QUESTION], tools=[WEATHER], thinking=True) as stream:
+        chunks = list(stream)
+    events = [event for chunk in chunks for event in chunk.events]
+    assert joined(events) == [Reasoning("A tool will know."), Content("Let me look."), OSLO, OSLO]
+    assert sum(isinstance(event, Reasoning) for event in events) > 2
+    calls = [chunk for chunk in chunks if any(isinstance(event, ToolCall) for event in chunk.events)]
+    assert [len(chunk.token_ids) for chunk in calls] == [1, 1]
+    assert "".join(chunk.text for chunk in chunks) == stream.result.text == "Let me look."
+    identifiers = [call["id"] for call in stream.result.message["tool_calls"]]
+    assert len(set(identifiers)) == 2
+
+
+@pytest.mark.parametrize("end", ["<turn|>", "<|tool_response>", "<eos>"])
+def test_what_ends_a_reply(end: str) -> None:
+    model = ScriptedModel("Yes." + end + "No.")
+    reply = model.chat([QUESTION])
+    assert (reply.text, reply.finish_reason) == ("Yes.", "stop")
+    assert reply.token_ids == ids_of("Yes.")
+
+
+def test_a_call_cut_off_by_max_tokens_is_malformed() -> None:
+    ids = ids_of("<|tool_call>call:weather{city:")
+    reply = ScriptedModel(ids).chat([QUESTION], tools=[WEATHER], max_tokens=len(ids))
+    assert (reply.tool_calls, reply.finish_reason) == ([], "length")
+    assert [call.raw for call in reply.malformed_calls] == ["call:weather{city:"]
+    assert "tool_calls" not in reply.message
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "reasoning", "calls", "finish_reason"),
+    [
+        ("<|channel>thought\nnot the END yet\n<channel|>a END b<turn|>", "a ", "not the END yet", 0, "stop"),
+        ("a EN" + CALL + "D b END" + CALL, "a END b ", "", 1, "stop"),
+        ("a EN<|channel>thought\nHm.\n<channel|>D b EN<turn|>", "a END b EN", "Hm.", 0, "stop"),
+    ],
+)
+def test_stop_strings_count_in_the_answer_alone(
+    reply: str, text: str, reasoning: str, calls: int, finish_reason: str
+) -> None:
+    result = ScriptedModel(reply).chat([QUESTION], stop="END")
+    assert (result.text, result.reasoning, len(result.tool_calls)) == (text, reasoning, calls)
+    assert result.finish_reason == finish_reason
+
+
+pieces = st.sampled_from(
+    [THOUGHT, CALL, "Yes. ", "héllo 世界 😀", "\n", "<|tool_call>", "a END", "E", "N", "D"]
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(pieces, max_size=8), st.integers(0, 2**32))
+def test_however_a_reply_is_cut_into_tokens(parts: list[str], seed: int) -> None:
+    rng = random.Random(seed)
+    encode = gemma4_tokenizer().encode
+    whole = "".join(parts)
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(map(re.escape, GEMMA4_MARKERS))})", whole):
+        if part in GEMMA4_MARKERS:
+            ids += ids_of(part)
+            continue
+        while part:
+            size = rng.randint(1, 4)
+            ids += encode(part[:size], add_bos=False, allow_control=False)
+            part = part[size:]
+    end = ids_of("<turn|>")
+    expected = run(ids_of(whole) + end)
+    found = run(ids + end)
+    assert (found.text, found.reasoning, found.tool_calls) == (
+        expected.text,
+        expected.reasoning,
+        expected.tool_calls,
+    )
+
+
+def run(ids: list[int]) -> Generation:
+    with ScriptedModel(ids).stream_chat([QUESTION], stop="END", max_tokens=10_000) as stream:
+        events: list[ReplyEvent] = [event for chunk in stream for event in chunk.events]
+    reply = collect(events)
+    result = stream.result
+    assert (result.text, result.reasoning) == (reply.content, reply.reasoning)
+    assert (result.tool_calls, result.malformed_calls) == (reply.tool_calls, reply.malformed)
+    return result
+
+
+def test_formats_without_tools_say_which_have_them() -> None:
+    with gemlet.load() as model:
+        for options in ({"tools": [WEATHER]}, {"thinking": True}):
+            with pytest.raises(UnsupportedError, match=r"the chat format gemma has none, that of Gemma 4"):
+                model.chat([QUESTION], **cast(Any, options))
+        reply = model.chat([QUESTION], tools=[], max_tokens=5, seed=1)
+        assert reply.message == {"role": "assistant", "content": reply.text}
+    with pytest.raises(InvalidRequestError, match=r"tools\[0\]"):
+        ScriptedModel("").chat([QUESTION], tools=[{"type": "function"}])
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_reasoning_is_shown_on_a_terminal_only(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    model = ScriptedModel(THOUGHT + "Warm.<turn|>")
+    messages: list[Any] = [QUESTION]
+    assert cli_chat._reply(model, messages, {"thinking": True}, is_terminal, stats=False)
+    assert capsys.readouterr().out == ("A tool will know.\n\n" if is_terminal else "") + "Warm.\n"
+    assert messages[1:] == [{"role": "assistant", "content": "Warm.", "reasoning": "A tool will know."}]

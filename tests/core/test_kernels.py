@@ -1,0 +1,332 @@
+"""Every kernel of every tier that this machine has, against a float64 definition and against the scalar tier.
+
+The list of kernels is the core's own (``kernel_entries``): one that no test here covers makes
+``test_every_kernel_is_tested`` fail. Inputs end at a page that cannot be read.
+
+How far a product y = sum(x w) may be from its float64 value, v being what the format makes of w:
+
+- f32 activations: x and v are used as they are; the bound is that of a float32 sum.
+- bf16 activations: x is rounded to bf16 first, so |x - x'| <= 2^-9 |x|. For y' = sum(x' v) the products are
+  exact and the bound is that of a float32 sum, but the instructions take denormal numbers for zero: x', v,
+  products and sums, each of which may lose up to NORMAL. Against y the error is at most 2^-9 sum(|x v|) more.
+- bf16 activations in tiles: the same, with v rounded to bf16 for q8 and q4.
+- int8 activations: x is rounded first, in blocks of 32 with the step s of kernel_cases.int8_steps, so
+  |x - x'| <= s / 2.
+  For y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum.
+  Where x / s is half-way between two integers, up to float32's rounding, x' may be either.
+  Against y itself the error is at most sum(s |v|) / 2 more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.kernel_cases import (
+    BLOCK,
+    ENTRIES,
+    FLUSHED,
+    KINDS,
+    MACHINE_TIERS,
+    NORMAL,
+    TINY,
+    UNIT,
+    Doubles,
+    Floats,
+    bf16,
+    few_exponents,
+    guarded,
+    int8_activations,
+    int8_steps,
+    kernels,
+    numbers,
+)
+from test_kernels_attention import ATTENTIONS, STORES
+from test_kernels_rowwise import ROW_OPERATIONS
+
+import gemlet
+from gemlet import _core
+
+MATMULS = {
+    "matmul_f32_f32": "f32",
+    "matmul_f32_bf16": "bf16",
+    "matmul_bf16_bf16": "bf16",
+    "matmul_f32_bf12": "bf12",
+    "matmul_bf16_bf12": "bf12",
+    "matmul_i8_q8": "q8",
+    "matmul_i8_q4": "q4",
+    "matmul_tiles_bf16": "bf16",
+    "matmul_tiles_bf12": "bf12",
+    "matmul_tiles_q8": "q8",
+    "matmul_tiles_q4": "q4",
+}
+PREPARED = ["quantize_i8", "round_bf16"]
+PEAKS = ["peak_f32", "peak_bf16", "peak_i8"]
+INT8_FORMATS = ["q8", "q4"]
+# (largest |x|, largest |w|): products and their sums stay within float32.
+WIDE = (1e17, 1e17)
+RANGES = {"f32": WIDE, "bf16": WIDE, "bf12": WIDE, "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
+
+
+def test_every_kernel_is_tested() -> None:
+    tested = {*MATMULS, *PREPARED, *ATTENTIONS, *STORES, *ROW_OPERATIONS, *PEAKS}
+    assert {operation for operation, _ in ENTRIES} == tested
+    assert len(set(ENTRIES)) == len(ENTRIES)
+    # Every operation has its definition, and cpu_info tells where the others come from.
+    assert {operation for operation, tier in ENTRIES if tier == "scalar"} == tested
+    assert set(_core.cpu_info()["kernels"]) == tested
+
+
+def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
+    y = _core.kernel_matmul(tier=tier, operation=operation, x=guarded(x), w=guarded(w))
+    assert y.shape == (len(x), len(w))
+    assert y.dtype == np.float32
+    return y
+
+
+def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
+    """What a kernel computes, in float64, and how far from it float32 may be (the text above)."""
+    v = _core.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
+    cols = x.shape[1]
+    in_tiles = operation.startswith("matmul_tiles")
+    if in_tiles:
+        v = bf16(v.astype(np.float32)).astype(np.float64)
+    if not operation.startswith("matmul_i8"):
+        rounded = in_tiles or operation in ("matmul_bf16_bf16", "matmul_bf16_bf12")
+        exact = (bf16(x) if rounded else x).astype(np.float64)
+        magnitude = np.abs(exact) @ np.abs(v).T
+        bound = (cols + 1) * (UNIT * magnitude + TINY)
+        if rounded:
+            normal = (
+                np.where(np.abs(exact) < NORMAL, 0, np.abs(exact))
+                @ np.where(np.abs(v) < NORMAL, 0, np.abs(v)).T
+            )
+            bound += magnitude - normal + 2 * cols * NORMAL
+        return exact @ v.T, bound
+    steps, unsure = int8_activations(x, MATMULS[operation])
+    blocks = -(-cols // BLOCK)
+    # 4: 1 / 127 in float32, the step of x, its product with the weights' scale, that with the integer sum.
+    bound = (blocks + 4) * UNIT * (np.abs(steps) @ np.abs(v.T)) + unsure @ np.abs(v.T)
+    # A denormal step of x is off by up to TINY, which counts 127 times; a product of steps, 127 * 127 times.
+    tiny = TINY * (127 * np.abs(v).sum(axis=1) + 127 * 127 * cols)
+    return steps @ v.T, bound + tiny
+
+
+def check_matmul(tier: str, operation: str, x: Floats, w: Floats) -> None:
+    y, bound = expected(operation, x, w)
+    got = matmul(tier, operation, x, w)
+    assert np.isfinite(got).all()
+    assert (np.abs(got - y) <= bound).all(), f"{np.max(np.abs(got - y) / bound):.3g} times the bound"
+    scalar = matmul("scalar", operation, x, w).astype(np.float64)
+    assert (np.abs(got - scalar) <= 2 * bound).all()
+
+
+def case(
+    operation: str, seed: int, rows: int, outputs: int, cols: int, kinds: tuple[str, str]
+) -> tuple[Floats, Floats]:
+    random = np.random.default_rng(seed)
+    largest_x, largest_w = RANGES[MATMULS[operation]]
+    x = numbers(random, kinds[0], (rows, cols), largest_x)
+    w = numbers(random, kinds[1], (outputs, cols), largest_w)
+    return x, few_exponents(w) if MATMULS[operation] == "bf12" else w
+
+
+PLAIN = ("normal", "normal")
+
+
+@kernels(*MATMULS)
+def test_matmul_at_every_number_of_columns(operation: str, tier: str) -> None:
+    for cols in (*range(1, 131), 159, 160, 161, 255, 256, 257, 640):
+        rows, outputs = 1 + cols * 7 % 11, 1 + cols * 5 % 37
+        x, w = case(operation, cols, rows, outputs, cols, PLAIN)
+        check_matmul(tier, operation, x, w)
+
+
+@kernels(*MATMULS)
+def test_matmul_at_every_number_of_rows(operation: str, tier: str) -> None:
+    """Across all tiles of rows; a row of a large call has the bits it has in a call of its own."""
+    x, w = case(operation, 1, 40, 33, 96, PLAIN)
+    alone = np.concatenate([matmul(tier, operation, x[r : r + 1], w) for r in range(40)])
+    for rows in range(1, 41):
+        np.testing.assert_array_equal(matmul(tier, operation, x[:rows], w), alone[:rows])
+        np.testing.assert_array_equal(matmul(tier, operation, x[40 - rows :], w), alone[40 - rows :])
+    check_matmul(tier, operation, x, w)
+
+
+@kernels(*MATMULS)
+def test_matmul_at_every_number_of_outputs(operation: str, tier: str) -> None:
+    """Across all panels; an output does not depend on the others."""
+    x, w = case(operation, 2, 5, 50, 70, PLAIN)
+    whole = matmul(tier, operation, x, w)
+    for outputs in range(1, 51):
+        np.testing.assert_array_equal(matmul(tier, operation, x, w[:outputs]), whole[:, :outputs])
+        np.testing.assert_array_equal(matmul(tier, operation, x, w[50 - outputs :]), whole[:, 50 - outputs :])
+
+
+@kernels(*MATMULS)
+@pytest.mark.parametrize(
+    ("rows", "outputs", "cols"), [(1, 257, 2048), (9, 47, 1152), (33, 17, 6912), (1, 1, 32)]
+)
+def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
+    x, w = case(operation, 3, rows, outputs, cols, ("outliers", "normal"))
+    check_matmul(tier, operation, x, w)
+
+
+@kernels("matmul_tiles_bf16", "matmul_tiles_bf12", "matmul_tiles_q8", "matmul_tiles_q4")
+@pytest.mark.parametrize(("rows", "outputs", "cols"), [(400, 33, 1100), (64, 17, 6912)])
+def test_matmul_in_tiles_in_pieces(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
+    """More of x than is kept in L2 at once, more columns than are expanded at once."""
+    check_matmul(tier, operation, *case(operation, 4, rows, outputs, cols, PLAIN))
+
+
+@kernels(*MATMULS)
+def test_matmul_of_every_kind_of_numbers(operation: str, tier: str) -> None:
+    for i, x_kind in enumerate(KINDS):
+        for j, w_kind in enumerate(KINDS):
+            x, w = case(operation, 10 * i + j, 1 + i, 20, 64 + 16 * j, (x_kind, w_kind))
+            check_matmul(tier, operation, x, w)
+
+
+@kernels(*MATMULS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 60), st.integers(1, 200)),
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+)
+def test_matmul_of_anything(
+    operation: str, tier: str, seed: int, shape: tuple[int, int, int], kinds: tuple[str, str]
+) -> None:
+    x, w = case(operation, seed, *shape, kinds)
+    check_matmul(tier, operation, x, w)
+
+
+@kernels("matmul_i8_q8", "matmul_i8_q4")
+def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
+    """The largest integers of either sign, where sums of two byte products leave 16 bits."""
+    x = np.full((9, 320), 127, np.float32)
+    x[1::2] *= -1
+    x[4, ::2] *= -1
+    largest = {"q8": (127, -127), "q4": (7, -8)}[MATMULS[operation]]
+    w = np.full((34, 320), largest[0], np.float32)
+    w[::3] = largest[1]
+    w[:, 0::32] = largest[1]  # the value that sets q4's scale
+    np.testing.assert_array_equal(
+        matmul(tier, operation, x, w), x.astype(np.float64) @ w.astype(np.float64).T
+    )
+
+
+@kernels("quantize_i8")
+@pytest.mark.parametrize("format", INT8_FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_activations_are_within_half_a_step(operation: str, tier: str, format: str, kind: str) -> None:
+    """Times a diagonal matrix that its format holds exactly, the activations show themselves."""
+    diagonal = {"q8": 127.0, "q4": -8.0}[format]
+    for cols in (1, 31, 32, 33, 64, 100):
+        x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e28)
+        seen = (
+            matmul(tier, f"matmul_i8_{format}", x, diagonal * np.eye(cols, dtype=np.float32)).astype(
+                np.float64
+            )
+            / diagonal
+        )
+        # x / s is off by up to 127 * 4 UNIT steps when rounded to an integer, the product by 2 UNIT.
+        steps = int8_steps(x, format)
+        bound = steps * (0.5 + 127 * 6 * UNIT) + np.where(steps * 127 < FLUSHED, np.abs(x), 127 * TINY)
+        assert (np.abs(seen - x) <= bound).all()
+
+
+@kernels("round_bf16")
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_activations_are_rounded_to_nearest_even(operation: str, tier: str, kind: str) -> None:
+    """Times the identity, the activations show themselves; denormal ones may be zero."""
+    for cols in (1, 2, 15, 16, 17, 31, 32, 33, 100):
+        x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e38)
+        seen = matmul(tier, "matmul_bf16_bf16", x, np.eye(cols, dtype=np.float32))
+        rounded = bf16(x)
+        np.testing.assert_array_equal(np.where(np.abs(rounded) < NORMAL, rounded, seen), rounded)
+        assert (np.abs(seen) <= np.abs(rounded)).all()
+
+
+@kernels(*MATMULS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_activations_that_are_not_finite_show(operation: str, tier: str, value: float) -> None:
+    """An overflow upstream must reach the logits, where it is an error, and not become a likely token."""
+    for cols, at in ((32, 0), (70, 69), (256, 100)):
+        x, w = case(operation, 5, 3, 20, cols, PLAIN)
+        x[1, at] = value
+        y = matmul(tier, operation, x, w)
+        assert not np.isfinite(y[1]).any()
+        assert np.isfinite(y[[0, 2]]).all()
+
+
+@kernels("matmul_f32_bf12", "matmul_bf16_bf12", "matmul_tiles_bf12")
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 40])
+def test_bf12_gives_the_bits_of_bf16(operation: str, tier: str, rows: int) -> None:
+    for outputs, cols in ((1, 1), (16, 8), (18, 87), (33, 264), (16, 1152)):
+        x, w = case(operation, cols, rows, outputs, cols, PLAIN)
+        w.flat[:: w.size // 5 + 1] *= 1e-7  # exceptions
+        wanted = matmul(tier, operation.replace("bf12", "bf16"), x, w)
+        for expand in (False, True):
+            seen = _core.kernel_matmul(
+                tier=tier, operation=operation, x=guarded(x), w=guarded(w), expand=expand
+            )
+            np.testing.assert_array_equal(seen, wanted)
+
+
+def test_bf16_products_use_the_rounded_weights() -> None:
+    """The definition above leans on kernel_roundtrip; here is one that does not."""
+    x, w = case("matmul_bf16_bf16", 6, 3, 18, 77, PLAIN)
+    v = bf16(w).astype(np.float64)
+    for tier in MACHINE_TIERS:
+        y = matmul(tier, "matmul_f32_bf16", x, w)
+        np.testing.assert_allclose(y, x.astype(np.float64) @ v.T, rtol=0, atol=1e-4)
+        y = matmul(tier, "matmul_bf16_bf16", x, w)
+        np.testing.assert_allclose(y, bf16(x).astype(np.float64) @ v.T, rtol=0, atol=1e-4)
+
+
+def test_a_tier_that_the_machine_lacks_is_refused() -> None:
+    one = np.ones((1, 32), np.float32)
+    for tier in ("", "sse9", "AVX2"):
+        with pytest.raises(gemlet.UnsupportedError, match=f"'{tier}'"):
+            _core.kernel_matmul(tier=tier, operation="matmul_f32_f32", x=one, w=one)
+
+
+def test_an_operation_that_is_no_matmul_is_refused() -> None:
+    one = np.ones((1, 32), np.float32)
+    with pytest.raises(gemlet.InvalidRequestError, match="'rope'"):
+        _core.kernel_matmul(tier="scalar", operation="rope", x=one, w=one)
+
+
+@kernels(*PEAKS)
+def test_a_peak_is_one_that_a_core_can_have(operation: str, tier: str) -> None:
+    """A loop that the compiler saw through would be faster than any core, by far."""
+    kind = operation.removeprefix("peak_")
+    # Two 512-bit instructions a cycle at 6 GHz; AMX: 1024 products a cycle.
+    most = 6144 if tier == "amx" and kind == "bf16" else {"f32": 192, "bf16": 384, "i8": 768}[kind]
+    assert 0.01 < _core.measure_peak(kind=kind, threads=1, tier=tier) < most
+
+
+@kernels(*MATMULS)
+def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
+    run = _core.MatmulRun(tier=tier, operation=operation, rows=17, outputs=50, cols=70)
+    run.run()
+    assert run.multiply_adds == 17 * 50 * 70
+    columns = 128 if MATMULS[operation] in INT8_FORMATS else 70  # and 64 rows: whole panels, whole blocks
+    if MATMULS[operation] == "bf12":  # 8 columns together; in each panel exponents and exceptions
+        assert run.weight_bytes == 64 * 72 * 1.5 + 4 * (64 + 64)
+        return
+    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5}[MATMULS[operation]]
+    assert run.weight_bytes == 64 * columns * bits / 8
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(gemlet.InvalidRequestError, match="'fp8', expected f32, bf16 or i8"):
+        _core.measure_peak(kind="fp8", threads=1)
+    with pytest.raises(gemlet.InvalidRequestError, match="threads is 0"):
+        _core.measure_peak(kind="f32", threads=0)
+    with pytest.raises(gemlet.UnsupportedError, match="'sse9'"):
+        _core.measure_peak(kind="f32", threads=1, tier="sse9")
+    with pytest.raises(gemlet.InvalidRequestError, match="must be positive"):
+        _core.MatmulRun(tier="scalar", operation="matmul_i8_q4", rows=0, outputs=1, cols=1)

@@ -1,0 +1,427 @@
+"""Adapters that are damaged, hostile, or of a kind that gemlet does not compute: each has its typed error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
+
+import gemlet
+from gemlet import _core
+from gemlet.adapters.adapter import open_adapter
+from gemlet.config import parse_config
+from gemlet.sources.opening import open_source
+from gemlet.weights.hf_names import tensor_name
+from gemlet.weights.slots import expected_slots
+
+Tensors = dict[str, NDArray[Any]]
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(TARGETS)}
+GEMMA3 = parse_config(CONFIGS["gemma3_text"], where="config.json")
+GEMMA4 = parse_config(CONFIGS["gemma4_text"], where="config.json")
+Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+
+
+def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.") -> Tensors:
+    tensors: Tensors = {}
+    for slot, shape in expected_slots(config).items():
+        if slot.rpartition(".")[2] in TARGETS:
+            at = f"base_model.model.{tensor_name(slot, config.family, prefix, '').removesuffix('weight')}"
+            tensors[f"{at}lora_A.weight"] = np.full((rank, shape[1]), 0.25, np.float32)
+            tensors[f"{at}lora_B.weight"] = np.full((shape[0], rank), 0.5, np.float32)
+    return tensors
+
+
+def write(folder: Path, config: Any = None, tensors: Tensors | bytes | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    text = config if isinstance(config, str) else json.dumps(CONFIG if config is None else config)
+    (folder / "adapter_config.json").write_text(text)
+    data = (
+        tensors
+        if isinstance(tensors, bytes)
+        else safetensors_bytes(adapter_tensors() if tensors is None else tensors)
+    )
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
+    folder = write_folder(tmp_path_factory.mktemp("model"), CONFIGS["gemma3_text"])
+    with gemlet.load(folder, weights="f32", threads=1) as loaded:
+        yield loaded
+
+
+def check(path: Path, model: gemlet.Model) -> None:
+    """Opens and packs it, as load_adapter does, and lets it go."""
+    with open_adapter(path, model.config) as files:
+        files.build(model._core_model)
+
+
+def refuse(path: Path, model: gemlet.Model, error: type[Exception], *words: str) -> None:
+    with pytest.raises(error) as caught:
+        check(path, model)
+    for word in words:
+        assert word in str(caught.value), caught.value
+    assert model.adapters == {}
+
+
+# --- What is read -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model.", ""])
+def test_names_of_every_way_to_wrap_the_model(prefix: str, tmp_path: Path, model: gemlet.Model) -> None:
+    path = write(tmp_path / "a", tensors=adapter_tensors(prefix=prefix))
+    with open_adapter(path, model.config) as files:
+        assert len(files.terms) == 7 * model.config.num_layers
+        assert files.terms["layers.1.up_proj"].scale == 2.0
+
+
+def test_towers_are_left_aside(tmp_path: Path, model: gemlet.Model) -> None:
+    tensors = adapter_tensors(prefix="model.language_model.")
+    for factor in "AB":
+        at = f"base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_{factor}.weight"
+        tensors[at] = np.zeros((3, 3), np.float32)
+    check(write(tmp_path / "a", tensors=tensors), model)
+
+
+def test_unset_keys_say_nothing(tmp_path: Path, model: gemlet.Model) -> None:
+    unset = {
+        "use_dora": False,
+        "modules_to_save": None,
+        "loftq_config": {},
+        "a_key_of_the_future": None,
+        "bias": "none",
+    }
+    check(write(tmp_path / "a", {**CONFIG, **unset, "target_parameters": []}), model)
+
+
+def test_a_list_with_an_exclusion_is_what_the_tensors_must_be(tmp_path: Path, model: gemlet.Model) -> None:
+    tensors = {name: t for name, t in adapter_tensors().items() if ".1.mlp.up_proj" not in name}
+    refuse(
+        write(tmp_path / "a", tensors=tensors),
+        model,
+        gemlet.TensorError,
+        "layers.1.mlp.up_proj.lora_A",
+        "missing",
+    )
+    config = {**CONFIG, "exclude_modules": ["layers.1.mlp.up_proj"]}
+    check(write(tmp_path / "b", config, tensors), model)
+    check(write(tmp_path / "c", {**CONFIG, "exclude_modules": r".*\.1\.mlp\.u.*"}, tensors), model)
+
+
+# --- Kinds of adapter that are not computed -----------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("peft_type", "LOHA"),
+        ("peft_type", None),
+        ("peft_type", ["LORA"]),
+        ("use_dora", True),
+        ("fan_in_fan_out", True),
+        ("bias", "all"),
+        ("bias", "lora_only"),
+        ("lora_bias", True),
+        ("modules_to_save", ["embed_tokens", "lm_head"]),
+        ("trainable_token_indices", [1, 2]),
+        ("target_parameters", ["experts.gate_up_proj"]),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("use_qalora", True),
+        ("alora_invocation_tokens", [5]),
+        ("megatron_config", {"a": 1}),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_16"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", 1),
+        ("a_key_of_the_future", "on"),
+        ("r", 0),
+        ("r", -4),
+        ("r", 2.0),
+        ("r", True),
+        ("r", 1 << 40),
+        ("r", "8"),
+        ("lora_alpha", "16"),
+        ("lora_alpha", 1e300),
+        ("lora_alpha", True),
+        ("use_rslora", "yes"),
+        ("target_modules", None),
+        ("target_modules", []),
+        ("target_modules", 5),
+        ("target_modules", ["q_proj", 5]),
+        ("target_modules", {"q_proj": 1}),
+        ("target_modules", "(q_proj"),
+        ("target_modules", r"(a)\1"),
+        ("exclude_modules", 3),
+        ("layers_to_transform", [0, -1]),
+        ("layers_to_transform", ["0"]),
+        ("layers_to_transform", 1.5),
+        ("layers_pattern", 7),
+        ("rank_pattern", [4]),
+        ("rank_pattern", {"q_proj": 0}),
+        ("rank_pattern", {"q_proj": "4"}),
+        ("alpha_pattern", {"q_proj": None}),
+        ("alpha_pattern", {"q_(proj": 4}),
+    ],
+)
+def test_a_key_that_cannot_be_is_named(key: str, value: Any, tmp_path: Path, model: gemlet.Model) -> None:
+    refuse(
+        write(tmp_path / "a", {**CONFIG, key: value}), model, gemlet.ConfigError, key, "adapter_config.json"
+    )
+
+
+def test_patterns_that_would_hang_are_refused_in_time(tmp_path: Path, model: gemlet.Model) -> None:
+    bomb = r"((((.?){30}){30}){30}){30}(((.?){30}){30}){30}="
+    refuse(write(tmp_path / "a", {**CONFIG, "target_modules": f"{bomb}|{bomb}"}), model, gemlet.GemletError)
+    patterns = {f"{bomb}{number}": 2 for number in range(500)}
+    refuse(write(tmp_path / "b", {**CONFIG, "rank_pattern": patterns}), model, gemlet.ConfigError, "too long")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.lm_head.lora_A.weight",
+        "base_model.model.lm_head.weight",
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias",
+        "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "base_model.model.model.layers.0.input_layernorm.weight",
+        "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.experts.0.up_proj.lora_A.weight",
+        "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.../../../q_proj.lora_A.weight",
+        "",
+    ],
+)
+def test_every_tensor_is_used_or_named(name: str, tmp_path: Path, model: gemlet.Model) -> None:
+    tensors = {**adapter_tensors(), name: np.ones((2, 64), np.float32)}
+    refuse(
+        write(tmp_path / "a", tensors=tensors),
+        model,
+        gemlet.TensorError,
+        repr(name),
+        "adapter_model.safetensors",
+    )
+
+
+def test_tensors_that_the_config_does_not_name(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "target_modules": list(TARGETS[1:])}
+    refuse(write(tmp_path / "a", config), model, gemlet.TensorError, Q.format("A"), "target_modules")
+    config = {**CONFIG, "layers_to_transform": [1, 2]}
+    refuse(write(tmp_path / "b", config), model, gemlet.TensorError, "layers.0.", "target_modules")
+
+
+def test_nothing_for_a_text_model(tmp_path: Path, model: gemlet.Model) -> None:
+    refuse(write(tmp_path / "a", tensors={}), model, gemlet.TensorError, "expected one of")
+    other = {"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": np.ones((2, 64), np.float32)}
+    refuse(write(tmp_path / "b", tensors=other), model, gemlet.TensorError, "c_attn")
+
+
+# --- Another model ------------------------------------------------------------------------------------------
+def test_an_adapter_of_another_model_says_whose_it_is(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "base_model_name_or_path": "google/gemma-4-E2B-it"}
+    path = write(tmp_path / "a", config, adapter_tensors(GEMMA4))
+    refuse(path, model, gemlet.TensorError, "made for 'google/gemma-4-E2B-it'")
+
+
+@pytest.mark.parametrize(
+    ("factor", "shape"),
+    [("A", (2, 63)), ("A", (3, 64)), ("A", (2,)), ("A", (0, 64)), ("B", (127, 2)), ("B", (2, 128))],
+)
+def test_shapes_are_the_models(
+    factor: str, shape: tuple[int, ...], tmp_path: Path, model: gemlet.Model
+) -> None:
+    tensors = {**adapter_tensors(), Q.format(factor): np.ones(shape, np.float32)}
+    refuse(
+        write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format(factor), str(list(shape))
+    )
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_half_a_pair_is_missing_the_other(factor: str, tmp_path: Path, model: gemlet.Model) -> None:
+    tensors = adapter_tensors()
+    del tensors[Q.format(factor)]
+    refuse(write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format(factor), "missing")
+
+
+# --- Values -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_values_are_finite(value: float, factor: str, tmp_path: Path, model: gemlet.Model) -> None:
+    tensors = adapter_tensors()
+    tensors[Q.format(factor)][-1, -1] = value
+    path = write(tmp_path / "a", tensors=tensors)
+    refuse(path, model, gemlet.TensorError, Q.format("A"), "NaN")
+    base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
+    with pytest.raises(gemlet.TensorError, match="NaN"):
+        gemlet.load(base, threads=1, merge_adapter=path)
+
+
+def test_other_types_are_refused(tmp_path: Path, model: gemlet.Model) -> None:
+    tensors = {**adapter_tensors(), Q.format("A"): np.ones((2, 64), np.int64)}
+    refuse(write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format("A"), "I64")
+
+
+def test_a_rank_larger_than_the_matrix_works(tmp_path: Path, model: gemlet.Model) -> None:
+    path = write(tmp_path / "a", {**CONFIG, "r": 300}, adapter_tensors(rank=300))
+    adapter = model.load_adapter(path, "wide")
+    try:
+        assert adapter.ranks == (300,)
+        assert np.isfinite(model.logits([1, 2, 3], adapter="wide")).all()
+    finally:
+        model.unload_adapter("wide")
+
+
+# --- Files --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"r": NaN}', '{"r": 1, "r": 2}', "\ud800", "[" * 100_000, "null", "7" * 9000]
+)
+def test_the_config_is_json(text: str, tmp_path: Path, model: gemlet.Model) -> None:
+    path = write(tmp_path / "a")
+    (path / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    refuse(path, model, gemlet.ConfigError, "adapter_config.json")
+
+
+def test_missing_files_are_named(tmp_path: Path, model: gemlet.Model) -> None:
+    refuse(tmp_path / "none", model, gemlet.ModelFileError, "no such folder")
+    path = write(tmp_path / "a")
+    refuse(path / "adapter_config.json", model, gemlet.ModelFileError, "not a folder")
+    (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
+    refuse(path, model, gemlet.ModelFileError, "adapter_model.safetensors", "safetensors")
+    (path / "adapter_config.json").unlink()
+    refuse(path, model, gemlet.ModelFileError, "adapter_config.json")
+    for wrong in ("", "a\0b", 5, None):
+        with pytest.raises(gemlet.InvalidRequestError):
+            open_adapter(wrong, model.config)  # type: ignore[arg-type]
+        with pytest.raises((gemlet.InvalidRequestError, TypeError)):
+            model.load_adapter(wrong)  # type: ignore[arg-type]
+
+
+def test_an_index_or_a_models_file_beside_it_changes_nothing(tmp_path: Path, model: gemlet.Model) -> None:
+    path = write(tmp_path / "a")
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
+    (path / "model.safetensors").write_bytes(b"nothing")
+    check(path, model)
+
+
+SMALL = parse_config({**CONFIGS["gemma"], "num_hidden_layers": 1}, where="config.json")
+SMALL_CONFIG = {**CONFIG, "target_modules": ["q_proj"], "r": 1}
+SMALL_TENSORS = {n: t for n, t in adapter_tensors(SMALL, 1).items() if ".q_proj." in n}
+
+
+def test_cut_short_at_every_byte(tmp_path: Path) -> None:
+    data = safetensors_bytes(SMALL_TENSORS)
+    for length in [*range(0, 600, 3), *range(600, len(data), 41), len(data) - 1]:
+        path = write(tmp_path / "a", SMALL_CONFIG, data[:length])
+        with pytest.raises(gemlet.GemletError):
+            open_adapter(path, SMALL)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_changed_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    whole = bytearray(safetensors_bytes(SMALL_TENSORS))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, 400))] = data.draw(st.integers(0, 255))
+    path = write(tmp_path_factory.mktemp("a") / "a", SMALL_CONFIG, bytes(whole))
+    with contextlib.suppress(gemlet.GemletError):
+        open_adapter(path, SMALL).close()
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=9),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(
+    [
+        *CONFIG,
+        "use_rslora",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=st.dictionaries(KEYS, JSON, min_size=1, max_size=3))
+def test_any_config_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    path = write(tmp_path_factory.mktemp("a") / "a", {**SMALL_CONFIG, **changes}, SMALL_TENSORS)
+    with contextlib.suppress(gemlet.GemletError):
+        open_adapter(path, SMALL).close()
+
+
+# --- The core's own checks ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("slot", "message"),
+    [
+        ("layers.0.k_norm", "not a matrix"),
+        ("layers.3.q_proj", "not a matrix"),
+        ("layers.-1.q_proj", "not a matrix"),
+        ("layers.99999999999999999999.q_proj", "not a matrix"),
+        ("layers..q_proj", "not a matrix"),
+        ("q_proj", "not a matrix"),
+        ("", "not a matrix"),
+        ("layers.0.o_proj", "have shapes"),
+    ],
+)
+def test_the_core_takes_what_fits(slot: str, message: str, model: gemlet.Model) -> None:
+    builder = _core.AdapterBuilder(model._core_model)
+    a, b = np.ones((2, 64), np.float32), np.ones((128, 2), np.float32)
+    with pytest.raises(gemlet.TensorError, match=message):
+        builder.add(slot, a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+    builder.add("layers.0.q_proj", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+    with pytest.raises(gemlet.TensorError, match="twice"):
+        builder.add("layers.0.q_proj", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+    with pytest.raises(gemlet.TensorError, match="scale"):
+        builder.add("layers.1.q_proj", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=float("inf"))
+    assert builder.finish().bytes > 0
+    with pytest.raises(gemlet.InvalidRequestError, match="already"):
+        builder.finish()
+
+
+# --- Merging ------------------------------------------------------------------------------------------------
+def test_a_wrong_adapter_closes_the_model_it_was_for(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
+    path = write(tmp_path / "a", {**CONFIG, "use_dora": True})
+    with pytest.raises(gemlet.ConfigError, match="use_dora"):
+        open_source(base, merge_adapter=path)
+    with pytest.raises(gemlet.ModelFileError, match="no such folder"):
+        gemlet.load(base, merge_adapter=tmp_path / "none")
+
+
+def test_sums_beyond_float32_are_refused(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
+    tensors = adapter_tensors()
+    for factor in "AB":
+        tensors[Q.format(factor)][:] = 3e38
+    path = write(tmp_path / "a", tensors=tensors)
+    with pytest.raises(gemlet.TensorError, match=r"layers\.0\.self_attn\.q_proj"):
+        gemlet.load(base, weights="f32", threads=1, merge_adapter=path)

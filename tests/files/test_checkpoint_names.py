@@ -1,0 +1,110 @@
+"""The names of a checkpoint's tensors, and the part of the model that each fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import (
+    CONFIGS,
+    weights_of,
+    write_folder,
+)
+
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.config import parse_config
+from gemlet.errors import TensorError
+from gemlet.weights.hf_names import map_tensors
+from gemlet.weights.slots import expected_slots
+
+
+def shapes_of(family: str, prefix: str = "model.") -> dict[str, tuple[int, ...]]:
+    return {name: values.shape for name, values in weights_of(CONFIGS[family], prefix).items()}
+
+
+def map_of(family: str, shapes: Mapping[str, tuple[int, ...]], **changes: Any) -> dict[str, str]:
+    return map_tensors(shapes, parse_config(CONFIGS[family] | changes, where="config.json"), where="folder")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model.", ""])
+def test_every_slot_is_filled_once(family: str, prefix: str) -> None:
+    slots = map_of(family, shapes_of(family, prefix))
+    assert sorted(slots.values()) == sorted(expected_slots(parse_config(CONFIGS[family], where="x")))
+    assert slots[f"{prefix}layers.2.self_attn.o_proj.weight"] == "layers.2.o_proj"
+
+
+def test_the_norm_whose_name_changed_its_meaning() -> None:
+    name = "model.layers.0.post_attention_layernorm.weight"
+    assert map_of("gemma", shapes_of("gemma"))[name] == "layers.0.pre_mlp_norm"
+    assert map_of("gemma2", shapes_of("gemma2"))[name] == "layers.0.post_attention_norm"
+    assert map_of("gemma3_text", shapes_of("gemma3_text"))[name] == "layers.0.post_attention_norm"
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_each_missing_tensor_is_named(family: str) -> None:
+    shapes = shapes_of(family)
+    for name in shapes.keys() - {"model.embed_tokens.weight"}:
+        with pytest.raises(TensorError, match=f"^folder: tensor '{name}' is missing; expected"):
+            map_of(family, {other: shape for other, shape in shapes.items() if other != name})
+
+
+def test_missing_embedding() -> None:
+    with pytest.raises(
+        TensorError, match=r"the embedding table is missing; expected one of 'model\.embed_tokens"
+    ):
+        map_of("gemma", {})
+
+
+def test_missing_layer_says_how_many() -> None:
+    shapes = {name: shape for name, shape in shapes_of("gemma").items() if ".layers.2." not in name}
+    with pytest.raises(TensorError, match=r"is missing \(9 tensors are missing in all\)"):
+        map_of("gemma", shapes)
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (128,), (128, 64, 1), (128, 65)])
+def test_wrong_shape(shape: tuple[int, ...]) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    with pytest.raises(TensorError, match=rf"tensor '{name}' has shape \[{shape[0]}.*expected \[128, 64\]"):
+        map_of("gemma", shapes_of("gemma") | {name: shape})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "score.weight",
+        "model.layers.3.input_layernorm.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.q_norm.weight",
+        "vision_tower.x",
+    ],
+)
+def test_unexpected_tensor(name: str) -> None:
+    with pytest.raises(TensorError, match=f"unexpected tensor '{name}' of shape"):
+        map_of("gemma", shapes_of("gemma") | {name: (64,)})
+
+
+def test_image_towers_of_gemma3_are_left_out() -> None:
+    for prefix, tower in (("language_model.model.", ""), ("model.language_model.", "model.")):
+        shapes = shapes_of("gemma3_text", prefix)
+        extra = {f"{tower}vision_tower.a.weight": (3,), f"{tower}multi_modal_projector.b": (1, 2)}
+        assert map_of("gemma3_text", shapes | extra) == map_of("gemma3_text", shapes)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model."])
+def test_output_matrix(prefix: str) -> None:
+    head = "language_model.lm_head.weight" if prefix.startswith("language_model.") else "lm_head.weight"
+    shapes = shapes_of("gemma3_text", prefix)
+    assert head not in map_of("gemma3_text", shapes | {head: (96, 64)})  # tied: a copy of the table
+    untied = map_of("gemma3_text", shapes | {head: (96, 64)}, tie_word_embeddings=False)
+    assert untied[head] == "lm_head"
+    with pytest.raises(TensorError, match=f"'{head}' is missing"):
+        map_of("gemma3_text", shapes, tie_word_embeddings=False)
+
+
+def test_a_written_folder_maps(tmp_path: Path) -> None:
+    with Checkpoint(write_folder(tmp_path, CONFIGS["gemma2"], bf16=True)) as opened:
+        slots = map_of("gemma2", {name: info.shape for name, info in opened.tensors.items()})
+        assert {opened.read(name)[1] for name in slots} == {"bf16"}

@@ -1,0 +1,472 @@
+"""Models by their names on the hub, against a stand-in of it on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.gguf_models import convert_tensors, metadata, typed, write_gguf
+from support.hub_server import COMMIT, TOKEN, hub
+from support.processes import run_python
+from support.tiny_models import CONFIGS, safetensors_bytes, weights_of, write_folder, write_shards
+from support.tokenizer_files import STRING, gguf_entry
+
+import gemlet
+from gemlet.cli import main
+from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
+from gemlet.sources.hub import is_repository
+
+NAME = "someone/gemma-tiny"
+WEIGHTS = safetensors_bytes(weights_of(CONFIGS["gemma"]))
+FILES = {
+    "config.json": json.dumps(CONFIGS["gemma"]).encode(),
+    "generation_config.json": b'{"top_k": 7}',
+    "model.safetensors": WEIGHTS,
+    "README.md": b"not needed",
+    "pytorch_model.bin": b"not needed",
+    "gemma.gguf": b"not needed",
+    "onnx/model.safetensors": b"not needed",
+    "onnx/config.json": b"not needed",
+    "2_Dense/pytorch_model.bin": b"not needed",
+    "2_Dense/config.json": b"{}",
+    "2_Dense/model.safetensors": b"of an embedding model",
+    "consolidated.safetensors": b"not needed",
+}
+PARTS = [f"q4/gemma-{part:05}-of-00002.gguf" for part in (1, 2)]
+
+
+def repository(*names: str) -> dict[str, bytes]:
+    """Files that begin as GGUF does and end soon, each another."""
+    return {name: b"GGUF" + bytes(100) + name.encode() for name in names}
+
+
+REPOSITORIES = {
+    NAME: FILES,
+    "someone/one-gguf": repository("gemma.gguf", "mmproj.gguf", "config.json", "imatrix.gguf"),
+    "someone/split-gguf": repository(*PARTS, "README.md"),
+    "someone/many-gguf": repository("b-Q4_0.gguf", "b-Q8_0.gguf", *PARTS, "mmproj-f16.gguf", "README.md"),
+    "someone/gated": FILES,
+    "someone/private": FILES,
+    "some/tokenizers": dict.fromkeys(
+        ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tokenizer.txt"), b"{}"
+    ),
+    "some/weights-missing": {"config.json": FILES["config.json"]},
+}
+NEEDED = [
+    *("2_Dense/config.json", "2_Dense/model.safetensors"),
+    *("config.json", "generation_config.json", "model.safetensors"),
+]
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
+
+
+def run_with_hub(code: str, url: str, home: Path, **environment: str) -> str:
+    """The settings of huggingface_hub are read when it is imported, so it is in a process of its own."""
+    return run_python(
+        code,
+        HF_ENDPOINT=url,
+        HF_HOME=str(home),
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_XET="1",
+        HF_TOKEN="",
+        **environment,
+    )
+
+
+def test_a_model_by_its_name(tmp_path: Path) -> None:
+    with hub(REPOSITORIES) as server:
+        printed = run_with_hub(
+            f"""
+            import os, sys
+            import gemlet, numpy as np
+            with gemlet.load("{NAME}", threads=1) as model:
+                assert model.generation_config.top_k == 7
+                np.save("{tmp_path}/logits.npy", model.logits([1, 2, 3]))
+                folder = model.source
+            assert gemlet.download("{NAME}") == folder
+            assert gemlet.download("{NAME}", revision="{COMMIT}") == folder
+            print(folder)
+            gated = gemlet.download("someone/gated", token="{TOKEN}")
+            assert sorted(os.listdir(gated)) == sorted(os.listdir(folder))
+            """,
+            server.url,
+            tmp_path / "home",
+        )
+    assert sorted(server.served) == sorted(NEEDED * 2)  # each once for a model, and nothing else
+    folder = Path(printed.strip())
+    assert folder.parts[-2:] == ("snapshots", COMMIT)
+    assert files_in(folder) == NEEDED
+    with gemlet.load(write_folder(tmp_path / "same", CONFIGS["gemma"]), threads=1) as model:
+        np.testing.assert_array_equal(model.logits([1, 2, 3]), np.load(tmp_path / "logits.npy"))
+
+
+def test_gguf_models(tmp_path: Path) -> None:
+    """The one of a repository, or the one that is named; all of its parts, and nothing else."""
+    cases = {
+        "someone/one-gguf": ["gemma.gguf"],
+        "someone/split-gguf": PARTS,
+        "someone/many-gguf:b-Q8_0.gguf": ["b-Q8_0.gguf"],
+        f"someone/many-gguf:{PARTS[1]}": PARTS[::-1],
+        f"{NAME}:gemma.gguf": ["gemma.gguf"],
+    }
+    wrong = {
+        "someone/many-gguf": "name one, as someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
+        "someone/many-gguf:b-Q5_0.gguf": "has no file b-Q5_0.gguf; its GGUF models are b-Q4_0.gguf, ",
+        "some/weights-missing:a.gguf": "has no file a.gguf; its GGUF models are none",
+    }
+    code = f"""
+        import gemlet
+        for name in {list(cases)!r}:
+            print(gemlet.download(name))
+        try:
+            gemlet.load("someone/many-gguf:b-Q8_0.gguf")
+        except gemlet.ModelFileError as error:
+            assert "b-Q8_0.gguf: GGUF version 0" in str(error), error
+        """
+    with hub(REPOSITORIES) as server:
+        printed = run_with_hub(code, server.url, tmp_path)
+        assert sorted(server.served) == sorted(file for files in cases.values() for file in files)
+        run_with_hub(
+            f"""
+            import gemlet
+            for name, message in {wrong!r}.items():
+                try:
+                    gemlet.load(name)
+                except gemlet.InvalidRequestError as error:
+                    assert message in str(error), error
+                    assert "mmproj" not in str(error) and "00002-of" not in str(error)
+                else:
+                    raise SystemExit(name)
+            """,
+            server.url,
+            tmp_path,
+        )
+    for path, files in zip(printed.split(), cases.values(), strict=True):
+        assert path.endswith(f"{COMMIT}/{files[0]}")
+    assert run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1") == printed
+
+
+def test_what_can_go_wrong(tmp_path: Path) -> None:
+    with hub(REPOSITORIES) as server:
+        cases = {
+            ("no/such-model", None, None): "no/such-model: no such folder, and no such model on the hub",
+            ("someone/private", None, None): "no such model on the hub, or a private one; check the name, or",
+            (
+                "someone/gated",
+                None,
+                None,
+            ): f"licence has to be accepted first, at {server.url}/someone/gated; .*pass token=",
+            ("someone/gated", None, "hf_wrong"): "licence has to be accepted first",
+            (NAME, "v9", None): "gemma-tiny: has no revision 'v9'; expected a branch",
+            ("someone/down", None, None): r"someone/down: .*cannot be reached|answered with HTTP 500",
+            ("someone/garbage", None, None): "someone/garbage: ",
+        }
+        run_with_hub(
+            f"""
+            import re
+            import gemlet
+            for (name, revision, token), message in {cases!r}.items():
+                try:
+                    gemlet.load(name, revision=revision, token=token)
+                except gemlet.HubError as error:
+                    assert re.search(message, str(error)), str(error)
+                    assert "\\n" not in str(error), str(error)
+                else:
+                    raise SystemExit(name)
+            try:
+                gemlet.load("some/weights-missing")
+            except gemlet.ModelFileError as error:
+                assert "holds no weights that gemlet reads" in str(error)
+            """,
+            server.url,
+            tmp_path / "home",
+        )
+    assert set(server.served) == {"config.json"}
+
+
+def large(family: str, **changes: object) -> dict[str, Any]:
+    """A configuration whose embedding alone has megabytes."""
+    return CONFIGS[family] | {"vocab_size": 40_000, **changes}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_in(folder)}
+
+
+# Prints what is said of each model, but where it is from and what this process takes.
+INSPECT = """
+    import json
+    import gemlet
+    for name, arguments in {cases!r}.items():
+        found = gemlet.inspect(name, weights="q4", max_context=8, **arguments).as_dict()
+        assert found["source"] == name
+        memory = found["memory"]
+        del found["source"], found["problem"], memory["process"], memory["total"]
+        print(json.dumps(found))
+    """
+
+
+def inspect_here(path: Path) -> Any:
+    found = gemlet.inspect(path, weights="q4", max_context=8).as_dict()
+    memory = found["memory"]
+    del found["source"], found["problem"], memory["process"], memory["total"]
+    return json.loads(json.dumps(found))
+
+
+def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
+    """The same is said as of the whole model, from a small part of its bytes; none of it stays."""
+    config = large("gemma")
+    single = write_folder(tmp_path / "single", config)
+    tensors = weights_of(config)
+    names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    shards = {file: {name: tensors[name] for name in list(tensors)[i::2]} for i, file in enumerate(names)}
+    sharded = write_shards(tmp_path / "sharded", shards)
+    (sharded / "config.json").write_text(json.dumps(config))
+    gguf = tmp_path / "gemma4.gguf"
+    config = large("gemma4_text", hidden_size_per_layer_input=0, vocab_size_per_layer_input=0)
+    entries = [gguf_entry("general.description", STRING, "x" * 1_500_000), *metadata(config)]
+    write_gguf(gguf, entries, typed(convert_tensors(config, weights_of(config)), "Q8_0"))
+    repositories = {
+        "some/single-lfs": contents(single),
+        "some/sharded-private": contents(sharded),
+        "some/gguf": {"gemma4.gguf": gguf.read_bytes()},
+    }
+    cases = {
+        "some/single-lfs": (single, {"revision": COMMIT, "token": TOKEN}, 1 << 17),
+        "some/sharded-private": (sharded, {"token": TOKEN}, 1 << 18),
+        "some/gguf": (gguf, {}, 1 << 21),
+    }
+    with hub(repositories) as server:
+        code = INSPECT.format(cases={name: arguments for name, (_, arguments, _) in cases.items()})
+        printed = run_with_hub(code, server.url, tmp_path / "home", TMPDIR=str(tmp_path))
+    for line, (name, (path, _, most)) in zip(printed.splitlines(), cases.items(), strict=True):
+        assert json.loads(line) == inspect_here(path)
+        large_files = [file for file in repositories[name] if not file.endswith(".json")]
+        sent = sum(server.sent[f"{name}/{file}"] for file in large_files)
+        assert 0 < sent < most + 2000 < sum(len(repositories[name][file]) for file in large_files) / 2
+    cached = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in cached) < 100_000
+    offline = """
+        import gemlet
+        try:
+            gemlet.load("some/single-lfs")
+        except gemlet.HubError as error:
+            print(error)
+        """
+    said = run_with_hub(offline, server.url, tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert said.startswith("some/single-lfs: is not in the cache, and HF_HUB_OFFLINE forbids")
+    assert list(tmp_path.glob("gemlet-*")) == []
+
+
+def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", CONFIGS["gemma"])
+    with hub({"some/model": contents(source)}) as server:
+        code = INSPECT.format(cases={"some/model": {}})
+        online = run_with_hub(
+            f"import gemlet; gemlet.download('some/model'){textwrap.dedent(code)}", server.url, tmp_path
+        )
+        assert sorted(server.served) == ["config.json", "model.safetensors"]
+        assert server.sent["some/model/model.safetensors"] == len(contents(source)["model.safetensors"])
+    assert json.loads(online) == inspect_here(source)
+    assert run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1") == online
+
+
+def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
+    """An error that says so, no more read than was asked for, and little memory."""
+    files = contents(write_folder(tmp_path / "source", large("gemma")))
+    weights, config = files["model.safetensors"], files["config.json"]
+    whole = {"config.json": config, "model.safetensors": weights}
+    huge = {"config.json": config, "model.safetensors": (1 << 40).to_bytes(8, "little") + weights[8:]}
+    long = (90_000_000).to_bytes(8, "little") + weights[8:]
+    array = gguf_entry("x", STRING, "y" * 100) + bytes(3 << 20)
+    gguf = b"GGUF" + struct.pack("<IQQ", 3, 0, 5) + array
+    cases = {
+        "a/rangeless": (
+            whole,
+            r"a/rangeless/model\.safetensors: the server gives no parts of files .HTTP 200",
+        ),
+        "a/endless": (whole, "asked for 131072 bytes, the server sent more"),
+        "a/short": (whole, "asked for 131072 bytes, the server sent 131071"),
+        "a/moving": ({"a.gguf": gguf}, r"a/moving/a\.gguf: has \d+ bytes, and had \d+ before"),
+        "a/huge": (huge, r"a/huge/model\.safetensors: says its header has 1099511627776 bytes"),
+        "a/long": (
+            {"config.json": config, "model.safetensors": long},
+            r"a/long/model\.safetensors: says its",
+        ),
+        "a/gguf": ({"a.gguf": gguf}, r"a/gguf/a\.gguf: the metadata key  appears twice"),
+        "a/unending": (
+            {"a.gguf": gguf[:24] + gguf_entry("x", STRING, "y" * (3 << 20))},
+            "a/unending/a.gguf: its metadata does not end within 2097152 bytes",
+        ),
+        "a/other": ({"a.gguf": bytes(1 << 23)}, "a/other/a.gguf: not a GGUF file"),
+        "a/config": ({"config.json": b"{}"}, r"a/config/config\.json: "),
+        "a/empty": ({"config.json": config, "model.safetensors": b""}, "answered with HTTP 416|no parts"),
+    }
+    errors = {"a/huge": "ModelFileError", "a/long": "ModelFileError", "a/config": "ConfigError"}
+    with hub({name: files for name, (files, _) in cases.items()}) as server:
+        printed = run_with_hub(
+            f"""
+            import resource
+            import gemlet
+            import gemlet.sources.hub_headers
+            gemlet.sources.hub_headers._MAX_METADATA_BYTES = 1 << 21
+            peaks = []
+            for name in {["no/such", *cases]!r}:
+                try:
+                    gemlet.inspect(name)
+                except gemlet.GemletError as error:
+                    print(type(error).__name__, error)
+                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            assert peaks[-1] < peaks[0] + 40_000, peaks
+            """,
+            server.url,
+            tmp_path,
+            TMPDIR=str(tmp_path),
+        )
+        sent = server.sent
+    for line, (name, (_, message)) in zip(printed.splitlines()[1:], cases.items(), strict=True):
+        assert re.search(message, line), (name, line)
+        kind = "ModelFileError" if name in ("a/gguf", "a/other") else "HubError"
+        assert line.startswith(errors.get(name, kind)), (name, line)
+        assert str(tmp_path) not in line
+    assert sent["a/huge/model.safetensors"] == sent["a/long/model.safetensors"] == 1 << 17
+    assert sent["a/other/a.gguf"] == 1 << 21
+    assert list(tmp_path.glob("gemlet-*")) == []
+
+
+def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
+    """Whatever is made of it, nothing is written where it leads to."""
+    folders = tmp_path / "deep" / "down"
+    folders.mkdir(parents=True)
+    files = {"config.json": FILES["config.json"], "model.safetensors": WEIGHTS}
+    files |= {f"1/{'../' * up}model.safetensors": WEIGHTS for up in range(2, 5)}
+    with hub({"a/b": files, "a/c": {f"../../c{up}.gguf": b"GGUF" for up in range(2)}}) as server:
+        run_with_hub(
+            """
+            import gemlet
+            for name in ("a/b", "a/c"):
+                for open_it in (gemlet.inspect, gemlet.load):
+                    try:
+                        open_it(name)
+                    except gemlet.GemletError as error:
+                        print(error)
+            """,
+            server.url,
+            folders / "home",
+            TMPDIR=str(folders),
+        )
+    allowed = re.compile("deep|deep/down|deep/down/home(/.*)?")
+    assert [
+        path for path in tmp_path.rglob("*") if not allowed.fullmatch(str(path.relative_to(tmp_path)))
+    ] == []
+    found = [path for path in tmp_path.rglob("*.safetensors") if "snapshots" not in path.parts]
+    assert found == []
+
+
+def test_without_a_network(tmp_path: Path) -> None:
+    """What is there is used; what is not is an error that says why, and at once."""
+    with hub(REPOSITORIES) as server:
+        run_with_hub(f"import gemlet; gemlet.download('{NAME}')", server.url, tmp_path)
+    code = f"""
+        import gemlet
+        gemlet.load("{NAME}", threads=1).close()
+        try:
+            gemlet.load("someone/gated")
+        except gemlet.HubError as error:
+            print(error)
+    """
+    started = time.monotonic()
+    gone = run_with_hub(code, server.url, tmp_path)  # nobody listens there any more
+    assert f"someone/gated: is not in the cache, and the hub ({server.url}) cannot be reached" in gone
+    offline = run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1")
+    assert "someone/gated: is not in the cache, and HF_HUB_OFFLINE forbids downloading" in offline
+    assert time.monotonic() - started < 30
+
+
+def test_command_line(tmp_path: Path) -> None:
+    with hub(REPOSITORIES) as server:
+        printed = run_with_hub(
+            f"""
+            import contextlib, io
+            from gemlet.cli import main
+            assert main(["download", "{NAME}", "--revision", "main"]) == 0
+            assert main(["download", "no/such-model"]) == 1
+            assert main(["download", "some/tokenizers"]) == 0
+            assert main(["inspect", "someone/private"]) == 1
+            access = ["--revision", "{COMMIT}", "--token", "{TOKEN}"]
+            main(["inspect", "someone/private", "--max-context", "8", *access])
+            for command in ("generate -- x", "chat", "embed x", "bench", "convert"):
+                command, *rest = command.split()
+                model = ["--model", "someone/private"]
+                model = ["someone/private", "{tmp_path}/x"] if command == "convert" else model
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    assert main([command, *model, "--revision", "v9", "--token", "{TOKEN}", *rest]) == 1
+                assert "has no revision 'v9'" in said.getvalue(), said.getvalue()
+            """,
+            server.url,
+            tmp_path,
+        )
+    folder, tokenizers, *described = printed.splitlines()
+    assert files_in(Path(folder)) == NEEDED
+    assert files_in(Path(tokenizers)) == ["config.json", "tokenizer.model", "tokenizer_config.json"]
+    assert described[0] == "model      someone/private"
+    assert server.served.count("model.safetensors") == 2
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UnsupportedError, match=r"google/gemma-3-1b-it: .*'\.\[hub\]' in a checkout"):
+        gemlet.load("google/gemma-3-1b-it")
+    assert main(["download", "google/gemma-3-1b-it"]) == 1
+    assert "pip install 'gemlet[hub]'" in capsys.readouterr().err
+
+
+def test_names() -> None:
+    for name in ("google/gemma-3-1b-it", "a/b", "some_one/x.y-z", "a/b:c.gguf", "a/b:q4 0/c-1.gguf"):
+        assert is_repository(name)
+    for name in (
+        "",
+        "gemma",
+        "/a/b",
+        "./a/b",
+        "../b",
+        "a/..",
+        "a/b/c",
+        "~/a",
+        "a/b\n",
+        "ä/b",
+        "a/b:c",
+        "a/b:../c.gguf",
+        "a/b:/c.gguf",
+        "a/b:c.gguf\n",
+        "a/b:*.gguf",
+        "a/b:.gguf",
+        "a" * 200 + "/b",
+    ):
+        assert not is_repository(name)
+        with pytest.raises(InvalidRequestError, match="expected a model on the hub"):
+            gemlet.download(name)
+    with pytest.raises(InvalidRequestError, match="revision is ''"):
+        gemlet.download("a/b", revision="")
+    with pytest.raises(InvalidRequestError, match="expected an access token"):
+        gemlet.download("a/b", token=3)  # type: ignore[arg-type]
+
+
+def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "google" / "gemma", CONFIGS["gemma"])
+    monkeypatch.chdir(tmp_path)
+    gemlet.load("google/gemma", threads=1).close()
+    with pytest.raises(
+        ModelFileError, match=r"no such file or folder; expected .*, or the name of a model on the hub"
+    ):
+        gemlet.load("./google/other")

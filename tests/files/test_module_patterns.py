@@ -1,0 +1,132 @@
+"""PEFT's patterns of module names beside Python's own regular expressions, and those that hang the latter."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemlet.adapters.name_patterns import ModulePatterns, PatternError
+
+NAME = "model.language_model.layers.12.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q|v)_proj",
+        r".*q_proj|.*down_proj",
+        r"model\.language_model\.layers\.(1[0-5]|[0-9])\..*",
+        r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|q_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.mlp)",
+        r"(?!.*vision).*_proj$",
+        r"^(?=.*12).*[^a-p0-9]_pro[jk]",
+        r"(?P<start>\w+\.)+\d{2}\.(\w+\.){1,2}[a-z]_proj",
+        r"model.language_model.layers.\d*.self_attn.q_proj",
+        r".*\.self_attn\.[\w\-.]+",
+        r"",
+        r"q_proj",
+        r"\w*\.layers.*|x{0}",
+    ],
+)
+@pytest.mark.parametrize(
+    "name", [NAME, "model.layers.3.mlp.down_proj", "model.vision_tower.layers.12.q_proj", ""]
+)
+def test_real_patterns_match_what_re_matches(pattern: str, name: str) -> None:
+    patterns = ModulePatterns()
+    assert patterns.fullmatch(pattern, name) == bool(re.fullmatch(pattern, name))
+    assert patterns.suffix_match(pattern, name) == bool(re.fullmatch(rf"(.*\.)?({pattern})", name))
+
+
+@pytest.mark.parametrize(
+    "key", ["q_proj", "self_attn.q_proj", "layers.1.q", "lay.rs", "12.self_attn.q_proj", "proj"]
+)
+def test_plain_keys_are_endings_at_a_dot(key: str) -> None:
+    assert ModulePatterns().suffix_match(key, NAME) == bool(re.match(rf"(.*\.)?({key})$", NAME))
+
+
+ATOMS = st.sampled_from(["a", "b", r"\.", ".", "[ab]", "[^a]", r"\d", r"\w", r"\b", "^", "$", "1"])
+TREES = st.recursive(
+    ATOMS,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=4).map("".join),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"(?:{'|'.join(parts)})"),
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,}", "{0,2}", "*?"])).map(
+            lambda pair: f"(?:{pair[0]}){pair[1]}"
+        ),
+        st.tuples(st.sampled_from(["?=", "?!"]), inner).map(lambda pair: f"({pair[0]}{pair[1]})"),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(pattern=TREES, name=st.text("ab.1", max_size=8))
+def test_any_pattern_matches_what_re_matches(pattern: str, name: str) -> None:
+    patterns = ModulePatterns()
+    assert patterns.fullmatch(pattern, name) == bool(re.fullmatch(pattern, name))
+    assert patterns.suffix_match(pattern, name) == bool(re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name))
+
+
+@settings(max_examples=300, deadline=None)
+@given(pattern=st.text("ab.()[]{}*+?|\\^$-!=:<>P,1dwsb", max_size=14))
+def test_any_text_is_matched_as_re_matches_it_or_refused(pattern: str) -> None:
+    name = "a.b1"  # short: re may need very long
+    try:
+        found = ModulePatterns().fullmatch(pattern, name)
+    except PatternError:
+        return
+    with warnings.catch_warnings(), contextlib.suppress(re.error):  # re refuses to repeat an anchor
+        warnings.simplefilter("ignore", FutureWarning)
+        assert found == bool(re.fullmatch(pattern, name))
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(a+)+b", r"(.*)*x", r"(?:.*.*)*=", r"((((a?){30}){30}){30}){30}b", ".*" * 900 + "b"]
+)
+def test_patterns_that_hang_re_are_quick(pattern: str) -> None:
+    started = time.perf_counter()
+    with contextlib.suppress(PatternError):
+        assert not ModulePatterns().fullmatch(pattern, "a" * 200)
+    assert time.perf_counter() - started < 10
+
+
+def test_all_matches_together_are_bounded() -> None:
+    patterns = ModulePatterns()
+
+    def match_all() -> None:
+        for number in range(2000):
+            patterns.fullmatch(r"((((a?){30}){30}){30}){30}b", f"{number}" + "a" * 200)
+
+    with pytest.raises(PatternError, match="too long"):
+        match_all()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(",
+        ")",
+        "a)",
+        "[",
+        "[]",
+        "[b-a]",
+        "*a",
+        "a**",
+        "a{2,1}",
+        "a{5000}",
+        r"(a)\1",
+        "(?<=a)b",
+        "(?i)a",
+        "\\",
+        "a" * 3000,
+        "(" * 50,
+    ],
+)
+def test_what_is_not_read_is_refused(pattern: str) -> None:
+    with pytest.raises(PatternError):
+        ModulePatterns().fullmatch(pattern, NAME)

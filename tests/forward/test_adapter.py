@@ -1,0 +1,179 @@
+"""LoRA adapters: the results of transformers + PEFT, and each request with its own adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden.folders import HERE, TOLERANCE, read_tensors
+from support.adapters import (
+    ADAPTERS,
+    NAMES,
+    ON_270M,
+    REORDERED,
+    Floats,
+    base_of,
+    core_adapter,
+    difference,
+    read_golden,
+    write_adapter,
+)
+from support.core_models import int32
+
+import gemlet
+from gemlet import _core
+
+
+@pytest.fixture
+def adapted() -> Iterator[gemlet.Model]:
+    with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as model:
+        for name in ON_270M:
+            model.load_adapter(ADAPTERS / name)
+        yield model
+
+
+# --- The official results -----------------------------------------------------------------------------------
+def test_every_golden_adapter_is_there() -> None:
+    assert len(NAMES) == 9
+    assert len(ON_270M) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_agree_with_transformers_and_peft(name: str) -> None:
+    ids, expected = read_golden(name)
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        adapter = model.load_adapter(ADAPTERS / name)
+        assert adapter.name == name
+        beside = model.logits(ids, adapter=name)
+        assert difference(beside, expected) < TOLERANCE
+        assert difference(model.logits(ids), expected) > 0.05  # the model alone is another one
+    with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=ADAPTERS / name) as merged:
+        assert difference(merged.logits(ids), expected) < TOLERANCE
+        assert difference(merged.logits(ids), beside) < REORDERED
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.2)])
+def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
+    """About as far from the exact result as the rounded weights alone; the adapter itself changes 139 %."""
+    ids, expected = read_golden("gemma3-plain")
+    with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as exact:
+        plain = exact.logits(ids)
+    path = ADAPTERS / "gemma3-plain"
+    with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=1) as model:
+        model.load_adapter(path)
+        alone = difference(model.logits(ids), plain)
+        assert difference(model.logits(ids, adapter=path.name), expected) < min(2 * alone, bound)
+    with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=1, merge_adapter=path) as merged:
+        assert merged.weights == weights
+        assert difference(merged.logits(ids), expected) < min(2 * alone, bound)
+
+
+# --- Several adapters, each request with its own ------------------------------------------------------------
+def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> None:
+    """Fed in turns, each gives bit for bit what it gives alone."""
+    ids, _ = read_golden("gemma3-plain")
+    names = [*ON_270M, None]
+    sequences = [_core.TokenSequence(adapted._core_model, core_adapter(adapted, name)) for name in names]
+    rows: list[list[Floats]] = [[] for _ in names]
+    at = 0
+    for piece in (7, 1, 1, 9, 1, 5):
+        for sequence, found in zip(sequences, rows, strict=True):
+            sequence.extend(int32(*ids[at : at + piece]), logits="all")
+            found.append(sequence.logits())
+        at += piece
+    for name, found in zip(names, rows, strict=True):
+        alone = adapted.logits(ids, adapter=name)
+        np.testing.assert_array_equal(np.concatenate(found), alone, err_msg=str(name))
+        if name is not None:
+            assert difference(alone, read_golden(name)[1]) < TOLERANCE or ids != read_golden(name)[0]
+
+
+@pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b"])
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_one_forward_pass_serves_several_adapters(base: str, weights: str) -> None:
+    names = [name for name in NAMES if base_of(name).name == base][:2]
+    with gemlet.load(HERE / base, weights=weights, threads=2) as model:
+        for name in names:
+            model.load_adapter(ADAPTERS / name)
+        ids, _ = read_golden(names[0])
+        # None and adapters by turns, so that the rows of one are not consecutive in the batch.
+        requests = [(names[0], 9), (None, 5), (names[-1], 1), (names[0], 4), (None, 1), (names[-1], 24)]
+        together = model._core_model.batch_logits(
+            [ids[:count] for _, count in requests], [core_adapter(model, name) for name, _ in requests]
+        )
+        for (name, count), logits in zip(requests, together, strict=True):
+            np.testing.assert_array_equal(logits, model.logits(ids[:count], adapter=name), err_msg=f"{name}")
+
+
+def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    whole = adapted.logits(ids, adapter="gemma3-plain")
+    sequence = _core.TokenSequence(adapted._core_model, core_adapter(adapted, "gemma3-plain"))
+    for at, token in enumerate(ids):
+        sequence.extend(int32(token))
+        np.testing.assert_array_equal(sequence.logits()[0], whole[at])
+    with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=2) as two:
+        two.load_adapter(ADAPTERS / "gemma3-plain")
+        np.testing.assert_array_equal(two.logits(ids, adapter="gemma3-plain"), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(name: str) -> None:
+    """The adapter changes keys and values of tokens that have no further part in the last layers."""
+    ids, _ = read_golden(name)
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        model.load_adapter(ADAPTERS / name)
+        expected = model.logits(ids, adapter=name)
+        sequence = _core.TokenSequence(model._core_model, core_adapter(model, name))
+        sequence.extend(int32(*ids[:9]), logits="none")
+        sequence.extend(int32(*ids[9:-2]), logits="last")
+        assert difference(sequence.logits(), expected[-3:-2]) < REORDERED
+        sequence.extend(int32(*ids[-2:]), logits="all")
+        assert difference(sequence.logits(), expected[-2:]) < REORDERED
+
+
+def test_generations_choose_their_adapter(adapted: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+    alone = {
+        name: adapted.generate(ids, adapter=name, **options).token_ids
+        for name in (None, "gemma3-plain", "gemma3-rslora")
+    }
+    assert len({tuple(tokens) for tokens in alone.values()}) == 3
+    streams = {name: adapted.stream(ids, adapter=name, **options) for name in alone}
+    for _ in range(8):
+        for stream in streams.values():
+            next(stream)
+    assert {name: stream.result.token_ids for name, stream in streams.items()} == alone
+
+
+def test_layers_that_share_keys_ignore_projections_of_their_own(tmp_path: Path) -> None:
+    """Older versions of transformers gave such layers a k_proj and a v_proj that nothing reads."""
+    name = "gemma3n-shared"
+    ids, expected = read_golden(name)
+    tensors = dict(read_tensors(ADAPTERS / name / "adapter_model.safetensors"))
+    layers = {int(tensor.split(".")[4]) for tensor in tensors}
+    with_keys = {int(tensor.split(".")[4]) for tensor in tensors if ".k_proj." in tensor}
+    assert with_keys < layers
+    for tensor in list(tensors):
+        if ".layers.0.self_attn.k_proj" in tensor or ".layers.0.self_attn.v_proj" in tensor:
+            tensors[tensor.replace(".layers.0.", f".layers.{max(layers)}.")] = tensors[tensor]
+    write_adapter(
+        tmp_path / "old", json.loads((ADAPTERS / name / "adapter_config.json").read_text()), tensors
+    )
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        model.load_adapter(tmp_path / "old")
+        assert difference(model.logits(ids, adapter="old"), expected) < TOLERANCE
+
+
+def test_an_adapter_of_another_model_is_refused(adapted: gemlet.Model) -> None:
+    adapter = core_adapter(adapted, "gemma3-plain")
+    with gemlet.load(threads=1) as other:
+        with pytest.raises(gemlet.InvalidRequestError, match="another model"):
+            other._core_model.batch_logits([[2]], [adapter])
+        with pytest.raises(gemlet.InvalidRequestError, match="another model"):
+            _core.TokenSequence(other._core_model, adapter)

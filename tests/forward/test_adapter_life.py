@@ -1,0 +1,227 @@
+"""What adapters beside a model take, from loading to the end of the last stream that uses them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from golden.folders import HERE
+from support.adapters import (
+    ADAPTERS,
+    ON_270M,
+    read_golden,
+)
+from support.processes import run_python
+
+import gemlet
+from gemlet import _core
+from gemlet.adapters.adapter import AdapterFiles
+from gemlet.errors import MemoryLimitError
+
+
+@pytest.fixture
+def model() -> Iterator[gemlet.Model]:
+    with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as loaded:
+        yield loaded
+
+
+def test_what_an_adapter_says_of_itself(model: gemlet.Model) -> None:
+    adapter = model.load_adapter(ADAPTERS / "gemma3-patterns", "mine")
+    assert adapter.name == "mine"
+    assert adapter.source == str(ADAPTERS / "gemma3-patterns")
+    assert adapter.base_model == "gemma3-270m"
+    assert adapter.ranks == (1, 2, 5)
+    assert adapter.targets == ("v_proj", "o_proj", "up_proj")
+    assert model.adapters == {"mine": adapter}
+    assert model.memory()["adapters"] == adapter.memory_bytes > 0
+
+
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_adapters_count_against_max_memory(weights: str) -> None:
+    folder = HERE / "gemma3-270m"
+    plan = gemlet.inspect(folder, weights=weights, max_context=64).plan
+    with gemlet.load(folder, weights=weights, max_context=64, threads=1) as free:
+        loaded = {name: free.load_adapter(ADAPTERS / name) for name in ON_270M}
+        size = {name: adapter.memory_bytes for name, adapter in loaded.items()}
+        first, second = sorted(ON_270M, key=lambda name: -loaded[name].ranks[-1])[:2]
+        scratch = free._core_model.adapter_scratch_bytes(loaded[first].ranks[-1])
+        assert 0 < free._core_model.adapter_scratch_bytes(1) < scratch
+    room = plan.total + (64 << 20)
+    with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
+        model._spare_memory = scratch + size[first] - 1  # the process itself may have grown
+        with pytest.raises(MemoryLimitError, match=f"{first}: the adapter needs .* max_memory leaves"):
+            model.load_adapter(ADAPTERS / first)
+        model._spare_memory = scratch + size[first] + size[second] - 1
+        assert model.load_adapter(ADAPTERS / first).memory_bytes == size[first]
+        with pytest.raises(MemoryLimitError, match=f"{second}: the adapter needs .* max_memory leaves"):
+            model.load_adapter(ADAPTERS / second)
+        assert list(model.adapters) == [first]
+        model.unload_adapter(first)
+        model.load_adapter(ADAPTERS / second)
+    with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
+        assert 0 < model._spare_memory <= 64 << 20  # type: ignore[operator]
+        for name in ON_270M:
+            model.load_adapter(ADAPTERS / name)
+
+
+def test_names_are_taken_once_and_must_be_loaded(model: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    with pytest.raises(gemlet.InvalidRequestError, match="expected the name of a loaded one"):
+        model.generate(ids, adapter="gemma3-plain")
+    model.load_adapter(ADAPTERS / "gemma3-plain")
+    with pytest.raises(gemlet.InvalidRequestError, match="loaded already"):
+        model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")
+    for wrong in ("", "a\nb", "x" * 300, 7):
+        with pytest.raises(gemlet.InvalidRequestError, match="printable"):
+            model.load_adapter(ADAPTERS / "gemma3-plain", wrong)  # type: ignore[arg-type]
+    for wrong in ("", 7, "other", ("gemma3-plain",)):
+        with pytest.raises(gemlet.InvalidRequestError, match=r"\('gemma3-plain'\)"):
+            model.logits(ids, adapter=wrong)  # type: ignore[arg-type]
+    with pytest.raises(gemlet.InvalidRequestError, match="other"):
+        model.unload_adapter("other")
+
+
+def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    model.load_adapter(ADAPTERS / "gemma3-plain")
+    expected = model.generate(ids, adapter="gemma3-plain", **options)
+    used = model.memory()["adapters"]
+    stream = model.stream(ids, adapter="gemma3-plain", **options)
+    next(stream)
+    model.unload_adapter("gemma3-plain")
+    assert model.adapters == {}
+    assert model.memory()["adapters"] == used  # by the stream
+    other = model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")  # the name is free
+    assert model.memory()["adapters"] == used + other.memory_bytes
+    for _ in stream:
+        pass
+    assert stream.result.token_ids == expected.token_ids
+    assert model.memory()["adapters"] == other.memory_bytes
+
+
+def test_what_a_stream_still_uses_is_not_given_out_again(model: gemlet.Model) -> None:
+    ids, _ = read_golden("gemma3-plain")
+    first = model.load_adapter(ADAPTERS / "gemma3-plain", "first")
+    model._spare_memory = model._adapter_scratch + first.memory_bytes
+    stream = model.stream(ids, adapter="first", max_tokens=2)
+    model.unload_adapter("first")
+    with pytest.raises(MemoryLimitError, match="max_memory leaves 0 kB"):
+        model.load_adapter(ADAPTERS / "gemma3-plain", "second")
+    stream.close()
+    model.load_adapter(ADAPTERS / "gemma3-plain", "second")
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("first", "first")])
+def test_loads_at_the_same_time_share_neither_room_nor_name(
+    model: gemlet.Model, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    """The second begins while the first, which has been checked, is being built."""
+    path = ADAPTERS / "gemma3-plain"
+    size = model.load_adapter(path, "measured").memory_bytes
+    model.unload_adapter("measured")
+    if names[0] != names[1]:
+        model._spare_memory = model._adapter_scratch + size
+    errors: list[gemlet.GemletError] = []
+
+    def load_second() -> None:
+        try:
+            model.load_adapter(path, names[1])
+        except gemlet.GemletError as error:
+            errors.append(error)
+
+    second = threading.Thread(target=load_second)
+    build = AdapterFiles.build
+
+    def slow_build(files: AdapterFiles, core: _core.Model) -> _core.Adapter:
+        if second.ident is None:
+            second.start()
+            second.join(0.3)
+            assert not errors
+        return build(files, core)
+
+    monkeypatch.setattr(AdapterFiles, "build", slow_build)
+    model.load_adapter(path, names[0])
+    second.join()
+    expected = gemlet.InvalidRequestError if names[0] == names[1] else MemoryLimitError
+    assert [type(error) for error in errors] == [expected]
+    assert model.memory()["adapters"] == size
+    assert list(model.adapters) == ["first"]
+
+
+def test_a_closed_model_takes_no_adapter(model: gemlet.Model) -> None:
+    model.load_adapter(ADAPTERS / "gemma3-plain")
+    model.close()
+    assert model.adapters == {}
+    with pytest.raises(gemlet.ModelClosedError):
+        model.load_adapter(ADAPTERS / "gemma3-rslora")
+    with pytest.raises(gemlet.ModelClosedError):
+        _core.AdapterBuilder(model._core_model)
+
+
+def test_memory_comes_back_when_an_adapter_goes() -> None:
+    run_python("""
+    import gemlet, json
+    import numpy as np
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+    from support.processes import resident
+    from support.tiny_models import safetensors_bytes
+    from gemlet.weights.slots import expected_slots
+    from gemlet.loading.random_model import random_model
+    with TemporaryDirectory() as folder, random_model("gemma3-270m", weights="q4", threads=1) as model:
+        slots = expected_slots(model.config)
+        tensors = {}
+        for layer in range(model.config.num_layers):
+            rows, cols = slots[f"layers.{layer}.up_proj"]
+            at = f"base_model.model.model.layers.{layer}.mlp.up_proj.lora_"
+            tensors[at + "A.weight"] = np.ones((256, cols), np.float32)
+            tensors[at + "B.weight"] = np.ones((rows, 256), np.float32)
+        config = {"peft_type": "LORA", "r": 256, "lora_alpha": 1, "target_modules": ["up_proj"]}
+        Path(folder, "adapter_config.json").write_text(json.dumps(config))
+        Path(folder, "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
+        del tensors
+        def use():
+            adapter = model.load_adapter(folder, "a")
+            size = adapter.memory_bytes / 2**20
+            loaded = resident()
+            model.generate([2, 5], adapter="a", max_tokens=2)
+            model.unload_adapter("a")
+            return size, loaded
+        use()
+        before = resident()
+        for _ in range(5):
+            size, loaded = use()
+            assert size > 20
+            assert before + 0.8 * size < loaded < before + size + 20, (before, size, loaded)
+        assert resident() < before + 5, (before, resident())
+    """)
+
+
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+def test_the_scratch_of_adapters_is_what_a_pass_takes(weights: str) -> None:
+    """Which form the kernels take an input in depends on the tier, and with it what must be prepared."""
+    run_python(f"""
+    import numpy as np
+    from support.core_models import int32, layer_config, model_config, random_core
+    from gemlet import _core
+    from support.processes import resident
+    width, rank = 2**14, 8
+    config = model_config(layer_config(intermediate_size=width), max_context=2048)
+    core = random_core(config, weights="{weights}")
+    builder = _core.AdapterBuilder(core)
+    for slot, rows, cols in (("gate_proj", width, 64), ("up_proj", width, 64), ("down_proj", 64, width)):
+        a, b = np.full((rank, cols), 0.01, np.float32), np.full((rows, rank), 0.01, np.float32)
+        builder.add(f"layers.0.{{slot}}", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+    adapter = builder.finish()
+    ids = np.arange(512, dtype=np.int32) % 96
+    _core.TokenSequence(core).extend(ids, logits="all")
+    before = resident()
+    _core.TokenSequence(core, adapter).extend(ids, logits="all")
+    grown = (resident() - before) * 2**20
+    expected = core.adapter_scratch_bytes(rank)
+    assert expected > 2 * width * 512 * 4
+    assert 0.9 * expected < grown < 1.05 * expected + 2**21, (grown, expected)
+    """)

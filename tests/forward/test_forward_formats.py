@@ -1,0 +1,76 @@
+"""The forward pass with weights in every format: prefill and decode agree, whatever kernels they use.
+
+A tier with a matrix unit takes other kernels from 16 rows on: activations in bf16 where decode may
+have them in int8, weights rounded to bf16. Each is a rounding of its own, so the two agree within
+BOUNDS, of the largest logit, and more closely on all other tiers. That is seen on the bundled
+model, which was trained; the logits of the golden models, whose weights are random, follow every
+rounding wildly, so there only the last token differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from golden.folders import ALL_NAMES, HERE, read_golden
+from numpy.typing import NDArray
+from support.paths import DATA
+from test_forward import REORDERED, difference, feed
+
+import gemlet
+
+BOUNDS = {"f32": REORDERED, "bf16": 3e-3, "q8": 1.2e-2, "q4": 1.2e-2}
+LAST_TOKEN_BOUNDS = {"f32": REORDERED, "bf16": 0.04, "q8": 0.15, "q4": 0.25}
+LENGTHS = [15, 16, 17, 33, 66]
+HELDOUT = DATA / "heldout.txt"
+
+
+@pytest.fixture(scope="module", params=BOUNDS)
+def weights(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(weights: str) -> Iterator[gemlet.Model]:
+    with gemlet.load(weights=weights, threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def ids(model: gemlet.Model) -> NDArray[np.int32]:
+    assert model.tokenizer is not None
+    return np.array(model.tokenizer.encode(HELDOUT.read_text())[: LENGTHS[-1]], np.int32)
+
+
+def test_prefill_and_decode_agree(weights: str, model: gemlet.Model, ids: NDArray[np.int32]) -> None:
+    decoded = feed(model, ids, [1])
+    for length in LENGTHS:
+        logits = model.logits(ids[:length].tolist())
+        assert difference(logits, decoded[:length]) < BOUNDS[weights], length
+
+
+def test_a_token_does_not_see_how_many_follow(model: gemlet.Model, ids: NDArray[np.int32]) -> None:
+    """Bit for bit, as long as the same kernels run."""
+    whole = model.logits(ids.tolist())
+    for length in LENGTHS[1:]:
+        np.testing.assert_array_equal(model.logits(ids[:length].tolist()), whole[:length])
+
+
+@pytest.mark.parametrize("name", [None, *ALL_NAMES])
+def test_bf12_has_the_bits_of_bf16(name: str | None) -> None:
+    """In a prompt and in decoding, in every family and in the bundled model."""
+    seen = []
+    for weights in ("bf16", "bf12"):
+        with gemlet.load(name and HERE / name, weights=weights, threads=1) as loaded:
+            ids = np.arange(3, 43, dtype=np.int32) % loaded.vocab_size
+            seen.append(feed(loaded, ids, [31, 8, 1]))
+    np.testing.assert_array_equal(*seen)
+
+
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_decode_on_the_cache_of_a_prefill(weights: str, name: str) -> None:
+    ids = read_golden(name)["ids"][-41:]
+    with gemlet.load(HERE / name, weights=weights, threads=1) as golden:
+        whole = golden.logits(ids.tolist())
+        assert difference(feed(golden, ids, [40, 1]), whole) < LAST_TOKEN_BOUNDS[weights]

@@ -1,0 +1,320 @@
+"""GGUF models: the same model as the Hugging Face folder that they were converted from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden.folders import HERE, read_tensors
+from numpy.typing import NDArray
+from support.gguf_models import (
+    TYPES,
+    Tensors,
+    Typed,
+    convert_folder,
+    convert_tensors,
+    decode,
+    metadata,
+    typed,
+    write_gguf,
+)
+from support.tiny_models import CONFIGS, weights_of, write_folder
+from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
+
+import gemlet
+from gemlet import _core
+from gemlet.errors import ModelFileError, UnsupportedError
+from gemlet.sources.opening import open_source
+
+BLOCKS = read_tensors(HERE / "blocks.safetensors")
+BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
+# Formats that have the values of a type, and the one that weights="auto" takes.
+EXACT = {"Q4_0": ("q4", "q8"), "Q5_0": ("q8",), "Q8_0": ("q8",), "IQ4_NL": ("q8",)}
+KEPT = dict.fromkeys(BLOCK_TYPES, "q8") | dict.fromkeys(("Q4_0", "Q2_K", "Q3_K"), "q4")
+
+IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]
+# Of every family, with rows that are whole blocks where those of the published models are.
+BLOCKED: dict[str, dict[str, Any]] = {
+    "gemma": CONFIGS["gemma"],
+    "gemma2": CONFIGS["gemma2"],
+    "gemma3_text": CONFIGS["gemma3_text"],
+    "gemma3n_text": CONFIGS["gemma3n_text"] | {"hidden_size_per_layer_input": 32, "laurel_rank": 32},
+    "gemma4_text": CONFIGS["gemma4_text"] | {"hidden_size_per_layer_input": 32},
+    "gemma4_experts": CONFIGS["gemma4_experts"] | {"moe_intermediate_size": 32},
+}
+
+
+def logits_of(path: Path, **arguments: Any) -> NDArray[np.float32]:
+    with gemlet.load(path, threads=1, **arguments) as model:
+        return model.logits(IDS)
+
+
+def model_of(family: str) -> tuple[dict[str, Any], Tensors]:
+    """A configuration and its tensors under the names of GGUF."""
+    return BLOCKED[family], convert_tensors(BLOCKED[family], weights_of(BLOCKED[family]))
+
+
+def rounded(tensors: Tensors, kind: str) -> Tensors:
+    """What remains of the values in a file that stores them as ``kind``."""
+    return {
+        name: decode(kind, TYPES[kind][1](values)) if stored == kind else values
+        for name, (stored, values) in typed(tensors, kind).items()
+    }
+
+
+def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3_text")
+    entries = [gguf_entry("general.architecture", STRING, "clip")]
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q4_0"))
+    write_gguf(tmp_path / "mmproj-model.gguf", entries, {})
+    np.testing.assert_array_equal(logits_of(tmp_path), logits_of(path))
+    (tmp_path / "config.json").write_text("{}")  # as some repositories have beside their GGUF files
+    np.testing.assert_array_equal(logits_of(tmp_path), logits_of(path))
+    write_gguf(tmp_path / "model-q8.gguf", metadata(config), typed(tensors, "Q8_0"))
+    with pytest.raises(ModelFileError, match=r"several .*model-q8\.gguf, model\.gguf"):
+        gemlet.load(tmp_path)
+
+
+@pytest.mark.parametrize("family", BLOCKED)
+@pytest.mark.parametrize(
+    ("kind", "weights"), [("Q8_0", "q8"), ("Q4_0", "q4"), ("BF16", "bf16"), ("F16", "f32")]
+)
+def test_blocks_become_the_format_that_holds_them(
+    tmp_path: Path, family: str, kind: str, weights: str
+) -> None:
+    config, tensors = model_of(family)
+    if kind in ("BF16", "F16"):
+        for name, values in tensors.items():
+            if values.ndim > 1:
+                tensors[name] = values.astype(np.float16).astype(np.float32)
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, kind))
+    with gemlet.load(path, threads=1) as model:
+        assert model.weights == weights
+        stored = model.logits(IDS)
+    if kind in ("Q8_0", "Q4_0"):
+        tensors = rounded(tensors, kind)
+    exact = write_gguf(tmp_path / "exact.gguf", metadata(config), typed(tensors, "F32"))
+    expected = logits_of(exact, weights="f32")
+    # int8 and bf16 activations, and the rounded embedding scale; nothing of the weights
+    tolerance = {"f32": 0.0, "bf16": 0.03, "q8": 0.05, "q4": 0.08}[weights]
+    assert np.abs(stored - expected).max() <= tolerance * np.abs(expected).max()
+    if kind in ("Q8_0", "Q4_0"):
+        np.testing.assert_array_equal(logits_of(path, weights="f32"), expected)
+
+
+def test_q4_0_blocks_with_a_scale_of_zero_are_zero(tmp_path: Path) -> None:
+    """Whatever their four bits say, and though the kernels add to the exponent of a scale."""
+    config, tensors = model_of("gemma2")
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q4_0"))
+    blocks = TYPES["Q4_0"][1](tensors["blk.0.ffn_down.weight"])
+    content, logits = path.read_bytes(), []
+    for bits in (0x88, 0x3F):
+        changed = blocks.reshape(-1, 18).copy()
+        changed[::2, :2], changed[::2, 2:] = 0, bits
+        changed[::4, 1] = 0x80  # minus zero
+        path.write_bytes(content.replace(blocks.tobytes(), changed.tobytes()))
+        logits.append(logits_of(path))
+    assert np.isfinite(logits[0]).all()
+    np.testing.assert_array_equal(*logits)
+
+
+def test_float16_that_came_from_bfloat16_goes_back_to_it(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma2")
+    bits = {name: values.view(np.uint32) & 0xFFFF0000 for name, values in tensors.items()}
+    came = {name: values.view(np.float32) for name, values in bits.items()}
+    came["blk.0.attn_q.weight"][0, :2] = (2.0**-24, 255 * 2.0**-24)  # denormal in float16
+    f16 = write_gguf(tmp_path / "f16.gguf", metadata(config), typed(came, "F16"))
+    exact = {name: values.astype(np.float16).astype(np.float32) for name, values in came.items()}
+    bf16 = write_gguf(tmp_path / "bf16.gguf", metadata(config), typed(exact, "BF16"))
+    with gemlet.load(f16, threads=1) as model:
+        assert model.weights == "bf16"
+        np.testing.assert_array_equal(model.logits(IDS), logits_of(bf16))
+    for value in (257 * 2.0**-24, 1 + 2.0**-10):
+        came["blk.0.attn_q.weight"][0, 0] = value
+        changed = write_gguf(tmp_path / "changed.gguf", metadata(config), typed(came, "F16"))
+        with open_source(changed) as source:
+            assert source.stored_weights() == "bf16"
+            assert source.stored_formats()["layers.0.q_proj"] == "f32"
+            assert source.stored_formats()["layers.0.k_proj"] == "bf16"
+
+
+@pytest.mark.parametrize("kind", BLOCK_TYPES)
+def test_blocks_decode_as_gguf_has_it(kind: str) -> None:
+    """Every bit of the values, also where they are repacked."""
+    blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
+    for format in ("f32", *EXACT.get(kind, ())):
+        decoded = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
+        np.testing.assert_array_equal(decoded, values, err_msg=format)
+
+
+@pytest.mark.parametrize("kind", BLOCK_TYPES)
+def test_other_formats_are_near(kind: str) -> None:
+    """As near as the format made from the values themselves."""
+    blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
+    fits = np.abs(values).max(axis=1) < 1e5
+    for format in ("bf16", "q8", "q4"):
+        if format not in EXACT.get(kind, ()):
+            packed = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
+            expected = _core.kernel_roundtrip(format=format, w=values[fits])
+            np.testing.assert_array_equal(packed, expected, err_msg=format)
+
+
+@pytest.mark.parametrize("kind", BLOCK_TYPES)
+def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
+    """The embedding table, the per-layer table that stays in the file, experts: each through its own path."""
+    for family in ("gemma4_text", "gemma4_experts"):
+        config = BLOCKED[family] | {
+            "hidden_size": 256,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 256,
+        }
+        config["hidden_size_per_layer_input"] = 256 * (family == "gemma4_text")
+        tensors = convert_tensors(config, weights_of(config))
+        rows = np.array(BLOCKS[f"{kind}.blocks"])
+        # Blocks at random, of a size that keeps the model sane.
+        scale = np.abs(BLOCKS[f"{kind}.values"]).max(axis=1)
+        sane = np.flatnonzero((scale > 1e-4) & (scale < 2))
+        values = BLOCKS[f"{kind}.values"][sane]
+        random = np.random.default_rng(5)
+        chosen: Typed = {}
+        for name, tensor in typed(tensors, "F32").items():
+            if tensor[1].ndim > 1 and tensor[1].shape[-1] % 256 == 0 and "ffn_gate_inp" not in name:
+                pick = random.integers(0, len(sane), tensor[1].size // 256)
+                tensors[name] = values[pick].reshape(tensor[1].shape)
+                chosen[name] = (kind, rows[sane[pick]].reshape(*tensor[1].shape[:-1], -1))
+            else:
+                chosen[name] = tensor
+        path = write_gguf(tmp_path / "model.gguf", metadata(config), chosen)
+        exact = write_gguf(tmp_path / "exact.gguf", metadata(config), typed(tensors, "F32"))
+        expected = logits_of(exact, weights="f32")
+        np.testing.assert_array_equal(logits_of(path, weights="f32"), expected)
+        with open_source(path) as source:
+            assert source.stored_weights() == KEPT[kind]
+            assert set(source.stored_formats().values()) <= {KEPT[kind], "f32"}
+        with gemlet.load(path, threads=1) as model:
+            assert model.weights == KEPT[kind]
+            error = np.abs(model.logits(IDS) - expected).max() / np.abs(expected).max()
+        # int8 activations, and the bits of q4; a token that another expert gets is another matter
+        assert family == "gemma4_experts" or error < (0.3 if kind in ("Q2_K", "Q3_K") else 0.1)
+
+
+def test_experts_with_gate_and_up_apart(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma4_experts")
+    apart = dict(tensors)
+    for i in range(config["num_hidden_layers"]):
+        both = apart.pop(f"blk.{i}.ffn_gate_up_exps.weight")
+        apart[f"blk.{i}.ffn_gate_exps.weight"], apart[f"blk.{i}.ffn_up_exps.weight"] = np.split(
+            both, 2, axis=1
+        )
+    for kind in ("F32", "Q8_0"):
+        one = write_gguf(tmp_path / "one.gguf", metadata(config), typed(tensors, kind))
+        two = write_gguf(tmp_path / "two.gguf", metadata(config), typed(apart, kind))
+        np.testing.assert_array_equal(logits_of(two), logits_of(one))
+    mixed = typed(apart, "Q4_0") | {"blk.0.ffn_up_exps.weight": ("Q8_0", apart["blk.0.ffn_up_exps.weight"])}
+    with open_source(write_gguf(tmp_path / "mixed.gguf", metadata(config), mixed)) as source:
+        formats = source.stored_formats()
+    assert formats["layers.0.experts.0.gate_up"] == "q8"  # which has the values of both
+    assert formats["layers.1.experts.0.gate_up"] == "q4"
+
+
+def test_the_folder_and_its_conversion_are_the_same_model(tmp_path: Path) -> None:
+    """Bit for bit, where the folder's norms survive 1 + w, as those of a bfloat16 model do."""
+    for family, config in CONFIGS.items():
+        bf16 = write_folder(tmp_path / family, config, bf16=True)
+        path = convert_folder(bf16, tmp_path / "model.gguf", "BF16")
+        np.testing.assert_array_equal(logits_of(path), logits_of(bf16), err_msg=family)
+        np.testing.assert_array_equal(logits_of(path, weights="q4"), logits_of(bf16, weights="q4"), family)
+
+
+def test_types_may_be_mixed(tmp_path: Path) -> None:
+    """As in Google's QAT files: Q4_0 matrices beside an embedding table of other precision."""
+    config, tensors = model_of("gemma3_text")
+    chosen = typed(tensors, "Q4_0")
+    chosen["token_embd.weight"] = ("Q8_0", tensors["token_embd.weight"])
+    chosen["blk.1.ffn_down.weight"] = ("F32", tensors["blk.1.ffn_down.weight"])
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), chosen)
+    exact = rounded(tensors, "Q4_0") | {
+        "token_embd.weight": rounded(tensors, "Q8_0")["token_embd.weight"],
+        "blk.1.ffn_down.weight": tensors["blk.1.ffn_down.weight"],
+    }
+    expected = logits_of(write_gguf(tmp_path / "exact.gguf", metadata(config), typed(exact, "F32")))
+    with gemlet.load(path, threads=1) as model:
+        assert model.weights == "q4"
+        logits = model.logits(IDS)
+        with gemlet.load(path, threads=1, weights="q4") as other:
+            assert model.memory()["weights"] > other.memory()["weights"]  # the one in F32
+    assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_experts"])
+def test_the_packed_form_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """With formats of their own, stacks, and an expert's matrix from two tensors."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config, tensors = model_of(family)
+    chosen = typed(tensors, "Q4_0")
+    for name in [name for name in chosen if "ffn_gate_up_exps" in name]:
+        gate, up = np.split(chosen.pop(name)[1], 2, axis=1)
+        chosen[name.replace("gate_up", "up")] = ("Q4_0", up)
+        chosen[name.replace("gate_up", "gate")] = ("Q4_0", gate)
+    chosen["token_embd.weight"] = ("Q8_0", tensors["token_embd.weight"])
+    chosen["blk.1.attn_output.weight"] = ("F32", tensors["blk.1.attn_output.weight"])
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), chosen)
+    expected = logits_of(path)
+    for _ in range(2):
+        np.testing.assert_array_equal(logits_of(path, cache=True), expected)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
+
+
+def test_matformer_cuts_floats(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3n_text")
+    cut = {"matformer": 48}
+    folder = write_folder(tmp_path / "folder", config, tensors=weights_of(config))
+    path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "F32"))
+    np.testing.assert_array_equal(logits_of(path, **cut), logits_of(folder, **cut))
+    blocks = write_gguf(tmp_path / "blocks.gguf", metadata(config), typed(tensors, "Q4_0"))
+    with pytest.raises(UnsupportedError, match="quantized weights cannot be cut"):
+        gemlet.load(blocks, **cut)
+
+
+def test_inspect_says_what_becomes_of_each_type(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3_text")
+    chosen = typed(tensors, "Q4_0")
+    blocks = np.array(BLOCKS["Q5_1.blocks"])[0, : 64 // 32 * 24]
+    chosen["token_embd.weight"] = ("Q5_1", np.tile(blocks, (96, 1)))
+    found = gemlet.inspect(write_gguf(tmp_path / "model.gguf", metadata(config), chosen))
+    assert found.weights == "q4"
+    assert found.kept_as == {"q5_1": "q8", "q4_0": "q4"}
+    assert "1 q5_1 as q8" in str(found)
+    assert found.as_dict()["kept_as"] == found.kept_as
+    assert gemlet.inspect(tmp_path / "model.gguf", weights="q8").kept_as == {}
+    assert found.plan.embedding == gemlet.inspect(tmp_path / "model.gguf", weights="q8").plan.embedding
+
+
+def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3_text")
+    entries, size = trained_entries()
+    entries += [
+        gguf_entry("tokenizer.ggml.eot_token_id", U32, 7),
+        gguf_entry("tokenizer.chat_template", STRING, "{{ bos_token }}<start_of_turn>"),
+        gguf_entry("general.sampling.top_k", I32, 64),
+        gguf_entry("general.sampling.top_p", F32, 0.75),
+        gguf_entry("general.sampling.temp", F32, 0.5),
+    ]
+    rows = np.resize(tensors["token_embd.weight"], (size, config["hidden_size"]))
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        [*metadata(config), *entries],
+        typed(tensors | {"token_embd.weight": rows}, "F32"),
+    )
+    with gemlet.load(path, threads=1) as model:
+        assert model.tokenizer is not None
+        assert model.tokenizer.decode(model.tokenizer.encode("the door")) == "the door"
+        assert model.chat_format is not None
+        assert model.chat_format.name == "gemma"
+        assert model.end_ids == {1, model.tokenizer.token_id("<end_of_turn>")}
+        assert model.config.model_type == "gemma3"
+        assert model.source == str(path)
+        recommended = model.generation_config
+        assert (recommended.top_k, recommended.top_p, recommended.temperature) == (64, 0.75, 0.5)

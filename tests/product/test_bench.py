@@ -1,0 +1,223 @@
+"""``gemlet bench`` and ``benchmarks/compare.py``: what they report, not how fast it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+
+import gemlet
+from gemlet.bench import BenchResult, iter_bench, parameter_count, run_bench, weight_bytes
+from gemlet.config import shape_config
+from gemlet.errors import ContextLengthError, InvalidRequestError
+
+COMPARE = ROOT / "benchmarks" / "compare.py"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[gemlet.Model]:
+    with gemlet.load(threads=1) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ("gemma3-270m", 268_098_176),  # google/gemma-3-270m
+        ("gemma3-1b", 999_885_952),  # google/gemma-3-1b-pt
+        ("gemma3n-e2b", 4_435_182_688),  # of the text part, its table of per-layer embeddings included
+        ("gemma4-26b-a4b", 25_233_141_790),  # of the text part, all experts included
+    ],
+)
+def test_parameter_counts_are_the_published_ones(shape: str, count: int) -> None:
+    assert parameter_count(shape_config(shape)) == count
+
+
+def test_an_output_matrix_of_its_own_counts() -> None:
+    tied = shape_config("gemma3-270m")
+    untied = replace(tied, tie_word_embeddings=False)
+    assert parameter_count(untied) - parameter_count(tied) == tied.vocab_size * tied.hidden_size
+
+
+def test_rows_in_order_with_their_bytes(model: gemlet.Model) -> None:
+    rows = run_bench(model, prompt=[8, 0, 16], generate=[4], depth=0, repetitions=2)
+    assert [row.test for row in rows] == ["pp8", "pp16", "tg4"]
+    for row in rows:
+        assert len(row.samples) == 2
+        assert min(row.samples) > 0
+        assert row.bandwidth > 1e8  # bytes per second: less than any machine that runs this
+        assert row.bandwidth_share == pytest.approx(
+            row.tokens_per_second * row.bytes_per_token / row.bandwidth
+        )
+    # A decode step reads every weight; of a tied table at least the output matrix, which is the table.
+    assert rows[2].bytes_per_token >= 0.9 * weight_bytes(model)
+    assert rows[0].bytes_per_token == pytest.approx(2 * rows[1].bytes_per_token, rel=0.05)
+
+
+def test_depth_is_in_the_context_but_not_in_the_count(model: gemlet.Model) -> None:
+    shallow = run_bench(model, prompt=[], generate=[4], repetitions=1)[0]
+    deep = run_bench(model, prompt=[8], generate=[4], depth=100, repetitions=1)
+    assert [row.test for row in deep] == ["pp8 @ d100", "tg4 @ d100"]
+    assert deep[1].bytes_per_token > shallow.bytes_per_token
+
+
+def test_mean_and_deviation() -> None:
+    row = BenchResult("tg4", (10.0, 12.0, 14.0), 100.0, 2400.0)
+    assert (row.tokens_per_second, row.stdev, row.bandwidth_share) == (12.0, 2.0, 0.5)
+    assert BenchResult("tg4", (10.0,), 100.0, 1.0).stdev == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"generate": [True]}, "generate"),
+        ({"depth": -1}, "depth"),
+        ({"repetitions": 0}, "repetitions"),
+        ({"prompt": [], "generate": [0]}, "nothing to measure"),
+    ],
+)
+def test_bad_requests(model: gemlet.Model, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{name}"):
+        next(iter_bench(model, **options))
+
+
+def test_what_does_not_fit_the_context_is_refused_before_measuring(model: gemlet.Model) -> None:
+    room = model.context_length
+    with pytest.raises(ContextLengthError, match=f"tg8 at depth {room - 8}: {room + 1} tokens"):
+        next(iter_bench(model, prompt=[8], generate=[8], depth=room - 8))
+
+
+def gemlet_bench(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "gemlet", "bench", "-p", "16", "-n", "4,2", "-r", "2", "-t", "1", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+        timeout=300,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_json_schema() -> None:
+    report = json.loads(gemlet_bench("--json"))
+    assert set(report) == {"machine", "model", "results"}
+    assert report["machine"]["threads"] == 1
+    assert report["machine"]["tier"]
+    assert report["machine"]["read_bandwidth_bytes_per_second"] > 0
+    assert report["model"]["name"] == "demo"
+    assert report["model"]["bytes"] > 0
+    assert report["model"]["parameters"] == gemlet.inspect().parameters
+    assert [row["test"] for row in report["results"]] == ["pp16", "tg4", "tg2"]
+    for row in report["results"]:
+        assert set(row) == {
+            "test",
+            "tokens_per_second",
+            "stdev",
+            "bytes_per_token",
+            "bandwidth_share",
+            "samples",
+        }
+        assert len(row["samples"]) == 2
+
+
+def test_table() -> None:
+    lines = gemlet_bench().splitlines()
+    titles = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert titles == [
+        *("model", "size", "params", "weights", "threads", "tier"),
+        *("test", "t/s", "bytes/token", "bandwidth"),
+    ]
+    assert set(lines[1]) <= set("|-:")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:5]]
+    assert [row[6] for row in rows] == ["pp16", "tg4", "tg2"]
+    assert all("±" in row[7] and row[8].endswith("MB") and row[9].endswith("%") for row in rows)
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert "GB/s" in lines[-1]
+
+
+# benchmarks/compare.py
+
+
+def compare(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(COMPARE), *arguments], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def report(speeds: dict[str, list[float]], **machine: object) -> dict[str, Any]:
+    return {
+        "machine": {"cpu": "x", "threads": 1, **machine},
+        "results": [{"test": test, "samples": samples} for test, samples in speeds.items()],
+    }
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> tuple[str, str, Path]:
+    """Two commands that print fixed results, B a tenth faster at tg, and log the order in which they ran."""
+    log = tmp_path / "order"
+    commands = []
+    for name, tg in (("A", 100.0), ("B", 110.0)):
+        script = tmp_path / f"{name}.py"
+        result = json.dumps(report({"pp8": [50.0, 51.0], "tg4": [tg, tg]}))
+        script.write_text(f"open({str(log)!r}, 'a').write({name!r})\nprint({result!r})\n")
+        commands.append(f"{sys.executable} {script}")
+    return commands[0], commands[1], log
+
+
+def test_commands_run_in_turns_and_ratios_are_paired(recorder: tuple[str, str, Path]) -> None:
+    a, b, log = recorder
+    output = compare("--a", a, "--b", b, "-r", "5")
+    assert log.read_text() == "AB" * 5
+    lines = {line.split("|")[1].strip(): line for line in output.splitlines() if line.startswith("| ")}
+    assert "1.100" in lines["tg4"]
+    assert "B faster" in lines["tg4"]
+    assert "1.000" in lines["pp8"]
+    assert "no difference shown" in lines["pp8"]
+
+
+def test_few_rounds_show_nothing(recorder: tuple[str, str, Path]) -> None:
+    a, b, _ = recorder
+    output = compare("--a", a, "--b", b, "-r", "2")
+    assert "B faster" not in output
+    assert "too few" in output
+
+
+def test_files_are_compared_with_a_warning(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(report({"tg4": [10, 11, 12, 10, 11], "pp8": [5, 6, 5, 6, 5]}, tier="avx2")))
+    new.write_text(json.dumps(report({"tg4": [20, 21, 22, 20, 21], "pp8": [6, 5, 6, 5, 6]}, tier="amx")))
+    output = compare(str(old), str(new))
+    lines = {line.split("|")[1].strip(): line for line in output.splitlines() if line.startswith("| ")}
+    assert "B faster" in lines["tg4"]
+    assert "no difference shown" in lines["pp8"]
+    assert "measured at different times" in output
+    assert "tier: avx2 / amx" in output
+
+
+def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("raise SystemExit('no model')\n")
+    done = subprocess.run(
+        [sys.executable, str(COMPARE), "--a", f"{sys.executable} {script}", "--b", "true"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "broken.py" in done.stderr
+    assert "no model" in done.stderr
+    assert "Traceback" not in done.stderr

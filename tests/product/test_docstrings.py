@@ -1,0 +1,71 @@
+"""What a user may call says what it does, with an example (the examples run as doctests, in CI)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from doctest import DocTestParser
+
+import pytest
+
+# Of these modules, what ``__all__`` names is public.
+MODULES = (
+    "gemlet",
+    "gemlet.chat",
+    "gemlet.config",
+    "gemlet.errors",
+    "gemlet.generation",
+    "gemlet.tokenizer",
+)
+
+
+def public() -> dict[str, object]:
+    """By name: functions, classes, and the classes' methods and properties, those of base classes too."""
+    found: dict[str, object] = {}
+    for module in map(importlib.import_module, MODULES):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not (inspect.isfunction(thing) or inspect.isclass(thing)) or thing in found.values():
+                continue
+            name = f"{module.__name__}.{name}"
+            found[name] = thing
+            bases = reversed(inspect.getmro(thing)) if inspect.isclass(thing) else ()
+            for owner in (base for base in bases if base.__module__.startswith("gemlet")):
+                for key, member in vars(owner).items():
+                    member = getattr(member, "__func__", member)  # of a class method
+                    if key.startswith("_") or not (
+                        inspect.isfunction(member) or isinstance(member, property)
+                    ):
+                        continue
+                    if member.__doc__ or f"{name}.{key}" not in found:  # else the base's docstring counts
+                        found[f"{name}.{key}"] = member
+    return found
+
+
+PUBLIC = public()
+
+
+def docstring(name: str) -> str:
+    thing = PUBLIC[name]
+    return (vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__) or ""
+
+
+def calls(text: str) -> str:
+    return "".join(example.source for example in DocTestParser().get_examples(text))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring_with_example(name: str) -> None:
+    text = docstring(name)
+    around, _, last = name.rpartition(".")
+    assert text, f"{name} has no docstring"
+    assert not text.startswith(f"{last}("), f"{name} has only what dataclass wrote"
+    if isinstance(PUBLIC[name], property):
+        return
+    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))  # its class's example calls it
+    assert calls(text) or shown, f"{name} has no example"
+
+
+def test_all_that_is_public_is_found() -> None:
+    assert {"gemlet.load", "gemlet.Model.threads", "gemlet.Tokenizer.from_file"} <= PUBLIC.keys()
+    assert {"gemlet.chat.GemmaFormat.render", "gemlet.chat.ToolCall"} <= PUBLIC.keys()

@@ -1,0 +1,167 @@
+"""What a caller asks for: GenerationConfig, prompts of token ids, stop strings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemlet import GenerationConfig
+from gemlet.errors import InvalidRequestError
+from gemlet.generation.stopping import StopScanner
+from gemlet.generation.token_ids import token_id_array
+
+# --- GenerationConfig
+
+
+def test_defaults_are_gemmas() -> None:
+    config = GenerationConfig()
+    assert (config.temperature, config.top_k, config.top_p) == (1.0, 64, 0.95)
+    assert (config.min_p, config.repetition_penalty, config.max_tokens) == (0.0, 1.0, 256)
+    assert config.seed is None
+    assert config.stop == ()
+    assert config.do_sample
+    assert not config.ignore_eos
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_tokens", v) for v in (0, -1, 2**31, 1.0, True, None, "5", math.nan, 10**5000)),
+        *(("temperature", v) for v in (-0.1, math.nan, math.inf, -math.inf, 100.1, True, None, "1", 10**400)),
+        *(("top_k", v) for v in (-1, 2**31, 1.5, False, None, "5")),
+        *(("top_p", v) for v in (0.0, -0.5, 1.0001, math.nan, math.inf, True, None, [0.5])),
+        *(("min_p", v) for v in (-0.001, 1.001, math.nan, math.inf, False, None, 1j)),
+        *(("repetition_penalty", v) for v in (0.0, -1.0, math.nan, math.inf, 1000.0, True, None)),
+        *(("seed", v) for v in (-1, 2**64, 1.0, True, "7", math.nan)),
+        *(("stop", v) for v in ("", [""], ["a", ""], [1], None, 5, b"x", {"a": 1}, ["a"] * 17, "a" * 257)),
+        *(("ignore_eos", v) for v in (0, 1, None, "yes")),
+        *(("do_sample", v) for v in (0, 1, None, "no")),
+    ],
+    ids=lambda value: repr(value)[:20] if not isinstance(value, int) or value < 10**20 else "huge",
+)
+def test_invalid_values_name_the_argument(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: got .*, expected .*") as caught:
+        GenerationConfig(**{name: value})
+    assert len(str(caught.value)) < 400
+    with pytest.raises(InvalidRequestError, match=name):
+        GenerationConfig().replace(**{name: value})
+
+
+def test_numbers_of_other_libraries_are_taken_as_plain_ones() -> None:
+    config = GenerationConfig(
+        max_tokens=np.int64(5),  # type: ignore[arg-type]
+        temperature=np.float32(0.5),  # type: ignore[arg-type]
+        top_p=Fraction(1, 2),  # type: ignore[arg-type]
+        seed=np.uint64(2**64 - 1),  # type: ignore[arg-type]
+        do_sample=np.bool_(False),  # type: ignore[arg-type]
+    )
+    assert [type(value) for value in (config.max_tokens, config.temperature, config.top_p)] == [
+        int,
+        float,
+        float,
+    ]
+    assert config.seed == 2**64 - 1
+    assert config.do_sample is False
+
+
+def test_stop_is_a_tuple_whatever_was_given() -> None:
+    assert GenerationConfig(stop="END").stop == ("END",)
+    assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
+    assert GenerationConfig(stop=("a",)).stop == ("a",)
+
+
+def test_config_is_frozen_and_replaceable() -> None:
+    config = GenerationConfig(seed=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 2  # type: ignore[misc]
+    assert config.replace(seed=2) == GenerationConfig(seed=2)
+    assert hash(config) == hash(GenerationConfig(seed=1))
+    with pytest.raises(InvalidRequestError, match=r"'temprature'.*temperature"):
+        config.replace(temprature=1)
+
+
+def test_greedy() -> None:
+    assert GenerationConfig(temperature=0).greedy
+    assert GenerationConfig(do_sample=False).greedy
+    assert not GenerationConfig(temperature=0.1).greedy
+
+
+# --- token ids
+
+
+@pytest.mark.parametrize("ids", [[1, 2], (1, 2), np.array([1, 2], np.uint16), [np.int64(1), np.int32(2)]])
+def test_token_ids_become_int32(ids: Any) -> None:
+    array = token_id_array(ids, vocab_size=3, name="prompt")
+    assert array.dtype == np.int32
+    assert array.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "empty"),
+        (np.array([], np.int64), "empty"),
+        ([0, 3], "token id 3 at position 1, expected integers from 0 to 2"),
+        ([-1], "token id -1 at position 0"),
+        ([True], "token id True at position 0"),
+        ([1.0], "token id 1.0 at position 0"),
+        (["a"], "token id 'a' at position 0"),
+        ([2**70], "at position 0"),
+        (np.array([1, 3]), "token id 3 at position 1"),
+        (np.array([2**40]), "at position 0"),
+        (np.array([1.0]), "float64"),
+        (np.array([True]), "bool"),
+        (np.array([[1]]), r"int64\[1, 1\]"),
+        (np.array(1), r"int64\[\]"),
+        (5, "got 5"),
+        (None, "got None"),
+        (b"abc", "got b'abc'"),
+        ({1, 2}, "expected .*a list"),
+    ],
+)
+def test_bad_token_ids(ids: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^prompt: .*{message}"):
+        token_id_array(ids, vocab_size=3, name="prompt")
+
+
+# --- stop strings
+
+
+def reference_stop(text: str, stops: list[str]) -> tuple[str, bool]:
+    """By definition: the stop string completed first ends the text; of two completed together, the longer."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+few_letters = st.text(alphabet="ab ", max_size=12)
+
+
+@given(
+    pieces=st.lists(few_letters, max_size=12),
+    stops=st.lists(st.text(alphabet="ab ", min_size=1, max_size=5), max_size=4),
+)
+def test_stop_scanner_matches_the_definition_at_every_split(pieces: list[str], stops: list[str]) -> None:
+    whole = "".join(pieces)
+    scanner = StopScanner(stops)
+    shown = ""
+    for i, piece in enumerate(pieces):
+        shown += scanner.push(piece)
+        so_far = "".join(pieces[: i + 1])
+        if not scanner.stopped:
+            # Held back is exactly what may still turn out to be the beginning of a stop string.
+            held = max(
+                (k for stop in stops for k in range(len(stop)) if so_far.endswith(stop[:k])), default=0
+            )
+            assert shown == so_far[: len(so_far) - held]
+    shown += scanner.flush()
+    assert (shown, scanner.stopped) == reference_stop(whole, stops)

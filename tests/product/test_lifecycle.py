@@ -1,0 +1,371 @@
+"""Models and sequences shared by threads and forked processes, side by side, closed in the middle of work.
+
+Sharing one sequence between threads is a mistake, but not one that may bring the process down. What could
+hang or crash runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from support.core_models import int32, layer_config, model_config, random_core, sampler
+from support.processes import run_python
+
+import gemlet
+from gemlet import _core
+
+FORKS = """
+    import os, signal, sys, threading, time, warnings
+    import gemlet
+    from gemlet import _core
+    from support.processes import in_fork
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
+
+    def text(model, tokens=12):
+        return model.generate("The door opened", max_tokens=tokens, temperature=0, ignore_eos=True).token_ids
+"""
+
+
+# --- Fork ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_forked_process_uses_the_same_model(threads: int) -> None:
+    run_python(f"""{FORKS}
+    model = gemlet.load(threads={threads})
+    expected = text(model)
+    for _ in range(3):
+        in_fork(lambda: text(model) == expected)
+        assert text(model) == expected
+
+    def child():  # forks on its own, after it has generated
+        assert text(model) == expected
+        in_fork(lambda: text(model) == expected)
+        return text(model) == expected
+    in_fork(child)
+    in_fork(lambda: in_fork(lambda: text(model) == expected) is None)
+
+    sequence = _core.TokenSequence(model._core_model)  # begun before the fork, goes on in both
+    sequence.extend([2, 300, 301])
+    def go_on():
+        sequence.extend([302])
+        return sequence.token_ids == [2, 300, 301, 302]
+    in_fork(go_on)
+    assert go_on()
+
+    in_fork(lambda: model.close() is None)
+    assert text(model) == expected
+    model.close()
+    """)
+
+
+def test_a_forked_process_ends_as_usual() -> None:
+    """Through Python's own end, where the model is destroyed; its threads are in the other process."""
+    run_python(f"""{FORKS}
+    model = gemlet.load(threads=3)
+    expected = text(model)
+    for use in (True, False):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            sys.exit(text(model) != expected if use else 0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert text(model) == expected
+    """)
+
+
+def test_multiprocessing_with_fork() -> None:
+    run_python(f"""{FORKS}
+    import multiprocessing
+    model = gemlet.load(threads=2)
+    expected = text(model)
+    def work(i):
+        return i, text(model)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(work, range(4)).get(timeout=40) == [(i, expected) for i in range(4)]
+    """)
+
+
+def test_fork_while_another_thread_generates() -> None:
+    """That thread does not exist in the forked process, and cannot let go of what it held."""
+    run_python(f"""{FORKS}
+    model = gemlet.load(threads=2)
+    expected = text(model)
+    done = threading.Event()
+    def generate():
+        while not done.is_set():
+            text(model, tokens=40)
+    thread = threading.Thread(target=generate)
+    thread.start()
+    try:
+        for i in range(8):
+            time.sleep(0.01 + 0.003 * i)
+            in_fork(lambda: text(model) == expected, seconds=8)
+    finally:
+        done.set()
+        thread.join()
+    """)
+
+
+# --- Side by side -------------------------------------------------------------------------------------------
+def test_two_models_in_one_process() -> None:
+    """In turns, with other formats and numbers of threads, each says what it says alone."""
+    prompts = ["The door opened", "It was a cold morning"]
+
+    def say(model: gemlet.Model, prompt: str) -> list[int]:
+        return list(model.generate(prompt, max_tokens=16, temperature=0, ignore_eos=True).token_ids)
+
+    with gemlet.load(weights="q8", threads=1) as model:
+        alone = say(model, prompts[0])
+    with gemlet.load(weights="bf16", threads=2) as model:
+        other_alone = say(model, prompts[1])
+    with gemlet.load(weights="q8", threads=1) as one, gemlet.load(weights="bf16", threads=2) as other:
+        streams = [
+            model.stream(prompt, max_tokens=16, temperature=0, ignore_eos=True)
+            for model, prompt in zip((one, other), prompts, strict=True)
+        ]
+        for _ in zip(*streams, strict=True):
+            pass
+        assert [list(stream.result.token_ids) for stream in streams] == [alone, other_alone]
+        one.close()
+        assert say(other, prompts[1]) == other_alone
+
+
+def in_threads(works: list[threading.Thread]) -> None:
+    for work in works:
+        work.start()
+    for work in works:
+        work.join(timeout=60)
+        assert not work.is_alive()
+
+
+def test_eight_threads_share_a_model() -> None:
+    random = np.random.default_rng(0)
+    prompts = [random.integers(4, 4000, length).tolist() for length in (1, 7, 30, 64, 65, 130, 200, 300)]
+    with gemlet.load(threads=2) as model:
+
+        def say(i: int) -> list[int]:
+            return list(model.generate(prompts[i], max_tokens=10, seed=i, ignore_eos=True).token_ids)
+
+        alone = [say(i) for i in range(8)]
+        together: list[list[int]] = [[] for _ in range(8)]
+
+        def work(i: int) -> None:
+            together[i] = say(i)
+
+        in_threads([threading.Thread(target=work, args=(i,)) for i in range(8)])
+        assert together == alone
+
+
+def test_models_may_be_loaded_at_the_same_time() -> None:
+    results = []
+
+    def work() -> None:
+        with gemlet.load(weights="q4", threads=2) as model:
+            results.append(model.logits([2, 500, 501]))
+
+    in_threads([threading.Thread(target=work) for _ in range(4)])
+    assert len(results) == 4
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_the_core_after_close() -> None:
+    core = random_core()
+    begun = _core.TokenSequence(core)
+    begun.extend(int32(2, 3))
+    logits = begun.logits()
+    core.close()
+    core.close()
+    assert core.closed
+    np.testing.assert_array_equal(begun.logits(), logits)
+    with pytest.raises(gemlet.ModelClosedError):
+        begun.extend(int32(4))
+    with pytest.raises(gemlet.ModelClosedError):
+        _core.TokenSequence(core)
+    with pytest.raises(gemlet.ModelClosedError):
+        core.taps(int32(2))
+    assert begun.token_ids == [2, 3]
+    begun.close()
+    assert core.memory()["weights"] == core.memory()["embedding"] == 0
+    assert core.bytes_per_token() >= 0
+
+
+# --- From another thread, in the middle of an extend --------------------------------------------------------
+LONG = 6000
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[_core.Model]:
+    # Most of a prefill is attention in the first layer: the last one has little to do for it.
+    layers = layer_config(sliding_window=0), layer_config()
+    model = random_core(model_config(*layers, max_context=3 * LONG))
+    yield model
+    model.close()
+
+
+class Running:
+    """An extend by ``LONG`` tokens on a thread of its own, well under way."""
+
+    def __init__(self, core: _core.Model) -> None:
+        self.sequence = _core.TokenSequence(core)
+        self.sequence.extend(int32(1, 2, 3))
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        time.sleep(0.02)
+        assert self.thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.sequence.extend(np.full(LONG, 5, np.int32))
+        except BaseException as error:
+            self.error = error
+
+    def join(self) -> None:
+        self.thread.join(timeout=60)
+        assert not self.thread.is_alive()
+
+
+def test_cancel_ends_a_running_extend(core: _core.Model) -> None:
+    running = Running(core)
+    started = time.perf_counter()
+    running.sequence.cancel()
+    running.join()
+    assert isinstance(running.error, gemlet.CancelledError)
+    assert time.perf_counter() - started < 1.0  # at the next layer; a whole chunk takes far less than that
+    # What is there is whole chunks; the sequence goes on from them like one that was never cancelled.
+    sequence = running.sequence
+    assert (sequence.length - 3) % 512 == 0
+    assert sequence.length < 3 + LONG
+    with pytest.raises(gemlet.InvalidRequestError, match="no logits"):
+        sequence.sample(sampler())
+    fresh = _core.TokenSequence(core)
+    fresh.extend(int32(1, 2, 3), logits="none")
+    if sequence.length > 3:
+        fresh.extend(np.full(sequence.length - 3, 5, np.int32), logits="none")
+    for ids in (int32(7, 8), int32(9)):
+        sequence.extend(ids)
+        fresh.extend(ids)
+        np.testing.assert_array_equal(sequence.logits(), fresh.logits())
+
+
+def test_ctrl_c_ends_a_running_extend(core: _core.Model) -> None:
+    sequence = _core.TokenSequence(core)
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        sequence.extend(np.full(LONG, 5, np.int32))
+    assert sequence.length < LONG
+    sequence.extend(int32(7))
+
+
+def test_cancel_before_an_extend_does_not_end_it(core: _core.Model) -> None:
+    sequence = _core.TokenSequence(core)
+    sequence.cancel()
+    sequence.extend(int32(1))
+    assert sequence.length == 1
+
+
+def test_cancelling_one_sequence_leaves_the_others(core: _core.Model) -> None:
+    one, other = Running(core), Running(core)
+    one.sequence.cancel()
+    one.join()
+    other.join()
+    assert isinstance(one.error, gemlet.CancelledError)
+    assert other.error is None
+    assert other.sequence.length == 3 + LONG
+
+
+MEANWHILE = """
+    import threading, time
+    import gemlet
+    import numpy as np
+    from support.core_models import int32, random_core, sampler
+    from gemlet import _core
+
+    core = random_core(max_context=3 * {long}, threads={threads})
+    ids = np.full({long}, 5, np.int32)
+    started = time.monotonic()
+    _core.TokenSequence(core).extend(ids[:500])
+    if time.monotonic() - started > 0.05:
+        ids = ids[:1100]  # three passes are long enough where a sanitizer slows them
+    outcomes = []
+
+    def extend(sequence):
+        try:
+            sequence.extend(ids, logits="all")
+            outcomes.append("done")
+        except gemlet.GemletError as error:
+            outcomes.append(type(error).__name__)
+
+    for _ in range(4):
+        sequence = _core.TokenSequence(core)
+        sequence.extend(int32(1, 2, 3))
+        threads = [threading.Thread(target=extend, args=(sequence,)) for _ in range({extends})]
+        for thread in threads: thread.start()
+        until = time.monotonic() + 0.15
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < until:
+            time.sleep(0.004)
+            try:
+                {action}
+            except gemlet.GemletError:
+                pass
+        for thread in threads: thread.join()
+        sequence.close()
+    print(*outcomes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "extends"),
+    [
+        ("sequence.close()", 1),
+        ("core.close(); core = random_core(max_context=9000)", 1),
+        ("sequence.logits().sum()", 1),
+        ("len(sequence.token_ids), sequence.length, sequence.cache_bytes", 1),
+        ("sequence.sample(sampler())", 1),
+        ("sequence.extend(np.full(len(ids) + 500, 6, np.int32), logits='all')", 1),
+        ("sequence.extend(int32(4)); sequence.logits()", 2),
+        ("sequence.cancel()", 2),
+    ],
+    ids=["close", "close-model", "logits", "properties", "sample", "extend", "two-extends", "cancel"],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_meanwhile_from_another_thread(action: str, extends: int, threads: int) -> None:
+    """An error, a wait or an old value: all are fine, a crash or a hang is not."""
+    printed = run_python(MEANWHILE.format(long=3000, threads=threads, action=action, extends=extends))
+    outcomes = printed.split()
+    assert len(outcomes) == 4 * extends
+    assert {*outcomes} <= {"done", "ModelClosedError", "CancelledError", "InvalidRequestError"}
+
+
+def test_two_threads_feed_one_builder() -> None:
+    run_python(
+        """
+    import threading
+    import gemlet
+    import numpy as np
+    from support.core_models import builder_of, model_config
+
+    for _ in range(3):
+        builder = builder_of(model_config(vocab_size=20_000), weights="q8", threads=2)
+        shapes = builder.tensors()
+        def add(names):
+            for name in names:
+                try:
+                    builder.add(name, np.ones(shapes[name], np.float32), "f32")
+                except gemlet.GemletError:
+                    pass
+        names = list(shapes)
+        threads = [threading.Thread(target=add, args=(part,)) for part in (names, names[::-1], names[::2])]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        builder.finish().close()
+    """,
+        timeout=20,
+    )

@@ -1,0 +1,108 @@
+"""What the weight formats cost on the demo model's held-out text: bounds that every release must keep.
+
+benchmarks/quality.py measures, prints the table, and says what its columns are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from support.paths import ROOT
+
+import gemlet
+
+LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}  # KL divergence to f32 weights, nats per token
+CHUNK, CHUNKS = 512, 8
+
+
+def load_quality() -> ModuleType:
+    path = ROOT / "benchmarks" / "quality.py"
+    spec = importlib.util.spec_from_file_location("quality", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["quality"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+quality = load_quality()
+
+
+@pytest.fixture(scope="module")
+def chunks() -> list[Any]:
+    found: list[Any] = quality.read_chunks(
+        Path(gemlet.__file__).parent / "demo", quality.HELD_OUT, CHUNK, CHUNKS
+    )
+    assert [len(chunk) for chunk in found] == [CHUNK] * CHUNKS
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured(chunks: list[Any]) -> Iterator[dict[str, Any]]:
+    """f32 and every format as gemlet.load opens it, by one pass over the text."""
+    models = {name: gemlet.load(weights=name, threads=1) for name in ("f32", *LIMITS)}
+    cores = {name: model._core_model for name, model in models.items()}
+    yield quality.measure(cores["f32"], cores, chunks)
+    for model in models.values():
+        model.close()
+
+
+def table(measured: dict[str, Any]) -> str:
+    return "".join(
+        f"\n{name}: KL {row.kl:.2e}, 99th percentile {row.kl_99:.2e}, top-1 {row.top_1:.2%}, "
+        f"perplexity {row.perplexity:.3f}, {row.bytes:,} bytes"
+        for name, row in measured.items()
+    )
+
+
+@pytest.mark.parametrize("weights", LIMITS)
+def test_divergence_from_f32(
+    measured: dict[str, Any], weights: str, record_property: pytest.RecordProperty
+) -> None:
+    row = measured[weights]
+    record_property("kl", row.kl)
+    record_property("kl_99", row.kl_99)
+    record_property("top_1", row.top_1)
+    record_property("perplexity", row.perplexity)
+    assert row.tokens == CHUNK * CHUNKS
+    assert 0 < row.kl < LIMITS[weights], table(measured)
+
+
+@pytest.mark.parametrize("weights", LIMITS)
+def test_perplexity_stays(measured: dict[str, Any], weights: str) -> None:
+    """Were the text drawn from the model, the mean loss would rise by just the divergence."""
+    loss, reference = (np.log(measured[name].perplexity) for name in (weights, "f32"))
+    assert abs(loss - reference) < LIMITS[weights], table(measured)
+
+
+def test_fewer_bits_are_fewer_bytes_and_further_away(measured: dict[str, Any]) -> None:
+    names = ["f32", "bf16", "q8", "q4"]
+    assert measured["f32"].kl == 0
+    assert measured["f32"].top_1 == 1
+    for better, worse in pairwise(names):
+        assert measured[better].kl < measured[worse].kl, table(measured)
+        assert measured[better].bytes > measured[worse].bytes
+
+
+def test_the_measure_itself(chunks: list[Any]) -> None:
+    """Against the definition, on the logits of the public interface."""
+    with gemlet.load(weights="f32", threads=1) as f32, gemlet.load(weights="q4", threads=1) as q4:
+        part = chunks[0][:100]
+        logits = [model.logits(part).astype(np.float64) for model in (f32, q4)]
+        p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for x in logits)
+        row = quality.measure(f32._core_model, {"q4": q4._core_model}, [part])["q4"]
+    kl = (p * np.log(p / q)).sum(axis=-1)
+    assert row.kl == pytest.approx(kl.mean(), rel=1e-3)
+    assert row.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-3)
+    assert row.top_1 == np.mean(p.argmax(axis=-1) == q.argmax(axis=-1))
+    assert row.perplexity == pytest.approx(np.exp(-np.log(q[np.arange(99), part[1:]]).mean()), rel=1e-5)
+    assert row.tokens == 100
