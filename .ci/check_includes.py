@@ -3,8 +3,8 @@
     base <- formats <- kernels <- backend <- model <- engine <- check, bindings
 
 Instruction-set files (compiled with the flags of kernels/isa.cmake) and all they include may use nothing but
-the headers of their own operation, kernels/simd/, formats/layout.h and the compiler's intrinsics: an inline function of a
-shared header, compiled with AVX-512, may become the copy that every file links.
+the headers of their own operation, kernels/simd/, formats/layout.h and the compiler's intrinsics: an inline
+function of a shared header, compiled with AVX-512, may become the copy that every file links.
 """
 
 from __future__ import annotations
