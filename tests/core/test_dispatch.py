@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from golden.folders import HERE
 from support.core_models import layer_config, model_config, random_core
+from support.inside import context_of
 from support.processes import run_program, start_program
 from support.programs import dispatch
 
@@ -218,7 +219,7 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
         for threads in (1, 2, 3, 8):
             with gemlet.load(weights=weights, threads=threads) as model:
                 assert model.threads == threads
-                sequence = _core.TokenSequence(model._core_model)
+                sequence = context_of(model)
                 rows = []
                 for first, last in ((0, 700), (700, 707), (707, 708), (708, 709), (709, 720)):
                     sequence.extend(ids[first:last], logits="last")

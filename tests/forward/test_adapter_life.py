@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 from golden.folders import HERE
-from support.adapters import (
-    ADAPTERS,
-    ON_270M,
-    read_golden,
-)
+from support.adapters import ADAPTERS, ON_270M, read_golden
+from support.inside import core_of
 from support.processes import run_program
 from support.programs import adapters
 
@@ -47,8 +44,8 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         loaded = {name: free.load_adapter(ADAPTERS / name) for name in ON_270M}
         size = {name: adapter.memory_bytes for name, adapter in loaded.items()}
         first, second = sorted(ON_270M, key=lambda name: -loaded[name].ranks[-1])[:2]
-        scratch = free._core_model.adapter_scratch_bytes(loaded[first].ranks[-1])
-        assert 0 < free._core_model.adapter_scratch_bytes(1) < scratch
+        scratch = core_of(free).adapter_scratch_bytes(loaded[first].ranks[-1])
+        assert 0 < core_of(free).adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
         model._spare_memory = scratch + size[first] - 1  # the process itself may have grown
@@ -159,7 +156,7 @@ def test_a_closed_model_takes_no_adapter(model: gemlet.Model) -> None:
     with pytest.raises(gemlet.ModelClosedError):
         model.load_adapter(ADAPTERS / "gemma3-rslora")
     with pytest.raises(gemlet.ModelClosedError):
-        _core.AdapterBuilder(model._core_model)
+        _core.AdapterBuilder(core_of(model))
 
 
 def test_memory_comes_back_when_an_adapter_goes() -> None:

@@ -341,7 +341,7 @@ def test_the_format_of_the_cache() -> None:
     for kv_cache in ("f32", "bf16", "int8"):
         with gemlet.load(kv_cache=kv_cache, threads=1) as model:
             assert model.kv_cache == kv_cache
-            sizes[kv_cache] = model._core_model.memory()["kv_cache_per_token"]
+            sizes[kv_cache] = model.memory()["kv_cache_per_token"]
             ids = model.tokenizer.encode("The sea was calm and the wind had turned to the south.")
             logits = model.logits(ids)
             if kv_cache == "f32":

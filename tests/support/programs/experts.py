@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gemlet
-from gemlet import _core
+from support.inside import context_of
 from support.tiny_models import read_header
 
 Kept = Sequence[Sequence[int]]  # of each layer, the experts whose pages may be read
@@ -60,7 +60,7 @@ def extend_with_others_protected(
     path = folder / "model.safetensors"
     found = []
     with gemlet.load(folder, threads=1) as model:
-        sequence = _core.TokenSequence(model._core_model)
+        sequence = context_of(model)
         for ids, kept in steps:
             protect(path, 0, kept)
             sequence.extend(np.array(ids, np.int32))

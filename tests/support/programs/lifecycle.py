@@ -17,6 +17,7 @@ import numpy as np
 import gemlet
 from gemlet import _core
 from support.core_models import builder_of, int32, model_config, random_core, sampler
+from support.inside import context_of
 from support.processes import in_fork
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
@@ -42,7 +43,7 @@ def use_in_forks(threads: int) -> None:
     in_fork(child)
     in_fork(lambda: in_fork(lambda: text(model) == expected) is None)
 
-    sequence = _core.TokenSequence(model._core_model)  # begun before the fork, goes on in both
+    sequence = context_of(model)  # begun before the fork, goes on in both
     sequence.extend(int32(2, 300, 301))
 
     def go_on() -> bool:
