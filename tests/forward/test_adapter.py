@@ -83,20 +83,22 @@ def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> Non
             assert difference(alone, read_golden(name)[1]) < TOLERANCE or ids != read_golden(name)[0]
 
 
+# The same kernels run for a request alone and in the pass: those for fewer than 16 rows, or those for more.
+@pytest.mark.parametrize("counts", [(4, 3, 1, 2, 1, 4), (17, 16, 24, 16, 20, 24)], ids=["few", "many"])
 @pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b"])
 @pytest.mark.parametrize("weights", ["f32", "q4"])
-def test_one_forward_pass_serves_several_adapters(base: str, weights: str) -> None:
+def test_one_forward_pass_serves_several_adapters(base: str, weights: str, counts: tuple[int, ...]) -> None:
     names = [name for name in NAMES if base_of(name).name == base][:2]
     with gemlet.load(HERE / base, weights=weights, threads=2) as model:
         for name in names:
             model.load_adapter(ADAPTERS / name)
         ids, _ = read_golden(names[0])
-        # None and adapters by turns, so that the rows of one are not consecutive in the batch.
-        requests = [(names[0], 9), (None, 5), (names[-1], 1), (names[0], 4), (None, 1), (names[-1], 24)]
+        # Requests without an adapter stand between, so that the rows of one adapter are not consecutive.
+        adapters = [names[0], None, names[-1], names[0], None, names[-1]]
         together = core_of(model).batch_logits(
-            [ids[:count] for _, count in requests], [core_adapter(model, name) for name, _ in requests]
+            [ids[:count] for count in counts], [core_adapter(model, name) for name in adapters]
         )
-        for (name, count), logits in zip(requests, together, strict=True):
+        for name, count, logits in zip(adapters, counts, together, strict=True):
             np.testing.assert_array_equal(logits, model.logits(ids[:count], adapter=name), err_msg=f"{name}")
 
 
