@@ -20,8 +20,9 @@ import numpy as np
 
 from gemlet import _core
 from gemlet.config import TextConfig, shape_config
-from gemlet.generation import prefill
-from gemlet.load import formats_of, make_builder
+from gemlet.generation.stream import prefill
+from gemlet.loading.builder import make_builder
+from gemlet.weights.formats import formats_of
 
 PROMPT = 512
 DECODE = 8

@@ -148,7 +148,7 @@ class LlamaCpp:
 
 class Gemlet:
     def __init__(self, shape: str, weights: str, threads: int) -> None:
-        from gemlet.load import random_model
+        from gemlet.loading.random_model import random_model
 
         self.model = random_model(shape, weights=weights, threads=threads)
         self.clear()

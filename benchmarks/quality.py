@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.checkpoint import Checkpoint
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config import read_config
-from gemlet.load import PRESETS
-from gemlet.tensors import map_tensors
 from gemlet.tokenizer import Tokenizer
+from gemlet.weights.formats import PRESETS
+from gemlet.weights.hf_names import map_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = ROOT / "tests" / "data" / "heldout.txt"

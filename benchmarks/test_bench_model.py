@@ -19,8 +19,8 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet.generation import prefill
-from gemlet.load import random_model
+from gemlet.generation.stream import prefill
+from gemlet.loading.random_model import random_model
 
 PREFILL = 512
 DECODE = 32

@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-# load is bound here and now, not on demand: importing the module gemlet.load later would put the module in
-# the place of the function. It imports nothing heavy itself.
 from gemlet.errors import (
     CancelledError,
     ConfigError,
@@ -25,15 +24,15 @@ from gemlet.errors import (
     TokenizerError,
     UnsupportedError,
 )
-from gemlet.load import load
 
 if TYPE_CHECKING:
-    from gemlet.conversion import convert
-    from gemlet.generation import Chunk, Generation
-    from gemlet.generation_config import GenerationConfig
-    from gemlet.hub import download
-    from gemlet.inspection import Inspection, inspect
-    from gemlet.model import Model
+    from gemlet.generation import Chunk, Generation, GenerationConfig
+    from gemlet.loading.convert import convert
+    from gemlet.loading.inspect import inspect
+    from gemlet.loading.inspection import Inspection
+    from gemlet.loading.load import load
+    from gemlet.model.model import Model
+    from gemlet.sources.hub import download
     from gemlet.tokenizer import Tokenizer
 
     __version__: str
@@ -68,20 +67,19 @@ __all__ = [
 _LAZY = {
     "Chunk": "gemlet.generation",
     "Generation": "gemlet.generation",
-    "GenerationConfig": "gemlet.generation_config",
-    "Inspection": "gemlet.inspection",
-    "Model": "gemlet.model",
+    "GenerationConfig": "gemlet.generation",
+    "Inspection": "gemlet.loading.inspection",
+    "Model": "gemlet.model.model",
     "Tokenizer": "gemlet.tokenizer",
-    "convert": "gemlet.conversion",
-    "download": "gemlet.hub",
-    "inspect": "gemlet.inspection",
+    "convert": "gemlet.loading.convert",
+    "download": "gemlet.sources.hub",
+    "inspect": "gemlet.loading.inspect",
+    "load": "gemlet.loading.load",
 }
 
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
-        from importlib import import_module
-
         value: object = getattr(import_module(_LAZY[name]), name)
     elif name == "__version__":
         value = _version()

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.config import TextConfig
+from gemlet.base.text import show_argument
+from gemlet.config.text_config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError
-from gemlet.generation import PREFILL_CHUNK, prefill
-from gemlet.generation_config import show
-from gemlet.model import Model
-from gemlet.tensors import expected_slots
+from gemlet.generation.stream import PREFILL_CHUNK, prefill
+from gemlet.model.model import Model
+from gemlet.weights.slots import expected_slots
 
 __all__ = ["BenchResult", "iter_bench", "machine_info", "parameter_count", "run_bench", "weight_bytes"]
 
@@ -180,7 +180,7 @@ def iter_bench(
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidRequestError(
-                    f"{name}: got {show(value)}, expected an integer of at least {least}"
+                    f"{name}: got {show_argument(value)}, expected an integer of at least {least}"
                 )
     tests = [("pp", count) for count in prompt if count] + [("tg", count) for count in generate if count]
     if not tests:

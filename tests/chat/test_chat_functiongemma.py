@@ -12,10 +12,17 @@ from support.paths import DATA
 from support.replies import joined
 from support.tokenizer_files import trained_model
 
-from gemlet.chat import FUNCTION_GEMMA, GEMMA, chat_format_for
+from gemlet.chat import (
+    FUNCTION_GEMMA,
+    GEMMA,
+    Content,
+    MalformedToolCall,
+    TextReplyParser,
+    ToolCall,
+    chat_format_for,
+)
 from gemlet.chat.functiongemma import REPLY_MARKERS
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.reply import Content, MalformedToolCall, TextReplyParser, ToolCall
 from gemlet.tokenizer import Tokenizer
 
 PROMPTS = DATA / "functiongemma_prompts.json.xz"

@@ -16,13 +16,12 @@ from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
 from support.scripted import ScriptedSequence
 
 import gemlet
-import gemlet.model
-from gemlet.chat import GEMMA, Gemma4Format
+import gemlet.model.model
+from gemlet.chat import GEMMA, GEMMA4_MARKERS, Content, Gemma4Format, Reasoning, ReplyEvent, ToolCall, collect
 from gemlet.chat.templates import CANONICAL
 from gemlet.cli import chat as cli_chat
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation import Generation
-from gemlet.reply import GEMMA4_MARKERS, Content, Reasoning, ReplyEvent, ToolCall, collect
 
 WEATHER = {
     "type": "function",
@@ -78,7 +77,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(model: Any, *arguments: Any) -> Any:
         core = SimpleNamespace(TokenSequence=model.next_sequence, Sampler=lambda **options: None)
         with monkeypatch.context() as patched:
-            patched.setattr(gemlet.model, "_core", core)
+            patched.setattr(gemlet.model.model, "_core", core)
             return original(model, *arguments)
 
     monkeypatch.setattr(ScriptedModel, "_start", start)

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined, read, read_ids
 from support.tokenizer_files import trained_model
 
-from gemlet.chat import GEMMA, Gemma4Format
-from gemlet.chat.templates import CANONICAL, INTERLEAVED, TOOL_MESSAGES
-from gemlet.errors import InvalidRequestError
-from gemlet.reply import (
+from gemlet.chat import (
+    GEMMA,
     GEMMA4_MARKERS,
     Content,
+    Gemma4Format,
     Reasoning,
     ReplyEvent,
     ReplyParser,
@@ -26,6 +25,8 @@ from gemlet.reply import (
     ToolCall,
     collect,
 )
+from gemlet.chat.templates import CANONICAL, INTERLEAVED, TOOL_MESSAGES
+from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer import Tokenizer
 
 # --- replies as they are ------------------------------------------------------------------------------------

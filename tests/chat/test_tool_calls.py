@@ -11,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
-from gemlet.chat import Gemma4Format, Segments
-from gemlet.chat.gemma4_tools import ToolCall as WrittenCall
-from gemlet.chat.gemma4_tools import write_call
+from gemlet.chat import (
+    Content,
+    Gemma4Format,
+    MalformedToolCall,
+    ReplyEvent,
+    Segments,
+    TextReplyParser,
+    ToolCall,
+)
+from gemlet.chat.gemma4_tools import WrittenCall, write_call
 from gemlet.chat.templates import CANONICAL, TOOL_MESSAGES
+from gemlet.chat.tool_calls import MAX_DEPTH, MalformedCallError, parse_call
 from gemlet.errors import InvalidRequestError
-from gemlet.reply import Content, MalformedToolCall, ReplyEvent, TextReplyParser, ToolCall
-from gemlet.tool_calls import MAX_DEPTH, MalformedCallError, parse_call
 
 # --- calls --------------------------------------------------------------------------------------------------
 

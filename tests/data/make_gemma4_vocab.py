@@ -19,7 +19,7 @@ import lzma
 import sys
 from pathlib import Path
 
-from gemlet.gguf import read_gguf
+from gemlet.checkpoint.gguf_format import read_gguf
 
 SPACE = "\u2581"
 SEPARATOR = "\n__ggml_vocab_test__\n"

@@ -15,8 +15,8 @@ from support.tiny_models import (
     write_shards,
 )
 
-from gemlet import checkpoint as checkpoint_module
-from gemlet.checkpoint import Checkpoint
+from gemlet.checkpoint import safetensors_files, tensor_files
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.errors import ModelClosedError, ModelFileError, TensorError
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -70,7 +70,7 @@ def test_scalar_and_empty_file(tmp_path: Path) -> None:
 
 
 def test_reads_larger_than_one_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "_READ_BYTES", 7)
+    monkeypatch.setattr(tensor_files, "_READ_BYTES", 7)
     with Checkpoint(write_safetensors(tmp_path, safetensors_bytes({"b": B, "a": A}))) as opened:
         np.testing.assert_array_equal(opened.read("a")[0], A)
 
@@ -127,7 +127,7 @@ def test_wrong_type_is_refused(tmp_path: Path) -> None:
 def test_a_header_larger_than_any_model_needs_is_not_parsed(tmp_path: Path) -> None:
     """Parsed, ten megabytes of brackets take a quarter of a gigabyte."""
     path = tmp_path / "model.safetensors"
-    length = checkpoint_module.MAX_HEADER_BYTES + 1
+    length = safetensors_files.MAX_HEADER_BYTES + 1
     with path.open("wb") as file:
         file.write(length.to_bytes(8, "little") + b'{"a":[')
         file.truncate(length + 100)

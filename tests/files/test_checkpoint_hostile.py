@@ -20,7 +20,7 @@ from support.tiny_models import (
     write_shards,
 )
 
-from gemlet.checkpoint import Checkpoint
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.errors import GemletError, ModelFileError, TensorError
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -13,10 +13,11 @@ from support.tiny_models import (
     write_folder,
 )
 
-from gemlet.checkpoint import Checkpoint
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config import parse_config
 from gemlet.errors import TensorError
-from gemlet.tensors import expected_slots, map_tensors
+from gemlet.weights.hf_names import map_tensors
+from gemlet.weights.slots import expected_slots
 
 
 def shapes_of(family: str, prefix: str = "model.") -> dict[str, tuple[int, ...]]:

@@ -464,7 +464,7 @@ def test_embedding_scale(hidden_size: int, expected: float) -> None:
 def test_shapes_have_the_published_parameters(name: str, thousands: int) -> None:
     import math
 
-    from gemlet.tensors import expected_slots
+    from gemlet.weights.slots import expected_slots
 
     assert round(sum(map(math.prod, expected_slots(shape_config(name)).values())) / 1000) == thousands
 

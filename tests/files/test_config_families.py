@@ -240,7 +240,7 @@ def test_rope_of_gemma4() -> None:
     ],
 )
 def test_shapes_have_the_published_parameters(name: str, thousands: int) -> None:
-    from gemlet.tensors import expected_slots
+    from gemlet.weights.slots import expected_slots
 
     assert round(sum(map(math.prod, expected_slots(shape_config(name)).values())) / 1000) == thousands
 

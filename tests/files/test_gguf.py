@@ -25,8 +25,8 @@ from support.tokenizer_files import (
     trained_gguf,
 )
 
+from gemlet.checkpoint.gguf_format import MAX_ENTRIES, MAX_HEAD_BYTES, read_gguf
 from gemlet.errors import GemletError, ModelFileError
-from gemlet.gguf import MAX_ENTRIES, MAX_HEAD_BYTES, read_gguf
 from gemlet.tokenizer import Tokenizer
 
 ENTRIES = [
@@ -188,7 +188,7 @@ def test_arrays_in_arrays_in_arrays(tmp_path: Path, depth: int) -> None:
 
 
 def test_more_strings_than_any_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemlet.gguf.MAX_OBJECTS", 5)
+    monkeypatch.setattr("gemlet.checkpoint.gguf_format.MAX_OBJECTS", 5)
     entries = [gguf_entry(key, ARRAY, (STRING, ["a"] * 3)) for key in "ab"]
     refused(tmp_path, gguf_file(entries), "b", "more than 5")
 

@@ -47,10 +47,10 @@ from support.tiny_models import CONFIGS, weights_of, with_header, write_folder, 
 from support.tokenizer_files import gguf_string, trained_model
 
 import gemlet
-from gemlet.adapter import open_adapter
+from gemlet.adapters.adapter import open_adapter
+from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.config import parse_config
 from gemlet.errors import GemletError, ModelFileError, TensorError, TokenizerError
-from gemlet.gguf import read_gguf
 from gemlet.tokenizer import Tokenizer
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemlet._module_patterns import ModulePatterns, PatternError
+from gemlet.adapters.name_patterns import ModulePatterns, PatternError
 
 NAME = "model.language_model.layers.12.self_attn.q_proj"
 

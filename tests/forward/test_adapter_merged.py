@@ -15,8 +15,8 @@ from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
 from support.feeding import difference
 
 import gemlet
-from gemlet.packing import _blocks
-from gemlet.source import open_source
+from gemlet.packing.blocks import blocks
+from gemlet.sources.opening import open_source
 
 
 def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
@@ -56,7 +56,7 @@ def test_merging_takes_little_memory(tmp_path: Path) -> None:
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         rows = 0
-        for block in _blocks(source):
+        for block in blocks(source):
             rows += len(block.rows[0]) if block.part == "layers.0.up_proj" else 0
         peak = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.stop()
@@ -111,7 +111,8 @@ def test_the_command_line_takes_an_adapter(tmp_path: Path, capfd: pytest.Capture
 
 
 def random_adapter(model: gemlet.Model, targets: tuple[str, ...], rank: int) -> dict[str, NDArray[Any]]:
-    from gemlet.tensors import expected_slots, tensor_name
+    from gemlet.weights.hf_names import tensor_name
+    from gemlet.weights.slots import expected_slots
 
     random = np.random.default_rng(0)
     tensors: dict[str, NDArray[Any]] = {}

@@ -25,7 +25,7 @@ from support.tokenizer_files import BOOL, U32
 import gemlet
 from gemlet.cli import main
 from gemlet.config import parse_config, read_config
-from gemlet.embedding import passes
+from gemlet.model.embedding import passes
 
 Golden = dict[str, NDArray[Any]]
 FOLDER = HERE / "embeddinggemma"

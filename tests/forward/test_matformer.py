@@ -13,11 +13,11 @@ from support.gguf_models import convert_tensors, metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 
 import gemlet
-from gemlet.checkpoint import Checkpoint
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.cli import main
 from gemlet.config import parse_config, shape_config
+from gemlet.config.matformer import cut_config
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.matformer import cut_config
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 # 8 layers, of which the last 4 read the keys of layers 2 (local) and 3 (global).
@@ -151,7 +151,7 @@ def test_blocks_of_any_size_give_the_same(
     large = write_folder(tmp_path, LARGE)
     matformer = {"skip_layers": [5], "intermediate_size": [96, 33, 48, 70, 20, 17, 90]}
     whole = logits_of(large, matformer=matformer)
-    monkeypatch.setattr("gemlet.packing._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("gemlet.packing.blocks._BLOCK_BYTES", block_bytes)
     np.testing.assert_array_equal(logits_of(large, matformer=matformer), whole)
 
 

@@ -28,16 +28,17 @@ from support.tokenizer_files import trained_gguf, trained_merges, trained_model,
 
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
-from gemlet import _stored_vocabulary
-from gemlet._tokenizer_files import read_vocabulary
-from gemlet.adapter import open_adapter
-from gemlet.checkpoint import Checkpoint
+from gemlet.adapters.adapter import open_adapter
+from gemlet.checkpoint.gguf_format import read_gguf
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config import parse_config, read_config, read_end_ids, read_sampling
-from gemlet.embedding import read_dense_layers, read_prompts
-from gemlet.gguf import read_gguf
-from gemlet.inspection import inspect
-from gemlet.tensors import expected_slots, tensor_name
+from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
+from gemlet.loading.inspect import inspect
 from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer import stored as _stored_vocabulary
+from gemlet.tokenizer.files import read_vocabulary
+from gemlet.weights.hf_names import tensor_name
+from gemlet.weights.slots import expected_slots
 
 DEMO = Path(gemlet.__file__).parent / "demo"
 ENOUGH = 1 << 16  # bytes of a tensor, or tokens, that are looked at

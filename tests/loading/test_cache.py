@@ -18,10 +18,12 @@ from support.programs import cache as programs
 from support.tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
-from gemlet import _core, cache, packing
-from gemlet.cache import cache_folder, cache_limit
-from gemlet.checkpoint import TensorFiles
+from gemlet import _core
+from gemlet.base import cache_entries
+from gemlet.base.cache_entries import cache_folder, cache_limit
+from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import InvalidRequestError, TensorError
+from gemlet.packing import cache, write
 
 IDS = [2, 17, 5, 80, 33, 9]
 
@@ -211,7 +213,7 @@ def test_a_cache_that_cannot_be_written(
     def full(descriptor: int, data: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing, "_write", full)
+    monkeypatch.setattr(write, "_write", full)
     with pytest.warns(UserWarning, match=r"cannot be used \(No space left on device\)"):
         np.testing.assert_array_equal(logits_of(source, cache=True), expected)
     assert entries(folder) == []
@@ -289,7 +291,7 @@ def test_what_killed_processes_left_goes_with_the_next_entry(tmp_path: Path, fol
     (folder / "2.tmp").symlink_to("nowhere")
     (folder / "3.lock").touch()
     (folder / "held.tmp").mkdir()
-    with cache._locked(str(folder / "held.lock")):
+    with cache_entries.locked(str(folder / "held.lock")):
         packed_bytes(source_of(tmp_path / "source"))
         left = sorted(item.name for item in folder.iterdir())
     assert len(left) == 3
@@ -333,12 +335,12 @@ def test_locks_are_for_one(tmp_path: Path) -> None:
     def work() -> None:
         try:
             for _ in range(150):
-                with cache._locked(path) as alone:
+                with cache_entries.locked(path) as alone:
                     assert alone
                     inside.mkdir()
                     time.sleep(0)
                     inside.rmdir()
-                with cache._locked(path, wait=False) as alone:
+                with cache_entries.locked(path, wait=False) as alone:
                     if alone:
                         inside.mkdir()
                         inside.rmdir()

@@ -32,7 +32,7 @@ import gemlet
 from gemlet.cli import main
 from gemlet.config import parse_config
 from gemlet.errors import ConfigError, ModelFileError, TensorError, UnsupportedError
-from gemlet.tensors import PER_LAYER_TABLE
+from gemlet.weights.slots import PER_LAYER_TABLE
 
 TEXTS = (
     "the door",
@@ -217,7 +217,7 @@ def test_the_cache_keeps_what_a_start_parses(tmp_path: Path, monkeypatch: pytest
     ids = []
     for number in range(3):
         if number == 2:
-            monkeypatch.setattr("gemlet._tokenizer_files.vocabulary_of_gguf", None)
+            monkeypatch.setattr("gemlet.sources.gguf_model.vocabulary_of_gguf", None)
         with gemlet.load(path, threads=1, cache=number > 0) as model:
             assert model.tokenizer is not None
             assert model.tokenizer.source == str(path)

@@ -19,12 +19,13 @@ from support.tokenizer_files import gemma4_json, trained_entries, trained_model
 
 import gemlet
 from gemlet import _core
+from gemlet.base.sizes import parse_memory
 from gemlet.cli import main
 from gemlet.config import SHAPES, read_config, shape_config
 from gemlet.errors import InvalidRequestError, MemoryLimitError
-from gemlet.inspection import inspect
-from gemlet.load import PRESETS
-from gemlet.memory import check_memory, parse_memory, plan_memory
+from gemlet.loading.inspect import inspect
+from gemlet.loading.memory_plan import check_memory, plan_memory
+from gemlet.weights.formats import PRESETS
 
 
 # --- The plan -----------------------------------------------------------------------------------------------

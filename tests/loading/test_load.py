@@ -17,8 +17,8 @@ from support.real_shapes import write_real_shape_hole
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 import gemlet
-from gemlet import _core, shapes
-from gemlet.config import parse_config, read_sampling
+from gemlet import _core
+from gemlet.config import parse_config, read_sampling, shapes
 from gemlet.errors import (
     ConfigError,
     GemletError,
@@ -27,8 +27,9 @@ from gemlet.errors import (
     TensorError,
     UnsupportedError,
 )
-from gemlet.load import PRESETS, random_model
-from gemlet.tensors import PER_LAYER_TABLE, core_slots, expected_slots
+from gemlet.loading.random_model import random_model
+from gemlet.weights.formats import PRESETS
+from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots
 
 FAMILIES = list(CONFIGS)
 
@@ -387,11 +388,6 @@ def test_import_loads_nothing_heavy() -> None:
     heavy = ["gemlet._core", "sentencepiece", "safetensors", "argparse", "json", "numpy"]
     code = f"import sys, gemlet; print([name for name in {heavy} if name in sys.modules])"
     assert in_new_process(code) == "[]"
-
-
-def test_load_is_the_function_whatever_is_imported_first() -> None:
-    code = "from gemlet.load import random_model; import gemlet; print(callable(gemlet.load))"
-    assert in_new_process(code) == "True"
 
 
 def test_everything_public_is_there() -> None:

@@ -76,7 +76,7 @@ def test_projections_of_sharing_layers_are_not_read(tmp_path: Path, family: str)
 def test_experts_in_small_blocks_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path, CONFIGS["gemma4_experts"])
     whole = logits_of(folder)
-    monkeypatch.setattr("gemlet.packing._BLOCK_BYTES", 1)  # sixteen rows at a time
+    monkeypatch.setattr("gemlet.packing.blocks._BLOCK_BYTES", 1)  # sixteen rows at a time
     np.testing.assert_array_equal(logits_of(folder), whole)
 
 

@@ -24,7 +24,7 @@ from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_e
 import gemlet
 from gemlet import _core
 from gemlet.errors import ModelFileError, UnsupportedError
-from gemlet.source import open_source
+from gemlet.sources.opening import open_source
 
 # Formats that have the values of a type, and the one that weights="auto" takes.
 EXACT = {"Q4_0": ("q4", "q8"), "Q5_0": ("q8",), "Q8_0": ("q8",), "IQ4_NL": ("q8",)}

@@ -16,9 +16,9 @@ from support.tiny_models import CONFIGS, weights_of
 from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
 
 import gemlet
+from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.errors import ConfigError, GemletError, ModelFileError, TensorError
-from gemlet.gguf import read_gguf
-from gemlet.source import open_source
+from gemlet.sources.opening import open_source
 
 CONFIG = CONFIGS["gemma3_text"]
 COUNT = CONFIG["num_hidden_layers"]

@@ -14,9 +14,9 @@ from support.gguf_package import write_with_package
 from support.inside import taps_of
 
 import gemlet
-from gemlet.gguf import TENSOR_TYPES, GGUFFile, read_gguf
-from gemlet.gguf_config import _IGNORED, _MODEL_TYPES, _Metadata
-from gemlet.gguf_tensors import _LAYER, _MODEL, ROPE_FREQS
+from gemlet.checkpoint.gguf_format import TENSOR_TYPES, GGUFFile, read_gguf
+from gemlet.sources.gguf_keys import _IGNORED, _MODEL_TYPES, _Metadata
+from gemlet.weights.gguf_names import _LAYER, _MODEL, ROPE_FREQS
 
 # GGUF has no architecture for VaultGemma.
 NAMES = [name for name in (*ALL_NAMES, *EMBEDDING_NAMES) if name != "vaultgemma"]

@@ -18,8 +18,8 @@ from support.tiny_models import CONFIGS, IDS, logits_of, read_header, weights_of
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TensorError
-from gemlet.load import PRESETS
-from gemlet.tensors import PER_LAYER_TABLE
+from gemlet.weights.formats import PRESETS
+from gemlet.weights.slots import PER_LAYER_TABLE
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -182,7 +182,7 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
 
 
 def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemlet.progress._DELAY", 0)
+    monkeypatch.setattr("gemlet.base.progress._DELAY", 0)
     gemlet.load(threads=1).close()
     gemlet.load(threads=1, progress=False).close()
     assert capsys.readouterr().err == ""  # not a terminal

@@ -15,7 +15,6 @@ MODULES = (
     "gemlet.config",
     "gemlet.errors",
     "gemlet.generation",
-    "gemlet.reply",
     "gemlet.tokenizer",
 )
 
@@ -69,4 +68,4 @@ def test_docstring_with_example(name: str) -> None:
 
 def test_all_that_is_public_is_found() -> None:
     assert {"gemlet.load", "gemlet.Model.threads", "gemlet.Tokenizer.from_file"} <= PUBLIC.keys()
-    assert {"gemlet.chat.GemmaFormat.render", "gemlet.reply.ToolCall"} <= PUBLIC.keys()
+    assert {"gemlet.chat.GemmaFormat.render", "gemlet.chat.ToolCall"} <= PUBLIC.keys()

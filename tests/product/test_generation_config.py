@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gemlet import GenerationConfig
 from gemlet.errors import InvalidRequestError
-from gemlet.generation_config import token_id_array
-from gemlet.stopping import StopScanner
+from gemlet.generation.stopping import StopScanner
+from gemlet.generation.token_ids import token_id_array
 
 # --- GenerationConfig
 

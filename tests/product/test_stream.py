@@ -11,7 +11,8 @@ from support.scripted import ScriptedSequence
 
 from gemlet import GenerationConfig
 from gemlet.errors import CancelledError, InvalidRequestError
-from gemlet.generation import PREFILL_CHUNK, Chunk, TextStream
+from gemlet.generation import Chunk, TextStream
+from gemlet.generation.stream import PREFILL_CHUNK
 
 
 class ByteDecoder:
@@ -250,7 +251,7 @@ def test_an_error_in_a_step_propagates_and_gives_the_context_back() -> None:
 
 def test_time_spent_by_the_caller_is_not_decode_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("gemlet.generation.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("gemlet.generation.stream.time.perf_counter", lambda: clock[0])
 
     class Timed(ScriptedSequence):
         def extend(self, ids: Any, *, logits: str = "last") -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemlet.checkpoint import Checkpoint
-from gemlet.gguf import TENSOR_TYPES
+from gemlet.checkpoint.gguf_format import TENSOR_TYPES
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from support.tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry, gguf_file, gguf_tensor
 
 Tensors = dict[str, NDArray[np.float32]]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gemlet.config import SHAPES, parse_config
-from gemlet.tensors import PER_LAYER_TABLE, PREFIXES, expected_slots, tensor_name
+from gemlet.weights.hf_names import PREFIXES, tensor_name
+from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
 _BLOCK = 1 << 26  # bytes of random weights, which repeat
 

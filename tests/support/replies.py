@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gemlet.reply import (
+from gemlet.chat import (
     GEMMA4_MARKERS,
     Content,
     Reasoning,

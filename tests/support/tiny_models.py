@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 import gemlet
 from gemlet.config import parse_config
-from gemlet.tensors import expected_slots, tensor_name
+from gemlet.weights.hf_names import tensor_name
+from gemlet.weights.slots import expected_slots
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,

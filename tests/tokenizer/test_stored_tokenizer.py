@@ -27,11 +27,11 @@ from support.tokenizer_files import (
 )
 
 import gemlet
-from gemlet._sentencepiece_proto import parse_model
-from gemlet._stored_vocabulary import STORED_FILE, _digest, read_stored, write_stored
-from gemlet._tokenizer_files import read_vocabulary
 from gemlet.errors import GemletError, ModelFileError, TokenizerError
 from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.files import read_vocabulary
+from gemlet.tokenizer.sentencepiece_model import parse_model
+from gemlet.tokenizer.stored import STORED_FILE, _digest, read_stored, write_stored
 
 TEXTS = ("the door", " the\n\nlamp  and\t<start_of_turn>user\n[note]", "日本 é 😀\0", "<bos>x<|im_end|>", "")
 ADDED = {
@@ -262,7 +262,7 @@ def test_the_cache_keeps_the_vocabulary(tmp_path: Path, monkeypatch: pytest.Monk
         reads.append(path)
         return read_vocabulary(path)
 
-    monkeypatch.setattr("gemlet._tokenizer_files.read_vocabulary", counted)
+    monkeypatch.setattr("gemlet.sources.hf_folder.read_vocabulary", counted)
 
     def ids(text: str = "the door[note]", **arguments: Any) -> list[int]:
         with gemlet.load(source, threads=1, **arguments) as model:

@@ -32,9 +32,9 @@ from support.tokenizer_files import (
     trained_pieces,
 )
 
-from gemlet._sentencepiece_proto import build_model
 from gemlet.errors import GemletError, ModelFileError, TokenizerError
 from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.sentencepiece_model import build_model
 
 # --- the reference ------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Chat formats: from a list of messages to the prompt a model family was trained on.
+"""Chat formats: from a list of messages to the prompt a model family was trained on, and back from the reply.
 
 A format is applied here in one place, as code and data of gemlet; a template that came with a model file is
 never run. It is only looked at, to tell which of the formats gemlet knows it is (:mod:`.templates`).
@@ -7,75 +7,53 @@ never run. It is only looked at, to tell which of the formats gemlet knows it is
 - :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
 - :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`).
 
-The other direction, from a reply's tokens to its text, reasoning and tool calls, is :mod:`gemlet.reply`.
+The other direction, from a reply's tokens to its text, its reasoning and its tool calls, is
+:class:`TokenReplyParser`; the events that it gives are :class:`Content`, :class:`Reasoning`,
+:class:`ToolCall` and :class:`MalformedToolCall`, and :func:`collect` puts them together.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gemlet.chat.base import ChatFormat, Segments
+from gemlet.chat.choice import chat_format_for
 from gemlet.chat.functiongemma import FUNCTION_GEMMA, FunctionGemmaFormat
 from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
+from gemlet.chat.reply import (
+    GEMMA4_MARKERS,
+    Content,
+    MalformedToolCall,
+    Reasoning,
+    Reply,
+    ReplyEvent,
+    ReplyParser,
+    ToolCall,
+    collect,
+)
+from gemlet.chat.reply_readers import TextReplyParser, TokenReplyParser
 from gemlet.chat.templates import gemma4_format, read_chat_template
-
-if TYPE_CHECKING:
-    from gemlet.tokenizer import Tokenizer
 
 __all__ = [
     "FUNCTION_GEMMA",
     "GEMMA",
+    "GEMMA4_MARKERS",
     "ChatFormat",
+    "Content",
     "FunctionGemmaFormat",
     "Gemma4Format",
     "Gemma4Revision",
     "GemmaFormat",
+    "MalformedToolCall",
+    "Reasoning",
+    "Reply",
+    "ReplyEvent",
+    "ReplyParser",
     "Segments",
+    "TextReplyParser",
+    "TokenReplyParser",
+    "ToolCall",
     "chat_format_for",
+    "collect",
     "gemma4_format",
     "read_chat_template",
 ]
-
-# model_type of config.json (or general.architecture of GGUF).
-_GEMMA_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text")
-_GEMMA4_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
-
-
-def chat_format_for(
-    model_type: str,
-    tokenizer: Tokenizer,
-    *,
-    template: str | None = None,
-    per_layer_inputs: bool = False,
-) -> ChatFormat | None:
-    """The chat format of a model.
-
-    Args:
-        model_type: that of config.json, or ``general.architecture`` of GGUF.
-        tokenizer: the model's.
-        template: the text of the model's chat template (:func:`read_chat_template`), None where it has none.
-            Of Gemma 4 several revisions exist; see :func:`gemma4_format` for how one is recognised. That of
-            FunctionGemma speaks of function calls.
-        per_layer_inputs: the model has per-layer inputs (E2B, E4B); decides for Gemma 4 without a template.
-
-    Returns:
-        None where the family is unknown, the vocabulary lacks the markers, or the template is a foreign one.
-
-    >>> import gemlet
-    >>> from gemlet.chat import chat_format_for
-    >>> chat_format_for("gemma3_text", gemlet.load().tokenizer).name
-    'gemma'
-    """
-    found: ChatFormat | None = None
-    if model_type in _GEMMA_TYPES:
-        found = GEMMA
-        # A Gemma 3 by its config; only its vocabulary has names for the tokens of calls.
-        calls = "<start_function_call>"
-        if tokenizer.token_id(calls) is not None and (template is None or calls in template):
-            found = FUNCTION_GEMMA
-    elif model_type in _GEMMA4_TYPES:
-        found = gemma4_format(template, per_layer_inputs=per_layer_inputs)
-    if found is None or any(tokenizer.token_id(marker) is None for marker in found.markers):
-        return None
-    return found

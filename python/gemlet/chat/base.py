@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from gemlet.reply import TokenReplyParser
-    from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["ChatFormat", "Segments"]
 

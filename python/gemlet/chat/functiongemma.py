@@ -25,9 +25,9 @@ departs from it only here:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gemlet._json import show
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
@@ -40,11 +40,9 @@ from gemlet.chat.gemma4_tools import (
     write_tool,
 )
 from gemlet.chat.messages import checked_messages, json_value, role_of, text_parts
+from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
-
-if TYPE_CHECKING:
-    from gemlet.reply import TokenReplyParser
-    from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["FUNCTION_GEMMA", "REPLY_MARKERS", "FunctionGemmaFormat"]
 
@@ -58,7 +56,7 @@ _TOKENS = {
     "<|tool_response>": "<start_function_response>",
     "<tool_response|>": "<end_function_response>",
 }
-# What a token does in a reply (:mod:`gemlet.reply`).
+# What a token does in a reply (:mod:`gemlet.chat.reply`).
 REPLY_MARKERS: Mapping[str, str] = {
     "<start_of_turn>": "turn_start",
     "<end_of_turn>": "turn_end",
@@ -147,8 +145,6 @@ class FunctionGemmaFormat(ChatFormat):
         return out
 
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        from gemlet.reply import TokenReplyParser
-
         return TokenReplyParser(tokenizer, REPLY_MARKERS, prompt_ids)
 
 

@@ -17,15 +17,13 @@ means: a system message goes in front of the user's turn, messages of one role i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.messages import checked_messages, role_of, text_parts
+from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
-
-if TYPE_CHECKING:
-    from gemlet.reply import TokenReplyParser
-    from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["GEMMA", "GemmaFormat"]
 
@@ -68,8 +66,6 @@ class GemmaFormat(ChatFormat):
         return out
 
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        from gemlet.reply import TokenReplyParser
-
         kinds = {"<start_of_turn>": "turn_start", "<end_of_turn>": "turn_end", "<eos>": "turn_end"}
         return TokenReplyParser(tokenizer, kinds, prompt_ids)
 

@@ -27,14 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from gemlet._json import show
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
-    ToolCall,
     ToolResult,
+    WrittenCall,
     checked_tools,
     read_calls,
     read_list,
@@ -44,11 +44,10 @@ from gemlet.chat.gemma4_tools import (
     write_tool,
 )
 from gemlet.chat.messages import checked_messages, json_value, mapping_at, role_of, text_parts
+from gemlet.chat.reply import GEMMA4_MARKERS
+from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from gemlet.reply import TokenReplyParser
-    from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Gemma4Format", "Gemma4Revision"]
 
@@ -106,7 +105,7 @@ class _Message:
     is_list: bool  # of parts, not one string
     has_content: bool
     reasoning: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
+    calls: list[WrittenCall] = field(default_factory=list)
     call_ids: list[Any] = field(default_factory=list)
     results: list[ToolResult] = field(default_factory=list)
 
@@ -153,8 +152,6 @@ class Gemma4Format(ChatFormat):
         return out
 
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        from gemlet.reply import GEMMA4_MARKERS, TokenReplyParser
-
         return TokenReplyParser(tokenizer, GEMMA4_MARKERS, prompt_ids, thought_end=self.revision.thought_end)
 
     # --- writing --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemlet._json import show
+from gemlet.base.text import show
 from gemlet.chat.base import Segments, Tools
 from gemlet.chat.messages import json_object, json_value, mapping_at
 from gemlet.errors import InvalidRequestError
@@ -23,8 +23,8 @@ from gemlet.errors import InvalidRequestError
 __all__ = [
     "QUOTE",
     "SchemaStyle",
-    "ToolCall",
     "ToolResult",
+    "WrittenCall",
     "checked_tools",
     "read_calls",
     "read_list",
@@ -63,7 +63,7 @@ class SchemaStyle:
 
 
 @dataclass(frozen=True)
-class ToolCall:
+class WrittenCall:
     """A call in the history of a conversation; ``arguments`` are checked JSON values."""
 
     name: str
@@ -94,16 +94,16 @@ def read_list(value: Any, where: str) -> list[Any]:
     return list(value)
 
 
-def read_calls(value: Any, where: str) -> tuple[list[ToolCall], list[Any]]:
+def read_calls(value: Any, where: str) -> tuple[list[WrittenCall], list[Any]]:
     """A message's ``tool_calls``, and their ids."""
-    calls: list[ToolCall] = []
+    calls: list[WrittenCall] = []
     ids: list[Any] = []
     for index, call in enumerate(read_list(value, f"{where}.tool_calls")):
         here = f"{where}.tool_calls[{index}]"
         call = mapping_at(call, here)
         function = mapping_at(call.get("function"), f"{here}.function")
         name = tool_name(function.get("name"), f"{here}.function")
-        calls.append(ToolCall(name, json_object(function.get("arguments"), f"{here}.function.arguments")))
+        calls.append(WrittenCall(name, json_object(function.get("arguments"), f"{here}.function.arguments")))
         ids.append(call.get("id"))
     return calls, ids
 
@@ -154,7 +154,7 @@ def _write_members(out: Segments, members: Mapping[str, Any], null: str, keys: s
         _write_value(out, value, null, keys)
 
 
-def write_call(out: Segments, call: ToolCall, null: str) -> None:
+def write_call(out: Segments, call: WrittenCall, null: str) -> None:
     """``<|tool_call>call:NAME{key:value,...}<tool_call|>``.
 
     A key that would leave open where it ends (``a:b``) is written as a text, or the call could not be read

@@ -6,22 +6,16 @@ further look, or raises :class:`InvalidRequestError` naming the place (``message
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemlet._json import show
+from gemlet.base.text import show
+from gemlet.chat.tool_calls import MAX_DEPTH
 from gemlet.errors import InvalidRequestError
-from gemlet.tool_calls import MAX_DEPTH
 
-__all__ = [
-    "checked_messages",
-    "json_object",
-    "json_value",
-    "mapping_at",
-    "role_of",
-    "text_parts",
-]
+__all__ = ["checked_messages", "json_object", "json_value", "mapping_at", "role_of", "text_parts"]
 
 _MAX_BITS = 8192  # of an integer; Python refuses to write much larger ones
 _NOT_TEXT = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
@@ -117,8 +111,6 @@ def json_object(value: Any, where: str) -> dict[str, Any]:
     {'city': 'Oslo'}
     """
     if isinstance(value, str):
-        import json
-
         try:
             value = json.loads(value) if value.strip() else {}
         except (ValueError, RecursionError) as problem:

@@ -8,13 +8,15 @@ that its prompts may differ from the template's in some detail.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 import stat
 from typing import Any, overload
 
-from gemlet._json import no_waiting, read_json_object
+from gemlet.base.files import no_waiting
+from gemlet.base.strict_json import read_json_object
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.gemma4_tools import SchemaStyle
 from gemlet.errors import ModelFileError
@@ -134,7 +136,6 @@ def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False
     """
     if template is None:
         return Gemma4Format(CANONICAL, not per_layer_inputs)
-    import hashlib
 
     empty_thought = _EMPTY_THOUGHT.search(template) is not None
     known = _KNOWN.get(hashlib.sha256(template.strip().encode("utf-8", "replace")).hexdigest())

@@ -8,7 +8,7 @@ import json
 from gemlet.bench import BenchResult, iter_bench, machine_info, parameter_count, weight_bytes
 from gemlet.cli.common import one_line, open_model
 from gemlet.errors import InvalidRequestError
-from gemlet.model import Model
+from gemlet.model.model import Model
 
 __all__ = ["run"]
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
             if getattr(arguments, option):
                 name = option.replace("_", "-")
                 raise InvalidRequestError(f"--{name} goes with --model: random weights are in no file")
-        from gemlet.load import random_model
+        from gemlet.loading.random_model import random_model
 
         model = random_model(
             arguments.random,

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
+from gemlet.chat.reply import Reasoning
 from gemlet.cli.common import (
     dim,
     for_terminal,
@@ -18,8 +19,7 @@ from gemlet.cli.common import (
     write,
 )
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.model import Model
-from gemlet.reply import Reasoning
+from gemlet.model.model import Model
 
 __all__ = ["run"]
 

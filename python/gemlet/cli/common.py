@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from gemlet.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from gemlet.generation import Generation
-    from gemlet.model import Model
+    from gemlet.generation.result import Generation
+    from gemlet.model.model import Model
 
 __all__ = [
     "bold",
@@ -102,7 +102,7 @@ def write(text: str) -> None:
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that were given; the others are the model's own. Raises for a wrong value."""
-    from gemlet.generation_config import GenerationConfig
+    from gemlet.generation.options import GenerationConfig
 
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -112,7 +112,7 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def open_model(arguments: argparse.Namespace) -> Model:
     """The model that the options of :mod:`gemlet.cli.parser` describe."""
-    from gemlet.load import load
+    from gemlet.loading.load import load
 
     return load(
         arguments.model,
@@ -145,7 +145,7 @@ def matformer_option(arguments: argparse.Namespace) -> Any:
     """What --matformer means, None if it was not given. Raises for what is none."""
     if arguments.matformer is None:
         return None
-    from gemlet.matformer import parse_matformer
+    from gemlet.config.matformer import parse_matformer
 
     return parse_matformer(arguments.matformer)
 

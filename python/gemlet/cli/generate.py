@@ -18,8 +18,9 @@ from gemlet.cli.common import (
     sampling_options,
     write,
 )
-from gemlet.generation import Generation, TextStream
-from gemlet.model import Model
+from gemlet.generation.result import Generation
+from gemlet.generation.stream import TextStream
+from gemlet.model.model import Model
 
 __all__ = ["run"]
 

@@ -7,7 +7,7 @@ import json
 
 from gemlet.cli.common import matformer_option, one_line
 from gemlet.errors import GemletError
-from gemlet.inspection import inspect
+from gemlet.loading.inspect import inspect
 
 __all__ = ["run"]
 

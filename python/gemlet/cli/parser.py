@@ -333,7 +333,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
 
 def _run_convert(arguments: argparse.Namespace) -> int:
     from gemlet.cli.common import matformer_option
-    from gemlet.conversion import convert
+    from gemlet.loading.convert import convert
 
     convert(
         arguments.source,
@@ -350,7 +350,7 @@ def _run_convert(arguments: argparse.Namespace) -> int:
 
 
 def _run_download(arguments: argparse.Namespace) -> int:
-    from gemlet.hub import download
+    from gemlet.sources.hub import download
 
     print(download(arguments.name, revision=arguments.revision, token=arguments.token))
     return 0

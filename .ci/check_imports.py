@@ -1,0 +1,209 @@
+"""The import direction of python/gemlet, and what else keeps its files readable. Refused are:
+
+- an import that is not in the table ``MAY_IMPORT`` below, which python/README.md shows too;
+- a circle between modules. Imports under ``TYPE_CHECKING`` and inside functions count, and so do the lazy
+  names of ``gemlet/__init__.py``;
+- an import inside a function, unless it is slow or may be absent; cli/ may import anything anywhere;
+- a file of more than 500 lines, in tests/, benchmarks/ and .ci/ too.
+
+``check_imports.py [ROOT]`` checks the project in ROOT, by default the one that this file belongs to.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# Package, or module beside the packages -> what it may import besides itself, ``errors`` and ``_core``.
+MAY_IMPORT = {
+    "errors": "",
+    "base": "",
+    "config": "base",
+    "checkpoint": "base",
+    "tokenizer": "base checkpoint",
+    "weights": "base config checkpoint",
+    "adapters": "base config checkpoint weights",
+    "chat": "base tokenizer",
+    "sources": "base config checkpoint tokenizer weights adapters chat",
+    "packing": "base checkpoint weights adapters sources",
+    "generation": "base tokenizer chat",
+    "model": "base config tokenizer chat adapters generation",
+    "loading": "base config checkpoint tokenizer weights adapters chat sources packing generation model",
+    "bench": "base config weights generation model",
+    "cli": "anything",
+}
+FREE = {"errors", "_core"}
+# Who may import the package ``gemlet`` itself, whose public names lead everywhere.
+ABOVE_ALL = {"__init__", "__main__", "cli"}
+
+IN_FUNCTIONS = {
+    "numpy": "slow",
+    "sentencepiece": "slow",
+    "safetensors": "slow",
+    "statistics": "slow",
+    "importlib.metadata": "slow",
+    "huggingface_hub": "an extra",
+    "tqdm": "an extra",
+}
+MOST_LINES = 500
+PLACES = ("python", "tests", "benchmarks", ".ci")
+
+
+class Arrow(NamedTuple):
+    """An import: the line, the module or package that is imported, and whether a function does it."""
+
+    line: int
+    target: str
+    in_function: bool
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """The modules of the package by their names in it: "config.layers"; "config" is config/__init__.py."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        if len(parts) > 1 and parts[-1] == "__init__":
+            parts = parts[:-1]
+        found[".".join(parts)] = path
+    return found
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def lazy_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and module of each entry of a table ``_LAZY``."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["_LAZY"]:
+            for value in node.value.values if isinstance(node.value, ast.Dict) else ():
+                yield value.lineno, ast.literal_eval(value)
+
+
+def arrows(tree: ast.Module, module: str, is_package: bool) -> Iterator[Arrow]:
+    """What the module imports. Of ``from package import name`` the target is "package.name"."""
+    inside = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield Arrow(node.lineno, name.name, node in inside)
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                around = ["gemlet", *module.split(".")]
+                around = around[: len(around) - node.level + is_package]
+                origin = ".".join([*around, *origin.split(".")]).rstrip(".")
+            for name in node.names:
+                yield Arrow(node.lineno, f"{origin}.{name.name}", node in inside)
+    for line, target in lazy_names(tree):
+        yield Arrow(line, target, False)
+
+
+def own_module(target: str, known: dict[str, Path]) -> str | None:
+    """The module of gemlet that an import of ``target`` leads to; None for another library's."""
+    first, _, rest = target.partition(".")
+    if first != "gemlet":
+        return None
+    while rest and rest not in known and room(rest) != "_core":
+        rest = rest.rpartition(".")[0]
+    return "_core" if room(rest) == "_core" else rest or "__init__"
+
+
+def check_imports(package: Path) -> list[str]:
+    """Upward imports, imports inside functions, and circles."""
+    errors = []
+    known = modules(package)
+    leads_to: dict[str, set[str]] = {}
+    for module, path in known.items():
+        here = room(module)
+        where = f"python/gemlet/{path.relative_to(package).as_posix()}"
+        if here not in MAY_IMPORT and here not in ABOVE_ALL:
+            errors.append(f"{where}: {here} is not in MAY_IMPORT")
+            continue
+        allowed = MAY_IMPORT.get(here, "anything").split()
+        leads_to[module] = set()
+        for line, target, in_function in arrows(
+            ast.parse(path.read_text()), module, path.name == "__init__.py"
+        ):
+            own = own_module(target, known)
+            library = own is None and any(f"{target}.".startswith(f"{name}.") for name in IN_FUNCTIONS)
+            if in_function and not library and own != "_core" and here != "cli":
+                errors.append(f"{where}:{line}: imports {target} inside a function; put it at the top")
+            if own is None or own == module or room(own) in FREE:
+                continue
+            leads_to[module].add(own)
+            if own == "__init__" and here not in ABOVE_ALL:
+                errors.append(f"{where}:{line}: {here} may not import gemlet itself; name the module")
+            elif room(own) not in [here, *allowed] and "anything" not in allowed:
+                errors.append(f"{where}:{line}: {here} may not import {own}")
+    return errors + [f"circle: {' -> '.join(circle)}" for circle in circles(leads_to)]
+
+
+def circles(leads_to: dict[str, set[str]]) -> list[list[str]]:
+    """One circle, as a way from a module back to it, of each group of modules that reach one another."""
+    found: list[list[str]] = []
+    for start in sorted(leads_to):
+        if any(start in circle for circle in found):
+            continue
+        came_from: dict[str, str] = {}
+        todo = [start]
+        while todo and start not in came_from:
+            module = todo.pop(0)
+            for target in sorted(leads_to.get(module, ())):
+                if target not in came_from:
+                    came_from[target] = module
+                    todo.append(target)
+        if start in came_from:
+            way = [start]
+            while len(way) == 1 or way[-1] != start:
+                way.append(came_from[way[-1]])
+            found.append(way[::-1])
+    return found
+
+
+def check_lengths(root: Path) -> list[str]:
+    errors = []
+    for place in PLACES:
+        for path in sorted((root / place).rglob("*")):
+            if path.is_file() and (path.suffix == ".py" or (place == ".ci" and path.suffix == "")):
+                lines = len(path.read_bytes().splitlines())
+                if lines > MOST_LINES:
+                    errors.append(f"{path.relative_to(root).as_posix()}: {lines} lines; at most {MOST_LINES}")
+    return errors
+
+
+def check_table(root: Path) -> list[str]:
+    """The table in python/README.md: | `package` | `may` `import` | ... |"""
+    path = root / "python/README.md"
+    rows = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        cells = [cell.strip().replace("`", "") for cell in line.split("|")[1:-1]]
+        if len(cells) >= 2 and cells[0] in MAY_IMPORT:
+            rows[cells[0]] = " ".join(cells[1].replace(",", " ").split())
+    wrong = sorted(name for name in MAY_IMPORT if rows.get(name) != MAY_IMPORT[name])
+    return [f"python/README.md: the table of imports differs at {', '.join(wrong)}"] if wrong else []
+
+
+def problems(root: Path) -> list[str]:
+    return check_imports(root / "python/gemlet") + check_lengths(root) + check_table(root)
+
+
+def main() -> int:
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
+    found = problems(root)
+    print(
+        "\n".join(found) or f"{len(modules(root / 'python/gemlet'))} modules import downwards, in no circle"
+    )
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""PEFT's ``adapter_config.json`` of a LoRA adapter as a checked description: :func:`read_adapter_config`.
+
+Like ``config.json``, it is hostile until checked, and a key that may change what the adapter computes is an
+error that names it, unless gemlet computes that. PEFT writes every key it knows: those that are unset (null,
+false or empty) say nothing and are passed over, known or not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gemlet.adapters.name_patterns import ModulePatterns, PatternError
+from gemlet.base.keys import Keys
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.errors import ConfigError, ModelFileError
+
+__all__ = ["AdapterConfig", "read_adapter_config"]
+
+CONFIG_FILE = "adapter_config.json"
+_MAX_RANK = 1 << 16
+_MAX_ITEMS = 8192  # of a list or an object of patterns
+
+_DEFAULTS: dict[str, Any] = {
+    "r": 8,
+    "lora_alpha": 8,
+    "target_modules": None,
+    "exclude_modules": None,
+    "use_rslora": False,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "rank_pattern": None,
+    "alpha_pattern": None,
+    "init_lora_weights": True,
+    "base_model_name_or_path": None,
+}
+# Keys that may only have these values; unset ones never get here.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (False,)),
+    **dict.fromkeys(
+        (
+            "modules_to_save",
+            "trainable_token_indices",
+            "target_parameters",
+            "layer_replication",
+            "alora_invocation_tokens",
+            "megatron_config",
+        ),
+        (None,),
+    ),
+}
+# About training, or about the file.
+_IGNORED = frozenset(
+    {
+        "auto_mapping",
+        "ensure_weight_tying",
+        "eva_config",
+        "inference_mode",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
+# How training began; any other way also changed the model's own weights.
+_INITIALISATIONS = (True, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which modules an adapter changes, and how strongly.
+
+    Attributes:
+        where: the file, for errors.
+        base_model: the model it was trained on, as the file says; "" where it does not.
+        targets, excluded: endings of module names, or one pattern for whole names.
+        layers: the layers it is limited to; None: all.
+        ranks, alphas: patterns of module names -> another value than ``rank`` and ``alpha``.
+    """
+
+    where: str
+    base_model: str
+    rank: int
+    alpha: float
+    rslora: bool
+    targets: str | tuple[str, ...]
+    excluded: str | tuple[str, ...]
+    layers: frozenset[int] | None
+    layers_patterns: tuple[str, ...]
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    _patterns: ModulePatterns = field(default_factory=ModulePatterns, repr=False, compare=False)
+
+    def targets_module(self, name: str, prefix: str, layer: int) -> bool:
+        """Whether the adapter changes the linear module ``name``, which is inside ``{prefix}.{layer}``."""
+        if self._listed("exclude_modules", self.excluded, name):
+            return False
+        if isinstance(self.targets, str) and self.targets.lower() == "all-linear":
+            return True
+        if not self._listed("target_modules", self.targets, name):
+            return False
+        if self.layers is None or name in self.targets:
+            return True
+        if self.layers_patterns and not any(
+            self._suffix_match("layers_pattern", pattern, prefix) for pattern in self.layers_patterns
+        ):
+            return False
+        return layer in self.layers
+
+    def module_rank(self, name: str) -> int:
+        """The rank of the module ``name``."""
+        pattern = self._first_match("rank_pattern", self.ranks, name)
+        return self.rank if pattern is None else self.ranks[pattern]
+
+    def module_scale(self, name: str) -> float:
+        """The factor on B A: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
+        rank = self.module_rank(name)
+        pattern = self._first_match("alpha_pattern", self.alphas, name)
+        alpha = self.alpha if pattern is None else self.alphas[pattern]
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def _listed(self, key: str, modules: str | tuple[str, ...], name: str) -> bool:
+        if isinstance(modules, tuple):
+            return any(name == module or name.endswith(f".{module}") for module in modules)
+        try:
+            return self._patterns.fullmatch(modules, name)
+        except PatternError as problem:
+            raise self._wrong_pattern(key, modules, problem) from None
+
+    def _first_match(self, key: str, patterns: Iterable[str], name: str) -> str | None:
+        return next((pattern for pattern in patterns if self._suffix_match(key, pattern, name)), None)
+
+    def _suffix_match(self, key: str, pattern: str, name: str) -> bool:
+        try:
+            return self._patterns.suffix_match(pattern, name)
+        except PatternError as problem:
+            raise self._wrong_pattern(key, pattern, problem) from None
+
+    def _wrong_pattern(self, key: str, pattern: str, problem: PatternError) -> ConfigError:
+        return ConfigError(
+            f"{self.where}: {key}: pattern {show(pattern)}: {problem}; list the modules' names instead"
+        )
+
+
+def read_adapter_config(folder: str) -> AdapterConfig:
+    """Reads ``folder/adapter_config.json``.
+
+    Raises :class:`ModelFileError` when the file is missing or cannot be read, :class:`ConfigError` naming the
+    key when it describes something that gemlet does not compute.
+    """
+    path = os.path.join(folder, CONFIG_FILE)
+    if not os.path.lexists(path):
+        raise ModelFileError(f"{path}: missing; expected the folder of a PEFT adapter")
+    raw = read_json_object(path, error=ConfigError)
+    keys = Keys({key: value for key, value in raw.items() if not _is_unset(value)}, path, "", _DEFAULTS)
+    if "peft_type" not in keys.raw:
+        raise keys.wrong("peft_type", "'LORA'")
+    keys.refuse_unknown(_IGNORED, _FIXED)
+    start = keys.get("init_lora_weights")
+    if not any(type(start) is type(known) and start == known for known in _INITIALISATIONS):
+        raise keys.wrong(
+            "init_lora_weights",
+            "true, 'gaussian', 'eva' or 'orthogonal': the others also change the model's own weights. PEFT's "
+            "save_pretrained(path_initial_model_for_weight_conversion=...) makes a plain adapter of it",
+        )
+    base_model = keys.get("base_model_name_or_path")
+    targets = _names_or_pattern(keys, "target_modules")
+    if not targets:
+        raise keys.wrong("target_modules", "the names of modules, or a pattern")
+    return AdapterConfig(
+        where=path,
+        base_model=base_model if isinstance(base_model, str) else "",
+        rank=keys.integer("r", _MAX_RANK),
+        alpha=keys.number("lora_alpha", -1e6, 1e6),
+        rslora=keys.flag("use_rslora"),
+        targets=targets,
+        excluded=_names_or_pattern(keys, "exclude_modules"),
+        layers=_layers(keys),
+        layers_patterns=_as_tuple(_names_or_pattern(keys, "layers_pattern")),
+        ranks=_pattern_values(keys, "rank_pattern", lambda inner, key: inner.integer(key, _MAX_RANK)),
+        alphas=_pattern_values(keys, "alpha_pattern", lambda inner, key: inner.number(key, -1e6, 1e6)),
+    )
+
+
+def _is_unset(value: object) -> bool:
+    return value is None or value is False or (isinstance(value, (dict, list)) and not value)
+
+
+def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _names_or_pattern(keys: Keys, key: str) -> str | tuple[str, ...]:
+    value = keys.get(key)
+    if value is None:
+        return ()
+    if isinstance(value, str) and value:
+        return value
+    if not isinstance(value, list) or len(value) > _MAX_ITEMS or not all(isinstance(v, str) for v in value):
+        raise keys.wrong(key, f"a string or a list of up to {_MAX_ITEMS} strings")
+    return tuple(value)
+
+
+def _layers(keys: Keys) -> frozenset[int] | None:
+    value = keys.get("layers_to_transform")
+    if value is None:
+        return None
+    layers = value if isinstance(value, list) else [value]
+    if len(layers) > _MAX_ITEMS or not all(type(layer) is int and 0 <= layer < 1 << 31 for layer in layers):
+        raise keys.wrong("layers_to_transform", "the number of a layer, or a list of them")
+    return frozenset(layers)
+
+
+def _pattern_values(keys: Keys, key: str, read: Any) -> dict[str, Any]:
+    values = keys.mapping(key)
+    if len(values) > _MAX_ITEMS:
+        raise keys.wrong(key, f"at most {_MAX_ITEMS} patterns")
+    inner = Keys(values, keys.where, f"{key}.")
+    return {pattern: read(inner, pattern) for pattern in values}

@@ -1,0 +1,149 @@
+"""The folder of cache entries: how an entry is made, locked, used and removed.
+
+An entry is a folder in ``$XDG_CACHE_HOME/gemlet/packed`` (``~/.cache/gemlet/packed``). It appears by
+renaming, whole or not at all, and leaves by unlinking, which a process that has it mapped does not notice.
+A lock file for each entry keeps two processes from making the same entry twice; one lock for all entries
+keeps them from evicting at the same time. The entries that were not used for the longest time leave first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+
+from gemlet.base.sizes import parse_memory
+from gemlet.errors import InvalidRequestError
+
+__all__ = ["cache_folder", "cache_limit"]
+
+_DEFAULT_LIMIT = "20GB"
+
+
+def cache_folder() -> str:
+    """Where the entries are; the folder may not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the specification's rule for an empty or a relative path
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "gemlet", "packed")
+
+
+def cache_limit() -> int:
+    """Bytes the cache may have, from ``GEMLET_CACHE_SIZE``: "0" for none, a number of bytes or text like
+    "5GB".
+
+    Raises :class:`InvalidRequestError` for what is no size.
+    """
+    text = os.environ.get("GEMLET_CACHE_SIZE", "").strip() or _DEFAULT_LIMIT
+    if text == "0":
+        return 0
+    try:
+        return parse_memory(text)
+    except InvalidRequestError:
+        raise InvalidRequestError(
+            f'GEMLET_CACHE_SIZE is {text!r}; expected bytes, or text like "5GB", or 0'
+        ) from None
+
+
+def keep_entry(name: str, write: Callable[[str], object]) -> None:
+    """Makes the small entry ``name``; not being able to is none to speak of: the weights' entry meets the
+    same, and warns."""
+    folder = cache_folder()
+    entry = os.path.join(folder, name)
+    with contextlib.suppress(OSError):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with locked(f"{entry}.lock"):
+            with new_entry(entry) as made:
+                write(made)
+            evict(folder, cache_limit())
+
+
+def mark_used(entry: str) -> None:
+    """Sets the time of the folder, by which the longest unused are found."""
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+
+
+@contextlib.contextmanager
+def new_entry(entry: str) -> Iterator[str]:
+    """A new folder, which takes the place of whatever is at ``entry`` when all has gone well. For who holds
+    the entry's lock."""
+    made = f"{entry}.tmp"
+    _remove(made)  # what a killed process left
+    os.mkdir(made, mode=0o700)
+    try:
+        yield made
+        _remove(entry)
+        os.rename(made, entry)
+    finally:
+        _remove(made)
+
+
+def _remove(path: str) -> None:
+    """Removes what is there, a folder, a file or a link, as far as that can be done."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def evict(folder: str, limit: int) -> None:
+    """Removes what killed processes left, and the longest unused entries until the rest is within ``limit``;
+    nothing whose lock is held, such as the entry that this process has just made."""
+    with locked(os.path.join(folder, "lock")):
+        entries: list[tuple[int, int, str]] = []
+        for name in os.listdir(folder):
+            path, lock = os.path.join(folder, name), os.path.join(folder, name.partition(".")[0] + ".lock")
+            if name.endswith((".tmp", ".lock")):
+                with locked(lock, wait=False) as free:
+                    if free and path != lock:  # which goes by itself
+                        _remove(path)
+            with contextlib.suppress(OSError):  # no folder, or gone meanwhile
+                size = sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(path))
+                entries.append((os.stat(path).st_mtime_ns, size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= limit:
+                break
+            if not path.endswith(".tmp"):
+                with locked(f"{path}.lock", wait=False) as free:
+                    if free:
+                        _remove(path)
+                        total -= size
+
+
+@contextlib.contextmanager
+def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
+    """While no other process is in here; False, and not alone, where one is and ``wait`` is not set. The lock
+    of a process ends with it, however it ends."""
+    descriptor = _lock(path, wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            os.close(descriptor)
+
+
+def _lock(path: str, wait: bool) -> int | None:
+    """The locked file ``path``, whose holder alone removes it; None if another has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        is_there = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who waited for a file that its holder has removed takes the new one, as all others do.
+            is_there = os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except BlockingIOError:
+            return None
+        except FileNotFoundError:
+            pass
+        finally:
+            if not is_there:
+                os.close(descriptor)
+        if is_there:
+            return descriptor

@@ -1,0 +1,70 @@
+"""Reading small files, and refusing links that lead out of a model's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+
+from gemlet.errors import ModelFileError
+
+__all__ = ["check_links", "no_waiting"]
+
+MAX_JSON_BYTES = 10 * 1024 * 1024
+
+
+def no_waiting(path: str, flags: int) -> int:
+    """An ``opener`` for :func:`open` that a FIFO cannot hang; a regular file is not affected."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """What is in the file ``path``. Raises :class:`ModelFileError` when it cannot be read or is larger than
+    ``max_bytes``.
+    """
+    where = os.fspath(path)
+    try:
+        with open(where, "rb", opener=no_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelFileError(f"{where}: not a regular file")
+            # One more than allowed, as it may grow; read() takes memory for all that it is asked.
+            data = file.read(status.st_size + 1) if status.st_size <= max_bytes else None
+    except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
+        if isinstance(problem, ModelFileError):
+            raise
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise ModelFileError(f"{where}: cannot be read: {reason}") from None
+    if data is None or len(data) > max_bytes:
+        raise ModelFileError(f"{where}: larger than {max_bytes} bytes; expected a small JSON file")
+    return data
+
+
+_READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")  # how the names of files that may be read end
+_MODULE = re.compile(r"\d+_")  # a folder in that of an embedding model
+
+
+def check_links(folder: str) -> None:
+    """Raises :class:`ModelFileError` if a file of ``folder`` is a link to somewhere else: what came in an
+    archive must not have this user's other files read. Links of the hub's cache lead to its ``blobs``, which
+    is inside; ``GEMLET_FOLLOW_LINKS=1`` says that links elsewhere are meant."""
+    if os.environ.get("GEMLET_FOLLOW_LINKS") == "1":
+        return
+    root = os.path.realpath(folder)
+    parent, above = os.path.split(os.path.dirname(root))
+    inside = os.path.join(parent if above == "snapshots" else root, "")
+    read = []
+    with contextlib.suppress(OSError):  # of a folder that cannot be read others speak
+        for name in os.listdir(folder):
+            if _MODULE.match(name) and os.path.isdir(os.path.join(folder, name)):
+                read += [name, *(os.path.join(name, file) for file in os.listdir(os.path.join(folder, name)))]
+            elif name.endswith(_READ):
+                read.append(name)
+    for name in read:
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not (target := os.path.realpath(path)).startswith(inside):
+            raise ModelFileError(
+                f"{path}: is a link out of its folder, to {target}; copy the file, or set "
+                "GEMLET_FOLLOW_LINKS=1 if you trust the folder"
+            )

@@ -1,0 +1,93 @@
+"""The keys of a JSON object, read one by one, each with a type and a range: :class:`Keys`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemlet.base.text import show
+from gemlet.errors import ConfigError
+
+__all__ = ["Keys"]
+
+MAX_END_IDS = 64
+
+
+class Keys:
+    """One JSON object with its place in the file: typed, range-checked reads whose errors name the key."""
+
+    def __init__(
+        self, raw: Mapping[str, Any], where: str, prefix: str, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        self.raw = raw
+        self.where = where
+        self.prefix = prefix
+        self.defaults = {} if defaults is None else defaults
+
+    def label(self, key: str) -> str:
+        return f"{self.where}: {self.prefix}{key}"
+
+    def wrong(self, key: str, expected: str) -> ConfigError:
+        got = f"is {show(self.get(key))}" if key in self.raw else "is missing"
+        return ConfigError(f"{self.label(key)} {got}; expected {expected}")
+
+    def get(self, key: str) -> Any:
+        return self.raw.get(key, self.defaults.get(key))
+
+    def refuse_unknown(self, ignored: frozenset[str], fixed: Mapping[str, tuple[Any, ...]]) -> None:
+        """An error for a key neither read nor ignored, and for one of ``fixed`` with another value."""
+        for key, value in self.raw.items():
+            if key in fixed:
+                # type() too: 0 == False and 1.0 == 1 in Python
+                if not any(type(value) is type(choice) and value == choice for choice in fixed[key]):
+                    supported = " or ".join(show(c) for c in fixed[key])
+                    raise self.wrong(key, f"{supported} (gemlet supports nothing else)")
+            elif key not in self.defaults and key not in ignored:
+                raise ConfigError(
+                    f"{self.where}: unknown key {show(self.prefix + key)} (value {show(value)}); expected "
+                    "only keys gemlet knows, because any other may change what the model computes"
+                )
+
+    def integer(self, key: str, limit: int, low: int = 1) -> int:
+        value = self.get(key)
+        if type(value) is not int or not low <= value <= limit:
+            raise self.wrong(key, f"an integer from {low} to {limit}")
+        return value
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self.get(key)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self.wrong(key, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def cap(self, key: str) -> float:
+        """A soft cap; 0.0 for null, which means none."""
+        return 0.0 if self.get(key) is None else self.number(key, 1e-3, 1e6)
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if value is not True and value is not False:
+            raise self.wrong(key, "true or false")
+        return value
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        value = self.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.wrong(key, "an object or null")
+        return value
+
+    def token_id(self, key: str, vocab_size: int) -> int | None:
+        value = self.get(key)
+        if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
+            raise self.wrong(key, f"a token id from 0 to {vocab_size - 1}, or null")
+        return value
+
+    def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        """One id, a list of ids, or null for none."""
+        value = self.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if len(ids) > MAX_END_IDS or any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
+            raise self.wrong(key, f"up to {MAX_END_IDS} token ids from 0 to {vocab_size - 1}")
+        return tuple(ids)

@@ -1,0 +1,75 @@
+"""Reading JSON from files that nobody vouches for: size limit, strict UTF-8, no duplicate keys, no NaN,
+bounded nesting.
+
+``json.loads`` alone keeps the last of two equal keys, accepts ``NaN`` and ``Infinity``, and lets deep
+nesting end in a ``RecursionError``. Each of these is an error here. The caller chooses its type; it names
+the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from gemlet.base.files import MAX_JSON_BYTES, read_file
+from gemlet.base.text import show
+from gemlet.errors import GemletError
+
+__all__ = ["parse_json_object", "read_json_list", "read_json_object"]
+
+
+def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> dict[str, Any]:
+    """The JSON object in ``data``; ``error`` naming ``where`` for anything else.
+
+    >>> from gemlet.errors import ModelFileError
+    >>> parse_json_object(b'{"a": 1}', where="config.json", error=ModelFileError)
+    {'a': 1}
+    """
+    value = _parse_json(data, where=where, error=error)
+    if not isinstance(value, dict):
+        raise error(f"{where}: holds a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise error(f"{where}: the key {show(key)} appears twice; expected each key once")
+            seen[key] = value
+        return seen
+
+    def no_constant(name: str) -> Any:
+        raise error(f"{where}: holds {name}, which is not JSON; expected a finite number")
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+    except RecursionError:
+        raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{where}: not UTF-8 at byte {problem.start}; expected JSON text in UTF-8") from None
+    except ValueError as problem:  # JSONDecodeError, and the interpreter's limit on the digits of an integer
+        raise error(f"{where}: not valid JSON: {problem}") from None
+
+
+def read_json_object(
+    path: str | os.PathLike[str], *, error: type[GemletError], max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in the file ``path``.
+
+    Raises :class:`ModelFileError` when the file cannot be read or is larger than ``max_bytes``, ``error``
+    when what it holds is not a JSON object.
+    """
+    where = os.fspath(path)
+    return parse_json_object(read_file(where, max_bytes), where=where, error=error)
+
+
+def read_json_list(path: str | os.PathLike[str], *, error: type[GemletError]) -> list[Any]:
+    """The JSON list in the file ``path``; raises as :func:`read_json_object` does."""
+    where = os.fspath(path)
+    value = _parse_json(read_file(where, MAX_JSON_BYTES), where=where, error=error)
+    if not isinstance(value, list):
+        raise error(f"{where}: holds a JSON {type(value).__name__}; expected a list")
+    return value

@@ -1,0 +1,29 @@
+"""Python values as short text for error messages."""
+
+from __future__ import annotations
+
+import reprlib
+
+__all__ = ["show", "show_argument"]
+
+
+def show(value: object, limit: int = 80) -> str:
+    """``repr(value)``, cut to about ``limit`` characters: what a file says enters messages escaped and short.
+
+    >>> show("a" * 100, limit=12)
+    "'aaa...aaaa'"
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = limit
+    short.maxlevel = 3
+    text = short.repr(value)
+    return text if len(text) <= 2 * limit else text[: 2 * limit] + "..."
+
+
+def show_argument(value: object) -> str:
+    """``repr(value)``, cut short, for error messages; survives objects that cannot be shown."""
+    try:
+        text = repr(value)
+    except Exception:  # a foreign __repr__ may raise anything (so may an integer of a million digits)
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else text[:77] + "..."

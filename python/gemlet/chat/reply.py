@@ -1,0 +1,308 @@
+"""From the text and the markers of a reply to its answer, reasoning and tool calls, while they arrive.
+
+A reply of Gemma 4 is text with structure in control tokens::
+
+    <|channel>thought
+    {reasoning}
+    <channel|>{text}<|tool_call>call:NAME{...}<tool_call|>
+
+:class:`ReplyParser` is the state machine; it is fed ordinary text and markers. What feeds it from token ids
+or from text is in :mod:`gemlet.chat.reply_readers`.
+
+However a reply is cut into pieces, the events add up to the same (:func:`collect`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
+
+__all__ = [
+    "GEMMA4_MARKERS",
+    "Content",
+    "MalformedToolCall",
+    "Reasoning",
+    "Reply",
+    "ReplyEvent",
+    "ReplyParser",
+    "ToolCall",
+    "collect",
+]
+
+
+@dataclass(frozen=True)
+class Content:
+    """A piece of the answer's text.
+
+    >>> from gemlet.chat import TextReplyParser
+    >>> TextReplyParser().push("Yes.")
+    [Content(text='Yes.')]
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of what the model thought before it answered.
+
+    >>> from gemlet.chat import TextReplyParser
+    >>> TextReplyParser().push("<|channel>thought\\nHm.")
+    [Reasoning(text='Hm.')]
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool, complete.
+
+    Attributes:
+        name: the function.
+        arguments: a JSON object.
+
+    >>> from gemlet.chat import TextReplyParser
+    >>> TextReplyParser().push("<|tool_call>call:now{zone:2}<tool_call|>")
+    [ToolCall(name='now', arguments={'zone': 2})]
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MalformedToolCall:
+    """A call of a tool that cannot be read, or was cut off.
+
+    Attributes:
+        raw: what the model wrote between the markers of the call.
+        problem: what is wrong with it.
+
+    >>> from gemlet.chat import TextReplyParser
+    >>> TextReplyParser().push("<|tool_call>call:now{zone:<tool_call|>")[0].raw
+    'call:now{zone:'
+    """
+
+    raw: str
+    problem: str
+
+
+ReplyEvent = Content | Reasoning | ToolCall | MalformedToolCall
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole reply; see :func:`collect`.
+
+    >>> Reply("Yes.", reasoning="Hm.").content
+    'Yes.'
+    """
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    malformed: list[MalformedToolCall] = field(default_factory=list)
+
+
+def collect(events: Iterable[ReplyEvent]) -> Reply:
+    """The events of a reply put together.
+
+    >>> collect([Reasoning("Hm"), Reasoning("m."), Content("Yes.")])
+    Reply(content='Yes.', reasoning='Hmm.', tool_calls=[], malformed=[])
+    """
+    events = list(events)
+    return Reply(
+        "".join(event.text for event in events if isinstance(event, Content)),
+        "".join(event.text for event in events if isinstance(event, Reasoning)),
+        [event for event in events if isinstance(event, ToolCall)],
+        [event for event in events if isinstance(event, MalformedToolCall)],
+    )
+
+
+# --- the state machine --------------------------------------------------------------------------------------
+
+# What a control token does, by its name. One that is not listed does nothing.
+GEMMA4_MARKERS: Mapping[str, str] = {
+    "<|turn>": "turn_start",
+    "<turn|>": "turn_end",
+    "<eos>": "turn_end",
+    "<|channel>": "thought_start",
+    "<channel|>": "thought_end",
+    "<|tool_call>": "call_start",
+    "<tool_call|>": "call_end",
+    "<|tool_response>": "result_start",
+    "<tool_response|>": "result_end",
+    '<|"|>': "quote",
+    **dict.fromkeys(("<pad>", "<bos>", "<|think|>", "<|tool>", "<tool|>"), "nothing"),
+}
+
+_State = Literal[
+    "header",  # behind <|turn>: the role, up to the end of the line
+    "content",
+    "channel",  # behind <|channel>: the channel's name, up to the end of the line
+    "thought",
+    "call",
+    "result",  # a tool's result, which is the host's to write; not shown
+    "between",  # the prompt has closed the last turn
+    "over",  # the model's turn has ended, or another's begun; whatever follows is not part of the reply
+]
+_CHANNEL = "thought"
+
+
+class ReplyParser:
+    """The state machine: :meth:`text` and :meth:`marker` as they come, :meth:`finish` at the end.
+
+    What comes before :meth:`begin` is the prompt.
+
+    Args:
+        markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
+        thought_end: what the format puts between a thought and its end; not part of the reasoning.
+
+    >>> parser = ReplyParser(GEMMA4_MARKERS)
+    >>> parser.begin()
+    >>> parser.text("Let me see.")
+    [Content(text='Let me see.')]
+    >>> parser.marker("<|tool_call>"), parser.text("call:now{zone:2}"), parser.marker("<tool_call|>")
+    ([], [], [ToolCall(name='now', arguments={'zone': 2})])
+    """
+
+    def __init__(self, markers: Mapping[str, str], *, thought_end: str = "\n") -> None:
+        self._markers = markers
+        self._thought_end = thought_end
+        self._state: _State = "content"
+        self._after_turn: _State = "between"  # as long as the prompt is read, and "over" in the reply
+        self._line = ""  # of a header or the name of a channel
+        self._held = ""  # may turn out to be thought_end
+        self._call: list[str] = []
+
+    def begin(self) -> None:
+        """What came so far was the prompt: its events are forgotten, its state is kept."""
+        self._held = ""
+        self._after_turn = "over"
+        if self._state == "over":
+            self._state = "between"
+        elif self._state == "header":
+            self._line = ""
+
+    def text(self, text: str) -> list[ReplyEvent]:
+        """Ordinary text; markers written in it are text."""
+        if not text:
+            return []
+        if self._state == "content":
+            return [Content(text)]
+        if self._state == "thought":
+            return self._think(text)
+        if self._state == "call":
+            self._call.append(text.replace(QUOTE_SIGN, "\ufffd"))
+        elif self._state in ("header", "channel"):
+            return self._read_line(text)
+        elif self._state == "between" and (text := text.lstrip()):
+            self._state = "content"
+            return [Content(text)]
+        return []
+
+    def marker(self, name: str) -> list[ReplyEvent]:
+        """A control token."""
+        kind = self._markers.get(name)
+        if self._state == "over":
+            if kind == "turn_end":
+                self._state = self._after_turn
+            return []
+        if self._state == "call":
+            if kind == "quote":
+                self._call.append(QUOTE_SIGN)
+                return []
+            if kind in (None, "nothing", "thought_end", "result_end"):
+                self._call.append(name)  # text of an argument, most likely
+                return []
+            events = self._end_call(complete=True)
+            return events if kind == "call_end" else events + self.marker(name)
+        if kind in (None, "nothing", "quote", "call_end"):
+            return []
+        if kind == "thought_end":
+            return self._end_thought()
+        if kind == "result_end":
+            self._state = "content" if self._state == "result" else self._state
+            return []
+        events = self._end_thought()
+        starts: dict[str, _State] = {
+            "turn_start": "header",
+            "turn_end": self._after_turn,
+            "thought_start": "channel",
+            "call_start": "call",
+            "result_start": "result",
+        }
+        self._state = starts[str(kind)]
+        self._line = ""
+        return events
+
+    def finish(self) -> list[ReplyEvent]:
+        """The end of the stream: what was held back, and a call that was cut off.
+
+        >>> parser = ReplyParser(GEMMA4_MARKERS)
+        >>> parser.marker("<|tool_call>"), parser.text("call:now{zone:")
+        ([], [])
+        >>> parser.finish()[0].raw
+        'call:now{zone:'
+        """
+        if self._state == "call":
+            return self._end_call(complete=False)
+        held = self._held
+        if self._state == "channel" and not _CHANNEL.startswith(self._line):
+            held = self._line
+        return [Reasoning(held)] if held else []
+
+    def _think(self, text: str) -> list[ReplyEvent]:
+        text, self._held = self._held + text, ""
+        if self._thought_end and text.endswith(self._thought_end):
+            self._held = self._thought_end
+            text = text[: -len(self._thought_end)]
+        return [Reasoning(text)] if text else []
+
+    def _end_thought(self) -> list[ReplyEvent]:
+        """Leaves a thought, if there is one; its last line break is the format's."""
+        events: list[ReplyEvent] = []
+        if self._state == "channel" and self._line not in ("", _CHANNEL):
+            events = [Reasoning(self._line)]
+        if self._state in ("channel", "thought", "between"):
+            self._state = "content"
+        self._held = self._line = ""
+        return events
+
+    def _read_line(self, text: str) -> list[ReplyEvent]:
+        """The line behind ``<|turn>`` or ``<|channel>``."""
+        if self._state == "channel":
+            self._line += text
+            start = _CHANNEL + "\n"
+            if self._line.startswith(start):
+                line, self._line = self._line[len(start) :], ""
+            elif start.startswith(self._line):
+                return []
+            else:  # a thought without the channel's name
+                line, self._line = self._line, ""
+            self._state = "thought"
+            return self._think(line) if line else []
+        role, newline, rest = text.partition("\n")
+        self._line += role
+        if not newline:
+            return []
+        # A turn the model opens for somebody else is none of its reply.
+        self._state = "content" if self._line.strip() in ("", "model") else "over"
+        self._line = ""
+        return self.text(rest)
+
+    def _end_call(self, *, complete: bool) -> list[ReplyEvent]:
+        raw = "".join(self._call)
+        self._call.clear()
+        self._state = "content"
+        try:
+            name, arguments = parse_call(raw)
+        except MalformedCallError as problem:
+            reason = str(problem) if complete else f"the reply ended within the call: {problem}"
+            quote = next((name for name, kind in self._markers.items() if kind == "quote"), "")
+            return [MalformedToolCall(raw.replace(QUOTE_SIGN, quote), reason)]
+        return [ToolCall(name, arguments)]

@@ -1,0 +1,128 @@
+"""What feeds the parser of replies: :class:`TokenReplyParser` from token ids, and :class:`TextReplyParser`
+from text in which the control tokens are written out.
+
+Both begin where the prompt ends, by reading the prompt's last turn first: a prompt may end inside a thought
+it has opened, behind an empty thought, behind the result of a tool, or inside a call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from gemlet.chat.reply import GEMMA4_MARKERS, ReplyEvent, ReplyParser
+from gemlet.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["TextReplyParser", "TokenReplyParser"]
+
+
+# --- in front of it -----------------------------------------------------------------------------------------
+
+
+class TokenReplyParser:
+    """Reads a reply's token ids. Only control tokens have a meaning: a reply that spells one is text.
+
+    Args:
+        tokenizer: the model's.
+        markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
+        prompt_ids: the prompt; from its last turn on it is read to find the state in which the reply begins.
+        thought_end: see :class:`ReplyParser`.
+
+    >>> import gemlet
+    >>> from gemlet.chat import GEMMA, collect
+    >>> tokenizer = gemlet.load().tokenizer
+    >>> prompt = GEMMA.encode_chat(tokenizer, [{"role": "user", "content": "Who is there?"}])
+    >>> parser = GEMMA.reply_parser(tokenizer, prompt)
+    >>> reply = tokenizer.encode("Nobody.<end_of_turn>", add_bos=False)
+    >>> collect(parser.push(reply) + parser.finish()).content
+    'Nobody.'
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        markers: Mapping[str, str],
+        prompt_ids: Sequence[int] = (),
+        *,
+        thought_end: str = "\n",
+    ) -> None:
+        self._parser = ReplyParser(markers, thought_end=thought_end)
+        self._control = tokenizer.control_ids
+        self._name = tokenizer.id_to_piece
+        self._decoder = tokenizer.stream_decoder()
+        turns = [tokenizer.token_id(name) for name, kind in markers.items() if kind == "turn_start"]
+        start = next((i for i in range(len(prompt_ids) - 1, -1, -1) if prompt_ids[i] in turns), 0)
+        self.push(prompt_ids[start:])
+        self._decoder.finish()
+        self._parser.begin()
+
+    def push(self, ids: Iterable[int]) -> list[ReplyEvent]:
+        """The events that ``ids``, the next tokens of the reply, make certain.
+
+        Raises:
+            InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
+        """
+        events: list[ReplyEvent] = []
+        for token_id in ids:
+            if token_id in self._control:
+                events += self._parser.text(self._decoder.finish())
+                events += self._parser.marker(self._name(token_id))
+            else:
+                events += self._parser.text(self._decoder.push(token_id))
+        return events
+
+    def finish(self) -> list[ReplyEvent]:
+        """The end of the reply: the events that were held back."""
+        return self._parser.text(self._decoder.finish()) + self._parser.finish()
+
+
+class TextReplyParser:
+    """Reads a reply's text with the control tokens written out, as ``decode(ids, skip_control=False)`` has
+    it. A reply that spells a control token in ordinary text cannot be told from one that has it; token ids
+    can.
+
+    Args:
+        markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
+        prompt: the prompt's text in the same form.
+        thought_end: see :class:`ReplyParser`.
+
+    >>> parser = TextReplyParser(GEMMA4_MARKERS, "<|turn>model\\n<|channel>thought\\n")
+    >>> parser.push("Easy.\\n<chan") + parser.push("nel|>4") + parser.finish()
+    [Reasoning(text='Easy.'), Content(text='4')]
+    """
+
+    def __init__(
+        self, markers: Mapping[str, str] = GEMMA4_MARKERS, prompt: str = "", *, thought_end: str = "\n"
+    ) -> None:
+        self._parser = ReplyParser(markers, thought_end=thought_end)
+        self._pattern = re.compile("|".join(re.escape(name) for name in markers))
+        self._beginnings = {name[:n] for name in markers for n in range(1, len(name))}
+        self._longest = max(map(len, markers))
+        self._pending = ""
+        starts = [prompt.rfind(name) for name, kind in markers.items() if kind == "turn_start"]
+        self.push(prompt[max(0, *starts) :])
+        self._parser.text(self._take_pending())
+        self._parser.begin()
+
+    def push(self, text: str) -> list[ReplyEvent]:
+        """The events that ``text`` makes certain; the possible beginning of a marker is held back."""
+        text = self._pending + text
+        events: list[ReplyEvent] = []
+        start = 0
+        for match in self._pattern.finditer(text):
+            events += self._parser.text(text[start : match.start()])
+            events += self._parser.marker(match[0])
+            start = match.end()
+        keep = max(start, len(text) - self._longest + 1)
+        while keep < len(text) and text[keep:] not in self._beginnings:
+            keep += 1
+        self._pending = text[keep:]
+        return events + self._parser.text(text[start:keep])
+
+    def finish(self) -> list[ReplyEvent]:
+        """The end of the reply: the events that were held back."""
+        return self._parser.text(self._take_pending()) + self._parser.finish()
+
+    def _take_pending(self) -> str:
+        pending, self._pending = self._pending, ""
+        return pending

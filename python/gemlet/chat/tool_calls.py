@@ -1,0 +1,154 @@
+"""Reading Gemma 4's notation of a tool call: ``call:NAME{key:value,...}``.
+
+It is JSON with bare keys and strings between two quote tokens, in which nothing is escaped. What models write
+beside it and can only mean one thing is taken as well: white space, strings and keys in JSON's own quotes,
+a comma before a closing bracket, ``None``, ``True`` and ``False``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from gemlet.base.text import show
+
+__all__ = ["MAX_DEPTH", "QUOTE_SIGN", "MalformedCallError", "parse_call"]
+
+QUOTE_SIGN = "\ud800"  # stands for the quote token: half a surrogate pair, which no decoded text contains
+MAX_DEPTH = 100  # of objects and lists within each other; much deeper ones would end in a RecursionError
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_HEAD = re.compile(r"[ \t\r\n]*call:([^{}]+)\{")
+_QUOTED = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BARE = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
+
+
+class MalformedCallError(ValueError):
+    """A call that cannot be read; the message says why."""
+
+
+def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
+    """``(name, arguments)`` of a call; the quote token is written :data:`QUOTE_SIGN`.
+
+    Of two equal keys the last counts, as in JSON.
+
+    Raises:
+        MalformedCallError: it is no call, or its arguments are not complete and well-formed.
+
+    >>> parse_call(f"call:weather{{city:{QUOTE_SIGN}Oslo{QUOTE_SIGN},days:[1,2]}}")
+    ('weather', {'city': 'Oslo', 'days': [1, 2]})
+    """
+    head = _HEAD.match(raw)
+    name = head[1].strip() if head else ""
+    if head is None or not name:
+        raise MalformedCallError(f"begins with {show(raw[:40])}; expected call:NAME{{")
+    reader = _Reader(raw, head.end())
+    arguments = reader.members(1)
+    reader.skip_space()
+    if reader.at < len(raw):
+        raise reader.wrong("the end of the call")
+    return name, arguments
+
+
+class _Reader:
+    def __init__(self, raw: str, at: int) -> None:
+        self._raw = raw
+        self.at = at
+
+    def wrong(self, expected: str) -> MalformedCallError:
+        rest = self._raw[self.at : self.at + 40].replace(QUOTE_SIGN, '<|"|>')
+        found = show(rest) if rest else "the end"
+        return MalformedCallError(f"character {self.at} is {found}; expected {expected}")
+
+    def skip_space(self) -> None:
+        match = _SPACE.match(self._raw, self.at)
+        self.at = match.end() if match else self.at
+
+    def _take(self, character: str) -> bool:
+        self.skip_space()
+        if not self._raw.startswith(character, self.at):
+            return False
+        self.at += 1
+        return True
+
+    def members(self, depth: int) -> dict[str, Any]:
+        """``key:value,...}``, behind the opening brace."""
+        if depth > MAX_DEPTH:
+            raise self.wrong(f"at most {MAX_DEPTH} levels")
+        found: dict[str, Any] = {}
+        while not self._take("}"):
+            key = self._key()
+            if not self._take(":"):
+                raise self.wrong("a colon")
+            found[key] = self._value(depth)
+            if not self._take(",") and not self._raw.startswith("}", self.at):
+                raise self.wrong("a comma or }")
+        return found
+
+    def _items(self, depth: int) -> list[Any]:
+        if depth > MAX_DEPTH:
+            raise self.wrong(f"at most {MAX_DEPTH} levels")
+        found: list[Any] = []
+        while not self._take("]"):
+            found.append(self._value(depth))
+            if not self._take(",") and not self._raw.startswith("]", self.at):
+                raise self.wrong("a comma or ]")
+        return found
+
+    def _string(self) -> str | None:
+        """A string in quote tokens or in JSON's quotes; None where there is none."""
+        self.skip_space()
+        if match := _QUOTED.match(self._raw, self.at):
+            self.at = match.end()
+            return match[1]
+        if match := _JSON_STRING.match(self._raw, self.at):
+            try:
+                text = json.loads(match[0].replace(QUOTE_SIGN, '<|"|>'), strict=False)
+            except ValueError:
+                raise self.wrong("a string") from None
+            self.at = match.end()
+            return str(text).encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
+        if self._raw.startswith((QUOTE_SIGN, '"'), self.at):
+            raise self.wrong("a string with its closing quote")
+        return None
+
+    def _key(self) -> str:
+        text = self._string()
+        if text is not None:
+            return text
+        match = _BARE.match(self._raw, self.at)
+        if match is None or not match[0].strip():
+            raise self.wrong("a key")
+        self.at = match.end()
+        return match[0].strip()
+
+    def _value(self, depth: int) -> Any:
+        text = self._string()
+        if text is not None:
+            return text
+        if self._take("{"):
+            return self.members(depth + 1)
+        if self._take("["):
+            return self._items(depth + 1)
+        match = _BARE.match(self._raw, self.at)
+        word = match[0].strip() if match else ""
+        if match is None or not (word in _WORDS or _NUMBER.fullmatch(word)):
+            raise self.wrong("a value: a string in quotes, a number, true, false, null, { or [")
+        value = _WORDS[word] if word in _WORDS else self._number(word)
+        self.at = match.end()
+        return value
+
+    def _number(self, word: str) -> int | float:
+        parts = _NUMBER.fullmatch(word)
+        try:
+            value = int(word) if parts is not None and parts[1] is None and parts[2] is None else float(word)
+        except ValueError:  # Python's limit on the digits of an integer
+            raise self.wrong("a number of fewer digits") from None
+        if not math.isfinite(value):
+            raise self.wrong("a finite number")
+        return value

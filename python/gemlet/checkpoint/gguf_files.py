@@ -1,0 +1,144 @@
+"""The tensors of a GGUF model, in one file or in several, with the interface of a safetensors folder's."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import GGUFFile, parse_gguf
+from gemlet.checkpoint.tensor_files import MAX_SHARDS, TensorFiles, TensorInfo
+from gemlet.errors import ModelFileError, TensorError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "model_files", "split_names"]
+
+BLOCK_TYPES = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+)
+# GGML's name of a type -> (the core's name, NumPy type of the array).
+_READABLE = {
+    "F32": ("f32", "<f4"),
+    "BF16": ("bf16", "<u2"),
+    "F16": ("f16", "<u2"),
+    **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
+}
+_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+class GGUFCheckpoint(TensorFiles):
+    """The tensors of the GGUF file ``path``, or of all files of the split that it belongs to.
+
+    Opening reads the directories and no weights. Raises :class:`ModelFileError` for a file that is missing,
+    cut short or lies about itself, and for files that are not parts of the same split.
+
+    Attributes:
+        gguf: what the (first) file says about itself.
+    """
+
+    _readable = _READABLE
+    _expected = ", ".join(_READABLE)
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        folder, name = os.path.split(os.fspath(path))
+        super().__init__(folder)
+        names = split_names(folder, name)
+        tensors: dict[str, TensorInfo] = {}
+        try:
+            for number, file in enumerate(names):
+                if len(names) > 1 and not os.path.lexists(self.path(file)):
+                    raise ModelFileError(
+                        f"{self.path(file)}: missing; the model is split into {len(names)} files"
+                    )
+                handle, _, _ = self._open_file(file)
+                part = parse_gguf(self.path(file), handle.fileno())
+                self._check_part(part, number, names)
+                if number == 0:
+                    self.gguf = part
+                for info in part.tensors.values():
+                    if info.name in tensors:
+                        raise ModelFileError(
+                            f"{part.path}: tensor {show(info.name)} is also in {tensors[info.name].file}; "
+                            "expected each tensor once"
+                        )
+                    tensors[info.name] = TensorInfo(
+                        info.name, file, info.type, info.shape, info.offset, info.nbytes
+                    )
+            total = self.gguf.get("split.tensors.count", int, len(tensors))
+            if total != len(tensors):
+                raise ModelFileError(
+                    f"{self.gguf.path}: split.tensors.count is {total}; the {len(names)} files hold "
+                    f"{len(tensors)} tensors"
+                )
+        except BaseException:
+            self.close()
+            raise
+        self.tensors = MappingProxyType(tensors)
+
+    def head(self) -> bytes:
+        """All that the (first) file says before its tensors' data."""
+        file = os.path.basename(self.gguf.path)
+        return self.read_bytes(file, 0, min(self.gguf.data_offset, os.fstat(self.descriptor(file)).st_size))
+
+    def read_vector(self, name: str) -> NDArray[Any] | None:
+        """The values of a tensor that has to be a vector of F32; None where there is none of this name."""
+        info = self.tensors.get(name)
+        if info is None:
+            return None
+        if info.dtype != "F32" or len(info.shape) != 1:
+            got = f"{info.dtype} {list(info.shape)}"
+            raise TensorError(
+                f"{self.path(info.file)}: tensor {show(name)} is {got}; expected a vector of F32"
+            )
+        return self.read(name)[0]
+
+    def _check_part(self, part: GGUFFile, number: int, names: list[str]) -> None:
+        expected: dict[str, Any] = {"split.count": len(names), "split.no": number}
+        for key, value in expected.items():
+            # A file that was never split may say that it is the only part, or say nothing.
+            got = part.get(key, int, value if len(names) == 1 else -1)
+            if got != value and not (len(names) == 1 and key == "split.count" and got == 0):
+                says = "is missing" if got == -1 else f"is {got}"
+                raise ModelFileError(
+                    f"{part.path}: {key} {says}; expected {value}. The parts of a split model are named "
+                    "NAME-00001-of-0000N.gguf and lie in one folder"
+                )
+
+
+def model_files(names: Iterable[str]) -> list[str]:
+    """Those of the files ``names`` that are models, of a split one its first part: other GGUF files are for
+    images or say what mattered to a quantization.
+
+    >>> model_files(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "mmproj-f16.gguf", "README.md"])
+    ['b-00001-of-00002.gguf']
+    """
+    found = []
+    for name in sorted(names):
+        file = name.rpartition("/")[2].lower()
+        match = _SPLIT_NAME.fullmatch(file)
+        other = file.startswith("mmproj") or "imatrix" in file or (match is not None and int(match[2]) != 1)
+        if file.endswith(".gguf") and not other:
+            found.append(name)
+    return found
+
+
+def split_names(folder: str, name: str) -> list[str]:
+    """All files of the split that the file belongs to, by its name; the file alone if it does to none. Raises
+    :class:`ModelFileError` for a number that no part has.
+    """
+    match = _SPLIT_NAME.fullmatch(name)
+    if match is None:
+        return [name]
+    count = int(match[3])
+    if not 1 <= int(match[2]) <= count <= MAX_SHARDS:
+        raise ModelFileError(
+            f"{os.path.join(folder, name)}: is named as part {int(match[2])} of {count}; expected 1 to the "
+            f"number of parts, at most {MAX_SHARDS}"
+        )
+    return [f"{match[1]}-{number + 1:05}-of-{match[3]}.gguf" for number in range(count)]

@@ -1,0 +1,254 @@
+"""The safetensors files of a Hugging Face folder, single or sharded, read without trusting them.
+
+A safetensors file is: the header's length N (8 bytes, little-endian), N bytes of JSON ``{name: {"dtype",
+"shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}``, then the data, which the tensors must
+cover exactly: no overlap, no hole, nothing after the last one (the specification's rule; it leaves no room
+to hide a second file in). A sharded folder adds ``model.safetensors.index.json`` with ``{"weight_map":
+{name: file}}``; every tensor must be in the one file the index names, and in no other.
+
+Symbolic links are followed: the Hugging Face cache is made of them (``snapshots/REV/model.safetensors``
+leads to ``../../blobs/SHA``), and only someone who can write to the folder can plant one. What the
+*content* of an index may name is narrower: a plain file name in the same folder, no path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from gemlet.base.strict_json import parse_json_object, read_json_object
+from gemlet.base.text import show
+from gemlet.checkpoint.tensor_files import MAX_SHARDS, TensorFiles, TensorInfo
+from gemlet.errors import ModelFileError, TensorError
+
+__all__ = ["Checkpoint"]
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+MAX_HEADER_BYTES = 10_000_000  # parsing may take 25 times as much memory
+MAX_TENSORS = 1 << 16
+
+MAX_RANK = 8
+
+# dtype -> bits per element. gemlet reads three of them; the others may stand in tensors it does not use.
+_DTYPE_BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+# dtype -> (name the core uses, NumPy type of the array; bf16 and f16 travel as their bits)
+_READABLE = {"F32": ("f32", "<f4"), "BF16": ("bf16", "<u2"), "F16": ("f16", "<u2")}
+
+
+class Checkpoint(TensorFiles):
+    """The tensors of a Hugging Face folder. A context manager; ``close()`` closes the files.
+
+    Opening checks every header in full and reads no weights. ``file`` is looked for first, then the index of
+    a sharded model. Raises :class:`ModelFileError` for a missing, truncated or lying file,
+    :class:`TensorError` for a tensor whose description is impossible.
+
+    >>> from pathlib import Path
+    >>> import gemlet
+    >>> with Checkpoint(Path(gemlet.__file__).parent / "demo") as checkpoint:
+    ...     array, dtype = checkpoint.read("model.norm.weight")
+    """
+
+    _readable = _READABLE
+    _expected = "F32, BF16 or F16"
+
+    def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
+        super().__init__(os.fspath(folder))
+        self.metadata: dict[str, str] = {}  # of all files
+        tensors: dict[str, TensorInfo] = {}
+        try:
+            weight_map = self._weight_map(file)
+            for part in sorted(set(weight_map.values())) if weight_map is not None else [file]:
+                for info in self._open(part):
+                    self._place(info, weight_map, tensors)
+            for name, part in (weight_map or {}).items():
+                if name not in tensors:
+                    raise ModelFileError(
+                        f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(part)}, "
+                        "which does not hold it"
+                    )
+        except BaseException:
+            self.close()
+            raise
+        self.tensors = MappingProxyType(tensors)
+
+    def add_folder(self, name: str) -> None:
+        """Opens the ``model.safetensors`` in the folder ``name`` of this one as well, whose tensors are then
+        called "name/tensor". Raises as opening does."""
+        tensors = dict(self.tensors)
+        for info in self._open(f"{name}/{SINGLE_FILE}"):
+            self._place(replace(info, name=f"{name}/{info.name}"), None, tensors)
+        self.tensors = MappingProxyType(tensors)
+
+    def _weight_map(self, file: str) -> dict[str, str] | None:
+        """tensor -> shard of the index file; None where the folder holds the single ``file``."""
+        if os.path.lexists(self.path(file)):
+            return None
+        path = self.path(INDEX_FILE)
+        if not os.path.lexists(path):
+            raise ModelFileError(
+                f"{self.folder}: holds no weights that gemlet reads; expected {SINGLE_FILE}, or {INDEX_FILE} "
+                "with its shards (PyTorch .bin files must be saved again as safetensors)"
+            )
+        raw = read_json_object(path, error=ModelFileError)
+        weight_map = raw.get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelFileError(f"{path}: weight_map is {show(weight_map)}; expected tensor -> file")
+        for name, part in weight_map.items():
+            if not _is_plain_name(part):
+                raise ModelFileError(
+                    f"{path}: weight_map puts tensor {show(name)} in {show(part)}; expected the plain name "
+                    "of a .safetensors file in the same folder"
+                )
+        if len(set(weight_map.values())) > MAX_SHARDS:
+            raise ModelFileError(f"{path}: names more than {MAX_SHARDS} files; expected fewer shards")
+        return weight_map
+
+    def _open(self, file: str) -> list[TensorInfo]:
+        path = self.path(file)
+        _, size, _ = self._open_file(file)
+        if size < 8:
+            raise ModelFileError(f"{path}: has {size} bytes; a safetensors file has at least 8")
+        start = self.read_bytes(file, 0, 8)
+        if start == b"version ":
+            raise ModelFileError(
+                f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+            )
+        length = int.from_bytes(start, "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise ModelFileError(
+                f"{path}: says its header has {length} bytes; the file has {size} bytes in all "
+                f"and a header at most {MAX_HEADER_BYTES}. It is cut short or not a safetensors file"
+            )
+        text = self.read_bytes(file, 8, length)
+        if text[:1] != b"{":
+            raise ModelFileError(f"{path}: its header begins with {text[:1]!r}; expected a JSON object")
+        header = parse_json_object(text, where=f"{path} (header)", error=ModelFileError)
+        infos = _parse_header(header, path=path, file=file, data_begin=8 + length, data_end=size)
+        self.metadata |= header.get("__metadata__", {})
+        return infos
+
+    def _place(
+        self, info: TensorInfo, weight_map: dict[str, str] | None, tensors: dict[str, TensorInfo]
+    ) -> None:
+        if info.name in tensors:
+            raise ModelFileError(
+                f"{self.path(info.file)}: tensor {show(info.name)} is also in {tensors[info.name].file}; "
+                "expected each tensor once"
+            )
+        if weight_map is not None and weight_map.get(info.name) != info.file:
+            listed = weight_map.get(info.name)
+            says = "does not list it" if listed is None else f"puts it in {listed}"
+            raise ModelFileError(
+                f"{self.path(info.file)}: holds tensor {show(info.name)}, but {INDEX_FILE} {says}"
+            )
+        tensors[info.name] = info
+
+
+def _is_plain_name(file: object) -> bool:
+    return (
+        isinstance(file, str)
+        and file.endswith(".safetensors")
+        and not file.startswith(".")
+        and len(file) <= 255
+        and file.isprintable()  # no null byte and no lone surrogate, which open() rejects in its own way
+        and not any(separator in file for separator in "/\\:")
+    )
+
+
+def _parse_header(
+    header: Mapping[str, Any], *, path: str, file: str, data_begin: int, data_end: int
+) -> list[TensorInfo]:
+    """The tensors of a header, checked one by one and then together: they must cover the data exactly."""
+    infos = []
+    if len(header) > MAX_TENSORS:
+        raise ModelFileError(f"{path}: lists {len(header)} tensors; expected at most {MAX_TENSORS}")
+    for name, entry in header.items():
+        if name == "__metadata__":
+            if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+                raise ModelFileError(f"{path}: __metadata__ is {show(entry)}; expected an object of strings")
+        else:
+            infos.append(_parse_entry(name, entry, path, file, data_begin, data_end))
+    end = data_begin
+    for info in sorted(infos, key=lambda info: (info.begin, info.nbytes)):
+        if info.begin != end:
+            problem = "overlaps the tensor before it" if info.begin < end else "leaves a hole before it"
+            raise ModelFileError(
+                f"{path}: tensor {show(info.name)} begins at byte {info.begin} of the file and {problem}; "
+                f"expected it to begin at byte {end}"
+            )
+        end += info.nbytes
+    if end != data_end:
+        raise ModelFileError(
+            f"{path}: has {data_end} bytes, but its tensors end at byte {end}; expected nothing after them"
+        )
+    return infos
+
+
+class _Label(NamedTuple):
+    """How an error begins, made only for one: a large model has thousands of tensors."""
+
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: tensor {show(self.name)}"
+
+
+def _parse_entry(
+    name: str, entry: object, path: str, file: str, data_begin: int, data_end: int
+) -> TensorInfo:
+    label = _Label(path, name)
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ModelFileError(f"{label} is {show(entry)}; expected {{dtype, shape, data_offsets}}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+        raise TensorError(f"{label} has dtype {show(dtype)}; expected one of {', '.join(_DTYPE_BITS)}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_size, shape)):
+        raise TensorError(f"{label} has shape {show(shape)}; expected up to {MAX_RANK} non-negative sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise ModelFileError(f"{label} has data_offsets {show(offsets)}; expected [begin, end]")
+    begin, end = offsets
+    if not begin <= end <= data_end - data_begin:
+        raise ModelFileError(
+            f"{label} has data_offsets [{begin}, {end}]; expected begin <= end <= {data_end - data_begin}, "
+            "the bytes that follow the header. The file is cut short or its header is wrong"
+        )
+    bits = _DTYPE_BITS[dtype]
+    for size in shape:  # Python integers: nothing overflows
+        bits *= size
+    if bits != 8 * (end - begin):
+        raise TensorError(
+            f"{label} of dtype {dtype} and shape {shape} needs {(bits + 7) // 8} bytes; "
+            f"its data_offsets give it {end - begin}"
+        )
+    return TensorInfo(name, file, dtype, tuple(shape), data_begin + begin, end - begin)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63

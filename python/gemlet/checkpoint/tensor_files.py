@@ -1,0 +1,237 @@
+"""Tensors in files, read with ``pread``: what safetensors and GGUF have in common.
+
+Tensors are read with ``pread`` into memory of their own, one at a time, and not through ``mmap``: a file
+that another process truncates, or a disk that fails, is then an error that names the tensor, where a
+mapping would end the process with SIGBUS. The price is a copy of one tensor while it is packed; nothing
+stays resident. A file that changes while it is open (its size, or its time of modification) is refused too;
+bytes rewritten in place with both kept equal go unnoticed. Whether the values are finite is checked where
+they are packed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from gemlet.base.files import no_waiting
+from gemlet.base.text import show
+from gemlet.errors import MemoryLimitError, ModelClosedError, ModelFileError, TensorError
+
+if TYPE_CHECKING:
+    from io import FileIO
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from gemlet import _core
+
+__all__ = ["TensorFiles", "TensorInfo"]
+
+MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
+
+_SCAN_BYTES = 1 << 20  # stays in the cache of a core
+_READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is: ``begin`` and ``nbytes`` are in bytes, from the start of ``file``."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+class TensorFiles:
+    """Tensors in one or several files of a folder, read with ``pread``. A context manager; ``close()`` closes
+    the files. What a file of some kind says about its tensors is the subclasses' part.
+    """
+
+    # type -> (the core's name of it, NumPy type of the array; what NumPy does not have travels as bits)
+    _readable: Mapping[str, tuple[str, str]] = {}
+    _expected = ""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._files: dict[str, tuple[FileIO, int, int]] = {}  # name -> (file, size, modified, in ns)
+        self.tensors: Mapping[str, TensorInfo] = {}
+
+    def path(self, file: str) -> str:
+        """Where ``file``, as a TensorInfo names it, lies."""
+        return os.path.join(self.folder, file)
+
+    def descriptor(self, file: str) -> int:
+        """The open file ``file``, while the checkpoint is open."""
+        if file not in self._files:
+            raise ModelClosedError(f"{self.path(file)}: used after the checkpoint was closed")
+        return self._files[file][0].fileno()
+
+    def _open_file(self, file: str) -> tuple[FileIO, int, int]:
+        path = self.path(file)
+        try:
+            handle = open(path, "rb", buffering=0, opener=no_waiting)  # noqa: SIM115  (closed by close())
+        except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
+            reason = problem.strerror if isinstance(problem, OSError) else problem
+            raise ModelFileError(f"{path}: cannot be opened: {reason}") from None
+        status = os.fstat(handle.fileno())
+        self._files[file] = (handle, status.st_size, status.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFileError(f"{path}: not a regular file")
+        return self._files[file]
+
+    def dtype(self, name: str) -> str:
+        """The type of tensor ``name`` as the core calls it: "f32", "bf16", "f16"; in GGUF also "q4_0", ...
+
+        Raises :class:`TensorError` for a tensor that is not there or has another type.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise TensorError(f"{self.folder}: has no tensor {show(name)}")
+        if info.dtype not in self._readable:
+            raise TensorError(
+                f"{self.path(info.file)}: tensor {show(name)} is {info.dtype}; expected {self._expected}"
+            )
+        return self._readable[info.dtype][0]
+
+    def read(self, name: str) -> tuple[NDArray[Any], str]:
+        """The values of tensor ``name`` and their type: "f32" (float32), "bf16" or "f16" (the bits, uint16),
+        or a block type of GGUF (uint8: the last axis counts the bytes of a row).
+
+        The array, of the tensor's shape, is the caller's own. Raises :class:`TensorError` for a tensor that
+        is not there or has another type, :class:`ModelFileError` when the file cannot be read.
+        """
+        import numpy as np
+
+        tag = self.dtype(name)
+        info = self.tensors[name]
+        try:
+            array: NDArray[Any] = np.empty(
+                self._array_shape(info, info.shape, info.nbytes), dtype=self._readable[info.dtype][1]
+            )
+        except MemoryError:
+            raise MemoryLimitError(f"no memory for the {info.nbytes} bytes of tensor {show(name)}") from None
+        self._fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
+        return array, tag
+
+    def read_rows(
+        self, name: str, block_bytes: int, *, entry: int | None = None
+    ) -> Iterator[tuple[NDArray[Any], str]]:
+        """The values of :meth:`read` in blocks of rows of about ``block_bytes``, each a multiple of 16 rows
+        but the last and an array of its own. With ``entry``, those of the matrix at this place of a stack of
+        matrices.
+        """
+        import numpy as np
+
+        tag = self.dtype(name)
+        info = self.tensors[name]
+        if entry is None and len(info.shape) < 2:
+            yield self.read(name)
+            return
+        for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
+            part: NDArray[Any] = np.empty(
+                self._array_shape(info, shape, nbytes), dtype=self._readable[info.dtype][1]
+            )
+            self._fill(info.file, begin, part.reshape(-1).view(np.uint8).data, show(name))
+            yield part, tag
+
+    def file_rows(
+        self, name: str, block_bytes: int, *, entry: int | None = None
+    ) -> Iterator[tuple[_core.FileRows, int, int]]:
+        """The blocks of :meth:`read_rows` as places in the file, for the core to read, with their rows and
+        bytes. :meth:`check_unchanged` is for after reading."""
+        from gemlet import _core
+
+        tag = self.dtype(name)
+        info = self.tensors[name]
+        descriptor = self.descriptor(info.file)
+        for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
+            # So that the disk is not idle while this block is packed.
+            os.posix_fadvise(descriptor, begin + nbytes, 2 * block_bytes, os.POSIX_FADV_WILLNEED)
+            rows = _core.FileRows(descriptor=descriptor, offset=begin, shape=shape, dtype=tag)
+            yield rows, shape[0], nbytes
+
+    def _row_blocks(
+        self, info: TensorInfo, block_bytes: int, entry: int | None
+    ) -> Iterator[tuple[int, tuple[int, ...], int]]:
+        """(first byte in the file, shape, bytes) of each block; a vector is one."""
+        begin, nbytes, shape = info.begin, info.nbytes, info.shape
+        if entry is not None:
+            nbytes, shape = nbytes // shape[0], shape[1:]
+            begin += entry * nbytes
+        if len(shape) < 2 or nbytes <= block_bytes:
+            yield begin, shape, nbytes
+            return
+        rows = shape[0]
+        row_bytes = nbytes // rows
+        step = max(16, block_bytes // row_bytes // 16 * 16)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            yield begin + first * row_bytes, (count, *shape[1:]), count * row_bytes
+
+    def fits_bf16(self, name: str) -> bool:
+        """Whether bfloat16 has every value of a float16 tensor, as it does where they came from it. Reads the
+        tensor, up to the first value that says no.
+        """
+        for part, _ in self.read_rows(name, _SCAN_BYTES):
+            bits = part[part & 7 != 0]  # the others have eight bits of precision or fewer
+            digits = bits & 0x3FF
+            if (bits & 0x7C00).any() or (digits // (digits & -digits) > 255).any():  # or they are denormal
+                return False
+        return True
+
+    def _array_shape(self, info: TensorInfo, shape: tuple[int, ...], nbytes: int) -> tuple[int, ...]:
+        if self._readable[info.dtype][1] != "u1":
+            return shape
+        return (*shape[:-1], nbytes // prod(shape[:-1]))
+
+    def read_bytes(self, file: str, begin: int, length: int) -> bytes:
+        """Bytes of ``file`` that are no tensor of numbers. Raises as :meth:`read` does."""
+        buffer = bytearray(length)
+        self._fill(file, begin, memoryview(buffer), "it")
+        return bytes(buffer)
+
+    def _fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
+        path = self.path(file)
+        if file not in self._files:
+            raise ModelClosedError(f"{path}: read after the checkpoint was closed")
+        handle, _, _ = self._files[file]
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(handle.fileno(), [buffer[done : done + _READ_BYTES]], begin + done)
+            except OSError as problem:
+                raise ModelFileError(f"{path}: reading {what} failed: {problem.strerror}") from None
+            if count == 0:
+                raise ModelFileError(f"{path}: was cut short while gemlet was reading {what}")
+            done += count
+        self.check_unchanged(file, what)
+
+    def check_unchanged(self, file: str, what: str) -> None:
+        """Raises :class:`ModelFileError` if ``file`` has changed since it was opened."""
+        handle, size, modified = self._files[file]
+        status = os.fstat(handle.fileno())
+        if (status.st_size, status.st_mtime_ns) != (size, modified):
+            path = self.path(file)
+            raise ModelFileError(f"{path}: was changed while gemlet was reading {what}; load it again")
+
+    def close(self) -> None:
+        """Closes the files. Arrays already read stay valid."""
+        for handle, _, _ in self._files.values():
+            handle.close()
+        self._files.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

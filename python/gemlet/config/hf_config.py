@@ -1,0 +1,174 @@
+"""Reads the ``config.json`` of every Gemma into a :class:`~gemlet.config.TextConfig`.
+
+What each family's keys mean is data (``families.py``); this module reads and checks what is said of the
+model as a whole, ``layers.py`` resolves its layers and ``rope.py`` how they rotate positions.
+
+A ``config.json`` is hostile until checked: every number has a type and a range, chosen so that no product
+of sizes leaves 64 bits, and a key that is neither used nor known to be harmless is an error that names it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from gemlet.base.keys import Keys
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.config.families import FAMILIES, MULTIMODAL, Family
+from gemlet.config.layers import LIMITS, is_bidirectional, read_gguf_layers, read_layers, read_size
+from gemlet.config.shapes import SHAPES
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
+
+__all__ = ["parse_config", "read_config", "shape_config"]
+
+
+def read_config(folder: str | os.PathLike[str]) -> TextConfig:
+    """Reads ``folder/config.json``.
+
+    Raises:
+        ModelFileError: the file is missing or cannot be read.
+        ConfigError: it describes something gemlet does not run; the message names the key.
+
+    >>> import os, gemlet
+    >>> read_config(os.path.join(os.path.dirname(gemlet.__file__), "demo")).model_type
+    'gemma3_text'
+    """
+    path = os.path.join(os.fspath(folder), "config.json")
+    if not os.path.lexists(path):
+        raise ModelFileError(f"{path}: missing; expected a Hugging Face model folder with a config.json")
+    return parse_config(read_json_object(path, error=ConfigError), where=path)
+
+
+def shape_config(name: str) -> TextConfig:
+    """The configuration of a published size, by its name in ``SHAPES``, without a file.
+
+    Raises:
+        InvalidRequestError: there is no such name; the message lists them.
+
+    >>> shape_config("gemma4-e2b").num_layers
+    35
+    """
+    if name not in SHAPES:
+        raise InvalidRequestError(f"unknown shape {show(name)}; expected one of {', '.join(SHAPES)}")
+    return parse_config(SHAPES[name], where=f"shape {name}")
+
+
+def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
+    """The text model a parsed ``config.json`` describes; ``where`` names the file in errors.
+
+    Of a model that came from GGUF it has an object "gguf" with ``intermediate_size`` of each layer and, of
+    Gemma 3n, ``activation_sparsity`` (:class:`LayerSpec`) of each; its norm weights have their 1.
+
+    Raises:
+        ConfigError: naming the key: it is missing, unknown or out of range, or asks for what no Gemma does.
+
+    >>> try:
+    ...     parse_config({**SHAPES["gemma3-1b"], "num_experts": 4}, where="config.json")
+    ... except ConfigError as error:
+    ...     print("unknown key 'num_experts'" in str(error))
+    True
+    """
+    model_type = raw.get("model_type")
+    if isinstance(model_type, str) and model_type in MULTIMODAL:
+        return _parse_multimodal(raw, where, model_type)
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(repr(name) for name in (*FAMILIES, *MULTIMODAL))
+        got = "is missing" if model_type is None else f"is {show(model_type)}"
+        raise ConfigError(f"{where}: unknown architecture: model_type {got}; expected one of {known}")
+    family = FAMILIES[model_type]
+    text = {key: value for key, value in raw.items() if key != "gguf"}
+    config = _parse_text(Keys(text, where, "", family.defaults), family, model_type)
+    if "gguf" not in raw:
+        return config
+    if not isinstance(raw["gguf"], dict):
+        raise Keys(raw, where, "").wrong("gguf", "an object")
+    names = ["intermediate_size"]
+    if "activation_sparsity_pattern" in family.defaults:
+        names.append("activation_sparsity")
+    if config.bidirectional:
+        names.append("dense_sizes")
+    own = Keys(raw["gguf"], where, "gguf.", dict.fromkeys(names))
+    own.refuse_unknown(frozenset(), {})
+    layers = read_gguf_layers(own, config.layers)
+    config = replace(config, model_type=family.name, norm_offset=0.0, layers=layers)
+    if not config.bidirectional:
+        return config
+    sizes, limit = own.get("dense_sizes"), LIMITS["hidden_size"]
+    if (
+        not isinstance(sizes, list)
+        or len(sizes) > 16
+        or any(type(n) is not int or not 1 <= n <= limit for n in sizes)
+    ):
+        raise own.wrong("dense_sizes", f"up to 16 integers from 1 to {limit}")
+    return replace(config, model_type="gemma-embedding", dense_sizes=tuple(sizes))
+
+
+def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:
+    """With images or sound: the text part is ``text_config``, which leaves out keys equal to the defaults."""
+    text_type, ignored = MULTIMODAL[model_type]
+    family = FAMILIES[text_type]
+    outer = Keys(raw, where, "", {"text_config": None, "eos_token_id": None, "tie_word_embeddings": None})
+    outer.refuse_unknown(ignored, family.fixed)
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        raise outer.wrong("text_config", f"an object with the keys of a {text_type} configuration")
+    if text.get("model_type", text_type) != text_type:
+        raise Keys(text, where, "text_config.").wrong("model_type", repr(text_type))
+    merged = dict(text)
+    # The outer object's word counts for these two; the inner one repeats it or leaves it out.
+    if raw.get("tie_word_embeddings") is not None:
+        if text.get("tie_word_embeddings") not in (None, raw["tie_word_embeddings"]):
+            raise outer.wrong("tie_word_embeddings", "the same value as text_config.tie_word_embeddings")
+        merged["tie_word_embeddings"] = raw["tie_word_embeddings"]
+    if raw.get("eos_token_id") is not None:
+        merged["eos_token_id"] = raw["eos_token_id"]
+    inner = Keys(merged, where, "text_config.", family.defaults)
+    for keys in (outer, inner):
+        if is_bidirectional(keys):
+            raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
+    return _parse_text(inner, family, model_type)
+
+
+def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
+    keys.refuse_unknown(family.ignored, family.fixed)
+    vocab_size = read_size(keys, "vocab_size")
+    bidirectional = is_bidirectional(keys)
+    config = TextConfig(
+        family=family.name,
+        model_type=model_type,
+        vocab_size=vocab_size,
+        hidden_size=read_size(keys, "hidden_size"),
+        max_position_embeddings=read_size(keys, "max_position_embeddings"),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-12, 1.0),
+        final_softcap=_read_final_softcap(keys),
+        norm_offset=family.norm_offset,
+        tie_word_embeddings=bidirectional or keys.flag("tie_word_embeddings"),  # it needs no output matrix
+        pad_token_id=keys.token_id("pad_token_id", vocab_size),
+        bos_token_id=keys.token_id("bos_token_id", vocab_size),
+        eos_token_ids=keys.token_ids("eos_token_id", vocab_size),
+        layers=read_layers(keys, family),
+        bidirectional=bidirectional,
+    )
+    if "altup_num_inputs" in family.defaults:
+        config = replace(
+            config,
+            altup_streams=read_size(keys, "altup_num_inputs", low=2),
+            laurel_rank=read_size(keys, "laurel_rank"),
+        )
+    if "hidden_size_per_layer_input" in family.defaults:
+        # A layer of Gemma 3n cannot do without.
+        size = read_size(keys, "hidden_size_per_layer_input", low=1 if config.altup_streams > 1 else 0)
+        rows = read_size(keys, "vocab_size_per_layer_input") if size else 0
+        config = replace(config, per_layer_input_size=size, per_layer_vocab_size=rows)
+    return config
+
+
+def _read_final_softcap(keys: Keys) -> float:
+    softcap = keys.cap("final_logit_softcapping")
+    if not softcap and keys.defaults.get("altup_num_inputs"):  # the reference has no Gemma 3n without one
+        raise keys.wrong("final_logit_softcapping", "a number: every Gemma 3n has a cap on its logits")
+    return softcap

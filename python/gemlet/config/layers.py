@@ -1,0 +1,307 @@
+"""The layers of a model: what ``config.json`` says once, per layer type or per layer, as a LayerSpec each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gemlet.base.keys import Keys
+from gemlet.base.text import show
+from gemlet.config.families import Family
+from gemlet.config.rope import LAYER_TYPES, read_rope
+from gemlet.errors import ConfigError
+
+__all__ = ["LIMITS", "LayerSpec", "default_sparsity", "is_bidirectional", "read_gguf_layers", "read_layers"]
+
+# Integer key -> largest accepted value. The largest real Gemma stays a factor of ten or more below each.
+LIMITS = {
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "num_global_key_value_heads": 1024,
+    "head_dim": 4096,
+    "global_head_dim": 4096,
+    "max_position_embeddings": 1 << 24,
+    "sliding_window": 1 << 24,
+    "num_experts": 4096,
+    "moe_intermediate_size": 1 << 16,
+    "hidden_size_per_layer_input": 1 << 16,
+    "vocab_size_per_layer_input": 1 << 22,
+    "laurel_rank": 1 << 16,
+    "altup_num_inputs": 16,
+}
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One transformer layer; the fields of the core's LayerConfig, by the same names.
+
+    ``query_scale`` multiplies the scores q.k; ``rope_scaling_factor`` divides the positions;
+    ``sliding_window`` is the number of keys a query sees, itself included, 0 for all (of an embedding model:
+    to one side); ``attention_softcap`` 0
+    means none. ``rope_partial_factor`` is the share of the pairs that rotate; ``kv_source`` the earlier layer
+    whose keys and values this one reads, -1 for its own; ``activation_sparsity`` how many standard deviations
+    above their mean the gate's values start to count, None where all do; ``num_experts`` 0 means none.
+
+    >>> from gemlet.config import shape_config
+    >>> last = shape_config("gemma4-e2b").layers[-1]
+    >>> last.head_dim, last.sliding_window, last.kv_source
+    (512, 0, 14)
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    query_scale: float
+    rope_theta: float
+    rope_scaling_factor: float
+    sliding_window: int
+    attention_softcap: float
+    qk_norm: bool
+    post_norms: bool
+    v_norm: bool = False
+    key_is_value: bool = False
+    rope_partial_factor: float = 1.0
+    kv_source: int = -1
+    activation_sparsity: float | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_intermediate_size: int = 0
+    layer_scalar: bool = False
+
+
+def read_size(keys: Keys, key: str, low: int = 1) -> int:
+    return keys.integer(key, LIMITS[key], low)
+
+
+def read_layers(keys: Keys, family: Family) -> tuple[LayerSpec, ...]:
+    """Every layer of the text model that ``keys`` describe; :class:`ConfigError` names what is wrong."""
+    types = _read_layer_types(keys, family, read_size(keys, "num_hidden_layers"))
+    heads = _read_heads(keys, types)
+    rope = read_rope(keys, family, set(types))
+    softcap = keys.cap("attn_logit_softcapping")
+    if softcap and family.name == "gemma3":  # the reference reads the key and does not apply it
+        raise keys.wrong("attn_logit_softcapping", "null: Gemma 3 has no cap on its scores")
+    window = _read_window(keys) if "sliding_attention" in types else 0
+    widths = _read_widths(keys, family, len(types))
+    layers = [
+        LayerSpec(
+            num_heads=read_size(keys, "num_attention_heads"),
+            num_kv_heads=heads[kind][0],
+            head_dim=heads[kind][1],
+            intermediate_size=width,
+            query_scale=_query_scale(keys, family, heads[kind][1]),
+            rope_theta=rope[kind].theta,
+            rope_scaling_factor=rope[kind].scaling_factor,
+            sliding_window=window if kind == "sliding_attention" else 0,
+            attention_softcap=softcap,
+            qk_norm=family.qk_norm,
+            post_norms=family.post_norms,
+            v_norm=family.v_norm,
+            rope_partial_factor=rope[kind].partial_factor,
+            layer_scalar=family.layer_scalar,
+        )
+        for kind, width in zip(types, widths, strict=True)
+    ]
+    if "attention_k_eq_v" in keys.defaults and keys.flag("attention_k_eq_v"):
+        layers = [replace(layer, key_is_value=not layer.sliding_window) for layer in layers]
+    if "activation_sparsity_pattern" in keys.defaults:
+        cutoffs = _read_sparsity(keys, len(layers))
+        layers = [replace(layer, activation_sparsity=cut) for layer, cut in zip(layers, cutoffs, strict=True)]
+    if "enable_moe_block" in keys.defaults and keys.flag("enable_moe_block"):
+        layers = [replace(layer, **_read_experts(keys)) for layer in layers]
+    if "num_kv_shared_layers" in keys.defaults:
+        layers = _share_keys(keys, types, layers)
+    return tuple(layers)
+
+
+def _query_scale(keys: Keys, family: Family, head_dim: int) -> float:
+    if family.query_scale == "one":
+        return 1.0
+    if family.query_scale == "head_dim":
+        return float(head_dim**-0.5)
+    return float(keys.number("query_pre_attn_scalar", 1e-6, 1e9) ** -0.5)
+
+
+def _read_window(keys: Keys) -> int:
+    window = read_size(keys, "sliding_window")
+    if keys.get("sliding_window_size") not in (None, window):
+        raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
+    # Of an embedding model it is what a token sees to both sides.
+    return window // 2 + 1 if is_bidirectional(keys) else window
+
+
+def is_bidirectional(keys: Keys) -> bool:
+    return keys.get("use_bidirectional_attention") is True
+
+
+def _read_layer_types(keys: Keys, family: Family, num_layers: int) -> list[str]:
+    """One of ``LAYER_TYPES`` per layer: the file's own list where it has one, else the family's pattern."""
+    if family.layer_pattern == 0:
+        return ["full_attention"] * num_layers
+    pattern = family.layer_pattern
+    spellings = ("sliding_window_pattern", "_sliding_window_pattern")
+    names = [name for name in spellings if keys.get(name) is not None]
+    for name in names:
+        pattern = keys.integer(name, LIMITS["num_hidden_layers"])
+        if pattern != keys.get(names[0]):
+            raise keys.wrong(name, f"the value of {names[0]} ({show(keys.get(names[0]))})")
+    types = [LAYER_TYPES[(i + 1) % pattern == 0] for i in range(num_layers)]
+    if keys.get("layer_types") is not None:
+        types = list(_read_list(keys, "layer_types", num_layers))
+        for i, kind in enumerate(types):
+            if kind not in LAYER_TYPES:
+                raise _wrong_item(
+                    keys, "layer_types", i, kind, " or ".join(repr(name) for name in LAYER_TYPES)
+                )
+    if family.last_layer_is_global:  # whatever the list says
+        types[-1] = "full_attention"
+    return types
+
+
+def _read_list(keys: Keys, key: str, num_layers: int) -> list[Any]:
+    values = keys.get(key)
+    if not isinstance(values, list) or len(values) != num_layers:
+        raise keys.wrong(key, f"a list of {num_layers} entries, one per layer (num_hidden_layers)")
+    return values
+
+
+def _wrong_item(keys: Keys, key: str, index: int, value: object, expected: str) -> ConfigError:
+    return ConfigError(f"{keys.label(key)}[{index}] is {show(value)}; expected {expected}")
+
+
+def _read_widths(keys: Keys, family: Family, num_layers: int) -> list[int]:
+    """Of the MLPs: one for all, or one per layer in Gemma 3n, whose small models are cut from larger ones."""
+    if family.name != "gemma3n" or not isinstance(keys.get("intermediate_size"), list):
+        return [read_size(keys, "intermediate_size")] * num_layers
+    return _read_each_width(keys, num_layers)
+
+
+def _read_each_width(keys: Keys, num_layers: int) -> list[int]:
+    widths = _read_list(keys, "intermediate_size", num_layers)
+    limit = LIMITS["intermediate_size"]
+    for i, width in enumerate(widths):
+        if type(width) is not int or not 1 <= width <= limit:
+            raise _wrong_item(keys, "intermediate_size", i, width, f"an integer from 1 to {limit}")
+    return widths
+
+
+def read_gguf_layers(keys: Keys, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """``layers`` with the widths and cutoffs that ``keys``, an object "gguf", gives each of them."""
+    widths = _read_each_width(keys, len(layers))
+    cutoffs = [layer.activation_sparsity for layer in layers]
+    if keys.get("activation_sparsity") is not None:
+        cutoffs = _read_list(keys, "activation_sparsity", len(layers))
+        for i, cutoff in enumerate(cutoffs):
+            if cutoff is not None and (type(cutoff) is not float or not -10 <= cutoff <= 10):
+                raise _wrong_item(keys, "activation_sparsity", i, cutoff, "a number from -10 to 10, or null")
+    return tuple(
+        replace(layer, intermediate_size=width, activation_sparsity=cutoff)
+        for layer, width, cutoff in zip(layers, widths, cutoffs, strict=True)
+    )
+
+
+def _read_heads(keys: Keys, types: list[str]) -> dict[str, tuple[int, int]]:
+    """Layer type -> (number of kv heads, head dim)."""
+    own = _heads(keys, "num_key_value_heads", "head_dim")
+    if "global_head_dim" not in keys.defaults:
+        return dict.fromkeys(LAYER_TYPES, own)
+    if "per_layer_config" in keys.raw:  # it silences the keys of global layers
+        return _read_overrides(keys, types, own)
+    # Their number of kv heads counts with k = v only.
+    counted = keys.flag("attention_k_eq_v") and keys.get("num_global_key_value_heads") is not None
+    heads = "num_global_key_value_heads" if counted else "num_key_value_heads"
+    return {"sliding_attention": own, "full_attention": _heads(keys, heads, "global_head_dim")}
+
+
+def _heads(keys: Keys, num_kv_heads: str, head_dim: str, outer: Keys | None = None) -> tuple[int, int]:
+    num_heads = read_size(keys if outer is None else outer, "num_attention_heads")
+    count, dim = read_size(keys, num_kv_heads), read_size(keys, head_dim)
+    if num_heads % count:
+        raise keys.wrong(num_kv_heads, f"a divisor of num_attention_heads ({num_heads})")
+    if dim % 2:
+        raise keys.wrong(head_dim, "an even number (RoPE rotates pairs)")
+    return count, dim
+
+
+def _read_overrides(keys: Keys, types: list[str], own: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """``per_layer_config``: layer number, with or without leading zeros -> keys with other values there."""
+    if not isinstance(keys.get("per_layer_config"), dict):
+        raise keys.wrong("per_layer_config", "an object with layer numbers as keys")
+    given = keys.mapping("per_layer_config")
+    numbers = Keys(given, keys.where, f"{keys.prefix}per_layer_config.")
+    layers = [own] * len(types)
+    seen: set[int] = set()
+    for name in given:
+        index = int(name) if name.isascii() and name.isdigit() and len(name) <= 4 else -1
+        if not 0 <= index < len(types) or index in seen:
+            raise ConfigError(
+                f"{keys.label('per_layer_config')} has the key {show(name)}; expected numbers of layers, "
+                f"0 to {len(types) - 1}, each once"
+            )
+        seen.add(index)
+        defaults: Mapping[str, Any] = {"num_key_value_heads": own[0], "head_dim": own[1]}
+        one = Keys(numbers.mapping(name), keys.where, f"{numbers.prefix}{name}.", defaults)
+        one.refuse_unknown(frozenset(), {})
+        layers[index] = _heads(one, "num_key_value_heads", "head_dim", outer=keys)
+    heads: dict[str, tuple[int, int]] = {}
+    for i, (kind, found) in enumerate(zip(types, layers, strict=True)):
+        if heads.setdefault(kind, found) != found:
+            raise ConfigError(
+                f"{keys.label('per_layer_config')} makes layer {i} differ from the other {kind} layers; "
+                "expected the same head_dim and num_key_value_heads in all layers of a type"
+            )
+    return heads
+
+
+def default_sparsity(num_layers: int) -> list[float]:
+    """``activation_sparsity_pattern`` of a Gemma 3n that has none."""
+    sparse = 10 if num_layers > 10 else 0
+    return [0.95] * sparse + [0.0] * (num_layers - sparse)
+
+
+def _read_sparsity(keys: Keys, num_layers: int) -> list[float | None]:
+    """What share of its gate's values a layer drops if they are normal, in deviations from their mean."""
+    from statistics import NormalDist  # costs more to import than all of gemlet
+
+    shares: list[Any] = default_sparsity(num_layers)
+    if keys.get("activation_sparsity_pattern") is not None:
+        shares = _read_list(keys, "activation_sparsity_pattern", num_layers)
+    for i, share in enumerate(shares):
+        if type(share) not in (int, float) or not (share == 0 or 1e-6 <= share <= 1 - 1e-6):
+            raise _wrong_item(keys, "activation_sparsity_pattern", i, share, "0, or a share between 0 and 1")
+    return [NormalDist().inv_cdf(share) if share else None for share in shares]
+
+
+def _read_experts(keys: Keys) -> dict[str, Any]:
+    count = read_size(keys, "num_experts")
+    return {
+        "num_experts": count,
+        "experts_per_token": keys.integer("top_k_experts", count),
+        "expert_intermediate_size": read_size(keys, "moe_intermediate_size"),
+    }
+
+
+def _share_keys(keys: Keys, types: list[str], layers: list[LayerSpec]) -> list[LayerSpec]:
+    """The last layers read the keys and values of the last layer of their type that has its own."""
+    first = len(layers) - keys.integer("num_kv_shared_layers", len(layers) - 1, low=0)
+    source = {kind: i for i, kind in enumerate(types[:first])}
+    double_wide = "use_double_wide_mlp" in keys.defaults and keys.flag("use_double_wide_mlp")
+    for i in range(first, len(layers)):
+        if types[i] not in source:
+            raise keys.wrong(
+                "num_kv_shared_layers",
+                f"fewer: layer {i} is a {types[i]} layer, and none of them would have keys of its own",
+            )
+        layers[i] = replace(
+            layers[i],
+            kv_source=source[types[i]],
+            key_is_value=False,  # it has neither
+            intermediate_size=layers[i].intermediate_size * (2 if double_wide else 1),
+        )
+    return layers

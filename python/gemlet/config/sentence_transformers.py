@@ -1,0 +1,147 @@
+"""How a folder of sentence-transformers describes an embedding model.
+
+``modules.json`` lists the stages: the transformer, the mean over its tokens, dense layers (matrices without
+bias or activation), the division by the length. ``config_sentence_transformers.json`` has prompts: what
+comes before a text, by the use that is made of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gemlet.base.keys import Keys
+from gemlet.base.strict_json import read_json_list, read_json_object
+from gemlet.base.text import show
+from gemlet.config.layers import LIMITS
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import ConfigError, InvalidRequestError
+
+__all__ = ["Prompts", "read_dense_layers", "read_prompts"]
+
+_MODULES = "modules.json"
+_PROMPTS = "config_sentence_transformers.json"
+# EmbeddingGemma's prompts, for models that come without the file.
+_EMBEDDINGGEMMA = {"query": "task: search result | query: ", "document": "title: none | text: "}
+MAX_DENSE = 16
+MAX_PROMPTS = 1024
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What an embedding model wants before a text, by the text's use; ``default`` is the one for texts of
+    which nothing is said, None for none."""
+
+    texts: Mapping[str, str] = field(default_factory=lambda: dict(_EMBEDDINGGEMMA))
+    default: str | None = None
+
+    def find(self, name: str | None) -> str:
+        """The prompt ``name``, None: the default; raises :class:`InvalidRequestError` for an unknown one."""
+        if name is None:
+            return "" if self.default is None else self.texts[self.default]
+        if not isinstance(name, str) or name not in self.texts:
+            known = ", ".join(map(show, self.texts)) or "none"
+            raise InvalidRequestError(
+                f"prompt: got {show(name)}, expected the name of one of the model's prompts ({known}), "
+                "or None; any other text goes in front of the texts themselves"
+            )
+        return self.texts[name]
+
+
+def read_prompts(folder: str) -> Prompts:
+    """The prompts of ``config_sentence_transformers.json``, EmbeddingGemma's where there is no such file.
+
+    Raises :class:`ConfigError` naming the key that is wrong.
+    """
+    path = os.path.join(folder, _PROMPTS)
+    if not os.path.lexists(path):
+        return Prompts()
+    keys = Keys(read_json_object(path, error=ConfigError), path, "")
+    texts = keys.mapping("prompts")
+    if len(texts) > MAX_PROMPTS or not all(isinstance(text, str) for text in texts.values()):
+        raise keys.wrong("prompts", f"an object of up to {MAX_PROMPTS} strings")
+    default = keys.get("default_prompt_name")
+    if default is not None and (not isinstance(default, str) or default not in texts):
+        raise keys.wrong("default_prompt_name", "null, or one of the prompts")
+    return Prompts(texts, default)
+
+
+def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:
+    """``config`` with the dense layers that ``modules.json`` lists, and the files that say so.
+
+    A folder without ``modules.json`` has none. Raises :class:`ConfigError` for stages other than a
+    transformer, the mean over its tokens, dense layers and the division by the length.
+    """
+    path = os.path.join(folder, _MODULES)
+    if not os.path.lexists(path):
+        return config, ()
+    modules = read_json_list(path, error=ConfigError)
+    places = [_module(path, i, module) for i, module in enumerate(modules)]
+    kinds = [kind for kind, _ in places]
+    count = kinds.count("Dense")
+    expected = ["Transformer", "Pooling", *["Dense"] * count, "Normalize"]
+    if kinds not in (expected, expected[:-1]) or count > MAX_DENSE:
+        raise ConfigError(
+            f"{path}: lists the modules {show(kinds)}; expected Transformer, Pooling, up to "
+            f"{MAX_DENSE} times Dense, Normalize"
+        )
+    files = [_MODULES]
+    if os.path.lexists(os.path.join(folder, places[1][1], "config.json")):
+        files.append(f"{places[1][1]}/config.json")
+        _check_pooling(os.path.join(folder, files[-1]))
+    sizes = [config.hidden_size]
+    for i in range(count):
+        place = f"{i + 2}_Dense"
+        if places[i + 2][1] != place:
+            raise ConfigError(f"{path}: puts a Dense module in {show(places[i + 2][1])}; expected {place}")
+        files.append(f"{place}/config.json")
+        sizes.append(_read_dense(os.path.join(folder, files[-1]), sizes[-1]))
+    return replace(config, dense_sizes=tuple(sizes[1:])), tuple(files)
+
+
+def _module(path: str, index: int, module: Any) -> tuple[str, str]:
+    """(class, folder) of an entry of modules.json."""
+    kind = module.get("type") if isinstance(module, dict) else None
+    place = module.get("path") if isinstance(module, dict) else None
+    plain = (
+        isinstance(place, str) and len(place) <= 255 and place.isprintable() and not set(place) & set("/\\:")
+    )
+    if not isinstance(kind, str) or not plain or place in (".", ".."):
+        raise ConfigError(
+            f"{path}: entry {index} is {show(module)}; expected an object with a type and, as path, "
+            "the name of a folder"
+        )
+    return kind.rpartition(".")[2], str(place)
+
+
+def _check_pooling(path: str) -> None:
+    keys = Keys(read_json_object(path, error=ConfigError), path, "")
+    wanted = "mean"
+    if keys.get("pooling_mode") is not None:  # how later versions write it
+        modes = keys.get("pooling_mode")
+        found = modes if isinstance(modes, list) else [modes]
+    else:
+        prefix = "pooling_mode_"
+        found = [key.removeprefix(prefix) for key, on in keys.raw.items() if key.startswith(prefix) and on]
+        wanted = "mean_tokens"
+    if found != [wanted]:
+        raise ConfigError(f"{path}: pools by {show(found)}; expected the mean over all tokens, [{wanted!r}]")
+    if keys.get("include_prompt") not in (None, True):
+        raise keys.wrong("include_prompt", "true (gemlet supports nothing else)")
+
+
+def _read_dense(path: str, inputs: int) -> int:
+    """The outputs of a dense layer of so many inputs."""
+    keys = Keys(read_json_object(path, error=ConfigError), path, "")
+    if keys.get("in_features") != inputs:
+        raise keys.wrong("in_features", f"{inputs}, what comes before it")
+    if keys.get("bias") is not False:
+        raise keys.wrong("bias", "false (gemlet supports nothing else)")
+    activation = keys.get("activation_function")
+    if not isinstance(activation, str) or activation.rpartition(".")[2] != "Identity":
+        raise keys.wrong(
+            "activation_function", "'torch.nn.modules.linear.Identity' (gemlet supports nothing else)"
+        )
+    return keys.integer("out_features", LIMITS["hidden_size"])

@@ -1,0 +1,111 @@
+"""The checked, frozen description of a text model: :class:`TextConfig`."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gemlet.config.layers import LayerSpec
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["TextConfig", "embedding_scale"]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text model a ``config.json`` describes.
+
+    ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n" or "gemma4"; ``model_type`` is the
+    file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store ``w`` and compute with
+    ``1 + w``; in GGUF the 1 is in the weights).
+    ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
+    layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
+    more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
+    makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean.
+
+    >>> from gemlet.config import shape_config
+    >>> config = shape_config("gemma3-1b")
+    >>> config.num_layers, config.hidden_size, [layer.sliding_window for layer in config.layers[:6]]
+    (26, 1152, [512, 512, 512, 512, 512, 0])
+    """
+
+    family: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    final_softcap: float
+    norm_offset: float
+    tie_word_embeddings: bool
+    pad_token_id: int | None
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    layers: tuple[LayerSpec, ...]
+    per_layer_input_size: int = 0
+    per_layer_vocab_size: int = 0
+    altup_streams: int = 1
+    laurel_rank: int = 0
+    bidirectional: bool = False
+    dense_sizes: tuple[int, ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers."""
+        return len(self.layers)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in an embedding."""
+        return self.dense_sizes[-1] if self.dense_sizes else self.hidden_size
+
+    def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
+        """The core's form of this configuration for ``weights`` ("f32", "bf16", "bf12", "q8" or "q4").
+
+        ``max_context`` (tokens) defaults to what the file says.
+
+        >>> from gemlet.config import shape_config
+        >>> shape_config("gemma3-1b").to_core(weights="q4", max_context=4096).max_context
+        4096
+        """
+        from gemlet import _core
+
+        return _core.ModelConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            max_context=self.max_position_embeddings if max_context is None else max_context,
+            rms_norm_eps=self.rms_norm_eps,
+            embedding_scale=embedding_scale(self.hidden_size, weights),
+            layers=[_core.LayerConfig(**vars(layer)) for layer in self.layers],
+            final_softcap=self.final_softcap,
+            norm_offset=self.norm_offset,
+            tied_embeddings=self.tie_word_embeddings,
+            per_layer_input_size=self.per_layer_input_size,
+            per_layer_vocab_size=self.per_layer_vocab_size,
+            altup_streams=self.altup_streams,
+            laurel_rank=self.laurel_rank,
+            bidirectional=self.bidirectional,
+            dense_sizes=list(self.dense_sizes),
+        )
+
+
+def embedding_scale(hidden_size: int, weights: str) -> float:
+    """The factor on embedding rows: sqrt(hidden_size), rounded to bfloat16 unless ``weights`` is "f32".
+
+    The reference keeps the factor in the type of the weights, and every released Gemma is bfloat16; quantized
+    weights stand for those, so they take the rounded factor too.
+
+    >>> embedding_scale(640, "bf16"), embedding_scale(1152, "q4")
+    (25.25, 34.0)
+    """
+    exact = math.sqrt(hidden_size)
+    if weights == "f32":
+        return exact
+    (bits,) = struct.unpack("<I", struct.pack("<f", exact))
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # round to nearest, ties to even
+    (rounded,) = struct.unpack("<f", struct.pack("<I", bits))
+    return float(rounded)

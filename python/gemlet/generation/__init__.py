@@ -1,0 +1,16 @@
+"""Generating text: how (:class:`GenerationConfig`), the loop (:class:`TextStream`) and the answer.
+
+>>> import gemlet
+>>> with gemlet.load() as model:
+...     answer = model.generate("The door opened", max_tokens=8, seed=1)
+>>> answer.completion_tokens, answer.finish_reason
+(8, 'length')
+"""
+
+from __future__ import annotations
+
+from gemlet.generation.options import GenerationConfig
+from gemlet.generation.result import Chunk, FinishReason, Generation
+from gemlet.generation.stream import TextStream
+
+__all__ = ["Chunk", "FinishReason", "Generation", "GenerationConfig", "TextStream"]

@@ -1,0 +1,192 @@
+"""How to generate: :class:`GenerationConfig` and the checks on its values."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from gemlet.base.text import show_argument
+from gemlet.errors import InvalidRequestError
+
+__all__ = ["GenerationConfig", "resolve_config"]
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The keyword overrides of :class:`GenerationConfig` that generate, stream and chat accept."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    do_sample: bool
+
+
+_MAX_INT = 2**31 - 1
+_MAX_STOPS = 16
+_BELOW_ONE = 1 - 2**-53  # the largest double below 1
+_MAX_STOP_CHARACTERS = 256
+
+
+def _invalid(name: str, value: object, expected: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name}: got {show_argument(value)}, expected {expected}")
+
+
+def _integer(name: str, value: object, low: int, high: int, expected: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
+        raise _invalid(name, value, expected)
+    return int(value)
+
+
+def _real(name: str, value: object, low: float, high: float, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _invalid(name, value, expected)
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):
+        raise _invalid(name, value, expected) from None
+    if not low <= number <= high:  # also false for NaN
+        raise _invalid(name, value, expected)
+    return number
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise _invalid(name, value, "True or False")
+    return bool(value)
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    expected = (
+        f"a string or up to {_MAX_STOPS} strings, each of 1 to {_MAX_STOP_CHARACTERS} characters "
+        "(an empty one would stop everywhere)"
+    )
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, Sequence) or len(value) > _MAX_STOPS:
+        raise _invalid("stop", value, expected)
+    for stop in value:
+        if not isinstance(stop, str) or not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
+            raise _invalid("stop", stop, expected)
+    return tuple(value)
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class GenerationConfig:
+    """How to generate: validated once, then immutable.
+
+    The defaults are the ones Google publishes for Gemma 3 (``temperature`` 1, ``top_k`` 64, ``top_p`` 0.95).
+    A token is drawn from the logits after, in this order, ``repetition_penalty`` (Keskar et al. 2019, "CTRL",
+    section 4.1: positive logits of tokens already seen are divided by it, negative ones multiplied),
+    ``temperature``, ``top_k``, ``top_p`` (Holtzman et al. 2020) and ``min_p`` (Nguyen et al. 2024).
+
+    Args:
+        max_tokens: most tokens to generate, at least 1. Generation also ends where the context is full.
+        temperature: 0 to 100; 0 always takes the most likely token (greedy).
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: above 0, up to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all.
+        min_p: 0 to below 1: drop tokens less likely than this fraction of the most likely one; 0 keeps all.
+        repetition_penalty: 0.01 to 100; above 1 discourages tokens of the prompt and of the text so far.
+        seed: 0 to 2**64 - 1; the same seed gives the same output on any number of threads; None takes a new
+            one every time (:attr:`Generation.seed` tells which).
+        stop: a string or up to 16 strings that end the text; they may span tokens and are not part of it.
+        ignore_eos: do not end at the model's end tokens.
+        do_sample: False is greedy whatever the temperature.
+
+    Raises:
+        InvalidRequestError: naming the argument, what was got and what was expected.
+
+    >>> from gemlet import GenerationConfig
+    >>> config = GenerationConfig(max_tokens=20, stop="\\n")
+    >>> config.replace(temperature=0).greedy
+    True
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    do_sample: bool
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 64,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        do_sample: bool = True,
+    ) -> None:
+        values = {
+            "max_tokens": _integer("max_tokens", max_tokens, 1, _MAX_INT, f"an integer from 1 to {_MAX_INT}"),
+            "temperature": _real("temperature", temperature, 0.0, 100.0, "a number from 0 (greedy) to 100"),
+            "top_k": _integer("top_k", top_k, 0, _MAX_INT, f"an integer from 0 (keep all) to {_MAX_INT}"),
+            # The smallest positive double stands for "above 0".
+            "top_p": _real("top_p", top_p, 5e-324, 1.0, "a number above 0, up to 1 (keep all)"),
+            "min_p": _real("min_p", min_p, 0.0, _BELOW_ONE, "a number from 0 (keep all) to below 1"),
+            "repetition_penalty": _real(
+                "repetition_penalty", repetition_penalty, 0.01, 100.0, "a number from 0.01 to 100 (1 is none)"
+            ),
+            "seed": None
+            if seed is None
+            else _integer("seed", seed, 0, 2**64 - 1, "None or an integer from 0 to 2**64 - 1"),
+            "stop": _stops(stop),
+            "ignore_eos": _flag("ignore_eos", ignore_eos),
+            "do_sample": _flag("do_sample", do_sample),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken (``do_sample`` False, or temperature 0)."""
+        # Below 1e-4 the division by the temperature only spreads logits that float32 already tells apart.
+        return not self.do_sample or self.temperature < 1e-4
+
+    def replace(self, **overrides: Any) -> GenerationConfig:
+        """A copy with some values changed.
+
+        Raises:
+            InvalidRequestError: a name that is no option, or a value out of range.
+
+        >>> from gemlet import GenerationConfig
+        >>> careful = GenerationConfig(temperature=0.7, top_k=20)
+        >>> careful.replace(top_k=1).temperature
+        0.7
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in overrides:
+            if name not in names:
+                raise InvalidRequestError(
+                    f"{show_argument(name)} is not a generation option; known are {', '.join(names)}"
+                )
+        return dataclasses.replace(self, **overrides)
+
+
+def resolve_config(
+    config: GenerationConfig | None, overrides: Mapping[str, Any], defaults: GenerationConfig
+) -> GenerationConfig:
+    """``config`` (None: ``defaults``) with the keyword overrides of a call applied."""
+    if config is None:
+        config = defaults
+    elif not isinstance(config, GenerationConfig):
+        raise _invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
+    return config.replace(**overrides) if overrides else config

@@ -1,0 +1,123 @@
+"""What a generation gives: :class:`Generation` at the end, and a :class:`Chunk` with each step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
+
+__all__ = ["Chunk", "FinishReason", "Generation"]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A finished generation.
+
+    Attributes:
+        text: the continuation (without the prompt and without the stop string); empty without a tokenizer.
+            Of a chat it is the answer: without reasoning and without calls of tools.
+        token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
+        finish_reason: "stop" (end token or stop string), "length" (``max_tokens`` or a full context) or
+            "cancelled".
+        prompt_tokens: tokens of the prompt, BOS included.
+        completion_tokens: ``len(token_ids)``.
+        prefill_seconds: time to run the prompt through the model.
+        decode_seconds: time spent after that on sampling, decoding and feeding tokens back; the time in which
+            the caller of a stream did something else is not in it.
+        decode_steps: single-token forward passes in ``decode_seconds`` (the first token needs none).
+        seed: the seed that was used, so that a run without one can be repeated.
+        reasoning: what the model thought before it answered (a chat with ``thinking``).
+        tool_calls: the calls of tools in a chat, in order.
+        malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     result = model.generate("The door opened", max_tokens=8, seed=1)
+    ...     again = model.generate("The door opened", max_tokens=8, seed=result.seed)
+    >>> result.prompt_tokens, result.completion_tokens, len(result.token_ids), result.decode_steps
+    (4, 8, 8, 7)
+    >>> again.text == result.text
+    True
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    decode_steps: int
+    seed: int
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
+    malformed_calls: list[MalformedToolCall] = dataclasses.field(default_factory=list)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The reply as the message to append to the conversation, in OpenAI's form.
+
+        The results of its calls follow as messages ``{"role": "tool", "tool_call_id": ..., "content": ...}``.
+
+        >>> import gemlet
+        >>> messages = [{"role": "user", "content": "Who is there?"}]
+        >>> with gemlet.load() as model:
+        ...     messages.append(model.chat(messages, max_tokens=6).message)
+        >>> messages[-1]["role"]
+        'assistant'
+        """
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": f"call_{index}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for index, call in enumerate(self.tool_calls)
+            ]
+        return message
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens per second of prefill (0.0 when no prompt was run)."""
+        return _rate(self.prompt_tokens, self.prefill_seconds)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Single-token forward passes per second of decoding (0.0 when there was none)."""
+        return _rate(self.decode_steps, self.decode_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """One step of a stream.
+
+    Attributes:
+        text: text that became certain with this step; empty while half a character or the possible beginning
+            of a stop string is held back. The texts of a stream's chunks add up to :attr:`Generation.text`.
+        token_ids: the tokens of this step (none in a last chunk that only ends the stream).
+        finish_reason: None, but in the last chunk: see :class:`Generation`.
+        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
+            MalformedToolCall of :mod:`gemlet.chat`.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     chunks = list(model.stream("The door opened", max_tokens=3, seed=1))
+    >>> [(len(chunk.token_ids), chunk.finish_reason) for chunk in chunks]
+    [(1, None), (1, None), (1, 'length')]
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False)

@@ -1,0 +1,229 @@
+"""The loop that generates text: :class:`TextStream`.
+
+One loop serves every interface: prefill the prompt in chunks, then sample a token, show it, feed it back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet.chat.reply import Content, ReplyEvent, collect
+from gemlet.errors import CancelledError, InvalidRequestError
+from gemlet.generation.options import GenerationConfig
+from gemlet.generation.result import Chunk, FinishReason, Generation
+from gemlet.generation.stopping import ReplyEmitter, ReplyReader, StreamDecoder, TextReader
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["TextStream"]
+
+# Between two chunks of a prefill Python runs: Ctrl-C and cancel() take effect there.
+PREFILL_CHUNK = 512
+
+
+def prefill(
+    sequence: _core.TokenSequence, ids: NDArray[np.int32], cancelled: threading.Event | None = None
+) -> None:
+    """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        if cancelled is not None and cancelled.is_set():
+            raise CancelledError("cancelled during prefill")
+        is_last = start + PREFILL_CHUNK >= len(ids)
+        sequence.extend(ids[start : start + PREFILL_CHUNK], logits="last" if is_last else "none")
+
+
+class TextStream:
+    """The token loop as an iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
+
+    Nothing is computed before the first chunk is asked for. Each stream has a context (KV cache) of its own,
+    given back when the stream ends, is closed or is left as a context manager. Ctrl-C raises
+    KeyboardInterrupt out of the iteration, ends the stream and leaves the model usable.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
+    ...     chunks = list(stream)
+    >>> [chunk.finish_reason for chunk in chunks]
+    [None, None, 'length']
+    >>> stream.result.text == "".join(chunk.text for chunk in chunks)
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        sequence: _core.TokenSequence,
+        sampler: _core.Sampler,
+        prompt_ids: NDArray[np.int32],
+        config: GenerationConfig,
+        seed: int,
+        end_ids: frozenset[int],
+        context_length: int,
+        decoder: StreamDecoder | None,
+        reply_parser: ReplyReader | None = None,
+    ) -> None:
+        self._sequence = sequence
+        self._sampler = sampler
+        self._prompt_ids = prompt_ids
+        self._config = config
+        self._seed = seed
+        self._end_ids = frozenset() if config.ignore_eos else end_ids
+        self._context_length = context_length
+        # What reads the tokens: of a chat its format's parser, else the decoder alone.
+        self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
+        self._events: list[ReplyEvent] = []
+        self._token_ids: list[int] = []
+        self._prefill_seconds = 0.0
+        self._decode_seconds = 0.0
+        self._decode_steps = 0
+        self._result: Generation | None = None
+        self._open = True
+        self._cancelled = threading.Event()
+        self._step_lock = threading.Lock()  # one step at a time, whoever asks for it
+        self._open_lock = threading.RLock()  # so that cancel() never meets a sequence that is being closed
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        with self._step_lock:
+            if not self._open:
+                raise StopIteration
+            try:
+                return self._step()
+            except CancelledError:
+                return self._end("cancelled")
+            except KeyboardInterrupt:
+                self._end("cancelled")
+                raise
+            except BaseException:
+                self._release()
+                raise
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """Asks the stream to end; returns at once. Any thread may call it, any number of times.
+
+        A step that is running stops at its next opportunity; the stream's last chunk then says "cancelled".
+
+        >>> import gemlet
+        >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=50) as stream:
+        ...     for chunk in stream:
+        ...         stream.cancel()  # or from another thread
+        >>> chunk.finish_reason, stream.result.completion_tokens
+        ('cancelled', 1)
+        """
+        self._cancelled.set()
+        with self._open_lock:
+            if self._open:
+                self._sequence.cancel()
+
+    def close(self) -> None:
+        """Cancels the stream if it has not ended, waits for a running step, and gives its context back.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     stream = model.stream("The door opened")
+        ...     first = next(stream)
+        ...     stream.close()
+        >>> list(stream), stream.result.finish_reason, stream.result.text == first.text
+        ([], 'cancelled', True)
+        """
+        if self._open:
+            self.cancel()
+        with self._step_lock:
+            if self._open:
+                self._end("cancelled")
+
+    @property
+    def result(self) -> Generation:
+        """The whole :class:`Generation`, once the stream has ended.
+
+        Raises:
+            InvalidRequestError: the stream has not ended yet, or ended with an error.
+        """
+        if self._result is None:
+            raise InvalidRequestError("the stream has no result: iterate it to its end, or close() it, first")
+        return self._result
+
+    def _step(self) -> Chunk:
+        """One forward pass (the whole prompt at first, then the last token) and the token sampled from it."""
+        if self._cancelled.is_set():
+            return self._end("cancelled")
+        started = time.perf_counter()
+        if not self._token_ids:
+            prefill(self._sequence, self._prompt_ids, self._cancelled)
+            self._prefill_seconds = time.perf_counter() - started
+            started = time.perf_counter()
+        else:
+            self._sequence.extend(np.array(self._token_ids[-1:], dtype=np.int32))
+            self._decode_steps += 1
+        reason: FinishReason | None = None
+        token_ids: list[int] = []
+        events: list[ReplyEvent] = []
+        token_id = self._sequence.sample(self._sampler)
+        if token_id in self._end_ids:
+            reason = "stop"
+        else:
+            token_ids.append(token_id)
+            self._token_ids.append(token_id)
+            events = self._emitter.push(token_id)
+            self._events += events  # at once: an interrupt may come before the chunk is handed out
+            if self._emitter.stopped:
+                reason = "stop"
+            elif (
+                len(self._token_ids) >= self._config.max_tokens
+                or self._sequence.length >= self._context_length
+            ):
+                reason = "length"
+        self._decode_seconds += time.perf_counter() - started
+        if reason is not None:
+            return self._end(reason, events, token_ids)
+        return _chunk(events, token_ids, None)
+
+    def _end(
+        self, reason: FinishReason, events: Sequence[ReplyEvent] = (), token_ids: Sequence[int] = ()
+    ) -> Chunk:
+        """Ends the stream: its last chunk is ``events`` (already recorded) and what was held back."""
+        held_back = self._emitter.finish()
+        self._events += held_back
+        if self._emitter.stopped and reason == "length":
+            reason = "stop"  # the very last characters completed a stop string
+        reply = collect(self._events)
+        self._result = Generation(
+            text=reply.content,
+            token_ids=list(self._token_ids),
+            finish_reason=reason,
+            prompt_tokens=len(self._prompt_ids),
+            completion_tokens=len(self._token_ids),
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+            decode_steps=self._decode_steps,
+            seed=self._seed,
+            reasoning=reply.reasoning,
+            tool_calls=reply.tool_calls,
+            malformed_calls=reply.malformed,
+        )
+        self._release()
+        return _chunk([*events, *held_back], token_ids, reason)
+
+    def _release(self) -> None:
+        with self._open_lock:
+            self._open = False
+            self._sequence.close()
+
+
+def _chunk(events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:
+    text = "".join(event.text for event in events if isinstance(event, Content))
+    return Chunk(text, list(token_ids), reason, events)

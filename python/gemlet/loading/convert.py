@@ -1,0 +1,139 @@
+"""From a source to a packed folder: :func:`convert`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemlet.base.progress import Progress, check_progress, reporting
+from gemlet.base.strict_json import read_json_object
+from gemlet.config.matformer import cut_keys
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError, ModelFileError
+from gemlet.loading.arguments import check_threads
+from gemlet.loading.builder import choose_formats, make_builder
+from gemlet.packing.blocks import source_bytes
+from gemlet.packing.write import write_packed
+from gemlet.sources.model_source import ModelSource
+from gemlet.sources.opening import open_source
+from gemlet.tokenizer.stored import STORED_FILE, write_stored
+from gemlet.weights.formats import check_weights, formats_of
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: str | os.PathLike[str] | None,
+    destination: str | os.PathLike[str],
+    *,
+    weights: str = "auto",
+    embedding: str | None = None,
+    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    merge_adapter: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> None:
+    """Writes a model as a folder that :func:`gemlet.load` opens in milliseconds: its weights are packed, and
+    mapped instead of read. Processes that load it share its memory.
+
+    With ``matformer`` it is the smaller model alone: an E2B out of an E4B, whose ``config.json`` says so.
+
+    The folder has ``model.safetensors`` with the packed weights, ``tokenizer.safetensors`` with the tokenizer
+    as gemlet has it in memory, and ``config.json``, ``generation_config.json`` and ``chat_template.jinja`` as
+    they are, or with what a GGUF file says in their place. It appears whole or not at all. What a conversion
+    needs of memory does not grow with the model.
+
+    A packed file is for the version of the layout it was written in; a gemlet that has another says so. While
+    a model is loaded, replace its file by renaming another over it, or remove it, but never cut it short.
+
+    Args:
+        source: what :func:`gemlet.load` takes, not yet packed.
+        destination: the folder to make; it must not exist, or be empty.
+        weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
+            :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
+
+    Raises:
+        InvalidRequestError: an argument is wrong, or the source is packed already.
+        UnsupportedError: ``matformer`` for a model that is none, or whose weights are quantized.
+        ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
+
+    >>> import tempfile, gemlet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     gemlet.convert(None, f"{folder}/demo-q4", weights="q4")
+    ...     with gemlet.load(f"{folder}/demo-q4", threads=1) as model:
+    ...         model.weights
+    'q4'
+    """
+    check_weights(weights)
+    check_progress(progress)
+    threads = check_threads(threads)
+    path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else destination
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InvalidRequestError(f"destination is {path!r}; expected the path of a folder to make")
+    target = os.path.abspath(path)
+    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+        raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
+    target = os.path.realpath(target)  # what a link to an empty folder leads to is replaced, not the link
+    if os.path.ismount(target):
+        raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
+    with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
+        if opened.packed is not None:
+            raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
+        whole = opened.config
+        if matformer is not None:
+            opened = opened.cut(matformer)
+        weights, embedding, own_formats = choose_formats(opened, weights, embedding)
+        formats = formats_of(weights, embedding)
+        builder = make_builder(
+            opened.config,
+            weights=weights,
+            formats=formats,
+            threads=threads,
+            allocate=False,
+            own_formats=own_formats,
+        )
+        parent, name = os.path.split(target)
+        own = None  # a folder that no other conversion has, for the one that is made
+        try:
+            os.makedirs(parent, exist_ok=True)
+            own = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
+            made = os.path.join(own, name)
+            os.mkdir(made)
+            with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
+                write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
+            _describe(made, opened)
+            if matformer is not None:
+                _rewrite_config(made, whole, matformer)
+            os.rename(made, target)
+        except OSError as problem:
+            raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+        finally:
+            if own is not None:
+                shutil.rmtree(own, ignore_errors=True)
+
+
+def _describe(folder: str, source: ModelSource) -> None:
+    """All but the weights."""
+    for file in source.files:
+        copy = os.path.join(folder, os.path.relpath(file, source.checkpoint.folder))
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        shutil.copyfile(file, copy)
+    for name, text in source.texts.items():
+        with open(os.path.join(folder, name), "wb") as described:
+            described.write(text.encode("utf-8", "replace"))
+    if source.vocabulary is not None:
+        write_stored(os.path.join(folder, STORED_FILE), source.vocabulary)
+
+
+def _rewrite_config(folder: str, whole: TextConfig, matformer: object) -> None:
+    """Makes the ``config.json`` in ``folder``, that of the ``whole`` model, that of the one cut out of it."""
+    path = os.path.join(folder, "config.json")
+    keys = cut_keys(read_json_object(path, error=ModelFileError), whole, matformer)
+    with open(path, "w", encoding="utf-8") as described:
+        json.dump(keys, described, indent=2)

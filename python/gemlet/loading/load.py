@@ -1,0 +1,176 @@
+"""From files to a :class:`~gemlet.model.model.Model`: :func:`load`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemlet.base.progress import Progress, check_progress
+from gemlet.base.sizes import parse_memory
+from gemlet.loading.arguments import check_device, check_flag, check_max_context, check_threads
+from gemlet.loading.builder import choose_formats, filled_builder, finish_model, not_packed, settle
+from gemlet.loading.memory_plan import check_memory
+from gemlet.model.model import Model
+from gemlet.packing.cache import know_float16
+from gemlet.sources.opening import open_source
+from gemlet.weights.formats import check_weights, formats_of
+
+__all__ = ["load"]
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    weights: str = "auto",
+    threads: int | None = None,
+    decode_threads: int | None = None,
+    max_context: int | None = None,
+    embedding: str | None = None,
+    kv_cache: str | None = None,
+    max_memory: int | str | None = None,
+    embedding_on_disk: bool = False,
+    device: str = "cpu",
+    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    merge_adapter: str | os.PathLike[str] | None = None,
+    cache: bool = False,
+    progress: Progress = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Model:
+    """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
+
+    A folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
+    shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
+    is one: its end tokens end a text, its sampling values are the model's defaults. A GGUF file (versions 2
+    and 3; of a split model, any of its files) says the same in its metadata. Of a multimodal model the text
+    part is loaded. Weights are converted one at a time; a folder that :func:`gemlet.convert` made is mapped
+    and used in place, so it is there at once. The table of per-layer embeddings of Gemma 3n and 4 stays in
+    its file and is read while the model runs.
+
+    Args:
+        source: the folder, or its safetensors file; or a GGUF file, or a folder with only one; or the name of
+            a model on the hub, which is downloaded once: "google/gemma-3-1b-it", or with a GGUF file
+            "someone/gemma-GGUF:gemma-Q4_0.gguf". Without a tokenizer in it the model still loads, and takes
+            and gives token ids.
+        weights: the format of the weights in memory: "bf16", "bf12" (the same values and results in three
+            quarters of the memory; faster where decoding waits for memory), "f32", "q8" (int8 in blocks of
+            32), "q4" (int4 in blocks of 32; the embedding table is q8). bf12 has codes for 15 consecutive
+            exponents of each row, and room for few others; a matrix with more is refused. "auto": each matrix
+            in a format that has all its values, bf16 for BF16 and for float16 that came from it, else f32; of
+            GGUF's types q4 for Q4_0 and q8 for Q8_0, Q5_0 and IQ4_NL. Types whose values no format has become
+            q8 (Q4_1, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they
+            have. Of a packed folder, the format it has.
+        threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
+            physical cores (``gemlet info`` shows the number and the reason).
+        decode_threads: how many threads write the reply, once the prompt is read (passes of at most 8
+            tokens). None: as many as ``threads``. Decoding waits for memory, which few cores can use up.
+        max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV
+            cache. None: what the model was made for.
+        embedding: the format of the embedding table, which is also the output matrix. None: as ``weights``,
+            but "q8" for "q4", which answers better; "q4" is what the smallest memories need.
+        kv_cache: the format of the KV cache: "f32", "bf16", or "int8" (one scale per token and head), which
+            takes half of bf16's memory. None: "bf16", but "f32" for weights in f32.
+        max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
+            make this process larger with one text of ``max_context`` tokens. The message has the plan and
+            what would fit. Adapters that are loaded later have to fit into the rest.
+        embedding_on_disk: reads the embedding from its file and keeps at most 32 MiB of it in memory at a
+            time, for the same results. It is read by row for the prompt, but whole for every token that is
+            written: from the system's page cache if that has room, else from the disk. The model has to be
+            packed, or ``cache`` True.
+        device: only "cpu".
+        matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
+            E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
+            widths, "skip_layers": [...]}`` with a width for each layer that is kept.
+        merge_adapter: the folder of a PEFT LoRA adapter to add into the weights before they are packed (and
+            before ``matformer`` cuts). To keep it apart and choose per request: :meth:`Model.load_adapter`.
+        cache: keeps the packed weights and the parsed vocabulary in the user's cache directory
+            (``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default
+            20 GB, the longest unused leaving first), and uses them the next time.
+        progress: None shows a bar on terminals if tqdm is installed (``pip install 'gemlet[progress]'``) and
+            packing takes a while, True everywhere, False nowhere; or a function that is called with the bytes
+            done and the bytes in all. What it raises cancels the loading and passes through, and so does
+            Ctrl-C: nothing is left behind.
+        revision, token: which branch, tag or commit of a model on the hub, and the access token.
+
+    Returns:
+        The model, a context manager; ``close()`` gives its memory back.
+
+    Raises:
+        ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
+        ConfigError: ``config.json`` or GGUF's metadata describe something that gemlet does not run; names
+            the key.
+        TensorError: a tensor is missing, unexpected, mis-shaped, of another type or not finite; names it.
+        TokenizerError: there is a tokenizer, but it cannot be used.
+        InvalidRequestError: an argument is out of range.
+        UnsupportedError: ``device`` is not one this build has, ``matformer`` for a model that is none, or an
+            extra is not installed.
+        HubError: the hub cannot be reached, or does not give the model out.
+        MemoryLimitError: the weights do not fit into memory, or the model not into ``max_memory``.
+
+    >>> import gemlet
+    >>> with gemlet.load(weights="q8", threads=1) as model:
+    ...     model.weights, model.config.family
+    ('q8', 'gemma3')
+    """
+    started = time.perf_counter()
+    check_weights(weights)
+    check_device(device)
+    threads = check_threads(threads)
+    decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
+    limit = None if max_memory is None else parse_memory(max_memory)
+    check_flag("embedding_on_disk", embedding_on_disk)
+    check_flag("cache", cache)
+
+    check_progress(progress)
+    with open_source(
+        source, revision=revision, token=token, merge_adapter=merge_adapter, cache=cache
+    ) as opened:
+        if matformer is not None:
+            opened = opened.cut(matformer)
+        if embedding_on_disk and opened.packed is None and not cache:
+            raise not_packed(opened)
+        max_context = check_max_context(max_context, opened.config)
+        if cache and weights == "auto":
+            know_float16(opened)
+        weights, embedding, own_formats = choose_formats(opened, weights, embedding)
+        formats = formats_of(weights, embedding, kv_cache)
+        spare = None
+        if limit is not None:
+            settle(opened)
+            spare = check_memory(
+                limit,
+                opened.config,
+                weights=weights,
+                embedding=embedding,
+                kv_cache=kv_cache,
+                max_context=max_context,
+                embedding_on_disk=embedding_on_disk,
+                own_formats=own_formats,
+                threads=threads,
+            )
+        builder = filled_builder(
+            opened,
+            cache=cache,
+            progress=progress,
+            weights=weights,
+            formats=formats,
+            own_formats=own_formats,
+            threads=threads,
+            decode_threads=decode_threads,
+            max_context=max_context,
+            embedding_on_disk=embedding_on_disk,
+        )
+        return finish_model(
+            builder,
+            opened.config,
+            tokenizer=opened.tokenizer,
+            chat_format=opened.chat_format,
+            end_ids=opened.end_ids,
+            sampling=opened.sampling,
+            prompts=opened.prompts,
+            source=opened.name,
+            started=started,
+            spare_memory=spare,
+        )

@@ -1,0 +1,194 @@
+"""Packed weights kept between starts: ``load(..., cache=True)``.
+
+An entry of the cache (:mod:`gemlet.base.cache_entries`) is named by its key: a hash of what the packed form
+depends on. That is the configuration, the formats, the version of gemlet, and of each file of the source
+its tensors' places, its size, the times of its last changes and samples of its content. The path is no part
+of it. A source that changed has another key. What ``weights="auto"`` makes of float16 has an entry of its
+own, as it depends on every value.
+
+Whatever is wrong with the cache, its disk or its rights costs the cache, never the model: a warning, and
+loading goes on without.
+
+With the weights lies a stamp: the file's size, its time of modification and the CRC-32 of its bytes. Where
+the first two are as they were, the file is used as it is, which takes milliseconds; where they are not
+(somebody edited the file, or copied the cache), it is read, and used if the CRC is right, else made again.
+What goes wrong below the file system, a bit that rots on the disk, changes no time and is not looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemlet.adapters.adapter import WEIGHTS_FILE
+from gemlet.base.cache_entries import (
+    cache_folder,
+    cache_limit,
+    evict,
+    keep_entry,
+    locked,
+    mark_used,
+    new_entry,
+)
+from gemlet.base.progress import Progress, reporting
+from gemlet.checkpoint.safetensors_files import SINGLE_FILE
+from gemlet.checkpoint.tensor_files import TensorFiles
+from gemlet.errors import GemletError, ModelFileError, TensorError
+from gemlet.packing.blocks import source_bytes
+from gemlet.packing.write import write_packed
+from gemlet.sources.model_source import ModelSource
+from gemlet.weights.packed_file import FORMAT_VERSION, PackedCheckpoint
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["know_float16", "packed_copy"]
+
+_SAMPLES = 64  # of a file, spread over it: what a file rewritten within one tick of the clock differs in
+_SAMPLE_BYTES = 4096
+_STAMP = "stamp"
+_CHUNK = 1 << 24
+
+
+def packed_copy(
+    source: ModelSource, builder: _core.ModelBuilder, *, weights: str, progress: Progress
+) -> PackedCheckpoint | None:
+    """The packed form of ``source`` from the cache, made now if it is not there; None where there is no cache
+    to be had, after a warning. ``builder`` has no memory of its own.
+
+    What is wrong with the source or the request raises as loading without the cache would.
+    """
+    limit = cache_limit()
+    if sum(nbytes for _, nbytes in builder.packed_sizes().values()) > limit:
+        return None
+    key = _key(source, builder, weights)
+    folder = cache_folder()
+    entry = os.path.join(folder, key)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if (found := _open(entry, source)) is not None:
+            return found
+        with locked(f"{entry}.lock"):
+            found = _open(entry, source)  # another process may have made it meanwhile
+            if found is None:
+                _make(entry, source, builder, weights, progress)
+                found = _open(entry, source)
+            evict(folder, limit)
+        return found
+    except OSError as problem:
+        warnings.warn(
+            f"cache=True: {folder} cannot be used ({problem.strerror or problem}); loading without it",
+            stacklevel=4,
+        )
+        return None
+
+
+def know_float16(source: ModelSource) -> None:
+    """Makes ``source.kept`` say of its float16 matrices whether bfloat16 has all their values: as the cache
+    says, or else by reading them, for the next time."""
+    names = source.float16_matrices()
+    if not names or not cache_limit():
+        return
+    places = [source.checkpoint.tensors[name] for name in names]
+    digest = hashlib.sha256(repr(places).encode())
+    _add_files(digest, [(source.checkpoint, file) for file in sorted({info.file for info in places})])
+    name = f"float16-{digest.hexdigest()[:32]}"
+    path = os.path.join(cache_folder(), name, "formats.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        source.kept.update({name: {"bf16": "bf16", "f32": "f32"}[found[name]] for name in names})
+    except (OSError, ValueError, KeyError, TypeError):
+        formats = json.dumps({name: source.kept_format(name) for name in names})
+        keep_entry(name, lambda made: Path(made, "formats.json").write_text(formats, "utf-8"))
+    else:
+        mark_used(os.path.dirname(path))
+
+
+def _open(entry: str, source: ModelSource) -> PackedCheckpoint | None:
+    """The entry, now the last one used; None if it is not there or not whole."""
+    try:
+        if not _is_as_made(entry):
+            return None
+        found = PackedCheckpoint(entry, source.config, table_elsewhere=True)
+    except (OSError, ValueError, ModelFileError, TensorError):
+        return None
+    mark_used(entry)
+    return found
+
+
+def _make(
+    entry: str, source: ModelSource, builder: _core.ModelBuilder, weights: str, progress: Progress
+) -> None:
+    with new_entry(entry) as made, reporting(progress, "loading", source_bytes(source)) as advance:
+        path = os.path.join(made, SINGLE_FILE)
+        try:
+            crc = write_packed(path, source, builder, advance, weights=weights, table=False)
+        except GemletError as problem:
+            if isinstance(problem.__cause__, OSError):  # the cache's disk, not the source
+                raise problem.__cause__ from None
+            raise
+        _stamp(made, crc)
+
+
+def _stamp(entry: str, crc: int) -> None:
+    """Writes down that the weights file as it is now has this CRC."""
+    status = os.stat(os.path.join(entry, SINGLE_FILE))
+    with open(os.path.join(entry, _STAMP), "w", encoding="ascii") as file:
+        file.write(f"{status.st_size} {status.st_mtime_ns} {crc}")
+
+
+def _is_as_made(entry: str) -> bool:
+    """Whether the weights file holds what was written: by its stamp, or else by reading it. Raises OSError or
+    ValueError where there is no file or no stamp.
+    """
+    with open(os.path.join(entry, _STAMP), encoding="ascii") as file:
+        size, modified, crc = map(int, file.read(99).split())
+    found = 0
+    with open(os.path.join(entry, SINGLE_FILE), "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if (status.st_size, status.st_mtime_ns) == (size, modified):
+            return True
+        if status.st_size != size:
+            return False
+        while chunk := file.read(_CHUNK):
+            found = zlib.crc32(chunk, found)
+    if found == crc:
+        with contextlib.suppress(OSError):
+            _stamp(entry, crc)
+    return found == crc
+
+
+def _key(source: ModelSource, builder: _core.ModelBuilder, weights: str) -> str:
+    from gemlet import _core
+
+    checkpoint = source.checkpoint
+    digest = hashlib.sha256()
+    versions = (FORMAT_VERSION, _core.LAYOUT_VERSION, _core.__version__)
+    digest.update(repr((versions, weights, source.config, sorted(builder.packed_sizes().items()))).encode())
+    places = [(name, slot, checkpoint.tensors[name]) for name, slot in sorted(source.slots.items())]
+    digest.update(repr((places, sorted(source.cuts.items()))).encode())
+    files = [(checkpoint, file) for file in sorted({info.file for _, _, info in places})]
+    if source.adapter is not None:
+        digest.update(repr(sorted(source.merged.items())).encode())
+        digest.update(repr(sorted(source.adapter.terms.items())).encode())
+        files.append((source.adapter.checkpoint, WEIGHTS_FILE))
+    _add_files(digest, files)
+    return digest.hexdigest()[:32]
+
+
+def _add_files(digest: hashlib._Hash, files: Iterable[tuple[TensorFiles, str]]) -> None:
+    for opened, file in files:
+        descriptor = opened.descriptor(file)
+        status = os.fstat(descriptor)
+        digest.update(repr((file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode())
+        for sample in range(_SAMPLES):
+            at = max(0, status.st_size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1)
+            digest.update(os.pread(descriptor, _SAMPLE_BYTES, at))

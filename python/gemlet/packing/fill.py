@@ -1,0 +1,41 @@
+"""Packing a source's tensors into the memory of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gemlet.packing.blocks import blocks, naming
+from gemlet.sources.model_source import ModelSource
+from gemlet.weights.slots import PER_LAYER_TABLE
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["fill", "set_table"]
+
+
+def fill(builder: _core.ModelBuilder, source: ModelSource, advance: Callable[[int], None]) -> None:
+    """Packs every tensor of ``source`` into the builder's memory; ``advance`` gets the bytes of each step."""
+    for block in blocks(source):
+        with naming(source, block.tensor):
+            builder.add(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
+        advance(block.nbytes)
+    set_table(builder, source)
+
+
+def set_table(builder: _core.ModelBuilder, source: ModelSource) -> None:
+    """Gives the builder the table of per-layer embeddings, if there is one: it stays in its file."""
+    checkpoint = source.checkpoint
+    for name, slot in source.slots.items():
+        if slot == PER_LAYER_TABLE:
+            info = checkpoint.tensors[name]
+            rows, cols = info.shape
+            builder.set_per_layer_table(
+                path=checkpoint.path(info.file),
+                offset=info.begin,
+                rows=rows,
+                cols=cols,
+                dtype=checkpoint.dtype(name),
+                kept=source.cuts[name].columns if name in source.cuts else (),
+            )

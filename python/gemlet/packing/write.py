@@ -1,0 +1,117 @@
+"""Writing a source's tensors as a packed file, which :mod:`gemlet.weights.packed_file` describes."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from gemlet.checkpoint.gguf_files import BLOCK_TYPES
+from gemlet.errors import ModelFileError
+from gemlet.packing.blocks import blocks, naming, table_blocks
+from gemlet.sources.model_source import ModelSource
+from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
+from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["write_packed"]
+
+
+def write_packed(
+    path: str,
+    source: ModelSource,
+    builder: _core.ModelBuilder,
+    advance: Callable[[int], None],
+    *,
+    weights: str,
+    table: bool = True,
+) -> int:
+    """Writes the new file ``path``: every tensor of ``source`` packed as ``builder`` (made without memory of
+    its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
+    Returns the CRC-32 of the file.
+
+    Raises :class:`ModelFileError` when it cannot be written, and what reading and packing raise; the file is
+    then incomplete and the caller's to remove.
+    """
+    sizes, shapes = builder.packed_sizes(), builder.tensors()
+    tensors = source.checkpoint.tensors
+    parts = [
+        part
+        for name, slot in source.slots.items()
+        if slot != PER_LAYER_TABLE
+        for part, _ in core_slots(slot, tensors[name].shape)
+    ]
+    entries: dict[str, tuple[str, list[int], int]] = {p: ("U8", [sizes[p][1]], sizes[p][1]) for p in parts}
+    table_name = next((name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE), None)
+    described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
+    if table and table_name is not None:
+        info = tensors[table_name]
+        shape, nbytes = info.shape, info.nbytes
+        if (cut := source.cuts.get(table_name)) is not None:
+            shape = cut.shape(shape)
+            nbytes = nbytes // info.shape[1] * shape[1]
+        entries[PER_LAYER_TABLE] = (info.dtype, list(shape), nbytes)
+        if info.dtype in BLOCK_TYPES:  # which safetensors does not have
+            entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
+            described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
+    head = _header(entries, _metadata(weights, described))
+    crc = 0
+    try:
+        with ThreadPoolExecutor(1) as helper, open(path, "xb", buffering=0) as file:
+
+            def put(data: bytes | memoryview) -> None:
+                nonlocal crc
+                later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                _write(file.fileno(), data)
+                crc = later.result()
+
+            put(head)
+            for block in blocks(source):
+                with naming(source, block.tensor):
+                    packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
+                put(packed.data)
+                advance(block.nbytes)
+            if table and table_name is not None:
+                row_bytes = tensors[table_name].nbytes // tensors[table_name].shape[0]
+                for array in table_blocks(source, table_name):
+                    put(array.reshape(-1).view("u1").data)
+                    advance(len(array) * row_bytes)
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
+    return crc
+
+
+def _metadata(weights: str, described: dict[str, list[Any]]) -> dict[str, str]:
+    from gemlet import _core
+
+    return {
+        "gemlet_version": _core.__version__,
+        "gemlet_format": str(FORMAT_VERSION),
+        "gemlet_layout": str(_core.LAYOUT_VERSION),
+        "gemlet_weights": weights,
+        "gemlet_tensors": json.dumps(described, separators=(",", ":")),
+    }
+
+
+def _header(entries: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> bytes:
+    """A safetensors header, padded so that the data begins at a multiple of 64 bytes of the file."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape, nbytes) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(descriptor: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

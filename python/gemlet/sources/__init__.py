@@ -1,0 +1,1 @@
+"""A model's files, wherever they are: found, fetched, opened and checked."""

@@ -1,0 +1,92 @@
+"""Which files somebody means who names a model."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from gemlet.base.files import check_links, no_waiting
+from gemlet.checkpoint.gguf_files import model_files
+from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
+from gemlet.errors import InvalidRequestError, ModelFileError
+from gemlet.sources.hub import is_repository
+
+__all__ = ["find", "find_in_folder"]
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+
+
+def find(source: str | os.PathLike[str] | None) -> str | None:
+    """The folder or the GGUF file that is meant; None for a model on the hub."""
+    if source is None:
+        return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
+    accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
+    if os.path.isdir(path):
+        check_links(path)
+        return find_in_folder(path)
+    if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
+        check_links(os.path.dirname(path) or ".")
+        return _folder_of_weights(path)
+    if os.path.lexists(path):
+        if path.lower().endswith(".gguf") or _begins_as_gguf(path):
+            return path
+        raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
+    if is_repository(path):
+        return None
+    raise ModelFileError(
+        f"{path}: no such file or folder; {accepted}, or the name of a model on the hub, "
+        'like "google/gemma-3-1b-it"'
+    )
+
+
+def _folder_of_weights(path: str) -> str:
+    """The folder that the weights of a model stand for: the rest of it lies beside them."""
+    folder, name = os.path.split(path)
+    read = SINGLE_FILE
+    if not os.path.lexists(os.path.join(folder, SINGLE_FILE)):
+        read = INDEX_FILE
+        if _SHARD.search(name):
+            return folder or "."
+    if name != read:
+        raise ModelFileError(
+            f"{path}: of its folder gemlet reads {read}; load that, or give this file a folder of its own"
+        )
+    return folder or "."
+
+
+def find_in_folder(folder: str) -> str:
+    """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is."""
+    if not os.path.isdir(folder):
+        return folder
+    has = {
+        name
+        for name in ("config.json", SINGLE_FILE, INDEX_FILE, "adapter_config.json")
+        if os.path.lexists(os.path.join(folder, name))
+    }
+    if has == {"adapter_config.json"}:
+        raise ModelFileError(
+            f"{folder}: is a LoRA adapter; load the model it was made for, and then this with load_adapter() "
+            "or --adapter"
+        )
+    if "config.json" in has and not has.isdisjoint((SINGLE_FILE, INDEX_FILE)):
+        return folder
+    try:
+        models = model_files(os.listdir(folder))
+    except OSError as problem:
+        raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
+    if len(models) > 1:
+        listed = ", ".join(models[:8])
+        raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
+    return os.path.join(folder, models[0]) if models else folder
+
+
+def _begins_as_gguf(path: str) -> bool:
+    """Ollama keeps its files under names without an ending."""
+    try:
+        with open(path, "rb", opener=no_waiting) as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False

@@ -1,0 +1,397 @@
+"""The metadata of a GGUF file as the keys of a ``config.json``, which :func:`parse_config` checks and reads.
+
+GGUF leaves out what llama.cpp, for which the files are made, knows by heart; where a key is missing, the
+value here is the one it takes. What a shape alone says (the rows of a table, the rank of a branch, whether an
+output matrix or a value projection is there) is read from the directory of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gemlet.base.keys import Keys
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import GGUFFile
+from gemlet.config.generation_defaults import SAMPLING_RANGES
+from gemlet.config.layers import LIMITS
+from gemlet.config.rope import LAYER_TYPES
+from gemlet.errors import ConfigError, TensorError
+from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name
+from gemlet.weights.slots import PER_LAYER_TABLE
+
+__all__ = ["read_gguf_keys", "read_gguf_sampling"]
+
+# general.architecture -> model_type of config.json
+_MODEL_TYPES = {
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
+    "gemma-embedding": "gemma3_text",
+}
+_OTHERS = {
+    "gemma4-assistant": "a drafter that works beside another model",
+    "clip": "the part of a model for images and sound; give the file of its text part",
+}
+# Keys of an architecture that do not change the logits.
+_IGNORED = {
+    "vocab_size",
+    "altup.lr_multiplier",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+}
+_TOWERS = ("vision.", "audio.", "mm.")
+_MEAN = 1  # of the numbers of GGUF's pooling_type
+# Layers of Gemma 3n with keys and values of their own, where the file does not say how many share.
+_OWN_KEYS_3N = 20
+# Ollama's own files of Gemma 3 say nothing of rotations; models with a context of this length or more (4B and
+# larger) divide the positions of global layers by 8.
+_LONG_CONTEXT = 131072
+_NO_ROTATION = 1e9  # divisors of an angle beyond this stand for none: converters write 1e30
+
+
+class _Metadata:
+    """The keys of one architecture, typed; remembers which were read."""
+
+    def __init__(self, gguf: GGUFFile, architecture: str) -> None:
+        self.gguf = gguf
+        self.prefix = f"{architecture}."
+        self.read: set[str] = set()
+
+    def wrong(self, key: str, expected: str) -> ConfigError:
+        full = self.prefix + key
+        got = f"is {show(_plain(self.gguf.metadata[full]))}" if full in self.gguf.metadata else "is missing"
+        return ConfigError(f"{self.gguf.path}: {full} {got}; expected {expected}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, arrays as lists."""
+        self.read.add(self.prefix + key)
+        return _plain(self.gguf.metadata.get(self.prefix + key, default))
+
+    def integer(self, key: str, name: str, default: int | None = None) -> int:
+        """An integer, or an array of one number, in the range of the key ``name`` of config.json."""
+        value = self.get(key, default)
+        if isinstance(value, list) and value and value == value[:1] * len(value):
+            value = value[0]
+        if type(value) is not int or not 1 <= value <= LIMITS[name]:
+            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}")
+        return value
+
+    def integers(self, key: str, name: str, count: int) -> list[int]:
+        """One integer for all, or an array of ``count``."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            return [self.integer(key, name)] * count
+        if len(value) != count or any(
+            type(item) is not int or not 1 <= item <= LIMITS[name] for item in value
+        ):
+            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}, or {count} of them")
+        return value
+
+    def number(self, *keys: str) -> float | None:
+        """The number under the first of ``keys`` that is there, None where none is."""
+        found = None
+        for key in keys:
+            value = self.get(key)
+            if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+                raise self.wrong(key, "a finite number")
+            found = value if found is None else found
+        return found
+
+    def only(self, key: str, *supported: Any) -> None:
+        """``key`` is absent or one of ``supported``."""
+        if self.get(key, supported[0]) not in supported:
+            raise self.wrong(key, f"{show(supported[0])} (gemlet supports nothing else)")
+
+    def refuse_unread(self) -> None:
+        for key, value in self.gguf.metadata.items():
+            rest = key.removeprefix(self.prefix)
+            if rest != key and key not in self.read and rest not in _IGNORED and not rest.startswith(_TOWERS):
+                raise ConfigError(
+                    f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(_plain(value))}); "
+                    "expected only keys gemlet knows, because any other may change what the model computes"
+                )
+
+
+def read_gguf_keys(
+    gguf: GGUFFile, shapes: Mapping[str, tuple[int, ...]], rope_freqs: np.ndarray[Any, Any] | None
+) -> dict[str, Any]:
+    """The text model of a GGUF file with these metadata and tensors as ``config.json`` would say it, in
+    JSON's types; what only GGUF can say is in the object "gguf" (:func:`gemlet.config.parse_config`).
+    ``rope_freqs`` are the values of the tensor of that name. Raises :class:`ConfigError` or
+    :class:`ModelFileError` naming the key.
+    """
+    architecture = gguf.get("general.architecture", str)
+    if architecture not in _MODEL_TYPES:
+        what = f", {_OTHERS[architecture]}" if architecture in _OTHERS else ""
+        raise ConfigError(
+            f"{gguf.path}: general.architecture is {show(architecture)}{what}; "
+            f"expected one of {', '.join(_MODEL_TYPES)}"
+        )
+    table = gguf_name("embed_tokens")
+    if table not in shapes:
+        raise TensorError(f"{gguf.path}: tensor {table!r} is missing: the file holds no model")
+    data = _Metadata(gguf, architecture)
+    count = data.integer("block_count", "num_hidden_layers")
+    widths = data.integers("feed_forward_length", "intermediate_size", count)
+    keys = _read_common(data, shapes, count) | {"intermediate_size": widths[0]}
+    if architecture == "gemma3n":
+        keys |= _read_gemma3n(data, shapes, count)
+    if architecture == "gemma4":
+        keys |= _read_gemma4(data, shapes, count, rope_freqs)
+    else:
+        keys |= _read_heads_and_rope(data, architecture, count)
+    own: dict[str, Any] = {"intermediate_size": widths}
+    sparsity = _read_sparsity(data, count) if architecture == "gemma3n" else None
+    if sparsity is not None:
+        keys["activation_sparsity_pattern"] = [0.0] * count
+        own["activation_sparsity"] = sparsity
+    if architecture == "gemma-embedding":
+        own["dense_sizes"] = list(_read_dense_layers(data, shapes))
+        keys["use_bidirectional_attention"] = True
+    data.only("attention.causal", architecture != "gemma-embedding")
+    data.refuse_unread()
+    return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}
+
+
+def read_gguf_sampling(gguf: GGUFFile) -> dict[str, Any]:
+    """The sampling values that the file recommends (``general.sampling.*``), by their names in
+    GenerationConfig. Raises :class:`ConfigError` for one that no sampling could use.
+    """
+    names = {"top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "temp": "temperature"}
+    names["penalty_repeat"] = "repetition_penalty"
+    prefix = "general.sampling."
+    given = {name: gguf.metadata[prefix + name] for name in names if prefix + name in gguf.metadata}
+    keys = Keys(given, gguf.path, prefix)
+    sampling: dict[str, Any] = {}
+    for name in given:
+        if name == "top_k":
+            sampling[name] = keys.integer(name, 1 << 31, 0)
+        else:
+            sampling[names[name]] = keys.number(name, *SAMPLING_RANGES[names[name]])
+    return sampling
+
+
+def _read_common(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
+    """What every family has."""
+    ends = (data.gguf.get(f"tokenizer.ggml.{name}_token_id", int, None) for name in ("eos", "eot", "eom"))
+    keys: dict[str, Any] = {
+        "num_hidden_layers": count,
+        "vocab_size": _rows(shapes, "embed_tokens"),
+        "hidden_size": data.integer("embedding_length", "hidden_size"),
+        "max_position_embeddings": data.integer("context_length", "max_position_embeddings"),
+        "num_attention_heads": data.integer("attention.head_count", "num_attention_heads"),
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "bos_token_id": data.gguf.get("tokenizer.ggml.bos_token_id", int, None),
+        "pad_token_id": data.gguf.get("tokenizer.ggml.padding_token_id", int, None),
+        "eos_token_id": [end for end in ends if end is not None],
+    }
+    if (epsilon := data.number("attention.layer_norm_rms_epsilon")) is not None:
+        keys["rms_norm_eps"] = epsilon
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if value := data.number(cap):
+            keys[cap] = value
+    return keys
+
+
+def _rows(shapes: Mapping[str, tuple[int, ...]], slot: str) -> int:
+    """Of the tensor; 1 where it is missing, which the check of all tensors will report."""
+    return shapes.get(gguf_name(slot), (1,))[0]
+
+
+def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict[str, Any]:
+    """Heads, windows and rotations of the families before Gemma 4."""
+    hidden = data.integer("embedding_length", "hidden_size")
+    heads = data.integer("attention.head_count", "num_attention_heads")
+    head_dim = data.integer("attention.key_length", "head_dim", data.get("head_dim", hidden // heads))
+    data.only("attention.value_length", head_dim)
+    data.only("rope.dimension_count", head_dim)
+    keys: dict[str, Any] = {
+        "head_dim": head_dim,
+        "num_key_value_heads": data.integer("attention.head_count_kv", "num_key_value_heads", heads),
+    }
+    if architecture in ("gemma2", "gemma3", "gemma-embedding"):
+        scale = data.number("attention.scale")
+        largest = count == {"gemma2": 46, "gemma3": 62}.get(architecture)
+        scalar = hidden / heads if largest else head_dim
+        if scale is not None and not 1e-6 <= scale <= 1e6:
+            raise data.wrong("attention.scale", "a number from 1e-6 to 1e6")
+        keys["query_pre_attn_scalar"] = scalar if scale is None else scale**-2
+    theta = data.number("rope.freq_base", "rope.global.freq_base")
+    local_theta = data.number("rope.freq_base_swa", "rope.local.freq_base", "rope.freq_base_local")
+    factor = _read_rope_factor(data)
+    context = data.integer("context_length", "max_position_embeddings")
+    if theta is not None:
+        keys["rope_theta"] = theta
+    elif architecture == "gemma3" and factor is None and context >= _LONG_CONTEXT:
+        factor = 8.0
+    if local_theta is not None and architecture in ("gemma3", "gemma3n", "gemma-embedding"):
+        keys["rope_local_base_freq"] = local_theta
+    elif local_theta not in (None, theta):
+        raise data.wrong(
+            "rope.freq_base_swa", f"the value of rope.freq_base: {architecture} has one rotation"
+        )
+    if factor is not None:
+        keys["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    if architecture != "gemma":
+        keys |= _read_windows(data, architecture, count)
+    return keys
+
+
+def _read_rope_factor(data: _Metadata) -> float | None:
+    kind = data.get("rope.scaling.type", "none")
+    factor = data.number("rope.scaling.factor")
+    if kind == "linear" and factor is not None:
+        return factor
+    if kind not in ("none", "linear"):
+        raise data.wrong("rope.scaling.type", "'linear' or 'none'")
+    if factor not in (None, 1.0):
+        raise data.wrong("rope.scaling.factor", "none beside the rope.scaling.type 'none'")
+    return None
+
+
+def _read_windows(data: _Metadata, architecture: str, count: int) -> dict[str, Any]:
+    """The window, and which layers have one."""
+    keys: dict[str, Any] = {}
+    window = data.get("attention.sliding_window")
+    if window is not None:
+        keys["sliding_window"] = data.integer("attention.sliding_window", "sliding_window")
+    elif architecture == "gemma3":
+        keys["layer_types"] = [LAYER_TYPES[1]] * count
+    pattern = data.get("attention.sliding_window_pattern")
+    if type(pattern) is int and 1 <= pattern <= LIMITS["num_hidden_layers"]:
+        pattern = [(i + 1) % pattern != 0 for i in range(count)]
+    if pattern is not None:
+        if not isinstance(pattern, list) or len(pattern) != count or {*map(type, pattern)} != {bool}:
+            raise data.wrong("attention.sliding_window_pattern", f"an integer or {count} booleans")
+        keys["layer_types"] = [LAYER_TYPES[not sliding] for sliding in pattern]
+    return keys
+
+
+def _read_dense_layers(data: _Metadata, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The outputs of an embedding model's dense layers, which converters may leave out."""
+    data.only("pooling_type", _MEAN)
+    names = [gguf_name(f"dense.{i}") for i in range(2)]
+    sizes = [shapes[name] for name in names if len(shapes.get(name, ())) == 2]
+    for name, (outputs, inputs) in zip(names, sizes, strict=False):
+        key = name.removesuffix(".weight")
+        data.only(f"{key}_feat_in", inputs)
+        data.only(f"{key}_feat_out", outputs)
+    return tuple(outputs for outputs, _ in sizes)
+
+
+def _read_gemma3n(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
+    data.only("altup.active_idx", 0)
+    data.only("altup.correct_scale", True)
+    shared = data.get("attention.shared_kv_layers", max(0, count - _OWN_KEYS_3N))
+    return {
+        "num_kv_shared_layers": shared,
+        "altup_num_inputs": data.get("altup.num_inputs", 4),
+        "laurel_rank": _rows(shapes, "layers.0.laurel_left"),
+        **_read_per_layer_inputs(data, shapes),
+    }
+
+
+def _read_sparsity(data: _Metadata, count: int) -> list[float | None] | None:
+    """In deviations from the mean, minus infinity for none."""
+    values = data.get("activation_sparsity_scale")
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != count:
+        raise data.wrong("activation_sparsity_scale", f"{count} numbers")
+    for value in values:
+        if type(value) is not float or not (value == -math.inf or -10 <= value <= 10):
+            raise data.wrong("activation_sparsity_scale", "numbers from -10 to 10, or minus infinity")
+    return [None if value == -math.inf else value for value in values]
+
+
+def _read_per_layer_inputs(data: _Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    size = data.get("embedding_length_per_layer_input", 0)
+    return {
+        "hidden_size_per_layer_input": size,
+        "vocab_size_per_layer_input": _rows(shapes, PER_LAYER_TABLE),
+    }
+
+
+def _read_gemma4(
+    data: _Metadata,
+    shapes: Mapping[str, tuple[int, ...]],
+    count: int,
+    rope_freqs: np.ndarray[Any, Any] | None,
+) -> dict[str, Any]:
+    global_dim = data.integer("attention.key_length", "global_head_dim")
+    local_dim = data.integer("attention.key_length_swa", "head_dim", global_dim)
+    for suffix, dim in (("", global_dim), ("_swa", local_dim)):
+        data.only(f"attention.value_length{suffix}", dim)
+        data.only(f"rope.dimension_count{suffix}", dim)
+    keys = _read_windows(data, "gemma4", count)
+    types = keys.get("layer_types", [LAYER_TYPES[(i + 1) % 6 == 0] for i in range(count)])
+    types[-1] = LAYER_TYPES[1]
+    kv_heads = data.integers("attention.head_count_kv", "num_key_value_heads", count)
+    shared = data.get("attention.shared_kv_layers", 0)
+    own = count - shared if type(shared) is int and 0 <= shared < count else count
+    is_global = [kind == LAYER_TYPES[1] for kind in types]
+    keys |= {
+        "head_dim": local_dim,
+        "num_key_value_heads": kv_heads[is_global.index(False)] if False in is_global else kv_heads[0],
+        "per_layer_config": {
+            str(i): {
+                "head_dim": global_dim if is_global[i] else local_dim,
+                "num_key_value_heads": kv_heads[i],
+            }
+            for i in range(count)
+        },
+        "num_kv_shared_layers": shared,
+        "attention_k_eq_v": any(
+            is_global[i] and gguf_name(f"layers.{i}.v_proj") not in shapes for i in range(own)
+        ),
+        **_read_per_layer_inputs(data, shapes),
+    }
+    if data.get("expert_count", 0):
+        keys |= {
+            "enable_moe_block": True,
+            "num_experts": data.get("expert_count"),
+            "top_k_experts": data.get("expert_used_count"),
+            "moe_intermediate_size": data.get("expert_feed_forward_length"),
+        }
+    data.get("expert_used_count")
+    data.get("expert_feed_forward_length")
+    local_theta = data.number("rope.freq_base_swa")
+    theta = data.number("rope.freq_base")
+    factor = _read_rope_factor(data)
+    proportional: dict[str, Any] = {
+        "rope_type": "proportional",
+        "rope_theta": 1e6 if theta is None else theta,
+        "partial_rotary_factor": _read_share(data, rope_freqs, global_dim),
+    }
+    keys["rope_parameters"] = {
+        "sliding_attention": {
+            "rope_type": "default",
+            "rope_theta": 1e4 if local_theta is None else local_theta,
+        },
+        "full_attention": proportional | ({} if factor is None else {"factor": factor}),
+    }
+    return keys
+
+
+def _read_share(data: _Metadata, rope_freqs: np.ndarray[Any, Any] | None, head_dim: int) -> float:
+    """What share of the pairs rotates: their angles are divided by 1, the others' by a huge number."""
+    if rope_freqs is None:
+        return 1.0
+    turning = int(np.argmax(rope_freqs != 1.0)) if (rope_freqs != 1.0).any() else len(rope_freqs)
+    if len(rope_freqs) != head_dim // 2 or not (rope_freqs[turning:] >= _NO_ROTATION).all():
+        raise ConfigError(
+            f"{data.gguf.path}: tensor {ROPE_FREQS!r} is not {head_dim // 2} numbers, first ones and then "
+            "numbers of 1e9 or more (gemlet supports nothing else)"
+        )
+    return turning / len(rope_freqs)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value

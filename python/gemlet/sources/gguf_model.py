@@ -1,0 +1,72 @@
+"""A model in a GGUF file."""
+
+from __future__ import annotations
+
+import json
+
+from gemlet.checkpoint.gguf_files import GGUFCheckpoint
+from gemlet.config.hf_config import parse_config
+from gemlet.config.sentence_transformers import Prompts
+from gemlet.config.text_config import TextConfig
+from gemlet.sources.gguf_keys import read_gguf_keys, read_gguf_sampling
+from gemlet.sources.model_source import ModelSource
+from gemlet.sources.tokenizers import chat_format_of, open_tokenizer
+from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
+from gemlet.tokenizer.tokenizer import Tokenizer
+from gemlet.weights.gguf_names import ROPE_FREQS, map_gguf_tensors
+
+
+def open_gguf(path: str, *, cache: bool) -> ModelSource:
+    checkpoint = GGUFCheckpoint(path)
+    try:
+        gguf = checkpoint.gguf
+        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+        keys = read_gguf_keys(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
+        config = parse_config(keys, where=f"{gguf.path} (metadata)")
+        slots = map_gguf_tensors(shapes, config, where=gguf.path)
+        for tensor in slots:
+            checkpoint.dtype(tensor)
+        vocabulary = tokenizer = chat_format = template = None
+        if "tokenizer.ggml.model" in gguf.metadata:
+            vocabulary, tokenizer = open_tokenizer(
+                lambda: vocabulary_of_gguf(gguf), lambda: {gguf.path: checkpoint.head()}, cache=cache
+            )
+            if not config.bidirectional:
+                template = gguf.get("tokenizer.chat_template", str, None)
+                chat_format = chat_format_of(config, tokenizer, template)
+        sampling = read_gguf_sampling(gguf)
+    except BaseException:
+        checkpoint.close()
+        raise
+    end_ids = _gguf_end_ids(config, tokenizer)
+    texts = {
+        "config.json": json.dumps(keys, indent=2),
+        "generation_config.json": json.dumps({"eos_token_id": sorted(end_ids), **sampling}, indent=2),
+    }
+    if template is not None:
+        texts["chat_template.jinja"] = template
+    return ModelSource(
+        name=gguf.path,
+        config=config,
+        end_ids=end_ids,
+        sampling=sampling,
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        checkpoint=checkpoint,
+        slots=slots,
+        vocabulary=vocabulary,
+        texts=texts,
+        prompts=Prompts() if config.bidirectional else None,
+    )
+
+
+# Ends of a text that a model's generation_config.json has and GGUF's keys leave out.
+_ENDS = {"gemma4": ("<eos>", "<|tool_response>")}
+
+
+def _gguf_end_ids(config: TextConfig, tokenizer: Tokenizer | None) -> frozenset[int]:
+    ids = set(config.eos_token_ids)
+    if tokenizer is not None:
+        found = {tokenizer.token_id(name) for name in _ENDS.get(config.family, ("<eos>",))}
+        ids |= {token_id for token_id in found if token_id is not None and token_id < config.vocab_size}
+    return frozenset(ids)

@@ -1,0 +1,71 @@
+"""A model in a Hugging Face folder, or in a folder that gemlet packed."""
+
+from __future__ import annotations
+
+import os
+
+from gemlet.chat.templates import read_chat_template
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.config.generation_defaults import read_end_ids, read_sampling
+from gemlet.config.hf_config import read_config
+from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
+from gemlet.sources.model_source import ModelSource
+from gemlet.sources.tokenizers import chat_format_of, open_tokenizer
+from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
+from gemlet.tokenizer.stored import STORED_FILE
+from gemlet.weights.hf_names import dense_tensor, map_tensors
+from gemlet.weights.packed_file import PackedCheckpoint, is_packed
+
+# What a folder says of its model besides the weights, the vocabulary and the chat template.
+_DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
+
+
+def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
+    config = read_config(folder)
+    described: tuple[str, ...] = _DESCRIPTION_FILES
+    prompts = None
+    if config.bidirectional:
+        config, modules = read_dense_layers(folder, config)
+        prompts = read_prompts(folder)
+        described += modules
+    end_ids = read_end_ids(folder, config)
+    sampling = read_sampling(folder)
+    vocabulary = tokenizer = chat_format = template = None
+    if any(os.path.lexists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
+        cache = cache and not os.path.lexists(os.path.join(folder, STORED_FILE))
+        vocabulary, tokenizer = open_tokenizer(
+            lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
+        )
+        if not config.bidirectional:
+            template = read_chat_template(folder)
+            chat_format = chat_format_of(config, tokenizer, template)
+    checkpoint = Checkpoint(folder)
+    try:
+        if is_packed(checkpoint):
+            checkpoint = PackedCheckpoint(checkpoint, config)
+            slots = {name: name for name in checkpoint.tensors}
+        else:
+            for index in range(len(config.dense_sizes)):
+                checkpoint.add_folder(os.path.dirname(dense_tensor(index)))
+            shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+            slots = map_tensors(shapes, config, where=folder)
+            for tensor in slots:
+                checkpoint.dtype(tensor)  # raises for a type that cannot be read
+    except BaseException:
+        checkpoint.close()
+        raise
+    paths = [os.path.join(folder, file) for file in described]
+    return ModelSource(
+        name=name,
+        config=config,
+        end_ids=end_ids,
+        sampling=sampling,
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        checkpoint=checkpoint,
+        slots=slots,
+        vocabulary=vocabulary,
+        files=tuple(path for path in paths if os.path.isfile(path)),
+        texts={} if template is None else {"chat_template.jinja": template},
+        prompts=prompts,
+    )

@@ -1,0 +1,239 @@
+"""Models by their names on the Hugging Face hub: :func:`download`.
+
+What reaches for the network is huggingface_hub, an extra (``pip install 'gemlet[hub]'``), with its cache, its
+settings and its login.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from gemlet.checkpoint.gguf_files import model_files, split_names
+from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
+from gemlet.tokenizer.files import TOKENIZER_FILES
+
+__all__ = ["download", "is_repository"]
+
+# What gemlet reads of a repository, besides the vocabulary. A folder inside it holds something else (weights
+# of another kind, ...), but for the numbered ones of sentence-transformers: an embedding model's last layers.
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "[0-9]*/config.json",
+    "[0-9]*/model.safetensors",
+)
+# A repository, and perhaps a GGUF file in it.
+_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?::([\w.+-][\w.+ /-]{0,250}\.gguf))?")
+_WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
+_UP = {"", ".", ".."}  # parts of a path that leads out of a repository, or is written in an odd way
+_SHOWN = 16
+
+
+def is_repository(name: str) -> bool:
+    """Whether ``name`` has the form of a model's name on the hub.
+
+    >>> is_repository("google/gemma-3-1b-it"), is_repository("./gemma/model")
+    (True, False)
+    >>> is_repository("someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf")
+    True
+    """
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def check_access(revision: str | None, token: str | bool | None) -> None:
+    """Raises :class:`InvalidRequestError` for arguments that are none."""
+    if revision is not None and (not isinstance(revision, str) or not revision):
+        raise InvalidRequestError(f"revision is {revision!r}; expected a branch, a tag or a commit, or None")
+    if token is not None and not isinstance(token, (str, bool)):
+        raise InvalidRequestError("token: expected an access token, True, False or None")
+
+
+def download(name: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
+    """Fetches the files of model ``name`` that gemlet reads and are not there yet, and returns their folder;
+    of a GGUF model, the path of its (first) file.
+
+    Args:
+        name: as on the hub, "google/gemma-3-1b-it"; or a GGUF file there, with all parts where it is split:
+            "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf". A repository without safetensors may be
+            named alone where it holds only one GGUF model.
+        revision: a branch, tag or commit; None: the main branch.
+        token: an access token; None: the one `hf auth login` stored; False: none.
+
+    Raises:
+        HubError: there is no such model or revision, the licence was not accepted, the network is down and
+            the files are not all there, or the disk is full.
+        UnsupportedError: huggingface_hub is not installed.
+        InvalidRequestError: an argument is wrong, the repository has no such GGUF file, or has several and
+            none is named; the message lists them.
+
+    >>> try:
+    ...     download("gemma-3-1b-it")  # without the owner
+    ... except InvalidRequestError as error:
+    ...     print('like "google/gemma-3-1b-it"' in str(error))
+    True
+    """
+    return fetch(choose(name, revision, token), revision, token)
+
+
+class Choice(NamedTuple):
+    """A model on the hub: its files by patterns, of all ``names`` in the repository; ``file`` is its (first)
+    GGUF file, None for a folder. ``is_here``: the hub cannot be asked, and what is in the cache has to do."""
+
+    repository: str
+    file: str | None
+    names: set[str]
+    patterns: list[str]
+    ignored: list[str]
+    is_here: bool
+
+    def files(self) -> list[str]:
+        """The files, chosen as :func:`fetch` does."""
+
+        def fits(name: str, patterns: list[str]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+        return [n for n in sorted(self.names) if fits(n, self.patterns) and not fits(n, self.ignored)]
+
+
+def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
+    """What :func:`download` of these arguments fetches; raises as it does."""
+    if not isinstance(name, str) or not is_repository(name):
+        raise InvalidRequestError(
+            f'name is {name!r}; expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file '
+            'there, like "someone/gemma-GGUF:gemma-Q4_0.gguf"'
+        )
+    check_access(revision, token)
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UnsupportedError(
+            f"{name}: no such folder; to download a model of this name: pip install 'gemlet[hub]'"
+        )
+    match = _NAME.fullmatch(name)
+    repository, file = match.groups() if match else (name, None)
+    names, is_here = _list_files(repository, revision, token)
+    if file is None:
+        file = _only_gguf(repository, names)
+    elif file not in names:
+        raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
+    if file is None:
+        tokenizers = [name for name in TOKENIZER_FILES if name in names]
+        return Choice(repository, None, names, [*_FILES, *tokenizers[:1]], ["[!0-9]*/*"], is_here)
+    folder, name = os.path.split(file)
+    patterns = [glob.escape(os.path.join(folder, part)) for part in split_names(folder, name)]
+    return Choice(repository, file, names, patterns, [], is_here)
+
+
+def fetch(
+    choice: Choice,
+    revision: str | None,
+    token: str | bool | None,
+    *,
+    without: Sequence[str] = (),
+    whole: bool = False,
+) -> str:
+    """The folder or the GGUF file, with all of its files but those of the patterns ``without``; the folder
+    even of a GGUF file if ``whole``."""
+    import huggingface_hub
+
+    repository = choice.repository
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision,
+            token=token,
+            allow_patterns=choice.patterns,
+            ignore_patterns=[*choice.ignored, *without],
+            local_files_only=choice.is_here,
+        )
+    except Exception as problem:  # what a broken server or disk makes of it has no common class
+        raise HubError(f"{repository}: {explain(problem, repository, revision)}") from problem
+    return snapshot if choice.file is None or whole else os.path.join(snapshot, choice.file)
+
+
+def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:
+    """The files of a repository; where the hub does not say, those in the cache, and True."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        siblings = huggingface_hub.HfApi().model_info(repository, revision=revision, token=token).siblings
+        names = {sibling.rfilename for sibling in siblings or ()}
+        return {name for name in names if _UP.isdisjoint(name.split("/"))}, False
+    except Exception as problem:
+        try:
+            snapshot = huggingface_hub.snapshot_download(
+                repository, revision=revision, local_files_only=True, allow_patterns=[]
+            )
+            found = glob.glob("**", root_dir=snapshot, recursive=True)
+            names = {name for name in found if os.path.isfile(os.path.join(snapshot, name))}
+            if not any(name.endswith((".safetensors", ".gguf")) for name in names):  # as inspect() leaves it
+                raise errors.LocalEntryNotFoundError("no weights")
+            return names, True
+        except Exception as missing:
+            said = isinstance(problem, errors.HfHubHTTPError | errors.HFValidationError)
+            reason = explain(problem if said else missing, repository, revision)
+            raise HubError(f"{repository}: {reason}") from problem
+
+
+def _only_gguf(repository: str, names: Collection[str]) -> str | None:
+    """The GGUF model of a repository with these files; None where it is for its safetensors, or has none."""
+    models = model_files(names)
+    if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
+        return None
+    if len(models) > 1:
+        raise InvalidRequestError(
+            f"{repository}: holds several GGUF models; name one, as {repository}:{models[0]}. They are "
+            f"{_models(names)}"
+        )
+    return models[0]
+
+
+def _models(names: Collection[str]) -> str:
+    """The GGUF models among these files, for a message."""
+    models = model_files(names)
+    more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
+    return (", ".join(models[:_SHOWN]) or "none") + more
+
+
+def explain(problem: Exception, name: str, revision: str | None) -> str:
+    """What went wrong and what to do, in a line."""
+    from huggingface_hub import constants, errors
+
+    status: Any = getattr(getattr(problem, "response", None), "status_code", None)
+    if isinstance(problem, errors.GatedRepoError):
+        return (
+            f"its licence has to be accepted first, at {constants.ENDPOINT}/{name}; then pass token=, or log "
+            "in with `hf auth login`"
+        )
+    if isinstance(problem, errors.RevisionNotFoundError):
+        return f"has no revision {revision!r}; expected a branch, a tag or a commit"
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        return (
+            "no such folder, and no such model on the hub, or a private one; check the name, or pass a token "
+            "that may read it"
+        )
+    if isinstance(problem, errors.HFValidationError):
+        return "is no name of a model"
+    if isinstance(problem, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        if constants.HF_HUB_OFFLINE:
+            return "is not in the cache, and HF_HUB_OFFLINE forbids downloading"
+        return f"is not in the cache, and the hub ({constants.ENDPOINT}) cannot be reached"
+    if status in (401, 403):
+        return f"the hub refused the token (HTTP {status}); pass one that may read this model"
+    if isinstance(problem, errors.HfHubHTTPError):
+        return f"the hub answered with HTTP {status}; try again later"
+    lines = str(problem).splitlines() or [""]
+    return f"the download failed: {type(problem).__name__}: {lines[0]}"

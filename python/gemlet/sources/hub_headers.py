@@ -1,0 +1,172 @@
+"""A model on the hub without its weights, for :func:`gemlet.inspect`: :func:`outline`.
+
+It is a folder in which each file of weights is as long as the real one and holds its beginning, the header of
+safetensors or the metadata of GGUF; the rest is a hole, which takes no disk. The beginnings are parts of the
+files that the server is asked for (HTTP range requests), and no more than those is read, whatever it sends.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from gemlet.checkpoint.gguf_format import parse_gguf
+from gemlet.checkpoint.safetensors_files import MAX_HEADER_BYTES
+from gemlet.errors import GemletError, HubError, ModelFileError
+from gemlet.sources.hub import Choice, choose, explain, fetch
+from gemlet.tokenizer.stored import STORED_FILE
+from gemlet.weights.gguf_names import ROPE_FREQS
+
+__all__ = ["outline"]
+
+_FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}  # the next piece of GGUF is as long as all before
+_MAX_METADATA_BYTES = 1 << 27
+_MAX_VECTOR_BYTES = 1 << 20
+_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
+
+
+@contextmanager
+def outline(name: str, *, revision: str | None, token: str | bool | None) -> Iterator[str]:
+    """The folder (or the GGUF file) of the model ``name``, for as long as this is entered. Files that are in
+    the hub's cache are what they are.
+
+    Raises what :func:`gemlet.download` does, and :class:`HubError` for a server that gives no parts of
+    files, or others than it was asked for.
+    """
+    choice = choose(name, revision, token)
+    if choice.is_here:
+        yield fetch(choice, revision, token)
+        return
+    weights = [file for file in choice.files() if _is_weights(file)]
+    snapshot = fetch(choice, revision, token, without=[glob.escape(file) for file in weights], whole=True)
+    with tempfile.TemporaryDirectory(prefix="gemlet-") as folder:
+        try:
+            for file in choice.files():
+                here, there = os.path.join(folder, file), os.path.join(snapshot, file)
+                os.makedirs(os.path.dirname(here), exist_ok=True)
+                if os.path.isfile(there):
+                    os.symlink(os.path.abspath(there), here)
+                elif file in weights:
+                    _fetch_head(here, choice, file, os.path.basename(snapshot), token)
+            yield folder if choice.file is None else os.path.join(folder, choice.file)
+        except OSError as problem:
+            raise HubError(f"{choice.repository}: {problem.strerror or problem}") from problem
+        except GemletError as problem:  # which names a folder that nobody knows
+            message = str(problem).replace(folder, choice.repository)
+            raise type(problem)(message) from problem
+
+
+def _is_weights(file: str) -> bool:
+    return file.endswith((".safetensors", ".gguf")) and file != STORED_FILE
+
+
+def _fetch_head(path: str, choice: Choice, file: str, commit: str, token: str | bool | None) -> None:
+    """Makes ``path``: the beginning of ``file``, and a hole."""
+    import huggingface_hub
+
+    helpers: Any = huggingface_hub.utils
+    where = f"{choice.repository}/{file}"
+    with open(path, "x+b") as opened:
+        part = _Part(
+            opened,
+            where,
+            huggingface_hub.hf_hub_url(choice.repository, file, revision=commit),
+            helpers.build_hf_headers(token=token),
+        )
+        try:
+            if file.endswith(".gguf"):
+                _read_metadata(part, where)
+            else:
+                _read_header(part)
+            opened.truncate(part.size)
+        except (GemletError, OSError):
+            raise
+        except Exception as problem:  # as in fetch()
+            raise HubError(f"{where}: {explain(problem, choice.repository, commit)}") from problem
+
+
+class _Part:
+    """The beginning of a file on the server, in ``opened``; ``size`` is the whole file's."""
+
+    def __init__(self, opened: BinaryIO, where: str, url: str, headers: dict[str, str]) -> None:
+        self.opened = opened
+        self.size = 0
+        self._where = where
+        self._url = url
+        self._headers = headers
+
+    def grow(self, end: int) -> int:
+        """Fetches what is missing of the first ``end`` bytes; how many there are now."""
+        begin = self.opened.seek(0, os.SEEK_END)
+        end = min(end, self.size or end)
+        return begin if begin >= end else begin + self._append(begin, end)
+
+    def append_at(self, begin: int, nbytes: int) -> None:
+        """Fetches bytes behind the beginning."""
+        self.opened.seek(begin)
+        self._append(begin, begin + nbytes)
+
+    def _append(self, begin: int, end: int) -> int:
+        from huggingface_hub import constants, get_session, hf_raise_for_status
+
+        headers = {**self._headers, "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        with get_session().stream(
+            "GET", self._url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as response:
+            if response.status_code >= 400:
+                response.close()  # its text may be of any length
+                hf_raise_for_status(response)
+            match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if response.status_code != 206 or match is None or int(match[1]) != begin:
+                raise HubError(
+                    f"{self._where}: the server gives no parts of files (HTTP {response.status_code}); "
+                    "fetch the model first, with `gemlet download`"
+                )
+            size = int(match[2])
+            if self.size not in (0, size):
+                raise HubError(f"{self._where}: has {size} bytes, and had {self.size} before; try again")
+            self.size = size
+            wanted, got = min(end, size) - begin, 0
+            for chunk in response.iter_raw():
+                got += len(chunk)
+                if got > wanted:
+                    break
+                self.opened.write(chunk)
+            if got != wanted:
+                more = "more" if got > wanted else f"{got}"
+                raise HubError(f"{self._where}: asked for {wanted} bytes, the server sent {more}; try again")
+            self.opened.flush()
+            return got
+
+
+def _read_header(part: _Part) -> None:
+    part.grow(_FIRST_BYTES["safetensors"])
+    part.opened.seek(0)
+    length = int.from_bytes(part.opened.read(8), "little")
+    if length <= min(MAX_HEADER_BYTES, part.size - 8):  # else, what is wrong with it is said by who opens it
+        part.grow(8 + length)
+
+
+def _read_metadata(part: _Part, where: str) -> None:
+    end, before = _FIRST_BYTES["gguf"], ""
+    while True:
+        have = part.grow(end)
+        try:
+            gguf = parse_gguf(where, part.opened.fileno(), size=part.size)
+            break
+        except ModelFileError as problem:
+            # What is wrong with a part that ends too soon changes with the next one.
+            if have == part.size or str(problem) == before:
+                raise
+            before = str(problem)
+        if have >= _MAX_METADATA_BYTES:
+            raise HubError(f"{where}: its metadata does not end within {have} bytes")
+        end *= 2
+    frequencies = gguf.tensors.get(ROPE_FREQS)  # a tensor, but part of the configuration
+    if frequencies is not None and frequencies.nbytes <= _MAX_VECTOR_BYTES:
+        part.append_at(frequencies.offset, frequencies.nbytes)

@@ -1,0 +1,166 @@
+"""A model as its files describe it, before any weight is read: :class:`ModelSource`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from gemlet.adapters.adapter import AdapterFiles
+from gemlet.chat.base import ChatFormat
+from gemlet.checkpoint.tensor_files import TensorFiles
+from gemlet.config.sentence_transformers import Prompts
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError
+from gemlet.tokenizer.tokenizer import Tokenizer
+from gemlet.tokenizer.vocabulary import Vocabulary
+from gemlet.weights.cuts import Cut, cut_slots
+from gemlet.weights.packed_file import PackedCheckpoint
+from gemlet.weights.slots import core_slots, takes_format
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ModelSource"]
+
+# Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
+_KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What the files of a model say. A context manager; ``close()`` closes the files.
+
+    Attributes:
+        name: where it came from, for people to read.
+        config: the architecture.
+        end_ids: the tokens that end a text.
+        sampling: the sampling values it recommends, by their names in GenerationConfig.
+        tokenizer: None where there is none; ``vocabulary`` is what it was made of.
+        chat_format: how a conversation becomes a prompt; None where there is none.
+        checkpoint: its tensors, every one checked for being there, its shape and its type, and none read.
+        slots: tensor -> the core's name of the weight.
+        cuts: tensor -> what is kept of it, where that is not all.
+        merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
+        files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
+            its own: paths to copy, and name and content of others.
+        prompts: what comes before a text; None for a model that makes no embeddings.
+        kept: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
+        float16_as: that format for all of float16, of which no value is then read; None: as its values need.
+    """
+
+    name: str
+    config: TextConfig
+    end_ids: frozenset[int]
+    sampling: dict[str, Any]
+    tokenizer: Tokenizer | None
+    chat_format: ChatFormat | None
+    checkpoint: TensorFiles = field(repr=False)
+    slots: dict[str, str] = field(repr=False)
+    cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
+    vocabulary: Vocabulary | None = field(repr=False, default=None)
+    files: tuple[str, ...] = field(repr=False, default=())
+    texts: Mapping[str, str] = field(repr=False, default_factory=dict)
+    kept: dict[str, str] = field(repr=False, default_factory=dict)
+    float16_as: str | None = None
+    adapter: AdapterFiles | None = field(default=None, repr=False)
+    merged: Mapping[str, str] = field(default_factory=dict, repr=False)
+    prompts: Prompts | None = field(default=None, repr=False)
+
+    def cut(self, matformer: object) -> ModelSource:
+        """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.config.matformer`)."""
+        if self.packed is not None:
+            raise InvalidRequestError(f"matformer: {self.name} is packed; load the original")
+        config, kept = cut_slots(self.config, matformer)
+        slots = {tensor: kept[slot][0] for tensor, slot in self.slots.items() if slot in kept}
+        cuts = {tensor: kept[self.slots[tensor]][1] for tensor in slots}
+        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None}
+        return replace(self, config=config, slots=slots, cuts=parts)
+
+    def read_rows(
+        self, name: str, block_bytes: int, *, entry: int | None = None
+    ) -> Iterator[tuple[NDArray[Any], str]]:
+        """:meth:`Checkpoint.read_rows` of what is kept of tensor ``name``, with the adapter's part added."""
+        cut = self.cuts.get(name)
+        info = self.checkpoint.tensors[name]
+        if cut is not None and cut.rows:
+            block_bytes = min(block_bytes, cut.end_row * (info.nbytes // info.shape[0]))
+        rows = self.checkpoint.read_rows(name, block_bytes, entry=entry)
+        if self.adapter is not None and name in self.merged:
+            rows = self.adapter.add_to_rows(self.merged[name], rows)
+        return rows if cut is None else cut.apply(rows, info.shape[1])
+
+    def is_changed(self, name: str) -> bool:
+        """Whether :meth:`read_rows` gives anything else than the rows of the file."""
+        return name in self.cuts or name in self.merged
+
+    @property
+    def packed(self) -> PackedCheckpoint | None:
+        """The checkpoint, if its weights are packed."""
+        return self.checkpoint if isinstance(self.checkpoint, PackedCheckpoint) else None
+
+    def stored_formats(self) -> dict[str, str]:
+        """What ``weights="auto"`` means: the format of each of the core's matrices.
+
+        It is the smallest one that has all values as they are stored. Where none has (blocks of GGUF with
+        minima, or with more than one scale for 32 values), it is the smallest whose rounding is small beside
+        the error that the blocks have already: q4 for two and three bits, q8 for more.
+        """
+        formats: dict[str, str] = {}
+        for name, slot in self._matrices():
+            kept = self.kept_format(name)
+            for part, _ in core_slots(slot, self.checkpoint.tensors[name].shape):
+                # An expert's gate and up projection are one matrix, and may be two tensors.
+                formats[part] = kept if formats.get(part, kept) == kept else "q8"
+        return formats
+
+    def stored_weights(self) -> str:
+        """The name for it: the format of most values, the embedding table and the output matrix aside."""
+        if self.packed is not None:
+            return self.packed.weights
+        values: dict[str, int] = {}
+        for name, slot in self._matrices():
+            if slot not in ("embed_tokens", "lm_head"):
+                kept = self.kept_format(name)
+                values[kept] = values.get(kept, 0) + prod(self.checkpoint.tensors[name].shape)
+        return max(values, key=values.__getitem__)
+
+    def kept_as(self) -> dict[str, str]:
+        """Type that matrices are stored in -> their format in memory with ``weights="auto"``."""
+        found = {self.checkpoint.dtype(name): self.kept_format(name) for name, _ in self._matrices()}
+        return found | ({"f16": "bf16 or f32"} if self.float16_as and "f16" in found else {})
+
+    def float16_matrices(self) -> list[str]:
+        """The tensors whose format depends on their values."""
+        return [name for name, _ in self._matrices() if self.checkpoint.dtype(name) == "f16"]
+
+    def _matrices(self) -> Iterator[tuple[str, str]]:
+        """Tensor and slot of what the core packs in a format of choice."""
+        for name, slot in self.slots.items():
+            if takes_format(slot, self.checkpoint.tensors[name].shape):
+                yield name, slot
+
+    def kept_format(self, name: str) -> str:
+        """The format that ``weights="auto"`` keeps a matrix in; may read it."""
+        if name not in self.kept:
+            kept = _KEPT_AS.get(self.checkpoint.dtype(name), "q8")
+            if kept == "f16":
+                kept = self.float16_as or ("bf16" if self.checkpoint.fits_bf16(name) else "f32")
+            self.kept[name] = kept
+        return self.kept[name]
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.checkpoint.close()
+        if self.adapter is not None:
+            self.adapter.close()
+
+    def __enter__(self) -> ModelSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,77 @@
+"""Opening a model's files, wherever they are: :func:`open_source`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from gemlet.adapters.adapter import open_adapter
+from gemlet.base.text import show
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.sources.finding import find, find_in_folder
+from gemlet.sources.gguf_model import open_gguf
+from gemlet.sources.hf_folder import open_folder
+from gemlet.sources.hub import check_access, download
+from gemlet.sources.hub_headers import outline
+from gemlet.sources.model_source import ModelSource
+
+__all__ = ["open_source"]
+
+
+def open_source(
+    source: str | os.PathLike[str] | None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    merge_adapter: str | os.PathLike[str] | None = None,
+    cache: bool = False,
+    headers_only: bool = False,
+) -> ModelSource:
+    """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
+    vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
+    fetched, and nothing can be read of them.
+
+    Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
+
+    >>> with open_source(None) as demo:
+    ...     demo.config.family, demo.stored_weights()
+    ('gemma3', 'bf16')
+    """
+    check_access(revision, token)
+    path = find(source)
+    if path is None:
+        name = os.fspath(source or "")
+        if headers_only:
+            with outline(name, revision=revision, token=token) as found:
+                return replace(_open(find_in_folder(found), name, cache=False), name=name)
+        path = find_in_folder(download(name, revision=revision, token=token))
+    opened = _open(path, "demo" if source is None else path, cache=cache)
+    if merge_adapter is None:
+        return opened
+    try:
+        return _merge(opened, merge_adapter)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _open(path: str, name: str, *, cache: bool) -> ModelSource:
+    if os.path.isdir(path):
+        return open_folder(path, name=name, cache=cache)
+    return open_gguf(path, cache=cache)
+
+
+def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
+    if source.packed is not None:
+        raise InvalidRequestError(f"merge_adapter: {source.name} is packed; give the original")
+    adapter = open_adapter(path, source.config)
+    merged = {tensor: slot for tensor, slot in source.slots.items() if slot in adapter.terms}
+    for tensor in merged:
+        dtype = source.checkpoint.dtype(tensor)
+        if dtype not in ("f32", "bf16", "f16"):
+            adapter.close()
+            raise UnsupportedError(
+                f"merge_adapter: {source.name}: tensor {show(tensor)} is quantized ({dtype}); load the "
+                "adapter beside it with load_adapter(), or merge it into the checkpoint that has floats"
+            )
+    return replace(source, adapter=adapter, merged=merged)

@@ -1,0 +1,43 @@
+"""Parsed vocabularies, kept between starts. The key of one is a hash of all that it was read from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gemlet.base.cache_entries import cache_folder, cache_limit, keep_entry, mark_used
+from gemlet.errors import GemletError
+from gemlet.tokenizer.stored import STORED_FILE, read_stored, write_stored
+from gemlet.tokenizer.vocabulary import Vocabulary
+
+__all__ = ["keep_vocabulary", "kept_vocabulary", "vocabulary_key"]
+
+
+def vocabulary_key(contents: Mapping[str, bytes]) -> str:
+    """The key of what is read from these files: path and content, the path's last part counting."""
+    from gemlet import _core
+
+    digest = hashlib.sha256(_core.__version__.encode())
+    for path, content in contents.items():
+        digest.update(f" {os.path.basename(path)!r} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()[:32]
+
+
+def kept_vocabulary(key: str, source: str) -> Vocabulary | None:
+    """The vocabulary under ``key``, read from the file ``source``; None if it is not there or not whole."""
+    entry = os.path.join(cache_folder(), f"tokenizer-{key}")
+    try:
+        found = replace(read_stored(os.path.join(entry, STORED_FILE)), source=source)
+    except (OSError, GemletError):
+        return None
+    mark_used(entry)
+    return found
+
+
+def keep_vocabulary(key: str, vocabulary: Vocabulary) -> None:
+    """Keeps what SentencePiece has taken under ``key``, if the cache has room for it and can be written."""
+    if cache_limit() >= 2 * len(vocabulary.proto):
+        keep_entry(f"tokenizer-{key}", lambda made: write_stored(os.path.join(made, STORED_FILE), vocabulary))

@@ -1,0 +1,144 @@
+"""Token ids to text: the bytes of each id, put together so that no character is ever shown in halves."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from gemlet.base.text import show
+from gemlet.errors import InvalidRequestError, TokenizerError
+from gemlet.tokenizer.sentencepiece_model import BYTE
+from gemlet.tokenizer.vocabulary import SPACE, Vocabulary
+
+__all__ = ["REPLACE", "StreamDecoder", "TokenBytes", "checked_id"]
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD for each byte that is no UTF-8, as SentencePiece has it (Python gives one for several)."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+REPLACE = "gemlet-replace-each-byte"
+codecs.register_error(REPLACE, _replace_each_byte)
+_incremental_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class StreamDecoder:
+    """Turns ids that arrive one at a time into text as soon as it is certain.
+
+    Whatever ``push`` and the closing ``finish`` return is, put together, what :meth:`Tokenizer.decode` gives
+    for the same ids. The bytes of an incomplete character wait for the next id.
+
+    >>> import gemlet
+    >>> tokenizer = gemlet.load().tokenizer
+    >>> decoder = tokenizer.stream_decoder()
+    >>> parts = [decoder.push(token_id) for token_id in tokenizer.encode("Yes ☂")]
+    >>> "".join(parts) + decoder.finish()
+    'Yes ☂'
+    """
+
+    def __init__(
+        self, table: TokenBytes, control: Mapping[int, bytes], *, strips_first_space: bool = False
+    ) -> None:
+        self._table = table
+        self._control = control
+        self._strips = self._strips_first_space = strips_first_space
+        self._decoder = _incremental_decoder(errors=REPLACE)
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now; may be empty.
+
+        Raises:
+            InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> decoder = tokenizer.stream_decoder()
+        >>> [decoder.push(token_id) for token_id in tokenizer.encode("☂", add_bos=False)[-3:]]
+        ['', '', '☂']
+        """
+        return self._decoder.decode(self.bytes_of(token_id))
+
+    def finish(self) -> str:
+        """What is still held back, an incomplete character as U+FFFD; the decoder is then as new.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> decoder = tokenizer.stream_decoder()
+        >>> decoder.push(tokenizer.piece_to_id("<0xE2>")), decoder.finish()
+        ('', '\ufffd')
+        """
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        self._strips = self._strips_first_space
+        return rest
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The UTF-8 bytes ``token_id`` adds to the text; errors as of :meth:`push`.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.stream_decoder().bytes_of(tokenizer.piece_to_id("▁door"))
+        b' door'
+        """
+        token_id = checked_id(token_id, len(self._table))
+        if self._control:
+            rendered = self._control.get(token_id)
+            if rendered is not None:
+                return rendered
+        data = self._table[token_id]
+        if self._strips and data:
+            self._strips = False
+            return data[1:] if data[:1] == b" " else data
+        return data
+
+
+class TokenBytes:
+    """The bytes each id adds to the text: one for a byte piece, none for a control token."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._pieces = vocabulary.pieces
+        self._known: dict[int, bytes] = {}
+        for identifier in _places(vocabulary.types, BYTE):
+            piece = vocabulary.pieces[identifier]
+            match = _BYTE_PIECE.fullmatch(piece)
+            if match is None:
+                problem = f"byte piece {identifier} is {show(piece)}; expected <0x00> to <0xFF>"
+                raise TokenizerError(f"{vocabulary.source}: {problem}")
+            self._known[identifier] = bytes.fromhex(match[1])
+        self._known |= dict.fromkeys(vocabulary.control.values(), b"")
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, identifier: int) -> bytes:
+        known = self._known.get(identifier)
+        return self._pieces[identifier].replace(SPACE, " ").encode() if known is None else known
+
+
+def _places(values: Sequence[int], value: int) -> Iterator[int]:
+    at = -1
+    with contextlib.suppress(ValueError):
+        while True:
+            at = values.index(value, at + 1)
+            yield at
+
+
+def checked_id(token_id: int, vocab_size: int) -> int:
+    """``token_id`` as a plain int; raises :class:`InvalidRequestError` if the vocabulary has no such id."""
+    try:
+        value = operator.index(token_id)
+    except TypeError:
+        kind = type(token_id).__name__
+        raise InvalidRequestError(f"token id {show(token_id)} is a {kind}; expected an integer") from None
+    if not 0 <= value < vocab_size:
+        message = f"token id {value} is out of range; the vocabulary has {vocab_size} (0 to {vocab_size - 1})"
+        raise InvalidRequestError(message)
+    return value

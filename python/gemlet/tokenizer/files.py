@@ -1,0 +1,215 @@
+"""The tokenizer files gemlet reads: ``tokenizer.model``, ``tokenizer.json``, GGUF, and its own stored form.
+
+Each reader checks that the file is of the kind Gemma's are (anything else would silently give other ids)
+and ends in a :class:`~gemlet.tokenizer.vocabulary.Vocabulary`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemlet.base.files import read_file
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import read_gguf
+from gemlet.errors import ModelFileError, TokenizerError
+from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
+from gemlet.tokenizer.merges import merge_strings
+from gemlet.tokenizer.sentencepiece_model import BYTE, NORMAL, UNKNOWN, parse_model, with_piece_types
+from gemlet.tokenizer.stored import STORED_FILE, read_stored
+from gemlet.tokenizer.vocabulary import SPACE, AddedTokens, Draft, Vocabulary
+
+__all__ = ["TOKENIZER_FILES", "read_contents", "read_vocabulary"]
+
+TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # of a folder, the first counts
+MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
+MAX_JSON_BYTES = 256 * 1024 * 1024
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
+    """Reads the tokenizer file at ``path``, or the one in the folder ``path``.
+
+    Raises:
+        ModelFileError: there is no such file, it cannot be read, or it is no valid GGUF file.
+        TokenizerError: the file is not a tokenizer gemlet can reproduce exactly.
+    """
+    try:
+        file = _find(Path(path))
+        with open(file, "rb") as opened:
+            magic = opened.read(4)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        if isinstance(error, ModelFileError | TokenizerError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelFileError(f"{os.fspath(path)}: cannot be read: {reason}") from error
+    if file.name == STORED_FILE:
+        return read_stored(file)
+    if magic == b"GGUF":
+        return vocabulary_of_gguf(read_gguf(file))
+    if file.suffix == ".json":
+        return _from_json(file)
+    return _from_model(file)
+
+
+def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+    """Path and content of the files that :func:`read_vocabulary` reads of a Hugging Face folder, the
+    vocabulary first. Raises :class:`ModelFileError` for one that cannot be read.
+    """
+    path = Path(folder)
+    files = (_find(path), path / "added_tokens.json", path / "tokenizer_config.json")
+    return {str(file): read_file(file, MAX_JSON_BYTES) for file in files if file.is_file()}
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise ModelFileError(f"{path}: not a regular file")
+        return path
+    for name in TOKENIZER_FILES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:4])
+        raise TokenizerError(f"{path}: holds several GGUF files ({names}); name one of them")
+    if not found:
+        raise ModelFileError(
+            f"{path}: holds no tokenizer.model, tokenizer.json or *.gguf; expected one of them"
+        )
+    return found[0]
+
+
+# --- tokenizer.model ----------------------------------------------------------------------------------------
+
+
+def _from_model(file: Path) -> Vocabulary:
+    if file.stat().st_size > MAX_MODEL_BYTES:
+        raise TokenizerError(f"{file}: larger than {MAX_MODEL_BYTES} bytes; expected a SentencePiece model")
+    data = file.read_bytes()
+    try:
+        model = parse_model(data)
+        pieces = [piece.decode() for piece in model.pieces]
+    except TokenizerError as error:
+        raise TokenizerError(f"{file}: not a SentencePiece model: {error}") from error
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{file}: not a SentencePiece model: a piece is not valid UTF-8") from error
+    draft = Draft(str(file), pieces, list(model.types))
+    added = AddedTokens()
+    added.read_siblings(file.parent)
+    draft.add(added)
+    changed = {
+        i: new for i, (old, new) in enumerate(zip(model.types, draft.types, strict=False)) if new != old
+    }
+    return draft.finish(
+        draft.special_ids(added.names, model.special_names),
+        with_piece_types(data, model, changed),
+        add_dummy_prefix=model.add_dummy_prefix,
+        plain=model.plain,
+    )
+
+
+# --- tokenizer.json -----------------------------------------------------------------------------------------
+
+_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_DECODERS = (
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+)
+# What else a BPE model may say; null, false, 0 and "" switch these off.
+_MODEL_OFF = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+
+
+def _steps(value: Any, key: str) -> list[Any]:
+    """The steps of a normaliser or decoder: a Sequence's own, one alone, or none."""
+    if value is None:
+        return []
+    if isinstance(value, dict) and value.get("type") == "Sequence" and isinstance(value.get(key), list):
+        return list(value[key])
+    return [value]
+
+
+def _check_pipeline(file: Path, data: Mapping[str, Any]) -> None:
+    """Everything around the model has to be as in Gemma's tokenizers, or the ids would silently differ."""
+    if _steps(data.get("normalizer"), "normalizers") != [_NORMALIZER]:
+        got = show(data.get("normalizer"))
+        raise TokenizerError(f"{file}: normalizer is {got}; expected only Replace of a space by U+2581")
+    for step in _steps(data.get("pre_tokenizer"), "pretokenizers"):
+        # Splitting at spaces is harmless: the normaliser has left none.
+        if (
+            not isinstance(step, dict)
+            or step.get("type") != "Split"
+            or step.get("pattern") != {"String": " "}
+        ):
+            raise TokenizerError(f"{file}: pre_tokenizer is {show(step)}; expected none, or Split at a space")
+    decoders = _steps(data.get("decoder"), "decoders")
+    if any(step not in _DECODERS for step in decoders):
+        raise TokenizerError(
+            f"{file}: decoder is {show(decoders)}; expected Replace U+2581, ByteFallback, Fuse"
+        )
+    model = data.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        got = show(model.get("type") if isinstance(model, dict) else model)
+        raise TokenizerError(f"{file}: model.type is {got}; expected BPE")
+    if model.get("byte_fallback") is not True:
+        raise TokenizerError(
+            f"{file}: model.byte_fallback is {show(model.get('byte_fallback'))}; expected true"
+        )
+    for key in _MODEL_OFF:
+        if model.get(key):
+            raise TokenizerError(f"{file}: model.{key} is {show(model[key])}; expected it to be off")
+
+
+def _from_json(file: Path) -> Vocabulary:
+    data = read_json_object(file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
+    _check_pipeline(file, data)
+    model = data["model"]
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise TokenizerError(f"{file}: model.vocab has to be an object and model.merges a list")
+    added = AddedTokens()
+    for entry in _list_of_objects(file, data, "added_tokens"):
+        added.add(f"{file}: added_tokens", entry.get("id"), entry)
+    unknown = model.get("unk_token")
+    if isinstance(unknown, str):
+        added.names["unk"] = unknown
+    added.read_siblings(file.parent)
+    pieces = _by_id(file, vocab, added)
+    types = [BYTE if len(p) == 6 and p.startswith("<0x") and p.endswith(">") else NORMAL for p in pieces]
+    if added.names.get("unk", "<unk>") in vocab:
+        types[vocab[added.names.get("unk", "<unk>")]] = UNKNOWN
+    draft = Draft(str(file), pieces, types)
+    draft.add(added)
+    return draft.build_from_merges(merge_strings(file, merges), draft.special_ids(added.names))
+
+
+def _list_of_objects(file: Path, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = data.get(key) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise TokenizerError(f"{file}: {key} has to be a list of objects")
+    return entries
+
+
+def _by_id(file: Path, vocab: Mapping[str, Any], added: AddedTokens) -> list[str]:
+    """The pieces in the order of their ids; ids ``vocab`` leaves out have to be added tokens."""
+    size = len(vocab) + sum(
+        1 for i, (text, _) in added.tokens.items() if i < len(vocab) and vocab.get(text) != i
+    )
+    pieces = [""] * size
+    for piece, identifier in vocab.items():
+        if type(identifier) is not int or not 0 <= identifier < size:
+            got = show(identifier)
+            raise TokenizerError(
+                f"{file}: model.vocab: {show(piece)} has the id {got}; expected 0 to {size - 1}"
+            )
+        if pieces[identifier]:
+            both = f"{show(pieces[identifier])} and {show(piece)}"
+            raise TokenizerError(f"{file}: model.vocab: {both} share the id {identifier}")
+        pieces[identifier] = piece
+    for identifier, piece in enumerate(pieces):
+        if not piece and identifier in added.tokens:
+            pieces[identifier] = added.tokens[identifier][0]
+    return pieces

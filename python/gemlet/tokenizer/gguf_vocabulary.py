@@ -1,0 +1,62 @@
+"""The vocabulary in the metadata of a GGUF file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import GGUFFile
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.merges import merge_strings
+from gemlet.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gemlet.tokenizer.vocabulary import SPACE, Draft, Vocabulary
+
+__all__ = ["vocabulary_of_gguf"]
+
+
+# --- GGUF ---------------------------------------------------------------------------------------------------
+
+_GGUF_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+
+
+def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
+    """The vocabulary in the metadata of a GGUF file; raises as
+    :func:`gemlet.tokenizer.files.read_vocabulary` does."""
+    file = gguf.path
+    kind = gguf.get("tokenizer.ggml.model", str)
+    if kind not in ("llama", "gemma4"):
+        raise TokenizerError(f"{file}: tokenizer.ggml.model is {show(kind)}; expected llama or gemma4")
+    if gguf.get("tokenizer.ggml.add_space_prefix", bool, False):
+        raise TokenizerError(
+            f"{file}: tokenizer.ggml.add_space_prefix is true; expected false, as in every Gemma"
+        )
+    tokens = gguf.get("tokenizer.ggml.tokens", list)
+    if not all(isinstance(token, str) for token in tokens):
+        raise TokenizerError(f"{file}: tokenizer.ggml.tokens has to be a list of strings")
+    types = gguf.get("tokenizer.ggml.token_type", np.ndarray).tolist()
+    if len(types) != len(tokens) or not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
+        raise TokenizerError(f"{file}: tokenizer.ggml.token_type has to hold {len(tokens)} types from 1 to 6")
+    ids: dict[str, int | None] = {}
+    for name, key in _GGUF_IDS.items():
+        identifier = gguf.get(f"tokenizer.ggml.{key}_token_id", int, None)
+        if identifier is not None and not 0 <= identifier < len(tokens):
+            last = len(tokens) - 1
+            raise TokenizerError(
+                f"{file}: tokenizer.ggml.{key}_token_id is {identifier}; expected 0 to {last}"
+            )
+        ids[name] = identifier
+    if ids["unk"] is None:
+        ids["unk"] = types.index(UNKNOWN) if UNKNOWN in types else None
+    for name, identifier in ids.items():
+        if identifier is not None:
+            types[identifier] = UNKNOWN if name == "unk" else CONTROL
+    types = [CONTROL if t == UNKNOWN and i != ids["unk"] else t for i, t in enumerate(types)]
+    draft = Draft(file, [token.replace(" ", SPACE) for token in tokens], types)
+    by_name = draft.special_ids()
+    ids = {name: by_name[name] if identifier is None else identifier for name, identifier in ids.items()}
+    if kind == "gemma4":
+        return draft.build_from_merges(merge_strings(file, gguf.get("tokenizer.ggml.merges", list)), ids)
+    scores = gguf.get("tokenizer.ggml.scores", np.ndarray)
+    if scores.shape != (len(tokens),) or not np.isfinite(scores).all():
+        raise TokenizerError(f"{file}: tokenizer.ggml.scores has to hold {len(tokens)} finite numbers")
+    return draft.finish(ids, draft.build(scores.tolist(), ids))

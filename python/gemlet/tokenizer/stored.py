@@ -1,0 +1,194 @@
+"""The tokenizer of a packed model: a :class:`Vocabulary` as it is, so that a start has nothing to work out.
+
+``tokenizer.safetensors`` has the tensors ``pieces`` (U8), the text of all ids, ``ends`` (U32), where each of
+them ends, ``types`` (U8), ``model`` (U8), the SentencePiece model, and, where a list of merges is taken
+literally, ``merges`` (U8), what a :class:`MergeEncoder` is made of in JSON. ``__metadata__`` has the version
+of this layout, the rest of the vocabulary in JSON, and the SHA-256 of it all: damage is an error and never
+other ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet.base.strict_json import parse_json_object
+from gemlet.base.text import show
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.merges import MergeEncoder
+from gemlet.tokenizer.vocabulary import Vocabulary
+
+__all__ = ["STORED_FILE", "read_stored", "write_stored"]
+
+STORED_FILE = "tokenizer.safetensors"
+_VERSION = "1"
+_MAX_BYTES = 256 << 20  # that of Gemma 4 has 8 MB
+_IDS = ("bos_id", "eos_id", "pad_id", "unk_id")
+_NAMES = ("control", "added")
+_FLAGS = ("add_dummy_prefix", "may_cut")
+
+
+def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
+    """Writes the file ``path``. Raises ``OSError`` when that fails."""
+    from safetensors.numpy import save
+
+    pieces = [piece.encode() for piece in vocabulary.pieces]
+    tensors = {
+        "pieces": b"".join(pieces),
+        "ends": np.cumsum([len(piece) for piece in pieces], dtype="<u4").tobytes(),
+        "types": bytes(kind if 0 <= kind < 256 else 0 for kind in vocabulary.types),
+        "model": vocabulary.proto,
+    }
+    if vocabulary.merge_encoder is not None:
+        tensors["merges"] = json.dumps(vars(vocabulary.merge_encoder)).encode()
+    rest = {name: getattr(vocabulary, name) for name in (*_IDS, *_NAMES, *_FLAGS)}
+    described = json.dumps(rest)
+    metadata = {
+        "gemlet_tokenizer": _VERSION,
+        "vocabulary": described,
+        "sha256": _digest(described, tensors),
+    }
+    arrays = {name: np.frombuffer(data, "<u4" if name == "ends" else "u1") for name, data in tensors.items()}
+    with open(path, "wb") as file:
+        file.write(save(arrays, metadata))
+
+
+def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
+    """The vocabulary in a file that :func:`write_stored` made.
+
+    Raises :class:`TokenizerError` for one of another version, and one that is damaged or inconsistent,
+    :class:`ModelFileError` or :class:`TensorError` for what is no safetensors file.
+    """
+    where = os.fspath(path)
+    folder, name = os.path.split(where)
+    with Checkpoint(folder, file=name) as checkpoint:
+        metadata = checkpoint.metadata
+        if metadata.get("gemlet_tokenizer") != _VERSION:
+            raise TokenizerError(
+                f"{where}: is of version {show(metadata.get('gemlet_tokenizer'))}; this gemlet reads version "
+                f"{_VERSION}. Convert the original again with `gemlet convert`"
+            )
+        if sum(info.nbytes for info in checkpoint.tensors.values()) > _MAX_BYTES:
+            raise TokenizerError(f"{where}: larger than {_MAX_BYTES} bytes; expected a tokenizer")
+        tensors = {
+            name: checkpoint.read_bytes(info.file, info.begin, info.nbytes)
+            for name, info in checkpoint.tensors.items()
+        }
+    described = metadata.get("vocabulary", "")
+    if metadata.get("sha256") != _digest(described, tensors):
+        raise TokenizerError(f"{where}: is damaged: its SHA-256 is another. Convert the original again")
+    if tensors.keys() - {"merges"} != {"pieces", "ends", "types", "model"}:
+        raise TokenizerError(
+            f"{where}: holds {show(sorted(tensors))}; expected pieces, ends, types and model"
+        )
+    size = len(tensors["types"])
+    if len(tensors["ends"]) != 4 * size or not size:
+        raise TokenizerError(
+            f"{where}: ends has {len(tensors['ends'])} bytes; expected 4 for each of {size} ids"
+        )
+    ends = np.frombuffer(tensors["ends"], "<u4")
+    if (ends[1:] < ends[:-1]).any() or ends[-1] != len(tensors["pieces"]):
+        raise TokenizerError(f"{where}: ends does not rise to the {len(tensors['pieces'])} bytes of pieces")
+    rest = _Rest(parse_json_object(described.encode(), where=where, error=TokenizerError), where, size)
+    bos_id, eos_id, pad_id, unk_id = (rest.identifier(key) for key in _IDS)
+    if unk_id is None:
+        raise rest.wrong("unk_id", "an id")
+    encoder = None
+    if "merges" in tensors:
+        merges = parse_json_object(tensors["merges"], where=where, error=TokenizerError)
+        encoder = _merge_encoder(merges, rest)
+    return Vocabulary(
+        source=where,
+        pieces=_Pieces(tensors["pieces"], ends),
+        types=tensors["types"],
+        control=rest.ids_of("control"),
+        added=rest.ids_of("added"),
+        bos_id=bos_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        unk_id=unk_id,
+        proto=tensors["model"],
+        merge_encoder=encoder,
+        add_dummy_prefix=rest.flag("add_dummy_prefix"),
+        may_cut=rest.flag("may_cut"),
+        checked=True,
+    )
+
+
+class _Pieces(Sequence[str]):
+    """The pieces, each made when it is asked for: 262,144 strings take 40 ms, and a reply needs few."""
+
+    def __init__(self, text: bytes, ends: NDArray[np.uint32]) -> None:
+        self._text = text
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self._ends):
+            raise IndexError(index)
+        begin = int(self._ends[index - 1]) if index else 0
+        return self._text[begin : int(self._ends[index])].decode("utf-8", "replace")
+
+
+class _Rest:
+    """Checked reads of the JSON part; ``size`` is the number of ids."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, size: int) -> None:
+        self.values = values
+        self.where = where
+        self.size = size
+
+    def wrong(self, key: str, expected: str) -> TokenizerError:
+        return TokenizerError(f"{self.where}: {key} is {show(self.values.get(key))}; expected {expected}")
+
+    def flag(self, key: str) -> bool:
+        value = self.values.get(key)
+        if value is not True and value is not False:
+            raise self.wrong(key, "true or false")
+        return value
+
+    def is_id(self, value: object) -> bool:
+        return type(value) is int and 0 <= value < self.size
+
+    def identifier(self, key: str) -> int | None:
+        value = self.values.get(key)
+        if value is not None and not self.is_id(value):
+            raise self.wrong(key, f"an id below {self.size}, or null")
+        return value
+
+    def ids_of(self, key: str) -> dict[str, int]:
+        value = self.values.get(key)
+        if not isinstance(value, dict) or "" in value or not all(map(self.is_id, value.values())):
+            raise self.wrong(key, f"an object of ids below {self.size}, none under an empty name")
+        return value
+
+
+def _merge_encoder(values: Mapping[str, Any], rest: _Rest) -> MergeEncoder:
+    own = _Rest(values, rest.where, rest.size)
+    merges, byte_ids, unk_id = values.get("merges"), values.get("byte_ids"), own.identifier("unk_id")
+    if unk_id is None:
+        raise own.wrong("unk_id", "an id")
+    if not isinstance(merges, dict) or not all(type(rank) is int for rank in merges.values()):
+        raise own.wrong("merges", "an object of ranks")
+    if byte_ids is not None and not (
+        isinstance(byte_ids, list) and len(byte_ids) == 256 and all(map(own.is_id, byte_ids))
+    ):
+        raise own.wrong("byte_ids", "256 ids, or null")
+    return MergeEncoder(own.ids_of("pieces"), merges, unk_id=unk_id, byte_ids=byte_ids)
+
+
+def _digest(described: str, tensors: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {len(tensors[name])} ".encode())
+        digest.update(tensors[name])
+    return digest.hexdigest()

@@ -1,0 +1,311 @@
+"""Text to token ids and back, exactly as the reference tokenizers of Gemma do it.
+
+Ordinary text goes through SentencePiece: spaces become U+2581, nothing is added or stripped, user-defined
+pieces match first, then byte-pair encoding, then bytes for characters without a piece. Around it lie the
+rules the vocabulary file does not carry: BOS exactly once, control tokens found in text only where the caller
+trusts it, and a decoder that never emits half a UTF-8 character.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
+from gemlet.tokenizer.files import read_vocabulary
+from gemlet.tokenizer.sentencepiece_model import check_model
+from gemlet.tokenizer.vocabulary import MAX_PIECE, Vocabulary
+
+__all__ = ["Tokenizer"]
+
+_CHUNK = (
+    8192  # characters encoded at once where the text may be cut: SentencePiece is superlinear in the length
+)
+_CUT = re.compile(r"\n(?=[^\n])")
+_TURN_ENDS = ("<end_of_turn>", "<turn|>")
+
+
+class Tokenizer:
+    """A vocabulary with its rules; made by :meth:`from_file`. Safe to use from several threads.
+
+    Attributes:
+        vocab_size: number of ids; those the model's table has beyond it mean nothing.
+        bos_id, eos_id, pad_id: ids of these tokens, None where the vocabulary has none.
+        unk_id: id of the token for what cannot be encoded (with byte fallback, nothing).
+        control_ids: the ids that carry structure instead of text: bos, turn markers, image placeholders, ...
+        source: the file read.
+
+    >>> import gemlet
+    >>> tokenizer = gemlet.load().tokenizer
+    >>> ids = tokenizer.encode("The door opened.")
+    >>> ids[0] == tokenizer.bos_id, tokenizer.decode(ids)
+    (True, 'The door opened.')
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.source = vocabulary.source
+        self.vocab_size = len(vocabulary.pieces)
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.pad_id = vocabulary.pad_id
+        self.unk_id = vocabulary.unk_id
+        self.control_ids = frozenset(vocabulary.control.values())
+        self._pieces = vocabulary.pieces
+        self._control = vocabulary.control
+        self._added = vocabulary.added
+        self._ids: dict[str, int] | None = None
+        self._strips_first_space = vocabulary.add_dummy_prefix
+        self._bytes = TokenBytes(vocabulary)
+        self._trusted = _Splitter({**vocabulary.added, **vocabulary.control})
+        self._untrusted = _Splitter(vocabulary.added)
+        self._may_cut = vocabulary.may_cut
+        self._encode_text: Callable[[str], list[int]] = _SentencePiece(vocabulary)
+        if vocabulary.merge_encoder is not None:
+            self._encode_text = vocabulary.merge_encoder.encode
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer in ``path``: a ``tokenizer.model``, a ``tokenizer.json``, a GGUF file, or a folder
+        with one of them (looked for in this order). ``tokenizer_config.json`` and ``added_tokens.json``
+        beside the first two contribute their added tokens.
+
+        Raises:
+            ModelFileError: no such file, or it cannot be read, or it is not a valid GGUF file.
+            TokenizerError: the file holds no tokenizer gemlet can reproduce exactly; the message says why.
+
+        >>> import os, gemlet
+        >>> folder = os.path.join(os.path.dirname(gemlet.__file__), "demo")
+        >>> gemlet.Tokenizer.from_file(folder).vocab_size
+        4096
+        """
+        return cls(read_vocabulary(path))
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.source!r}, vocab_size={self.vocab_size})"
+
+    # --- encoding -------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, add_bos: bool = True, *, allow_control: bool = True) -> list[int]:
+        """The token ids of ``text``.
+
+        Args:
+            text: any Unicode text.
+            add_bos: begin with BOS, exactly once: a text that itself begins with ``<bos>``, as a rendered
+                chat template does, gets no second one. False leaves the text as it is.
+            allow_control: a control token written in the text (``<start_of_turn>``) becomes that token, as in
+                the reference tokenizers. False takes the text as plain characters: no control token can come
+                out of it, which is what text from a user needs.
+
+        Raises:
+            TypeError: ``text`` is not a ``str``.
+            TokenizerError: the text holds a lone surrogate, which UTF-8 cannot say; or BOS is asked for and
+                the vocabulary has none.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.encode("<bos>Yes") == tokenizer.encode("Yes")
+        True
+        >>> tokenizer.control_ids.isdisjoint(tokenizer.encode("<bos>", add_bos=False, allow_control=False))
+        True
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text has to be a str, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            got = f"the lone surrogate U+{ord(text[error.start]):04X}"
+            raise TokenizerError(f"text: character {error.start} is {got}; expected valid Unicode") from None
+        ids: list[int] = []
+        splitter = self._trusted if allow_control else self._untrusted
+        for piece in splitter.split(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                for chunk in self._chunks(piece):
+                    ids += self._encode_text(chunk)
+        if not add_bos:
+            return ids
+        if self.bos_id is None:
+            raise TokenizerError(f"{self.source}: the vocabulary has no BOS; encode with add_bos=False")
+        start = 0
+        while start < len(ids) and ids[start] == self.bos_id:
+            start += 1
+        return [self.bos_id, *ids[start:]]
+
+    def _chunks(self, text: str) -> Iterator[str]:
+        """``text`` in parts whose ids, one after the other, are the ids of the whole."""
+        start = 0
+        while self._may_cut and len(text) - start > _CHUNK:
+            match = _CUT.search(text, start + _CHUNK)
+            if match is None:
+                break
+            yield text[start : match.end()]
+            start = match.end()
+        yield text[start:] if start else text
+
+    # --- decoding -------------------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[int], *, skip_control: bool = True) -> str:
+        """The text of ``ids``.
+
+        Args:
+            ids: token ids.
+            skip_control: leave control tokens (BOS, turn markers, ...) out; False writes them by name.
+
+        Bytes that are not valid UTF-8 become U+FFFD each.
+
+        Raises:
+            InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> ids = tokenizer.encode("The door opened.")
+        >>> tokenizer.decode(ids), tokenizer.decode(ids, skip_control=False)
+        ('The door opened.', '<bos>The door opened.')
+        """
+        decoder = self.stream_decoder(skip_control=skip_control)
+        data = b"".join([decoder.bytes_of(identifier) for identifier in ids])
+        return data.decode("utf-8", REPLACE)
+
+    def stream_decoder(self, *, skip_control: bool = True) -> StreamDecoder:
+        """A decoder for ids that arrive one at a time; see :class:`StreamDecoder`.
+
+        ``skip_control`` is that of :meth:`decode`.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> decoder = tokenizer.stream_decoder()
+        >>> [decoder.push(token_id) for token_id in tokenizer.encode("The door")]
+        ['', 'The', ' door']
+        """
+        return StreamDecoder(
+            self._bytes,
+            {} if skip_control else {i: self._pieces[i].encode() for i in self.control_ids},
+            strips_first_space=self._strips_first_space,
+        )
+
+    # --- the vocabulary -------------------------------------------------------------------------------------
+
+    def id_to_piece(self, token_id: int) -> str:
+        """The piece of an id as the vocabulary writes it (a space as U+2581).
+
+        Raises:
+            InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> [tokenizer.id_to_piece(token_id) for token_id in tokenizer.encode("The door")]
+        ['<bos>', 'The', '▁door']
+        """
+        return self._pieces[checked_id(token_id, self.vocab_size)]
+
+    def piece_to_id(self, piece: str) -> int | None:
+        """The id of a piece as the vocabulary writes it (a space as U+2581), None where it has no such piece.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.decode([tokenizer.piece_to_id("▁door")]), tokenizer.piece_to_id("no such piece")
+        (' door', None)
+        """
+        if self._ids is None:
+            self._ids = {text: identifier for identifier, text in enumerate(self._pieces) if text}
+        return self._control.get(piece, self._ids.get(piece))
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """The id of the token that ends a chat turn, None where the vocabulary has none."""
+        return next((self._control[name] for name in _TURN_ENDS if name in self._control), None)
+
+    def token_id(self, name: str) -> int | None:
+        """The id of the control or added token ``name``, None where there is none.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.token_id("<end_of_turn>") == tokenizer.end_of_turn_id, tokenizer.token_id("door")
+        (True, None)
+        """
+        return self._control.get(name, self._added.get(name))
+
+
+class _Splitter:
+    """Cuts text at literal tokens: the leftmost first, of several at one place the longest."""
+
+    def __init__(self, tokens: Mapping[str, int]) -> None:
+        self._tokens = tokens
+        self._lengths = sorted({len(text) for text in tokens}, reverse=True)
+        first = {re.escape(text[0]) for text in tokens}
+        self._first = re.compile(f"[{''.join(sorted(first))}]") if first else None
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The parts of ``text`` between tokens, and the ids of the tokens, in order; no part is empty."""
+        start = 0
+        for match in self._first.finditer(text) if self._first else ():
+            at = match.start()
+            if at < start:
+                continue
+            for length in self._lengths:
+                identifier = self._tokens.get(text[at : at + length])
+                if identifier is not None:
+                    if at > start:
+                        yield text[start:at]
+                    yield identifier
+                    start = at + length
+                    break
+        if start < len(text):
+            yield text[start:] if start else text
+
+
+class _SentencePiece:
+    """Ordinary text to ids. What made the vocabulary has ``checked`` SentencePiece's model, or it is checked
+    here; a checked one is built in a thread of its own (at 262,144 pieces it takes 0.1 s), so that whoever
+    loads it need not wait."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import sentencepiece
+
+        self._make: Any = sentencepiece.SentencePieceProcessor
+        self._vocabulary: Vocabulary | None = vocabulary
+        self._processor: Any = None
+        self._thread = threading.Thread(target=self._try_to_build, name="gemlet-tokenizer")
+        if not vocabulary.checked:
+            self._build()
+            return
+        with contextlib.suppress(RuntimeError):  # no thread to be had: built at first use
+            self._thread.start()
+
+    def __call__(self, text: str) -> list[int]:
+        if self._vocabulary is not None:
+            if self._thread.ident is not None:
+                self._thread.join()  # in a fork of the process that started it, it has ended
+            self._build()
+        ids: list[int] = self._processor.EncodeAsIds(text)
+        return ids
+
+    def _try_to_build(self) -> None:
+        with contextlib.suppress(TokenizerError):  # raised again where it is used
+            self._build()
+
+    def _build(self) -> None:
+        vocabulary = self._vocabulary
+        if vocabulary is None:
+            return
+        try:
+            if vocabulary.checked:  # by whoever wrote the file, perhaps
+                check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
+            processor = self._make(model_proto=vocabulary.proto)
+        except TokenizerError as error:
+            raise TokenizerError(f"{vocabulary.source}: no SentencePiece model: {error}") from None
+        except (RuntimeError, ValueError) as error:
+            raise TokenizerError(
+                f"{vocabulary.source}: SentencePiece refuses the vocabulary: {error}"
+            ) from error
+        if processor.get_piece_size() > len(vocabulary.pieces):
+            problem = "SentencePiece sees more pieces than the file declares"
+            raise TokenizerError(f"{vocabulary.source}: {problem}")
+        self._processor = processor
+        self._vocabulary = None  # after the processor: another thread may look

@@ -1,0 +1,282 @@
+"""A vocabulary: pieces, which of them are control tokens, and a SentencePiece model for ordinary text.
+
+:class:`Draft` puts one together from what a file says (``_tokenizer_files``). In that model every control
+token has the type CONTROL, which text never matches; finding control tokens in text is left to
+:class:`gemlet.Tokenizer`, which does it only where the caller trusts the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.merges import MergeEncoder, merges_are_complete
+from gemlet.tokenizer.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    build_model,
+)
+
+__all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
+
+SPACE = "\u2581"  # how a piece writes U+0020
+
+MAX_PIECES = 4 * 1024 * 1024
+MAX_PIECE = (
+    1024  # characters; Gemma's longest have 31. SentencePiece recurses once for each when it loads them
+)
+MAX_GAP = 65536  # how far beyond the vocabulary an added token's id may lie
+
+# Control tokens by name. The reference tokenizers list them as special; some vocabularies give them the type
+# USER_DEFINED, or in GGUF make them printable. <unusedN>, HTML tags and white space are not among them.
+_CONTROL_NAMES = """
+    <pad> <eos> <bos> <unk> <mask>
+    <start_of_turn> <end_of_turn>
+    <start_of_image> <end_of_image> <image_soft_token> <start_of_audio> <end_of_audio> <audio_soft_token>
+    <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|file_separator|>
+    <start_function_declaration> <end_function_declaration> <start_function_call> <end_function_call>
+    <start_function_response> <end_function_response> <escape>
+    <|turn> <turn|> <|channel> <channel|> <|think|>
+    <|tool> <tool|> <|tool_call> <tool_call|> <|tool_response> <tool_response|> <|"|>
+    <|image> <image|> <|image|> <|audio> <audio|> <|audio|> <|video|>
+"""
+CONTROL_NAMES = frozenset(_CONTROL_NAMES.split())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer file holds.
+
+    Attributes:
+        source: the file, for messages.
+        pieces: text of each id, a space written as U+2581; an id nothing is assigned to has ``""``.
+        types: piece type of each id (``_sentencepiece_proto``).
+        control: text -> id of the control tokens.
+        added: text -> id of further tokens that match text literally and are ordinary text when decoded.
+        bos_id, eos_id, pad_id, unk_id: None where there is none.
+        proto: the SentencePiece model for ordinary text.
+        merge_encoder: replaces ``proto`` where a list of merges cannot be said as scores.
+        add_dummy_prefix: the model puts a space before each text (never so in Gemma's own files).
+        may_cut: text may be cut before the character that follows a newline, and gives the same ids: it
+            reaches the pieces unchanged but for spaces, and no piece has a newline and anything else.
+        checked: SentencePiece has taken ``proto`` before.
+    """
+
+    source: str
+    pieces: Sequence[str]
+    types: Sequence[int]
+    control: dict[str, int]
+    added: dict[str, int]
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    unk_id: int
+    proto: bytes
+    merge_encoder: MergeEncoder | None = None
+    add_dummy_prefix: bool = False
+    may_cut: bool = True
+    checked: bool = False
+
+
+@dataclass
+class AddedTokens:
+    """Tokens named beside the vocabulary: ``{id: (text, special)}``, and the names of bos, eos, pad, unk."""
+
+    tokens: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def add(self, where: str, identifier: Any, entry: Any) -> None:
+        if isinstance(entry, dict):
+            text, special = entry.get("content"), entry.get("special", False)
+            for key in ("lstrip", "rstrip", "single_word"):
+                if entry.get(key, False) is not False:
+                    got = show(entry[key])
+                    raise TokenizerError(f"{where}: {key} of {show(text)} is {got}; expected false")
+        else:
+            text, special = entry, False
+        if type(identifier) is not int or not 0 <= identifier < MAX_PIECES:
+            raise TokenizerError(
+                f"{where}: {show(text)} has the id {show(identifier)}; expected 0, 1, 2, ..."
+            )
+        if not isinstance(text, str) or not text or not isinstance(special, bool):
+            raise TokenizerError(f"{where}: id {identifier} needs a non-empty content and a boolean special")
+        _check_unicode(where, text)
+        self.tokens[identifier] = (text, special)
+
+    def read_siblings(self, folder: Path) -> None:
+        """``tokenizer_config.json`` and ``added_tokens.json`` of a Hugging Face folder, where they exist."""
+        path = folder / "added_tokens.json"
+        if path.is_file():
+            for text, identifier in read_json_object(path, error=TokenizerError).items():
+                if identifier not in self.tokens:
+                    self.add(str(path), identifier, {"content": text, "special": text in CONTROL_NAMES})
+        path = folder / "tokenizer_config.json"
+        if path.is_file():
+            config = read_json_object(path, error=TokenizerError)
+            tokens = config.get("added_tokens_decoder")
+            for key, entry in (tokens if isinstance(tokens, dict) else {}).items():
+                self.add(f"{path}: added_tokens_decoder", int(key) if key.isdecimal() else key, entry)
+            for name in ("bos", "eos", "pad", "unk"):
+                value = config.get(f"{name}_token")
+                value = value.get("content") if isinstance(value, dict) else value
+                if isinstance(value, str):
+                    self.names[name] = value
+
+
+def _check_unicode(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
+        code = ord(text[error.start])
+        raise TokenizerError(f"{where}: a piece holds the lone surrogate U+{code:04X}") from None
+
+
+class Draft:
+    """A vocabulary being put together: pieces and types as the file has them, added tokens on top."""
+
+    def __init__(self, source: str, pieces: list[str], types: list[int]) -> None:
+        if not 1 <= len(pieces) <= MAX_PIECES:
+            raise TokenizerError(f"{source}: {len(pieces)} pieces; expected 1 to {MAX_PIECES}")
+        if "" in pieces:
+            raise TokenizerError(f"{source}: piece {pieces.index('')} is empty")
+        longest = max(pieces, key=len)
+        if len(longest) > MAX_PIECE:
+            raise TokenizerError(
+                f"{source}: a piece of {len(longest)} characters; at most {MAX_PIECE} are allowed"
+            )
+        _check_unicode(source, "".join(pieces))
+        self.source = source
+        self.pieces = pieces
+        self.types = types
+        self.base = len(pieces)
+        self.control: dict[str, int] = {}
+        self.literal: dict[str, int] = {}
+        for identifier, (piece, kind) in enumerate(zip(pieces, types, strict=True)):
+            if kind in (UNKNOWN, CONTROL) or (piece in CONTROL_NAMES and kind != BYTE):
+                self.make_control(piece, identifier)
+
+    def make_control(self, text: str, identifier: int) -> None:
+        self.control[text] = identifier
+        if self.types[identifier] != UNKNOWN:
+            self.types[identifier] = CONTROL
+
+    def add(self, added: AddedTokens) -> None:
+        for identifier, (text, special) in sorted(added.tokens.items()):
+            if identifier >= self.base + MAX_GAP:
+                last = self.base - 1
+                raise TokenizerError(
+                    f"{self.source}: {show(text)} has the id {identifier}, far beyond {last}"
+                )
+            missing = identifier + 1 - len(self.pieces)
+            self.pieces += [""] * missing
+            self.types += [UNUSED] * missing
+            known = self.pieces[identifier] == text.replace(" ", SPACE)
+            if not known:  # beyond the vocabulary, or a fine-tuned model's new name for a piece
+                self.control.pop(self.pieces[identifier], None)
+                self.pieces[identifier] = text
+            if known and self.types[identifier] == BYTE:
+                continue  # a byte stays a byte, whatever the list calls it
+            if special or text in CONTROL_NAMES:
+                self.make_control(text, identifier)
+            elif not known:
+                self.literal[text] = identifier
+                self.types[identifier] = CONTROL  # SentencePiece must not find it under its old name
+            elif self.types[identifier] in (NORMAL, UNUSED):
+                self.types[identifier] = USER_DEFINED
+
+    def special_id(self, *names: str | None) -> int | None:
+        """The id of the first of ``names`` that is a control token."""
+        return next((self.control[name] for name in names if name in self.control), None)
+
+    def special_ids(self, *name_tables: Mapping[str, str]) -> dict[str, int | None]:
+        kinds = ("bos", "eos", "pad", "unk")
+        return {kind: self.special_id(*(t.get(kind) for t in name_tables), f"<{kind}>") for kind in kinds}
+
+    def unknown(self, ids: Mapping[str, int | None]) -> int:
+        unknown = ids["unk"]
+        if unknown is None:
+            raise TokenizerError(f"{self.source}: no piece stands for unknown characters; expected <unk>")
+        return unknown
+
+    def finish(
+        self, ids: Mapping[str, int | None], proto: bytes, *, plain: bool = True, **rest: Any
+    ) -> Vocabulary:
+        """``plain``: text reaches the pieces unchanged but for spaces."""
+        spans = any("\n" in piece and piece.strip("\n") for piece in self.pieces)
+        return Vocabulary(
+            source=self.source,
+            pieces=self.pieces,
+            types=self.types,
+            control=self.control,
+            added=self.literal,
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
+            pad_id=ids["pad"],
+            unk_id=self.unknown(ids),
+            proto=proto,
+            may_cut=plain and not spans,
+            **rest,
+        )
+
+    def build(self, scores: Sequence[float], ids: Mapping[str, int | None]) -> bytes:
+        """The SentencePiece model of the pieces with these scores."""
+        self.types[self.unknown(ids)] = UNKNOWN
+        byte_pieces = self.types.count(BYTE)
+        if byte_pieces not in (0, 256):
+            raise TokenizerError(f"{self.source}: {byte_pieces} byte pieces; expected all 256, or none")
+        special = {
+            kind: (i, self.pieces[i].encode()) for kind, i in ids.items() if i is not None and i < self.base
+        }
+        return build_model(
+            [piece.encode() for piece in self.pieces[: self.base]],
+            scores,
+            self.types[: self.base],
+            byte_fallback=byte_pieces == 256,
+            special=special,
+        )
+
+    def build_from_merges(self, merges: list[str], ids: Mapping[str, int | None]) -> Vocabulary:
+        """Merges in order of rank, each ``"left right"``, said as scores where that is exact."""
+        joined = [merge.replace(" ", "", 1) for merge in merges]
+        if sum(map(len, joined)) != sum(map(len, merges)) - len(merges):
+            rank = next(rank for rank, merge in enumerate(merges) if " " not in merge)
+            raise TokenizerError(f"{self.source}: merge {rank} is {show(merges[rank])}; expected two pieces")
+        # Written backwards, so that of several merges making one piece the first counts.
+        ranks = dict(zip(reversed(joined), range(len(joined) - 1, -1, -1), strict=True))
+        piece_ids = {piece: i for i, piece in enumerate(self.pieces[: self.base])}
+        strays = ranks.keys() - piece_ids.keys()
+        if strays:
+            stray = min(strays, key=ranks.__getitem__)
+            raise TokenizerError(
+                f"{self.source}: merge {ranks[stray]} makes {show(stray)}, which is no piece"
+            )
+        for i, piece in enumerate(self.pieces[: self.base]):
+            if self.types[i] == NORMAL and len(piece) > 1 and piece not in ranks:
+                self.types[i] = UNUSED  # no merge makes it, so text must never produce it
+        proto = self.build([-float(ranks.get(piece, 0)) for piece in piece_ids], ids)
+        encoder = None
+        if not merges_are_complete(piece_ids, ranks, frozenset(merges)):
+            encoder = self.merge_encoder(piece_ids, merges, ids["unk"] or 0)
+        return self.finish(ids, proto, merge_encoder=encoder)
+
+    def merge_encoder(self, piece_ids: Mapping[str, int], merges: list[str], unk_id: int) -> MergeEncoder:
+        """The merges taken literally; user-defined pieces become literal tokens."""
+        for text, i in piece_ids.items():
+            if self.types[i] == USER_DEFINED:
+                self.literal[text.replace(SPACE, " ")] = i
+        byte_ids = [piece_ids.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
+        return MergeEncoder(
+            {piece: i for piece, i in piece_ids.items() if self.types[i] == NORMAL},
+            {merge: rank for rank, merge in enumerate(merges)},
+            unk_id=unk_id,
+            byte_ids=byte_ids if all(i >= 0 and self.types[i] == BYTE for i in byte_ids) else None,
+        )

@@ -1,0 +1,1 @@
+"""The weights of a model: their slots, shapes and formats, and the packed file."""

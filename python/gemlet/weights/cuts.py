@@ -1,0 +1,91 @@
+"""What is kept of the weights of a Gemma 3n when a smaller model is cut out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gemlet.config.matformer import cut_config
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import UnsupportedError
+from gemlet.weights.slots import PER_LAYER_TABLE, STREAMS, expected_slots
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Cut", "cut_slots"]
+
+_PROJECTION = "per_layer_model_projection"
+
+Run = tuple[int, int]  # first, count
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is kept of a matrix: runs of rows and runs of columns; all where there are none."""
+
+    rows: tuple[Run, ...] = ()
+    columns: tuple[Run, ...] = ()
+
+    @property
+    def end_row(self) -> int:
+        """Rows to read; those after it are not needed."""
+        return self.rows[-1][0] + self.rows[-1][1]
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is kept of a matrix of ``shape``."""
+        kept = (sum(count for _, count in runs) for runs in (self.rows, self.columns))
+        return tuple(own or whole for own, whole in zip(kept, shape, strict=True))
+
+    def apply(
+        self, blocks: Iterator[tuple[NDArray[Any], str]], columns: int
+    ) -> Iterator[tuple[NDArray[Any], str]]:
+        """The kept part of a matrix of so many ``columns`` that comes in blocks of rows; blocks again, one
+        if several runs of rows are kept."""
+        import numpy as np
+
+        parts: list[NDArray[Any]] = []
+        dtype, begin = "", 0
+        for block, dtype in blocks:
+            if block.shape[1] != columns:
+                raise UnsupportedError("matformer: quantized weights cannot be cut; load a float checkpoint")
+            end = begin + len(block)
+            for first, count in self.rows or ((begin, len(block)),):
+                part = block[max(first, begin) - begin : max(0, min(first + count, end) - begin)]
+                if self.columns:
+                    part = np.concatenate([part[:, at : at + n] for at, n in self.columns], axis=1)
+                if len(self.rows) > 1:
+                    parts.append(part.copy())  # the next block takes its place
+                elif len(part):
+                    yield np.ascontiguousarray(part), dtype
+            begin = end
+            if self.rows and begin >= self.end_row:
+                break
+        if parts:
+            yield np.concatenate(parts), dtype
+
+
+def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:
+    """The smaller model's configuration, and slot of the larger model -> (its slot, what is kept of it);
+    slots of layers that are left out are missing."""
+    small, kept = cut_config(config, matformer)
+    size = config.per_layer_input_size
+    runs = tuple((i * size, size) for i in kept)
+    if len(kept) == config.num_layers:
+        runs = ()
+    found: dict[str, tuple[str, Cut | None]] = {slot: (slot, None) for slot in STREAMS}
+    for slot in expected_slots(config):
+        if not slot.startswith("layers."):
+            cut = {PER_LAYER_TABLE: Cut(columns=runs), _PROJECTION: Cut(rows=runs)}.get(slot)
+            found[slot] = slot, cut if runs else None
+            continue
+        _, index, part = slot.split(".")
+        if int(index) not in kept:
+            continue
+        place = kept.index(int(index))
+        width = small.layers[place].intermediate_size
+        lanes = ((0, width),) if width < config.layers[int(index)].intermediate_size else ()
+        cuts = {"gate_proj": Cut(rows=lanes), "up_proj": Cut(rows=lanes), "down_proj": Cut(columns=lanes)}
+        found[slot] = f"layers.{place}.{part}", cuts.get(part) if lanes else None
+    return small, found

@@ -1,0 +1,118 @@
+"""Which tensor of a GGUF file is which weight of the core. The names are those of GGUF's own tables.
+
+Matrices are stored as Hugging Face has them. Norm weights of Gemma 1 to 3 come with their 1 added, so that
+nothing is added to them here. Of Gemma 3n, the projections into and out of the further residual streams are
+one stack each; of Gemma 4, the gate and the up projection of the experts may be one tensor or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gemlet.config.text_config import TextConfig
+from gemlet.weights.hf_names import match_tensors
+from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
+
+__all__ = ["ROPE_FREQS", "gguf_name", "map_gguf_tensors"]
+
+ROPE_FREQS = "rope_freqs.weight"  # divides the angles of Gemma 4's global layers: part of the configuration
+
+# slot -> name; ".weight" follows unless the name has a dot
+_MODEL = {
+    "embed_tokens": "token_embd",
+    "lm_head": "output",
+    "final_norm": "output_norm",
+    PER_LAYER_TABLE: "per_layer_token_embd",
+    "per_layer_model_projection": "per_layer_model_proj",
+    "per_layer_projection_norm": "per_layer_proj_norm",
+    "altup_projections": "altup_proj",
+    "altup_unembed_projections": "altup_unembd_proj",
+    "dense.0": "dense_2",
+    "dense.1": "dense_3",
+}
+# slot of a layer -> name inside "blk.N."
+_LAYER = {
+    "pre_attention_norm": "attn_norm",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "post_attention_norm": "post_attention_norm",
+    "pre_mlp_norm": "ffn_norm",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "post_mlp_norm": "post_ffw_norm",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
+    "layer_scalar": "layer_output_scale",
+    "altup_router": "altup_router",
+    "altup_router_norm": "altup_router_norm",
+    "altup_prediction_coefs": "altup_predict_coef",
+    "altup_correction_coefs": "altup_correct_coef",
+    "altup_correct_scale": "altup_correct_scale",
+    "laurel_left": "laurel_l",
+    "laurel_right": "laurel_r",
+    "post_laurel_norm": "laurel_post_norm",
+    "router_proj": "ffn_gate_inp",
+    "router_scale": "ffn_gate_inp.scale",
+    "router_per_expert_scale": "ffn_down_exps.scale",
+    "experts_gate_up": "ffn_gate_up_exps",
+    "experts_gate": "ffn_gate_exps",
+    "experts_up": "ffn_up_exps",
+    "experts_down": "ffn_down_exps",
+    "pre_moe_norm": "pre_ffw_norm_2",
+    "post_dense_norm": "post_ffw_norm_1",
+    "post_moe_norm": "post_ffw_norm_2",
+}
+# Parts for images and sound, which some converters write into the same file.
+_TOWERS = ("v.", "a.", "mm.")
+
+
+def gguf_name(slot: str) -> str:
+    """The tensor that fills ``slot``.
+
+    >>> gguf_name("final_norm"), gguf_name("layers.3.router_scale")
+    ('output_norm.weight', 'blk.3.ffn_gate_inp.scale')
+    """
+    if not slot.startswith("layers."):
+        return f"{_MODEL[slot]}.weight"
+    _, index, part = slot.split(".")
+    name = _LAYER[part]
+    return f"blk.{index}.{name}" if "." in name else f"blk.{index}.{name}.weight"
+
+
+def map_gguf_tensors(
+    shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, where: str
+) -> dict[str, str]:
+    """tensor name -> slot, for a GGUF model whose tensors have these ``shapes``.
+
+    What text does not need is left out: towers for images and sound, projections of layers that read another
+    one's keys and values. Raises :class:`TensorError` for a missing, unexpected or mis-shaped tensor;
+    ``where`` names the file.
+    """
+    slots: dict[str, tuple[int, ...]] = {}
+    for slot, shape in expected_slots(config).items():
+        stack, _, number = slot.rpartition(".")
+        experts, width, *inner = shape if slot.endswith(".experts_gate_up") else (0, 0)
+        if stack in _MODEL:
+            slots[stack] = (int(number) + 1, *shape)
+        elif experts and gguf_name(slot) not in shapes:
+            half = (experts, width // 2, *inner)
+            slots |= {f"{stack}.experts_gate": half, f"{stack}.experts_up": half}
+        else:
+            slots[slot] = shape
+    unused = {
+        gguf_name(f"layers.{i}.{slot}")
+        for i, layer in enumerate(config.layers)
+        if layer.kv_source >= 0
+        for slot in ("k_proj", "v_proj", "k_norm")
+    }
+    ignored = {name for name in shapes if name in unused or name.startswith(_TOWERS)}
+    if config.family == "gemma4":
+        ignored.add(ROPE_FREQS)
+    names = {slot: gguf_name(slot) for slot in slots}
+    return match_tensors(shapes, config, names, slots, ignored, where=where)

@@ -1,0 +1,196 @@
+"""Packed files: their format, and reading them. Their weights are mapped and used in place.
+
+A packed file is a safetensors file that the core maps and uses in place. Of each weight of the core it has
+one U8 tensor, named as the core names it, whose data is the panels of csrc/formats/formats.h (a vector: its
+float32 values), padded to a multiple of 64 bytes and so beginning at one. The table of per-layer embeddings
+stands last, as rows in the type it had (blocks of GGUF as U8). ``__metadata__`` says which version of
+gemlet wrote it, in which format and layout, and format and shape of every weight.
+
+All that the header says is checked before anything is mapped: versions, names, shapes, sizes, alignment.
+The values are not looked at, which would mean reading all of the file; no bit pattern makes the core access
+what it must not, and a NaN in a damaged file ends in an error when it reaches the logits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_files import BLOCK_TYPES
+from gemlet.checkpoint.gguf_format import TENSOR_TYPES
+from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
+from gemlet.checkpoint.tensor_files import TensorInfo
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import ModelFileError, TensorError
+from gemlet.weights.formats import PRESETS
+from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots, takes_format
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["FORMAT_VERSION", "PackedCheckpoint", "is_packed"]
+
+
+def is_packed(checkpoint: Checkpoint) -> bool:
+    """Whether the files hold packed weights, of whatever version."""
+    return "gemlet_format" in checkpoint.metadata
+
+
+class PackedCheckpoint(Checkpoint):
+    """A folder with a packed ``model.safetensors``. A context manager; ``close()`` closes the file.
+
+    ``tensors`` says of each weight its shape and format, as if it were stored as such. Raises
+    :class:`ModelFileError` for a file this gemlet cannot use, :class:`TensorError` naming a tensor that is
+    missing, unexpected or of the wrong shape for ``config``.
+
+    Attributes:
+        weights: "q4", ...: what it was converted to.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | Checkpoint,
+        config: TextConfig,
+        *,
+        table_elsewhere: bool = False,
+    ) -> None:
+        if isinstance(folder, Checkpoint):  # open already, and now this one's
+            vars(self).update(vars(folder))
+        else:
+            super().__init__(folder)
+        try:
+            self._check_versions()
+            self.weights = self._weights()
+            self._describe(config, table_elsewhere)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def embedding(self) -> str:
+        """The format of the embedding table."""
+        return self.tensors["embed_tokens"].dtype
+
+    def formats(self) -> dict[str, str]:
+        """The format of every matrix."""
+        return {name: info.dtype for name, info in self.tensors.items() if takes_format(name, info.shape)}
+
+    def dtype(self, name: str) -> str:
+        """The format of weight ``name``: "q4", ...; of the per-layer table its type."""
+        dtype = self.tensors[name].dtype
+        return super().dtype(name) if dtype in self._readable else dtype
+
+    def use(self, builder: _core.ModelBuilder) -> None:
+        """Maps the file and gives the builder every weight in it; the model keeps it mapped."""
+        path = self.path(SINGLE_FILE)
+        sizes = builder.packed_sizes()
+        builder.map_file(self.descriptor(SINGLE_FILE), path)
+        for name, info in self.tensors.items():
+            if name != PER_LAYER_TABLE:
+                if info.dtype != sizes[name][0]:
+                    raise TensorError(f"{path}: tensor {name!r} is {info.dtype}; expected {sizes[name][0]}")
+                try:
+                    builder.use_packed(name, info.begin, info.nbytes)
+                except TensorError as problem:
+                    raise TensorError(f"{path}: {problem}") from None
+
+    def _check_versions(self) -> None:
+        from gemlet import _core
+
+        path = self.path(SINGLE_FILE)
+        for key, what, known in (
+            ("gemlet_format", "format", FORMAT_VERSION),
+            ("gemlet_layout", "layout", _core.LAYOUT_VERSION),
+        ):
+            if (found := self.metadata.get(key)) != str(known):
+                writer = self.metadata.get("gemlet_version", "unknown")
+                raise ModelFileError(
+                    f"{path}: is a packed model of {what} {show(found)}, written by gemlet {show(writer)}; "
+                    f"this gemlet ({_core.__version__}) reads {what} {known}. Convert the original again "
+                    "with `gemlet convert`, or install the gemlet that wrote it"
+                )
+
+    def _weights(self) -> str:
+        weights = self.metadata.get("gemlet_weights")
+        if weights not in PRESETS:
+            choices = ", ".join(PRESETS)
+            raise ModelFileError(
+                f"{self.path(SINGLE_FILE)}: gemlet_weights is {show(weights)}; expected one of {choices}"
+            )
+        return weights
+
+    def _describe(self, config: TextConfig, table_elsewhere: bool) -> None:
+        path = self.path(SINGLE_FILE)
+        described = self._described(path)
+        expected: dict[str, tuple[int, ...]] = {}
+        for slot, shape in expected_slots(config).items():
+            if slot == PER_LAYER_TABLE:
+                if not table_elsewhere:
+                    expected[slot] = shape
+            else:
+                parts = core_slots(slot, shape)
+                expected |= {part: shape if entry is None else shape[1:] for part, entry in parts}
+        tensors: dict[str, TensorInfo] = {}
+        for name, shape in expected.items():
+            info = self.tensors.get(name)
+            if info is None:
+                raise TensorError(f"{path}: tensor {name!r} is missing; expected {list(shape)}")
+            if name == PER_LAYER_TABLE:
+                if name in described:
+                    info = self._table_of_blocks(info, *described[name])
+                else:
+                    super().dtype(name)  # raises for a type that cannot be read
+                found, tensors[name] = info.shape, info
+            else:
+                dtype, found = described.get(name, ("", ()))
+                tensors[name] = replace(info, dtype=dtype, shape=shape)
+                if info.dtype != "U8" or info.begin % ALIGNMENT != 0:
+                    raise TensorError(
+                        f"{path}: tensor {name!r} is {info.dtype} at byte {info.begin}; expected U8 at a "
+                        f"multiple of {ALIGNMENT}"
+                    )
+            if found != shape:
+                raise TensorError(
+                    f"{path}: tensor {name!r} has shape {show(list(found))}; expected {list(shape)}, which "
+                    "config.json implies"
+                )
+        for name in self.tensors:
+            if name not in expected:
+                raise TensorError(f"{path}: unexpected tensor {show(name)}; the model has no such weight")
+        self.tensors = MappingProxyType(tensors)
+
+    def _table_of_blocks(self, info: TensorInfo, dtype: str, shape: tuple[Any, ...]) -> TensorInfo:
+        """The per-layer table in a block type of GGUF, which the file has as U8, a row of bytes for each."""
+        values, nbytes = next((v, n) for name, v, n in TENSOR_TYPES.values() if name.lower() == dtype)
+        rows, cols = shape if len(shape) == 2 and all(type(size) is int for size in shape) else (0, 0)
+        if info.dtype != "U8" or cols % values or info.shape != (rows, cols // values * nbytes):
+            raise TensorError(
+                f"{self.path(SINGLE_FILE)}: tensor {info.name!r} is {info.dtype} {list(info.shape)}; "
+                f"gemlet_tensors says {dtype} {show(list(shape))}"
+            )
+        return replace(info, dtype=dtype, shape=shape)
+
+    def _described(self, path: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
+        """weight -> (format, shape), as the metadata says."""
+        try:
+            raw = json.loads(self.metadata.get("gemlet_tensors", ""))
+            described = {name: (dtype, tuple(shape)) for name, (dtype, shape) in raw.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise ModelFileError(f"{path}: gemlet_tensors is not a list of formats and shapes") from None
+        choices = [*PRESETS]
+        for name, (dtype, _) in described.items():
+            if dtype not in (_block_types() if name == PER_LAYER_TABLE else choices):
+                raise ModelFileError(f"{path}: gemlet_tensors gives {show(name)} the format {show(dtype)}")
+        return described
+
+
+def _block_types() -> list[str]:
+    return [name.lower() for name in BLOCK_TYPES]
+
+
+FORMAT_VERSION = 1  # of the file; the core counts the versions of the layout inside the tensors
+ALIGNMENT = 64

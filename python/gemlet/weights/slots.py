@@ -1,0 +1,134 @@
+"""The weights of the core, by their slots, and the shape of each.
+
+A slot is the core's name of a weight ("layers.3.q_proj"); csrc/MODEL.md lists them. The matrices of routed
+experts are two slots per layer here, stacked as the file has them: :func:`core_slots` takes them apart.
+"""
+
+from __future__ import annotations
+
+from gemlet.config.layers import LayerSpec
+from gemlet.config.text_config import TextConfig
+
+__all__ = ["PER_LAYER_TABLE", "STREAMS", "core_slots", "expected_slots", "takes_format"]
+
+# The table of every layer's own token embeddings: the one slot that is not copied into memory.
+PER_LAYER_TABLE = "embed_tokens_per_layer"
+
+# Stacked slot -> the core's slot of one expert, inside "layers.N.experts.E."; gate and up, where a GGUF file
+# has them apart, fill the same one in this order.
+_STACKED = {
+    "experts_gate_up": "gate_up",
+    "experts_gate": "gate_up",
+    "experts_up": "gate_up",
+    "experts_down": "down",
+}
+# Stacked in GGUF: one matrix for each further residual stream of Gemma 3n.
+STREAMS = ("altup_projections", "altup_unembed_projections")
+# Routers stay in f32 in every model.
+_ROUTERS = ("router_proj", "altup_router")
+
+
+def expected_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """slot -> shape, for every weight of the model that ``config`` describes.
+
+    >>> from gemlet.config import shape_config
+    >>> expected_slots(shape_config("gemma3-1b"))["layers.0.q_proj"]
+    (1024, 1152)
+    """
+    hidden = config.hidden_size
+    slots: dict[str, tuple[int, ...]] = {"embed_tokens": (config.vocab_size, hidden), "final_norm": (hidden,)}
+    if not config.tie_word_embeddings:
+        slots["lm_head"] = (config.vocab_size, hidden)
+    if size := config.per_layer_input_size:
+        every = size * config.num_layers
+        slots[PER_LAYER_TABLE] = (config.per_layer_vocab_size, every)
+        slots |= {"per_layer_model_projection": (every, hidden), "per_layer_projection_norm": (size,)}
+    for stream in range(config.altup_streams - 1):
+        slots[f"altup_projections.{stream}"] = (hidden, hidden)
+        slots[f"altup_unembed_projections.{stream}"] = (hidden, hidden)
+    inputs = hidden
+    for i, size in enumerate(config.dense_sizes):
+        slots[f"dense.{i}"] = (size, inputs)
+        inputs = size
+    for i, layer in enumerate(config.layers):
+        slots |= {f"layers.{i}.{slot}": shape for slot, shape in _layer_slots(layer, config).items()}
+    return slots
+
+
+def _layer_slots(layer: LayerSpec, config: TextConfig) -> dict[str, tuple[int, ...]]:
+    hidden, head_dim = config.hidden_size, layer.head_dim
+    queries, keys = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
+    own_keys = layer.kv_source < 0
+    slots: dict[str, tuple[int, ...]] = {
+        "pre_attention_norm": (hidden,),
+        "q_proj": (queries, hidden),
+        "o_proj": (hidden, queries),
+        "pre_mlp_norm": (hidden,),
+        "gate_proj": (layer.intermediate_size, hidden),
+        "up_proj": (layer.intermediate_size, hidden),
+        "down_proj": (hidden, layer.intermediate_size),
+    }
+    if own_keys:
+        slots["k_proj"] = (keys, hidden)
+        if not layer.key_is_value:
+            slots["v_proj"] = (keys, hidden)
+    if layer.qk_norm:
+        slots |= {"q_norm": (head_dim,)} | ({"k_norm": (head_dim,)} if own_keys else {})
+    if layer.post_norms:
+        slots |= {"post_attention_norm": (hidden,), "post_mlp_norm": (hidden,)}
+    if experts := layer.num_experts:
+        width = layer.expert_intermediate_size
+        slots |= {
+            "router_proj": (experts, hidden),
+            "router_scale": (hidden,),
+            "router_per_expert_scale": (experts,),
+            "experts_gate_up": (experts, 2 * width, hidden),
+            "experts_down": (experts, hidden, width),
+            **dict.fromkeys(("pre_moe_norm", "post_dense_norm", "post_moe_norm"), (hidden,)),
+        }
+    if size := config.per_layer_input_size:
+        slots |= {
+            "per_layer_input_gate": (size, hidden),
+            "per_layer_projection": (hidden, size),
+            "post_per_layer_input_norm": (hidden,),
+        }
+    if layer.layer_scalar:
+        slots["layer_scalar"] = (1,)
+    if (streams := config.altup_streams) > 1:
+        rank = config.laurel_rank
+        slots |= {
+            "altup_router": (streams, hidden),
+            "altup_prediction_coefs": (streams * streams, streams),
+            "altup_correction_coefs": (streams, streams),
+            **dict.fromkeys(("altup_router_norm", "altup_correct_scale", "post_laurel_norm"), (hidden,)),
+            "laurel_left": (rank, hidden),
+            "laurel_right": (hidden, rank),
+        }
+    return slots
+
+
+def core_slots(slot: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
+    """The core's slots that a tensor of this ``shape`` fills, each with its place if the tensor is a stack.
+
+    >>> core_slots("layers.2.down_proj", (8, 16))
+    [('layers.2.down_proj', None)]
+    >>> core_slots("layers.2.experts_down", (2, 8, 4))
+    [('layers.2.experts.0.down', 0), ('layers.2.experts.1.down', 1)]
+    """
+    if slot in STREAMS:
+        return [(f"{slot}.{stream}", stream) for stream in range(shape[0])]
+    layer, _, part = slot.rpartition(".")
+    if part not in _STACKED:
+        return [(slot, None)]
+    return [(f"{layer}.experts.{expert}.{_STACKED[part]}", expert) for expert in range(shape[0])]
+
+
+def takes_format(slot: str, shape: tuple[int, ...]) -> bool:
+    """Whether the core packs this slot's matrices in a format of choice; the others it keeps as f32.
+
+    >>> takes_format("layers.0.q_proj", (8, 16)), takes_format("layers.0.q_norm", (8,))
+    (True, False)
+    """
+    part = slot.rpartition(".")[2]
+    coefficients = part in ("altup_prediction_coefs", "altup_correction_coefs")
+    return len(shape) > 1 and not coefficients and part not in _ROUTERS and slot != PER_LAYER_TABLE

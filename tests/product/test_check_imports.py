@@ -1,0 +1,124 @@
+"""The check of import directions refuses what it is there for."""
+
+from __future__ import annotations
+
+import importlib.util
+import textwrap
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support.paths import ROOT
+
+SCRIPT = ROOT / ".ci/check_imports.py"
+pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="a source distribution has no .ci")
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_imports", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def package(root: Path, files: dict[str, str]) -> Path:
+    """python/gemlet with these modules."""
+    for name, text in files.items():
+        path = root / "python/gemlet" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return root / "python/gemlet"
+
+
+GOOD = {
+    "errors": "class GemletError(Exception): ...",
+    "base/text": "from gemlet.errors import GemletError",
+    "config/layers": """
+        from gemlet.base import text
+        def read():
+            import numpy as np
+            from gemlet import _core
+        """,
+    "cli/parser": """
+        def run():
+            from gemlet.config.layers import read
+        """,
+}
+
+
+def test_this_project_passes(check: ModuleType) -> None:
+    assert check.problems(ROOT) == []
+
+
+def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
+    assert check.check_imports(package(tmp_path, GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            {"base/text": "from gemlet.config.layers import read"},
+            "python/gemlet/base/text.py:1: base may not import config.layers",
+        ),
+        (
+            {"base/text": "from ..config import layers"},
+            "python/gemlet/base/text.py:1: base may not import config.layers",
+        ),
+        (
+            {"base/text": "import gemlet"},
+            "python/gemlet/base/text.py:1: base may not import gemlet itself; name the module",
+        ),
+        (
+            {"base/text": "def show():\n    import json"},
+            "python/gemlet/base/text.py:2: imports json inside a function; put it at the top",
+        ),
+        (
+            {"config/layers": "class A:\n    def f(self):\n        from gemlet.base.text import show"},
+            "python/gemlet/config/layers.py:3: imports gemlet.base.text.show inside a function; "
+            "put it at the top",
+        ),
+        (
+            {"server": "from gemlet.errors import GemletError"},
+            "python/gemlet/server.py: server is not in MAY_IMPORT",
+        ),
+        (
+            {"base/text": "from gemlet.base import json", "base/json": "from gemlet.base.text import show"},
+            "circle: base.json -> base.text -> base.json",
+        ),
+        (  # through a type-only import and one in a function
+            {
+                "base/a": "if TYPE_CHECKING:\n    from gemlet.base.b import B",
+                "base/b": "def f():\n    from gemlet.base.c import C",
+                "base/c": "import gemlet.base.a",
+            },
+            "circle: base.a -> base.b -> base.c -> base.a",
+        ),
+        (  # through the lazy names
+            {"__init__": '_LAZY = {"run": "gemlet.cli.parser"}', "cli/parser": "import gemlet"},
+            "circle: __init__ -> cli.parser -> __init__",
+        ),
+    ],
+)
+def test_what_is_refused(check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str) -> None:
+    assert expected in check.check_imports(package(tmp_path, GOOD | files))
+
+
+def test_a_long_file(check: ModuleType, tmp_path: Path) -> None:
+    for place in ("python", "tests", "benchmarks", ".ci"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "fits.py").write_text("x = 1\n" * 500)
+        (tmp_path / place / "long.py").write_text("x = 1\n" * 501)
+    assert check.check_lengths(tmp_path) == [
+        f"{place}/long.py: 501 lines; at most 500" for place in ("python", "tests", "benchmarks", ".ci")
+    ]
+
+
+def test_a_table_that_differs(check: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "python").mkdir()
+    text = (ROOT / "python/README.md").read_text()
+    (tmp_path / "python/README.md").write_text(text.replace("| `config` | `base` |", "| `config` | |"))
+    assert check.check_table(tmp_path) == ["python/README.md: the table of imports differs at config"]
