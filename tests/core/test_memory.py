@@ -13,7 +13,7 @@ from support.core_models import builder_of, layer_config, model_config
 from support.processes import run_program
 from support.programs import memory
 
-from gemlet.load import settle
+from gemlet.loading.builder import settle
 
 
 # --- Given back ---------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 import gemlet
 from gemlet import _core
-from gemlet.adapter import open_adapter
+from gemlet.adapters.adapter import open_adapter
 from gemlet.config import parse_config
-from gemlet.source import open_source
+from gemlet.sources.opening import open_source
 
 GEMMA4 = parse_config(CONFIGS["gemma4_text"], where="config.json")
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"

@@ -22,7 +22,7 @@ from support.tokenizer_files import STRING, gguf_entry
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
-from gemlet.hub import is_repository
+from gemlet.sources.hub import is_repository
 
 NAME = "someone/gemma-tiny"
 WEIGHTS = safetensors_bytes(weights_of(CONFIGS["gemma"]))

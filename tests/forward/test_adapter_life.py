@@ -15,7 +15,7 @@ from support.programs import adapters
 
 import gemlet
 from gemlet import _core
-from gemlet.adapter import AdapterFiles
+from gemlet.adapters.adapter import AdapterFiles
 from gemlet.errors import MemoryLimitError
 
 

@@ -17,7 +17,7 @@ from support.tokenizer_files import gemma4_json
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import InvalidRequestError
-from gemlet.load import PRESETS
+from gemlet.weights.formats import PRESETS
 
 
 def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
 
 from gemlet.config import parse_config
-from gemlet.tensors import expected_slots, tensor_name
+from gemlet.weights.hf_names import tensor_name
+from gemlet.weights.slots import expected_slots
 from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]

@@ -9,8 +9,8 @@ import numpy as np
 
 import gemlet
 from gemlet import _core
-from gemlet.load import random_model
-from gemlet.tensors import expected_slots
+from gemlet.loading.random_model import random_model
+from gemlet.weights.slots import expected_slots
 from support.adapters import write_adapter
 from support.core_models import layer_config, model_config, random_core
 from support.processes import resident

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gemlet
-import gemlet.hub_headers
+import gemlet.sources.hub_headers
 from gemlet.cli import main
 from support.hub_server import COMMIT, TOKEN
 
@@ -67,7 +67,7 @@ def download_and_inspect(name: str) -> list[dict[str, Any]]:
 
 
 def inspect_errors(names: Iterable[str], max_metadata_bytes: int) -> list[tuple[str, str]]:
-    gemlet.hub_headers._MAX_METADATA_BYTES = max_metadata_bytes
+    gemlet.sources.hub_headers._MAX_METADATA_BYTES = max_metadata_bytes
     errors, peaks = [], []
     for name in names:
         with pytest.raises(gemlet.GemletError) as error:

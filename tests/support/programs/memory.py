@@ -7,7 +7,7 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet.load import random_model
+from gemlet.loading.random_model import random_model
 from support.core_models import builder_of, int32, layer_config, model_config, random_core
 from support.processes import limit_memory, resident
 

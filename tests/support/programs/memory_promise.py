@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gemlet
-from gemlet.inspection import inspect
+from gemlet.loading.inspect import inspect
 
 
 def load_and_generate(folder: Path, arguments: dict[str, Any], tokens: int) -> tuple[int, int, int]:
