@@ -15,6 +15,8 @@ from support.programs import memory
 
 from gemlet.loading.builder import settle
 
+pytestmark = pytest.mark.tier
+
 
 # --- Given back ---------------------------------------------------------------------------------------------
 @pytest.mark.slow

@@ -27,6 +27,8 @@ from support.programs import safety
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[_core.Model]:

@@ -18,6 +18,8 @@ from support.inside import context_of, core_adapter, core_of
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 
 @pytest.fixture
 def adapted() -> Iterator[gemlet.Model]:

@@ -21,6 +21,8 @@ from support.inside import context_of, taps_of
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 Floats = NDArray[np.float32]
 # Taps behind all layers.
 END = {"final_norm", "logits"}

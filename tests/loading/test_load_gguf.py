@@ -26,6 +26,8 @@ from gemlet import _core
 from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.sources.opening import open_source
 
+pytestmark = pytest.mark.tier
+
 # Formats that have the values of a type, and the one that weights="auto" takes.
 EXACT = {"Q4_0": ("q4", "q8"), "Q5_0": ("q8",), "Q8_0": ("q8",), "IQ4_NL": ("q8",)}
 KEPT = dict.fromkeys(BLOCK_TYPES, "q8") | dict.fromkeys(("Q4_0", "Q2_K", "Q3_K"), "q4")

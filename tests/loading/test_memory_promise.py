@@ -11,6 +11,8 @@ from support.programs.memory_promise import load_and_generate
 from support.real_shapes import write_real_shape_hole
 from support.tokenizer_files import gemma4_json
 
+pytestmark = pytest.mark.tier
+
 GB = 10**9
 
 

@@ -21,6 +21,8 @@ from support.programs import lifecycle
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 
 # --- Fork ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("threads", [1, 2, 4])

@@ -14,6 +14,8 @@ from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation import Chunk, TextStream
 from gemlet.generation.stream import PREFILL_CHUNK
 
+pytestmark = pytest.mark.tier
+
 
 class ByteDecoder:
     """Token id = byte; incomplete characters are held back."""
