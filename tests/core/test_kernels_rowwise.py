@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from support.kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
+from support.kernel_cases import KINDS, ROW_OPERATIONS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
 from gemlet import _core
 
@@ -71,7 +71,7 @@ def row_max(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected:
     return np.full(len(x), x.max(), np.float64), np.zeros(len(x))
 
 
-ROW_OPERATIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] = {
+DEFINITIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] = {
     "rms_norm": rms_norm,
     "rms_norm_add": rms_norm_add,
     "add": add,
@@ -98,7 +98,7 @@ def operands(operation: str, dim: int, kind: str, seed: int) -> tuple[Floats, Fl
 
 
 def check(operation: str, tier: str, x: Floats, other: Floats, third: Floats, scalar: float) -> None:
-    y, bound = ROW_OPERATIONS[operation](x, other, third, scalar)
+    y, bound = DEFINITIONS[operation](x, other, third, scalar)
     got = run(tier, operation, x, other, third, scalar)
     error = np.abs(got - y)
     assert (error <= bound).all(), (
@@ -140,7 +140,7 @@ def test_what_is_not_finite_shows(operation: str, tier: str, value: float) -> No
         (third if operation == "rms_norm_add" else x)[at] = value
         out = run(tier, operation, x, other, third, scalar)
         with np.errstate(all="ignore"):
-            y, _ = ROW_OPERATIONS[operation](x, other, third, scalar)
+            y, _ = DEFINITIONS[operation](x, other, third, scalar)
         if np.isfinite(y[at]):  # tanh(inf) = 1
             assert out[at] == y[at]
         else:
