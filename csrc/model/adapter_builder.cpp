@@ -7,7 +7,7 @@
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "formats/quantize.h"
-#include "model/builder.h"
+#include "model/model.h"
 
 namespace gemlet {
 namespace {

@@ -5,11 +5,10 @@
 #include <memory>
 #include <string>
 
+#include "formats/source_rows.h"
 #include "model/adapter.h"
 
 namespace gemlet {
-
-struct SourceRows;
 
 class AdapterBuilder {
  public:

@@ -11,22 +11,11 @@
 #include "base/cpu_limits.h"
 #include "base/file_mapping.h"
 #include "base/fork_mutex.h"
+#include "formats/source_rows.h"
 #include "model/memory_plan.h"
 #include "model/model.h"
 
 namespace gemlet {
-
-// Rows of a tensor, row-major: in memory, or from byte `offset` of an open file. Rows of a file are read when they are
-// packed.
-struct SourceRows {
-  std::vector<int64_t> shape;  // of these rows
-  SourceType type;
-  const void* data = nullptr;  // null: in the file
-  int descriptor = -1;
-  int64_t offset = 0;
-};
-
-std::string shape_text(const std::vector<int64_t>& shape);  // "[rows, cols]", for messages
 
 class PanelScratch;
 

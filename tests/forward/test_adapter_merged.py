@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
-from support.adapters import (
-    ADAPTERS,
-    base_of,
-    difference,
-    read_golden,
-    write_adapter,
-)
+from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
+from support.feeding import difference
 
 import gemlet
 from gemlet.packing.blocks import blocks
 from gemlet.sources.opening import open_source
+
+pytestmark = pytest.mark.tier
 
 
 def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
+from support.adapters import write_adapter
+from support.gguf_cases import BLOCKED, model_of, split
 from support.gguf_models import convert_folder, metadata, read_folder, typed, write_gguf
 from support.gguf_package import write_with_package
-from support.tiny_models import read_header, with_header, write_folder
+from support.tiny_models import logits_of, read_header, with_header, write_folder
 from support.tokenizer_files import (
     ARRAY,
     BOOL,
@@ -25,15 +27,14 @@ from support.tokenizer_files import (
     trained_merges,
     trained_pieces,
 )
-from test_adapter_files import write as write_adapter
-from test_load_gguf import BLOCKED, logits_of, model_of
-from test_load_gguf_hostile import split
 
 import gemlet
 from gemlet.cli import main
 from gemlet.config import parse_config
 from gemlet.errors import ConfigError, ModelFileError, TensorError, UnsupportedError
 from gemlet.weights.slots import PER_LAYER_TABLE
+
+pytestmark = pytest.mark.tier
 
 TEXTS = (
     "the door",
@@ -101,6 +102,7 @@ def test_the_per_layer_table_keeps_its_type(tmp_path: Path, family: str, kind: s
 
 @pytest.mark.parametrize("name", EMBEDDING_NAMES)
 @pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
+@pytest.mark.extra("test")
 def test_embeddings_of_the_folder_are_those_of_the_file(tmp_path: Path, name: str, weights: str) -> None:
     path = write_with_package(*read_folder(HERE / name), tmp_path / "model.gguf")
     folder = converted(path, weights=weights)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE, read_tensors
-from numpy.typing import NDArray
+from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
 from support.gguf_models import (
     TYPES,
     Tensors,
@@ -20,7 +19,7 @@ from support.gguf_models import (
     typed,
     write_gguf,
 )
-from support.tiny_models import CONFIGS, weights_of, write_folder
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 
 import gemlet
@@ -28,32 +27,11 @@ from gemlet import _core
 from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.sources.opening import open_source
 
-BLOCKS = read_tensors(HERE / "blocks.safetensors")
-BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
+pytestmark = pytest.mark.tier
+
 # Formats that have the values of a type, and the one that weights="auto" takes.
 EXACT = {"Q4_0": ("q4", "q8"), "Q5_0": ("q8",), "Q8_0": ("q8",), "IQ4_NL": ("q8",)}
 KEPT = dict.fromkeys(BLOCK_TYPES, "q8") | dict.fromkeys(("Q4_0", "Q2_K", "Q3_K"), "q4")
-
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]
-# Of every family, with rows that are whole blocks where those of the published models are.
-BLOCKED: dict[str, dict[str, Any]] = {
-    "gemma": CONFIGS["gemma"],
-    "gemma2": CONFIGS["gemma2"],
-    "gemma3_text": CONFIGS["gemma3_text"],
-    "gemma3n_text": CONFIGS["gemma3n_text"] | {"hidden_size_per_layer_input": 32, "laurel_rank": 32},
-    "gemma4_text": CONFIGS["gemma4_text"] | {"hidden_size_per_layer_input": 32},
-    "gemma4_experts": CONFIGS["gemma4_experts"] | {"moe_intermediate_size": 32},
-}
-
-
-def logits_of(path: Path, **arguments: Any) -> NDArray[np.float32]:
-    with gemlet.load(path, threads=1, **arguments) as model:
-        return model.logits(IDS)
-
-
-def model_of(family: str) -> tuple[dict[str, Any], Tensors]:
-    """A configuration and its tensors under the names of GGUF."""
-    return BLOCKED[family], convert_tensors(BLOCKED[family], weights_of(BLOCKED[family]))
 
 
 def rounded(tensors: Tensors, kind: str) -> Tensors:
@@ -318,3 +296,41 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path) -> None:
         assert model.source == str(path)
         recommended = model.generation_config
         assert (recommended.top_k, recommended.top_p, recommended.temperature) == (64, 0.75, 0.5)
+
+
+PASSED_OVER: dict[str, tuple[int, Any]] = {
+    "expert_count": (U32, 0),
+    "expert_used_count": (U32, 0),
+    "pooling_type": (U32, 0),
+    "surprise": (STRING, ""),
+    "rope.scaling.type": (STRING, "none"),
+    "rope.scaling.factor": (F32, 8.0),
+    "rope.scaling.yarn_beta_fast": (F32, 32.0),
+}
+
+
+def changed(path: Path, **changes: tuple[int, Any] | None) -> Path:
+    config, tensors = model_of("gemma3_text")
+    unscaled = {"rope__scaling__type": None, "rope__scaling__factor": None}
+    return write_gguf(path, metadata(config, **(unscaled | changes)), typed(tensors, "F32"))
+
+
+def test_keys_that_change_nothing_are_passed_over_and_listed(tmp_path: Path) -> None:
+    plain = changed(tmp_path / "plain.gguf")
+    extra = changed(
+        tmp_path / "extra.gguf", **{key.replace(".", "__"): value for key, value in PASSED_OVER.items()}
+    )
+    np.testing.assert_array_equal(logits_of(extra), logits_of(plain))
+    found = gemlet.inspect(extra)
+    assert set(found.passed_over) == {f"gemma3.{key}" for key in PASSED_OVER if key != "rope.scaling.type"}
+    assert "passed over" in str(found)
+    assert gemlet.inspect(plain).passed_over == ()
+
+
+def test_a_factor_without_a_type_is_linear(tmp_path: Path) -> None:
+    """So does llama.cpp read it."""
+    factor: dict[str, tuple[int, Any]] = {"rope__scaling__factor": (F32, 4.0)}
+    short = changed(tmp_path / "short.gguf", **factor)
+    full = changed(tmp_path / "long.gguf", **factor, rope__scaling__type=(STRING, "linear"))
+    np.testing.assert_array_equal(logits_of(short), logits_of(full))
+    assert 4.0 in [layer.rope_scaling_factor for layer in gemlet.inspect(short).config.layers]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.gguf_cases import split, tensors_of
 from support.gguf_models import Typed, convert_tensors, metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, weights_of
 from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
@@ -22,10 +23,6 @@ from gemlet.sources.opening import open_source
 CONFIG = CONFIGS["gemma3_text"]
 COUNT = CONFIG["num_hidden_layers"]
 Change = tuple[int, Any] | None
-
-
-def tensors_of(family: str = "gemma3_text", kind: str = "F32") -> Typed:
-    return typed(convert_tensors(CONFIGS[family], weights_of(CONFIGS[family])), kind)
 
 
 def write(folder: Path, family: str = "gemma3_text", tensors: Typed | None = None, **changes: Change) -> Path:
@@ -108,7 +105,6 @@ NUMBERS: list[tuple[str, str, Change, str]] = [
     ("gemma3_text", "rope.dimension_count", (U32, 8), "rope.dimension_count"),
     ("gemma3_text", "rope.freq_base", (F32, 0.5), "rope_theta"),
     ("gemma3_text", "rope.scaling.type", (STRING, "yarn"), "rope.scaling.type"),
-    ("gemma3_text", "rope.scaling.factor", (F32, 4.0), "rope.scaling.factor"),
     ("gemma3_text", "rope.scaling.attn_factor", (F32, 1.5), "rope.scaling.attn_factor"),
     ("gemma3_text", "expert_count", (U32, 4), "expert_count"),
     ("gemma2", "rope.freq_base_swa", (F32, 2e4), "rope.freq_base_swa"),
@@ -174,10 +170,10 @@ def test_values(tmp_path: Path, family: str, key: str, value: Change, word: str)
     ("key", "kind", "value"),
     [
         ("tokenizer.ggml.eos_token_id", U32, 96),
-        ("tokenizer.ggml.eot_token_id", I32, -1),
+        ("tokenizer.ggml.eot_token_id", I32, -2),
         ("general.sampling.top_p", F32, 1.5),
         ("general.sampling.temp", F32, float("nan")),
-        ("general.sampling.top_k", F32, 1.0),
+        ("general.sampling.top_k", F32, 1.5),
     ],
 )
 def test_ids_and_sampling(tmp_path: Path, key: str, kind: int, value: Any) -> None:
@@ -279,29 +275,6 @@ def test_rope_freqs(tmp_path: Path, freqs: Any) -> None:
 
 
 # --- Split models -------------------------------------------------------------------------------------------
-
-
-def split(folder: Path, parts: int = 3, **changes: int | None) -> list[Path]:
-    """The model in ``parts`` files, as llama.cpp's tool splits it; ``changes`` of the last part's keys."""
-    tensors = tensors_of()
-    names = sorted(tensors)
-    paths = []
-    for number in range(parts):
-        keys: dict[str, tuple[int, int]] = {
-            "split.no": (2, number),
-            "split.count": (2, parts),
-            "split.tensors.count": (I32, len(names)),
-        }
-        if number == parts - 1:
-            for key, value in changes.items():
-                keys.pop(key.replace("_", "."))
-                if value is not None:
-                    keys[key.replace("_", ".")] = (I32, value)
-        entries = [gguf_entry(key, *value) for key, value in keys.items()]
-        entries += metadata(CONFIG) if number == 0 else []
-        path = folder / f"model-{number + 1:05}-of-{parts:05}.gguf"
-        paths.append(write_gguf(path, entries, {name: tensors[name] for name in names[number::parts]}))
-    return paths
 
 
 def test_any_part_of_a_split_model_loads_all(tmp_path: Path) -> None:
