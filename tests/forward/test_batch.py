@@ -9,6 +9,9 @@ from support.core_models import layer_config, model_config, random_core
 from gemlet import _core
 
 
+pytestmark = pytest.mark.tier
+
+
 def bytes_of_pass(core: _core.Model, texts: list[list[int]]) -> int:
     before = core.bytes_read
     core.batch_logits(texts, [None] * len(texts))
