@@ -1,4 +1,4 @@
-"""Safetensors files and indexes that lie: what is refused, and how."""
+"""Safetensors files and indexes with false contents, and the errors for them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def entry(begin: int, end: int, shape: object = (2,), dtype: object = "F32") -> 
     }
 
 
-# --- what is refused: a header's lies -------------------------------------------------------------
+# --- false headers --------------------------------------------------------------------------------
 
 DATA = bytes(16)
 REFUSED: list[tuple[str, bytes, str]] = [
@@ -152,11 +152,11 @@ def test_damaged_files_end_in_a_typed_error_or_are_read(
                 names = list(opened.tensors)
         except (ModelFileError, TensorError):
             continue
-        # Never laxer than the reference reader: what gemlet opens, it opens too.
+        # gemlet accepts no file that the reference reader refuses.
         assert sorted(name for name, _ in deserialize(candidate)) == sorted(names)
 
 
-# --- what is refused: folders and indexes ---------------------------------------------------------
+# --- folders and indexes --------------------------------------------------------------------------
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ SHARDS: dict[str, dict[str, Any]] = {"1.safetensors": {"a": A}, "2.safetensors":
         ({"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}, "says that tensor 'c' is in"),
     ],
 )
-def test_lying_index(tmp_path: Path, weight_map: Mapping[str, str], message: str) -> None:
+def test_false_index(tmp_path: Path, weight_map: Mapping[str, str], message: str) -> None:
     write_shards(tmp_path, SHARDS)
     write_index(tmp_path, weight_map)
     with pytest.raises(ModelFileError, match=message):
