@@ -361,7 +361,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (FOUR, {"surprise": 1}, "unknown key 'surprise'"),
     (FOUR, {"query_pre_attn_scalar": 256}, "unknown key 'query_pre_attn_scalar'"),
     (FOUR, {"rope_theta": 1e6}, "unknown key 'rope_theta'"),
-    (FOUR, {"rope_scaling": None}, "unknown key 'rope_scaling'"),
+    (FOUR, {"rope_scaling": {"factor": 2.0}}, "unknown key 'rope_scaling'"),
     (FOUR, {"altup_num_inputs": 4}, "unknown key 'altup_num_inputs'"),
     (FOUR, {"intermediate_size": [44] * 4}, r"intermediate_size is \[44, 44, 44, 44\]"),
     (FOUR, {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
@@ -435,10 +435,10 @@ def test_refused(raw: dict[str, Any], changes: dict[str, Any], message: str) -> 
         (gemma3n_multimodal(), {"text_config": {"model_type": "gemma3_text"}}, "text_config.model_type"),
         (gemma3n_multimodal(), {"text_config": {"laurel_rank": 0}}, "text_config.laurel_rank is 0"),
         (gemma3n_multimodal(), {"video_token_id": 1}, "unknown key 'video_token_id'"),
-        (gemma4_multimodal(FOUR), {"quantization_config": {}}, "quantization_config"),
+        (gemma4_multimodal(FOUR), {"quantization_config": {"quant_method": "fp8"}}, "quantized with FP8"),
+        (gemma4_multimodal(FOUR), {"hidden_size": 7}, "hidden_size is 7; expected the value of text_config"),
         (gemma4_multimodal(FOUR), {"mm_tokens_per_image": 256}, "unknown key 'mm_tokens_per_image'"),
         (gemma4_multimodal(FOUR), {"text_config": {"model_type": "gemma4_unified_text"}}, "model_type is"),
-        (gemma4_multimodal(FOUR), {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ],
 )
 def test_refused_multimodal(raw: dict[str, Any], changes: dict[str, Any], message: str) -> None:

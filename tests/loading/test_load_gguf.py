@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,3 +296,41 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path) -> None:
         assert model.source == str(path)
         recommended = model.generation_config
         assert (recommended.top_k, recommended.top_p, recommended.temperature) == (64, 0.75, 0.5)
+
+
+PASSED_OVER: dict[str, tuple[int, Any]] = {
+    "expert_count": (U32, 0),
+    "expert_used_count": (U32, 0),
+    "pooling_type": (U32, 0),
+    "surprise": (STRING, ""),
+    "rope.scaling.type": (STRING, "none"),
+    "rope.scaling.factor": (F32, 8.0),
+    "rope.scaling.yarn_beta_fast": (F32, 32.0),
+}
+
+
+def changed(path: Path, **changes: tuple[int, Any] | None) -> Path:
+    config, tensors = model_of("gemma3_text")
+    unscaled = {"rope__scaling__type": None, "rope__scaling__factor": None}
+    return write_gguf(path, metadata(config, **(unscaled | changes)), typed(tensors, "F32"))
+
+
+def test_keys_that_change_nothing_are_passed_over_and_listed(tmp_path: Path) -> None:
+    plain = changed(tmp_path / "plain.gguf")
+    extra = changed(
+        tmp_path / "extra.gguf", **{key.replace(".", "__"): value for key, value in PASSED_OVER.items()}
+    )
+    np.testing.assert_array_equal(logits_of(extra), logits_of(plain))
+    found = gemlet.inspect(extra)
+    assert set(found.passed_over) == {f"gemma3.{key}" for key in PASSED_OVER if key != "rope.scaling.type"}
+    assert "passed over" in str(found)
+    assert gemlet.inspect(plain).passed_over == ()
+
+
+def test_a_factor_without_a_type_is_linear(tmp_path: Path) -> None:
+    """So does llama.cpp read it."""
+    factor: dict[str, tuple[int, Any]] = {"rope__scaling__factor": (F32, 4.0)}
+    short = changed(tmp_path / "short.gguf", **factor)
+    full = changed(tmp_path / "long.gguf", **factor, rope__scaling__type=(STRING, "linear"))
+    np.testing.assert_array_equal(logits_of(short), logits_of(full))
+    assert 4.0 in [layer.rope_scaling_factor for layer in gemlet.inspect(short).config.layers]

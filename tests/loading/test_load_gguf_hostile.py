@@ -105,7 +105,6 @@ NUMBERS: list[tuple[str, str, Change, str]] = [
     ("gemma3_text", "rope.dimension_count", (U32, 8), "rope.dimension_count"),
     ("gemma3_text", "rope.freq_base", (F32, 0.5), "rope_theta"),
     ("gemma3_text", "rope.scaling.type", (STRING, "yarn"), "rope.scaling.type"),
-    ("gemma3_text", "rope.scaling.factor", (F32, 4.0), "rope.scaling.factor"),
     ("gemma3_text", "rope.scaling.attn_factor", (F32, 1.5), "rope.scaling.attn_factor"),
     ("gemma3_text", "expert_count", (U32, 4), "expert_count"),
     ("gemma2", "rope.freq_base_swa", (F32, 2e4), "rope.freq_base_swa"),
@@ -171,10 +170,10 @@ def test_values(tmp_path: Path, family: str, key: str, value: Change, word: str)
     ("key", "kind", "value"),
     [
         ("tokenizer.ggml.eos_token_id", U32, 96),
-        ("tokenizer.ggml.eot_token_id", I32, -1),
+        ("tokenizer.ggml.eot_token_id", I32, -2),
         ("general.sampling.top_p", F32, 1.5),
         ("general.sampling.temp", F32, float("nan")),
-        ("general.sampling.top_k", F32, 1.0),
+        ("general.sampling.top_k", F32, 1.5),
     ],
 )
 def test_ids_and_sampling(tmp_path: Path, key: str, kind: int, value: Any) -> None:

@@ -45,7 +45,8 @@ def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
         raise error(f"{where}: holds {name}, which is not JSON; expected a finite number")
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+        text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark, as Windows writes it
+        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
     except RecursionError:
         raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
     except UnicodeDecodeError as problem:
