@@ -1,4 +1,4 @@
-"""Safetensors files and indexes that lie: what is refused, and how."""
+"""Safetensors files and indexes with false contents, and the errors for them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def entry(begin: int, end: int, shape: object = (2,), dtype: object = "F32") -> 
     }
 
 
-# --- what is refused: a header's lies -------------------------------------------------------------
+# --- false headers --------------------------------------------------------------------------------
 
 DATA = bytes(16)
 REFUSED: list[tuple[str, bytes, str]] = [
@@ -151,11 +151,11 @@ def test_damaged_files_end_in_a_typed_error_or_are_read(
                 names = list(opened.tensors)
         except (ModelFileError, TensorError):
             continue
-        # Never laxer than the reference reader: what gemlet opens, it opens too.
+        # gemlet accepts no file that the reference reader refuses.
         assert sorted(name for name, _ in deserialize(candidate)) == sorted(names)
 
 
-# --- what is refused: folders and indexes ---------------------------------------------------------
+# --- folders and indexes --------------------------------------------------------------------------
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ SHARDS: dict[str, dict[str, Any]] = {"1.safetensors": {"a": A}, "2.safetensors":
 
 
 @pytest.mark.parametrize("file", ["1.safetensors", "2.safetensors"])
-def test_an_index_that_lists_what_is_nowhere(tmp_path: Path, file: str) -> None:
+def test_an_index_that_lists_a_missing_tensor(tmp_path: Path, file: str) -> None:
     write_shards(tmp_path, SHARDS)
     write_index(tmp_path, {"a": "1.safetensors", "b": "2.safetensors", "c": file})
     with pytest.raises(ModelFileError, match=f"says that tensor 'c' is in '{file}', which does not"):
@@ -253,7 +253,7 @@ def test_an_index_that_lists_what_is_nowhere(tmp_path: Path, file: str) -> None:
     ],
 )
 def test_a_stale_index(tmp_path: Path, weight_map: dict[str, str], passed_over: list[str]) -> None:
-    """The index decides what counts; where a tensor really lies is found."""
+    """The index decides which tensors count. Their true places are found in the files."""
     write_shards(tmp_path, {"1.safetensors": {"a": A, "x": B}, "2.safetensors": {"b": B}})
     write_index(tmp_path, weight_map)
     if "2.safetensors" not in weight_map.values():

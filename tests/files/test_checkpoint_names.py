@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors, and the part of the model that each fills."""
+"""The names of a checkpoint's tensors, and the slot of the model that each tensor fills."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_unexpected_tensor(name: str) -> None:
         map_of("gemma", shapes_of("gemma") | {name: (64,)})
 
 
-def test_image_towers_of_gemma3_are_left_out() -> None:
+def test_image_towers_of_gemma3_are_ignored() -> None:
     for prefix, tower in (("language_model.model.", ""), ("model.language_model.", "model.")):
         shapes = shapes_of("gemma3_text", prefix)
         extra = {f"{tower}vision_tower.a.weight": (3,), f"{tower}multi_modal_projector.b": (1, 2)}
@@ -98,7 +98,9 @@ def test_image_towers_of_gemma3_are_left_out() -> None:
 def test_output_matrix(prefix: str) -> None:
     head = "language_model.lm_head.weight" if prefix.startswith("language_model.") else "lm_head.weight"
     shapes = shapes_of("gemma3_text", prefix)
-    assert head not in map_of("gemma3_text", shapes | {head: (96, 64)})  # tied: a copy of the table
+    assert head not in map_of(
+        "gemma3_text", shapes | {head: (96, 64)}
+    )  # tied: the head is a copy of the embedding
     untied = map_of("gemma3_text", shapes | {head: (96, 64)}, tie_word_embeddings=False)
     assert untied[head] == "lm_head"
     assert map_of("gemma3_text", shapes, tie_word_embeddings=False) == map_of("gemma3_text", shapes)

@@ -1,4 +1,4 @@
-"""Reading config.json: both spellings, sparse files, what is refused and how the refusal reads."""
+"""config.json: both spellings, sparse files, and the errors for what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.tiny_models import CONFIGS, SIZES
 from gemlet.config import SHAPES, embedding_scale, parse_config, read_config, read_end_ids, shape_config
 from gemlet.errors import ConfigError, GemletError, InvalidRequestError, ModelFileError
 
-# The keys that published files of each family carry, values shrunk; old spelling (transformers 4).
+# The keys of published files of each family, with smaller values, in the old spelling (transformers 4).
 PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma": {
         "architectures": ["GemmaForCausalLM"],
@@ -166,14 +166,14 @@ def test_gemma3_old_spelling() -> None:
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_new_spelling_means_the_same(family: str) -> None:
+def test_the_new_spelling_gives_the_same_config(family: str) -> None:
     old = PUBLISHED[family]
     new = without(old, "rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype")
     assert parse(new, rope_parameters=NEW_ROPE[family], dtype="bfloat16") == parse(old)
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_both_spellings_together_where_they_agree(family: str) -> None:
+def test_both_spellings_in_one_file_must_agree(family: str) -> None:
     assert parse(PUBLISHED[family], rope_parameters=NEW_ROPE[family]) == parse(PUBLISHED[family])
 
 
@@ -236,7 +236,7 @@ def test_the_older_name_of_the_pattern() -> None:
     assert [layer.sliding_window for layer in parse(raw, sliding_window_pattern=1).layers] == [0, 0, 0]
 
 
-# What is refused: family, changed keys, what the message must name.
+# Refused configurations: the family, the changed keys, and a pattern for the message.
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"model_type": "llama"}, "model_type is 'llama'"),
     ("gemma", {"model_type": None}, "model_type is missing"),
@@ -395,7 +395,7 @@ def test_hostile_json(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_config(tmp_path)
     assert "config.json" in str(caught.value)
-    str(caught.value).encode()  # can be printed
+    str(caught.value).encode()  # the message can be printed
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_bad_generation_config(tmp_path: Path, text: str) -> None:
         read_end_ids(tmp_path, parse(CONFIGS["gemma"]))
 
 
-# The scale that the reference computes in bfloat16, for every published hidden size.
+# For every published hidden size, the scale that the reference computes in bfloat16.
 BF16_SCALES = {
     512: 22.625,
     640: 25.25,
@@ -461,7 +461,7 @@ def test_embedding_scale(hidden_size: int, expected: float) -> None:
     assert embedding_scale(hidden_size, "f32") == hidden_size**0.5
 
 
-# Parameters of the text model in thousands, from the published counts (images left out).
+# Parameters of the text model in thousands, from the published counts, without image towers.
 @pytest.mark.parametrize(
     ("name", "thousands"),
     [
