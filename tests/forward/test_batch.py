@@ -8,7 +8,6 @@ from support.core_models import layer_config, model_config, random_core
 
 from gemlet import _core
 
-
 pytestmark = pytest.mark.tier
 
 
