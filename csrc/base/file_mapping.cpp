@@ -20,8 +20,8 @@ FileMapping::FileMapping(int descriptor, std::string path) : file_(descriptor, s
 
 FileMapping::~FileMapping() { munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(file_.size())); }
 
-// The pages go from the page tables and the resident set; other bytes of the first and the last one are mapped again
-// when they are read.
+// The pages leave the page tables and the resident set. The first and the last one may hold other bytes too; these come
+// back when they are read.
 void FileMapping::drop(const uint8_t* first, int64_t bytes) const {
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(first) / page * page;

@@ -1,7 +1,8 @@
-// A file mapped read-only: its pages are the page cache's own, shared by every process that maps it.
+// A file mapped read-only. Its pages are those of the page cache, so all processes that map the file share them.
 //
-// What a mapping cannot do is report an error: a read beyond the end of a file that was cut short after mapping ends
-// the process with SIGBUS. So check() is called before each use. It leaves the moment of the use itself.
+// A mapping cannot report an error: if the file is cut short after it was mapped, a read beyond its new end kills the
+// process with SIGBUS. Therefore check() is called before each use. A file that is cut short during a use still kills
+// the process.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,7 @@ namespace gemlet {
 
 class FileMapping {
  public:
-  // Of the open file `descriptor`, which stays the caller's; `path` is for messages. Throws kModelFile.
+  // Maps the open file `descriptor`, which the caller still has to close. `path` is for messages. Throws kModelFile.
   FileMapping(int descriptor, std::string path);
   ~FileMapping();
   FileMapping(const FileMapping&) = delete;
@@ -27,11 +28,10 @@ class FileMapping {
   // Throws kModelFile if the file was changed: OpenFile::check().
   void check() const { file_.check(); }
 
-  // Copies `bytes` from `first` of the mapping through the file: no page of it becomes this process's, where one access
-  // to a mapping may bring megabytes. Throws kModelFile.
+  // Copies `bytes` from `first`, a place in the mapping, by reading the file. So no page enters this process's memory,
+  // while one access to the mapping may bring in megabytes. Throws kModelFile.
   void read(const uint8_t* first, int64_t bytes, uint8_t* out) const { file_.read(first - data_, bytes, out); }
-  // Takes these bytes out of this process's memory; they may stay in the page cache, and are mapped again when they are
-  // used.
+  // Removes these bytes from this process's memory. They may stay in the page cache and come back when they are used.
   void drop(const uint8_t* first, int64_t bytes) const;
 
  private:

@@ -23,17 +23,17 @@ bool came_by_fork() { return pthread_equal(g_forker.load(), pthread_self()) != 0
 
 ForkMutex::~ForkMutex() {
   Node* const node = node_.load();
-  // One of the parent's stays: to destroy a condition waits for its waiters, and they are not in this process.
+  // A node of the parent leaks: the destructor of its condition would wait for waiters that are not in this process.
   if (node->generation == fork_generation()) delete node;
 }
 
-// A thread that works through a long prompt takes the model's mutex chunk after chunk; with a plain mutex it would get
-// it back every time before a waiting thread has woken up.
+// A thread with a long prompt locks the model's mutex for each chunk. With std::mutex it would get it back every time,
+// before a waiting thread has woken up.
 void ForkMutex::lock() {
   for (;;) {
     Node* node = node_.load();
     if (node->generation != fork_generation()) {
-      Node* fresh = new Node;  // the old one stays behind: it may be locked for ever
+      Node* fresh = new Node;  // the old one leaks: it may be locked for ever
       fresh->torn = torn();
       if (!node_.compare_exchange_strong(node, fresh)) delete fresh;
       continue;

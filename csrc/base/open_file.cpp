@@ -40,7 +40,7 @@ OpenFile::~OpenFile() { close(descriptor_); }
 void OpenFile::check() const {
   struct stat status;
   if (fstat(descriptor_, &status) != 0) {
-    fail(ErrorCode::kModelFile, path_, ": cannot be read any more: ", std::strerror(errno), "; load the model again");
+    fail(ErrorCode::kModelFile, path_, ": can no longer be read: ", std::strerror(errno), "; load the model again");
   }
   if (status.st_size < size_) {
     fail(ErrorCode::kModelFile, path_, ": was cut short while it was in use: ", status.st_size, " bytes, expected ",
@@ -54,7 +54,7 @@ void OpenFile::check() const {
 
 void OpenFile::read(int64_t offset, int64_t bytes, void* out) const {
   if (!read_fully(descriptor_, offset, bytes, out)) {
-    fail(ErrorCode::kModelFile, path_, ": cannot be read any more, or was cut short; load the model again");
+    fail(ErrorCode::kModelFile, path_, ": can no longer be read, or was cut short; load the model again");
   }
 }
 

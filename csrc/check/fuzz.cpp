@@ -29,7 +29,8 @@
 #include "formats/quantize.h"
 #include "formats/repack.h"
 #include "formats/row_table.h"
-#include "model/adapter.h"
+#include "formats/source_rows.h"
+#include "model/adapter_builder.h"
 #include "model/builder.h"
 
 namespace gemlet::check {
@@ -212,10 +213,12 @@ struct State {
 
   std::unique_ptr<ModelBuilder> builder(Family family, Format format, KvFormat cache, Tier tier) {
     return std::make_unique<ModelBuilder>(config_of(family), format, format, cache,
-                                          std::make_unique<CpuBackend>(tier, 1, 1), false);
+                                          std::make_unique<CpuBackend>(tier, 1, 1), BuildMode::kFiles);
   }
 
-  RowTable per_layer_table() const { return RowTable(table.descriptor(), "fuzz", 0, kVocab - 2, kPerLayer * 2, SourceType::kF32); }
+  RowTable per_layer_table() const {
+    return RowTable(table.descriptor(), "fuzz", 0, kVocab - 2, kPerLayer * 2, SourceType::kF32);
+  }
 
   // Its weights lie across each other: every input fills them all.
   std::shared_ptr<Model> model(Family family, Format format, KvFormat cache, Tier tier) {
@@ -363,7 +366,8 @@ void build_model(Bytes in) {
   const Format format = in.format();
   expect_errors([&] {
     ModelBuilder builder(config_of(family), format, in.format(), in.of(std::span<const KvFormat>(kCaches)),
-                         std::make_unique<CpuBackend>(all.tiers.back(), 1, 1), !packed);
+                         std::make_unique<CpuBackend>(all.tiers.back(), 1, 1),
+                         packed ? BuildMode::kFiles : BuildMode::kAllocate);
     if (packed) builder.map_file(all.weights.descriptor(), "fuzz");
     for (const auto& [name, slot] : builder.slots()) {
       if (in.one_in(128)) continue;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "formats/source_rows.h"
 
 namespace gemlet {
 namespace {
@@ -15,7 +16,7 @@ uint64_t mix(uint64_t x) {  // splitmix64
   return x ^ (x >> 31);
 }
 
-constexpr int64_t kMaxColumns = int64_t{1} << 40;  // sizes computed from them stay within 64 bits
+constexpr int64_t kMaxColumns = int64_t{1} << 40;  // so that sizes computed from it fit 64 bits
 
 }  // namespace
 
@@ -63,7 +64,7 @@ void RowTable::read(int64_t row, float* out) const {
     at += count;
   }
   widen(bytes.data(), type_, 0, cols_, out);
-  for (int64_t i = 0; i < cols_; ++i) {  // loading checked every other weight, but did not read these
+  for (int64_t i = 0; i < cols_; ++i) {  // loading checks all other weights, but does not read these
     if (!std::isfinite(out[i])) {
       fail(ErrorCode::kTensor, file_->path(), ": row ", row, " of the table at byte ", offset_,
            " holds NaN or infinity; the file is damaged or the training diverged");
