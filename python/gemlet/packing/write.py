@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
-from gemlet.errors import ModelFileError
+from gemlet.errors import CancelledError, ModelFileError
 from gemlet.packing.blocks import blocks, naming, table_blocks
 from gemlet.sources.model_source import ModelSource
 from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
@@ -60,12 +60,14 @@ def write_packed(
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
-    crc, has_helper = 0, True
+    crc, has_helper, process = 0, True, os.getpid()
     try:
         with ThreadPoolExecutor(1) as helper, open(path, "xb", buffering=0) as file:
 
             def put(data: bytes | memoryview) -> None:
                 nonlocal crc, has_helper
+                if os.getpid() != process:
+                    raise CancelledError(f"{path}: a signal handler forked the process that writes it")
                 later = None
                 if has_helper:
                     try:
