@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+
 from support.chat_conversations import Conversations, official
 
 OUT = Path(__file__).with_name("gemma_prompts.json.xz")

@@ -14,8 +14,15 @@ from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
+
+import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
 from fuzz.readers import ADAPTER, READERS
+from gemlet.adapters.adapter import open_adapter
+from gemlet.checkpoint.gguf_format import read_gguf
+from gemlet.config import parse_config
+from gemlet.errors import GemletError, ModelFileError, TensorError, TokenizerError
+from gemlet.tokenizer import Tokenizer
 from golden.folders import HERE
 from support.adapters import write_adapter
 from support.gguf_cases import BLOCK_TYPES, BLOCKS
@@ -23,13 +30,6 @@ from support.gguf_models import NUMBERS, Typed, convert_tensors, metadata, read_
 from support.gguf_package import write_with_package
 from support.tiny_models import CONFIGS, weights_of, with_header, write_folder, write_shards
 from support.tokenizer_files import gguf_string, trained_model
-
-import gemlet
-from gemlet.adapters.adapter import open_adapter
-from gemlet.checkpoint.gguf_format import read_gguf
-from gemlet.config import parse_config
-from gemlet.errors import GemletError, ModelFileError, TensorError, TokenizerError
-from gemlet.tokenizer import Tokenizer
 
 
 def boundaries(name: str, data: bytes) -> set[int]:

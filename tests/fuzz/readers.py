@@ -20,10 +20,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from support.gguf_models import convert_tensors, metadata, typed, write_gguf
-from support.tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
-from support.tokenizer_files import tokenizer_json as make_tokenizer_json
-from support.tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
@@ -38,6 +34,10 @@ from gemlet.tokenizer import stored as _stored_vocabulary
 from gemlet.tokenizer.files import read_vocabulary
 from gemlet.weights.hf_names import tensor_name
 from gemlet.weights.slots import expected_slots
+from support.gguf_models import convert_tensors, metadata, typed, write_gguf
+from support.tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
+from support.tokenizer_files import tokenizer_json as make_tokenizer_json
+from support.tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 DEMO = Path(gemlet.__file__).parent / "demo"
 ENOUGH = 1 << 16  # how many bytes of a tensor, or tokens, are used

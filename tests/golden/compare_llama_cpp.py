@@ -22,12 +22,12 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
-from support.gguf_models import Tensors, read_folder
-from support.gguf_package import MARKERS, write_with_package
-from support.tiny_models import weights_of
 
 import gemlet
 from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
+from support.gguf_models import Tensors, read_folder
+from support.gguf_package import MARKERS, write_with_package
+from support.tiny_models import weights_of
 
 GEMMA3N = "gemma3n, random"
 WIDTH = 64

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
 
 from gemlet.config import parse_config
 from gemlet.weights.hf_names import tensor_name
 from gemlet.weights.slots import expected_slots
+from golden.folders import HERE, read_tensors
 from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from golden.folders import HERE, read_tensors
-
 from support.gguf_models import Tensors, Typed, convert_tensors, metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, weights_of
 from support.tokenizer_files import I32, gguf_entry
