@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile, parse_gguf
-from gemlet.checkpoint.tensor_files import MAX_SHARDS, TensorFiles, TensorInfo
+from gemlet.checkpoint.tensor_files import MAX_SHARDS, OpenFiles, TensorFiles, TensorInfo
 from gemlet.errors import ModelFileError, TensorError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class GGUFCheckpoint(TensorFiles):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         folder, name = os.path.split(os.fspath(path))
-        super().__init__(folder)
+        super().__init__(OpenFiles(folder))
         names = split_names(folder, name)
         tensors: dict[str, TensorInfo] = {}
         try:
@@ -56,8 +56,8 @@ class GGUFCheckpoint(TensorFiles):
                     raise ModelFileError(
                         f"{self.path(file)}: missing; the model is split into {len(names)} files"
                     )
-                handle, _, _ = self._open_file(file)
-                part = parse_gguf(self.path(file), handle.fileno())
+                self.files.open(file)
+                part = parse_gguf(self.path(file), self.files.descriptor(file))
                 self._check_part(part, number, names)
                 if number == 0:
                     self.gguf = part
@@ -84,7 +84,8 @@ class GGUFCheckpoint(TensorFiles):
     def head(self) -> bytes:
         """All that the (first) file says before its tensors' data."""
         file = os.path.basename(self.gguf.path)
-        return self.read_bytes(file, 0, min(self.gguf.data_offset, os.fstat(self.descriptor(file)).st_size))
+        size = os.fstat(self.files.descriptor(file)).st_size
+        return self.files.read(file, 0, min(self.gguf.data_offset, size))
 
     def read_vector(self, name: str) -> NDArray[Any] | None:
         """The values of a tensor that has to be a vector of F32; None where there is none of this name."""

@@ -58,7 +58,7 @@ def blocks(source: ModelSource) -> Iterator[Block]:
                 for rows, count, nbytes in checkpoint.file_rows(name, _BLOCK_BYTES, entry=entry):
                     yield Block(part, name, (rows,), first_row, nbytes)
                     first_row += count
-                checkpoint.check_unchanged(checkpoint.tensors[name].file, show(name))
+                checkpoint.files.check_unchanged(checkpoint.tensors[name].file, show(name))
 
 
 def table_blocks(source: ModelSource, name: str) -> Iterator[NDArray[Any]]:

@@ -38,7 +38,7 @@ from gemlet.base.cache_entries import (
     new_entry,
 )
 from gemlet.base.progress import Progress, reporting
-from gemlet.checkpoint.safetensors_files import SINGLE_FILE
+from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import GemletError, ModelFileError, TensorError
 from gemlet.packing.blocks import source_bytes
@@ -117,7 +117,7 @@ def _open(entry: str, source: ModelSource) -> PackedCheckpoint | None:
     try:
         if not _is_as_made(entry):
             return None
-        found = PackedCheckpoint(entry, source.config, table_elsewhere=True)
+        found = PackedCheckpoint(Checkpoint(entry), source.config, table_elsewhere=True)
     except (OSError, ValueError, ModelFileError, TensorError):
         return None
     mark_used(entry)
@@ -186,7 +186,7 @@ def _key(source: ModelSource, builder: _core.ModelBuilder, weights: str) -> str:
 
 def _add_files(digest: hashlib._Hash, files: Iterable[tuple[TensorFiles, str]]) -> None:
     for opened, file in files:
-        descriptor = opened.descriptor(file)
+        descriptor = opened.files.descriptor(file)
         status = os.fstat(descriptor)
         digest.update(repr((file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode())
         for sample in range(_SAMPLES):

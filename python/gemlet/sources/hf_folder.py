@@ -6,6 +6,7 @@ import os
 
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.generation_defaults import read_end_ids, read_sampling
 from gemlet.config.hf_config import read_config
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
@@ -39,14 +40,15 @@ def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         if not config.bidirectional:
             template = read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template)
-    checkpoint = Checkpoint(folder)
+    opened = Checkpoint(folder)
+    checkpoint: TensorFiles = opened
     try:
-        if is_packed(checkpoint):
-            checkpoint = PackedCheckpoint(checkpoint, config)
+        if is_packed(opened):
+            checkpoint = PackedCheckpoint(opened, config)
             slots = {name: name for name in checkpoint.tensors}
         else:
             for index in range(len(config.dense_sizes)):
-                checkpoint.add_folder(os.path.dirname(dense_tensor(index)))
+                opened.add_folder(os.path.dirname(dense_tensor(index)))
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
             slots = map_tensors(shapes, config, where=folder)
             for tensor in slots:
