@@ -16,7 +16,7 @@ from gemlet.errors import ModelFileError, TensorError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "model_files", "split_names"]
+__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "gguf_models", "split_names"]
 
 BLOCK_TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
@@ -112,11 +112,11 @@ class GGUFCheckpoint(TensorFiles):
                 )
 
 
-def model_files(names: Iterable[str]) -> list[str]:
+def gguf_models(names: Iterable[str]) -> list[str]:
     """Those of the files ``names`` that are models, of a split one its first part: other GGUF files are for
     images or say what mattered to a quantization.
 
-    >>> model_files(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "mmproj-f16.gguf", "README.md"])
+    >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "mmproj-f16.gguf", "README.md"])
     ['b-00001-of-00002.gguf']
     """
     found = []

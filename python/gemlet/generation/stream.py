@@ -17,7 +17,8 @@ from gemlet.chat.reply import Content, ReplyEvent, collect
 from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Chunk, FinishReason, Generation
-from gemlet.generation.stopping import ReplyEmitter, ReplyReader, StreamDecoder, TextReader
+from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
+from gemlet.tokenizer.decoding import StreamDecoder
 
 if TYPE_CHECKING:
     from gemlet import _core

@@ -13,10 +13,10 @@ from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.options import GenerationConfig
 from gemlet.model.model import Model
-from gemlet.packing.blocks import source_bytes
+from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.cache import packed_copy
 from gemlet.packing.fill import fill, set_table
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.weights.formats import PRESETS, Formats
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 def choose_formats(
-    source: ModelSource, weights: str, embedding: str | None
+    files: ModelFiles, weights: str, embedding: str | None
 ) -> tuple[str, str | None, dict[str, str]]:
-    """The two arguments for ``source``, and the formats of the matrices that have one of their own: "auto" is
+    """The two arguments for ``files``, and the formats of the matrices that have one of their own: "auto" is
     resolved, and what is packed is taken as it is."""
-    packed = source.packed
+    packed = files.packed
     if packed is None:
         if weights != "auto":
             return weights, embedding, {}
-        weights = source.stored_weights()
+        weights = files.stored_weights()
         preset = PRESETS[weights]
-        own = source.stored_formats()
+        own = files.stored_formats()
         tables = {slot: own.pop(slot) for slot in ("embed_tokens", "lm_head") if slot in own}
         own = {slot: name for slot, name in own.items() if name != preset.matrices}
         if embedding is None:
@@ -47,7 +47,7 @@ def choose_formats(
     ):
         if wanted not in (None, "auto", has):
             raise InvalidRequestError(
-                f"{name} is {wanted!r}, but {source.name} is packed as {has!r}; load the original, or "
+                f"{name} is {wanted!r}, but {files.name} is packed as {has!r}; load the original, or "
                 "convert it again"
             )
     return packed.weights, packed.embedding, packed.formats()
@@ -83,7 +83,7 @@ def make_builder(
 
 
 def filled_builder(
-    source: ModelSource,
+    files: ModelFiles,
     *,
     cache: bool,
     progress: Progress,
@@ -97,7 +97,7 @@ def filled_builder(
 ) -> _core.ModelBuilder:
     def builder(allocate: bool) -> _core.ModelBuilder:
         return make_builder(
-            source.config,
+            files.config,
             weights=weights,
             formats=formats,
             threads=threads,
@@ -108,26 +108,26 @@ def filled_builder(
             own_formats=own_formats,
         )
 
-    packed = source.packed
+    packed = files.packed
     if packed is None and cache:
-        packed = packed_copy(source, builder(False), weights=weights, progress=progress)
+        packed = packed_copy(files, builder(False), weights=weights, progress=progress)
     if packed is not None:
         with packed:
             mapped = builder(False)
             packed.use(mapped)
-            set_table(mapped, source)
+            set_table(mapped, files)
             return mapped
     if embedding_on_disk:
-        raise not_packed(source)
+        raise not_packed(files)
     made = builder(True)
-    with reporting(progress, "loading", source_bytes(source)) as advance:
-        fill(made, source, advance)
+    with reporting(progress, "loading", stored_bytes(files)) as advance:
+        fill(made, files, advance)
     return made
 
 
-def not_packed(source: ModelSource) -> InvalidRequestError:
+def not_packed(files: ModelFiles) -> InvalidRequestError:
     return InvalidRequestError(
-        f"embedding_on_disk: {source.name} is not packed, and no cache has its packed form; make a packed "
+        f"embedding_on_disk: {files.name} is not packed, and no cache has its packed form; make a packed "
         "folder of it with `gemlet convert`, or load it with cache=True"
     )
 
@@ -161,7 +161,7 @@ def finish_model(
     )
 
 
-def settle(source: ModelSource) -> None:
-    """Waits for what reads ``source`` in a thread, so that a plan counts its memory: the tokenizer."""
-    if source.tokenizer is not None:
-        source.tokenizer.encode("x")
+def settle(files: ModelFiles) -> None:
+    """Waits for what reads ``files`` in a thread, so that a plan counts its memory: the tokenizer."""
+    if files.tokenizer is not None:
+        files.tokenizer.encode("x")

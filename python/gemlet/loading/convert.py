@@ -16,10 +16,10 @@ from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.loading.arguments import check_threads
 from gemlet.loading.builder import choose_formats, make_builder
-from gemlet.packing.blocks import source_bytes
+from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.write import write_packed
-from gemlet.sources.model_source import ModelSource
-from gemlet.sources.opening import open_source
+from gemlet.sources.model_files import ModelFiles
+from gemlet.sources.opening import open_model_files
 from gemlet.tokenizer.stored import STORED_FILE, write_stored
 from gemlet.weights.formats import check_weights, formats_of
 
@@ -82,7 +82,7 @@ def convert(
     target = os.path.realpath(target)  # what a link to an empty folder leads to is replaced, not the link
     if os.path.ismount(target):
         raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
-    with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
+    with open_model_files(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
         if opened.packed is not None:
             raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
         whole = opened.config
@@ -105,7 +105,7 @@ def convert(
             own = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
             made = os.path.join(own, name)
             os.mkdir(made)
-            with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
+            with reporting(progress, "converting", stored_bytes(opened, table=True)) as advance:
                 write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
             _describe(made, opened)
             if matformer is not None:
@@ -118,17 +118,17 @@ def convert(
                 shutil.rmtree(own, ignore_errors=True)
 
 
-def _describe(folder: str, source: ModelSource) -> None:
+def _describe(folder: str, files: ModelFiles) -> None:
     """All but the weights."""
-    for file in source.files:
-        copy = os.path.join(folder, os.path.relpath(file, source.checkpoint.folder))
+    for file in files.config_files:
+        copy = os.path.join(folder, os.path.relpath(file, files.checkpoint.folder))
         os.makedirs(os.path.dirname(copy), exist_ok=True)
         shutil.copyfile(file, copy)
-    for name, text in source.texts.items():
+    for name, text in files.config_texts.items():
         with open(os.path.join(folder, name), "wb") as described:
             described.write(text.encode("utf-8", "replace"))
-    if source.vocabulary is not None:
-        write_stored(os.path.join(folder, STORED_FILE), source.vocabulary)
+    if files.vocabulary is not None:
+        write_stored(os.path.join(folder, STORED_FILE), files.vocabulary)
 
 
 def _rewrite_config(folder: str, whole: TextConfig, matformer: object) -> None:

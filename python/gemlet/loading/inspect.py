@@ -15,8 +15,8 @@ from gemlet.loading.arguments import check_flag, check_max_context
 from gemlet.loading.builder import choose_formats, not_packed, settle
 from gemlet.loading.inspection import Inspection
 from gemlet.loading.memory_plan import check_memory, plan_memory
-from gemlet.sources.model_source import ModelSource
-from gemlet.sources.opening import open_source
+from gemlet.sources.model_files import ModelFiles
+from gemlet.sources.opening import open_model_files
 from gemlet.tokenizer.sentencepiece_model import model_type
 from gemlet.tokenizer.stored import STORED_FILE
 from gemlet.weights.formats import check_weights, formats_of
@@ -54,13 +54,13 @@ def inspect(
     check_weights(weights)
     check_flag("embedding_on_disk", embedding_on_disk)
     limit = None if max_memory is None else parse_memory(max_memory)
-    with open_source(source, revision=revision, token=token, headers_only=True) as opened:
+    with open_model_files(source, revision=revision, token=token, headers_only=True) as opened:
         opened = replace(opened, float16_as="f32")
         if matformer is not None:
             opened = opened.cut(matformer)
         config = opened.config
         context = check_max_context(max_context, config)
-        kept_as = opened.kept_as() if weights == "auto" and opened.packed is None else {}
+        kept_as = opened.formats_by_type() if weights == "auto" and opened.packed is None else {}
         weights, embedding, own = choose_formats(opened, weights, embedding)
         formats = formats_of(weights, embedding, kv_cache)
         tables = {"embedding": own.get("embed_tokens", formats.embedding)}
@@ -113,27 +113,27 @@ def inspect(
         )
 
 
-def _parameters(source: ModelSource, embedding_on_disk: bool) -> tuple[int, int]:
+def _parameters(files: ModelFiles, embedding_on_disk: bool) -> tuple[int, int]:
     """All parameters of the text model, and those of the tables that stay on disk."""
     tables = (PER_LAYER_TABLE, "embed_tokens", "lm_head") if embedding_on_disk else (PER_LAYER_TABLE,)
     total = on_disk = 0
-    for name, slot in source.slots.items():
-        shape, cut = source.checkpoint.tensors[name].shape, source.cuts.get(name)
+    for name, slot in files.slots.items():
+        shape, cut = files.checkpoint.tensors[name].shape, files.cuts.get(name)
         count = prod(shape if cut is None else cut.shape(shape))
         total += count
         on_disk += count if slot in tables else 0
     return total, on_disk
 
 
-def _table_type(source: ModelSource) -> str | None:
+def _table_type(files: ModelFiles) -> str | None:
     """What the table of per-layer embeddings is stored as."""
-    names = [name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE]
-    return source.checkpoint.dtype(names[0]) if names else None
+    names = [name for name, slot in files.slots.items() if slot == PER_LAYER_TABLE]
+    return files.checkpoint.dtype(names[0]) if names else None
 
 
-def _tokenizer(source: ModelSource) -> dict[str, str] | None:
+def _tokenizer(files: ModelFiles) -> dict[str, str] | None:
     """The file that the vocabulary is in, and of what kind it is."""
-    vocabulary = source.vocabulary
+    vocabulary = files.vocabulary
     if vocabulary is None:
         return None
     file = os.path.basename(vocabulary.source)

@@ -14,7 +14,7 @@ from gemlet.loading.builder import choose_formats, filled_builder, finish_model,
 from gemlet.loading.memory_plan import check_memory
 from gemlet.model.model import Model
 from gemlet.packing.cache import know_float16
-from gemlet.sources.opening import open_source
+from gemlet.sources.opening import open_model_files
 from gemlet.weights.formats import check_weights, formats_of
 
 __all__ = ["load"]
@@ -124,7 +124,7 @@ def load(
     check_flag("cache", cache)
 
     check_progress(progress)
-    with open_source(
+    with open_model_files(
         source, revision=revision, token=token, merge_adapter=merge_adapter, cache=cache
     ) as opened:
         if matformer is not None:

@@ -34,13 +34,13 @@ def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[li
         yield group
 
 
-def unit_vectors(x: NDArray[np.float32], source: str) -> NDArray[np.float32]:
+def unit_vectors(x: NDArray[np.float32], model_name: str) -> NDArray[np.float32]:
     """Rows of ``x`` [n, dim] divided by their length; raises :class:`TensorError` if one is not finite."""
     import numpy as np
 
     if not np.isfinite(x).all():
         raise TensorError(
-            f"{source}: an embedding is not finite; the weights are damaged, or too large for it"
+            f"{model_name}: an embedding is not finite; the weights are damaged, or too large for it"
         )
     length = np.sqrt(np.sum(x * x, axis=1, keepdims=True, dtype=np.float64))
     return (x / np.maximum(length, 1e-12)).astype(np.float32)

@@ -10,7 +10,7 @@ from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.generation_defaults import read_end_ids, read_sampling
 from gemlet.config.hf_config import read_config
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import chat_format_of, open_tokenizer
 from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
 from gemlet.tokenizer.stored import STORED_FILE
@@ -21,7 +21,7 @@ from gemlet.weights.packed_file import PackedCheckpoint, is_packed
 _DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
 
 
-def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
+def open_folder(folder: str, *, name: str, cache: bool) -> ModelFiles:
     config = read_config(folder)
     described: tuple[str, ...] = _DESCRIPTION_FILES
     prompts = None
@@ -57,7 +57,7 @@ def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         checkpoint.close()
         raise
     paths = [os.path.join(folder, file) for file in described]
-    return ModelSource(
+    return ModelFiles(
         name=name,
         config=config,
         end_ids=end_ids,
@@ -67,7 +67,7 @@ def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         checkpoint=checkpoint,
         slots=slots,
         vocabulary=vocabulary,
-        files=tuple(path for path in paths if os.path.isfile(path)),
-        texts={} if template is None else {"chat_template.jinja": template},
+        config_files=tuple(path for path in paths if os.path.isfile(path)),
+        config_texts={} if template is None else {"chat_template.jinja": template},
         prompts=prompts,
     )

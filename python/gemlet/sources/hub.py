@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from gemlet.checkpoint.gguf_files import model_files, split_names
+from gemlet.checkpoint.gguf_files import gguf_models, split_names
 from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.files import TOKENIZER_FILES
 
@@ -190,7 +190,7 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
 
 def _only_gguf(repository: str, names: Collection[str]) -> str | None:
     """The GGUF model of a repository with these files; None where it is for its safetensors, or has none."""
-    models = model_files(names)
+    models = gguf_models(names)
     if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
         return None
     if len(models) > 1:
@@ -203,7 +203,7 @@ def _only_gguf(repository: str, names: Collection[str]) -> str | None:
 
 def _models(names: Collection[str]) -> str:
     """The GGUF models among these files, for a message."""
-    models = model_files(names)
+    models = gguf_models(names)
     more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
     return (", ".join(models[:_SHOWN]) or "none") + more
 
