@@ -44,7 +44,7 @@ class ModelFiles:
         slots: tensor -> the core's name of the weight.
         cuts: tensor -> what is kept of it, where that is not all.
         merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
-        config_files, config_texts: what a folder of its own would say all of this with, apart from the weights
+        config_files, config_texts: what a folder of its own would say this with, apart from the weights
             and the vocabulary: the paths of files to copy, and the names and contents of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
         known_formats: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
