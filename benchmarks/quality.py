@@ -1,7 +1,7 @@
 """What a weight format costs in quality: its distance to f32 on a text.
 
     python benchmarks/quality.py                                  # the demo model on its held-out text
-    python benchmarks/quality.py --model DIR --text FILE --threads 8 --json
+    python benchmarks/quality.py --model MODEL --text FILE --threads 8 --json
     python benchmarks/quality.py --parts                          # also: where the distance comes from
 
 The text is cut into chunks of ``--chunk`` tokens, each a fresh context that begins with BOS. For each format:
@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import gemlet
 from gemlet import _core
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config import read_config
-from gemlet.tokenizer import Tokenizer
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.hf_names import map_tensors
 
@@ -82,14 +82,27 @@ class Quality:
     tokens: int
 
 
-def open_model(folder: Path, recipe: Recipe, threads: int = 1) -> _core.Model:
-    """The model in ``folder`` by a recipe that the presets of gemlet.load need not have."""
+def open_model(path: Path, recipe: Recipe, threads: int = 1) -> _core.Model:
+    """The model at ``path`` (a folder or a GGUF file) in the formats of a recipe."""
+    if recipe.in_f32:
+        return open_rounded(path, recipe, threads)
+    model = gemlet.load(
+        path,
+        weights=recipe.matrices,
+        embedding=recipe.embedding,
+        kv_cache=recipe.kv_cache,
+        threads=threads,
+    )
+    return model._core_model
+
+
+def open_rounded(folder: Path, recipe: Recipe, threads: int) -> _core.Model:
+    """The model in ``folder``: its matrices are rounded to the recipe's formats and computed as f32."""
     config = read_config(folder)
-    in_memory = dataclasses.replace(recipe, matrices="f32", embedding="f32") if recipe.in_f32 else recipe
     builder = _core.ModelBuilder(
-        config=config.to_core(weights=in_memory.matrices),
-        weights=in_memory.matrices,
-        embedding=in_memory.embedding,
+        config=config.to_core(weights="f32"),
+        weights="f32",
+        embedding="f32",
         kv_cache=recipe.kv_cache,
         threads=threads,
     )
@@ -97,7 +110,7 @@ def open_model(folder: Path, recipe: Recipe, threads: int = 1) -> _core.Model:
         shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
         for name, slot in map_tensors(shapes, config, where=str(folder)).items():
             values, dtype = checkpoint.read(name)
-            if recipe.in_f32 and values.ndim == 2:
+            if values.ndim == 2:
                 format = recipe.embedding if slot in ("embed_tokens", "lm_head") else recipe.matrices
                 values, dtype = _core.kernel_roundtrip(format=format, w=to_f32(values, dtype)), "f32"
             builder.add(slot, values, dtype)
@@ -119,12 +132,10 @@ def chunks_of(ids: Sequence[int], size: int, bos: int) -> list[NDArray[np.int32]
     ]
 
 
-def read_chunks(
-    folder: Path, text: Path, size: int = 512, limit: int | None = None
-) -> list[NDArray[np.int32]]:
-    """The chunks of a text file, at most ``limit``, taken evenly from all of it."""
-    ids = Tokenizer.from_file(folder).encode(text.read_text(encoding="utf-8"), add_bos=False)
-    chunks = chunks_of(ids, size, read_config(folder).bos_token_id)
+def read_chunks(path: Path, text: Path, size: int = 512, limit: int | None = None) -> list[NDArray[np.int32]]:
+    """At most ``limit`` chunks of a text file, evenly spread over it, as tokens of the model at ``path``."""
+    bos, *ids = gemlet.Tokenizer.from_file(path).encode(text.read_text(encoding="utf-8"))
+    chunks = chunks_of(ids, size, bos)
     if limit is None or limit >= len(chunks):
         return chunks
     return [chunks[i * len(chunks) // limit] for i in range(limit)]
@@ -180,7 +191,10 @@ def main() -> None:
     """Reads the arguments, measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="Hugging Face folder (default: the demo model)"
+        "--model",
+        type=Path,
+        metavar="DIR_OR_FILE",
+        help="a Hugging Face folder or a GGUF file (default: the demo model)",
     )
     parser.add_argument(
         "--text", type=Path, default=HELD_OUT, metavar="FILE", help="default: the held-out text"
@@ -193,6 +207,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.model or Path(_core.__file__).parent / "demo"
     recipes = {**RECIPES, **(PARTS if arguments.parts else {})}
+    if folder.is_file():
+        recipes = {name: recipe for name, recipe in recipes.items() if not recipe.in_f32}
     chunks = read_chunks(folder, arguments.text, arguments.chunk, arguments.limit)
     if not chunks:
         sys.exit(f"quality: {arguments.text}: shorter than one chunk of {arguments.chunk} tokens")

@@ -1,10 +1,12 @@
-"""Draws the picture of a terminal session in the README from a real run.
+"""Draws the terminal in README.md from a real run.
 
-    python python/tools/terminal_picture.py            # writes python/tools/terminal.svg
+    python python/tools/terminal_picture.py    # writes python/tools/terminal.svg
 
-Each command runs in a pseudo-terminal, as in front of a person; what it prints is drawn as it came, except
-that lines break between words where a terminal would break them in the middle of one. Run it on an idle
-machine: the timings become part of the picture.
+Run it in the folder where the README's lines for a real model put `gemma-3-270m.gguf`. Use an idle machine:
+the timings become part of the picture.
+
+Each command runs in a pseudo-terminal, so it prints what a person would see. The picture breaks lines between
+words; a real terminal would also break them inside words.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from html import escape
 from pathlib import Path
 
 COMMANDS = (
-    'gemlet generate "The door opened" --seed 22 --temperature 0.8 --max-tokens 79 --stats',
-    "gemlet info",
+    'gemlet generate "Once upon a time, a small fox set out to see the sea." \\\n'
+    "      --model gemma-3-270m.gguf --temperature 0.5 --repetition-penalty 1.1 --seed 9 --stats",
 )
 COLUMNS = 92
-# Pixels. Every run of words gets its width by textLength, so that another font keeps the columns.
+# Pixels. textLength gives every run of words its width, so the columns hold in any font.
 CELL, LINE, SIZE = 8.4, 20, 14
 MARGIN, BAR = 22, 40
 FONTS = "ui-monospace,SFMono-Regular,'SF Mono',Menlo,Consolas,'DejaVu Sans Mono','Liberation Mono',monospace"
@@ -42,8 +44,8 @@ Run = tuple[str, str]  # style, text
 
 
 def run_in_terminal(command: str) -> str:
-    """What ``command`` shows on a terminal, standard error included; ``gemlet`` is the one imported here."""
-    words = shlex.split(command)
+    """What ``command`` prints on a terminal, with standard error. ``gemlet`` runs in this Python."""
+    words = shlex.split(command.replace("\\\n", " "))
     if words[0] != "gemlet":
         raise ValueError(f"{command!r}: only gemlet commands are drawn")
     terminal, its_end = pty.openpty()
@@ -59,7 +61,7 @@ def run_in_terminal(command: str) -> str:
     while True:
         try:
             data = os.read(terminal, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # Linux: the other end is closed
             break
         if not data:
             break
@@ -71,7 +73,7 @@ def run_in_terminal(command: str) -> str:
 
 
 def styled_lines(shown: str, columns: int = COLUMNS) -> Iterator[list[Run]]:
-    """The lines of a terminal's output, wrapped between words, each as runs of one style."""
+    """Splits the output into lines, wrapped between words. Each line is a list of runs of one style."""
     plain, bold, style = "", set[int](), "0"
     for index, part in enumerate(_SELECT_GRAPHIC.split(shown)):
         if index % 2:
@@ -124,7 +126,7 @@ def draw(lines: Sequence[Sequence[Run]], title: str = "gemlet") -> str:
     for row, line in enumerate(lines):
         column = 0
         for style, text in line:
-            # What stands in columns is placed by columns, whatever the font.
+            # Place words by their column, so that tables align in any font.
             for match in _WORDS.finditer(text):
                 x = MARGIN + (column + match.start()) * CELL
                 parts.append(
@@ -145,7 +147,9 @@ def main() -> None:
     lines: list[list[Run]] = []
     for command in COMMANDS:
         shown = list(styled_lines(run_in_terminal(command)))
-        lines += [[("prompt", "$ "), ("command", command)], *shown, []]
+        first, *others = command.split("\n")
+        lines += [[("prompt", "$ "), ("command", first)], *([("command", line)] for line in others)]
+        lines += [*shown, []]
     output.write_text(draw([*lines, [("prompt", "$ "), ("plain", "▊")]]), encoding="utf-8")
 
 

