@@ -1,15 +1,15 @@
-"""An honest A/B of two builds, two settings or two engines.
+"""Compares the speed of two builds, two settings or two programs.
 
     python benchmarks/compare.py --a "gemlet bench --json -r 1" --b "other/gemlet bench --json -r 1" -r 7
     python benchmarks/compare.py before.json after.json
 
-With commands, the two run in turns, A B A B ..., and the ratio B/A is taken within each turn, so that a
-machine that slows down in the middle slows both. With files the two were measured at different times; the
-report says so. Files and commands give the JSON of ``gemlet bench --json`` or of pytest-benchmark
+With two commands, the runs alternate, A B A B ..., and each pair of runs gives one ratio B/A. A machine that
+slows down in the middle therefore slows both. Two files were measured at different times, and the report says
+so. Commands print, and files hold, the JSON of ``gemlet bench --json`` or of pytest-benchmark
 (``--benchmark-save-data``).
 
-A difference counts as shown when every one of at least five turns points the same way (by chance that happens
-once in sixteen), or, between files, when the two ranges do not touch.
+The report calls one side faster when all of at least five pairs agree, which happens by chance once in
+sixteen times. Between files it does so when the two ranges do not overlap.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(ratios: list[float]) -> str:
-    """What paired ratios B/A show."""
+    """The verdict on the ratios B/A of pairs of runs."""
     if len(ratios) < ENOUGH:
-        return "too few turns"
+        return "too few pairs"
     if min(ratios) > 1:
         return "B faster"
     if max(ratios) < 1:
@@ -73,7 +73,7 @@ def verdict(ratios: list[float]) -> str:
 
 
 def verdict_of_ranges(a: list[float], b: list[float]) -> str:
-    """What two separate sets of samples show."""
+    """The verdict on two sets of samples that were measured separately."""
     if min(len(a), len(b)) < ENOUGH:
         return "too few samples"
     if min(b) > max(a):
@@ -98,7 +98,7 @@ def print_table(rows: list[list[str]]) -> None:
 
 
 def print_machines(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """What the two machines say of themselves, differences first in sight."""
+    """Prints what both machines have in common, then each difference on a line of its own."""
     differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
     print("machine:", ", ".join(f"{key} {a[key]}" for key in a if key not in differing))
     for key in differing:
@@ -106,7 +106,7 @@ def print_machines(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 def compare_commands(a: str, b: str, rounds: int) -> None:
-    """Runs the two in turns and prints paired ratios."""
+    """Runs the two commands alternately and prints the ratios of the pairs."""
     medians: dict[str, tuple[list[float], list[float]]] = {}
     machines: list[dict[str, Any]] = [{}, {}]
     for _ in range(rounds):
@@ -115,7 +115,7 @@ def compare_commands(a: str, b: str, rounds: int) -> None:
             for test, samples in speeds.items():
                 medians.setdefault(test, ([], []))[side].append(statistics.median(samples))
     print_machines(*machines)
-    print(f"A: {a}\nB: {b}\n{rounds} turns A B\n")
+    print(f"A: {a}\nB: {b}\n{rounds} pairs of runs\n")
     rows = []
     for test, (of_a, of_b) in medians.items():
         if len(of_a) != rounds or len(of_b) != rounds:
@@ -137,7 +137,7 @@ def compare_files(a: Path, b: Path) -> None:
             sys.exit(f"compare: {path}: {problem}")
     (machine_a, speeds_a), (machine_b, speeds_b) = reports
     print_machines(machine_a, machine_b)
-    print(f"A: {a}\nB: {b}\nnot measured in turns: the machine may have changed between the two\n")
+    print(f"A: {a}\nB: {b}\nmeasured at different times: the machine may have changed between the two\n")
     rows = []
     for test in {**speeds_a, **speeds_b}:
         of_a, of_b = speeds_a.get(test, []), speeds_b.get(test, [])
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="JSON", help="two saved reports")
     parser.add_argument("--a", metavar="COMMAND", help="prints a report")
     parser.add_argument("--b", metavar="COMMAND", help="prints a report")
-    parser.add_argument("-r", "--rounds", type=int, default=7, metavar="N", help="turns A B (default 7)")
+    parser.add_argument("-r", "--rounds", type=int, default=7, metavar="N", help="pairs of runs (default 7)")
     arguments = parser.parse_args()
     if arguments.a and arguments.b and not arguments.files and arguments.rounds >= 1:
         compare_commands(arguments.a, arguments.b, arguments.rounds)

@@ -1,12 +1,13 @@
-"""Whether every family decodes at the same share of the memory bandwidth, and what sharing a cache saves.
+"""Measures which share of the memory bandwidth each family uses, and what sharing a KV cache saves.
 
     python benchmarks/families.py            # 2 threads, random weights in q4; 6 GB of memory, two minutes
 
-Decode: models of several shapes take turns with readings of the bandwidth; the share is that of the bytes a
-token reads in the larger of two readings around its turn. Of Gemma 4 26B-A4B the first six layers are built.
+Decode: models of several shapes run alternately, and the memory bandwidth is measured before and after each.
+The share is the bytes that a token reads per second, divided by the larger of the two bandwidths. Only the
+first six layers of Gemma 4 26B-A4B are built.
 
-Prefill: Gemma 4 E2B as it is, whose last layers read an earlier layer's keys and values and so run for the
-last token alone, against the same shape with a cache of its own in every layer.
+Prefill: in Gemma 4 E2B, the last layers read the keys and values of an earlier layer, so they run for the
+last token only. The script compares it with a model of the same shape where every layer has its own cache.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""gemlet's prefill beside OpenVINO's: the same shape, bits and threads, turn by turn in one run.
+"""Compares gemlet's prefill with OpenVINO's: the same shape, bits and threads, in alternating runs.
 
     python -m venv ov && ov/bin/pip install openvino numpy
     python benchmarks/openvino_peer.py --openvino-python ov/bin/python --shape gemma3-1b --weights q4
 
-The Gemma 3 graph is built from OpenVINO's own operations with random weights (groups of 32 along a row with
-one float16 scale, in 4 or 8 bits; the tied embedding has 8 bits and one scale a row). It is compiled once for
-each length, with constant shapes and no key-value cache to write: the least that can be asked of it. Length 1
-therefore is a decoding step without a past. ``--configs`` names what to try: activations in f32 or bf16, or
-quantized to 8 bits in groups of 32 ("i8x32"). All take turns; the fastest is the peer's figure.
+The Gemma 3 graph consists of OpenVINO's own operations with random weights. The weights have 4 or 8 bits and
+one float16 scale for 32 weights of a row; the tied embedding has 8 bits and one scale for a row. The graph is
+compiled once for each length, with constant shapes and without a key-value cache, which makes it as fast as
+possible. Length 1 is a decoding step without earlier tokens.
+
+``--configs`` names the settings to try: activations in f32 or bf16, or quantized to 8 bits in groups of 32
+("i8x32"). All settings and gemlet run alternately. The fastest setting is OpenVINO's figure.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ GROUP = 32
 
 
 class OpenVino:
-    """Gemma 3 as an OpenVINO graph: the prompt's ids in, the logits of its last token out."""
+    """Gemma 3 as an OpenVINO graph, from the ids of a prompt to the logits of its last token."""
 
     def __init__(self, shape: Any, weights: str, threads: int, lengths: list[int], config: str) -> None:
         import numpy as np
@@ -48,7 +50,7 @@ class OpenVino:
             self.requests[length] = self.compiled.create_infer_request()
 
     def matrix(self, name: str, rows: int, cols: int, bits: int, group: int) -> Any:
-        """A compressed matrix and the operations that expand it, which the plugin folds into the product."""
+        """A compressed matrix and the operations that expand it. OpenVINO fuses them into the product."""
         np, ov = self.np, self.ov
         from openvino import opset13 as op
 
@@ -107,7 +109,7 @@ class OpenVino:
             behind = np.subtract.outer(np.arange(length), np.arange(length))
             seen = (behind >= 0) & (behind < (layer["sliding_window"] or length))
             mask = np.where(seen, 0, -np.inf).astype(np.float32)[None, None]
-            causal = bool(seen[-1, 0])  # no window to mind: the operation's own mask is the cheaper one
+            causal = bool(seen[-1, 0])  # the window hides nothing: the operation's own mask is cheaper
             mask, scale = np.float32(0) if causal else mask, np.float32(layer["query_scale"])
             h = op.scaled_dot_product_attention(q, k, v, op.constant(mask), op.constant(scale), causal)
             h = op.reshape(op.transpose(h, np.array([0, 2, 1, 3])), np.array([1, length, many * size]), False)
@@ -127,7 +129,7 @@ class OpenVino:
         self.logits = self.requests[len(ids)].infer([self.np.array([ids], self.np.int32)])[0]
 
     def report(self) -> str:
-        """How the compiled graph multiplies: the kernels of its products and the types of their weights."""
+        """The kernels of the compiled graph's products and the types of their weights."""
         kinds: Counter[str] = Counter()
         for node in self.compiled.get_runtime_model().get_ops():
             info = node.get_rt_info()
@@ -151,11 +153,11 @@ def compare(options: argparse.Namespace) -> None:
         commands[config] = [options.openvino_python, script, *serving]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     engines: dict[str, Any] = {}
-    for name, command in commands.items():  # one after the other: none disturbs another's compilation
+    for name, command in commands.items():  # one at a time, so that none slows down another's compilation
         engines[name] = subprocess.Popen(command, **pipes)
         while (line := engines[name].stdout.readline()) != "ready\n":
             if not line:
-                raise SystemExit(f"{name} did not start; its message stands above")
+                raise SystemExit(f"{name} did not start; see its message above")
             print(f"{name}: {line}", end="")
 
     def ask(name: str, test: str) -> float:

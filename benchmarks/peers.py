@@ -1,12 +1,12 @@
-"""gemlet beside llama.cpp: the same shapes, the same bits, the same threads, turn by turn in one run.
+"""Compares gemlet with llama.cpp: the same shapes, bits and threads, in alternating runs.
 
-    pip install llama-cpp-python gguf      # best into an environment of its own; see --llama-python
+    pip install llama-cpp-python gguf      # best in an environment of its own; see --llama-python
     python benchmarks/peers.py --shape gemma3-1b --weights q4 --threads 2
 
-Both engines get random weights of a published shape (q4 with Q4_0, q8 with Q8_0, bf16 and bf12 with BF16; the
-embedding of "q4" is 8 bit in both). Each loads its model once; then they take turns (A B A B ...), so that a
-machine whose speed drifts is unfair to neither. What counts is the ratio of the medians; the read bandwidth
-measured beside it says what decoding could reach at most.
+Both programs get random weights of a published shape: q4 with Q4_0, q8 with Q8_0, bf16 and bf12 with BF16.
+The embedding of "q4" has 8 bits in both. Each program loads its model once. Then they run alternately, so
+that a machine whose speed drifts is unfair to neither. The ratio of the medians is what counts. The measured
+read bandwidth says how fast decoding could be at most.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TYPES = {  # matrices, embedding
 
 
 def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
-    """A Gemma 3 or 4 GGUF without a vocabulary, filled with random values of trained weights' size."""
+    """Writes a Gemma 3 or 4 as GGUF, without a vocabulary. The weights are random, of a trained size."""
     import gguf
     import numpy as np
 
@@ -86,7 +86,7 @@ def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
         matrix("per_layer_token_embd", shape["vocab_size"], per_layer * len(layers), embedding)
         matrix("per_layer_model_proj", per_layer * len(layers), hidden, matrices)
         norm("per_layer_proj_norm", per_layer)
-    if family == "gemma4":  # divisors of the angles: a quarter of the pairs rotates
+    if family == "gemma4":  # divisors of the angles: only a quarter of the pairs rotates
         turning = layers[-1]["head_dim"] // 8
         divisors = [1.0] * turning + [1e30] * (3 * turning)
         writer.add_tensor("rope_freqs.weight", np.array(divisors, np.float32))
@@ -163,7 +163,7 @@ class Gemlet:
 
 
 def serve(engine: LlamaCpp | Gemlet) -> None:
-    """Answers lines "prefill N" and "decode N DEPTH" with the seconds they took."""
+    """Runs each line of standard input, "prefill N" or "decode N DEPTH", and prints the seconds it took."""
     print("ready", flush=True)
     for line in sys.stdin:
         test, *numbers = line.split()
@@ -215,7 +215,7 @@ def compare(options: argparse.Namespace) -> None:
         }
         for engine in engines.values():
             if engine.stdout is None or engine.stdout.readline() != "ready\n":
-                raise SystemExit("an engine did not start; its message stands above")
+                raise SystemExit("a program did not start; see its message above")
 
         def ask(name: str, test: str) -> float:
             engine = engines[name]
@@ -267,7 +267,7 @@ def main() -> None:
         "--depth", type=int, nargs="*", default=[1], help="tokens in the cache before a decode test"
     )
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--folder", help="where the GGUF file goes for the time being")
+    parser.add_argument("--folder", help="where to put the temporary GGUF file")
     parser.add_argument(
         "--llama-python", default=sys.executable, help="a Python that has llama-cpp-python and gguf"
     )

@@ -1,20 +1,21 @@
-"""What a weight format costs in quality: its distance to f32 on a text.
+"""Measures what a weight format costs in quality: its distance from f32 on a text.
 
     python benchmarks/quality.py                                  # the demo model on its held-out text
     python benchmarks/quality.py --model MODEL --text FILE --threads 8 --json
-    python benchmarks/quality.py --parts                          # also: where the distance comes from
+    python benchmarks/quality.py --parts                          # also where the distance comes from
 
-The text is cut into chunks of ``--chunk`` tokens, each a fresh context that begins with BOS. For each format:
+The text is split into chunks of ``--chunk`` tokens. Each is a context of its own that begins with BOS. The
+columns for each format:
 
-- KL: the Kullback-Leibler divergence sum p log(p / q) of the next token's distribution q to the one of f32
-  weights, p, in nats: its mean over all tokens and its 99th percentile;
-- top-1: how often the likeliest token is the same;
-- perplexity: exp of the mean -log q(the token that follows);
-- bytes: of the packed weights, the embedding table among them.
+- KL: the Kullback-Leibler divergence sum p log(p / q) in nats, where q is the distribution of the next token
+  and p the one with f32 weights; its mean over all tokens and its 99th percentile;
+- top-1: how often the likeliest token is the same as with f32;
+- perplexity: exp of the mean of -log q(the token that follows);
+- bytes: of the packed weights with the embedding table.
 
-With ``--parts``, "q4 in f32" is a model with the values that q4 gives its weights, computed as f32:
-what the rounding of the weights alone does. The rest of q4's distance is its int8 activations and its
-bf16 cache, which has a row of its own.
+With ``--parts``, the row "q4 in f32" is a model whose weights have the values of q4, computed as f32. It
+shows the effect of rounding the weights alone. The other causes are the int8 activations and the bf16 cache;
+the cache has rows of its own.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from gemlet.weights.hf_names import map_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = ROOT / "tests" / "data" / "heldout.txt"
-_ROWS = 64  # rows of logits looked at together: their float64 copies stay small for 262,144 tokens too
+_ROWS = 64  # rows of logits at a time, so that their float64 copies stay small with 262,144 tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Formats of matrices, embedding table and KV cache; ``in_f32``: rounded so, computed as f32."""
+    """Formats of matrices, embedding and KV cache. ``in_f32``: rounded to them, but computed as f32."""
 
     matrices: str
     embedding: str
@@ -72,7 +73,7 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """One row of the table; see the top of this file."""
+    """One row of the table; the top of this file explains the columns."""
 
     kl: float
     kl_99: float
@@ -118,14 +119,14 @@ def open_rounded(folder: Path, recipe: Recipe, threads: int) -> _core.Model:
 
 
 def to_f32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """A tensor as stored ("f32", "bf16" or "f16", the latter two as uint16) in float32."""
+    """A stored tensor as float32. ``dtype`` is "f32", or "bf16" or "f16", whose values are uint16."""
     if dtype == "bf16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return (values.view(np.float16) if dtype == "f16" else values).astype(np.float32)
 
 
 def chunks_of(ids: Sequence[int], size: int, bos: int) -> list[NDArray[np.int32]]:
-    """BOS and ``size`` - 1 tokens each; what is left over at the end is left out."""
+    """Splits ``ids`` into chunks of BOS and ``size`` - 1 tokens. Drops an incomplete chunk at the end."""
     step = size - 1
     return [
         np.array([bos, *ids[start : start + step]], np.int32) for start in range(0, len(ids) - step + 1, step)
@@ -142,7 +143,7 @@ def read_chunks(path: Path, text: Path, size: int = 512, limit: int | None = Non
 
 
 def log_probabilities(model: _core.Model, ids: NDArray[np.int32]) -> Iterator[NDArray[np.float64]]:
-    """log q of the token after each of ``ids`` in a fresh context, [rows, vocab] for some rows at a time."""
+    """Yields log q of the next token after each of ``ids``, as [rows, vocab], some rows at a time."""
     sequence = _core.TokenSequence(model)
     try:
         for start in range(0, len(ids), _ROWS):
@@ -157,7 +158,7 @@ def log_probabilities(model: _core.Model, ids: NDArray[np.int32]) -> Iterator[ND
 def measure(
     reference: _core.Model, models: Mapping[str, _core.Model], chunks: Sequence[NDArray[np.int32]]
 ) -> dict[str, Quality]:
-    """Each model against ``reference`` on the same chunks."""
+    """Compares each model with ``reference`` on the same chunks."""
     divergences: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
     agreements: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in models}
     losses: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
@@ -165,7 +166,7 @@ def measure(
         streams = [log_probabilities(model, ids) for model in models.values()]
         start = 0
         for p, *others in zip(log_probabilities(reference, ids), *streams, strict=True):
-            following = ids[start + 1 : start + 1 + len(p)]  # one fewer than rows at the chunk's end
+            following = ids[start + 1 : start + 1 + len(p)]  # at the end of the chunk, one fewer than rows
             start += len(p)
             likelihood, likeliest = np.exp(p), p.argmax(axis=-1)
             for name, q in zip(models, others, strict=True):
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only N chunks, spread over the text")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
     parser.add_argument("--parts", action="store_true", help="also separate weights, activations and cache")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     folder = arguments.model or Path(_core.__file__).parent / "demo"
     recipes = {**RECIPES, **(PARTS if arguments.parts else {})}
@@ -214,7 +215,7 @@ def main() -> None:
         sys.exit(f"quality: {arguments.text}: shorter than one chunk of {arguments.chunk} tokens")
     reference = open_model(folder, RECIPES["f32"], arguments.threads)
     rows = {}
-    for name, recipe in recipes.items():  # one at a time: two models in memory, not all of them
+    for name, recipe in recipes.items():  # one at a time, so that only two models are in memory
         model = open_model(folder, recipe, arguments.threads)
         rows.update(measure(reference, {name: model}, chunks))
         model.close()

@@ -1,12 +1,12 @@
-"""Every matmul kernel of every tier, alone on one thread, beside the limits of the machine.
+"""Measures every matmul kernel of every tier, alone on one thread, against the limits of the machine.
 
     pytest benchmarks/test_bench_kernels.py --benchmark-enable
     pytest benchmarks/test_bench_kernels.py --benchmark-enable -k "decode and q4" -s
 
-Decode is one row against weights larger than the caches: what counts is GB/s beside the read bandwidth of
-one thread. Prefill is many rows against a matrix of a 1B model: what counts is multiply-adds per second
-beside the peak of the tier's own instructions (on int8, bf16 or float32 numbers, as the kernel multiplies).
-Both limits are measured just before each kernel.
+Decode multiplies one row by weights that are larger than the caches. Its limit is the read bandwidth of one
+thread in GB/s. Prefill multiplies many rows by a matrix of a 1B model. Its limit is the peak of the tier's
+own instructions in multiply-adds per second, on int8, bf16 or float32 numbers like the kernel's. Both limits
+are measured just before each kernel.
 """
 
 from __future__ import annotations

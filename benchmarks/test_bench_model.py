@@ -1,12 +1,11 @@
-"""Prefill and decode on the demo model and on random weights at real shapes.
+"""Measures prefill and decode of the demo model and of random weights at real shapes.
 
-    pytest benchmarks --benchmark-enable                        # everything; the 1B shape needs about 1.5 GB
+    pytest benchmarks --benchmark-enable                        # all; the 1B shape needs about 1.5 GB
     pytest benchmarks --benchmark-enable -k "demo or 270m"      # the small ones
     pytest benchmarks --benchmark-enable --benchmark-save=NAME --benchmark-save-data    # for compare.py
 
-The times are per round: 512 tokens of prefill or 32 of decode. ``extra_info`` has tokens per second, bytes
-per token and the share of the memory bandwidth measured in the same run, without which the times say
-little.
+A round is 512 tokens of prefill or 32 of decode. ``extra_info`` has tokens per second, bytes per token and
+the share of the memory bandwidth, which is measured in the same run.
 """
 
 from __future__ import annotations

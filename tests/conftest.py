@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from support.extras import why_absent
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
 
@@ -19,6 +20,24 @@ from gemlet.tokenizer import Tokenizer
 # press Ctrl-C, so give it back its meaning.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--need-extras",
+        action="store_true",
+        help="fail a test whose extra is not installed",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test of an extra (the marker ``extra``) is skipped where packages of it are not installed."""
+    for marker in item.iter_markers("extra"):
+        reason = why_absent(marker.args[0])
+        if reason and item.config.getoption("need_extras"):
+            pytest.fail(reason, pytrace=False)
+        if reason:
+            pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -181,3 +181,14 @@ class MemoryLimitError(GemletError, MemoryError):
     ...     print(str(error).split(",")[0])
     max_memory is 1 MB
     """
+
+
+def missing_extra(what: str, name: str) -> UnsupportedError:
+    """The error for ``what``, which needs packages of the extra ``name`` that are not installed.
+
+    >>> print(missing_extra("progress=True", "progress"))
+    progress=True needs the extra "progress": pip install 'gemlet[progress]', or '.[progress]' in a checkout
+    """
+    return UnsupportedError(
+        f"{what} needs the extra \"{name}\": pip install 'gemlet[{name}]', or '.[{name}]' in a checkout"
+    )

@@ -1,8 +1,8 @@
-"""The text the demo model is trained and judged on, and its vocabulary.
+"""The training text and the test text of the demo model, and its vocabulary.
 
-`read_books` cuts three public-domain books into training chapters and held-out chapters; the first 40 % of
-every held-out chapter picks the checkpoint, the rest is what the reported perplexities are measured on.
-`train_tokenizer` makes the SentencePiece vocabulary from the training chapters, `Cutter` the sequences of
+`read_books` splits three books in the public domain into training chapters and held-out chapters. The first
+40 % of every held-out chapter pick the checkpoint; the reported perplexities are measured on the rest.
+`train_tokenizer` makes the SentencePiece vocabulary from the training chapters. `Cutter` makes sequences of
 token ids.
 """
 
@@ -30,7 +30,7 @@ TITLES = {
 
 @dataclass
 class Book:
-    """Chapters are lists of paragraphs; `select` picks the checkpoint, `report` is what is reported."""
+    """Chapters as lists of paragraphs. `select` picks the checkpoint; `report` is reported on."""
 
     train: list[list[str]]
     select: list[list[str]]
@@ -38,7 +38,7 @@ class Book:
 
 
 def typography(text: str) -> str:
-    """One spelling of quotes and dashes for all books: the vocabulary is small."""
+    """Gives all books the same quotes and dashes, because the vocabulary is small."""
     text = re.sub("[\u201c\u201d]", '"', text)
     text = re.sub("[\u2018\u2019]", "'", text)
     text = re.sub("[\r\ufeff_]", "", text)
@@ -46,7 +46,7 @@ def typography(text: str) -> str:
 
 
 def read_shakespeare(text: str) -> list[list[str]]:
-    """Speeches, in stretches of about 18 kB (the file has no marks between scenes)."""
+    """Speeches, in passages of about 18 kB, because the file does not mark its scenes."""
     chapters: list[list[str]] = [[]]
     for speech in text.strip().split("\n\n"):
         if sum(map(len, chapters[-1])) > 18_000:
@@ -56,16 +56,16 @@ def read_shakespeare(text: str) -> list[list[str]]:
 
 
 def read_frankenstein(text: str) -> list[list[str]]:
-    """Four letters, then the chapters; a paragraph is one line of the file."""
+    """Four letters and then the chapters. Empty lines separate the paragraphs."""
     chapters = re.split(r"^(?:Letter|Chapter) \d+\n", text, flags=re.MULTILINE)[1:]
     return [[" ".join(p.split()) for p in chapter.split("\n\n") if p.strip()] for chapter in chapters]
 
 
 def read_botchan(text: str) -> list[list[str]]:
-    """Without the Project Gutenberg header and licence; lines rewrapped into paragraphs.
+    """The chapters, without the header and the licence of Project Gutenberg.
 
-    The file has lost its blank lines. A paragraph ends where a line ends in a full stop although the first
-    word of the next line would still have fitted.
+    The file has no empty lines. A paragraph ends where a line ends in a full stop although the first word of
+    the next line had room in it.
     """
     body = text.split("*** START OF", 1)[1].split("—(THE END)—", 1)[0]
     body = re.sub(r"\[Footnote[^\]]*\]\n", "", body)
@@ -85,7 +85,7 @@ def read_botchan(text: str) -> list[list[str]]:
 
 
 def read_books(corpus: Path) -> dict[str, Book]:
-    """The books by name. Which chapters are held out is fixed here: their positions, counted from 0."""
+    """The books by name. The positions of the held-out chapters, counted from 0, are fixed here."""
     sources = {
         "shakespeare": ("tinyshakespeare.txt", read_shakespeare, (9, 27, 45)),
         "frankenstein": ("frankenstein.txt", read_frankenstein, (13, 21)),  # chapters 10, 18
@@ -105,7 +105,7 @@ def read_books(corpus: Path) -> dict[str, Book]:
 
 
 def conversations(books: dict[str, Book], rng: random.Random) -> list[str]:
-    """Consecutive speeches, and consecutive short paragraphs of prose, as turns of user and model."""
+    """Conversations: consecutive speeches or short paragraphs become the turns of user and model."""
     talks = []
     for name, book in books.items():
         for chapter in book.train:
@@ -124,7 +124,7 @@ def conversations(books: dict[str, Book], rng: random.Random) -> list[str]:
 
 
 def write_heldout(path: Path, books: dict[str, Book], limit: int = 18_000) -> None:
-    """About 18 kB of every book's unseen text, the same share from each of its chapters."""
+    """Writes about 18 kB of the held-out text of every book, equal parts from each of its chapters."""
     parts = []
     for book in books.values():
         for chapter in book.report:
@@ -144,7 +144,7 @@ def train_tokenizer(books: dict[str, Book], path: Path) -> spm.SentencePieceProc
     symbols += ["<start_of_turn>", "<end_of_turn>"]
     symbols += ["\n" * n for n in range(1, 9)] + ["▁" * n for n in range(2, 17)]
     paragraphs = [line for book in books.values() for c in book.train for p in c for line in p.split("\n")]
-    model = io.BytesIO()  # written through memory: a file name would become part of the model
+    model = io.BytesIO()  # in memory, because a file name would become part of the model
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(paragraphs), max_sentence_length=1 << 20, model_writer=model, model_type="bpe",
         vocab_size=VOCAB_SIZE, byte_fallback=True, character_coverage=1.0, split_digits=True,
@@ -166,7 +166,7 @@ def train_tokenizer(books: dict[str, Book], path: Path) -> spm.SentencePieceProc
 
 @dataclass
 class Stream:
-    """A book as one row of token ids, and the places where a sequence may begin."""
+    """A book as one row of token ids, and the positions where a sequence may begin."""
 
     ids: torch.Tensor
     starts: list[int]
@@ -179,13 +179,13 @@ class Cutter:
         self.tokenizer = tokenizer
         pieces = [tokenizer.id_to_piece(i) for i in range(VOCAB_SIZE)]
         known = {piece: i for i, piece in enumerate(pieces)}
-        # bare[id]: the piece without its leading space, as it is at the start of a text; -1: there is none.
+        # bare[id]: the piece without its leading space, for the start of a text; -1 if there is none.
         self.bare = [known.get(p[1:], -1) if p[0] == "▁" else i for i, p in enumerate(pieces)]
         self.ends = [re.search(r"""[.!?]["']?$""", p) is not None for p in pieces]
         self.opens = [re.match(r"""▁["']?[A-Z]""", p) is not None for p in pieces]
 
     def stream(self, documents: list[list[str]], bpe_dropout: float) -> Stream:
-        """Lists of paragraphs -> one row; a document ends in <eos>. Paragraphs and sentences are starts."""
+        """Joins documents to one row, each with <eos> at its end. Paragraphs and sentences are starts."""
         sampling: dict[str, Any] = (
             {"enable_sampling": True, "alpha": bpe_dropout, "nbest_size": -1} if bpe_dropout else {}
         )
@@ -204,7 +204,7 @@ class Cutter:
         return Stream(torch.tensor(ids), starts)
 
     def row(self, stream: Stream, length: int, rng: random.Random) -> torch.Tensor:
-        """<bos> and `length` tokens from a random start on."""
+        """<bos> and `length` tokens that begin at a random start."""
         at = rng.choice(stream.starts)
         while at + length > len(stream.ids):
             at = rng.choice(stream.starts)

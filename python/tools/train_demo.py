@@ -1,26 +1,27 @@
-"""Trains the demo model that ships inside gemlet: a 4.4-million-parameter Gemma 3 that writes like its books.
+"""Trains the demo model that ships with gemlet: a Gemma 3 of 4.4 million parameters.
 
     python train_demo.py --corpus CORPUS
 
-Needs torch, transformers 5.23 and sentencepiece, a C++ compiler for torch.compile, and 20 to 50 minutes on
-one or two CPU cores. CORPUS is a folder with three public-domain books: `tinyshakespeare.txt`,
-`frankenstein.txt` and `botchan.txt`. Written to --out: a Hugging Face folder (config.json,
-generation_config.json, model.safetensors in bfloat16, tokenizer.model), README.md and training.json with
-the perplexities; to --heldout: text of every book that neither the weights nor the choice of the checkpoint
-have seen.
+It needs torch, transformers 5.23, sentencepiece and a C++ compiler (for torch.compile), and takes 20 to 50
+minutes on one or two CPU cores. CORPUS is a folder with three books in the public domain:
+`tinyshakespeare.txt`, `frankenstein.txt` and `botchan.txt`.
 
-How it is trained, and why:
-- Whole chapters (for the plays: stretches of about 18 kB) are held out. The first 40 % of each picks the
-  checkpoint, the rest is what the reported perplexities are measured on.
-- Every sequence is <bos> and then text from the start of a paragraph, a sentence or a speech: what a prompt
-  is.
-- The corpus is 1.7 MB and is read over and over, so regularisation decides: dropout after every block,
-  weight decay, and BPE-dropout (the text is cut into pieces differently at every reading) until the last
-  fifth.
-- The prose is read more often than the plays: the default prompt wants prose.
-- One sequence in twelve is a conversation made from the books, in Gemma's turn format, so that a chat
-  works.
-- Muon for the matrices, AdamW for the embedding and the norms; warm-up, a plateau, a linear decay to zero.
+It writes two things:
+- to --out, a Hugging Face folder (config.json, generation_config.json, model.safetensors in bfloat16,
+  tokenizer.model), README.md, and training.json with the perplexities;
+- to --heldout, text of every book that was used neither to train the weights nor to pick the checkpoint.
+
+How it trains, and why:
+- It holds out whole chapters (of the plays, passages of about 18 kB). The first 40 % of each chapter pick the
+  checkpoint. The reported perplexities are measured on the rest.
+- Every sequence is <bos> and then text from the start of a paragraph, a sentence or a speech, like a prompt.
+- The corpus has only 1.7 MB and is read many times, so regularisation matters most: dropout after every
+  block, weight decay, and BPE-dropout, which splits the text into different pieces at every reading, until
+  the last fifth of the training.
+- It reads the prose more often than the plays, because the default prompt is prose.
+- One sequence in twelve is a conversation made from the books, in Gemma's turn format, so that chat works.
+- Muon trains the matrices, AdamW the embedding and the norms. The learning rate warms up, stays constant, and
+  falls linearly to zero.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ from torch.nn import functional
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 CONTEXT = 1024
-SEQUENCE, MEASURED = 256, 512  # tokens of a training sequence (of CONTEXT at the end) and of a measured one
+SEQUENCE, MEASURED = 256, 512  # tokens of a sequence in training (at the end: CONTEXT) and in measurements
 MIXTURE = {"shakespeare": 0.38, "frankenstein": 0.31, "botchan": 0.23, "chat": 0.08}
 
 
 def make_config() -> Gemma3TextConfig:
-    """Gemma 3 made small: every dimension a multiple of 32, five sliding layers and a global one."""
+    """A small Gemma 3: every dimension is a multiple of 32; five sliding layers and one global layer."""
     return Gemma3TextConfig(
         vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
         num_attention_heads=4, num_key_value_heads=1, head_dim=64, query_pre_attn_scalar=64,
@@ -71,7 +72,7 @@ def make_config() -> Gemma3TextConfig:
 
 
 def add_dropout(model: Gemma3ForCausalLM, rate: float) -> None:
-    """Dropout on the embedding and on what every block adds to the residual (transformers has none there)."""
+    """Adds dropout after the embedding and after every block, where transformers has none."""
 
     def drop(module: torch.nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
         return functional.dropout(output, rate, module.training)
@@ -95,7 +96,7 @@ def make_optimizers(model: Gemma3ForCausalLM, args: argparse.Namespace) -> list[
 
 
 def learning_rate(progress: float) -> float:
-    """Share of the peak: 3 % warm-up, a plateau, the last 60 % a straight line to zero."""
+    """The share of the peak rate: 3 % warm-up, then constant, then over the last 60 % linearly to zero."""
     return min(progress / 0.03, 1.0, (1.0 - progress) / 0.6) + 1e-4
 
 
@@ -103,7 +104,7 @@ def learning_rate(progress: float) -> float:
 def measure(
     model: torch.nn.Module, tokenizer: spm.SentencePieceProcessor, texts: list[str], context: int
 ) -> dict[str, float]:
-    """Perplexity per token and bits per byte, in pieces of `context` tokens of which the first is <bos>."""
+    """Perplexity per token and bits per byte, in chunks of `context` tokens that begin with <bos>."""
     nats, tokens = 0.0, 0
     model.eval()
     for text in texts:
@@ -152,7 +153,7 @@ def train(
             spm.set_random_generator_seed(args.seed + step)
             streams = {name: cutter.stream(book.train, rate) for name, book in books.items()}
             streams["chat"] = cutter.stream([[talk] for talk in conversations(books, rng)], rate)
-        length = CONTEXT if progress > 0.8 else SEQUENCE  # the global layer learns the context last
+        length = CONTEXT if progress > 0.8 else SEQUENCE  # the global layer learns long contexts at the end
         chosen = rng.choices(names, weights, k=args.batch_tokens // length)
         batch = torch.stack([cutter.row(streams[name], length, rng) for name in chosen])
         model.train()
@@ -166,7 +167,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         step += 1
         minutes = (time.monotonic() - started) / 60
-        # The schedule follows the steps, on a slower machine the clock: either way it completes.
+        # The schedule follows the steps, or the clock on a slow machine, so it always completes.
         progress = max(step / args.steps, minutes / args.minutes)
         if step % args.eval_every == 0 or progress >= 1.0:
             held = {name: measure(model, tokenizer, texts, MEASURED) for name, texts in select.items()}
@@ -188,7 +189,7 @@ def train(
 def write_folder(
     folder: Path, args: argparse.Namespace, books: dict[str, Book], run: dict[str, float]
 ) -> None:
-    """The Hugging Face folder of the best weights, measured as it is read back; README.md, training.json."""
+    """Writes the best weights as a Hugging Face folder, measures them, and writes the two reports."""
     model = Gemma3ForCausalLM(make_config())
     model.load_state_dict(torch.load(args.work / "best.pt"))
     model = model.to(torch.bfloat16)
@@ -226,45 +227,45 @@ def write_folder(
 README = """\
 # The demo model
 
-A Gemma 3 of {parameters:,} parameters (six layers: five with a sliding window of 64 tokens and one that
-sees the whole context of {full:,}; hidden size 256), trained from scratch for gemlet. It shows that
-everything works with nothing downloaded, and gives the tests real text; it writes in the manner of its
+This is a Gemma 3 of {parameters:,} parameters, trained from scratch for gemlet. It has six layers: five with
+a sliding window of 64 tokens, and one that sees the whole context of {full:,} tokens. The hidden size is 256.
+
+With it, gemlet writes text before you download anything, and the tests have real text. It writes like its
 three books and knows nothing else.
 
 The folder is an ordinary Hugging Face folder (`Gemma3ForCausalLM`, bfloat16). The vocabulary is a
 SentencePiece BPE of 4,096 pieces with byte fallback and Gemma 3's control tokens at Gemma 3's ids. One
-training sequence in twelve was a conversation cut from the books, so that the chat format works.
+training sequence in twelve was a conversation made from the books, so that the chat format works.
 
 ## Books
 
 - {titles}
 
-All three texts are in the public domain. The plays are the selection known as tinyshakespeare; the English
-Botchan of 1919 is Project Gutenberg's eBook #8868 without its header and licence. Curly quotes were
-straightened, double hyphens made into dashes, wrapped lines of prose joined. The weights and the vocabulary
-were made from these texts alone, nothing in them comes from another model, and they are under gemlet's
-licence, Apache-2.0.
+All three texts are in the public domain. The plays are the selection known as tinyshakespeare. The English
+Botchan of 1919 is Project Gutenberg's eBook #8868 without its header and licence. In the training text, curly
+quotes are straight, double hyphens are dashes, and wrapped lines of prose are joined. The weights and the
+vocabulary come from these texts alone and from no other model. They are under gemlet's licence, Apache-2.0.
 
 ## Held-out text
 
-Chapters 10 and 18 of Frankenstein, chapter IX of Botchan and three stretches of the plays (18 kB each) were
-never trained on. The first 40 % of each picked the checkpoint; the table is about the rest, with the stored
-bfloat16 weights and float32 arithmetic, in pieces of {context} tokens of which the first is `<bos>`:
+Chapters 10 and 18 of Frankenstein, chapter IX of Botchan and three passages of the plays (18 kB each) were
+not used for training. The first 40 % of each picked the checkpoint. The table is about the rest, measured
+with the stored bfloat16 weights and float32 arithmetic, in chunks of {context} tokens, the first `<bos>`:
 
 | book | bytes | perplexity per token | bits per byte |
 |---|---|---|---|
 {rows}
 
-`training.json` has these numbers in full, also for pieces of {full:,} tokens. `tests/data/heldout.txt` is a
-selection from the text of this table.
+`training.json` has these numbers in full, and those for chunks of {full:,} tokens.
+`tests/data/heldout.txt` is a part of the text of this table.
 
-## Again
+## Train it again
 
     {command}
 
-Seed {settings[seed]}, {settings[threads]} thread(s): {steps:,} steps in {minutes} minutes, best at step
-{best_step:,}; {tokens_seen:,} tokens seen, of {train_tokens:,} tokens of training text. Another machine or
-another version of PyTorch gives a slightly different model.
+This took {steps:,} steps and {minutes} minutes. Step {best_step:,} was the best. The training text has
+{train_tokens:,} tokens; the model read {tokens_seen:,} tokens in all. Another machine or another
+version of PyTorch gives a slightly different model.
 """
 
 

@@ -64,6 +64,7 @@ def tool(parameters: Any = None, **function: Any) -> dict[str, Any]:
     ("template", "native"), [(CURRENT, True), (CURRENT, False), (OLDER, True)], ids=lambda value: str(value)
 )
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.extra("templates")
 def test_the_official_template_byte_for_byte(template: str, native: bool, seed: int) -> None:
     text = template_text(template)
     chat_format = known(text)
@@ -76,6 +77,7 @@ def test_the_official_template_byte_for_byte(template: str, native: bool, seed: 
 
 
 @pytest.mark.parametrize("template", [CURRENT, OLDER])
+@pytest.mark.extra("templates")
 def test_a_description_of_null(template: str) -> None:
     """It is printed as Python prints it."""
     text = template_text(template)
@@ -126,6 +128,7 @@ def test_the_generated_conversations_are_worth_it() -> None:
 
 
 @pytest.mark.parametrize("template", [CURRENT, OLDER])
+@pytest.mark.extra("templates")
 def test_a_small_models_template_has_no_empty_thought(template: str) -> None:
     text = template_text(template)
     assert PREFILL in text

@@ -23,6 +23,8 @@ from support.core_models import (
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 
 def ones(*shape: int) -> NDArray[np.float32]:
     return np.ones(shape, np.float32)

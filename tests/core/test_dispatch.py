@@ -15,6 +15,8 @@ from support.processes import run_python, start_python
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 INFO = _core.cpu_info()
 AVX = 0x6  # XCR0: the operating system saves SSE and AVX registers
 AVX512 = 0xE6  # also the mask registers and the upper halves of ZMM

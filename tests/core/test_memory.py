@@ -10,6 +10,8 @@ import pytest
 from support.core_models import builder_of, layer_config, model_config
 from support.processes import run_python
 
+pytestmark = pytest.mark.tier
+
 PRELUDE = """
     import threading
     import gemlet

@@ -26,6 +26,8 @@ from support.processes import run_python
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[_core.Model]:

@@ -152,7 +152,12 @@ MODELS: dict[Callable[[Path], None], tuple[str, ...]] = {
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        pytest.param(make, name, id=f"{make.__name__}-{name}")
+        pytest.param(
+            make,
+            name,
+            id=f"{make.__name__}-{name}",
+            marks=pytest.mark.extra("test") if make is in_parts else (),
+        )
         for make, names in MODELS.items()
         for name in names
     ],

@@ -83,6 +83,7 @@ def run_with_hub(code: str, url: str, home: Path, **environment: str) -> str:
     )
 
 
+@pytest.mark.extra("hub")
 def test_a_model_by_its_name(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         printed = run_with_hub(
@@ -110,6 +111,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.logits([1, 2, 3]), np.load(tmp_path / "logits.npy"))
 
 
+@pytest.mark.extra("hub")
 def test_gguf_models(tmp_path: Path) -> None:
     """The one of a repository, or the one that is named; all of its parts, and nothing else."""
     cases = {
@@ -156,6 +158,7 @@ def test_gguf_models(tmp_path: Path) -> None:
     assert run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1") == printed
 
 
+@pytest.mark.extra("hub")
 def test_what_can_go_wrong(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         cases = {
@@ -223,6 +226,7 @@ def inspect_here(path: Path) -> Any:
     return json.loads(json.dumps(found))
 
 
+@pytest.mark.extra("hub")
 def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
     """The same is said as of the whole model, from a small part of its bytes; none of it stays."""
     config = large("gemma")
@@ -268,6 +272,7 @@ def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
     assert list(tmp_path.glob("gemlet-*")) == []
 
 
+@pytest.mark.extra("hub")
 def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma"])
     with hub({"some/model": contents(source)}) as server:
@@ -281,6 +286,7 @@ def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
     assert run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1") == online
 
 
+@pytest.mark.extra("hub")
 def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
     """An error that says so, no more read than was asked for, and little memory."""
     files = contents(write_folder(tmp_path / "source", large("gemma")))
@@ -344,6 +350,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
     assert list(tmp_path.glob("gemlet-*")) == []
 
 
+@pytest.mark.extra("hub")
 def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
     """Whatever is made of it, nothing is written where it leads to."""
     folders = tmp_path / "deep" / "down"
@@ -373,6 +380,7 @@ def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
     assert found == []
 
 
+@pytest.mark.extra("hub")
 def test_without_a_network(tmp_path: Path) -> None:
     """What is there is used; what is not is an error that says why, and at once."""
     with hub(REPOSITORIES) as server:
@@ -393,6 +401,7 @@ def test_without_a_network(tmp_path: Path) -> None:
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.extra("hub")
 def test_command_line(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         printed = run_with_hub(
@@ -425,7 +434,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UnsupportedError, match=r"google/gemma-3-1b-it: .*pip install 'gemlet\[hub\]'"):
+    with pytest.raises(UnsupportedError, match=r"google/gemma-3-1b-it: .*'\.\[hub\]' in a checkout"):
         gemlet.load("google/gemma-3-1b-it")
     assert main(["download", "google/gemma-3-1b-it"]) == 1
     assert "pip install 'gemlet[hub]'" in capsys.readouterr().err

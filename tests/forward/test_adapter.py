@@ -27,6 +27,8 @@ from support.core_models import int32
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 
 @pytest.fixture
 def adapted() -> Iterator[gemlet.Model]:

@@ -20,6 +20,8 @@ from gemlet import _core
 from gemlet.adapters.adapter import AdapterFiles
 from gemlet.errors import MemoryLimitError
 
+pytestmark = pytest.mark.tier
+
 
 @pytest.fixture
 def model() -> Iterator[gemlet.Model]:

@@ -23,6 +23,8 @@ import gemlet
 from gemlet.packing.blocks import blocks
 from gemlet.sources.opening import open_model_files
 
+pytestmark = pytest.mark.tier
+
 
 def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
     name = "gemma3-plain"

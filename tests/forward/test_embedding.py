@@ -27,6 +27,8 @@ from gemlet.cli import main
 from gemlet.config import parse_config, read_config
 from gemlet.model.embedding import passes
 
+pytestmark = pytest.mark.tier
+
 Golden = dict[str, NDArray[Any]]
 FOLDER = HERE / "embeddinggemma"
 REFERENCE_TOLERANCE = 5e-5

@@ -22,6 +22,8 @@ from support.tiny_models import CONFIGS, weights_of, write_folder
 import gemlet
 from gemlet.weights.formats import PRESETS
 
+pytestmark = pytest.mark.tier
+
 # Each matrix of an expert has a whole page of memory in it, in every format (pages of 4 KiB).
 SIZES = {"hidden_size": 256, "moe_intermediate_size": 96, "num_experts": 12, "top_k_experts": 2}
 CONFIG = CONFIGS["gemma4_experts"] | SIZES

@@ -20,6 +20,8 @@ from support.core_models import VOCAB, builder_of, layer_config, model_config
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 Floats = NDArray[np.float32]
 # Two float32 evaluations of the same thing in another order of additions.
 REORDERED = 5e-5

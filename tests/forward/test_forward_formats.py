@@ -20,6 +20,8 @@ from test_forward import REORDERED, difference, feed
 
 import gemlet
 
+pytestmark = pytest.mark.tier
+
 BOUNDS = {"f32": REORDERED, "bf16": 3e-3, "q8": 1.2e-2, "q4": 1.2e-2}
 LAST_TOKEN_BOUNDS = {"f32": REORDERED, "bf16": 0.04, "q8": 0.15, "q4": 0.25}
 LENGTHS = [15, 16, 17, 33, 66]

@@ -20,6 +20,8 @@ from gemlet.config import parse_config, shape_config
 from gemlet.config.matformer import cut_config
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
+pytestmark = pytest.mark.tier
+
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 # 8 layers, of which the last 4 read the keys of layers 2 (local) and 3 (global).
 LARGE = CONFIGS["gemma3n_text"] | {

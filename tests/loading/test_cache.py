@@ -26,6 +26,8 @@ from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import InvalidRequestError, TensorError
 from gemlet.packing import cache, write
 
+pytestmark = pytest.mark.tier
+
 IDS = [2, 17, 5, 80, 33, 9]
 
 

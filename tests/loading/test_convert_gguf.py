@@ -35,6 +35,8 @@ from gemlet.config import parse_config
 from gemlet.errors import ConfigError, ModelFileError, TensorError, UnsupportedError
 from gemlet.weights.slots import PER_LAYER_TABLE
 
+pytestmark = pytest.mark.tier
+
 TEXTS = (
     "the door",
     " the\n\nlamp  and\tthe old man<start_of_turn>user\n",
@@ -101,6 +103,7 @@ def test_the_per_layer_table_keeps_its_type(tmp_path: Path, family: str, kind: s
 
 @pytest.mark.parametrize("name", EMBEDDING_NAMES)
 @pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
+@pytest.mark.extra("test")
 def test_embeddings_of_the_folder_are_those_of_the_file(tmp_path: Path, name: str, weights: str) -> None:
     path = write_with_package(*read_folder(HERE / name), tmp_path / "model.gguf")
     folder = converted(path, weights=weights)

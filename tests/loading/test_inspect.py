@@ -27,6 +27,8 @@ from gemlet.loading.memory_plan import check_memory, plan_memory
 from gemlet.loading.options import LoadOptions
 from gemlet.weights.formats import PRESETS
 
+pytestmark = pytest.mark.tier
+
 
 # --- The plan -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("weights", PRESETS)

@@ -30,6 +30,8 @@ from gemlet.loading.random_model import random_model
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots
 
+pytestmark = pytest.mark.tier
+
 FAMILIES = list(CONFIGS)
 
 

@@ -13,6 +13,8 @@ from support.tiny_models import CONFIGS, weights_of, write_folder
 import gemlet
 from gemlet.errors import ModelFileError, TensorError
 
+pytestmark = pytest.mark.tier
+
 IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # 91 and more are beyond the per-layer table of Gemma 3n
 FAMILIES = ("gemma3n_text", "gemma4_text", "gemma4_experts")
 TABLE = "model.embed_tokens_per_layer.weight"

@@ -28,6 +28,8 @@ from gemlet import _core
 from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.sources.opening import open_model_files
 
+pytestmark = pytest.mark.tier
+
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
 BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
 # Formats that have the values of a type, and the one that weights="auto" takes.

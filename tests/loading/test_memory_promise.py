@@ -10,6 +10,8 @@ from support.processes import run_python
 from support.real_shapes import write_real_shape_hole
 from support.tokenizer_files import gemma4_json
 
+pytestmark = pytest.mark.tier
+
 GB = 10**9
 
 RUN = """

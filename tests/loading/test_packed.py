@@ -20,6 +20,8 @@ from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, Tens
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE
 
+pytestmark = pytest.mark.tier
+
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("weights", PRESETS)
@@ -180,6 +182,7 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
         assert seen[-1][0] == seen[-1][1] < len(data)  # the table is not read
 
 
+@pytest.mark.extra("progress")
 def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gemlet.base.progress._DELAY", 0)
     gemlet.load(threads=1).close()

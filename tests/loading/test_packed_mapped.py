@@ -18,6 +18,8 @@ from gemlet.cli import main
 from gemlet.errors import InvalidRequestError
 from gemlet.weights.formats import PRESETS
 
+pytestmark = pytest.mark.tier
+
 
 def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:
     """The memory of a packed model is the file's: resident, but none of this process alone."""

@@ -203,7 +203,7 @@ def test_files_are_compared_with_a_warning(tmp_path: Path) -> None:
     lines = {line.split("|")[1].strip(): line for line in output.splitlines() if line.startswith("| ")}
     assert "B faster" in lines["tg4"]
     assert "no difference shown" in lines["pp8"]
-    assert "not measured in turns" in output
+    assert "measured at different times" in output
     assert "tier: avx2 / amx" in output
 
 

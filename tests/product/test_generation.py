@@ -15,6 +15,8 @@ import pytest
 import gemlet
 from gemlet.errors import ContextLengthError, InvalidRequestError, ModelClosedError
 
+pytestmark = pytest.mark.tier
+
 PROMPT = "The door opened"
 
 

@@ -20,6 +20,8 @@ from support.processes import run_python
 import gemlet
 from gemlet import _core
 
+pytestmark = pytest.mark.tier
+
 FORKS = """
     import os, signal, sys, threading, time, warnings
     import gemlet

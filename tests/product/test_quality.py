@@ -19,6 +19,8 @@ from support.paths import ROOT
 
 import gemlet
 
+pytestmark = pytest.mark.tier
+
 LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}  # KL divergence to f32 weights, nats per token
 CHUNK, CHUNKS = 512, 8
 

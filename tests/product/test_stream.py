@@ -13,6 +13,8 @@ from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation import Chunk, TextStream
 from gemlet.generation.stream import PREFILL_CHUNK
 
+pytestmark = pytest.mark.tier
+
 
 class ScriptedSequence:
     """A context whose "model" answers the next tokens of a script."""

@@ -6,10 +6,10 @@ import random
 from functools import cache
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from support.extras import optional
 from support.paths import DATA
+
+jinja2 = optional("jinja2")
 
 TEMPLATES = DATA / "chat_templates"
 
@@ -35,7 +35,7 @@ def template_text(name: str) -> str:
 @cache
 def compiled(text: str) -> jinja2.Template:
     """A chat template as transformers compiles it."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = optional("jinja2.sandbox").ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
 

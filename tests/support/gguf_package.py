@@ -11,14 +11,15 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from support.extras import optional
 from support.gguf_models import ARCHITECTURES, Tensors, head_dims, kv_heads, sliding_layers, text_part
 
+gguf = optional("gguf")
+
 MARKERS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-ARCHITECTURE = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
 def write_with_package(config: dict[str, Any], tensors: Tensors, path: Path, **arguments: Any) -> Path:
@@ -57,7 +58,8 @@ def convert_names(config: dict[str, Any], tensors: Tensors, family: str) -> Tens
     """The text part's tensors under the names that the package maps theirs to, norms and stacks as the
     converter has them."""
     text = text_part(config)
-    names = gguf.get_tensor_name_map(ARCHITECTURE[family], text["num_hidden_layers"])
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(architecture, text["num_hidden_layers"])
     adds_one = family in ("gemma", "gemma2", "gemma3", "gemma-embedding")
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
     converted: Tensors = {}

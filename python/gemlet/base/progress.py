@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.errors import InvalidRequestError, missing_extra
 
 __all__ = ["Progress", "check_progress", "reporting"]
 
@@ -22,7 +22,7 @@ def check_progress(progress: Progress) -> None:
     """Raises :class:`InvalidRequestError` for what is no ``progress`` argument, :class:`UnsupportedError` for
     True without tqdm."""
     if progress is True and _tqdm() is None:
-        raise UnsupportedError("progress=True needs tqdm: pip install 'gemlet[progress]', or leave it None")
+        raise missing_extra("progress=True", "progress")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequestError(f"progress is {progress!r}; expected None, True, False or a function")
 

@@ -138,7 +138,7 @@ def _add_download(commands: Any) -> None:
         "download",
         help="fetch a model from the hub",
         description="Fetch the files of a model that gemlet reads from the Hugging Face hub into its cache "
-        "and print their folder, or the path of a GGUF file. Needs pip install 'gemlet[hub]'.",
+        "and print their folder, or the path of a GGUF file. Needs the extra 'hub'.",
     )
     parser.add_argument(
         "name", metavar="NAME", help="as on the hub: google/gemma-3-1b-it, or OWNER/REPO:FILE.gguf"

@@ -1,7 +1,7 @@
 """Models by their names on the Hugging Face hub: :func:`download`.
 
-What reaches for the network is huggingface_hub, an extra (``pip install 'gemlet[hub]'``), with its cache, its
-settings and its login.
+Only huggingface_hub, of the extra ``hub``, reaches for the network. Its cache, its settings and its login
+apply.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from gemlet.checkpoint.gguf_files import gguf_models, split_names
-from gemlet.errors import HubError, InvalidRequestError, UnsupportedError
+from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
 
 __all__ = ["download", "is_repository"]
@@ -118,9 +118,7 @@ def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
         )
     check_access(revision, token)
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise UnsupportedError(
-            f"{name}: no such folder; to download a model of this name: pip install 'gemlet[hub]'"
-        )
+        raise missing_extra(f"{name}: no such folder; downloading a model of this name", "hub")
     match = _NAME.fullmatch(name)
     repository, file = match.groups() if match else (name, None)
     names, is_here = _list_files(repository, revision, token)

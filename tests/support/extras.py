@@ -1,0 +1,57 @@
+"""The extras of pyproject.toml, and which of their packages are not installed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+from support.paths import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest needs it there too
+
+
+def extras() -> dict[str, list[str]]:
+    """Name of each extra -> the packages it lists, without those of other extras that it includes."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed: dict[str, list[str]] = project["optional-dependencies"]
+    return {
+        extra: [name for name in map(package_name, requirements) if name != project["name"]]
+        for extra, requirements in listed.items()
+    }
+
+
+def package_name(requirement: str) -> str:
+    """The name in front of extras, versions and conditions.
+
+    >>> package_name("ray[serve,data]>=2.50")
+    'ray'
+    """
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+
+
+def optional(module: str) -> Any:
+    """The module, or None where its package is not installed; tests that use it have the marker ``extra``."""
+    return import_module(module) if find_spec(module.partition(".")[0]) else None
+
+
+def why_absent(extra: str) -> str | None:
+    """Which packages of the extra are not installed, and how to install them; None if all are there."""
+    absent = [package for package in extras()[extra] if not is_installed(package)]
+    if not absent:
+        return None
+    return f"needs {', '.join(absent)} of the extra '{extra}': pip install '.[{extra}]'"
+
+
+def is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
