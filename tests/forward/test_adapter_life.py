@@ -52,10 +52,10 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         assert 0 < free._core_model.adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        model._spare_memory = scratch + size[first] - 1  # the process itself may have grown
+        model._adapters.spare_memory = scratch + size[first] - 1  # the process itself may have grown
         with pytest.raises(MemoryLimitError, match=f"{first}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / first)
-        model._spare_memory = scratch + size[first] + size[second] - 1
+        model._adapters.spare_memory = scratch + size[first] + size[second] - 1
         assert model.load_adapter(ADAPTERS / first).memory_bytes == size[first]
         with pytest.raises(MemoryLimitError, match=f"{second}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / second)
@@ -63,7 +63,7 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         model.unload_adapter(first)
         model.load_adapter(ADAPTERS / second)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        assert 0 < model._spare_memory <= 64 << 20  # type: ignore[operator]
+        assert 0 < model._adapters.spare_memory <= 64 << 20  # type: ignore[operator]
         for name in ON_270M:
             model.load_adapter(ADAPTERS / name)
 
@@ -107,7 +107,7 @@ def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model
 def test_what_a_stream_still_uses_is_not_given_out_again(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     first = model.load_adapter(ADAPTERS / "gemma3-plain", "first")
-    model._spare_memory = model._adapter_scratch + first.memory_bytes
+    model._adapters.spare_memory = model._adapters.scratch + first.memory_bytes
     stream = model.stream(ids, adapter="first", max_tokens=2)
     model.unload_adapter("first")
     with pytest.raises(MemoryLimitError, match="max_memory leaves 0 kB"):
@@ -125,7 +125,7 @@ def test_loads_at_the_same_time_share_neither_room_nor_name(
     size = model.load_adapter(path, "measured").memory_bytes
     model.unload_adapter("measured")
     if names[0] != names[1]:
-        model._spare_memory = model._adapter_scratch + size
+        model._adapters.spare_memory = model._adapters.scratch + size
     errors: list[gemlet.GemletError] = []
 
     def load_second() -> None:

@@ -38,7 +38,7 @@ def difference(got: Floats, expected: Floats) -> float:
 
 
 def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
-    return model._find_adapter(name)
+    return model._adapters.find(name)
 
 
 def write_adapter(folder: Path, config: Any, tensors: dict[str, NDArray[Any]]) -> Path:

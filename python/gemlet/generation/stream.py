@@ -225,6 +225,14 @@ class TextStream:
             self._sequence.close()
 
 
+def run_to_end(stream: TextStream) -> Generation:
+    """What the stream gives in all."""
+    with stream:
+        for _ in stream:
+            pass
+    return stream.result
+
+
 def _chunk(events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:
     text = "".join(event.text for event in events if isinstance(event, Content))
     return Chunk(text, list(token_ids), reason, events)
