@@ -14,8 +14,8 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kInterleave = 3;  // MPOL_INTERLEAVE of linux/mempolicy.h
 
-// Spreads the pages over all NUMA nodes: any thread may read any of them, since tasks are claimed as they come. Where
-// the system does not let us, they lie where they are touched first.
+// Spreads the pages over all NUMA nodes, because any thread may read any of them: no task belongs to a certain thread.
+// If the system does not allow it, a page lies on the node that touches it first.
 void spread(void* memory, size_t bytes) {
   static const uint64_t nodes = memory_nodes();
   if (std::popcount(nodes) < 2) return;
@@ -24,8 +24,8 @@ void spread(void* memory, size_t bytes) {
 }
 }  // namespace
 
-// Anonymous mappings rather than malloc: they arrive zeroed without a pass over the memory, and munmap gives them back
-// to the system at once, which close() promises.
+// The memory is an anonymous mapping instead of malloc's. The system hands it out zeroed, without a pass over it, and
+// munmap returns it to the system at once, which Model::close() promises.
 AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -1,4 +1,4 @@
-// Owned memory, zeroed, aligned to a cache line (large buffers: to a page, with huge pages asked for). Move-only.
+// Owned memory: zeroed, aligned to a page, move-only. Large buffers ask the system for huge pages.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace gemlet {
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t bytes);  // throws Error{kMemory} if the machine has no room
+  explicit AlignedBuffer(size_t bytes);  // throws kMemory if the system has no room
   ~AlignedBuffer();
   AlignedBuffer(AlignedBuffer&& other) noexcept { swap(other); }
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {

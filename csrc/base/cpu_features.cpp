@@ -14,11 +14,11 @@ namespace gemlet {
 namespace {
 
 constexpr uint64_t kXcr0Avx = 0x6;      // SSE and AVX registers
-constexpr uint64_t kXcr0Avx512 = 0xe6;  // plus opmask and the upper ZMM halves
+constexpr uint64_t kXcr0Avx512 = 0xe6;  // also mask registers and the upper halves of ZMM registers
 constexpr uint64_t kXcr0Amx = 0x60000;  // tile configuration and tile data
 
 #if defined(GEMLET_NO_AMX)
-constexpr bool kAmxKernels = false;  // the compiler does not know it
+constexpr bool kAmxKernels = false;  // the compiler does not know AMX
 #else
 constexpr bool kAmxKernels = true;
 #endif
@@ -36,7 +36,7 @@ constexpr TierEntry kTiers[] = {
 constexpr const TierEntry& entry_of(Tier tier) { return kTiers[static_cast<size_t>(tier)]; }
 
 #if defined(__x86_64__)
-// Linux keeps the 8 KB of tile registers from a process until it asks for them (Documentation/arch/x86/xstate.rst).
+// Linux lets a process use the tile registers (8 KB) only after it has asked (Documentation/arch/x86/xstate.rst).
 bool request_amx() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -79,7 +79,7 @@ CpuFacts detect_cpu() {
   }
   facts.amx_granted = facts.amx_tile && (facts.xcr0 & kXcr0Amx) == kXcr0Amx && request_amx();
 #elif defined(__aarch64__)
-  // Linux tells what all cores have and what it supports itself.
+  // Linux reports what all cores have and what it supports itself.
   facts.asimd = getauxval(AT_HWCAP) & HWCAP_ASIMD;
   facts.asimddp = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
   facts.i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;

@@ -1,5 +1,6 @@
-// Which instruction sets this process may use: what the CPU has (CPUID, HWCAP), what the operating system saves (XCR0)
-// and what it grants (AMX tile data). A CPU flag without the operating system's support counts as absent.
+// Which instruction sets this process may use. That depends on what the CPU has (CPUID, HWCAP), which registers the
+// operating system saves (XCR0) and what it grants (AMX tile data). A CPU feature that the operating system does not
+// support counts as absent.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,10 @@
 
 namespace gemlet {
 
-// Kernel tiers: X(identifier, name, the tier it contains). A machine that has a tier has those it contains, all down to
-// scalar, and a kernel missing in a tier comes from the nearest of these. The highest tier that a machine has is the
-// last of its tiers in this list. Not one chain: AVX-512 machines need not have AVX-VNNI, nor the other way round.
-// amx_emulated is for tests of builds with GEMLET_EMULATE_AMX: AMX in plain C++.
+// Kernel tiers: X(identifier, name, the tier it contains). A machine that has a tier also has the tier that it
+// contains, and so on down to scalar. A kernel that a tier lacks comes from the nearest of these. The highest tier of a
+// machine is the last of its tiers in this list. The tiers are not one chain: a machine with AVX-512 need not have
+// AVX-VNNI, and the reverse. amx_emulated is AMX in plain C++, for tests of builds with GEMLET_EMULATE_AMX.
 #define GEMLET_TIERS(X)                 \
   X(Scalar, scalar, Scalar)             \
   X(AmxEmulated, amx_emulated, Scalar)  \
@@ -33,27 +34,27 @@ enum class Tier {
 #undef GEMLET_DECLARE_TIER
 };
 
-// Raw facts, injectable by tests.
+// What the CPU and the operating system report. Tests make up their own.
 struct CpuFacts {
   bool sse2 = false, avx = false, f16c = false, fma = false, avx2 = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false, avx512vnni = false, avx512bf16 = false;
   bool avxvnni = false, amx_tile = false, amx_int8 = false, amx_bf16 = false;
-  bool amx_granted = false;                           // the operating system lets this process use the tile registers
-  bool amx_emulated = false;                          // the library has it
-  bool asimd = false, asimddp = false, i8mm = false;  // Arm: NEON; sdot and udot; smmla and usdot
+  bool amx_granted = false;                           // the operating system lets this process use tile registers
+  bool amx_emulated = false;                          // this build has the tier amx_emulated
+  bool asimd = false, asimddp = false, i8mm = false;  // 64-bit Arm: NEON; sdot and udot; smmla and usdot
   bool osxsave = false;
-  uint64_t xcr0 = 0;  // state components the operating system saves: bits 1,2 = SSE, AVX; 5..7 = AVX-512; 17,18 = AMX
+  uint64_t xcr0 = 0;  // registers that the operating system saves; bits 1-2: SSE, AVX; 5-7: AVX-512; 17-18: AMX
 };
 
 CpuFacts detect_cpu();
 
-// True if `facts` allow the kernels of `tier` to run.
+// Whether a machine with these `facts` can run the kernels of `tier`.
 bool tier_supported(const CpuFacts& facts, Tier tier);
 
-// True if a machine with `tier` has `other` too: they are the same, or `tier` contains it.
+// Whether a machine with `tier` also has `other`: they are the same, or `tier` contains it.
 bool tier_includes(Tier tier, Tier other);
 
-// Tiers that `facts` allow, in the order of GEMLET_TIERS; kScalar is always there.
+// The tiers that a machine with these `facts` can run, in the order of GEMLET_TIERS. kScalar is always among them.
 std::vector<Tier> supported_tiers(const CpuFacts& facts);
 
 std::string_view tier_name(Tier tier);
@@ -64,8 +65,8 @@ struct TierChoice {
   std::string reason;
 };
 
-// The last supported tier, or the one that GEMLET_CPU names. Throws kUnsupported when GEMLET_CPU names an unknown
-// tier or one this machine lacks: a forced tier is the one that runs, never silently another.
+// Returns the tier that `forced` (the value of GEMLET_CPU) names, or the highest one if it is null or empty. Throws
+// kUnsupported if the machine lacks that tier or if there is none of that name: a forced tier never becomes another.
 TierChoice choose_tier(const CpuFacts& facts, const char* forced);
 
 }  // namespace gemlet

@@ -24,8 +24,8 @@ std::string read_line(const std::string& path) {
   return line;
 }
 
-// CPUs granted by one cgroup directory; 0 if it sets no quota. Version 2 has "quota period" in cpu.max, version 1 two
-// files.
+// CPUs that one cgroup directory grants; 0 if it sets no quota. Version 2 writes "quota period" into cpu.max, version 1
+// has a file for each.
 double quota_of(const std::string& directory) {
   std::istringstream v2(read_line(directory + "/cpu.max"));
   std::string quota;
@@ -36,11 +36,11 @@ double quota_of(const std::string& directory) {
   return v1_quota > 0 && v1_period > 0 ? v1_quota / v1_period : 0;
 }
 
-// Calls visit(directory) for this process's cgroup of `controller` and all above it.
+// Calls visit(directory) for this process's cgroup of `controller` and for all cgroups above it.
 template <typename Visit>
 void for_each_cgroup(const std::string& files, const std::string& controller, const Visit& visit) {
-  std::ifstream self(files +
-                     "/proc/self/cgroup");  // lines "hierarchy:controllers:path"; version 2 names no controllers
+  // Lines "hierarchy:controllers:path"; version 2 names no controllers.
+  std::ifstream self(files + "/proc/self/cgroup");
   std::string line;
   while (std::getline(self, line)) {
     const size_t first = line.find(':');
@@ -70,7 +70,7 @@ int cgroup_quota(const std::string& files) {
   return tightest > 0 ? std::max(1, static_cast<int>(std::ceil(tightest - 1e-6))) : 0;
 }
 
-// A number of bytes from a file that may say "max" or be missing; `otherwise` then.
+// The number of bytes that a file holds; `otherwise` if it says "max" or does not exist.
 int64_t read_bytes(const std::string& path, int64_t otherwise) {
   std::istringstream line(read_line(path));
   int64_t bytes = 0;
@@ -91,10 +91,10 @@ CpuLimits detect_cpu_limits(const std::string& files) {
       if (!CPU_ISSET(cpu, &mask)) continue;
       const std::string topology = files + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
       std::string core = read_line(topology + "core_id");
-      if (core.empty()) core = "cpu" + std::to_string(cpu);  // no topology: count it as a core of its own
+      if (core.empty()) core = "cpu" + std::to_string(cpu);  // no topology: this CPU counts as a core of its own
       cores.emplace(read_line(topology + "physical_package_id"), core);
     }
-  } else {  // more CPUs than cpu_set_t holds
+  } else {  // there are more CPUs than cpu_set_t holds
     limits.affinity = std::max<int>(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
   }
   limits.physical_cores = cores.empty() ? limits.affinity : static_cast<int>(cores.size());
@@ -139,7 +139,7 @@ int64_t available_memory(const std::string& files) {
                                    read_bytes(directory + "/memory.limit_in_bytes", INT64_MAX));
     if (limit == INT64_MAX) return;
     std::ifstream stat(directory + "/memory.stat");
-    int64_t bytes = 0, used = 0;  // by processes: what files fill is given back when needed
+    int64_t bytes = 0, used = 0;  // by processes; the page cache does not count, as it is freed when memory is needed
     while (stat >> key >> bytes) {
       if (key == "anon" || key == "total_rss") used = bytes;
     }

@@ -1,4 +1,4 @@
-// How many threads and how much memory this process may really use.
+// How many threads and how much memory this process may use.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,11 @@ namespace gemlet {
 
 struct CpuLimits {
   int affinity = 1;        // CPUs in the process's affinity mask
-  int cgroup_quota = 0;    // CPUs that the cgroup's quota pays for, rounded up; 0 = no quota
-  int physical_cores = 1;  // distinct cores among the CPUs of the affinity mask
+  int cgroup_quota = 0;    // CPUs that the cgroup's quota allows, rounded up; 0: no quota
+  int physical_cores = 1;  // different cores among the CPUs of the affinity mask
 };
 
-// What the system says below `files`: nothing but in tests.
+// Reads /proc and /sys. Tests keep these folders elsewhere, in `files`.
 CpuLimits detect_cpu_limits(const std::string& files = "");
 
 struct ThreadChoice {
@@ -20,18 +20,18 @@ struct ThreadChoice {
   std::string reason;
 };
 
-// min(affinity, quota, physical cores), and which of the three decided.
+// min(affinity, quota, physical cores), and a text that names the three.
 ThreadChoice default_threads(const CpuLimits& limits);
 
-// Which of the first 64 NUMA nodes have memory, as bits; and the reading of lists like "0-1,4" that says so.
+// Which of the first 64 NUMA nodes have memory, one bit each. parse_nodes() reads the system's lists, like "0-1,4".
 uint64_t memory_nodes();
 uint64_t parse_nodes(const std::string& list);
 
-// Bytes of memory that this process may still take: the machine's available memory and the room under the cgroup's
-// limit, whichever is less.
+// Bytes of memory that this process may still take: the machine's available memory, or what the cgroup's limit leaves
+// if that is less.
 int64_t available_memory(const std::string& files = "");
 
-// Gives the system back what malloc keeps of freed memory, where malloc can.
+// Returns freed memory that malloc still holds to the system, if this malloc can.
 void return_free_memory();
 
 }  // namespace gemlet

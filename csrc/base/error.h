@@ -1,5 +1,5 @@
-// The core's one exception. The bindings map its code to a class of gemlet.errors; nothing in csrc/ prints, aborts or
-// exits.
+// The core's only exception. The bindings turn its code into a class of gemlet.errors. Nothing in csrc/ prints, aborts
+// or exits.
 #pragma once
 
 #include <sstream>
@@ -10,10 +10,10 @@
 namespace gemlet {
 
 enum class ErrorCode {
-  kConfig,          // ConfigError: a model configuration that cannot be
-  kModelFile,       // ModelFileError: a file that cannot be read any more
-  kTensor,          // TensorError: missing, extra, mis-shaped, non-finite
-  kInvalidRequest,  // InvalidRequestError: a caller's argument
+  kConfig,          // ConfigError: an impossible model configuration
+  kModelFile,       // ModelFileError: a file that can no longer be read
+  kTensor,          // TensorError: missing, unexpected, of another shape, not finite
+  kInvalidRequest,  // InvalidRequestError: a wrong argument
   kContextLength,   // ContextLengthError
   kUnsupported,     // UnsupportedError
   kClosed,          // ModelClosedError
@@ -30,7 +30,7 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
-// Throws Error with the arguments streamed into one message.
+// Throws an Error whose message is the arguments, one after the other.
 template <typename... Args>
 [[noreturn]] void fail(ErrorCode code, Args&&... args) {
   std::ostringstream out;

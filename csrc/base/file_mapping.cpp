@@ -57,12 +57,12 @@ void FileMapping::check() const {
 
 void FileMapping::read(const uint8_t* first, int64_t bytes, uint8_t* out) const {
   if (!read_fully(descriptor_, first - data_, bytes, out)) {
-    fail(ErrorCode::kModelFile, path_, ": cannot be read any more, or was cut short; load the model again");
+    fail(ErrorCode::kModelFile, path_, ": can no longer be read, or was cut short; load the model again");
   }
 }
 
-// The pages go from the page tables and the resident set; other bytes of the first and the last one are mapped again
-// when they are read.
+// The pages leave the page tables and the resident set. The first and the last one may hold other bytes too; these come
+// back when they are read.
 void FileMapping::drop(const uint8_t* first, int64_t bytes) const {
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(first) / page * page;

@@ -1,8 +1,8 @@
-// A file mapped read-only: its pages are the page cache's own, shared by every process that maps it.
+// A file mapped read-only. Its pages are those of the page cache, so all processes that map the file share them.
 //
-// What a mapping cannot do is report an error: a read beyond the end of a file that was cut short after mapping ends
-// the process with SIGBUS. So check() is called before each use. It leaves the moment of the use itself; a program that
-// replaces the file by renaming another over it, or unlinks it, is no danger at any moment.
+// A mapping cannot report an error: if the file is cut short after it was mapped, a read beyond its new end kills the
+// process with SIGBUS. Therefore check() is called before each use. A file that is cut short during a use still kills
+// the process. A program that removes the file or renames another one over it does no harm at any time.
 #pragma once
 
 #include <cstddef>
@@ -11,12 +11,12 @@
 
 namespace gemlet {
 
-// Fills `out` from byte `offset` of an open file. False if the file ends before or cannot be read.
+// Fills `out` from byte `offset` of an open file. Returns false if the file is too short or cannot be read.
 bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out);
 
 class FileMapping {
  public:
-  // Of the open file `descriptor`, which stays the caller's; `path` is for messages. Throws kModelFile.
+  // Maps the open file `descriptor`, which the caller still has to close. `path` is for messages. Throws kModelFile.
   FileMapping(int descriptor, std::string path);
   ~FileMapping();
   FileMapping(const FileMapping&) = delete;
@@ -29,11 +29,10 @@ class FileMapping {
   // Throws kModelFile if the file has become shorter than it was.
   void check() const;
 
-  // Copies `bytes` from `first` of the mapping through the file: no page of it becomes this process's, where one access
-  // to a mapping may bring megabytes. Throws kModelFile.
+  // Copies `bytes` from `first`, a place in the mapping, by reading the file. So no page enters this process's memory,
+  // while one access to the mapping may bring in megabytes. Throws kModelFile.
   void read(const uint8_t* first, int64_t bytes, uint8_t* out) const;
-  // Takes these bytes out of this process's memory; they may stay in the page cache, and are mapped again when they are
-  // used.
+  // Removes these bytes from this process's memory. They may stay in the page cache and come back when they are used.
   void drop(const uint8_t* first, int64_t bytes) const;
 
  private:

@@ -1,4 +1,5 @@
-// bf16 and IEEE half as bits. Not for instruction-set files: they use their own conversions.
+// Conversions between float32 and the bits of bf16 and IEEE half. Instruction-set files have their own and do not
+// include this header.
 #pragma once
 
 #include <bit>
@@ -8,7 +9,7 @@ namespace gemlet {
 
 inline float bf16_to_f32(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
-// Round to nearest even. NaN stays NaN.
+// Rounds to nearest, ties to even. NaN stays NaN.
 inline uint16_t f32_to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
@@ -24,14 +25,14 @@ inline float f16_to_f32(uint16_t half) {
   return sign ? -subnormal : subnormal;
 }
 
-// Round to nearest even; overflow becomes infinity.
+// Rounds to nearest, ties to even. What is too large becomes infinity.
 inline uint16_t f32_to_f16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {  // subnormal half: let the float adder do the rounding
+  if (magnitude < 0x38800000u) {  // subnormal: the addition of floats does the rounding
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0.5f)));
   }

@@ -15,13 +15,13 @@ uint32_t fork_generation() {
   return g_forks.load(std::memory_order_relaxed);
 }
 
-// A thread that works through a long prompt takes the model's mutex chunk after chunk; with a plain mutex it would get
-// it back every time before a waiting thread has woken up.
+// A thread with a long prompt locks the model's mutex for each chunk. With std::mutex it would get it back every time,
+// before a waiting thread has woken up.
 void ForkMutex::lock() {
   for (;;) {
     Node* node = node_.load();
     if (node->generation != fork_generation()) {
-      Node* fresh = new Node;  // the old one stays behind: it may be locked for ever
+      Node* fresh = new Node;  // the old one leaks: it may be locked for ever
       if (!node_.compare_exchange_strong(node, fresh)) delete fresh;
       continue;
     }

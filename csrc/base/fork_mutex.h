@@ -1,5 +1,5 @@
-// A mutex that is fair and survives fork(): who waits longest comes next, and in a child, where the thread that held it
-// does not exist, it starts out free.
+// A fair mutex that survives fork(). The thread that has waited longest gets it next. In a forked child it is free,
+// because the thread that held it does not exist there.
 #pragma once
 
 #include <atomic>
@@ -9,7 +9,7 @@
 
 namespace gemlet {
 
-// Changes in the child of every fork().
+// A number that changes in the child of every fork().
 uint32_t fork_generation();
 
 class ForkMutex {
@@ -27,8 +27,8 @@ class ForkMutex {
     uint32_t generation = fork_generation();
     std::mutex mutex;
     std::condition_variable turn;
-    uint64_t next = 0;     // ticket of the next to come
-    uint64_t serving = 0;  // ticket of the holder
+    uint64_t next = 0;     // the ticket that the next thread draws
+    uint64_t serving = 0;  // the ticket whose thread holds the mutex
   };
   std::atomic<Node*> node_;
 };

@@ -15,8 +15,8 @@
 namespace gemlet {
 namespace {
 
-// Long enough to bridge the gap between two operations of a forward pass (a few microseconds), short enough not to
-// steal a core from others when the model pauses.
+// Long enough for the gap between two operations of a forward pass, a few microseconds; short enough not to take a core
+// from other programs when the model pauses.
 constexpr int kSpins = 4000;
 
 inline void relax() {
@@ -29,15 +29,16 @@ inline void relax() {
 
 }  // namespace
 
-// Every thread has a share of a run, neighbouring tasks, and begins there; once it is done a thread helps the others.
-// So each streams one long stretch of the weights, which memory serves a fifth faster than stretches in turn.
+// Every thread begins with its own share of a run, which is neighbouring tasks, and then helps the others. So each
+// thread streams one long stretch of the weights, which is a fifth faster than if the threads took neighbouring tasks
+// alternately.
 //
-// A share is published as one word, (round, end, next), and a task is taken by counting `next` up with
-// compare-and-swap. A worker reads fn and context only after it has taken a task, and the caller does not return before
-// every taken task is done, so both are valid then. The caller never waits for a worker that has taken nothing: on a
-// busy machine a worker may be off its CPU for milliseconds, and a forward pass has hundreds of runs.
+// A share is one word: (round, end, next). A thread takes a task when it increments `next` by compare-and-swap. A
+// worker reads fn and context only after it has taken a task, and the caller returns only after every taken task is
+// done, so both are valid. The caller never waits for a worker that has taken no task: on a busy machine a worker may
+// be off its CPU for milliseconds, and a forward pass has hundreds of runs.
 struct ThreadPool::State {
-  static constexpr int kBits = 20;  // of `end` and of `next`; the rest counts rounds
+  static constexpr int kBits = 20;  // of `end` and of `next`; the other bits are the round
   static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
   struct alignas(64) Share {
     std::atomic<uint64_t> ticket{0};
@@ -48,17 +49,17 @@ struct ThreadPool::State {
   const void* context = nullptr;
   int64_t first_task = 0;
   std::vector<Share> shares;
-  alignas(64) std::atomic<uint32_t> round{0};  // changes with every run; workers sleep on it
+  alignas(64) std::atomic<uint32_t> round{0};  // changes with every run; sleeping workers wait for it
   alignas(64) std::atomic<int64_t> done{0};    // tasks finished in this round
   std::atomic<int64_t> tasks{0};               // of this round
-  std::atomic<int> used;                       // workers from this one on sleep on it
+  std::atomic<int> used;                       // workers from this number on sleep until it changes
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 
   State(int threads, int used_threads) : shares(static_cast<size_t>(threads)), used(used_threads) {
     try {
       for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
-    } catch (const std::exception&) {  // the system grants no more threads
+    } catch (const std::exception&) {  // the system has no more threads
       const size_t started = workers.size();
       join();
       fail(ErrorCode::kMemory, "cannot start ", threads, " threads, only ", started + 1, "; ask for fewer");
@@ -75,7 +76,7 @@ struct ThreadPool::State {
     for (std::thread& worker : workers) worker.join();
   }
 
-  // 0: no longer anybody in particular; all wake up.
+  // 0 wakes all of them up.
   void use(int threads) {
     used.store(threads, std::memory_order_release);
     used.notify_all();
@@ -100,7 +101,7 @@ struct ThreadPool::State {
     }
   }
 
-  // Returns once `value` differs from `seen`: spins, then sleeps.
+  // Returns when `value` differs from `seen`. Spins, then sleeps.
   template <typename T>
   static void wait_for_change(const std::atomic<T>& value, T seen) {
     for (int spin = 0; spin < kSpins; ++spin) {

@@ -1,7 +1,7 @@
-// A standing pool of worker threads. run() hands out task indices 0..tasks-1; the caller works along and returns when
-// all are done. Which thread runs which task is not fixed, so a task's result must not depend on it: that is what makes
-// results equal for every number of threads. Workers spin briefly between runs, then sleep. Safe after fork: the
-// child's pool starts anew.
+// A pool of worker threads. run() runs tasks 0 to tasks - 1 on the workers and on the calling thread, and returns when
+// all are done. Any thread may run any task, so the result of a task must not depend on the thread: therefore results
+// are equal for every number of threads. Workers spin briefly between runs, then sleep. After a fork the child starts
+// workers of its own.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +18,11 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // From now on runs use the first `threads` of them; the others sleep. 1 to threads().
+  // From now on runs use the first `threads` threads, 1 to threads(). The others sleep.
   void use(int threads);
 
-  // Calls fn(task, thread) for every task in [0, tasks). fn must not throw. One run at a time: the owner serialises.
+  // Calls fn(task, thread) for every task in [0, tasks). fn must not throw. The caller makes sure that only one run is
+  // in progress.
   template <typename Fn>
   void run(int64_t tasks, const Fn& fn) {
     run_erased(tasks, &fn,
@@ -35,7 +36,7 @@ class ThreadPool {
   struct State;
   int threads_;
   int used_;
-  State* state_;  // raw: after a fork the child abandons the parent's state, whose threads do not exist there
+  State* state_;  // not owned by a smart pointer: a forked child leaks the parent's, whose threads do not exist there
 };
 
 }  // namespace gemlet

@@ -10,6 +10,7 @@
 #include "bindings/bindings.h"
 #include "formats/quantize.h"
 #include "formats/repack.h"
+#include "formats/source_rows.h"
 #include "kernels/registry.h"
 
 namespace py = pybind11;
@@ -151,7 +152,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
                             : element == 2 ? table.kv_store_bf16
                                            : table.kv_store_int8;
   const auto kernel = element == 4 ? table.attention_f32 : element == 2 ? table.attention_bf16 : table.attention_int8;
-  const int64_t blocks = (tokens + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
+  const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
   const size_t block_bytes = static_cast<size_t>(kernels::kv_head_bytes(dim, element));
   std::vector<AlignedBuffer> storage;
   std::vector<const uint8_t*> pointers;
@@ -160,8 +161,8 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
     pointers.push_back(storage.back().data());
   }
   for (int64_t t = 0; t < tokens; ++t) {
-    const kernels::KvStoreArgs store = {keys.data(t, 0), values.data(t, 0), dim, t % kernels::kKvBlockTokens,
-                                        storage[static_cast<size_t>(t / kernels::kKvBlockTokens)].data()};
+    const kernels::KvStoreArgs store = {keys.data(t, 0), values.data(t, 0), dim, t % kKvBlockTokens,
+                                        storage[static_cast<size_t>(t / kKvBlockTokens)].data()};
     store_kernel(store);
   }
   py::array_t<float> out({rows, dim});
@@ -208,9 +209,6 @@ py::array_t<float> rowwise(const std::string& tier, const std::string& operation
     table.softcap(scalar, dim, to);
   } else if (operation == "rope") {
     table.rope(other.data(), third.data(), scalar, dim, to);
-  } else if (operation == "exp_sum") {
-    const float sum = table.exp_sum(x.data(), scalar, dim, to);
-    for (int64_t i = 0; i < dim; ++i) to[i] /= sum;
   } else if (operation == "row_max") {
     std::fill_n(to, dim, table.row_max(x.data(), dim));
   } else {

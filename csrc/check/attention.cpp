@@ -16,7 +16,6 @@ namespace gemlet::check {
 namespace {
 
 using kernels::AttentionArgs;
-using kernels::kKvBlockTokens;
 
 constexpr double kSteps = 127 * 254;
 constexpr double kNormal = 0x1p-126;  // below it bf16 products may count numbers as zero

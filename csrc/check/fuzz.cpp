@@ -29,6 +29,7 @@
 #include "formats/quantize.h"
 #include "formats/repack.h"
 #include "formats/row_table.h"
+#include "formats/source_rows.h"
 #include "model/adapter.h"
 #include "model/builder.h"
 

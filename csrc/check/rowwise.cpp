@@ -91,20 +91,6 @@ const Operation kOperations[] = {
            low ? std::fabs(a * cosine) + std::fabs(b * sine) : std::fabs(b * cosine) + std::fabs(a * sine);
        bound = 4 * kUnit * size * o.scalar + 4 * kTiny;
      }},
-    {"exp_sum", 80, 0,
-     [](const KernelTable& table, const Operands& o, const float* x, const float*, const float*, float* out) {
-       const int64_t dim = static_cast<int64_t>(o.x.size());
-       const float sum = table.exp_sum(x, o.scalar, dim, nullptr);
-       if (sum != table.exp_sum(x, o.scalar, dim, out)) failed("the sum depends on whether the values are wanted");
-       for (int64_t i = 0; i < dim; ++i) out[i] /= sum;
-     },
-     [](const Operands& o, int64_t i, double& value, double& bound) {
-       double sum = 0;
-       for (const float x : o.x) sum += std::exp(static_cast<double>(x - o.scalar));
-       value = std::exp(static_cast<double>(o.x[static_cast<size_t>(i)] - o.scalar)) / sum;
-       // below e^-87.3 the vectors give 0
-       bound = (2 * kExp + static_cast<double>(o.x.size() + 4) * kUnit) * value + 1.3e-38 / sum + 2 * kTiny;
-     }},
     {"row_max", 1e30, 0,
      [](const KernelTable& table, const Operands& o, const float* x, const float*, const float*, float* out) {
        std::fill_n(out, o.x.size(), table.row_max(x, static_cast<int64_t>(o.x.size())));
@@ -120,7 +106,6 @@ Operands make_operands(const Operation& operation, int64_t dim, Kind kind, uint6
   Operands o = {numbers(random, kind, 1, dim, operation.largest), numbers(random, Kind::kNormal, 1, dim, 1e30),
                 numbers(random, kind, 1, dim, operation.largest), operation.scalar};
   const std::string_view name = operation.name;
-  if (name == "exp_sum") o.scalar = *std::max_element(o.x.begin(), o.x.end());
   if (name == "rope") {
     o.x.insert(o.x.end(), o.third.begin(), o.third.end());
     for (size_t i = 0; i < o.third.size(); ++i) {
@@ -187,7 +172,7 @@ void check_rowwise(std::string_view name, const Tiers& tiers) {
       for (const int64_t dim : {7, 16, 33, 64, 129, 640, 2561}) check(operation, dim, kind, 77, tiers);
     }
     // Logits are scanned elsewhere before their largest is asked for.
-    if (name != "row_max" && name != "exp_sum") check_not_finite(operation, tiers);
+    if (name != "row_max") check_not_finite(operation, tiers);
     return;
   }
   failed("not an operation that check/rowwise.cpp knows");

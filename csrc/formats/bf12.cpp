@@ -10,17 +10,15 @@ namespace {
 
 constexpr int kLineWords = 32;
 constexpr int kLines = kBf12Words / kLineWords;
-constexpr int kCodes = 15;  // of exponents; code 0 is exponent 0
-constexpr uint16_t kKept = 0x807f;
+constexpr int kCodes = 15;  // for exponents other than 0
 constexpr uint16_t kExponent = 0x7f80;
-constexpr uint16_t kCode = 0x0780;
 constexpr int kInfinite = 255;
 
 uint16_t swapped(uint16_t word) { return static_cast<uint16_t>(word << 8 | word >> 8); }
 
-// The first of the 15 exponents that hold the most weights of a row. 0 if one is not finite.
+// The first of those 15 consecutive exponents that cover the most weights of a row. 0 if a weight is not finite.
 int first_exponent(const float* row, int64_t cols) {
-  constexpr int kChains = 4;  // counters that do not wait for each other
+  constexpr int kChains = 4;  // separate counters, so that no increment waits for another
   uint32_t counts[kChains][256] = {};
   for (int64_t c = 0; c < cols; ++c) ++counts[c % kChains][f32_to_bf16(row[c]) >> 7 & 255];
   const auto count = [&](int exponent) {
@@ -69,7 +67,7 @@ bool pack_bf12(const float* rows, int64_t row_count, int64_t cols, uint8_t* pane
   std::memset(exceptions.out, 0, static_cast<size_t>(bf12_exception_bytes(cols)));
   uint8_t* out = panel + sizeof bases;
   for (int64_t first = 0; first < cols; first += kBf12Columns, out += kBf12SuperblockBytes) {
-    const int64_t width = std::min(kBf12Columns, cols - first);
+    const int64_t width = std::min<int64_t>(kBf12Columns, cols - first);
     uint16_t words[kLines][kLineWords] = {};
     for (int64_t r = 0; r < row_count; ++r) {
       for (int64_t c = 0; c < width; ++c) words[c / 2][r * 2 + c % 2] = f32_to_bf16(rows[r * cols + first + c]);
@@ -93,8 +91,8 @@ bool pack_bf12(const float* rows, int64_t row_count, int64_t cols, uint8_t* pane
     uint16_t packed[3][kLineWords];
     for (int i = 0; i < kLineWords; ++i) {
       for (int pair = 0; pair < 2; ++pair) {
-        packed[pair][i] = static_cast<uint16_t>((words[2 * pair][i] & kKept) |
-                                                swapped(static_cast<uint16_t>(words[2 * pair + 1][i] & kKept)));
+        packed[pair][i] = static_cast<uint16_t>((words[2 * pair][i] & kBf12Kept) |
+                                                swapped(static_cast<uint16_t>(words[2 * pair + 1][i] & kBf12Kept)));
       }
       packed[2][i] = static_cast<uint16_t>(codes[0][i] | codes[1][i] << 4 | codes[2][i] >> 4 | swapped(codes[3][i]));
     }
@@ -113,11 +111,11 @@ void expand_bf12(const uint8_t* panel, int64_t cols, int64_t superblock, uint16_
     const int codes[kLines] = {code, code >> 4, code << 4, swapped(code)};
     for (int line = 0; line < kLines; ++line) {
       const uint16_t kept = line % 2 == 0 ? packed[line / 2][i] : swapped(packed[line / 2][i]);
-      const int exponent = (codes[line] & kCode) == 0 ? 0 : (codes[line] & kCode) + bases[i];
-      words[line * kLineWords + i] = static_cast<uint16_t>((kept & kKept) | exponent);
+      const int exponent = (codes[line] & kBf12Code) == 0 ? 0 : (codes[line] & kBf12Code) + bases[i];
+      words[line * kLineWords + i] = static_cast<uint16_t>((kept & kBf12Kept) | exponent);
     }
   }
-  // A panel may come from a damaged file: nothing here is trusted to be in order.
+  // The panel may come from a damaged file, so neither the count nor the order of the list is trusted.
   const uint8_t* const list = panel + bf12_exceptions_at(cols);
   uint32_t count;
   std::memcpy(&count, list, 4);
@@ -126,7 +124,7 @@ void expand_bf12(const uint8_t* panel, int64_t cols, int64_t superblock, uint16_
     std::memcpy(&entry, list + 4 + 4 * i, 4);
     if ((entry >> 8) / kBf12Words != static_cast<uint64_t>(superblock)) continue;
     uint16_t& word = words[(entry >> 8) % kBf12Words];
-    word = static_cast<uint16_t>((word & kKept) | (entry & 255) << 7);
+    word = static_cast<uint16_t>((word & kBf12Kept) | (entry & 255) << 7);
   }
 }
 

@@ -1,31 +1,33 @@
-// The closed set of weight formats and the one packed layout they share.
+// The closed set of weight formats, and the one packed layout that they share.
 //
-// A matrix W [rows, cols] (y = W x) is stored as panels of 16 rows. Inside a panel the unit is a line of 64 bytes: 16
-// rows x 4 bytes of consecutive columns, that is 1 column of f32, 2 of bf16, 4 of q8 or 8 of q4:
+// A matrix W [rows, cols] (y = W x) is stored as panels of 16 rows. The unit inside a panel is a line of 64 bytes: 16
+// rows x 4 bytes of consecutive columns. So a line holds 1 column of f32, 2 of bf16, 4 of q8 or 8 of q4.
 //
-//   f32   line j: byte 4r..4r+3 of row r = W[r][j]
-//   bf16  line j: W[r][2j], W[r][2j+1]
-//   q8    superblock of 64 columns = 2 x 16 f16 scales (64 bytes: first block's 16 rows, then the second's), then 16
-//   lines;
-//         line j: W[r][4j .. 4j+3] as q + 128 (unsigned), q in [-128, 127], value = q * scale; no -128 from quantizing,
-//         but GGUF may have it
-//   q4    superblock of 64 columns = 64 bytes of scales as above, then 2 x 4 lines; line j of a block of 32 columns:
-//   low
-//         nibbles W[r][4j .. 4j+3], high nibbles W[r][16+4j .. 16+4j+3], each q + 8, q in [-8, 7], value = q * scale;
-//         no scale is zero, as kernels add to its exponent: zeros have q = 0 and the least scale
-//   bf12  bf16 without loss, its exponents as codes of four bits. A line of 16-bit words at the places r * 2 + c % 2:
-//         the base of row r, twice. Then superblocks of 8 columns, four lines of bf16 in three of words at these
-//         places:
-//           sign and mantissa of bf16's line 0 in bits 15 and 6-0, of line 1 there once the word's bytes are swapped
-//           the same of lines 2 and 3
-//           the codes of lines 0, 1, 2 and 3 in bits 10-7, 14-11, 6-3, and 10-7 once the bytes are swapped
-//         The exponent is 0 for code 0, else base / 128 + code. Behind them the exceptions, weights with any other
-//         exponent: their count, at most most_bf12_exceptions(), and for each, ascending, its exponent + 256 * its
-//         place among the words of the panel in bf16; 32 bits each.
+//   f32   Line j: bytes 4r to 4r + 3 are W[r][j].
+//   bf16  Line j: W[r][2j] and W[r][2j + 1].
+//   q8    A superblock is 64 columns: 64 bytes of scales, then 16 lines. The scales are f16, 16 rows of the first block
+//         of 32 columns, then 16 rows of the second.
+//         Line j: W[r][4j] to W[r][4j + 3] as q + 128, an unsigned byte. q is in [-128, 127] and the weight is
+//         q * scale. Our own quantization never makes -128, but GGUF may hold it.
+//   q4    A superblock is 64 bytes of scales as above, then 4 lines for each of its two blocks.
+//         Line j of a block: W[r][4j] to W[r][4j + 3] in the low halves of the bytes, W[r][16 + 4j] to
+//         W[r][16 + 4j + 3] in the high halves, each as q + 8. q is in [-8, 7] and the weight is q * scale.
+//         No scale is zero, because kernels add to its exponent: a block of zeros has q = 0 and the least scale.
+//   bf12  bf16 without loss, where the exponent is a code of four bits. A panel begins with a line of 16-bit words that
+//         holds the base of row r at the places 2r and 2r + 1. Superblocks of 8 columns follow: four lines of bf16 in
+//         three lines of 16-bit words, where word 2r + c % 2 of a line is about row r and column c.
+//           first word:  bits 15 and 6-0 are sign and mantissa of line 0; the same bits of the swapped bytes: line 1
+//           second word: the same for lines 2 and 3
+//           third word:  the codes of lines 0, 1 and 2 in bits 10-7, 14-11 and 6-3; of line 3 in bits 10-7 of the
+//                        swapped bytes
+//         Code 0 means the exponent 0, any other code the exponent base / 128 + code. Behind the superblocks stand the
+//         exceptions, the weights with any other exponent, in words of 32 bits: first their number, at most
+//         most_bf12_exceptions(), then for each, in rising order, its exponent + 256 * its place among the words that
+//         the panel has in bf16.
 //
-// Scales cover blocks of 32 columns. The value set of q4 is GGUF's Q4_0, that of q8 contains Q8_0. Rows are padded with
-// zeros to a multiple of 16; columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or
-// 64 (q8, q4).
+// A scale covers a block of 32 columns. The values that q4 can hold are those of GGUF's Q4_0; q8 can hold all values of
+// Q8_0. Rows are padded with zeros to a multiple of 16, columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or 64 (q8,
+// q4).
 #pragma once
 
 #include <cstddef>
@@ -33,9 +35,11 @@
 #include <optional>
 #include <string_view>
 
+#include "formats/layout.h"
+
 namespace gemlet {
 
-// The list that declares every format: X(identifier, name).
+// Every format once: X(identifier, name).
 #define GEMLET_FORMATS(X) \
   X(F32, f32)             \
   X(Bf16, bf16)           \
@@ -49,37 +53,21 @@ enum class Format : uint8_t {
 #undef GEMLET_DECLARE_FORMAT
 };
 
-// Files hold panels too: raise this when a byte in one comes to mean something else.
+// Files hold panels too. Raise this number when the meaning of a byte in a panel changes.
 inline constexpr int kLayoutVersion = 2;
-
-inline constexpr int64_t kPanelRows = 16;
-inline constexpr int64_t kBlock = 32;       // columns under one scale
-inline constexpr int64_t kSuperblock = 64;  // columns stored together in q8 and q4
-inline constexpr int64_t kScaleBytes = 64;  // 2 x 16 f16 scales of a superblock
-inline constexpr uint16_t kLeastScale = 1;  // the least f16 above zero, 2^-24
-inline constexpr int64_t kQ8SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock;
-inline constexpr int64_t kQ4SuperblockBytes = kScaleBytes + kPanelRows * kSuperblock / 2;
-
-inline constexpr int64_t kBf12Columns = 8;  // of a superblock
-inline constexpr int64_t kBf12SuperblockBytes = 192;
-inline constexpr int64_t kBf12Words = kPanelRows * kBf12Columns;  // weights of a superblock
-// The exceptions of a panel: where they begin, their bytes and how many these hold. `cols` may be padded or not.
-constexpr int64_t bf12_exceptions_at(int64_t cols) { return 64 + (cols + 7) / 8 * kBf12SuperblockBytes; }
-constexpr int64_t bf12_exception_bytes(int64_t cols) { return (4 + (cols + 7) / 8 + 63) / 64 * 64; }
-constexpr int64_t most_bf12_exceptions(int64_t cols) { return bf12_exception_bytes(cols) / 4 - 1; }
 
 std::string_view format_name(Format format);
 std::optional<Format> format_from_name(std::string_view name);
 
-int32_t zero_point(Format format);  // what q8 and q4 add to q to store it unsigned; 0 for the others
+int32_t zero_point(Format format);  // what q8 and q4 add to q, so that it is unsigned; 0 for other formats
 int64_t padded_cols(Format format, int64_t cols);
-int64_t panel_bytes(Format format, int64_t cols);  // bytes of one panel of 16 rows
+int64_t panel_bytes(Format format, int64_t cols);  // bytes of one panel
 inline int64_t panel_count(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 inline int64_t packed_bytes(Format format, int64_t rows, int64_t cols) {
   return panel_count(rows) * panel_bytes(format, cols);
 }
 
-// A packed matrix, not owned.
+// A packed matrix, whose memory somebody else owns.
 struct Matrix {
   Format format = Format::kF32;
   int64_t rows = 0;
@@ -90,7 +78,7 @@ struct Matrix {
   int64_t panels() const { return panel_count(rows); }
   const uint8_t* panel(int64_t index) const { return data + index * panel_bytes(format, cols); }
   int64_t bytes() const { return packed_bytes(format, rows, cols); }
-  // Of its rows `count` from row `first` on, a multiple of 16.
+  // The matrix of `count` of its rows from row `first` on, a multiple of 16.
   Matrix part(int64_t first, int64_t count) const { return {format, count, cols, panel(first / kPanelRows)}; }
 };
 

@@ -1,14 +1,22 @@
-// Layouts, bytes in the order of the file; d, m: f16 scale and minimum; q: the integers of a block's values.
+// The layouts of the blocks, with the bytes in the order of the file. d and m: scale and minimum, f16. q: the integers
+// of the block's values. h: further bits of q.
 //
-//   q4_0    d, 16 of q              q - 8        two values of four bits in a byte of q: value i in the low half of
-//   byte q4_1    d, m, 16 of q           d q + m      i, value i + 16 in the high half q5_0    d, 4 of h, 16 of q q -
-//   16       bit i of h: the fifth bit of value i q5_1    d, m, 4 of h, 16 of q   d q + m q8_0    d, 32 of q q signed
-//   iq4_nl  d, 16 of q              kIq4[q]
+//   type    bytes                   value
+//   q4_0    d, 16 of q              d (q - 8)
+//   q4_1    d, m, 16 of q           d q + m
+//   q5_0    d, 4 of h, 16 of q      d (q - 16)
+//   q5_1    d, m, 4 of h, 16 of q   d q + m
+//   q8_0    d, 32 of q              d q, q signed
+//   iq4_nl  d, 16 of q              d kIq4[q]
 //
-// The others hold 256 values in groups, each with a small integer scale s (and minimum m) that d (and dmin) multiply:
+// Where q has four bits, byte i of q holds value i in its low half and value i + 16 in its high half. Bit i of h is the
+// fifth bit of value i.
+//
+// The other types hold 256 values in groups. Each group has a small integer scale s (and minimum m), which is
+// multiplied by d (and dmin):
 //
 //   q2_k    16 bytes of (s low half, m high half), 64 of q, d, dmin    16 groups of 16, q of two bits
-//   q3_k    32 of h, 64 of q, 12 of s, d                               16 groups of 16, q of two bits and a third in h
+//   q3_k    32 of h, 64 of q, 12 of s, d                               16 groups of 16, q of two bits, the third in h
 //   q4_k    d, dmin, 12 of (s, m), 128 of q                            8 groups of 32
 //   q5_k    d, dmin, 12 of (s, m), 32 of h, 128 of q                   8 groups of 32, the fifth bit in h
 //   q6_k    128 of q, 64 of h, 16 of s (signed), d                     16 groups of 16, the upper two bits in h
@@ -22,7 +30,7 @@
 namespace gemlet {
 namespace {
 
-constexpr int kHalf = 16;  // values in the low halves of a block of 32
+constexpr int kHalf = 16;  // of the 32 values of a block are in the low halves of its bytes
 
 constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
@@ -90,7 +98,7 @@ void decode_q45_k(const uint8_t* block, bool fifth_bit, float* out) {
   const uint8_t* high = block + 16;
   const uint8_t* bytes = block + (fifth_bit ? 48 : 16);
   for (int group = 0; group < 8; ++group) {
-    int scale, least;  // six bits each: four of the groups keep their upper two in the bytes of the other four
+    int scale, least;  // six bits each; the upper two bits of groups 4 to 7 are in the bytes of groups 0 to 3
     if (group < 4) {
       scale = packed[group] & 63;
       least = packed[group + 4] & 63;

@@ -11,8 +11,8 @@
 namespace gemlet {
 namespace {
 
-// One block of columns of a panel, columns first. Four rows are one vector (what plain SSE2 and NEON have), and no step
-// depends on another row, so every build and machine finds the same bits.
+// A tile is one block of columns of a panel, column by column. Four rows make a vector, which plain SSE2 and NEON have.
+// No step mixes rows, so every build and every machine computes the same bits.
 constexpr int kLanes = 4;
 using Floats = float __attribute__((vector_size(16)));
 using Ints = int32_t __attribute__((vector_size(16)));
@@ -20,8 +20,8 @@ using Column = Floats[kPanelRows / kLanes];
 using Tile = Column[kBlock];
 constexpr int kGroups = kPanelRows / kLanes;
 
-// Where scale_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range, which
-// costs that value and gives the others a finer grid. 7.4 rounds into the range by itself.
+// Where scale_q4 tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range. The
+// latter makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
 struct Try {
   float steps;
   bool clamp;
@@ -30,7 +30,7 @@ constexpr Try kQ4Tries[] = {{-8.0f, true}, {-9.0f, true}, {7.4f, false}};
 
 constexpr float kLargestF16 = 65504.0f;
 
-// Adding 1.5 * 2^23 rounds to the nearest integer (ties to even) in the current mode.
+// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even.
 inline Floats round_even(Floats x) {
   constexpr float kMagic = 12582912.0f;
   return (x + kMagic) - kMagic;
@@ -38,8 +38,8 @@ inline Floats round_even(Floats x) {
 
 inline Floats splat(float x) { return Floats{x, x, x, x}; }
 
-// Written so that it compiles to a maximum and a minimum instruction. NaN (0 times an infinite inverse of a scale too
-// small for f16) becomes `low`.
+// Compiles to a maximum and a minimum instruction. NaN becomes `low`: it arises as 0 times the infinite inverse of a
+// scale that is too small for f16.
 inline Floats bounded(Floats x, Floats low, Floats high) {
   x = x > low ? x : low;
   return x < high ? x : high;
@@ -65,7 +65,7 @@ Floats scale_q8(const Tile x, int group) {
   return to_f16_and_back(peak / 127.0f);
 }
 
-// The value of largest magnitude of each row, with its sign; the first of several.
+// The value of largest magnitude of each row, with its sign. If several are as large: the first.
 Floats peak_of(const Tile x, int group) {
   Floats high = {}, low = {};
   for (int c = 0; c < kBlock; ++c) {
@@ -84,7 +84,7 @@ Floats peak_of(const Tile x, int group) {
   return peak;
 }
 
-// The best of the scales fitted by least squares to q = round(x / (peak / steps)).
+// The best of the scales that are fitted by least squares to q = round(x / (peak / steps)).
 Floats scale_q4(const Tile x, int group) {
   const Floats peak = peak_of(x, group);
   constexpr int kTries = std::size(kQ4Tries);
@@ -110,7 +110,7 @@ Floats scale_q4(const Tile x, int group) {
   return to_f16_and_back(best_scale);
 }
 
-// q + zero of four columns from `x`, as the bytes of a line.
+// q + zero for the four columns from `x` on, as the bytes of a line.
 inline Ints quantized(const Column* x, int group, Floats factor, float low, float high, int zero) {
   Ints line = {};
   for (int c = 0; c < 4; ++c) {
@@ -156,7 +156,7 @@ inline Ints round_bf16(Floats x) {
 }
 
 bool pack_bf16(const Tile x, int64_t cols, uint8_t* out) {
-  Ints infinite = {};  // a float just below FLT_MAX rounds up to infinity
+  Ints infinite = {};  // a float just below FLT_MAX is rounded to infinity
   for (int64_t c = 0; c < cols; c += 2) {
     for (int group = 0; group < kGroups; ++group, out += sizeof(Ints)) {
       const Ints even = round_bf16(x[c][group]), odd = round_bf16(x[c + 1][group]);
@@ -168,7 +168,7 @@ bool pack_bf16(const Tile x, int64_t cols, uint8_t* out) {
   return (infinite[0] | infinite[1] | infinite[2] | infinite[3]) == 0;
 }
 
-// The lanes of a and b (4 to 7) in this order.
+// The lanes i, j, k, l of a (0 to 3) and b (4 to 7).
 template <int i, int j, int k, int l>
 inline Floats shuffle(Floats a, Floats b) {
 #if defined(__clang__)
@@ -178,7 +178,7 @@ inline Floats shuffle(Floats a, Floats b) {
 #endif
 }
 
-// Four columns of four rows, `stride` apart, columns first.
+// Transposes four rows, which lie `stride` floats apart, to four columns.
 inline void transpose(const float* rows, int64_t stride, Column* x, int group) {
   Floats r[kLanes];
   for (int i = 0; i < kLanes; ++i) std::memcpy(&r[i], rows + i * stride, sizeof(r[i]));
@@ -190,7 +190,8 @@ inline void transpose(const float* rows, int64_t stride, Column* x, int group) {
   x[3][group] = shuffle<2, 3, 6, 7>(high_even, high_odd);
 }
 
-// Columns [first, first + 32) of up to 16 rows, zeros where there are none. False if one is not finite.
+// Loads columns [first, first + 32) of up to 16 rows, with zeros for what does not exist. Returns false if a value is
+// not finite.
 bool load_tile(const float* rows, int64_t row_count, int64_t cols, int64_t first, Tile x) {
   const int64_t width = std::min(kBlock, cols - first);
   if (row_count == kPanelRows && width == kBlock) {
@@ -260,7 +261,7 @@ void unpack_row(const Matrix& matrix, int64_t row, float* out) {
       for (int64_t c = 0; c < matrix.cols; c += kBf12Columns) {
         uint16_t words[kBf12Words];
         expand_bf12(panel, matrix.cols, c / kBf12Columns, words);
-        for (int64_t i = 0; i < std::min(kBf12Columns, matrix.cols - c); ++i) {
+        for (int64_t i = 0; i < std::min<int64_t>(kBf12Columns, matrix.cols - c); ++i) {
           out[c + i] = bf16_to_f32(words[(i / 2 * kPanelRows + r) * 2 + i % 2]);
         }
       }

@@ -2,13 +2,15 @@
 
 #include <cstring>
 
+#include "formats/gguf_blocks.h"
+
 namespace gemlet {
 
 namespace {
 
-constexpr uint8_t kQ4Zeros = 0x88;  // two q of zero
+constexpr uint8_t kQ4Zeros = 0x88;  // twice q = 0
 
-// A panel of zeros, for its padding.
+// Fills a panel with zeros, which is what its padding has to be.
 void clear(Format format, uint8_t* panel, int64_t bytes) {
   if (format == Format::kQ8) {
     std::memset(panel, 0, static_cast<size_t>(bytes));
@@ -30,7 +32,7 @@ bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t r
                   uint8_t* panel) {
   const bool q8 = format == Format::kQ8;
   const int64_t superblock_bytes = q8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
-  const int64_t line_bytes = (superblock_bytes - kScaleBytes) / 2;  // of the lines of one block
+  const int64_t line_bytes = (superblock_bytes - kScaleBytes) / 2;  // the lines of one block
   const int64_t row_bytes = source_bytes(type, cols), block_bytes = source_block_bytes(type);
   clear(format, panel, panel_bytes(format, cols));
   for (int64_t r = 0; r < row_count; ++r) {
@@ -44,7 +46,7 @@ bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t r
         scale = integer_block(type, block, reinterpret_cast<int8_t*>(q));
         for (int i = 0; i < kBlock; ++i) q[i] ^= 0x80;  // + 128
         for (int line = 0; line < kBlock / 4; ++line) std::memcpy(lines + line * 64, q + line * 4, 4);
-      } else {  // q4_0 has its integers as q4 has them
+      } else {  // q4_0 stores its integers like q4
         std::memcpy(&scale, block, 2);
         if ((scale & 0x7fffu) == 0) continue;
         for (int line = 0; line < kBlock / 8; ++line) std::memcpy(lines + line * 64, block + 2 + line * 4, 4);

@@ -1,4 +1,4 @@
-// Blocks of a file whose values a packed format has exactly: scale and integers are taken over as they are.
+// Repacks blocks of a file whose values a packed format can hold exactly: scales and integers stay as they are.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,11 @@
 
 namespace gemlet {
 
-// q4 from q4_0; q8 from q8_0, q5_0, q4_0 and iq4_nl.
+// True for q4 from q4_0, and for q8 from q8_0, q5_0, q4_0 and iq4_nl.
 bool can_repack(Format format, SourceType type);
 
-// Packs up to 16 consecutive rows of blocks into one panel, padding with zeros. Returns false if a scale is not finite.
+// Packs up to 16 consecutive rows of blocks into one panel and pads it with zeros. Returns false if a scale is not
+// finite.
 bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t row_count, int64_t cols, uint8_t* panel);
 
 }  // namespace gemlet

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "formats/source_rows.h"
 
 namespace gemlet {
 namespace {
@@ -21,7 +22,7 @@ uint64_t mix(uint64_t x) {  // splitmix64
   return x ^ (x >> 31);
 }
 
-constexpr int64_t kMaxColumns = int64_t{1} << 40;  // sizes computed from them stay within 64 bits
+constexpr int64_t kMaxColumns = int64_t{1} << 40;  // so that sizes computed from it fit 64 bits
 
 }  // namespace
 
@@ -79,7 +80,7 @@ void RowTable::read(int64_t row, float* out) const {
       const ssize_t count = pread(file_->descriptor, at, static_cast<size_t>(left), static_cast<off_t>(from));
       if (count < 0 && errno == EINTR) continue;
       if (count <= 0) {
-        fail(ErrorCode::kModelFile, file_->path, ": cannot be read any more",
+        fail(ErrorCode::kModelFile, file_->path, ": can no longer be read",
              count < 0 ? std::string(": ") + std::strerror(errno) : ": it was cut short", "; load the model again");
       }
       at += count;
@@ -88,7 +89,7 @@ void RowTable::read(int64_t row, float* out) const {
     }
   }
   widen(bytes.data(), type_, 0, cols_, out);
-  for (int64_t i = 0; i < cols_; ++i) {  // loading checked every other weight, but did not read these
+  for (int64_t i = 0; i < cols_; ++i) {  // loading checks all other weights, but does not read these
     if (!std::isfinite(out[i])) {
       fail(ErrorCode::kTensor, file_->path, ": row ", row, " of the table at byte ", offset_,
            " holds NaN or infinity; the file is damaged or the training diverged");

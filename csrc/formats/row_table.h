@@ -1,5 +1,5 @@
-// A table of rows that stays in its file: rows are read one by one as they are needed (per-layer embeddings, of which a
-// token touches one row in 262,144). Reads go through pread, so a file that shrinks is an error and never a crash.
+// A table that stays in its file. Rows are read one by one when they are needed: a token needs one row of 262,144 of
+// the per-layer embeddings. Rows are read with pread, so a file that shrinks is an error and not a crash.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +18,12 @@ class RowTable {
   };
 
   RowTable() = default;
-  // `rows` rows of `cols` values from byte `offset` of the file; of every row only `kept`, one run after the other, all
-  // if empty. Throws kModelFile if the file cannot be opened or is too short, kTensor if it has no such columns or they
-  // are not whole blocks.
+  // A table of `rows` x `cols` values from byte `offset` of the file. Of every row only the columns `kept` are read,
+  // one run after the other; all columns if it is empty. Throws kModelFile if the file cannot be opened or is too
+  // short, kTensor if the table has no such columns or if they are not whole blocks.
   RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
            std::vector<Columns> kept = {});
-  // A table of random values that takes no memory, for benchmarks.
+  // A table of random values, computed when they are read, for benchmarks.
   static RowTable random(int64_t rows, int64_t cols, uint64_t seed);
 
   bool empty() const { return rows_ == 0; }
@@ -31,20 +31,20 @@ class RowTable {
   int64_t cols() const { return cols_; }
   int64_t row_bytes() const { return source_bytes(type_, cols_); }
 
-  // out [cols] float32. Throws kModelFile if the file has become unreadable, kTensor if the row is not finite.
+  // Reads a row into out [cols]. Throws kModelFile if the file can no longer be read, kTensor if the row is not finite.
   void read(int64_t row, float* out) const;
 
  private:
   struct File;
   std::shared_ptr<File> file_;  // null: random
   int64_t offset_ = 0, rows_ = 0, cols_ = 0;
-  int64_t stride_ = 0;         // values from row to row in the file
-  std::vector<Columns> kept_;  // runs of them that are read, cols_ in all
+  int64_t stride_ = 0;         // values from one row to the next in the file
+  std::vector<Columns> kept_;  // what is read of a row, cols_ values in all
   SourceType type_ = SourceType::kBf16;
   uint64_t seed_ = 0;
 };
 
-// Fills out with uniform values in [-1, 1); the same for the same seed.
+// Fills out with uniformly distributed values in [-1, 1), which depend on the seed alone.
 void random_uniform(uint64_t seed, int64_t count, float* out);
 
 }  // namespace gemlet

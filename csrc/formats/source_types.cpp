@@ -1,10 +1,5 @@
 #include "formats/source_types.h"
 
-#include <cstring>
-
-#include "base/float_bits.h"
-#include "formats/gguf_blocks.h"
-
 namespace gemlet {
 
 std::string_view source_type_name(SourceType type) {
@@ -50,28 +45,6 @@ int64_t source_block_bytes(SourceType type) {
 
 int64_t source_bytes(SourceType type, int64_t values) {
   return values / source_block_values(type) * source_block_bytes(type);
-}
-
-void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out) {
-  const uint8_t* const source = static_cast<const uint8_t*>(data) + source_bytes(type, first);
-  const auto each = [&](auto convert) {  // a loop of its own for each type: that of bf16 becomes vector instructions
-    for (int64_t i = 0; i < count; ++i) {
-      uint16_t bits;
-      std::memcpy(&bits, source + i * 2, 2);
-      out[i] = convert(bits);
-    }
-  };
-  switch (type) {
-    case SourceType::kF32:
-      std::memcpy(out, source, static_cast<size_t>(count) * 4);
-      return;
-    case SourceType::kBf16:
-      return each([](uint16_t bits) { return bf16_to_f32(bits); });
-    case SourceType::kF16:
-      return each([](uint16_t bits) { return f16_to_f32(bits); });
-    default:
-      return decode_blocks(type, source, count / source_block_values(type), out);
-  }
 }
 
 }  // namespace gemlet

@@ -1,5 +1,4 @@
-// The types in which files store tensors: floats, and the blocks of GGUF. Rows of them become rows of float32, or go
-// straight into a packed format that has the same values.
+// The types in which files store tensors: floats, and the blocks of GGUF.
 #pragma once
 
 #include <cstddef>
@@ -37,15 +36,7 @@ std::string_view source_type_name(SourceType type);
 std::optional<SourceType> source_type_from_name(std::string_view name);
 int64_t source_block_values(SourceType type);
 int64_t source_block_bytes(SourceType type);
-// Bytes of `values` values, a multiple of the block.
+// Bytes of `values` values, a multiple of the block's.
 int64_t source_bytes(SourceType type, int64_t values);
-
-// `count` values from value `first` of `data`, which may lie at any byte; both are multiples of the block.
-void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out);
-
-// Whether a block of 32 values is one f16 scale times integers of eight bits. integer_block() gives both; the value is
-// q[i] * scale.
-bool has_integer_blocks(SourceType type);
-uint16_t integer_block(SourceType type, const uint8_t* block, int8_t* q);
 
 }  // namespace gemlet

@@ -1,5 +1,5 @@
-# The one map from instruction-set tier to compiler flags. Flags go on the files named here and on nothing else, so no
-# other code can contain an instruction the machine may lack.
+# The map from instruction-set tiers to compiler flags. Only the files named here get these flags, so no other code can
+# contain an instruction that the machine lacks.
 
 set(GEMLET_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(GEMLET_ISA_FLAGS_avxvnni ${GEMLET_ISA_FLAGS_avx2} -mavxvnni)
@@ -10,8 +10,8 @@ endif()
 set(GEMLET_ISA_FLAGS_avx512 ${GEMLET_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
 set(GEMLET_ISA_FLAGS_avx512vnni ${GEMLET_ISA_FLAGS_avx512} -mavx512vnni)
 set(GEMLET_ISA_FLAGS_avx512bf16 ${GEMLET_ISA_FLAGS_avx512vnni} -mavx512bf16)
-set(GEMLET_ISA_FLAGS_amx ${GEMLET_ISA_FLAGS_avx512bf16})  # its own instructions are inline assembly
-# gcc's arm_neon.h asks for armv8.2-a, which every processor with these extensions is.
+set(GEMLET_ISA_FLAGS_amx ${GEMLET_ISA_FLAGS_avx512bf16})  # the AMX instructions themselves are inline assembly
+# gcc's arm_neon.h needs armv8.2-a. Every processor with these extensions has it.
 set(GEMLET_ISA_FLAGS_neon -march=armv8-a)
 set(GEMLET_ISA_FLAGS_dotprod -march=armv8.2-a+dotprod)
 set(GEMLET_ISA_FLAGS_i8mm -march=armv8.2-a+dotprod+i8mm)
@@ -29,7 +29,7 @@ function(gemlet_add_isa_sources target)
     endif()
   elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
     set(tiers neon dotprod i8mm)
-    # Before registers are allotted, gcc's scheduling lengthens lives until a tile's sums do not fit any more.
+    # If gcc schedules instructions before it allocates registers, the sums of a tile no longer fit the registers.
     set(extra $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
   else()
     set(tiers)
@@ -37,11 +37,11 @@ function(gemlet_add_isa_sources target)
   foreach(tier IN LISTS tiers)
     foreach(operation matmul attention rowwise peak)
       set(source ${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${tier}.cpp)
-      if(NOT EXISTS ${source})  # the tier has nothing of its own here
+      if(NOT EXISTS ${source})  # the tier has no kernel of its own here
         continue()
       endif()
       target_sources(${target} PRIVATE ${source})
-      # -ffp-contract=fast lets a * b + c become one FMA; -fno-exceptions keeps unwinding helpers out of these objects.
+      # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects.
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
         "${GEMLET_ISA_FLAGS_${tier}};${extra};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math")
     endforeach()
@@ -49,7 +49,7 @@ function(gemlet_add_isa_sources target)
   if(GEMLET_EMULATE_AVXVNNI)
     target_compile_definitions(${target} PRIVATE GEMLET_EMULATE_AVXVNNI)
   endif()
-  if(GEMLET_EMULATE_AMX)  # plain files
+  if(GEMLET_EMULATE_AMX)  # plain C++, without flags
     target_sources(${target} PRIVATE
       kernels/matmul/amx_emulated.cpp kernels/attention/amx_emulated.cpp kernels/peak/amx_emulated.cpp)
     target_compile_definitions(${target} PUBLIC GEMLET_EMULATE_AMX)

@@ -4,7 +4,7 @@
 
 namespace gemlet::kernels {
 
-// Declare every kernel in its tier's namespace.
+// Declares every kernel in the namespace of its tier.
 #define KERNEL(operation, tier) \
   namespace tier {              \
   operation##_fn operation;     \
@@ -37,7 +37,7 @@ const std::vector<KernelEntry>& kernel_entries() {
 
 KernelTable kernels_for(Tier tier) {
   KernelTable table;
-  // Within a list no tier stands before one that it contains, so the last entry that fits wins.
+  // In a list a tier never stands before a tier that it contains, so the last entry that fits is the best.
 #define KERNEL(operation, kernel_tier) \
   if (tier_includes(tier, tiers::kernel_tier)) table.operation = kernel_tier::operation;
 #include "kernels/attention/attention.list"
@@ -80,7 +80,8 @@ void prepare_row(const KernelTable& table, const MatmulOperation& operation, con
     case Activations::kBf16:
     case Activations::kTiles: {
       const int64_t padded = activation_row_bytes(operation.activations, padded_cols(operation.weights, cols)) / 2;
-      return table.round_bf16({x, cols, padded, operation.activations == Activations::kTiles ? 1024 : 64, out});
+      return table.round_bf16(
+          {x, cols, padded, operation.activations == Activations::kTiles ? kTileBytes : kLineBytes, out});
     }
   }
 }

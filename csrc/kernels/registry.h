@@ -1,5 +1,4 @@
-// The kernels of one tier as a table of functions. The .list files name every kernel once; this table is made from
-// them.
+// The kernels of a tier as a table of functions, made from the .list files, which name every kernel once.
 #pragma once
 
 #include <string_view>
@@ -41,7 +40,6 @@ namespace gemlet::kernels {
   X(gelu_mul)                \
   X(softcap)                 \
   X(rope)                    \
-  X(exp_sum)                 \
   X(row_max)                 \
   X(peak_f32)                \
   X(peak_bf16)               \
@@ -58,17 +56,17 @@ struct KernelEntry {
   Tier tier;
 };
 
-// All kernels compiled into this library, in the order of the lists.
+// All kernels of this build, in the order of the lists.
 const std::vector<KernelEntry>& kernel_entries();
 
-// The table of `tier`: for each operation the kernel of that tier, or of the nearest one it contains that has it.
+// For each operation the kernel of `tier`, or that of the nearest tier it contains that has one.
 KernelTable kernels_for(Tier tier);
 
-// Which tier kernels_for(tier) takes `operation` from.
+// The tier from which kernels_for(tier) takes `operation`.
 Tier resolved_tier(std::string_view operation, Tier tier);
 
-// The matmul kernels by what they take. Of those for one weight format the first is chosen that the tier has more than
-// the scalar definition of, and that the product has rows enough for; else the last one.
+// The matmul kernels by their operands. Of those for one weight format, the first is chosen that the tier has more than
+// the scalar definition of and whose least_rows the product has; if there is none, the last one.
 struct MatmulOperation {
   std::string_view name;
   Activations activations;
@@ -91,8 +89,8 @@ inline constexpr MatmulOperation kMatmuls[] = {
 };
 const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows);
 
-// One row of activations, x [cols], in the form that `operation` takes, with the weights' padded_cols, at the place of
-// activation_offset().
+// Converts one row of activations, x [cols], to the form that `operation` takes, padded to the weights' padded_cols.
+// `out` is the row's place, activation_offset().
 void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols,
                  uint8_t* out);
 

@@ -9,11 +9,6 @@
 #include "model/forward.h"
 
 namespace gemlet {
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
 
 int64_t ModelBuilder::Slot::values() const {
   int64_t count = 1;

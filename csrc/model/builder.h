@@ -11,6 +11,7 @@
 #include "base/cpu_limits.h"
 #include "base/file_mapping.h"
 #include "base/fork_mutex.h"
+#include "formats/source_rows.h"
 #include "model/model.h"
 
 namespace gemlet {
@@ -24,18 +25,6 @@ struct MemoryPlan {
   int64_t activations = 0;  // of a forward pass over a full chunk of a prompt (bidirectional: a text), its logits
   int64_t on_disk = 0;      // the per-layer table, and the embedding if it is on disk
 };
-
-// Rows of a tensor, row-major: in memory, or from byte `offset` of an open file, which are then read as they are
-// packed.
-struct SourceRows {
-  std::vector<int64_t> shape;  // of these rows
-  SourceType type;
-  const void* data = nullptr;  // null: in the file
-  int descriptor = -1;
-  int64_t offset = 0;
-};
-
-std::string shape_text(const std::vector<int64_t>& shape);  // "[rows, cols]", for messages
 
 class PanelScratch;
 

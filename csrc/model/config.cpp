@@ -4,7 +4,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "kernels/attention/attention.h"
+#include "formats/layout.h"
 
 namespace gemlet {
 namespace {
@@ -55,7 +55,7 @@ void ModelConfig::validate() const {
     const std::string where = "layer " + std::to_string(i) + ": ";
     check(where, "num_heads", layer.num_heads, 1, kMaxHeads);
     check(where, "num_kv_heads", layer.num_kv_heads, 1, layer.num_heads);
-    check(where, "head_dim", layer.head_dim, 2, kernels::kMaxHeadDim);
+    check(where, "head_dim", layer.head_dim, 2, kMaxHeadDim);
     check(where, "intermediate_size", layer.intermediate_size, 1, kMaxWidth * 4);
     check(where, "sliding_window", layer.sliding_window, 0, kMaxContextTokens);
     check_real(where, "query_scale", layer.query_scale, 1e-6, 1e6);

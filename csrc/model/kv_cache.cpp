@@ -2,11 +2,10 @@
 
 #include <algorithm>
 
+#include "formats/layout.h"
 #include "kernels/attention/attention.h"
 
 namespace gemlet {
-
-using kernels::kKvBlockTokens;
 
 namespace {
 constexpr int64_t kSlabBytes = 4 << 20;

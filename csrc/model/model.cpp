@@ -4,7 +4,7 @@
 #include <mutex>
 
 #include "base/error.h"
-#include "kernels/attention/attention.h"
+#include "formats/layout.h"
 #include "model/forward.h"
 
 namespace gemlet {
@@ -73,7 +73,7 @@ int64_t Model::decode_bytes(int64_t depth) const {
   for (const KvLayout::Place& place : kv_layout_.layers) {
     const KvLayout::Kind& kind = kv_layout_.kinds[place.kind];
     const int64_t seen = kind.window > 0 ? std::min(depth, kind.window) : depth;
-    bytes += kind.layer_bytes() / kernels::kKvBlockTokens * seen;
+    bytes += kind.layer_bytes() / kKvBlockTokens * seen;
   }
   if (!weights_.per_layer_table.empty()) bytes += weights_.per_layer_table.row_bytes();
   return bytes;

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from test_stream import ScriptedSequence
+from support.scripted import ScriptedSequence
 
 import gemlet
 import gemlet.model.model

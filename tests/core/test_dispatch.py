@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 from golden.folders import HERE
 from support.core_models import layer_config, model_config, random_core
-from support.processes import run_python, start_python
+from support.inside import context_of
+from support.processes import run_program, start_program
+from support.programs import dispatch
 
 import gemlet
 from gemlet import _core
@@ -157,22 +158,13 @@ def kernels_of(tier: str) -> dict[str, str]:
     return {operation: found for operation, found in _core.kernel_entries() if found in allowed}
 
 
-FORCED = """
-    import json, gemlet
-    from gemlet import _core
-    with gemlet.load(threads=1) as model:
-        logits = model.logits([2, 100, 200, 300])
-    info = _core.cpu_info()
-    print(json.dumps([model.tier, info["tier"], info["reason"], info["kernels"], logits[-1, :8].tolist()]))
-"""
-
-
 @pytest.mark.parametrize("tier", INFO["tiers"])
 def test_a_forced_tier_is_the_one_that_runs(tier: str) -> None:
-    model_tier, info_tier, reason, kernels, logits = json.loads(run_python(FORCED, GEMLET_CPU=tier))
-    assert model_tier == info_tier == tier
-    assert "GEMLET_CPU" in reason
-    assert kernels == kernels_of(tier)
+    forced = {"GEMLET_CPU": tier}
+    model_tier, info, logits = run_program(dispatch.use_the_forced_tier, environment=forced)
+    assert model_tier == info["tier"] == tier
+    assert "GEMLET_CPU" in info["reason"]
+    assert info["kernels"] == kernels_of(tier)
     with gemlet.load(threads=1) as model:
         expected = model.logits([2, 100, 200, 300])[-1, :8]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-2)  # some tiers round activations to bf16
@@ -180,8 +172,7 @@ def test_a_forced_tier_is_the_one_that_runs(tier: str) -> None:
 
 @pytest.mark.parametrize("forced", ["sse9", "AVX2", "amx,avx2"])
 def test_forcing_what_the_machine_lacks_names_what_it_has(forced: str) -> None:
-    code = "import gemlet\ngemlet.load()"
-    done = start_python(code, GEMLET_CPU=forced)
+    done = start_program(dispatch.load_the_demo, environment={"GEMLET_CPU": forced})
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("gemlet.errors.UnsupportedError: ")
@@ -203,19 +194,7 @@ def test_threads_default_to_what_the_process_may_use() -> None:
 
 
 def test_threads_respect_affinity() -> None:
-    code = """
-        import os
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        import gemlet
-        from gemlet import _core
-        threads, reason = _core.default_threads()
-        assert threads == 1 and reason.startswith("min(affinity 1, "), (threads, reason)
-        assert _core.cpu_info()["physical_cores"] == 1
-        with gemlet.load() as model:
-            assert model.threads == 1
-            model.generate("The", max_tokens=2)
-    """
-    run_python(code)
+    run_program(dispatch.use_one_core)
 
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
@@ -242,7 +221,7 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
         for threads in (1, 2, 3, 8):
             with gemlet.load(weights=weights, threads=threads) as model:
                 assert model.threads == threads
-                sequence = _core.TokenSequence(model._core_model)
+                sequence = context_of(model)
                 rows = []
                 for first, last in ((0, 700), (700, 707), (707, 708), (708, 709), (709, 720)):
                     sequence.extend(ids[first:last], logits="last")

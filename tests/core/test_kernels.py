@@ -24,12 +24,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import (
+    ATTENTIONS,
     BLOCK,
     ENTRIES,
     FLUSHED,
     KINDS,
     MACHINE_TIERS,
+    MATMULS,
     NORMAL,
+    PEAKS,
+    PREPARED,
+    ROW_OPERATIONS,
+    STORES,
     TINY,
     UNIT,
     Doubles,
@@ -42,27 +48,10 @@ from support.kernel_cases import (
     kernels,
     numbers,
 )
-from test_kernels_attention import ATTENTIONS, STORES
-from test_kernels_rowwise import ROW_OPERATIONS
 
 import gemlet
 from gemlet import _core
 
-MATMULS = {
-    "matmul_f32_f32": "f32",
-    "matmul_f32_bf16": "bf16",
-    "matmul_bf16_bf16": "bf16",
-    "matmul_f32_bf12": "bf12",
-    "matmul_bf16_bf12": "bf12",
-    "matmul_i8_q8": "q8",
-    "matmul_i8_q4": "q4",
-    "matmul_tiles_bf16": "bf16",
-    "matmul_tiles_bf12": "bf12",
-    "matmul_tiles_q8": "q8",
-    "matmul_tiles_q4": "q4",
-}
-PREPARED = ["quantize_i8", "round_bf16"]
-PEAKS = ["peak_f32", "peak_bf16", "peak_i8"]
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
 WIDE = (1e17, 1e17)

@@ -14,12 +14,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, kernels, numbers
+from support.kernel_cases import (
+    ATTENTIONS,
+    KINDS,
+    STORES,
+    TINY,
+    UNIT,
+    Doubles,
+    Floats,
+    bf16,
+    guarded,
+    kernels,
+    numbers,
+)
 
 from gemlet import _core
 
-ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
-STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
 STEPS = 127 * 254
 # Tiers whose attention_bf16 rounds queries and weights to bf16.
 BF16_DOTS = ("avx512bf16", "amx", "amx_emulated")

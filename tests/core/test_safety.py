@@ -21,7 +21,8 @@ from support.core_models import (
     random_core,
     sampler,
 )
-from support.processes import run_python
+from support.processes import run_program
+from support.programs import safety
 
 import gemlet
 from gemlet import _core
@@ -155,19 +156,7 @@ def test_a_closed_sequence(core: _core.Model) -> None:
 
 def test_none_instead_of_an_object() -> None:
     """A null pointer must not reach the core."""
-    run_python("""
-        import pytest
-        from gemlet import _core
-        for call in (
-            lambda: _core.TokenSequence(None),
-            lambda: _core.ModelConfig(vocab_size=1, hidden_size=1, max_context=1, rms_norm_eps=1e-6,
-                                      embedding_scale=1, layers=[None]),
-            lambda: _core.ModelBuilder(config=None, weights="f32", embedding="f32", kv_cache="f32",
-                                       threads=1),
-        ):
-            with pytest.raises(TypeError):
-                call()
-    """)
+    run_program(safety.give_none_to_the_core)
 
 
 # --- Sampling -----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from support.adapters import CONFIG, TARGETS, adapter_tensors
+from support.adapters import write_adapter as write
+from support.inside import core_of
 from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 import gemlet
@@ -20,38 +21,9 @@ from gemlet import _core
 from gemlet.adapters.adapter import open_adapter
 from gemlet.config import parse_config
 from gemlet.sources.opening import open_model_files
-from gemlet.weights.hf_names import tensor_name
-from gemlet.weights.slots import expected_slots
 
-Tensors = dict[str, NDArray[Any]]
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(TARGETS)}
-GEMMA3 = parse_config(CONFIGS["gemma3_text"], where="config.json")
 GEMMA4 = parse_config(CONFIGS["gemma4_text"], where="config.json")
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-
-
-def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.") -> Tensors:
-    tensors: Tensors = {}
-    for slot, shape in expected_slots(config).items():
-        if slot.rpartition(".")[2] in TARGETS:
-            at = f"base_model.model.{tensor_name(slot, config.family, prefix, '').removesuffix('weight')}"
-            tensors[f"{at}lora_A.weight"] = np.full((rank, shape[1]), 0.25, np.float32)
-            tensors[f"{at}lora_B.weight"] = np.full((shape[0], rank), 0.5, np.float32)
-    return tensors
-
-
-def write(folder: Path, config: Any = None, tensors: Tensors | bytes | None = None) -> Path:
-    folder.mkdir(exist_ok=True)
-    text = config if isinstance(config, str) else json.dumps(CONFIG if config is None else config)
-    (folder / "adapter_config.json").write_text(text)
-    data = (
-        tensors
-        if isinstance(tensors, bytes)
-        else safetensors_bytes(adapter_tensors() if tensors is None else tensors)
-    )
-    (folder / "adapter_model.safetensors").write_bytes(data)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
 def check(path: Path, model: gemlet.Model) -> None:
     """Opens and packs it, as load_adapter does, and lets it go."""
     with open_adapter(path, model.config) as files:
-        files.build(model._core_model)
+        files.build(core_of(model))
 
 
 def refuse(path: Path, model: gemlet.Model, error: type[Exception], *words: str) -> None:
@@ -173,15 +145,28 @@ def test_a_list_with_an_exclusion_is_what_the_tensors_must_be(tmp_path: Path, mo
 )
 def test_a_key_that_cannot_be_is_named(key: str, value: Any, tmp_path: Path, model: gemlet.Model) -> None:
     refuse(
-        write(tmp_path / "a", {**CONFIG, key: value}), model, gemlet.ConfigError, key, "adapter_config.json"
+        write(tmp_path / "a", {**CONFIG, key: value}),
+        model,
+        gemlet.ConfigError,
+        key,
+        "adapter_config.json",
     )
 
 
 def test_patterns_that_would_hang_are_refused_in_time(tmp_path: Path, model: gemlet.Model) -> None:
     bomb = r"((((.?){30}){30}){30}){30}(((.?){30}){30}){30}="
-    refuse(write(tmp_path / "a", {**CONFIG, "target_modules": f"{bomb}|{bomb}"}), model, gemlet.GemletError)
+    refuse(
+        write(tmp_path / "a", {**CONFIG, "target_modules": f"{bomb}|{bomb}"}),
+        model,
+        gemlet.GemletError,
+    )
     patterns = {f"{bomb}{number}": 2 for number in range(500)}
-    refuse(write(tmp_path / "b", {**CONFIG, "rank_pattern": patterns}), model, gemlet.ConfigError, "too long")
+    refuse(
+        write(tmp_path / "b", {**CONFIG, "rank_pattern": patterns}),
+        model,
+        gemlet.ConfigError,
+        "too long",
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +230,11 @@ def test_shapes_are_the_models(
 ) -> None:
     tensors = {**adapter_tensors(), Q.format(factor): np.ones(shape, np.float32)}
     refuse(
-        write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format(factor), str(list(shape))
+        write(tmp_path / "a", tensors=tensors),
+        model,
+        gemlet.TensorError,
+        Q.format(factor),
+        str(list(shape)),
     )
 
 
@@ -393,7 +382,7 @@ def test_any_config_is_read_or_refused(
     ],
 )
 def test_the_core_takes_what_fits(slot: str, message: str, model: gemlet.Model) -> None:
-    builder = _core.AdapterBuilder(model._core_model)
+    builder = _core.AdapterBuilder(core_of(model))
     a, b = np.ones((2, 64), np.float32), np.ones((128, 2), np.float32)
     with pytest.raises(gemlet.TensorError, match=message):
         builder.add(slot, a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)

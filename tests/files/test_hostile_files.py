@@ -39,12 +39,12 @@ import pytest
 from fuzz.mutate import mutate_json, mutate_safetensors
 from fuzz.readers import ADAPTER, READERS
 from golden.folders import HERE
+from support.adapters import write_adapter
+from support.gguf_cases import BLOCK_TYPES, BLOCKS
 from support.gguf_models import NUMBERS, Typed, convert_tensors, metadata, read_folder, typed, write_gguf
 from support.gguf_package import write_with_package
 from support.tiny_models import CONFIGS, weights_of, with_header, write_folder, write_shards
 from support.tokenizer_files import gguf_string, trained_model
-from test_adapter_files import write as write_adapter
-from test_load_gguf import BLOCK_TYPES, BLOCKS
 
 import gemlet
 from gemlet.adapters.adapter import open_adapter

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 from golden.folders import HERE
-from support.adapters import (
-    ADAPTERS,
-    ON_270M,
-    read_golden,
-)
-from support.processes import run_python
+from support.adapters import ADAPTERS, ON_270M, read_golden
+from support.inside import core_of
+from support.processes import run_program
+from support.programs import adapters
 
 import gemlet
 from gemlet import _core
@@ -48,8 +46,8 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         loaded = {name: free.load_adapter(ADAPTERS / name) for name in ON_270M}
         size = {name: adapter.memory_bytes for name, adapter in loaded.items()}
         first, second = sorted(ON_270M, key=lambda name: -loaded[name].ranks[-1])[:2]
-        scratch = free._core_model.adapter_scratch_bytes(loaded[first].ranks[-1])
-        assert 0 < free._core_model.adapter_scratch_bytes(1) < scratch
+        scratch = core_of(free).adapter_scratch_bytes(loaded[first].ranks[-1])
+        assert 0 < core_of(free).adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
         model._adapters.spare_memory = scratch + size[first] - 1  # the process itself may have grown
@@ -160,70 +158,14 @@ def test_a_closed_model_takes_no_adapter(model: gemlet.Model) -> None:
     with pytest.raises(gemlet.ModelClosedError):
         model.load_adapter(ADAPTERS / "gemma3-rslora")
     with pytest.raises(gemlet.ModelClosedError):
-        _core.AdapterBuilder(model._core_model)
+        _core.AdapterBuilder(core_of(model))
 
 
 def test_memory_comes_back_when_an_adapter_goes() -> None:
-    run_python("""
-    import gemlet, json
-    import numpy as np
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-    from support.processes import resident
-    from support.tiny_models import safetensors_bytes
-    from gemlet.weights.slots import expected_slots
-    from gemlet.loading.random_model import random_model
-    with TemporaryDirectory() as folder, random_model("gemma3-270m", weights="q4", threads=1) as model:
-        slots = expected_slots(model.config)
-        tensors = {}
-        for layer in range(model.config.num_layers):
-            rows, cols = slots[f"layers.{layer}.up_proj"]
-            at = f"base_model.model.model.layers.{layer}.mlp.up_proj.lora_"
-            tensors[at + "A.weight"] = np.ones((256, cols), np.float32)
-            tensors[at + "B.weight"] = np.ones((rows, 256), np.float32)
-        config = {"peft_type": "LORA", "r": 256, "lora_alpha": 1, "target_modules": ["up_proj"]}
-        Path(folder, "adapter_config.json").write_text(json.dumps(config))
-        Path(folder, "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
-        del tensors
-        def use():
-            adapter = model.load_adapter(folder, "a")
-            size = adapter.memory_bytes / 2**20
-            loaded = resident()
-            model.generate([2, 5], adapter="a", max_tokens=2)
-            model.unload_adapter("a")
-            return size, loaded
-        use()
-        before = resident()
-        for _ in range(5):
-            size, loaded = use()
-            assert size > 20
-            assert before + 0.8 * size < loaded < before + size + 20, (before, size, loaded)
-        assert resident() < before + 5, (before, resident())
-    """)
+    run_program(adapters.load_and_unload)
 
 
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 def test_the_scratch_of_adapters_is_what_a_pass_takes(weights: str) -> None:
     """Which form the kernels take an input in depends on the tier, and with it what must be prepared."""
-    run_python(f"""
-    import numpy as np
-    from support.core_models import int32, layer_config, model_config, random_core
-    from gemlet import _core
-    from support.processes import resident
-    width, rank = 2**14, 8
-    config = model_config(layer_config(intermediate_size=width), max_context=2048)
-    core = random_core(config, weights="{weights}")
-    builder = _core.AdapterBuilder(core)
-    for slot, rows, cols in (("gate_proj", width, 64), ("up_proj", width, 64), ("down_proj", 64, width)):
-        a, b = np.full((rank, cols), 0.01, np.float32), np.full((rows, rank), 0.01, np.float32)
-        builder.add(f"layers.0.{{slot}}", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
-    adapter = builder.finish()
-    ids = np.arange(512, dtype=np.int32) % 96
-    _core.TokenSequence(core).extend(ids, logits="all")
-    before = resident()
-    _core.TokenSequence(core, adapter).extend(ids, logits="all")
-    grown = (resident() - before) * 2**20
-    expected = core.adapter_scratch_bytes(rank)
-    assert expected > 2 * width * 512 * 4
-    assert 0.9 * expected < grown < 1.05 * expected + 2**21, (grown, expected)
-    """)
+    run_program(adapters.fill_the_scratch, weights)

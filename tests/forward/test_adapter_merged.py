@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
-from support.adapters import (
-    ADAPTERS,
-    base_of,
-    difference,
-    read_golden,
-    write_adapter,
-)
+from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
+from support.feeding import difference
 
 import gemlet
 from gemlet.packing.blocks import blocks

@@ -18,11 +18,11 @@ from reference import attention as reference_attention
 from reference.forward import embedding
 from reference.model import Model
 from support.gguf_models import convert_folder, convert_tensors, metadata, read_folder, typed, write_gguf
+from support.inside import context_of, core_of, taps_of
 from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 from support.tokenizer_files import BOOL, U32
 
 import gemlet
-from gemlet import _core
 from gemlet.cli import main
 from gemlet.config import parse_config, read_config
 from gemlet.model.embedding import passes
@@ -72,7 +72,7 @@ def test_reference_agrees_with_the_official_implementation(name: str, dtype: Any
 def test_product_agrees_with_the_official_implementation(name: str, threads: int) -> None:
     golden = read_golden(name)
     with gemlet.load(HERE / name, weights="f32", threads=threads) as model:
-        taps = model._core_model.taps(golden["ids"].astype(np.int32))
+        taps = taps_of(model, golden["ids"])
         vector = model.embed([golden["ids"].tolist()])
     errors = tap_errors(golden, taps)
     for tap in expected_taps(BY_NAME[name]):  # in order of computation
@@ -446,9 +446,9 @@ def test_an_embedding_model_writes_no_text(model: gemlet.Model) -> None:
         ):
             call()
     with pytest.raises(gemlet.UnsupportedError, match="makes embeddings"):
-        _core.TokenSequence(model._core_model)
+        context_of(model)
     with pytest.raises(gemlet.InvalidRequestError, match="embeddings of whole texts, nothing else"):
-        model._core_model.batch_logits([[2, 5]], [None])
+        core_of(model).batch_logits([[2, 5]], [None])
 
 
 def test_a_model_that_writes_text_makes_no_embeddings() -> None:
@@ -458,7 +458,7 @@ def test_a_model_that_writes_text_makes_no_embeddings() -> None:
         ):
             model.embed("text")
         with pytest.raises(gemlet.UnsupportedError, match="makes no embeddings"):
-            model._core_model.embed([[2, 5]])
+            core_of(model).embed([[2, 5]])
         assert model.prompts == {}
 
 

@@ -8,14 +8,15 @@ beside another context, on one thread or two.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
-from support.core_models import VOCAB, builder_of, layer_config, model_config
+from support.core_models import VOCAB, builder_of, int32, layer_config, model_config
+from support.feeding import REORDERED, difference, feed
+from support.inside import context_of, taps_of
 
 import gemlet
 from gemlet import _core
@@ -23,8 +24,6 @@ from gemlet import _core
 pytestmark = pytest.mark.tier
 
 Floats = NDArray[np.float32]
-# Two float32 evaluations of the same thing in another order of additions.
-REORDERED = 5e-5
 # Taps behind all layers.
 END = {"final_norm", "logits"}
 # Variants whose last layers read the keys and values of earlier ones.
@@ -44,42 +43,15 @@ def model(name: str) -> Iterator[gemlet.Model]:
 
 @pytest.fixture(scope="module")
 def golden(name: str) -> dict[str, NDArray[Any]]:
-    return read_golden(name)
-
-
-def int32(ids: NDArray[Any]) -> NDArray[np.int32]:
-    return np.ascontiguousarray(ids, dtype=np.int32)
-
-
-def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
-    """Logits [n, vocab] of ids fed to a fresh context in pieces of `sizes`, the last of them repeated."""
-    sequence = _core.TokenSequence(model._core_model)
-    rows, at = [], 0
-    try:
-        for size in chain(sizes, repeat(sizes[-1])):
-            if at >= len(ids):
-                break
-            sequence.extend(int32(ids[at : at + size]), logits="all")
-            rows.append(sequence.logits().copy())
-            at += size
-        assert sequence.length == len(ids)
-        assert sequence.token_ids == ids.tolist()
-    finally:
-        sequence.close()
-    return np.concatenate(rows)
-
-
-def difference(got: Floats, expected: Floats) -> float:
-    assert got.shape == expected.shape
-    assert np.isfinite(got).all()
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
+    tensors = read_golden(name)
+    return tensors | {"ids": tensors["ids"].astype(np.int32)}
 
 
 # --- The official results -----------------------------------------------------------------------------------
 def test_taps_agree_with_the_official_implementation(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]]
 ) -> None:
-    taps = model._core_model.taps(int32(golden["ids"]))
+    taps = taps_of(model, golden["ids"])
     expected = expected_taps(BY_NAME[name])
     assert not set(expected) - taps.keys()
     for tap in expected:
@@ -133,9 +105,9 @@ def test_prefill_that_ends_at_the_window_then_decodes(
 
 def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
     ids = golden["ids"]
-    sequence = _core.TokenSequence(model._core_model)
-    sequence.extend(int32(ids[:20]), logits="none")
-    sequence.extend(int32(ids[20:]), logits="last")
+    sequence = context_of(model)
+    sequence.extend(ids[:20], logits="none")
+    sequence.extend(ids[20:], logits="last")
     last = sequence.logits()
     sequence.close()
     assert last.shape == (1, golden["logits"].shape[1])
@@ -151,14 +123,14 @@ def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
     ids = golden["ids"]
     first = len(ids) - 3
     expected = model.logits(ids.tolist())
-    sequence = _core.TokenSequence(model._core_model)
+    sequence = context_of(model)
     for at in range(0, first, chunk):
         end = min(at + chunk, first)
-        sequence.extend(int32(ids[at:end]), logits=wanted)
+        sequence.extend(ids[at:end], logits=wanted)
         assert len(sequence.logits()) == (1 if wanted == "last" else 0)
         if wanted == "last":
             assert difference(sequence.logits(), expected[end - 1 : end]) < REORDERED
-    sequence.extend(int32(ids[first:]), logits="all")
+    sequence.extend(ids[first:], logits="all")
     assert difference(sequence.logits(), expected[first:]) < REORDERED
     sequence.close()
 
@@ -168,12 +140,12 @@ def test_from_the_last_cache_on_only_the_wanted_rows_are_computed(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, rows: int
 ) -> None:
     """What a tap shows is what was computed. Of other tokens that layer makes the keys and values alone."""
-    ids = int32(golden["ids"][:38])
-    taps = model._core_model.taps(ids, logits=wanted)
+    ids = golden["ids"][:38]
+    taps = taps_of(model, ids, logits=wanted)
     layers = model.config.layers
     last = max(i for i, layer in enumerate(layers) if layer.kv_source < 0)
     assert (last + 1 < len(layers)) == (name in SHARING)
-    whole = model._core_model.taps(ids)
+    whole = taps_of(model, ids)
     for tap, values in whole.items():
         layer = int(tap.split(".")[1]) if tap.startswith("layers.") else len(layers) if tap in END else -1
         expected = values if layer < last else values[len(values) - rows :]
@@ -189,11 +161,11 @@ def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dic
     pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]
     assert sum(pieces) == len(ids)
     together: list[list[Floats]] = [[], []]
-    sequences = [_core.TokenSequence(model._core_model) for _ in texts]
+    sequences = [context_of(model) for _ in texts]
     at = 0
     for piece in pieces:
         for text, sequence, rows in zip(texts, sequences, together, strict=True):
-            sequence.extend(int32(text[at : at + piece]), logits="all")
+            sequence.extend(text[at : at + piece], logits="all")
             rows.append(sequence.logits().copy())
         at += piece
     for sequence in sequences:
@@ -214,7 +186,7 @@ def test_the_same_bits_on_one_thread_and_two(
     ids = golden["ids"]
     with gemlet.load(HERE / name, weights="f32", threads=2) as two:
         assert (model.threads, two.threads) == (1, 2)
-        one_taps, two_taps = (m._core_model.taps(int32(ids)) for m in (model, two))
+        one_taps, two_taps = (taps_of(m, ids) for m in (model, two))
         assert one_taps.keys() == two_taps.keys()
         for tap, value in one_taps.items():
             np.testing.assert_array_equal(value, two_taps[tap], err_msg=tap)
@@ -250,8 +222,8 @@ def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
 def test_skipped_lanes_change_no_bit(weights: str) -> None:
     core = sparse_model(weights)
     for token in range(5, 25):
-        alone = core.taps(int32(np.array([token])))  # skips what its gate closes
-        beside = core.taps(int32(np.array([token, 7])))  # two rows: computes everything
+        alone = core.taps(int32(token))  # skips what its gate closes
+        beside = core.taps(int32(token, 7))  # two rows: computes everything
         np.testing.assert_array_equal(alone["layers.0.mlp"][0], beside["layers.0.mlp"][0])
 
 
@@ -260,7 +232,7 @@ def test_what_the_gate_closes_is_not_computed() -> None:
     core = sparse_model("f32", spoil=3e38)
     finite = []
     for token in range(VOCAB):
-        one, two = (core.taps(int32(np.array(ids)))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
+        one, two = (core.taps(int32(*ids))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
         assert not np.isfinite(two).all()
         finite.append(bool(np.isfinite(one).all()))
     # The row's panel of 16 lanes is closed as a whole with 0.95**16 = 44 %.

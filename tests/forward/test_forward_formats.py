@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, HERE, read_golden
 from numpy.typing import NDArray
+from support.feeding import REORDERED, difference, feed
 from support.paths import DATA
-from test_forward import REORDERED, difference, feed
 
 import gemlet
 

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import in_fork, run_python
+from support.processes import command_of, environment_of, in_fork, run_program
+from support.programs import cache as programs
 from support.tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
@@ -273,37 +272,13 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_processes_at_once_pack_once(tmp_path: Path, folder: Path) -> None:
     source = source_of(tmp_path / "source", "gemma3_text")
-    printed = run_python(f"""
-    import os, sys
-    import gemlet
-    children = []
-    for child in range(4):
-        pid = os.fork()
-        if pid == 0:
-            seen = [0]
-            model = gemlet.load({str(source)!r}, threads=1, weights="q4", cache=True,
-                                progress=lambda done, total: seen.append(done))
-            model.logits([1, 2, 3])
-            os._exit(1 if seen[-1] else 0)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    print(sorted(codes))
-    """)
-    assert printed.strip() == "[0, 0, 0, 1]"
+    assert sorted(run_program(programs.load_in_four_processes, source)) == [0, 0, 0, 1]
     assert len(entries(folder)) == 1
 
 
 def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, folder: Path) -> None:
     source = source_of(tmp_path / "source")
-    run_python(f"""
-    import os, signal
-    import gemlet
-    pid = os.fork()
-    if pid == 0:
-        gemlet.load({str(source)!r}, threads=1, cache=True,
-                    progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    """)
+    run_program(programs.kill_while_packing, source)
     assert [name.rpartition(".")[2] for name in entries(folder)] == ["tmp"]
     assert packed_bytes(source) > 0
     assert packed_bytes(source) == 0
@@ -333,22 +308,9 @@ def test_another_model_does_not_wait(tmp_path: Path, folder: Path, monkeypatch: 
     packed_bytes(second)
     size = sum(file.stat().st_size for file in (folder / entries(folder)[0]).iterdir())
     shutil.rmtree(folder)
-    code = f"""
-        import sys
-        import gemlet
-        def wait(done, total):
-            global first
-            if first:
-                first = False
-                print("packing", flush=True)
-                sys.stdin.readline()
-        first = True
-        gemlet.load({str(first)!r}, threads=1, cache=True, progress=wait).close()
-        """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
+        command_of(programs.wait_while_packing, first),
+        env=environment_of(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

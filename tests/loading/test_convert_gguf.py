@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
+from support.adapters import write_adapter
+from support.gguf_cases import BLOCKED, model_of, split
 from support.gguf_models import convert_folder, metadata, read_folder, typed, write_gguf
 from support.gguf_package import write_with_package
-from support.tiny_models import read_header, with_header, write_folder
+from support.tiny_models import logits_of, read_header, with_header, write_folder
 from support.tokenizer_files import (
     ARRAY,
     BOOL,
@@ -25,9 +27,6 @@ from support.tokenizer_files import (
     trained_merges,
     trained_pieces,
 )
-from test_adapter_files import write as write_adapter
-from test_load_gguf import BLOCKED, logits_of, model_of
-from test_load_gguf_hostile import split
 
 import gemlet
 from gemlet.cli import main

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, HERE
 from support.core_models import builder_of, layer_config, model_config
+from support.gguf_cases import model_of
 from support.gguf_models import metadata, typed, write_gguf
+from support.inside import context_of, core_of
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import gemma4_json, trained_entries, trained_model
-from test_load_gguf import model_of
 
 import gemlet
 from gemlet import _core
@@ -46,7 +47,7 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
     plan = plan_memory(read_config(HERE / name), LoadOptions(weights="q8", max_context=context))
     random = np.random.default_rng(context)
     with gemlet.load(HERE / name, weights="q8", threads=1, max_context=context) as model:
-        sequence = _core.TokenSequence(model._core_model)
+        sequence = context_of(model)
         largest = 0
         while (left := context - sequence.length) > 0:
             count = min(left, int(random.choice([1, 3, 64, 512, 900])))
@@ -200,7 +201,7 @@ def test_every_golden_folder_is_described(name: str, capsys: pytest.CaptureFixtu
     assert len(described["config"]["layers"]) == config.num_layers
     with gemlet.load(HERE / name, threads=1) as model:
         assert described["weights"] == model.weights
-        assert described["parameters"] == model._core_model.parameter_count
+        assert described["parameters"] == core_of(model).parameter_count
     assert described["memory"]["total"] == sum(
         described["memory"][part] for part in ("weights", "embedding", "kv_cache", "activations", "process")
     )
@@ -354,7 +355,7 @@ def test_a_cut_out_model_and_its_cache() -> None:
     for matformer in (16, skipping):
         found = inspect(HERE / "gemma3n-e4b", weights="q8", matformer=matformer)
         with gemlet.load(HERE / "gemma3n-e4b", weights="q8", matformer=matformer, threads=1) as model:
-            assert found.parameters == model._core_model.parameter_count < whole.parameters
+            assert found.parameters == core_of(model).parameter_count < whole.parameters
     assert found.parameters_on_disk == whole.parameters_on_disk // 6 * 5
 
 

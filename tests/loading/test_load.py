@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import run_python
+from support.processes import run_program
+from support.programs.load import cancel_loading
 from support.real_shapes import write_real_shape_hole
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
@@ -332,48 +333,8 @@ def test_loading_can_be_cancelled(tmp_path: Path, cache: bool) -> None:
     """By what ``progress`` raises and by Ctrl-C, which pass through as they are: threads, files and memory
     are as before."""
     write_real_shape_hole(tmp_path / "model", "gemma3-270m")
-    run_python(
-        f"""
-        import os, signal
-        import gemlet
-        from support.processes import resident
-
-        class EnoughError(Exception):
-            pass
-
-        def held():
-            return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
-
-        def stop(done, total):
-            during.append(held())
-            if len(during) == 3:
-                assert done < total
-                raise EnoughError(attempt)  # kept by nobody: it has the frames, and they the model
-
-        def interrupt(done, total):
-            during.append(held())
-            if len(during) == 2:
-                signal.setitimer(signal.ITIMER_REAL, 0.002)  # while the next part is packed
-
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        for attempt in range(4):
-            if attempt == 1:  # the first one loads what stays
-                before, memory = held(), resident()
-            during = []
-            try:
-                gemlet.load({str(tmp_path / "model")!r}, weights="q8", threads=2, cache={cache},
-                            progress=interrupt if attempt == 3 else stop)
-            except EnoughError as error:
-                assert error.args == (attempt,)
-            except KeyboardInterrupt:
-                assert attempt == 3
-            else:
-                raise SystemExit("not cancelled")
-        assert held() == before < max(during), (held(), before, during)
-        assert resident() < memory + 8, (resident(), memory)
-        """,
-        XDG_CACHE_HOME=str(tmp_path / "cache"),
-    )
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run_program(cancel_loading, tmp_path / "model", cache, environment=environment)
     left = [path for path in tmp_path.rglob("*") if path.is_file() or path.suffix == ".tmp"]
     assert sorted(path.name for path in left) == ["config.json", "model.safetensors"]
 
@@ -383,7 +344,7 @@ def test_the_format_of_the_cache() -> None:
     for kv_cache in ("f32", "bf16", "int8"):
         with gemlet.load(kv_cache=kv_cache, threads=1) as model:
             assert model.kv_cache == kv_cache
-            sizes[kv_cache] = model._core_model.memory()["kv_cache_per_token"]
+            sizes[kv_cache] = model.memory()["kv_cache_per_token"]
             ids = model.tokenizer.encode("The sea was calm and the wind had turned to the south.")
             logits = model.logits(ids)
             if kv_cache == "f32":

@@ -169,9 +169,7 @@ def test_a_file_that_shrinks_under_a_running_model(tmp_path: Path) -> None:
     with gemlet.load(folder, threads=1) as model:
         model.logits(IDS)
         os.truncate(folder / "model.safetensors", 100)
-        with pytest.raises(
-            ModelFileError, match=r"model\.safetensors: cannot be read any more: it was cut sh"
-        ):
+        with pytest.raises(ModelFileError, match=r"model\.safetensors: can no longer be read: it was cut sh"):
             model.logits(IDS)
 
 

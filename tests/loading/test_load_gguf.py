@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE, read_tensors
-from numpy.typing import NDArray
+from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
 from support.gguf_models import (
     TYPES,
     Tensors,
@@ -20,7 +18,7 @@ from support.gguf_models import (
     typed,
     write_gguf,
 )
-from support.tiny_models import CONFIGS, weights_of, write_folder
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 
 import gemlet
@@ -30,32 +28,9 @@ from gemlet.sources.opening import open_model_files
 
 pytestmark = pytest.mark.tier
 
-BLOCKS = read_tensors(HERE / "blocks.safetensors")
-BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
 # Formats that have the values of a type, and the one that weights="auto" takes.
 EXACT = {"Q4_0": ("q4", "q8"), "Q5_0": ("q8",), "Q8_0": ("q8",), "IQ4_NL": ("q8",)}
 KEPT = dict.fromkeys(BLOCK_TYPES, "q8") | dict.fromkeys(("Q4_0", "Q2_K", "Q3_K"), "q4")
-
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]
-# Of every family, with rows that are whole blocks where those of the published models are.
-BLOCKED: dict[str, dict[str, Any]] = {
-    "gemma": CONFIGS["gemma"],
-    "gemma2": CONFIGS["gemma2"],
-    "gemma3_text": CONFIGS["gemma3_text"],
-    "gemma3n_text": CONFIGS["gemma3n_text"] | {"hidden_size_per_layer_input": 32, "laurel_rank": 32},
-    "gemma4_text": CONFIGS["gemma4_text"] | {"hidden_size_per_layer_input": 32},
-    "gemma4_experts": CONFIGS["gemma4_experts"] | {"moe_intermediate_size": 32},
-}
-
-
-def logits_of(path: Path, **arguments: Any) -> NDArray[np.float32]:
-    with gemlet.load(path, threads=1, **arguments) as model:
-        return model.logits(IDS)
-
-
-def model_of(family: str) -> tuple[dict[str, Any], Tensors]:
-    """A configuration and its tensors under the names of GGUF."""
-    return BLOCKED[family], convert_tensors(BLOCKED[family], weights_of(BLOCKED[family]))
 
 
 def rounded(tensors: Tensors, kind: str) -> Tensors:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.gguf_cases import split, tensors_of
 from support.gguf_models import Typed, convert_tensors, metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, weights_of
 from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
@@ -22,10 +23,6 @@ from gemlet.sources.opening import open_model_files
 CONFIG = CONFIGS["gemma3_text"]
 COUNT = CONFIG["num_hidden_layers"]
 Change = tuple[int, Any] | None
-
-
-def tensors_of(family: str = "gemma3_text", kind: str = "F32") -> Typed:
-    return typed(convert_tensors(CONFIGS[family], weights_of(CONFIGS[family])), kind)
 
 
 def write(folder: Path, family: str = "gemma3_text", tensors: Typed | None = None, **changes: Change) -> Path:
@@ -279,29 +276,6 @@ def test_rope_freqs(tmp_path: Path, freqs: Any) -> None:
 
 
 # --- Split models -------------------------------------------------------------------------------------------
-
-
-def split(folder: Path, parts: int = 3, **changes: int | None) -> list[Path]:
-    """The model in ``parts`` files, as llama.cpp's tool splits it; ``changes`` of the last part's keys."""
-    tensors = tensors_of()
-    names = sorted(tensors)
-    paths = []
-    for number in range(parts):
-        keys: dict[str, tuple[int, int]] = {
-            "split.no": (2, number),
-            "split.count": (2, parts),
-            "split.tensors.count": (I32, len(names)),
-        }
-        if number == parts - 1:
-            for key, value in changes.items():
-                keys.pop(key.replace("_", "."))
-                if value is not None:
-                    keys[key.replace("_", ".")] = (I32, value)
-        entries = [gguf_entry(key, *value) for key, value in keys.items()]
-        entries += metadata(CONFIG) if number == 0 else []
-        path = folder / f"model-{number + 1:05}-of-{parts:05}.gguf"
-        paths.append(write_gguf(path, entries, {name: tensors[name] for name in names[number::parts]}))
-    return paths
 
 
 def test_any_part_of_a_split_model_loads_all(tmp_path: Path) -> None:

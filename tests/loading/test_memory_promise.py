@@ -6,25 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from support.processes import run_python
+from support.processes import run_program
+from support.programs.memory_promise import load_and_generate
 from support.real_shapes import write_real_shape_hole
 from support.tokenizer_files import gemma4_json
 
 pytestmark = pytest.mark.tier
 
 GB = 10**9
-
-RUN = """
-    import json, resource
-    import gemlet
-    from gemlet.loading.inspect import inspect
-    plan = inspect({folder!r}, **{arguments!r}).plan
-    with gemlet.load({folder!r}, **{arguments!r}) as model:
-        ids = [2] + [i * 37 % 200_000 for i in range(1, {tokens})]
-        answer = model.generate(ids, max_tokens=8, temperature=0, stop=[])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({{"peak": peak, "plan": plan.total, "tokens": answer.completion_tokens}}))
-"""
 
 
 @pytest.mark.slow
@@ -46,11 +35,8 @@ def test_peak_memory_at_real_shapes(
     folder = hole_path / shape
     write_real_shape_hole(folder, shape)
     (folder / "tokenizer.json").write_text(json.dumps(gemma4_json()))
-    code = RUN.format(
-        folder=folder.as_posix(), arguments=arguments | {"max_memory": int(bound)}, tokens=tokens
-    )
-    measured = json.loads(run_python(code, timeout=400))
-    assert measured["tokens"] == 8
-    assert measured["peak"] < bound, measured
-    assert measured["peak"] < 1.02 * measured["plan"], measured  # the plan is a promise,
-    assert measured["peak"] > 0.85 * measured["plan"], measured  # and not a loose one
+    arguments = arguments | {"max_memory": int(bound)}
+    peak, planned, generated = run_program(load_and_generate, folder, arguments, tokens, timeout=400)
+    assert generated == 8
+    assert peak < bound
+    assert 0.85 * planned < peak < 1.02 * planned

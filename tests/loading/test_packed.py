@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.processes import run_program
+from support.programs import packed as programs
 from support.tiny_models import CONFIGS, IDS, logits_of, read_header, weights_of, write_folder
 
 import gemlet
@@ -204,21 +205,7 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 def test_ctrl_c_while_converting(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma"])
-    code = f"""
-import os, signal, sys
-import gemlet
-signal.signal(signal.SIGINT, signal.default_int_handler)
-before = len(os.listdir("/proc/self/fd"))
-try:
-    gemlet.convert({str(source)!r}, {str(tmp_path / "packed")!r}, threads=2,
-                   progress=lambda done, total: os.kill(os.getpid(), signal.SIGINT))
-except KeyboardInterrupt:
-    assert len(os.listdir("/proc/self/fd")) == before
-    sys.exit(17)
-"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60)
-    assert run.returncode == 17
+    run_program(programs.convert_and_interrupt, source, tmp_path / "packed")
     assert os.listdir(tmp_path) == ["source"]
 
 

@@ -12,38 +12,11 @@ import sys
 import time
 
 import pytest
+from support.commands import GEMLET, PATIENCE, PROMPT, failed, run
 
 import gemlet
 from gemlet.cli import main
 from gemlet.cli.common import for_terminal, one_line, warnings_in_a_line
-
-PROMPT = "The door opened"
-GEMLET = [sys.executable, "-m", "gemlet"]
-PATIENCE = 120
-
-
-def run(
-    *arguments: str, stdin: bytes | None = None, **environment: str
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*GEMLET, *arguments],
-        input=b"" if stdin is None else stdin,
-        capture_output=True,
-        timeout=PATIENCE,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
-
-def failed(done: subprocess.CompletedProcess[bytes], code: int = 1) -> str:
-    """The one line on standard error with which a command fails."""
-    error = done.stderr.decode()
-    assert done.returncode == code, error
-    assert done.stdout == b""
-    assert error.startswith("gemlet: error: ")
-    assert error.count("\n") == 1
-    return error
-
 
 # generate
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from test_cli import GEMLET, PATIENCE, PROMPT, run
+from support.commands import GEMLET, PATIENCE, PROMPT, run
 
 import gemlet
 from gemlet.cli import main

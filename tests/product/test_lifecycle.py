@@ -15,103 +15,33 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from support.core_models import int32, layer_config, model_config, random_core, sampler
-from support.processes import run_python
+from support.processes import run_program
+from support.programs import lifecycle
 
 import gemlet
 from gemlet import _core
 
 pytestmark = pytest.mark.tier
 
-FORKS = """
-    import os, signal, sys, threading, time, warnings
-    import gemlet
-    from gemlet import _core
-    from support.processes import in_fork
-
-    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
-
-    def text(model, tokens=12):
-        return model.generate("The door opened", max_tokens=tokens, temperature=0, ignore_eos=True).token_ids
-"""
-
 
 # --- Fork ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_forked_process_uses_the_same_model(threads: int) -> None:
-    run_python(f"""{FORKS}
-    model = gemlet.load(threads={threads})
-    expected = text(model)
-    for _ in range(3):
-        in_fork(lambda: text(model) == expected)
-        assert text(model) == expected
-
-    def child():  # forks on its own, after it has generated
-        assert text(model) == expected
-        in_fork(lambda: text(model) == expected)
-        return text(model) == expected
-    in_fork(child)
-    in_fork(lambda: in_fork(lambda: text(model) == expected) is None)
-
-    sequence = _core.TokenSequence(model._core_model)  # begun before the fork, goes on in both
-    sequence.extend([2, 300, 301])
-    def go_on():
-        sequence.extend([302])
-        return sequence.token_ids == [2, 300, 301, 302]
-    in_fork(go_on)
-    assert go_on()
-
-    in_fork(lambda: model.close() is None)
-    assert text(model) == expected
-    model.close()
-    """)
+    run_program(lifecycle.use_in_forks, threads)
 
 
 def test_a_forked_process_ends_as_usual() -> None:
     """Through Python's own end, where the model is destroyed; its threads are in the other process."""
-    run_python(f"""{FORKS}
-    model = gemlet.load(threads=3)
-    expected = text(model)
-    for use in (True, False):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(20)
-            sys.exit(text(model) != expected if use else 0)
-        assert os.waitpid(child, 0)[1] == 0
-    assert text(model) == expected
-    """)
+    run_program(lifecycle.end_forks)
 
 
 def test_multiprocessing_with_fork() -> None:
-    run_python(f"""{FORKS}
-    import multiprocessing
-    model = gemlet.load(threads=2)
-    expected = text(model)
-    def work(i):
-        return i, text(model)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map_async(work, range(4)).get(timeout=40) == [(i, expected) for i in range(4)]
-    """)
+    run_program(lifecycle.generate_in_a_pool)
 
 
 def test_fork_while_another_thread_generates() -> None:
     """That thread does not exist in the forked process, and cannot let go of what it held."""
-    run_python(f"""{FORKS}
-    model = gemlet.load(threads=2)
-    expected = text(model)
-    done = threading.Event()
-    def generate():
-        while not done.is_set():
-            text(model, tokens=40)
-    thread = threading.Thread(target=generate)
-    thread.start()
-    try:
-        for i in range(8):
-            time.sleep(0.01 + 0.003 * i)
-            in_fork(lambda: text(model) == expected, seconds=8)
-    finally:
-        done.set()
-        thread.join()
-    """)
+    run_program(lifecycle.fork_while_generating)
 
 
 # --- Side by side -------------------------------------------------------------------------------------------
@@ -283,91 +213,15 @@ def test_cancelling_one_sequence_leaves_the_others(core: _core.Model) -> None:
     assert other.sequence.length == 3 + LONG
 
 
-MEANWHILE = """
-    import threading, time
-    import gemlet
-    import numpy as np
-    from support.core_models import int32, random_core, sampler
-    from gemlet import _core
-
-    core = random_core(max_context=3 * {long}, threads={threads})
-    ids = np.full({long}, 5, np.int32)
-    started = time.monotonic()
-    _core.TokenSequence(core).extend(ids[:500])
-    if time.monotonic() - started > 0.05:
-        ids = ids[:1100]  # three passes are long enough where a sanitizer slows them
-    outcomes = []
-
-    def extend(sequence):
-        try:
-            sequence.extend(ids, logits="all")
-            outcomes.append("done")
-        except gemlet.GemletError as error:
-            outcomes.append(type(error).__name__)
-
-    for _ in range(4):
-        sequence = _core.TokenSequence(core)
-        sequence.extend(int32(1, 2, 3))
-        threads = [threading.Thread(target=extend, args=(sequence,)) for _ in range({extends})]
-        for thread in threads: thread.start()
-        until = time.monotonic() + 0.15
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < until:
-            time.sleep(0.004)
-            try:
-                {action}
-            except gemlet.GemletError:
-                pass
-        for thread in threads: thread.join()
-        sequence.close()
-    print(*outcomes)
-"""
-
-
-@pytest.mark.parametrize(
-    ("action", "extends"),
-    [
-        ("sequence.close()", 1),
-        ("core.close(); core = random_core(max_context=9000)", 1),
-        ("sequence.logits().sum()", 1),
-        ("len(sequence.token_ids), sequence.length, sequence.cache_bytes", 1),
-        ("sequence.sample(sampler())", 1),
-        ("sequence.extend(np.full(len(ids) + 500, 6, np.int32), logits='all')", 1),
-        ("sequence.extend(int32(4)); sequence.logits()", 2),
-        ("sequence.cancel()", 2),
-    ],
-    ids=["close", "close-model", "logits", "properties", "sample", "extend", "two-extends", "cancel"],
-)
+@pytest.mark.parametrize("action", lifecycle.ACTIONS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_meanwhile_from_another_thread(action: str, extends: int, threads: int) -> None:
+def test_meanwhile_from_another_thread(action: str, threads: int) -> None:
     """An error, a wait or an old value: all are fine, a crash or a hang is not."""
-    printed = run_python(MEANWHILE.format(long=3000, threads=threads, action=action, extends=extends))
-    outcomes = printed.split()
+    extends = 2 if action in ("two-extends", "cancel") else 1
+    outcomes = run_program(lifecycle.act_while_extending, action, extends, threads)
     assert len(outcomes) == 4 * extends
     assert {*outcomes} <= {"done", "ModelClosedError", "CancelledError", "InvalidRequestError"}
 
 
 def test_two_threads_feed_one_builder() -> None:
-    run_python(
-        """
-    import threading
-    import gemlet
-    import numpy as np
-    from support.core_models import builder_of, model_config
-
-    for _ in range(3):
-        builder = builder_of(model_config(vocab_size=20_000), weights="q8", threads=2)
-        shapes = builder.tensors()
-        def add(names):
-            for name in names:
-                try:
-                    builder.add(name, np.ones(shapes[name], np.float32), "f32")
-                except gemlet.GemletError:
-                    pass
-        names = list(shapes)
-        threads = [threading.Thread(target=add, args=(part,)) for part in (names, names[::-1], names[::2])]
-        for thread in threads: thread.start()
-        for thread in threads: thread.join()
-        builder.finish().close()
-    """,
-        timeout=20,
-    )
+    run_program(lifecycle.feed_one_builder_from_three_threads, timeout=20)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.inside import core_of
 from support.paths import ROOT
 
 import gemlet
@@ -52,7 +53,7 @@ def chunks() -> list[Any]:
 def measured(chunks: list[Any]) -> Iterator[dict[str, Any]]:
     """f32 and every format as gemlet.load opens it, by one pass over the text."""
     models = {name: gemlet.load(weights=name, threads=1) for name in ("f32", *LIMITS)}
-    cores = {name: model._core_model for name, model in models.items()}
+    cores = {name: core_of(model) for name, model in models.items()}
     yield quality.measure(cores["f32"], cores, chunks)
     for model in models.values():
         model.close()
@@ -101,7 +102,7 @@ def test_the_measure_itself(chunks: list[Any]) -> None:
         part = chunks[0][:100]
         logits = [model.logits(part).astype(np.float64) for model in (f32, q4)]
         p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for x in logits)
-        row = quality.measure(f32._core_model, {"q4": q4._core_model}, [part])["q4"]
+        row = quality.measure(core_of(f32), {"q4": core_of(q4)}, [part])["q4"]
     kl = (p * np.log(p / q)).sum(axis=-1)
     assert row.kl == pytest.approx(kl.mean(), rel=1e-3)
     assert row.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-3)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from support.processes import run_python
+from support.processes import run_program
+from support.programs.stored_tokenizer import encode_in_threads_and_a_fork
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import (
     MARKERS,
@@ -244,27 +245,7 @@ def test_without_threads(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_several_threads_and_a_fork(stored: Path) -> None:
     """Right after it was made, when its own thread may still be at work."""
-    printed = run_python(f"""
-    import os, threading
-    from gemlet.tokenizer import Tokenizer
-    expected = Tokenizer.from_file({str(stored.parent / "source")!r}).encode("the door")
-    for _ in range(20):
-        tokenizer = Tokenizer.from_file({str(stored)!r})
-        child = os.fork()
-        if child == 0:
-            os._exit(tokenizer.encode("the door") != expected)
-        found = []
-        encode = lambda: found.append(tokenizer.encode("the door"))
-        threads = [threading.Thread(target=encode) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == [expected] * 4
-        assert os.waitpid(child, 0)[1] == 0
-    print("done")
-    """)
-    assert printed.strip() == "done"
+    run_program(encode_in_threads_and_a_fork, stored.parent / "source", stored)
 
 
 # --- The cache ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.texts import crafted_text, relaxed
 from support.tokenizer_files import (
     ARRAY,
     BOOL,
@@ -30,7 +31,6 @@ from support.tokenizer_files import (
     trained_model,
     trained_pieces,
 )
-from test_tokenizer_text import crafted_text, relaxed
 
 from gemlet.errors import GemletError, ModelFileError, TokenizerError
 from gemlet.tokenizer import Tokenizer

@@ -10,23 +10,13 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from support.texts import crafted_text, relaxed
 from support.tokenizer_files import MARKERS, SPACE, save, trained_model
 
 from gemlet.errors import InvalidRequestError, TokenizerError
 from gemlet.tokenizer import Tokenizer
-
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-any_text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
-# Text made of what a vocabulary treats specially, so that the pieces meet each other.
-crafted_text = st.lists(
-    st.sampled_from([" ", "  ", "\n", "\n\n", "\t", "the ", "door", "<", ">", SPACE, "é", "日", "😀", "\0"])
-    | st.sampled_from(["<bos>", "<eos>", "<pad>", "<unk>", *MARKERS])
-    | any_text,
-    max_size=12,
-).map("".join)
-
 
 # --- BOS and control tokens ---------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@
 namespace gemlet {
 namespace {
 
-using kernels::kKvBlockTokens;
 using kernels::kMaxAttentionRows;
 
 constexpr int64_t kMaxSplitRows = 16;  // segments with more rows than this have tasks enough without splitting

@@ -1,14 +1,14 @@
-// The vector body of attention, compiled once per tier: block by block, scores of all rows against 64 keys, softcap and
-// mask, online softmax, then the weighted sum of the values. K and V of a block are read once for all rows.
+// The vector body of attention, compiled once for each tier. Block by block: scores of all rows against 64 keys,
+// softcap and mask, online softmax, then the weighted sum of the values. K and V of a block are read once for all rows.
 //
-// What depends on the format of the cache is a class (FloatCache in body_float.h and so on). `scores` holds rows of
-// kKvBlockTokens floats, `out` rows of padded_head_dim:
-//   Cache(args, scratch)                            brings the queries into the form that its products take
-//   scores(keys, panel, panels, scores)             scores of all rows for `panels` panels of 16 keys
-//   weights(keys, scores, first, count)             the weights [first, first + count) of all rows are there
+// A class contains what depends on the format of the cache (FloatCache in body_float.h and so on). `scores` has rows of
+// kKvBlockTokens floats, `out` rows of padded_head_dim floats.
+//   Cache(args, scratch)                 converts the queries to the form that its products need
+//   scores(keys, panel, panels, scores)  computes the scores of all rows for `panels` panels of 16 keys
+//   weights(keys, scores, first, count)  is called when `scores` holds the weights [first, first + count) of all rows
 //   mix(values, first, count, row, rows, scores, out, next)
-//                                                   out += weights [first, first + count) . values, `rows` rows;
-//                                                   the keys of the next block follow
+//                                        out += weights [first, first + count) . values, for `rows` rows from `row` on;
+//                                        `next` is what will be read afterwards
 #pragma once
 
 #include "kernels/attention/attention.h"
@@ -19,14 +19,14 @@ namespace {
 
 constexpr float kMasked = -__builtin_inff();
 
-// Which tokens of a block a row sees: [begin, end).
+// The tokens of a block that a row sees: [begin, end).
 struct Sight {
   int64_t begin, end;
 };
 
 inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
-// Calls fn<R>(first row) for tiles of R rows that cover rows [0, rows): kRowTile each, the last one what is left.
+// Calls fn<R>(first row) for tiles of R rows that cover rows [0, rows). R is kRowTile, and less for the last tile.
 template <int R, typename Fn>
 inline void last_tile(int64_t row, int64_t rows, Fn fn) {
   if (rows == R) {
@@ -42,7 +42,8 @@ inline void for_each_tile(int64_t rows, Fn fn) {
   if (row < rows) last_tile<kRowTile>(row, rows - row, fn);
 }
 
-// A weight of 0 makes 0 of a hidden token's value only if that is a number. int8 values always are.
+// Whether all values are finite. A weight of 0 removes the value of a masked token only if it is. int8 values always
+// are.
 template <int64_t kElement>
 inline bool all_finite(const uint8_t* values, int64_t head_dim) {
   VI bad = {};
@@ -56,21 +57,22 @@ inline bool all_finite(const uint8_t* values, int64_t head_dim) {
   return any == 0;
 }
 
-// copy = the values with zeros for what a row does not see.
+// Copies the values, with zeros for the tokens that a row does not see.
 template <int64_t kElement>
 inline void hide(const uint8_t* values, int64_t head_dim, Sight sight, uint8_t* copy) {
-  constexpr int64_t kColumns = 4 / kElement;
+  constexpr int64_t kColumns = kUnitBytes / kElement;
   __builtin_memcpy(copy, values, (size_t)kv_value_bytes(head_dim, kElement));
   for (int64_t t = 0; t < kKvBlockTokens; ++t) {
     if (t >= sight.begin && t < sight.end) continue;
     for (int64_t d = 0; d < padded_head_dim(head_dim); ++d) {
-      const int64_t line = d / 16 * (kKvBlockTokens / kColumns) + t / kColumns;
-      __builtin_memset(copy + line * 64 + d % 16 * 4 + t % kColumns * kElement, 0, (size_t)kElement);
+      const int64_t line = d / kPanelRows * (kKvBlockTokens / kColumns) + t / kColumns;
+      __builtin_memset(copy + line * kLineBytes + d % kPanelRows * kUnitBytes + t % kColumns * kElement, 0,
+                       (size_t)kElement);
     }
   }
 }
 
-// Scores [0, count) of one row become weights e^(s - largest); returns their sum.
+// Turns scores [0, count) of one row into weights e^(s - largest) and returns their sum.
 inline float weigh(float* row, int64_t count, float largest) {
   const VF shift = splat(largest == kMasked ? 0.0f : largest);
   VF sums = splat(0.0f);
@@ -101,13 +103,14 @@ inline void attention(const AttentionArgs& a) {
     const uint8_t* values = keys + kv_key_bytes(a.head_dim, Cache::kElement);
     const int64_t first = block * kKvBlockTokens;
     const int64_t used = clamp(a.kv_end - first, 0, kKvBlockTokens);
-    const int64_t panel = clamp(a.kv_begin - first, 0, kKvBlockTokens) / 16;  // the first that any row may see
-    const int64_t begin = panel * 16, end = (used + 15) / 16 * 16;
-    cache.scores(keys, panel, end / 16 - panel, scores);
+    const int64_t panel =
+        clamp(a.kv_begin - first, 0, kKvBlockTokens) / kPanelRows;  // the first one that any row may see
+    const int64_t begin = panel * kPanelRows, end = (used + kPanelRows - 1) / kPanelRows * kPanelRows;
+    cache.scores(keys, panel, end / kPanelRows - panel, scores);
 
     Sight sights[kMaxAttentionRows];
-    bool hidden = false;  // does a row not see all of the values that are read? These are whole lines.
-    constexpr int64_t kColumns = 4 / Cache::kElement;
+    bool hidden = false;  // whether a row does not see all of the values that are read, which are whole lines
+    constexpr int64_t kColumns = kUnitBytes / Cache::kElement;
     const int64_t read = (used + kColumns - 1) / kColumns * kColumns;
     for (int64_t r = 0; r < a.rows; ++r) {
       float* row = scores + r * kKvBlockTokens;

@@ -1,4 +1,4 @@
-// Attention over a bf16 cache with queries and weights rounded to bf16.
+// Attention over a bf16 cache. Queries and weights are rounded to bf16.
 #pragma once
 
 #include "kernels/attention/body.h"
@@ -33,10 +33,10 @@ struct Bf16Cache {
     for_each_tile(a.rows, [&]<int R>(int64_t row) {
       const uint8_t* x[R];
       for (int r = 0; r < R; ++r) x[r] = (const uint8_t*)(q + (row + r) * width);
-      for (int64_t first = panel * 16; first < (panel + panels) * 16; first += kLanes) {
+      for (int64_t first = panel * kPanelRows; first < (panel + panels) * kPanelRows; first += kLanes) {
         VF sums[R][1] = {};
-        const uint8_t* const lines = keys + first / 16 * 32 * a.head_dim;
-        tile_pairs<R, 1>(x, lines, (int)(first % 16) / kLanes, a.head_dim, sums);
+        const uint8_t* const lines = keys + first / kPanelRows * kPanelRows * 2 * a.head_dim;
+        tile_pairs<R, 1>(x, lines, (int)(first % kPanelRows) / kLanes, a.head_dim, sums);
         for (int r = 0; r < R; ++r) store(to + (row + r) * kKvBlockTokens + first, sums[r][0]);
       }
     });
@@ -53,8 +53,8 @@ struct Bf16Cache {
         float* const at = out + (row + tile) * width + d;
         VF sums[R][1];
         for (int r = 0; r < R; ++r) sums[r][0] = load(at + r * width);
-        const uint8_t* const lines = values + d / 16 * 32 * kKvBlockTokens + first * 32;
-        tile_pairs<R, 1>(x, lines, (int)(d % 16) / kLanes, (count + 1) / 2 * 2, sums);
+        const uint8_t* const lines = values + d / kPanelRows * kPanelRows * 2 * kKvBlockTokens + first * kPanelRows * 2;
+        tile_pairs<R, 1>(x, lines, (int)(d % kPanelRows) / kLanes, (count + 1) / 2 * 2, sums);
         for (int r = 0; r < R; ++r) store(at + r * width, sums[r][0]);
       }
     });

@@ -1,4 +1,4 @@
-// Attention over an f32 or bf16 cache with float32 queries and weights: the tiles of the float matmuls.
+// Attention over an f32 or bf16 cache with float32 queries and weights. It uses the tiles of the float matmuls.
 #pragma once
 
 #include "kernels/attention/body.h"
@@ -8,7 +8,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// dst[r][16 * p ..] (+)= x[r] . panel p for `panels` panels.
+// dst[r][16 p to 16 p + 15] = (or +=, if `accumulate`) x[r] . panel p, for `panels` panels.
 template <typename Lines, int R>
 inline void rows_by_panels(const float* const* x, const uint8_t* matrix, int64_t panel_bytes, int64_t panels,
                            int64_t cols, float* dst, int64_t dst_stride, bool accumulate) {
@@ -18,34 +18,34 @@ inline void rows_by_panels(const float* const* x, const uint8_t* matrix, int64_t
       VF sums[R][H];
       for (int r = 0; r < R; ++r) {
         for (int h = 0; h < H; ++h) {
-          const float* at = dst + r * dst_stride + p * 16 + (h0 + h) * kLanes;
+          const float* at = dst + r * dst_stride + p * kPanelRows + (h0 + h) * kLanes;
           sums[r][h] = accumulate ? load(at) : VF{};
         }
       }
       Lines::template tile<R, H>(x, matrix + p * panel_bytes, h0, cols, sums);
       for (int r = 0; r < R; ++r) {
-        for (int h = 0; h < H; ++h) store(dst + r * dst_stride + p * 16 + (h0 + h) * kLanes, sums[r][h]);
+        for (int h = 0; h < H; ++h) store(dst + r * dst_stride + p * kPanelRows + (h0 + h) * kLanes, sums[r][h]);
       }
     }
   }
 }
 
-// An f32 or bf16 cache against float32 queries and weights.
+// An f32 or bf16 cache with float32 queries and weights.
 template <typename Lines>
 struct FloatCache {
-  static constexpr int64_t kElement = 4 / Lines::line_columns;
+  static constexpr int64_t kElement = kUnitBytes / Lines::line_columns;
   const AttentionArgs& a;
   const float* const* q;
   int64_t key_panel, width;
 
   FloatCache(const AttentionArgs& args, float*) : a(args), q(args.q) {
-    key_panel = 16 * kv_key_columns(a.head_dim, kElement) * kElement;
+    key_panel = kPanelRows * kv_key_columns(a.head_dim, kElement) * kElement;
     width = padded_head_dim(a.head_dim);
   }
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {
     for_each_tile(a.rows, [&]<int R>(int64_t r) {
       rows_by_panels<Lines, R>(q + r, keys + panel * key_panel, key_panel, panels, a.head_dim,
-                               to + r * kKvBlockTokens + panel * 16, kKvBlockTokens, false);
+                               to + r * kKvBlockTokens + panel * kPanelRows, kKvBlockTokens, false);
     });
   }
   void weights(const uint8_t*, const float*, int64_t, int64_t) const {}
@@ -54,8 +54,9 @@ struct FloatCache {
     const float* x[kMaxAttentionRows];
     for (int64_t r = 0; r < rows; ++r) x[r] = weights_of + (row + r) * kKvBlockTokens + first;
     for_each_tile(rows, [&]<int R>(int64_t r) {
-      rows_by_panels<Lines, R>(x + r, values + first / Lines::line_columns * 64, 16 * kKvBlockTokens * kElement,
-                               width / 16, count, out + (row + r) * width, width, true);
+      rows_by_panels<Lines, R>(x + r, values + first / Lines::line_columns * kLineBytes,
+                               kPanelRows * kKvBlockTokens * kElement, width / kPanelRows, count,
+                               out + (row + r) * width, width, true);
     });
   }
 };

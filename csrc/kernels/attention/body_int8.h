@@ -1,6 +1,6 @@
-// Attention over an int8 cache: both products are integer dot products against the bytes as stored. Queries and softmax
-// weights have 16 bits, as two bytes: x = step * (254 high + low), high and low within 127. The scale of a key
-// multiplies its score; the scale of a value multiplies its weight before that is rounded.
+// Attention over an int8 cache. Both products are integer dot products with the bytes as they are stored. Queries and
+// softmax weights are rounded to 16 bits and split into two bytes: x = step * (254 high + low), both within +-127. A
+// score is multiplied by the scale of its key, and a weight by the scale of its value before it is rounded.
 #pragma once
 
 #include "kernels/attention/body.h"
@@ -13,15 +13,15 @@ namespace {
 constexpr int32_t kHighUnit = 254;
 constexpr float kLargestStep = 127.0f * kHighUnit;
 
-// A row of numbers in 16 bits: of every four columns the high bytes, then the low ones. The rows of a tile lie
-// together, so that `stride` bytes further are the next four columns.
+// A row of numbers in 16 bits: the high bytes of four columns, then their low bytes, and so on. The rows of a tile are
+// interleaved, so the next four columns of a row are `stride` bytes further.
 struct Row16 {
   uint8_t* bytes;
   int64_t stride;
   float step;
-  int32_t high_offset, low_offset;  // undo the storage of the other factor as unsigned bytes
+  int32_t high_offset, low_offset;  // compensate for the other factor, which is stored as unsigned bytes
 
-  // x(i) gives the vector at i; `count` is a multiple of kLanes.
+  // x(i) returns the vector at i. `count` is a multiple of kLanes.
   template <typename Get>
   void set(int64_t count, float peak, Get x) {
     typedef int8_t Bytes __attribute__((vector_size(kLanes)));
@@ -31,7 +31,7 @@ struct Row16 {
     uint8_t* to = bytes;
     for (int64_t i = 0; i < count; i += kLanes) {
       const VF rounded = round(x(i) * inverse);
-      const VF whole = select(rounded == rounded, rounded, splat(0.0f));  // infinity * 0: the step says it
+      const VF whole = select(rounded == rounded, rounded, splat(0.0f));  // infinity * 0; `step` shows it
       const VF upper = round(whole * (1.0f / kHighUnit));
       const VI h = __builtin_convertvector(upper, VI);
       const VI l = __builtin_convertvector(whole - upper * (float)kHighUnit, VI);
@@ -48,8 +48,9 @@ struct Row16 {
   }
 };
 
-// x[r] . lines for the R rows of a tile and one vector of a panel. `next` are the lines that lie as far in what is read
-// after this: with this many products to a line, memory would otherwise wait for them and they for it.
+// products[r] = x[r] . lines, for the R rows of a tile and one vector of a panel. `next` are the lines in the same
+// place of what is read afterwards. They are prefetched: a line takes so many products that memory and arithmetic would
+// otherwise wait for each other.
 template <int R>
 GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, const uint8_t* next, int64_t count,
                              VF (&products)[R]) {
@@ -61,8 +62,8 @@ GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, const uint8_t
   const uint8_t* bytes = x->bytes;
 #pragma GCC unroll 4
   for (int64_t j = 0; j < count; ++j) {
-    const VI w = load_i32(lines + j * 64);
-    __builtin_prefetch(next + j * 64, 0, 2);
+    const VI w = load_i32(lines + j * kLineBytes);
+    __builtin_prefetch(next + j * kLineBytes, 0, 2);
     for (int r = 0; r < R; ++r) {
       high[r] = Q8Dot::add(high[r], w, bytes + 8 * R * j + 8 * r);
       low[r] = Q8Dot::add(low[r], w, bytes + 8 * R * j + 8 * r + 4);
@@ -110,9 +111,9 @@ struct Int8Cache {
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {
     const float* scales = key_scales(keys);
     for_each_tile(a.rows, [&]<int R>(int64_t row) {
-      for (int64_t first = panel * 16; first < (panel + panels) * 16; first += kLanes) {
+      for (int64_t first = panel * kPanelRows; first < (panel + panels) * kPanelRows; first += kLanes) {
         VF products[R];
-        const uint8_t* lines = keys + first / 16 * 16 * columns + first % 16 * 4;
+        const uint8_t* lines = keys + first / kPanelRows * kPanelRows * columns + first % kPanelRows * kUnitBytes;
         int8_tile<R>(q + row, lines, lines + kv_key_bytes(a.head_dim, 1), columns / 4, products);
         for (int r = 0; r < R; ++r) store(to + (row + r) * kKvBlockTokens + first, products[r] * load(scales + first));
       }
@@ -126,14 +127,14 @@ struct Int8Cache {
       VI peaks = {};
       for (int64_t i = first; i < first + count; i += kLanes) {
         const VF weight = load(row + i);
-        const VF scaled =
-            select(weight == 0.0f, weight, weight * load(scales + i));  // a hidden token's scale: anything
+        // The scale of a masked token may be anything.
+        const VF scaled = select(weight == 0.0f, weight, weight * load(scales + i));
         store(row + i, scaled);
         peaks = raise_peaks(peaks, scaled);
       }
       peak[r] = largest_magnitude(peaks);
     }
-    for (int64_t r = 0; r < a.rows; ++r) {  // apart, so that rows do not wait for one another
+    for (int64_t r = 0; r < a.rows; ++r) {  // a loop of its own, so that rows do not wait for each other
       const float* const row = scores + r * kKvBlockTokens + first;
       p[r].set(count, peak[r], [&](int64_t i) { return load(row + i); });
     }
@@ -143,7 +144,8 @@ struct Int8Cache {
     for_each_tile(rows, [&]<int R>(int64_t row) {
       for (int64_t d = 0; d < width; d += kLanes) {
         VF products[R];
-        const uint8_t* lines = values + d / 16 * 16 * kKvBlockTokens + first / 4 * 64 + d % 16 * 4;
+        const uint8_t* lines = values + d / kPanelRows * kPanelRows * kKvBlockTokens + first / kUnitBytes * kLineBytes +
+                               d % kPanelRows * kUnitBytes;
         int8_tile<R>(p + row, lines, next + (lines - values), (count + 3) / 4, products);
         float* at = out + row * width + d;
         for (int r = 0; r < R; ++r, at += width) store(at, load(at) + products[r]);

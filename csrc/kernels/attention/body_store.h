@@ -1,5 +1,5 @@
-// Writes one token into a block: its key is a column of 4-byte units that lie 64 bytes apart, its value one number, of
-// 4, 2 or 1 bytes, in every unit of a run of lines.
+// Writes one token into a block. Its key is a column of 4-byte units that lie 64 bytes apart. Its value is one number
+// (4, 2 or 1 bytes) in every unit of some lines.
 #pragma once
 
 #include "kernels/attention/attention.h"
@@ -12,7 +12,7 @@ inline VF head_vector(const float* x, int64_t i, int64_t dim) {
   return dim - i >= kLanes ? load(x + i) : load_some(x + i, dim - i);
 }
 
-// Element: kBytes, prepare(x, dim), bits(vector) with the element in the low bits of every lane.
+// An Element has kBytes, prepare(x, dim), and bits(vector), which puts the element into the low bits of every lane.
 struct F32Element {
   static constexpr int64_t kBytes = 4;
   void prepare(const float*, int64_t) {}
@@ -23,7 +23,7 @@ struct Bf16Element {
   void prepare(const float*, int64_t) {}
   VI bits(VF x) const { return bf16_bits(x); }
 };
-// One token's key or value: round(x * inverse) + 128 in every lane.
+// round(x * inverse) + 128.
 struct Int8Element {
   static constexpr int64_t kBytes = 1;
   float inverse = 0.0f, scale = 0.0f;
@@ -50,7 +50,7 @@ inline Element store_key(const KvStoreArgs& a) {
   Element element;
   element.prepare(a.key, a.head_dim);
   const int64_t columns = kv_key_columns(a.head_dim, kBytes);
-  uint8_t* const keys = a.head + a.slot / 16 * 16 * columns * kBytes + a.slot % 16 * 4;
+  uint8_t* const keys = a.head + a.slot / kPanelRows * kPanelRows * columns * kBytes + a.slot % kPanelRows * kUnitBytes;
   for (int64_t i = 0; i < a.head_dim; i += kLanes) {
     const VI bits = element.bits(head_vector(a.key, i, a.head_dim));
     uint8_t units[sizeof bits];
@@ -64,22 +64,23 @@ inline Element store_key(const KvStoreArgs& a) {
       __builtin_memcpy(units, &bytes, sizeof bytes);
     }
     const int64_t left = columns - i < kLanes ? columns - i : kLanes;
-    uint8_t* const to = keys + i * kBytes * 16;  // 4 bytes of columns make a line of 64
-    for (int64_t unit = 0; unit < left * kBytes / 4; ++unit) __builtin_memcpy(to + unit * 64, units + unit * 4, 4);
+    uint8_t* const to = keys + i * kBytes * kPanelRows;  // 4 bytes of columns are a line of 64 bytes
+    for (int64_t unit = 0; unit < left * kBytes / kUnitBytes; ++unit)
+      __builtin_memcpy(to + unit * kLineBytes, units + unit * kUnitBytes, kUnitBytes);
   }
   return element;
 }
 
 template <typename Element>
 inline Element store_value(const KvStoreArgs& a) {
-  constexpr int64_t kBytes = Element::kBytes, kColumns = 4 / kBytes;
+  constexpr int64_t kBytes = Element::kBytes, kColumns = kUnitBytes / kBytes;
   Element element;
   element.prepare(a.value, a.head_dim);
   const int shift = (int)(a.slot % kColumns * kBytes * 8);
   const int32_t mask = (int32_t)((kBytes == 4 ? 0xffffffffu : (1u << (kBytes * 8 % 32)) - 1) << shift);
-  uint8_t* const values = a.head + kv_key_bytes(a.head_dim, kBytes) + a.slot / kColumns * 64;
+  uint8_t* const values = a.head + kv_key_bytes(a.head_dim, kBytes) + a.slot / kColumns * kLineBytes;
   for (int64_t i = 0; i < a.head_dim; i += kLanes) {
-    uint8_t* const at = values + i / 16 * 16 * kKvBlockTokens * kBytes + i % 16 * 4;
+    uint8_t* const at = values + i / kPanelRows * kPanelRows * kKvBlockTokens * kBytes + i % kPanelRows * kUnitBytes;
     const VI bits = (element.bits(head_vector(a.value, i, a.head_dim)) << shift) & mask;
     const VI merged = (load_i32(at) & ~mask) | bits;
     __builtin_memcpy(at, &merged, sizeof merged);

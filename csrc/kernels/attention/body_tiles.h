@@ -1,5 +1,5 @@
-// Attention over a bf16 cache on a matrix unit (AMX), queries and weights rounded to bf16: blocks of K and V lie in
-// memory in the order of tiles, so that both products load them as they are.
+// Attention over a bf16 cache on a matrix unit (AMX). Queries and weights are rounded to bf16. K and V lie in memory in
+// the order of tiles, so both products load them as they are.
 #pragma once
 
 #include "kernels/attention/body.h"
@@ -9,7 +9,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// One row as bf16 into its line of the tiles at `to`, zeros up to whole tiles.
+// Writes one row as bf16 to its line of the tiles at `to`, with zeros up to a whole tile.
 inline void round_into_tiles(const float* x, int64_t count, uint8_t* to) {
   typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
   for (int64_t c = 0; c < (count + kTileColumns - 1) / kTileColumns * kTileColumns; c += kLanes) {
@@ -38,10 +38,10 @@ struct TileCache {
   }
 
   static uint8_t* line_of(uint8_t* groups, int64_t group_bytes, int64_t row) {
-    return groups + row / kTileRows * group_bytes + row % kTileRows * kTileLine;
+    return groups + row / kTileRows * group_bytes + row % kTileRows * kLineBytes;
   }
 
-  // y (+)= x . `panels` panels, which lie `panel_bytes` apart and whose `columns` need not be whole tiles.
+  // y = (or +=, if `add`) x . matrix. Its `panels` panels lie `panel_bytes` apart. `columns` need not be whole tiles.
   void multiply(const uint8_t* x, int64_t group_bytes, int64_t rows, const uint8_t* matrix, int64_t panel_bytes,
                 int64_t panels, int64_t columns, float* y, int64_t y_stride, bool add) {
     const int64_t steps = columns / kTileColumns, whole = steps * kTileBytes;
@@ -50,8 +50,8 @@ struct TileCache {
     if (tail_lines > 0) __builtin_memset(tail, 0, sizeof tail);
     for (int64_t panel = 0; panel < panels; panel += 2) {
       const uint8_t* const w = matrix + panel * panel_bytes;
-      const TileShape shape(rows, lesser(2, panels - panel) * 16);
-      float* const at = y + panel * 16;
+      const TileShape shape(rows, lesser(2, panels - panel) * kPanelRows);
+      float* const at = y + panel * kPanelRows;
       if (steps > 0) {
         const uint8_t* const pair[2] = {w, w + panel_bytes};
         products.run(shape, x, group_bytes, pair, steps, at, y_stride, add);
@@ -59,7 +59,7 @@ struct TileCache {
       if (tail_lines > 0) {
         const uint8_t* const pair[2] = {tail[0], tail[1]};
         for (int64_t i = 0; i < 2 && panel + i < panels; ++i) {
-          __builtin_memcpy(tail[i], w + i * panel_bytes + whole, (size_t)(tail_lines * kTileLine));
+          __builtin_memcpy(tail[i], w + i * panel_bytes + whole, (size_t)(tail_lines * kLineBytes));
         }
         products.run(shape, x + whole, group_bytes, pair, 1, at, y_stride, add || steps > 0);
       }
@@ -67,20 +67,20 @@ struct TileCache {
   }
 
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) {
-    const int64_t panel_bytes = 32 * a.head_dim;
-    multiply(q, query_bytes, a.rows, keys + panel * panel_bytes, panel_bytes, panels, a.head_dim, to + panel * 16,
-             kKvBlockTokens, false);
+    const int64_t panel_bytes = kPanelRows * 2 * a.head_dim;
+    multiply(q, query_bytes, a.rows, keys + panel * panel_bytes, panel_bytes, panels, a.head_dim,
+             to + panel * kPanelRows, kKvBlockTokens, false);
   }
   void weights(const uint8_t*, const float* scores, int64_t first, int64_t count) {
     for (int64_t r = 0; r < a.rows; ++r) {
       round_into_tiles(scores + r * kKvBlockTokens + first, count, line_of(p, kWeightBytes, r));
     }
   }
-  // `rows` is all of them, or one.
+  // `rows` is all rows, or one.
   void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out,
            const uint8_t*) {
-    multiply(line_of(p, kWeightBytes, row), kWeightBytes, rows, values + first * 32, 32 * kKvBlockTokens, width / 16,
-             count, out + row * width, width, true);
+    multiply(line_of(p, kWeightBytes, row), kWeightBytes, rows, values + first * kPanelRows * 2,
+             kPanelRows * 2 * kKvBlockTokens, width / kPanelRows, count, out + row * width, width, true);
   }
 };
 

@@ -12,7 +12,7 @@ inline int32_t sum_lanes(VI v) {
   for (int i = 0; i < kLanes; ++i) sum += v[i];
   return sum;
 }
-// The largest magnitude; an infinity or a NaN if there is one: they compare as their bits do.
+// The largest magnitude, or an infinity or a NaN if there is one: magnitudes compare like their bits.
 inline float largest_magnitude(VI peaks) {
   int32_t bits = 0;
   for (int i = 0; i < kLanes; ++i) bits = peaks[i] > bits ? peaks[i] : bits;

@@ -7,8 +7,8 @@
 namespace gemlet::kernels::scalar {
 namespace {
 
-// Element types of the cache, and how one token's key or value becomes elements: write(x * inverse) and a scale that
-// undoes it.
+// The types of the cache's elements. One token's key or value x is stored as write(x, scale) with scale =
+// peak_scale(x). x is then read(element) * scale.
 struct F32 {
   using Element = float;
   static float peak_scale(const float*, int64_t) { return 1.0f; }
@@ -35,14 +35,15 @@ struct Int8 {
   static float read(uint8_t v) { return static_cast<float>(v) - 128.0f; }
 };
 
-// Where (output o, column c) of a packed matrix with `cols` columns lies.
+// The index of (output o, column c) in a packed matrix of `cols` columns.
 template <typename Cache>
 int64_t index(int64_t o, int64_t c, int64_t cols) {
-  constexpr int64_t kColumns = 4 / sizeof(typename Cache::Element);
-  return o / 16 * 16 * cols + c / kColumns * 16 * kColumns + o % 16 * kColumns + c % kColumns;
+  constexpr int64_t kColumns = kUnitBytes / static_cast<int64_t>(sizeof(typename Cache::Element));
+  return o / kPanelRows * kPanelRows * cols + c / kColumns * kPanelRows * kColumns + o % kPanelRows * kColumns +
+         c % kColumns;
 }
 
-// A head's block taken apart.
+// The parts of one head of a block.
 template <typename Cache, typename Byte, typename Element, typename Scale>
 struct Head {
   static constexpr int64_t kBytes = sizeof(typename Cache::Element);
@@ -54,7 +55,7 @@ struct Head {
         value_scales(key_scales + kKvBlockTokens) {}
   int64_t cols;
   Element *keys, *values;
-  Scale *key_scales, *value_scales;  // of an int8 cache
+  Scale *key_scales, *value_scales;  // only in an int8 cache
 };
 template <typename Cache>
 using Reader = Head<Cache, const uint8_t, const typename Cache::Element, const float>;
@@ -98,7 +99,7 @@ void attention(const AttentionArgs& a) {
         if (scaled) s *= head.key_scales[slot];
         if (a.softcap > 0.0f) s = a.softcap * tanhf(s / a.softcap);
         scores[slot] = s;
-        if (s > block_max || s != s) block_max = s;  // NaN must show
+        if (s > block_max || s != s) block_max = s;  // a NaN must not be lost
       }
       if (block_max == -INFINITY) continue;
       const float previous = largest;

@@ -1,4 +1,4 @@
-// The products of bf16 activations.
+// Products with bf16 activations.
 #pragma once
 
 #include "kernels/matmul/lines_bf12.h"
@@ -8,7 +8,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// For tile_bf12: even lines and odd ones are summed apart.
+// For tile_bf12: even and odd lines have separate sums.
 struct PairColumns {
   static constexpr int64_t kBytes = 2;
   template <int R, int H>
@@ -58,7 +58,7 @@ void round_bf16(const RoundArgs& a) {
     const int64_t left = a.valid - c;
     const VF x = left >= kLanes ? load(a.x + c) : left > 0 ? load_some(a.x + c, left) : splat(0.0f);
     const Halves halves = __builtin_convertvector(bf16_bits(x), Halves);
-    __builtin_memcpy(a.out + c / 32 * a.stride + c % 32 * 2, &halves, sizeof halves);
+    __builtin_memcpy(a.out + c / kTileColumns * a.stride + c % kTileColumns * 2, &halves, sizeof halves);
   }
 }
 

@@ -1,4 +1,4 @@
-// The products of float32 activations.
+// Products with float32 activations.
 #pragma once
 
 #include "kernels/matmul/lines_bf12.h"
@@ -19,7 +19,7 @@ struct FloatProduct {
   }
 };
 
-// For tile_bf12: even columns and odd ones are summed apart.
+// For tile_bf12: even and odd columns have separate sums.
 struct FloatColumns {
   static constexpr int64_t kBytes = 4;
   template <int R, int H>

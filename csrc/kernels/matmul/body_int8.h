@@ -1,4 +1,4 @@
-// The products of int8 activations. A dots_*.h comes before it and says how bytes are multiplied.
+// Products with int8 activations. A dots_*.h is included before and defines how bytes are multiplied.
 #pragma once
 
 #include "kernels/matmul/panels.h"
@@ -13,13 +13,13 @@ Number number_at(const uint8_t* p) {
   return number;
 }
 
-// The weights' scales of a block, to be multiplied by that of x.
+// The scales of the weights of a block, to be multiplied by the scale of x.
 struct AnyScales {
   VF weights;
   explicit AnyScales(VF scales) : weights(scales) {}
   VF times(const uint8_t* x) const { return weights * number_at<float>(x); }
 };
-// The same for powers of two: exponents are added, by units that do not multiply.
+// The same if the scale of x is a power of two: exponents are added, which leaves the multipliers free.
 struct PowerScales {
   typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));
   Bits weights;
@@ -28,7 +28,7 @@ struct PowerScales {
 };
 
 struct Q8Lines {
-  static constexpr int64_t kBlockBytes = 512;
+  static constexpr int64_t kBlockBytes = kQ8BlockBytes;
   using Dot = Q8Dot;
   using Scales = AnyScales;
   template <int R, int H, typename X>
@@ -36,7 +36,7 @@ struct Q8Lines {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       VI w[H];
-      for (int h = 0; h < H; ++h) w[h] = load_i32(lines + j * 64 + h * kLanes * 4);
+      for (int h = 0; h < H; ++h) w[h] = load_i32(lines + j * kLineBytes + h * kLanes * 4);
       for (int r = 0; r < R; ++r) {
         for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], w[h], x(r) + 4 * j);
       }
@@ -44,7 +44,7 @@ struct Q8Lines {
   }
 };
 struct Q4Lines {
-  static constexpr int64_t kBlockBytes = 256;
+  static constexpr int64_t kBlockBytes = kQ4BlockBytes;
   using Dot = Q4Dot;
   using Scales = PowerScales;
   template <int R, int H, typename X>
@@ -53,7 +53,7 @@ struct Q4Lines {
     for (int j = 0; j < 4; ++j) {
       VI low[H], high[H];
       for (int h = 0; h < H; ++h) {
-        const VI w = load_i32(lines + j * 64 + h * kLanes * 4);
+        const VI w = load_i32(lines + j * kLineBytes + h * kLanes * 4);
         low[h] = w & 0x0f0f0f0f;
         high[h] = (w >> 4) & 0x0f0f0f0f;
       }
@@ -67,7 +67,7 @@ struct Q4Lines {
   }
 };
 
-// Up to 8 rows of x by 4 registers: compilers would keep a pointer for each and run out of registers.
+// Addresses up to 8 rows of x with 4 registers. Compilers would keep a pointer for each row and run out of registers.
 template <int R>
 struct RowPointers {
   const uint8_t* low;   // row 0
@@ -96,32 +96,32 @@ struct Int8Product {
   static constexpr int vectors(int) { return kPanelVectors; }
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
-    const int64_t blocks = a.cols / kQuantBlock;
+    const int64_t blocks = a.cols / kBlock;
     const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
     RowPointers<R> x(first, a.x_stride), scale(first + a.cols, a.x_stride);
     RowPointers<R> offset(first + a.cols + blocks * 4, a.x_stride);
     float first_scales[R];
     for (int r = 0; r < R; ++r) first_scales[r] = number_at<float>(scale(r));
-    for (int64_t b = 0; b < blocks; b += 2, panel += kScaleLine + 2 * Lines::kBlockBytes) {
+    for (int64_t b = 0; b < blocks; b += 2, panel += kScaleBytes + 2 * Lines::kBlockBytes) {
       for (int half = 0; half < 2; ++half) {
         VI dots[R][H];
         for (int r = 0; r < R; ++r) {
           for (int h = 0; h < H; ++h) dots[r][h] = Lines::Dot::start(number_at<int32_t>(offset(r)));
         }
-        Lines::template dot<R, H>(panel + kScaleLine + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
+        Lines::template dot<R, H>(panel + kScaleBytes + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
         for (int h = 0; h < H; ++h) {
-          const typename Lines::Scales scales(load_f16(panel + half * 32 + (h0 + h) * kLanes * 2));
+          const typename Lines::Scales scales(load_f16(panel + half * (kScaleBytes / 2) + (h0 + h) * kLanes * 2));
           for (int r = 0; r < R; ++r) {
             const VI total = Lines::Dot::total(dots[r][h], number_at<int32_t>(offset(r)));
             sums[r][h] += to_float(total) * scales.times(scale(r));
           }
         }
-        x.advance(kQuantBlock);
+        x.advance(kBlock);
         scale.advance(4);
         offset.advance(4);
       }
     }
-    for (int r = 0; r < R; ++r) {  // an exponent cannot be added to a NaN
+    for (int r = 0; r < R; ++r) {  // adding exponents does not propagate a NaN
       for (int h = 0; h < H && first_scales[r] != first_scales[r]; ++h) sums[r][h] = splat(first_scales[r]);
     }
   }

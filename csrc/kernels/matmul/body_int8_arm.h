@@ -1,7 +1,7 @@
-// The products of int8 activations on 64-bit Arm. A lines_*.h comes before it and says how a block of 32 columns is
-// multiplied: dot<R, H>(lines, x, dots) adds to dots[r][h] the products of the bytes x[r] and of vector h of the lines;
-// kNeedsOffset: it takes the weights as they are stored, unsigned. Lines with kPairs have their own tile of several
-// rows.
+// Products with int8 activations on 64-bit Arm. A lines_*.h is included before and defines how a block of 32 columns is
+// multiplied: dot<R, H>(lines, x, dots) adds the products of the bytes x[r] and of vector h of the lines to dots[r][h].
+// kNeedsOffset: dot() takes the weights as they are stored, unsigned. kPairs: the lines bring a tile of their own for
+// several rows.
 #pragma once
 
 #include "kernels/matmul/panels.h"
@@ -22,23 +22,23 @@ struct Int8Product {
     for (int r = 0; r < R; ++r) {
       x[r] = (const uint8_t*)a.x + (row + r) * a.x_stride;
       scales[r] = (const float*)(x[r] + a.cols);
-      offsets[r] = (const int32_t*)(x[r] + a.cols + a.cols / kQuantBlock * 4);
+      offsets[r] = (const int32_t*)(x[r] + a.cols + a.cols / kBlock * 4);
     }
-    const int64_t blocks = a.cols / kQuantBlock;
-    for (int64_t b = 0; b < blocks; b += 2, panel += kScaleLine + 2 * Lines::kBlockBytes) {
+    const int64_t blocks = a.cols / kBlock;
+    for (int64_t b = 0; b < blocks; b += 2, panel += kScaleBytes + 2 * Lines::kBlockBytes) {
       for (int64_t half = 0; half < 2; ++half) {
         VI dots[R][H];
         for (int r = 0; r < R; ++r) {
           for (int h = 0; h < H; ++h) dots[r][h] = Lines::kNeedsOffset ? splat_i32(offsets[r][b + half]) : VI{};
         }
-        Lines::template dot<R, H>(panel + kScaleLine + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
+        Lines::template dot<R, H>(panel + kScaleBytes + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
         for (int h = 0; h < H; ++h) {
-          const VF weight_scale = load_f16(panel + half * 32 + (h0 + h) * kLanes * 2);
+          const VF weight_scale = load_f16(panel + half * (kScaleBytes / 2) + (h0 + h) * kLanes * 2);
           for (int r = 0; r < R; ++r) {
             sums[r][h] += to_float(dots[r][h]) * (weight_scale * scales[r][b + half]);
           }
         }
-        for (int r = 0; r < R; ++r) x[r] += kQuantBlock;
+        for (int r = 0; r < R; ++r) x[r] += kBlock;
       }
     }
   }

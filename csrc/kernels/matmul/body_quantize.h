@@ -1,4 +1,4 @@
-// Activations to int8.
+// Quantizes activations to int8.
 #pragma once
 
 #include "kernels/matmul/matmul.h"
@@ -13,7 +13,7 @@ inline float float_of_bits(uint32_t bits) {
   return value;
 }
 
-// Four lanes at a time: compilers take a loop over single lanes apart.
+// Four lanes at a time: compilers turn a loop over single lanes into scalar code.
 typedef int32_t FourInts __attribute__((vector_size(16)));
 inline FourInts four_lanes(VI v, int first) {
   FourInts four;
@@ -42,14 +42,14 @@ namespace GEMLET_TIER {
 void quantize_i8(const QuantizeArgs& a) {
   int8_t* q = (int8_t*)a.out;
   float* scales = (float*)(a.out + a.cols);
-  int32_t* offsets = (int32_t*)(a.out + a.cols + a.cols / kQuantBlock * 4);
-  constexpr int kVectors = kQuantBlock / kLanes;
+  int32_t* offsets = (int32_t*)(a.out + a.cols + a.cols / kBlock * 4);
+  constexpr int kVectors = kBlock / kLanes;
   bool lost = false;
-  for (int64_t b = 0; b < a.cols / kQuantBlock; ++b) {
+  for (int64_t b = 0; b < a.cols / kBlock; ++b) {
     VF x[kVectors];
-    VI peaks = {};  // magnitudes compare as their bits do, and NaN is above all
+    VI peaks = {};  // magnitudes compare like their bits, and a NaN is the largest
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t c = b * kQuantBlock + v * kLanes;
+      const int64_t c = b * kBlock + v * kLanes;
       const int64_t left = a.valid - c;
       x[v] = left >= kLanes ? load(a.x + c) : left > 0 ? load_some(a.x + c, left) : splat(0.0f);
       const VI bits = (VI)abs(x[v]);
@@ -75,7 +75,7 @@ void quantize_i8(const QuantizeArgs& a) {
       sum += integer;
       typedef int8_t Bytes __attribute__((vector_size(kLanes)));
       const Bytes bytes = __builtin_convertvector(integer, Bytes);
-      __builtin_memcpy(q + b * kQuantBlock + v * kLanes, &bytes, sizeof bytes);
+      __builtin_memcpy(q + b * kBlock + v * kLanes, &bytes, sizeof bytes);
     }
     scales[b] = scale;
     offsets[b] = -a.zero_point * sum_lanes_i32(sum);

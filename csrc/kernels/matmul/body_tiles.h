@@ -1,10 +1,11 @@
-// The products of many rows on a matrix unit (AMX): y = x W^T in tiles of 16 x 16, x rounded to bf16 and laid out in
-// tiles by round_bf16, weights expanded to bf16.
+// Products of many rows on a matrix unit (AMX): y = x W^T in tiles of 16 x 16. round_bf16 has rounded x to bf16 and
+// laid it out in tiles; the weights are expanded to bf16.
 //
-// Two groups of 16 rows meet two panels of 16 outputs: four tiles of sums for four loads. A pair of panels is expanded
-// kWeightColumns at a time, to the order of tiles, into 16 KB that stay in L1 with the 16 KB of x that pass by; so the
-// cost of expanding is shared by all rows. Sums wait in y meanwhile. When x is larger than L2, it comes by in pieces
-// of columns that are not, and all panels of the call pass over each.
+// Two groups of 16 rows are multiplied by two panels of 16 outputs: four loads for four tiles of sums. A pair of panels
+// is expanded to tiles kWeightColumns columns at a time. These 16 KB stay in L1, together with 16 KB of x, while all
+// rows are multiplied by them, so all rows share the cost of the expansion. The sums are kept in y meanwhile. If x is
+// larger than L2, it is cut into pieces of columns that are not, and all panels of the call are multiplied by one piece
+// after the other.
 #pragma once
 
 #include "kernels/matmul/lines_bf12.h"
@@ -15,45 +16,44 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int64_t kScaleLine = 64;
 constexpr int64_t kWeightColumns = 256;
-constexpr int64_t kWeightBytes = 16 * kWeightColumns * 2;  // of one panel
-constexpr int64_t kActivationBytes = 768 * 1024;           // the piece of x that stays in L2
+constexpr int64_t kWeightBytes = kPanelRows * kWeightColumns * 2;  // of one panel
+constexpr int64_t kActivationBytes = 768 * 1024;                   // of the piece of x that stays in L2
 
-// expand(panel, cols, column, columns, to): columns [column, + columns) of a panel of `cols` as tiles of 16 lines of 64
-// bytes, 16 outputs x 2 columns to a line, zeros behind the last column. Returns `to`, or the place in the panel if it
-// has that order. `column` is a multiple of kWeightColumns.
+// expand(panel, cols, column, columns, to): writes columns [column, + columns) of a panel of `cols` columns to `to` as
+// tiles: 16 lines of 16 outputs x 2 columns, with zeros behind the last column. Returns `to`, or the place in the panel
+// where they lie in that order already. `column` is a multiple of kWeightColumns.
 struct Bf16Weights {
   static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
-    const uint8_t* lines = panel + column * 32;
+    const uint8_t* lines = panel + column * kPanelRows * 2;
     if (columns % kTileColumns == 0) return lines;
     __builtin_memset(to, 0, (size_t)kWeightBytes);
-    __builtin_memcpy(to, lines, (size_t)(columns * 32));
+    __builtin_memcpy(to, lines, (size_t)(columns * kPanelRows * 2));
     return to;
   }
 };
 
 struct Bf12Weights {
   static const uint8_t* expand(const uint8_t* panel, int64_t cols, int64_t column, int64_t columns, uint8_t* to) {
-    Bf12Exceptions exceptions(panel, cols / kBf12Columns);
+    Bf12Exceptions exceptions(panel, cols);
     const int64_t first = column / kBf12Columns, end = first + columns / kBf12Columns;
     while (exceptions.superblock(first) < first) exceptions.next += 4;
-    for (int64_t s = first; s < end; ++s) exceptions.expand(panel, s, to + (s - first) * kBf12WordBytes);
-    const int64_t bytes = columns * 32, padded = (columns + kTileColumns - 1) / kTileColumns * kTileBytes;
+    for (int64_t s = first; s < end; ++s) exceptions.expand(panel, s, to + (s - first) * kBf12ExpandedBytes);
+    const int64_t bytes = columns * kPanelRows * 2, padded = (columns + kTileColumns - 1) / kTileColumns * kTileBytes;
     __builtin_memset(to + bytes, 0, (size_t)(padded - bytes));
     return to;
   }
 };
 
-// Both quantized formats: superblocks of two blocks of 32 columns, each a tile.
+// For q8 and q4: superblocks of two blocks of 32 columns, each of which is a tile.
 template <typename Block>
 struct QuantizedWeights {
   static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
-    const uint8_t* superblock = panel + column / 64 * (kScaleLine + 2 * Block::kBytes);
-    for (int64_t c = 0; c < columns; c += 64, superblock += kScaleLine + 2 * Block::kBytes) {
+    const uint8_t* superblock = panel + column / kSuperblock * (kScaleBytes + 2 * Block::kBytes);
+    for (int64_t c = 0; c < columns; c += kSuperblock, superblock += kScaleBytes + 2 * Block::kBytes) {
       for (int64_t half = 0; half < 2; ++half) {
-        Block::expand(superblock + kScaleLine + half * Block::kBytes, load_f16(superblock + half * 32),
-                      to + (c / 32 + half) * kTileBytes);
+        Block::expand(superblock + kScaleBytes + half * Block::kBytes, load_f16(superblock + half * (kScaleBytes / 2)),
+                      to + (c / kBlock + half) * kTileBytes);
       }
     }
     return to;
@@ -63,29 +63,29 @@ struct QuantizedWeights {
 inline void store_line(uint8_t* to, VI line) { __builtin_memcpy(to, &line, sizeof line); }
 
 struct Q8Block {
-  static constexpr int64_t kBytes = 512;
+  static constexpr int64_t kBytes = kQ8BlockBytes;
   static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
     const VF zero = scale * -128.0f;
     for (int j = 0; j < 8; ++j) {
-      const VI four = load_i32(lines + j * 64);
+      const VI four = load_i32(lines + j * kLineBytes);
       VF w[4];
       for (int i = 0; i < 4; ++i) w[i] = to_float((four >> (8 * i)) & 255) * scale + zero;
-      store_line(to + (2 * j) * 64, bf16_pairs(w[0], w[1]));
-      store_line(to + (2 * j + 1) * 64, bf16_pairs(w[2], w[3]));
+      store_line(to + (2 * j) * kLineBytes, bf16_pairs(w[0], w[1]));
+      store_line(to + (2 * j + 1) * kLineBytes, bf16_pairs(w[2], w[3]));
     }
   }
 };
 struct Q4Block {
-  static constexpr int64_t kBytes = 256;
+  static constexpr int64_t kBytes = kQ4BlockBytes;
   static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
     const VF values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
     for (int j = 0; j < 4; ++j) {
-      const VI eight = load_i32(lines + j * 64);
+      const VI eight = load_i32(lines + j * kLineBytes);
       for (int high = 0; high < 2; ++high) {
         VF w[4];
         for (int i = 0; i < 4; ++i) w[i] = look_up(values, eight >> (8 * i + 4 * high)) * scale;
-        store_line(to + (8 * high + 2 * j) * 64, bf16_pairs(w[0], w[1]));
-        store_line(to + (8 * high + 2 * j + 1) * 64, bf16_pairs(w[2], w[3]));
+        store_line(to + (8 * high + 2 * j) * kLineBytes, bf16_pairs(w[0], w[1]));
+        store_line(to + (8 * high + 2 * j + 1) * kLineBytes, bf16_pairs(w[2], w[3]));
       }
     }
   }
@@ -100,15 +100,15 @@ inline void matmul(const MatmulArgs& a) {
   TileProducts products;
   for (int64_t first = 0; first < a.cols; first += piece) {
     const int64_t end = lesser(first + piece, a.cols);
-    for (int64_t output = 0; output < a.outputs; output += 32) {
-      const uint8_t* const panel = a.panels + output / 16 * a.panel_stride;
-      const int64_t outputs = lesser(32, a.outputs - output);
+    for (int64_t output = 0; output < a.outputs; output += 2 * kPanelRows) {
+      const uint8_t* const panel = a.panels + output / kPanelRows * a.panel_stride;
+      const int64_t outputs = lesser(2 * kPanelRows, a.outputs - output);
       for (int64_t column = first; column < end; column += kWeightColumns) {
         const int64_t columns = lesser(kWeightColumns, end - column);
         const int64_t steps = (columns + kTileColumns - 1) / kTileColumns;
         const uint8_t* w[2] = {};
         w[0] = Weights::expand(panel, a.cols, column, columns, expanded[0]);
-        if (outputs > 16) w[1] = Weights::expand(panel + a.panel_stride, a.cols, column, columns, expanded[1]);
+        if (outputs > kPanelRows) w[1] = Weights::expand(panel + a.panel_stride, a.cols, column, columns, expanded[1]);
         for (int64_t row = 0; row < a.rows; row += 2 * kTileRows) {
           const int64_t rows = lesser(2 * kTileRows, a.rows - row);
           const uint8_t* const x = (const uint8_t*)a.x + row * a.x_stride + column / kTileColumns * kTileBytes;

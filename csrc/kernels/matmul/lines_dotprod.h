@@ -1,13 +1,13 @@
-// Byte products with sdot, which takes the 4 columns of x from any lane of a register: 16 columns of a row are one
-// load.
+// Byte products with sdot. It takes 4 columns of x from any lane of a register, so 16 columns of a row need one load.
 #pragma once
 
+#include "kernels/matmul/matmul.h"
 #include "kernels/simd/vector.h"
 
 namespace gemlet::kernels {
 namespace {
 
-// Lane is a template parameter as the instruction holds it.
+// Lane is a template parameter because the instruction encodes it.
 template <int Lane, int R, int H>
 inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][H]) {
   for (int h = 0; h < H; ++h) {
@@ -16,18 +16,18 @@ inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][
   }
 }
 struct Q8Lines {
-  static constexpr int64_t kBlockBytes = 512;
+  static constexpr int64_t kBlockBytes = kQ8BlockBytes;
   static constexpr bool kNeedsOffset = false;
   static constexpr bool kPairs = false;
   template <int R, int H>
   static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
-    for (int half = 0; half < 2; ++half, lines += 4 * 64) {
+    for (int half = 0; half < 2; ++half, lines += 4 * kLineBytes) {
       int8x16_t columns[R];
       for (int r = 0; r < R; ++r) columns[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16 * half));
       q8_line<0>(lines, columns, dots);
-      q8_line<1>(lines + 64, columns, dots);
-      q8_line<2>(lines + 128, columns, dots);
-      q8_line<3>(lines + 192, columns, dots);
+      q8_line<1>(lines + kLineBytes, columns, dots);
+      q8_line<2>(lines + 2 * kLineBytes, columns, dots);
+      q8_line<3>(lines + 3 * kLineBytes, columns, dots);
     }
   }
 };
@@ -43,7 +43,7 @@ inline void q4_line(const uint8_t* line, const int8x16_t (&first)[R], const int8
   }
 }
 struct Q4Lines {
-  static constexpr int64_t kBlockBytes = 256;
+  static constexpr int64_t kBlockBytes = kQ4BlockBytes;
   static constexpr bool kNeedsOffset = true;
   static constexpr bool kPairs = false;
   template <int R, int H>
@@ -54,9 +54,9 @@ struct Q4Lines {
       second[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16));
     }
     q4_line<0>(lines, first, second, dots);
-    q4_line<1>(lines + 64, first, second, dots);
-    q4_line<2>(lines + 128, first, second, dots);
-    q4_line<3>(lines + 192, first, second, dots);
+    q4_line<1>(lines + kLineBytes, first, second, dots);
+    q4_line<2>(lines + 2 * kLineBytes, first, second, dots);
+    q4_line<3>(lines + 3 * kLineBytes, first, second, dots);
   }
 };
 

@@ -1,7 +1,7 @@
-// Byte products with usmmla: a 2 x 8 matrix of weights (2 outputs, 8 columns) times an 8 x 2 one of x (2 rows). Zipping
-// two lines brings 8 columns of an output together, for q4 before its halves are taken apart. The sums stay as the
-// instruction leaves them, (o0 r0, o0 r1, o1 r0, o1 r1), until the last block. A single row goes line by line with sdot
-// and usdot, as in lines_dotprod.h.
+// Byte products with usmmla: a 2 x 8 matrix of weights (2 outputs, 8 columns) times an 8 x 2 matrix of x (2 rows).
+// Zipping two lines brings 8 columns of an output together; for q4 that happens before its halves are separated. The
+// sums keep the order of the instruction, (o0 r0, o0 r1, o1 r0, o1 r1), until the last block is done. A single row is
+// multiplied line by line with sdot and usdot, as in lines_dotprod.h.
 #pragma once
 
 #include "kernels/matmul/panels.h"
@@ -16,7 +16,7 @@ inline uint8x16_t zip_high(uint8x16_t a, uint8x16_t b) {
   return vreinterpretq_u8_u32(vzip2q_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b)));
 }
 
-// A tile of pairs of rows for Lines::dot_pairs.
+// A tile of pairs of rows, which Lines::dot_pairs multiplies.
 template <typename Lines>
 struct PairTile {
   static constexpr bool kPairs = true;
@@ -26,23 +26,23 @@ struct PairTile {
     const uint8_t* x[2 * P];
     const float* scales[2 * P];
     const int32_t* offsets[2 * P];
-    for (int r = 0; r < 2 * P; ++r) {  // an odd row is paired with itself
+    for (int r = 0; r < 2 * P; ++r) {  // a last row without a partner is paired with itself
       x[r] = (const uint8_t*)a.x + (row + (r < R ? r : R - 1)) * a.x_stride;
       scales[r] = (const float*)(x[r] + a.cols);
-      offsets[r] = (const int32_t*)(x[r] + a.cols + a.cols / kQuantBlock * 4);
+      offsets[r] = (const int32_t*)(x[r] + a.cols + a.cols / kBlock * 4);
     }
     VF tiles[P][H][2] = {};
-    const int64_t blocks = a.cols / kQuantBlock;
-    for (int64_t b = 0; b < blocks; b += 2, panel += kScaleLine + 2 * Lines::kBlockBytes) {
+    const int64_t blocks = a.cols / kBlock;
+    for (int64_t b = 0; b < blocks; b += 2, panel += kScaleBytes + 2 * Lines::kBlockBytes) {
       for (int64_t half = 0; half < 2; ++half) {
         int32x4_t dots[P][H][2];
         for (int p = 0; p < P; ++p) {
           const int32_t o0 = offsets[2 * p][b + half], o1 = offsets[2 * p + 1][b + half];
           for (int h = 0; h < H; ++h) dots[p][h][0] = dots[p][h][1] = int32x4_t{o0, o1, o0, o1};
         }
-        Lines::template dot_pairs<P, H>(panel + kScaleLine + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
+        Lines::template dot_pairs<P, H>(panel + kScaleBytes + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
         for (int h = 0; h < H; ++h) {
-          const float32x4_t scale = (float32x4_t)load_f16(panel + half * 32 + (h0 + h) * kLanes * 2);
+          const float32x4_t scale = (float32x4_t)load_f16(panel + half * (kScaleBytes / 2) + (h0 + h) * kLanes * 2);
           const VF outputs[2] = {(VF)vzip1q_f32(scale, scale), (VF)vzip2q_f32(scale, scale)};
           for (int p = 0; p < P; ++p) {
             const float s0 = scales[2 * p][b + half], s1 = scales[2 * p + 1][b + half];
@@ -50,7 +50,7 @@ struct PairTile {
             for (int i = 0; i < 2; ++i) tiles[p][h][i] += to_float((VI)dots[p][h][i]) * (outputs[i] * both);
           }
         }
-        for (int r = 0; r < 2 * P; ++r) x[r] += kQuantBlock;
+        for (int r = 0; r < 2 * P; ++r) x[r] += kBlock;
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -62,7 +62,7 @@ struct PairTile {
   }
 };
 
-// Columns [0, 16) at `at` of two rows, as two operands of 8 columns.
+// 16 columns of two rows, as two operands of 8 columns each.
 struct RowPair {
   int8x16_t columns[2];
 };
@@ -79,17 +79,17 @@ inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][
   }
 }
 struct Q8Lines : PairTile<Q8Lines> {
-  static constexpr int64_t kBlockBytes = 512;
+  static constexpr int64_t kBlockBytes = kQ8BlockBytes;
   static constexpr bool kNeedsOffset = true;
   template <int R, int H>
   static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
-    for (int half = 0; half < 2; ++half, lines += 4 * 64) {
+    for (int half = 0; half < 2; ++half, lines += 4 * kLineBytes) {
       int8x16_t columns[R];
       for (int r = 0; r < R; ++r) columns[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16 * half));
       q8_line<0>(lines, columns, dots);
-      q8_line<1>(lines + 64, columns, dots);
-      q8_line<2>(lines + 128, columns, dots);
-      q8_line<3>(lines + 192, columns, dots);
+      q8_line<1>(lines + kLineBytes, columns, dots);
+      q8_line<2>(lines + 2 * kLineBytes, columns, dots);
+      q8_line<3>(lines + 3 * kLineBytes, columns, dots);
     }
   }
   // dots[p][h][i]: rows 2p, 2p + 1 and outputs 2i, 2i + 1 of vector h
@@ -98,9 +98,9 @@ struct Q8Lines : PairTile<Q8Lines> {
     for (int half = 0; half < 2; ++half) {
       RowPair rows[P];
       for (int p = 0; p < P; ++p) rows[p] = load_pair(x[2 * p] + 16 * half, x[2 * p + 1] + 16 * half);
-      for (int k = 0; k < 2; ++k, lines += 2 * 64) {
+      for (int k = 0; k < 2; ++k, lines += 2 * kLineBytes) {
         for (int h = 0; h < H; ++h) {
-          const uint8x16_t a = vld1q_u8(lines + h * 16), b = vld1q_u8(lines + 64 + h * 16);
+          const uint8x16_t a = vld1q_u8(lines + h * 16), b = vld1q_u8(lines + kLineBytes + h * 16);
           const uint8x16_t w0 = zip_low(a, b), w1 = zip_high(a, b);
           for (int p = 0; p < P; ++p) {
             dots[p][h][0] = vusmmlaq_s32(dots[p][h][0], w0, rows[p].columns[k]);
@@ -123,7 +123,7 @@ inline void q4_line(const uint8_t* line, const int8x16_t (&first)[R], const int8
   }
 }
 struct Q4Lines : PairTile<Q4Lines> {
-  static constexpr int64_t kBlockBytes = 256;
+  static constexpr int64_t kBlockBytes = kQ4BlockBytes;
   static constexpr bool kNeedsOffset = true;
   template <int R, int H>
   static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
@@ -133,9 +133,9 @@ struct Q4Lines : PairTile<Q4Lines> {
       second[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16));
     }
     q4_line<0>(lines, first, second, dots);
-    q4_line<1>(lines + 64, first, second, dots);
-    q4_line<2>(lines + 128, first, second, dots);
-    q4_line<3>(lines + 192, first, second, dots);
+    q4_line<1>(lines + kLineBytes, first, second, dots);
+    q4_line<2>(lines + 2 * kLineBytes, first, second, dots);
+    q4_line<3>(lines + 3 * kLineBytes, first, second, dots);
   }
   template <int P, int H>
   static void dot_pairs(const uint8_t* lines, const uint8_t* const (&x)[2 * P], int32x4_t (&dots)[P][H][2]) {
@@ -144,9 +144,9 @@ struct Q4Lines : PairTile<Q4Lines> {
       first[p] = load_pair(x[2 * p], x[2 * p + 1]);
       second[p] = load_pair(x[2 * p] + 16, x[2 * p + 1] + 16);
     }
-    for (int k = 0; k < 2; ++k, lines += 2 * 64) {
+    for (int k = 0; k < 2; ++k, lines += 2 * kLineBytes) {
       for (int h = 0; h < H; ++h) {
-        const uint8x16_t a = vld1q_u8(lines + h * 16), b = vld1q_u8(lines + 64 + h * 16);
+        const uint8x16_t a = vld1q_u8(lines + h * 16), b = vld1q_u8(lines + kLineBytes + h * 16);
         const uint8x16_t w[2] = {zip_low(a, b), zip_high(a, b)};
         for (int i = 0; i < 2; ++i) {
           const uint8x16_t low = vandq_u8(w[i], vdupq_n_u8(15)), high = vshrq_n_u8(w[i], 4);

@@ -1,8 +1,9 @@
-// Byte products without dot product instructions. smlal multiplies 8 byte pairs into sums of 16 bits: those of 2
-// outputs x 4 columns, so a vector of 4 outputs has two such sums (`low`: outputs 0 and 1, `high`: 2 and 3) until the
-// pairwise additions bring its columns together.
+// Byte products without dot product instructions. smlal multiplies 8 pairs of bytes, 2 outputs x 4 columns, and adds
+// them to sums of 16 bits. So a vector of 4 outputs has two vectors of sums (`low`: outputs 0 and 1, `high`: 2 and 3)
+// until pairwise additions bring its columns together.
 #pragma once
 
+#include "kernels/matmul/matmul.h"
 #include "kernels/simd/vector.h"
 
 namespace gemlet::kernels {
@@ -18,9 +19,9 @@ inline Sums16 multiply_add(Sums16 sums, int8x16_t w, int8x16_t x) {
   return {vmlal_s8(sums.low, vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(sums.high, w, x)};
 }
 
-// |w| is at most 128 and |x| 127: the sum of two products fits 16 bits.
+// |w| is at most 128 and |x| at most 127, so a sum of two products fits 16 bits.
 struct Q8Lines {
-  static constexpr int64_t kBlockBytes = 512;
+  static constexpr int64_t kBlockBytes = kQ8BlockBytes;
   static constexpr bool kNeedsOffset = false;
   static constexpr bool kPairs = false;
   template <int R, int H>
@@ -28,9 +29,9 @@ struct Q8Lines {
     int32x4_t low[R][H] = {}, high[R][H] = {};
     for (int j = 0; j < 8; j += 2) {
       for (int h = 0; h < H; ++h) {
-        const uint8_t* at = lines + j * 64 + h * 16;
+        const uint8_t* at = lines + j * kLineBytes + h * 16;
         const int8x16_t w0 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(at), vdupq_n_u8(0x80)));
-        const int8x16_t w1 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(at + 64), vdupq_n_u8(0x80)));
+        const int8x16_t w1 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(at + kLineBytes), vdupq_n_u8(0x80)));
         for (int r = 0; r < R; ++r) {
           Sums16 sums = multiply(w0, splat_columns(x[r] + 4 * j));
           sums = multiply_add(sums, w1, splat_columns(x[r] + 4 * j + 4));
@@ -45,9 +46,9 @@ struct Q8Lines {
   }
 };
 
-// w is at most 15: the sums of 8 products, and of 16, fit 16 bits.
+// w is at most 15, so sums of 8 and of 16 products fit 16 bits.
 struct Q4Lines {
-  static constexpr int64_t kBlockBytes = 256;
+  static constexpr int64_t kBlockBytes = kQ4BlockBytes;
   static constexpr bool kNeedsOffset = true;
   static constexpr bool kPairs = false;
   template <int R, int H>
@@ -55,7 +56,7 @@ struct Q4Lines {
     Sums16 sums[R][H] = {};
     for (int j = 0; j < 4; ++j) {
       for (int h = 0; h < H; ++h) {
-        const uint8x16_t w = vld1q_u8(lines + j * 64 + h * 16);
+        const uint8x16_t w = vld1q_u8(lines + j * kLineBytes + h * 16);
         const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(w, vdupq_n_u8(15)));
         const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(w, 4));
         for (int r = 0; r < R; ++r) {

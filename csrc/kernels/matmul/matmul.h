@@ -1,17 +1,19 @@
 // Matrix products against packed weights: y[r][o] = sum_c x[r][c] * W[o][c].
 //
 // A kernel <op>_<activation>_<weight> computes consecutive panels of 16 outputs for all rows of x, on the calling
-// thread. The order in which it sums does not depend on the number of rows or on which panels it is given, so results
-// do not depend on how work is split. The packed layouts are defined in formats/formats.h.
+// thread. The order in which it sums depends neither on the number of rows nor on the panels it is given, so results do
+// not depend on how work is split. formats/formats.h defines the packed layouts.
 #pragma once
 
 #include <stdint.h>
 
+#include "formats/layout.h"
+
 namespace gemlet::kernels {
 
-// The form of a row of activations: float32 as it comes, or what quantize_i8 or round_bf16 makes of it. kTiles
-// is kBf16 with 16 rows woven into tiles: 32 columns of the first row, of the second and so on, then the next 32
-// columns. x_stride is then a 16th of a group's bytes, and the memory holds whole groups.
+// The form of a row of activations: float32, or the output of quantize_i8 or round_bf16. kTiles is bf16 with 16 rows
+// interleaved as tiles: 32 columns of the first row, of the second and so on, then the next 32 columns. Its x_stride is
+// a 16th of the bytes of such a group, and the memory holds whole groups.
 enum class Activations : uint8_t { kF32, kI8, kBf16, kTiles };
 
 struct MatmulArgs {
@@ -20,43 +22,45 @@ struct MatmulArgs {
   int64_t rows;           // >= 1
   const uint8_t* panels;  // first panel, 64-byte aligned
   int64_t panel_stride;   // bytes per panel
-  int64_t cols;           // columns, with those that pad the weights' format; i8 kernels: a multiple of 64
-  float* y;               // [rows][outputs], first output of the first panel
+  int64_t cols;           // columns, including the padding of the weights' format; i8 kernels: a multiple of 64
+  float* y;               // [rows][outputs], from the first output of the first panel on
   int64_t y_stride;       // floats from one row of y to the next
-  int64_t outputs;        // outputs to write: the last panel may have fewer than 16
-  uint8_t* scratch;       // bf12 kernels, where rows are many: expanded_bytes() for the panels as bf16. null: few rows
+  int64_t outputs;        // outputs to write; the last panel may have fewer than 16
+  uint8_t* scratch;       // bf12 kernels, for many rows: expanded_bytes() for the panels as bf16. null: few rows
 };
 using matmul_fn = void(const MatmulArgs&);
 using matmul_f32_f32_fn = matmul_fn;    // f32 activations, f32 weights
 using matmul_f32_bf16_fn = matmul_fn;   // f32 activations, bf16 weights
-using matmul_bf16_bf16_fn = matmul_fn;  // bf16 activations, bf16 weights; denormal numbers may count as zero
-using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights: the bits of bf16 weights,
-using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights: but for a zero's sign
+using matmul_bf16_bf16_fn = matmul_fn;  // bf16 activations, bf16 weights; subnormal numbers may count as zero
+using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights: the same bits as with bf16 weights,
+using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights: except for the sign of a zero
 using matmul_i8_q8_fn = matmul_fn;      // int8 activations, q8 weights
 using matmul_i8_q4_fn = matmul_fn;      // int8 activations, q4 weights
-// bf16 activations in tiles; weights rounded to bf16; denormal numbers may count as zero
+// bf16 activations in tiles; weights are rounded to bf16; subnormal numbers may count as zero
 using matmul_tiles_bf16_fn = matmul_fn;
 using matmul_tiles_bf12_fn = matmul_fn;
 using matmul_tiles_q8_fn = matmul_fn;
 using matmul_tiles_q4_fn = matmul_fn;
-// Panels of bf12 as bf16, columns padded to 8.
-constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) { return (outputs + 15) / 16 * ((cols + 7) / 8 * 256); }
-// Rows from which a matrix unit is worth the expansion of the weights.
+// Bytes of panels of bf12 expanded to bf16, with columns padded to 8.
+constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) {
+  return (outputs + kPanelRows - 1) / kPanelRows * (bf12_superblocks(cols) * kBf12ExpandedBytes);
+}
+// From this many rows on, a matrix unit pays for the expansion of the weights.
 constexpr int64_t kLeastTileRows = 16;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
 //   q = round(x / scale) per block of 32, offset = -zero_point * sum(q)
-// The offset undoes the weights' storage as unsigned numbers (q4: + 8, q8: + 128). The scale is, by the weights'
-// format,
-//   q8  max|x| / 127. A block whose max|x| is at most kZeroPeak becomes zeros; one that holds an infinity or a NaN has
-//       that as its scale.
-//   q4  the least power of two for which |q| <= 127, at least 2^-64: kernels add its exponent to the weights' scale,
-//       which spares one of the ten operations on a block that are done by the units that multiply. What that loses is
-//       small beside four bits of weights. A row with an |x| of 2^100 or more has NaN as its first scale.
-constexpr int64_t kQuantBlock = 32;
+// The offset compensates for the weights, which are stored as unsigned numbers (q4: + 8, q8: + 128). The scale depends
+// on the format of the weights:
+//   q8  max|x| / 127. A block whose max|x| is at most kZeroPeak becomes zeros. A block with an infinity or a NaN has
+//   that
+//       as its scale.
+//   q4  The least power of two, from 2^-64 on, that keeps |q| <= 127. Kernels add its exponent to the weights' scale:
+//       that saves one of ten operations per block on the execution ports that multiply. The loss is small beside that
+//       of weights in four bits. A row with an |x| of 2^100 or more has NaN as its first scale.
 struct QuantizeArgs {
   const float* x;      // [valid]
-  int64_t valid;       // columns present; the rest up to `cols` is zero
+  int64_t valid;       // columns that exist; the others, up to `cols`, are zero
   int64_t cols;        // multiple of 64
   int32_t zero_point;  // 8 for q4, 128 for q8
   bool power_of_two;   // the scales of q4
@@ -64,7 +68,8 @@ struct QuantizeArgs {
 };
 constexpr float kZeroPeak = 3.734e-37f;  // below it 127 / max|x| overflows
 constexpr uint32_t kLeastLostPeak = (127u + 100) << 23;
-// Bits of the scale of a block by those of its max|x|. 127.5 and more of a power of two need the next one.
+// The bits of a block's scale, from the bits of its max|x|. From 127.5 times a power of two on the next power is
+// needed.
 constexpr uint32_t power_scale_bits(uint32_t peak_bits) {
   const uint32_t power = (peak_bits + 0x10000) & 0x7f800000, least = (127u - 58) << 23;
   return (power > least ? power : least) - (6u << 23);
@@ -74,26 +79,27 @@ using quantize_i8_fn = void(const QuantizeArgs&);
 // bf16 activations of one row: x rounded to nearest, ties to even; NaN stays NaN.
 struct RoundArgs {
   const float* x;  // [valid]
-  int64_t valid;   // columns present; the rest up to `cols` is zero
+  int64_t valid;   // columns that exist; the others, up to `cols`, are zero
   int64_t cols;    // multiple of 32
   int64_t stride;  // bytes from 32 columns to the next 32
   uint8_t* out;
 };
 using round_bf16_fn = void(const RoundArgs&);
 
-// x_stride of rows of `cols` columns: rows other than kF32 are whole lines of 64 bytes.
+// x_stride of rows of `cols` columns. All forms but kF32 fill whole lines of 64 bytes.
 constexpr int64_t activation_row_bytes(Activations form, int64_t cols) {
   if (form == Activations::kF32) return cols * 4;
-  const int64_t bytes = form == Activations::kI8 ? cols + cols / 32 * 8 : cols * 2;
-  return (bytes + 63) / 64 * 64;
+  const int64_t bytes = form == Activations::kI8 ? cols + cols / kBlock * 8 : cols * 2;
+  return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
 }
 
-// Where `row` begins, and the size of all rows.
+// Where `row` begins, and the bytes of all rows.
 constexpr int64_t activation_offset(Activations form, int64_t row, int64_t stride) {
-  return form == Activations::kTiles ? row / 16 * 16 * stride + row % 16 * 64 : row * stride;
+  return form == Activations::kTiles ? row / kTileRows * kTileRows * stride + row % kTileRows * kLineBytes
+                                     : row * stride;
 }
 constexpr int64_t activation_bytes(Activations form, int64_t rows, int64_t stride) {
-  return (form == Activations::kTiles ? (rows + 15) / 16 * 16 : rows) * stride;
+  return (form == Activations::kTiles ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows) * stride;
 }
 
 }  // namespace gemlet::kernels

@@ -1,5 +1,5 @@
-// Drives the matmul kernels over panels and rows: kRowTile rows at a time, which stay in L1 while the panels pass by
-// from L2, so that neighbouring results are written together. Decode (one row) streams the panels once.
+// The loops of the matmul kernels over panels and rows. kRowTile rows at a time stay in L1 while the panels come from
+// L2, so that neighbouring results are written together. Decode (one row) reads the panels once.
 #pragma once
 
 #include "kernels/matmul/matmul.h"
@@ -10,12 +10,10 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int64_t kScaleLine = 64;  // the scales of a superblock of q8 or q4
-
 template <int R, int H>
 inline void store_tile(const MatmulArgs& a, int64_t row, int64_t panel, int h0, const VF (&sums)[R][H]) {
   for (int h = 0; h < H; ++h) {
-    const int64_t first = panel * 16 + (h0 + h) * kLanes;
+    const int64_t first = panel * kPanelRows + (h0 + h) * kLanes;
     const int64_t left = a.outputs - first;
     for (int r = 0; r < R; ++r) {
       float* y = a.y + (row + r) * a.y_stride + first;
@@ -28,7 +26,7 @@ inline void store_tile(const MatmulArgs& a, int64_t row, int64_t panel, int h0, 
   }
 }
 
-// A Product computes tiles of up to kRows rows, Product::vectors(R) of a panel's vectors at a time.
+// A Product computes tiles of up to kRows rows, and Product::vectors(R) of the vectors of a panel at a time.
 template <typename Product, int R>
 inline void panel_rows(const MatmulArgs& a, int64_t row, int64_t panel) {
   constexpr int H = Product::vectors(R);
@@ -39,7 +37,7 @@ inline void panel_rows(const MatmulArgs& a, int64_t row, int64_t panel) {
   }
 }
 
-// The last rows of a panel: `rows` is between 1 and R.
+// The last rows: `rows` is 1 to R.
 template <typename Product, int R>
 inline void last_rows(const MatmulArgs& a, int64_t row, int64_t panel, int64_t rows) {
   if (rows == R) {
@@ -52,7 +50,7 @@ inline void last_rows(const MatmulArgs& a, int64_t row, int64_t panel, int64_t r
 template <typename Product>
 inline void matmul(const MatmulArgs& a) {
   constexpr int R = Product::kRows;
-  const int64_t panels = (a.outputs + 15) / 16;
+  const int64_t panels = (a.outputs + kPanelRows - 1) / kPanelRows;
   int64_t row = 0;
   for (; row + R <= a.rows; row += R) {
     for (int64_t panel = 0; panel < panels; ++panel) panel_rows<Product, R>(a, row, panel);

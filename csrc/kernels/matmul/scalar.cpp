@@ -1,5 +1,5 @@
-// The definition of the matmul kernels, in plain loops; 16 outputs wide so that any compiler can vectorize them a
-// little.
+// The definition of the matmul kernels, in plain loops. The inner ones are 16 outputs wide, which any compiler can
+// vectorize a little.
 #include <math.h>
 #include <string.h>
 
@@ -21,7 +21,7 @@ void store(const MatmulArgs& a, int64_t row, int64_t panel, const float* sums) {
   memcpy(a.y + row * a.y_stride + first, sums, static_cast<size_t>(count) * sizeof(float));
 }
 
-// Calls product(x_row, panel, sums[16]) for every row and panel.
+// Calls product(x_row, panel, sums[16]) for every row and every panel.
 template <typename Product>
 void for_each_panel(const MatmulArgs& a, Product product) {
   const int64_t panels = panel_count(a.outputs);
@@ -34,19 +34,19 @@ void for_each_panel(const MatmulArgs& a, Product product) {
   }
 }
 
-// Weight of output o at column c of a block of 32, as stored (unsigned).
+// at(): the weight of output o at column c of a block of 32, as it is stored (unsigned).
 struct Q8 {
   static constexpr Format kFormat = Format::kQ8;
   static constexpr int64_t kSuperblockBytes = kQ8SuperblockBytes;
-  static constexpr int64_t kBlockBytes = kPanelRows * kBlock;
-  static int32_t at(const uint8_t* lines, int64_t o, int64_t c) { return lines[c / 4 * 64 + o * 4 + c % 4]; }
+  static constexpr int64_t kBlockBytes = kQ8BlockBytes;
+  static int32_t at(const uint8_t* lines, int64_t o, int64_t c) { return lines[c / 4 * kLineBytes + o * 4 + c % 4]; }
 };
 struct Q4 {
   static constexpr Format kFormat = Format::kQ4;
   static constexpr int64_t kSuperblockBytes = kQ4SuperblockBytes;
-  static constexpr int64_t kBlockBytes = kPanelRows * kBlock / 2;
+  static constexpr int64_t kBlockBytes = kQ4BlockBytes;
   static int32_t at(const uint8_t* lines, int64_t o, int64_t c) {
-    const uint8_t byte = lines[c % 16 / 4 * 64 + o * 4 + c % 4];
+    const uint8_t byte = lines[c % 16 / 4 * kLineBytes + o * 4 + c % 4];
     return c < 16 ? byte & 15 : byte >> 4;
   }
 };
@@ -75,7 +75,7 @@ void matmul_i8(const MatmulArgs& a) {
   });
 }
 
-// Weight of output o at column c of a panel of `cols`, rounded to bf16.
+// The weight of output o at column c of a panel of `cols` columns, rounded to bf16.
 template <typename Weight>
 float rounded_weight(const uint8_t* panel, int64_t, int64_t o, int64_t c) {
   const uint8_t* superblock = panel + c / kSuperblock * Weight::kSuperblockBytes;
@@ -99,9 +99,7 @@ float rounded_weight<Bf12>(const uint8_t* panel, int64_t cols, int64_t o, int64_
   return bf16_to_f32(words[(c % kBf12Columns / 2 * kPanelRows + o) * 2 + c % 2]);
 }
 
-static_assert(expanded_bytes(1, 9) == 2 * kBf12Words * 2);
-
-// Column c of a row of x is column(x, c).
+// column(x, c) is column c of a row of x.
 template <typename Column>
 void matmul_bf12(const MatmulArgs& a, Column column) {
   const int64_t cols = a.cols;
@@ -124,8 +122,8 @@ void matmul_tiles(const MatmulArgs& a) {
       const float w = rounded_weight<Weight>(panel, a.cols, o % kPanelRows, c);
       for (int64_t r = 0; r < a.rows; ++r) {
         const uint8_t* x = static_cast<const uint8_t*>(a.x) + activation_offset(Activations::kTiles, r, a.x_stride);
-        const uint16_t* line = reinterpret_cast<const uint16_t*>(x + c / 32 * 1024);
-        a.y[r * a.y_stride + o] += bf16_to_f32(line[c % 32]) * w;
+        const uint16_t* line = reinterpret_cast<const uint16_t*>(x + c / kTileColumns * kTileBytes);
+        a.y[r * a.y_stride + o] += bf16_to_f32(line[c % kTileColumns]) * w;
       }
     }
   }
@@ -140,7 +138,7 @@ void quantize_i8(const QuantizeArgs& a) {
   bool lost = false;
   for (int64_t b = 0; b < a.cols / kBlock; ++b) {
     float x[kBlock];
-    uint32_t peak_bits = 0;  // magnitudes compare as their bits do, and NaN is above all
+    uint32_t peak_bits = 0;  // magnitudes compare like their bits, and a NaN is the largest
     for (int64_t i = 0; i < kBlock; ++i) {
       const int64_t c = b * kBlock + i;
       x[i] = c < a.valid ? a.x[c] : 0.0f;
@@ -191,8 +189,8 @@ void matmul_f32_bf16(const MatmulArgs& a) {
 
 void round_bf16(const RoundArgs& a) {
   for (int64_t c = 0; c < a.cols; ++c) {
-    uint16_t* line = reinterpret_cast<uint16_t*>(a.out + c / 32 * a.stride);
-    line[c % 32] = c < a.valid ? f32_to_bf16(a.x[c]) : uint16_t{0};
+    uint16_t* line = reinterpret_cast<uint16_t*>(a.out + c / kTileColumns * a.stride);
+    line[c % kTileColumns] = c < a.valid ? f32_to_bf16(a.x[c]) : uint16_t{0};
   }
 }
 

@@ -1,4 +1,4 @@
-// The loop of the peaks: kChains sums that do not wait for each other.
+// The loop of the peak measurements: kChains sums that do not wait for each other.
 #pragma once
 
 #include "kernels/peak/peak.h"
@@ -7,7 +7,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// step(sum, factor) is one instruction's worth of `products` multiply-adds.
+// step(sum, factor) is one instruction, which does `products` multiply-adds.
 template <int kChains, typename V, typename Factor, typename Step>
 inline int64_t peak(int64_t count, int64_t products, Factor factor, Step step) {
   V sums[kChains] = {};
@@ -15,9 +15,9 @@ inline int64_t peak(int64_t count, int64_t products, Factor factor, Step step) {
   for (; done < count; done += kChains * products) {
 #pragma GCC unroll 16
     for (int chain = 0; chain < kChains; ++chain) {
-      __asm__("" : "+v"(factor));  // a product that the compiler cannot compute ahead
+      __asm__("" : "+v"(factor));  // the compiler cannot compute the product in advance
       sums[chain] = step(sums[chain], factor);
-      __asm__ volatile("" : "+v"(sums[chain]));  // nor leave out
+      __asm__ volatile("" : "+v"(sums[chain]));  // and cannot remove it
     }
   }
   return done;

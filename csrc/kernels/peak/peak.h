@@ -1,5 +1,6 @@
-// The arithmetic peak of one core, to hold the matmul kernels against: multiply-adds on registers alone, with the
-// instructions that the tier multiplies with. Each does at least `count` multiply-adds and returns how many it did.
+// Measures the arithmetic peak of one core, to compare the matmul kernels with it: multiply-adds on registers alone,
+// with the tier's multiplication instructions. A kernel does at least `count` multiply-adds and returns how many it
+// did.
 #pragma once
 
 #include <stdint.h>
@@ -7,7 +8,7 @@
 namespace gemlet::kernels {
 
 using peak_f32_fn = int64_t(int64_t count);
-using peak_bf16_fn = int64_t(int64_t count);  // bf16 products summed in float32
+using peak_bf16_fn = int64_t(int64_t count);  // products of bf16, sums in float32
 using peak_i8_fn = int64_t(int64_t count);    // products of bytes
 
 }  // namespace gemlet::kernels

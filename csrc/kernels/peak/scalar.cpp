@@ -4,7 +4,7 @@
 namespace gemlet::kernels::scalar {
 namespace {
 
-// Independent sums hide the latency; volatile keeps the compiler from knowing the factor and leaving out the sums.
+// Independent sums hide the latency. Because of `volatile` the compiler neither knows the factor nor removes the sums.
 template <typename Sum, typename Number>
 int64_t peak(int64_t count, Number one, Sum (*value)(Number)) {
   constexpr int64_t kSums = 16;

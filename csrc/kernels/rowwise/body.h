@@ -1,4 +1,4 @@
-// The vector body of the row operations, compiled once per tier. All are bound by memory.
+// The vector body of the row operations, compiled once for each tier. All are bound by memory.
 #pragma once
 
 #include "kernels/rowwise/rowwise.h"
@@ -7,7 +7,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// fn(offset, count) for every vector of the row; count is kLanes but in the last call.
+// Calls fn(offset, count) for every vector of the row. count is kLanes, except in the last call.
 template <typename Fn>
 inline void for_each_vector(int64_t dim, Fn fn) {
   int64_t i = 0;
@@ -62,7 +62,7 @@ void add(const float* x, int64_t dim, float* y) {
   for_each_vector(dim, [&](int64_t i, int64_t n) { put(y + i, get(y + i, n) + get(x + i, n), n); });
 }
 
-// gelu_tanh(g) = g / (1 + e^(-2u)), u = sqrt(2/pi) (g + 0.044715 g^3): no cancellation at either end.
+// gelu_tanh(g) = g / (1 + e^(-2u)) with u = sqrt(2/pi) (g + 0.044715 g^3). This form has no cancellation at either end.
 void gelu_mul(const float* gate, const float* up, int64_t dim, float* out) {
   for_each_vector(dim, [&](int64_t i, int64_t n) {
     const VF g = get(gate + i, n);
@@ -83,22 +83,6 @@ void rope(const float* cosines, const float* sines, float scale, int64_t dim, fl
     put(x + i, (a * c - b * s) * scale, n);
     put(high + i, (b * c + a * s) * scale, n);
   });
-}
-
-float exp_sum(const float* x, float shift, int64_t dim, float* out) {
-  VF sums = splat(0.0f);
-  for_each_vector(dim, [&](int64_t i, int64_t n) {
-    const VF e = exp(get(x + i, n) - shift);
-    if (n == kLanes) {
-      sums += e;
-    } else {
-      float lanes[kLanes];
-      store(lanes, e);
-      sums += load_some(lanes, n);
-    }
-    if (out) put(out + i, e, n);
-  });
-  return sum_lanes(sums);
 }
 
 float row_max(const float* x, int64_t dim) {

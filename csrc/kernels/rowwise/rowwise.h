@@ -1,25 +1,25 @@
-// Operations on one row of floats. A row's result depends on nothing but the row.
+// Operations on one row of floats. The result depends on that row alone.
 #pragma once
 
 #include <stdint.h>
 
 namespace gemlet::kernels {
 
-// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; weight null = 1. out may be x.
+// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. Without a weight (null) it is 1. out may be x.
 using rms_norm_fn = void(const float* x, const float* weight, float eps, int64_t dim, float* out);
-// residual[i] += the same
+// residual[i] += that
 using rms_norm_add_fn = void(const float* x, const float* weight, float eps, int64_t dim, float* residual);
 // y[i] += x[i]
 using add_fn = void(const float* x, int64_t dim, float* y);
-// out[i] = gelu_tanh(gate[i]) * up[i], gelu_tanh(g) = g/2 (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))). out may be gate.
+// out[i] = gelu_tanh(gate[i]) * up[i] with gelu_tanh(g) = g/2 (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))). out may be
+// gate.
 using gelu_mul_fn = void(const float* gate, const float* up, int64_t dim, float* out);
 // x[i] = cap * tanh(x[i] / cap)
 using softcap_fn = void(float cap, int64_t dim, float* x);
-// Rotates the pairs (x[i], x[i + dim/2]) by the angle of cosines[i], sines[i] (each [dim/2]), then scales by `scale`.
+// Rotates each pair (x[i], x[i + dim/2]) by the angle with cosines[i] and sines[i] ([dim/2]), then multiplies by
+// `scale`.
 using rope_fn = void(const float* cosines, const float* sines, float scale, int64_t dim, float* x);
-// sum of e^(x[i] - shift) over the row; out[i] = e^(x[i] - shift) if out is not null
-using exp_sum_fn = float(const float* x, float shift, int64_t dim, float* out);
-// largest x[i]
+// The largest x[i].
 using row_max_fn = float(const float* x, int64_t dim);
 
 }  // namespace gemlet::kernels

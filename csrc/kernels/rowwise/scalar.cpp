@@ -47,16 +47,6 @@ void rope(const float* cosines, const float* sines, float scale, int64_t dim, fl
   }
 }
 
-float exp_sum(const float* x, float shift, int64_t dim, float* out) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < dim; ++i) {
-    const float e = expf(x[i] - shift);
-    if (out) out[i] = e;
-    sum += static_cast<double>(e);
-  }
-  return static_cast<float>(sum);
-}
-
 float row_max(const float* x, int64_t dim) {
   float largest = x[0];
   for (int64_t i = 1; i < dim; ++i) largest = x[i] > largest ? x[i] : largest;

@@ -1,8 +1,8 @@
-// Intel AMX: eight tile registers of up to 16 rows x 64 bytes and a unit that multiplies them, 16 x 32 by 32 x 16 bf16
-// in 16 cycles. AVX-512 with BF16 for the vectors around it.
+// Intel AMX: eight tile registers of up to 16 rows x 64 bytes, and a unit that multiplies them: 16 x 32 by 32 x 16
+// numbers of bf16 in 16 cycles. Vector code around it uses AVX-512 with BF16.
 //
-// Inline assembly rather than the compiler's intrinsics: gcc's do not say that they read and write memory, so what was
-// stored for a tile to load may be moved behind the load or dropped (the tile configuration is, by gcc 12).
+// This is inline assembly because gcc's intrinsics do not declare that they read and write memory. A store may then be
+// moved behind the load of a tile that needs it, or be removed: gcc 12 removes the tile configuration.
 #pragma once
 
 #define GEMLET_TIER amx
@@ -13,7 +13,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// The tile registers, from the first configuration to the end of the scope. amx_emulated.h is the same in software.
+// The tile registers, from the first configure() to the end of the scope. amx_emulated.h has the same class in
+// software.
 class Tiles {
  public:
   Tiles() = default;
@@ -25,7 +26,7 @@ class Tiles {
   void zero() {
     __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
-  // Rows of the tile lie `stride` bytes apart.
+  // The rows of the tile lie `stride` bytes apart.
   template <int kTile>
   void load(const void* rows, int64_t stride) {
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
@@ -34,14 +35,14 @@ class Tiles {
   void store(void* rows, int64_t stride) {
     __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
   }
-  // sums[m][n] += sum over k of a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1], bf16 to f32.
+  // sums[m][n] += sum over k of a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1]: products of bf16, sums in f32.
   template <int kSums, int kA, int kB>
   void dot_bf16() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
   }
 };
 
-// Lane i: bf16 of low[i] and, above it, of high[i]; to nearest, ties to even; denormal numbers become zero.
+// Lane i: low[i] as bf16 and, above it, high[i]. Rounds to nearest, ties to even. Subnormal numbers become zero.
 inline VI bf16_pairs(VF low, VF high) {
   const __m512i places = (__m512i)(VI){0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,
                                        0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};

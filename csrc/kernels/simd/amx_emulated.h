@@ -1,6 +1,7 @@
-// AMX in software, for tests on machines without it: what amx.h declares, after the operations in Intel's manual
-// (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS). Shapes that the processor
-// would refuse and tiles used before they are configured end the program. Plain C++ in plain files.
+// AMX in software, for tests on machines without it. It has what amx.h declares and follows the operations in Intel's
+// manual (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS). A shape that the
+// processor would refuse, or a tile that is used before it is configured, ends the program. The files that include this
+// header are plain C++, without flags for an instruction set.
 #pragma once
 
 #include <math.h>
@@ -33,7 +34,7 @@ class Tiles {
     for (int tile = 0; tile < 16; ++tile) {
       const bool used = config.rows[tile] != 0;
       check(used == (config.line[tile] != 0) && (tile < 8 || !used));
-      check(config.rows[tile] <= kTileRows && config.line[tile] <= kTileLine);
+      check(config.rows[tile] <= kTileRows && config.line[tile] <= kLineBytes);
     }
     config_ = config;
     memset(data_, 0, sizeof data_);
@@ -97,7 +98,7 @@ class Tiles {
     none.palette = 0;
     return none;
   }();
-  alignas(64) uint8_t data_[8][kTileRows][kTileLine];
+  alignas(64) uint8_t data_[8][kTileRows][kLineBytes];
 };
 
 inline VF max(VF a, VF b) { return a > b ? a : b; }

@@ -1,5 +1,5 @@
-// 64-bit Arm's Advanced SIMD: 4 floats a vector, 32 registers. Included by the headers of its tiers, which differ in
-// how they multiply bytes (kernels/matmul/lines_*.h); everything has internal linkage.
+// Advanced SIMD of 64-bit Arm: vectors of 4 floats, 32 registers. The headers of its tiers include this one; the tiers
+// differ in how they multiply bytes (kernels/matmul/lines_*.h). Everything has internal linkage.
 #pragma once
 
 #include <arm_neon.h>
@@ -10,8 +10,8 @@ namespace gemlet::kernels {
 namespace {
 
 constexpr int kLanes = 4;     // floats in a vector
-constexpr int kRowTile = 4;   // rows of x computed together, and
-constexpr int kTileSums = 8;  // sums of a tile: with as many for odd columns or for integers half of the registers
+constexpr int kRowTile = 4;   // rows of x that are computed together
+constexpr int kTileSums = 8;  // sums of a tile; there are as many for odd columns or integers: half of the registers
 typedef float VF __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
 

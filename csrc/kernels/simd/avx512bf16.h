@@ -1,4 +1,4 @@
-// AVX-512 and BF16: vdpbf16ps multiplies 32 pairs of bf16. See avx512.h.
+// AVX-512 with BF16: vdpbf16ps multiplies 32 pairs of bf16. See avx512.h.
 #pragma once
 
 #define GEMLET_TIER avx512bf16
@@ -8,7 +8,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// acc[lane] += sum over 2 bf16 of a * b. Every operation rounds to nearest; denormal numbers count as zero.
+// acc[lane] += the sum of the lane's two products of bf16. Rounds to nearest every time; subnormal numbers count as
+// zero.
 inline VF dot_bf16(VF acc, VI a, VI b) { return (VF)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b); }
 
 }  // namespace

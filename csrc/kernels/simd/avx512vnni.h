@@ -1,4 +1,4 @@
-// AVX-512 and VNNI: vpdpbusd multiplies 64 pairs of bytes. See avx512.h.
+// AVX-512 with VNNI: vpdpbusd multiplies 64 pairs of bytes. See avx512.h.
 #pragma once
 
 #if !defined(GEMLET_TIER)
@@ -10,8 +10,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// acc[lane] += sum over 4 bytes of a (unsigned) * the 4 bytes at b (signed), without saturation. By hand: gcc 12 does
-// not read the 4 bytes within the instruction.
+// acc[lane] += the 4 bytes of a (unsigned) times the 4 bytes at b (signed), without saturation. This is assembly
+// because gcc 12 does not let the instruction read the 4 bytes from memory.
 inline VI dot_bytes(VI acc, VI a, const uint8_t* b) {
   typedef int32_t Four __attribute__((may_alias, aligned(1)));
   __asm__ __inline__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*(const Four*)b));

@@ -1,4 +1,4 @@
-// AVX2 and AVX-VNNI: vpdpbusd on 8 lanes, in the VEX encoding of CPUs without AVX-512. See avx2.h.
+// AVX2 with AVX-VNNI: vpdpbusd on 8 lanes, in the VEX encoding that CPUs without AVX-512 have. See avx2.h.
 #pragma once
 
 #define GEMLET_TIER avxvnni
@@ -8,7 +8,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// acc[lane] += sum over 4 bytes of a (unsigned) * the 4 bytes at b (signed), without saturation.
+// acc[lane] += the 4 bytes of a (unsigned) times the 4 bytes at b (signed), without saturation.
 inline VI dot_bytes(VI acc, VI a, const uint8_t* b) {
   int32_t four;
   __builtin_memcpy(&four, b, 4);

@@ -1,4 +1,5 @@
-// Baseline and sdot, which multiplies 16 byte pairs and adds them four by four. Included by dotprod.cpp files only.
+// NEON with sdot, which multiplies 16 pairs of bytes and adds the products four by four. Only dotprod.cpp files include
+// this header.
 #pragma once
 
 #define GEMLET_TIER dotprod
@@ -8,8 +9,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// Integer dot products: sums[output] += 4 columns of a weight (stored + 128) * the 4 bytes at x. `offset` undoes the
-// 128.
+// Integer dot products: sums[output] += 4 columns of the weight times the 4 bytes at x. Weights are stored + 128;
+// `offset` compensates for that.
 struct Q8Dot {
   static VI start(int32_t) { return VI{}; }
   static VI add(VI sums, VI weight, const uint8_t* x) {

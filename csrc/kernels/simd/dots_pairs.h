@@ -1,5 +1,6 @@
-// Integer dot products of a block of 32 columns without VNNI: vpmaddubsw multiplies 4 bytes into two 16-bit sums, which
-// saturate. Weights come as stored (unsigned), x as 4 bytes; `offset` is that of quantize_i8.
+// Integer dot products of a block of 32 columns without VNNI. vpmaddubsw multiplies 4 pairs of bytes and returns two
+// sums of 16 bits, which saturate. Weights are unsigned, as they are stored; x is 4 bytes; `offset` is that of
+// quantize_i8.
 #pragma once
 
 #include "kernels/simd/vector.h"
@@ -7,14 +8,14 @@
 namespace gemlet::kernels {
 namespace {
 
-// q4: 8 pair sums of at most 2 * 15 * 127 = 3810 fit 16 bits, so a block is widened once.
+// q4: 8 sums of pairs, each at most 2 * 15 * 127 = 3810, fit 16 bits, so the sums of a block are widened once.
 struct Q4Dot {
   static VI start(int32_t) { return VI{}; }
   static VI add(VI sums, VI weight, const uint8_t* x) { return add_i16(sums, pair_sums(weight, splat_bytes(x))); }
   static VI total(VI sums, int32_t offset) { return widen_pairs(sums) + offset; }
 };
 
-// q8: pair sums of bytes up to 255 would saturate, so the sign moves from the weight to x: at most 2 * 128 * 127.
+// q8: sums of pairs with bytes up to 255 would saturate. So the sign moves from the weight to x: at most 2 * 128 * 127.
 struct Q8Dot {
   static VI start(int32_t) { return VI{}; }
   static VI add(VI sums, VI weight, const uint8_t* x) {

@@ -1,6 +1,5 @@
-// Integer dot products of a block of 32 columns with VNNI. Weights come as stored (unsigned), x as 4 bytes; `offset` is
-// that of
-// quantize_i8.
+// Integer dot products of a block of 32 columns with VNNI. Weights are unsigned, as they are stored; x is 4 bytes;
+// `offset` is that of quantize_i8.
 #pragma once
 
 #include "kernels/simd/vector.h"

@@ -1,5 +1,5 @@
-// Baseline, sdot, usdot (unsigned weights) and usmmla, which multiplies 32 byte pairs: 2 outputs x 2 rows x 8 columns.
-// Included by i8mm.cpp files only.
+// NEON with sdot, usdot (unsigned weights) and usmmla, which multiplies 32 pairs of bytes: 2 outputs x 2 rows x 8
+// columns. Only i8mm.cpp files include this header.
 #pragma once
 
 #define GEMLET_TIER i8mm
@@ -9,8 +9,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// Integer dot products: sums[output] += 4 columns of a weight (stored + 128) * the 4 bytes at x. `offset` undoes the
-// 128.
+// Integer dot products: sums[output] += 4 columns of the weight times the 4 bytes at x. Weights are stored + 128;
+// `offset` compensates for that.
 struct Q8Dot {
   static VI start(int32_t offset) { return (VI)vdupq_n_s32(offset); }
   static VI add(VI sums, VI weight, const uint8_t* x) {

@@ -1,5 +1,6 @@
-// The inner product of matmul and attention on a matrix unit: up to two groups of 16 rows of bf16 against up to two
-// panels of 16 outputs, in tiles: four tiles of sums for four loads. A tier's header with the class Tiles comes first.
+// The inner loop of matmul and attention on a matrix unit: up to two groups of 16 rows of bf16 times up to two panels
+// of 16 outputs, which is four loads for four tiles of sums. The tier's header, which has the class Tiles, is included
+// before.
 #pragma once
 
 #include "kernels/simd/amx_config.h"
@@ -9,15 +10,15 @@ namespace {
 
 inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Tiles 0 to 3: sums of row group g and panel p in 2 g + p. Tiles 4 and 5: x of the two groups. 6 and 7: the panels.
+// Tile 2 g + p has the sums of row group g and panel p. Tiles 4 and 5 are x of the two groups, 6 and 7 the two panels.
 struct TileShape {
-  int64_t rows[2] = {}, outputs[2] = {};  // 0 where there is no second group or panel
+  int64_t rows[2] = {}, outputs[2] = {};  // 0: there is no second group or panel
 
   TileShape() = default;
-  TileShape(int64_t all_rows, int64_t all_outputs) {  // 1 .. 32 each
-    rows[0] = lesser(all_rows, 16);
+  TileShape(int64_t all_rows, int64_t all_outputs) {  // 1 to 32 each
+    rows[0] = lesser(all_rows, kTileRows);
     rows[1] = all_rows - rows[0];
-    outputs[0] = lesser(all_outputs, 16);
+    outputs[0] = lesser(all_outputs, kPanelRows);
     outputs[1] = all_outputs - outputs[0];
   }
   bool operator!=(const TileShape& other) const {
@@ -27,7 +28,7 @@ struct TileShape {
   TileConfig config() const {
     TileConfig config;
     for (int g = 0; g < 2 && rows[g] > 0; ++g) {
-      config.shape(4 + g, rows[g], kTileLine);
+      config.shape(4 + g, rows[g], kLineBytes);
       for (int p = 0; p < 2 && outputs[p] > 0; ++p) {
         config.shape(2 * g + p, rows[g], outputs[p] * 4);
         config.shape(6 + p, kTileRows, outputs[p] * 4);
@@ -37,7 +38,7 @@ struct TileShape {
   }
 };
 
-// G row groups x P panels; see TileProducts.
+// G row groups x P panels; TileProducts::run() says what the arguments are.
 template <int G, int P>
 inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps,
                        float* y, int64_t y_stride, bool add) {
@@ -45,9 +46,9 @@ inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, cons
   float* const lower = y + kTileRows * y_stride;
   if (add) {
     tiles.load<0>(y, stride);
-    if constexpr (P == 2) tiles.load<1>(y + 16, stride);
+    if constexpr (P == 2) tiles.load<1>(y + kPanelRows, stride);
     if constexpr (G == 2) tiles.load<2>(lower, stride);
-    if constexpr (G == 2 && P == 2) tiles.load<3>(lower + 16, stride);
+    if constexpr (G == 2 && P == 2) tiles.load<3>(lower + kPanelRows, stride);
   } else {
     tiles.zero<0>();
     if constexpr (P == 2) tiles.zero<1>();
@@ -55,29 +56,29 @@ inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, cons
     if constexpr (G == 2 && P == 2) tiles.zero<3>();
   }
   for (int64_t at = 0; at < steps * kTileBytes; at += kTileBytes) {
-    tiles.load<6>(w[0] + at, kTileLine);
-    tiles.load<4>(x + at, kTileLine);
+    tiles.load<6>(w[0] + at, kLineBytes);
+    tiles.load<4>(x + at, kLineBytes);
     tiles.dot_bf16<0, 4, 6>();
     if constexpr (G == 2) {
-      tiles.load<5>(x + group_bytes + at, kTileLine);
+      tiles.load<5>(x + group_bytes + at, kLineBytes);
       tiles.dot_bf16<2, 5, 6>();
     }
     if constexpr (P == 2) {
-      tiles.load<7>(w[1] + at, kTileLine);
+      tiles.load<7>(w[1] + at, kLineBytes);
       tiles.dot_bf16<1, 4, 7>();
     }
     if constexpr (G == 2 && P == 2) tiles.dot_bf16<3, 5, 7>();
   }
   tiles.store<0>(y, stride);
-  if constexpr (P == 2) tiles.store<1>(y + 16, stride);
+  if constexpr (P == 2) tiles.store<1>(y + kPanelRows, stride);
   if constexpr (G == 2) tiles.store<2>(lower, stride);
-  if constexpr (G == 2 && P == 2) tiles.store<3>(lower + 16, stride);
+  if constexpr (G == 2 && P == 2) tiles.store<3>(lower + kPanelRows, stride);
 }
 
 class TileProducts {
  public:
-  // y = x w, or y += x w if `add`, of this shape over `steps` tiles of 32 columns. x: a group's tiles one after the
-  // other, groups `group_bytes` apart; w[p]: a panel's tiles (lines of 16 outputs x 2 columns) likewise.
+  // y = x w, or y += x w if `add`, over `steps` tiles of 32 columns. x: the tiles of a group lie one after the other,
+  // the groups `group_bytes` apart. w[p]: the tiles of a panel (lines of 16 outputs x 2 columns), one after the other.
   void run(const TileShape& shape, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps,
            float* y, int64_t y_stride, bool add) {
     if (shape != shape_) {

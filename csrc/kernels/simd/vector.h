@@ -1,8 +1,8 @@
-// What the kernels' bodies need beyond the arithmetic operators of VF and VI (vectors of kLanes floats and int32,
-// declared by the tier's header, which comes first). Internal linkage throughout.
+// What the bodies of kernels need besides the arithmetic operators of VF and VI. These are vectors of kLanes floats and
+// int32; the tier's header declares them and is included before. Everything has internal linkage.
 #pragma once
 
-// For tiles, whose sums must stay in registers: as a call they would be stored with every line.
+// For tiles. Their sums must stay in registers; a function call would store them for every line.
 #define GEMLET_INLINE inline __attribute__((always_inline))
 
 namespace gemlet::kernels {
@@ -28,7 +28,7 @@ inline VI splat_bytes(const void* p) {
 }
 inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// First `count` floats only; the rest of the vector is zero.
+// The first `count` floats; the other lanes are zero.
 inline VF load_some(const float* p, int64_t count) {
   float lanes[kLanes] = {};
   __builtin_memcpy(lanes, p, (size_t)count * sizeof(float));
@@ -40,7 +40,7 @@ inline void store_some(float* p, VF v, int64_t count) {
   __builtin_memcpy(p, lanes, (size_t)count * sizeof(float));
 }
 
-// Unrolled, gcc keeps the lanes in registers.
+// If the loop is unrolled, gcc keeps the lanes in registers.
 inline float sum_lanes(VF v) {
   float lanes[kLanes];
   store(lanes, v);
@@ -64,18 +64,18 @@ inline VF abs(VF x) { return (VF)((VI)x & 0x7fffffff); }
 inline VF select(VI mask, VF yes, VF no) { return (VF)((mask & (VI)yes) | (~mask & (VI)no)); }
 inline VF to_float(VI x) { return __builtin_convertvector(x, VF); }
 
-// The bits of bf16, to nearest, ties to even, in the low half of each lane; NaN stays NaN.
+// x as bf16 in the low half of each lane. Rounds to nearest, ties to even. NaN stays NaN.
 inline VI bf16_bits(VF x) {
-  typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));  // unsigned: a NaN's may overflow
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));  // unsigned, because those of a NaN may overflow
   const VI bits = (VI)x;
   const VI rounded = (VI)((Bits)bits + 0x7fffu + (((Bits)bits >> 16) & 1u)) >> 16;
   return x == x ? rounded : (bits >> 16) | 0x40;
 }
 
-// e^x: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]; relative error below 2e-7. 0 below -87.3, capped
-// above 88.
+// e^x as 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]. The relative error is below 2e-7. The result is 0 below
+// -87.3, and e^88 above 88.
 inline VF exp(VF x) {
-  // NaN must come out as NaN: max() gives its second operand then, and every comparison is false.
+  // NaN stays NaN: max() then returns its second operand, and every comparison is false.
   const VF clamped = max(splat(-87.3f), select(x > splat(88.0f), splat(88.0f), x));
   const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const VF shifted = clamped * 1.44269504f + magic;

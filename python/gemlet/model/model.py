@@ -83,7 +83,6 @@ class Model:
         self.prompts: Mapping[str, str] = {} if prompts is None else prompts.texts
         self.load_seconds = load_seconds
         self._prompts = prompts
-        self._core_model = core
         self._resident = Resident(core, source)
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
 
@@ -148,7 +147,7 @@ class Model:
         (0, True)
         """
         self._resident.check_open()
-        return self._core_model.memory()
+        return self._resident.core.memory()
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -266,7 +265,7 @@ class Model:
         """
         self._check_writes("logits")
         tokens = self._reader.checked(ids, "ids")
-        return all_logits(self._core_model, self._adapters.find(adapter), tokens)
+        return all_logits(self._resident.core, self._adapters.find(adapter), tokens)
 
     def embed(
         self,
@@ -479,7 +478,7 @@ class Model:
         sampler, seed = make_sampler(settings, vocab_limit=limit)
         return self._resident.begin(
             lambda: TextStream(
-                sequence=_core.TokenSequence(self._core_model, self._adapters.find(adapter)),
+                sequence=_core.TokenSequence(self._resident.core, self._adapters.find(adapter)),
                 sampler=sampler,
                 prompt_ids=tokens,
                 config=settings,

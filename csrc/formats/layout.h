@@ -1,0 +1,57 @@
+// The constants of the packed layout, of tiles and of the KV cache, all in one place. formats.h describes the layout
+// and kernels/attention/attention.h the cache.
+//
+// Instruction-set files include this header, so everything in it has internal linkage: code that was compiled for one
+// machine can never be linked into files for another.
+#pragma once
+
+#include <stdint.h>
+
+namespace gemlet {
+
+// A matrix is stored as panels of 16 rows, a panel as lines: 16 rows x 4 bytes of consecutive columns.
+constexpr int64_t kPanelRows = 16;
+constexpr int kUnitBytes = 4;                        // of one row in a line
+constexpr int kLineBytes = kPanelRows * kUnitBytes;  // a cache line
+
+// q8 and q4: a block of columns has one scale. Two blocks, their scales in front, are a superblock.
+constexpr int64_t kBlock = 32;
+constexpr int64_t kSuperblock = 2 * kBlock;
+constexpr int kScaleBytes = 2 * kPanelRows * 2;  // of a superblock: f16
+constexpr int64_t kQ8BlockBytes = kPanelRows * kBlock;
+constexpr int64_t kQ4BlockBytes = kPanelRows * kBlock / 2;
+constexpr int64_t kQ8SuperblockBytes = kScaleBytes + 2 * kQ8BlockBytes;
+constexpr int64_t kQ4SuperblockBytes = kScaleBytes + 2 * kQ4BlockBytes;
+constexpr uint16_t kLeastScale = 1;  // the least f16 above zero, 2^-24
+
+// bf12: superblocks of 8 columns, which are four lines in bf16 and three in bf12.
+constexpr int kBf12Columns = 8;
+constexpr int64_t kBf12SuperblockBytes = 3 * kLineBytes;
+constexpr int64_t kBf12ExpandedBytes = 4 * kLineBytes;  // of a superblock in bf16
+constexpr int kBf12Words = kPanelRows * kBf12Columns;   // weights of a superblock
+constexpr uint16_t kBf12Kept = 0x807f;                  // sign and mantissa of bf16, which bf12 stores as they are
+constexpr uint16_t kBf12Code = 0x0780;                  // the code of an exponent, where its base can be added
+static constexpr int64_t bf12_superblocks(int64_t cols) { return (cols + kBf12Columns - 1) / kBf12Columns; }
+// The exceptions of a panel: where they begin, how many bytes they have, and how many fit. `cols` may be padded or not.
+static constexpr int64_t bf12_exceptions_at(int64_t cols) {
+  return kLineBytes + bf12_superblocks(cols) * kBf12SuperblockBytes;
+}
+static constexpr int64_t bf12_exception_lines(int64_t cols) {
+  return (4 + bf12_superblocks(cols) + kLineBytes - 1) / kLineBytes;
+}
+static constexpr int64_t bf12_exception_bytes(int64_t cols) { return bf12_exception_lines(cols) * kLineBytes; }
+static constexpr int64_t most_bf12_exceptions(int64_t cols) {
+  return bf12_exception_lines(cols) * (kLineBytes / 4) - 1;
+}
+
+// The tile of a matrix unit: 16 rows of one line each, which is 32 columns of bf16. 16 lines of a bf16 panel are a
+// tile, too.
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileColumns = kLineBytes / 2;
+constexpr int64_t kTileBytes = kTileRows * kLineBytes;
+
+// The KV cache.
+constexpr int64_t kKvBlockTokens = 64;  // of a block
+constexpr int64_t kMaxHeadDim = 1024;   // the largest head that attention takes
+
+}  // namespace gemlet

@@ -1,0 +1,27 @@
+// Rows of a tensor as its file stores them, in memory or in an open file, and their conversion to float32.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "formats/source_types.h"
+
+namespace gemlet {
+
+// Row-major. Rows in a file begin at byte `offset`; they are read a few at a time, while they are packed.
+struct SourceRows {
+  std::vector<int64_t> shape;  // of these rows
+  SourceType type;
+  const void* data = nullptr;  // null: in the file
+  int descriptor = -1;
+  int64_t offset = 0;
+};
+
+// Converts `count` values from value `first` of `data` to float32. Both numbers are multiples of the block; `data` may
+// lie at any byte.
+void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out);
+
+std::string shape_text(const std::vector<int64_t>& shape);  // "[rows, cols]", for messages
+
+}  // namespace gemlet
