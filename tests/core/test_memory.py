@@ -1,7 +1,7 @@
-"""Memory: given back on close, and its lack an error instead of the end of the process.
+"""Closing gives memory back. If memory is missing, the caller gets an error and the process lives on.
 
-Everything here runs in a process of its own. Address space is what is limited: the one limit that every
-system enforces at once. Thread stacks count.
+Every test here runs in a process of its own. The tests limit the address space, because every system enforces
+that limit at once. The stacks of threads count.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def test_close_gives_the_memory_back() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_packing_needed_goes_when_the_model_is_there(threads: int) -> None:
-    """Sixteen rows of 2^18 columns as float32 are 16 MB, on each thread."""
+def test_packing_gives_its_scratch_back(threads: int) -> None:
+    """Each thread needs sixteen rows of 2^18 columns as float32, which are 16 MB."""
     run_program(memory.pack, threads)
 
 
@@ -34,7 +34,7 @@ def test_opening_and_closing_does_not_grow() -> None:
     run_program(memory.open_and_close)
 
 
-def test_a_closed_sequence_gives_its_cache_back_though_the_model_stays() -> None:
+def test_a_closed_sequence_gives_its_cache_back_while_the_model_stays() -> None:
     run_program(memory.close_sequences)
 
 
@@ -42,36 +42,36 @@ def test_a_sliding_window_bounds_the_cache() -> None:
     run_program(memory.slide_a_window)
 
 
-def test_the_cache_is_shown_as_large_as_it_is_in_memory() -> None:
-    """Blocks of a sliding window are allocated as slabs, which stay until their last block is dropped."""
+def test_the_reported_size_of_a_cache_is_what_it_takes() -> None:
+    """Blocks of a sliding window are allocated in slabs. A slab stays until its last block is dropped."""
     run_program(memory.fill_caches)
 
 
 @pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
 def test_a_context_takes_what_was_planned(weights: str) -> None:
-    """Cache, scratch and logits of a full context, whose short last chunk splits attention over the keys. The
-    wide MLP makes the inputs count that some tiers prepare as bf16 or int8."""
+    """Cache, scratch and logits of a full context. Its last chunk is short, so attention is split over the
+    keys. Some tiers prepare inputs as bf16 or int8; the MLP is wide, so that these inputs count."""
     run_program(memory.fill_a_context, weights)
 
 
-def test_the_plan_has_what_each_thread_expands_of_bf12() -> None:
+def test_the_plan_counts_the_panel_of_bf12_that_each_thread_expands() -> None:
     layer = layer_config(intermediate_size=2**15)
     builder = builder_of(model_config(layer), "bf12", kv_cache="bf16")
     plans = [builder.plan(threads=threads)["activations"] for threads in (1, 2, 9)]
-    panel = 2**15 * 32  # of down_proj, 16 outputs as bf16
+    panel = 2**15 * 32  # 16 outputs of down_proj as bf16
     assert plans[1] - plans[0] == panel
     assert plans[2] - plans[0] == 8 * panel
-    assert builder.plan() == builder.plan(threads=1)  # the builder's own
+    assert builder.plan() == builder.plan(threads=1)  # the number of threads of the builder
 
 
-# --- Not there ----------------------------------------------------------------------------------------------
+# --- Missing ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("layer", "layers", "config"),
     [
         ({}, 1, {"vocab_size": 2**22, "hidden_size": 2**18}),  # 4 TiB in one tensor
         ({"num_heads": 4096, "num_kv_heads": 4096, "head_dim": 1024}, 1, {"hidden_size": 2**18}),
         ({"intermediate_size": 2**20}, 1, {"hidden_size": 2**18}),
-        # Each tensor would fit, of 2 to 16 GiB; together they are 7 to 49 TiB.
+        # Each tensor has 2 to 16 GiB and would fit. Together they have 7 to 49 TiB.
         ({"intermediate_size": 2**20}, 1024, {"hidden_size": 2**12}),
     ],
     ids=["vocabulary", "heads", "mlp", "layers"],
@@ -80,7 +80,7 @@ def test_the_plan_has_what_each_thread_expands_of_bf12() -> None:
 def test_a_model_larger_than_the_machine_is_refused_before_it_fills(
     layer: dict[str, int], layers: int, config: dict[str, int], weights: str
 ) -> None:
-    """Without a limit set: allocating may be promised by the system long before the memory is there."""
+    """No limit is set here. A system may promise memory long before the memory exists."""
     run_program(memory.build_too_large, layer, layers, config, weights, timeout=20)
 
 
@@ -90,18 +90,18 @@ def test_weights_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("logits", ["last", "all"])
 def test_a_context_that_does_not_fit(logits: str) -> None:
-    """What was there before the failed extend stays, and the sequence goes on with less."""
+    """The tokens before the failed extend stay, and the sequence can go on with fewer tokens."""
     run_program(memory.extend_beyond_a_limit, logits)
 
 
 def test_more_threads_than_fit() -> None:
-    """Each needs a stack. An error, and nothing left behind that could not be tried again with fewer."""
+    """Each thread needs a stack. The caller gets an error and can try again with fewer threads."""
     run_program(memory.start_too_many_threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_packing_without_room_for_its_scratch(threads: int) -> None:
-    """Sixteen rows of a very wide matrix as float32, on each thread."""
+    """Each thread needs sixteen rows of a very wide matrix as float32."""
     run_program(memory.pack_beyond_a_limit, threads)
 
 
@@ -111,7 +111,7 @@ def test_activations_that_do_not_fit(threads: int) -> None:
 
 
 def test_the_tokenizer_is_in_the_plan() -> None:
-    """Of a stored vocabulary it is built in a thread, which the plan waits for."""
+    """A thread builds the tokenizer from a stored vocabulary. The plan waits for it."""
     calls: list[str] = []
     settle(SimpleNamespace(tokenizer=SimpleNamespace(encode=calls.append)))  # type: ignore[arg-type]
     settle(SimpleNamespace(tokenizer=None))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Models by their names on the hub, against a stand-in of it on this machine."""
+"""Models by their names on the hub. A server on this machine stands in for the hub."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PARTS = [f"q4/gemma-{part:05}-of-00002.gguf" for part in (1, 2)]
 
 
 def repository(*names: str) -> dict[str, bytes]:
-    """Files that begin as GGUF does and end soon, each another."""
+    """Short files that begin like GGUF. Each has other contents."""
     return {name: b"GGUF" + bytes(100) + name.encode() for name in names}
 
 
@@ -71,7 +71,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def settings(url: str, home: Path, **more: str) -> dict[str, str]:
-    """The environment of a process that uses the hub at ``url`` and keeps what it fetches in ``home``."""
+    """The environment of a process that uses the hub at ``url`` and keeps downloads in ``home``."""
     return {
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
@@ -87,7 +87,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         environment = settings(server.url, tmp_path / "home")
         source, logits = run_program(programs.load_and_download, NAME, environment=environment)
-    assert sorted(server.served) == sorted(NEEDED * 2)  # each once for a model, and nothing else
+    assert sorted(server.served) == sorted(NEEDED * 2)  # each file once per model, and no other file
     folder = Path(source)
     assert folder.parts[-2:] == ("snapshots", COMMIT)
     assert files_in(folder) == NEEDED
@@ -97,7 +97,8 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_gguf_models(tmp_path: Path) -> None:
-    """The one of a repository, or the one that is named; all of its parts, and nothing else."""
+    """The only model of a repository, or the one in the name. All of its parts are fetched, and nothing
+    else."""
     cases = {
         "someone/one-gguf": ["gemma.gguf"],
         "someone/split-gguf": PARTS,
@@ -160,7 +161,7 @@ def test_what_can_go_wrong(tmp_path: Path) -> None:
 
 
 def large(family: str, **changes: object) -> dict[str, Any]:
-    """A configuration whose embedding alone has megabytes."""
+    """A configuration with an embedding of several megabytes."""
     return CONFIGS[family] | {"vocab_size": 40_000, **changes}
 
 
@@ -175,7 +176,8 @@ def inspect_here(path: Path) -> dict[str, Any]:
 
 @pytest.mark.extra("hub")
 def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
-    """The same is said as of the whole model, from a small part of its bytes; none of it stays."""
+    """Inspecting reads a small part of the files, keeps none of it, and says the same as for the whole
+    model."""
     config = large("gemma")
     single = write_folder(tmp_path / "single", config)
     tensors = weights_of(config)
@@ -231,7 +233,7 @@ def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
-    """An error that says so, no more read than was asked for, and little memory."""
+    """There is an error that says so. Nothing more than the request is read, and little memory is taken."""
     files = contents(write_folder(tmp_path / "source", large("gemma")))
     weights, config = files["model.safetensors"], files["config.json"]
     whole = {"config.json": config, "model.safetensors": weights}
@@ -282,7 +284,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
-    """Whatever is made of it, nothing is written where it leads to."""
+    """It may be an error or not, but nothing is written outside."""
     folders = tmp_path / "deep" / "down"
     folders.mkdir(parents=True)
     files = {"config.json": FILES["config.json"], "model.safetensors": WEIGHTS}
@@ -300,14 +302,14 @@ def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_without_a_network(tmp_path: Path) -> None:
-    """What is there is used; what is not is an error that says why, and at once."""
+    """A model in the cache is used. A missing one is an error at once, which says why."""
     with hub(REPOSITORIES) as server:
         online = settings(server.url, tmp_path)
         run_program(programs.download, [NAME], environment=online)
     started = time.monotonic()
     arguments = (NAME, "someone/gated")
     kind, gone = run_program(programs.load_with_and_without, *arguments, environment=online)
-    assert kind == "HubError"  # nobody listens there any more
+    assert kind == "HubError"  # the server has stopped
     assert f"someone/gated: is not in the cache, and the hub ({server.url}) cannot be reached" in gone
     offline = settings(server.url, tmp_path, HF_HUB_OFFLINE="1")
     _, said = run_program(programs.load_with_and_without, *arguments, environment=offline)
@@ -366,7 +368,9 @@ def test_names() -> None:
         gemlet.download("a/b", token=3)  # type: ignore[arg-type]
 
 
-def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_takes_precedence_over_a_name_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_folder(tmp_path / "google" / "gemma", CONFIGS["gemma"])
     monkeypatch.chdir(tmp_path)
     gemlet.load("google/gemma", threads=1).close()

@@ -1,4 +1,4 @@
-"""LoRA adapters: the results of transformers + PEFT, and each request with its own adapter."""
+"""LoRA adapters give the results of transformers + PEFT, and each request can have its own adapter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
         assert adapter.name == name
         beside = model.logits(ids, adapter=name)
         assert difference(beside, expected) < TOLERANCE
-        assert difference(model.logits(ids), expected) > 0.05  # the model alone is another one
+        assert (
+            difference(model.logits(ids), expected) > 0.05
+        )  # the model without the adapter gives other logits
     with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=ADAPTERS / name) as merged:
         assert difference(merged.logits(ids), expected) < TOLERANCE
         assert difference(merged.logits(ids), beside) < REORDERED
@@ -51,7 +53,8 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
 
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.2)])
 def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
-    """About as far from the exact result as the rounded weights alone; the adapter itself changes 139 %."""
+    """The error is about that of the rounded weights alone. The adapter itself changes the logits by 139
+    %."""
     ids, expected = read_golden("gemma3-plain")
     with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as exact:
         plain = exact.logits(ids)
@@ -67,7 +70,7 @@ def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
 
 # --- Several adapters, each request with its own ------------------------------------------------------------
 def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> None:
-    """Fed in turns, each gives bit for bit what it gives alone."""
+    """The sequences are fed in turns. Each gives the bits that it gives alone."""
     ids, _ = read_golden("gemma3-plain")
     names = [*ON_270M, None]
     sequences = [context_of(adapted, name) for name in names]
@@ -85,7 +88,8 @@ def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> Non
             assert difference(alone, read_golden(name)[1]) < TOLERANCE or ids != read_golden(name)[0]
 
 
-# The same kernels run for a request alone and in the pass: those for fewer than 16 rows, or those for more.
+# A request must meet the same kernels alone and in the pass. They change at 16 rows, so all counts are below
+# 16 together, or each is at least 16.
 @pytest.mark.parametrize("counts", [(4, 3, 1, 2, 1, 4), (17, 16, 24, 16, 20, 24)], ids=["few", "many"])
 @pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b"])
 @pytest.mark.parametrize("weights", ["f32", "q4"])
@@ -95,7 +99,7 @@ def test_one_forward_pass_serves_several_adapters(base: str, weights: str, count
         for name in names:
             model.load_adapter(ADAPTERS / name)
         ids, _ = read_golden(names[0])
-        # Requests without an adapter stand between, so that the rows of one adapter are not consecutive.
+        # Requests without an adapter are in between, so that the rows of one adapter are not consecutive.
         adapters = [names[0], None, names[-1], names[0], None, names[-1]]
         together = core_of(model).batch_logits(
             [ids[:count] for count in counts], [core_adapter(model, name) for name in adapters]
@@ -118,7 +122,7 @@ def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(name: str) -> None:
-    """The adapter changes keys and values of tokens that have no further part in the last layers."""
+    """The adapter changes keys and values of tokens that the last layers do not compute."""
     ids, _ = read_golden(name)
     with gemlet.load(base_of(name), weights="f32", threads=1) as model:
         model.load_adapter(ADAPTERS / name)
@@ -147,7 +151,7 @@ def test_generations_choose_their_adapter(adapted: gemlet.Model) -> None:
 
 
 def test_layers_that_share_keys_ignore_projections_of_their_own(tmp_path: Path) -> None:
-    """Older versions of transformers gave such layers a k_proj and a v_proj that nothing reads."""
+    """Older versions of transformers wrote a k_proj and a v_proj for such layers. Nothing reads them."""
     name = "gemma3n-shared"
     ids, expected = read_golden(name)
     tensors = dict(read_tensors(ADAPTERS / name / "adapter_model.safetensors"))

@@ -1,4 +1,4 @@
-"""What adapters beside a model take, from loading to the end of the last stream that uses them."""
+"""The memory and the names of adapters, from loading to the end of the last stream that uses them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model() -> Iterator[gemlet.Model]:
         yield loaded
 
 
-def test_what_an_adapter_says_of_itself(model: gemlet.Model) -> None:
+def test_the_description_of_an_adapter(model: gemlet.Model) -> None:
     adapter = model.load_adapter(ADAPTERS / "gemma3-patterns", "mine")
     assert adapter.name == "mine"
     assert adapter.source == str(ADAPTERS / "gemma3-patterns")
@@ -50,7 +50,9 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         assert 0 < core_of(free).adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        model._adapters.spare_memory = scratch + size[first] - 1  # the process itself may have grown
+        model._adapters.spare_memory = (
+            scratch + size[first] - 1
+        )  # the process itself may have grown
         with pytest.raises(MemoryLimitError, match=f"{first}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / first)
         model._adapters.spare_memory = scratch + size[first] + size[second] - 1
@@ -66,7 +68,7 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
             model.load_adapter(ADAPTERS / name)
 
 
-def test_names_are_taken_once_and_must_be_loaded(model: gemlet.Model) -> None:
+def test_a_name_is_given_once_and_must_be_loaded(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     with pytest.raises(gemlet.InvalidRequestError, match="expected the name of a loaded one"):
         model.generate(ids, adapter="gemma3-plain")
@@ -83,7 +85,7 @@ def test_names_are_taken_once_and_must_be_loaded(model: gemlet.Model) -> None:
         model.unload_adapter("other")
 
 
-def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model) -> None:
+def test_an_unloaded_adapter_stays_until_its_streams_end(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
     model.load_adapter(ADAPTERS / "gemma3-plain")
@@ -93,7 +95,7 @@ def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model
     next(stream)
     model.unload_adapter("gemma3-plain")
     assert model.adapters == {}
-    assert model.memory()["adapters"] == used  # by the stream
+    assert model.memory()["adapters"] == used  # the stream still uses it
     other = model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")  # the name is free
     assert model.memory()["adapters"] == used + other.memory_bytes
     for _ in stream:
@@ -102,7 +104,7 @@ def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model
     assert model.memory()["adapters"] == other.memory_bytes
 
 
-def test_what_a_stream_still_uses_is_not_given_out_again(model: gemlet.Model) -> None:
+def test_memory_that_a_stream_still_uses_is_not_given_to_another_adapter(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     first = model.load_adapter(ADAPTERS / "gemma3-plain", "first")
     model._adapters.spare_memory = model._adapters.scratch + first.memory_bytes
@@ -115,10 +117,10 @@ def test_what_a_stream_still_uses_is_not_given_out_again(model: gemlet.Model) ->
 
 
 @pytest.mark.parametrize("names", [("first", "second"), ("first", "first")])
-def test_loads_at_the_same_time_share_neither_room_nor_name(
+def test_two_loads_at_the_same_time_do_not_get_the_same_room_or_name(
     model: gemlet.Model, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
 ) -> None:
-    """The second begins while the first, which has been checked, is being built."""
+    """The first adapter was checked and is being built when the second load begins."""
     path = ADAPTERS / "gemma3-plain"
     size = model.load_adapter(path, "measured").memory_bytes
     model.unload_adapter("measured")
@@ -167,5 +169,5 @@ def test_memory_comes_back_when_an_adapter_goes() -> None:
 
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 def test_the_scratch_of_adapters_is_what_a_pass_takes(weights: str) -> None:
-    """Which form the kernels take an input in depends on the tier, and with it what must be prepared."""
+    """The form in which kernels take an input depends on the tier, so the prepared inputs do too."""
     run_program(adapters.fill_the_scratch, weights)

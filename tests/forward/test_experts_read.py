@@ -1,8 +1,7 @@
-"""A mixture of experts reads the experts that its tokens are routed to, and no others.
+"""A mixture of experts reads the experts to which its tokens are routed, and no others.
 
-In a process of its own, the pages of all others in the mapped file are taken away for the time of one forward
-pass: a read of one ends the process. Which experts a token is routed to is what the NumPy reference says.
-"""
+The test runs in a process of its own. During a forward pass, the pages of all other experts in the mapped
+file cannot be read: a read ends the process. The NumPy reference says to which experts a token is routed."""
 
 from __future__ import annotations
 
@@ -24,15 +23,15 @@ from gemlet.weights.formats import PRESETS
 
 pytestmark = pytest.mark.tier
 
-# Each matrix of an expert has a whole page of memory in it, in every format (pages of 4 KiB).
+# In every format, each matrix of an expert contains a whole page of memory (4 KiB).
 SIZES = {"hidden_size": 256, "moe_intermediate_size": 96, "num_experts": 12, "top_k_experts": 2}
 CONFIG = CONFIGS["gemma4_experts"] | SIZES
 PROMPT, LAST = [2, 17], 64
-MARGIN = 0.25  # between the scores of the last expert chosen and the first that is not: rounding is below it
+MARGIN = 0.25  # between the last chosen expert's score and the next one; rounding is below it
 
 
 def routes(folder: Path, ids: list[list[int]]) -> list[list[set[int]]]:
-    """Of each pass in ``ids``, the experts of each layer that its tokens are routed to."""
+    """For each pass in ``ids``, the experts in each layer to which its tokens are routed."""
     model, cache, found = Model.open(folder), Cache(), []
     plain = experts.route
     try:

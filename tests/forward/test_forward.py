@@ -1,9 +1,8 @@
-"""The C++ forward pass against the golden taps of the official implementation, in float32.
+"""The C++ forward pass in float32, compared with the golden taps of the official implementation.
 
-Every published structure of every family is opened with gemlet.load(), as a user would open it, and must give
-the official taps, logits and greedy text, however its tokens are fed: whole, in chunks, one by one,
-beside another context, on one thread or two.
-"""
+gemlet.load() opens every published structure of every family, as a user would. The model must give the
+official taps, logits and greedy text however its tokens are fed: all at once, in chunks, one by one, beside
+another context, and on one thread or two."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from gemlet import _core
 pytestmark = pytest.mark.tier
 
 Floats = NDArray[np.float32]
-# Taps behind all layers.
+# Taps after all layers.
 END = {"final_norm", "logits"}
 # Variants whose last layers read the keys and values of earlier ones.
 SHARING = {"gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced", "gemma4-e2b", "gemma4-e4b", "gemma4-far"}
@@ -59,7 +58,7 @@ def test_taps_agree_with_the_official_implementation(
         assert taps[tap].shape == (len(golden["ids"]), golden[tap].shape[1])
         assert np.isfinite(taps[tap]).all()
     errors = tap_errors(golden, taps)
-    for tap in expected:  # in order of computation: the message names where it first went wrong
+    for tap in expected:  # in order of computation, so that the message names the first wrong tap
         assert errors[tap] < TOLERANCE, f"{tap}: {errors[tap]:.1e}; worst {max(errors.values()):.1e}"
 
 
@@ -103,7 +102,9 @@ def test_prefill_that_ends_at_the_window_then_decodes(
     assert difference(alone, logits[:first]) < REORDERED
 
 
-def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
+def test_the_logits_of_last_and_none_are_rows_of_all(
+    model: gemlet.Model, golden: dict[str, NDArray[Any]]
+) -> None:
     ids = golden["ids"]
     sequence = context_of(model)
     sequence.extend(ids[:20], logits="none")
@@ -119,7 +120,7 @@ def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, ND
 def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
     model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, chunk: int
 ) -> None:
-    """Tokens without logits leave the pass when the last layer with a cache has their keys and values."""
+    """A token without logits leaves the pass after the last layer with a cache has its keys and values."""
     ids = golden["ids"]
     first = len(ids) - 3
     expected = model.logits(ids.tolist())
@@ -136,10 +137,11 @@ def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
 
 
 @pytest.mark.parametrize(("wanted", "rows"), [("none", 0), ("last", 1), ("all", 38)])
-def test_from_the_last_cache_on_only_the_wanted_rows_are_computed(
+def test_layers_after_the_last_cache_compute_only_the_wanted_rows(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, rows: int
 ) -> None:
-    """What a tap shows is what was computed. Of other tokens that layer makes the keys and values alone."""
+    """A tap shows the rows that were computed. For other tokens, the last layer with a cache computes only
+    keys and values."""
     ids = golden["ids"][:38]
     taps = taps_of(model, ids, logits=wanted)
     layers = model.config.layers
@@ -155,7 +157,7 @@ def test_from_the_last_cache_on_only_the_wanted_rows_are_computed(
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
-    """Fed in turns, each gives bit for bit what it gives alone."""
+    """The contexts are fed in turns. Each gives the bits that it gives alone."""
     ids = golden["ids"][:41]
     texts = [ids, np.concatenate([ids[:1], ids[:0:-1]])]
     pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]
@@ -194,11 +196,11 @@ def test_the_same_bits_on_one_thread_and_two(
         np.testing.assert_array_equal(feed(model, short, [10, 1]), feed(two, short, [10, 1]))
 
 
-# --- Work that sparsity makes unnecessary -------------------------------------------------------------------
+# --- Work that sparsity saves -------------------------------------------------------------------------------
 
 
 def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
-    """One layer of Gemma 3n whose last panel of 16 lanes is cut short; ``spoil`` fills one row of up_proj."""
+    """One layer of Gemma 3n. Its last panel has fewer than 16 lanes. ``spoil`` fills one row of up_proj."""
     layer = layer_config(
         intermediate_size=647, activation_sparsity=1.6448536, sliding_window=0, v_norm=True, query_scale=1.0
     )
@@ -222,18 +224,19 @@ def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
 def test_skipped_lanes_change_no_bit(weights: str) -> None:
     core = sparse_model(weights)
     for token in range(5, 25):
-        alone = core.taps(int32(token))  # skips what its gate closes
-        beside = core.taps(int32(token, 7))  # two rows: computes everything
+        alone = core.taps(int32(token))  # skips the lanes that its gate closes
+        beside = core.taps(int32(token, 7))  # with two rows, everything is computed
         np.testing.assert_array_equal(alone["layers.0.mlp"][0], beside["layers.0.mlp"][0])
 
 
-def test_what_the_gate_closes_is_not_computed() -> None:
-    """A row of weights that overflows is met by a closed gate: 0 times infinity if it were computed."""
+def test_lanes_that_the_gate_closes_are_not_computed() -> None:
+    """A row of weights overflows where the gate is closed. If it were computed, 0 times infinity would
+    show."""
     core = sparse_model("f32", spoil=3e38)
     finite = []
     for token in range(VOCAB):
         one, two = (core.taps(int32(*ids))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
         assert not np.isfinite(two).all()
         finite.append(bool(np.isfinite(one).all()))
-    # The row's panel of 16 lanes is closed as a whole with 0.95**16 = 44 %.
+    # The gate closes all 16 lanes of the row's panel with a probability of 0.95**16 = 44 %.
     assert 0.2 < np.mean(finite) < 0.7

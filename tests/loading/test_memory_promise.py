@@ -1,4 +1,4 @@
-"""The memory that models of real sizes take: the plan, and the peak of a process that loads and runs one."""
+"""The memory of models of real sizes: the plan, and the peak of a process that loads and runs one."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ GB = 10**9
 def test_peak_memory_at_real_shapes(
     hole_path: Path, shape: str, arguments: dict[str, object], tokens: int, bound: float
 ) -> None:
-    """With a tokenizer of 262,144 pieces and weights of zero, which take as much. The whole context is filled
-    where it is the largest part, 3.5 %; the others fill what one pass computes. Their plan has the whole
-    context, and load() refuses one beyond the bound."""
+    """The tokenizer has 262,144 pieces. The weights are zero, but take the same memory. The first model,
+    whose context takes the largest share (3.5 %), fills it; the others fill one pass. Every plan counts the
+    whole context, and load() refuses a plan above the bound."""
     folder = hole_path / shape
     write_real_shape_hole(folder, shape)
     (folder / "tokenizer.json").write_text(json.dumps(gemma4_json()))

@@ -1,4 +1,4 @@
-"""A packed model's file while it is in use: the memory and the time it takes, the embedding left on disk."""
+"""A packed model's file in use: memory, time, the embedding on disk, and a file that changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.tier
 
 
 def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:
-    """The memory of a packed model is the file's: resident, but none of this process alone."""
+    """The memory of a packed model is the page cache of its file. The process has no copy."""
     config = CONFIGS["gemma"] | {"vocab_size": 60_000, "hidden_size": 256}
     write_folder(tmp_path / "source", config, bf16=True)
     gemlet.convert(tmp_path / "source", tmp_path / "packed", threads=1)
@@ -33,7 +33,7 @@ def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:
 
 
 def test_an_embedding_on_disk_is_never_resident(tmp_path: Path) -> None:
-    """For the same logits: of one row, of many, and of more ids than the window has room for."""
+    """The logits are the same: for one row, for many, and for more ids than the window has room for."""
     config = CONFIGS["gemma3_text"] | {"vocab_size": 1024, "hidden_size": 256, "num_hidden_layers": 1}
     config["max_position_embeddings"] = 512
     tensors = weights_of(config)
@@ -83,22 +83,22 @@ def test_an_embedding_on_disk_needs_a_packed_file(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_peak_memory_at_a_real_shape(tmp_path: Path) -> None:
-    """In MiB, each in a fresh process: packing needs little besides what it makes, converting does not even
-    need that, and a mapped model needs its file."""
+    """Each is measured in a new process, in MiB. Packing needs little more than the packed weights.
+    Converting does not need those either. A mapped model needs its file."""
     source, packed = tmp_path / "source", tmp_path / "packed"
     write_real_shape(source, "gemma3-270m")
     assert run_program(programs.load_over_its_size, source) < 32
     assert run_program(programs.convert, source, packed) < 64
     size = (packed / "model.safetensors").stat().st_size / 2**20
     assert size > 200
-    # And the cache and scratch of a short text.
+    # The rest is the cache and the scratch of a short text.
     assert 0.95 * size < run_program(programs.load_and_generate, packed) < 1.05 * size + 16
 
 
 @pytest.mark.slow
 def test_a_second_start_takes_milliseconds(tmp_path: Path, hole_path: Path) -> None:
-    """At the shape of a 1B model, packed with 262,144 pieces, or in the cache without a tokenizer: best of
-    four new processes, the time of load() alone, which the imports are no part of."""
+    """The shape is that of a 1B model. It is packed with 262,144 pieces, or in the cache without a tokenizer.
+    The time is that of load() without the imports, the best of four new processes."""
     source, packed = hole_path / "source", tmp_path / "packed"
     write_real_shape_hole(source, "gemma3-1b")
     (source / "tokenizer.json").write_text(json.dumps(gemma4_json()))
@@ -114,7 +114,8 @@ def test_a_second_start_takes_milliseconds(tmp_path: Path, hole_path: Path) -> N
 
 
 def test_a_packed_file_cut_short_while_in_use(packed: Path, tmp_path: Path) -> None:
-    """An error, where touching the mapping would end the process; replaced or removed it does no harm."""
+    """The caller gets an error; touching the mapping would end the process. Replacing or removing the file
+    does no harm."""
     for name in ("q4", "other"):
         (tmp_path / name).mkdir()
         for file in packed.iterdir():

@@ -1,8 +1,7 @@
-"""Models and sequences shared by threads and forked processes, side by side, closed in the middle of work.
+"""Models and sequences that threads and forked processes share, several at once, and closed during work.
 
-Sharing one sequence between threads is a mistake, but not one that may bring the process down. What could
-hang or crash runs in a process of its own.
-"""
+It is a mistake to share one sequence between threads, but it must not end the process. Tests that could hang
+or crash run in a process of their own."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def test_a_forked_process_uses_the_same_model(threads: int) -> None:
 
 
 def test_a_forked_process_ends_as_usual() -> None:
-    """Through Python's own end, where the model is destroyed; its threads are in the other process."""
+    """Python destroys the model when the process ends, but the model's threads are in the other process."""
     run_program(lifecycle.end_forks)
 
 
@@ -40,13 +39,14 @@ def test_multiprocessing_with_fork() -> None:
 
 
 def test_fork_while_another_thread_generates() -> None:
-    """That thread does not exist in the forked process, and cannot let go of what it held."""
+    """That thread does not exist in the forked process, so it cannot release its locks there."""
     run_program(lifecycle.fork_while_generating)
 
 
-# --- Side by side -------------------------------------------------------------------------------------------
+# --- Several at once ----------------------------------------------------------------------------------------
 def test_two_models_in_one_process() -> None:
-    """In turns, with other formats and numbers of threads, each says what it says alone."""
+    """They work in turns, with different formats and numbers of threads. Each gives the text that it gives
+    alone."""
     prompts = ["The door opened", "It was a cold morning"]
 
     def say(model: gemlet.Model, prompt: str) -> list[int]:
@@ -128,13 +128,13 @@ def test_the_core_after_close() -> None:
     assert core.bytes_per_token() >= 0
 
 
-# --- From another thread, in the middle of an extend --------------------------------------------------------
+# --- Another thread during an extend ------------------------------------------------------------------------
 LONG = 6000
 
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[_core.Model]:
-    # Most of a prefill is attention in the first layer: the last one has little to do for it.
+    # Attention in the first layer takes most of a prefill; the last layer has little to do.
     layers = layer_config(sliding_window=0), layer_config()
     model = random_core(model_config(*layers, max_context=3 * LONG))
     yield model
@@ -142,7 +142,7 @@ def core() -> Iterator[_core.Model]:
 
 
 class Running:
-    """An extend by ``LONG`` tokens on a thread of its own, well under way."""
+    """An extend by ``LONG`` tokens that is running on its own thread."""
 
     def __init__(self, core: _core.Model) -> None:
         self.sequence = _core.TokenSequence(core)
@@ -170,8 +170,8 @@ def test_cancel_ends_a_running_extend(core: _core.Model) -> None:
     running.sequence.cancel()
     running.join()
     assert isinstance(running.error, gemlet.CancelledError)
-    assert time.perf_counter() - started < 1.0  # at the next layer; a whole chunk takes far less than that
-    # What is there is whole chunks; the sequence goes on from them like one that was never cancelled.
+    assert time.perf_counter() - started < 1.0  # it ends at the next layer; even a whole chunk takes far less
+    # The sequence has whole chunks. It goes on from them like a sequence that was never cancelled.
     sequence = running.sequence
     assert (sequence.length - 3) % 512 == 0
     assert sequence.length < 3 + LONG
@@ -203,7 +203,7 @@ def test_cancel_before_an_extend_does_not_end_it(core: _core.Model) -> None:
     assert sequence.length == 1
 
 
-def test_cancelling_one_sequence_leaves_the_others(core: _core.Model) -> None:
+def test_cancelling_one_sequence_does_not_affect_others(core: _core.Model) -> None:
     one, other = Running(core), Running(core)
     one.sequence.cancel()
     one.join()
@@ -215,8 +215,8 @@ def test_cancelling_one_sequence_leaves_the_others(core: _core.Model) -> None:
 
 @pytest.mark.parametrize("action", lifecycle.ACTIONS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_meanwhile_from_another_thread(action: str, threads: int) -> None:
-    """An error, a wait or an old value: all are fine, a crash or a hang is not."""
+def test_actions_of_another_thread_during_an_extend(action: str, threads: int) -> None:
+    """The action may fail, wait or give an old value. It must not crash or hang."""
     extends = 2 if action in ("two-extends", "cancel") else 1
     outcomes = run_program(lifecycle.act_while_extending, action, extends, threads)
     assert len(outcomes) == 4 * extends
