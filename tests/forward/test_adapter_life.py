@@ -50,9 +50,7 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         assert 0 < core_of(free).adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        model._adapters.spare_memory = (
-            scratch + size[first] - 1
-        )  # the process itself may have grown
+        model._adapters.spare_memory = scratch + size[first] - 1  # the process itself may have grown
         with pytest.raises(MemoryLimitError, match=f"{first}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / first)
         model._adapters.spare_memory = scratch + size[first] + size[second] - 1
