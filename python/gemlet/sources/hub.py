@@ -242,7 +242,7 @@ def _only_gguf(repository: str, names: Collection[str]) -> str | None:
 def _quantized(repository: str, names: Collection[str], quantization: str) -> str:
     """The GGUF model with ``quantization``, such as "Q4_K_M", as a word in its name."""
     word = re.compile(rf"(?:^|[-_./]){re.escape(quantization)}(?=$|[-_./])", re.IGNORECASE)
-    found = [name for name in model_files(names) if word.search(name.removesuffix(".gguf"))]
+    found = [name for name in gguf_models(names) if word.search(name.removesuffix(".gguf"))]
     if len(found) == 1:
         return found[0]
     which = ", ".join(found[:_SHOWN]) if found else _models(names)
