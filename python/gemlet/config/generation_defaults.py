@@ -6,12 +6,13 @@ import os
 from typing import Any, NamedTuple
 
 from gemlet.base.keys import Keys, says_nothing
+from gemlet.base.sampling_options import MAX_SUPPRESSED, NUMBERS
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.layers import LIMITS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError
 
-__all__ = ["Sampling", "read_end_ids", "read_recommended", "read_sampling", "read_suppressed"]
+__all__ = ["Sampling", "read_end_ids", "read_number", "read_recommended", "read_sampling", "read_suppressed"]
 
 
 def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozenset[int]:
@@ -33,15 +34,6 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
     more = keys.token_ids("eos_token_id", config.vocab_size) if keys else ()
     return frozenset((*config.eos_token_ids, *more))
 
-
-# The ranges of GenerationConfig.
-SAMPLING_RANGES = {
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0 - 2**-53),
-    "repetition_penalty": (0.01, 100.0),
-}
-MAX_SUPPRESSED = 1 << 16
 
 # Keys of transformers' GenerationConfig that change what is generated and that gemlet does not follow -> the
 # value that changes nothing, None where only null does.
@@ -76,7 +68,8 @@ _NOT_FOLLOWED: dict[str, Any] = {
     "typical_p": 1.0,
     "watermarking_config": None,
 }
-_FOLLOWED = {"eos_token_id", "do_sample", "top_k", "suppress_tokens", *SAMPLING_RANGES}
+_IN_FILES = {name: option for name, option in NUMBERS.items() if option.in_files}
+_FOLLOWED = {"eos_token_id", "do_sample", "suppress_tokens", *_IN_FILES}
 # What every file has, and what says how the reference computes or reports.
 _BOOKKEEPING = {
     "_from_model_config",
@@ -145,11 +138,9 @@ def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Samplin
     values: dict[str, Any] = {}
     if keys.get("do_sample") is not None:
         values["do_sample"] = keys.flag("do_sample")
-    if keys.get("top_k") is not None:
-        values["top_k"] = max(0, keys.integer("top_k", 1 << 31, -1))  # -1: all, as other engines write it
-    for name, (low, high) in SAMPLING_RANGES.items():
+    for name in _IN_FILES:
         if keys.get(name) is not None:
-            values[name] = keys.number(name, low, high)
+            values[name] = read_number(keys, name, name)
     if keys.get("suppress_tokens") is not None:
         values["suppress_tokens"] = read_suppressed(keys, "suppress_tokens", vocab_size)
     not_followed = {
@@ -159,6 +150,16 @@ def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Samplin
     }
     known = _FOLLOWED | _NOT_FOLLOWED.keys() | _BOOKKEEPING
     return Sampling(values, not_followed, tuple(key for key in keys.raw if key not in known))
+
+
+def read_number(keys: Keys, key: str, name: str) -> int | float:
+    """The value of the sampling option ``name``, which the file calls ``key``."""
+    option = NUMBERS[name]
+    if option.kind is int:
+        return max(
+            0, keys.integer(key, int(option.high), int(option.low))
+        )  # -1: all, as other engines write it
+    return keys.number(key, option.low, option.high)
 
 
 def read_suppressed(keys: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
