@@ -421,7 +421,7 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("temperature", "hot"), ("top_p", 0), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
+    ("key", "value"), [("temperature", "hot"), ("top_p", -1), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
 )
 def test_impossible_sampling_values_of_a_checkpoint(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))

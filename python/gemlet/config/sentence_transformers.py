@@ -71,8 +71,8 @@ def read_prompts(folder: str) -> Prompts:
 
 
 def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:
-    """``config`` with the dense layers that ``modules.json`` lists, and the files that say so; with the length
-    of texts that ``sentence_bert_config.json`` allows.
+    """``config`` with the dense layers that ``modules.json`` lists, and the length of texts that
+    ``sentence_bert_config.json`` allows; and the files that say so.
 
     A folder without ``modules.json`` has none. Raises :class:`ConfigError` for stages other than a
     transformer, the mean over its tokens, dense layers and the division by the length.

@@ -18,10 +18,11 @@ def make_sampler(config: GenerationConfig, *, vocab_limit: int) -> tuple[_core.S
     sampler = _core.Sampler(
         temperature=0.0 if config.greedy else config.temperature,
         top_k=config.top_k,
-        top_p=config.top_p,
+        top_p=1.0 if config.greedy else config.top_p,  # 0 means greedy
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
         seed=seed,
         vocab_limit=vocab_limit,
+        suppressed=list(config.suppress_tokens),
     )
     return sampler, seed

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
-from gemlet.base.text import show_argument
+from gemlet.base.text import asked_for, show_argument
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 __all__ = ["Model"]
+
+_log = logging.getLogger("gemlet")
 
 
 class Model:
@@ -73,6 +76,7 @@ class Model:
         generation_config: GenerationConfig | None = None,
         prompts: Prompts | None = None,
         spare_memory: int | None = None,
+        not_followed: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -83,6 +87,7 @@ class Model:
         self.prompts: Mapping[str, str] = {} if prompts is None else prompts.texts
         self.load_seconds = load_seconds
         self._prompts = prompts
+        self._not_followed = dict(not_followed or {})
         self._resident = Resident(core, source)
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
 
@@ -274,6 +279,8 @@ class Model:
         dimensions: int | None = None,
         *,
         adapter: str | None = None,
+        truncate: bool = False,
+        empty: Literal["error", "zero"] = "error",
     ) -> NDArray[np.float32]:
         """The meaning of each text as a vector of length 1: of an embedding model such as EmbeddingGemma.
 
@@ -290,9 +297,13 @@ class Model:
                 again: what models trained as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow,
                 EmbeddingGemma at 512, 256 and 128. None: all.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
+            truncate: cut a text that is longer than the context instead of raising.
+            empty: what an empty text gives: "error", or "zero" for a row of zeros.
 
         Returns:
             float32 ``[n, dimensions]``, a row for each text.
+
+        All texts are checked before any is computed, and an error names the place of every one that is wrong.
 
         Raises:
             UnsupportedError: the model writes text and makes no embeddings.
@@ -322,8 +333,14 @@ class Model:
                 f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
             )
         before = self._prompts.find(prompt)
-        ids = self._reader.for_embedding(texts, before)
-        return embed_all(self._resident, ids, self._adapters.find(adapter), count)
+        if truncate is not True and truncate is not False:
+            raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
+        if empty not in ("error", "zero"):
+            raise InvalidRequestError(f"empty: got {show_argument(empty)}, expected 'error' or 'zero'")
+        ids = self._reader.for_embedding(texts, before, truncate=truncate, zero_if_empty=empty == "zero")
+        return embed_all(
+            self._resident, ids, self._adapters.find(adapter), count, divide=self.config.unit_vectors
+        )
 
     def generate(
         self,
@@ -465,6 +482,14 @@ class Model:
         chat_format: ChatFormat | None = None,
     ) -> TextStream:
         tokens = self._reader.checked(ids)
+        if self._not_followed:  # said once
+            asked, self._not_followed = asked_for(self._not_followed), {}
+            _log.warning(
+                "%s: generation_config.json asks for %s, which gemlet does not do; the text may differ from "
+                "the reference's",
+                self.source,
+                asked,
+            )
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if self.tokenizer is not None and chat_format is not None:
             end_ids = end_ids | chat_format.end_ids(self.tokenizer)
