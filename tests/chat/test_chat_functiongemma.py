@@ -85,7 +85,7 @@ def test_results_are_matched_with_their_calls() -> None:
         ([USER, {"role": "tool", "content": "1"}], r"messages\[1\] is the result of a tool, but"),
         ([USER, calling("f"), {"role": "tool", "tool_call_id": "h", "content": "1"}], "tool_call_id is 'h'"),
         ([USER | {"tool_calls": [1]}], "tool_calls in a message of the role user"),
-        ([{"role": "assistant", "function_call": {}} | {"function_call": {"name": "f"}}], "function_call"),
+        ([calling("f") | {"function_call": {"name": "f"}}], "both function_call and tool_calls"),
         ([USER, {"role": "ipython", "content": "1"}], "role is 'ipython'"),
         ([{"role": "user"}], "content is None"),
         ([USER | {"content": [{"type": "image"}]}], "text only"),

@@ -14,6 +14,7 @@ However a reply is cut into pieces, the events add up to the same (:func:`collec
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -64,6 +65,7 @@ class ToolCall:
     Attributes:
         name: the function.
         arguments: a JSON object.
+        id: a random name for the call, which its result refers to; two calls that differ only here are equal.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("<|tool_call>call:now{zone:2}<tool_call|>")
@@ -72,6 +74,7 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Any]
+    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}", compare=False, repr=False)
 
 
 @dataclass(frozen=True)
