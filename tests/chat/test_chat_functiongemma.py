@@ -139,7 +139,8 @@ def test_a_reply_begins_where_the_prompt_ends(tokenizer: Tokenizer) -> None:
 
 def test_a_truncated_call_is_reported() -> None:
     parser = TextReplyParser(REPLY_MARKERS, FUNCTION_GEMMA.render([USER]))
-    [event] = parser.push(CALL[:50]) + parser.finish()
+    [event, shown] = parser.push(CALL[:50]) + parser.finish()
+    assert shown == Content(CALL[:50])
     assert isinstance(event, MalformedToolCall)
     assert event.raw == CALL[21:50]
     assert "the reply ended within the call" in event.problem

@@ -23,7 +23,8 @@ class Generation:
 
     Attributes:
         text: the continuation (without the prompt and without the stop string); empty without a tokenizer.
-            Of a chat it is the answer: without reasoning and without calls of tools.
+            Of a chat it is the answer: without reasoning and without calls of tools, but with those that
+            cannot be read, as the model wrote them.
         token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
         finish_reason: "stop" (end token or stop string), "length" (``max_tokens`` or a full context) or
             "cancelled".
