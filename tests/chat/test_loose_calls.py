@@ -45,6 +45,7 @@ def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
         (f"call::f{{city:{QUOTE}Oslo{QUOTE}}}", CITY),
         (f"f{{city:{QUOTE}Oslo{QUOTE}}}", CITY),
         (f"call f{{city:{QUOTE}Oslo{QUOTE}}}", CITY),
+        (f'call:"f"{{city:{QUOTE}Oslo{QUOTE}}}', CITY),
         (f"call:{QUOTE}f{QUOTE}{{city:{QUOTE}Oslo{QUOTE}}}", CITY),
         ("f(city='Oslo')", CITY),
         ('{"name": "f", "arguments": {"city": "Oslo"}}', CITY),

@@ -45,7 +45,7 @@ def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
     ('weather', {'city': 'Oslo', 'days': [1, 2]})
     """
     head = _HEAD.match(raw)
-    name = head[1].strip().strip(QUOTE_SIGN).lstrip(":") if head else ""
+    name = head[1].strip().strip(QUOTE_SIGN + "\"'").lstrip(":") if head else ""
     # With a bracket left open, the head is no name but a name and the beginning of its arguments.
     if head is None or not name or QUOTE_SIGN in name or name.count("(") != name.count(")"):
         found = show(raw[:40].replace(QUOTE_SIGN, '<|"|>'))
