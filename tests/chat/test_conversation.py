@@ -7,13 +7,13 @@ from itertools import product
 from typing import Any
 
 import pytest
-from support.chat_conversations import official, template_text
-from support.replies import gemma4_tokenizer, joined
 
 from gemlet.chat import FUNCTION_GEMMA, GEMMA, ChatFormat, Content, Gemma4Format, ToolCall, gemma4_format
 from gemlet.chat.templates import ALL_PROPERTIES, CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError
 from gemlet.generation import Generation
+from support.chat_conversations import official, template_text
+from support.replies import gemma4_tokenizer, joined
 
 GEMMA4 = Gemma4Format(CANONICAL, True)
 REVISIONS = (LAUNCH, INTERLEAVED, TOOL_MESSAGES, ALL_PROPERTIES, CANONICAL)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replies import QUOTE, gemma4_tokenizer, read, read_ids
 
 from gemlet.chat import Content, MalformedToolCall, ReplyEvent, ToolCall
 from gemlet.chat.loose_calls import repair_call
 from gemlet.chat.tool_calls import MAX_DEPTH, QUOTE_SIGN, MalformedCallError
+from support.replies import QUOTE, gemma4_tokenizer, read, read_ids
 
 CITY = {"city": "Oslo"}
 BOTH = {"city": "Oslo", "days": 2}
