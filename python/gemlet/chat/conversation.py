@@ -24,9 +24,16 @@ _Placed = tuple[str, Mapping[str, Any]]
 class _Call:
     call_id: Any
     name: Any
-    is_alone: bool  # its message has no other call
-    results: list[_Placed]  # of its message
     is_answered: bool
+
+
+@dataclass
+class _Group:
+    """A message, its calls, and the results that follow it."""
+
+    first: _Placed
+    calls: list[_Call]
+    results: list[_Placed]
 
 
 def read_conversation(messages: Any) -> list[_Placed]:
@@ -41,26 +48,25 @@ def read_conversation(messages: Any) -> list[_Placed]:
     >>> [(where, message["role"]) for where, message in read_conversation([call, answer])]
     [('messages[0]', 'assistant'), ('messages[1]', 'tool')]
     """
-    groups: list[tuple[_Placed, list[_Placed]]] = []  # a message, and the results behind it
-    calls: list[_Call] = []
+    groups: list[_Group] = []
+    callers: list[_Group] = []  # those with calls
     for index, message in enumerate(checked_messages(messages)):
         where = f"messages[{index}]"
         message = _in_one_form(message)
         if message.get("role") == "tool" and groups:
-            call = _answered_call(calls, message)
-            if call is None:  # the format says what is wrong, or takes the name that the result has
-                groups[-1][1].append((where, message))
-                continue
-            call.is_answered = True
-            if message.get("name") is None:
-                message = {**message, "name": call.name}
-            call.results.append((where, message))
+            # Without a call, the format says what is wrong, or takes the name that the result has.
+            caller, call = _answered_call(callers, message) or (groups[-1], None)
+            if call is not None:
+                call.is_answered = True
+                if message.get("name") is None:
+                    message = {**message, "name": call.name}
+            caller.results.append((where, message))
         elif message.get("role") not in ("system", "developer") or message.get("content", "") is not None:
-            groups.append(((where, message), []))
-            calls += _calls_of(message, groups[-1][1])
+            groups.append(_Group((where, message), list(_calls_of(message)), []))
+            callers += groups[-1:] if groups[-1].calls else []
     if not groups:
         raise InvalidRequestError("messages has no message with content; expected at least one")
-    return [placed for first, results in groups for placed in (first, *results)]
+    return [placed for group in groups for placed in (group.first, *group.results)]
 
 
 def _in_one_form(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -74,7 +80,7 @@ def _in_one_form(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return message
 
 
-def _calls_of(message: Mapping[str, Any], results: list[_Placed]) -> Iterator[_Call]:
+def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
     """The calls of a message; what is no call is left to the format, which refuses it."""
     calls = message.get("tool_calls")
     if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
@@ -82,22 +88,22 @@ def _calls_of(message: Mapping[str, Any], results: list[_Placed]) -> Iterator[_C
     for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):
-            is_answered = bool(message.get("tool_responses"))
-            yield _Call(call.get("id"), function.get("name"), len(calls) == 1, results, is_answered)
+            yield _Call(call.get("id"), function.get("name"), bool(message.get("tool_responses")))
 
 
-def _answered_call(calls: Sequence[_Call], message: Mapping[str, Any]) -> _Call | None:
-    """The call that a result answers: of the latest message with a call that fits; one without a result, if
-    there is any."""
+def _answered_call(callers: Sequence[_Group], message: Mapping[str, Any]) -> tuple[_Group, _Call] | None:
+    """The call that a result answers: the first that fits of the latest message with one; one without a
+    result, if there is any."""
     call_id, name = message.get("tool_call_id"), message.get("name")
 
-    def fits(call: _Call) -> bool:
+    def fits(call: _Call, is_alone: bool) -> bool:
         if call_id is not None:
             return bool(call.call_id == call_id)
-        return call.name == name if name is not None else call.is_alone or call.call_id is None
+        return bool(call.name == name) if name is not None else is_alone or call.call_id is None
 
-    fitting = [call for call in calls if fits(call)]
-    if not fitting:
-        return None
-    open_calls = [call for call in fitting if not call.is_answered] or fitting
-    return next(call for call in open_calls if call.results is open_calls[-1].results)
+    for is_answered in (False, True):
+        for group in reversed(callers):
+            for call in group.calls:
+                if call.is_answered is is_answered and fits(call, len(group.calls) == 1):
+                    return group, call
+    return None
