@@ -195,8 +195,10 @@ def test_merges_that_disagree(tmp_path: Path) -> None:
 
 
 def test_other_versions_and_other_files(stored: Path) -> None:
-    save_file({"a": np.zeros(3, np.uint8)}, stored, {"gemlet_tokenizer": "2"})
-    with pytest.raises(TokenizerError, match=r"is of version '2'; this gemlet reads version 1\. Convert"):
+    save_file({"a": np.zeros(3, np.uint8)}, stored, {"gemlet_tokenizer": "3"})
+    with pytest.raises(
+        TokenizerError, match=r"is of version '3'; this gemlet reads versions 1 and 2\. Convert"
+    ):
         read_stored(stored)
     stored.unlink()
     stored.mkdir()
