@@ -76,7 +76,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     original = gemlet.Model._start
 
     def start(model: Any, *arguments: Any) -> Any:
-        core = SimpleNamespace(TokenSequence=model.next_sequence, Sampler=lambda **options: None)
+        core = SimpleNamespace(TokenSequence=model.next_sequence)
         with monkeypatch.context() as patched:
             patched.setattr(gemlet.model.model, "_core", core)
             return original(model, *arguments)

@@ -16,11 +16,11 @@ from gemlet import _core
 
 
 def core_of(model: gemlet.Model) -> _core.Model:
-    return model._core_model
+    return model._resident.core
 
 
 def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
-    return model._find_adapter(name)
+    return model._adapters.find(name)
 
 
 def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSequence:
