@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.adapters import CONFIG, TARGETS, adapter_tensors
-from support.adapters import write_adapter as write
-from support.inside import core_of
-from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 import gemlet
 from gemlet import _core
 from gemlet.adapters.adapter import open_adapter
 from gemlet.config import parse_config
 from gemlet.sources.opening import open_model_files
+from support.adapters import CONFIG, TARGETS, adapter_tensors
+from support.adapters import write_adapter as write
+from support.inside import core_of
+from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 GEMMA4 = parse_config(CONFIGS["gemma4_text"], where="config.json")
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from golden.folders import HERE
-from support.adapters import ADAPTERS, ON_270M, read_golden
-from support.inside import core_of
-from support.processes import run_program
-from support.programs import adapters
 
 import gemlet
 from gemlet import _core
 from gemlet.adapters.adapter import AdapterFiles
 from gemlet.errors import MemoryLimitError
+from golden.folders import HERE
+from support.adapters import ADAPTERS, ON_270M, read_golden
+from support.inside import core_of
+from support.processes import run_program
+from support.programs import adapters
 
 pytestmark = pytest.mark.tier
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
-from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
-from support.feeding import difference
 
 import gemlet
 from gemlet.packing.blocks import blocks
 from gemlet.sources.opening import open_model_files
+from golden.folders import HERE, read_tensors
+from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
+from support.feeding import difference
 
 pytestmark = pytest.mark.tier
 

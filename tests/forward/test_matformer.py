@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import BY_NAME, HERE
 from numpy.typing import NDArray
-from support.gguf_models import convert_tensors, metadata, typed, write_gguf
-from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 
 import gemlet
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -19,6 +16,9 @@ from gemlet.cli import main
 from gemlet.config import parse_config, shape_config
 from gemlet.config.matformer import cut_config
 from gemlet.errors import InvalidRequestError, UnsupportedError
+from golden.folders import BY_NAME, HERE
+from support.gguf_models import convert_tensors, metadata, typed, write_gguf
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 
 pytestmark = pytest.mark.tier
 

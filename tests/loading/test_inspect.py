@@ -9,13 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import ALL_NAMES, HERE
-from support.core_models import builder_of, layer_config, model_config
-from support.gguf_cases import model_of
-from support.gguf_models import metadata, typed, write_gguf
-from support.inside import context_of, core_of
-from support.tiny_models import CONFIGS, write_folder
-from support.tokenizer_files import gemma4_json, trained_entries, trained_model
 
 import gemlet
 from gemlet import _core
@@ -27,6 +20,13 @@ from gemlet.loading.inspect import inspect
 from gemlet.loading.memory_plan import check_memory, plan_memory
 from gemlet.loading.options import LoadOptions
 from gemlet.weights.formats import PRESETS
+from golden.folders import ALL_NAMES, HERE
+from support.core_models import builder_of, layer_config, model_config
+from support.gguf_cases import model_of
+from support.gguf_models import metadata, typed, write_gguf
+from support.inside import context_of, core_of
+from support.tiny_models import CONFIGS, write_folder
+from support.tokenizer_files import gemma4_json, trained_entries, trained_model
 
 pytestmark = pytest.mark.tier
 

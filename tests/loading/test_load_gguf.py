@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet import _core
+from gemlet.errors import ModelFileError, UnsupportedError
+from gemlet.sources.opening import open_model_files
 from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
 from support.gguf_models import (
     TYPES,
@@ -21,11 +26,6 @@ from support.gguf_models import (
 )
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
-
-import gemlet
-from gemlet import _core
-from gemlet.errors import ModelFileError, UnsupportedError
-from gemlet.sources.opening import open_model_files
 
 pytestmark = pytest.mark.tier
 

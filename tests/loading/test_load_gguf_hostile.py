@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.gguf_cases import split, tensors_of
-from support.gguf_models import Typed, convert_tensors, metadata, typed, write_gguf
-from support.tiny_models import CONFIGS, weights_of
-from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
 
 import gemlet
 from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.errors import ConfigError, GemletError, ModelFileError, TensorError
 from gemlet.sources.opening import open_model_files
+from support.gguf_cases import split, tensors_of
+from support.gguf_models import Typed, convert_tensors, metadata, typed, write_gguf
+from support.tiny_models import CONFIGS, weights_of
+from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
 
 CONFIG = CONFIGS["gemma3_text"]
 COUNT = CONFIG["num_hidden_layers"]
