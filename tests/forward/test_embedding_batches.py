@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE
 
 import gemlet
+from golden.folders import HERE
 
 FOLDER = HERE / "embeddinggemma"
 

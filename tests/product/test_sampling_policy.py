@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.gguf_models import convert_folder
-from support.tiny_models import CONFIGS, write_folder
-from support.tokenizer_files import ARRAY, I32, gguf_entry
 
 import gemlet
 from gemlet import GenerationConfig
 from gemlet.base.sampling_options import NUMBERS
 from gemlet.generation.options import GenerationOptions
+from support.gguf_models import convert_folder
+from support.tiny_models import CONFIGS, write_folder
+from support.tokenizer_files import ARRAY, I32, gguf_entry
 
 PROMPT = [2, 17, 5, 80]
 
