@@ -14,6 +14,7 @@ from support.processes import run_python, start_python
 
 import gemlet
 from gemlet import _core
+from gemlet._core import testing
 
 pytestmark = pytest.mark.tier
 
@@ -44,7 +45,7 @@ CONTAINED = {
 
 
 def choose(features: list[str], xcr0: int, forced: str | None = None) -> tuple[str, list[str]]:
-    return _core.choose_tier(features=features, xcr0=xcr0, forced=forced)
+    return testing.choose_tier(features=features, xcr0=xcr0, forced=forced)
 
 
 # --- The tier -----------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_this_machine() -> None:
 def kernels_of(tier: str) -> dict[str, str]:
     """Each operation's tier when `tier` is in use: its own, or the nearest it contains that has it."""
     allowed = [*CONTAINED[tier], tier]
-    return {operation: found for operation, found in _core.kernel_entries() if found in allowed}
+    return {operation: found for operation, found in testing.kernel_entries() if found in allowed}
 
 
 FORCED = """

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, kernels, numbers
 
-from gemlet import _core
+from gemlet._core import testing
 
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
@@ -40,7 +40,7 @@ def attention(
     softcap: float = 0.0,
     ahead: int = 0,
 ) -> Floats:
-    out = _core.kernel_attention(
+    out = testing.kernel_attention(
         tier=tier,
         kv=kv,
         q=guarded(q),

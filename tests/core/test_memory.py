@@ -155,9 +155,9 @@ def test_the_plan_has_what_each_thread_expands_of_bf12() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        "model_config(vocab_size=2**22, hidden_size=2**18)",  # 4 TiB in one tensor
-        "model_config(layer_config(num_heads=4096, num_kv_heads=4096, head_dim=1024), hidden_size=2**18)",
-        "model_config(layer_config(intermediate_size=2**20), hidden_size=2**18)",
+        "model_config(vocab_size=2**22, hidden_size=2**16)",  # 1 TiB in one tensor
+        "model_config(*[layer_config(num_heads=1024, head_dim=1024)] * 16, hidden_size=2**16)",
+        "model_config(*[layer_config(intermediate_size=2**20)] * 16, hidden_size=2**16)",
         # Each tensor would fit, of 2 to 16 GiB; together they are 7 to 49 TiB.
         "model_config(*[layer_config(intermediate_size=2**20)] * 1024, hidden_size=2**12)",
     ],

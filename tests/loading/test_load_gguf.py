@@ -24,7 +24,7 @@ from support.tiny_models import CONFIGS, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 
 import gemlet
-from gemlet import _core
+from gemlet._core import testing
 from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.sources.opening import open_source
 
@@ -147,7 +147,7 @@ def test_blocks_decode_as_gguf_has_it(kind: str) -> None:
     """Every bit of the values, also where they are repacked."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     for format in ("f32", *EXACT.get(kind, ())):
-        decoded = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
+        decoded = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
         np.testing.assert_array_equal(decoded, values, err_msg=format)
 
 
@@ -158,8 +158,8 @@ def test_other_formats_are_near(kind: str) -> None:
     fits = np.abs(values).max(axis=1) < 1e5
     for format in ("bf16", "q8", "q4"):
         if format not in EXACT.get(kind, ()):
-            packed = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
-            expected = _core.kernel_roundtrip(format=format, w=values[fits])
+            packed = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
+            expected = testing.kernel_roundtrip(format=format, w=values[fits])
             np.testing.assert_array_equal(packed, expected, err_msg=format)
 
 

@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet._core import testing
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -29,7 +30,7 @@ HALF_TINY = 2.0**-25  # of its denormals
 # Blocks of activations with max|x| below this may become zero: 127 / max|x| leaves float32.
 FLUSHED = 127 / 3.4e38
 
-ENTRIES: list[tuple[str, str]] = _core.kernel_entries()
+ENTRIES: list[tuple[str, str]] = testing.kernel_entries()
 MACHINE_TIERS: list[str] = _core.cpu_info()["tiers"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
