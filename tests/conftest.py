@@ -1,4 +1,4 @@
-"""Runs before any test; the tokenizers and the packed model that several files test."""
+"""Options and fixtures for all tests: tokenizers, and a packed model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from support.tokenizer_files import gemma4_gguf, save, trained_gguf, trained_jso
 import gemlet
 from gemlet.tokenizer import Tokenizer
 
-# A shell that starts a command in the background makes it ignore Ctrl-C, and its children inherit that. Tests
-# press Ctrl-C, so give it back its meaning.
+# If a shell starts a command in the background, the command and its children ignore Ctrl-C. Some tests press
+# Ctrl-C, so this makes it work again.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -62,7 +62,7 @@ def trained_gguf_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenize
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed Gemma 3, never changed."""
+    """A packed Gemma 3, which no test changes."""
     folder = tmp_path_factory.mktemp("packed")
     source = write_folder(folder / "source", CONFIGS["gemma3_text"])
     gemlet.convert(source, folder / "q4", weights="q4", threads=1)
@@ -71,8 +71,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hole_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder for files with gigabytes of holes: in memory where it can be, as reading them there is quick
-    and fills no page cache."""
+    """A folder for files with gigabytes of holes. If possible it is in memory, where reading holes is quick
+    and does not fill the page cache."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return

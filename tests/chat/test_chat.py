@@ -72,14 +72,14 @@ def text_part(text: Any) -> dict[str, Any]:
     ],
 )
 @pytest.mark.parametrize("prompt", [True, False])
-def test_what_the_official_templates_write(messages: list[Any], expected: str, prompt: bool) -> None:
+def test_texts_of_the_official_templates(messages: list[Any], expected: str, prompt: bool) -> None:
     end = "<start_of_turn>model\n" if prompt else ""
     assert GEMMA.render(messages, prompt) == "<bos>" + expected + end
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_prompts_are_the_official_templates(family: str) -> None:
-    """Generated conversations. Where the template refuses one, gemlet has turns of it all the same."""
+def test_prompts_equal_the_official_templates(family: str) -> None:
+    """The conversations are generated. If the template refuses one, gemlet still makes turns of it."""
     prompts = json.loads(lzma.decompress(PROMPTS.read_bytes()))[family]
     refused = 0
     for conversation, expected in prompts:
@@ -171,7 +171,7 @@ def test_turns_always_alternate(messages: list[Any]) -> None:
         ([assistant(None) | {"tool_calls": [{"id": "1"}]}], ["messages[0]", "tool_calls"]),
     ],
 )
-def test_messages_that_cannot_be_said(tokenizer: Tokenizer, messages: Any, words: list[str]) -> None:
+def test_messages_that_are_refused(tokenizer: Tokenizer, messages: Any, words: list[str]) -> None:
     for call in (lambda: GEMMA.render(messages), lambda: GEMMA.encode_chat(tokenizer, messages)):
         with pytest.raises(InvalidRequestError) as caught:
             call()
@@ -179,7 +179,7 @@ def test_messages_that_cannot_be_said(tokenizer: Tokenizer, messages: Any, words
             assert word in str(caught.value)
 
 
-def test_ids_are_those_of_the_rendered_text(tokenizer: Tokenizer) -> None:
+def test_ids_equal_those_of_the_rendered_text(tokenizer: Tokenizer) -> None:
     messages = [system("the old man"), user("the  door\n\nopened"), assistant("rain <b>"), user("日 é")]
     ids = GEMMA.encode_chat(tokenizer, messages)
     rendered = GEMMA.render(messages)

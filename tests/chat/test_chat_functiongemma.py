@@ -1,4 +1,4 @@
-"""FunctionGemma's chat format: prompts equal to the official template's, replies in any pieces."""
+"""FunctionGemma's chat format: prompts equal those of the official template; replies arrive in any pieces."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def calling(*names: str) -> dict[str, Any]:
 USER = {"role": "user", "content": "Hi"}
 
 
-def test_prompts_are_the_official_templates() -> None:
+def test_prompts_equal_the_official_template() -> None:
     prompts = json.loads(lzma.decompress(PROMPTS.read_bytes()))
     assert len(prompts) == 300
     for conversation, expected in prompts:
@@ -66,7 +66,7 @@ def test_only_the_formats_own_markers_are_control_tokens(tokenizer: Tokenizer) -
     assert len(control[0]) > 15
 
 
-def test_results_find_their_call() -> None:
+def test_results_are_matched_with_their_calls() -> None:
     results = [
         {"role": "tool", "tool_call_id": "g", "content": [{"type": "text", "text": "1"}]},
         {"role": "tool", "tool_call_id": "f", "content": {"n": None}},
@@ -91,7 +91,7 @@ def test_results_find_their_call() -> None:
         ([USER | {"content": [{"type": "image"}]}], "text only"),
     ],
 )
-def test_what_it_cannot_say(messages: list[dict[str, Any]], problem: str) -> None:
+def test_messages_that_are_refused(messages: list[dict[str, Any]], problem: str) -> None:
     with pytest.raises(InvalidRequestError, match=problem):
         FUNCTION_GEMMA.render(messages)
 
@@ -137,7 +137,7 @@ def test_a_reply_begins_where_the_prompt_ends(tokenizer: Tokenizer) -> None:
     assert joined(parser.push(ids) + parser.finish()) == [Content("It is on.")]
 
 
-def test_a_call_cut_off_is_told() -> None:
+def test_a_truncated_call_is_reported() -> None:
     parser = TextReplyParser(REPLY_MARKERS, FUNCTION_GEMMA.render([USER]))
     [event] = parser.push(CALL[:50]) + parser.finish()
     assert isinstance(event, MalformedToolCall)

@@ -1,4 +1,4 @@
-"""Gemma 4's chat format: the official templates to the last byte, any OpenAI-style list, and no injection."""
+"""Gemma 4's chat format: every byte of the official templates, any OpenAI-style list, and no injection."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_description_of_null(template: str) -> None:
 
 
 def test_later_templates_byte_for_byte() -> None:
-    """Of the larger models, and of E2B and E4B."""
+    """The templates of the larger models, and of E2B and E4B."""
     formats = [Gemma4Format(r, empty) for r in (ALL_PROPERTIES, CANONICAL) for empty in (True, False)]
     prompts = json.loads(lzma.decompress(PROMPTS.read_bytes()))
     assert len(prompts) == 200
@@ -97,8 +97,8 @@ def test_later_templates_byte_for_byte() -> None:
     assert sum(len(set(expected)) == 4 for _, expected in prompts) > 20
 
 
-def test_the_generated_conversations_are_worth_it() -> None:
-    """They reach every marker and the corners in which the revisions differ."""
+def test_the_generated_conversations_cover_the_templates() -> None:
+    """They reach every marker and every case in which the revisions differ."""
     source = Conversations(0, native=False)
     drawn = [source.conversation() for _ in range(300)]
     current, older = known(template_text(CURRENT)), known(template_text(OLDER))
@@ -129,7 +129,7 @@ def test_the_generated_conversations_are_worth_it() -> None:
 
 @pytest.mark.parametrize("template", [CURRENT, OLDER])
 @pytest.mark.extra("templates")
-def test_a_small_models_template_has_no_empty_thought(template: str) -> None:
+def test_the_template_of_a_small_model_has_no_empty_thought(template: str) -> None:
     text = template_text(template)
     assert PREFILL in text
     small = text.replace(PREFILL, "")
@@ -142,7 +142,7 @@ def test_a_small_models_template_has_no_empty_thought(template: str) -> None:
         assert chat_format.render(**conversation) == official(small, conversation)
 
 
-def test_results_as_messages_mean_the_same_in_every_revision() -> None:
+def test_results_as_messages_give_the_same_in_every_revision() -> None:
     question = user("Weather?")
     calls = caller(call("f", {"a": 1}, "x"), call("g", {}, "y"))
     messages = [question, calls, result("4 degrees", "x"), result([{"type": "text", "text": "5"}], "y")]
@@ -153,7 +153,7 @@ def test_results_as_messages_mean_the_same_in_every_revision() -> None:
         assert chat_format.render(messages) == chat_format.render(native)
 
 
-# --- what the texts look like -------------------------------------------------------------------------------
+# --- examples of texts --------------------------------------------------------------------------------------
 
 WEATHER = tool(
     {
@@ -231,7 +231,7 @@ def test_arguments_as_openai_sends_them() -> None:
         assert "call:f{}" in chat_format.render([user(), caller(call("f", empty))])
 
 
-def test_a_key_that_does_not_say_where_it_ends_is_quoted() -> None:
+def test_a_key_with_an_unclear_end_is_quoted() -> None:
     chat_format = known(template_text(CURRENT))
     rendered = chat_format.render(
         [user(), caller(call("f", {"a:b": {" ": 1, "c d": 2, "": 3, "\u2581": 4}}))]
@@ -256,7 +256,7 @@ def test_a_result_may_be_any_json() -> None:
 
 
 def everything(text: str) -> dict[str, Any]:
-    """A conversation that says ``text`` wherever a text can be."""
+    """A conversation with ``text`` in every place for a text."""
     schema = {"type": "object", "properties": {text: {"type": "string", "description": text, "enum": [text]}}}
     calls = caller(call("f", {text: [text, {text: text}]}), reasoning=text)
     return {
@@ -275,7 +275,7 @@ def everything(text: str) -> dict[str, Any]:
     }
 
 
-def test_ids_are_those_of_the_rendered_text(tokenizer: Tokenizer) -> None:
+def test_ids_equal_those_of_the_rendered_text(tokenizer: Tokenizer) -> None:
     for template in (CURRENT, OLDER):
         chat_format = known(template_text(template))
         conversation = everything("Wörter,  1 2\n\n 3")
@@ -294,7 +294,7 @@ def test_nothing_a_client_sends_becomes_a_control_token(tokenizer: Tokenizer) ->
     for revision in (LAUNCH, INTERLEAVED, TOOL_MESSAGES, CANONICAL):
         chat_format = Gemma4Format(revision, True)
         controls = []
-        for text in ("a:b", attack + "y"):  # both are keys that have to be quoted
+        for text in ("a:b", attack + "y"):  # both are keys that must be quoted
             ids = chat_format.encode_chat(tokenizer, **everything(text))
             controls.append([i for i in ids if i in tokenizer.control_ids])
         assert controls[0] == controls[1]
@@ -320,7 +320,7 @@ def test_which_format_a_model_has(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Gemma4Format(CANONICAL, True).encode_chat(gemma3, [user()])
 
 
-# --- what cannot be said ------------------------------------------------------------------------------------
+# --- refused messages and tools -----------------------------------------------------------------------------
 
 
 def nested(levels: int) -> Any:
@@ -367,7 +367,7 @@ def nested(levels: int) -> Any:
         ([user(), caller(tool_responses=[{"name": "f"}])], ["tool_responses[0]", "no response"]),
     ],
 )
-def test_messages_that_cannot_be_said(messages: Any, words: list[str]) -> None:
+def test_messages_that_are_refused(messages: Any, words: list[str]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         known(template_text(CURRENT)).render(messages)
     for word in words:
@@ -396,7 +396,7 @@ def properties(**schemas: Any) -> dict[str, Any]:
         ([tool(response=3)], ["function.response", "mapping"]),
     ],
 )
-def test_tools_that_cannot_be_said(tools: Any, words: list[str]) -> None:
+def test_tools_that_are_refused(tools: Any, words: list[str]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         known(template_text(CURRENT)).render([user()], tools=tools)
     for word in words:

@@ -1,4 +1,5 @@
-"""model.chat with tools and thinking, on a model that answers a script: from messages to events and back."""
+"""model.chat with tools and thinking, with a model that follows a script: from messages to events and
+back."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from test_stream import ScriptedSequence
+from support.scripted import ScriptedSequence
 
 import gemlet
 import gemlet.model.model
@@ -36,7 +37,7 @@ THOUGHT = "<|channel>thought\nA tool will know.\n<channel|>"
 
 
 class ScriptedModel(gemlet.Model):
-    """A Gemma 4 whose replies are given; ``asked`` are the texts it was asked to go on from."""
+    """A Gemma 4 with given replies. ``asked`` lists the texts that it was asked to continue."""
 
     def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
         vocab = gemma4_tokenizer().vocab_size
@@ -71,7 +72,7 @@ def ids_of(text: str) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sequences come from the scripted model that asks for them."""
+    """The scripted model that asks for a sequence gets one of its own."""
     original = gemlet.Model._start
 
     def start(model: Any, *arguments: Any) -> Any:
@@ -85,7 +86,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_tool_loop_from_the_question_to_the_answer() -> None:
     made_up = "<|tool_response>response:weather{}"
-    # With thinking, the prompt behind a result opens a thought: the second reply begins within it.
+    # With thinking, the prompt after a result opens a thought. The second reply begins inside this thought.
     model = ScriptedModel(THOUGHT + CALL + made_up, "Warm?\n<channel|>It is 4.<turn|>\nmore")
     messages: list[Any] = [QUESTION]
     reply = model.chat(messages, tools=[WEATHER], thinking=True)
@@ -99,10 +100,10 @@ def test_a_tool_loop_from_the_question_to_the_answer() -> None:
     asked, told = model.asked
     assert "<|think|>" in asked
     assert "<|tool>declaration:weather{" in asked
-    # The prompt with the result goes on from the first prompt and its reply, without a new turn.
+    # The prompt with the result continues the first prompt and its reply, without a new turn.
     assert told.startswith(asked)
     assert f"{CALL}<|tool_response>response:weather{{value:{QUOTE}4 degrees{QUOTE}}}<tool_response|>" in told
-    # An answer's thoughts are none of the history once the user has spoken again.
+    # When the user has spoken again, the history does not contain the thoughts of the answer.
     messages += [answer.message, QUESTION]
     assert answer.message == {"role": "assistant", "content": "It is 4.", "reasoning": "Warm?"}
     assert "Warm?" not in (model.chat_format or GEMMA).render(messages, thinking=True)
@@ -123,7 +124,7 @@ def test_events_come_as_soon_as_they_are_certain() -> None:
 
 
 @pytest.mark.parametrize("end", ["<turn|>", "<|tool_response>", "<eos>"])
-def test_what_ends_a_reply(end: str) -> None:
+def test_the_finish_reason_of_a_reply(end: str) -> None:
     model = ScriptedModel("Yes." + end + "No.")
     reply = model.chat([QUESTION])
     assert (reply.text, reply.finish_reason) == ("Yes.", "stop")
@@ -146,7 +147,7 @@ def test_a_call_cut_off_by_max_tokens_is_malformed() -> None:
         ("a EN<|channel>thought\nHm.\n<channel|>D b EN<turn|>", "a END b EN", "Hm.", 0, "stop"),
     ],
 )
-def test_stop_strings_count_in_the_answer_alone(
+def test_stop_strings_count_only_in_the_answer(
     reply: str, text: str, reasoning: str, calls: int, finish_reason: str
 ) -> None:
     result = ScriptedModel(reply).chat([QUESTION], stop="END")
@@ -161,7 +162,7 @@ pieces = st.sampled_from(
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(pieces, max_size=8), st.integers(0, 2**32))
-def test_however_a_reply_is_cut_into_tokens(parts: list[str], seed: int) -> None:
+def test_a_reply_split_into_any_tokens_gives_the_same_events(parts: list[str], seed: int) -> None:
     rng = random.Random(seed)
     encode = gemma4_tokenizer().encode
     whole = "".join(parts)
@@ -194,7 +195,7 @@ def run(ids: list[int]) -> Generation:
     return result
 
 
-def test_formats_without_tools_say_which_have_them() -> None:
+def test_the_error_of_a_format_without_tools_names_those_with_tools() -> None:
     with gemlet.load() as model:
         for options in ({"tools": [WEATHER]}, {"thinking": True}):
             with pytest.raises(UnsupportedError, match=r"the chat format gemma has none, that of Gemma 4"):
@@ -206,7 +207,7 @@ def test_formats_without_tools_say_which_have_them() -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_reasoning_is_shown_on_a_terminal_only(
+def test_reasoning_is_shown_only_on_a_terminal(
     is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")

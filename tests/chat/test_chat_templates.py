@@ -1,4 +1,4 @@
-"""A model's own chat template: found in its folder, recognised, never run."""
+"""A model's chat template: it is found in the folder and recognised, but never run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_where_the_template_is(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) == template_text(CURRENT)
 
 
-def test_templates_that_are_no_text(tmp_path: Path) -> None:
+def test_templates_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "chat_template.jinja"
     for data, word in ((b"\xff", "UTF-8"), (b"x" * 2_000_000, "larger")):
         path.write_bytes(data)

@@ -1,4 +1,5 @@
-"""Reading replies: any split gives the same events, the prompt decides where it begins, nothing leaks."""
+"""Reading replies: any split gives the same events, the end of the prompt decides how a reply begins, and no
+marker appears in a text."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from gemlet.chat.templates import CANONICAL, INTERLEAVED, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer import Tokenizer
 
-# --- replies as they are ------------------------------------------------------------------------------------
+# --- whole replies ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ from gemlet.tokenizer import Tokenizer
         (CALL.removesuffix("<tool_call|>"), [OSLO]),
         (CALL.removesuffix("<tool_call|>") + "<|tool_response>", [OSLO]),
         (CALL.removesuffix("<tool_call|>") + CALL, [OSLO, OSLO]),
-        # A turn for somebody else, or a result, made up by the model is none of its reply.
+        # If the model invents a turn of somebody else, or a result, it is not part of the reply.
         ("Yes.<turn|>\n<|turn>user\nAnd?<turn|>\n<|turn>model\nNo.", [Content("Yes.")]),
         ("Yes.<|turn>user\nAnd?<turn|>\n", [Content("Yes.")]),
         ("<|turn>model\nYes.", [Content("Yes.")]),
@@ -99,7 +100,7 @@ def test_half_a_character_before_a_marker() -> None:
     assert read_ids([first]) == [Content("\ufffd")]
 
 
-def test_ids_that_are_none() -> None:
+def test_values_that_are_not_ids() -> None:
     parser = TokenReplyParser(gemma4_tokenizer(), GEMMA4_MARKERS)
     with pytest.raises(InvalidRequestError, match="out of range"):
         parser.push([300_000])
@@ -141,10 +142,10 @@ def test_a_reply_begins_where_the_prompt_ends(
     reply = "It is 4.\n<channel|>\n" + CALL
     first: ReplyEvent = Content("It is 4.\n\n")
     expected: list[ReplyEvent] = [first, OSLO]
-    if text.endswith("<|channel>thought\n"):  # this reply begins within a thought
+    if text.endswith("<|channel>thought\n"):  # this reply begins inside a thought
         assert revision is CANONICAL
         expected = [Reasoning("It is 4."), Content("\n"), OSLO]
-    elif text.endswith("<tool_call|><|tool_response>"):  # the result is the host's to write
+    elif text.endswith("<tool_call|><|tool_response>"):  # the host writes the result
         reply = "response:weather{value:4}<tool_response|>" + reply
     assert read(reply, text) == expected
     parser = chat_format.reply_parser(tokenizer, ids)
@@ -185,8 +186,8 @@ def test_any_end_of_a_prompt(prompt: str, reply: str, events: list[ReplyEvent]) 
 
 
 @pytest.mark.parametrize("revision", [INTERLEAVED, TOOL_MESSAGES, CANONICAL], ids=lambda r: str(r.name))
-def test_a_reply_sent_back_is_written_as_it_came(revision: Any) -> None:
-    """Else the model would see another history than its own, and nothing of it could be reused."""
+def test_a_reply_in_the_history_is_written_as_the_model_wrote_it(revision: Any) -> None:
+    """Otherwise the model would see another history than its own, and no cache of it could be reused."""
     chat_format = Gemma4Format(revision, True)
     tokenizer = gemma4_tokenizer()
     prompt = chat_format.encode_chat(tokenizer, [user()], thinking=True)
@@ -204,7 +205,7 @@ def test_a_reply_sent_back_is_written_as_it_came(revision: Any) -> None:
     assert history[: len(prompt) + len(reply)] == prompt + reply
 
 
-def test_earlier_families_have_text_alone(tmp_path: Path) -> None:
+def test_earlier_families_have_only_text(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(trained_model())
     tokenizer = Tokenizer.from_file(path)

@@ -1,4 +1,5 @@
-"""Gemma 4's tool calls: any JSON arguments come back, and what cannot be read is kept as it was written."""
+"""Gemma 4's tool calls: any JSON arguments are read back, and an unreadable call keeps the text of the
+model."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from gemlet.errors import InvalidRequestError
 
 # --- calls --------------------------------------------------------------------------------------------------
 
-# Half a surrogate pair is no text, and U+2581 is how the vocabulary writes a space.
+# Half a surrogate pair is not text. U+2581 stands for a space in the vocabulary.
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 keys = st.text(characters, max_size=6) | st.sampled_from(
     ["city", "a:b", "a,b", '"a"', " a", "a b", "{", "}", "true", "1", "<tool_call|>", QUOTE]
@@ -45,13 +46,13 @@ names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,20}", fullmatch=True)
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Equal, and 1 is not 1.0 or True."""
+    """Whether two values are equal, where 1 differs from 1.0 and True."""
     return json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
 @settings(deadline=None, max_examples=400)
 @given(name=names, arguments=st.dictionaries(keys, values, max_size=5), seed=st.integers(0, 2**32))
-def test_any_arguments_come_back_from_the_ids(name: str, arguments: dict[str, Any], seed: int) -> None:
+def test_any_arguments_are_read_back_from_the_ids(name: str, arguments: dict[str, Any], seed: int) -> None:
     tokenizer = gemma4_tokenizer()
     message = {
         "role": "assistant",
@@ -71,13 +72,13 @@ def test_any_arguments_come_back_from_the_ids(name: str, arguments: dict[str, An
 
 
 def unmarked(value: Any) -> Any:
-    """``value`` without the markers it may spell, which in text could not be told from real ones."""
+    """``value`` without markers, because in text they would look like real ones."""
     return json.loads(json.dumps(value).replace("<", "("))
 
 
 @settings(deadline=None, max_examples=200)
 @given(name=names, arguments=st.dictionaries(keys, values, max_size=5), seed=st.integers(0, 2**32))
-def test_any_arguments_come_back_from_the_text(name: str, arguments: dict[str, Any], seed: int) -> None:
+def test_any_arguments_are_read_back_from_the_text(name: str, arguments: dict[str, Any], seed: int) -> None:
     arguments = unmarked(arguments)
     written = Segments()
     write_call(written, WrittenCall(name, arguments), "null")
@@ -94,7 +95,7 @@ def test_any_arguments_come_back_from_the_text(name: str, arguments: dict[str, A
     assert same([event.name, event.arguments], [name, arguments])
 
 
-def test_the_deepest_arguments_come_back() -> None:
+def test_the_deepest_arguments_are_read_back() -> None:
     value: Any = []
     for level in range(MAX_DEPTH - 2):
         value = [value] if level % 2 else {"a": value}
@@ -130,7 +131,7 @@ def test_the_deepest_arguments_come_back() -> None:
         (f"{{a:{QUOTE}<|image|><channel|>{QUOTE}}}", {"a": "<|image|><channel|>"}),
     ],
 )
-def test_notations_that_can_only_mean_one_thing(inside: str, arguments: dict[str, Any]) -> None:
+def test_other_notations_with_only_one_meaning(inside: str, arguments: dict[str, Any]) -> None:
     (event,) = read(f"<|tool_call>call:f{inside}<tool_call|>")
     assert isinstance(event, ToolCall)
     assert same(event.arguments, arguments)
@@ -167,7 +168,7 @@ def test_notations_that_can_only_mean_one_thing(inside: str, arguments: dict[str
         'call:f{a:"\\x"}',
     ],
 )
-def test_malformed_calls_keep_what_was_written(raw: str) -> None:
+def test_malformed_calls_keep_their_text(raw: str) -> None:
     (event,) = read(f"<|tool_call>{raw}<tool_call|>")
     assert isinstance(event, MalformedToolCall)
     assert event.raw == raw
@@ -179,7 +180,7 @@ def test_malformed_calls_keep_what_was_written(raw: str) -> None:
         parse_call(raw.replace(QUOTE, "\ud800"))
 
 
-def test_a_call_that_is_cut_off_says_so() -> None:
+def test_a_truncated_call_says_so() -> None:
     (event,) = read("<|tool_call>call:f{a:1")
     assert isinstance(event, MalformedToolCall)
     assert event.raw == "call:f{a:1"

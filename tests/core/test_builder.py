@@ -1,4 +1,5 @@
-"""Building models tensor by tensor through the core: what is wrong is refused by name, the rest goes on."""
+"""A model is built tensor by tensor through the core. A wrong tensor is refused by its name, and building
+goes on."""
 
 from __future__ import annotations
 
@@ -68,11 +69,11 @@ def test_a_wrong_tensor(name: str, data: Any, dtype: str, first_row: int, messag
     builder = builder_of()
     with pytest.raises(gemlet.TensorError, match=message):
         builder.add(name, np.asarray(data), dtype, first_row)
-    builder.add("embed_tokens", ones(VOCAB, HIDDEN), "f32")  # and it goes on
+    builder.add("embed_tokens", ones(VOCAB, HIDDEN), "f32")  # building goes on
     builder.add("final_norm", ones(HIDDEN), "f32")
 
 
-def test_rows_out_of_turn() -> None:
+def test_rows_in_the_wrong_order() -> None:
     builder = builder_of()
     builder.add("embed_tokens", ones(32, HIDDEN), "f32")
     for first_row in (0, 16, 48, 96, -32, 2**62):
@@ -106,7 +107,7 @@ def test_the_rows_of_a_tensor_in_pieces() -> None:
 
 
 def test_unaligned_tensors() -> None:
-    """A file may place a tensor at any byte."""
+    """In a file, a tensor may begin at any byte."""
     table = np.random.default_rng(0).standard_normal((VOCAB, HIDDEN)).astype(np.float32)
     shifted = np.frombuffer(b"x" + table.tobytes(), np.uint8)[1:].view(np.float32).reshape(table.shape)
     results = []
@@ -121,7 +122,7 @@ def test_unaligned_tensors() -> None:
 
 
 @pytest.mark.parametrize("offset", [2**63 - 1, 2**63 - 8192, 2**62, -1, -(2**63)])
-def test_rows_that_lie_in_no_file(tmp_path: Path, offset: int) -> None:
+def test_rows_outside_the_file(tmp_path: Path, offset: int) -> None:
     (tmp_path / "weights").write_bytes(bytes(64))
     with open(tmp_path / "weights", "rb") as file:
         for name, shape in (("embed_tokens", (VOCAB, HIDDEN)), ("final_norm", (HIDDEN,))):
@@ -144,7 +145,7 @@ def test_weights_that_are_not_finite(weights: str, value: float) -> None:
         bad[(-1,) * len(shape)] = value
         with pytest.raises(gemlet.TensorError, match=f"'{name}' holds NaN"):
             builder.add(name, bad, "f32")
-        builder.add(name, ones(*shape), "f32")  # a good one may follow
+        builder.add(name, ones(*shape), "f32")  # a good tensor is still accepted
     builder.add_random(seed=1)
     sequence = _core.TokenSequence(builder.finish())
     sequence.extend(int32(1, 2))
@@ -156,7 +157,7 @@ def test_finish() -> None:
     with pytest.raises(gemlet.TensorError, match="is missing: expected shape"):
         builder.finish()
     builder.add("embed_tokens", ones(32, HIDDEN), "f32")
-    builder.add_random(seed=1)  # leaves alone what was begun
+    builder.add_random(seed=1)  # does not touch a tensor that was begun
     with pytest.raises(gemlet.TensorError, match=r"'embed_tokens' is missing"):
         builder.finish()
     builder.add("embed_tokens", ones(64, HIDDEN), "f32", 32)
@@ -219,7 +220,7 @@ def test_configs_that_make_no_sense() -> None:
 
 
 def test_the_smallest_model() -> None:
-    """One of everything: every loop's shortest case."""
+    """Every size is 1: the shortest case of every loop."""
     layer = layer_config(num_heads=1, num_kv_heads=1, head_dim=2, intermediate_size=1, sliding_window=1)
     for weights in ("f32", "bf16", "bf12", "q8", "q4"):
         model = random_core(

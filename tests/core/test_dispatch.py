@@ -1,8 +1,7 @@
-"""Which kernels run, on how many threads, and that neither shows in the results."""
+"""Which kernels run and on how many threads. The results do not depend on either."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 from golden.folders import HERE
 from support.core_models import layer_config, model_config, random_core
-from support.processes import run_python, start_python
+from support.inside import context_of
+from support.processes import run_program, start_program
+from support.programs import dispatch
 
 import gemlet
 from gemlet import _core
@@ -28,7 +29,7 @@ AVX512VNNI_FEATURES = [*AVX512_FEATURES, "avx512vnni"]
 AMX_FEATURES = [*AVX512VNNI_FEATURES, "avx512bf16", "amx_tile", "amx_int8", "amx_bf16", "amx_granted"]
 ALL_FEATURES = [*AMX_FEATURES, "avxvnni"]
 ANYTHING = 0xFFFF_FFFF_FFFF_FFFF
-# What a machine with a tier has besides: not one chain.
+# The other tiers that a machine with a tier has too. They do not form a single chain.
 CONTAINED = {
     "scalar": [],
     "amx_emulated": ["scalar"],  # of builds with GEMLET_EMULATE_AMX
@@ -50,7 +51,7 @@ def choose(features: list[str], xcr0: int, forced: str | None = None) -> tuple[s
 
 # --- The tier -----------------------------------------------------------------------------------------------
 def test_the_highest_tier_that_the_features_allow() -> None:
-    """Machines as they were sold."""
+    """The features of machines that were sold."""
     assert choose([], 0) == ("scalar", ["scalar"])
     for tier, features, xcr0 in (
         ("avx2", AVX2_FEATURES, AVX),  # Haswell
@@ -61,26 +62,26 @@ def test_the_highest_tier_that_the_features_allow() -> None:
         ("amx", AMX_FEATURES, AMX),
     ):
         assert choose(features, xcr0) == (tier, [*CONTAINED[tier], tier])
-    # Sapphire Rapids and Zen 5 have AVX-VNNI besides.
+    # Sapphire Rapids and Zen 5 also have AVX-VNNI.
     amx = ("amx", ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"])
     assert choose(ALL_FEATURES, ANYTHING) == amx
     assert choose([*AVX512_FEATURES, "avxvnni"], AVX512)[0] == "avx512"
 
 
 @pytest.mark.parametrize("xcr0", [0, 1, 2, 4, 0xE0])
-def test_without_the_operating_systems_support_for_avx_it_is_scalar(xcr0: int) -> None:
-    """CPUID alone is not enough: without saved registers the instructions fault."""
+def test_a_system_without_avx_support_gets_scalar(xcr0: int) -> None:
+    """CPUID alone is not enough: the instructions fault if the system does not save their registers."""
     assert choose(ALL_FEATURES, xcr0) == ("scalar", ["scalar"])
 
 
 @pytest.mark.parametrize("xcr0", [AVX, 0x26, 0x46, 0x86, 0x66, 0xA6, 0xC6])
-def test_without_its_support_for_avx512_it_is_avx2(xcr0: int) -> None:
+def test_a_system_without_avx512_support_gets_avx2(xcr0: int) -> None:
     assert choose(AMX_FEATURES, xcr0) == ("avx2", ["scalar", "avx2"])
     assert choose(ALL_FEATURES, xcr0)[0] == "avxvnni"
 
 
 @pytest.mark.parametrize("xcr0", [AVX512, AVX512 | 0x20000, AVX512 | 0x40000, 0x60000 | AVX])
-def test_without_its_support_for_the_tiles_it_is_not_amx(xcr0: int) -> None:
+def test_a_system_without_tile_support_does_not_get_amx(xcr0: int) -> None:
     expected = "avx2" if xcr0 & AVX512 != AVX512 else "avx512bf16"
     assert choose(AMX_FEATURES, xcr0) == (expected, [*CONTAINED[expected], expected])
 
@@ -98,8 +99,8 @@ def test_a_missing_feature_of_avx2_leaves_scalar(missing: str) -> None:
 
 
 @pytest.mark.parametrize("missing", [feature for feature in AMX_FEATURES if feature not in AVX2_FEATURES])
-def test_a_missing_feature_of_avx512_or_amx_leaves_what_needs_it_not(missing: str) -> None:
-    """amx_granted is Linux's leave to use the tiles: it can be refused where CPUID and XCR0 have them."""
+def test_a_missing_feature_of_avx512_or_amx_leaves_the_tiers_below(missing: str) -> None:
+    """amx_granted says that Linux permits the tiles. It can refuse them although CPUID and XCR0 show them."""
     features = [feature for feature in AMX_FEATURES if feature != missing]
     expected = {"avx512vnni": "avx512", "avx512bf16": "avx512vnni"}.get(missing)
     expected = expected or ("avx512bf16" if missing.startswith("amx") else "avx2")
@@ -107,7 +108,7 @@ def test_a_missing_feature_of_avx512_or_amx_leaves_what_needs_it_not(missing: st
 
 
 def test_the_tiers_of_64_bit_arm() -> None:
-    """Features as Linux names them; a tier needs all that the ones below it need."""
+    """The features have Linux's names. A tier needs everything that the tiers below it need."""
     for tier, features in (
         ("neon", ["asimd"]),  # Cortex-A53, A72
         ("dotprod", ["asimd", "asimddp"]),  # Cortex-A76, Neoverse N1
@@ -153,36 +154,27 @@ def test_this_machine() -> None:
 
 
 def kernels_of(tier: str) -> dict[str, str]:
-    """Each operation's tier when `tier` is in use: its own, or the nearest it contains that has it."""
+    """The tier of each operation's kernel if `tier` is used: `tier` itself, or the nearest one below that has
+    it."""
     allowed = [*CONTAINED[tier], tier]
     return {operation: found for operation, found in testing.kernel_entries() if found in allowed}
 
 
-FORCED = """
-    import json, gemlet
-    from gemlet import _core
-    with gemlet.load(threads=1) as model:
-        logits = model.logits([2, 100, 200, 300])
-    info = _core.cpu_info()
-    print(json.dumps([model.tier, info["tier"], info["reason"], info["kernels"], logits[-1, :8].tolist()]))
-"""
-
-
 @pytest.mark.parametrize("tier", INFO["tiers"])
 def test_a_forced_tier_is_the_one_that_runs(tier: str) -> None:
-    model_tier, info_tier, reason, kernels, logits = json.loads(run_python(FORCED, GEMLET_CPU=tier))
-    assert model_tier == info_tier == tier
-    assert "GEMLET_CPU" in reason
-    assert kernels == kernels_of(tier)
+    forced = {"GEMLET_CPU": tier}
+    model_tier, info, logits = run_program(dispatch.use_the_forced_tier, environment=forced)
+    assert model_tier == info["tier"] == tier
+    assert "GEMLET_CPU" in info["reason"]
+    assert info["kernels"] == kernels_of(tier)
     with gemlet.load(threads=1) as model:
         expected = model.logits([2, 100, 200, 300])[-1, :8]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-2)  # some tiers round activations to bf16
 
 
 @pytest.mark.parametrize("forced", ["sse9", "AVX2", "amx,avx2"])
-def test_forcing_what_the_machine_lacks_names_what_it_has(forced: str) -> None:
-    code = "import gemlet\ngemlet.load()"
-    done = start_python(code, GEMLET_CPU=forced)
+def test_forcing_a_missing_tier_is_an_error_that_names_the_tiers_there_are(forced: str) -> None:
+    done = start_program(dispatch.load_the_demo, environment={"GEMLET_CPU": forced})
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("gemlet.errors.UnsupportedError: ")
@@ -204,31 +196,20 @@ def test_threads_default_to_what_the_process_may_use() -> None:
 
 
 def test_threads_respect_affinity() -> None:
-    code = """
-        import os
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        import gemlet
-        from gemlet import _core
-        threads, reason = _core.default_threads()
-        assert threads == 1 and reason.startswith("min(affinity 1, "), (threads, reason)
-        assert _core.cpu_info()["physical_cores"] == 1
-        with gemlet.load() as model:
-            assert model.threads == 1
-            model.generate("The", max_tokens=2)
-    """
-    run_python(code)
+    run_program(dispatch.use_one_core)
 
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
 def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
-    """Rows so wide that each would be a task; values of 2 (bf16) or 4 (int8) tokens share a word."""
+    """The rows are so wide that each would be one task. 2 (bf16) or 4 (int8) tokens have values in one
+    word."""
     layers = [layer_config(num_heads=8, num_kv_heads=8, head_dim=256, sliding_window=0)] * 4
     ids = np.arange(1, 200, dtype=np.int32) % 96
     logits = []
     for threads in (1, 4, 4, 4):
         core = random_core(model_config(*layers), kv_cache=kv_cache, threads=threads)
         sequence = _core.TokenSequence(core)
-        sequence.extend(ids[:3], logits="none")  # the next ones begin within a word
+        sequence.extend(ids[:3], logits="none")  # the next tokens begin in the middle of a word
         sequence.extend(ids[3:], logits="all")
         logits.append(sequence.logits())
     for found in logits[1:]:
@@ -236,14 +217,15 @@ def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
-    """All formats, long and short prompts, and decoding where the cache is read in several pieces."""
+    """In all formats, for long and short prompts, and in decoding, which reads the cache in several
+    pieces."""
     ids = np.random.default_rng(0).integers(4, 4000, 720, dtype=np.int32)
     for weights in ("bf16", "bf12", "q8", "q4", "f32"):
         results = []
         for threads in (1, 2, 3, 8):
             with gemlet.load(weights=weights, threads=threads) as model:
                 assert model.threads == threads
-                sequence = _core.TokenSequence(model._core_model)
+                sequence = context_of(model)
                 rows = []
                 for first, last in ((0, 700), (700, 707), (707, 708), (708, 709), (709, 720)):
                     sequence.extend(ids[first:last], logits="last")
@@ -272,7 +254,7 @@ V1_PERIOD = f"{GROUPS}/cpu/cpu.cfs_period_us"
 
 
 def system(folder: Path, cgroup: str, files: dict[str, str]) -> str:
-    """A folder with /proc and /sys of a machine whose every CPU is a core, and a process in ``cgroup``."""
+    """A folder with /proc and /sys of a machine. Each of its CPUs is a core; the process is in ``cgroup``."""
     cores = {f"{CPUS}/cpu{cpu}/topology/core_id": str(cpu) for cpu in os.sched_getaffinity(0)}
     for name, text in {"proc/self/cgroup": cgroup, **cores, **files}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -287,9 +269,9 @@ def system(folder: Path, cgroup: str, files: dict[str, str]) -> str:
         ("0::/", {f"{GROUPS}/cpu.max": "100000 100000"}, 1),
         ("0::/", {f"{GROUPS}/cpu.max": "20000 100000"}, 1),
         ("0::/", {f"{GROUPS}/cpu.max": "150000 100000"}, 2),
-        # Of the groups around it, the tightest counts.
+        # The group with the lowest limit counts.
         ("0::/a/b", {f"{GROUPS}/a/cpu.max": "90000 100000", f"{GROUPS}/a/b/cpu.max": "max 100000"}, 1),
-        # Version 1, as a container sees it: its path is the host's, its group's files are at the root.
+        # Version 1 in a container: the path is that of the host, the files of the group are at the root.
         ("4:cpu,cpuacct:/docker/0123", {V1_QUOTA: "100000", V1_PERIOD: "100000"}, 1),
         ("4:cpu,cpuacct:/", {V1_QUOTA: "-1", V1_PERIOD: "100000"}, None),
     ],
@@ -308,7 +290,7 @@ def test_threads_respect_the_quota_of_a_cgroup(
     [
         ("0::/", {}, 8 << 30),
         ("0::/", {f"{GROUPS}/memory.max": "max", f"{GROUPS}/memory.stat": "anon 1"}, 8 << 30),
-        # What files fill is given back when it is needed.
+        # The system gives back the memory of file pages when it is needed.
         ("0::/", {f"{GROUPS}/memory.max": "4096", f"{GROUPS}/memory.stat": "anon 1024\nfile 2048"}, 3072),
         (
             "3:memory:/docker/0123",

@@ -1,15 +1,14 @@
-"""The weight formats: what each makes of a matrix, and how far from it that may be.
+"""The weight formats: the values that each of them stores, and how far they may be from the matrix.
 
-w is the matrix, v what the format makes of it.
+w is the matrix, v the values that the format stores.
 
 - f32: v = w.
 - bf16: v = w rounded to nearest, ties to even.
-- q8: in each block of 32, v = q * s, q in -127..127, s = max|w| / 127 as float16. |w - v| <= s / 2, or, where
-  float16 rounded s down, the distance of the largest value to 127 s. That is at most 127 times the rounding
-  of s: below s / 16, but up to 127 * 2^-25 where s is denormal.
-- q4: v = q * s, q in -8..7, s in float16: the values of GGUF's Q4_0. Any s is allowed, so the bound compares
-  with Q4_0's own choice, s = (value of largest magnitude) / -8: the squared error of a block is never larger.
-"""
+- q8: in each block of 32, v = q * s with q in -127..127 and s = max|w| / 127 as float16. |w - v| <= s / 2. If
+  float16 rounded s down, the bound is the distance between the largest value and 127 s. This is at most 127
+  times the rounding of s: less than s / 16, or up to 127 * 2^-25 if s is denormal.
+- q4: v = q * s with q in -8..7 and s in float16, as in GGUF's Q4_0. Any s is allowed. The bound comes from
+  the s that Q4_0 chooses, (value of largest magnitude) / -8: the squared error of a block is never larger."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ import gemlet
 from gemlet._core import testing
 
 FORMATS = ["f32", "bf16", "bf12", "q8", "q4"]
-# Largest magnitude that a format holds: float16's largest scale times the largest |q| of one step.
+# The largest magnitude that a format holds: the largest float16 times the largest |q|.
 LARGEST = {"f32": 3.4e38, "bf16": 3.38e38, "bf12": 3.38e38, "q8": 65504 * 127.0, "q4": 65504 * 7.0}
 
 shapes = st.tuples(st.integers(1, 35), st.integers(1, 140))
@@ -75,7 +74,8 @@ def test_bf16_ties_and_denormals() -> None:
 @quick
 @given(shapes, kinds, seeds, st.integers(0, 15))
 def test_bf12_has_every_bit_of_bf16(shape: tuple[int, int], kind: str, seed: int, others: int) -> None:
-    """Whatever the kind: exponents that are few, and in each panel a few weights of any other."""
+    """For every kind of number. The exponents are few; in each panel a few weights have any other
+    exponent."""
     random = np.random.default_rng(seed)
     w = few_exponents(numbers(random, kind, shape, LARGEST["bf12"] / 2))
     w.flat[random.integers(0, 16 * shape[1], others) % w.size] = numbers(random, "bits", (others,), 1e38)
@@ -83,7 +83,7 @@ def test_bf12_has_every_bit_of_bf16(shape: tuple[int, int], kind: str, seed: int
 
 
 @pytest.mark.parametrize("cols", [8, 77, 1152, 6912])
-def test_a_panel_of_bf12_has_room_for_a_number_of_exceptions(cols: int) -> None:
+def test_a_panel_of_bf12_has_room_for_a_limited_number_of_exceptions(cols: int) -> None:
     room = (4 + -(-cols // 8) + 63) // 64 * 16 - 1
     assert room >= 16 * cols // 512
     random = np.random.default_rng(cols)
@@ -97,7 +97,8 @@ def test_a_panel_of_bf12_has_room_for_a_number_of_exceptions(cols: int) -> None:
 
 
 def test_bf12_keeps_zeros_denormals_and_the_largest_numbers() -> None:
-    """None of them is an exception but the largest beside small ones: more of them than there is room for."""
+    """There are more of them than a panel has room for exceptions. Only the largest beside small ones are
+    exceptions."""
     w = np.zeros((3, 400), np.float32)
     w[0, ::3] = 2.0**-130
     w[0, ::5] = -0.0
@@ -123,7 +124,7 @@ def test_q8_is_within_half_a_step(shape: tuple[int, int], kind: str, seed: int) 
     assert (new[np.broadcast_to(scale, new.shape) == 0] == 0).all()
     bound = np.maximum(
         scale / 2 * (1 + 1e-4), 127 * rounding
-    )  # x / s is computed in float32: 127 * 2^-23 off
+    )  # x / s is computed in float32, so it may be off by 127 * 2^-23
     assert (np.abs(old - new) <= bound).all(), np.max(np.abs(old - new) / np.maximum(bound, 1e-300))
 
 
@@ -155,7 +156,7 @@ def q4_0(w: Doubles) -> Doubles:
 
 @quick
 @given(shapes, kinds, seeds)
-def test_q4_is_in_the_value_set_of_q4_0_and_no_further_away(
+def test_q4_stores_values_of_q4_0_and_is_at_least_as_close(
     shape: tuple[int, int], kind: str, seed: int
 ) -> None:
     w = numbers(np.random.default_rng(seed), kind, shape, LARGEST["q4"])
@@ -165,7 +166,7 @@ def test_q4_is_in_the_value_set_of_q4_0_and_no_further_away(
     scales = q4_scales(new)
     assert scales is not None
     error, allowed = ((old - new) ** 2).sum(axis=-1), ((old - q4_0(old)) ** 2).sum(axis=-1)
-    # The fitted scale is the best for its q until float16 rounds it: a value moves by 8 roundings at most.
+    # The fitted scale is the best for its q before float16 rounds it. A value moves by at most 8 roundings.
     rounding = np.maximum(np.abs(old).max(axis=-1) / 4 * HALF_UNIT, HALF_TINY)
     slack = BLOCK * (8 * rounding) ** 2
     assert (error <= allowed * (1 + 1e-5) + slack).all()
@@ -178,10 +179,8 @@ def test_q4_is_in_the_value_set_of_q4_0_and_no_further_away(
     st.floats(2.0**-14, 8000, width=16),
     st.booleans(),
 )
-def test_q4_0_checkpoints_come_through_without_loss(
-    q: list[int], peak_at: int, scale: float, negative: bool
-) -> None:
-    """Whatever quantized to Q4_0 has a -8 in every block that is not zero; such a block is kept as it is."""
+def test_q4_0_checkpoints_lose_nothing(q: list[int], peak_at: int, scale: float, negative: bool) -> None:
+    """Quantizing to Q4_0 leaves a -8 in every block that is not zero. Such a block is kept as it is."""
     steps = np.array([*q[:peak_at], -8, *q[peak_at:]], np.float64)
     w = (steps * (-scale if negative else scale)).astype(np.float32)[None, :]
     np.testing.assert_array_equal(roundtrip("q4", w), w)
@@ -192,7 +191,7 @@ def test_q4_0_checkpoints_come_through_without_loss(
     st.lists(st.integers(-127, 127), min_size=BLOCK - 1, max_size=BLOCK - 1),
     st.floats(2.0**-14, 500, width=16),
 )
-def test_q8_0_checkpoints_come_through_without_loss(q: list[int], scale: float) -> None:
+def test_q8_0_checkpoints_lose_nothing(q: list[int], scale: float) -> None:
     w = (np.array([*q, 127]) * scale).astype(np.float32)[None, :]
     np.testing.assert_array_equal(roundtrip("q8", w), w)
 

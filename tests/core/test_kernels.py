@@ -1,21 +1,19 @@
-"""Every kernel of every tier that this machine has, against a float64 definition and against the scalar tier.
+"""Every kernel of every tier of this machine is compared with a float64 definition and with the scalar tier.
 
-The list of kernels is the core's own (``kernel_entries``): one that no test here covers makes
-``test_every_kernel_is_tested`` fail. Inputs end at a page that cannot be read.
+The core lists its kernels (``kernel_entries``). ``test_every_kernel_is_tested`` fails if no test here covers
+one of them. A page that cannot be read follows each input.
 
-How far a product y = sum(x w) may be from its float64 value, v being what the format makes of w:
+How far a product y = sum(x w) may be from its float64 value. v are the values that the format stores for w.
 
-- f32 activations: x and v are used as they are; the bound is that of a float32 sum.
-- bf16 activations: x is rounded to bf16 first, so |x - x'| <= 2^-9 |x|. For y' = sum(x' v) the products are
-  exact and the bound is that of a float32 sum, but the instructions take denormal numbers for zero: x', v,
-  products and sums, each of which may lose up to NORMAL. Against y the error is at most 2^-9 sum(|x v|) more.
+- f32 activations: x and v are used as they are. The bound is that of a float32 sum.
+- bf16 activations: x is first rounded to bf16, so |x - x'| <= 2^-9 |x|. In y' = sum(x' v) the products are
+  exact, and the bound is that of a float32 sum. But the instructions treat denormal numbers as zero: x', v,
+  each product and each sum may lose up to NORMAL. The distance from y is at most 2^-9 sum(|x v|) larger.
 - bf16 activations in tiles: the same, with v rounded to bf16 for q8 and q4.
-- int8 activations: x is rounded first, in blocks of 32 with the step s of kernel_cases.int8_steps, so
-  |x - x'| <= s / 2.
-  For y' = sum(x' v) each block's integer sum is exact, and scaling and adding the blocks is a float32 sum.
-  Where x / s is half-way between two integers, up to float32's rounding, x' may be either.
-  Against y itself the error is at most sum(s |v|) / 2 more.
-"""
+- int8 activations: x is first rounded in blocks of 32 with the step s of kernel_cases.int8_steps, so |x - x'|
+  <= s / 2. In y' = sum(x' v) the integer sum of each block is exact. Scaling the blocks and adding them is a
+  float32 sum. If x / s is half-way between two integers, within float32's rounding, x' may be either of them.
+  The distance from y is at most sum(s |v|) / 2 larger."""
 
 from __future__ import annotations
 
@@ -24,12 +22,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import (
+    ATTENTIONS,
     BLOCK,
     ENTRIES,
     FLUSHED,
     KINDS,
     MACHINE_TIERS,
+    MATMULS,
     NORMAL,
+    PEAKS,
+    PREPARED,
+    ROW_OPERATIONS,
+    STORES,
     TINY,
     UNIT,
     Doubles,
@@ -42,28 +46,11 @@ from support.kernel_cases import (
     kernels,
     numbers,
 )
-from test_kernels_attention import ATTENTIONS, STORES
-from test_kernels_rowwise import ROW_OPERATIONS
 
 import gemlet
 from gemlet import _core
 from gemlet._core import testing
 
-MATMULS = {
-    "matmul_f32_f32": "f32",
-    "matmul_f32_bf16": "bf16",
-    "matmul_bf16_bf16": "bf16",
-    "matmul_f32_bf12": "bf12",
-    "matmul_bf16_bf12": "bf12",
-    "matmul_i8_q8": "q8",
-    "matmul_i8_q4": "q4",
-    "matmul_tiles_bf16": "bf16",
-    "matmul_tiles_bf12": "bf12",
-    "matmul_tiles_q8": "q8",
-    "matmul_tiles_q4": "q4",
-}
-PREPARED = ["quantize_i8", "round_bf16"]
-PEAKS = ["peak_f32", "peak_bf16", "peak_i8"]
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
 WIDE = (1e17, 1e17)
@@ -74,7 +61,7 @@ def test_every_kernel_is_tested() -> None:
     tested = {*MATMULS, *PREPARED, *ATTENTIONS, *STORES, *ROW_OPERATIONS, *PEAKS}
     assert {operation for operation, _ in ENTRIES} == tested
     assert len(set(ENTRIES)) == len(ENTRIES)
-    # Every operation has its definition, and cpu_info tells where the others come from.
+    # Every operation has a definition, the scalar kernel, and cpu_info says which tier's kernel is used.
     assert {operation for operation, tier in ENTRIES if tier == "scalar"} == tested
     assert set(_core.cpu_info()["kernels"]) == tested
 
@@ -87,7 +74,8 @@ def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
 
 
 def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
-    """What a kernel computes, in float64, and how far from it float32 may be (the text above)."""
+    """What a kernel computes, in float64, and the bound on the error of float32 (see the top of this
+    file)."""
     v = testing.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
     cols = x.shape[1]
     in_tiles = operation.startswith("matmul_tiles")
@@ -107,9 +95,10 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
         return exact @ v.T, bound
     steps, unsure = int8_activations(x, MATMULS[operation])
     blocks = -(-cols // BLOCK)
-    # 4: 1 / 127 in float32, the step of x, its product with the weights' scale, that with the integer sum.
+    # Four roundings: 1 / 127 in float32, the step of x, its product with the scale, and that with the sum.
     bound = (blocks + 4) * UNIT * (np.abs(steps) @ np.abs(v.T)) + unsure @ np.abs(v.T)
-    # A denormal step of x is off by up to TINY, which counts 127 times; a product of steps, 127 * 127 times.
+    # A denormal step of x is off by up to TINY. This counts 127 times, and 127 * 127 times in a product of
+    # steps.
     tiny = TINY * (127 * np.abs(v).sum(axis=1) + 127 * 127 * cols)
     return steps @ v.T, bound + tiny
 
@@ -146,7 +135,8 @@ def test_matmul_at_every_number_of_columns(operation: str, tier: str) -> None:
 
 @kernels(*MATMULS)
 def test_matmul_at_every_number_of_rows(operation: str, tier: str) -> None:
-    """Across all tiles of rows; a row of a large call has the bits it has in a call of its own."""
+    """The numbers of rows cross all tiles. A row has the same bits in a large call and in a call of its
+    own."""
     x, w = case(operation, 1, 40, 33, 96, PLAIN)
     alone = np.concatenate([matmul(tier, operation, x[r : r + 1], w) for r in range(40)])
     for rows in range(1, 41):
@@ -157,7 +147,7 @@ def test_matmul_at_every_number_of_rows(operation: str, tier: str) -> None:
 
 @kernels(*MATMULS)
 def test_matmul_at_every_number_of_outputs(operation: str, tier: str) -> None:
-    """Across all panels; an output does not depend on the others."""
+    """The numbers of outputs cross all panels. An output does not depend on the others."""
     x, w = case(operation, 2, 5, 50, 70, PLAIN)
     whole = matmul(tier, operation, x, w)
     for outputs in range(1, 51):
@@ -176,8 +166,10 @@ def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: in
 
 @kernels("matmul_tiles_bf16", "matmul_tiles_bf12", "matmul_tiles_q8", "matmul_tiles_q4")
 @pytest.mark.parametrize(("rows", "outputs", "cols"), [(400, 33, 1100), (64, 17, 6912)])
-def test_matmul_in_tiles_in_pieces(operation: str, tier: str, rows: int, outputs: int, cols: int) -> None:
-    """More of x than is kept in L2 at once, more columns than are expanded at once."""
+def test_matmul_in_tiles_is_split_into_pieces(
+    operation: str, tier: str, rows: int, outputs: int, cols: int
+) -> None:
+    """x is larger than the part kept in L2, and it has more columns than are expanded at once."""
     check_matmul(tier, operation, *case(operation, 4, rows, outputs, cols, PLAIN))
 
 
@@ -205,14 +197,14 @@ def test_matmul_of_anything(
 
 @kernels("matmul_i8_q8", "matmul_i8_q4")
 def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
-    """The largest integers of either sign, where sums of two byte products leave 16 bits."""
+    """With the largest integers of either sign, the sum of two byte products does not fit into 16 bits."""
     x = np.full((9, 320), 127, np.float32)
     x[1::2] *= -1
     x[4, ::2] *= -1
     largest = {"q8": (127, -127), "q4": (7, -8)}[MATMULS[operation]]
     w = np.full((34, 320), largest[0], np.float32)
     w[::3] = largest[1]
-    w[:, 0::32] = largest[1]  # the value that sets q4's scale
+    w[:, 0::32] = largest[1]  # this value sets the scale of q4
     np.testing.assert_array_equal(
         matmul(tier, operation, x, w), x.astype(np.float64) @ w.astype(np.float64).T
     )
@@ -222,7 +214,7 @@ def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
 @pytest.mark.parametrize("format", INT8_FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_activations_are_within_half_a_step(operation: str, tier: str, format: str, kind: str) -> None:
-    """Times a diagonal matrix that its format holds exactly, the activations show themselves."""
+    """The product with a diagonal matrix, which the format holds exactly, shows the activations."""
     diagonal = {"q8": 127.0, "q4": -8.0}[format]
     for cols in (1, 31, 32, 33, 64, 100):
         x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e28)
@@ -232,7 +224,8 @@ def test_int8_activations_are_within_half_a_step(operation: str, tier: str, form
             )
             / diagonal
         )
-        # x / s is off by up to 127 * 4 UNIT steps when rounded to an integer, the product by 2 UNIT.
+        # x / s is off by up to 127 * 4 UNIT steps when it is rounded to an integer; the product is off by 2
+        # UNIT.
         steps = int8_steps(x, format)
         bound = steps * (0.5 + 127 * 6 * UNIT) + np.where(steps * 127 < FLUSHED, np.abs(x), 127 * TINY)
         assert (np.abs(seen - x) <= bound).all()
@@ -241,7 +234,7 @@ def test_int8_activations_are_within_half_a_step(operation: str, tier: str, form
 @kernels("round_bf16")
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_activations_are_rounded_to_nearest_even(operation: str, tier: str, kind: str) -> None:
-    """Times the identity, the activations show themselves; denormal ones may be zero."""
+    """The product with the identity shows the activations. Denormal ones may be zero."""
     for cols in (1, 2, 15, 16, 17, 31, 32, 33, 100):
         x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e38)
         seen = matmul(tier, "matmul_bf16_bf16", x, np.eye(cols, dtype=np.float32))
@@ -253,7 +246,7 @@ def test_bf16_activations_are_rounded_to_nearest_even(operation: str, tier: str,
 @kernels(*MATMULS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_activations_that_are_not_finite_show(operation: str, tier: str, value: float) -> None:
-    """An overflow upstream must reach the logits, where it is an error, and not become a likely token."""
+    """An overflow must reach the logits, where it becomes an error. It must not become a likely token."""
     for cols, at in ((32, 0), (70, 69), (256, 100)):
         x, w = case(operation, 5, 3, 20, cols, PLAIN)
         x[1, at] = value
@@ -277,7 +270,7 @@ def test_bf12_gives_the_bits_of_bf16(operation: str, tier: str, rows: int) -> No
 
 
 def test_bf16_products_use_the_rounded_weights() -> None:
-    """The definition above leans on kernel_roundtrip; here is one that does not."""
+    """``expected`` uses kernel_roundtrip. This test computes the rounded weights without it."""
     x, w = case("matmul_bf16_bf16", 6, 3, 18, 77, PLAIN)
     v = bf16(w).astype(np.float64)
     for tier in MACHINE_TIERS:
@@ -294,17 +287,17 @@ def test_a_tier_that_the_machine_lacks_is_refused() -> None:
             testing.kernel_matmul(tier=tier, operation="matmul_f32_f32", x=one, w=one)
 
 
-def test_an_operation_that_is_no_matmul_is_refused() -> None:
+def test_an_operation_that_is_not_a_matmul_is_refused() -> None:
     one = np.ones((1, 32), np.float32)
     with pytest.raises(gemlet.InvalidRequestError, match="'rope'"):
         testing.kernel_matmul(tier="scalar", operation="rope", x=one, w=one)
 
 
 @kernels(*PEAKS)
-def test_a_peak_is_one_that_a_core_can_have(operation: str, tier: str) -> None:
-    """A loop that the compiler saw through would be faster than any core, by far."""
+def test_a_measured_peak_is_possible(operation: str, tier: str) -> None:
+    """If the compiler removed the loop, the peak would be far above what any core reaches."""
     kind = operation.removeprefix("peak_")
-    # Two 512-bit instructions a cycle at 6 GHz; AMX: 1024 products a cycle.
+    # At most two 512-bit instructions per cycle at 6 GHz. AMX makes 1024 products per cycle.
     most = 6144 if tier == "amx" and kind == "bf16" else {"f32": 192, "bf16": 384, "i8": 768}[kind]
     assert 0.01 < testing.measure_peak(kind=kind, threads=1, tier=tier) < most
 
@@ -322,7 +315,7 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
     assert run.weight_bytes == 64 * columns * bits / 8
 
 
-def test_what_cannot_be_measured_is_refused() -> None:
+def test_a_benchmark_of_impossible_sizes_is_refused() -> None:
     with pytest.raises(gemlet.InvalidRequestError, match="'fp8', expected f32, bf16 or i8"):
         testing.measure_peak(kind="fp8", threads=1)
     with pytest.raises(gemlet.InvalidRequestError, match="threads is 0"):

@@ -1,12 +1,11 @@
-"""Attention and its cache in every tier against float64.
+"""Attention and its cache, in every tier, compared with float64.
 
-Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within TANH * softcap; an error
-d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum of the
-weights are float32 sums over the tokens.
+The bound on the error: a score is a float32 sum of head_dim products, and softcap * tanh is within TANH *
+softcap. An error d in a score s changes its weight e^s by the factor e^d. The weighted sum of the values and
+the sum of the weights are float32 sums over the tokens.
 
-An int8 cache holds multiples of max|x| / 127 of each token's key and value; against it queries and weights
-are rounded to multiples of their largest / STEPS.
-"""
+An int8 cache holds each token's key and value as multiples of max|x| / 127. For the products with it, queries
+and weights are rounded to multiples of (their largest) / STEPS."""
 
 from __future__ import annotations
 
@@ -14,16 +13,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, bf16, guarded, kernels, numbers
+from support.kernel_cases import (
+    ATTENTIONS,
+    KINDS,
+    STORES,
+    TINY,
+    UNIT,
+    Doubles,
+    Floats,
+    bf16,
+    guarded,
+    kernels,
+    numbers,
+)
 
 from gemlet._core import testing
 
-ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
-STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
 STEPS = 127 * 254
 # Tiers whose attention_bf16 rounds queries and weights to bf16.
 BF16_DOTS = ("avx512bf16", "amx", "amx_emulated")
-ZERO_PEAK = 1.001e-33  # rows of an int8 cache with max|x| below may become zeros
+ZERO_PEAK = 1.001e-33  # rows of an int8 cache whose max|x| is smaller may become zeros
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT
 HEAD_DIMS = [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 66, 80, 96, 128, 256, 512]
@@ -56,7 +65,8 @@ def attention(
 
 
 def int8(x: Floats) -> tuple[Doubles, Doubles]:
-    """What an int8 cache makes of x, and how far from that it may be (see kernel_cases.int8_activations)."""
+    """The values that an int8 cache stores for x, and where they may differ (see
+    kernel_cases.int8_activations)."""
     wide = x.astype(np.float64)
     peak = np.abs(wide).max(axis=1, keepdims=True)
     step = np.maximum(peak, TINY) / 127
@@ -77,7 +87,7 @@ def expected(
     softcap: float,
     ahead: int = 0,
 ) -> tuple[Doubles, Doubles]:
-    """The definition in float64, and the bound above."""
+    """The result in float64, and the bound on the error (see the top of this file)."""
     rounds = kv == "bf16" and tier in BF16_DOTS
     if kv == "bf16":
         keys, values = bf16(keys), bf16(values)
@@ -105,7 +115,8 @@ def expected(
             continue
         s = scores[row, seen] - scores[row, seen].max()
         p = np.exp(s) / np.exp(s).sum()
-        # Subtracting the largest score rounds; so does rescaling for a larger one, once per block of 64.
+        # Subtracting the largest score rounds. Rescaling for a larger score, once per block of 64, rounds
+        # too.
         factor = np.expm1(2 * (doubt[row, seen].max() + UNIT * np.abs(s).max()) + 2 * EXP)
         rounding = (2 * seen.sum() + 2 * (len(k) // 64 + 1) + 8) * UNIT
         size = p @ np.abs(v[seen])
@@ -144,7 +155,7 @@ def check(
 def case(
     seed: int, rows: int, dim: int, tokens: int, spread: float = 2.0
 ) -> tuple[Floats, list[int], Floats, Floats]:
-    """q whose scores have the deviation `spread`, positions, keys, values."""
+    """Queries, positions, keys and values. The standard deviation of the scores is `spread`."""
     random = np.random.default_rng(seed)
     q = numbers(random, "normal", (rows, dim), 1e3) * np.float32(spread / np.sqrt(dim))
     keys, values = (numbers(random, "normal", (tokens, dim), 1e3) for _ in range(2))
@@ -161,7 +172,7 @@ def test_attention_at_every_head_dim(operation: str, tier: str, dim: int) -> Non
 
 @kernels(*ATTENTIONS)
 def test_attention_at_every_number_of_tokens(operation: str, tier: str) -> None:
-    """Whole blocks of 64 and parts of them, whole panels of 16 and parts of them."""
+    """Whole blocks of 64 and whole panels of 16, and parts of both."""
     for tokens in (*range(1, 131, 3), 191, 192, 193, 255, 256, 257, 300):
         q, _, keys, values = case(tokens, 1 + tokens % 5, 16, tokens)
         check(tier, ATTENTIONS[operation], q, [tokens - 1] * len(q), keys, values)
@@ -170,7 +181,7 @@ def test_attention_at_every_number_of_tokens(operation: str, tier: str) -> None:
 
 @kernels(*ATTENTIONS)
 def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
-    """Every number of rows gives each row the bits it has alone."""
+    """In a call of any number of rows, each row has the bits that it has alone."""
     kv = ATTENTIONS[operation]
     q, positions, keys, values = case(3, 16, 48, 200)
     alone = [
@@ -183,7 +194,7 @@ def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
 
 @kernels(*ATTENTIONS)
 def test_attention_of_many_rows(operation: str, tier: str) -> None:
-    """Two groups of 16 rows, the second one of any size."""
+    """A group of 16 rows, then a second group of any size."""
     kv = ATTENTIONS[operation]
     for dim in (32, 70):
         q, positions, keys, values = case(10, 32, dim, 150)
@@ -205,7 +216,8 @@ def test_queries_are_rounded_to_nearest(operation: str, tier: str) -> None:
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("window", [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 128, 300, 10_000])
 def test_attention_within_a_window(operation: str, tier: str, window: int) -> None:
-    """Positions at the ends of blocks and of the window; several heads of a group share a position."""
+    """The positions are at the ends of blocks and of the window. Several heads of a group share a
+    position."""
     q, _, keys, values = case(window, 16, 32, 200)
     for first in (0, 1, 62, 63, 64, 65, 126, 127, 128, 192, 196):
         positions = [first + r // 4 for r in range(16)]
@@ -215,7 +227,8 @@ def test_attention_within_a_window(operation: str, tier: str, window: int) -> No
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("ahead", [1, 15, 64, 10_000])
 def test_attention_that_looks_ahead(operation: str, tier: str, ahead: int) -> None:
-    """As far as back, or to the end; what lies further ahead, even if it is not finite, has no influence."""
+    """It looks as far ahead as back, or to the end. A token further ahead has no influence, even if not
+    finite."""
     kv = ATTENTIONS[operation]
     q, _, keys, values = case(ahead, 16, 32, 200)
     for first in (0, 1, 62, 63, 64, 127, 196):
@@ -239,17 +252,17 @@ def test_tokens_out_of_sight_have_no_influence(operation: str, tier: str) -> Non
         keys[hidden] = 1e3
         values[hidden] = -1e6
     np.testing.assert_array_equal(attention(tier, kv, q, positions, keys, values, window=40), before)
-    # Not even what is not finite: 0 * inf would be NaN.
+    # Numbers that are not finite have none either: 0 * inf would be NaN.
     for value in (np.nan, np.inf):
         for hidden in (slice(0, 61), slice(132, 200)):
             keys[hidden] = values[hidden] = value
         np.testing.assert_array_equal(attention(tier, kv, q, positions, keys, values, window=40), before)
-    # Rows of one call that see different tokens: only those that see the bad one show it.
+    # The rows of one call see different tokens. Only the rows that see the bad token show it.
     keys[:], values[:] = 1, 1
     values[110, 3] = keys[110, 3] = np.nan
     together = attention(tier, kv, q, [109, 110, 149, 150], keys, values, window=40)
     assert np.isfinite(together).all(axis=1).tolist() == [True, False, False, True]
-    # A row that sees nothing gives zeros.
+    # A row that sees no token gives zeros.
     assert not attention(tier, kv, q, [-1, -1, 300, 150], keys, values, window=40)[:3].any()
 
 
@@ -262,13 +275,13 @@ def test_attention_with_softcap(operation: str, tier: str, softcap: float, sprea
 
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("spread", [1e-6, 10.0, 100.0, 1e4])
-def test_attention_from_even_to_one_hot(operation: str, tier: str, spread: float) -> None:
+def test_attention_from_even_weights_to_a_single_one(operation: str, tier: str, spread: float) -> None:
     check(tier, ATTENTIONS[operation], *case(5, 6, 64, 300, spread))
 
 
 @kernels(*ATTENTIONS)
 def test_the_largest_score_may_come_anywhere(operation: str, tier: str) -> None:
-    """Rising and falling scores: with every block, or never, the running maximum moves."""
+    """The scores rise or fall, so the running maximum changes with every block or never."""
     values = numbers(np.random.default_rng(6), "normal", (300, 16), 1e3)
     q = np.ones((1, 16), np.float32)
     for slope in (-1.0, -0.01, 0.01, 1.0):
@@ -280,9 +293,9 @@ def test_the_largest_score_may_come_anywhere(operation: str, tier: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("operand", ["query", "key", "value"])
 def test_what_is_not_finite_shows(operation: str, tier: str, operand: str, value: float) -> None:
-    """An overflow must reach the logits, where it is an error, and not become a weight of zero."""
+    """An overflow must reach the logits, where it becomes an error. It must not become a weight of zero."""
     q, _, keys, values = case(7, 3, 32, 100)
-    keys[2, 5] = np.sign(q[2, 5])  # an infinite key then has the score inf, not -inf
+    keys[2, 5] = np.sign(q[2, 5])  # so that an infinite key has the score inf and not -inf
     {"query": q, "key": keys, "value": values}[operand][2, 5] *= value
     out = attention(tier, ATTENTIONS[operation], q, [0, 99, 40], keys, values)
     if operand == "value":
@@ -303,7 +316,7 @@ def test_what_is_not_finite_shows(operation: str, tier: str, operand: str, value
     softcap=st.sampled_from([0.0, 0.5, 30.0]),
     kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
 )
-def test_attention_to_anything(
+def test_attention_with_random_arguments(
     operation: str,
     tier: str,
     seed: int,

@@ -1,8 +1,8 @@
-"""The row operations of every tier against float64, at every length of tail.
+"""The row operations of every tier, compared with float64, at every length that a vector leaves over.
 
-Bounds in units of float32's rounding error (kernel_cases.UNIT): the vector e^x is within EXP of its value
-relatively, tanh within TANH absolutely, as csrc/kernels/simd/vector.h promises; the rest is rounding.
-"""
+The bounds are in units of float32's rounding error (kernel_cases.UNIT). csrc/kernels/simd/vector.h
+promises that e^x has a relative error of at most EXP and tanh an absolute error of at most TANH. The rest
+is rounding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from support.kernel_cases import KINDS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
+from support.kernel_cases import KINDS, ROW_OPERATIONS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
 from gemlet._core import testing
 
@@ -46,7 +46,7 @@ def rms_norm_add(x: Floats, other: Floats, third: Floats, scalar: float) -> Expe
 
 
 def add(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected:
-    y = (x + other).astype(np.float64)  # float32: one correctly rounded operation
+    y = (x + other).astype(np.float64)  # one float32 operation, which is correctly rounded
     return y, np.zeros_like(y)
 
 
@@ -71,7 +71,7 @@ def row_max(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected:
     return np.full(len(x), x.max(), np.float64), np.zeros(len(x))
 
 
-ROW_OPERATIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] = {
+DEFINITIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] = {
     "rms_norm": rms_norm,
     "rms_norm_add": rms_norm_add,
     "add": add,
@@ -83,7 +83,7 @@ ROW_OPERATIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] =
 
 
 def operands(operation: str, dim: int, kind: str, seed: int) -> tuple[Floats, Floats, Floats, float]:
-    """x, other, third, scalar as the operation takes them."""
+    """The operands x, other, third and scalar of an operation."""
     random = np.random.default_rng(seed)
     largest = {"rms_norm": 1e16, "rms_norm_add": 1e16, "gelu_mul": 1e10, "rope": 1e20}
     x = numbers(random, kind, (dim,), largest.get(operation, 1e30))
@@ -98,7 +98,7 @@ def operands(operation: str, dim: int, kind: str, seed: int) -> tuple[Floats, Fl
 
 
 def check(operation: str, tier: str, x: Floats, other: Floats, third: Floats, scalar: float) -> None:
-    y, bound = ROW_OPERATIONS[operation](x, other, third, scalar)
+    y, bound = DEFINITIONS[operation](x, other, third, scalar)
     got = run(tier, operation, x, other, third, scalar)
     error = np.abs(got - y)
     assert (error <= bound).all(), (
@@ -124,7 +124,7 @@ def test_row_operations_on_every_kind_of_numbers(operation: str, tier: str, kind
 
 @kernels("gelu_mul", "softcap")
 def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
-    """Every part of the curve, both ends included."""
+    """Every part of the curve, with both ends."""
     grid = np.concatenate([np.linspace(-110, 85, 4001), [0.0, -0.0, 1e-40, -1e-40]]).astype(np.float32)
     ones = np.ones_like(grid)
     check(operation, tier, grid, ones, ones, {"softcap": 50.0}.get(operation, 0.0))
@@ -134,13 +134,13 @@ def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
 @kernels("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows(operation: str, tier: str, value: float) -> None:
-    """An overflow must reach the logits, where it is an error: nothing may turn it into a common number."""
+    """An overflow must reach the logits, where it becomes an error. It must not become an ordinary number."""
     for dim, at in ((1, 0), (16, 3), (40, 39)):
         x, other, third, scalar = operands(operation, dim, "normal", 1)
         (third if operation == "rms_norm_add" else x)[at] = value
         out = run(tier, operation, x, other, third, scalar)
         with np.errstate(all="ignore"):
-            y, _ = ROW_OPERATIONS[operation](x, other, third, scalar)
+            y, _ = DEFINITIONS[operation](x, other, third, scalar)
         if np.isfinite(y[at]):  # tanh(inf) = 1
             assert out[at] == y[at]
         else:

@@ -1,4 +1,5 @@
-"""The core's rotary embedding against the official one, at every position of any published context."""
+"""The core's rotary embedding, compared with the official one, at positions up to the longest published
+context."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def test_angles_at_far_positions(case: RopeCase, golden: dict[str, NDArray[Any]]
 
 
 @pytest.mark.parametrize("case", ROPE_CASES, ids=lambda case: case.name)
-def test_turned_heads_at_far_positions(case: RopeCase, golden: dict[str, NDArray[Any]]) -> None:
+def test_rotated_heads_at_far_positions(case: RopeCase, golden: dict[str, NDArray[Any]]) -> None:
     cosines, sines = _core.rope_table(layer_of(case), POSITIONS)
     query = golden[f"{case.name}.query"].reshape(-1, case.head_dim)[0]
     expected = golden[f"{case.name}.rotated"]
@@ -55,8 +56,10 @@ def test_turned_heads_at_far_positions(case: RopeCase, golden: dict[str, NDArray
 
 
 @pytest.mark.parametrize("case", ROPE_CASES, ids=lambda case: case.name)
-def test_a_rounding_elsewhere_would_show(case: RopeCase, golden: dict[str, NDArray[Any]]) -> None:
-    """Frequencies in double precision are another function at the far end of the longest contexts."""
+def test_other_roundings_of_the_frequencies_do_not_pass(
+    case: RopeCase, golden: dict[str, NDArray[Any]]
+) -> None:
+    """At the end of the longest contexts, frequencies in double precision give visibly different results."""
     lanes = np.arange(case.head_dim // 2)
     turning = lanes < int(case.partial_factor * case.head_dim // 2)
     exact = np.where(turning, case.theta ** (-2 * lanes / case.head_dim) / case.factor, 0)

@@ -1,6 +1,6 @@
-"""The core's own interface, used wrongly: every mistake is a typed error, and what was there stays.
+"""Wrong use of the core's interface: every mistake is a typed error and changes nothing.
 
-What Python checks before it calls the core (prompts, sampling values, files) is tested where it is checked.
+Python checks prompts, sampling values and files before it calls the core. Other tests cover these checks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from support.core_models import (
     random_core,
     sampler,
 )
-from support.processes import run_python
+from support.processes import run_program
+from support.programs import safety
 
 import gemlet
 from gemlet import _core
@@ -38,7 +39,7 @@ def core() -> Iterator[_core.Model]:
 
 @pytest.fixture
 def sequence(core: _core.Model) -> Iterator[_core.TokenSequence]:
-    """Three tokens, and after the test a look at whether it still works."""
+    """A sequence of three tokens. After the test, the fixture checks that it still works."""
     sequence = _core.TokenSequence(core)
     sequence.extend(int32(1, 2, 3))
     before = sequence.logits()
@@ -67,7 +68,7 @@ def test_ids_out_of_range(sequence: _core.TokenSequence, bad: int, at: int) -> N
 @pytest.mark.parametrize(
     "ids",
     [
-        np.array([2**32 + 1], np.int64),  # 1 in 32 bits
+        np.array([2**32 + 1], np.int64),  # would be 1 in 32 bits
         np.array([2**31], np.uint32),
         np.array([2**63], np.uint64),
         np.array([1.5]),
@@ -87,8 +88,8 @@ def test_ids_out_of_range(sequence: _core.TokenSequence, bad: int, at: int) -> N
     ],
     ids=repr,
 )
-def test_what_is_not_a_list_of_32_bit_ids(sequence: _core.TokenSequence, ids: Any) -> None:
-    """Refused, rather than rounded, wrapped to 32 bits or flattened to other ids."""
+def test_arguments_that_are_not_a_list_of_32_bit_ids(sequence: _core.TokenSequence, ids: Any) -> None:
+    """They are refused. They are not rounded, wrapped to 32 bits or flattened."""
     with pytest.raises((gemlet.InvalidRequestError, TypeError, ValueError, OverflowError)):
         sequence.extend(ids)
 
@@ -125,7 +126,7 @@ def test_more_ids_than_the_context_holds(sequence: _core.TokenSequence) -> None:
             sequence.extend(np.full(count, 5, np.int32))
 
 
-def test_a_full_context_is_full(core: _core.Model) -> None:
+def test_a_full_context_takes_no_more_ids(core: _core.Model) -> None:
     sequence = _core.TokenSequence(core)
     sequence.extend(np.full(CONTEXT, 5, np.int32), logits="all")
     assert sequence.logits().shape == (CONTEXT, VOCAB)
@@ -155,19 +156,7 @@ def test_a_closed_sequence(core: _core.Model) -> None:
 
 def test_none_instead_of_an_object() -> None:
     """A null pointer must not reach the core."""
-    run_python("""
-        import pytest
-        from gemlet import _core
-        for call in (
-            lambda: _core.TokenSequence(None),
-            lambda: _core.ModelConfig(vocab_size=1, hidden_size=1, max_context=1, rms_norm_eps=1e-6,
-                                      embedding_scale=1, layers=[None]),
-            lambda: _core.ModelBuilder(config=None, weights="f32", embedding="f32", kv_cache="f32",
-                                       threads=1),
-        ):
-            with pytest.raises(TypeError):
-                call()
-    """)
+    run_program(safety.give_none_to_the_core)
 
 
 # --- Sampling -----------------------------------------------------------------------------------------------
@@ -189,7 +178,7 @@ def test_sampling_values_out_of_range(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_cannot_be_sampled(temperature: float) -> None:
-    """NaN and +inf are an overflow upstream; -inf alone only rules a token out."""
+    """NaN and +inf come from an overflow. -inf only excludes a token."""
     choose = sampler(temperature=temperature)
     good = np.linspace(-3, 3, VOCAB).astype(np.float32)
     for value in (np.nan, np.inf):
@@ -236,7 +225,8 @@ def test_extreme_values_choose_some_token() -> None:
 def test_a_computation_that_overflows_is_an_error_and_not_a_token(
     weights: str, softcap: float, slot: str
 ) -> None:
-    """Finite weights whose products leave float32, as of a damaged file or a diverged training."""
+    """The weights are finite, but their products leave float32, as in a damaged file or a diverged
+    training."""
     builder = builder_of(model_config(final_softcap=softcap), weights=weights)
     builder.add(slot, np.full(HIDDEN, 3e38, np.float32), "f32")
     builder.add_random(seed=1)

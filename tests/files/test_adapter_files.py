@@ -1,9 +1,8 @@
-"""Adapters that are damaged, hostile, or of a kind that gemlet does not compute: each has its typed error."""
+"""Adapters that are damaged, hostile, or of a kind that gemlet does not compute. Each gets a typed error."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from support.adapters import CONFIG, TARGETS, adapter_tensors
+from support.adapters import write_adapter as write
+from support.inside import core_of
 from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 import gemlet
@@ -20,38 +21,9 @@ from gemlet import _core
 from gemlet.adapters.adapter import open_adapter
 from gemlet.config import parse_config
 from gemlet.sources.opening import open_source
-from gemlet.weights.hf_names import tensor_name
-from gemlet.weights.slots import expected_slots
 
-Tensors = dict[str, NDArray[Any]]
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(TARGETS)}
-GEMMA3 = parse_config(CONFIGS["gemma3_text"], where="config.json")
 GEMMA4 = parse_config(CONFIGS["gemma4_text"], where="config.json")
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-
-
-def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.") -> Tensors:
-    tensors: Tensors = {}
-    for slot, shape in expected_slots(config).items():
-        if slot.rpartition(".")[2] in TARGETS:
-            at = f"base_model.model.{tensor_name(slot, config.family, prefix, '').removesuffix('weight')}"
-            tensors[f"{at}lora_A.weight"] = np.full((rank, shape[1]), 0.25, np.float32)
-            tensors[f"{at}lora_B.weight"] = np.full((shape[0], rank), 0.5, np.float32)
-    return tensors
-
-
-def write(folder: Path, config: Any = None, tensors: Tensors | bytes | None = None) -> Path:
-    folder.mkdir(exist_ok=True)
-    text = config if isinstance(config, str) else json.dumps(CONFIG if config is None else config)
-    (folder / "adapter_config.json").write_text(text)
-    data = (
-        tensors
-        if isinstance(tensors, bytes)
-        else safetensors_bytes(adapter_tensors() if tensors is None else tensors)
-    )
-    (folder / "adapter_model.safetensors").write_bytes(data)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +34,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
 
 
 def check(path: Path, model: gemlet.Model) -> None:
-    """Opens and packs it, as load_adapter does, and lets it go."""
+    """Opens, packs and releases the adapter, as load_adapter does."""
     with open_adapter(path, model.config) as files:
-        files.build(model._core_model)
+        files.build(core_of(model))
 
 
 def refuse(path: Path, model: gemlet.Model, error: type[Exception], *words: str) -> None:
@@ -84,7 +56,7 @@ def test_names_of_every_way_to_wrap_the_model(prefix: str, tmp_path: Path, model
         assert files.terms["layers.1.up_proj"].scale == 2.0
 
 
-def test_towers_are_left_aside(tmp_path: Path, model: gemlet.Model) -> None:
+def test_tensors_of_image_and_audio_towers_are_ignored(tmp_path: Path, model: gemlet.Model) -> None:
     tensors = adapter_tensors(prefix="model.language_model.")
     for factor in "AB":
         at = f"base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_{factor}.weight"
@@ -92,7 +64,7 @@ def test_towers_are_left_aside(tmp_path: Path, model: gemlet.Model) -> None:
     check(write(tmp_path / "a", tensors=tensors), model)
 
 
-def test_unset_keys_say_nothing(tmp_path: Path, model: gemlet.Model) -> None:
+def test_keys_with_their_default_values_are_accepted(tmp_path: Path, model: gemlet.Model) -> None:
     unset = {
         "use_dora": False,
         "modules_to_save": None,
@@ -103,7 +75,7 @@ def test_unset_keys_say_nothing(tmp_path: Path, model: gemlet.Model) -> None:
     check(write(tmp_path / "a", {**CONFIG, **unset, "target_parameters": []}), model)
 
 
-def test_a_list_with_an_exclusion_is_what_the_tensors_must_be(tmp_path: Path, model: gemlet.Model) -> None:
+def test_the_tensors_must_match_a_list_with_an_exclusion(tmp_path: Path, model: gemlet.Model) -> None:
     tensors = {name: t for name, t in adapter_tensors().items() if ".1.mlp.up_proj" not in name}
     refuse(
         write(tmp_path / "a", tensors=tensors),
@@ -144,7 +116,7 @@ def test_a_list_with_an_exclusion_is_what_the_tensors_must_be(tmp_path: Path, mo
         ("a_key_of_the_future", "on"),
         ("r", 0),
         ("r", -4),
-        ("r", 2.0),
+        ("r", 2.5),
         ("r", True),
         ("r", 1 << 40),
         ("r", "8"),
@@ -171,17 +143,30 @@ def test_a_list_with_an_exclusion_is_what_the_tensors_must_be(tmp_path: Path, mo
         ("alpha_pattern", {"q_(proj": 4}),
     ],
 )
-def test_a_key_that_cannot_be_is_named(key: str, value: Any, tmp_path: Path, model: gemlet.Model) -> None:
+def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model: gemlet.Model) -> None:
     refuse(
-        write(tmp_path / "a", {**CONFIG, key: value}), model, gemlet.ConfigError, key, "adapter_config.json"
+        write(tmp_path / "a", {**CONFIG, key: value}),
+        model,
+        gemlet.ConfigError,
+        key,
+        "adapter_config.json",
     )
 
 
 def test_patterns_that_would_hang_are_refused_in_time(tmp_path: Path, model: gemlet.Model) -> None:
     bomb = r"((((.?){30}){30}){30}){30}(((.?){30}){30}){30}="
-    refuse(write(tmp_path / "a", {**CONFIG, "target_modules": f"{bomb}|{bomb}"}), model, gemlet.GemletError)
+    refuse(
+        write(tmp_path / "a", {**CONFIG, "target_modules": f"{bomb}|{bomb}"}),
+        model,
+        gemlet.GemletError,
+    )
     patterns = {f"{bomb}{number}": 2 for number in range(500)}
-    refuse(write(tmp_path / "b", {**CONFIG, "rank_pattern": patterns}), model, gemlet.ConfigError, "too long")
+    refuse(
+        write(tmp_path / "b", {**CONFIG, "rank_pattern": patterns}),
+        model,
+        gemlet.ConfigError,
+        "too long",
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,21 +201,25 @@ def test_every_tensor_is_used_or_named(name: str, tmp_path: Path, model: gemlet.
     )
 
 
-def test_tensors_that_the_config_does_not_name(tmp_path: Path, model: gemlet.Model) -> None:
+def test_tensors_that_the_config_does_not_name_are_refused_are_refused(
+    tmp_path: Path, model: gemlet.Model
+) -> None:
     config = {**CONFIG, "target_modules": list(TARGETS[1:])}
     refuse(write(tmp_path / "a", config), model, gemlet.TensorError, Q.format("A"), "target_modules")
     config = {**CONFIG, "layers_to_transform": [1, 2]}
     refuse(write(tmp_path / "b", config), model, gemlet.TensorError, "layers.0.", "target_modules")
 
 
-def test_nothing_for_a_text_model(tmp_path: Path, model: gemlet.Model) -> None:
+def test_an_adapter_with_nothing_for_a_text_model_is_refused(tmp_path: Path, model: gemlet.Model) -> None:
     refuse(write(tmp_path / "a", tensors={}), model, gemlet.TensorError, "expected one of")
     other = {"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": np.ones((2, 64), np.float32)}
     refuse(write(tmp_path / "b", tensors=other), model, gemlet.TensorError, "c_attn")
 
 
 # --- Another model ------------------------------------------------------------------------------------------
-def test_an_adapter_of_another_model_says_whose_it_is(tmp_path: Path, model: gemlet.Model) -> None:
+def test_the_error_for_an_adapter_of_another_model_names_that_model(
+    tmp_path: Path, model: gemlet.Model
+) -> None:
     config = {**CONFIG, "base_model_name_or_path": "google/gemma-4-E2B-it"}
     path = write(tmp_path / "a", config, adapter_tensors(GEMMA4))
     refuse(path, model, gemlet.TensorError, "made for 'google/gemma-4-E2B-it'")
@@ -240,17 +229,21 @@ def test_an_adapter_of_another_model_says_whose_it_is(tmp_path: Path, model: gem
     ("factor", "shape"),
     [("A", (2, 63)), ("A", (3, 64)), ("A", (2,)), ("A", (0, 64)), ("B", (127, 2)), ("B", (2, 128))],
 )
-def test_shapes_are_the_models(
+def test_shapes_must_be_those_of_the_model(
     factor: str, shape: tuple[int, ...], tmp_path: Path, model: gemlet.Model
 ) -> None:
     tensors = {**adapter_tensors(), Q.format(factor): np.ones(shape, np.float32)}
     refuse(
-        write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format(factor), str(list(shape))
+        write(tmp_path / "a", tensors=tensors),
+        model,
+        gemlet.TensorError,
+        Q.format(factor),
+        str(list(shape)),
     )
 
 
 @pytest.mark.parametrize("factor", ["A", "B"])
-def test_half_a_pair_is_missing_the_other(factor: str, tmp_path: Path, model: gemlet.Model) -> None:
+def test_a_factor_without_the_other_is_refused(factor: str, tmp_path: Path, model: gemlet.Model) -> None:
     tensors = adapter_tensors()
     del tensors[Q.format(factor)]
     refuse(write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format(factor), "missing")
@@ -259,7 +252,7 @@ def test_half_a_pair_is_missing_the_other(factor: str, tmp_path: Path, model: ge
 # --- Values -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("factor", ["A", "B"])
-def test_values_are_finite(value: float, factor: str, tmp_path: Path, model: gemlet.Model) -> None:
+def test_values_must_be_finite(value: float, factor: str, tmp_path: Path, model: gemlet.Model) -> None:
     tensors = adapter_tensors()
     tensors[Q.format(factor)][-1, -1] = value
     path = write(tmp_path / "a", tensors=tensors)
@@ -288,7 +281,7 @@ def test_a_rank_larger_than_the_matrix_works(tmp_path: Path, model: gemlet.Model
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"r": NaN}', '{"r": 1, "r": 2}', "\ud800", "[" * 100_000, "null", "7" * 9000]
 )
-def test_the_config_is_json(text: str, tmp_path: Path, model: gemlet.Model) -> None:
+def test_the_config_must_be_json(text: str, tmp_path: Path, model: gemlet.Model) -> None:
     path = write(tmp_path / "a")
     (path / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     refuse(path, model, gemlet.ConfigError, "adapter_config.json")
@@ -309,7 +302,9 @@ def test_missing_files_are_named(tmp_path: Path, model: gemlet.Model) -> None:
             model.load_adapter(wrong)  # type: ignore[arg-type]
 
 
-def test_an_index_or_a_models_file_beside_it_changes_nothing(tmp_path: Path, model: gemlet.Model) -> None:
+def test_an_index_or_a_file_of_a_model_in_the_folder_changes_nothing(
+    tmp_path: Path, model: gemlet.Model
+) -> None:
     path = write(tmp_path / "a")
     (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
     (path / "model.safetensors").write_bytes(b"nothing")
@@ -392,8 +387,8 @@ def test_any_config_is_read_or_refused(
         ("layers.0.o_proj", "have shapes"),
     ],
 )
-def test_the_core_takes_what_fits(slot: str, message: str, model: gemlet.Model) -> None:
-    builder = _core.AdapterBuilder(model._core_model)
+def test_the_core_takes_only_tensors_that_fit(slot: str, message: str, model: gemlet.Model) -> None:
+    builder = _core.AdapterBuilder(core_of(model))
     a, b = np.ones((2, 64), np.float32), np.ones((128, 2), np.float32)
     with pytest.raises(gemlet.TensorError, match=message):
         builder.add(slot, a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
@@ -408,7 +403,7 @@ def test_the_core_takes_what_fits(slot: str, message: str, model: gemlet.Model) 
 
 
 # --- Merging ------------------------------------------------------------------------------------------------
-def test_a_wrong_adapter_closes_the_model_it_was_for(tmp_path: Path) -> None:
+def test_a_wrong_adapter_closes_the_files_of_the_model(tmp_path: Path) -> None:
     base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
     path = write(tmp_path / "a", {**CONFIG, "use_dora": True})
     with pytest.raises(gemlet.ConfigError, match="use_dora"):

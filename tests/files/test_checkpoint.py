@@ -1,4 +1,4 @@
-"""Reading safetensors, single and sharded, and files that change while they are open."""
+"""Safetensors, single and sharded, and files that change while they are open."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_float32(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values, A)
 
 
-def test_bfloat16_and_float16_are_given_as_bits(tmp_path: Path) -> None:
+def test_bfloat16_and_float16_are_returned_as_bits(tmp_path: Path) -> None:
     with Checkpoint(write_safetensors(tmp_path, safetensors_bytes({"a": A}, bf16=True))) as opened:
         values, dtype = opened.read("a")
     assert (dtype, values.dtype) == ("bf16", np.uint16)
@@ -99,7 +99,7 @@ def test_arrays_outlive_the_checkpoint(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, A)
     with pytest.raises(ModelClosedError, match=r"model\.safetensors: read after"):
         opened.read("a")
-    opened.close()  # twice is harmless
+    opened.close()  # a second close does nothing
 
 
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_wrong_type_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_header_larger_than_any_model_needs_is_not_parsed(tmp_path: Path) -> None:
-    """Parsed, ten megabytes of brackets take a quarter of a gigabyte."""
+    """Parsing ten megabytes of brackets would take a quarter of a gigabyte."""
     path = tmp_path / "model.safetensors"
     length = safetensors_files.MAX_HEADER_BYTES + 1
     with path.open("wb") as file:
@@ -155,7 +155,7 @@ def test_file_rewritten_after_opening(tmp_path: Path) -> None:
             opened.read("a")
 
 
-def test_file_replaced_after_opening_is_the_old_one(tmp_path: Path) -> None:
+def test_a_file_replaced_after_opening_still_gives_the_old_bytes(tmp_path: Path) -> None:
     with Checkpoint(write_safetensors(tmp_path, safetensors_bytes({"a": A}))) as opened:
         other = tmp_path / "other"
         other.write_bytes(b"something else")

@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors, and the part of the model that each fills."""
+"""The names of a checkpoint's tensors, and the slot of the model that each tensor fills."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def shapes_of(family: str, prefix: str = "model.") -> dict[str, tuple[int, ...]]
 
 
 def map_of(family: str, shapes: Mapping[str, tuple[int, ...]], **changes: Any) -> dict[str, str]:
-    return map_tensors(shapes, parse_config(CONFIGS[family] | changes, where="config.json"), where="folder")
+    config = parse_config(CONFIGS[family] | changes, where="config.json")
+    return map_tensors(shapes, config, where="folder").slots
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -86,7 +87,7 @@ def test_unexpected_tensor(name: str) -> None:
         map_of("gemma", shapes_of("gemma") | {name: (64,)})
 
 
-def test_image_towers_of_gemma3_are_left_out() -> None:
+def test_image_towers_of_gemma3_are_ignored() -> None:
     for prefix, tower in (("language_model.model.", ""), ("model.language_model.", "model.")):
         shapes = shapes_of("gemma3_text", prefix)
         extra = {f"{tower}vision_tower.a.weight": (3,), f"{tower}multi_modal_projector.b": (1, 2)}
@@ -97,14 +98,95 @@ def test_image_towers_of_gemma3_are_left_out() -> None:
 def test_output_matrix(prefix: str) -> None:
     head = "language_model.lm_head.weight" if prefix.startswith("language_model.") else "lm_head.weight"
     shapes = shapes_of("gemma3_text", prefix)
-    assert head not in map_of("gemma3_text", shapes | {head: (96, 64)})  # tied: a copy of the table
+    assert head not in map_of(
+        "gemma3_text", shapes | {head: (96, 64)}
+    )  # tied: the head is a copy of the embedding
     untied = map_of("gemma3_text", shapes | {head: (96, 64)}, tie_word_embeddings=False)
     assert untied[head] == "lm_head"
-    with pytest.raises(TensorError, match=f"'{head}' is missing"):
-        map_of("gemma3_text", shapes, tie_word_embeddings=False)
+    assert map_of("gemma3_text", shapes, tie_word_embeddings=False) == map_of("gemma3_text", shapes)
+    with pytest.raises(TensorError, match=rf"'{head}' has shape \[96, 65\]; expected \[96, 64\]"):
+        map_of("gemma3_text", shapes | {head: (96, 65)})
 
 
 def test_a_written_folder_maps(tmp_path: Path) -> None:
     with Checkpoint(write_folder(tmp_path, CONFIGS["gemma2"], bf16=True)) as opened:
         slots = map_of("gemma2", {name: info.shape for name, info in opened.tensors.items()})
         assert {opened.read(name)[1] for name in slots} == {"bf16"}
+
+
+# What other tools make of "model.layers.0...": (before, after, whether the head has the prefix too).
+SPELLINGS = [
+    "language_model.",
+    "model.model.",
+    "model.language_model.model.",
+    "_orig_mod.model.",
+    "model._orig_mod.",
+    "module.model.",
+    "_fsdp_wrapped_module.model.",
+    "base_model.model.model.",
+]
+
+
+@pytest.mark.parametrize("prefix", SPELLINGS)
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma4_text"])
+def test_other_prefixes(family: str, prefix: str) -> None:
+    slots = map_of(family, shapes_of(family, prefix))
+    assert sorted(slots.values()) == sorted(expected_slots(parse_config(CONFIGS[family], where="x")))
+    assert slots[f"{prefix}layers.2.self_attn.o_proj.weight"] == "layers.2.o_proj"
+
+
+def test_a_wrapper_inside_a_name() -> None:
+    shapes = shapes_of("gemma")
+    wrapped = {
+        name.replace("layers.1.", "layers.1._checkpoint_wrapped_module."): shape
+        for name, shape in shapes.items()
+    }
+    assert sorted(map_of("gemma", wrapped).values()) == sorted(map_of("gemma", shapes).values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+        "model.rotary_emb_local.inv_freq",
+        "model.rotary_emb.sliding_attention_original_inv_freq".replace("sliding_attention_", ""),
+        "model.embed_tokens.embed_scale",
+        "model.layers.0.self_attn.k_proj.k_scale",
+        "model.layers.0.self_attn.k_scale",
+        "model.layers.1.self_attn.attn.v_scale",
+        "model.layers.1.self_attn.kv_scale",
+    ],
+)
+def test_constants_are_passed_over_and_listed(name: str) -> None:
+    shapes = shapes_of("gemma3_text")
+    config = parse_config(CONFIGS["gemma3_text"], where="config.json")
+    found = map_tensors(shapes | {name: (1,)}, config, where="folder")
+    assert found.slots == map_of("gemma3_text", shapes)
+    assert found.passed_over == (name,)
+
+
+@pytest.mark.parametrize("tower", ["vision_tower.x", "embed_vision.x", "audio_tower.x", "embed_audio.x"])
+@pytest.mark.parametrize("prefix", ["", "model.", "language_model.model."])
+def test_towers_with_any_prefix(tower: str, prefix: str) -> None:
+    shapes = shapes_of("gemma4_text", "model.language_model.")
+    assert map_of("gemma4_text", shapes | {prefix + tower: (3,)}) == map_of("gemma4_text", shapes)
+
+
+@pytest.mark.parametrize("name", ["lora_A.default.weight", "lora_B.weight", "base_layer.weight"])
+def test_an_unmerged_adapter_is_named(name: str) -> None:
+    at = f"base_model.model.model.layers.0.self_attn.q_proj.{name}"
+    with pytest.raises(TensorError, match=r"unmerged PEFT state dict; merge it with merge_and_unload\(\)"):
+        map_of("gemma", shapes_of("gemma", "base_model.model.model.") | {at: (4, 4)})
+
+
+def test_the_same_weight_twice_is_refused() -> None:
+    name = "model.norm.weight"
+    with pytest.raises(TensorError, match="are the same weight"):
+        map_of("gemma", shapes_of("gemma") | {f"_orig_mod.{name}": (64,)})
+
+
+def test_two_text_models_are_refused() -> None:
+    shapes = shapes_of("gemma") | {"language_model.model.embed_tokens.weight": (96, 64)}
+    with pytest.raises(TensorError, match="several text models"):
+        map_of("gemma", shapes)

@@ -1,4 +1,4 @@
-"""Reading config.json: both spellings, sparse files, what is refused and how the refusal reads."""
+"""config.json: both spellings, sparse files, and the errors for what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.tiny_models import CONFIGS, SIZES
 from gemlet.config import SHAPES, embedding_scale, parse_config, read_config, read_end_ids, shape_config
 from gemlet.errors import ConfigError, GemletError, InvalidRequestError, ModelFileError
 
-# The keys that published files of each family carry, values shrunk; old spelling (transformers 4).
+# The keys of published files of each family, with smaller values, in the old spelling (transformers 4).
 PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma": {
         "architectures": ["GemmaForCausalLM"],
@@ -166,14 +166,14 @@ def test_gemma3_old_spelling() -> None:
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_new_spelling_means_the_same(family: str) -> None:
+def test_the_new_spelling_gives_the_same_config(family: str) -> None:
     old = PUBLISHED[family]
     new = without(old, "rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype")
     assert parse(new, rope_parameters=NEW_ROPE[family], dtype="bfloat16") == parse(old)
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_both_spellings_together_where_they_agree(family: str) -> None:
+def test_both_spellings_in_one_file_must_agree(family: str) -> None:
     assert parse(PUBLISHED[family], rope_parameters=NEW_ROPE[family]) == parse(PUBLISHED[family])
 
 
@@ -236,7 +236,7 @@ def test_the_older_name_of_the_pattern() -> None:
     assert [layer.sliding_window for layer in parse(raw, sliding_window_pattern=1).layers] == [0, 0, 0]
 
 
-# What is refused: family, changed keys, what the message must name.
+# Refused configurations: the family, the changed keys, and a pattern for the message.
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"model_type": "llama"}, "model_type is 'llama'"),
     ("gemma", {"model_type": None}, "model_type is missing"),
@@ -245,19 +245,36 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"query_pre_attn_scalar": 256}, "unknown key 'query_pre_attn_scalar'"),
     ("gemma", {"sliding_window": 16}, "unknown key 'sliding_window'"),
     ("gemma2", {"rope_local_base_freq": 1e4}, "unknown key 'rope_local_base_freq'"),
-    ("gemma3_text", {"per_layer_config": {"0": {}}}, "unknown key 'per_layer_config'"),
     ("gemma", {"\x1b[31m": 1}, r"unknown key '\\x1b\[31m'"),
     ("gemma", {"attention_bias": True}, "attention_bias is True; expected False"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ("gemma3_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
-    ("gemma2", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+    (
+        "gemma2",
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "quantized with bitsandbytes; load the",
+    ),
+    (
+        "gemma2",
+        {"quantization_config": {"quant_method": "awq", "bits": 4}},
+        "quantized with AWQ; load the bf16",
+    ),
+    ("gemma2", {"quantization_config": {"load_in_4bit": True}}, "quantized with bitsandbytes"),
+    ("gemma2", {"quantization_config": {"bits": 4, "group_size": 64}}, "quantized with MLX or GPTQ"),
+    ("gemma2", {"quantization": {"bits": 4, "group_size": 64}}, "quantized with MLX or GPTQ"),
+    ("gemma2", {"quantization_config": {"quant_method": "xyz"}}, "quantized with 'xyz'"),
+    ("gemma2", {"quantization_config": {"surprise": 1}}, "a method gemlet does not know"),
+    ("gemma2", {"quantization_config": True}, "a method gemlet does not know"),
+    ("gemma", {"surprise": 0}, "unknown key 'surprise'"),
+    ("gemma", {"surprise": {"deep": [0]}}, "unknown key 'surprise'"),
+    ("gemma", {"hidden_size": 64.5}, "hidden_size is 64.5"),
+    ("gemma", {"pad_token_id": -2}, "pad_token_id is -2"),
     ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
     ("gemma", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("gemma", {"is_encoder_decoder": 0}, "is_encoder_decoder is 0"),
     ("gemma", {"hidden_size": 0}, "hidden_size is 0; expected an integer from 1 to 65536"),
     ("gemma", {"hidden_size": -64}, "hidden_size is -64"),
     ("gemma", {"hidden_size": 1 << 62}, "hidden_size is 4611686018427387904"),
-    ("gemma", {"hidden_size": 64.0}, "hidden_size is 64.0"),
     ("gemma", {"hidden_size": True}, "hidden_size is True"),
     ("gemma", {"hidden_size": "64"}, "hidden_size is '64'"),
     ("gemma", {"hidden_size": None}, "hidden_size is None"),
@@ -273,7 +290,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'"),
     ("gemma", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
     ("gemma", {"eos_token_id": 96}, "eos_token_id is 96; expected up to 64 token ids from 0 to 95"),
-    ("gemma", {"eos_token_id": [1, -1]}, "eos_token_id"),
+    ("gemma", {"eos_token_id": [1, -2]}, "eos_token_id"),
     ("gemma", {"eos_token_id": [True]}, "eos_token_id"),
     ("gemma", {"eos_token_id": [1] * 65}, "eos_token_id"),
     ("gemma", {"bos_token_id": 1.5}, "bos_token_id is 1.5"),
@@ -306,7 +323,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"rope_scaling": {"factor": 2.0}}, "rope_scaling.factor is 2.0; expected no factor"),
     ("gemma", {"rope_scaling": {"rope_type": "linear", "factor": 2, "mscale": 1}}, "'rope_scaling.mscale'"),
     ("gemma", {"rope_parameters": {"rope_theta": 5000.0}}, "rope_parameters.rope_theta = 5000, .*contradict"),
-    ("gemma", {"rope_parameters": {"full_attention": {}}}, "'rope_parameters.full_attention'"),
     ("gemma3_text", {"rope_parameters": {"rope_theta": 1e6}}, "'rope_parameters.rope_theta'"),
     ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention is 3"),
     (
@@ -340,9 +356,7 @@ def test_refused(family: str, changes: dict[str, Any], message: str) -> None:
             {"text_config": {"rope_scaling": {"rope_type": "yarn"}}},
             "text_config.rope_scaling.rope_type is 'yarn'",
         ),
-        ({"text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"audio_config": {}}, "unknown key 'audio_config'"),
-        ({"quantization_config": {}}, "quantization_config"),
+        ({"text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": 1}, "tie_word_embeddings"),
     ],
 )
 def test_refused_multimodal(changes: dict[str, Any], message: str) -> None:
@@ -381,7 +395,7 @@ def test_hostile_json(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_config(tmp_path)
     assert "config.json" in str(caught.value)
-    str(caught.value).encode()  # can be printed
+    str(caught.value).encode()  # the message can be printed
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -421,7 +435,7 @@ def test_bad_generation_config(tmp_path: Path, text: str) -> None:
         read_end_ids(tmp_path, parse(CONFIGS["gemma"]))
 
 
-# The scale that the reference computes in bfloat16, for every published hidden size.
+# For every published hidden size, the scale that the reference computes in bfloat16.
 BF16_SCALES = {
     512: 22.625,
     640: 25.25,
@@ -447,7 +461,7 @@ def test_embedding_scale(hidden_size: int, expected: float) -> None:
     assert embedding_scale(hidden_size, "f32") == hidden_size**0.5
 
 
-# Parameters of the text model in thousands, from the published counts (images left out).
+# Parameters of the text model in thousands, from the published counts, without image towers.
 @pytest.mark.parametrize(
     ("name", "thousands"),
     [

@@ -1,4 +1,4 @@
-"""A few hundred broken files for every reader; ``tests/fuzz/fuzz.py`` is for millions."""
+"""A few hundred broken files for every reader. ``tests/fuzz/fuzz.py`` makes millions."""
 
 from __future__ import annotations
 

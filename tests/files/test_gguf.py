@@ -1,4 +1,4 @@
-"""GGUF headers: what is read from good files, and the typed error for everything a bad one can say."""
+"""GGUF headers: what is read from good files, and the typed errors for bad ones."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_metadata_of_every_type(tmp_path: Path) -> None:
     assert (file.version, file.alignment) == (3, 32)
 
 
-def test_tensors_lie_where_the_file_says(tmp_path: Path) -> None:
+def test_tensors_are_read_from_the_places_in_the_directory(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     file = read_gguf(path)
     matrix, vector = file.tensors["matrix"], file.tensors["vector"]
@@ -165,7 +165,7 @@ def test_cut_anywhere(tmp_path: Path) -> None:
         (gguf_file([gguf_entry("general.alignment", STRING, "32")]), ["general.alignment"]),
     ],
 )
-def test_lies_in_the_metadata(tmp_path: Path, data: bytes, words: list[str]) -> None:
+def test_false_metadata(tmp_path: Path, data: bytes, words: list[str]) -> None:
     refused(tmp_path, data, *words)
 
 
@@ -182,7 +182,7 @@ def test_a_string_in_an_array_beyond_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [5, 5000, 200000])
-def test_arrays_in_arrays_in_arrays(tmp_path: Path, depth: int) -> None:
+def test_nested_arrays(tmp_path: Path, depth: int) -> None:
     nest = struct.pack("<IQ", ARRAY, 1) * depth + struct.pack("<IQ", I32, 0)
     refused(tmp_path, header(0, 1) + gguf_string("k") + struct.pack("<I", ARRAY) + nest, "k", "deep")
 
@@ -195,7 +195,7 @@ def test_more_strings_than_any_vocabulary(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("value", [(STRING,), (ARRAY, F32)])
 def test_metadata_in_a_hole_of_the_file(tmp_path: Path, value: tuple[int, ...]) -> None:
-    """Gigabytes that take no disk would take as much memory as they say."""
+    """A hole of gigabytes takes no disk, but reading it would take gigabytes of memory."""
     size = 1 << 40
     kind = struct.pack(f"<{len(value)}I", *value)
     data = header(0, 1) + gguf_string("k") + kind + struct.pack("<Q", (size - 100) // 4)
@@ -237,11 +237,11 @@ def test_more_entries_than_any_model(tmp_path: Path, tensors: int, entries: int)
         ([gguf_tensor("a", [16], 0, 0), gguf_tensor("b", [4], 0, 32)], ["a", "b", "overlap"]),
     ],
 )
-def test_lies_in_the_tensor_directory(tmp_path: Path, tensors: list[bytes], words: list[str]) -> None:
+def test_a_false_tensor_directory(tmp_path: Path, tensors: list[bytes], words: list[str]) -> None:
     refused(tmp_path, gguf_file([], tensors, bytes(64)), *words)
 
 
-def test_what_is_not_a_file(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").touch()
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "empty", tmp_path / "absent", tmp_path / "nul\0"):
@@ -270,7 +270,7 @@ def test_any_damage_is_a_typed_error_or_none(tmp_path: Path, data: st.DataObject
 
 
 def test_a_file_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error, where touching a mapping would end the process."""
+    """The reader gets an error. Touching a mapping of the file would end the process."""
     path = tmp_path / "a.gguf"
     path.write_bytes(gguf_file([gguf_entry(f"key{i}", STRING, "x" * 50_000) for i in range(9)]))
     assert len(read_gguf(path).metadata) == 9

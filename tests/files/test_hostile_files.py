@@ -39,12 +39,12 @@ import pytest
 from fuzz.mutate import mutate_json, mutate_safetensors
 from fuzz.readers import ADAPTER, READERS
 from golden.folders import HERE
+from support.adapters import write_adapter
+from support.gguf_cases import BLOCK_TYPES, BLOCKS
 from support.gguf_models import NUMBERS, Typed, convert_tensors, metadata, read_folder, typed, write_gguf
 from support.gguf_package import write_with_package
 from support.tiny_models import CONFIGS, weights_of, with_header, write_folder, write_shards
 from support.tokenizer_files import gguf_string, trained_model
-from test_adapter_files import write as write_adapter
-from test_load_gguf import BLOCK_TYPES, BLOCKS
 
 import gemlet
 from gemlet.adapters.adapter import open_adapter
@@ -55,7 +55,7 @@ from gemlet.tokenizer import Tokenizer
 
 
 def boundaries(name: str, data: bytes) -> set[int]:
-    """Where a header ends, and where each tensor begins and ends."""
+    """The places where a header ends and where each tensor begins and ends."""
     if name.startswith("gguf"):
         with NamedTemporaryFile(suffix=".gguf") as file:
             file.write(data)
@@ -72,8 +72,8 @@ def boundaries(name: str, data: bytes) -> set[int]:
 
 @pytest.mark.parametrize("name", READERS)
 def test_cut_short(name: str) -> None:
-    """At every byte of a small file; of others at the first hundred bytes, a hundred places after them, and
-    around every boundary. Padding at the end may be missing."""
+    """A small file is cut at every byte. Others are cut at each of the first hundred bytes, at a hundred
+    later places and around every boundary. Padding at the end may be missing."""
     reader = READERS[name]
     for data in reader.seeds()[-2:]:
         whole = len(data.rstrip(b"\0 \n")) if reader.mutate is mutate_json or name == "gguf" else len(data)
@@ -85,7 +85,7 @@ def test_cut_short(name: str) -> None:
                     reader.run(data[:size])
 
 
-# --- Links, and what is no file -----------------------------------------------------------------------------
+# --- Links, and paths that are not files --------------------------------------------------------------------
 
 NO_FILES: dict[str, Callable[[Path], None]] = {
     "a device": lambda path: path.symlink_to("/dev/zero"),
@@ -98,7 +98,7 @@ NO_FILES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("what", NO_FILES)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json", "model.gguf"])
-def test_a_model_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
+def test_a_model_path_that_is_not_a_file(tmp_path: Path, name: str, what: str) -> None:
     folder = write_folder(tmp_path / "model", CONFIGS["gemma"])
     (folder / name).unlink(missing_ok=True)
     NO_FILES[what](folder / name)
@@ -162,7 +162,7 @@ MODELS: dict[Callable[[Path], None], tuple[str, ...]] = {
         for name in names
     ],
 )
-def test_a_file_of_a_model_that_is_none(
+def test_a_part_of_a_model_that_is_not_a_file(
     tmp_path: Path, make: Callable[[Path], None], name: str, what: str
 ) -> None:
     folder = tmp_path / "model"
@@ -179,7 +179,7 @@ def test_a_file_of_a_model_that_is_none(
 
 @pytest.mark.parametrize("what", NO_FILES)
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
+def test_an_adapter_part_that_is_not_a_file(tmp_path: Path, name: str, what: str) -> None:
     config = parse_config(CONFIGS["gemma3_text"], where="config.json")
     folder = write_adapter(tmp_path / "adapter")
     open_adapter(folder, config).close()
@@ -191,7 +191,7 @@ def test_an_adapter_that_is_no_file(tmp_path: Path, name: str, what: str) -> Non
 
 @pytest.mark.parametrize("what", NO_FILES)
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
-def test_a_tokenizer_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
+def test_a_tokenizer_that_is_not_a_file(tmp_path: Path, name: str, what: str) -> None:
     NO_FILES[what](tmp_path / name)
     for path in (tmp_path, tmp_path / name):
         with pytest.raises(GemletError, match=r"tokenizer\."):
@@ -207,7 +207,7 @@ def linked(folder: Path, elsewhere: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
 def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Refused, but those of the hub's cache, and unless somebody says that they are meant."""
+    """They are refused, except in the hub's cache and if the user allows them."""
     if kind == "model":
         blobs = write_folder(tmp_path / "repository" / "blobs", CONFIGS["gemma"])
     else:
@@ -222,7 +222,7 @@ def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     read(linked(tmp_path / "repository" / "snapshots" / "main", blobs))
     (tmp_path / "link").symlink_to(blobs)
-    read(tmp_path / "link")  # the folder itself was named by the user
+    read(tmp_path / "link")  # the user named this folder, which is itself a link
     outside = linked(tmp_path / "outside", blobs)
     message = r"outside/\S+: is a link out of its folder, to \S+blobs/\S+; .*GEMLET_FOLLOW_LINKS=1"
     with pytest.raises(ModelFileError, match=message):
@@ -234,11 +234,11 @@ def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     read(outside)
 
 
-# --- More than a reader takes -------------------------------------------------------------------------------
+# --- Files that are too large -------------------------------------------------------------------------------
 
 
-def test_json_larger_than_any(tmp_path: Path) -> None:
-    """Refused by their size, before they are read."""
+def test_json_larger_than_any_real_file_real_file(tmp_path: Path) -> None:
+    """The size alone refuses them, before they are read."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").touch()
@@ -266,7 +266,9 @@ A, B = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight".format(
         ({A: ["F32", [0, 64], [0, 0]]}, "after them"),
     ],
 )
-def test_an_adapter_whose_header_lies(tmp_path: Path, header: dict[str, list[object]], message: str) -> None:
+def test_an_adapter_with_a_false_header(
+    tmp_path: Path, header: dict[str, list[object]], message: str
+) -> None:
     entries = {
         name: dict(zip(("dtype", "shape", "data_offsets"), e, strict=True)) for name, e in header.items()
     }
@@ -283,7 +285,7 @@ TENSOR = "blk.0.ffn_down.weight"
 
 
 def gguf_tensors(kind: str = "F32", blocks: np.ndarray | None = None) -> Typed:
-    """A model whose TENSOR is of type ``kind``, random ``blocks`` if there are any."""
+    """A model whose TENSOR has the type ``kind``, with random ``blocks`` if there are any."""
     tensors = typed(convert_tensors(CONFIG, weights_of(CONFIG)), "F32")
     if blocks is not None:
         pick = np.random.default_rng(0).integers(0, len(blocks), 256)
@@ -308,7 +310,7 @@ def gguf_tensors(kind: str = "F32", blocks: np.ndarray | None = None) -> Typed:
         ([65536], "F32", None, r"\[65536\]"),
     ],
 )
-def test_a_tensor_elsewhere(
+def test_a_tensor_at_a_wrong_place(
     tmp_path: Path, sizes: list[int], number: str, offset: int | None, message: str
 ) -> None:
     path = write_gguf(tmp_path / "model.gguf", metadata(CONFIG), gguf_tensors())
@@ -327,7 +329,7 @@ def test_a_tensor_elsewhere(
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", *BLOCK_TYPES])
 def test_values_that_are_not_finite_in_every_type(tmp_path: Path, kind: str) -> None:
-    """All ones are NaN in every type's floats, in one row of the matrix; in a norm too."""
+    """Bytes of ones are NaN in the floats of every type. They are in one row of the matrix, or in a norm."""
     blocks = np.array(BLOCKS[f"{kind}.blocks"]) if kind in BLOCK_TYPES else None
     for name in (TENSOR, "output_norm.weight"):
         path = write_gguf(tmp_path / "model.gguf", metadata(CONFIG), gguf_tensors(kind, blocks))
@@ -343,12 +345,12 @@ def test_values_that_are_not_finite_in_every_type(tmp_path: Path, kind: str) -> 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_any_bytes_as_blocks(tmp_path: Path, kind: str) -> None:
-    """They are refused, or compute finite numbers, or end in a typed error."""
+    """The file is refused, or the model computes finite numbers, or a pass ends in a typed error."""
     random = np.random.default_rng(3)
     size = BLOCKS[f"{kind}.blocks"].shape[1]
     refused = 0
     for i in range(4):
-        # Half-precision numbers below infinity at every even byte, or anything.
+        # Finite half-precision numbers at every even byte, or any bytes.
         blocks = random.integers(0, 256 if i % 2 else 0x7C, (256, size), np.uint8)
         path = write_gguf(tmp_path / "model.gguf", metadata(CONFIG), gguf_tensors(kind, blocks))
         message = ""
@@ -363,7 +365,8 @@ def test_any_bytes_as_blocks(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_gguf_vocabulary_beside_broken_weights(tmp_path: Path) -> None:
-    """The tokenizer of a model whose weights are cut off is an error too: the file is one."""
+    """Vocabulary and weights are one file, so the tokenizer of a file with truncated weights is an error
+    too."""
     path = write_gguf(tmp_path / "model.gguf", metadata(CONFIG), gguf_tensors())
     path.write_bytes(path.read_bytes()[:-64])
     with pytest.raises((ModelFileError, TokenizerError), match=r"model\.gguf"):

@@ -1,4 +1,4 @@
-"""Models by their names on the hub, against a stand-in of it on this machine."""
+"""Models by their names on the hub. A server on this machine stands in for the hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import struct
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 import pytest
 from support.gguf_models import convert_tensors, metadata, typed, write_gguf
 from support.hub_server import COMMIT, TOKEN, hub
-from support.processes import run_python
+from support.processes import run_program
+from support.programs import hub as programs
 from support.tiny_models import CONFIGS, safetensors_bytes, weights_of, write_folder, write_shards
 from support.tokenizer_files import STRING, gguf_entry
 
@@ -44,7 +44,7 @@ PARTS = [f"q4/gemma-{part:05}-of-00002.gguf" for part in (1, 2)]
 
 
 def repository(*names: str) -> dict[str, bytes]:
-    """Files that begin as GGUF does and end soon, each another."""
+    """Short files that begin like GGUF. Each has other contents."""
     return {name: b"GGUF" + bytes(100) + name.encode() for name in names}
 
 
@@ -52,7 +52,17 @@ REPOSITORIES = {
     NAME: FILES,
     "someone/one-gguf": repository("gemma.gguf", "mmproj.gguf", "config.json", "imatrix.gguf"),
     "someone/split-gguf": repository(*PARTS, "README.md"),
-    "someone/many-gguf": repository("b-Q4_0.gguf", "b-Q8_0.gguf", *PARTS, "mmproj-f16.gguf", "README.md"),
+    "someone/many-gguf": repository(
+        *(
+            "b-Q4_0.gguf",
+            "b-Q8_0.gguf",
+            "mmproj-f16.gguf",
+            "b-mmproj-Q8_0.gguf",
+            "mtp-b-Q8_0.gguf",
+            "README.md",
+        ),
+        *PARTS,
+    ),
     "someone/gated": FILES,
     "someone/private": FILES,
     "some/tokenizers": dict.fromkeys(
@@ -70,92 +80,83 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
 
 
-def run_with_hub(code: str, url: str, home: Path, **environment: str) -> str:
-    """The settings of huggingface_hub are read when it is imported, so it is in a process of its own."""
-    return run_python(
-        code,
-        HF_ENDPOINT=url,
-        HF_HOME=str(home),
-        HF_HUB_DISABLE_TELEMETRY="1",
-        HF_HUB_DISABLE_XET="1",
-        HF_TOKEN="",
-        **environment,
-    )
+def settings(url: str, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a process that uses the hub at ``url`` and keeps downloads in ``home``."""
+    return {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "",
+        **more,
+    }
 
 
 @pytest.mark.extra("hub")
 def test_a_model_by_its_name(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
-        printed = run_with_hub(
-            f"""
-            import os, sys
-            import gemlet, numpy as np
-            with gemlet.load("{NAME}", threads=1) as model:
-                assert model.generation_config.top_k == 7
-                np.save("{tmp_path}/logits.npy", model.logits([1, 2, 3]))
-                folder = model.source
-            assert gemlet.download("{NAME}") == folder
-            assert gemlet.download("{NAME}", revision="{COMMIT}") == folder
-            print(folder)
-            gated = gemlet.download("someone/gated", token="{TOKEN}")
-            assert sorted(os.listdir(gated)) == sorted(os.listdir(folder))
-            """,
-            server.url,
-            tmp_path / "home",
-        )
-    assert sorted(server.served) == sorted(NEEDED * 2)  # each once for a model, and nothing else
-    folder = Path(printed.strip())
+        environment = settings(server.url, tmp_path / "home")
+        source, logits = run_program(programs.load_and_download, NAME, environment=environment)
+    assert sorted(server.served) == sorted(NEEDED * 2)  # each file once per model, and no other file
+    folder = Path(source)
     assert folder.parts[-2:] == ("snapshots", COMMIT)
     assert files_in(folder) == NEEDED
     with gemlet.load(write_folder(tmp_path / "same", CONFIGS["gemma"]), threads=1) as model:
-        np.testing.assert_array_equal(model.logits([1, 2, 3]), np.load(tmp_path / "logits.npy"))
+        np.testing.assert_array_equal(model.logits([1, 2, 3]), logits)
+
+
+def repository_of(name: str) -> str:
+    owner, rest = (
+        name.split("huggingface.co/")[-1].removeprefix("hf.co/").removeprefix("hf://").split("/")[:2]
+    )
+    return f"{owner}/{rest.partition(':')[0]}"
 
 
 @pytest.mark.extra("hub")
 def test_gguf_models(tmp_path: Path) -> None:
-    """The one of a repository, or the one that is named; all of its parts, and nothing else."""
+    """The only model of a repository, or the one in the name. All of its parts are fetched, and nothing
+    else."""
     cases = {
         "someone/one-gguf": ["gemma.gguf"],
         "someone/split-gguf": PARTS,
         "someone/many-gguf:b-Q8_0.gguf": ["b-Q8_0.gguf"],
         f"someone/many-gguf:{PARTS[1]}": PARTS[::-1],
         f"{NAME}:gemma.gguf": ["gemma.gguf"],
+        "someone/many-gguf:Q8_0": ["b-Q8_0.gguf"],
+        "someone/many-gguf:q4_0": ["b-Q4_0.gguf"],
+        "hf.co/someone/many-gguf:Q8_0": ["b-Q8_0.gguf"],
+        "https://huggingface.co/someone/many-gguf/blob/main/b-Q8_0.gguf": ["b-Q8_0.gguf"],
+        "https://huggingface.co/someone/many-gguf/resolve/main/b-Q8_0.gguf?download=true": ["b-Q8_0.gguf"],
+        "https://huggingface.co/someone/one-gguf/tree/main": ["gemma.gguf"],
+        "hf://someone/one-gguf": ["gemma.gguf"],
     }
     wrong = {
         "someone/many-gguf": "name one, as someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
         "someone/many-gguf:b-Q5_0.gguf": "has no file b-Q5_0.gguf; its GGUF models are b-Q4_0.gguf, ",
+        "someone/many-gguf:Q5_K_M": "has no GGUF model called Q5_K_M; name one of b-Q4_0.gguf, b-Q8_0.gguf",
+        "someone/many-gguf:b": "has 2 GGUF models called b; name one of b-Q4_0.gguf, b-Q8_0.gguf",
         "some/weights-missing:a.gguf": "has no file a.gguf; its GGUF models are none",
     }
-    code = f"""
-        import gemlet
-        for name in {list(cases)!r}:
-            print(gemlet.download(name))
-        try:
-            gemlet.load("someone/many-gguf:b-Q8_0.gguf")
-        except gemlet.ModelFileError as error:
-            assert "b-Q8_0.gguf: GGUF version 0" in str(error), error
-        """
     with hub(REPOSITORIES) as server:
-        printed = run_with_hub(code, server.url, tmp_path)
-        assert sorted(server.served) == sorted(file for files in cases.values() for file in files)
-        run_with_hub(
-            f"""
-            import gemlet
-            for name, message in {wrong!r}.items():
-                try:
-                    gemlet.load(name)
-                except gemlet.InvalidRequestError as error:
-                    assert message in str(error), error
-                    assert "mmproj" not in str(error) and "00002-of" not in str(error)
-                else:
-                    raise SystemExit(name)
-            """,
-            server.url,
-            tmp_path,
-        )
-    for path, files in zip(printed.split(), cases.values(), strict=True):
+        environment = settings(server.url, tmp_path)
+        paths = run_program(programs.download, list(cases), environment=environment)
+        files = [(repository_of(name), file) for name, files in cases.items() for file in files]
+        assert sorted(server.served) == sorted(
+            file for _, file in set(files)
+        )  # each once, then from the cache
+        requests = [(name, None, None) for name in ("someone/many-gguf:b-Q8_0.gguf", *wrong)]
+        (broken, *errors) = run_program(programs.load_errors, requests, environment=environment)
+    assert broken[0] == "ModelFileError"
+    assert "b-Q8_0.gguf: GGUF version 0" in broken[1]
+    for (kind, said), message in zip(errors, wrong.values(), strict=True):
+        assert kind == "InvalidRequestError"
+        assert message in said
+        assert "mmproj" not in said
+        assert "00002-of" not in said
+    for path, files in zip(paths, cases.values(), strict=True):
         assert path.endswith(f"{COMMIT}/{files[0]}")
-    assert run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1") == printed
+    offline = settings(server.url, tmp_path, HF_HUB_OFFLINE="1")
+    assert run_program(programs.download, list(cases), environment=offline) == paths
 
 
 @pytest.mark.extra("hub")
@@ -174,31 +175,22 @@ def test_what_can_go_wrong(tmp_path: Path) -> None:
             ("someone/down", None, None): r"someone/down: .*cannot be reached|answered with HTTP 500",
             ("someone/garbage", None, None): "someone/garbage: ",
         }
-        run_with_hub(
-            f"""
-            import re
-            import gemlet
-            for (name, revision, token), message in {cases!r}.items():
-                try:
-                    gemlet.load(name, revision=revision, token=token)
-                except gemlet.HubError as error:
-                    assert re.search(message, str(error)), str(error)
-                    assert "\\n" not in str(error), str(error)
-                else:
-                    raise SystemExit(name)
-            try:
-                gemlet.load("some/weights-missing")
-            except gemlet.ModelFileError as error:
-                assert "holds no weights that gemlet reads" in str(error)
-            """,
-            server.url,
-            tmp_path / "home",
+        errors = run_program(
+            programs.load_errors,
+            [*cases, ("some/weights-missing", None, None)],
+            environment=settings(server.url, tmp_path / "home"),
         )
+    for (kind, said), message in zip(errors, cases.values(), strict=False):
+        assert kind == "HubError"
+        assert re.search(message, said), said
+        assert "\n" not in said
+    assert errors[-1][0] == "ModelFileError"
+    assert "holds no weights that gemlet reads" in errors[-1][1]
     assert set(server.served) == {"config.json"}
 
 
 def large(family: str, **changes: object) -> dict[str, Any]:
-    """A configuration whose embedding alone has megabytes."""
+    """A configuration with an embedding of several megabytes."""
     return CONFIGS[family] | {"vocab_size": 40_000, **changes}
 
 
@@ -206,29 +198,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_in(folder)}
 
 
-# Prints what is said of each model, but where it is from and what this process takes.
-INSPECT = """
-    import json
-    import gemlet
-    for name, arguments in {cases!r}.items():
-        found = gemlet.inspect(name, weights="q4", max_context=8, **arguments).as_dict()
-        assert found["source"] == name
-        memory = found["memory"]
-        del found["source"], found["problem"], memory["process"], memory["total"]
-        print(json.dumps(found))
-    """
-
-
-def inspect_here(path: Path) -> Any:
-    found = gemlet.inspect(path, weights="q4", max_context=8).as_dict()
-    memory = found["memory"]
-    del found["source"], found["problem"], memory["process"], memory["total"]
-    return json.loads(json.dumps(found))
+def inspect_here(path: Path) -> dict[str, Any]:
+    (described,) = programs.inspect_all({str(path): {}})
+    return described
 
 
 @pytest.mark.extra("hub")
 def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
-    """The same is said as of the whole model, from a small part of its bytes; none of it stays."""
+    """Inspecting reads a small part of the files, keeps none of it, and says the same as for the whole
+    model."""
     config = large("gemma")
     single = write_folder(tmp_path / "single", config)
     tensors = weights_of(config)
@@ -251,23 +229,20 @@ def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
         "some/gguf": (gguf, {}, 1 << 21),
     }
     with hub(repositories) as server:
-        code = INSPECT.format(cases={name: arguments for name, (_, arguments, _) in cases.items()})
-        printed = run_with_hub(code, server.url, tmp_path / "home", TMPDIR=str(tmp_path))
-    for line, (name, (path, _, most)) in zip(printed.splitlines(), cases.items(), strict=True):
-        assert json.loads(line) == inspect_here(path)
+        described = run_program(
+            programs.inspect_all,
+            {name: arguments for name, (_, arguments, _) in cases.items()},
+            environment=settings(server.url, tmp_path / "home", TMPDIR=str(tmp_path)),
+        )
+    for found, (name, (path, _, most)) in zip(described, cases.items(), strict=True):
+        assert found == inspect_here(path)
         large_files = [file for file in repositories[name] if not file.endswith(".json")]
         sent = sum(server.sent[f"{name}/{file}"] for file in large_files)
         assert 0 < sent < most + 2000 < sum(len(repositories[name][file]) for file in large_files) / 2
     cached = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in cached) < 100_000
-    offline = """
-        import gemlet
-        try:
-            gemlet.load("some/single-lfs")
-        except gemlet.HubError as error:
-            print(error)
-        """
-    said = run_with_hub(offline, server.url, tmp_path / "home", HF_HUB_OFFLINE="1")
+    offline = settings(server.url, tmp_path / "home", HF_HUB_OFFLINE="1")
+    _, said = run_program(programs.load_error, "some/single-lfs", environment=offline)
     assert said.startswith("some/single-lfs: is not in the cache, and HF_HUB_OFFLINE forbids")
     assert list(tmp_path.glob("gemlet-*")) == []
 
@@ -276,19 +251,18 @@ def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
 def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma"])
     with hub({"some/model": contents(source)}) as server:
-        code = INSPECT.format(cases={"some/model": {}})
-        online = run_with_hub(
-            f"import gemlet; gemlet.download('some/model'){textwrap.dedent(code)}", server.url, tmp_path
-        )
+        environment = settings(server.url, tmp_path)
+        online = run_program(programs.download_and_inspect, "some/model", environment=environment)
         assert sorted(server.served) == ["config.json", "model.safetensors"]
         assert server.sent["some/model/model.safetensors"] == len(contents(source)["model.safetensors"])
-    assert json.loads(online) == inspect_here(source)
-    assert run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1") == online
+    assert online == [inspect_here(source)]
+    offline = settings(server.url, tmp_path, HF_HUB_OFFLINE="1")
+    assert run_program(programs.inspect_all, {"some/model": {}}, environment=offline) == online
 
 
 @pytest.mark.extra("hub")
 def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
-    """An error that says so, no more read than was asked for, and little memory."""
+    """There is an error that says so. Nothing more than the request is read, and little memory is taken."""
     files = contents(write_folder(tmp_path / "source", large("gemma")))
     weights, config = files["model.safetensors"], files["config.json"]
     whole = {"config.json": config, "model.safetensors": weights}
@@ -318,33 +292,20 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
         "a/config": ({"config.json": b"{}"}, r"a/config/config\.json: "),
         "a/empty": ({"config.json": config, "model.safetensors": b""}, "answered with HTTP 416|no parts"),
     }
-    errors = {"a/huge": "ModelFileError", "a/long": "ModelFileError", "a/config": "ConfigError"}
+    errors = dict.fromkeys(("a/huge", "a/long", "a/gguf", "a/other"), "ModelFileError")
+    errors["a/config"] = "ConfigError"
     with hub({name: files for name, (files, _) in cases.items()}) as server:
-        printed = run_with_hub(
-            f"""
-            import resource
-            import gemlet
-            import gemlet.sources.hub_headers
-            gemlet.sources.hub_headers._MAX_METADATA_BYTES = 1 << 21
-            peaks = []
-            for name in {["no/such", *cases]!r}:
-                try:
-                    gemlet.inspect(name)
-                except gemlet.GemletError as error:
-                    print(type(error).__name__, error)
-                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-            assert peaks[-1] < peaks[0] + 40_000, peaks
-            """,
-            server.url,
-            tmp_path,
-            TMPDIR=str(tmp_path),
+        found = run_program(
+            programs.inspect_errors,
+            ["no/such", *cases],
+            1 << 21,
+            environment=settings(server.url, tmp_path, TMPDIR=str(tmp_path)),
         )
         sent = server.sent
-    for line, (name, (_, message)) in zip(printed.splitlines()[1:], cases.items(), strict=True):
-        assert re.search(message, line), (name, line)
-        kind = "ModelFileError" if name in ("a/gguf", "a/other") else "HubError"
-        assert line.startswith(errors.get(name, kind)), (name, line)
-        assert str(tmp_path) not in line
+    for (kind, said), (name, (_, message)) in zip(found[1:], cases.items(), strict=True):
+        assert re.search(message, said), (name, said)
+        assert kind == errors.get(name, "HubError"), (name, said)
+        assert str(tmp_path) not in said
     assert sent["a/huge/model.safetensors"] == sent["a/long/model.safetensors"] == 1 << 17
     assert sent["a/other/a.gguf"] == 1 << 21
     assert list(tmp_path.glob("gemlet-*")) == []
@@ -352,26 +313,14 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
-    """Whatever is made of it, nothing is written where it leads to."""
+    """It may be an error or not, but nothing is written outside."""
     folders = tmp_path / "deep" / "down"
     folders.mkdir(parents=True)
     files = {"config.json": FILES["config.json"], "model.safetensors": WEIGHTS}
     files |= {f"1/{'../' * up}model.safetensors": WEIGHTS for up in range(2, 5)}
     with hub({"a/b": files, "a/c": {f"../../c{up}.gguf": b"GGUF" for up in range(2)}}) as server:
-        run_with_hub(
-            """
-            import gemlet
-            for name in ("a/b", "a/c"):
-                for open_it in (gemlet.inspect, gemlet.load):
-                    try:
-                        open_it(name)
-                    except gemlet.GemletError as error:
-                        print(error)
-            """,
-            server.url,
-            folders / "home",
-            TMPDIR=str(folders),
-        )
+        environment = settings(server.url, folders / "home", TMPDIR=str(folders))
+        run_program(programs.inspect_and_load, ["a/b", "a/c"], environment=environment)
     allowed = re.compile("deep|deep/down|deep/down/home(/.*)?")
     assert [
         path for path in tmp_path.rglob("*") if not allowed.fullmatch(str(path.relative_to(tmp_path)))
@@ -382,52 +331,30 @@ def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_without_a_network(tmp_path: Path) -> None:
-    """What is there is used; what is not is an error that says why, and at once."""
+    """A model in the cache is used. A missing one is an error at once, which says why."""
     with hub(REPOSITORIES) as server:
-        run_with_hub(f"import gemlet; gemlet.download('{NAME}')", server.url, tmp_path)
-    code = f"""
-        import gemlet
-        gemlet.load("{NAME}", threads=1).close()
-        try:
-            gemlet.load("someone/gated")
-        except gemlet.HubError as error:
-            print(error)
-    """
+        online = settings(server.url, tmp_path)
+        run_program(programs.download, [NAME], environment=online)
     started = time.monotonic()
-    gone = run_with_hub(code, server.url, tmp_path)  # nobody listens there any more
+    arguments = (NAME, "someone/gated")
+    kind, gone = run_program(programs.load_with_and_without, *arguments, environment=online)
+    assert kind == "HubError"  # the server has stopped
     assert f"someone/gated: is not in the cache, and the hub ({server.url}) cannot be reached" in gone
-    offline = run_with_hub(code, server.url, tmp_path, HF_HUB_OFFLINE="1")
-    assert "someone/gated: is not in the cache, and HF_HUB_OFFLINE forbids downloading" in offline
+    offline = settings(server.url, tmp_path, HF_HUB_OFFLINE="1")
+    _, said = run_program(programs.load_with_and_without, *arguments, environment=offline)
+    assert "someone/gated: is not in the cache, and HF_HUB_OFFLINE forbids downloading" in said
     assert time.monotonic() - started < 30
 
 
 @pytest.mark.extra("hub")
 def test_command_line(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
-        printed = run_with_hub(
-            f"""
-            import contextlib, io
-            from gemlet.cli import main
-            assert main(["download", "{NAME}", "--revision", "main"]) == 0
-            assert main(["download", "no/such-model"]) == 1
-            assert main(["download", "some/tokenizers"]) == 0
-            assert main(["inspect", "someone/private"]) == 1
-            access = ["--revision", "{COMMIT}", "--token", "{TOKEN}"]
-            main(["inspect", "someone/private", "--max-context", "8", *access])
-            for command in ("generate -- x", "chat", "embed x", "bench", "convert"):
-                command, *rest = command.split()
-                model = ["--model", "someone/private"]
-                model = ["someone/private", "{tmp_path}/x"] if command == "convert" else model
-                with contextlib.redirect_stderr(io.StringIO()) as said:
-                    assert main([command, *model, "--revision", "v9", "--token", "{TOKEN}", *rest]) == 1
-                assert "has no revision 'v9'" in said.getvalue(), said.getvalue()
-            """,
-            server.url,
-            tmp_path,
-        )
+        environment = settings(server.url, tmp_path)
+        printed = run_program(programs.run_commands, NAME, tmp_path / "x", environment=environment)
     folder, tokenizers, *described = printed.splitlines()
     assert files_in(Path(folder)) == NEEDED
-    assert files_in(Path(tokenizers)) == ["config.json", "tokenizer.model", "tokenizer_config.json"]
+    both = ["tokenizer.json", "tokenizer.model"]  # added tokens may stand in the first alone
+    assert files_in(Path(tokenizers)) == ["config.json", *both, "tokenizer_config.json"]
     assert described[0] == "model      someone/private"
     assert server.served.count("model.safetensors") == 2
 
@@ -454,7 +381,7 @@ def test_names() -> None:
         "~/a",
         "a/b\n",
         "ä/b",
-        "a/b:c",
+        "a/b:c d",
         "a/b:../c.gguf",
         "a/b:/c.gguf",
         "a/b:c.gguf\n",
@@ -471,7 +398,9 @@ def test_names() -> None:
         gemlet.download("a/b", token=3)  # type: ignore[arg-type]
 
 
-def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_takes_precedence_over_a_name_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_folder(tmp_path / "google" / "gemma", CONFIGS["gemma"])
     monkeypatch.chdir(tmp_path)
     gemlet.load("google/gemma", threads=1).close()

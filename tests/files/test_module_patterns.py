@@ -1,4 +1,5 @@
-"""PEFT's patterns of module names beside Python's own regular expressions, and those that hang the latter."""
+"""PEFT's patterns of module names, compared with Python's regular expressions, and patterns that hang
+those."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def test_any_pattern_matches_what_re_matches(pattern: str, name: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(pattern=st.text("ab.()[]{}*+?|\\^$-!=:<>P,1dwsb", max_size=14))
 def test_any_text_is_matched_as_re_matches_it_or_refused(pattern: str) -> None:
-    name = "a.b1"  # short: re may need very long
+    name = "a.b1"  # short, because re may take very long
     try:
         found = ModulePatterns().fullmatch(pattern, name)
     except PatternError:
@@ -95,7 +96,7 @@ def test_patterns_that_hang_re_are_quick(pattern: str) -> None:
     assert time.perf_counter() - started < 10
 
 
-def test_all_matches_together_are_bounded() -> None:
+def test_the_work_of_all_matches_together_is_bounded() -> None:
     patterns = ModulePatterns()
 
     def match_all() -> None:
@@ -127,6 +128,6 @@ def test_all_matches_together_are_bounded() -> None:
         "(" * 50,
     ],
 )
-def test_what_is_not_read_is_refused(pattern: str) -> None:
+def test_unsupported_patterns_are_refused(pattern: str) -> None:
     with pytest.raises(PatternError):
         ModulePatterns().fullmatch(pattern, NAME)

@@ -1,4 +1,4 @@
-"""LoRA adapters: the results of transformers + PEFT, and each request with its own adapter."""
+"""LoRA adapters give the results of transformers + PEFT, and each request can have its own adapter."""
 
 from __future__ import annotations
 
@@ -10,19 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from golden.folders import HERE, TOLERANCE, read_tensors
-from support.adapters import (
-    ADAPTERS,
-    NAMES,
-    ON_270M,
-    REORDERED,
-    Floats,
-    base_of,
-    core_adapter,
-    difference,
-    read_golden,
-    write_adapter,
-)
+from support.adapters import ADAPTERS, NAMES, ON_270M, Floats, base_of, read_golden, write_adapter
 from support.core_models import int32
+from support.feeding import REORDERED, difference
+from support.inside import context_of, core_adapter, core_of
 
 import gemlet
 from gemlet import _core
@@ -52,7 +43,9 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
         assert adapter.name == name
         beside = model.logits(ids, adapter=name)
         assert difference(beside, expected) < TOLERANCE
-        assert difference(model.logits(ids), expected) > 0.05  # the model alone is another one
+        assert (
+            difference(model.logits(ids), expected) > 0.05
+        )  # the model without the adapter gives other logits
     with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=ADAPTERS / name) as merged:
         assert difference(merged.logits(ids), expected) < TOLERANCE
         assert difference(merged.logits(ids), beside) < REORDERED
@@ -60,7 +53,8 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
 
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.2)])
 def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
-    """About as far from the exact result as the rounded weights alone; the adapter itself changes 139 %."""
+    """The error is about that of the rounded weights alone. The adapter itself changes the logits by 139
+    %."""
     ids, expected = read_golden("gemma3-plain")
     with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as exact:
         plain = exact.logits(ids)
@@ -76,10 +70,10 @@ def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
 
 # --- Several adapters, each request with its own ------------------------------------------------------------
 def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> None:
-    """Fed in turns, each gives bit for bit what it gives alone."""
+    """The sequences are fed in turns. Each gives the bits that it gives alone."""
     ids, _ = read_golden("gemma3-plain")
     names = [*ON_270M, None]
-    sequences = [_core.TokenSequence(adapted._core_model, core_adapter(adapted, name)) for name in names]
+    sequences = [context_of(adapted, name) for name in names]
     rows: list[list[Floats]] = [[] for _ in names]
     at = 0
     for piece in (7, 1, 1, 9, 1, 5):
@@ -94,27 +88,30 @@ def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> Non
             assert difference(alone, read_golden(name)[1]) < TOLERANCE or ids != read_golden(name)[0]
 
 
+# A request must meet the same kernels alone and in the pass. They change at 16 rows, so all counts are below
+# 16 together, or each is at least 16.
+@pytest.mark.parametrize("counts", [(4, 3, 1, 2, 1, 4), (17, 16, 24, 16, 20, 24)], ids=["few", "many"])
 @pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b"])
 @pytest.mark.parametrize("weights", ["f32", "q4"])
-def test_one_forward_pass_serves_several_adapters(base: str, weights: str) -> None:
+def test_one_forward_pass_serves_several_adapters(base: str, weights: str, counts: tuple[int, ...]) -> None:
     names = [name for name in NAMES if base_of(name).name == base][:2]
     with gemlet.load(HERE / base, weights=weights, threads=2) as model:
         for name in names:
             model.load_adapter(ADAPTERS / name)
         ids, _ = read_golden(names[0])
-        # None and adapters by turns, so that the rows of one are not consecutive in the batch.
-        requests = [(names[0], 9), (None, 5), (names[-1], 1), (names[0], 4), (None, 1), (names[-1], 24)]
-        together = model._core_model.batch_logits(
-            [ids[:count] for _, count in requests], [core_adapter(model, name) for name, _ in requests]
+        # Requests without an adapter are in between, so that the rows of one adapter are not consecutive.
+        adapters = [names[0], None, names[-1], names[0], None, names[-1]]
+        together = core_of(model).batch_logits(
+            [ids[:count] for count in counts], [core_adapter(model, name) for name in adapters]
         )
-        for (name, count), logits in zip(requests, together, strict=True):
+        for name, count, logits in zip(adapters, counts, together, strict=True):
             np.testing.assert_array_equal(logits, model.logits(ids[:count], adapter=name), err_msg=f"{name}")
 
 
 def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     whole = adapted.logits(ids, adapter="gemma3-plain")
-    sequence = _core.TokenSequence(adapted._core_model, core_adapter(adapted, "gemma3-plain"))
+    sequence = context_of(adapted, "gemma3-plain")
     for at, token in enumerate(ids):
         sequence.extend(int32(token))
         np.testing.assert_array_equal(sequence.logits()[0], whole[at])
@@ -125,12 +122,12 @@ def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(name: str) -> None:
-    """The adapter changes keys and values of tokens that have no further part in the last layers."""
+    """The adapter changes keys and values of tokens that the last layers do not compute."""
     ids, _ = read_golden(name)
     with gemlet.load(base_of(name), weights="f32", threads=1) as model:
         model.load_adapter(ADAPTERS / name)
         expected = model.logits(ids, adapter=name)
-        sequence = _core.TokenSequence(model._core_model, core_adapter(model, name))
+        sequence = context_of(model, name)
         sequence.extend(int32(*ids[:9]), logits="none")
         sequence.extend(int32(*ids[9:-2]), logits="last")
         assert difference(sequence.logits(), expected[-3:-2]) < REORDERED
@@ -154,7 +151,7 @@ def test_generations_choose_their_adapter(adapted: gemlet.Model) -> None:
 
 
 def test_layers_that_share_keys_ignore_projections_of_their_own(tmp_path: Path) -> None:
-    """Older versions of transformers gave such layers a k_proj and a v_proj that nothing reads."""
+    """Older versions of transformers wrote a k_proj and a v_proj for such layers. Nothing reads them."""
     name = "gemma3n-shared"
     ids, expected = read_golden(name)
     tensors = dict(read_tensors(ADAPTERS / name / "adapter_model.safetensors"))
@@ -176,6 +173,6 @@ def test_an_adapter_of_another_model_is_refused(adapted: gemlet.Model) -> None:
     adapter = core_adapter(adapted, "gemma3-plain")
     with gemlet.load(threads=1) as other:
         with pytest.raises(gemlet.InvalidRequestError, match="another model"):
-            other._core_model.batch_logits([[2]], [adapter])
+            core_of(other).batch_logits([[2]], [adapter])
         with pytest.raises(gemlet.InvalidRequestError, match="another model"):
-            _core.TokenSequence(other._core_model, adapter)
+            _core.TokenSequence(core_of(other), adapter)

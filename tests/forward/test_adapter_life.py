@@ -1,4 +1,4 @@
-"""What adapters beside a model take, from loading to the end of the last stream that uses them."""
+"""The memory and the names of adapters, from loading to the end of the last stream that uses them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 from golden.folders import HERE
-from support.adapters import (
-    ADAPTERS,
-    ON_270M,
-    read_golden,
-)
-from support.processes import run_python
+from support.adapters import ADAPTERS, ON_270M, read_golden
+from support.inside import core_of
+from support.processes import run_program
+from support.programs import adapters
 
 import gemlet
 from gemlet import _core
@@ -29,7 +27,7 @@ def model() -> Iterator[gemlet.Model]:
         yield loaded
 
 
-def test_what_an_adapter_says_of_itself(model: gemlet.Model) -> None:
+def test_the_description_of_an_adapter(model: gemlet.Model) -> None:
     adapter = model.load_adapter(ADAPTERS / "gemma3-patterns", "mine")
     assert adapter.name == "mine"
     assert adapter.source == str(ADAPTERS / "gemma3-patterns")
@@ -48,11 +46,11 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         loaded = {name: free.load_adapter(ADAPTERS / name) for name in ON_270M}
         size = {name: adapter.memory_bytes for name, adapter in loaded.items()}
         first, second = sorted(ON_270M, key=lambda name: -loaded[name].ranks[-1])[:2]
-        scratch = free._core_model.adapter_scratch_bytes(loaded[first].ranks[-1])
-        assert 0 < free._core_model.adapter_scratch_bytes(1) < scratch
+        scratch = core_of(free).adapter_scratch_bytes(loaded[first].ranks[-1])
+        assert 0 < core_of(free).adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        model._spare_memory = scratch + size[first] - 1  # the process itself may have grown
+        model._spare_memory = scratch + size[first] - 1  # set here, because the process itself may have grown
         with pytest.raises(MemoryLimitError, match=f"{first}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / first)
         model._spare_memory = scratch + size[first] + size[second] - 1
@@ -68,7 +66,7 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
             model.load_adapter(ADAPTERS / name)
 
 
-def test_names_are_taken_once_and_must_be_loaded(model: gemlet.Model) -> None:
+def test_a_name_is_given_once_and_must_be_loaded(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     with pytest.raises(gemlet.InvalidRequestError, match="expected the name of a loaded one"):
         model.generate(ids, adapter="gemma3-plain")
@@ -85,7 +83,7 @@ def test_names_are_taken_once_and_must_be_loaded(model: gemlet.Model) -> None:
         model.unload_adapter("other")
 
 
-def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model) -> None:
+def test_an_unloaded_adapter_stays_until_its_streams_end(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
     model.load_adapter(ADAPTERS / "gemma3-plain")
@@ -95,7 +93,7 @@ def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model
     next(stream)
     model.unload_adapter("gemma3-plain")
     assert model.adapters == {}
-    assert model.memory()["adapters"] == used  # by the stream
+    assert model.memory()["adapters"] == used  # the stream still uses it
     other = model.load_adapter(ADAPTERS / "gemma3-rslora", "gemma3-plain")  # the name is free
     assert model.memory()["adapters"] == used + other.memory_bytes
     for _ in stream:
@@ -104,7 +102,7 @@ def test_an_unloaded_adapter_serves_its_streams_to_their_end(model: gemlet.Model
     assert model.memory()["adapters"] == other.memory_bytes
 
 
-def test_what_a_stream_still_uses_is_not_given_out_again(model: gemlet.Model) -> None:
+def test_memory_that_a_stream_still_uses_is_not_given_to_another_adapter(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     first = model.load_adapter(ADAPTERS / "gemma3-plain", "first")
     model._spare_memory = model._adapter_scratch + first.memory_bytes
@@ -117,10 +115,10 @@ def test_what_a_stream_still_uses_is_not_given_out_again(model: gemlet.Model) ->
 
 
 @pytest.mark.parametrize("names", [("first", "second"), ("first", "first")])
-def test_loads_at_the_same_time_share_neither_room_nor_name(
+def test_two_loads_at_the_same_time_do_not_get_the_same_room_or_name(
     model: gemlet.Model, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
 ) -> None:
-    """The second begins while the first, which has been checked, is being built."""
+    """The first adapter was checked and is being built when the second load begins."""
     path = ADAPTERS / "gemma3-plain"
     size = model.load_adapter(path, "measured").memory_bytes
     model.unload_adapter("measured")
@@ -160,70 +158,14 @@ def test_a_closed_model_takes_no_adapter(model: gemlet.Model) -> None:
     with pytest.raises(gemlet.ModelClosedError):
         model.load_adapter(ADAPTERS / "gemma3-rslora")
     with pytest.raises(gemlet.ModelClosedError):
-        _core.AdapterBuilder(model._core_model)
+        _core.AdapterBuilder(core_of(model))
 
 
 def test_memory_comes_back_when_an_adapter_goes() -> None:
-    run_python("""
-    import gemlet, json
-    import numpy as np
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-    from support.processes import resident
-    from support.tiny_models import safetensors_bytes
-    from gemlet.weights.slots import expected_slots
-    from gemlet.loading.random_model import random_model
-    with TemporaryDirectory() as folder, random_model("gemma3-270m", weights="q4", threads=1) as model:
-        slots = expected_slots(model.config)
-        tensors = {}
-        for layer in range(model.config.num_layers):
-            rows, cols = slots[f"layers.{layer}.up_proj"]
-            at = f"base_model.model.model.layers.{layer}.mlp.up_proj.lora_"
-            tensors[at + "A.weight"] = np.ones((256, cols), np.float32)
-            tensors[at + "B.weight"] = np.ones((rows, 256), np.float32)
-        config = {"peft_type": "LORA", "r": 256, "lora_alpha": 1, "target_modules": ["up_proj"]}
-        Path(folder, "adapter_config.json").write_text(json.dumps(config))
-        Path(folder, "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
-        del tensors
-        def use():
-            adapter = model.load_adapter(folder, "a")
-            size = adapter.memory_bytes / 2**20
-            loaded = resident()
-            model.generate([2, 5], adapter="a", max_tokens=2)
-            model.unload_adapter("a")
-            return size, loaded
-        use()
-        before = resident()
-        for _ in range(5):
-            size, loaded = use()
-            assert size > 20
-            assert before + 0.8 * size < loaded < before + size + 20, (before, size, loaded)
-        assert resident() < before + 5, (before, resident())
-    """)
+    run_program(adapters.load_and_unload)
 
 
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 def test_the_scratch_of_adapters_is_what_a_pass_takes(weights: str) -> None:
-    """Which form the kernels take an input in depends on the tier, and with it what must be prepared."""
-    run_python(f"""
-    import numpy as np
-    from support.core_models import int32, layer_config, model_config, random_core
-    from gemlet import _core
-    from support.processes import resident
-    width, rank = 2**14, 8
-    config = model_config(layer_config(intermediate_size=width), max_context=2048)
-    core = random_core(config, weights="{weights}")
-    builder = _core.AdapterBuilder(core)
-    for slot, rows, cols in (("gate_proj", width, 64), ("up_proj", width, 64), ("down_proj", 64, width)):
-        a, b = np.full((rank, cols), 0.01, np.float32), np.full((rows, rank), 0.01, np.float32)
-        builder.add(f"layers.0.{{slot}}", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
-    adapter = builder.finish()
-    ids = np.arange(512, dtype=np.int32) % 96
-    _core.TokenSequence(core).extend(ids, logits="all")
-    before = resident()
-    _core.TokenSequence(core, adapter).extend(ids, logits="all")
-    grown = (resident() - before) * 2**20
-    expected = core.adapter_scratch_bytes(rank)
-    assert expected > 2 * width * 512 * 4
-    assert 0.9 * expected < grown < 1.05 * expected + 2**21, (grown, expected)
-    """)
+    """The form in which kernels take an input depends on the tier, so the prepared inputs do too."""
+    run_program(adapters.fill_the_scratch, weights)

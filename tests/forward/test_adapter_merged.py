@@ -1,4 +1,4 @@
-"""Adapters merged into a model, and those named on the command line."""
+"""Adapters that are merged into a model, and adapters on the command line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
-from support.adapters import (
-    ADAPTERS,
-    base_of,
-    difference,
-    read_golden,
-    write_adapter,
-)
+from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
+from support.feeding import difference
 
 import gemlet
 from gemlet.packing.blocks import blocks
@@ -26,7 +21,7 @@ from gemlet.sources.opening import open_source
 pytestmark = pytest.mark.tier
 
 
-def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
+def test_merged_tensors_are_the_sums_for_any_size_of_block() -> None:
     name = "gemma3-plain"
     tensors = read_tensors(ADAPTERS / name / "adapter_model.safetensors")
     at = "base_model.model.model.layers.2.mlp.up_proj.lora_"
@@ -48,7 +43,7 @@ def test_merged_tensors_are_the_sums_whatever_the_blocks() -> None:
 
 
 def test_merging_takes_little_memory(tmp_path: Path) -> None:
-    """A matrix of 16 MB, merged in blocks: loading stays below what the model takes when it runs."""
+    """A matrix of 16 MB is merged in blocks. Loading takes less memory than the model does when it runs."""
     from support.real_shapes import write_real_shape_hole
 
     write_real_shape_hole(tmp_path / "model", "gemma3-1b")
@@ -81,7 +76,7 @@ def test_converted_and_cached_models_have_the_adapter_in_them(
     gemlet.convert(base, tmp_path / "q8", weights="q8", threads=1, merge_adapter=path)
     with gemlet.load(tmp_path / "q8", threads=1) as packed:
         np.testing.assert_array_equal(packed.logits(ids), expected)
-        packed.load_adapter(ADAPTERS / "gemma3-rslora")  # another one, beside what is merged
+        packed.load_adapter(ADAPTERS / "gemma3-rslora")  # another adapter, beside the merged one
         assert difference(packed.logits(ids, adapter="gemma3-rslora"), expected) > 0.1
     with pytest.raises(gemlet.InvalidRequestError, match="is packed"):
         gemlet.load(tmp_path / "q8", threads=1, merge_adapter=path)
@@ -89,7 +84,7 @@ def test_converted_and_cached_models_have_the_adapter_in_them(
     options: dict[str, Any] = {"weights": "q8", "threads": 1, "cache": True}
     with gemlet.load(base, **options) as plain:
         alone = plain.logits(ids)
-    for _ in range(2):  # made, then found
+    for _ in range(2):  # first written to the cache, then found there
         with gemlet.load(base, merge_adapter=path, **options) as cached:
             np.testing.assert_array_equal(cached.logits(ids), expected)
     with gemlet.load(base, merge_adapter=ADAPTERS / "gemma3-rslora", **options) as other:

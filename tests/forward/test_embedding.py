@@ -1,4 +1,4 @@
-"""Embedding models: reference and product against the official implementation; what embed() takes."""
+"""Embedding models: reference and product, compared with the official implementation, and embed()."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from reference import attention as reference_attention
 from reference.forward import embedding
 from reference.model import Model
 from support.gguf_models import convert_folder, convert_tensors, metadata, read_folder, typed, write_gguf
+from support.inside import context_of, core_of, taps_of
 from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 from support.tokenizer_files import BOOL, U32
 
 import gemlet
-from gemlet import _core
 from gemlet.cli import main
 from gemlet.config import parse_config, read_config
 from gemlet.model.embedding import passes
@@ -72,7 +72,7 @@ def test_reference_agrees_with_the_official_implementation(name: str, dtype: Any
 def test_product_agrees_with_the_official_implementation(name: str, threads: int) -> None:
     golden = read_golden(name)
     with gemlet.load(HERE / name, weights="f32", threads=threads) as model:
-        taps = model._core_model.taps(golden["ids"].astype(np.int32))
+        taps = taps_of(model, golden["ids"])
         vector = model.embed([golden["ids"].tolist()])
     errors = tap_errors(golden, taps)
     for tap in expected_taps(BY_NAME[name]):  # in order of computation
@@ -105,7 +105,7 @@ def test_golden_notices_a_mistake(monkeypatch: pytest.MonkeyPatch, mistake: str)
 
 
 # --- Configuration ------------------------------------------------------------------------------------------
-def test_the_window_of_the_file_has_two_sides() -> None:
+def test_the_window_in_the_file_counts_both_sides() -> None:
     config = read_config(FOLDER)
     assert config.bidirectional
     assert {layer.sliding_window for layer in config.layers} == {7, 0}
@@ -133,7 +133,7 @@ def test_a_model_with_images_is_no_embedding_model(place: str) -> None:
         ("q4", None, 0.9),
     ],
 )
-def test_every_format_points_the_same_way(
+def test_vectors_of_every_format_point_the_same_way(
     name: str, weights: str, kv_cache: str | None, least: float
 ) -> None:
     golden = read_golden(name)
@@ -151,7 +151,7 @@ def test_bf12_has_the_bits_of_bf16(name: str) -> None:
     np.testing.assert_array_equal(*vectors)
 
 
-def test_a_text_is_the_same_beside_others(model: gemlet.Model) -> None:
+def test_a_text_has_the_same_vector_beside_others(model: gemlet.Model) -> None:
     random = np.random.default_rng(5)
     texts = [random.integers(4, 139, n).tolist() for n in (1, 2, 64, 3, 300, 65, 700, 5, *[7] * 40)]
     together = model.embed(texts)
@@ -162,7 +162,7 @@ def test_a_text_is_the_same_beside_others(model: gemlet.Model) -> None:
     assert model.embed([]).shape == (0, 40)
 
 
-def test_dimensions_are_the_first_ones_of_length_one(model: gemlet.Model) -> None:
+def test_dimensions_gives_the_first_ones_at_length_one(model: gemlet.Model) -> None:
     ids = [[2, 5, 6, 7, 1]]
     whole, part = model.embed(ids), model.embed(ids, dimensions=16)
     np.testing.assert_allclose(part, whole[:, :16] / np.linalg.norm(whole[:, :16]), atol=1e-6)
@@ -212,7 +212,7 @@ def test_packed_model_gives_the_same_bits(
     with gemlet.load(packed, threads=1) as loaded:
         np.testing.assert_array_equal(loaded.embed(ids), model.embed(ids))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for _ in range(2):  # made, and found
+    for _ in range(2):  # first written to the cache, then found there
         with gemlet.load(FOLDER, weights="f32", threads=1, cache=True) as cached:
             np.testing.assert_array_equal(cached.embed(ids), model.embed(ids))
 
@@ -242,7 +242,7 @@ def change_json(path: Path, **changes: Any) -> None:
         ),
     ],
 )
-def test_modules_that_compute_something_else(
+def test_modules_that_gemlet_does_not_compute_are_refused(
     tmp_path: Path, file: str, changes: dict[str, Any], message: str
 ) -> None:
     folder = shutil.copytree(FOLDER, tmp_path / "model")
@@ -271,7 +271,7 @@ def test_modules_that_compute_something_else(
         ),
     ],
 )
-def test_other_modules(tmp_path: Path, modules: Any, message: str) -> None:
+def test_other_lists_of_modules_are_refused(tmp_path: Path, modules: Any, message: str) -> None:
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(gemlet.ConfigError, match=message):
@@ -362,7 +362,7 @@ def test_command_line(
     assert "writes text and makes no embeddings" in capsys.readouterr().err
 
 
-def test_inspect_says_what_it_is() -> None:
+def test_inspect_describes_an_embedding_model() -> None:
     found = gemlet.inspect(FOLDER)
     text = str(found)
     assert "embedding  40 numbers; dense layers 88, 40; prompts 'query', 'document'" in text
@@ -374,12 +374,12 @@ def test_inspect_says_what_it_is() -> None:
     assert described["prompts"]["query"] == "task: search result | query: "
 
 
-def test_plan_has_a_pass_over_the_longest_text() -> None:
+def test_the_plan_counts_a_pass_over_the_longest_text() -> None:
     short, long = (gemlet.inspect(FOLDER, max_context=tokens).plan for tokens in (512, 2048))
     rows = (long.activations - short.activations) / (2048 - 512)
     assert rows > 4 * 48 * 4
-    # One layer of each kind at a time: keys and values of 32 texts, 512 tokens together, in blocks of 64; one
-    # head of 24 (values padded to 32).
+    # One layer of each kind at a time: keys and values of 32 texts with 512 tokens together, in blocks of 64.
+    # There is one head of 24, whose values are padded to 32.
     assert long.kv_cache == short.kv_cache == 2 * (32 + 8) * 64 * (24 + 32) * 4
 
 
@@ -406,7 +406,7 @@ def test_gguf_agrees_with_the_official_implementation(tmp_path: Path, name: str)
         assert error(model.embed([golden["ids"].tolist()])[0], golden["embedding"]) < TOLERANCE
 
 
-def test_gguf_says_the_sizes_of_dense_layers_and_more(tmp_path: Path) -> None:
+def test_gguf_has_the_sizes_of_dense_layers_and_more(tmp_path: Path) -> None:
     sizes = {"dense_2_feat_in": 48, "dense_2_feat_out": 88, "dense_3_feat_in": 88, "dense_3_feat_out": 40}
     given = {key: (U32, value) for key, value in sizes.items()} | {"attention__causal": (BOOL, False)}
     with gemlet.load(convert_folder(FOLDER, tmp_path / "model.gguf", **given), threads=1) as model:
@@ -421,7 +421,7 @@ def test_gguf_says_the_sizes_of_dense_layers_and_more(tmp_path: Path) -> None:
             gemlet.load(path)
 
 
-def test_gguf_without_dense_layers_is_the_mean(tmp_path: Path) -> None:
+def test_gguf_without_dense_layers_gives_the_mean(tmp_path: Path) -> None:
     golden = read_golden("embeddinggemma")
     config, tensors = read_folder(FOLDER)
     trunk = {tensor: values for tensor, values in tensors.items() if "_Dense" not in tensor}
@@ -446,9 +446,9 @@ def test_an_embedding_model_writes_no_text(model: gemlet.Model) -> None:
         ):
             call()
     with pytest.raises(gemlet.UnsupportedError, match="makes embeddings"):
-        _core.TokenSequence(model._core_model)
+        context_of(model)
     with pytest.raises(gemlet.InvalidRequestError, match="embeddings of whole texts, nothing else"):
-        model._core_model.batch_logits([[2, 5]], [None])
+        core_of(model).batch_logits([[2, 5]], [None])
 
 
 def test_a_model_that_writes_text_makes_no_embeddings() -> None:
@@ -458,7 +458,7 @@ def test_a_model_that_writes_text_makes_no_embeddings() -> None:
         ):
             model.embed("text")
         with pytest.raises(gemlet.UnsupportedError, match="makes no embeddings"):
-            model._core_model.embed([[2, 5]])
+            core_of(model).embed([[2, 5]])
         assert model.prompts == {}
 
 

@@ -1,12 +1,10 @@
-"""A mixture of experts reads the experts that its tokens are routed to, and no others.
+"""A mixture of experts reads the experts to which its tokens are routed, and no others.
 
-In a process of its own, the pages of all others in the mapped file are taken away for the time of one forward
-pass: a read of one ends the process. Which experts a token is routed to is what the NumPy reference says.
-"""
+The test runs in a process of its own. During a forward pass, the pages of all other experts in the mapped
+file cannot be read: a read ends the process. The NumPy reference says to which experts a token is routed."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from numpy.typing import NDArray
 from reference import experts
 from reference.forward import forward
 from reference.model import Cache, Model
-from support.processes import run_python, start_python
+from support.processes import run_program, start_program
+from support.programs.experts import extend_with_others_protected
 from support.tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
@@ -24,61 +23,15 @@ from gemlet.weights.formats import PRESETS
 
 pytestmark = pytest.mark.tier
 
-# Each matrix of an expert has a whole page of memory in it, in every format (pages of 4 KiB).
+# In every format, each matrix of an expert contains a whole page of memory (4 KiB).
 SIZES = {"hidden_size": 256, "moe_intermediate_size": 96, "num_experts": 12, "top_k_experts": 2}
 CONFIG = CONFIGS["gemma4_experts"] | SIZES
 PROMPT, LAST = [2, 17], 64
-MARGIN = 0.25  # between the scores of the last expert chosen and the first that is not: rounding is below it
-
-RUN = """
-    import ctypes, json, mmap, struct, sys
-    import numpy as np
-    import gemlet
-    from gemlet import _core
-
-    folder, steps = json.loads({arguments!r})
-    path = folder + "/model.safetensors"
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    places = {{name: [8 + length + at for at in entry["data_offsets"]] for name, entry in header.items()
-              if ".experts." in name}}
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def protect(mode, kept):
-        '''Whole pages of experts' matrices, but of those in kept [layer][expert].'''
-        with open("/proc/self/maps") as file:
-            maps = [line.split(maxsplit=5) for line in file if line.rstrip().endswith(path)]
-        assert maps
-        for name, (begin, end) in places.items():
-            _, layer, _, expert, _ = name.split(".")
-            if int(expert) in kept[int(layer)]:
-                continue
-            begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-            if begin >= end:
-                continue
-            for at, _, offset, *_ in maps:
-                low, high = (int(part, 16) for part in at.split("-"))
-                start = low + begin - int(offset, 16)
-                if low <= start and start + end - begin <= high:
-                    if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(end - begin), mode):
-                        raise OSError(ctypes.get_errno())
-                    break
-            else:
-                raise AssertionError(name + " is not mapped")
-
-    with gemlet.load(folder, threads=1) as model:
-        sequence = _core.TokenSequence(model._core_model)
-        for ids, kept in steps:
-            protect(0, kept)
-            sequence.extend(ids)
-            protect(mmap.PROT_READ, kept)
-            print(json.dumps(sequence.logits()[0].tolist()))
-"""
+MARGIN = 0.25  # between the last chosen expert's score and the next one; rounding is below it
 
 
 def routes(folder: Path, ids: list[list[int]]) -> list[list[set[int]]]:
-    """Of each pass in ``ids``, the experts of each layer that its tokens are routed to."""
+    """For each pass in ``ids``, the experts in each layer to which its tokens are routed."""
     model, cache, found = Model.open(folder), Cache(), []
     plain = experts.route
     try:
@@ -111,9 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("experts"), CONFIG, tensors=tensors)
 
 
-def code(folder: Path, steps: list[tuple[list[int], list[set[int]]]]) -> str:
-    given = [(ids, [sorted(kept) for kept in layers]) for ids, layers in steps]
-    return RUN.format(arguments=json.dumps([folder.as_posix(), given]))
+def steps_of(prompt: list[set[int]], last: list[set[int]]) -> list[tuple[list[int], list[set[int]]]]:
+    return [(PROMPT, prompt), ([LAST], last)]
 
 
 @pytest.mark.parametrize("weights", PRESETS)
@@ -122,18 +74,18 @@ def test_no_other_expert_is_read(tmp_path: Path, folder: Path, weights: str) -> 
     prompt, last = routes(folder, [PROMPT, [LAST]])
     assert all(len(kept) == 2 for kept in last)
     assert all(len(kept) < 5 for kept in prompt)
-    lines = run_python(code(tmp_path / "packed", [(PROMPT, prompt), ([LAST], last)])).splitlines()
+    found = run_program(extend_with_others_protected, tmp_path / "packed", steps_of(prompt, last))
     with gemlet.load(tmp_path / "packed", threads=1) as model:
         expected = [model.logits(PROMPT)[-1], model.logits([*PROMPT, LAST])[-1]]
-    for line, logits in zip(lines, expected, strict=True):
-        np.testing.assert_array_equal(np.float32(json.loads(line)), logits)
+    for logits, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(logits, wanted)
 
 
 def test_a_read_would_be_noticed(tmp_path: Path, folder: Path) -> None:
     gemlet.convert(folder, tmp_path / "packed", weights="q4", threads=1)
     prompt, last = routes(folder, [PROMPT, [LAST]])
     last[1].pop()
-    done = start_python(code(tmp_path / "packed", [(PROMPT, prompt), ([LAST], last)]))
+    done = start_program(extend_with_others_protected, tmp_path / "packed", steps_of(prompt, last))
     assert done.returncode != 0
     assert "Segmentation fault" in done.stderr
     assert len(done.stdout.splitlines()) == 1

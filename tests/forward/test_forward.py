@@ -1,21 +1,21 @@
-"""The C++ forward pass against the golden taps of the official implementation, in float32.
+"""The C++ forward pass in float32, compared with the golden taps of the official implementation.
 
-Every published structure of every family is opened with gemlet.load(), as a user would open it, and must give
-the official taps, logits and greedy text, however its tokens are fed: whole, in chunks, one by one,
-beside another context, on one thread or two.
-"""
+gemlet.load() opens every published structure of every family, as a user would. The model must give the
+official taps, logits and greedy text however its tokens are fed: all at once, in chunks, one by one, beside
+another context, and on one thread or two."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
-from support.core_models import VOCAB, builder_of, layer_config, model_config
+from support.core_models import VOCAB, builder_of, int32, layer_config, model_config
+from support.feeding import REORDERED, difference, feed
+from support.inside import context_of, taps_of
 
 import gemlet
 from gemlet import _core
@@ -23,9 +23,7 @@ from gemlet import _core
 pytestmark = pytest.mark.tier
 
 Floats = NDArray[np.float32]
-# Two float32 evaluations of the same thing in another order of additions.
-REORDERED = 5e-5
-# Taps behind all layers.
+# Taps after all layers.
 END = {"final_norm", "logits"}
 # Variants whose last layers read the keys and values of earlier ones.
 SHARING = {"gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced", "gemma4-e2b", "gemma4-e4b", "gemma4-far"}
@@ -44,42 +42,15 @@ def model(name: str) -> Iterator[gemlet.Model]:
 
 @pytest.fixture(scope="module")
 def golden(name: str) -> dict[str, NDArray[Any]]:
-    return read_golden(name)
-
-
-def int32(ids: NDArray[Any]) -> NDArray[np.int32]:
-    return np.ascontiguousarray(ids, dtype=np.int32)
-
-
-def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
-    """Logits [n, vocab] of ids fed to a fresh context in pieces of `sizes`, the last of them repeated."""
-    sequence = _core.TokenSequence(model._core_model)
-    rows, at = [], 0
-    try:
-        for size in chain(sizes, repeat(sizes[-1])):
-            if at >= len(ids):
-                break
-            sequence.extend(int32(ids[at : at + size]), logits="all")
-            rows.append(sequence.logits().copy())
-            at += size
-        assert sequence.length == len(ids)
-        assert sequence.token_ids == ids.tolist()
-    finally:
-        sequence.close()
-    return np.concatenate(rows)
-
-
-def difference(got: Floats, expected: Floats) -> float:
-    assert got.shape == expected.shape
-    assert np.isfinite(got).all()
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
+    tensors = read_golden(name)
+    return tensors | {"ids": tensors["ids"].astype(np.int32)}
 
 
 # --- The official results -----------------------------------------------------------------------------------
 def test_taps_agree_with_the_official_implementation(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]]
 ) -> None:
-    taps = model._core_model.taps(int32(golden["ids"]))
+    taps = taps_of(model, golden["ids"])
     expected = expected_taps(BY_NAME[name])
     assert not set(expected) - taps.keys()
     for tap in expected:
@@ -87,7 +58,7 @@ def test_taps_agree_with_the_official_implementation(
         assert taps[tap].shape == (len(golden["ids"]), golden[tap].shape[1])
         assert np.isfinite(taps[tap]).all()
     errors = tap_errors(golden, taps)
-    for tap in expected:  # in order of computation: the message names where it first went wrong
+    for tap in expected:  # in order of computation, so that the message names the first wrong tap
         assert errors[tap] < TOLERANCE, f"{tap}: {errors[tap]:.1e}; worst {max(errors.values()):.1e}"
 
 
@@ -131,11 +102,13 @@ def test_prefill_that_ends_at_the_window_then_decodes(
     assert difference(alone, logits[:first]) < REORDERED
 
 
-def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
+def test_the_logits_of_last_and_none_are_rows_of_all(
+    model: gemlet.Model, golden: dict[str, NDArray[Any]]
+) -> None:
     ids = golden["ids"]
-    sequence = _core.TokenSequence(model._core_model)
-    sequence.extend(int32(ids[:20]), logits="none")
-    sequence.extend(int32(ids[20:]), logits="last")
+    sequence = context_of(model)
+    sequence.extend(ids[:20], logits="none")
+    sequence.extend(ids[20:], logits="last")
     last = sequence.logits()
     sequence.close()
     assert last.shape == (1, golden["logits"].shape[1])
@@ -147,33 +120,34 @@ def test_last_and_none_are_rows_of_all(model: gemlet.Model, golden: dict[str, ND
 def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
     model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, chunk: int
 ) -> None:
-    """Tokens without logits leave the pass when the last layer with a cache has their keys and values."""
+    """A token without logits leaves the pass after the last layer with a cache has its keys and values."""
     ids = golden["ids"]
     first = len(ids) - 3
     expected = model.logits(ids.tolist())
-    sequence = _core.TokenSequence(model._core_model)
+    sequence = context_of(model)
     for at in range(0, first, chunk):
         end = min(at + chunk, first)
-        sequence.extend(int32(ids[at:end]), logits=wanted)
+        sequence.extend(ids[at:end], logits=wanted)
         assert len(sequence.logits()) == (1 if wanted == "last" else 0)
         if wanted == "last":
             assert difference(sequence.logits(), expected[end - 1 : end]) < REORDERED
-    sequence.extend(int32(ids[first:]), logits="all")
+    sequence.extend(ids[first:], logits="all")
     assert difference(sequence.logits(), expected[first:]) < REORDERED
     sequence.close()
 
 
 @pytest.mark.parametrize(("wanted", "rows"), [("none", 0), ("last", 1), ("all", 38)])
-def test_from_the_last_cache_on_only_the_wanted_rows_are_computed(
+def test_layers_after_the_last_cache_compute_only_the_wanted_rows(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, rows: int
 ) -> None:
-    """What a tap shows is what was computed. Of other tokens that layer makes the keys and values alone."""
-    ids = int32(golden["ids"][:38])
-    taps = model._core_model.taps(ids, logits=wanted)
+    """A tap shows the rows that were computed. For other tokens, the last layer with a cache computes only
+    keys and values."""
+    ids = golden["ids"][:38]
+    taps = taps_of(model, ids, logits=wanted)
     layers = model.config.layers
     last = max(i for i, layer in enumerate(layers) if layer.kv_source < 0)
     assert (last + 1 < len(layers)) == (name in SHARING)
-    whole = model._core_model.taps(ids)
+    whole = taps_of(model, ids)
     for tap, values in whole.items():
         layer = int(tap.split(".")[1]) if tap.startswith("layers.") else len(layers) if tap in END else -1
         expected = values if layer < last else values[len(values) - rows :]
@@ -183,17 +157,17 @@ def test_from_the_last_cache_on_only_the_wanted_rows_are_computed(
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
-    """Fed in turns, each gives bit for bit what it gives alone."""
+    """The contexts are fed in turns. Each gives the bits that it gives alone."""
     ids = golden["ids"][:41]
     texts = [ids, np.concatenate([ids[:1], ids[:0:-1]])]
     pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]
     assert sum(pieces) == len(ids)
     together: list[list[Floats]] = [[], []]
-    sequences = [_core.TokenSequence(model._core_model) for _ in texts]
+    sequences = [context_of(model) for _ in texts]
     at = 0
     for piece in pieces:
         for text, sequence, rows in zip(texts, sequences, together, strict=True):
-            sequence.extend(int32(text[at : at + piece]), logits="all")
+            sequence.extend(text[at : at + piece], logits="all")
             rows.append(sequence.logits().copy())
         at += piece
     for sequence in sequences:
@@ -214,7 +188,7 @@ def test_the_same_bits_on_one_thread_and_two(
     ids = golden["ids"]
     with gemlet.load(HERE / name, weights="f32", threads=2) as two:
         assert (model.threads, two.threads) == (1, 2)
-        one_taps, two_taps = (m._core_model.taps(int32(ids)) for m in (model, two))
+        one_taps, two_taps = (taps_of(m, ids) for m in (model, two))
         assert one_taps.keys() == two_taps.keys()
         for tap, value in one_taps.items():
             np.testing.assert_array_equal(value, two_taps[tap], err_msg=tap)
@@ -222,11 +196,11 @@ def test_the_same_bits_on_one_thread_and_two(
         np.testing.assert_array_equal(feed(model, short, [10, 1]), feed(two, short, [10, 1]))
 
 
-# --- Work that sparsity makes unnecessary -------------------------------------------------------------------
+# --- Work that sparsity saves -------------------------------------------------------------------------------
 
 
 def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
-    """One layer of Gemma 3n whose last panel of 16 lanes is cut short; ``spoil`` fills one row of up_proj."""
+    """One layer of Gemma 3n. Its last panel has fewer than 16 lanes. ``spoil`` fills one row of up_proj."""
     layer = layer_config(
         intermediate_size=647, activation_sparsity=1.6448536, sliding_window=0, v_norm=True, query_scale=1.0
     )
@@ -250,18 +224,19 @@ def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
 def test_skipped_lanes_change_no_bit(weights: str) -> None:
     core = sparse_model(weights)
     for token in range(5, 25):
-        alone = core.taps(int32(np.array([token])))  # skips what its gate closes
-        beside = core.taps(int32(np.array([token, 7])))  # two rows: computes everything
+        alone = core.taps(int32(token))  # skips the lanes that its gate closes
+        beside = core.taps(int32(token, 7))  # with two rows, everything is computed
         np.testing.assert_array_equal(alone["layers.0.mlp"][0], beside["layers.0.mlp"][0])
 
 
-def test_what_the_gate_closes_is_not_computed() -> None:
-    """A row of weights that overflows is met by a closed gate: 0 times infinity if it were computed."""
+def test_lanes_that_the_gate_closes_are_not_computed() -> None:
+    """A row of weights overflows where the gate is closed. If it were computed, 0 times infinity would
+    show."""
     core = sparse_model("f32", spoil=3e38)
     finite = []
     for token in range(VOCAB):
-        one, two = (core.taps(int32(np.array(ids)))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
+        one, two = (core.taps(int32(*ids))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
         assert not np.isfinite(two).all()
         finite.append(bool(np.isfinite(one).all()))
-    # The row's panel of 16 lanes is closed as a whole with 0.95**16 = 44 %.
+    # The gate closes all 16 lanes of the row's panel with a probability of 0.95**16 = 44 %.
     assert 0.2 < np.mean(finite) < 0.7

@@ -1,10 +1,10 @@
-"""The forward pass with weights in every format: prefill and decode agree, whatever kernels they use.
+"""The forward pass with weights in every format: prefill and decode agree, whichever kernels they use.
 
-A tier with a matrix unit takes other kernels from 16 rows on: activations in bf16 where decode may
-have them in int8, weights rounded to bf16. Each is a rounding of its own, so the two agree within
-BOUNDS, of the largest logit, and more closely on all other tiers. That is seen on the bundled
-model, which was trained; the logits of the golden models, whose weights are random, follow every
-rounding wildly, so there only the last token differs.
+From 16 rows on, a tier with a matrix unit uses other kernels. They take activations in bf16 where decode may
+take int8, and they round weights to bf16. Each of these roundings is different, so prefill and decode agree
+within BOUNDS, relative to the largest logit. On all other tiers they agree more closely. The bundled model,
+which was trained, shows this for a whole text. The golden models have random weights, and their logits react
+strongly to every rounding; with them only the last token is decoded.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, HERE, read_golden
 from numpy.typing import NDArray
+from support.feeding import REORDERED, difference, feed
 from support.paths import DATA
-from test_forward import REORDERED, difference, feed
 
 import gemlet
 
@@ -52,8 +52,10 @@ def test_prefill_and_decode_agree(weights: str, model: gemlet.Model, ids: NDArra
         assert difference(logits, decoded[:length]) < BOUNDS[weights], length
 
 
-def test_a_token_does_not_see_how_many_follow(model: gemlet.Model, ids: NDArray[np.int32]) -> None:
-    """Bit for bit, as long as the same kernels run."""
+def test_the_logits_of_a_token_do_not_depend_on_how_many_follow(
+    model: gemlet.Model, ids: NDArray[np.int32]
+) -> None:
+    """The bits are the same as long as the same kernels run."""
     whole = model.logits(ids.tolist())
     for length in LENGTHS[1:]:
         np.testing.assert_array_equal(model.logits(ids[:length].tolist()), whole[:length])
@@ -61,7 +63,7 @@ def test_a_token_does_not_see_how_many_follow(model: gemlet.Model, ids: NDArray[
 
 @pytest.mark.parametrize("name", [None, *ALL_NAMES])
 def test_bf12_has_the_bits_of_bf16(name: str | None) -> None:
-    """In a prompt and in decoding, in every family and in the bundled model."""
+    """In a prompt and in decoding, for every family and for the bundled model."""
     seen = []
     for weights in ("bf16", "bf12"):
         with gemlet.load(name and HERE / name, weights=weights, threads=1) as loaded:

@@ -1,4 +1,4 @@
-"""MatFormer: a model cut while it loads is, bit for bit, the one whose weights were cut and saved."""
+"""MatFormer: a model that is cut while it loads has the bits of a model whose weights were cut and saved."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cut_and_save(
     widths: list[int],
     skipped: list[int],
 ) -> Path:
-    """As MatFormer Lab does it (google-gemini/gemma-cookbook): the whole checkpoint, cut in NumPy."""
+    """Cuts the whole checkpoint in NumPy, as MatFormer Lab does (google-gemini/gemma-cookbook)."""
     layers = config["num_hidden_layers"]
     kept = [i for i in range(layers) if i not in skipped]
     cut: dict[str, NDArray[Any]] = {}
@@ -86,7 +86,7 @@ CASES: list[tuple[Any, list[int], list[int]]] = [
 
 @pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
 @pytest.mark.parametrize(("matformer", "widths", "skipped"), CASES)
-def test_a_cut_is_the_model_that_was_cut_and_saved(
+def test_a_cut_model_equals_the_model_that_was_cut_and_saved(
     tmp_path: Path, weights: str, matformer: Any, widths: list[int], skipped: list[int]
 ) -> None:
     tensors = weights_of(LARGE)
@@ -108,8 +108,8 @@ def test_a_cut_is_the_model_that_was_cut_and_saved(
         np.testing.assert_array_equal(loaded.logits(IDS), expected)
 
 
-def test_a_converted_cut_of_other_files(tmp_path: Path) -> None:
-    """Keys in text_config or left to their defaults, GGUF, an adapter merged in, and what cannot be cut."""
+def test_cuts_of_other_files_are_converted(tmp_path: Path) -> None:
+    """Keys in text_config or with default values, GGUF, a merged adapter, and a model that cannot be cut."""
     whole = LARGE | {"num_hidden_layers": 12, "layer_types": [LOCAL, LOCAL, LOCAL, GLOBAL] * 3}
     del whole["activation_sparsity_pattern"]
     tensors = weights_of(whole)
@@ -147,7 +147,7 @@ def test_the_command_line_converts_a_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block_bytes", [1, 6000])
-def test_blocks_of_any_size_give_the_same(
+def test_blocks_of_any_size_give_the_same_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     large = write_folder(tmp_path, LARGE)
@@ -157,7 +157,7 @@ def test_blocks_of_any_size_give_the_same(
     np.testing.assert_array_equal(logits_of(large, matformer=matformer), whole)
 
 
-def test_the_official_implementations_checkpoint(tmp_path: Path) -> None:
+def test_a_cut_of_the_official_implementations_checkpoint(tmp_path: Path) -> None:
     config = dict(BY_NAME["gemma3n-e4b"].config)
     with Checkpoint(HERE / "gemma3n-e4b") as checkpoint:
         tensors = {name: checkpoint.read(name)[0] for name in checkpoint.tensors}
@@ -169,8 +169,8 @@ def test_the_official_implementations_checkpoint(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, logits_of(small, weights="f32"))
 
 
-def test_what_is_cut_away_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values beyond the cut may be anything; rows beyond it are not even fetched."""
+def test_parts_that_are_cut_away_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values beyond the cut may be anything. Rows beyond the cut are not read from the file."""
     tensors = weights_of(LARGE)
     clean = write_folder(tmp_path / "clean", LARGE, tensors=tensors)
     for name, values in tensors.items():
@@ -199,7 +199,7 @@ def test_what_is_cut_away_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(found, logits_of(clean, weights="f32", matformer=matformer))
 
 
-def test_e2b_is_the_published_e2b() -> None:
+def test_the_cut_named_e2b_has_the_published_shape() -> None:
     small, kept = cut_config(shape_config("gemma3n-e4b"), "E2B")
     assert small == shape_config("gemma3n-e2b")
     assert kept == (*range(20), *range(25, 35))
@@ -227,13 +227,13 @@ def test_e2b_is_the_published_e2b() -> None:
         ({"skip_layers": [3]}, r"skip_layers has layer 3, whose keys and values layer 7 reads"),
     ],
 )
-def test_what_cannot_be_cut(matformer: Any, message: str) -> None:
+def test_impossible_cuts_are_refused(matformer: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         cut_config(parse_config(LARGE, where="config.json"), matformer)
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma3_text", "gemma4_text"])
-def test_other_families_are_no_matformers(tmp_path: Path, family: str) -> None:
+def test_other_families_cannot_be_cut(tmp_path: Path, family: str) -> None:
     folder = write_folder(tmp_path, CONFIGS[family])
     with pytest.raises(UnsupportedError, match=r"matformer: a gemma\d? model is no MatFormer; Gemma 3n is"):
         gemlet.load(folder, matformer=48)

@@ -1,6 +1,6 @@
-"""The NumPy reference against the golden taps and the RoPE tables of the official implementation.
+"""The NumPy reference, compared with the golden taps and the RoPE tables of the official implementation.
 
-What the goldens would notice if the reference were wrong is the subject of test_reference_mistakes.py.
+test_reference_mistakes.py shows which mistakes in the reference the goldens notice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from reference.model import Cache, Model
 
 SHORT = [name for name in ALL_NAMES if not name.endswith("-far")]
 SHARING = ["gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced", "gemma4-e2b", "gemma4-e4b", "gemma4-far"]
-# What the reference is held to: far inside the tolerance of the product, yet above float32 noise.
+# The bound for the reference: far below the tolerance of the product, but above float32 noise.
 REFERENCE_TOLERANCE = 5e-5
 
 opened = cache(lambda name: Model.open(HERE / name))
@@ -83,7 +83,7 @@ def test_chunked_prefill_and_decode_equal_whole_prefill(name: str, chunk: int) -
 
 @pytest.mark.parametrize("name", SHARING)
 def test_layers_that_share_keys_need_only_the_last_token_of_a_prefill(name: str) -> None:
-    """Run for the last token of each call only, they still give its logits and the greedy text."""
+    """They run for the last token of each call only, and still give its logits and the greedy text."""
     golden, model, seen = read_golden(name), opened(name), Cache()
     split = len(golden["ids"]) // 2 + 3
     forward(model, golden["ids"][:split], seen, last_only=True)
@@ -104,7 +104,7 @@ def rope_golden() -> dict[str, NDArray[Any]]:
 
 @pytest.mark.parametrize("case", ROPE_CASES, ids=lambda case: case.name)
 def test_rope_at_far_positions(case: RopeCase, rope_golden: dict[str, NDArray[Any]]) -> None:
-    """Frequencies bit for bit, and turned heads at every position of any published context."""
+    """Frequencies have the official bits. Rotated heads agree at positions up to the longest context."""
     positions = rope_golden["positions"]
     assert tuple(positions) == POSITIONS
     rope = Rope(case.theta, case.factor, case.partial_factor)
@@ -124,7 +124,7 @@ def test_rope_at_far_positions(case: RopeCase, rope_golden: dict[str, NDArray[An
 def test_rope_with_other_frequencies_does_not_pass(
     case: RopeCase, rope_golden: dict[str, NDArray[Any]]
 ) -> None:
-    """Exact angles, a ratio of half the lanes, no factor: each is visible in the stored cosines."""
+    """The stored cosines show each mistake: exact angles, a ratio of half the lanes, a missing factor."""
     positions, expected = rope_golden["positions"][:, None], rope_golden[f"{case.name}.cos"]
     turning = int(case.partial_factor * case.head_dim // 2)
     lanes = np.arange(case.head_dim // 2)
@@ -134,7 +134,7 @@ def test_rope_with_other_frequencies_does_not_pass(
         return float(np.abs(np.cos(positions * frequencies) - expected).max())
 
     exact = 2 * lanes / case.head_dim
-    assert error(exact, case.factor) > TOLERANCE  # 262143 times a frequency of float32
+    assert error(exact, case.factor) > TOLERANCE  # 262143 times a float32 frequency
     assert error(lanes / case.head_dim, case.factor) > 0.1
     if case.partial_factor < 1:
         assert error(lanes / turning, case.factor) > 0.1

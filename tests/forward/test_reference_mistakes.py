@@ -1,8 +1,8 @@
-"""The goldens' own power: the reference broken on purpose, one known mistake at a time, must not pass.
+"""The goldens notice known mistakes: each test breaks the reference in one way, and it must not pass.
 
-A golden that did not notice a mistake would not protect the C++ core from it either. Mistakes are made in the
-configuration, in the weights (a factor forgotten is a weight divided by it), or by replacing a function.
-"""
+If a golden did not notice a mistake, it would not protect the C++ core from it either. A test makes a mistake
+in the configuration, in the weights (dividing a weight by a factor omits the factor), or by replacing a
+function."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPARSE = ["gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced"]
 KEY_IS_VALUE = ["gemma4-31b", "gemma4-12b", "gemma4-26b-a4b", "gemma4-resaved"]
 PER_LAYER = [*GEMMA3N, "gemma4-e2b", "gemma4-e4b", "gemma4-far"]
 EXPERTS = ["gemma4-26b-a4b"]
-# Sharing layers with an earlier layer of the same kind than the right one.
+# Layers share the keys of an earlier layer of their kind, but not of the right one.
 TWO_SOURCES = ["gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced", "gemma4-e2b", "gemma4-e4b"]
 
 
@@ -42,7 +42,7 @@ def logits_error(name: str, model: Model | None = None) -> float:
 
 
 def pairs(table: dict[str, Any]) -> Any:
-    """(mistake, name) for every golden a mistake of the table must show in."""
+    """(mistake, name) for every golden in which a mistake of the table must show."""
     return pytest.mark.parametrize(
         ("mistake", "name"), [(mistake, name) for mistake, (names, *_) in table.items() for name in names]
     )
@@ -58,7 +58,7 @@ def shifted(config: Config) -> Config:
 
 
 def kinds_exchanged(config: Config) -> Config:
-    """The windows of the other kind of layer; head sizes, which weights depend on, stay."""
+    """Each layer gets the window of the other kind. Head sizes stay, because the weights depend on them."""
     window = max(layer.sliding_window for layer in config.layers)
     return per_layer(lambda x: {"sliding_window": 0 if x.sliding_window else window})(config)
 
@@ -80,7 +80,7 @@ def local_rope(**changes: Any) -> Callable[[Config], Config]:
 
 
 def first_of_its_kind(config: Config) -> Config:
-    """Keys and values from the first layer of the same kind, not the last one before the sharing ones."""
+    """Keys and values come from the first layer of the same kind instead of the last one with its own."""
     first = {bool(x.sliding_window): i for i, x in reversed(list(enumerate(config.layers)))}
     return per_layer(
         lambda x: {"kv_source": x.kv_source if x.kv_source is None else first[bool(x.sliding_window)]}
@@ -137,7 +137,7 @@ def test_a_misread_config_does_not_pass(mistake: str, name: str) -> None:
     assert logits_error(name, Model(CONFIG_MISTAKES[mistake][1](model.config), model.weights)) > 5 * TOLERANCE
 
 
-# --- Weights misapplied -------------------------------------------------------------------------------------
+# --- Weights applied wrongly --------------------------------------------------------------------------------
 def root(array: Any) -> Any:
     return np.float32(array.shape[-1] ** 0.5)
 
@@ -147,7 +147,7 @@ def prediction_transposed(w: Any) -> Any:
     return w.reshape(count, count, count).swapaxes(0, 1).reshape(w.shape)
 
 
-# slot, within a layer or of the model, and what a mistake makes of it
+# A slot, in a layer or in the model, and how a mistake changes it.
 WEIGHT_MISTAKES: dict[str, tuple[list[str], str, Callable[[Any], Any]]] = {
     "altup router divided by the root of d": (GEMMA3N, "altup_router", lambda w: w * root(w)),
     "altup router norm 1 + w": (GEMMA3N, "altup_router_norm", lambda w: w + 1),
@@ -180,7 +180,7 @@ WEIGHT_MISTAKES: dict[str, tuple[list[str], str, Callable[[Any], Any]]] = {
 
 
 @pairs(WEIGHT_MISTAKES)
-def test_misapplied_weights_do_not_pass(mistake: str, name: str) -> None:
+def test_weights_applied_wrongly_do_not_pass(mistake: str, name: str) -> None:
     _, slot, change = WEIGHT_MISTAKES[mistake]
     model = OPENED(name)
     changed = {key: change(w) for key, w in model.weights.items() if key == slot or key.endswith(f".{slot}")}
@@ -195,7 +195,7 @@ PER_LAYER_INPUTS, ADD_PER_LAYER_INPUT = per_layer_inputs.per_layer_inputs, forwa
 
 
 def interleaved(x: Any, positions: Any, rope: Rope) -> Any:
-    """RoPE with neighbouring lanes paired, as the original paper numbers them."""
+    """RoPE that pairs neighbouring lanes, as the original paper does."""
     order = np.concatenate([np.arange(0, x.shape[-1], 2), np.arange(1, x.shape[-1], 2)])
     turned = ROTATE(x[..., order], positions, rope)
     result = np.empty_like(turned)
@@ -204,14 +204,14 @@ def interleaved(x: Any, positions: Any, rope: Rope) -> Any:
 
 
 def partial_head(x: Any, positions: Any, rope: Rope) -> Any:
-    """Partial RoPE as other models have it: the first lanes are turned like a smaller head."""
+    """Partial RoPE as in other models: the first lanes are rotated like a smaller head."""
     lanes = 2 * int(rope.partial_factor * x.shape[-1] // 2)
     turned = ROTATE(x[..., :lanes], positions, replace(rope, partial_factor=1.0))
     return np.concatenate([turned, x[..., lanes:]], axis=-1)
 
 
 def exact_gelu(x: Any) -> Any:
-    # erf to 1.5e-7 (Abramowitz and Stegun 7.1.26): NumPy has none
+    # erf to 1.5e-7 (Abramowitz and Stegun 7.1.26), because NumPy has no erf
     z = np.abs(x) / np.sqrt(2.0)
     t = 1 / (1 + 0.3275911 * z)
     series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
@@ -258,7 +258,7 @@ def per_layer_input_to_active(model: Model, index: int, x: Any, p: Any) -> Any:
 
 
 def predict_from_average(model: Model, index: int, x: Any) -> Any:
-    """Mixing coefficients from the mean stream instead of the active one."""
+    """The mixing coefficients come from the mean stream instead of the active one."""
     mixing = model.linear(altup.route(model, index, x.mean(axis=0)), f"layers.{index}.altup_prediction_coefs")
     return x + np.einsum("nkj,jnd->knd", mixing.reshape(-1, len(x), len(x)), x)
 
@@ -278,7 +278,7 @@ def correct_from_prediction(model: Model, index: int, y: Any, activated: Any) ->
 
 
 def experts_fed_like_router(model: Model, index: int, x: Any) -> Any:
-    """The router sees what the experts see."""
+    """The router gets the input of the experts."""
     return ROUTE(model, index, model.norm(x, f"layers.{index}.pre_moe_norm"))
 
 
@@ -296,7 +296,7 @@ def scaled_before_renormalising(model: Model, index: int, x: Any) -> Any:
 
 
 def per_layer_inputs_of_token(model: Model, ids: Any, embedded: Any) -> Any:
-    """Without what the projection of the embedding adds."""
+    """The part from the projection of the embedding is missing."""
     table, width = model.weights["embed_tokens_per_layer"], model.config.per_layer_input_size
     rows = table[np.where(ids < len(table), ids, 0)] * np.float32((width / 2) ** 0.5)
     return rows.reshape(len(ids), -1, width)
@@ -366,7 +366,7 @@ def test_a_wrong_formula_does_not_pass(mistake: str, name: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", PER_LAYER)
 def test_a_wrong_scale_of_the_per_layer_inputs_shows_in_their_tap(name: str) -> None:
-    """The logits may hide it: the norm after the branch undoes any factor of them."""
+    """The logits may hide it, because the norm after the branch removes any factor."""
     golden, taps = read_golden(name), dict[str, Any]()
     forward.forward(OPENED(name), golden["ids"], taps=taps)
     taps["per_layer_inputs"] = taps["per_layer_inputs"] * np.float32(2**0.5)
@@ -377,8 +377,8 @@ def test_a_wrong_scale_of_the_per_layer_inputs_shows_in_their_tap(name: str) -> 
     "name",
     [*GEMMA2, "gemma3-4b", "gemma3-4b-resaved", "gemma3-27b", "gemma3n-e2b", "gemma4-31b", "gemma4-e4b"],
 )
-def test_kv_heads_taken_in_turns_do_not_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Query head j must read kv head j // (H / K), not j % K; the two differ where 1 < K < H."""
+def test_kv_heads_in_turns_do_not_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query head j must read kv head j // (H / K), not j % K. The two differ if 1 < K < H."""
     in_turns = lambda x, layer: np.tile(x, (1, layer.num_heads // layer.num_kv_heads, 1))  # noqa: E731
     monkeypatch.setattr(attention, "spread", in_turns)
     assert logits_error(name) > 5 * TOLERANCE

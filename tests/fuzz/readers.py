@@ -136,7 +136,7 @@ def whole_folder(data: bytes) -> None:
 
 
 def tokenizer_json(data: bytes) -> None:
-    _use(Tokenizer.from_file(_write("tokenizer.json", data)))
+    _use(Tokenizer.from_file(_write("other.json", data)))  # tokenizer.json would be read beside the next one
 
 
 def tokenizer_model(data: bytes) -> None:
@@ -265,7 +265,7 @@ def _stored_tokenizers() -> list[bytes]:
     path = _folder() / "seed.safetensors"
     seeds = []
     for data in (trained_model(), _tokenizer_jsons()[0]):
-        name = "tokenizer.json" if data[:1] == b"{" else "tokenizer.model"
+        name = "other.json" if data[:1] == b"{" else "tokenizer.model"
         with _any_digest():
             _stored_vocabulary.write_stored(path, read_vocabulary(_write(name, data)))
         seeds.append(path.read_bytes())

@@ -106,11 +106,7 @@ def compare(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_with_package(config, tensors, Path(folder) / "model.gguf")
         with gemlet.load(path, weights="f32", threads=1) as model:
-            if name in EMBEDDING_NAMES:
-                ours = model._core_model.embed([ids])[0]
-                ours /= np.linalg.norm(ours)
-            else:
-                ours = model.logits(ids)
+            ours = model.embed([ids])[0] if name in EMBEDDING_NAMES else model.logits(ids)
         theirs = of_llama_cpp(path, ids, embeds=name in EMBEDDING_NAMES)
     error = np.abs(ours - theirs).max() / np.abs(ours).max()
     same = (ours.argmax(-1) == theirs.argmax(-1)).mean()

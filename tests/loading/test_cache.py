@@ -1,4 +1,4 @@
-"""load(cache=True): what is kept, when it is used, and what may be wrong with it."""
+"""load(cache=True): what the cache keeps, when an entry is used, and damaged entries."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import in_fork, run_python
+from support.processes import command_of, environment_of, in_fork, run_program
+from support.programs import cache as programs
 from support.tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
@@ -48,7 +47,7 @@ def logits_of(source: Path, **arguments: Any) -> np.ndarray[Any, np.dtype[np.flo
 
 
 def packed_bytes(source: Path, **arguments: Any) -> int:
-    """Bytes that loading ``source`` with the cache packed: 0 where it found all it needed."""
+    """The bytes that loading ``source`` with the cache packed. 0 if the cache had everything."""
     seen = [0]
     gemlet.load(
         source, threads=1, cache=True, progress=lambda done, total: seen.append(done), **arguments
@@ -72,8 +71,8 @@ def test_the_second_load_packs_nothing(tmp_path: Path, folder: Path, family: str
     assert len(entries(folder)) == 1
 
 
-def test_what_an_entry_is_for(tmp_path: Path, folder: Path) -> None:
-    """Format and content of the source; not its name, nor arguments that do not change the weights."""
+def test_what_identifies_an_entry(tmp_path: Path, folder: Path) -> None:
+    """The format and the content of the source do. Its name and arguments that keep the weights do not."""
     source = source_of(tmp_path / "source")
     assert packed_bytes(source, weights="q4") > 0
     assert packed_bytes(source, weights="q8") > 0
@@ -92,7 +91,7 @@ def test_a_source_that_changed(tmp_path: Path) -> None:
     tensors = weights_of(CONFIGS["gemma"])
     tensors["model.layers.1.mlp.up_proj.weight"] *= 2
     source_of(source, tensors=tensors)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if within a tick of the clock
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if it changed within a tick of the clock
     assert path.stat().st_size == status.st_size
     expected = logits_of(source)
     np.testing.assert_array_equal(logits_of(source, cache=True), expected)
@@ -106,7 +105,7 @@ def test_a_source_that_changed(tmp_path: Path) -> None:
 def test_float16_is_read_once(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, expected: str
 ) -> None:
-    """What its values need is known the next time, and is found again where it is damaged."""
+    """The next load knows which format the values need. If that record is damaged, it is found again."""
     tensors = weights_of(CONFIGS["gemma"])
     for values in tensors.values():
         if expected == "bf16":
@@ -140,7 +139,7 @@ def test_float16_is_read_once(
 
 
 def test_a_byte_between_the_samples_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the time of modification set back, as archives do."""
+    """The time of modification is set back, as archives do."""
     monkeypatch.setattr(cache, "_SAMPLES", 2)
     monkeypatch.setattr(cache, "_SAMPLE_BYTES", 64)
     source = source_of(tmp_path / "source")
@@ -154,7 +153,7 @@ def test_a_byte_between_the_samples_that_changes(tmp_path: Path, monkeypatch: py
     assert packed_bytes(source) > 0
 
 
-def test_a_cut_model_has_an_entry_of_its_own(tmp_path: Path) -> None:
+def test_a_cut_model_has_its_own_entry(tmp_path: Path) -> None:
     source = source_of(tmp_path / "source", "gemma3n_text")
     whole = packed_bytes(source)
     cut = {"matformer": 64}
@@ -193,7 +192,7 @@ def test_damaged_entries_are_made_again(tmp_path: Path, folder: Path, damage: st
     np.testing.assert_array_equal(logits_of(source, cache=True), expected)
 
 
-def test_a_source_that_is_wrong_is_still_an_error(tmp_path: Path, folder: Path) -> None:
+def test_a_wrong_source_is_still_an_error(tmp_path: Path, folder: Path) -> None:
     tensors = weights_of(CONFIGS["gemma"])
     tensors["model.norm.weight"][3] = np.inf
     source = source_of(tmp_path / "source", tensors=tensors)
@@ -222,7 +221,7 @@ def test_a_cache_that_cannot_be_written(
     assert entries(folder) == []
 
 
-def test_the_longest_unused_leave_first(
+def test_the_entries_unused_for_longest_are_evicted_first(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = [
@@ -238,7 +237,7 @@ def test_the_longest_unused_leave_first(
         size = sum(file.stat().st_size for file in (folder / name).iterdir())
     with gemlet.load(
         sources[0], threads=1, cache=True
-    ) as used:  # the oldest, used now; and still in use below
+    ) as used:  # the oldest entry; it is used now, and still in use below
         before = used.logits(IDS)
         monkeypatch.setenv("GEMLET_CACHE_SIZE", str(2 * size + 100))
         assert packed_bytes(sources[3]) > 0
@@ -248,9 +247,9 @@ def test_the_longest_unused_leave_first(
         monkeypatch.setenv("GEMLET_CACHE_SIZE", str(size + 100))
         assert packed_bytes(sources[1]) > 0
         assert len(entries(folder)) == 1
-        np.testing.assert_array_equal(used.logits(IDS), before)  # its entry is gone, its pages are not
+        np.testing.assert_array_equal(used.logits(IDS), before)  # its entry is gone, but its pages stay
     monkeypatch.setenv("GEMLET_CACHE_SIZE", str(size // 2))
-    assert packed_bytes(sources[2]) > 0  # does not fit at all: loaded without
+    assert packed_bytes(sources[2]) > 0  # does not fit at all, so it is loaded without the cache
     assert packed_bytes(sources[2]) > 0
     monkeypatch.setenv("GEMLET_CACHE_SIZE", "0")
     assert packed_bytes(sources[1]) > 0
@@ -271,46 +270,22 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert cache_folder() == str(tmp_path / ".cache/gemlet/packed")
 
 
-def test_processes_at_once_pack_once(tmp_path: Path, folder: Path) -> None:
+def test_processes_at_the_same_time_pack_once(tmp_path: Path, folder: Path) -> None:
     source = source_of(tmp_path / "source", "gemma3_text")
-    printed = run_python(f"""
-    import os, sys
-    import gemlet
-    children = []
-    for child in range(4):
-        pid = os.fork()
-        if pid == 0:
-            seen = [0]
-            model = gemlet.load({str(source)!r}, threads=1, weights="q4", cache=True,
-                                progress=lambda done, total: seen.append(done))
-            model.logits([1, 2, 3])
-            os._exit(1 if seen[-1] else 0)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    print(sorted(codes))
-    """)
-    assert printed.strip() == "[0, 0, 0, 1]"
+    assert sorted(run_program(programs.load_in_four_processes, source)) == [0, 0, 0, 1]
     assert len(entries(folder)) == 1
 
 
 def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, folder: Path) -> None:
     source = source_of(tmp_path / "source")
-    run_python(f"""
-    import os, signal
-    import gemlet
-    pid = os.fork()
-    if pid == 0:
-        gemlet.load({str(source)!r}, threads=1, cache=True,
-                    progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    """)
+    run_program(programs.kill_while_packing, source)
     assert [name.rpartition(".")[2] for name in entries(folder)] == ["tmp"]
     assert packed_bytes(source) > 0
     assert packed_bytes(source) == 0
 
 
-def test_what_killed_processes_left_goes_with_the_next_entry(tmp_path: Path, folder: Path) -> None:
-    """Of any entry, in any form; what a living process is about is kept."""
+def test_the_next_entry_removes_what_killed_processes_left(tmp_path: Path, folder: Path) -> None:
+    """It removes the remains of any entry, in any form. It keeps those that a living process uses."""
     folder.mkdir(parents=True)
     (folder / "0.12.tmp").mkdir()
     (folder / "0.12.tmp" / "model.safetensors").write_bytes(b"x")
@@ -327,28 +302,15 @@ def test_what_killed_processes_left_goes_with_the_next_entry(tmp_path: Path, fol
 
 
 def test_another_model_does_not_wait(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in the middle of packing one model; this one packs another, and evicts all it may."""
+    """One process is packing a model. Meanwhile, this process packs another and evicts all that it may."""
     first = source_of(tmp_path / "first")
     second = source_of(tmp_path / "second", tensors=weights_of(CONFIGS["gemma"], seed=1))
     packed_bytes(second)
     size = sum(file.stat().st_size for file in (folder / entries(folder)[0]).iterdir())
     shutil.rmtree(folder)
-    code = f"""
-        import sys
-        import gemlet
-        def wait(done, total):
-            global first
-            if first:
-                first = False
-                print("packing", flush=True)
-                sys.stdin.readline()
-        first = True
-        gemlet.load({str(first)!r}, threads=1, cache=True, progress=wait).close()
-        """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
+        command_of(programs.wait_while_packing, first),
+        env=environment_of(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -368,8 +330,8 @@ def test_another_model_does_not_wait(tmp_path: Path, folder: Path, monkeypatch: 
     assert [item.name for item in folder.iterdir() if not item.is_dir()] == []
 
 
-def test_locks_are_for_one(tmp_path: Path) -> None:
-    """The file of a lock goes with it, which must not let two in who hold files of different times."""
+def test_only_one_holds_a_lock(tmp_path: Path) -> None:
+    """A lock's file is removed with the lock. Two threads must not get in with files of different times."""
     path, inside, problems = str(tmp_path / "a.lock"), tmp_path / "inside", []
 
     def work() -> None:
@@ -397,8 +359,8 @@ def test_locks_are_for_one(tmp_path: Path) -> None:
 
 
 def test_bytes_that_changed_in_the_cache(tmp_path: Path, folder: Path) -> None:
-    """Another time of the file makes it be read; then it is used if its bytes are right, and made again if
-    not."""
+    """If the file has another time, its bytes are read. The entry is used if they are right, else made
+    again."""
     source = source_of(tmp_path / "source")
     expected = logits_of(source, cache=True)
     (entry,) = folder.iterdir()

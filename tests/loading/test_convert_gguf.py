@@ -1,4 +1,4 @@
-"""Packed folders made from GGUF: the same model as the file, text and all, and what is refused of them."""
+"""Packed folders made from GGUF: they are the same model as the file, with its texts. Some are refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
+from support.adapters import write_adapter
+from support.gguf_cases import BLOCKED, model_of, split
 from support.gguf_models import convert_folder, metadata, read_folder, typed, write_gguf
 from support.gguf_package import write_with_package
-from support.tiny_models import read_header, with_header, write_folder
+from support.tiny_models import logits_of, read_header, with_header, write_folder
 from support.tokenizer_files import (
     ARRAY,
     BOOL,
@@ -25,9 +27,6 @@ from support.tokenizer_files import (
     trained_merges,
     trained_pieces,
 )
-from test_adapter_files import write as write_adapter
-from test_load_gguf import BLOCKED, logits_of, model_of
-from test_load_gguf_hostile import split
 
 import gemlet
 from gemlet.cli import main
@@ -44,7 +43,7 @@ TEXTS = (
     "<bos>x",
     "abcabc ab c",
 )
-MADE_UP = "\u4e02\u4e03\u4e04"  # in the vocabulary of gguf_package
+MADE_UP = "\u4e02\u4e03\u4e04"  # pieces in the vocabulary of gguf_package
 
 
 def converted(source: Path, **arguments: Any) -> Path:
@@ -55,7 +54,7 @@ def converted(source: Path, **arguments: Any) -> Path:
 
 @pytest.mark.parametrize("family", BLOCKED)
 @pytest.mark.parametrize("kind", ["BF16", "Q4_0"])
-def test_the_folder_is_the_file(tmp_path: Path, family: str, kind: str) -> None:
+def test_the_folder_is_the_same_model_as_the_file(tmp_path: Path, family: str, kind: str) -> None:
     config, tensors = model_of(family)
     path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, kind))
     for weights in ("auto", "q8"):
@@ -70,12 +69,12 @@ def test_the_folder_is_the_file(tmp_path: Path, family: str, kind: str) -> None:
 
 # GGUF has no architecture for VaultGemma.
 @pytest.mark.parametrize("name", [name for name in ALL_NAMES if name != "vaultgemma"])
-def test_every_configuration_comes_back(tmp_path: Path, name: str) -> None:
+def test_every_configuration_is_restored(tmp_path: Path, name: str) -> None:
     path = convert_folder(HERE / name, tmp_path / "model.gguf")
     assert gemlet.inspect(converted(path)).config == gemlet.inspect(path).config
 
 
-def test_a_split_model_and_a_folder_with_one(tmp_path: Path) -> None:
+def test_a_split_model_and_a_folder_with_a_split_model(tmp_path: Path) -> None:
     paths = split(tmp_path)
     expected = logits_of(paths[0])
     np.testing.assert_array_equal(logits_of(converted(paths[1])), expected)
@@ -104,7 +103,7 @@ def test_the_per_layer_table_keeps_its_type(tmp_path: Path, family: str, kind: s
 @pytest.mark.parametrize("name", EMBEDDING_NAMES)
 @pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
 @pytest.mark.extra("test")
-def test_embeddings_of_the_folder_are_those_of_the_file(tmp_path: Path, name: str, weights: str) -> None:
+def test_the_folder_gives_the_embeddings_of_the_file(tmp_path: Path, name: str, weights: str) -> None:
     path = write_with_package(*read_folder(HERE / name), tmp_path / "model.gguf")
     folder = converted(path, weights=weights)
     texts = [MADE_UP, read_golden(name)["ids"].tolist(), [2]]
@@ -132,7 +131,7 @@ def test_an_adapter_is_merged_into_floats(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_an_adapter_goes_beside_blocks_and_not_into_them(tmp_path: Path, kind: str) -> None:
+def test_an_adapter_is_put_beside_blocks_and_not_merged_into_them(tmp_path: Path, kind: str) -> None:
     config, tensors = model_of("gemma3_text")
     path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, kind))
     adapter = write_adapter(tmp_path / "adapter")
@@ -157,7 +156,7 @@ def test_an_adapter_goes_beside_blocks_and_not_into_them(tmp_path: Path, kind: s
 
 
 def merge_entries(merges: list[str]) -> tuple[list[bytes], int]:
-    """The metadata of a vocabulary of merges, as Gemma 4 has it, and its number of pieces."""
+    """The metadata of a vocabulary with merges like Gemma 4's, and its number of pieces."""
     pieces, _, types = trained_pieces()
     return [
         gguf_entry("tokenizer.ggml.model", STRING, "gemma4"),
@@ -211,7 +210,9 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path, kind: str) -> N
         assert packed.generate("the door", **arguments).text == model.generate("the door", **arguments).text
 
 
-def test_the_cache_keeps_what_a_start_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_what_every_start_would_parse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GEMLET_CACHE_SIZE", raising=False)
     config, tensors = model_of("gemma3_text")
@@ -250,7 +251,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
-def test_what_only_gguf_says_is_checked(tmp_path: Path) -> None:
+def test_facts_that_only_gguf_has_are_checked(tmp_path: Path) -> None:
     config, tensors = model_of("gemma3n_text")
     folder = converted(write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "F32")))
     keys = json.loads((folder / "config.json").read_text())
@@ -277,7 +278,7 @@ def test_what_only_gguf_says_is_checked(tmp_path: Path) -> None:
         parse_config(keys | {"gguf": own}, where="config.json")
 
 
-def test_a_table_of_blocks_that_lies(tmp_path: Path) -> None:
+def test_a_false_table_of_blocks(tmp_path: Path) -> None:
     config, tensors = model_of("gemma3n_text")
     folder = converted(write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q8_0")))
     path = folder / "model.safetensors"

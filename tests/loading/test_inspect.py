@@ -1,4 +1,4 @@
-"""The memory plan, ``max_memory`` and ``gemlet inspect``: what is told before a weight is read."""
+"""The memory plan, ``max_memory`` and ``gemlet inspect``: what gemlet says before it reads a weight."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from golden.folders import ALL_NAMES, HERE
 from support.core_models import builder_of, layer_config, model_config
+from support.gguf_cases import model_of
 from support.gguf_models import metadata, typed, write_gguf
+from support.inside import context_of, core_of
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import gemma4_json, trained_entries, trained_model
-from test_load_gguf import model_of
 
 import gemlet
 from gemlet import _core
@@ -45,7 +46,7 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
     plan = plan_memory(read_config(HERE / name), weights="q8", max_context=context)
     random = np.random.default_rng(context)
     with gemlet.load(HERE / name, weights="q8", threads=1, max_context=context) as model:
-        sequence = _core.TokenSequence(model._core_model)
+        sequence = context_of(model)
         largest = 0
         while (left := context - sequence.length) > 0:
             count = min(left, int(random.choice([1, 3, 64, 512, 900])))
@@ -60,7 +61,7 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 3, 64, 200, 512])
-def test_slabs_of_which_some_blocks_were_dropped_are_planned(step: int) -> None:
+def test_the_plan_counts_slabs_that_lost_some_of_their_blocks(step: int) -> None:
     builder = builder_of(model_config(layer_config(sliding_window=512), max_context=2500))
     plan, block = builder.plan()["kv_cache"], 64 * 2 * 2 * 16 * 4
     builder.add_random(seed=1)
@@ -70,7 +71,7 @@ def test_slabs_of_which_some_blocks_were_dropped_are_planned(step: int) -> None:
         sequence.extend(np.ones(min(step, left), np.int32), logits="none")
         largest = max(largest, sequence.cache_bytes)
     assert largest <= plan
-    assert step != 200 or largest > 17 * block  # what the first token of a chunk sees and the chunk
+    assert step != 200 or largest > 17 * block  # the chunk and what its first token sees
 
 
 def test_the_embedding_has_its_own_format() -> None:
@@ -95,7 +96,7 @@ def test_an_embedding_on_disk_is_planned() -> None:
     assert on_disk.on_disk == resident.on_disk + resident.embedding
     assert (on_disk.weights, on_disk.kv_cache) == (resident.weights, resident.kv_cache)
     small = plan_memory(read_config(HERE / "gemma2-2b"), weights="q8", embedding_on_disk=True)
-    assert small.embedding == small.on_disk  # smaller than the window: all of it may be resident
+    assert small.embedding == small.on_disk  # it is smaller than the window, so all of it may be resident
     found = inspect(HERE / "gemma3n-e4b", embedding_on_disk=True)
     whole = inspect(HERE / "gemma3n-e4b")
     table = found.config.vocab_size * found.config.hidden_size
@@ -103,7 +104,7 @@ def test_an_embedding_on_disk_is_planned() -> None:
     assert str(found).count("stay on disk") == 2
     assert whole.problem is None
     assert found.problem is not None
-    assert "is not packed" in found.problem  # as load() says
+    assert "is not packed" in found.problem  # load() says the same
 
 
 # --- max_memory ---------------------------------------------------------------------------------------------
@@ -116,8 +117,9 @@ def test_a_model_that_does_not_fit_is_refused_with_its_plan() -> None:
     gemlet.load(weights="f32", max_memory=total + 8_000_000).close()
 
 
-def test_what_the_refusal_recommends_fits() -> None:
-    """For every published size and a range of limits: the context, weights and embedding named do fit."""
+def test_the_sizes_that_the_refusal_recommends_fit() -> None:
+    """For every published size and a range of limits, the context, weights and embedding in the message
+    fit."""
     named = set()
     for name in SHAPES:
         config = shape_config(name)
@@ -142,7 +144,7 @@ def test_what_the_refusal_recommends_fits() -> None:
     assert named == {("max_context",), ("weights",), ("embedding",), ("embedding_on_disk",), together}
 
 
-def test_where_no_single_change_is_enough_several_are_recommended() -> None:
+def test_several_changes_are_recommended_if_no_single_one_is_enough() -> None:
     config = shape_config("gemma4-e4b")
     with pytest.raises(MemoryLimitError, match=r'fit with weights="q4", embedding="q4", max_context=(\d+)'):
         check_memory(3 * 10**9, config, weights="bf16", embedding=None, max_context=131072)
@@ -161,12 +163,12 @@ def test_sizes(value: int | str, size: int) -> None:
 @pytest.mark.parametrize(
     "value", [0, -1, True, 1.5, "", "GB", "-2GB", "2TB", "1e9", "0MB", "9" * 40, 1 << 70, "2 G B", b"2GB", []]
 )
-def test_sizes_that_are_none(value: object) -> None:
+def test_texts_that_are_not_sizes(value: object) -> None:
     with pytest.raises(InvalidRequestError, match="max_memory is"):
         gemlet.load(max_memory=value)  # type: ignore[arg-type]
 
 
-def test_a_builder_that_plans_does_nothing_else() -> None:
+def test_a_builder_made_to_plan_allocates_nothing() -> None:
     config = shape_config("gemma4-31b").to_core(weights="f32")
     builder = _core.ModelBuilder(config=config, weights="f32", embedding="f32", kv_cache="f32", threads=0)
     assert builder.plan()["weights"] > 100 * 10**9
@@ -196,7 +198,7 @@ def test_every_golden_folder_is_described(name: str, capsys: pytest.CaptureFixtu
     assert len(described["config"]["layers"]) == config.num_layers
     with gemlet.load(HERE / name, threads=1) as model:
         assert described["weights"] == model.weights
-        assert described["parameters"] == model._core_model.parameter_count
+        assert described["parameters"] == core_of(model).parameter_count
     assert described["memory"]["total"] == sum(
         described["memory"][part] for part in ("weights", "embedding", "kv_cache", "activations", "process")
     )
@@ -244,7 +246,7 @@ def test_every_golden_folder_is_described(name: str, capsys: pytest.CaptureFixtu
         ("embeddinggemma", ["formats    weights f32; embedding f32; KV cache f32"]),
     ],
 )
-def test_what_a_family_is_made_of_is_said(name: str, lines: list[str]) -> None:
+def test_inspect_names_the_parts_of_a_family(name: str, lines: list[str]) -> None:
     text = str(inspect(HERE / name)).splitlines()
     assert [line for line in lines if line not in text] == []
 
@@ -274,7 +276,7 @@ def test_the_formats_of_single_matrices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
-def test_the_table_on_disk_is_as_large_as_in_its_file(tmp_path: Path, kind: str) -> None:
+def test_the_table_on_disk_has_the_size_in_its_file(tmp_path: Path, kind: str) -> None:
     config, tensors = model_of("gemma3n_text")
     chosen = typed(tensors, "BF16")
     table = tensors["per_layer_token_embd.weight"]
@@ -312,7 +314,7 @@ def test_which_tokenizer(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_read(tmp_path: Path) -> None:
-    """A file whose data is one large hole is described at once; loading it would take minutes."""
+    """The data of the file is one large hole. Inspecting it is quick; loading it would take minutes."""
     from support.real_shapes import write_real_shape_hole
 
     write_real_shape_hole(tmp_path / "model", "gemma4-31b")
@@ -340,7 +342,7 @@ def test_why_it_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_a_cut_out_model_and_its_cache() -> None:
+def test_a_cut_model_and_its_cache() -> None:
     whole = inspect(HERE / "gemma3n-e4b", weights="q8")
     cut = inspect(HERE / "gemma3n-e4b", weights="q8", matformer=16, kv_cache="int8")
     assert {layer.intermediate_size for layer in cut.config.layers} == {16}
@@ -350,7 +352,7 @@ def test_a_cut_out_model_and_its_cache() -> None:
     for matformer in (16, skipping):
         found = inspect(HERE / "gemma3n-e4b", weights="q8", matformer=matformer)
         with gemlet.load(HERE / "gemma3n-e4b", weights="q8", matformer=matformer, threads=1) as model:
-            assert found.parameters == model._core_model.parameter_count < whole.parameters
+            assert found.parameters == core_of(model).parameter_count < whole.parameters
     assert found.parameters_on_disk == whole.parameters_on_disk // 6 * 5
 
 

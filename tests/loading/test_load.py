@@ -1,4 +1,4 @@
-"""gemlet.load: what it accepts, what it makes of it, and what it refuses, from the folder to the weights."""
+"""gemlet.load: the folders, files and arguments that it accepts, the models it gives, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import run_python
+from support.processes import run_program
+from support.programs.load import cancel_loading
 from support.real_shapes import write_real_shape_hole
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
@@ -57,7 +58,7 @@ def test_every_family_in_every_format(tmp_path: Path, family: str, weights: str)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_core_wants_the_slots_that_the_tables_fill(family: str) -> None:
+def test_python_and_the_core_have_the_same_slots(family: str) -> None:
     config = parse_config(CONFIGS[family] | {"tie_word_embeddings": False}, where="config.json")
     builder = _core.ModelBuilder(
         config=config.to_core(weights="f32"), weights="f32", embedding="f32", kv_cache="f32", threads=1
@@ -71,7 +72,7 @@ def test_the_core_wants_the_slots_that_the_tables_fill(family: str) -> None:
     assert {slot: tuple(shape) for slot, shape in builder.tensors().items()} == expected
 
 
-def test_auto_keeps_what_is_stored(tmp_path: Path) -> None:
+def test_auto_keeps_the_stored_type(tmp_path: Path) -> None:
     config, tensors = CONFIGS["gemma2"], weights_of(CONFIGS["gemma2"])
     half = {name: values.astype(np.float16) for name, values in tensors.items()}
     for name, arguments, expected in (
@@ -122,7 +123,7 @@ def test_the_text_part_of_a_multimodal_model(tmp_path: Path, prefix: str) -> Non
         assert model.end_ids == {1, 6}
 
 
-def test_an_output_matrix_of_its_own(tmp_path: Path) -> None:
+def test_a_separate_output_matrix(tmp_path: Path) -> None:
     config, tensors = CONFIGS["gemma2"], weights_of(CONFIGS["gemma2"])
     table = tensors["model.embed_tokens.weight"]
     tied = write_folder(tmp_path / "tied", config, tensors=tensors | {"lm_head.weight": table})
@@ -281,7 +282,7 @@ def test_bad_tensors(tmp_path: Path) -> None:
         folder = write_folder(tmp_path / case, CONFIGS["gemma"], tensors=found)
         with pytest.raises(TensorError, match=message) as caught:
             gemlet.load(folder)
-        assert case in str(caught.value)  # the folder is named too
+        assert case in str(caught.value)  # the message also names the folder
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -330,51 +331,11 @@ def test_a_failed_load_leaves_no_file_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_loading_can_be_cancelled(tmp_path: Path, cache: bool) -> None:
-    """By what ``progress`` raises and by Ctrl-C, which pass through as they are: threads, files and memory
-    are as before."""
+    """An exception from ``progress`` and Ctrl-C cancel it and reach the caller unchanged. Threads, files and
+    memory are as before."""
     write_real_shape_hole(tmp_path / "model", "gemma3-270m")
-    run_python(
-        f"""
-        import os, signal
-        import gemlet
-        from support.processes import resident
-
-        class EnoughError(Exception):
-            pass
-
-        def held():
-            return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
-
-        def stop(done, total):
-            during.append(held())
-            if len(during) == 3:
-                assert done < total
-                raise EnoughError(attempt)  # kept by nobody: it has the frames, and they the model
-
-        def interrupt(done, total):
-            during.append(held())
-            if len(during) == 2:
-                signal.setitimer(signal.ITIMER_REAL, 0.002)  # while the next part is packed
-
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        for attempt in range(4):
-            if attempt == 1:  # the first one loads what stays
-                before, memory = held(), resident()
-            during = []
-            try:
-                gemlet.load({str(tmp_path / "model")!r}, weights="q8", threads=2, cache={cache},
-                            progress=interrupt if attempt == 3 else stop)
-            except EnoughError as error:
-                assert error.args == (attempt,)
-            except KeyboardInterrupt:
-                assert attempt == 3
-            else:
-                raise SystemExit("not cancelled")
-        assert held() == before < max(during), (held(), before, during)
-        assert resident() < memory + 8, (resident(), memory)
-        """,
-        XDG_CACHE_HOME=str(tmp_path / "cache"),
-    )
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run_program(cancel_loading, tmp_path / "model", cache, environment=environment)
     left = [path for path in tmp_path.rglob("*") if path.is_file() or path.suffix == ".tmp"]
     assert sorted(path.name for path in left) == ["config.json", "model.safetensors"]
 
@@ -384,14 +345,14 @@ def test_the_format_of_the_cache() -> None:
     for kv_cache in ("f32", "bf16", "int8"):
         with gemlet.load(kv_cache=kv_cache, threads=1) as model:
             assert model.kv_cache == kv_cache
-            sizes[kv_cache] = model._core_model.memory()["kv_cache_per_token"]
+            sizes[kv_cache] = model.memory()["kv_cache_per_token"]
             ids = model.tokenizer.encode("The sea was calm and the wind had turned to the south.")
             logits = model.logits(ids)
             if kv_cache == "f32":
                 exact = logits
             assert np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()
     assert sizes["f32"] == 2 * sizes["bf16"]
-    head_dim = model.config.layers[0].head_dim  # an int8 head has a scale beside its numbers
+    head_dim = model.config.layers[0].head_dim  # an int8 head also has a scale
     assert sizes["int8"] * 2 * head_dim == sizes["bf16"] * (head_dim + 4)
     with gemlet.load(weights="f32", threads=1) as model:
         assert model.kv_cache == "f32"
@@ -403,7 +364,7 @@ def test_decoding_has_its_own_number_of_threads(threads: int, decode_threads: in
         expected = model.generate("The door opened", max_tokens=24, seed=7).text
     with gemlet.load(threads=threads, decode_threads=decode_threads) as model:
         assert (model.threads, model.decode_threads) == (threads, decode_threads or threads)
-        for _ in range(3):  # from prefill to decoding and back
+        for _ in range(3):  # changes from prefill to decoding and back
             assert model.generate("The door opened", max_tokens=24, seed=7).text == expected
 
 
@@ -432,7 +393,7 @@ def test_import_loads_nothing_heavy() -> None:
     assert in_new_process(code) == "[]"
 
 
-def test_everything_public_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in gemlet.__all__:
         assert getattr(gemlet, name) is not None
         assert name in dir(gemlet)
@@ -445,8 +406,8 @@ def test_the_weights_file_stands_for_its_folder() -> None:
         assert model.generate("The door", max_tokens=3, temperature=0).completion_tokens == 3
 
 
-def test_another_file_does_not(tmp_path: Path) -> None:
-    """What is loaded is the file that is named, or nothing."""
+def test_another_file_does_not_stand_for_its_folder(tmp_path: Path) -> None:
+    """gemlet loads the named file or nothing."""
     folder = write_folder(tmp_path, CONFIGS["gemma3_text"])
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
         (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
@@ -454,7 +415,7 @@ def test_another_file_does_not(tmp_path: Path) -> None:
             gemlet.load(folder / name)
 
 
-def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelFileError, match="is a LoRA adapter; load the model it was made for"):
         gemlet.load(tmp_path)
@@ -463,13 +424,13 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("temperature", "hot"), ("top_p", 0), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
 )
-def test_sampling_that_a_checkpoint_cannot_mean(tmp_path: Path, key: str, value: object) -> None:
+def test_impossible_sampling_values_of_a_checkpoint(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
     with pytest.raises(gemlet.ConfigError, match=key):
         read_sampling(tmp_path)
 
 
-def test_a_checkpoints_sampling_is_its_models_default(tmp_path: Path) -> None:
+def test_the_sampling_of_a_checkpoint_is_the_default_of_its_model(tmp_path: Path) -> None:
     wanted = {"do_sample": False, "temperature": 0.5, "top_k": 3, "top_p": 0.25, "min_p": 0.1}
     (tmp_path / "generation_config.json").write_text(
         json.dumps(wanted | {"eos_token_id": 1, "max_length": 20})

@@ -1,4 +1,5 @@
-"""Gemma 3n and 4 from disk: stacked experts, the table that stays in its file, what is left out."""
+"""Gemma 3n and 4 from disk: stacked experts, the table that stays in its file, and tensors that are not
+read."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from gemlet.errors import ModelFileError, TensorError
 
 pytestmark = pytest.mark.tier
 
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # 91 and more are beyond the per-layer table of Gemma 3n
+IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # ids from 90 on are beyond the per-layer table of Gemma 3n
 FAMILIES = ("gemma3n_text", "gemma4_text", "gemma4_experts")
 TABLE = "model.embed_tokens_per_layer.weight"
 
@@ -57,7 +58,7 @@ def test_the_text_part_of_a_multimodal_model(tmp_path: Path, family: str) -> Non
 
 
 @pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
-def test_projections_of_sharing_layers_are_not_read(tmp_path: Path, family: str) -> None:
+def test_projections_of_layers_that_share_keys_are_not_read(tmp_path: Path, family: str) -> None:
     tensors = weights_of(CONFIGS[family])
     last = "model.layers.2.self_attn"
     assert f"{last}.k_proj.weight" not in tensors
@@ -75,7 +76,7 @@ def test_projections_of_sharing_layers_are_not_read(tmp_path: Path, family: str)
 # --- Experts ------------------------------------------------------------------------------------------------
 
 
-def test_experts_in_small_blocks_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_packed_in_small_blocks_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path, CONFIGS["gemma4_experts"])
     whole = logits_of(folder)
     monkeypatch.setattr("gemlet.packing.blocks._BLOCK_BYTES", 1)  # sixteen rows at a time
@@ -83,8 +84,8 @@ def test_experts_in_small_blocks_are_the_same(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("part", ["gate_up_proj", "down_proj"])
-def test_each_expert_has_its_place(tmp_path: Path, part: str) -> None:
-    """Experts in another order, with the router's rows in that order, are the same model."""
+def test_each_expert_gets_its_own_weights(tmp_path: Path, part: str) -> None:
+    """If the experts and the rows of the router change their order together, the model is the same."""
     tensors = weights_of(CONFIGS["gemma4_experts"])
     exact = logits_of(write_folder(tmp_path / "exact", CONFIGS["gemma4_experts"], tensors=tensors))
     order = [3, 0, 4, 2, 1]
@@ -134,8 +135,10 @@ def test_the_table_is_read_while_the_model_runs_and_closed_with_it(tmp_path: Pat
         first = model.logits(IDS)
         data = bytearray((folder / "model.safetensors").read_bytes())
         at = data.index(tensors[TABLE].tobytes())
-        data[at : at + tensors[TABLE].nbytes] = bytes(tensors[TABLE].nbytes)  # every row is zero now
-        with open(folder / "model.safetensors", "r+b") as file:  # the same file, not another of its name
+        data[at : at + tensors[TABLE].nbytes] = bytes(tensors[TABLE].nbytes)  # every row becomes zero
+        with open(
+            folder / "model.safetensors", "r+b"
+        ) as file:  # changes the open file and does not replace it
             file.write(data)
         assert np.abs(model.logits(IDS) - first).max() > 1e-3 * np.abs(first).max()
     assert open_files() == before

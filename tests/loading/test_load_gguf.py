@@ -1,4 +1,4 @@
-"""GGUF models: the same model as the Hugging Face folder that they were converted from."""
+"""GGUF models are the same models as the Hugging Face folders that they were converted from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE, read_tensors
-from numpy.typing import NDArray
+from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
 from support.gguf_models import (
     TYPES,
     Tensors,
@@ -20,7 +19,7 @@ from support.gguf_models import (
     typed,
     write_gguf,
 )
-from support.tiny_models import CONFIGS, weights_of, write_folder
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 
 import gemlet
@@ -30,36 +29,13 @@ from gemlet.sources.opening import open_source
 
 pytestmark = pytest.mark.tier
 
-BLOCKS = read_tensors(HERE / "blocks.safetensors")
-BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
-# Formats that have the values of a type, and the one that weights="auto" takes.
+# EXACT: the formats that hold all values of a type. KEPT: the format that weights="auto" takes.
 EXACT = {"Q4_0": ("q4", "q8"), "Q5_0": ("q8",), "Q8_0": ("q8",), "IQ4_NL": ("q8",)}
 KEPT = dict.fromkeys(BLOCK_TYPES, "q8") | dict.fromkeys(("Q4_0", "Q2_K", "Q3_K"), "q4")
 
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]
-# Of every family, with rows that are whole blocks where those of the published models are.
-BLOCKED: dict[str, dict[str, Any]] = {
-    "gemma": CONFIGS["gemma"],
-    "gemma2": CONFIGS["gemma2"],
-    "gemma3_text": CONFIGS["gemma3_text"],
-    "gemma3n_text": CONFIGS["gemma3n_text"] | {"hidden_size_per_layer_input": 32, "laurel_rank": 32},
-    "gemma4_text": CONFIGS["gemma4_text"] | {"hidden_size_per_layer_input": 32},
-    "gemma4_experts": CONFIGS["gemma4_experts"] | {"moe_intermediate_size": 32},
-}
-
-
-def logits_of(path: Path, **arguments: Any) -> NDArray[np.float32]:
-    with gemlet.load(path, threads=1, **arguments) as model:
-        return model.logits(IDS)
-
-
-def model_of(family: str) -> tuple[dict[str, Any], Tensors]:
-    """A configuration and its tensors under the names of GGUF."""
-    return BLOCKED[family], convert_tensors(BLOCKED[family], weights_of(BLOCKED[family]))
-
 
 def rounded(tensors: Tensors, kind: str) -> Tensors:
-    """What remains of the values in a file that stores them as ``kind``."""
+    """The values that a file stores if the tensors have the type ``kind``."""
     return {
         name: decode(kind, TYPES[kind][1](values)) if stored == kind else values
         for name, (stored, values) in typed(tensors, kind).items()
@@ -72,7 +48,7 @@ def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q4_0"))
     write_gguf(tmp_path / "mmproj-model.gguf", entries, {})
     np.testing.assert_array_equal(logits_of(tmp_path), logits_of(path))
-    (tmp_path / "config.json").write_text("{}")  # as some repositories have beside their GGUF files
+    (tmp_path / "config.json").write_text("{}")  # some repositories have one beside their GGUF files
     np.testing.assert_array_equal(logits_of(tmp_path), logits_of(path))
     write_gguf(tmp_path / "model-q8.gguf", metadata(config), typed(tensors, "Q8_0"))
     with pytest.raises(ModelFileError, match=r"several .*model-q8\.gguf, model\.gguf"):
@@ -99,7 +75,7 @@ def test_blocks_become_the_format_that_holds_them(
         tensors = rounded(tensors, kind)
     exact = write_gguf(tmp_path / "exact.gguf", metadata(config), typed(tensors, "F32"))
     expected = logits_of(exact, weights="f32")
-    # int8 and bf16 activations, and the rounded embedding scale; nothing of the weights
+    # The difference comes from int8 and bf16 activations and the rounded embedding scale, not from weights.
     tolerance = {"f32": 0.0, "bf16": 0.03, "q8": 0.05, "q4": 0.08}[weights]
     assert np.abs(stored - expected).max() <= tolerance * np.abs(expected).max()
     if kind in ("Q8_0", "Q4_0"):
@@ -107,7 +83,7 @@ def test_blocks_become_the_format_that_holds_them(
 
 
 def test_q4_0_blocks_with_a_scale_of_zero_are_zero(tmp_path: Path) -> None:
-    """Whatever their four bits say, and though the kernels add to the exponent of a scale."""
+    """They are zero for any four bits, although the kernels add to the exponent of a scale."""
     config, tensors = model_of("gemma2")
     path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q4_0"))
     blocks = TYPES["Q4_0"][1](tensors["blk.0.ffn_down.weight"])
@@ -122,7 +98,7 @@ def test_q4_0_blocks_with_a_scale_of_zero_are_zero(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*logits)
 
 
-def test_float16_that_came_from_bfloat16_goes_back_to_it(tmp_path: Path) -> None:
+def test_float16_made_from_bfloat16_becomes_bfloat16_again(tmp_path: Path) -> None:
     config, tensors = model_of("gemma2")
     bits = {name: values.view(np.uint32) & 0xFFFF0000 for name, values in tensors.items()}
     came = {name: values.view(np.float32) for name, values in bits.items()}
@@ -143,8 +119,8 @@ def test_float16_that_came_from_bfloat16_goes_back_to_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
-def test_blocks_decode_as_gguf_has_it(kind: str) -> None:
-    """Every bit of the values, also where they are repacked."""
+def test_blocks_decode_to_the_values_of_gguf(kind: str) -> None:
+    """The values have the same bits, also after they are repacked."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     for format in ("f32", *EXACT.get(kind, ())):
         decoded = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
@@ -152,8 +128,8 @@ def test_blocks_decode_as_gguf_has_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
-def test_other_formats_are_near(kind: str) -> None:
-    """As near as the format made from the values themselves."""
+def test_other_formats_are_close(kind: str) -> None:
+    """They are as close as the format that is made from the values themselves."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     fits = np.abs(values).max(axis=1) < 1e5
     for format in ("bf16", "q8", "q4"):
@@ -165,7 +141,7 @@ def test_other_formats_are_near(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
-    """The embedding table, the per-layer table that stays in the file, experts: each through its own path."""
+    """The embedding, the per-layer table that stays in the file, and the experts each have their own code."""
     for family in ("gemma4_text", "gemma4_experts"):
         config = BLOCKED[family] | {
             "hidden_size": 256,
@@ -175,7 +151,7 @@ def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
         config["hidden_size_per_layer_input"] = 256 * (family == "gemma4_text")
         tensors = convert_tensors(config, weights_of(config))
         rows = np.array(BLOCKS[f"{kind}.blocks"])
-        # Blocks at random, of a size that keeps the model sane.
+        # Random blocks, of a size with which the model works normally.
         scale = np.abs(BLOCKS[f"{kind}.values"]).max(axis=1)
         sane = np.flatnonzero((scale > 1e-4) & (scale < 2))
         values = BLOCKS[f"{kind}.values"][sane]
@@ -198,11 +174,11 @@ def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
         with gemlet.load(path, threads=1) as model:
             assert model.weights == KEPT[kind]
             error = np.abs(model.logits(IDS) - expected).max() / np.abs(expected).max()
-        # int8 activations, and the bits of q4; a token that another expert gets is another matter
+        # The difference comes from int8 activations and the bits of q4. A token may also get another expert.
         assert family == "gemma4_experts" or error < (0.3 if kind in ("Q2_K", "Q3_K") else 0.1)
 
 
-def test_experts_with_gate_and_up_apart(tmp_path: Path) -> None:
+def test_experts_with_separate_gate_and_up(tmp_path: Path) -> None:
     config, tensors = model_of("gemma4_experts")
     apart = dict(tensors)
     for i in range(config["num_hidden_layers"]):
@@ -217,12 +193,12 @@ def test_experts_with_gate_and_up_apart(tmp_path: Path) -> None:
     mixed = typed(apart, "Q4_0") | {"blk.0.ffn_up_exps.weight": ("Q8_0", apart["blk.0.ffn_up_exps.weight"])}
     with open_source(write_gguf(tmp_path / "mixed.gguf", metadata(config), mixed)) as source:
         formats = source.stored_formats()
-    assert formats["layers.0.experts.0.gate_up"] == "q8"  # which has the values of both
+    assert formats["layers.0.experts.0.gate_up"] == "q8"  # q8 holds the values of both
     assert formats["layers.1.experts.0.gate_up"] == "q4"
 
 
 def test_the_folder_and_its_conversion_are_the_same_model(tmp_path: Path) -> None:
-    """Bit for bit, where the folder's norms survive 1 + w, as those of a bfloat16 model do."""
+    """The bits are the same if 1 + w loses nothing of the norms, as in a bfloat16 model."""
     for family, config in CONFIGS.items():
         bf16 = write_folder(tmp_path / family, config, bf16=True)
         path = convert_folder(bf16, tmp_path / "model.gguf", "BF16")
@@ -231,7 +207,7 @@ def test_the_folder_and_its_conversion_are_the_same_model(tmp_path: Path) -> Non
 
 
 def test_types_may_be_mixed(tmp_path: Path) -> None:
-    """As in Google's QAT files: Q4_0 matrices beside an embedding table of other precision."""
+    """Google's QAT files have Q4_0 matrices and an embedding of another type."""
     config, tensors = model_of("gemma3_text")
     chosen = typed(tensors, "Q4_0")
     chosen["token_embd.weight"] = ("Q8_0", tensors["token_embd.weight"])
@@ -246,13 +222,13 @@ def test_types_may_be_mixed(tmp_path: Path) -> None:
         assert model.weights == "q4"
         logits = model.logits(IDS)
         with gemlet.load(path, threads=1, weights="q4") as other:
-            assert model.memory()["weights"] > other.memory()["weights"]  # the one in F32
+            assert model.memory()["weights"] > other.memory()["weights"]  # it has the F32 one
     assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_experts"])
 def test_the_packed_form_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    """With formats of their own, stacks, and an expert's matrix from two tensors."""
+    """Tensors may have their own formats, be stacked, or be two tensors for one matrix of an expert."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config, tensors = model_of(family)
     chosen = typed(tensors, "Q4_0")
@@ -280,7 +256,7 @@ def test_matformer_cuts_floats(tmp_path: Path) -> None:
         gemlet.load(blocks, **cut)
 
 
-def test_inspect_says_what_becomes_of_each_type(tmp_path: Path) -> None:
+def test_inspect_says_which_format_each_type_gets(tmp_path: Path) -> None:
     config, tensors = model_of("gemma3_text")
     chosen = typed(tensors, "Q4_0")
     blocks = np.array(BLOCKS["Q5_1.blocks"])[0, : 64 // 32 * 24]
@@ -320,3 +296,41 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path) -> None:
         assert model.source == str(path)
         recommended = model.generation_config
         assert (recommended.top_k, recommended.top_p, recommended.temperature) == (64, 0.75, 0.5)
+
+
+PASSED_OVER: dict[str, tuple[int, Any]] = {
+    "expert_count": (U32, 0),
+    "expert_used_count": (U32, 0),
+    "pooling_type": (U32, 0),
+    "surprise": (STRING, ""),
+    "rope.scaling.type": (STRING, "none"),
+    "rope.scaling.factor": (F32, 8.0),
+    "rope.scaling.yarn_beta_fast": (F32, 32.0),
+}
+
+
+def changed(path: Path, **changes: tuple[int, Any] | None) -> Path:
+    config, tensors = model_of("gemma3_text")
+    unscaled = {"rope__scaling__type": None, "rope__scaling__factor": None}
+    return write_gguf(path, metadata(config, **(unscaled | changes)), typed(tensors, "F32"))
+
+
+def test_keys_that_change_nothing_are_passed_over_and_listed(tmp_path: Path) -> None:
+    plain = changed(tmp_path / "plain.gguf")
+    extra = changed(
+        tmp_path / "extra.gguf", **{key.replace(".", "__"): value for key, value in PASSED_OVER.items()}
+    )
+    np.testing.assert_array_equal(logits_of(extra), logits_of(plain))
+    found = gemlet.inspect(extra)
+    assert set(found.passed_over) == {f"gemma3.{key}" for key in PASSED_OVER if key != "rope.scaling.type"}
+    assert "passed over" in str(found)
+    assert gemlet.inspect(plain).passed_over == ()
+
+
+def test_a_factor_without_a_type_is_linear(tmp_path: Path) -> None:
+    """So does llama.cpp read it."""
+    factor: dict[str, tuple[int, Any]] = {"rope__scaling__factor": (F32, 4.0)}
+    short = changed(tmp_path / "short.gguf", **factor)
+    full = changed(tmp_path / "long.gguf", **factor, rope__scaling__type=(STRING, "linear"))
+    np.testing.assert_array_equal(logits_of(short), logits_of(full))
+    assert 4.0 in [layer.rope_scaling_factor for layer in gemlet.inspect(short).config.layers]

@@ -1,4 +1,4 @@
-"""Models as the ``gguf`` package writes them: gemlet computes what the official implementation does."""
+"""Models written by the ``gguf`` package. gemlet computes the same as the official implementation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, TOLERANCE, read_gol
 from support.extras import optional
 from support.gguf_models import NUMBERS, TYPES, convert_folder, decode, read_folder
 from support.gguf_package import write_with_package
+from support.inside import taps_of
 
 import gemlet
 from gemlet.checkpoint.gguf_format import TENSOR_TYPES, GGUFFile, read_gguf
@@ -22,7 +23,7 @@ gguf = optional("gguf")
 
 # GGUF has no architecture for VaultGemma.
 NAMES = [name for name in (*ALL_NAMES, *EMBEDDING_NAMES) if name != "vaultgemma"]
-SCALES = {"ffn_gate_inp.scale", "ffn_down_exps.scale"}  # names of Gemma 4 with another ending than weight
+SCALES = {"ffn_gate_inp.scale", "ffn_down_exps.scale"}  # names of Gemma 4 that do not end in "weight"
 
 DENSE = ("dense_2", "dense_3")
 
@@ -32,14 +33,14 @@ def write(name: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_tap_is_the_golden_one(tmp_path: Path, name: str) -> None:
+def test_every_tap_agrees_with_the_golden(tmp_path: Path, name: str) -> None:
     golden = read_golden(name)
     with gemlet.load(write(name, tmp_path / "model.gguf"), threads=1) as model:
         assert model.weights == "f32"
-        errors = tap_errors(golden, model._core_model.taps(golden["ids"].astype(np.int32)))
+        errors = tap_errors(golden, taps_of(model, golden["ids"]))
         if name in EMBEDDING_NAMES:
-            embedding = model._core_model.embed([golden["ids"].tolist()])[0]
-            errors["embedding"] = np.abs(embedding / np.linalg.norm(embedding) - golden["embedding"]).max()
+            embedding = model.embed([golden["ids"].tolist()])[0]
+            errors["embedding"] = np.abs(embedding - golden["embedding"]).max()
     worst = max(errors, key=errors.__getitem__)
     assert errors[worst] < TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
@@ -54,8 +55,8 @@ def directory(file: GGUFFile) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_files_of_other_tests_say_the_same(tmp_path: Path, name: str) -> None:
-    """Those of gguf_models, which are written byte by byte to be damaged."""
+def test_gguf_models_writes_the_same_files(tmp_path: Path, name: str) -> None:
+    """support/gguf_models.py writes files byte by byte, so that other tests can damage them."""
     package = read_gguf(write(name, tmp_path / "package.gguf"))
     own = read_gguf(convert_folder(HERE / name, tmp_path / "own.gguf"))
     assert directory(own) == directory(package)
@@ -64,7 +65,7 @@ def test_the_files_of_other_tests_say_the_same(tmp_path: Path, name: str) -> Non
     assert found[0] == found[1]
 
 
-def test_tensor_names_are_the_packages() -> None:
+def test_tensor_names_are_those_of_the_package() -> None:
     known = {name.replace(".{bid}", "") for name in gguf.TENSOR_NAMES.values()}
     known |= {name.removeprefix("blk.") for name in known}
     assert {*_MODEL.values(), *_LAYER.values()} - SCALES <= known
@@ -76,8 +77,8 @@ def test_tensor_names_are_the_packages() -> None:
         assert {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]} <= read, architecture
 
 
-def test_keys_are_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is looked for in a model of any architecture, but for the names that Ollama's files have."""
+def test_keys_are_those_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys that gemlet looks for, in any architecture, except the names in Ollama's files."""
     looked_for = set(_IGNORED)
     plain = _Metadata.get
 
@@ -95,7 +96,7 @@ def test_keys_are_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert looked_for - known == rotations | {"head_dim", "altup.correct_scale", "altup.lr_multiplier"}
 
 
-def test_types_and_sizes_of_blocks_are_the_packages() -> None:
+def test_types_and_sizes_of_blocks_are_those_of_the_package() -> None:
     for number, (name, values, size) in TENSOR_TYPES.items():
         kind = gguf.GGMLQuantizationType(number)
         assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (values, size))
@@ -103,15 +104,15 @@ def test_types_and_sizes_of_blocks_are_the_packages() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_blocks_of_other_tests_are_the_packages(kind: str) -> None:
+def test_gguf_models_writes_the_blocks_of_the_package(kind: str) -> None:
     values = np.random.default_rng(0).normal(0, 1, (64, 256)).astype(np.float32)
     number = gguf.GGMLQuantizationType[kind]
     for blocks in (TYPES[kind][1](values), gguf.quantize(values, number)):
         np.testing.assert_array_equal(decode(kind, blocks), gguf.dequantize(blocks, number))
 
 
-def test_tables_padded_for_images_and_sound(tmp_path: Path) -> None:
-    """Later converters fill the tables of Gemma 3n up to one number of rows."""
+def test_tables_padded_for_images_and_audio(tmp_path: Path) -> None:
+    """Later converters pad the tables of Gemma 3n to the same number of rows."""
     config, tensors = read_folder(HERE / "gemma3n-e4b")
     padded = {
         name: np.pad(values, ((0, 9), (0, 0))) if "embed_tokens" in name else values
@@ -145,5 +146,5 @@ def test_a_model_in_parts(tmp_path: Path, version: int) -> None:
         assert model.chat_format is not None
         assert model.tokenizer is not None
         assert model.tokenizer.encode("\u4e02\u4e03") == [2, 8, 9]
-        errors = tap_errors(golden, model._core_model.taps(golden["ids"].astype(np.int32)))
+        errors = tap_errors(golden, taps_of(model, golden["ids"]))
     assert max(errors.values()) < TOLERANCE

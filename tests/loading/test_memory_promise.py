@@ -1,4 +1,4 @@
-"""The memory that models of real sizes take: the plan, and the peak of a process that loads and runs one."""
+"""The memory of models of real sizes: the plan, and the peak of a process that loads and runs one."""
 
 from __future__ import annotations
 
@@ -6,25 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from support.processes import run_python
+from support.processes import run_program
+from support.programs.memory_promise import load_and_generate
 from support.real_shapes import write_real_shape_hole
 from support.tokenizer_files import gemma4_json
 
 pytestmark = pytest.mark.tier
 
 GB = 10**9
-
-RUN = """
-    import json, resource
-    import gemlet
-    from gemlet.loading.inspect import inspect
-    plan = inspect({folder!r}, **{arguments!r}).plan
-    with gemlet.load({folder!r}, **{arguments!r}) as model:
-        ids = [2] + [i * 37 % 200_000 for i in range(1, {tokens})]
-        answer = model.generate(ids, max_tokens=8, temperature=0, stop=[])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({{"peak": peak, "plan": plan.total, "tokens": answer.completion_tokens}}))
-"""
 
 
 @pytest.mark.slow
@@ -40,17 +29,14 @@ RUN = """
 def test_peak_memory_at_real_shapes(
     hole_path: Path, shape: str, arguments: dict[str, object], tokens: int, bound: float
 ) -> None:
-    """With a tokenizer of 262,144 pieces and weights of zero, which take as much. The whole context is filled
-    where it is the largest part, 3.5 %; the others fill what one pass computes. Their plan has the whole
-    context, and load() refuses one beyond the bound."""
+    """The tokenizer has 262,144 pieces. The weights are zero, but take the same memory. The first model,
+    whose context takes the largest share (3.5 %), fills it; the others fill one pass. Every plan counts the
+    whole context, and load() refuses a plan above the bound."""
     folder = hole_path / shape
     write_real_shape_hole(folder, shape)
     (folder / "tokenizer.json").write_text(json.dumps(gemma4_json()))
-    code = RUN.format(
-        folder=folder.as_posix(), arguments=arguments | {"max_memory": int(bound)}, tokens=tokens
-    )
-    measured = json.loads(run_python(code, timeout=400))
-    assert measured["tokens"] == 8
-    assert measured["peak"] < bound, measured
-    assert measured["peak"] < 1.02 * measured["plan"], measured  # the plan is a promise,
-    assert measured["peak"] > 0.85 * measured["plan"], measured  # and not a loose one
+    arguments = arguments | {"max_memory": int(bound)}
+    peak, planned, generated = run_program(load_and_generate, folder, arguments, tokens, timeout=400)
+    assert generated == 8
+    assert peak < bound
+    assert 0.85 * planned < peak < 1.02 * planned

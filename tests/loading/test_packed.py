@@ -1,10 +1,9 @@
-"""Packed models: what convert() writes, where, and what loading it gives."""
+"""Packed models: what convert() writes and where, and how the packed model behaves."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.processes import run_program
+from support.programs import packed as programs
 from support.tiny_models import CONFIGS, IDS, logits_of, read_header, weights_of, write_folder
 
 import gemlet
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.tier
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("weights", PRESETS)
-def test_a_packed_model_is_the_model(tmp_path: Path, family: str, weights: str) -> None:
+def test_a_packed_model_gives_the_same_logits(tmp_path: Path, family: str, weights: str) -> None:
     source = write_folder(tmp_path / "source", CONFIGS[family], bf16=family == "gemma")
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7], "top_k": 5}))
     gemlet.convert(source, tmp_path / "packed", weights=weights, threads=1)
@@ -60,7 +61,7 @@ def test_the_file_is_safetensors_with_aligned_tensors(packed: Path) -> None:
         assert set(file.keys()) == set(described)
 
 
-def test_an_embedding_of_its_own_format(tmp_path: Path) -> None:
+def test_an_embedding_with_its_own_format(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma"])
     gemlet.convert(source, tmp_path / "packed", weights="q4", embedding="q4", threads=1)
     expected = logits_of(source, weights="q4", embedding="q4")
@@ -94,7 +95,7 @@ def test_inspect(packed: Path) -> None:
     assert found.stored == {"q4": 21, "f32": 19, "q8": 1}
 
 
-def test_what_is_there_before_is_kept(tmp_path: Path, packed: Path) -> None:
+def test_existing_files_are_kept(tmp_path: Path, packed: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma"])
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
@@ -179,7 +180,7 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     assert seen[-1] == (len(data), len(data))
     seen.clear()
     with gemlet.load(source, threads=1, progress=lambda *step: seen.append(step)):
-        assert seen[-1][0] == seen[-1][1] < len(data)  # the table is not read
+        assert seen[-1][0] == seen[-1][1] < len(data)  # the per-layer table is not read
 
 
 @pytest.mark.extra("progress")
@@ -187,7 +188,7 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     monkeypatch.setattr("gemlet.base.progress._DELAY", 0)
     gemlet.load(threads=1).close()
     gemlet.load(threads=1, progress=False).close()
-    assert capsys.readouterr().err == ""  # not a terminal
+    assert capsys.readouterr().err == ""  # because it is not a terminal
     gemlet.load(threads=1, progress=True).close()
     assert "loading" in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -204,21 +205,7 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 def test_ctrl_c_while_converting(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma"])
-    code = f"""
-import os, signal, sys
-import gemlet
-signal.signal(signal.SIGINT, signal.default_int_handler)
-before = len(os.listdir("/proc/self/fd"))
-try:
-    gemlet.convert({str(source)!r}, {str(tmp_path / "packed")!r}, threads=2,
-                   progress=lambda done, total: os.kill(os.getpid(), signal.SIGINT))
-except KeyboardInterrupt:
-    assert len(os.listdir("/proc/self/fd")) == before
-    sys.exit(17)
-"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60)
-    assert run.returncode == 17
+    run_program(programs.convert_and_interrupt, source, tmp_path / "packed")
     assert os.listdir(tmp_path) == ["source"]
 
 

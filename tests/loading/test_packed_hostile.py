@@ -1,4 +1,4 @@
-"""Packed models that are not what they say: refused, or harmless."""
+"""Packed models with false contents. They are refused or do no harm."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         ),
     ],
 )
-def test_headers_that_lie(
+def test_false_headers(
     packed: Path, tmp_path: Path, change: Change, error: type[Exception], message: str
 ) -> None:
     header, data = read_header(packed / "model.safetensors")
@@ -152,8 +152,8 @@ def test_another_config(packed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["gemma3_text", "gemma3n_text", "gemma4_experts"])
 @pytest.mark.parametrize("weights", ["bf16", "bf12", "q8", "q4"])
-def test_no_bit_pattern_does_harm(tmp_path: Path, family: str, weights: str) -> None:
-    """Values are not checked when a packed file is mapped: any may be there, and NaN ends in an error."""
+def test_any_bits_as_weights_do_no_harm(tmp_path: Path, family: str, weights: str) -> None:
+    """Mapping a packed file does not check its values. Any value may be there, and NaN ends in an error."""
     source = write_folder(tmp_path / "source", CONFIGS[family], bf16=True)
     gemlet.convert(source, tmp_path / "packed", weights=weights, threads=1)
     path = tmp_path / "packed" / "model.safetensors"
@@ -165,6 +165,8 @@ def test_no_bit_pattern_does_harm(tmp_path: Path, family: str, weights: str) -> 
             file.seek(begin)
             file.write(random.bytes(len(data)) if fill is None else fill * len(data))
         with gemlet.load(tmp_path / "packed", threads=1) as model, contextlib.suppress(TensorError):
-            finite = np.isfinite(model.logits(IDS)[-1]).all()  # the per-layer table is checked as it is read
+            finite = np.isfinite(
+                model.logits(IDS)[-1]
+            ).all()  # rows of the per-layer table are checked when they are read
             with contextlib.nullcontext() if finite else pytest.raises(gemlet.GemletError, match="NaN"):
                 model.generate(IDS, max_tokens=2)

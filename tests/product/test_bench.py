@@ -1,4 +1,4 @@
-"""``gemlet bench`` and ``benchmarks/compare.py``: what they report, not how fast it is."""
+"""``gemlet bench`` and ``benchmarks/compare.py``: the contents of their reports, not the speeds."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def model() -> Iterator[gemlet.Model]:
     [
         ("gemma3-270m", 268_098_176),  # google/gemma-3-270m
         ("gemma3-1b", 999_885_952),  # google/gemma-3-1b-pt
-        ("gemma3n-e2b", 4_435_182_688),  # of the text part, its table of per-layer embeddings included
-        ("gemma4-26b-a4b", 25_233_141_790),  # of the text part, all experts included
+        ("gemma3n-e2b", 4_435_182_688),  # the text part with its table of per-layer embeddings
+        ("gemma4-26b-a4b", 25_233_141_790),  # the text part with all experts
     ],
 )
 def test_parameter_counts_are_the_published_ones(shape: str, count: int) -> None:
     assert parameter_count(shape_config(shape)) == count
 
 
-def test_an_output_matrix_of_its_own_counts() -> None:
+def test_a_separate_output_matrix_counts() -> None:
     tied = shape_config("gemma3-270m")
     untied = replace(tied, tie_word_embeddings=False)
     assert parameter_count(untied) - parameter_count(tied) == tied.vocab_size * tied.hidden_size
@@ -52,11 +52,11 @@ def test_rows_in_order_with_their_bytes(model: gemlet.Model) -> None:
     for row in rows:
         assert len(row.samples) == 2
         assert min(row.samples) > 0
-        assert row.bandwidth > 1e8  # bytes per second: less than any machine that runs this
+        assert row.bandwidth > 1e8  # bytes per second, fewer than on any machine
         assert row.bandwidth_share == pytest.approx(
             row.tokens_per_second * row.bytes_per_token / row.bandwidth
         )
-    # A decode step reads every weight; of a tied table at least the output matrix, which is the table.
+    # A decode step reads every weight. If the table is tied, it is the output matrix, which is read whole.
     assert rows[2].bytes_per_token >= 0.9 * weight_bytes(model)
     assert rows[0].bytes_per_token == pytest.approx(2 * rows[1].bytes_per_token, rel=0.05)
 
@@ -90,7 +90,7 @@ def test_bad_requests(model: gemlet.Model, options: dict[str, Any], name: str) -
         next(iter_bench(model, **options))
 
 
-def test_what_does_not_fit_the_context_is_refused_before_measuring(model: gemlet.Model) -> None:
+def test_lengths_beyond_the_context_are_refused_before_measuring(model: gemlet.Model) -> None:
     room = model.context_length
     with pytest.raises(ContextLengthError, match=f"tg8 at depth {room - 8}: {room + 1} tokens"):
         next(iter_bench(model, prompt=[8], generate=[8], depth=room - 8))
@@ -166,7 +166,8 @@ def report(speeds: dict[str, list[float]], **machine: object) -> dict[str, Any]:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> tuple[str, str, Path]:
-    """Two commands that print fixed results, B a tenth faster at tg, and log the order in which they ran."""
+    """Two commands that print fixed results and log the order in which they ran. B is a tenth faster at
+    tg."""
     log = tmp_path / "order"
     commands = []
     for name, tg in (("A", 100.0), ("B", 110.0)):

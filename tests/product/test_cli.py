@@ -1,4 +1,4 @@
-"""The ``gemlet`` command as a user runs it: in a process of its own, with the demo model."""
+"""The ``gemlet`` command as a user runs it, in its own process and with the demo model."""
 
 from __future__ import annotations
 
@@ -12,38 +12,11 @@ import sys
 import time
 
 import pytest
+from support.commands import GEMLET, PATIENCE, PROMPT, failed, run
 
 import gemlet
 from gemlet.cli import main
 from gemlet.cli.common import for_terminal, one_line, warnings_in_a_line
-
-PROMPT = "The door opened"
-GEMLET = [sys.executable, "-m", "gemlet"]
-PATIENCE = 120
-
-
-def run(
-    *arguments: str, stdin: bytes | None = None, **environment: str
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*GEMLET, *arguments],
-        input=b"" if stdin is None else stdin,
-        capture_output=True,
-        timeout=PATIENCE,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
-
-def failed(done: subprocess.CompletedProcess[bytes], code: int = 1) -> str:
-    """The one line on standard error with which a command fails."""
-    error = done.stderr.decode()
-    assert done.returncode == code, error
-    assert done.stdout == b""
-    assert error.startswith("gemlet: error: ")
-    assert error.count("\n") == 1
-    return error
-
 
 # generate
 
@@ -132,7 +105,7 @@ def test_stop_ends_the_text() -> None:
     assert cut["finish_reason"] == "stop"
 
 
-def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
+def test_an_ascii_terminal_gets_question_marks_and_no_traceback() -> None:
     done = run(
         "generate", "Caf\u00e9 \U0001f600", "--max-tokens", "40", "--seed", "1", PYTHONIOENCODING="ascii"
     )
@@ -255,7 +228,7 @@ def test_ctrl_c_while_waiting_for_the_prompt() -> None:
     assert error.strip() == b""
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_reader_that_stops_early_is_not_an_error() -> None:
     process = subprocess.Popen(
         [*GEMLET, "generate", PROMPT, "--max-tokens", "2000", "--seed", "1"],
         stdout=subprocess.PIPE,
@@ -352,7 +325,7 @@ def test_help_and_version_do_not_wait_for_numpy() -> None:
     assert done.stdout.endswith("False\n")
 
 
-def test_text_of_files_and_models_cannot_steer_the_terminal() -> None:
+def test_text_of_files_and_models_cannot_control_the_terminal() -> None:
     hostile = "a\x1b[2Jb\nc\x9b1md\te\x7f"
     assert for_terminal(hostile) == "a[2Jb\nc1md\te"
     assert one_line(hostile) == r"a\x1b[2Jb\nc\x9b1md\te\x7f"

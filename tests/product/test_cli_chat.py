@@ -1,4 +1,4 @@
-"""``gemlet chat``, and what the command does on a terminal."""
+"""``gemlet chat``, and the commands on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from test_cli import GEMLET, PATIENCE, PROMPT, run
+from support.commands import GEMLET, PATIENCE, PROMPT, run
 
 import gemlet
 from gemlet.cli import main
@@ -28,7 +28,8 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = ()) -> tuple[int, str]:
-    """Runs gemlet on a terminal; sends each answer when the text before it has appeared. Code and screen."""
+    """Runs gemlet on a terminal, and types each answer when the text before it has appeared. Returns the exit
+    code and the screen."""
     screen, far_side = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", _TAKE_TERMINAL, *GEMLET, *arguments],
@@ -51,7 +52,7 @@ def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = (
             raise AssertionError(f"still running; on the screen: {seen!r}, to be answered: {waiting}")
         try:
             data = os.read(screen, 65536)
-        except OSError:  # how Linux says that the other side of a terminal is closed
+        except OSError:  # Linux's sign that the other side of the terminal is closed
             data = b""
         if not data:
             break
@@ -59,8 +60,8 @@ def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = (
         while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
             searched = found + len(waiting[0][0])
             if waiting[0][1] == "\x03":
-                # readline shows its prompt a moment before it listens for signals: a Ctrl-C in between is
-                # only noted, until the next key. No person is that fast.
+                # readline shows its prompt a moment before it listens for signals. A Ctrl-C in between has no
+                # effect until the next key. No person is that fast.
                 time.sleep(0.5)
             os.write(screen, waiting.pop(0)[1].encode())
     os.close(screen)
@@ -134,7 +135,7 @@ def test_ctrl_c_ends_a_chat_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines.readline() == "Two\n"
 
 
-def test_a_chat_that_outgrows_the_context_says_so_and_goes_on() -> None:
+def test_a_chat_beyond_the_context_says_so_and_goes_on() -> None:
     done = run("chat", "--max-tokens", "3", "--seed", "1", stdin=b"word " * 5000 + b"\nHello\n")
     assert done.returncode == 0
     error = done.stderr.decode()

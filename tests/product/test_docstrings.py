@@ -1,4 +1,5 @@
-"""What a user may call says what it does, with an example (the examples run as doctests, in CI)."""
+"""Every public function, class and method has a docstring with an example. In CI, the examples run as
+doctests."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from doctest import DocTestParser
 
 import pytest
 
-# Of these modules, what ``__all__`` names is public.
+# In these modules, the names in ``__all__`` are public.
 MODULES = (
     "gemlet",
     "gemlet.chat",
@@ -20,7 +21,7 @@ MODULES = (
 
 
 def public() -> dict[str, object]:
-    """By name: functions, classes, and the classes' methods and properties, those of base classes too."""
+    """Functions, classes, and their methods and properties, with those of base classes, by name."""
     found: dict[str, object] = {}
     for module in map(importlib.import_module, MODULES):
         for name in module.__all__:
@@ -32,12 +33,14 @@ def public() -> dict[str, object]:
             bases = reversed(inspect.getmro(thing)) if inspect.isclass(thing) else ()
             for owner in (base for base in bases if base.__module__.startswith("gemlet")):
                 for key, member in vars(owner).items():
-                    member = getattr(member, "__func__", member)  # of a class method
+                    member = getattr(member, "__func__", member)  # the function of a class method
                     if key.startswith("_") or not (
                         inspect.isfunction(member) or isinstance(member, property)
                     ):
                         continue
-                    if member.__doc__ or f"{name}.{key}" not in found:  # else the base's docstring counts
+                    if (
+                        member.__doc__ or f"{name}.{key}" not in found
+                    ):  # otherwise the docstring of the base counts
                         found[f"{name}.{key}"] = member
     return found
 
@@ -62,10 +65,10 @@ def test_docstring_with_example(name: str) -> None:
     assert not text.startswith(f"{last}("), f"{name} has only what dataclass wrote"
     if isinstance(PUBLIC[name], property):
         return
-    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))  # its class's example calls it
+    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))  # the example of its class calls it
     assert calls(text) or shown, f"{name} has no example"
 
 
-def test_all_that_is_public_is_found() -> None:
+def test_public_names_are_found() -> None:
     assert {"gemlet.load", "gemlet.Model.threads", "gemlet.Tokenizer.from_file"} <= PUBLIC.keys()
     assert {"gemlet.chat.GemmaFormat.render", "gemlet.chat.ToolCall"} <= PUBLIC.keys()

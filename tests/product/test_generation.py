@@ -1,4 +1,4 @@
-"""Generating with the demo model: the same text every way one asks for it, and what is refused."""
+"""Generating with the demo model: every way to ask gives the same text, and wrong requests are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model() -> Iterator[gemlet.Model]:
         yield loaded
 
 
-def test_stream_and_generate_say_the_same(model: gemlet.Model) -> None:
+def test_stream_and_generate_give_the_same(model: gemlet.Model) -> None:
     whole = model.generate(PROMPT, max_tokens=40, seed=5)
     with model.stream(PROMPT, max_tokens=40, seed=5) as stream:
         chunks = list(stream)
@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_text_on_any_number_of_threads(model: gemle
     assert model.generate(PROMPT, max_tokens=48, seed=12).token_ids != texts[0]
 
 
-def test_without_a_seed_the_one_used_is_reported(model: gemlet.Model) -> None:
+def test_without_a_seed_the_result_has_the_one_that_was_used(model: gemlet.Model) -> None:
     first = model.generate(PROMPT, max_tokens=30)
     again = model.generate(PROMPT, max_tokens=30, seed=first.seed)
     assert again.token_ids == first.token_ids
@@ -75,7 +75,7 @@ def test_text_and_its_token_ids_are_the_same_prompt(model: gemlet.Model) -> None
         assert model.generate(prompt, max_tokens=10, seed=1).token_ids == by_text.token_ids
 
 
-def test_a_stop_string_cuts_the_text_where_it_first_appears(model: gemlet.Model) -> None:
+def test_a_stop_string_ends_the_text_where_it_first_appears(model: gemlet.Model) -> None:
     free = model.generate(PROMPT, max_tokens=60, temperature=0, ignore_eos=True)
     stop = free.text[len(free.text) // 2 :][:4]
     cut = model.generate(PROMPT, max_tokens=60, temperature=0, ignore_eos=True, stop=[stop, "\x00never\x00"])
@@ -84,7 +84,7 @@ def test_a_stop_string_cuts_the_text_where_it_first_appears(model: gemlet.Model)
     assert free.token_ids[: len(cut.token_ids)] == cut.token_ids
 
 
-def test_generation_ends_where_the_context_is_full() -> None:
+def test_generation_ends_when_the_context_is_full() -> None:
     with gemlet.load(max_context=32) as small:
         assert small.context_length == 32
         result = small.generate(PROMPT, max_tokens=1000, seed=1, ignore_eos=True)
@@ -115,7 +115,7 @@ def test_bad_prompts(model: gemlet.Model, prompt: Any, message: str) -> None:
         model.stream(prompt)
 
 
-def test_a_context_that_cannot_be_larger(model: gemlet.Model) -> None:
+def test_a_context_beyond_the_model_is_refused(model: gemlet.Model) -> None:
     with pytest.raises(ContextLengthError, match=r"holds 1024; shorten it$"):
         model.generate([3] * 1025)
 
@@ -140,7 +140,7 @@ def test_chat_replies(model: gemlet.Model) -> None:
 
 
 class InterruptingTokenizer:
-    """Sends the process SIGINT while a token is being decoded, as a user's Ctrl-C would arrive."""
+    """Sends SIGINT to the process while a token is decoded, like a user's Ctrl-C."""
 
     def __init__(self, tokenizer: Any, after: int) -> None:
         self._tokenizer = tokenizer
@@ -216,7 +216,7 @@ def test_several_threads_may_share_a_model(model: gemlet.Model) -> None:
     assert [together[seed] for seed in range(4)] == alone
 
 
-def test_logits_do_not_depend_on_how_the_ids_are_cut(model: gemlet.Model) -> None:
+def test_logits_do_not_depend_on_how_the_ids_are_split(model: gemlet.Model) -> None:
     ids = model.tokenizer.encode("It was a dark night, and the wind was loud. " * 16)  # type: ignore[union-attr]
     ids = ids[:150]
     assert len(ids) == 150  # more than one chunk of logits
@@ -224,7 +224,7 @@ def test_logits_do_not_depend_on_how_the_ids_are_cut(model: gemlet.Model) -> Non
     np.testing.assert_allclose(model.logits(ids[:70]), whole[:70], rtol=0, atol=1e-3 * np.abs(whole).max())
 
 
-def test_after_close_everything_says_so() -> None:
+def test_every_call_after_close_is_an_error() -> None:
     model = gemlet.load()
     stream = model.stream(PROMPT, max_tokens=100, ignore_eos=True)
     next(stream)

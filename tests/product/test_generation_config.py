@@ -1,4 +1,4 @@
-"""What a caller asks for: GenerationConfig, prompts of token ids, stop strings."""
+"""GenerationConfig, prompts of token ids, and stop strings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gemlet.generation.token_ids import token_id_array
 # --- GenerationConfig
 
 
-def test_defaults_are_gemmas() -> None:
+def test_defaults_are_those_of_gemma() -> None:
     config = GenerationConfig()
     assert (config.temperature, config.top_k, config.top_p) == (1.0, 64, 0.95)
     assert (config.min_p, config.repetition_penalty, config.max_tokens) == (0.0, 1.0, 256)
@@ -54,7 +54,7 @@ def test_invalid_values_name_the_argument(name: str, value: Any) -> None:
         GenerationConfig().replace(**{name: value})
 
 
-def test_numbers_of_other_libraries_are_taken_as_plain_ones() -> None:
+def test_numbers_of_other_libraries_become_plain_numbers() -> None:
     config = GenerationConfig(
         max_tokens=np.int64(5),  # type: ignore[arg-type]
         temperature=np.float32(0.5),  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def test_numbers_of_other_libraries_are_taken_as_plain_ones() -> None:
     assert config.do_sample is False
 
 
-def test_stop_is_a_tuple_whatever_was_given() -> None:
+def test_stop_becomes_a_tuple() -> None:
     assert GenerationConfig(stop="END").stop == ("END",)
     assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
     assert GenerationConfig(stop=("a",)).stop == ("a",)
@@ -135,7 +135,8 @@ def test_bad_token_ids(ids: Any, message: str) -> None:
 
 
 def reference_stop(text: str, stops: list[str]) -> tuple[str, bool]:
-    """By definition: the stop string completed first ends the text; of two completed together, the longer."""
+    """The definition: the stop string that is complete first ends the text. If two are complete at the same
+    character, the longer one does."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
@@ -158,7 +159,7 @@ def test_stop_scanner_matches_the_definition_at_every_split(pieces: list[str], s
         shown += scanner.push(piece)
         so_far = "".join(pieces[: i + 1])
         if not scanner.stopped:
-            # Held back is exactly what may still turn out to be the beginning of a stop string.
+            # The scanner holds back exactly the text that may still become a stop string.
             held = max(
                 (k for stop in stops for k in range(len(stop)) if so_far.endswith(stop[:k])), default=0
             )

@@ -1,8 +1,7 @@
-"""Models and sequences shared by threads and forked processes, side by side, closed in the middle of work.
+"""Models and sequences that threads and forked processes share, several at once, and closed during work.
 
-Sharing one sequence between threads is a mistake, but not one that may bring the process down. What could
-hang or crash runs in a process of its own.
-"""
+It is a mistake to share one sequence between threads, but it must not end the process. Tests that could hang
+or crash run in a process of their own."""
 
 from __future__ import annotations
 
@@ -15,108 +14,39 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from support.core_models import int32, layer_config, model_config, random_core, sampler
-from support.processes import run_python
+from support.processes import run_program
+from support.programs import lifecycle
 
 import gemlet
 from gemlet import _core
 
 pytestmark = pytest.mark.tier
 
-FORKS = """
-    import os, signal, sys, threading, time, warnings
-    import gemlet
-    from gemlet import _core
-    from support.processes import in_fork
-
-    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
-
-    def text(model, tokens=12):
-        return model.generate("The door opened", max_tokens=tokens, temperature=0, ignore_eos=True).token_ids
-"""
-
 
 # --- Fork ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_forked_process_uses_the_same_model(threads: int) -> None:
-    run_python(f"""{FORKS}
-    model = gemlet.load(threads={threads})
-    expected = text(model)
-    for _ in range(3):
-        in_fork(lambda: text(model) == expected)
-        assert text(model) == expected
-
-    def child():  # forks on its own, after it has generated
-        assert text(model) == expected
-        in_fork(lambda: text(model) == expected)
-        return text(model) == expected
-    in_fork(child)
-    in_fork(lambda: in_fork(lambda: text(model) == expected) is None)
-
-    sequence = _core.TokenSequence(model._core_model)  # begun before the fork, goes on in both
-    sequence.extend([2, 300, 301])
-    def go_on():
-        sequence.extend([302])
-        return sequence.token_ids == [2, 300, 301, 302]
-    in_fork(go_on)
-    assert go_on()
-
-    in_fork(lambda: model.close() is None)
-    assert text(model) == expected
-    model.close()
-    """)
+    run_program(lifecycle.use_in_forks, threads)
 
 
 def test_a_forked_process_ends_as_usual() -> None:
-    """Through Python's own end, where the model is destroyed; its threads are in the other process."""
-    run_python(f"""{FORKS}
-    model = gemlet.load(threads=3)
-    expected = text(model)
-    for use in (True, False):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(20)
-            sys.exit(text(model) != expected if use else 0)
-        assert os.waitpid(child, 0)[1] == 0
-    assert text(model) == expected
-    """)
+    """Python destroys the model when the process ends, but the model's threads are in the other process."""
+    run_program(lifecycle.end_forks)
 
 
 def test_multiprocessing_with_fork() -> None:
-    run_python(f"""{FORKS}
-    import multiprocessing
-    model = gemlet.load(threads=2)
-    expected = text(model)
-    def work(i):
-        return i, text(model)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map_async(work, range(4)).get(timeout=40) == [(i, expected) for i in range(4)]
-    """)
+    run_program(lifecycle.generate_in_a_pool)
 
 
 def test_fork_while_another_thread_generates() -> None:
-    """That thread does not exist in the forked process, and cannot let go of what it held."""
-    run_python(f"""{FORKS}
-    model = gemlet.load(threads=2)
-    expected = text(model)
-    done = threading.Event()
-    def generate():
-        while not done.is_set():
-            text(model, tokens=40)
-    thread = threading.Thread(target=generate)
-    thread.start()
-    try:
-        for i in range(8):
-            time.sleep(0.01 + 0.003 * i)
-            in_fork(lambda: text(model) == expected, seconds=8)
-    finally:
-        done.set()
-        thread.join()
-    """)
+    """That thread does not exist in the forked process, so it cannot release its locks there."""
+    run_program(lifecycle.fork_while_generating)
 
 
-# --- Side by side -------------------------------------------------------------------------------------------
+# --- Several at once ----------------------------------------------------------------------------------------
 def test_two_models_in_one_process() -> None:
-    """In turns, with other formats and numbers of threads, each says what it says alone."""
+    """They work in turns, with different formats and numbers of threads. Each gives the text that it gives
+    alone."""
     prompts = ["The door opened", "It was a cold morning"]
 
     def say(model: gemlet.Model, prompt: str) -> list[int]:
@@ -198,13 +128,13 @@ def test_the_core_after_close() -> None:
     assert core.bytes_per_token() >= 0
 
 
-# --- From another thread, in the middle of an extend --------------------------------------------------------
+# --- Another thread during an extend ------------------------------------------------------------------------
 LONG = 6000
 
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[_core.Model]:
-    # Most of a prefill is attention in the first layer: the last one has little to do for it.
+    # Attention in the first layer takes most of a prefill; the last layer has little to do.
     layers = layer_config(sliding_window=0), layer_config()
     model = random_core(model_config(*layers, max_context=3 * LONG))
     yield model
@@ -212,7 +142,7 @@ def core() -> Iterator[_core.Model]:
 
 
 class Running:
-    """An extend by ``LONG`` tokens on a thread of its own, well under way."""
+    """An extend by ``LONG`` tokens that is running on its own thread."""
 
     def __init__(self, core: _core.Model) -> None:
         self.sequence = _core.TokenSequence(core)
@@ -240,8 +170,8 @@ def test_cancel_ends_a_running_extend(core: _core.Model) -> None:
     running.sequence.cancel()
     running.join()
     assert isinstance(running.error, gemlet.CancelledError)
-    assert time.perf_counter() - started < 1.0  # at the next layer; a whole chunk takes far less than that
-    # What is there is whole chunks; the sequence goes on from them like one that was never cancelled.
+    assert time.perf_counter() - started < 1.0  # it ends at the next layer; even a whole chunk takes far less
+    # The sequence has whole chunks. It goes on from them like a sequence that was never cancelled.
     sequence = running.sequence
     assert (sequence.length - 3) % 512 == 0
     assert sequence.length < 3 + LONG
@@ -273,7 +203,7 @@ def test_cancel_before_an_extend_does_not_end_it(core: _core.Model) -> None:
     assert sequence.length == 1
 
 
-def test_cancelling_one_sequence_leaves_the_others(core: _core.Model) -> None:
+def test_cancelling_one_sequence_does_not_affect_others(core: _core.Model) -> None:
     one, other = Running(core), Running(core)
     one.sequence.cancel()
     one.join()
@@ -283,91 +213,15 @@ def test_cancelling_one_sequence_leaves_the_others(core: _core.Model) -> None:
     assert other.sequence.length == 3 + LONG
 
 
-MEANWHILE = """
-    import threading, time
-    import gemlet
-    import numpy as np
-    from support.core_models import int32, random_core, sampler
-    from gemlet import _core
-
-    core = random_core(max_context=3 * {long}, threads={threads})
-    ids = np.full({long}, 5, np.int32)
-    started = time.monotonic()
-    _core.TokenSequence(core).extend(ids[:500])
-    if time.monotonic() - started > 0.05:
-        ids = ids[:1100]  # three passes are long enough where a sanitizer slows them
-    outcomes = []
-
-    def extend(sequence):
-        try:
-            sequence.extend(ids, logits="all")
-            outcomes.append("done")
-        except gemlet.GemletError as error:
-            outcomes.append(type(error).__name__)
-
-    for _ in range(4):
-        sequence = _core.TokenSequence(core)
-        sequence.extend(int32(1, 2, 3))
-        threads = [threading.Thread(target=extend, args=(sequence,)) for _ in range({extends})]
-        for thread in threads: thread.start()
-        until = time.monotonic() + 0.15
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < until:
-            time.sleep(0.004)
-            try:
-                {action}
-            except gemlet.GemletError:
-                pass
-        for thread in threads: thread.join()
-        sequence.close()
-    print(*outcomes)
-"""
-
-
-@pytest.mark.parametrize(
-    ("action", "extends"),
-    [
-        ("sequence.close()", 1),
-        ("core.close(); core = random_core(max_context=9000)", 1),
-        ("sequence.logits().sum()", 1),
-        ("len(sequence.token_ids), sequence.length, sequence.cache_bytes", 1),
-        ("sequence.sample(sampler())", 1),
-        ("sequence.extend(np.full(len(ids) + 500, 6, np.int32), logits='all')", 1),
-        ("sequence.extend(int32(4)); sequence.logits()", 2),
-        ("sequence.cancel()", 2),
-    ],
-    ids=["close", "close-model", "logits", "properties", "sample", "extend", "two-extends", "cancel"],
-)
+@pytest.mark.parametrize("action", lifecycle.ACTIONS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_meanwhile_from_another_thread(action: str, extends: int, threads: int) -> None:
-    """An error, a wait or an old value: all are fine, a crash or a hang is not."""
-    printed = run_python(MEANWHILE.format(long=3000, threads=threads, action=action, extends=extends))
-    outcomes = printed.split()
+def test_actions_of_another_thread_during_an_extend(action: str, threads: int) -> None:
+    """The action may fail, wait or give an old value. It must not crash or hang."""
+    extends = 2 if action in ("two-extends", "cancel") else 1
+    outcomes = run_program(lifecycle.act_while_extending, action, extends, threads)
     assert len(outcomes) == 4 * extends
     assert {*outcomes} <= {"done", "ModelClosedError", "CancelledError", "InvalidRequestError"}
 
 
 def test_two_threads_feed_one_builder() -> None:
-    run_python(
-        """
-    import threading
-    import gemlet
-    import numpy as np
-    from support.core_models import builder_of, model_config
-
-    for _ in range(3):
-        builder = builder_of(model_config(vocab_size=20_000), weights="q8", threads=2)
-        shapes = builder.tensors()
-        def add(names):
-            for name in names:
-                try:
-                    builder.add(name, np.ones(shapes[name], np.float32), "f32")
-                except gemlet.GemletError:
-                    pass
-        names = list(shapes)
-        threads = [threading.Thread(target=add, args=(part,)) for part in (names, names[::-1], names[::2])]
-        for thread in threads: thread.start()
-        for thread in threads: thread.join()
-        builder.finish().close()
-    """,
-        timeout=20,
-    )
+    run_program(lifecycle.feed_one_builder_from_three_threads, timeout=20)

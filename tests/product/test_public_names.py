@@ -1,4 +1,4 @@
-"""What users may import stays: the public modules with every name that they have had."""
+"""The public modules keep every name that users import from them."""
 
 from __future__ import annotations
 

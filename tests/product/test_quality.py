@@ -1,6 +1,6 @@
-"""What the weight formats cost on the demo model's held-out text: bounds that every release must keep.
+"""The loss of quality of the weight formats on the demo model's held-out text, with bounds for every release.
 
-benchmarks/quality.py measures, prints the table, and says what its columns are.
+benchmarks/quality.py measures it, prints the table and explains the columns.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.inside import core_of
 from support.paths import ROOT
 
 import gemlet
@@ -31,7 +32,7 @@ def load_quality() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["quality"] = module  # dataclasses look their module up
+    sys.modules["quality"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -50,9 +51,9 @@ def chunks() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def measured(chunks: list[Any]) -> Iterator[dict[str, Any]]:
-    """f32 and every format as gemlet.load opens it, by one pass over the text."""
+    """f32 and every format, as gemlet.load opens it, measured in one pass over the text."""
     models = {name: gemlet.load(weights=name, threads=1) for name in ("f32", *LIMITS)}
-    cores = {name: model._core_model for name, model in models.items()}
+    cores = {name: core_of(model) for name, model in models.items()}
     yield quality.measure(cores["f32"], cores, chunks)
     for model in models.values():
         model.close()
@@ -81,12 +82,12 @@ def test_divergence_from_f32(
 
 @pytest.mark.parametrize("weights", LIMITS)
 def test_perplexity_stays(measured: dict[str, Any], weights: str) -> None:
-    """Were the text drawn from the model, the mean loss would rise by just the divergence."""
+    """If the text came from the model, the mean loss would rise exactly by the divergence."""
     loss, reference = (np.log(measured[name].perplexity) for name in (weights, "f32"))
     assert abs(loss - reference) < LIMITS[weights], table(measured)
 
 
-def test_fewer_bits_are_fewer_bytes_and_further_away(measured: dict[str, Any]) -> None:
+def test_fewer_bits_take_fewer_bytes_and_are_further_away(measured: dict[str, Any]) -> None:
     names = ["f32", "bf16", "q8", "q4"]
     assert measured["f32"].kl == 0
     assert measured["f32"].top_1 == 1
@@ -96,12 +97,12 @@ def test_fewer_bits_are_fewer_bytes_and_further_away(measured: dict[str, Any]) -
 
 
 def test_the_measure_itself(chunks: list[Any]) -> None:
-    """Against the definition, on the logits of the public interface."""
+    """It is compared with the definition, computed from the logits of the public interface."""
     with gemlet.load(weights="f32", threads=1) as f32, gemlet.load(weights="q4", threads=1) as q4:
         part = chunks[0][:100]
         logits = [model.logits(part).astype(np.float64) for model in (f32, q4)]
         p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for x in logits)
-        row = quality.measure(f32._core_model, {"q4": q4._core_model}, [part])["q4"]
+        row = quality.measure(core_of(f32), {"q4": core_of(q4)}, [part])["q4"]
     kl = (p * np.log(p / q)).sum(axis=-1)
     assert row.kl == pytest.approx(kl.mean(), rel=1e-3)
     assert row.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-3)

@@ -1,4 +1,4 @@
-"""The token loop over a scripted core: what a stream shows, how it ends, who may end it."""
+"""The token loop with a scripted core: the text of a stream, how it ends, and who may end it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from support.scripted import ScriptedSequence
 
 from gemlet import GenerationConfig
 from gemlet.errors import CancelledError, InvalidRequestError
@@ -16,39 +17,8 @@ from gemlet.generation.stream import PREFILL_CHUNK
 pytestmark = pytest.mark.tier
 
 
-class ScriptedSequence:
-    """A context whose "model" answers the next tokens of a script."""
-
-    def __init__(self, script: list[int]) -> None:
-        self.script = iter(script)
-        self.token_ids: list[int] = []
-        self.calls: list[tuple[int, str]] = []
-        self.closed = False
-        self.cancelled = threading.Event()
-
-    @property
-    def length(self) -> int:
-        return len(self.token_ids)
-
-    def extend(self, ids: Any, *, logits: str = "last") -> None:
-        assert not self.closed
-        assert ids.dtype == np.int32
-        self.calls.append((len(ids), logits))
-        self.token_ids += ids.tolist()
-
-    def sample(self, sampler: object) -> int:
-        return next(self.script)
-
-    def cancel(self) -> None:
-        assert not self.closed
-        self.cancelled.set()
-
-    def close(self) -> None:
-        self.closed = True
-
-
 class ByteDecoder:
-    """Token id = byte; incomplete characters are held back."""
+    """Each token id is a byte. Incomplete characters are held back."""
 
     def __init__(self) -> None:
         self.pending = b""
@@ -117,7 +87,7 @@ def test_max_tokens(max_tokens: int) -> None:
     assert len(list(stream)) == max_tokens
     assert stream.result.text == "abcdefgh"[:max_tokens]
     assert stream.result.finish_reason == "length"
-    # The last token is never fed back: nobody would look at its logits.
+    # The last token is not fed back, because nobody needs its logits.
     assert stream.result.decode_steps == max_tokens - 1
 
 
@@ -137,11 +107,11 @@ def test_a_stop_string_across_tokens_is_never_shown() -> None:
     assert "".join(texts) == stream.result.text == "one E EN "
     assert stream.result.finish_reason == "stop"
     assert stream.result.token_ids == list(b"one E EN END")
-    # "E" alone is held back until the next character shows that it was harmless.
+    # "E" is held back until the next character shows that it does not begin a stop string.
     assert texts[4:6] == ["", "E "]
 
 
-def test_held_back_text_comes_out_when_the_stop_string_does_not_come() -> None:
+def test_text_held_back_is_shown_when_no_stop_string_follows() -> None:
     stream = scripted(b"so EN" + bytes([END]), stop="END")
     chunks = list(stream)
     assert chunks[-1] == Chunk("EN", [], "stop")
@@ -150,7 +120,7 @@ def test_held_back_text_comes_out_when_the_stop_string_does_not_come() -> None:
     assert list(cut)[-1] == Chunk("EN", [ord("N")], "length")
 
 
-def test_a_character_over_several_tokens_comes_out_whole() -> None:
+def test_a_character_of_several_tokens_is_shown_whole() -> None:
     stream = scripted("aé€😀".encode() + bytes([END]))
     assert [chunk.text for chunk in stream] == ["a", "", "é", "", "", "€", "", "", "", "😀", ""]
     cut = scripted("€".encode(), max_tokens=2)
@@ -167,7 +137,7 @@ def test_a_stop_string_completed_by_the_last_flush_counts() -> None:
     "tokens",
     [1, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 2 * PREFILL_CHUNK, 2 * PREFILL_CHUNK + 7],
 )
-def test_prefill_in_chunks_wants_logits_of_the_last_alone(tokens: int) -> None:
+def test_prefill_in_chunks_wants_only_the_last_logits(tokens: int) -> None:
     stream = scripted(b"a", prompt=tokens, max_tokens=1)
     list(stream)
     calls = sequence_of(stream).calls
@@ -193,7 +163,7 @@ def test_cancel_between_steps() -> None:
     stream.cancel()
     assert list(stream) == [Chunk("a", [], "cancelled")]
     assert stream.result.text == "a"
-    stream.cancel()  # after the end: harmless, and the closed sequence is not touched
+    stream.cancel()  # after the end it does nothing, and does not touch the closed sequence
 
 
 def test_cancel_from_another_thread_interrupts_a_running_step() -> None:
@@ -268,7 +238,7 @@ def test_ctrl_c_propagates_and_leaves_a_result() -> None:
     assert list(stream) == []
 
 
-def test_an_error_in_a_step_propagates_and_gives_the_context_back() -> None:
+def test_an_error_in_a_step_propagates_and_frees_the_context() -> None:
     class Broken(ScriptedSequence):
         def sample(self, sampler: object) -> int:
             raise InvalidRequestError("the logits are not finite")
@@ -281,7 +251,7 @@ def test_an_error_in_a_step_propagates_and_gives_the_context_back() -> None:
         _ = stream.result
 
 
-def test_time_spent_by_the_caller_is_not_decode_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_time_does_not_count_the_time_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("gemlet.generation.stream.time.perf_counter", lambda: clock[0])
 

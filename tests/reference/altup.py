@@ -1,4 +1,5 @@
-"""Gemma 3n's AltUp (several residual streams, one of them computed with) and LAuReL. Streams: x [S, n, d]."""
+"""Gemma 3n's AltUp and LAuReL. AltUp has several residual streams x [S, n, d]; layers compute on one of
+them."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def close_streams(model: Model, x: Array) -> Array:
 
 
 def route(model: Model, index: int, t: Array) -> Array:
-    """[n, d] -> [n, S]: what the mixing coefficients are computed from. Note d, not its root."""
+    """[n, d] -> [n, S]: the input of the mixing coefficients. It is divided by d, not by its root."""
     at = f"layers.{index}"
     scaled = model.norm(t, f"{at}.altup_router_norm") * t.dtype.type(1 / t.shape[-1])
     return np.tanh(model.linear(scaled, f"{at}.altup_router"))
@@ -49,7 +50,7 @@ def predict(model: Model, index: int, x: Array) -> Array:
 
 
 def correct(model: Model, index: int, y: Array, activated: Array) -> Array:
-    """x_k = y_k + c_k (z - y_0): every stream learns from what the layer made of the active one."""
+    """x_k = y_k + c_k (z - y_0): every stream gets a share of the change of the active stream."""
     mixing = (
         model.linear(route(model, index, activated), f"layers.{index}.altup_correction_coefs") + 1
     )  # [n, S]

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 def attention(model: Model, index: int, x: Array, positions: Array, cache: Cache) -> Array:
     """Normed x [n, d] at absolute positions [n] -> o_proj output [n, d].
 
-    A layer with keys of its own appends them to the cache; x then holds every token of the call.
+    A layer with its own keys appends them to the cache. Its x has every token of the call.
     """
     layer, at, n = model.config.layers[index], f"layers.{index}", len(x)
     q = model.linear(x, f"{at}.q_proj").reshape(n, layer.num_heads, layer.head_dim)
@@ -38,14 +38,14 @@ def attention(model: Model, index: int, x: Array, positions: Array, cache: Cache
 
 
 def keys_and_values(model: Model, index: int, x: Array, positions: Array) -> tuple[Array, Array]:
-    """What a layer adds to its cache: keys [n, K, h] after norm and rope, values [n, K, h]."""
+    """The new entries of a layer's cache: keys [n, K, h] after norm and rope, values [n, K, h]."""
     layer, at = model.config.layers[index], f"layers.{index}"
     shape = (len(x), layer.num_kv_heads, layer.head_dim)
     k = model.linear(x, f"{at}.k_proj").reshape(shape)
     v = k if layer.key_is_value else model.linear(x, f"{at}.v_proj").reshape(shape)
     if layer.qk_norm:
         k = model.norm(k, f"{at}.k_norm")
-    if layer.v_norm:  # of the projection itself, also where it is the keys' one
+    if layer.v_norm:  # of the projection itself, also if that is the projection of the keys
         v = model.norm(v, None)
     return blocks.rotate(k, positions, layer.rope), v
 
@@ -56,7 +56,8 @@ def spread(x: Array, layer: Layer) -> Array:
 
 
 def visible(layer: Layer, positions: Array, keys: int) -> Array:
-    """[n, keys] of bool: may the query at positions[i] see the key? The newest key is at positions[-1]."""
+    """[n, keys] of bool: whether the query at positions[i] sees the key. The newest key is at
+    positions[-1]."""
     query, key = positions[:, None], np.arange(positions[-1] + 1 - keys, positions[-1] + 1)[None]
     back = key > query - layer.sliding_window if layer.sliding_window else key >= 0
     if layer.bidirectional:

@@ -1,4 +1,5 @@
-"""Small functions every family uses. The modules call them as blocks.name, so that a test can replace one."""
+"""Small functions that every family uses. Modules call them as blocks.name, so that a test can replace
+one."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ def softcap(x: Array, cap: float) -> Array:
 def rope_frequencies(rope: Rope, head_dim: int) -> Array:
     """float32 [h/2]: theta^(-2i/h) / factor, 0 for the pairs that do not turn.
 
-    Each step is rounded to float32, as in the official implementation: at position 100,000 one more bit in a
-    frequency is another angle.
+    Each step is rounded to float32, as in the official implementation. At position 100,000, one bit in a
+    frequency changes the angle visibly.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
@@ -48,7 +49,7 @@ def rope_frequencies(rope: Rope, head_dim: int) -> Array:
 def rotate(x: Array, positions: Array, rope: Rope) -> Array:
     """RoPE on x [n, heads, h]: lane i turns with lane i + h/2 by position * frequency_i.
 
-    The angle is rounded to float32 whatever the dtype of x: the official implementation does.
+    The angle is rounded to float32 for every dtype of x, as in the official implementation.
     """
     half = x.shape[-1] // 2
     angle = positions.astype(np.float32)[:, None, None] * rope_frequencies(rope, x.shape[-1])  # [n, 1, h/2]

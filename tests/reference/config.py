@@ -1,4 +1,5 @@
-"""config.json -> Config: what each layer computes. Only the forms and keys the golden checkpoints have."""
+"""config.json -> Config: what each layer computes. Only the forms and keys of the golden checkpoints are
+read."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-# Values a published config leaves out when they equal the ones of the configuration class.
+# A published config omits these values if they equal the defaults of the configuration class.
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "rms_norm_eps": 1e-6},
     "gemma2": {
@@ -77,7 +78,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Layer:
-    """What differs between layers. H = num_heads, K = num_kv_heads, h = head_dim in the shapes of weights."""
+    """The values of one layer. In the shapes of weights, H = num_heads, K = num_kv_heads, h = head_dim."""
 
     num_heads: int
     num_kv_heads: int
@@ -90,13 +91,15 @@ class Layer:
     post_norms: bool
     v_norm: bool = False
     key_is_value: bool = False  # no v_proj: values are the projected keys, before norm and rope
-    kv_source: int | None = None  # the earlier layer whose keys and values this one reads; None = its own
+    kv_source: int | None = (
+        None  # the earlier layer whose keys and values this layer reads; None = it has its own
+    )
     sparsity_cutoff: float | None = (
-        None  # standard deviations above the mean where gate values start to count
+        None  # gate values count from this many standard deviations above the mean on
     )
     experts_per_token: int = 0  # 0 = no mixture of experts beside the MLP
     layer_scalar: bool = False
-    bidirectional: bool = False  # sees as far ahead as back
+    bidirectional: bool = False  # a query sees as far ahead as back
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,11 @@ class Config:
     layers: tuple[Layer, ...]
     per_layer_input_size: int = 0  # P; 0 = no per-layer inputs
     altup_streams: int = 1  # S; 1 = neither AltUp nor LAuReL
-    dense_layers: int = 0  # of an embedding model, behind the mean over its tokens
+    dense_layers: int = 0  # in an embedding model, after the mean over the tokens
 
 
 def read_config(folder: Path) -> Config:
-    """The text model's configuration of a checkpoint folder, whichever published form it has."""
+    """The configuration of the text model in a checkpoint folder of any published form."""
     raw = json.loads((folder / "config.json").read_text())
     tied = raw.get("tie_word_embeddings", True)
     raw = raw.get("text_config", raw)
@@ -125,7 +128,7 @@ def read_config(folder: Path) -> Config:
 
     both_ways = given.get("use_bidirectional_attention") is True
     window = given.get("sliding_window", 0)
-    if both_ways:  # the file counts both sides; a layer counts one, and the token itself
+    if both_ways:  # the file counts both sides; a layer counts one side and the token itself
         window = window // 2 + 1
     kinds = layer_types(family, given)
     layers = []
@@ -137,10 +140,12 @@ def read_config(folder: Path) -> Config:
                 num_heads=given["num_attention_heads"],
                 num_kv_heads=given["num_key_value_heads"],
                 head_dim=given["head_dim"],
-                query_scale=1.0 if new else scalar**-0.5,  # published 3n files have the key, to no effect
+                query_scale=1.0
+                if new
+                else scalar**-0.5,  # published 3n files have the key, but it has no effect
                 rope=rope(family, given, kind),
                 sliding_window=window if local else 0,
-                # Gemma 3 has the key, but transformers does not apply it there; published configs hold null.
+                # Gemma 3 has the key, but transformers does not use it. Published configs have null.
                 attention_softcap=(
                     given["attn_logit_softcapping"] if family in ("gemma2", "vaultgemma") else 0.0
                 ),
@@ -185,12 +190,12 @@ def layer_types(family: str, given: dict[str, Any]) -> list[str]:
     rule = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(count)]
     kinds = list(given.get("layer_types", rule))
     if family.startswith("gemma4"):
-        kinds[-1] = "full_attention"  # whatever the list says
+        kinds[-1] = "full_attention"  # the list has no influence on it
     return kinds
 
 
 def rope(family: str, given: dict[str, Any], kind: str) -> Rope:
-    """RoPE of one kind of layer, from `rope_parameters` (new) or the separate keys (old)."""
+    """RoPE of one kind of layer, from `rope_parameters` (new form) or separate keys (old form)."""
     if "rope_parameters" in given:
         parameters = given["rope_parameters"]
         parameters = parameters.get(kind, parameters)
@@ -207,7 +212,7 @@ def rope(family: str, given: dict[str, Any], kind: str) -> Rope:
 
 
 def gemma3n_layers(layers: list[Layer], given: dict[str, Any]) -> list[Layer]:
-    """Activation sparsity: a share q of the gate values, if they were normally distributed, is cut off."""
+    """Activation sparsity: of normally distributed gate values, a share q would be cut off."""
     count = len(layers)
     shares = given.get(
         "activation_sparsity_pattern", [0.95] * 10 + [0.0] * (count - 10) if count > 10 else []
@@ -225,9 +230,11 @@ def gemma4_layers(layers: list[Layer], given: dict[str, Any]) -> list[Layer]:
         layer = replace(layer, experts_per_token=experts, layer_scalar=True)
         if not layer.sliding_window:
             wider = {"head_dim": given["global_head_dim"]}
-            if keys_are_values and "num_global_key_value_heads" in given:  # without k = v it does not count
+            if keys_are_values and "num_global_key_value_heads" in given:  # it only counts with k = v
                 wider["num_key_value_heads"] = given["num_global_key_value_heads"]
-            if "per_layer_config" in given:  # the form transformers 5 writes; it silences the two keys above
+            if (
+                "per_layer_config" in given
+            ):  # the form that transformers 5 writes; it replaces the two keys above
                 overrides = {int(layer): value for layer, value in given["per_layer_config"].items()}
                 wider = overrides.get(index, {})
             layer = replace(

@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def experts(model: Model, index: int, x: Array) -> Array:
-    """The chosen experts' sum: residual x [n, d] -> [n, d]. The router sees x, the experts its norm."""
+    """The sum of the chosen experts: residual x [n, d] -> [n, d]. The router gets x, the experts its norm."""
     at = f"layers.{index}"
     gates = route(model, index, x)  # [n, E], 0 where not chosen
     gate_up, down = model.weights[f"{at}.experts_gate_up"], model.weights[f"{at}.experts_down"]
@@ -28,7 +28,7 @@ def experts(model: Model, index: int, x: Array) -> Array:
 
 
 def route(model: Model, index: int, x: Array) -> Array:
-    """[n, E]: how much of each expert a token gets."""
+    """[n, E]: the weight of each expert for a token."""
     at, count = f"layers.{index}", model.config.layers[index].experts_per_token
     t = model.norm(x, None) * model.weights[f"{at}.router_scale"] * x.dtype.type(x.shape[-1] ** -0.5)
     shares = blocks.softmax(model.linear(t, f"{at}.router_proj"))  # over all E

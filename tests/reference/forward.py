@@ -1,6 +1,7 @@
-"""One forward pass for every Gemma family, prefill and decode alike. Shapes: csrc/MODEL.md, "Notation".
+"""One forward pass for every Gemma family, for prefill and decode. Shapes: csrc/MODEL.md, "Notation".
 
-n tokens of this call, S residual streams (1 but for Gemma 3n; stream 0 is computed with), d hidden size.
+n is the number of tokens of this call, S the number of residual streams (1 except in Gemma 3n, where layers
+compute on stream 0), d the hidden size.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ def forward(
     taps: dict[str, Array] | None = None,
     last_only: bool = False,
 ) -> Array:
-    """Logits [n, vocab] of ids [n], which follow whatever the cache has seen.
+    """Logits [n, vocab] of ids [n]. The ids follow the tokens in the cache.
 
-    `taps`, if given, receives the named intermediate results of tests/golden. `last_only` gives the last
-    token's logits [1, vocab], and computes the layers that share keys and values for that token alone.
+    `taps`, if given, receives the named intermediate results of tests/golden. With `last_only` the result is
+    the logits [1, vocab] of the last token, and the layers that share keys and values run for that token
+    only.
     """
     config, weights = model.config, model.weights
     cache = Cache() if cache is None else cache
@@ -57,7 +59,7 @@ def forward(
 
 
 def embedding(model: Model, ids: Array, taps: dict[str, Array] | None = None) -> Array:
-    """[D] of length 1, of an embedding model: the mean over all tokens, then the dense layers."""
+    """[D] of length 1 from an embedding model: the mean over all tokens, then the dense layers."""
     taps = {} if taps is None else taps
     forward(model, ids, taps=taps)
     del taps["logits"]
@@ -70,7 +72,7 @@ def embedding(model: Model, ids: Array, taps: dict[str, Array] | None = None) ->
 def decoder_layer(
     model: Model, index: int, x: Array, p: Array, positions: Array, cache: Cache, taps: dict[str, Array]
 ) -> Array:
-    """Streams x [S, n, d] and the layer's own inputs p [n, P] -> streams after the layer."""
+    """Streams x [S, n, d] and the per-layer inputs p [n, P] -> streams after the layer."""
     config, layer, at = model.config, model.config.layers[index], f"layers.{index}"
     streams = config.altup_streams > 1
 
@@ -100,7 +102,7 @@ def decoder_layer(
 
 
 def add_per_layer_input(model: Model, index: int, x: Array, p: Array) -> Array:
-    """Gemma 4: read from the residual and added to it. 3n: read from stream 0, added to all the others."""
+    """In Gemma 4, it reads the residual and adds to it. In 3n, it reads stream 0 and adds to all others."""
     if len(x) == 1:
         return x + per_layer_inputs.per_layer_branch(model, index, x[0], p)
     seen = x[0] * model.weights[f"layers.{index}.altup_correct_scale"]
@@ -109,7 +111,7 @@ def add_per_layer_input(model: Model, index: int, x: Array, p: Array) -> Array:
 
 
 def greedy(model: Model, ids: Array, count: int) -> list[int]:
-    """`count` ids by argmax after ids, with a cache; no id ends it."""
+    """The `count` ids that argmax chooses after ids, with a cache. No id ends the text."""
     cache, chosen = Cache(), []
     logits = forward(model, ids, cache)
     for _ in range(count):

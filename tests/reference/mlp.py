@@ -1,4 +1,4 @@
-"""The gated MLP, with Gemma 3n's activation sparsity where a layer has it."""
+"""The gated MLP. Some layers of Gemma 3n have activation sparsity."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def mlp(model: Model, index: int, x: Array) -> Array:
 
 
 def above_cut(gate: Array, cutoff: float) -> Array:
-    """max(g - (mean + cutoff * std), 0) over the lanes of each token: what remains of g, not g itself."""
-    mean, deviation = gate.mean(axis=-1, keepdims=True), gate.std(axis=-1, keepdims=True)  # of all lanes: / f
+    """max(g - (mean + cutoff * std), 0) over the lanes of each token: the part of g above the cut."""
+    mean, deviation = (
+        gate.mean(axis=-1, keepdims=True),
+        gate.std(axis=-1, keepdims=True),
+    )  # over all lanes, divided by f
     return np.maximum(gate - (mean + gate.dtype.type(cutoff) * deviation), 0)

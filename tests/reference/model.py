@@ -1,4 +1,4 @@
-"""A model (configuration and weights) and the cache of what it has seen."""
+"""A model (configuration and weights) and its cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 @dataclass
 class Model:
-    """Configuration and weights; every computation happens in the dtype of the weights."""
+    """Configuration and weights. All computations use the dtype of the weights."""
 
     config: Config
     weights: dict[str, Array]
@@ -30,7 +30,7 @@ class Model:
         return cls(config, weights)
 
     def norm(self, x: Array, slot: str | None) -> Array:
-        """RMSNorm with the weight of a slot; None: without a weight."""
+        """RMSNorm with the weight of a slot, or without a weight for None."""
         if slot is None:
             return blocks.rms_norm(x, np.ones(1, x.dtype), self.config.rms_norm_eps, 0.0)
         return blocks.rms_norm(x, self.weights[slot], self.config.rms_norm_eps, self.config.norm_offset)
@@ -42,10 +42,12 @@ class Model:
 
 @dataclass
 class Cache:
-    """Keys and values seen so far: layer -> ([T', K, h] after norm and rope, [T', K, h]), newest last.
+    """Keys and values of the tokens so far: layer -> ([T', K, h] after norm and rope, [T', K, h]), newest
+    last.
 
-    During a call it grows by the call's tokens, so that layers which share another's keys find all they need.
-    After it, a sliding layer keeps the window - 1 tokens the next query can still see.
+    During a call, the cache grows by the call's tokens, so that layers which share another layer's keys find
+    all of them. After the call, a sliding layer keeps the window - 1 tokens that the next query can still
+    see.
     """
 
     length: int = 0

@@ -1,4 +1,5 @@
-"""Per-layer inputs of Gemma 3n, 4 E2B and E4B: a small vector per token and layer, known before layer 0."""
+"""Per-layer inputs of Gemma 3n, 4 E2B and E4B: a small vector per token and layer, computed before layer
+0."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def per_layer_inputs(model: Model, ids: Array, embedded: Array) -> Array:
 
 
 def per_layer_branch(model: Model, index: int, x: Array, p: Array) -> Array:
-    """What layer `index` adds to the residual: x [n, d] and its inputs p [n, P] -> [n, d]."""
+    """What layer `index` adds to the residual: x [n, d] and its per-layer inputs p [n, P] -> [n, d]."""
     at = f"layers.{index}"
     gated = blocks.gelu(model.linear(x, f"{at}.per_layer_input_gate")) * p
     return model.norm(model.linear(gated, f"{at}.per_layer_projection"), f"{at}.post_per_layer_input_norm")

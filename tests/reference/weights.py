@@ -40,9 +40,10 @@ EXPERTS = {
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
-    """Every tensor of one file; bfloat16 comes back as the float32 of the same value.
+    """Every tensor of one file. A bfloat16 value becomes the float32 of the same value.
 
-    Format: 8 bytes little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, data.
+    Format: a length in 8 bytes (little-endian), that many bytes of JSON {name: {dtype, shape, data_offsets}},
+    data.
     """
     blob = path.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
@@ -59,7 +60,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 
 
 def slot_names(config: Config) -> dict[str, str]:
-    """Slot -> name in the file, without prefix and ".weight". One name of the file means two things."""
+    """Slot -> name in the file, without prefix and ".weight". One name in the file has two meanings."""
     names = {"embed_tokens": "embed_tokens", "final_norm": "norm"}
     if config.per_layer_input_size:
         whole = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
@@ -77,7 +78,7 @@ def slot_names(config: Config) -> dict[str, str]:
 
 
 def layer_names(layer: Layer) -> dict[str, str]:
-    """Slot -> name of what depends on the layer alone."""
+    """Slot -> name of the tensors that every layer of this kind has."""
     names = {
         "pre_attention_norm": "input_layernorm",
         "q_proj": "self_attn.q_proj",
@@ -114,11 +115,11 @@ def read_weights(folder: Path, config: Config) -> dict[str, Array]:
     stored: dict[str, Array] = {}
     for file in files:
         stored |= read_safetensors(folder / file)
-    # Parameters of a module of their own have the suffix, single parameters of a larger module do not.
+    # A parameter that is its own module has the suffix. A single parameter of a larger module does not.
     stored = {name.removesuffix(".weight"): tensor for name, tensor in stored.items()}
     prefix = next(p for p in PREFIXES if f"{p}embed_tokens" in stored)
     names = slot_names(config)
-    if f"{prefix}layers.0.pre_feedforward_layernorm" in stored:  # VaultGemma, too, calls it so
+    if f"{prefix}layers.0.pre_feedforward_layernorm" in stored:  # VaultGemma has this name too
         names |= {
             f"layers.{i}.pre_mlp_norm": f"layers.{i}.pre_feedforward_layernorm"
             for i in range(len(config.layers))

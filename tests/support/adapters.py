@@ -10,15 +10,19 @@ import numpy as np
 from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
 
-import gemlet
-from gemlet import _core
-from support.tiny_models import safetensors_bytes
+from gemlet.config import parse_config
+from gemlet.weights.hf_names import tensor_name
+from gemlet.weights.slots import expected_slots
+from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]
 ADAPTERS = HERE / "adapters"
 NAMES = sorted(folder.name for folder in ADAPTERS.iterdir())
 ON_270M = [name for name in NAMES if name.startswith("gemma3-") and name != "gemma3-regex"]
-REORDERED = 5e-5  # two float32 evaluations of the same thing
+Tensors = dict[str, NDArray[Any]]
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(TARGETS)}
+GEMMA3 = parse_config(CONFIGS["gemma3_text"], where="config.json")
 
 
 def base_of(name: str) -> Path:
@@ -31,18 +35,23 @@ def read_golden(name: str) -> tuple[list[int], Floats]:
     return golden["ids"].tolist(), golden["logits"]
 
 
-def difference(got: Floats, expected: Floats) -> float:
-    assert got.shape == expected.shape
-    assert np.isfinite(got).all()
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
+def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.") -> Tensors:
+    """The two factors of every matrix of a model, each of one value."""
+    tensors: Tensors = {}
+    for slot, shape in expected_slots(config).items():
+        if slot.rpartition(".")[2] in TARGETS:
+            at = f"base_model.model.{tensor_name(slot, config.family, prefix, '').removesuffix('weight')}"
+            tensors[f"{at}lora_A.weight"] = np.full((rank, shape[1]), 0.25, np.float32)
+            tensors[f"{at}lora_B.weight"] = np.full((shape[0], rank), 0.5, np.float32)
+    return tensors
 
 
-def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
-    return model._find_adapter(name)
-
-
-def write_adapter(folder: Path, config: Any, tensors: dict[str, NDArray[Any]]) -> Path:
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
+def write_adapter(folder: Path, config: Any = None, tensors: Tensors | bytes | None = None) -> Path:
+    """An adapter's two files; without arguments one for the tiny Gemma 3."""
+    folder.mkdir(exist_ok=True)
+    text = config if isinstance(config, str) else json.dumps(CONFIG if config is None else config)
+    (folder / "adapter_config.json").write_text(text)
+    found = adapter_tensors() if tensors is None else tensors
+    data = found if isinstance(found, bytes) else safetensors_bytes(found)
+    (folder / "adapter_model.safetensors").write_bytes(data)
     return folder

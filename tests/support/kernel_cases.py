@@ -33,6 +33,26 @@ FLUSHED = 127 / 3.4e38
 ENTRIES: list[tuple[str, str]] = testing.kernel_entries()
 MACHINE_TIERS: list[str] = _core.cpu_info()["tiers"]
 
+# All operations; test_kernels.py checks that no other kernel exists.
+MATMULS = {
+    "matmul_f32_f32": "f32",
+    "matmul_f32_bf16": "bf16",
+    "matmul_bf16_bf16": "bf16",
+    "matmul_f32_bf12": "bf12",
+    "matmul_bf16_bf12": "bf12",
+    "matmul_i8_q8": "q8",
+    "matmul_i8_q4": "q4",
+    "matmul_tiles_bf16": "bf16",
+    "matmul_tiles_bf12": "bf12",
+    "matmul_tiles_q8": "q8",
+    "matmul_tiles_q4": "q4",
+}
+PREPARED = ("quantize_i8", "round_bf16")
+PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
+ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
+STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
+ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope", "exp_sum", "row_max")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 

@@ -1,30 +1,49 @@
-"""Python in a process of its own, for what a test cannot do to its own: crash, hang, fork, lack memory.
+"""Functions in a process of their own, for what a test cannot do to its own: crash, hang, fork, lack memory.
 
-The code that runs there may import this module too.
+The functions are in ``support/programs``. They may import this module too.
 """
 
 from __future__ import annotations
 
+import base64
 import os
+import pickle
 import resource
 import signal
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
+Result = TypeVar("Result")
 TIMEOUT = 60.0
 
 
-def start_python(
-    code: str, *, timeout: float = TIMEOUT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs ``code`` with this process's modules and environment, so also with its GEMLET_CPU, and with the
-    variables that are added."""
+def command_of(program: Callable[..., object], *arguments: object, result: Path | None = None) -> list[str]:
+    """The command that calls ``program`` with ``arguments``, and pickles what it returns into ``result``."""
+    call = base64.b64encode(pickle.dumps((program, arguments, result))).decode()
+    return [sys.executable, "-X", "faulthandler", "-m", "support.programs", call]
+
+
+def environment_of(**changes: str) -> dict[str, str]:
+    """This process's modules and environment, so also its GEMLET_CPU, and ``changes``."""
     modules = os.pathsep.join(path for path in sys.path if path)
+    return {**os.environ, "PYTHONPATH": modules, **changes}
+
+
+def start_program(
+    program: Callable[..., object],
+    *arguments: object,
+    timeout: float = TIMEOUT,
+    environment: Mapping[str, str] | None = None,
+    result: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Calls ``program`` in a new process and waits for its end, whatever that is."""
     return subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": modules, **environment},
+        command_of(program, *arguments, result=result),
+        env=environment_of(**(environment or {})),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -32,11 +51,19 @@ def start_python(
     )
 
 
-def run_python(code: str, *, timeout: float = TIMEOUT, **environment: str) -> str:
-    """What ``code`` prints. If it crashes, raises or hangs the test fails and shows what it said."""
-    done = start_python(code, timeout=timeout, **environment)
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout
+def run_program(
+    program: Callable[..., Result],
+    *arguments: object,
+    timeout: float = TIMEOUT,
+    environment: Mapping[str, str] | None = None,
+) -> Result:
+    """What ``program`` returns. If it crashes, raises or hangs, the test fails and shows what it printed."""
+    with TemporaryDirectory() as folder:
+        result = Path(folder) / "result"
+        done = start_program(program, *arguments, timeout=timeout, environment=environment, result=result)
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        returned: Any = pickle.loads(result.read_bytes())
+        return returned
 
 
 def in_fork(work: Callable[[], bool], seconds: int = 20) -> None:
@@ -57,6 +84,12 @@ def resident() -> float:
     """MiB of memory that this process holds."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def peak() -> float:
+    """The most MiB that this process ever held. (getrusage() counts those of its parent too.)"""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
 
 
 def limit_memory(more: float) -> None:

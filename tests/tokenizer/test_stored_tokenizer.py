@@ -1,4 +1,4 @@
-"""The tokenizer of a packed folder: the one it was made from, and what is wrong with its file an error."""
+"""The tokenizer of a packed folder equals its source. A damaged file is an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from support.processes import run_python
+from support.processes import run_program
+from support.programs.stored_tokenizer import encode_in_threads_and_a_fork
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import (
     MARKERS,
@@ -74,7 +75,7 @@ def stored(tmp_path: Path) -> Path:
 
 
 def change(path: Path, alter: Callable[[Tensors, dict[str, Any]], object]) -> None:
-    """Rewrites the file with a digest that is right."""
+    """Rewrites the file with a correct digest."""
     with safe_open(path, "numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         rest = json.loads(file.metadata()["vocabulary"])
@@ -107,7 +108,7 @@ def test_the_same_tokenizer(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_a_packed_folder_has_it(tmp_path: Path) -> None:
+def test_a_packed_folder_has_the_tokenizer(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma3_text"] | {"vocab_size": 424})
     folder_of(source, "added")
     gemlet.convert(source, tmp_path / "packed", threads=1)
@@ -120,7 +121,7 @@ def test_a_packed_folder_has_it(tmp_path: Path) -> None:
         assert model.end_ids == original.end_ids
 
 
-# --- What is wrong with a file ------------------------------------------------------------------------------
+# --- Damaged files ------------------------------------------------------------------------------------------
 
 
 def test_damage_is_an_error(stored: Path) -> None:
@@ -166,7 +167,7 @@ def test_damage_is_an_error(stored: Path) -> None:
         (lambda tensors, rest: tensors["types"].__setitem__(2, 6), "byte piece 2 is '<bos>'"),
     ],
 )
-def test_what_does_not_agree(
+def test_parts_that_disagree(
     stored: Path, alter: Callable[[Tensors, dict[str, Any]], object], message: str
 ) -> None:
     change(stored, alter)
@@ -174,7 +175,7 @@ def test_what_does_not_agree(
         Tokenizer.from_file(stored.parent)
 
 
-def test_merges_that_do_not_agree(tmp_path: Path) -> None:
+def test_merges_that_disagree(tmp_path: Path) -> None:
     path = tmp_path / STORED_FILE
     write_stored(path, read_vocabulary(folder_of(tmp_path / "source", "merges")))
     with safe_open(path, "numpy") as file:
@@ -194,8 +195,10 @@ def test_merges_that_do_not_agree(tmp_path: Path) -> None:
 
 
 def test_other_versions_and_other_files(stored: Path) -> None:
-    save_file({"a": np.zeros(3, np.uint8)}, stored, {"gemlet_tokenizer": "2"})
-    with pytest.raises(TokenizerError, match=r"is of version '2'; this gemlet reads version 1\. Convert"):
+    save_file({"a": np.zeros(3, np.uint8)}, stored, {"gemlet_tokenizer": "3"})
+    with pytest.raises(
+        TokenizerError, match=r"is of version '3'; this gemlet reads versions 1 and 2\. Convert"
+    ):
         read_stored(stored)
     stored.unlink()
     stored.mkdir()
@@ -204,7 +207,7 @@ def test_other_versions_and_other_files(stored: Path) -> None:
 
 
 def test_a_model_that_sentencepiece_refuses(stored: Path) -> None:
-    """Known when it is used: with a digest that is right it is no damage."""
+    """The error comes when the tokenizer is used. With a correct digest, the file is not damaged."""
     change(stored, lambda tensors, rest: tensors.update(model=np.frombuffer(b"\x0a\xff", np.uint8)))
     tokenizer = Tokenizer.from_file(stored.parent)
     assert tokenizer.decode([2, 423]) == "[note]"
@@ -214,7 +217,7 @@ def test_a_model_that_sentencepiece_refuses(stored: Path) -> None:
 
 
 def test_a_piece_that_sentencepiece_would_not_survive(stored: Path) -> None:
-    """It recurses for each character of one."""
+    """SentencePiece recurses for each character of a piece."""
     long = np.frombuffer(field(0x0A, field(0x0A, b"x" * 12000) + b"\x18\x04"), np.uint8)
     change(stored, lambda tensors, rest: tensors.update(model=np.concatenate([long, tensors["model"]])))
     with pytest.raises(TokenizerError, match="no SentencePiece model: a piece of 12005 bytes"):
@@ -224,7 +227,7 @@ def test_a_piece_that_sentencepiece_would_not_survive(stored: Path) -> None:
         Tokenizer.from_file(stored).encode("the door")
 
 
-def test_pieces_that_are_no_utf8(stored: Path) -> None:
+def test_pieces_that_are_not_utf8(stored: Path) -> None:
     change(stored, lambda tensors, rest: tensors["pieces"][-6:].fill(0xFF))
     tokenizer = Tokenizer.from_file(stored.parent)
     assert set(tokenizer.id_to_piece(423)) == set(tokenizer.decode([423])) == {"\ufffd"}
@@ -243,28 +246,8 @@ def test_without_threads(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_threads_and_a_fork(stored: Path) -> None:
-    """Right after it was made, when its own thread may still be at work."""
-    printed = run_python(f"""
-    import os, threading
-    from gemlet.tokenizer import Tokenizer
-    expected = Tokenizer.from_file({str(stored.parent / "source")!r}).encode("the door")
-    for _ in range(20):
-        tokenizer = Tokenizer.from_file({str(stored)!r})
-        child = os.fork()
-        if child == 0:
-            os._exit(tokenizer.encode("the door") != expected)
-        found = []
-        encode = lambda: found.append(tokenizer.encode("the door"))
-        threads = [threading.Thread(target=encode) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == [expected] * 4
-        assert os.waitpid(child, 0)[1] == 0
-    print("done")
-    """)
-    assert printed.strip() == "done"
+    """The tokenizer is new, so that its own thread may still be working."""
+    run_program(encode_in_threads_and_a_fork, stored.parent / "source", stored)
 
 
 # --- The cache ----------------------------------------------------------------------------------------------
@@ -297,7 +280,7 @@ def test_the_cache_keeps_the_vocabulary(tmp_path: Path, monkeypatch: pytest.Monk
     (source / "tokenizer_config.json").unlink()  # another vocabulary
     assert 423 not in ids(cache=True)
     assert len(reads) == 4
-    (source / "tokenizer.model").write_bytes(b"\x0a\xff")  # nothing to keep
+    (source / "tokenizer.model").write_bytes(b"\x0a\xff")  # there is nothing to keep
     for _ in range(2):
         with pytest.raises(TokenizerError, match=r"tokenizer\.model: "):
             gemlet.load(source, threads=1, cache=True)
@@ -332,7 +315,7 @@ def field(tag: int, content: bytes) -> bytes:
     )
 )
 def test_pieces_in_every_layout(pieces: list[tuple[bytes, int | None, str]]) -> None:
-    """Rows of the usual layout are found at once, whatever stands between them and looks like it."""
+    """Rows of the usual layout are found quickly, even if other data between them looks the same."""
     data, tags, ends = b"", [], []
     for text, kind, layout in pieces:
         typed = (

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.texts import crafted_text, relaxed
 from support.tokenizer_files import (
     ARRAY,
     BOOL,
@@ -30,7 +31,6 @@ from support.tokenizer_files import (
     trained_model,
     trained_pieces,
 )
-from test_tokenizer_text import crafted_text, relaxed
 
 from gemlet.errors import GemletError, ModelFileError, TokenizerError
 from gemlet.tokenizer import Tokenizer
@@ -47,14 +47,14 @@ def test_the_46_vectors_of_gemma_4(gemma4_tokenizer: Tokenizer) -> None:
         assert gemma4_tokenizer.decode(ids) == text
 
 
-def test_more_texts_as_hugging_face_encodes_them(gemma4_tokenizer: Tokenizer) -> None:
+def test_more_texts_get_the_ids_of_hugging_face(gemma4_tokenizer: Tokenizer) -> None:
     for text, ids in gemma4()["more"]:
         assert gemma4_tokenizer.encode(text, add_bos=False) == ids, text
         assert gemma4_tokenizer.decode(ids, skip_control=False) == text.replace(SPACE, " ")
 
 
 def test_gemma_4_from_tokenizer_json(tmp_path: Path, gemma4_tokenizer: Tokenizer) -> None:
-    """With both forms a merge may have, ``"a b"`` and ``["a", "b"]``."""
+    """A merge may have two forms, ``"a b"`` and ``["a", "b"]``."""
     data = gemma4_json()
     listed = {**data, "model": {**data["model"], "merges": [m.split(" ") for m in data["model"]["merges"]]}}
     for content in (data, listed):
@@ -75,7 +75,7 @@ def test_gemma_4_ids(gemma4_tokenizer: Tokenizer) -> None:
     assert 107 not in t.control_ids
 
 
-# --- every format says the same -----------------------------------------------------------------------------
+# --- all formats agree --------------------------------------------------------------------------------------
 
 
 @relaxed
@@ -99,14 +99,14 @@ def test_the_formats_agree(
 @given(text=crafted_text)
 def test_tokenizer_model_is_sentencepiece_between_control_tokens(trained: Tokenizer, text: str) -> None:
     original = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
-    plain = text.replace("<", "(")  # without control tokens nothing is gemlet's own
+    plain = text.replace("<", "(")  # without control tokens, SentencePiece does everything
     assert trained.encode(plain, add_bos=False) == original.encode(plain)
     assert trained.decode(original.encode(plain)) == plain.replace(SPACE, " ")
 
 
 @relaxed
 @given(ids=st.lists(st.integers(4, 419), max_size=30))
-def test_decoding_broken_utf8_is_sentencepiece_too(trained: Tokenizer, ids: list[int]) -> None:
+def test_broken_utf8_is_decoded_as_in_sentencepiece(trained: Tokenizer, ids: list[int]) -> None:
     original = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
     assert trained.decode(ids, skip_control=False) == original.decode(ids)
 
@@ -122,8 +122,8 @@ def test_a_folder_prefers_tokenizer_model(tmp_path: Path, trained: Tokenizer) ->
     assert folder.encode("the door") == trained.encode("the door")
 
 
-def test_merges_as_a_trainer_writes_them(tmp_path: Path) -> None:
-    """One merge for each piece, where a SentencePiece model would also join ``a`` and ``bc``."""
+def test_merges_that_a_trainer_writes(tmp_path: Path) -> None:
+    """There is one merge for each piece. A SentencePiece model would also join ``a`` and ``bc``."""
     data = trained_json()
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{b:02X}>" for b in range(256))]
     pieces += ["a", "b", "c", "ab", "bc", "abc", SPACE, "\n", "<x>"]
@@ -144,7 +144,7 @@ def test_merges_as_a_trainer_writes_them(tmp_path: Path) -> None:
 
 
 def test_added_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
-    """As Gemma 3's <image_soft_token> at 262144, one after the last piece; and a fine-tuned model's own."""
+    """Gemma 3 has <image_soft_token> at 262144, after the last piece. Fine-tuned models have their own."""
     config = {
         "bos_token": "<bos>",
         "added_tokens_decoder": {
@@ -250,7 +250,7 @@ def test_a_piece_long_enough_to_exhaust_the_stack(tmp_path: Path, size: int) -> 
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    """The good tokenizer.json with one (dotted) key set, or removed where value is ``...``."""
+    """The good tokenizer.json with one (dotted) key set, or removed if the value is ``...``."""
     data: dict[str, Any] = json.loads(json.dumps(trained_json()))
     if key == "model.vocab":
         data["model"]["merges"] = data["added_tokens"] = []
@@ -301,7 +301,8 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("added_tokens", [{"id": 400000, "content": "<x>"}], "400000"),
         ("added_tokens", [{"id": 500, "content": ""}], "500"),
         ("added_tokens", [{"id": 500, "content": "\udfff"}], "surrogate U+DFFF"),
-        ("added_tokens", [{"id": 500, "content": "<x>", "lstrip": True}], "lstrip"),
+        ("added_tokens", [{"id": 500, "content": "<x>", "lstrip": 1}], "lstrip"),
+        ("added_tokens", [{"id": 500, "content": "<x>", "single_word": True}], "single_word"),
     ],
 )
 def test_tokenizer_json_of_another_kind(tmp_path: Path, key: str, value: Any, word: str) -> None:
@@ -316,7 +317,7 @@ def test_tokenizer_json_that_is_not_json(tmp_path: Path, data: bytes) -> None:
 
 
 def gguf_vocabulary(**changes: tuple[int, Any] | None) -> bytes:
-    """A vocabulary of three pieces; ``changes`` are keys after ``tokenizer.ggml.`` with type and value."""
+    """A vocabulary of three pieces. ``changes`` are keys without ``tokenizer.ggml.``, with type and value."""
     entries: dict[str, tuple[int, Any] | None] = {
         "model": (STRING, "llama"),
         "tokens": (ARRAY, (STRING, ["<unk>", "<bos>", "a"])),

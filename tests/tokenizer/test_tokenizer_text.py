@@ -1,4 +1,4 @@
-"""Text and ids: BOS and control tokens, decoding, streaming, any text at all."""
+"""Text and ids: BOS and control tokens, decoding, streaming, and arbitrary text."""
 
 from __future__ import annotations
 
@@ -10,23 +10,13 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from support.texts import crafted_text, relaxed
 from support.tokenizer_files import MARKERS, SPACE, save, trained_model
 
 from gemlet.errors import InvalidRequestError, TokenizerError
 from gemlet.tokenizer import Tokenizer
-
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-any_text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
-# Text made of what a vocabulary treats specially, so that the pieces meet each other.
-crafted_text = st.lists(
-    st.sampled_from([" ", "  ", "\n", "\n\n", "\t", "the ", "door", "<", ">", SPACE, "é", "日", "😀", "\0"])
-    | st.sampled_from(["<bos>", "<eos>", "<pad>", "<unk>", *MARKERS])
-    | any_text,
-    max_size=12,
-).map("".join)
-
 
 # --- BOS and control tokens ---------------------------------------------------------------------------------
 
@@ -56,7 +46,7 @@ def test_control_tokens_in_text(trained: Tokenizer) -> None:
     assert trained.decode(ids) == "user\nthe door\n"
     assert trained.decode(ids, skip_control=False) == "<bos>" + text
     assert trained.encode("<eos><pad><unk>", add_bos=False) == [1, 0, 3]
-    # Neither white space, HTML nor <unusedN> is structure: they are text in both directions.
+    # White space, HTML and <unusedN> are text and no control tokens, in both directions.
     text = "<b><unused0>\n\n   "
     ids = trained.encode(text, add_bos=False, allow_control=False)
     assert ids == trained.encode(text, add_bos=False)
@@ -65,7 +55,7 @@ def test_control_tokens_in_text(trained: Tokenizer) -> None:
 
 
 def test_sentencepiece_type_of_a_marker_does_not_matter(tmp_path: Path, trained: Tokenizer) -> None:
-    """Gemma's files give turn markers the type user-defined; a control piece has to match in text as well."""
+    """In Gemma's files, turn markers are user-defined pieces. A control piece must be found in text too."""
     turns = tuple(MARKERS[2:4])
     data = trained_model(user_defined_symbols=(*MARKERS[:2], *MARKERS[4:]), control_symbols=turns)
     controls = Tokenizer.from_file(save(tmp_path, "tokenizer.model", data))
@@ -105,7 +95,7 @@ def test_no_bos_in_the_vocabulary(tmp_path: Path) -> None:
         tokenizer.encode("the door")
 
 
-def test_a_model_that_adds_a_space_keeps_sentencepiece_decoding(tmp_path: Path) -> None:
+def test_a_model_that_adds_a_space_decodes_as_in_sentencepiece(tmp_path: Path) -> None:
     data = trained_model(add_dummy_prefix=True)
     tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.model", data))
     original = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -126,7 +116,7 @@ def stream(tokenizer: Tokenizer, ids: list[int], *, skip_control: bool = True) -
 
 @relaxed
 @given(ids=st.lists(st.integers(0, 419), max_size=40), skip_control=st.booleans())
-def test_streaming_equals_decoding_whatever_the_ids(
+def test_streaming_any_ids_equals_decoding_them(
     trained: Tokenizer, ids: list[int], skip_control: bool
 ) -> None:
     assert stream(trained, ids, skip_control=skip_control) == trained.decode(ids, skip_control=skip_control)
@@ -135,7 +125,7 @@ def test_streaming_equals_decoding_whatever_the_ids(
 @relaxed
 @given(text=crafted_text)
 @example(text="👩‍👩‍👧‍👦 שלום 日本 é")
-def test_at_every_split_the_stream_is_a_prefix_of_whole_characters(trained: Tokenizer, text: str) -> None:
+def test_every_part_of_a_stream_is_a_prefix_of_whole_characters(trained: Tokenizer, text: str) -> None:
     ids = trained.encode(text, allow_control=False)
     decoder = trained.stream_decoder()
     shown = ""
@@ -144,7 +134,7 @@ def test_at_every_split_the_stream_is_a_prefix_of_whole_characters(trained: Toke
         so_far = trained.decode(ids[:count])
         assert so_far.startswith(shown)
         assert trained.decode(ids).startswith(shown)
-        # What is held back is at most the beginning of one character.
+        # The stream holds back at most the beginning of one character.
         assert len(so_far) - len(shown) <= 3
         assert set(so_far[len(shown) :]) <= {"\ufffd"}
     assert shown + decoder.finish() == trained.decode(ids) == text.replace(SPACE, " ")
@@ -201,7 +191,7 @@ def test_bytes_stand_for_characters_without_a_piece(gemma4_tokenizer: Tokenizer)
 
 
 @pytest.mark.parametrize("bad", [None, b"text", 3, ["text"]])
-def test_text_has_to_be_str(trained: Tokenizer, bad: Any) -> None:
+def test_text_must_be_str(trained: Tokenizer, bad: Any) -> None:
     with pytest.raises(TypeError, match=f"str, got {type(bad).__name__}"):
         trained.encode(bad)
 
@@ -211,7 +201,7 @@ def test_lone_surrogates_are_refused(trained: Tokenizer) -> None:
         trained.encode("the \ud83d")
 
 
-def test_long_text_is_cut_without_changing_ids(trained: Tokenizer) -> None:
+def test_long_text_is_split_without_changing_ids(trained: Tokenizer) -> None:
     rng = random.Random(3)
     parts = ["the door ", "\n", "\n\n", "\n\n\n\n", "   ", "日", "<b>", "rain"]
     text = "".join(rng.choices(parts, k=40000))
@@ -225,4 +215,4 @@ def test_a_megabyte_takes_about_a_second(trained: Tokenizer) -> None:
     started = time.perf_counter()
     for text in (lines, lines.replace("\n", " "), "<" * 1_000_000):
         trained.encode(text)
-    assert time.perf_counter() - started < 15  # three megabytes; a quadratic step would take minutes
+    assert time.perf_counter() - started < 15  # for three megabytes; a quadratic algorithm would take minutes

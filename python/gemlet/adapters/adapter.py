@@ -22,7 +22,7 @@ from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, MemoryLimitError, ModelFileError, TensorError
-from gemlet.weights.hf_names import PREFIXES, TOWERS, tensor_name, unused_tensors
+from gemlet.weights.hf_names import PREFIXES, is_tower, tensor_name, unused_tensors
 from gemlet.weights.slots import expected_slots
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _map_adapter(checkpoint: Checkpoint, adapter: AdapterConfig, config: TextCon
     for tensor, info in checkpoint.tensors.items():
         checkpoint.dtype(tensor)  # raises for a type that cannot be read
         module, factor = _split(tensor)
-        if module in unused or module.startswith(TOWERS[config.family]):
+        if module in unused or is_tower(module, config.family):
             continue
         if module not in slots or not factor:
             raise TensorError(

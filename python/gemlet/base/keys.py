@@ -8,21 +8,50 @@ from typing import Any
 from gemlet.base.text import show
 from gemlet.errors import ConfigError
 
-__all__ = ["Keys"]
+__all__ = ["Keys", "says_nothing"]
 
 MAX_END_IDS = 64
 
 
+def says_nothing(value: object) -> bool:
+    """Whether ``value`` leaves out what its key is about: null, false, an empty string, list or object.
+
+    >>> says_nothing(None), says_nothing([]), says_nothing({"bits": None}), says_nothing(0)
+    (True, True, True, False)
+    """
+    if isinstance(value, dict):
+        return all(map(says_nothing, value.values()))
+    return value is None or value is False or value == "" or value == []
+
+
 class Keys:
-    """One JSON object with its place in the file: typed, range-checked reads whose errors name the key."""
+    """One JSON object with its place in the file: typed, range-checked reads whose errors name the key.
+
+    ``passed_over`` lists the keys that gemlet does not know and that change nothing. An object inside this
+    one (:meth:`inner`) adds to the same list.
+    """
 
     def __init__(
-        self, raw: Mapping[str, Any], where: str, prefix: str, defaults: Mapping[str, Any] | None = None
+        self,
+        raw: Mapping[str, Any],
+        where: str,
+        prefix: str,
+        defaults: Mapping[str, Any] | None = None,
+        passed_over: list[str] | None = None,
     ) -> None:
         self.raw = raw
         self.where = where
         self.prefix = prefix
         self.defaults = {} if defaults is None else defaults
+        self.passed_over: list[str] = [] if passed_over is None else passed_over
+
+    def inner(self, raw: Mapping[str, Any], name: str, defaults: Mapping[str, Any] | None = None) -> Keys:
+        """The object ``raw`` that stands under the key ``name`` of this one."""
+        return Keys(raw, self.where, f"{self.prefix}{name}.", defaults, self.passed_over)
+
+    def pass_over(self, key: str) -> None:
+        """Notes that ``key`` is there and changes nothing."""
+        self.passed_over.append(f"{self.prefix}{key}")
 
     def label(self, key: str) -> str:
         return f"{self.where}: {self.prefix}{key}"
@@ -35,7 +64,10 @@ class Keys:
         return self.raw.get(key, self.defaults.get(key))
 
     def refuse_unknown(self, ignored: frozenset[str], fixed: Mapping[str, tuple[Any, ...]]) -> None:
-        """An error for a key neither read nor ignored, and for one of ``fixed`` with another value."""
+        """An error for a key neither read nor ignored, and for one of ``fixed`` with another value.
+
+        An unknown key whose value says nothing (:func:`says_nothing`) is passed over.
+        """
         for key, value in self.raw.items():
             if key in fixed:
                 # type() too: 0 == False and 1.0 == 1 in Python
@@ -43,6 +75,9 @@ class Keys:
                     supported = " or ".join(show(c) for c in fixed[key])
                     raise self.wrong(key, f"{supported} (gemlet supports nothing else)")
             elif key not in self.defaults and key not in ignored:
+                if says_nothing(value):
+                    self.pass_over(key)
+                    continue
                 raise ConfigError(
                     f"{self.where}: unknown key {show(self.prefix + key)} (value {show(value)}); expected "
                     "only keys gemlet knows, because any other may change what the model computes"
@@ -50,6 +85,8 @@ class Keys:
 
     def integer(self, key: str, limit: int, low: int = 1) -> int:
         value = self.get(key)
+        if type(value) is float and value.is_integer():  # 64.0, as some tools write integers
+            value = int(value)
         if type(value) is not int or not low <= value <= limit:
             raise self.wrong(key, f"an integer from {low} to {limit}")
         return value
@@ -79,15 +116,19 @@ class Keys:
         return value
 
     def token_id(self, key: str, vocab_size: int) -> int | None:
+        """A token id; None for null and for -1, which tools write where there is none."""
         value = self.get(key)
-        if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
+        if value is None or (type(value) is int and value == -1):
+            return None
+        if type(value) is not int or not 0 <= value < vocab_size:
             raise self.wrong(key, f"a token id from 0 to {vocab_size - 1}, or null")
         return value
 
     def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
-        """One id, a list of ids, or null for none."""
+        """One id, a list of ids, or null for none; -1 stands for none as well."""
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
+        ids = [i for i in ids if not (type(i) is int and i == -1)]
         if len(ids) > MAX_END_IDS or any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
             raise self.wrong(key, f"up to {MAX_END_IDS} token ids from 0 to {vocab_size - 1}")
         return tuple(ids)

@@ -43,7 +43,7 @@ class GGUFCheckpoint(TensorFiles):
     """
 
     _readable = _READABLE
-    _expected = ", ".join(_READABLE)
+    _expected = ", ".join(_READABLE) + "; take another file of the same model, such as Q4_K_M or Q8_0"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         folder, name = os.path.split(os.fspath(path))
@@ -113,16 +113,17 @@ class GGUFCheckpoint(TensorFiles):
 
 def model_files(names: Iterable[str]) -> list[str]:
     """Those of the files ``names`` that are models, of a split one its first part: other GGUF files are for
-    images or say what mattered to a quantization.
+    images, draft tokens for another model, or say what mattered to a quantization.
 
-    >>> model_files(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "mmproj-f16.gguf", "README.md"])
+    >>> model_files(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "mtp-b.gguf"])
     ['b-00001-of-00002.gguf']
     """
     found = []
     for name in sorted(names):
         file = name.rpartition("/")[2].lower()
         match = _SPLIT_NAME.fullmatch(file)
-        other = file.startswith("mmproj") or "imatrix" in file or (match is not None and int(match[2]) != 1)
+        other = file.startswith("mtp-") or any(word in file for word in ("mmproj", "imatrix"))
+        other = other or (match is not None and int(match[2]) != 1)
         if file.endswith(".gguf") and not other:
             found.append(name)
     return found

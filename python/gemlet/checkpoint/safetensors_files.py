@@ -4,7 +4,9 @@ A safetensors file is: the header's length N (8 bytes, little-endian), N bytes o
 "shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}``, then the data, which the tensors must
 cover exactly: no overlap, no hole, nothing after the last one (the specification's rule; it leaves no room
 to hide a second file in). A sharded folder adds ``model.safetensors.index.json`` with ``{"weight_map":
-{name: file}}``; every tensor must be in the one file the index names, and in no other.
+{name: file}}``. The index decides: a tensor counts in the file that the index names, and a tensor that the
+index does not list does not count. Where the named file does not hold it and one other does, that one counts.
+All of this happens in folders that were saved twice.
 
 Symbolic links are followed: the Hugging Face cache is made of them (``snapshots/REV/model.safetensors``
 leads to ``../../blobs/SHA``), and only someone who can write to the folder can plant one. What the
@@ -83,10 +85,16 @@ class Checkpoint(TensorFiles):
         tensors: dict[str, TensorInfo] = {}
         try:
             weight_map = self._weight_map(file)
+            elsewhere: dict[str, list[TensorInfo]] = {}  # where the index does not look for them
             for part in sorted(set(weight_map.values())) if weight_map is not None else [file]:
                 for info in self._open(part):
-                    self._place(info, weight_map, tensors)
+                    if weight_map is None or weight_map.get(info.name) == part:
+                        self._place(info, tensors)
+                    else:
+                        elsewhere.setdefault(info.name, []).append(info)
             for name, part in (weight_map or {}).items():
+                if name not in tensors and len(elsewhere.get(name, ())) == 1:
+                    tensors[name] = elsewhere[name][0]
                 if name not in tensors:
                     raise ModelFileError(
                         f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(part)}, "
@@ -95,6 +103,7 @@ class Checkpoint(TensorFiles):
         except BaseException:
             self.close()
             raise
+        self.passed_over = [f"{name} in {info.file}" for name in elsewhere for info in elsewhere[name]]
         self.tensors = MappingProxyType(tensors)
 
     def add_folder(self, name: str) -> None:
@@ -102,7 +111,7 @@ class Checkpoint(TensorFiles):
         called "name/tensor". Raises as opening does."""
         tensors = dict(self.tensors)
         for info in self._open(f"{name}/{SINGLE_FILE}"):
-            self._place(replace(info, name=f"{name}/{info.name}"), None, tensors)
+            self._place(replace(info, name=f"{name}/{info.name}"), tensors)
         self.tensors = MappingProxyType(tensors)
 
     def _weight_map(self, file: str) -> dict[str, str] | None:
@@ -153,19 +162,11 @@ class Checkpoint(TensorFiles):
         self.metadata |= header.get("__metadata__", {})
         return infos
 
-    def _place(
-        self, info: TensorInfo, weight_map: dict[str, str] | None, tensors: dict[str, TensorInfo]
-    ) -> None:
+    def _place(self, info: TensorInfo, tensors: dict[str, TensorInfo]) -> None:
         if info.name in tensors:
             raise ModelFileError(
                 f"{self.path(info.file)}: tensor {show(info.name)} is also in {tensors[info.name].file}; "
                 "expected each tensor once"
-            )
-        if weight_map is not None and weight_map.get(info.name) != info.file:
-            listed = weight_map.get(info.name)
-            says = "does not list it" if listed is None else f"puts it in {listed}"
-            raise ModelFileError(
-                f"{self.path(info.file)}: holds tensor {show(info.name)}, but {INDEX_FILE} {says}"
             )
         tensors[info.name] = info
 

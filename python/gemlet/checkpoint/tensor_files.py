@@ -187,6 +187,25 @@ class TensorFiles:
                 return False
         return True
 
+    def same_values(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same values, bit for bit or, in different types, as numbers. Reads
+        both, up to the first difference.
+        """
+        import numpy as np
+
+        infos = self.tensors[one], self.tensors[other]
+        if infos[0].shape != infos[1].shape:
+            return False
+        widest = max(info.nbytes for info in infos)
+        blocks = [self.read_rows(info.name, _SCAN_BYTES * info.nbytes // widest) for info in infos]
+        for (a, dtype), (b, other_dtype) in zip(*blocks, strict=True):
+            if dtype == other_dtype:
+                if not np.array_equal(a.view(np.uint8), b.view(np.uint8)):
+                    return False
+            elif not np.array_equal(_numbers(a, dtype), _numbers(b, other_dtype)):
+                return False
+        return True
+
     def _array_shape(self, info: TensorInfo, shape: tuple[int, ...], nbytes: int) -> tuple[int, ...]:
         if self._readable[info.dtype][1] != "u1":
             return shape
@@ -235,3 +254,12 @@ class TensorFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _numbers(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Values of f32, bf16 or f16 as float32."""
+    import numpy as np
+
+    if dtype == "bf16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.view(np.float16).astype(np.float32) if dtype == "f16" else array

@@ -20,7 +20,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh", None),
     "attention_bias": (False, None),
     "use_bidirectional_attention": (False, None),
-    "quantization_config": (None,),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "chunk_size_feed_forward": (0,),
@@ -29,6 +28,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _BOOKKEEPING = {
     "_attn_implementation",
     "_attn_implementation_autoset",
+    "auto_map",  # classes of the publisher's own code: gemlet runs none
     "_commit_hash",
     "_name_or_path",
     "architectures",
@@ -40,6 +40,7 @@ _BOOKKEEPING = {
     "dtype",
     "finetuning_task",
     "id2label",
+    "ignore_index",  # of the loss in training
     "initializer_range",
     "is_decoder",
     "label2id",
@@ -52,6 +53,8 @@ _BOOKKEEPING = {
     "prefix",
     "problem_type",
     "pruned_heads",
+    "quantization",  # these two are read by quantization.py
+    "quantization_config",
     "return_dict",
     "sep_token_id",
     "task_specific_params",

@@ -20,6 +20,7 @@ from gemlet.base.text import show
 from gemlet.config.families import FAMILIES, MULTIMODAL, Family
 from gemlet.config.layers import is_bidirectional, read_gguf_layers, read_layers, read_size
 from gemlet.config.limits import LIMITS, NUMBERS
+from gemlet.config.quantization import refuse_quantized
 from gemlet.config.shapes import SHAPES
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
@@ -82,7 +83,9 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
         raise ConfigError(f"{where}: unknown architecture: model_type {got}; expected one of {known}")
     family = FAMILIES[model_type]
     text = {key: value for key, value in raw.items() if key != "gguf"}
-    config = _parse_text(Keys(text, where, "", family.defaults), family, model_type)
+    keys = Keys(text, where, "", family.defaults)
+    refuse_quantized(keys)
+    config = _parse_text(keys, family, model_type)
     if "gguf" not in raw:
         return config
     if not isinstance(raw["gguf"], dict):
@@ -112,7 +115,10 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     """With images or sound: the text part is ``text_config``, which leaves out keys equal to the defaults."""
     text_type, ignored = MULTIMODAL[model_type]
     family = FAMILIES[text_type]
-    outer = Keys(raw, where, "", {"text_config": None, "eos_token_id": None, "tie_word_embeddings": None})
+    repeated = [key for key in raw if key in family.defaults and key not in ignored]
+    read = ["text_config", "eos_token_id", "tie_word_embeddings", *repeated]
+    outer = Keys(raw, where, "", dict.fromkeys(read))
+    refuse_quantized(outer)
     outer.refuse_unknown(ignored, family.fixed)
     text = raw.get("text_config")
     if not isinstance(text, dict):
@@ -120,14 +126,19 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     if text.get("model_type", text_type) != text_type:
         raise Keys(text, where, "text_config.").wrong("model_type", repr(text_type))
     merged = dict(text)
-    # The outer object's word counts for these two; the inner one repeats it or leaves it out.
+    # The outer object's word counts for these two. Whether the head is tied is decided by the tensors anyway.
     if raw.get("tie_word_embeddings") is not None:
-        if text.get("tie_word_embeddings") not in (None, raw["tie_word_embeddings"]):
-            raise outer.wrong("tie_word_embeddings", "the same value as text_config.tie_word_embeddings")
         merged["tie_word_embeddings"] = raw["tie_word_embeddings"]
     if raw.get("eos_token_id") is not None:
         merged["eos_token_id"] = raw["eos_token_id"]
-    inner = Keys(merged, where, "text_config.", family.defaults)
+    inner = Keys(merged, where, "text_config.", family.defaults, outer.passed_over)
+    refuse_quantized(inner)
+    for key in repeated:
+        if key in ("eos_token_id", "tie_word_embeddings"):
+            continue
+        if raw[key] is not None and raw[key] != inner.get(key):
+            raise outer.wrong(key, f"the value of text_config.{key} ({show(inner.get(key))})")
+        outer.pass_over(key)
     for keys in (outer, inner):
         if is_bidirectional(keys):
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
@@ -153,6 +164,7 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         eos_token_ids=keys.token_ids("eos_token_id", vocab_size),
         layers=read_layers(keys, family),
         bidirectional=bidirectional,
+        passed_over=tuple(keys.passed_over),
     )
     if "altup_num_inputs" in family.defaults:
         config = replace(

@@ -214,7 +214,7 @@ def _read_overrides(keys: Keys, types: list[str], own: tuple[int, int]) -> dict[
     if not isinstance(keys.get("per_layer_config"), dict):
         raise keys.wrong("per_layer_config", "an object with layer numbers as keys")
     given = keys.mapping("per_layer_config")
-    numbers = Keys(given, keys.where, f"{keys.prefix}per_layer_config.")
+    numbers = keys.inner(given, "per_layer_config")
     layers = [own] * len(types)
     seen: set[int] = set()
     for name in given:
@@ -226,7 +226,7 @@ def _read_overrides(keys: Keys, types: list[str], own: tuple[int, int]) -> dict[
             )
         seen.add(index)
         defaults: Mapping[str, Any] = {"num_key_value_heads": own[0], "head_dim": own[1]}
-        one = Keys(numbers.mapping(name), keys.where, f"{numbers.prefix}{name}.", defaults)
+        one = numbers.inner(numbers.mapping(name), name, defaults)
         one.refuse_unknown(frozenset(), {})
         layers[index] = _heads(one, "num_key_value_heads", "head_dim", outer=keys)
     heads: dict[str, tuple[int, int]] = {}

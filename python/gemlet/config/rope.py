@@ -37,7 +37,7 @@ def read_rope(keys: Keys, family: Family, used: Collection[str]) -> dict[str, Ro
     if family.rope == "flat":
         one = _both_spellings(keys, "rope_theta", parameters, "rope_parameters", scaling, family.global_theta)
         return dict.fromkeys(LAYER_TYPES, one)
-    nested = Keys(parameters, keys.where, f"{keys.prefix}rope_parameters.", dict.fromkeys(LAYER_TYPES))
+    nested = keys.inner(parameters, "rope_parameters", dict.fromkeys(LAYER_TYPES))
     nested.refuse_unknown(frozenset(), {})
     legacy = {"sliding_attention": "rope_local_base_freq", "full_attention": "rope_theta"}
     defaults = {"sliding_attention": family.local_theta, "full_attention": family.global_theta}
@@ -66,8 +66,8 @@ def _both_spellings(
     default_theta: float,
 ) -> Rope:
     """From the new-style object, the old-style keys, or both where they agree."""
-    new = Keys(parameters, keys.where, f"{keys.prefix}{parameters_key}.", _OBJECT)
-    old = Keys(scaling, keys.where, f"{keys.prefix}rope_scaling.", _OBJECT)
+    new = keys.inner(parameters, parameters_key, _OBJECT)
+    old = keys.inner(scaling, "rope_scaling", _OBJECT)
     thetas = {
         part.label(name): part.number(name, *NUMBERS["rope_theta"])
         for part, name in ((new, "rope_theta"), (old, "rope_theta"), (keys, legacy_theta))
@@ -92,14 +92,14 @@ _PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 def _read_nested_only(keys: Keys, used: Collection[str]) -> dict[str, Rope]:
     """Gemma 4: an object per layer type, nothing filled in where a part of it is missing."""
     given = keys.mapping("rope_parameters") if keys.get("rope_parameters") is not None else _PUBLISHED
-    nested = Keys(given, keys.where, f"{keys.prefix}rope_parameters.", dict.fromkeys(LAYER_TYPES))
+    nested = keys.inner(given, "rope_parameters", dict.fromkeys(LAYER_TYPES))
     nested.refuse_unknown(frozenset(), {})
     rope = {}
     for kind in used:
         if not nested.mapping(kind):
             raise nested.wrong(kind, "an object: this model has layers of that type")
         defaults = _OBJECT | {"partial_rotary_factor": None}
-        one = Keys(nested.mapping(kind), keys.where, f"{nested.prefix}{kind}.", defaults)
+        one = nested.inner(nested.mapping(kind), kind, defaults)
         rope_type, factor = _read_scaling(one, ("default", "linear", "proportional"))
         share = 1.0
         if one.get("partial_rotary_factor") is not None:
@@ -112,17 +112,20 @@ def _read_nested_only(keys: Keys, used: Collection[str]) -> dict[str, Rope]:
 
 def _read_scaling(keys: Keys, supported: tuple[str, ...]) -> tuple[str, float]:
     """The type of a RoPE object and the factor that its positions are divided by."""
-    keys.refuse_unknown(frozenset(), {})
     names = [key for key in ("rope_type", "type") if keys.get(key) is not None]
     for name in names:
-        if keys.get(name) not in supported:
-            raise keys.wrong(name, " or ".join(repr(choice) for choice in supported))
+        if keys.get(name) not in supported:  # before its own keys are called unknown
+            listed = " or ".join(repr(choice) for choice in supported)
+            raise keys.wrong(name, f"{listed} (no other RoPE type is supported; no published Gemma has one)")
+    keys.refuse_unknown(frozenset(), {})
     if len({keys.get(name) for name in names}) > 1:
         raise keys.wrong("type", f"the value of rope_type ({show(keys.get('rope_type'))})")
     rope_type = keys.get(names[0]) if names else "default"
     factor = keys.get("factor")
     if rope_type == "linear" or (rope_type == "proportional" and factor is not None):
         return rope_type, keys.number("factor", *NUMBERS["rope_scaling_factor"])
-    if factor not in (None, 1.0):
-        raise keys.wrong("factor", "no factor beside the rope type 'default'")
+    if factor is not None and not names and factor != 1.0:  # somebody may have meant "linear"
+        raise keys.wrong("factor", "no factor without a rope_type that reads it")
+    if factor is not None:
+        keys.pass_over("factor")
     return rope_type, 1.0

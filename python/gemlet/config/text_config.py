@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gemlet.config.layers import LayerSpec
@@ -26,6 +26,7 @@ class TextConfig:
     layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
     more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
     makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean.
+    ``passed_over`` are the keys of the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
     >>> config = shape_config("gemma3-1b")
@@ -52,6 +53,7 @@ class TextConfig:
     laurel_rank: int = 0
     bidirectional: bool = False
     dense_sizes: tuple[int, ...] = ()
+    passed_over: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def num_layers(self) -> int:

@@ -110,6 +110,7 @@ def inspect(
             max_context=context,
             plan=plan,
             problem=problem,
+            passed_over=opened.passed_over,
         )
 
 

@@ -27,7 +27,8 @@ class Inspection:
     of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
     ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
-    ``prompts`` are those of an embedding model. ``problem`` is None if the model runs here, else why not.
+    ``prompts`` are those of an embedding model. ``passed_over`` are keys and tensors that change nothing and
+    that gemlet does not know. ``problem`` is None if the model runs here, else why not.
 
     >>> import gemlet
     >>> found = gemlet.inspect()
@@ -56,6 +57,7 @@ class Inspection:
     max_context: int
     plan: MemoryPlan
     problem: str | None
+    passed_over: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts: what ``gemlet inspect --json`` prints.
@@ -90,6 +92,7 @@ class Inspection:
             f"memory     {self.plan}",
             f"           with weights={self.weights}, max_context={self.max_context}"
             + (f"; {size_text(self.plan.on_disk)} stay on disk" if self.plan.on_disk else ""),
+            *([f"passed over {', '.join(map(show, self.passed_over))}"] if self.passed_over else []),
             f"runs here  {'yes' if self.problem is None else f'no: {self.problem}'}",
         ]
         return "\n".join(lines)

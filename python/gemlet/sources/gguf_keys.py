@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gemlet.base.keys import Keys
+from gemlet.base.keys import Keys, says_nothing
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.config.generation_defaults import SAMPLING_RANGES
@@ -57,12 +57,13 @@ _NO_ROTATION = 1e9  # divisors of an angle beyond this stand for none: converter
 
 
 class _Metadata:
-    """The keys of one architecture, typed; remembers which were read."""
+    """The keys of one architecture, typed; remembers which were read, and which were passed over."""
 
     def __init__(self, gguf: GGUFFile, architecture: str) -> None:
         self.gguf = gguf
         self.prefix = f"{architecture}."
         self.read: set[str] = set()
+        self.passed_over: list[str] = []
 
     def wrong(self, key: str, expected: str) -> ConfigError:
         full = self.prefix + key
@@ -109,21 +110,35 @@ class _Metadata:
         if self.get(key, supported[0]) not in supported:
             raise self.wrong(key, f"{show(supported[0])} (gemlet supports nothing else)")
 
+    def pass_over(self, key: str) -> None:
+        """Notes that ``key``, if it is there, changes nothing."""
+        if self.prefix + key in self.gguf.metadata:
+            self.read.add(self.prefix + key)
+            self.passed_over.append(self.prefix + key)
+
     def refuse_unread(self) -> None:
+        """An error for a key that was not read and may change something."""
         for key, value in self.gguf.metadata.items():
             rest = key.removeprefix(self.prefix)
-            if rest != key and key not in self.read and rest not in _IGNORED and not rest.startswith(_TOWERS):
-                raise ConfigError(
-                    f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(_plain(value))}); "
-                    "expected only keys gemlet knows, because any other may change what the model computes"
-                )
+            if rest == key or key in self.read or rest in _IGNORED or rest.startswith(_TOWERS):
+                continue
+            plain = _plain(value)
+            # For llama.cpp a number that is missing is 0.
+            if says_nothing(plain) or (type(plain) in (int, float) and plain == 0):
+                self.passed_over.append(key)
+                continue
+            raise ConfigError(
+                f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(plain)}); "
+                "expected only keys gemlet knows, because any other may change what the model computes"
+            )
 
 
 def read_gguf_keys(
     gguf: GGUFFile, shapes: Mapping[str, tuple[int, ...]], rope_freqs: np.ndarray[Any, Any] | None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The text model of a GGUF file with these metadata and tensors as ``config.json`` would say it, in
-    JSON's types; what only GGUF can say is in the object "gguf" (:func:`gemlet.config.parse_config`).
+    JSON's types; what only GGUF can say is in the object "gguf" (:func:`gemlet.config.parse_config`). With
+    it the metadata keys that gemlet does not know and that change nothing.
     ``rope_freqs`` are the values of the tensor of that name. Raises :class:`ConfigError` or
     :class:`ModelFileError` naming the key.
     """
@@ -157,7 +172,7 @@ def read_gguf_keys(
         keys["use_bidirectional_attention"] = True
     data.only("attention.causal", architecture != "gemma-embedding")
     data.refuse_unread()
-    return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}
+    return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}, tuple(data.passed_over)
 
 
 def read_gguf_sampling(gguf: GGUFFile) -> dict[str, Any]:
@@ -246,15 +261,17 @@ def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict
 
 
 def _read_rope_factor(data: _Metadata) -> float | None:
-    kind = data.get("rope.scaling.type", "none")
+    """What positions are divided by. As in llama.cpp a missing type means "linear"."""
+    kind = data.get("rope.scaling.type", "linear")
     factor = data.number("rope.scaling.factor")
-    if kind == "linear" and factor is not None:
-        return factor
     if kind not in ("none", "linear"):
-        raise data.wrong("rope.scaling.type", "'linear' or 'none'")
-    if factor not in (None, 1.0):
-        raise data.wrong("rope.scaling.factor", "none beside the rope.scaling.type 'none'")
-    return None
+        raise data.wrong("rope.scaling.type", "'linear' or 'none' (no other RoPE type is supported)")
+    data.only("rope.scaling.attn_factor", 1.0)
+    for name in ("yarn_beta_fast", "yarn_beta_slow"):  # only the type "yarn" reads them
+        data.pass_over(f"rope.scaling.{name}")
+    if kind == "none" and factor is not None:
+        data.pass_over("rope.scaling.factor")
+    return factor if kind == "linear" and factor else None
 
 
 def _read_windows(data: _Metadata, architecture: str, count: int) -> dict[str, Any]:

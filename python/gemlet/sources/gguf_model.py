@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint
 from gemlet.config.hf_config import parse_config
@@ -21,8 +22,9 @@ def open_gguf(path: str, *, cache: bool) -> ModelSource:
     try:
         gguf = checkpoint.gguf
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-        keys = read_gguf_keys(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
+        keys, passed_over = read_gguf_keys(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
         config = parse_config(keys, where=f"{gguf.path} (metadata)")
+        config = replace(config, passed_over=(*config.passed_over, *passed_over))
         slots = map_gguf_tensors(shapes, config, where=gguf.path)
         for tensor in slots:
             checkpoint.dtype(tensor)
@@ -57,6 +59,7 @@ def open_gguf(path: str, *, cache: bool) -> ModelSource:
         vocabulary=vocabulary,
         texts=texts,
         prompts=Prompts() if config.bidirectional else None,
+        passed_over=config.passed_over,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -20,7 +21,7 @@ from gemlet.weights.packed_file import PackedCheckpoint, is_packed
 _DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
 
 
-def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
+def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = False) -> ModelSource:
     config = read_config(folder)
     described: tuple[str, ...] = _DESCRIPTION_FILES
     prompts = None
@@ -39,16 +40,23 @@ def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         if not config.bidirectional:
             template = read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template)
+    passed_over = config.passed_over
     checkpoint = Checkpoint(folder)
     try:
         if is_packed(checkpoint):
+            config = replace(config, tie_word_embeddings="lm_head" not in checkpoint.tensors)
             checkpoint = PackedCheckpoint(checkpoint, config)
             slots = {name: name for name in checkpoint.tensors}
         else:
             for index in range(len(config.dense_sizes)):
                 checkpoint.add_folder(os.path.dirname(dense_tensor(index)))
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-            slots = map_tensors(shapes, config, where=folder)
+            same = None if headers_only else checkpoint.same_values
+            slots, tied, extra = map_tensors(shapes, config, where=folder, same=same)
+            passed_over += (*extra, *checkpoint.passed_over)
+            if tied != config.tie_word_embeddings:
+                passed_over += ("tie_word_embeddings",)
+                config = replace(config, tie_word_embeddings=tied)
             for tensor in slots:
                 checkpoint.dtype(tensor)  # raises for a type that cannot be read
     except BaseException:
@@ -68,4 +76,5 @@ def open_folder(folder: str, *, name: str, cache: bool) -> ModelSource:
         files=tuple(path for path in paths if os.path.isfile(path)),
         texts={} if template is None else {"chat_template.jinja": template},
         prompts=prompts,
+        passed_over=passed_over,
     )

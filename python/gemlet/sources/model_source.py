@@ -47,6 +47,7 @@ class ModelSource:
         files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
             its own: paths to copy, and name and content of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
+        passed_over: keys and tensors of the files that change nothing, beside those every model has.
         kept: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
         float16_as: that format for all of float16, of which no value is then read; None: as its values need.
     """
@@ -68,6 +69,7 @@ class ModelSource:
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
     prompts: Prompts | None = field(default=None, repr=False)
+    passed_over: tuple[str, ...] = ()
 
     def cut(self, matformer: object) -> ModelSource:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.config.matformer`)."""

@@ -43,7 +43,8 @@ def open_source(
         name = os.fspath(source or "")
         if headers_only:
             with outline(name, revision=revision, token=token) as found:
-                return replace(_open(find_in_folder(found), name, cache=False), name=name)
+                opened = _open(find_in_folder(found), name, cache=False, headers_only=True)
+                return replace(opened, name=name)
         path = find_in_folder(download(name, revision=revision, token=token))
     opened = _open(path, "demo" if source is None else path, cache=cache)
     if merge_adapter is None:
@@ -55,9 +56,9 @@ def open_source(
         raise
 
 
-def _open(path: str, name: str, *, cache: bool) -> ModelSource:
+def _open(path: str, name: str, *, cache: bool, headers_only: bool = False) -> ModelSource:
     if os.path.isdir(path):
-        return open_folder(path, name=name, cache=cache)
+        return open_folder(path, name=name, cache=cache, headers_only=headers_only)
     return open_gguf(path, cache=cache)
 
 

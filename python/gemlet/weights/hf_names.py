@@ -6,14 +6,24 @@ on the attention's *output* in all others.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 from gemlet.base.text import show
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import TensorError
 from gemlet.weights.slots import expected_slots
 
-__all__ = ["dense_tensor", "map_tensors", "match_tensors", "tensor_name", "unused_tensors"]
+__all__ = [
+    "MappedTensors",
+    "dense_tensor",
+    "is_tower",
+    "map_tensors",
+    "match_tensors",
+    "tensor_name",
+    "unused_tensors",
+]
 
 # slot of a layer -> its name in the checkpoint, inside "layers.N."; ".weight" follows unless it ends in a dot
 _COMMON = {
@@ -67,43 +77,145 @@ LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma4": _GEMMA3 | _PER_LAYER_INPUT | _EXPERTS | {"layer_scalar": "layer_scalar."},
 }
 
-# (prefix of the text model, prefix of lm_head), tried in this order.
+# (prefix of the text model, prefix of lm_head) of published files.
 PREFIXES = (
     ("model.", ""),
     ("language_model.model.", "language_model."),  # Gemma 3 with images, as published
     ("model.language_model.", ""),  # Gemma 3n and 4 as published, Gemma 3 saved by transformers 4.52 or later
     ("", ""),  # the bare trunk
 )
-# Parts of a multimodal model that text does not need.
-_TOWERS_3N = ("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio.")
+# Other tools put these two together in other ways.
+_PREFIX_PARTS = ("model", "language_model")
+# What training and compiling put around modules; it says nothing about the weights.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+_PEFT = "base_model.model."  # around a model that had an adapter
+_UNMERGED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector", ".base_layer.", ".modules_to_save.")
+
+# Parts of a multimodal model that text does not need, with or without a prefix.
+_TOWERS_3N = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")
 TOWERS: Mapping[str, tuple[str, ...]] = {
     "gemma": (),
     "gemma2": (),
     "vaultgemma": (),
-    "gemma3": (
-        "vision_tower.",
-        "multi_modal_projector.",
-        "model.vision_tower.",
-        "model.multi_modal_projector.",
-    ),
+    "gemma3": ("vision_tower.", "multi_modal_projector."),
     "gemma3n": _TOWERS_3N,
-    "gemma4": (*_TOWERS_3N, "model.vision_embedder."),
+    "gemma4": (*_TOWERS_3N, "vision_embedder."),
 }
+# Constants that some exports wrote out, by the last part of their name, and the scales of an 8-bit KV cache.
+_CONSTANTS = ("inv_freq", "original_inv_freq", "embed_scale")
+_CACHE_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale")
 
 
-def map_tensors(shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, where: str) -> dict[str, str]:
-    """tensor name -> slot, for a checkpoint whose tensors have these ``shapes``.
+class MappedTensors(NamedTuple):
+    """What :func:`map_tensors` found.
+
+    Attributes:
+        slots: tensor -> slot.
+        tied: whether the output head is the embedding table.
+        passed_over: tensors that change nothing and that published files do not have.
+    """
+
+    slots: dict[str, str]
+    tied: bool
+    passed_over: tuple[str, ...]
+
+
+def map_tensors(
+    shapes: Mapping[str, tuple[int, ...]],
+    config: TextConfig,
+    *,
+    where: str,
+    same: Callable[[str, str], bool] | None = None,
+) -> MappedTensors:
+    """Which tensor of a checkpoint with these ``shapes`` fills which slot.
+
+    The tensors say whether the output head is the embedding table, whatever the configuration says: it is
+    where only one of the two is stored, and where ``same``, called with both names, finds the same values.
+    Without ``same`` the configuration decides where both are stored.
 
     Tensors that text does not need are left out: towers for images and sound, a copy of the tied output
     matrix, projections of layers that read another one's keys and values. Raises :class:`TensorError` for a
     missing, unexpected or mis-shaped tensor; ``where`` names the checkpoint.
     """
-    prefix, head_prefix = _find_prefix(shapes, where)
+    plain = _plain_names(shapes, where)  # name without wrappers -> tensor
+    prefix, head_prefix = _find_prefix(plain, where)
+    table, head = f"{prefix}embed_tokens.weight", f"{head_prefix}lm_head.weight"
+    if table not in plain and head in plain:
+        plain[table] = plain.pop(head)
+    tied = config.tie_word_embeddings or head not in plain
+    if head in plain:
+        _check_head(shapes[plain[head]], config, where, plain[head])
+        if same is not None:
+            tied = same(plain[table], plain[head])
+    config = replace(config, tie_word_embeddings=tied)
     slots = expected_slots(config)
     names = {slot: tensor_name(slot, config.family, prefix, head_prefix) for slot in slots}
     unused = unused_tensors(config, prefix, head_prefix)
-    ignored = {name for name in shapes if name in unused or _is_ignorable(name, config)}
-    return match_tensors(shapes, config, names, slots, ignored, where=where)
+    constants = {name for name in plain if _is_constant(name)}
+    ignored = {name for name in plain if name in unused or name in constants or is_tower(name, config.family)}
+    found = match_tensors(
+        {name: shapes[tensor] for name, tensor in plain.items()}, config, names, slots, ignored, where=where
+    )
+    return MappedTensors(
+        {plain[name]: slot for name, slot in found.items()},
+        tied,
+        tuple(plain[name] for name in sorted(constants)),
+    )
+
+
+def _plain_names(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, str]:
+    """Name without what tools put around modules -> tensor."""
+    plain: dict[str, str] = {}
+    for tensor in shapes:
+        if any(part in tensor for part in _UNMERGED):
+            raise TensorError(
+                f"{where}: tensor {show(tensor)} belongs to an unmerged PEFT state dict; merge it with "
+                "merge_and_unload() and load the result, or load the original and the adapter's own folder"
+            )
+        name = tensor
+        if any(wrapper in tensor for wrapper in _WRAPPERS):
+            name = ".".join(part for part in tensor.split(".") if part not in _WRAPPERS)
+        name = name.removeprefix(_PEFT)
+        if name in plain:
+            raise TensorError(f"{where}: tensors {show(plain[name])} and {show(tensor)} are the same weight")
+        plain[name] = tensor
+    return plain
+
+
+def _find_prefix(plain: Collection[str], where: str) -> tuple[str, str]:
+    """What the names of the text model and of its head begin with."""
+    prefixes: list[str] = []
+    heads: list[str] = []
+    for name in plain:
+        for ending, found in (
+            ("embed_tokens.weight", prefixes),
+            ("layers.0.input_layernorm.weight", prefixes),
+            ("lm_head.weight", heads),
+        ):
+            prefix = name.removesuffix(ending)
+            if prefix != name and prefix not in found and _is_prefix(prefix):
+                found.append(prefix)
+    if not prefixes or not any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in plain):
+        tried = ", ".join(repr(f"{prefix}embed_tokens.weight") for prefix, _ in PREFIXES)
+        raise TensorError(f"{where}: the embedding table is missing; expected one of {tried}")
+    if len(prefixes) > 1 or len(heads) > 1:
+        listed = ", ".join(map(show, prefixes if len(prefixes) > 1 else heads))
+        raise TensorError(f"{where}: tensors of several text models, named {listed}; expected one model")
+    return prefixes[0], heads[0] if heads else ""
+
+
+def _is_prefix(prefix: str) -> bool:
+    parts = prefix.split(".")
+    return parts.pop() == "" and all(part in _PREFIX_PARTS for part in parts)
+
+
+def _check_head(shape: tuple[int, ...], config: TextConfig, where: str, name: str) -> None:
+    expected = (config.vocab_size, config.hidden_size)
+    if tuple(shape) != expected:
+        raise TensorError(
+            f"{where}: tensor {show(name)} has shape {list(shape)}; expected {list(expected)}, "
+            "which the configuration implies"
+        )
 
 
 def match_tensors(
@@ -139,14 +251,6 @@ def match_tensors(
     return {name: slot for slot, name in names.items()}
 
 
-def _find_prefix(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, str]:
-    for prefix, head_prefix in PREFIXES:
-        if f"{prefix}embed_tokens.weight" in shapes:
-            return prefix, head_prefix
-    tried = ", ".join(repr(f"{prefix}embed_tokens.weight") for prefix, _ in PREFIXES)
-    raise TensorError(f"{where}: the embedding table is missing; expected one of {tried}")
-
-
 def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
     """The tensor that fills ``slot``, where the text model's names begin with ``prefix``."""
     if slot == "lm_head":
@@ -179,7 +283,17 @@ def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str
     return unused
 
 
-def _is_ignorable(name: str, config: TextConfig) -> bool:
-    if name.endswith(".rotary_emb.inv_freq"):  # a constant that old exports wrote out
-        return True
-    return name.startswith(TOWERS[config.family])
+def is_tower(name: str, family: str) -> bool:
+    """Whether a tensor or module belongs to a tower for images or sound.
+
+    >>> is_tower("model.vision_tower.patch_embedding.weight", "gemma3"), is_tower("vision_tower.x", "gemma2")
+    (True, False)
+    """
+    while (inner := name.partition("."))[0] in _PREFIX_PARTS:
+        name = inner[2]
+    return name.startswith(TOWERS[family])
+
+
+def _is_constant(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last in _CONSTANTS or (last in _CACHE_SCALES and ".self_attn." in name)

@@ -1,0 +1,61 @@
+"""Keys of config.json that change nothing: they are passed over and listed, whatever they are called."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import CONFIGS
+
+from gemlet.config import parse_config, read_config
+
+
+def parse(raw: dict[str, Any], **changes: Any) -> Any:
+    return parse_config(raw | changes, where="config.json")
+
+
+# Keys that change nothing: what is passed over, by its name.
+PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
+    (
+        "gemma",
+        {"surprise": None, "more": False, "empty": [], "nested": {"a": None}},
+        ["surprise", "more", "empty", "nested"],
+    ),
+    ("gemma3_text", {"expert_intermediate_size": None}, ["expert_intermediate_size"]),
+    ("gemma2", {"quantization_config": {}}, ["quantization_config"]),
+    ("gemma2", {"quantization_config": {"quant_method": None, "bits": None}}, ["quantization_config"]),
+    (
+        "gemma2",
+        {"quantization_config": {"load_in_4bit": False, "load_in_8bit": False, "llm_int8_threshold": 6.0}},
+        ["quantization_config"],
+    ),
+    ("gemma", {"rope_scaling": {"rope_type": "default", "factor": 8.0}}, ["rope_scaling.factor"]),
+    ("gemma", {"rope_parameters": {"full_attention": {}}}, ["rope_parameters.full_attention"]),
+    ("gemma", {"ignore_index": -100, "auto_map": {"AutoModel": "custom.py"}}, []),
+    ("gemma", {"quantization_config": None}, []),
+    ("gemma", {"pad_token_id": -1, "hidden_size": 64.0, "eos_token_id": [1, -1]}, []),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "keys"), PASSED_OVER)
+def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> None:
+    """A key that changes nothing changes nothing, and is listed where gemlet does not know it."""
+    config = parse(CONFIGS[family], **changes)
+    assert list(config.passed_over) == keys
+    without = dict.fromkeys(("pad_token_id", "eos_token_id"))
+    same = [
+        replace(c, pad_token_id=None, eos_token_ids=()) for c in (config, parse(CONFIGS[family], **without))
+    ]
+    assert same[0] == same[1]
+    if "pad_token_id" in changes:
+        assert config.pad_token_id is None
+        assert config.eos_token_ids == (1,)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    text = json.dumps(CONFIGS["gemma"])
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_config(tmp_path) == parse(CONFIGS["gemma"])

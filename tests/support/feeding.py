@@ -1,0 +1,41 @@
+"""A context fed in pieces, and how far two results are apart."""
+
+from __future__ import annotations
+
+from itertools import chain, repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gemlet
+from support.core_models import int32
+from support.inside import context_of
+
+Floats = NDArray[np.float32]
+REORDERED = 5e-5  # two float32 evaluations of the same thing, in another order of additions
+
+
+def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
+    """Logits [n, vocab] of ids fed to a fresh context in pieces of ``sizes``, the last of them repeated."""
+    sequence = context_of(model)
+    rows, at = [], 0
+    try:
+        for size in chain(sizes, repeat(sizes[-1])):
+            if at >= len(ids):
+                break
+            sequence.extend(int32(*ids[at : at + size]), logits="all")
+            rows.append(sequence.logits().copy())
+            at += size
+        assert sequence.length == len(ids)
+        assert sequence.token_ids == ids.tolist()
+    finally:
+        sequence.close()
+    return np.concatenate(rows)
+
+
+def difference(got: Floats, expected: Floats) -> float:
+    """The largest difference, in units of the largest value expected."""
+    assert got.shape == expected.shape
+    assert np.isfinite(got).all()
+    return float(np.abs(got - expected).max() / np.abs(expected).max())

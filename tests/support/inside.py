@@ -1,0 +1,33 @@
+"""What tests see of a model that its public interface does not show. Nothing else reaches for its core.
+
+There is no public name for: a context that is fed piece by piece, the intermediate results of a pass, several
+contexts in one pass, the adapters of the core, the number of parameters, the bytes of a scratch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import gemlet
+from gemlet import _core
+
+
+def core_of(model: gemlet.Model) -> _core.Model:
+    return model._core_model
+
+
+def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
+    return model._find_adapter(name)
+
+
+def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSequence:
+    """An empty context of a model, to be fed piece by piece."""
+    return _core.TokenSequence(core_of(model), core_adapter(model, adapter))
+
+
+def taps_of(model: gemlet.Model, ids: ArrayLike, **options: Any) -> dict[str, NDArray[np.float32]]:
+    """The intermediate results of one pass over ``ids``, by the names of the golden taps."""
+    return core_of(model).taps(np.asarray(ids, np.int32), **options)

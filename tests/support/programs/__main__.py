@@ -1,0 +1,19 @@
+"""Calls one function: what ``support.processes.command_of`` starts."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+import sys
+
+
+def main() -> None:
+    # Unpickling imports the module of the function.
+    program, arguments, result = pickle.loads(base64.b64decode(sys.argv[1]))
+    returned = program(*arguments)
+    if result is not None:
+        result.write_bytes(pickle.dumps(returned))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""For files/test_hub.py. The settings of huggingface_hub are read when it is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import gemlet
+import gemlet.sources.hub_headers
+from gemlet.cli import main
+from support.hub_server import COMMIT, TOKEN
+
+
+def load_and_download(name: str) -> tuple[str, NDArray[np.float32]]:
+    """The folder of the model ``name``, and what it says of three tokens."""
+    with gemlet.load(name, threads=1) as model:
+        assert model.generation_config.top_k == 7
+        logits = model.logits([1, 2, 3])
+        folder = model.source
+    assert gemlet.download(name) == folder
+    assert gemlet.download(name, revision=COMMIT) == folder
+    gated = gemlet.download("someone/gated", token=TOKEN)
+    assert sorted(os.listdir(gated)) == sorted(os.listdir(folder))
+    return folder, logits
+
+
+def download(names: Iterable[str]) -> list[str]:
+    return [gemlet.download(name) for name in names]
+
+
+def load_error(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, str]:
+    """The name of the error that loading ends with, and what it says."""
+    with pytest.raises(gemlet.GemletError) as error:
+        gemlet.load(name, threads=1, revision=revision, token=token)
+    return type(error.value).__name__, str(error.value)
+
+
+def load_errors(requests: Iterable[tuple[str, str | None, str | None]]) -> list[tuple[str, str]]:
+    """Of each name, revision and token."""
+    return [load_error(*request) for request in requests]
+
+
+def inspect_all(requests: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is said of each model, but where it is from and what this process takes."""
+    described = []
+    for name, arguments in requests.items():
+        found = gemlet.inspect(name, weights="q4", max_context=8, **arguments).as_dict()
+        assert found["source"] == name
+        memory = found["memory"]
+        del found["source"], found["problem"], memory["process"], memory["total"]
+        described.append(found)
+    return described
+
+
+def download_and_inspect(name: str) -> list[dict[str, Any]]:
+    gemlet.download(name)
+    return inspect_all({name: {}})
+
+
+def inspect_errors(names: Iterable[str], max_metadata_bytes: int) -> list[tuple[str, str]]:
+    gemlet.sources.hub_headers._MAX_METADATA_BYTES = max_metadata_bytes
+    errors, peaks = [], []
+    for name in names:
+        with pytest.raises(gemlet.GemletError) as error:
+            gemlet.inspect(name)
+        errors.append((type(error.value).__name__, str(error.value)))
+        del error  # it has the frames, and they what was read
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[-1] < peaks[0] + 40_000, peaks
+    return errors
+
+
+def inspect_and_load(names: Iterable[str]) -> None:
+    """Whether that works or not."""
+    for name in names:
+        for open_it in (gemlet.inspect, gemlet.load):
+            with contextlib.suppress(gemlet.GemletError):
+                open_it(name)
+
+
+def load_with_and_without(there: str, missing: str) -> tuple[str, str]:
+    """The error of ``missing`` where ``there`` can be loaded."""
+    gemlet.load(there, threads=1).close()
+    return load_error(missing)
+
+
+def run_commands(name: str, folder: Path) -> str:
+    """What the commands print that name a model on the hub."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["download", name, "--revision", "main"]) == 0
+        assert main(["download", "no/such-model"]) == 1
+        assert main(["download", "some/tokenizers"]) == 0
+        assert main(["inspect", "someone/private"]) == 1
+        access = ["--revision", COMMIT, "--token", TOKEN]
+        main(["inspect", "someone/private", "--max-context", "8", *access])
+        for command in ("generate -- x", "chat", "embed x", "bench", "convert"):
+            command, *rest = command.split()
+            model = ["--model", "someone/private"]
+            model = ["someone/private", str(folder)] if command == "convert" else model
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                assert main([command, *model, "--revision", "v9", "--token", TOKEN, *rest]) == 1
+            assert "has no revision 'v9'" in said.getvalue(), said.getvalue()
+    return printed.getvalue()

@@ -1,0 +1,128 @@
+"""For loading/test_packed.py and test_packed_mapped.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import gemlet
+from support.processes import peak
+
+
+def convert_and_interrupt(source: Path, packed: Path) -> None:
+    """Ctrl-C at the first step: it passes through, and no file stays open."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        gemlet.convert(
+            source,
+            packed,
+            threads=2,
+            progress=lambda done, total: os.kill(os.getpid(), signal.SIGINT),
+        )
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def memory() -> tuple[float, float]:
+    """MiB of this process alone, and of files."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        found = dict(line.split(":", 1) for line in file)
+    return int(found["RssAnon"].split()[0]) / 1024, int(found["RssFile"].split()[0]) / 1024
+
+
+def map_a_file(folder: Path, size: int) -> None:
+    gemlet.load(threads=1).close()
+    anonymous, file = memory()
+    model = gemlet.load(folder, threads=1)
+    model.logits([2, 5])  # the whole embedding is the output matrix
+    after_anonymous, after_file = memory()
+    assert after_file - file > size * 0.95, (file, after_file)
+    assert after_anonymous - anonymous < 5, (anonymous, after_anonymous)
+    model.close()
+    assert memory()[1] < file + 5
+
+
+def use_an_embedding(folder: Path, on_disk: bool) -> tuple[float, float, Sequence[int], NDArray[np.float32]]:
+    """MiB taken at the peak, MiB the model says its embedding takes, the tokens of a text, and logits."""
+    gemlet.load(threads=1).generate("The", max_tokens=2)
+    before = peak()
+    with gemlet.load(folder, threads=2, embedding_on_disk=on_disk) as model:
+        ids = [2] + [i * 5003 % 131072 for i in range(400)]
+        tokens = model.generate(ids, max_tokens=5, temperature=0, stop=[]).token_ids
+        taken, said = peak() - before, model.memory()["embedding"] / 2**20
+        return taken, said, tokens, model.logits(ids[:20])
+
+
+def peak_before() -> float:
+    """After what every process needs once."""
+    gemlet.load(threads=1, weights="q4").generate("The", max_tokens=2)
+    return peak()
+
+
+def load_over_its_size(folder: Path) -> float:
+    """MiB at the peak of loading beyond what the weights take."""
+    before = peak_before()
+    with gemlet.load(folder, weights="q4", threads=2) as model:
+        return peak() - before - sum(model.memory()[key] for key in ("weights", "embedding")) / 2**20
+
+
+def load_and_generate(folder: Path) -> float:
+    """MiB at the peak of loading and a short text."""
+    before = peak_before()
+    with gemlet.load(folder, weights="q4", threads=2) as model:
+        model.generate([2, 10, 20], max_tokens=4, temperature=0)
+        return peak() - before
+
+
+def convert(source: Path, packed: Path) -> float:
+    """MiB at the peak of converting."""
+    before = peak_before()
+    gemlet.convert(source, packed, weights="q4")
+    return peak() - before
+
+
+def convert_and_cache(source: Path, packed: Path) -> None:
+    """Packs ``source``, with its tokenizer into ``packed``, then without it into the cache."""
+    gemlet.convert(source, packed, weights="q4")
+    (source / "tokenizer.json").unlink()
+    gemlet.load(source, weights="q4", cache=True).close()
+
+
+def time_to_load(folder: Path, cache: bool) -> float:
+    """Seconds of load() alone; the imports are not part of it."""
+    gemlet.load().generate("x", max_tokens=1)
+    before = time.perf_counter()
+    model = gemlet.load(folder, weights="q4", max_context=4096, cache=cache)
+    seconds = time.perf_counter() - before
+    if not cache:
+        assert model.tokenizer is not None
+        assert model.tokenizer.vocab_size == 262144
+    assert len(model.generate([2, 20, 30], max_tokens=2, temperature=0).token_ids) > 0
+    return seconds
+
+
+def truncate_in_use(folder: Path, other: Path) -> None:
+    """Replaces the file of ``folder`` by that of ``other`` while it is in use, then truncates it."""
+
+    def load() -> Any:
+        return gemlet.load(folder, threads=1)
+
+    first = load()
+    expected = first.logits([1, 2, 3])
+    os.replace(other / "model.safetensors", folder / "model.safetensors")
+    assert (first.logits([1, 2, 3]) == expected).all()
+    second = load()
+    os.truncate(folder / "model.safetensors", 5000)
+    with pytest.raises(gemlet.ModelFileError, match="was cut short while it was in use"):
+        second.logits([1, 2, 3])
+    assert (first.logits([1, 2, 3]) == expected).all()
+    with pytest.raises(gemlet.ModelFileError, match="cut short"):
+        load()
