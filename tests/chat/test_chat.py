@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.paths import DATA
-from support.tokenizer_files import gemma4_gguf, trained_model
 
 from gemlet.chat import GEMMA, chat_format_for
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer import Tokenizer
+from support.paths import DATA
+from support.tokenizer_files import gemma4_gguf, trained_model
 
 PROMPTS = DATA / "gemma_prompts.json.xz"
 

@@ -8,9 +8,6 @@ import random
 from typing import Any
 
 import pytest
-from support.paths import DATA
-from support.replies import joined
-from support.tokenizer_files import trained_model
 
 from gemlet.chat import (
     FUNCTION_GEMMA,
@@ -24,6 +21,9 @@ from gemlet.chat import (
 from gemlet.chat.functiongemma import REPLY_MARKERS
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
+from support.paths import DATA
+from support.replies import joined
+from support.tokenizer_files import trained_model
 
 PROMPTS = DATA / "functiongemma_prompts.json.xz"
 MARKERS = FUNCTION_GEMMA.markers[1:]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chat_conversations import Conversations, official, template_text
-from support.paths import DATA
-from support.tokenizer_files import gemma4_gguf, trained_model
 
 from gemlet.chat import GEMMA, Gemma4Format, chat_format_for, gemma4_format
 from gemlet.chat.templates import ALL_PROPERTIES, CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
+from support.chat_conversations import Conversations, official, template_text
+from support.paths import DATA
+from support.tokenizer_files import gemma4_gguf, trained_model
 
 PROMPTS = DATA / "gemma4_prompts.json.xz"
 CURRENT = "google-gemma-4-31B-it.jinja"

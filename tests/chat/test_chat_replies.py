@@ -13,8 +13,6 @@ from unittest.mock import MagicMock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from support.scripted import ScriptedSequence
 
 import gemlet
 import gemlet.model.model
@@ -23,6 +21,8 @@ from gemlet.chat.templates import CANONICAL
 from gemlet.cli import chat as cli_chat
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation import Generation
+from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
+from support.scripted import ScriptedSequence
 
 WEATHER = {
     "type": "function",
@@ -76,7 +76,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     original = gemlet.Model._start
 
     def start(model: Any, *arguments: Any) -> Any:
-        core = SimpleNamespace(TokenSequence=model.next_sequence, Sampler=lambda **options: None)
+        core = SimpleNamespace(TokenSequence=model.next_sequence)
         with monkeypatch.context() as patched:
             patched.setattr(gemlet.model.model, "_core", core)
             return original(model, *arguments)

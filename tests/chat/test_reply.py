@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined, read, read_ids
-from support.tokenizer_files import trained_model
 
 from gemlet.chat import (
     GEMMA,
@@ -29,6 +27,8 @@ from gemlet.chat import (
 from gemlet.chat.templates import CANONICAL, INTERLEAVED, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer import Tokenizer
+from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined, read, read_ids
+from support.tokenizer_files import trained_model
 
 # --- whole replies ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
 from gemlet.chat import (
     Content,
@@ -25,6 +24,7 @@ from gemlet.chat.gemma4_tools import WrittenCall, write_call
 from gemlet.chat.templates import CANONICAL, TOOL_MESSAGES
 from gemlet.chat.tool_calls import MAX_DEPTH, MalformedCallError, parse_call
 from gemlet.errors import InvalidRequestError
+from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
 # --- calls --------------------------------------------------------------------------------------------------
 

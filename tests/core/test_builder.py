@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+import gemlet
+from gemlet import _core
 from support.core_models import (
     HIDDEN,
     VOCAB,
@@ -19,9 +22,6 @@ from support.core_models import (
     random_core,
     sampler,
 )
-
-import gemlet
-from gemlet import _core
 
 pytestmark = pytest.mark.tier
 

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pytest
-from support.core_models import layer_config, model_config
 
 import gemlet
 from gemlet import _core
@@ -14,6 +13,7 @@ from gemlet.checkpoint.gguf_format import TENSOR_TYPES
 from gemlet.config.layers import LayerSpec
 from gemlet.config.limits import LIMITS
 from gemlet.weights.formats import KV_CACHES, PRESETS
+from support.core_models import layer_config, model_config
 
 INTEGERS = _core.size_limits()
 NUMBERS = _core.number_limits()

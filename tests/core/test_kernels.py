@@ -21,6 +21,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import gemlet
+from gemlet import _core
+from gemlet._core import testing
 from support.kernel_cases import (
     ATTENTIONS,
     BLOCK,
@@ -46,10 +50,6 @@ from support.kernel_cases import (
     kernels,
     numbers,
 )
-
-import gemlet
-from gemlet import _core
-from gemlet._core import testing
 
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.errors import GemletError, ModelFileError, TensorError
 from support.tiny_models import (
     safetensors_bytes,
     with_header,
@@ -18,9 +21,6 @@ from support.tiny_models import (
     write_safetensors,
     write_shards,
 )
-
-from gemlet.checkpoint.safetensors_files import Checkpoint
-from gemlet.errors import GemletError, ModelFileError, TensorError
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 B = np.array([1.5, -2.0], dtype=np.float32)

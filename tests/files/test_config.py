@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import CONFIGS, SIZES
 
 from gemlet.config import SHAPES, embedding_scale, parse_config, read_config, read_end_ids, shape_config
 from gemlet.errors import ConfigError, GemletError, InvalidRequestError, ModelFileError
+from support.tiny_models import CONFIGS, SIZES
 
 # The keys of published files of each family, with smaller values, in the old spelling (transformers 4).
 PUBLISHED: dict[str, dict[str, Any]] = {
