@@ -11,7 +11,7 @@ import pytest
 
 import gemlet
 from gemlet import GenerationConfig
-from gemlet.base.sampling_options import NUMBERS
+from gemlet.base.sampling_options import OPTIONS
 from gemlet.generation.options import GenerationOptions
 from support.gguf_models import convert_folder
 from support.tiny_models import CONFIGS, write_folder
@@ -122,7 +122,7 @@ def test_other_spellings_of_clients() -> None:
 
 def test_one_table_of_options() -> None:
     """The names of the table, of the overrides and of the configuration are the same."""
-    assert set(NUMBERS) < set(GenerationOptions.__annotations__)
+    assert set(OPTIONS) < set(GenerationOptions.__annotations__)
     assert set(GenerationOptions.__annotations__) == set(vars(GenerationConfig()))
-    for name, option in NUMBERS.items():
+    for name, option in OPTIONS.items():
         assert getattr(GenerationConfig(), name) == option.default

@@ -1,4 +1,4 @@
-"""The numbers that say how tokens are chosen, in one table: :data:`NUMBERS`.
+"""The numbers that say how tokens are chosen, in one table: :data:`OPTIONS`.
 
 :class:`gemlet.GenerationConfig`, the command line, ``generation_config.json`` and the keys of GGUF are made
 of it. What is no number (seed, stop strings, suppressed tokens) stands in :mod:`gemlet.generation.options`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MAX_INT", "MAX_SUPPRESSED", "NUMBERS", "Number"]
+__all__ = ["MAX_INT", "MAX_SUPPRESSED", "OPTIONS", "Number"]
 
 MAX_INT = 2**31 - 1
 MAX_SUPPRESSED = 1 << 16  # token ids in a list of those that are never generated
@@ -43,7 +43,7 @@ class Number:
         return type(self.default)
 
 
-NUMBERS = {
+OPTIONS = {
     "max_tokens": Number(
         256, 1, MAX_INT, f"an integer from 1 to {MAX_INT}", "N", "most tokens to write", in_files=False
     ),

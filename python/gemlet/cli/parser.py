@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gemlet.base.sampling_options import NUMBERS
+from gemlet.base.sampling_options import OPTIONS
 
 __all__ = ["build_parser", "run"]
 
@@ -279,7 +279,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
     # No defaults here: what is not given is the model's own, from its generation_config.json.
     group = parser.add_argument_group("sampling")
-    for name, option in NUMBERS.items():
+    for name, option in OPTIONS.items():
         more = f" (default {max_tokens})" if name == "max_tokens" else ""
         group.add_argument(
             f"--{name.replace('_', '-')}", type=option.kind, metavar=option.metavar, help=option.help + more

@@ -6,9 +6,9 @@ import os
 from typing import Any, NamedTuple
 
 from gemlet.base.keys import Keys, says_nothing
-from gemlet.base.sampling_options import MAX_SUPPRESSED, NUMBERS
+from gemlet.base.sampling_options import MAX_SUPPRESSED, OPTIONS
 from gemlet.base.strict_json import read_json_object
-from gemlet.config.layers import LIMITS
+from gemlet.config.limits import LIMITS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError
 
@@ -68,7 +68,7 @@ _NOT_FOLLOWED: dict[str, Any] = {
     "typical_p": 1.0,
     "watermarking_config": None,
 }
-_IN_FILES = {name: option for name, option in NUMBERS.items() if option.in_files}
+_IN_FILES = {name: option for name, option in OPTIONS.items() if option.in_files}
 _FOLLOWED = {"eos_token_id", "do_sample", "suppress_tokens", *_IN_FILES}
 # What every file has, and what says how the reference computes or reports.
 _BOOKKEEPING = {
@@ -154,7 +154,7 @@ def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Samplin
 
 def read_number(keys: Keys, key: str, name: str) -> int | float:
     """The value of the sampling option ``name``, which the file calls ``key``."""
-    option = NUMBERS[name]
+    option = OPTIONS[name]
     if option.kind is int:
         return max(
             0, keys.integer(key, int(option.high), int(option.low))

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, NUMBERS
+from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, OPTIONS
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
@@ -60,7 +60,7 @@ def _real(name: str, value: object, low: float, high: float, expected: str) -> f
 
 def _number(name: str, value: object) -> int | float:
     """A number of the table, its default for None."""
-    option = NUMBERS[name]
+    option = OPTIONS[name]
     if value is None:
         return option.default
     if option.kind is float:
