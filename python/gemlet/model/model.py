@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,14 +11,14 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
-from gemlet.base.text import asked_for, show_argument
+from gemlet.base.text import show_argument
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.options import GenerationConfig, GenerationOptions, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.sampling import make_sampler
+from gemlet.generation.sampling import make_sampler, warn_of_not_followed
 from gemlet.generation.stream import TextStream, run_to_end
 from gemlet.model.embedding import embed_all
 from gemlet.model.loaded_adapters import LoadedAdapters
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 __all__ = ["Model"]
-
-_log = logging.getLogger("gemlet")
 
 
 class Model:
@@ -298,7 +295,7 @@ class Model:
                 EmbeddingGemma at 512, 256 and 128. None: all.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
             truncate: cut a text that is longer than the context instead of raising.
-            empty: what an empty text gives: "error", or "zero" for a row of zeros.
+            empty: "error", or "zero" for a row of zeros where a text is empty.
 
         Returns:
             float32 ``[n, dimensions]``, a row for each text.
@@ -332,15 +329,9 @@ class Model:
             raise InvalidRequestError(
                 f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
             )
-        before = self._prompts.find(prompt)
-        if truncate is not True and truncate is not False:
-            raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
-        if empty not in ("error", "zero"):
-            raise InvalidRequestError(f"empty: got {show_argument(empty)}, expected 'error' or 'zero'")
-        ids = self._reader.for_embedding(texts, before, truncate=truncate, zero_if_empty=empty == "zero")
-        return embed_all(
-            self._resident, ids, self._adapters.find(adapter), count, divide=self.config.unit_vectors
-        )
+        ids = self._reader.for_embedding(texts, self._prompts.find(prompt), truncate=truncate, empty=empty)
+        low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
+        return embed_all(self._resident, ids, low_rank, count, divide=divide)
 
     def generate(
         self,
@@ -482,14 +473,7 @@ class Model:
         chat_format: ChatFormat | None = None,
     ) -> TextStream:
         tokens = self._reader.checked(ids)
-        if self._not_followed:  # said once
-            asked, self._not_followed = asked_for(self._not_followed), {}
-            _log.warning(
-                "%s: generation_config.json asks for %s, which gemlet does not do; the text may differ from "
-                "the reference's",
-                self.source,
-                asked,
-            )
+        warn_of_not_followed(self.source, self._not_followed)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if self.tokenizer is not None and chat_format is not None:
             end_ids = end_ids | chat_format.end_ids(self.tokenizer)

@@ -64,14 +64,18 @@ class Reader:
         return tokens
 
     def for_embedding(
-        self, texts: object, prompt: str, *, truncate: bool = False, zero_if_empty: bool = False
+        self, texts: object, prompt: str, *, truncate: object = False, empty: object = "error"
     ) -> list[list[int]]:
         """The ids of each text to embed, with ``prompt`` before it; ids are taken as they are. A text that is
-        too long is cut if ``truncate``, and one that is empty has no ids if ``zero_if_empty``.
+        too long is cut if ``truncate``, and one that is empty has no ids if ``empty`` is "zero".
 
         Raises what the other methods do, with the place of every text that is wrong, and
         :class:`InvalidRequestError` for no list of texts.
         """
+        if truncate is not True and truncate is not False:
+            raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
+        if empty not in ("error", "zero"):
+            raise InvalidRequestError(f"empty: got {show_argument(empty)}, expected 'error' or 'zero'")
         if isinstance(texts, str):
             texts = [texts]
         if not isinstance(texts, Iterable):
@@ -85,7 +89,7 @@ class Reader:
             try:
                 found.append(
                     []
-                    if zero_if_empty and _is_empty(text)
+                    if empty == "zero" and _is_empty(text)
                     else self._text_to_embed(text, prompt, i, truncate)
                 )
             except InvalidRequestError as error:
