@@ -136,7 +136,27 @@ def test_a_call_cut_off_by_max_tokens_is_malformed() -> None:
     reply = ScriptedModel(ids).chat([QUESTION], tools=[WEATHER], max_tokens=len(ids))
     assert (reply.tool_calls, reply.finish_reason) == ([], "length")
     assert [call.raw for call in reply.malformed_calls] == ["call:weather{city:"]
-    assert "tool_calls" not in reply.message
+    assert reply.message == {"role": "assistant", "content": "<|tool_call>call:weather{city:"}
+
+
+def test_a_call_that_cannot_be_read_stays_in_the_text_and_the_message() -> None:
+    written = "<|tool_call>call:weather{city:Oslo, Norway}<tool_call|>"
+    model = ScriptedModel("Let me look." + written + "<turn|>", "Sorry.<turn|>")
+    with model.stream_chat([QUESTION], tools=[WEATHER]) as stream:
+        chunks = list(stream)
+    reply = stream.result
+    assert "".join(chunk.text for chunk in chunks) == reply.text == "Let me look." + written
+    assert [call.raw for call in reply.malformed_calls] == ["call:weather{city:Oslo, Norway}"]
+    assert reply.message == {"role": "assistant", "content": reply.text}
+    model.chat([QUESTION, reply.message, QUESTION], tools=[WEATHER])
+    assert f"<|turn>model\n{reply.text}<turn|>" in model.asked[1]
+
+
+def test_a_call_with_slips_is_a_call() -> None:
+    # The token that ends the turn ends the call as well.
+    model = ScriptedModel("<|tool_call>:weather(city='Oslo', days=[1,2])<turn|>")
+    reply = model.chat([QUESTION], tools=[WEATHER])
+    assert (reply.text, reply.tool_calls, reply.malformed_calls) == ("", [OSLO], [])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 import gemlet
 from gemlet import _core
+from gemlet._core import testing
 from gemlet.config import parse_config, read_sampling, shapes
 from gemlet.errors import (
     ConfigError,
@@ -370,7 +371,7 @@ def test_decoding_has_its_own_number_of_threads(threads: int, decode_threads: in
     [("0", 1), ("0-1", 3), ("0-2,5", 39), ("63", 1 << 63), ("", 0), ("x", 0), ("0-99", 2**64 - 1)],
 )
 def test_lists_of_memory_nodes(text: str, nodes: int) -> None:
-    assert _core.parse_nodes(text) == nodes
+    assert testing.parse_nodes(text) == nodes
 
 
 # --- other files, and sampling --------------------------------------------------------------------
@@ -398,7 +399,7 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("temperature", "hot"), ("top_p", 0), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
+    ("key", "value"), [("temperature", "hot"), ("top_p", -1), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
 )
 def test_impossible_sampling_values_of_a_checkpoint(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
