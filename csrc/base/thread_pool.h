@@ -9,6 +9,8 @@
 
 namespace gemlet {
 
+inline constexpr int kMaxThreads = 1024;
+
 class ThreadPool {
  public:
   // Where the system does not grant so many, it has fewer if `fewer_will_do`, else throws kMemory.

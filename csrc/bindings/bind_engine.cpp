@@ -18,11 +18,11 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// Shown in the signature as what NumPy takes for an array.
+// What the signature shows: what NumPy can make an array of.
 using TokenIds = py::typing::Union<py::array, py::typing::List<py::int_>>;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-// Token ids from a one-dimensional array (or list) of integers; nothing is rounded, wrapped or flattened on the way.
+// Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
 std::vector<int32_t> token_ids(const py::object& ids) {
   const py::array array = in_python([&] { return py::array::ensure(ids); });
   if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
@@ -59,7 +59,7 @@ py::array_t<float> logits(const Sequence& sequence) {
   return py::array_t<float>({rows, vocab}, data, owner);
 }
 
-// A few hundred tokens of a large model take many seconds, and so may one where the weights are gigabytes or other
+// A few hundred tokens take a large model many seconds, and so may one token if the weights are gigabytes or if other
 // threads use the model.
 void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits) {
   constexpr int64_t kFewTokens = 8;
@@ -86,21 +86,23 @@ LogitsWanted logits_wanted(const std::string& name) {
 
 void register_engine(py::module_& m) {
   using release_gil = py::call_guard<GilRelease>;
-  py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits; holds the random state.")
+  py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits, and keeps the random state.")
       .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double repetition_penalty,
-                       uint64_t seed, int64_t vocab_limit) {
-             const SamplerConfig config = {temperature, top_k, top_p, min_p, repetition_penalty, seed, vocab_limit};
+                       uint64_t seed, int64_t vocab_limit, std::vector<int32_t> suppressed) {
+             const SamplerConfig config = {temperature,        top_k, top_p,       min_p,
+                                           repetition_penalty, seed,  vocab_limit, std::move(suppressed)};
              return std::make_unique<Sampler>(config);
            }),
            py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-           py::arg("repetition_penalty"), py::arg("seed"), py::arg("vocab_limit") = 0)
+           py::arg("repetition_penalty"), py::arg("seed"), py::arg("vocab_limit") = 0,
+           py::arg("suppressed") = std::vector<int32_t>())
       .def(
           "sample",
           [](Sampler& sampler, const Floats& row, const TokenIds& history) {
             return sampler.sample({row.data(), static_cast<size_t>(row.size())}, token_ids(history));
           },
           py::arg("logits"), py::arg("history"),
-          "Next token id from logits [vocab]; history feeds the repetition penalty.");
+          "The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.");
 
   py::class_<Turn>(m, "Turn", py::is_final(),
                    "A lock: `with turn as first:`, where `first` is False if this thread has it already.")
@@ -119,12 +121,12 @@ void register_engine(py::module_& m) {
       .def_property_readonly("token_ids", py::cpp_function(&Sequence::token_ids, release_gil()))
       .def_property_readonly("cache_bytes", py::cpp_function(&Sequence::cache_bytes, release_gil()))
       .def("extend", &extend, py::arg("ids"), py::kw_only(), py::arg("logits") = "last",
-           "Appends tokens; keeps the logits of none, the last or all of them.")
-      .def("logits", &logits, "Logits of the last extend, float32 [rows, vocab].")
+           "Appends tokens and keeps the logits of none, of the last or of all of them.")
+      .def("logits", &logits, "The logits of the last extend, float32 [rows, vocab].")
       .def("sample", &Sequence::sample, py::arg("sampler").none(false), release_gil(),
-           "Next token id from the last row of logits.")
-      .def("cancel", &Sequence::cancel, "From another thread: the running extend raises CancelledError.")
-      .def("close", &Sequence::close, release_gil(), "Gives the cache back.");
+           "The next token id from the last row of logits.")
+      .def("cancel", &Sequence::cancel, "Makes a running extend, which is in another thread, raise CancelledError.")
+      .def("close", &Sequence::close, release_gil(), "Frees the cache.");
 }
 
 }  // namespace gemlet::bindings

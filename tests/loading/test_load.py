@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import run_program
-from support.programs.load import cancel_loading
-from support.real_shapes import write_real_shape_hole
-from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 import gemlet
 from gemlet import _core
+from gemlet._core import testing
 from gemlet.config import parse_config, read_sampling, shapes
 from gemlet.errors import (
     ConfigError,
@@ -30,6 +25,10 @@ from gemlet.errors import (
 from gemlet.loading.random_model import random_model
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots
+from support.processes import run_program
+from support.programs.load import cancel_loading
+from support.real_shapes import write_real_shape_hole
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 pytestmark = pytest.mark.tier
 
@@ -372,31 +371,10 @@ def test_decoding_has_its_own_number_of_threads(threads: int, decode_threads: in
     [("0", 1), ("0-1", 3), ("0-2,5", 39), ("63", 1 << 63), ("", 0), ("x", 0), ("0-99", 2**64 - 1)],
 )
 def test_lists_of_memory_nodes(text: str, nodes: int) -> None:
-    assert _core.parse_nodes(text) == nodes
+    assert testing.parse_nodes(text) == nodes
 
 
-# --- importing ------------------------------------------------------------------------------------
-
-
-def in_new_process(code: str) -> str:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    return run.stdout.strip()
-
-
-def test_import_loads_nothing_heavy() -> None:
-    heavy = ["gemlet._core", "sentencepiece", "safetensors", "argparse", "json", "numpy"]
-    code = f"import sys, gemlet; print([name for name in {heavy} if name in sys.modules])"
-    assert in_new_process(code) == "[]"
-
-
-def test_every_public_name_exists() -> None:
-    for name in gemlet.__all__:
-        assert getattr(gemlet, name) is not None
-        assert name in dir(gemlet)
-    assert not hasattr(gemlet, "surprise")
+# --- other files, and sampling --------------------------------------------------------------------
 
 
 def test_the_weights_file_stands_for_its_folder() -> None:
@@ -421,7 +399,7 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("temperature", "hot"), ("top_p", 0), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
+    ("key", "value"), [("temperature", "hot"), ("top_p", -1), ("top_k", 1.5), ("do_sample", 1), ("min_p", 1)]
 )
 def test_impossible_sampling_values_of_a_checkpoint(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))

@@ -16,7 +16,8 @@ from gemlet.chat.reply import Content, ReplyEvent, collect
 from gemlet.errors import CancelledError, GemletError, InvalidRequestError, ModelClosedError
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Chunk, FinishReason, Generation
-from gemlet.generation.stopping import ReplyEmitter, ReplyReader, StreamDecoder, TextReader
+from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
+from gemlet.tokenizer.decoding import StreamDecoder
 
 __all__ = ["TextStream"]
 
@@ -230,6 +231,14 @@ class TextStream:
     def _release(self) -> None:
         self._open = False
         self._sequence.close()
+
+
+def run_to_end(stream: TextStream) -> Generation:
+    """What the stream gives in all."""
+    with stream:
+        for _ in stream:
+            pass
+    return stream.result
 
 
 def _chunk(events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
 from gemlet.errors import TensorError
+from gemlet.model.resident import Resident
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-__all__ = ["passes", "unit_vectors"]
+__all__ = ["embed_all", "passes", "unit_vectors"]
 
 
 def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[list[int]]]:
@@ -19,8 +19,6 @@ def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[li
 
     They are large enough not to wait for the weights, and take no more memory than the core plans for.
     """
-    from gemlet import _core
-
     limit = min(_core.PASS_TOKENS, most_tokens)
     group: list[list[int]] = []
     tokens = 0
@@ -34,13 +32,33 @@ def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[li
         yield group
 
 
-def unit_vectors(x: NDArray[np.float32], source: str) -> NDArray[np.float32]:
-    """Rows of ``x`` [n, dim] divided by their length; raises :class:`TensorError` if one is not finite."""
-    import numpy as np
-
+def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True) -> NDArray[np.float32]:
+    """Rows of ``x`` [n, dim], divided by their length if ``divide``. Raises :class:`TensorError` for one that
+    is not finite."""
     if not np.isfinite(x).all():
         raise TensorError(
-            f"{source}: an embedding is not finite; the weights are damaged, or too large for it"
+            f"{model_name}: an embedding is not finite; the weights are damaged, or too large for it"
         )
+    if not divide:
+        return x
     length = np.sqrt(np.sum(x * x, axis=1, keepdims=True, dtype=np.float64))
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def embed_all(
+    resident: Resident,
+    texts: Sequence[Sequence[int]],
+    adapter: _core.Adapter | None,
+    count: int,
+    *,
+    divide: bool,
+) -> NDArray[np.float32]:
+    """float32 ``[n, count]``: the first ``count`` numbers of each text's embedding, divided by their length
+    if ``divide``."""
+    result = np.zeros((len(texts), count), dtype=np.float32)
+    places = [i for i, text in enumerate(texts) if text]  # a text without tokens stays zero
+    for group in passes([texts[i] for i in places], resident.context_length):
+        vectors = resident.core.embed(group, adapter)
+        result[places[: len(group)]] = unit_vectors(vectors[:, :count], resident.name, divide=divide)
+        del places[: len(group)]
+    return result

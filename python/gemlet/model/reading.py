@@ -1,0 +1,126 @@
+"""What a caller gives a model to read, as checked token ids: :class:`Reader`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet.base.text import show_argument
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import ContextLengthError, InvalidRequestError
+from gemlet.generation.token_ids import token_id_array
+from gemlet.model.resident import Resident
+from gemlet.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Reader"]
+
+_SHOWN = 32  # places in a message
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes token ids of text, and checks them against the vocabulary and the context.
+
+    ``name`` in the methods is the argument that errors are about.
+    """
+
+    resident: Resident
+    tokenizer: Tokenizer | None
+    config: TextConfig
+
+    def encode(self, text: str, name: str = "prompt") -> list[int]:
+        """The ids of ``text``; raises :class:`InvalidRequestError` where there is no tokenizer, and for text
+        that is empty or no valid Unicode."""
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                f"{name}: got text, but {self.resident.name} has no tokenizer; pass token ids instead"
+            )
+        if not text:
+            raise InvalidRequestError(f"{name}: it is empty, expected at least one character")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"{name}: character {error.start} is half of a surrogate pair, expected valid Unicode: "
+                f"{show_argument(text[max(0, error.start - 10) : error.end])}"
+            ) from None
+        return self.tokenizer.encode(text)
+
+    def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
+        """``ids`` as an array, which are ids of the vocabulary and fit into the context.
+
+        Raises :class:`InvalidRequestError` or :class:`ContextLengthError`.
+        """
+        tokens = token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
+        room = self.resident.context_length
+        if len(tokens) > room:
+            remedy = "shorten it"
+            if room < self.config.max_position_embeddings:
+                remedy += ", or load the model with a larger max_context"
+            raise ContextLengthError(f"{name}: {len(tokens)} tokens, but the context holds {room}; {remedy}")
+        return tokens
+
+    def for_embedding(
+        self, texts: object, prompt: str, *, truncate: object = False, empty: object = "error"
+    ) -> list[list[int]]:
+        """The ids of each text to embed, with ``prompt`` before it; ids are taken as they are. A text that is
+        too long is cut if ``truncate``, and one that is empty has no ids if ``empty`` is "zero".
+
+        Raises what the other methods do, with the place of every text that is wrong, and
+        :class:`InvalidRequestError` for no list of texts.
+        """
+        if truncate is not True and truncate is not False:
+            raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
+        if empty not in ("error", "zero"):
+            raise InvalidRequestError(f"empty: got {show_argument(empty)}, expected 'error' or 'zero'")
+        if isinstance(texts, str):
+            texts = [texts]
+        if not isinstance(texts, Iterable):
+            raise InvalidRequestError(
+                f"texts: got {show_argument(texts)}, expected a string or a list of them"
+            )
+        found: list[list[int]] = []
+        wrong: list[InvalidRequestError] = []
+        places: list[int] = []
+        for i, text in enumerate(texts):
+            try:
+                found.append(
+                    []
+                    if empty == "zero" and _is_empty(text)
+                    else self._text_to_embed(text, prompt, i, truncate)
+                )
+            except InvalidRequestError as error:
+                wrong.append(error)
+                places.append(i)
+        if len(wrong) == 1:
+            raise wrong[0]
+        if wrong:
+            listed = ", ".join(map(str, places[:_SHOWN])) + (", ..." if len(places) > _SHOWN else "")
+            kind = ContextLengthError if all(isinstance(e, ContextLengthError) for e in wrong) else None
+            raise (kind or InvalidRequestError)(
+                f"{wrong[0]}; {len(wrong)} texts are wrong and none was computed, at {listed}"
+            )
+        return found
+
+    def _text_to_embed(self, text: object, prompt: str, index: int, truncate: bool) -> list[int]:
+        name, room = f"texts[{index}]", self.resident.context_length
+        if not isinstance(text, str):
+            ids = text
+            if truncate and isinstance(text, (list, tuple, np.ndarray)) and len(text) > room:
+                ids = text[:room]
+            return list(map(int, self.checked(ids, name)))
+        stripped = text.strip()
+        own = self.encode((prompt + stripped).strip() if stripped else "", name)
+        end = self.config.eos_token_ids[:1] if self.tokenizer is not None else ()
+        if truncate:
+            own = own[: room - len(end)]
+        return list(map(int, self.checked([*own, *end], name)))
+
+
+def _is_empty(text: object) -> bool:
+    if isinstance(text, str):
+        return not text.strip()
+    return isinstance(text, (list, tuple, np.ndarray)) and len(text) == 0
