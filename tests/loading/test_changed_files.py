@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
 from gemlet import ModelFileError
+from support.tiny_models import CONFIGS, weights_of, write_folder
 
 IDS = [2, 5, 9, 30]
 WEIGHTS = "model.safetensors"

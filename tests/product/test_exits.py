@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from support.processes import start_program
 from support.programs.exits import end_server, end_while_busy
 from support.programs.works import WORKS

@@ -6,6 +6,7 @@ What they held and what they were changing is in its memory all the same, and mu
 from __future__ import annotations
 
 import pytest
+
 from support.processes import run_program
 from support.programs.forks import ACTIONS, fork_beside
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from support.processes import run_program
 from support.programs.handlers import ACTIONS, interrupt_work
 

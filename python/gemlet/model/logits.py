@@ -43,6 +43,6 @@ def _check_finite(rows: NDArray[np.float32], first: int, source: str) -> None:
     if not np.isfinite([rows.min(), rows.max()]).all():  # one NaN makes both NaN
         bad = first + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
         raise TensorError(
-            f"{source}: the logits after token {bad} are not finite; the weights are damaged, or too large for "
-            "their format"
+            f"{source}: the logits after token {bad} are not finite; the weights are damaged, or too large "
+            "for their format"
         )

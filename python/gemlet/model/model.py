@@ -225,8 +225,6 @@ class Model:
     def close(self) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
 
-        Any thread may call it, a signal handler, or a process forked from the one that uses the model.
-
         >>> import gemlet
         >>> model = gemlet.load()
         >>> stream = model.stream("The door opened", max_tokens=100)
@@ -258,8 +256,7 @@ class Model:
         Raises:
             InvalidRequestError: no ids, an id out of range, or an adapter that is not loaded.
             ContextLengthError: more ids than the context holds.
-            TensorError: a result is not finite: the weights are damaged, or too large for their format.
-            MemoryLimitError: the result does not fit in memory.
+            MemoryLimitError: the result does not fit in memory; TensorError: it is not finite.
             ModelClosedError: the model is closed.
 
         >>> import gemlet
