@@ -23,7 +23,7 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-constexpr std::chrono::milliseconds kPatience(50);
+constexpr std::chrono::milliseconds kPatience(20);
 
 // Also in a forked process, whose one thread is Python's main thread.
 bool on_main_thread() { return syscall(SYS_gettid) == getpid(); }
