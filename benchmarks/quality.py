@@ -94,7 +94,7 @@ def open_model(path: Path, recipe: Recipe, threads: int = 1) -> _core.Model:
         kv_cache=recipe.kv_cache,
         threads=threads,
     )
-    return model._core_model
+    return model._resident.core
 
 
 def open_rounded(folder: Path, recipe: Recipe, threads: int) -> _core.Model:

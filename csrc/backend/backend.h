@@ -65,6 +65,17 @@ class Backend {
   // A pass over `rows` tokens begins. Few rows wait for memory, many for arithmetic: each has its number of threads.
   virtual void begin_pass(int64_t rows) = 0;
   virtual AlignedBuffer allocate(size_t bytes) = 0;
+  // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
+  virtual int64_t bytes_read() const = 0;
+
+  // For plans of memory: what the backend keeps for itself.
+  // Bytes of x [rows, weight.cols] in the form that the kernel of a product with `weight` takes; 0 if that is float32.
+  // The weight's values are not read.
+  virtual int64_t prepared_bytes(const Matrix& weight, int64_t rows) const = 0;
+  // Bytes for each thread after a product of many rows with `weight`.
+  virtual int64_t expansion_bytes(const Matrix& weight) const = 0;
+  // Bytes after attention over `tokens` keys, without a little for each thread.
+  virtual int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const = 0;
 
   // out [ids, dim] = scale * table[ids]
   virtual void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) = 0;
@@ -78,10 +89,6 @@ class Backend {
 
   // All products, in one go. Neighbours that share x should stand together: it is prepared once.
   virtual void matmul(std::span<const Product> products) = 0;
-
-  // Bytes that matmul() needs to prepare x [rows, weight.cols] for the kernel of this backend; 0 where the kernel takes
-  // float32. The weight's values are not read.
-  virtual int64_t prepared_bytes(const Matrix& weight, int64_t rows) const = 0;
 
   // out [rows, dim] = gelu_tanh(gate) * up; rows of gate and up lie `gate_stride` and `up_stride` floats apart. out may
   // be gate where gate_stride is dim.
@@ -143,11 +150,6 @@ class Backend {
   // Runs fn(task) for tasks [0, tasks) on the backend's host threads; for packing weights while loading.
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
-
-// Bytes that the CPU's attention keeps, beside a little for each thread, once it has seen a cache of so many tokens.
-int64_t attention_partial_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens);
-// Bytes that the CPU keeps for each thread once it has multiplied many rows by a matrix in bf12.
-int64_t expansion_bytes(int64_t cols);
 
 // threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads);

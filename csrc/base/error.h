@@ -19,6 +19,7 @@ enum class ErrorCode {
   kClosed,          // ModelClosedError
   kCancelled,       // CancelledError
   kMemory,          // MemoryLimitError
+  kInternal,        // GemletError: a fault of the core itself
 };
 
 class Error : public std::runtime_error {

@@ -9,7 +9,7 @@
 #include "bindings/bindings.h"
 #include "engine/embedding.h"
 #include "engine/sequence.h"
-#include "model/adapter.h"
+#include "model/adapter_builder.h"
 #include "model/builder.h"
 #include "model/rope.h"
 
@@ -184,19 +184,28 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
                                              const std::vector<std::optional<std::shared_ptr<Adapter>>>& adapters) {
   if (ids.size() != adapters.size()) fail(ErrorCode::kInvalidRequest, "expected one adapter, or None, per context");
   std::vector<KvCache> caches;
-  std::vector<py::array_t<float>> logits;
-  std::vector<Segment> batch;
+  Batch batch;
   caches.reserve(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
     const Adapter* const adapter = adapters[i] ? adapters[i]->get() : nullptr;
-    if (adapter && &adapter->model() != model.get()) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
+    if (adapter && !adapter->belongs_to(*model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
     caches.emplace_back(model->kv_layout(), model->backend());
-    logits.emplace_back(std::vector<int64_t>{static_cast<int64_t>(ids[i].size()), model->config().vocab_size});
-    batch.push_back({&caches.back(), ids[i], LogitsWanted::kAll, logits.back().mutable_data(), adapter});
+    batch.segments.push_back({&caches.back(), ids[i], LogitsWanted::kAll, adapter});
   }
-  const py::gil_scoped_release release;
-  model->forward(batch);
-  return logits;
+  const int64_t vocab = model->config().vocab_size;
+  py::array_t<float> logits({batch.rows(), vocab});
+  batch.logits = logits.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    model->forward(batch);
+  }
+  std::vector<py::array_t<float>> result;
+  int64_t row = 0;
+  for (const Segment& segment : batch.segments) {
+    result.push_back(logits[py::slice(row, row + segment.rows(), 1)].cast<py::array_t<float>>());
+    row += segment.rows();
+  }
+  return result;
 }
 
 }  // namespace
@@ -218,6 +227,8 @@ void register_model(py::module_& m) {
       .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })
       .def_property_readonly("closed", &Model::closed)
       .def_property_readonly("parameter_count", &Model::parameter_count)
+      .def_property_readonly("bytes_read", &Model::bytes_read,
+                             "Bytes of matrices, keys and values that all forward passes so far have read.")
       .def("memory", &memory,
            "Bytes by kind: weights, embedding (and output head), caches of all sequences, adapters, cache per token, "
            "cache per token inside the sliding windows.")
@@ -257,10 +268,13 @@ void register_model(py::module_& m) {
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;
              for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
+             const BuildMode mode = threads == 0 ? BuildMode::kPlan
+                                    : allocate   ? BuildMode::kAllocate
+                                                 : BuildMode::kFiles;
              return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
                                                    kv_format(kv_cache),
-                                                   threads == 0 ? nullptr : make_cpu_backend(threads, decode_threads),
-                                                   allocate, std::move(own), embedding_on_disk);
+                                                   make_cpu_backend(std::max(threads, 1), std::max(decode_threads, 1)),
+                                                   mode, std::move(own), embedding_on_disk);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,

@@ -27,6 +27,8 @@ const char* python_name(gemlet::ErrorCode code) {
       return "CancelledError";
     case gemlet::ErrorCode::kMemory:
       return "MemoryLimitError";
+    case gemlet::ErrorCode::kInternal:
+      return "GemletError";
   }
   return "GemletError";
 }

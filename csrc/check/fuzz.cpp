@@ -30,7 +30,7 @@
 #include "formats/repack.h"
 #include "formats/row_table.h"
 #include "formats/source_rows.h"
-#include "model/adapter.h"
+#include "model/adapter_builder.h"
 #include "model/builder.h"
 
 namespace gemlet::check {
@@ -214,7 +214,7 @@ struct State {
 
   std::unique_ptr<ModelBuilder> builder(Family family, Format format, KvFormat cache, Tier tier) {
     return std::make_unique<ModelBuilder>(config_of(family), format, format, cache,
-                                          std::make_unique<CpuBackend>(tier, 1, 1), false);
+                                          std::make_unique<CpuBackend>(tier, 1, 1), BuildMode::kFiles);
   }
 
   RowTable per_layer_table() const { return RowTable(table.path(), 0, kVocab - 2, kPerLayer * 2, SourceType::kF32); }
@@ -365,7 +365,8 @@ void build_model(Bytes in) {
   const Format format = in.format();
   expect_errors([&] {
     ModelBuilder builder(config_of(family), format, in.format(), in.of(std::span<const KvFormat>(kCaches)),
-                         std::make_unique<CpuBackend>(all.tiers.back(), 1, 1), !packed);
+                         std::make_unique<CpuBackend>(all.tiers.back(), 1, 1),
+                         packed ? BuildMode::kFiles : BuildMode::kAllocate);
     if (packed) builder.map_file(all.weights.descriptor(), "fuzz");
     for (const auto& [name, slot] : builder.slots()) {
       if (in.one_in(128)) continue;

@@ -4,13 +4,14 @@
 #include <span>
 #include <vector>
 
+#include "model/adapter.h"
 #include "model/model.h"
 
 namespace gemlet {
 
-// out [texts, embedding_size]: of each text, whose token ids go through one forward pass with all others, as the
-// model's last matrix leaves it. Throws kUnsupported for another kind of model, kInvalidRequest for a text without
-// tokens or an adapter of another model, and what Model::forward throws.
+// Computes out [texts, embedding_size]: the embedding of each text, not normalised. The token ids of all texts go
+// through one forward pass. Throws kUnsupported for another kind of model, kInvalidRequest for a text without tokens or
+// an adapter of another model, and what Model::forward throws.
 void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adapter* adapter, float* out,
            const TapSink* taps = nullptr);
 

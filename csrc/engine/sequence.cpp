@@ -13,7 +13,7 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> 
   if (model_->config().bidirectional) {
     fail(ErrorCode::kUnsupported, "the model makes embeddings of texts and cannot continue one");
   }
-  if (adapter_ && &adapter_->model() != model_.get()) {
+  if (adapter_ && !adapter_->belongs_to(*model_)) {
     fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
   }
 }
@@ -45,16 +45,20 @@ void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const T
   ids_.reserve(ids_.size() + ids.size());
   for (int64_t done = 0; done < total;) {
     const int64_t count = std::min(kChunkTokens, total - done);
-    Segment segment = {&kv_, ids.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), LogitsWanted::kNone,
-                       nullptr, adapter_.get()};
+    Batch batch;
+    batch.segments = {{&kv_, ids.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), LogitsWanted::kNone,
+                       adapter_.get()}};
+    batch.cancel = &cancel_;
+    batch.taps = taps;
+    Segment& segment = batch.segments[0];
     if (wanted == LogitsWanted::kAll) {
       segment.wanted = wanted;
-      segment.logits = logits_.as<float>() + done * config.vocab_size;
+      batch.logits = logits_.as<float>() + done * config.vocab_size;
     } else if (wanted == LogitsWanted::kLast && done + count == total) {
       segment.wanted = wanted;
-      segment.logits = logits_.as<float>();
+      batch.logits = logits_.as<float>();
     }
-    model_->forward({&segment, 1}, &cancel_, taps);
+    model_->forward(batch);
     ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
     done += count;
   }

@@ -8,6 +8,7 @@
 
 #include "base/fork_mutex.h"
 #include "engine/sampler.h"
+#include "model/adapter.h"
 #include "model/model.h"
 
 namespace gemlet {

@@ -1,10 +1,10 @@
-// LoRA adapters (Hu et al. 2021, arXiv 2106.09685): low-rank corrections of a layer's matrices that stay beside the
-// weights, whatever format those have: y = W x + scale * B (A x). Any number of them can be resident; each sequence has
+// LoRA adapters (Hu et al. 2021, arXiv 2106.09685): low-rank corrections of a layer's matrices, kept beside the weights
+// in whatever format these are: y = W x + scale * B (A x). Any number of adapters can be in memory. Each sequence has
 // one or none.
 #pragma once
 
+#include <atomic>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -13,7 +13,6 @@
 namespace gemlet {
 
 class Model;
-struct SourceRows;
 
 // What an adapter adds to one matrix [rows, cols].
 struct LowRank {
@@ -23,48 +22,37 @@ struct LowRank {
   bool empty() const { return a.empty(); }
 };
 
-// Empty where the adapter leaves a matrix as it is.
+// A term is empty where the adapter leaves a matrix as it is.
 struct LayerAdapter {
   LowRank q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
 };
 
-// An adapter of one model; shared by the sequences that use it, and freed with the last of them.
+// The format of an adapter's matrices, by that of the model's weights.
+inline Format adapter_format(Format weights) { return weights == Format::kF32 ? Format::kF32 : Format::kBf16; }
+
+// An adapter of one model, made by AdapterBuilder. The sequences that use it share it, and it is freed with the last of
+// them. `total` counts the bytes of all adapters of the model.
 class Adapter {
  public:
-  const Model& model() const { return *model_; }
+  Adapter(std::shared_ptr<const Model> model, size_t layers, std::shared_ptr<std::atomic<int64_t>> total)
+      : model_(std::move(model)), layers_(layers), total_(std::move(total)) {}
+  ~Adapter() { *total_ -= bytes_; }
+  Adapter(const Adapter&) = delete;
+  Adapter& operator=(const Adapter&) = delete;
+
+  bool belongs_to(const Model& model) const { return model_.get() == &model; }
   const LayerAdapter& layer(size_t index) const { return layers_[index]; }
   int64_t max_rank() const { return max_rank_; }
-  int64_t bytes() const;
-  ~Adapter();
+  int64_t bytes() const { return bytes_; }
 
  private:
   friend class AdapterBuilder;
-  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Model> model_;
   std::vector<LayerAdapter> layers_;
   std::vector<AlignedBuffer> storage_;
+  std::shared_ptr<std::atomic<int64_t>> total_;
+  int64_t bytes_ = 0;
   int64_t max_rank_ = 0;
-};
-
-// Packs an adapter matrix by matrix, as f32 for a model with f32 weights and as bf16 for all others, on the calling
-// thread: forward passes go on meanwhile.
-class AdapterBuilder {
- public:
-  explicit AdapterBuilder(std::shared_ptr<Model> model);  // throws kClosed
-
-  // A [rank, cols] and B [rows, rank], in memory, of the matrix that ModelBuilder calls `slot` ("layers.3.q_proj").
-  // Throws kTensor if an adapter cannot have it, for a shape that does not fit, and for values that are not finite;
-  // kMemory.
-  void add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale);
-
-  std::shared_ptr<Adapter> finish();  // the builder is spent afterwards
-
- private:
-  Matrix pack(const std::string& what, const SourceRows& source);
-
-  std::shared_ptr<Model> model_;
-  std::shared_ptr<Adapter> adapter_;
-  Format format_;
-  int64_t available_bytes_;
 };
 
 }  // namespace gemlet

@@ -1,4 +1,4 @@
-// A ModelBuilder's slots: which tensors a configuration has, the memory they take, and the finished model.
+// The slots of a ModelBuilder: which tensors a configuration has and the memory they take; and the finished model.
 #include "model/builder.h"
 
 #include <algorithm>
@@ -6,7 +6,7 @@
 
 #include "base/cpu_limits.h"
 #include "base/error.h"
-#include "model/forward.h"
+#include "model/kv_cache.h"
 
 namespace gemlet {
 
@@ -22,13 +22,13 @@ int64_t ModelBuilder::Slot::packed_bytes(int64_t count) const {
 }
 
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-                           std::unique_ptr<Backend> backend, bool allocate, std::map<std::string, Format> formats,
+                           std::unique_ptr<Backend> backend, BuildMode mode, std::map<std::string, Format> formats,
                            bool embedding_on_disk)
     : config_(std::move(config)),
       weight_format_(weights),
       kv_format_(kv_format),
       backend_(std::move(backend)),
-      allocate_(allocate),
+      mode_(mode),
       formats_(std::move(formats)) {
   config_.validate();
   weights_.embedding_on_disk = embedding_on_disk;
@@ -102,7 +102,7 @@ void ModelBuilder::declare_layer(const std::string& at, const LayerConfig& c, La
   if (config_.altup_streams > 1) declare_altup(at, w.altup);
 }
 
-// Routers stay in f32: they are small, and a token sent to another expert is a large error.
+// Routers stay in f32: they are small, and sending a token to another expert is a large error.
 void ModelBuilder::declare_experts(const std::string& at, const LayerConfig& c, ExpertWeights& w) {
   const int64_t hidden = config_.hidden_size;
   declare_norm(at + "pre_moe_norm", hidden, &w.pre_moe_norm);
@@ -134,7 +134,6 @@ void ModelBuilder::declare_altup(const std::string& at, AltupWeights& w) {
 }
 
 uint8_t* ModelBuilder::allocate(int64_t bytes) {
-  if (!backend_) return nullptr;
   promised_bytes_ += bytes;
   if (promised_bytes_ > available_bytes_) {
     fail(ErrorCode::kMemory, "the weights need more than the ", available_bytes_ >> 20,
@@ -146,37 +145,16 @@ uint8_t* ModelBuilder::allocate(int64_t bytes) {
 
 MemoryPlan ModelBuilder::plan(SourceType table_type, int threads) {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  if (threads == 0) {
+    threads = mode_ == BuildMode::kPlan ? default_threads(detect_cpu_limits()).threads : backend_->threads();
+  }
   MemoryPlan plan;
-  const std::unique_ptr<Backend> planner = backend_ ? nullptr : make_cpu_backend(1, 1);
-  const Backend& backend = backend_ ? *backend_ : *planner;
-  const int64_t rows = ForwardPass::most_rows(config_);
-  int64_t experts = 0;  // of a token
-  for (const LayerConfig& layer : config_.layers) experts = std::max<int64_t>(experts, layer.experts_per_token);
-  int64_t prepared = 0;   // the largest input in the form that its kernel takes
-  int64_t expansion = 0;  // of a thread
   for (const auto& [name, slot] : slots_) {
     const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
-    if (slot.matrix) {
-      // The rows of all experts are multiplied in one call.
-      prepared = std::max(prepared, backend.prepared_bytes(*slot.matrix, slot.routed ? rows * experts : rows));
-    }
-    if (slot.matrix && slot.matrix->format == Format::kBf12) {
-      expansion = std::max(expansion, expansion_bytes(slot.matrix->cols));
-    }
-  }
-  if (expansion > 0 && threads == 0) {
-    threads = backend_ ? backend_->threads() : default_threads(detect_cpu_limits()).threads;
   }
   plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
-  int64_t partials = 0;
-  for (const LayerConfig& c : config_.layers) {
-    const int64_t seen = c.sliding_window > 0 ? std::min(c.sliding_window, config_.max_context) : config_.max_context;
-    partials = std::max(partials, attention_partial_bytes(c.num_heads, c.num_kv_heads, c.head_dim, seen));
-  }
-  // The floats of a pass, a prepared input, what attention and products with bf12 keep, and one row of logits.
-  plan.activations = rows * ForwardPass::floats_per_row(config_) * 4 + prepared + partials + expansion * threads +
-                     config_.vocab_size * 4;
+  plan.activations = activation_bytes(config_, weights_, *backend_, threads);
   if (needs_per_layer_table()) {
     const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
     plan.on_disk = config_.per_layer_vocab_size * source_bytes(table_type, cols);
@@ -199,7 +177,7 @@ void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t
   Slot& slot = slots_[name];
   slot.shape = {rows, cols};
   slot.matrix = matrix;
-  if (allocate_) set_storage(slot, slot.storage = allocate(slot.packed_bytes(rows)));
+  if (mode_ == BuildMode::kAllocate) set_storage(slot, slot.storage = allocate(slot.packed_bytes(rows)));
 }
 
 void ModelBuilder::set_storage(Slot& slot, const uint8_t* storage) {
@@ -216,7 +194,7 @@ void ModelBuilder::declare_vector(const std::string& name, std::vector<int64_t> 
   slot.shape = std::move(shape);
   slot.vector = vector;
   slot.neutral = neutral;
-  if (allocate_) set_storage(slot, slot.storage = allocate(slot.packed_bytes(1)));
+  if (mode_ == BuildMode::kAllocate) set_storage(slot, slot.storage = allocate(slot.packed_bytes(1)));
 }
 
 void ModelBuilder::declare_norm(const std::string& name, int64_t dim, const float** norm) {
@@ -255,7 +233,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     size.weight_bytes += bytes;
     if (slot.routed) {
       size.expert_bytes += bytes;
-    } else if (name != "embed_tokens" || config_.tied_embeddings) {  // the table alone is read by row
+    } else if (name != "embed_tokens" || config_.tied_embeddings) {  // a table that is no head is read by row
       size.dense_bytes += bytes;
     }
   }
@@ -273,8 +251,10 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   slots_.clear();
   rows_scratch_.reset();
   raw_scratch_.reset();
-  return std::make_unique<Model>(std::move(config_), std::move(weights_), std::move(storage_), std::move(mapping_),
-                                 std::move(backend_), weight_format_, kv_format_, size);
+  KvLayout kv_layout(config_, kv_format_);
+  return std::make_unique<Model>(ModelParts{std::move(config_), std::move(weights_), std::move(mapping_),
+                                            std::move(backend_), std::move(kv_layout), weight_format_},
+                                 std::move(storage_), size);
 }
 
 }  // namespace gemlet

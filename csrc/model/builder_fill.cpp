@@ -85,7 +85,7 @@ void check_outcome(Outcome outcome, const std::string& name, std::string_view fo
 }  // namespace
 
 void ModelBuilder::check_can_fill() const {
-  if (!backend_ && !finished_) fail(ErrorCode::kInvalidRequest, "this builder was made to plan only, with threads=0");
+  if (mode_ == BuildMode::kPlan) fail(ErrorCode::kInvalidRequest, "this builder was made to plan only, with threads=0");
 }
 
 // pack_rows(first, count, panel) packs `count` rows from row `first` of the matrix into a panel of `out`; called from

@@ -6,99 +6,90 @@
 #include "base/error.h"
 #include "formats/layout.h"
 #include "model/forward.h"
+#include "model/memory_plan.h"
 
 namespace gemlet {
 
-Model::Model(ModelConfig config, ModelWeights weights, std::vector<AlignedBuffer> storage,
-             std::shared_ptr<const FileMapping> mapping, std::unique_ptr<Backend> backend, Format weight_format,
-             KvFormat kv_format, ModelSize size)
-    : config_(std::move(config)),
-      weights_(std::move(weights)),
-      storage_(std::move(storage)),
-      mapping_(std::move(mapping)),
-      backend_(std::move(backend)),
-      weight_format_(weight_format),
-      size_(size),
-      kv_layout_(config_, kv_format) {}
+Model::Model(ModelParts parts, std::vector<AlignedBuffer> storage, ModelSize size)
+    : parts_(std::move(parts)), storage_(std::move(storage)), size_(size) {}
 
-void Model::forward(std::span<const Segment> batch, const std::atomic<bool>* cancel, const TapSink* taps) {
-  const std::lock_guard<ForkMutex> lock(mutex_);
-  if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
-  if (mapping_) mapping_->check();
-  for (const Segment& segment : batch) {
+void Model::check(const Batch& batch) const {
+  const ModelConfig& config = parts_.config;
+  if (config.bidirectional != (batch.embeddings != nullptr)) {
+    fail(ErrorCode::kInvalidRequest, "the model makes ", config.bidirectional ? "embeddings of whole texts" : "text",
+         ", nothing else");
+  }
+  for (const Segment& segment : batch.segments) {
     for (const int32_t id : segment.ids) {
-      if (id < 0 || id >= config_.vocab_size) {
+      if (id < 0 || id >= config.vocab_size) {
         fail(ErrorCode::kInvalidRequest, "token id ", id, " is out of range: the vocabulary has ids 0 to ",
-             config_.vocab_size - 1);
+             config.vocab_size - 1);
       }
     }
-    if (config_.bidirectional ? segment.wanted != LogitsWanted::kNone || !segment.embedding || segment.kv->length() > 0
-                              : segment.embedding != nullptr) {
-      fail(ErrorCode::kInvalidRequest, "the model makes ", config_.bidirectional ? "embeddings of whole texts" : "text",
-           ", nothing else");
+    if (!config.bidirectional && segment.logits_rows() > 0 && !batch.logits) {
+      fail(ErrorCode::kInternal, "a segment wants logits, but the batch has no memory for them");
     }
-    const int64_t after = segment.kv->length() + static_cast<int64_t>(segment.ids.size());
-    if (after > config_.max_context) {
-      fail(ErrorCode::kContextLength, after, " tokens do not fit the context of ", config_.max_context,
+    if (config.bidirectional && segment.kv->length() > 0) {
+      fail(ErrorCode::kInvalidRequest, "a text to be embedded must come as a whole, in one segment");
+    }
+    const int64_t after = segment.kv->length() + segment.rows();
+    if (after > config.max_context) {
+      fail(ErrorCode::kContextLength, after, " tokens do not fit the context of ", config.max_context,
            "; shorten the prompt, or load with a larger max_context if the model allows it");
     }
   }
-  for (const Segment& segment : batch) segment.kv->reserve(static_cast<int64_t>(segment.ids.size()));
+}
+
+void Model::forward(const Batch& batch) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
+  if (parts_.mapping) parts_.mapping->check();
+  check(batch);
+  for (const Segment& segment : batch.segments) segment.kv->reserve(segment.rows());
   const auto check_cancelled = [&] {
-    if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
+    if (batch.cancel && batch.cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
 
-  int64_t rows = 0;
-  for (const Segment& segment : batch) rows += static_cast<int64_t>(segment.ids.size());
-  backend_->begin_pass(rows);
-  ForwardPass pass(*this, batch, taps);
+  parts_.backend->begin_pass(batch.rows());
+  ForwardPass pass(parts_, batch);
   pass.embed();
-  for (size_t index = 0; index < config_.layers.size(); ++index) {
+  for (size_t index = 0; index < parts_.config.layers.size(); ++index) {
     check_cancelled();
     pass.layer(index);
   }
   check_cancelled();
-  config_.bidirectional ? pass.embeddings() : pass.logits();
-  for (const Segment& segment : batch) segment.kv->commit(static_cast<int64_t>(segment.ids.size()));
+  parts_.config.bidirectional ? pass.embeddings() : pass.logits();
+  for (const Segment& segment : batch.segments) segment.kv->commit(segment.rows());
 }
 
 int64_t Model::decode_bytes(int64_t depth) const {
   int64_t bytes = size_.dense_bytes;
-  for (const LayerConfig& layer : config_.layers) {  // all layers with experts have the same number of them
+  for (const LayerConfig& layer : parts_.config.layers) {  // all layers with experts have the same number of them
     if (layer.num_experts > 0) {
       bytes += size_.expert_bytes * layer.experts_per_token / layer.num_experts;
       break;
     }
   }
-  for (const KvLayout::Place& place : kv_layout_.layers) {
-    const KvLayout::Kind& kind = kv_layout_.kinds[place.kind];
+  for (const KvLayout::Place& place : parts_.kv_layout.layers) {
+    const KvLayout::Kind& kind = parts_.kv_layout.kinds[place.kind];
     const int64_t seen = kind.window > 0 ? std::min(depth, kind.window) : depth;
     bytes += kind.layer_bytes() / kKvBlockTokens * seen;
   }
-  if (!weights_.per_layer_table.empty()) bytes += weights_.per_layer_table.row_bytes();
+  if (!parts_.weights.per_layer_table.empty()) bytes += parts_.weights.per_layer_table.row_bytes();
   return bytes;
 }
 
 int64_t Model::adapter_scratch_bytes(int64_t max_rank) const {
-  if (max_rank == 0) return 0;
-  int64_t widest = config_.hidden_size;  // input of a matrix that an adapter may correct
-  for (const LayerConfig& layer : config_.layers) {
-    widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
-  }
-  const int64_t rows = ForwardPass::most_rows(config_);
-  const int64_t floats = rows * ForwardPass::adapter_floats_per_row(config_, max_rank);
-  // Rows with different adapters share no prepared input with the product of the weights.
-  const int64_t prepared = backend_->prepared_bytes({adapter_format(), max_rank, widest}, rows);
-  return floats * static_cast<int64_t>(sizeof(float)) + prepared;
+  return adapter_activation_bytes(parts_.config, adapter_format(parts_.weight_format), *parts_.backend, max_rank);
 }
 
 void Model::close() {
   const std::lock_guard<ForkMutex> lock(mutex_);
   closed_ = true;
-  weights_ = ModelWeights();
+  parts_.weights = ModelWeights();
   storage_.clear();
-  mapping_.reset();
-  activations_ = AlignedBuffer();
+  parts_.mapping.reset();
+  parts_.scratch.release();
 }
 
 }  // namespace gemlet

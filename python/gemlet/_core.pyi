@@ -173,6 +173,11 @@ class Model:
         Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed there, which are all ids where `logits` is 'all'.
         """
     @property
+    def bytes_read(self) -> int:
+        """
+        Bytes of matrices, keys and values that all forward passes so far have read.
+        """
+    @property
     def closed(self) -> bool: ...
     @property
     def config(self) -> ModelConfig: ...

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+import gemlet
+from gemlet import _core
 from support.core_models import (
     HIDDEN,
     VOCAB,
@@ -20,9 +23,6 @@ from support.core_models import (
     random_core,
     sampler,
 )
-
-import gemlet
-from gemlet import _core
 
 pytestmark = pytest.mark.tier
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet import _core
 from golden.folders import HERE
 from support.core_models import layer_config, model_config, random_core
 from support.inside import context_of
 from support.processes import run_program, start_program
 from support.programs import dispatch
-
-import gemlet
-from gemlet import _core
 
 pytestmark = pytest.mark.tier
 

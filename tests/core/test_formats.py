@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import gemlet
+from gemlet import _core
 from support.kernel_cases import (
     BLOCK,
     HALF_TINY,
@@ -29,9 +32,6 @@ from support.kernel_cases import (
     guarded,
     numbers,
 )
-
-import gemlet
-from gemlet import _core
 
 FORMATS = ["f32", "bf16", "bf12", "q8", "q4"]
 # The largest magnitude that a format holds: the largest float16 times the largest |q|.

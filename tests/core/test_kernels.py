@@ -21,6 +21,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import gemlet
+from gemlet import _core
 from support.kernel_cases import (
     ATTENTIONS,
     BLOCK,
@@ -46,9 +49,6 @@ from support.kernel_cases import (
     kernels,
     numbers,
 )
-
-import gemlet
-from gemlet import _core
 
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gemlet import _core
 from support.kernel_cases import (
     ATTENTIONS,
     KINDS,
@@ -26,8 +28,6 @@ from support.kernel_cases import (
     kernels,
     numbers,
 )
-
-from gemlet import _core
 
 STEPS = 127 * 254
 # Tiers whose attention_bf16 rounds queries and weights to bf16.

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from support.kernel_cases import KINDS, ROW_OPERATIONS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
 from gemlet import _core
+from support.kernel_cases import KINDS, ROW_OPERATIONS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT

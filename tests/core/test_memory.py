@@ -9,11 +9,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+
+from gemlet.loading.builder import settle
 from support.core_models import builder_of, layer_config, model_config
 from support.processes import run_program
 from support.programs import memory
-
-from gemlet.loading.builder import settle
 
 pytestmark = pytest.mark.tier
 

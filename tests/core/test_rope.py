@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE, read_tensors
-from golden.rope_cases import POSITIONS, ROPE_CASES, RopeCase
 from numpy.typing import NDArray
-from support.core_models import layer_config
 
 from gemlet import _core
+from golden.folders import HERE, read_tensors
+from golden.rope_cases import POSITIONS, ROPE_CASES, RopeCase
+from support.core_models import layer_config
 
 TIERS = sorted({tier for operation, tier in _core.kernel_entries() if operation == "rope"})
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet.cli import main
+from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
+from gemlet.sources.hub import is_repository
 from support.gguf_models import convert_tensors, metadata, typed, write_gguf
 from support.hub_server import COMMIT, TOKEN, hub
 from support.processes import run_program
 from support.programs import hub as programs
 from support.tiny_models import CONFIGS, safetensors_bytes, weights_of, write_folder, write_shards
 from support.tokenizer_files import STRING, gguf_entry
-
-import gemlet
-from gemlet.cli import main
-from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
-from gemlet.sources.hub import is_repository
 
 NAME = "someone/gemma-tiny"
 WEIGHTS = safetensors_bytes(weights_of(CONFIGS["gemma"]))
@@ -52,7 +52,17 @@ REPOSITORIES = {
     NAME: FILES,
     "someone/one-gguf": repository("gemma.gguf", "mmproj.gguf", "config.json", "imatrix.gguf"),
     "someone/split-gguf": repository(*PARTS, "README.md"),
-    "someone/many-gguf": repository("b-Q4_0.gguf", "b-Q8_0.gguf", *PARTS, "mmproj-f16.gguf", "README.md"),
+    "someone/many-gguf": repository(
+        *(
+            "b-Q4_0.gguf",
+            "b-Q8_0.gguf",
+            "mmproj-f16.gguf",
+            "b-mmproj-Q8_0.gguf",
+            "mtp-b-Q8_0.gguf",
+            "README.md",
+        ),
+        *PARTS,
+    ),
     "someone/gated": FILES,
     "someone/private": FILES,
     "some/tokenizers": dict.fromkeys(
@@ -95,6 +105,13 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.logits([1, 2, 3]), logits)
 
 
+def repository_of(name: str) -> str:
+    owner, rest = (
+        name.split("huggingface.co/")[-1].removeprefix("hf.co/").removeprefix("hf://").split("/")[:2]
+    )
+    return f"{owner}/{rest.partition(':')[0]}"
+
+
 @pytest.mark.extra("hub")
 def test_gguf_models(tmp_path: Path) -> None:
     """The only model of a repository, or the one in the name. All of its parts are fetched, and nothing
@@ -105,16 +122,28 @@ def test_gguf_models(tmp_path: Path) -> None:
         "someone/many-gguf:b-Q8_0.gguf": ["b-Q8_0.gguf"],
         f"someone/many-gguf:{PARTS[1]}": PARTS[::-1],
         f"{NAME}:gemma.gguf": ["gemma.gguf"],
+        "someone/many-gguf:Q8_0": ["b-Q8_0.gguf"],
+        "someone/many-gguf:q4_0": ["b-Q4_0.gguf"],
+        "hf.co/someone/many-gguf:Q8_0": ["b-Q8_0.gguf"],
+        "https://huggingface.co/someone/many-gguf/blob/main/b-Q8_0.gguf": ["b-Q8_0.gguf"],
+        "https://huggingface.co/someone/many-gguf/resolve/main/b-Q8_0.gguf?download=true": ["b-Q8_0.gguf"],
+        "https://huggingface.co/someone/one-gguf/tree/main": ["gemma.gguf"],
+        "hf://someone/one-gguf": ["gemma.gguf"],
     }
     wrong = {
         "someone/many-gguf": "name one, as someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
         "someone/many-gguf:b-Q5_0.gguf": "has no file b-Q5_0.gguf; its GGUF models are b-Q4_0.gguf, ",
+        "someone/many-gguf:Q5_K_M": "has no GGUF model called Q5_K_M; name one of b-Q4_0.gguf, b-Q8_0.gguf",
+        "someone/many-gguf:b": "has 2 GGUF models called b; name one of b-Q4_0.gguf, b-Q8_0.gguf",
         "some/weights-missing:a.gguf": "has no file a.gguf; its GGUF models are none",
     }
     with hub(REPOSITORIES) as server:
         environment = settings(server.url, tmp_path)
         paths = run_program(programs.download, list(cases), environment=environment)
-        assert sorted(server.served) == sorted(file for files in cases.values() for file in files)
+        files = [(repository_of(name), file) for name, files in cases.items() for file in files]
+        assert sorted(server.served) == sorted(
+            file for _, file in set(files)
+        )  # each once, then from the cache
         requests = [(name, None, None) for name in ("someone/many-gguf:b-Q8_0.gguf", *wrong)]
         (broken, *errors) = run_program(programs.load_errors, requests, environment=environment)
     assert broken[0] == "ModelFileError"
@@ -324,7 +353,8 @@ def test_command_line(tmp_path: Path) -> None:
         printed = run_program(programs.run_commands, NAME, tmp_path / "x", environment=environment)
     folder, tokenizers, *described = printed.splitlines()
     assert files_in(Path(folder)) == NEEDED
-    assert files_in(Path(tokenizers)) == ["config.json", "tokenizer.model", "tokenizer_config.json"]
+    both = ["tokenizer.json", "tokenizer.model"]  # added tokens may stand in the first alone
+    assert files_in(Path(tokenizers)) == ["config.json", *both, "tokenizer_config.json"]
     assert described[0] == "model      someone/private"
     assert server.served.count("model.safetensors") == 2
 
@@ -351,7 +381,7 @@ def test_names() -> None:
         "~/a",
         "a/b\n",
         "ä/b",
-        "a/b:c",
+        "a/b:c d",
         "a/b:../c.gguf",
         "a/b:/c.gguf",
         "a/b:c.gguf\n",

@@ -11,10 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import run_program
-from support.programs.load import cancel_loading
-from support.real_shapes import write_real_shape_hole
-from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 import gemlet
 from gemlet import _core
@@ -30,6 +26,10 @@ from gemlet.errors import (
 from gemlet.loading.random_model import random_model
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots
+from support.processes import run_program
+from support.programs.load import cancel_loading
+from support.real_shapes import write_real_shape_hole
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 pytestmark = pytest.mark.tier
 

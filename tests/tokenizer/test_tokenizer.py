@@ -11,6 +11,10 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from gemlet.errors import GemletError, ModelFileError, TokenizerError
+from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.sentencepiece_model import build_model
 from support.texts import crafted_text, relaxed
 from support.tokenizer_files import (
     ARRAY,
@@ -31,10 +35,6 @@ from support.tokenizer_files import (
     trained_model,
     trained_pieces,
 )
-
-from gemlet.errors import GemletError, ModelFileError, TokenizerError
-from gemlet.tokenizer import Tokenizer
-from gemlet.tokenizer.sentencepiece_model import build_model
 
 # --- the reference ------------------------------------------------------------------------------------------
 
@@ -301,7 +301,8 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("added_tokens", [{"id": 400000, "content": "<x>"}], "400000"),
         ("added_tokens", [{"id": 500, "content": ""}], "500"),
         ("added_tokens", [{"id": 500, "content": "\udfff"}], "surrogate U+DFFF"),
-        ("added_tokens", [{"id": 500, "content": "<x>", "lstrip": True}], "lstrip"),
+        ("added_tokens", [{"id": 500, "content": "<x>", "lstrip": 1}], "lstrip"),
+        ("added_tokens", [{"id": 500, "content": "<x>", "single_word": True}], "single_word"),
     ],
 )
 def test_tokenizer_json_of_another_kind(tmp_path: Path, key: str, value: Any, word: str) -> None:

@@ -64,7 +64,7 @@ KvKernels kernels_of(const kernels::KernelTable& table, KvFormat format) {
 
 }  // namespace
 
-int64_t attention_partial_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) {
+int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const {
   const int64_t group = num_heads / num_kv_heads;
   const int64_t tasks =
       num_kv_heads * quotient(group, heads_of_task(group)) * quotient(kMaxSplitRows, tokens_of_task(group));
@@ -154,6 +154,11 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       }
     }
   }
+
+  int64_t tokens_read = 0;
+  for (const Task& task : tasks) tokens_read += task.kv_end - task.kv_begin;
+  const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
+  bytes_read_.fetch_add(tokens_read * head_bytes / kKvBlockTokens, std::memory_order_relaxed);
 
   const int64_t scratch_floats = kernels::attention_scratch(dim);
   const int64_t partial_floats = partial_size(dim);

@@ -33,8 +33,6 @@ int64_t pieces_of(int64_t rows, int64_t most) {
 
 }  // namespace
 
-int64_t expansion_bytes(int64_t cols) { return std::max(kernels::expanded_bytes(1, cols), kWeightBytes); }
-
 CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads)
     : tier_(tier),
       threads_(threads),
@@ -50,6 +48,10 @@ std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads) {
 }
 
 void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
+
+int64_t CpuBackend::expansion_bytes(const Matrix& weight) const {
+  return weight.format == Format::kBf12 ? std::max(kernels::expanded_bytes(1, weight.cols), kWeightBytes) : 0;
+}
 
 float* CpuBackend::scratch(AlignedBuffer& buffer, int64_t floats) {
   const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
@@ -149,6 +151,7 @@ void CpuBackend::matmul(std::span<const Product> products) {
   prepare_inputs(products);
   tasks_.clear();
   int64_t expansion = 0;  // of a task
+  int64_t bytes = 0;      // of weights that the tasks read
   for (size_t i = 0; i < products.size(); ++i) {
     const Product& product = products[i];
     const MatmulInput& input = inputs_[i];
@@ -175,6 +178,7 @@ void CpuBackend::matmul(std::span<const Product> products) {
       row_block = pieces_of(product.rows, kTileRowBlock);
     }
     for (int64_t row = 0; row < product.rows; row += row_block) {
+      bytes += weight.bytes();
       for (int64_t panel = 0; panel < weight.panels(); panel += run) {
         kernels::MatmulArgs args = {};
         args.x = input.data + row * input.stride;
@@ -190,6 +194,7 @@ void CpuBackend::matmul(std::span<const Product> products) {
       }
     }
   }
+  bytes_read_.fetch_add(bytes, std::memory_order_relaxed);
   uint8_t* const expanded = reinterpret_cast<uint8_t*>(scratch(expanded_, expansion / 4 * threads_));
   pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
     MatmulTask& task = tasks_[static_cast<size_t>(index)];

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "backend/backend.h"
@@ -38,11 +39,14 @@ class CpuBackend final : public Backend {
   int decode_threads() const override { return decode_threads_; }
   void begin_pass(int64_t rows) override;
   AlignedBuffer allocate(size_t bytes) override { return AlignedBuffer(bytes); }
+  int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
+  int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
+  int64_t expansion_bytes(const Matrix& weight) const override;
+  int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const override;
   void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
   void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* residual) override;
   void matmul(std::span<const Product> products) override;
-  int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
   void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
                 float* out) override;
   void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override;
@@ -102,6 +106,7 @@ class CpuBackend final : public Backend {
   int threads_, decode_threads_;
   ThreadPool pool_;
   kernels::KernelTable kernels_;
+  std::atomic<int64_t> bytes_read_{0};
   AlignedBuffer prepared_;           // activations as int8 or bf16
   std::vector<MatmulInput> inputs_;  // of the matmul call at hand
   std::vector<MatmulTask> tasks_;

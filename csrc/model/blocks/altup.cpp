@@ -1,5 +1,5 @@
-// Gemma 3n: several residual streams (AltUp), of which a layer computes with stream 0 and predicts and corrects the
-// others, and a low-rank branch beside attention (LAuReL). Formulas: csrc/MODEL.md.
+// Gemma 3n: a layer computes with stream 0 of several residual streams, and predicts and corrects the others (AltUp).
+// It has a low-rank branch beside attention (LAuReL). Formulas: csrc/MODEL.md.
 #include <cmath>
 
 #include "model/forward.h"
@@ -16,48 +16,55 @@ float router_scale(const ModelConfig& config) {
 void ForwardPass::open_streams() {
   const int64_t hidden = config_.hidden_size;
   for (int64_t stream = 1; stream < config_.altup_streams; ++stream) {
-    float* const x = x_ + stream * rows_ * hidden;
-    const Product projection = {x_, rows_, &weights_.altup_projections[static_cast<size_t>(stream - 1)], x};
+    float* const x = residual_ + stream * rows_ * hidden;
+    const Product projection = {residual_, rows_, &weights_.altup_projections[static_cast<size_t>(stream - 1)], x};
     backend_.matmul({&projection, 1});
-    backend_.match_magnitude(x_, rows_, hidden, x);
+    backend_.match_magnitude(residual_, rows_, hidden, x);
     tap("stream." + std::to_string(stream), x, hidden);
   }
 }
 
-void ForwardPass::altup_route(const AltupWeights& altup, const float* x) {
+float* ForwardPass::altup_route(const AltupWeights& altup, const float* x) {
+  float* const modalities = take(Region::kModalities, config_.altup_streams);
   backend_.rms_norm(x, altup.router_norm, eps_, rows_, config_.hidden_size, branch_);
-  const Product router = {branch_, rows_, &altup.router, modalities_};
+  const Product router = {branch_, rows_, &altup.router, modalities};
   backend_.matmul({&router, 1});
+  return modalities;
 }
 
-void ForwardPass::altup_predict(size_t index) {
+float* ForwardPass::altup_predict(size_t index) {
   const AltupWeights& a = weights_.layers[index].altup;
-  altup_route(a, x_);
-  backend_.altup_predict(x_, modalities_, router_scale(config_), a.prediction_coefs, config_.altup_streams, rows_,
-                         config_.hidden_size, predicted_);
+  const int64_t hidden = config_.hidden_size, streams = config_.altup_streams;
+  float* const predicted = take(Region::kPredicted, streams * hidden);
+  const float* const modalities = altup_route(a, residual_);
+  backend_.altup_predict(residual_, modalities, router_scale(config_), a.prediction_coefs, streams, rows_, hidden,
+                         predicted);
+  return predicted;
 }
 
 void ForwardPass::altup_layer(size_t index) {
   const LayerWeights& w = weights_.layers[index];
   const AltupWeights& a = w.altup;
   const int64_t hidden = config_.hidden_size, streams = config_.altup_streams;
+  float* const z = take(Region::kActive, hidden);
+  float* const laurel = take(Region::kLaurel, hidden);
+  float* const laurel_low = take(Region::kLaurelLow, config_.laurel_rank);
 
-  altup_predict(index);
-  float* const z = last_;  // [rows, hidden] stream 0 on its way through the layer
-  backend_.copy(predicted_, rows_ * hidden, z);
+  const float* const predicted = altup_predict(index);
+  backend_.copy(predicted, rows_ * hidden, z);
   backend_.rms_norm(z, w.pre_attention_norm, eps_, rows_, hidden, normed_);
 
-  const Product left = {normed_, rows_, &a.laurel_left, low_rank_};
+  const Product left = {normed_, rows_, &a.laurel_left, laurel_low};
   backend_.matmul({&left, 1});
-  const Product right = {low_rank_, rows_, &a.laurel_right, branch_};
+  const Product right = {laurel_low, rows_, &a.laurel_right, branch_};
   backend_.matmul({&right, 1});
-  backend_.copy(normed_, rows_ * hidden, laurel_);  // LAuReL's residual is the normed input
-  backend_.add_branch(branch_, a.post_laurel_norm, eps_, rows_, hidden, laurel_);
+  backend_.copy(normed_, rows_ * hidden, laurel);  // LAuReL's residual is the normed input
+  backend_.add_branch(branch_, a.post_laurel_norm, eps_, rows_, hidden, laurel);
 
   attention(index);
   tap_layer(index, "attention", branch_, hidden);
   backend_.add_branch(branch_, w.post_attention_norm, eps_, rows_, hidden, z);
-  backend_.add_branch(laurel_, nullptr, eps_, rows_, hidden, z);
+  backend_.add_branch(laurel, nullptr, eps_, rows_, hidden, z);
   backend_.scale(static_cast<float>(std::sqrt(0.5)), rows_ * hidden, z);
 
   backend_.rms_norm(z, w.pre_mlp_norm, eps_, rows_, hidden, normed_);
@@ -65,33 +72,35 @@ void ForwardPass::altup_layer(size_t index) {
   tap_layer(index, "mlp", branch_, hidden);
   backend_.add_branch(branch_, w.post_mlp_norm, eps_, rows_, hidden, z);
 
-  altup_route(a, z);
-  backend_.altup_correct(predicted_, z, modalities_, router_scale(config_), a.correction_coefs, streams, rows_, hidden,
-                         x_);
+  const float* const modalities = altup_route(a, z);
+  backend_.altup_correct(predicted, z, modalities, router_scale(config_), a.correction_coefs, streams, rows_, hidden,
+                         residual_);
 
-  backend_.mul_rows(x_, a.correct_scale, rows_, hidden, normed_);
+  backend_.mul_rows(residual_, a.correct_scale, rows_, hidden, normed_);
   per_layer_input(index, normed_);
   for (int64_t stream = 1; stream < streams; ++stream) {  // stream 0 does not receive it
-    float* const x = x_ + stream * rows_ * hidden;
+    float* const x = residual_ + stream * rows_ * hidden;
     backend_.add_branch(branch_, w.post_per_layer_input_norm, eps_, rows_, hidden, x);
     tap_layer(index, "stream." + std::to_string(stream), x, hidden);
   }
-  tap_layer(index, "output", x_, hidden);
+  tap_layer(index, "output", residual_, hidden);
 }
 
-// x_ [rows, hidden] = the mean of stream 0 and the others, brought back to its space and magnitude.
+// residual_ [rows, hidden] = the mean of stream 0 and of the others, projected back to its space and scaled to its
+// magnitude.
 void ForwardPass::close_streams() {
   const int64_t hidden = config_.hidden_size, streams = config_.altup_streams;
-  backend_.copy(x_, rows_ * hidden, last_);
+  float* const sum = take(Region::kActive, hidden);
+  backend_.copy(residual_, rows_ * hidden, sum);
   for (int64_t stream = 1; stream < streams; ++stream) {
     const Matrix& unembed = weights_.altup_unembed_projections[static_cast<size_t>(stream - 1)];
-    const Product back = {x_ + stream * rows_ * hidden, rows_, &unembed, branch_};
+    const Product back = {residual_ + stream * rows_ * hidden, rows_, &unembed, branch_};
     backend_.matmul({&back, 1});
-    backend_.match_magnitude(x_, rows_, hidden, branch_);
-    backend_.add_branch(branch_, nullptr, eps_, rows_, hidden, last_);
+    backend_.match_magnitude(residual_, rows_, hidden, branch_);
+    backend_.add_branch(branch_, nullptr, eps_, rows_, hidden, sum);
   }
-  backend_.scale(1.0f / static_cast<float>(streams), rows_ * hidden, last_);
-  backend_.copy(last_, rows_ * hidden, x_);
+  backend_.scale(1.0f / static_cast<float>(streams), rows_ * hidden, sum);
+  backend_.copy(sum, rows_ * hidden, residual_);
 }
 
 }  // namespace gemlet

@@ -9,17 +9,18 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
   const LayerConfig& c = config_.layers[index];
   const LayerWeights& w = weights_.layers[index];
   const bool with_keys = c.kv_source < 0 && !keys_are_complete_;
-  float* const q = wide_;                                     // [rows, heads, head_dim]
-  float* const mixed = q + rows_ * c.num_heads * c.head_dim;  // [rows, heads, head_dim]
-  float* const k = mixed + rows_ * c.num_heads * c.head_dim;  // [rows, kv_heads, head_dim]
-  float* const v = k + rows_ * c.num_kv_heads * c.head_dim;   // [rows, kv_heads, head_dim]
+  const int64_t query_dims = c.num_heads * c.head_dim, key_dims = c.num_kv_heads * c.head_dim;
+  float* const q = take(Region::kQueries, query_dims);
+  float* const mixed = take(Region::kMixed, query_dims);
+  float* const k = take(Region::kKeys, key_dims);
+  float* const v = take(Region::kValues, key_dims);
 
   std::vector<Projection> projections;
   if (!keys_alone) projections.push_back({normed_, &w.q_proj, &LayerAdapter::q_proj, q});
   if (with_keys) projections.push_back({normed_, &w.k_proj, &LayerAdapter::k_proj, k});
   if (with_keys && !c.key_is_value) projections.push_back({normed_, &w.v_proj, &LayerAdapter::v_proj, v});
   project(index, projections);
-  if (with_keys && c.key_is_value) backend_.copy(k, rows_ * c.num_kv_heads * c.head_dim, v);
+  if (with_keys && c.key_is_value) backend_.copy(k, rows_ * key_dims, v);
 
   const AttentionShape shape = {c.num_heads,
                                 c.num_kv_heads,
@@ -28,15 +29,14 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
                                 config_.bidirectional,
                                 static_cast<float>(c.attention_softcap),
                                 static_cast<float>(c.query_scale),
-                                model_.kv_layout().format};
+                                model_.kv_layout.format};
   std::vector<AttentionSegment> segments;
   for (const Part& part : parts_) {
     if (part.rows > 0) segments.push_back({part.kv->view(index), part.row, part.rows, part.position});
   }
-  const Rope* rope = ropes_.data();
-  while (!rope->example->same_rope(c)) ++rope;
+  const Rope& rope = rope_of(c);
   backend_.rope_and_store(shape, segments, keys_alone ? nullptr : q, with_keys ? k : nullptr, v, w.q_norm, w.k_norm,
-                          c.v_norm, eps_, rope->cosines, rope->sines);
+                          c.v_norm, eps_, rope.cosines, rope.sines);
   if (keys_alone) return;
   backend_.attention(shape, segments, q, mixed);
 

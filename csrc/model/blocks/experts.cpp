@@ -1,5 +1,5 @@
-// Mixture of experts beside the MLP (Gemma 4 26B-A4B): a router picks the best few experts per token; rows are grouped
-// by expert, so that each expert used is read once and a decode step reads only the experts it routes to.
+// Mixture of experts beside the MLP (Gemma 4 26B-A4B). A router picks the best few experts for each token. Rows are
+// grouped by expert, so that each expert is read once and a decode step reads only the experts that it routes to.
 #include <cmath>
 #include <numeric>
 
@@ -12,15 +12,15 @@ void ForwardPass::add_experts(size_t index) {
   const ExpertWeights& w = weights_.layers[index].experts;
   const int64_t hidden = config_.hidden_size, width = c.expert_intermediate_size;
   const int64_t routed = rows_ * c.experts_per_token;
-  float* const scores_input = wide_;                      // [rows, hidden]
-  float* const scores = scores_input + rows_ * hidden;    // [rows, experts]
-  float* const inputs = scores + rows_ * c.num_experts;   // [routed, hidden]
-  float* const gate_up = inputs + routed * hidden;        // [routed, 2 width]
-  float* const activated = gate_up + routed * 2 * width;  // [routed, width]
-  float* const outputs = activated + routed * width;      // [routed, hidden]
+  float* const scores_input = take(Region::kRouterInput, hidden);
+  float* const scores = take(Region::kRouterScores, c.num_experts);
+  float* const inputs = take(Region::kExpertInputs, c.experts_per_token * hidden);
+  float* const gate_up = take(Region::kExpertGateUp, c.experts_per_token * 2 * width);
+  float* const activated = take(Region::kExpertActivated, c.experts_per_token * width);
+  float* const outputs = take(Region::kExpertOutputs, c.experts_per_token * hidden);
 
-  // The router sees the residual through a norm of its own, the experts through another.
-  backend_.rms_norm(x_, w.router_scale, eps_, rows_, hidden, scores_input);
+  // The router sees the residual through one norm, the experts through another.
+  backend_.rms_norm(residual_, w.router_scale, eps_, rows_, hidden, scores_input);
   backend_.scale(static_cast<float>(1.0 / std::sqrt(static_cast<double>(hidden))), rows_ * hidden, scores_input);
   const Product router = {scores_input, rows_, &w.router_proj, scores};
   backend_.matmul({&router, 1});
@@ -29,7 +29,7 @@ void ForwardPass::add_experts(size_t index) {
   backend_.route(scores, w.router_per_expert_scale, rows_, c.num_experts, c.experts_per_token, ids.data(),
                  shares.data());
 
-  // Routed rows stand in the order of their experts: places[i] is where the i-th (row, choice) went.
+  // Routed rows are in the order of their experts: places[i] is where the i-th (row, choice) went.
   std::vector<int64_t> first(static_cast<size_t>(c.num_experts) + 1, 0);
   for (const int32_t id : ids) ++first[static_cast<size_t>(id) + 1];
   std::partial_sum(first.begin(), first.end(), first.begin());
@@ -40,7 +40,7 @@ void ForwardPass::add_experts(size_t index) {
     places[i] = static_cast<int32_t>(place);
     sources[static_cast<size_t>(place)] = static_cast<int32_t>(static_cast<int64_t>(i) / c.experts_per_token);
   }
-  backend_.rms_norm(x_, w.pre_moe_norm, eps_, rows_, hidden, normed_);
+  backend_.rms_norm(residual_, w.pre_moe_norm, eps_, rows_, hidden, normed_);
   backend_.gather(normed_, sources, hidden, inputs);
 
   std::vector<Product> up, down;

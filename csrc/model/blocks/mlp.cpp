@@ -7,12 +7,12 @@ void ForwardPass::mlp(size_t index) {
   const LayerConfig& c = config_.layers[index];
   const LayerWeights& w = weights_.layers[index];
   const int64_t width = c.intermediate_size;
-  float* const gate = wide_;               // [rows, width]
-  float* const up = gate + rows_ * width;  // [rows, width]
+  float* const gate = take(Region::kGate, width);
+  float* const up = take(Region::kUp, width);
   const Projection gate_up[] = {{normed_, &w.gate_proj, &LayerAdapter::gate_proj, gate},
                                 {normed_, &w.up_proj, &LayerAdapter::up_proj, up}};
   if (c.activation_sparsity && rows_ == 1 && runs_.empty()) {
-    // Most of the gate is 0 and would multiply what it closes by that: in decode, weights not read are time won.
+    // Most of the gate is 0. In decode, not reading the weights of the lanes that it closes saves time.
     project(index, {gate_up, 1});
     backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
     backend_.matmul_where({normed_, rows_, &w.up_proj, up}, gate);

@@ -8,26 +8,35 @@ void ForwardPass::project(size_t index, std::span<const Projection> projections)
   for (const Projection& p : projections) products_.push_back({p.x, rows_, p.weight, p.y});
   if (runs_.empty()) return backend_.matmul(products_);
 
-  // A x of all runs of rows goes along with W x, B (A x) of all of them follows in one call.
   struct Correction {
     const LowRank* term;
-    float* low;    // [rows, rank]
-    float* delta;  // [rows, dim]
-    float* y;      // [rows, dim]
+    const float* x;  // [rows, cols]
+    float* y;        // [rows, dim]
     int64_t rows;
+    float* low = nullptr;    // [rows, rank] A x
+    float* delta = nullptr;  // [rows, dim] B (A x)
   };
   std::vector<Correction> corrections;
-  float *low = adapter_low_, *delta = adapter_delta_;
+  int64_t low_floats = 0, delta_floats = 0;
   for (const AdapterRun& run : runs_) {
     const LayerAdapter& layer = run.adapter->layer(index);
     for (const Projection& p : projections) {
       const LowRank& term = layer.*p.term;
       if (term.empty()) continue;
-      products_.push_back({p.x + run.row * term.a.cols, run.rows, &term.a, low});
-      corrections.push_back({&term, low, delta, p.y + run.row * term.b.rows, run.rows});
-      low += run.rows * term.a.rows;
-      delta += run.rows * term.b.rows;
+      corrections.push_back({&term, p.x + run.row * term.a.cols, p.y + run.row * term.b.rows, run.rows});
+      low_floats += run.rows * term.a.rows;
+      delta_floats += run.rows * term.b.rows;
     }
+  }
+  // One call multiplies W x and A x of all runs of rows. A second call multiplies B (A x) of all of them.
+  float* low = model_.scratch.take(Region::kAdapterLow, low_floats);
+  float* delta = model_.scratch.take(Region::kAdapterDelta, delta_floats);
+  for (Correction& c : corrections) {
+    c.low = low;
+    c.delta = delta;
+    products_.push_back({c.x, c.rows, &c.term->a, c.low});
+    low += c.rows * c.term->a.rows;
+    delta += c.rows * c.term->b.rows;
   }
   backend_.matmul(products_);
   products_.clear();
@@ -38,19 +47,6 @@ void ForwardPass::project(size_t index, std::span<const Projection> projections)
   backend_.matmul(products_);
   for (const Correction& c : corrections) {
     backend_.add_branch(c.delta, nullptr, eps_, c.rows, c.term->b.rows, c.y);
-  }
-}
-
-// Rows of one adapter stand next to each other.
-void ForwardPass::find_adapter_runs() {
-  runs_.clear();
-  for (const Part& part : parts_) {
-    if (!part.adapter || part.rows == 0) continue;
-    if (!runs_.empty() && runs_.back().adapter == part.adapter) {
-      runs_.back().rows += part.rows;
-    } else {
-      runs_.push_back({part.adapter, part.row, part.rows});
-    }
   }
 }
 

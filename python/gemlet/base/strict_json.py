@@ -32,7 +32,26 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
     return value
 
 
+# Bytes that an object takes in memory: about what Python's lists, dicts and strings do.
+_CONTAINER_BYTES, _STRING_BYTES, _ITEM_BYTES, _ENTRY_BYTES = 64, 60, 8, 40
+_FREE_BYTES, _GROWTH = 16 << 20, 8  # a tokenizer.json of Gemma grows to at most eight times its size
+
+
+def _check_growth(data: bytes, where: str, error: type[GemletError]) -> None:
+    """Refuses text that would take many times its size in memory, such as one of brackets alone."""
+    containers = data.count(b"[") + data.count(b"{")
+    grown = containers * _CONTAINER_BYTES + data.count(b'"') // 2 * _STRING_BYTES
+    grown += data.count(b",") * _ITEM_BYTES + data.count(b":") * _ENTRY_BYTES
+    if grown > _FREE_BYTES + _GROWTH * len(data):
+        raise error(
+            f"{where}: {len(data)} bytes of JSON would take about {grown} bytes of memory; expected longer "
+            "values and fewer of them"
+        )
+
+
 def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
+    _check_growth(data, where, error)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:

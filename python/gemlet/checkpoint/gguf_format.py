@@ -51,6 +51,7 @@ _U64_AT = struct.Struct("<Q").unpack_from
 
 MAX_KEY_BYTES = 65535  # the specification's limit
 MAX_ARRAY_DEPTH = 4  # arrays of arrays; the metadata of real models has none
+MAX_NESTED = 4096  # arrays inside arrays, in all: one of 12 bytes takes 40 times that as an object
 MAX_DIMENSIONS = 4
 MAX_OBJECTS = (
     1 << 24
@@ -93,6 +94,8 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     34: ("TQ1_0", 256, 54),
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
 }
 
 
@@ -196,6 +199,7 @@ class _Reader:
         self.file_size = file_size
         self.at = 0
         self.objects = 0
+        self.nested = 0
 
     def fail(self, message: str) -> ModelFileError:
         return ModelFileError(f"{self.path}: {message}")
@@ -303,6 +307,9 @@ class _Reader:
     def array(self, key: str, depth: int) -> MetadataValue:
         if depth > MAX_ARRAY_DEPTH:
             raise self.fail(f"{key} nests arrays more than {MAX_ARRAY_DEPTH} deep")
+        self.nested += depth > 1
+        if self.nested > MAX_NESTED:
+            raise self.fail(f"{key}: more than {MAX_NESTED} arrays inside arrays in the metadata")
         kind = self.number("I", f"the element type of {key}")
         count = self.number("Q", f"the length of {key}")
         if kind in _NUMBERS:

@@ -14,9 +14,10 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from gemlet.checkpoint.gguf_files import model_files, split_names
+from gemlet.checkpoint.gguf_files import gguf_models, split_names
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
+from gemlet.tokenizer.stored import STORED_FILE
 
 __all__ = ["download", "is_repository"]
 
@@ -26,7 +27,6 @@ _FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
     "model*.safetensors",
@@ -36,8 +36,15 @@ _FILES = (
     "[0-9]*/config.json",
     "[0-9]*/model.safetensors",
 )
-# A repository, and perhaps a GGUF file in it.
-_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?::([\w.+-][\w.+ /-]{0,250}\.gguf))?")
+# A repository, and perhaps a GGUF file in it, or how that is quantized ("Q4_K_M").
+_NAME = re.compile(
+    r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})"
+    r"(?::(?:([\w.+-][\w.+ /-]{0,250}\.gguf)|([A-Za-z0-9][\w.-]{0,31})))?"
+)
+# Other ways to write the same: an address of the hub, and what Ollama takes.
+_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://(?:models/)?", re.IGNORECASE)
+_IN_ADDRESS = re.compile(r"([^/]+/[^/]+)/(?:blob|resolve|raw)/([^/]+)/(.+)")
+_TREE = re.compile(r"([^/]+/[^/]+)(?:/tree/([^/]+))?/?")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
 _UP = {"", ".", ".."}  # parts of a path that leads out of a repository, or is written in an odd way
 _SHOWN = 16
@@ -50,8 +57,31 @@ def is_repository(name: str) -> bool:
     (True, False)
     >>> is_repository("someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf")
     True
+    >>> is_repository("hf.co/someone/gemma-3-1b-it-GGUF:Q4_K_M")
+    True
     """
-    return _NAME.fullmatch(name) is not None and ".." not in name
+    plain = plain_name(name)[0]
+    return _NAME.fullmatch(plain) is not None and ".." not in plain
+
+
+def plain_name(name: str) -> tuple[str, str | None]:
+    """A model's name without the hub's address, and the revision that the address names.
+
+    >>> plain_name("https://huggingface.co/google/gemma-3-1b-it/tree/main")
+    ('google/gemma-3-1b-it', 'main')
+    >>> plain_name("https://huggingface.co/a/b-GGUF/blob/main/b-Q4_0.gguf?download=true")
+    ('a/b-GGUF:b-Q4_0.gguf', 'main')
+    """
+    address = _ADDRESS.match(name)
+    if address is None:
+        return name, None
+    rest = name[address.end() :].partition("?")[0].partition("#")[0]
+    if file := _IN_ADDRESS.fullmatch(rest):
+        repository, revision, path = file.groups()
+        return (f"{repository}:{path}" if path.endswith(".gguf") else repository), revision
+    if tree := _TREE.fullmatch(rest):
+        return tree[1], tree[2]
+    return rest, None
 
 
 def check_access(revision: str | None, token: str | bool | None) -> None:
@@ -68,8 +98,9 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
 
     Args:
         name: as on the hub, "google/gemma-3-1b-it"; or a GGUF file there, with all parts where it is split:
-            "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf". A repository without safetensors may be
-            named alone where it holds only one GGUF model.
+            "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf", or ":Q4_0" where one file has that in its
+            name. A repository without safetensors may be named alone where it holds only one GGUF model.
+            "hf.co/" or the hub's address may stand in front.
         revision: a branch, tag or commit; None: the main branch.
         token: an access token; None: the one `hf auth login` stored; False: none.
 
@@ -86,7 +117,8 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
     ...     print('like "google/gemma-3-1b-it"' in str(error))
     True
     """
-    return fetch(choose(name, revision, token), revision, token)
+    choice = choose(name, revision, token)
+    return fetch(choice, token)
 
 
 class Choice(NamedTuple):
@@ -99,6 +131,7 @@ class Choice(NamedTuple):
     patterns: list[str]
     ignored: list[str]
     is_here: bool
+    revision: str | None
 
     def files(self) -> list[str]:
         """The files, chosen as :func:`fetch` does."""
@@ -114,29 +147,36 @@ def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
     if not isinstance(name, str) or not is_repository(name):
         raise InvalidRequestError(
             f'name is {name!r}; expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file '
-            'there, like "someone/gemma-GGUF:gemma-Q4_0.gguf"'
+            'there, like "someone/gemma-GGUF:gemma-Q4_0.gguf" or "someone/gemma-GGUF:Q4_0"'
         )
     check_access(revision, token)
+    name, named = plain_name(name)
+    if named is not None and revision not in (None, named):
+        raise InvalidRequestError(f"revision is {revision!r}, and the address names {named!r}; give one")
+    revision = revision or named
     if importlib.util.find_spec("huggingface_hub") is None:
         raise missing_extra(f"{name}: no such folder; downloading a model of this name", "hub")
     match = _NAME.fullmatch(name)
-    repository, file = match.groups() if match else (name, None)
+    repository, file, quantization = match.groups() if match else (name, None, None)
     names, is_here = _list_files(repository, revision, token)
-    if file is None:
+    if quantization is not None:
+        file = _quantized(repository, names, quantization)
+    elif file is None:
         file = _only_gguf(repository, names)
     elif file not in names:
         raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
     if file is None:
         tokenizers = [name for name in TOKENIZER_FILES if name in names]
-        return Choice(repository, None, names, [*_FILES, *tokenizers[:1]], ["[!0-9]*/*"], is_here)
+        if tokenizers[:1] == [STORED_FILE]:  # it has all that the others say
+            tokenizers = tokenizers[:1]
+        return Choice(repository, None, names, [*_FILES, *tokenizers], ["[!0-9]*/*"], is_here, revision)
     folder, name = os.path.split(file)
     patterns = [glob.escape(os.path.join(folder, part)) for part in split_names(folder, name)]
-    return Choice(repository, file, names, patterns, [], is_here)
+    return Choice(repository, file, names, patterns, [], is_here, revision)
 
 
 def fetch(
     choice: Choice,
-    revision: str | None,
     token: str | bool | None,
     *,
     without: Sequence[str] = (),
@@ -146,7 +186,7 @@ def fetch(
     even of a GGUF file if ``whole``."""
     import huggingface_hub
 
-    repository = choice.repository
+    repository, revision = choice.repository, choice.revision
     try:
         snapshot = huggingface_hub.snapshot_download(
             repository,
@@ -188,7 +228,7 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
 
 def _only_gguf(repository: str, names: Collection[str]) -> str | None:
     """The GGUF model of a repository with these files; None where it is for its safetensors, or has none."""
-    models = model_files(names)
+    models = gguf_models(names)
     if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
         return None
     if len(models) > 1:
@@ -199,9 +239,22 @@ def _only_gguf(repository: str, names: Collection[str]) -> str | None:
     return models[0]
 
 
+def _quantized(repository: str, names: Collection[str], quantization: str) -> str:
+    """The GGUF model with ``quantization``, such as "Q4_K_M", as a word in its name."""
+    word = re.compile(rf"(?:^|[-_./]){re.escape(quantization)}(?=$|[-_./])", re.IGNORECASE)
+    found = [name for name in gguf_models(names) if word.search(name.removesuffix(".gguf"))]
+    if len(found) == 1:
+        return found[0]
+    which = ", ".join(found[:_SHOWN]) if found else _models(names)
+    raise InvalidRequestError(
+        f"{repository}: has {len(found) or 'no'} GGUF model{'s' * (len(found) > 1)} called {quantization}; "
+        f"name one of {which}"
+    )
+
+
 def _models(names: Collection[str]) -> str:
     """The GGUF models among these files, for a message."""
-    models = model_files(names)
+    models = gguf_models(names)
     more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
     return (", ".join(models[:_SHOWN]) or "none") + more
 

@@ -40,10 +40,10 @@ def outline(name: str, *, revision: str | None, token: str | bool | None) -> Ite
     """
     choice = choose(name, revision, token)
     if choice.is_here:
-        yield fetch(choice, revision, token)
+        yield fetch(choice, token)
         return
     weights = [file for file in choice.files() if _is_weights(file)]
-    snapshot = fetch(choice, revision, token, without=[glob.escape(file) for file in weights], whole=True)
+    snapshot = fetch(choice, token, without=[glob.escape(file) for file in weights], whole=True)
     with tempfile.TemporaryDirectory(prefix="gemlet-") as folder:
         try:
             for file in choice.files():

@@ -59,7 +59,11 @@ def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     vocabulary first. Raises :class:`ModelFileError` for one that cannot be read.
     """
     path = Path(folder)
-    files = (_find(path), path / "added_tokens.json", path / "tokenizer_config.json")
+    found = _find(path)
+    names = ["added_tokens.json", "tokenizer_config.json"]
+    if found.name == "tokenizer.model":
+        names.append("tokenizer.json")
+    files = (found, *(path / name for name in names))
     return {str(file): read_file(file, MAX_JSON_BYTES) for file in files if file.is_file()}
 
 
@@ -98,7 +102,15 @@ def _from_model(file: Path) -> Vocabulary:
         raise TokenizerError(f"{file}: not a SentencePiece model: a piece is not valid UTF-8") from error
     draft = Draft(str(file), pieces, list(model.types))
     added = AddedTokens()
+    json_file = file.parent / "tokenizer.json"
+    base = None
+    if json_file.is_file():  # transformers 5 writes added tokens nowhere else
+        beside = read_json_object(json_file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
+        _read_added(json_file, beside, added)
+        base = beside.get("model")
     added.read_siblings(file.parent)
+    if isinstance(base, dict) and isinstance(base.get("vocab"), dict):
+        _check_same_pieces(json_file, base["vocab"], file, pieces, added)
     draft.add(added)
     changed = {
         i: new for i, (old, new) in enumerate(zip(model.types, draft.types, strict=False)) if new != old
@@ -171,8 +183,7 @@ def _from_json(file: Path) -> Vocabulary:
     if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise TokenizerError(f"{file}: model.vocab has to be an object and model.merges a list")
     added = AddedTokens()
-    for entry in _list_of_objects(file, data, "added_tokens"):
-        added.add(f"{file}: added_tokens", entry.get("id"), entry)
+    _read_added(file, data, added)
     unknown = model.get("unk_token")
     if isinstance(unknown, str):
         added.names["unk"] = unknown
@@ -184,6 +195,26 @@ def _from_json(file: Path) -> Vocabulary:
     draft = Draft(str(file), pieces, types)
     draft.add(added)
     return draft.build_from_merges(merge_strings(file, merges), draft.special_ids(added.names))
+
+
+def _read_added(file: Path, data: Mapping[str, Any], added: AddedTokens) -> None:
+    for entry in _list_of_objects(file, data, "added_tokens"):
+        added.add(f"{file}: added_tokens", entry.get("id"), entry)
+
+
+def _check_same_pieces(
+    json_file: Path, vocab: Mapping[str, Any], file: Path, pieces: list[str], added: AddedTokens
+) -> None:
+    """Both files of a folder have to give a piece the same id, unless an added token renames it."""
+    for piece, identifier in vocab.items():
+        if type(identifier) is not int or identifier in added.tokens:
+            continue
+        if 0 <= identifier < len(pieces) and pieces[identifier] != piece:
+            raise TokenizerError(
+                f"{json_file}: gives {show(piece)} the id {identifier}, which is {show(pieces[identifier])} "
+                f"in {file.name}; expected both files to be of the same tokenizer. Remove the one that is "
+                "not the model's"
+            )
 
 
 def _list_of_objects(file: Path, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

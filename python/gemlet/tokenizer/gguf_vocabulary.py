@@ -14,8 +14,6 @@ from gemlet.tokenizer.vocabulary import SPACE, Draft, Vocabulary
 __all__ = ["vocabulary_of_gguf"]
 
 
-# --- GGUF ---------------------------------------------------------------------------------------------------
-
 _GGUF_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
@@ -24,6 +22,7 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     :func:`gemlet.tokenizer.files.read_vocabulary` does."""
     file = gguf.path
     kind = gguf.get("tokenizer.ggml.model", str)
+    merges = gguf.get("tokenizer.ggml.merges", list, [])
     if kind not in ("llama", "gemma4"):
         raise TokenizerError(f"{file}: tokenizer.ggml.model is {show(kind)}; expected llama or gemma4")
     if gguf.get("tokenizer.ggml.add_space_prefix", bool, False):
@@ -36,6 +35,7 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     types = gguf.get("tokenizer.ggml.token_type", np.ndarray).tolist()
     if len(types) != len(tokens) or not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
         raise TokenizerError(f"{file}: tokenizer.ggml.token_type has to hold {len(tokens)} types from 1 to 6")
+    _name_bytes(tokens, types)
     ids: dict[str, int | None] = {}
     for name, key in _GGUF_IDS.items():
         identifier = gguf.get(f"tokenizer.ggml.{key}_token_id", int, None)
@@ -54,9 +54,38 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     draft = Draft(file, [token.replace(" ", SPACE) for token in tokens], types)
     by_name = draft.special_ids()
     ids = {name: by_name[name] if identifier is None else identifier for name, identifier in ids.items()}
-    if kind == "gemma4":
+    # Ollama calls Gemma 4's vocabulary "llama" and writes its merges: they say how text is cut.
+    if merges or kind == "gemma4":
         return draft.build_from_merges(merge_strings(file, gguf.get("tokenizer.ggml.merges", list)), ids)
+    return draft.finish(ids, draft.build(_scores(gguf, draft), ids))
+
+
+def _name_bytes(tokens: list[str], types: list[int]) -> None:
+    """``<0x00>`` to ``<0xFF>`` are bytes, whatever type the file gives them, where all of them are there."""
+    places = {token: i for i, token in enumerate(tokens) if len(token) == 6 and token.startswith("<0x")}
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    if all(name in places for name in names):
+        for name in names:
+            types[places[name]] = BYTE
+
+
+def _scores(gguf: GGUFFile, draft: Draft) -> list[float]:
+    """The scores of a SentencePiece model: of two merges, the one that makes the piece of the higher score
+    comes first.
+
+    A trainer gives its pieces falling scores. Tools that have none to write put the id of each piece there,
+    or one number for all.
+    """
     scores = gguf.get("tokenizer.ggml.scores", np.ndarray)
-    if scores.shape != (len(tokens),) or not np.isfinite(scores).all():
-        raise TokenizerError(f"{file}: tokenizer.ggml.scores has to hold {len(tokens)} finite numbers")
-    return draft.finish(ids, draft.build(scores.tolist(), ids))
+    count = len(draft.pieces)
+    if scores.shape != (count,) or not np.isfinite(scores).all():
+        raise TokenizerError(f"{draft.source}: tokenizer.ggml.scores has to hold {count} finite numbers")
+    merged = [i for i, piece in enumerate(draft.pieces) if draft.types[i] == NORMAL and len(piece) > 1]
+    ranks = scores[merged]
+    if len(ranks) > 1 and (np.diff(ranks) >= 0).all():
+        raise TokenizerError(
+            f"{draft.source}: tokenizer.ggml.scores do not fall with the id, so they are no scores of a "
+            "SentencePiece model, and there are no tokenizer.ggml.merges; convert the model again with "
+            "llama.cpp's converter, or load the Hugging Face folder"
+        )
+    return list(scores.tolist())

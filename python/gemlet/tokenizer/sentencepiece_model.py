@@ -52,6 +52,10 @@ _FIXED64 = 1
 _BYTES = 2
 _FIXED32 = 5
 
+# Records that are not in the usual layout are read one by one, which takes microseconds for two bytes. Real
+# files have a few hundred.
+_MAX_UNUSUAL = 1 << 16
+
 _SPECIAL_PIECE = {45: "unk", 46: "bos", 47: "eos", 48: "pad"}
 _BPE = 2  # TrainerSpec.ModelType
 _MODEL_TYPES = {1: "unigram", _BPE: "BPE", 3: "words", 4: "characters"}
@@ -82,7 +86,10 @@ def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """``(field number, wire type, start, end)`` of each field of the message ``data[at:end]``, checked."""
+    count = 0
     while at < end:
+        count += 1
+        _check_unusual(count)
         key, at = _read_varint(data, at, end)
         wire = key & 7
         start = at
@@ -139,6 +146,7 @@ def parse_model(data: bytes) -> ParsedModel:
     settings = set()
     at, size = 0, len(data)
     regular, texts, kinds = _regular_pieces(data)
+    unusual = 0
     while at < size:
         run = regular.at(at)
         if run.stop:
@@ -149,6 +157,8 @@ def parse_model(data: bytes) -> ParsedModel:
             piece_ends += ends
             at = ends[-1]
             continue
+        unusual += 1
+        _check_unusual(unusual)
         number, wire, start, end = next(_fields(data, at, size))
         if number == 1 and wire == _BYTES:
             piece, kind = _parse_piece(data, start, end)
@@ -202,15 +212,24 @@ def model_type(data: bytes) -> str:
 def _other_fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     """The fields of ``data`` but the runs of regular pieces."""
     regular, _, _ = _regular_pieces(data)
-    at = 0
+    at = unusual = 0
     while at < len(data):
         run = regular.at(at)
         if run.stop:
             at = regular.ends[run.stop - 1]
             continue
+        unusual += 1
+        _check_unusual(unusual)
         field = next(_fields(data, at, len(data)))
         at = field[3]
         yield field
+
+
+def _check_unusual(count: int) -> None:
+    if count > _MAX_UNUSUAL:
+        raise TokenizerError(
+            f"more than {_MAX_UNUSUAL} records in an unusual layout; expected pieces with scores"
+        )
 
 
 def _regular_pieces(data: bytes) -> tuple[Runs, list[int], list[int]]:

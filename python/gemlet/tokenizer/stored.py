@@ -28,7 +28,7 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 __all__ = ["STORED_FILE", "read_stored", "write_stored"]
 
 STORED_FILE = "tokenizer.safetensors"
-_VERSION = "1"
+_VERSIONS = ("1", "2")  # the second has "strips", which a reader of the first would not look at
 _MAX_BYTES = 256 << 20  # that of Gemma 4 has 8 MB
 _IDS = ("bos_id", "eos_id", "pad_id", "unk_id")
 _NAMES = ("control", "added")
@@ -49,9 +49,11 @@ def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     if vocabulary.merge_encoder is not None:
         tensors["merges"] = json.dumps(vars(vocabulary.merge_encoder)).encode()
     rest = {name: getattr(vocabulary, name) for name in (*_IDS, *_NAMES, *_FLAGS)}
+    if vocabulary.strips:
+        rest["strips"] = vocabulary.strips
     described = json.dumps(rest)
     metadata = {
-        "gemlet_tokenizer": _VERSION,
+        "gemlet_tokenizer": _VERSIONS[bool(vocabulary.strips)],
         "vocabulary": described,
         "sha256": _digest(described, tensors),
     }
@@ -70,15 +72,15 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
     folder, name = os.path.split(where)
     with Checkpoint(folder, file=name) as checkpoint:
         metadata = checkpoint.metadata
-        if metadata.get("gemlet_tokenizer") != _VERSION:
+        if metadata.get("gemlet_tokenizer") not in _VERSIONS:
             raise TokenizerError(
-                f"{where}: is of version {show(metadata.get('gemlet_tokenizer'))}; this gemlet reads version "
-                f"{_VERSION}. Convert the original again with `gemlet convert`"
+                f"{where}: is of version {show(metadata.get('gemlet_tokenizer'))}; this gemlet reads "
+                f"versions {' and '.join(_VERSIONS)}. Convert the original again with `gemlet convert`"
             )
         if sum(info.nbytes for info in checkpoint.tensors.values()) > _MAX_BYTES:
             raise TokenizerError(f"{where}: larger than {_MAX_BYTES} bytes; expected a tokenizer")
         tensors = {
-            name: checkpoint.read_bytes(info.file, info.begin, info.nbytes)
+            name: checkpoint.files.read(info.file, info.begin, info.nbytes)
             for name, info in checkpoint.tensors.items()
         }
     described = metadata.get("vocabulary", "")
@@ -118,6 +120,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
         merge_encoder=encoder,
         add_dummy_prefix=rest.flag("add_dummy_prefix"),
         may_cut=rest.flag("may_cut"),
+        strips=rest.strips(),
         checked=True,
     )
 
@@ -170,6 +173,15 @@ class _Rest:
         if not isinstance(value, dict) or "" in value or not all(map(self.is_id, value.values())):
             raise self.wrong(key, f"an object of ids below {self.size}, none under an empty name")
         return value
+
+    def strips(self) -> dict[str, tuple[int, int]]:
+        value = self.values.get("strips", {})
+        if not isinstance(value, dict) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(side in (0, 1, 2) for side in pair)
+            for pair in value.values()
+        ):
+            raise self.wrong("strips", "an object of pairs of 0, 1 or 2")
+        return {text: (left, right) for text, (left, right) in value.items()}
 
 
 def _merge_encoder(values: Mapping[str, Any], rest: _Rest) -> MergeEncoder:

@@ -12,13 +12,14 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
 from gemlet.tokenizer.files import read_vocabulary
 from gemlet.tokenizer.sentencepiece_model import check_model
+from gemlet.tokenizer.splitter import Splitter
 from gemlet.tokenizer.vocabulary import MAX_PIECE, Vocabulary
 
 __all__ = ["Tokenizer"]
@@ -61,8 +62,8 @@ class Tokenizer:
         self._ids: dict[str, int] | None = None
         self._strips_first_space = vocabulary.add_dummy_prefix
         self._bytes = TokenBytes(vocabulary)
-        self._trusted = _Splitter({**vocabulary.added, **vocabulary.control})
-        self._untrusted = _Splitter(vocabulary.added)
+        self._trusted = Splitter({**vocabulary.added, **vocabulary.control}, vocabulary.strips)
+        self._untrusted = Splitter(vocabulary.added, vocabulary.strips)
         self._may_cut = vocabulary.may_cut
         self._encode_text: Callable[[str], list[int]] = _SentencePiece(vocabulary)
         if vocabulary.merge_encoder is not None:
@@ -230,34 +231,6 @@ class Tokenizer:
         (True, None)
         """
         return self._control.get(name, self._added.get(name))
-
-
-class _Splitter:
-    """Cuts text at literal tokens: the leftmost first, of several at one place the longest."""
-
-    def __init__(self, tokens: Mapping[str, int]) -> None:
-        self._tokens = tokens
-        self._lengths = sorted({len(text) for text in tokens}, reverse=True)
-        first = {re.escape(text[0]) for text in tokens}
-        self._first = re.compile(f"[{''.join(sorted(first))}]") if first else None
-
-    def split(self, text: str) -> Iterator[str | int]:
-        """The parts of ``text`` between tokens, and the ids of the tokens, in order; no part is empty."""
-        start = 0
-        for match in self._first.finditer(text) if self._first else ():
-            at = match.start()
-            if at < start:
-                continue
-            for length in self._lengths:
-                identifier = self._tokens.get(text[at : at + length])
-                if identifier is not None:
-                    if at > start:
-                        yield text[start:at]
-                    yield identifier
-                    start = at + length
-                    break
-        if start < len(text):
-            yield text[start:] if start else text
 
 
 class _SentencePiece:

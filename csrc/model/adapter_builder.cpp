@@ -1,4 +1,4 @@
-#include "model/adapter.h"
+#include "model/adapter_builder.h"
 
 #include <algorithm>
 #include <charconv>
@@ -7,7 +7,7 @@
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "formats/quantize.h"
-#include "model/builder.h"
+#include "model/model.h"
 
 namespace gemlet {
 namespace {
@@ -40,24 +40,12 @@ Shape target_shape(const LayerConfig& c, int64_t hidden, LowRank LayerAdapter::*
 
 }  // namespace
 
-int64_t Adapter::bytes() const {
-  int64_t bytes = 0;
-  for (const AlignedBuffer& buffer : storage_) bytes += static_cast<int64_t>(buffer.size());
-  return bytes;
-}
-
-Adapter::~Adapter() {
-  if (model_) model_->adapter_bytes_ -= bytes();
-}
-
 AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
     : model_(std::move(model)),
-      adapter_(std::make_shared<Adapter>()),
-      format_(model_->adapter_format()),
+      adapter_(std::make_shared<Adapter>(model_, model_->config().layers.size(), model_->adapter_total())),
+      format_(adapter_format(model_->weight_format())),
       available_bytes_(available_memory()) {
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
-  adapter_->model_ = model_;
-  adapter_->layers_.resize(model_->config().layers.size());
 }
 
 void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale) {
@@ -109,7 +97,8 @@ Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source) {
     }
   }
   adapter_->storage_.push_back(std::move(buffer));
-  model_->adapter_bytes_ += bytes;
+  adapter_->bytes_ += bytes;
+  *adapter_->total_ += bytes;
   return {format_, rows, cols, adapter_->storage_.back().data()};
 }
 

@@ -1,0 +1,33 @@
+// The memory that a model takes, known before it is allocated.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace gemlet {
+
+// Bytes by use.
+struct MemoryPlan {
+  int64_t weights = 0;      // all matrices and vectors but the embedding
+  int64_t embedding = 0;    // the token embedding, and the output head if it is another matrix; if they are on disk,
+                            // what is in memory at a time
+  int64_t kv_cache = 0;     // of one sequence as long as the context
+  int64_t activations = 0;  // of a forward pass over a full chunk of a prompt (bidirectional: a text), its logits
+  int64_t on_disk = 0;      // the per-layer table, and the embedding if it is on disk
+};
+
+// Rows of the largest pass over one sequence.
+int64_t most_rows(const ModelConfig& config);
+
+// What a pass over most_rows() keeps in memory: the scratch of the model, that of the backend on `threads` threads, and
+// one row of logits. Of the weights only shapes and formats matter.
+int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend, int threads);
+
+// What adapters of at most this rank add to that.
+int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_format, const Backend& backend,
+                                 int64_t max_rank);
+
+}  // namespace gemlet

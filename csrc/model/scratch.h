@@ -1,0 +1,70 @@
+// The scratch memory of forward passes, as one list of regions. A plan of memory adds the list up, and a block gets its
+// pointers from it. take() checks the size, so that no block can use more than was planned.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "model/config.h"
+
+namespace gemlet {
+
+// A row is a token of the pass. How many floats a row has in each region stands in scratch.cpp.
+enum class Region : uint8_t {
+  // In use for the whole pass.
+  kResidual,        // [streams, rows, hidden]
+  kNormed,          // [rows, hidden] input of a block
+  kBranch,          // [rows, hidden] output of a block
+  kRopeAngles,      // for each kind of rotation: cosines [rows, head_dim / 2], then sines
+  kPerLayerInputs,  // [rows, layers, per_layer_input]
+  kAdapterLow,      // [rows, rank] A x, of up to three matrices
+  kAdapterDelta,    // [rows, dim] B (A x), of the same matrices
+  kPredicted,       // [streams, rows, hidden] what AltUp predicts behind the layer
+  kActive,          // [rows, hidden] stream 0 inside an AltUp layer
+  kLaurel,          // [rows, hidden]
+  kLaurelLow,       // [rows, laurel_rank]
+  kModalities,      // [rows, streams]
+  // In use during one block. Blocks share this memory.
+  kQueries,          // [rows, heads, head_dim]
+  kMixed,            // [rows, heads, head_dim] output of attention before o_proj
+  kKeys,             // [rows, kv_heads, head_dim]
+  kValues,           // [rows, kv_heads, head_dim]
+  kGate,             // [rows, intermediate]
+  kUp,               // [rows, intermediate]
+  kRouterInput,      // [rows, hidden]
+  kRouterScores,     // [rows, experts]
+  kExpertInputs,     // [rows * experts_per_token, hidden]
+  kExpertGateUp,     // [rows * experts_per_token, 2 * expert_intermediate]
+  kExpertActivated,  // [rows * experts_per_token, expert_intermediate]
+  kExpertOutputs,    // [rows * experts_per_token, hidden]
+  kPerLayerGate,     // [rows, per_layer_input]
+  kHeadInput,        // [rows that want logits, hidden]
+  kTextMeans,        // [texts, hidden]
+  kDenseOutputs,     // [texts, outputs] of each matrix behind the mean, one after the other
+  kCount,
+};
+
+class Scratch {
+ public:
+  // Adapters in the pass have at most rank `max_rank`; 0: no row has one.
+  static int64_t floats_per_row(const ModelConfig& config, int64_t max_rank);
+
+  // A pass over `rows` rows begins. The memory is kept for the next pass and grows if this one needs more; pointers
+  // taken earlier are no longer valid. Throws kMemory.
+  void begin_pass(const ModelConfig& config, Backend& backend, int64_t rows, int64_t max_rank);
+
+  // The region, of which `floats` are going to be used. Throws kInternal if it has fewer.
+  float* take(Region region, int64_t floats);
+
+  void release() { memory_ = AlignedBuffer(); }
+
+ private:
+  struct Place {
+    int64_t offset, floats;
+  };
+  AlignedBuffer memory_;
+  std::array<Place, static_cast<size_t>(Region::kCount)> places_ = {};
+};
+
+}  // namespace gemlet

@@ -1,0 +1,148 @@
+"""Vocabularies whose files contradict themselves or one another, as tools really write them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemlet import Tokenizer
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.files import read_vocabulary
+from gemlet.tokenizer.stored import STORED_FILE, write_stored
+from support.tokenizer_files import (
+    ARRAY,
+    BOOL,
+    F32,
+    I32,
+    STRING,
+    U32,
+    gguf_entry,
+    gguf_file,
+    save,
+    trained_gguf,
+    trained_json,
+    trained_merges,
+    trained_model,
+    trained_pieces,
+)
+
+TEXTS = ["the door", "The  door\n\nopened.", "é ☂ naïve", "<start_of_turn>user\nHi<end_of_turn>", "   x\t"]
+BYTE, NORMAL, USER_DEFINED = 6, 1, 4
+
+
+def ollama(model: str, **changes: Any) -> bytes:
+    """The trained vocabulary with its merges, scores that are ids, and bytes of type NORMAL."""
+    pieces, _, types = trained_pieces()
+    values: dict[str, Any] = {
+        "tokens": (ARRAY, (STRING, pieces)),
+        "token_type": (ARRAY, (I32, [NORMAL if kind == BYTE else kind for kind in types])),
+        "scores": (ARRAY, (F32, [float(i) for i in range(len(pieces))])),
+        "merges": (ARRAY, (STRING, [" ".join(m) if isinstance(m, list) else m for m in trained_merges()])),
+        "bos_token_id": (U32, 2),
+        "add_space_prefix": (BOOL, False),
+    } | changes
+    entries = [gguf_entry("tokenizer.ggml.model", STRING, model)]
+    entries += [gguf_entry(f"tokenizer.ggml.{key}", *value) for key, value in values.items() if value]
+    return gguf_file(entries)
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma4"])
+@pytest.mark.parametrize("scores", ["ids", "zeros", "none"])
+def test_merges_win(tmp_path: Path, model: str, scores: str) -> None:
+    count = len(trained_pieces()[0])
+    changes: dict[str, Any] = {
+        "zeros": {"scores": (ARRAY, (F32, [0.0] * count))},
+        "none": {"scores": None},
+    }.get(scores, {})
+    found = Tokenizer.from_file(save(tmp_path, "a.gguf", ollama(model, **changes)))
+    expected = Tokenizer.from_file(save(tmp_path, "tokenizer.json", trained_json()))
+    for text in TEXTS:
+        assert found.encode(text) == expected.encode(text)
+        assert found.decode(found.encode(text)) == expected.decode(expected.encode(text))
+
+
+@pytest.mark.parametrize("scores", [lambda i: float(i), lambda i: 0.0, lambda i: 7.0])
+def test_scores_that_do_not_fall_are_refused_without_merges(tmp_path: Path, scores: Any) -> None:
+    count = len(trained_pieces()[0])
+    changes = {"merges": None, "scores": (ARRAY, (F32, [scores(i) for i in range(count)]))}
+    path = save(tmp_path, "a.gguf", ollama("llama", **changes))
+    with pytest.raises(TokenizerError, match=r"no scores of a SentencePiece model.*convert the model again"):
+        Tokenizer.from_file(path)
+
+
+def test_bytes_are_bytes_beside_real_scores(tmp_path: Path) -> None:
+    _, scores, _ = trained_pieces()
+    changes = {"merges": None, "scores": (ARRAY, (F32, scores))}
+    found = Tokenizer.from_file(save(tmp_path, "a.gguf", ollama("llama", **changes)))
+    expected = Tokenizer.from_file(save(tmp_path, "b.gguf", trained_gguf()))
+    for text in TEXTS:
+        assert found.encode(text) == expected.encode(text)
+        assert found.decode(found.encode(text)) == text.replace("<start_of_turn>", "").replace(
+            "<end_of_turn>", ""
+        )
+
+
+# --- tokenizer.json beside tokenizer.model ------------------------------------------------------------------
+
+
+def added(identifier: int, content: str, **flags: Any) -> dict[str, Any]:
+    return {"id": identifier, "content": content, "special": False, "normalized": False} | flags
+
+
+def folder_with(folder: Path, *tokens: dict[str, Any]) -> Tokenizer:
+    folder.mkdir(exist_ok=True)
+    data = trained_json()
+    data["added_tokens"] += list(tokens)
+    save(folder, "tokenizer.json", data)
+    save(folder, "tokenizer.model", trained_model())
+    return Tokenizer.from_file(folder)
+
+
+def test_added_tokens_of_the_json_count_beside_the_model(tmp_path: Path) -> None:
+    tokenizer = folder_with(tmp_path, added(420, "<tool>", special=True), added(421, "[note]"))
+    assert tokenizer.vocab_size == 422
+    assert tokenizer.encode("the<tool>[note]", add_bos=False)[-2:] == [420, 421]
+    assert 420 in tokenizer.control_ids
+    assert tokenizer.decode([421]) == "[note]"
+
+
+def test_files_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, "tokenizer.model", trained_model())
+    data = trained_json()
+    vocab = data["model"]["vocab"]
+    one, other = [piece for piece in vocab if len(piece) == 1 and piece.isalpha()][:2]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    save(tmp_path, "tokenizer.json", data)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: gives .* which is .* in tokenizer\.model"):
+        Tokenizer.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "parts"),
+    [
+        ({"lstrip": True}, "the \n <x> door", ["the", "<x>", " door"]),
+        ({"rstrip": True}, "the <x> \n door", ["the ", "<x>", "door"]),
+        ({"lstrip": True, "rstrip": True}, "the <x> <x>  door", ["the", "<x>", "<x>", "door"]),
+        # A normalized token is looked for where spaces are U+2581 already, which is no white space.
+        ({"lstrip": True, "normalized": True}, "the\n <x> door", ["the\n ", "<x>", " door"]),
+        ({"lstrip": True, "normalized": True}, "the \n<x> door", ["the ", "<x>", " door"]),
+        ({"rstrip": True, "normalized": True}, "the <x>\n\n door", ["the ", "<x>", " door"]),
+        ({"lstrip": True, "special": True}, "the\u00a0\u2003<x>", ["the", "<x>"]),
+        ({"lstrip": True}, "the\x1c<x>", ["the\x1c", "<x>"]),
+        ({"rstrip": True}, "<x>   ", ["<x>"]),
+        ({}, "the <x> door", ["the ", "<x>", " door"]),
+    ],
+)
+def test_tokens_that_take_white_space(
+    tmp_path: Path, flags: dict[str, bool], text: str, parts: list[str]
+) -> None:
+    tokenizer = folder_with(tmp_path / "folder", added(420, "<x>", **flags))
+    plain = Tokenizer.from_file(save(tmp_path, "tokenizer.model", trained_model()))
+    expected = [[420] if part == "<x>" else plain.encode(part, add_bos=False) for part in parts]
+    assert tokenizer.encode(text, add_bos=False) == list(itertools.chain.from_iterable(expected))
+    write_stored(tmp_path / STORED_FILE, read_vocabulary(tmp_path / "folder"))
+    stored = Tokenizer.from_file(tmp_path / STORED_FILE)
+    assert stored.encode(text) == tokenizer.encode(text)
