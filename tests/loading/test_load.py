@@ -14,6 +14,7 @@ import pytest
 
 import gemlet
 from gemlet import _core
+from gemlet._core import testing
 from gemlet.config import parse_config, read_sampling, shapes
 from gemlet.errors import (
     ConfigError,
@@ -372,7 +373,7 @@ def test_decoding_has_its_own_number_of_threads(threads: int, decode_threads: in
     [("0", 1), ("0-1", 3), ("0-2,5", 39), ("63", 1 << 63), ("", 0), ("x", 0), ("0-99", 2**64 - 1)],
 )
 def test_lists_of_memory_nodes(text: str, nodes: int) -> None:
-    assert _core.parse_nodes(text) == nodes
+    assert testing.parse_nodes(text) == nodes
 
 
 # --- importing ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gemlet
-from gemlet import _core
+from gemlet._core import testing
 from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.sources.opening import open_model_files
 from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
@@ -123,7 +123,7 @@ def test_blocks_decode_to_the_values_of_gguf(kind: str) -> None:
     """The values have the same bits, also after they are repacked."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     for format in ("f32", *EXACT.get(kind, ())):
-        decoded = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
+        decoded = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
         np.testing.assert_array_equal(decoded, values, err_msg=format)
 
 
@@ -134,8 +134,8 @@ def test_other_formats_are_close(kind: str) -> None:
     fits = np.abs(values).max(axis=1) < 1e5
     for format in ("bf16", "q8", "q4"):
         if format not in EXACT.get(kind, ()):
-            packed = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
-            expected = _core.kernel_roundtrip(format=format, w=values[fits])
+            packed = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
+            expected = testing.kernel_roundtrip(format=format, w=values[fits])
             np.testing.assert_array_equal(packed, expected, err_msg=format)
 
 
