@@ -15,6 +15,13 @@ uint32_t fork_generation() {
   return g_forks.load(std::memory_order_relaxed);
 }
 
+std::mutex& fork_safe_mutex() {
+  static std::mutex& mutex = *new std::mutex;  // never destroyed: threads may outlive static objects
+  static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+  static_cast<void>(registered);
+  return mutex;
+}
+
 // A thread with a long prompt locks the model's mutex for each chunk. With std::mutex it would get it back every time,
 // before a waiting thread has woken up.
 void ForkMutex::lock() {

@@ -12,6 +12,10 @@ namespace gemlet {
 // A number that changes in the child of every fork().
 uint32_t fork_generation();
 
+// A mutex for short sections. fork() waits until nobody holds it, so that the data behind it is whole in the child.
+// There is one for the process.
+std::mutex& fork_safe_mutex();
+
 class ForkMutex {
  public:
   ForkMutex() : node_(new Node) {}

@@ -8,7 +8,7 @@
 namespace gemlet {
 
 Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter)
-    : model_(std::move(model)), adapter_(std::move(adapter)), kv_(model_->kv_layout(), model_->backend()) {
+    : model_(std::move(model)), adapter_(std::move(adapter)), kv_(model_->kv()) {
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
   if (model_->config().bidirectional) {
     fail(ErrorCode::kUnsupported, "the model makes embeddings of texts and cannot continue one");
@@ -99,7 +99,7 @@ int64_t Sequence::cache_bytes() const {
 void Sequence::close() {
   const std::lock_guard<ForkMutex> lock(mutex_);
   closed_ = true;
-  kv_ = KvCache(model_->kv_layout(), model_->backend());
+  kv_ = KvTable(model_->kv());
   adapter_.reset();
   logits_ = AlignedBuffer();
   logits_rows_ = 0;

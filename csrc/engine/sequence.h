@@ -9,6 +9,7 @@
 #include "base/fork_mutex.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
+#include "model/kv_table.h"
 #include "model/model.h"
 
 namespace gemlet {
@@ -40,7 +41,7 @@ class Sequence {
   mutable ForkMutex mutex_;  // of everything below but cancel_: calls from several threads take turns
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Adapter> adapter_;
-  KvCache kv_;
+  KvTable kv_;
   std::vector<int32_t> ids_;
   AlignedBuffer logits_;
   int64_t logits_rows_ = 0;
