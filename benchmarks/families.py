@@ -23,16 +23,15 @@ from gemlet import _core
 from gemlet.config import TextConfig, shape_config
 from gemlet.generation.stream import prefill
 from gemlet.loading.builder import make_builder
-from gemlet.weights.formats import formats_of
+from gemlet.loading.options import LoadOptions
 
 PROMPT = 512
 DECODE = 8
 
 
 def random_core(config: TextConfig, threads: int) -> _core.Model:
-    builder = make_builder(
-        config, weights="q4", formats=formats_of("q4"), threads=threads, max_context=2 * PROMPT
-    )
+    options = LoadOptions(weights="q4", threads=threads, max_context=2 * PROMPT)
+    builder = make_builder(config, options)
     builder.add_random(seed=0)
     return builder.finish()
 

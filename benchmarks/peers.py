@@ -156,7 +156,7 @@ class Gemlet:
     def clear(self) -> None:
         from gemlet import _core
 
-        self.sequence = _core.TokenSequence(self.model._core_model)
+        self.sequence = _core.TokenSequence(self.model._resident.core)
 
     def extend(self, ids: list[int]) -> None:
         self.sequence.extend(ids)

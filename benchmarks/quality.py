@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 import gemlet
 from gemlet import _core
+from gemlet._core import testing
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config import read_config
 from gemlet.weights.formats import PRESETS
@@ -94,7 +95,7 @@ def open_model(path: Path, recipe: Recipe, threads: int = 1) -> _core.Model:
         kv_cache=recipe.kv_cache,
         threads=threads,
     )
-    return model._core_model
+    return model._resident.core
 
 
 def open_rounded(folder: Path, recipe: Recipe, threads: int) -> _core.Model:
@@ -113,7 +114,7 @@ def open_rounded(folder: Path, recipe: Recipe, threads: int) -> _core.Model:
             values, dtype = checkpoint.read(name)
             if values.ndim == 2:
                 format = recipe.embedding if slot in ("embed_tokens", "lm_head") else recipe.matrices
-                values, dtype = _core.kernel_roundtrip(format=format, w=to_f32(values, dtype)), "f32"
+                values, dtype = testing.kernel_roundtrip(format=format, w=to_f32(values, dtype)), "f32"
             builder.add(slot, values, dtype)
     return builder.finish()
 

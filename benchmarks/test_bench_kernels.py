@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from gemlet import _core
+from gemlet._core import testing
 
 TIERS: list[str] = _core.cpu_info()["tiers"]
 MATMULS = [
     (operation, tier)
-    for operation, tier in _core.kernel_entries()
+    for operation, tier in testing.kernel_entries()
     if operation.startswith("matmul_") and tier in TIERS and tier not in ("scalar", "amx_emulated")
 ]
 COLUMNS = 1152
@@ -34,15 +35,15 @@ def test_matmul(benchmark: Any, capsys: Any, operation: str, tier: str, rows: in
     kind = {"tiles": "bf16"}.get(activations, activations)
     outputs = 6912
     if rows == 1:
-        one = _core.MatmulRun(tier=tier, operation=operation, rows=1, outputs=16, cols=COLUMNS)
+        one = testing.MatmulRun(tier=tier, operation=operation, rows=1, outputs=16, cols=COLUMNS)
         outputs = DECODE_BYTES // one.weight_bytes * 16
-    run = _core.MatmulRun(tier=tier, operation=operation, rows=rows, outputs=outputs, cols=COLUMNS)
+    run = testing.MatmulRun(tier=tier, operation=operation, rows=rows, outputs=outputs, cols=COLUMNS)
     benchmark.group = f"{rows} rows"
     if not benchmark.enabled:
         run.run()
         return
     bandwidth = _core.measure_read_bandwidth(threads=1, megabytes=256)
-    peak = _core.measure_peak(kind=kind, threads=1, tier=tier)
+    peak = testing.measure_peak(kind=kind, threads=1, tier=tier)
     benchmark.pedantic(run.run, rounds=9, warmup_rounds=1)
     seconds = benchmark.stats.stats.median
     gigabytes, products = run.weight_bytes / seconds / 1e9, run.multiply_adds / seconds / 1e9

@@ -66,18 +66,18 @@ def test_prefill(benchmark: Any, model: gemlet.Model, bandwidth: float) -> None:
     ids = random_ids(model, PREFILL)
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (_core.TokenSequence(model._core_model), ids), {}
+        return (_core.TokenSequence(model._resident.core), ids), {}
 
     benchmark.group = f"prefill {PREFILL}"
     benchmark.pedantic(prefill, setup=setup, rounds=5, warmup_rounds=1)
-    describe(benchmark, model, PREFILL, model._core_model.bytes_per_token() / PREFILL, bandwidth)
+    describe(benchmark, model, PREFILL, model._resident.core.bytes_per_token() / PREFILL, bandwidth)
 
 
 def test_decode(benchmark: Any, model: gemlet.Model, bandwidth: float) -> None:
     ids = random_ids(model, DECODE + 1)
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        sequence = _core.TokenSequence(model._core_model)
+        sequence = _core.TokenSequence(model._resident.core)
         sequence.extend(ids[:1])
         return (sequence,), {}
 
@@ -87,4 +87,6 @@ def test_decode(benchmark: Any, model: gemlet.Model, bandwidth: float) -> None:
 
     benchmark.group = f"decode {DECODE}"
     benchmark.pedantic(decode, setup=setup, rounds=5, warmup_rounds=1)
-    describe(benchmark, model, DECODE, float(model._core_model.bytes_per_token(depth=DECODE // 2)), bandwidth)
+    describe(
+        benchmark, model, DECODE, float(model._resident.core.bytes_per_token(depth=DECODE // 2)), bandwidth
+    )

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from support.extras import why_absent
-from support.tiny_models import CONFIGS, write_folder
-from support.tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
 
 import gemlet
 from gemlet.tokenizer import Tokenizer
+from support.extras import why_absent
+from support.tiny_models import CONFIGS, write_folder
+from support.tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
 
 # If a shell starts a command in the background, the command and its children ignore Ctrl-C. Some tests press
 # Ctrl-C, so this makes it work again.

@@ -16,12 +16,6 @@
 
 namespace gemlet {
 
-// How keys and values are stored. kInt8: with one scale per token and head.
-enum class KvFormat : uint8_t { kF32, kBf16, kInt8 };
-constexpr int64_t element_bytes(KvFormat format) {
-  return format == KvFormat::kF32 ? 4 : format == KvFormat::kBf16 ? 2 : 1;
-}
-
 // One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T. Rows of y lie `y_stride`
 // floats apart, weight->rows where that is 0.
 struct Product {

@@ -9,6 +9,8 @@
 
 namespace gemlet {
 
+inline constexpr int kMaxThreads = 1024;
+
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);

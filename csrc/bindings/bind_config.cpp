@@ -9,7 +9,8 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// Keyword constructors: a name that is no field is an error, a field not given keeps its default of config.h.
+// For constructors with keywords: a name that is not a field is an error, and a field without a value keeps the default
+// of config.h.
 template <typename Config, typename Value>
 bool set_field(Config& config, const std::string& name, const char* field, Value Config::* member, py::handle value) {
   if (name != field) return false;
@@ -49,7 +50,7 @@ Config from_keywords(const char* type, const py::kwargs& keywords, const SetFiel
 
 void register_config(py::module_& m) {
   py::class_<LayerConfig> layer(m, "LayerConfig", py::is_final(),
-                                "One layer's shape and rules; keywords are the fields.");
+                                "The shape and rules of one layer. The fields are keywords.");
   layer.def(py::init([](const py::KWArgs<py::object>& keywords) {
     return from_keywords<LayerConfig>("LayerConfig", keywords,
                                       [](LayerConfig& c, const std::string& name, py::handle v) {
@@ -63,7 +64,7 @@ void register_config(py::module_& m) {
 #undef GEMLET_BIND
 
   py::class_<ModelConfig> model(m, "ModelConfig", py::is_final(),
-                                "A model as data, validated on construction; keywords are the fields.");
+                                "A model as data. The fields are keywords; their values are checked.");
   model.def(py::init([](const py::KWArgs<py::object>& keywords) {
     ModelConfig config =
         from_keywords<ModelConfig>("ModelConfig", keywords, [](ModelConfig& c, const std::string& name, py::handle v) {

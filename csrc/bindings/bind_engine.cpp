@@ -18,11 +18,11 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// Shown in the signature as what NumPy takes for an array.
+// What the signature shows: what NumPy can make an array of.
 using TokenIds = py::typing::Union<py::array, py::typing::List<py::int_>>;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-// Token ids from a one-dimensional array (or list) of integers; nothing is rounded, wrapped or flattened on the way.
+// Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
 std::vector<int32_t> token_ids(const py::object& ids) {
   const py::array array = py::array::ensure(ids);
   if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
@@ -63,11 +63,11 @@ bool on_main_thread() {
   return main.equal(py::int_(PyThread_get_thread_ident()));
 }
 
-// A few hundred tokens of a large model take many seconds, and Python handles signals on its main thread alone. So
-// there the work is another thread's, and this one looks for signals; if a handler raises (Ctrl-C), the work is
-// cancelled, which takes until the next layer, and the exception goes on.
+// A few hundred tokens take a large model many seconds, and Python handles signals on its main thread only. So if this
+// is the main thread, another thread does the work and this one looks for signals. If a handler raises an exception
+// (Ctrl-C), the work is cancelled, which happens at the next layer, and the exception is passed on.
 void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits) {
-  constexpr int64_t kFewTokens = 8;  // as long as decoding a token, or nearly
+  constexpr int64_t kFewTokens = 8;  // takes about as long as decoding one token
   constexpr std::chrono::milliseconds kPatience(50);
   const LogitsWanted wanted = logits_wanted(wanted_logits);
   const std::vector<int32_t> tokens = token_ids(ids);
@@ -75,7 +75,7 @@ void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_l
   if (static_cast<int64_t>(tokens.size()) > kFewTokens && on_main_thread()) {
     try {
       work = std::async(std::launch::async, [&] { sequence.extend(tokens, wanted); });
-    } catch (const std::system_error&) {  // no thread to be had
+    } catch (const std::system_error&) {  // the system has no more threads
     }
   }
   if (!work.valid()) {
@@ -90,7 +90,7 @@ void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_l
   };
   while (!is_done()) {
     if (!raised && PyErr_CheckSignals() != 0) raised.emplace();
-    if (raised) sequence.cancel();  // again and again: the work may not have begun
+    if (raised) sequence.cancel();  // repeatedly, because the work may not have begun yet
   }
   if (raised) throw std::move(*raised);
   work.get();
@@ -107,7 +107,7 @@ LogitsWanted logits_wanted(const std::string& name) {
 
 void register_engine(py::module_& m) {
   using release_gil = py::call_guard<py::gil_scoped_release>;
-  py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits; holds the random state.")
+  py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits, and keeps the random state.")
       .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double repetition_penalty,
                        uint64_t seed, int64_t vocab_limit) {
              const SamplerConfig config = {temperature, top_k, top_p, min_p, repetition_penalty, seed, vocab_limit};
@@ -121,7 +121,7 @@ void register_engine(py::module_& m) {
             return sampler.sample({row.data(), static_cast<size_t>(row.size())}, token_ids(history));
           },
           py::arg("logits"), py::arg("history"),
-          "Next token id from logits [vocab]; history feeds the repetition penalty.");
+          "The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.");
 
   py::class_<Sequence>(m, "TokenSequence", py::is_final(), "One context: its tokens and their keys and values.")
       .def(py::init([](const std::shared_ptr<Model>& model, const std::optional<std::shared_ptr<Adapter>>& adapter) {
@@ -132,12 +132,12 @@ void register_engine(py::module_& m) {
       .def_property_readonly("token_ids", py::cpp_function(&Sequence::token_ids, release_gil()))
       .def_property_readonly("cache_bytes", py::cpp_function(&Sequence::cache_bytes, release_gil()))
       .def("extend", &extend, py::arg("ids"), py::kw_only(), py::arg("logits") = "last",
-           "Appends tokens; keeps the logits of none, the last or all of them.")
-      .def("logits", &logits, "Logits of the last extend, float32 [rows, vocab].")
+           "Appends tokens and keeps the logits of none, of the last or of all of them.")
+      .def("logits", &logits, "The logits of the last extend, float32 [rows, vocab].")
       .def("sample", &Sequence::sample, py::arg("sampler").none(false), release_gil(),
-           "Next token id from the last row of logits.")
-      .def("cancel", &Sequence::cancel, "From another thread: the running extend raises CancelledError.")
-      .def("close", &Sequence::close, release_gil(), "Gives the cache back.");
+           "The next token id from the last row of logits.")
+      .def("cancel", &Sequence::cancel, "Makes a running extend, which is in another thread, raise CancelledError.")
+      .def("close", &Sequence::close, release_gil(), "Frees the cache.");
 }
 
 }  // namespace gemlet::bindings

@@ -1,4 +1,4 @@
-// The kernels one by one, for tests and benchmarks: gemlet._core.kernel_*.
+// Single kernels, for tests and benchmarks: gemlet._core.testing.kernel_*.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -45,7 +45,7 @@ struct Packed {
 Packed pack(const std::string& format_text, const Floats& w) {
   const auto format = format_from_name(format_text);
   if (!format || w.ndim() != 2 || w.shape(0) < 1 || w.shape(1) < 1) {
-    fail(ErrorCode::kInvalidRequest, "expected a format (f32, bf16, bf12, q8, q4) and a matrix [rows, cols]");
+    fail(ErrorCode::kInvalidRequest, "expected a format (", format_names(), ") and a matrix [rows, cols]");
   }
   Packed packed;
   packed.matrix = {*format, w.shape(0), w.shape(1), nullptr};
@@ -56,13 +56,13 @@ Packed pack(const std::string& format_text, const Floats& w) {
     if (!pack_panel(*format, w.data(p * kPanelRows, 0), rows, w.shape(1),
                     packed.storage.data() + p * panel_bytes(*format, w.shape(1)))) {
       fail(ErrorCode::kTensor,
-           "the matrix holds values that are not finite or too large, or for bf12 of too many exponents");
+           "the matrix holds values that are not finite or too large, or too many different exponents for bf12");
     }
   }
   return packed;
 }
 
-// What the format makes of w: float32 of the same shape.
+// w in the format and back: float32 of the same shape.
 py::array_t<float> roundtrip(const std::string& format, const Floats& w) {
   const Packed packed = pack(format, w);
   py::array_t<float> out({w.shape(0), w.shape(1)});
@@ -70,7 +70,7 @@ py::array_t<float> roundtrip(const std::string& format, const Floats& w) {
   return out;
 }
 
-// What loading into `format` makes of rows of a file's blocks, uint8 [rows, bytes]: float32 [rows, values].
+// Rows of a file's blocks, uint8 [rows, bytes], loaded into `format` and converted back: float32 [rows, values].
 py::array_t<float> blocks(const std::string& dtype, const Bytes& data, const std::string& format_text) {
   const auto type = source_type_from_name(dtype);
   const auto format = format_from_name(format_text);
@@ -102,7 +102,7 @@ py::array_t<float> blocks(const std::string& dtype, const Bytes& data, const std
 }
 
 // x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` has for `operation`, a name of kernel_entries().
-// `expand`: weights in bf12 to bf16 first, as for many rows.
+// `expand`: weights in bf12 are expanded to bf16 first, as for many rows.
 py::array_t<float> matmul(const std::string& tier, const std::string& operation, const Floats& x, const Floats& w,
                           bool expand) {
   const kernels::KernelTable table = kernel_table(tier);
@@ -189,7 +189,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
   return out;
 }
 
-// A row operation on x [dim]; `other` is the weight, the second operand or the cosines, as the operation needs.
+// A row operation on x [dim]. `other` is the weight, the second operand or the cosines, whatever the operation needs.
 py::array_t<float> rowwise(const std::string& tier, const std::string& operation, const Floats& x, const Floats& other,
                            const Floats& third, float scalar) {
   const kernels::KernelTable table = kernel_table(tier);
@@ -219,8 +219,8 @@ py::array_t<float> rowwise(const std::string& tier, const std::string& operation
 
 }  // namespace
 
-void register_kernels(py::module_& m) {
-  m.def(
+void register_kernels(py::module_& testing) {
+  testing.def(
       "kernel_entries",
       [] {
         std::vector<std::pair<std::string, std::string>> result;
@@ -230,22 +230,24 @@ void register_kernels(py::module_& m) {
         return result;
       },
       "(operation, tier) of every kernel compiled in.");
-  m.def("kernel_roundtrip", &roundtrip, py::kw_only(), py::arg("format"), py::arg("w"),
-        "What a weight format makes of w: float32 of the same shape.");
-  m.def("kernel_blocks", &blocks, py::kw_only(), py::arg("dtype"), py::arg("data"), py::arg("format"),
-        "What loading into a format makes of rows of a file's blocks, uint8 [rows, bytes].");
-  m.def("kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
-        py::arg("expand") = false,
-        "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: "
-        "weights in bf12 become bf16 first, as for many rows.");
-  m.def("kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"),
-        py::arg("positions"), py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("ahead") = 0,
-        py::arg("softcap") = 0.0f,
-        "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' "
-        "or 'int8'.");
-  m.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"),
-        py::arg("other"), py::arg("third"), py::arg("scalar"),
-        "A row operation on x [dim]; `other` and `third` are its further operands.");
+  testing.def("kernel_roundtrip", &roundtrip, py::kw_only(), py::arg("format"), py::arg("w"),
+              "w in a weight format and back: float32 of the same shape.");
+  testing.def("kernel_blocks", &blocks, py::kw_only(), py::arg("dtype"), py::arg("data"), py::arg("format"),
+              "Rows of a file's blocks, uint8 [rows, bytes], loaded into a format and converted back to float32 [rows, "
+              "values].");
+  testing.def(
+      "kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
+      py::arg("expand") = false,
+      "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: "
+      "weights in bf12 are expanded to bf16 first, as for many rows.");
+  testing.def(
+      "kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"),
+      py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("ahead") = 0, py::arg("softcap") = 0.0f,
+      "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' "
+      "or 'int8'.");
+  testing.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"),
+              py::arg("other"), py::arg("third"), py::arg("scalar"),
+              "A row operation on x [dim]; `other` and `third` are its further operands.");
 }
 
 }  // namespace gemlet::bindings

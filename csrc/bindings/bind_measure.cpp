@@ -1,4 +1,4 @@
-// What this machine can do at most, and what a kernel alone makes of it.
+// Measures what this machine can do at most, and what a single kernel achieves.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -36,12 +36,14 @@ double fastest(const Fn& fn) {
 }
 
 void check_threads(int threads) {
-  if (threads < 1 || threads > 1024) fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024");
+  if (threads < 1 || threads > kMaxThreads) {
+    fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads);
+  }
 }
 
 Tier tier_in_use() { return choose_tier(detect_cpu(), std::getenv("GEMLET_CPU")).tier; }
 
-// GB/s that `threads` threads read together from a buffer larger than the caches; the best of five passes.
+// GB/s that `threads` threads read together from a buffer that is larger than the caches; the best of five passes.
 double measure_read_bandwidth(int threads, int64_t megabytes) {
   check_threads(threads);
   if (megabytes < 1 || megabytes > 65536) {
@@ -77,7 +79,8 @@ double measure_peak(const std::string& kind, int threads, const std::optional<st
   if (peak == nullptr) fail(ErrorCode::kInvalidRequest, "kind is '", kind, "', expected f32, bf16 or i8");
   const py::gil_scoped_release release;
   ThreadPool pool(threads);
-  // Tasks of about half a millisecond, as many for every thread, so that a pass is long against its start.
+  // Tasks of about half a millisecond, the same number for every thread, so that a pass takes much longer than its
+  // start.
   int64_t count = 1 << 16;
   for (double seconds = 0; seconds < 5e-4; count *= 2) {
     const auto start = std::chrono::steady_clock::now();
@@ -120,7 +123,7 @@ class MatmulRun {
     args_ = {x_.data(), stride, rows, weight_.data, bytes, padded, y_.as<float>(), outputs, outputs, nullptr};
   }
 
-  // Runs of panels as the backend cuts them for few rows.
+  // Multiplies in the runs of panels that the backend makes for few rows.
   void run() {
     const py::gil_scoped_release release;
     const int64_t panels = std::clamp<int64_t>(64 * 1024 / args_.panel_stride, 1, 64);
@@ -146,12 +149,14 @@ class MatmulRun {
 
 }  // namespace
 
-void register_measure(py::module_& m) {
+void register_measure(py::module_& m, py::module_& testing) {
   m.def("measure_read_bandwidth", &measure_read_bandwidth, py::kw_only(), py::arg("threads"),
         py::arg("megabytes") = 512, "Memory read bandwidth in GB/s.");
-  m.def("measure_peak", &measure_peak, py::kw_only(), py::arg("kind"), py::arg("threads"), py::arg("tier") = py::none(),
-        "1e9 multiply-adds per second on registers alone, of 'f32', 'bf16' or 'i8' numbers, in the tier in use.");
-  py::class_<MatmulRun>(m, "MatmulRun", "One matmul kernel on one thread with made-up numbers, for benchmarks.")
+  testing.def("measure_peak", &measure_peak, py::kw_only(), py::arg("kind"), py::arg("threads"),
+              py::arg("tier") = py::none(),
+              "1e9 multiply-adds per second on registers alone, with numbers of the kind 'f32', 'bf16' or 'i8', by the "
+              "tier in use.");
+  py::class_<MatmulRun>(testing, "MatmulRun", "One matmul kernel on one thread with made-up numbers, for benchmarks.")
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t>(), py::kw_only(),
            py::arg("tier"), py::arg("operation"), py::arg("rows"), py::arg("outputs"), py::arg("cols"))
       .def("run", &MatmulRun::run, "Multiplies once.")

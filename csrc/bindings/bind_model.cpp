@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "engine/embedding.h"
 #include "engine/sequence.h"
@@ -21,19 +22,15 @@ namespace {
 
 Format weight_format(const std::string& name) {
   const auto format = format_from_name(name);
-  if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", name, "' is unknown; expected f32, bf16, q8 or q4");
+  if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", name, "' is unknown; expected ", format_names());
   return *format;
 }
 
 KvFormat kv_format(const std::string& name) {
-  if (name == "f32") return KvFormat::kF32;
-  if (name == "bf16") return KvFormat::kBf16;
-  if (name == "int8") return KvFormat::kInt8;
-  fail(ErrorCode::kInvalidRequest, "kv_cache format '", name, "' is unknown; expected f32, bf16 or int8");
-}
-
-std::string kv_format_name(KvFormat format) {
-  return format == KvFormat::kF32 ? "f32" : format == KvFormat::kBf16 ? "bf16" : "int8";
+  const auto format = kv_format_from_name(name);
+  if (!format)
+    fail(ErrorCode::kInvalidRequest, "KV cache format '", name, "' is unknown; expected ", kv_format_names());
+  return *format;
 }
 
 SourceType source_type(const std::string& name, const std::string& dtype) {
@@ -212,9 +209,8 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
 }  // namespace
 
 void register_model(py::module_& m) {
-  m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
-  m.attr("PASS_TEXTS") = kPassTexts;          // to embed in one pass at most
-  m.attr("PASS_TOKENS") = kChunkTokens;       // of them together
+  m.attr("PASS_TEXTS") = kPassTexts;     // to embed in one pass at most
+  m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
       .def_property_readonly("bytes", &Adapter::bytes);
@@ -222,7 +218,8 @@ void register_model(py::module_& m) {
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
       .def_property_readonly("decode_threads", [](Model& model) { return model.backend().decode_threads(); })
-      .def_property_readonly("kv_cache", [](const Model& model) { return kv_format_name(model.kv().layout().format); })
+      .def_property_readonly("kv_cache",
+                             [](const Model& model) { return std::string(kv_format_name(model.kv().layout().format)); })
       .def_property_readonly("weights",
                              [](const Model& model) { return std::string(format_name(model.weight_format())); })
       .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })
@@ -259,12 +256,13 @@ void register_model(py::module_& m) {
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
                        const std::map<std::string, std::string>& formats, bool embedding_on_disk) {
-             if (threads < 0 || threads > 1024) {
-               fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to 1024, or 0 to plan only");
+             if (threads < 0 || threads > kMaxThreads) {
+               fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads,
+                    ", or 0 to plan only");
              }
-             if (decode_threads < 0 || decode_threads > 1024) {
-               fail(ErrorCode::kInvalidRequest, "decode_threads is ", decode_threads,
-                    ", expected 1 to 1024, or 0 for as many as threads");
+             if (decode_threads < 0 || decode_threads > kMaxThreads) {
+               fail(ErrorCode::kInvalidRequest, "decode_threads is ", decode_threads, ", expected 1 to ", kMaxThreads,
+                    ", or 0 for as many as threads");
              }
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;

@@ -58,7 +58,7 @@ py::typing::Dict<py::str, py::object> cpu_info() {
   return result;
 }
 
-// The choice for a machine described by its feature names and XCR0, for tests of the dispatch.
+// The choice for a machine that is described by the names of its features and XCR0. For tests of the dispatch.
 std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vector<std::string>& features,
                                                                  uint64_t xcr0,
                                                                  const std::optional<std::string>& forced) {
@@ -80,7 +80,7 @@ std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vect
 
 }  // namespace
 
-void register_system(py::module_& m) {
+void register_system(py::module_& m, py::module_& testing) {
   m.def("cpu_info", &cpu_info, "CPU features, tiers found, tier in use and why, kernel tiers, limits on threads.");
   m.def(
       "default_threads",
@@ -89,14 +89,15 @@ void register_system(py::module_& m) {
         return std::pair(choice.threads, choice.reason);
       },
       py::kw_only(), py::arg("files") = "",
-      "Threads used when none are asked for, and why. Tests have /proc and /sys in another folder than the root.");
+      "Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.");
   m.def("available_memory", &available_memory, py::kw_only(), py::arg("files") = "",
-        "Bytes of memory that this process may still take: the machine's and under its cgroup's limit.");
+        "Bytes of memory that this process may still take, of the machine's and within its cgroup's limit.");
   m.def("return_free_memory", &return_free_memory, py::call_guard<py::gil_scoped_release>(),
-        "Gives the system back what malloc keeps of freed memory.");
-  m.def("parse_nodes", &parse_nodes, py::arg("list"), "The NUMA nodes of a list like '0-1,4', as bits.");
-  m.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),
-        py::arg("forced") = py::none(), "(tier, supported tiers) of a machine described by feature names and XCR0.");
+        "Returns freed memory that malloc still holds to the system.");
+  testing.def("parse_nodes", &parse_nodes, py::arg("list"), "The NUMA nodes of a list like '0-1,4', as bits.");
+  testing.def("choose_tier", &choose_tier_for, py::kw_only(), py::arg("features"), py::arg("xcr0"),
+              py::arg("forced") = py::none(),
+              "(tier, supported tiers) of a machine described by feature names and XCR0.");
 }
 
 }  // namespace gemlet::bindings

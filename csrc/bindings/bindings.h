@@ -1,4 +1,5 @@
-// One register function per file of bindings.
+// One register function for each file of bindings. `testing` is gemlet._core.testing: what only tests and benchmarks
+// use.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,14 +13,16 @@ namespace gemlet::bindings {
 
 LogitsWanted logits_wanted(const std::string& name);  // "none", "last" or "all"
 
+void register_facts(pybind11::module_& m);
 void register_config(pybind11::module_& m);
 void register_model(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
-void register_system(pybind11::module_& m);
-void register_measure(pybind11::module_& m);
-void register_kernels(pybind11::module_& m);
+void register_system(pybind11::module_& m, pybind11::module_& testing);
+void register_measure(pybind11::module_& m, pybind11::module_& testing);
+void register_kernels(pybind11::module_& testing);
 
-// The kernels of a tier that this machine has, and a matmul operation, by name; an error names what is unknown.
+// The kernels of a tier, and a matmul operation, by name. Throw if this machine lacks the tier or if there is no such
+// operation.
 kernels::KernelTable kernel_table(const std::string& tier);
 const kernels::MatmulOperation& matmul_operation(const std::string& name);
 

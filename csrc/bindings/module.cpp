@@ -33,7 +33,8 @@ const char* python_name(gemlet::ErrorCode code) {
   return "GemletError";
 }
 
-// The classes live in Python (gemlet.errors); looked up when something is raised, so importing the core stays cheap.
+// The classes are in Python (gemlet.errors). They are looked up when something is raised, so that the core imports
+// fast.
 void raise_gemlet_error(const char* name, const char* message) {
   const pybind11::object type = pybind11::module_::import("gemlet.errors").attr(name);
   PyErr_SetString(type.ptr(), message);
@@ -54,10 +55,12 @@ PYBIND11_MODULE(_core, m) {
                          "out of memory; use a smaller model, fewer bits per weight or a shorter context");
     }
   });
-  gemlet::bindings::register_system(m);
+  pybind11::module_ testing = m.def_submodule("testing", "What only tests and benchmarks use.");
+  gemlet::bindings::register_system(m, testing);
+  gemlet::bindings::register_facts(m);
   gemlet::bindings::register_config(m);
   gemlet::bindings::register_model(m);
   gemlet::bindings::register_engine(m);
-  gemlet::bindings::register_measure(m);
-  gemlet::bindings::register_kernels(m);
+  gemlet::bindings::register_measure(m, testing);
+  gemlet::bindings::register_kernels(testing);
 }

@@ -1,7 +1,7 @@
-// Attention and its cache. Error bound: a score is a float32 sum of head_dim products, and softcap * tanh within kExp *
-// softcap; an error d in a score changes its weight e^s by the factor e^d. The weighted sum of the values and the sum
-// of the weights are float32 sums over the tokens. Against an int8 cache queries and weights are rounded to multiples
-// of their largest / kSteps, by some tiers against a bf16 cache to bf16.
+// Checks attention and its cache. The error bound: a score is a float32 sum of head_dim products; softcap * tanh is
+// exact to kExp * softcap; an error d in a score changes its weight e^s by the factor e^d. The weighted sum of the
+// values and the sum of the weights are float32 sums over the tokens. With an int8 cache, queries and weights are
+// rounded to multiples of their largest / kSteps. With a bf16 cache, some tiers round them to bf16.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -18,7 +18,7 @@ namespace {
 using kernels::AttentionArgs;
 
 constexpr double kSteps = 127 * 254;
-constexpr double kNormal = 0x1p-126;  // below it bf16 products may count numbers as zero
+constexpr double kNormal = 0x1p-126;  // smaller numbers may count as zero in bf16 products
 
 struct Operation {
   const char* name;
@@ -39,7 +39,7 @@ const Operation& operation_of(std::string_view name) {
   failed("a cache that check/attention.cpp does not know");
 }
 
-// A head's part of a block, read by the layout that attention.h describes.
+// One head of a block, read by the layout that attention.h describes.
 class Head {
  public:
   Head(const uint8_t* head, int64_t bytes, int64_t dim) : head_(head), bytes_(bytes), dim_(dim) {}
@@ -79,7 +79,7 @@ struct Case {
   std::vector<float> q, keys, values;
   std::vector<int32_t> positions;
   int64_t ahead = 0;
-  std::vector<double> cached_keys = {}, cached_values = {};  // as the cache holds them
+  std::vector<double> cached_keys = {}, cached_values = {};  // the values that the cache holds
 };
 
 Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t begin, int64_t window, double softcap,
@@ -87,7 +87,7 @@ Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t
   Random random(seed);
   Case c = {rows, dim, tokens, begin, window, softcap, {}, {}, {}, {}};
   c.q = numbers(random, Kind::kNormal, rows, dim, 1e3);
-  for (float& value : c.q) {  // of bf16, so that rounding to it changes nothing
+  for (float& value : c.q) {  // a value that bf16 can hold, so that rounding does not change it
     value = bf16_to_f32(f32_to_bf16(value * static_cast<float>(spread / std::sqrt(static_cast<double>(dim)))));
   }
   c.keys = numbers(random, kind, tokens, dim, 10);
@@ -137,12 +137,12 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
       s = std::exp(s - largest);
       sum += s;
     }
-    // Subtracting the largest score rounds; so does rescaling for a larger one, once per block.
+    // Subtracting the largest score rounds. So does rescaling for a larger one, once for each block.
     const double factor = std::expm1(2 * (worst + kUnit * range) + 2 * kExp);
     const double seen = static_cast<double>(last - first + 1), tokens = static_cast<double>(c.tokens);
     double relative = 2 * factor + (2 * seen + 2 * (tokens / 64 + 2) + 8) * kUnit;
     if (rounds) relative += 0x1p-8 * (1 + factor);
-    for (int64_t t = first; t <= last; ++t) {  // of the weights, times their values' scales
+    for (int64_t t = first; t <= last; ++t) {  // the step of the weights, which are multiplied by their values' scales
       double peak = 0;
       for (int64_t d = 0; d < c.dim; ++d)
         peak = std::max(peak, std::fabs(c.cached_values[static_cast<size_t>(t * c.dim + d)]));
@@ -166,7 +166,7 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
   return expected;
 }
 
-// The cache of a case, each block in memory of its own; slots that hold no token have stale numbers.
+// The cache of a case, with each block in memory of its own. Slots without a token hold old numbers.
 struct Cache {
   std::vector<GuardedBytes> storage;
   std::vector<const uint8_t*> blocks;
@@ -200,7 +200,7 @@ Cache store(Case& c, const Operation& operation) {
   return cache;
 }
 
-// out [rows, dim]; in parts of the cache that are merged afterwards if `parts` is more than 1.
+// Computes out [rows, dim] of `rows` rows from `first_row` on.
 GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, Tier tier, int64_t first_row,
                  int64_t rows) {
   GuardedBytes out(rows * c.dim * 4);
@@ -228,7 +228,7 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
   args.scratch = scratch.as<float>();
   (kernels::kernels_for(tier).*operation.attention)(args);
 
-  // Unnormalised, with the largest score and the sum, it must say the same.
+  // Not divided by the sum, which is returned with the largest score, the result must be the same.
   const GuardedBytes partial(rows * c.dim * 4), largest(rows * 4), sum(rows * 4);
   for (int64_t r = 0; r < rows; ++r) out_rows[static_cast<size_t>(r)] = partial.as<float>() + r * c.dim;
   args.max = largest.as<float>();
@@ -262,7 +262,7 @@ void check_not_finite(std::string_view name, const Operation& operation, float v
   for (const int operand : {0, 1, 2}) {  // of query, key, value
     Case c = make_case(7, 3, 32, 100, 0, 0, 0, 2);
     c.positions = {0, 99, 40};
-    c.keys[2 * 32 + 5] = c.q[2 * 32 + 5] < 0 ? -1.0f : 1.0f;  // an infinite key then has the score inf, not -inf
+    c.keys[2 * 32 + 5] = c.q[2 * 32 + 5] < 0 ? -1.0f : 1.0f;  // so that an infinite key has the score inf and not -inf
     (operand == 0 ? c.q : operand == 1 ? c.keys : c.values)[2 * 32 + 5] *= value;
     const Cache cache = store(c, operation);
     for (const Tier tier : tiers) {
@@ -270,7 +270,7 @@ void check_not_finite(std::string_view name, const Operation& operation, float v
                  std::string(value > 0 ? "an infinity" : "a NaN") + " in operand " + std::to_string(operand));
       const GuardedBytes out = run(c, operation, cache, tier, 0, 3);
       for (int64_t d = 0; d < 32; ++d) {
-        const bool touched = operand < 2 || d == 5;  // a value reaches its own column, in all rows of the call
+        const bool touched = operand < 2 || d == 5;  // a value affects its own column, in all rows of the call
         if (operand < 2 && !std::isfinite(out.as<float>()[d])) failed("shows in a row that does not see it");
         if (touched && std::isfinite(out.as<float>()[2 * 32 + d])) failed("does not show");
       }
@@ -283,7 +283,8 @@ void check_not_finite(std::string_view name, const Operation& operation, float v
 void check_kv_store(std::string_view name, const Tiers& tiers) {
   const Operation& operation = operation_of(name);
   Random random(3);
-  // What the cache may make of x, of largest magnitude `peak`: all of it, bf16's nearest, or within half an int8 step.
+  // Whether the cache may hold `got` for x, where `peak` is the largest magnitude: x itself, the nearest bf16, or a
+  // value within half a step of int8.
   const auto right = [&](double got, float x, double peak) {
     if (operation.bytes == 4) return got == x;
     if (operation.bytes == 2) return got == bf16_to_f32(f32_to_bf16(x));
@@ -307,7 +308,7 @@ void check_kv_store(std::string_view name, const Tiers& tiers) {
         (kernels::kernels_for(tier).*operation.store)({k.as<float>(), v.as<float>(), dim, slot, memory.data()});
         for (int64_t t = 0; t < kKvBlockTokens; ++t) {
           for (int64_t d = 0; d < dim; ++d) {
-            const bool here = t == slot;  // elsewhere nothing is written
+            const bool here = t == slot;  // other slots are not written
             const float x[] = {here ? key[static_cast<size_t>(d)] : 0, here ? value[static_cast<size_t>(d)] : 0};
             if (!right(head.key(t, d), x[0], peaks[0])) failed("key of slot " + std::to_string(t));
             if (!right(head.value(t, d), x[1], peaks[1])) failed("value of slot " + std::to_string(t));
@@ -333,7 +334,7 @@ void check_attention(std::string_view name, const Tiers& tiers) {
     check(1 + tokens % 5, 16, tokens, 0, 0, 0, 2);
   for (int64_t rows = 1; rows <= kernels::kMaxAttentionRows; rows += 1 + rows / 9) check(rows, 32, 90, 0, 20, 5, 2);
   for (const int64_t window : {1, 2, 15, 16, 17, 63, 64, 65, 300}) check(5, 16, 150, 0, window, 0, 2);
-  for (const int64_t ahead : {1, 15, 16, 63, 64, 200}) {  // to the end, and as far as back
+  for (const int64_t ahead : {1, 15, 16, 63, 64, 200}) {  // without a window, and as far ahead as back
     for (const int64_t window : {int64_t{0}, ahead + 1}) {
       Case c = make_case(++seed, 5, 32, 150, 0, window, 0, 2);
       c.ahead = ahead;

@@ -30,7 +30,7 @@ void failed(const std::string& what) { throw std::runtime_error(std::string(case
 void expect_within(const float* got, const Expected& expected) {
   for (size_t i = 0; i < expected.value.size(); ++i) {
     const double error = std::fabs(got[i] - expected.value[i]);
-    if (error <= expected.bound[i]) continue;  // NaN is not
+    if (error <= expected.bound[i]) continue;  // false for NaN
     std::ostringstream what;
     what.precision(9);
     what << "value " << i << " is " << got[i] << ", expected " << expected.value[i] << " +- " << expected.bound[i];
@@ -99,7 +99,7 @@ std::vector<float> numbers(Random& random, Kind kind, int64_t rows, int64_t cols
     double value = random.normal();
     if (kind == Kind::kBits) {
       const float any = std::bit_cast<float>(static_cast<uint32_t>(random.bits()));
-      value = std::fabs(any) <= largest ? any : 0;  // NaN is not
+      value = std::fabs(any) <= largest ? any : 0;  // 0 for NaN
     } else if (kind == Kind::kDenormal) {
       value *= 1e-40;
     } else if (kind == Kind::kOutliers && column % 16 == 0) {

@@ -1,9 +1,10 @@
-// What the checks of the kernels share: random numbers, memory that ends at an unreadable page, and error bounds.
+// What the checks share: random numbers, memory that ends at an unreadable page, and error bounds.
 //
-// gemlet_check runs where Python and NumPy do not: under an emulator, on a bare board. Every kernel of every tier that
-// the machine has is compared with the operation's formula in float64, at many shapes and on numbers of many kinds.
-// kUnit is the rounding error of float32: one operation is off by at most kUnit times its result, or by kTiny where the
-// result is denormal; a sum of n products, in any order, with or without FMA, by at most (n + 1) kUnit sum |x w|.
+// gemlet_check runs where Python and NumPy do not, for example under an emulator or on a small board. It compares every
+// kernel of every tier that the machine has with the operation's formula in float64, for many shapes and kinds of
+// numbers. kUnit is the rounding error of float32: one operation is off by at most kUnit times its result, or by kTiny
+// where the result is subnormal. A sum of n products, in any order, with or without FMA, is off by at most (n + 1)
+// kUnit sum |x w|.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +18,13 @@ namespace gemlet::check {
 
 constexpr double kUnit = 0x1p-24;
 constexpr double kTiny = 0x1p-149;
-// e^x of kernels/simd/vector.h is within kExp of its value relatively, tanh within it absolutely.
+// The relative error of e^x in kernels/simd/vector.h, and the absolute error of tanh, are at most kExp.
 constexpr double kExp = 2e-7 + 2 * kUnit;
 
-// Names the case at hand, for every message and for the handler of signals.
+// Names the current case, for messages and for the signal handler.
 void begin_case(std::string_view operation, Tier tier, const std::string& shape);
 const char* current_case();
-// Throws with the case's name before `what`.
+// Throws an error with the case's name and `what`.
 [[noreturn]] void failed(const std::string& what);
 
 // "rows 3, cols 64" from "rows", 3, "cols", 64.
@@ -34,7 +35,7 @@ std::string shape_text(const char* name, int64_t value, Rest... rest) {
   return text;
 }
 
-// What float64 says, and how far from it float32 may be.
+// The result in float64, and how far from it float32 may be.
 struct Expected {
   std::vector<double> value, bound;
   explicit Expected(int64_t count) : value(static_cast<size_t>(count)), bound(static_cast<size_t>(count)) {}
@@ -42,7 +43,7 @@ struct Expected {
 void expect_within(const float* got, const Expected& expected);
 void expect_same_bits(const float* got, const float* expected, int64_t count, const char* when);
 
-// Bytes that end at a page which can be neither read nor written; there is one before them, too.
+// Bytes that end where a page begins that can be neither read nor written. There is such a page before them, too.
 class GuardedBytes {
  public:
   explicit GuardedBytes(int64_t bytes);
@@ -74,15 +75,15 @@ class Random {
   uint64_t state_;
 };
 
-// kBits: every exponent is as likely as any other; kOutliers and kZeroBlocks go by blocks of 32; kCoarse has many ties
-// when rounded.
+// kBits: all exponents are equally likely. kOutliers and kZeroBlocks differ within and between blocks of 32. kCoarse:
+// there are many ties in rounding.
 enum class Kind { kNormal, kBits, kDenormal, kOutliers, kZeroBlocks, kCoarse };
 constexpr Kind kKinds[] = {Kind::kNormal,   Kind::kBits,       Kind::kDenormal,
                            Kind::kOutliers, Kind::kZeroBlocks, Kind::kCoarse};
-// `rows` rows of `cols` numbers, none larger than `largest`.
+// `rows` rows of `cols` numbers, none of larger magnitude than `largest`.
 std::vector<float> numbers(Random& random, Kind kind, int64_t rows, int64_t cols, double largest);
 
-// The tiers that have a kernel of their own for the operation at hand and that may run.
+// The tiers that have a kernel of their own for the operation and that this machine can run.
 using Tiers = std::vector<Tier>;
 void check_quantize_i8(const Tiers& tiers);
 void check_round_bf16(const Tiers& tiers);
@@ -91,7 +92,7 @@ void check_kv_store(std::string_view operation, const Tiers& tiers);
 void check_attention(std::string_view operation, const Tiers& tiers);
 void check_rowwise(std::string_view operation, const Tiers& tiers);
 
-// A small random model in every weight format: the logits of `tier` against those of the scalar tier.
+// Compares the logits of small random models in `tier` with those of the scalar tier, in every weight format.
 void check_model(Tier tier);
 
 }  // namespace gemlet::check

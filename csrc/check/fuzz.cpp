@@ -1,15 +1,15 @@
-// libFuzzer's entry: any bytes as what a file may hold. Rows of every stored type are decoded, packed and repacked,
-// from memory and from a file; a table is read by row; mapped weights and adapters are whatever the bytes are, and
-// small models of all families run with them, in the scalar, the AVX2 and the machine's highest tier. Only Error may
-// come out, and not for want of memory: no size in an input justifies more than kMemory.
+// The entry point for libFuzzer: any bytes as the contents of a file. Rows of every stored type are decoded, packed and
+// repacked, from memory and from a file. A table is read by row. The bytes are mapped weights and adapters, with which
+// small models of all families run, in the scalar tier, AVX2 and the machine's highest tier. Only Error may be thrown,
+// and never for lack of memory: no size in an input justifies more than kMemory.
 //
 //   cmake -S . -B FOLDER -DCMAKE_CXX_COMPILER=clang++ -DGEMLET_PYTHON=OFF -DGEMLET_FUZZ=ON -DGEMLET_SANITIZE=ON
 //   cmake --build FOLDER
 //   FOLDER/csrc/gemlet_fuzz --target=NAME -runs=1000000 -timeout=900 -rss_limit_mb=1024 -malloc_limit_mb=64 CORPUS
 //
-// NAME is one of kTargets; without it an input's first byte chooses, and as models are slow, they take most of the
-// time. What all inputs can share is made once, before the first. An input that takes kSeconds of processor time
-// aborts; the limit of libFuzzer is on elapsed time, which a busy machine stretches.
+// NAME is one of kTargets. Without it, the first byte of an input selects the target; models are slow, so they take
+// most of the time. What all inputs share is made once, before the first input. An input that takes kSeconds of
+// processor time aborts the program. libFuzzer's own limit is on elapsed time, which is longer on a busy machine.
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -36,7 +36,7 @@
 namespace gemlet::check {
 namespace {
 
-constexpr size_t kMemory = size_t{512} << 20;  // beyond what the process has before the first input
+constexpr size_t kMemory = size_t{512} << 20;  // beyond what the process has taken before the first input
 constexpr int kSeconds = 5;
 
 constexpr std::array kTypes = {
@@ -51,7 +51,7 @@ constexpr std::array kFormats = {
 };
 constexpr std::array kCaches = {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8};
 
-// The bytes of one input: numbers from the front, zeros when they are used up.
+// The bytes of one input. Numbers are taken from the front, and are zero when no bytes are left.
 class Bytes {
  public:
   Bytes(const uint8_t* data, size_t size) : rest_(data, size) {}
@@ -66,7 +66,7 @@ class Bytes {
     return static_cast<int64_t>(number(limit > 256 ? 2 : 1) % static_cast<uint64_t>(limit));
   }
   bool one_in(int64_t chances) { return below(chances) == chances - 1; }
-  // Sizes as a file would say them: mostly small, sometimes anything.
+  // A size as a file would name it: mostly small, sometimes any number.
   int64_t size() { return number(1) < 250 ? below(300) : static_cast<int64_t>(number(8)); }
   template <typename T>
   const T& of(std::span<const T> choices) {
@@ -75,14 +75,14 @@ class Bytes {
   SourceType type() { return of(std::span<const SourceType>(kTypes)); }
   Format format() { return of(std::span<const Format>(kFormats)); }
 
-  // What is left, over and over. Nothing is used up.
+  // Fills the memory with the bytes that are left, repeated. Takes none of them.
   void fill(uint8_t* out, size_t count) const {
     size_t have = std::min(count, rest_.size());
     if (have == 0) return std::fill_n(out, count, uint8_t{0}), void();
     std::memcpy(out, rest_.data(), have);
     for (; have < count; have *= 2) std::memcpy(out + have, out, std::min(have, count - have));
   }
-  // On the heap and no longer than it is, so that the sanitizer sees what reads past it.
+  // On the heap and exactly that long, so that the sanitizer detects reads past the end.
   std::vector<uint8_t> data(int64_t count) const {
     std::vector<uint8_t> out(static_cast<size_t>(count));
     fill(out.data(), out.size());
@@ -93,7 +93,7 @@ class Bytes {
   std::span<const uint8_t> rest_;
 };
 
-// A file in memory that every input fills anew.
+// A file in memory. Every input overwrites it.
 class InputFile {
  public:
   explicit InputFile(size_t size) : descriptor_(memfd_create("fuzz", 0)), size_(size) {
@@ -117,7 +117,7 @@ enum class Family { kGemma2, kGemma3n, kGemma4 };
 constexpr std::array kFamilies = {Family::kGemma2, Family::kGemma3n, Family::kGemma4};
 constexpr int64_t kVocab = 33, kPerLayer = 8;
 
-// As small as goes, and no size is a multiple of a panel or block.
+// As small as possible. No size is a multiple of a panel or a block.
 ModelConfig config_of(Family family) {
   ModelConfig config;
   config.vocab_size = kVocab;
@@ -171,17 +171,17 @@ struct Slot {
   int64_t rows, values, bytes;  // bytes: packed
 };
 
-struct Kept {  // by format, all of them; the builder only packs
+struct Kept {  // one for each format; the builder is used to pack only
   std::unique_ptr<ModelBuilder> builder;
   std::vector<Slot> slots;
 };
 
-// What outlives an input.
+// What all inputs share.
 struct State {
   InputFile weights{16 << 10}, table{5000};
   std::vector<Tier> tiers;
   std::vector<Kept> packers;
-  std::vector<std::shared_ptr<Model>> models;  // on the weights' file: by tier, family, format and cache
+  std::vector<std::shared_ptr<Model>> models;  // for each tier, family, format and cache; they map the file of weights
 
   State() {
     const std::vector<Tier> all = supported_tiers(detect_cpu());
@@ -205,7 +205,7 @@ struct State {
     }
   }
 
-  // The tier that users' machines have, as often as not; the scalar one, which is slow, seldom.
+  // Mostly the machine's highest tier, which users have; seldom the scalar tier, which is slow.
   const std::shared_ptr<Model>& model_for(Bytes& in) const {
     const size_t tier = std::min<size_t>(tiers.size() - 1, static_cast<size_t>((in.below(8) + 2) / 3));
     const size_t count = models.size() / tiers.size();
@@ -219,7 +219,7 @@ struct State {
 
   RowTable per_layer_table() const { return RowTable(table.path(), 0, kVocab - 2, kPerLayer * 2, SourceType::kF32); }
 
-  // Its weights lie across each other: every input fills them all.
+  // The model's weights overlap in the file, so that every input fills all of them.
   std::shared_ptr<Model> model(Family family, Format format, KvFormat cache, Tier tier) {
     const std::unique_ptr<ModelBuilder> made = builder(family, format, cache, tier);
     made->map_file(weights.descriptor(), "fuzz");
@@ -238,7 +238,7 @@ State& state() {
   return made;
 }
 
-// Errors end here. Want of memory is none that these inputs can cause.
+// Catches Error. These inputs may not cause a lack of memory.
 template <typename Fn>
 void expect_errors(const Fn& fn) {
   try {
@@ -277,7 +277,7 @@ void decode_rows(Bytes in) {
   if (can_repack(format, type)) repack_panel(format, type, source.data(), rows, cols, panel.data());
 }
 
-// Rows of a tensor, of the right or any shape, from memory or any place of a file.
+// Rows of a tensor: of the right shape or any other, from memory or from any place in a file.
 void pack_rows(Bytes in) {
   State& all = state();
   Kept& kept = all.packers[static_cast<size_t>(in.below(static_cast<int64_t>(all.packers.size())))];
@@ -298,10 +298,10 @@ void pack_rows(Bytes in) {
   for (const int64_t size : shape) {
     if (size < 0 || __builtin_mul_overflow(values, size, &values)) values = 0;
   }
-  if (values > 1 << 14) values = 0;  // more than any slot has
+  if (values > 1 << 14) values = 0;  // more than any slot holds
   const std::vector<uint8_t> data = in.data(file ? 0 : source_bytes(source.type, values));
   if (!file) source.data = data.data();
-  // As much as the bindings give it.
+  // As many bytes as the bindings provide.
   std::vector<uint8_t> out(
       static_cast<size_t>(kept.builder->packed_bytes(name, slot.matrix && !shape.empty() ? shape[0] : 1)));
   expect_errors([&] { kept.builder->pack(name, source, first_row, out.data()); });
@@ -357,7 +357,7 @@ void add_adapter(Bytes in) {
   expect_errors([&] { run(model, in, builder.finish()); });
 }
 
-// A model from its first slot on: packed in place, or row by row.
+// Builds a model slot by slot, from packed weights in the file or from rows.
 void build_model(Bytes in) {
   State& all = state();
   const Family family = in.of(std::span<const Family>(kFamilies));
@@ -406,7 +406,7 @@ const Target* only = nullptr;
 
 std::atomic<uint64_t> inputs;
 
-// Every second of processor time.
+// Is called after every second of processor time.
 void look_for_hang(int) {
   static uint64_t seen = 0;
   static int seconds = 0;

@@ -1,6 +1,5 @@
-// gemlet_check [TIER]: checks every kernel in the registry's list that this machine can run, and a forward pass,
-// against their definitions. TIER is the one that must be in use: the machine's highest, or the one that GEMLET_CPU
-// forces.
+// gemlet_check [TIER]: checks every kernel that this machine can run, and a forward pass, against their definitions.
+// TIER is the tier that must be in use: the machine's highest, or the one that GEMLET_CPU forces.
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,7 +16,7 @@
 namespace gemlet::check {
 namespace {
 
-// A read past a buffer, or an instruction that the machine lacks, ends here.
+// Reports a read past a buffer, or an instruction that the machine lacks.
 void on_signal(int number) {
   const char* const what = number == SIGILL ? ": illegal instruction\n" : ": access outside of a buffer\n";
   const char* const parts[] = {"FAILED ", current_case(), what};
@@ -40,7 +39,7 @@ void check_operation(std::string_view operation, const Tiers& tiers) {
   } else if (operation.starts_with("attention_")) {
     check_attention(operation, tiers);
   } else if (operation.starts_with("peak_")) {
-    return;  // loops for benchmarks: they compute nothing that could be wrong
+    return;  // loops for benchmarks, which compute nothing that could be wrong
   } else {
     check_rowwise(operation, tiers);
   }

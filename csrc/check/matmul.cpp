@@ -1,5 +1,5 @@
-// Products against packed weights. The int8 kernels get activations that the scalar tier has rounded, so that a product
-// is exact up to the float32 sum over its blocks; the rounding itself is checked apart.
+// Checks products with packed weights. The int8 kernels get activations that the scalar tier has rounded, so a product
+// is exact except for the float32 sum over its blocks. The rounding itself is checked separately.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -17,14 +17,14 @@ using kernels::Activations;
 using kernels::MatmulArgs;
 using kernels::MatmulOperation;
 
-constexpr double kNormal = 0x1p-126;  // the smallest float32 and bfloat16 that is not denormal
+constexpr double kNormal = 0x1p-126;  // the smallest normal number of float32 and bf16
 
 const kernels::KernelTable& definitions() {
   static const kernels::KernelTable table = kernels::kernels_for(Tier::kScalar);
   return table;
 }
 
-// A panel of bf12 with as many exceptions as it has room for; exponents up to 2^56.
+// Fills a panel of bf12 with as many exceptions as it has room for, and numbers up to 2^56.
 void fill_bf12(Random& random, int64_t cols, uint8_t* panel) {
   for (int64_t i = 0; i < bf12_exceptions_at(cols); i += 2) {
     const uint16_t word = static_cast<uint16_t>(i < 64 ? random.below(160) << 7 : random.bits() & 0xffff);
@@ -39,11 +39,11 @@ void fill_bf12(Random& random, int64_t cols, uint8_t* panel) {
   }
 }
 
-// Any bits that the format allows.
+// Fills panels with any bits that the format allows.
 void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t bytes) {
   if (format == Format::kF32 || format == Format::kBf16) {
     for (int64_t i = 0; i < bytes; i += 4) {
-      // bf16 pairs: both halves are floats; exponents up to 2^56 keep all sums finite
+      // Of two bf16 both halves are floats. Numbers up to 2^56 keep all sums finite.
       const uint32_t bits = static_cast<uint32_t>(random.bits()) & 0xdbffdbffu;
       std::memcpy(panels + i, &bits, 4);
     }
@@ -54,14 +54,14 @@ void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t byte
     const uint8_t byte = static_cast<uint8_t>(random.bits() >> 32);
     const int64_t at = i % superblock;
     if (at < kScaleBytes) {
-      panels[i] = at % 2 == 1 ? byte & 0xbf : byte | 1;  // f16 scales below 2, not zero
+      panels[i] = at % 2 == 1 ? byte & 0xbf : byte | 1;  // f16 scales below 2, but not zero
     } else {
-      panels[i] = format == Format::kQ8 && byte == 0 ? 1 : byte;  // q8 is -127 .. 127
+      panels[i] = format == Format::kQ8 && byte == 0 ? 1 : byte;  // q8 is -127 to 127
     }
   }
 }
 
-// Adds so much to each magnitude that a row's exponents are as few as bf12 has codes for.
+// Adds to each magnitude, so that bf12 has codes for all exponents of a row.
 void narrow(std::vector<float>& w, int64_t cols) {
   for (auto row = w.begin(); row != w.end(); row += cols) {
     float peak = 0;
@@ -97,7 +97,7 @@ struct Case {
   const MatmulOperation& operation;
   int64_t rows, outputs, cols;
   GuardedBytes weights;
-  GuardedBytes x;  // in the operation's form of activations
+  GuardedBytes x;  // in the form of activations that the operation takes
   MatmulArgs args;
   Expected expected;
 
@@ -106,7 +106,7 @@ struct Case {
   }
 };
 
-// Column c of a prepared row, as a number.
+// The number in column c of a prepared row.
 double activation(Activations form, const uint8_t* row, int64_t padded, int64_t c) {
   if (form == Activations::kF32) return reinterpret_cast<const float*>(row)[c];
   if (form == Activations::kBf16) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
@@ -115,13 +115,13 @@ double activation(Activations form, const uint8_t* row, int64_t padded, int64_t 
   return static_cast<int8_t>(row[c]) * scale;
 }
 
-// Fills in what float64 makes of the case's weights and activations.
+// Computes the expected results from the case's weights and activations in float64.
 void compute(Case& c) {
   const Activations form = c.operation.activations;
   const bool int8 = form == Activations::kI8;
   const Matrix matrix = {c.operation.weights, c.outputs, c.cols, c.weights.data()};
   std::vector<float> w(static_cast<size_t>(c.cols));
-  // Sums of float32: of products of columns, or of blocks scaled by the product of two scales.
+  // The terms of a float32 sum: products of columns, or of blocks scaled by the product of two scales.
   const double terms = static_cast<double>(int8 ? c.args.cols / kBlock + 4 : c.cols + 1);
   for (int64_t o = 0; o < c.outputs; ++o) {
     unpack_row(matrix, o, w.data());
@@ -137,7 +137,7 @@ void compute(Case& c) {
         size += std::fabs(x * weight);
         if (std::fabs(x) < kNormal || std::fabs(weight) < kNormal) lost += std::fabs(x * weight);
       }
-      // A denormal product of two scales counts up to 127 * 127 times.
+      // A subnormal product of two scales counts up to 127 * 127 times.
       double bound = terms * kUnit * size + static_cast<double>(c.cols + 1) * (int8 ? 127 * 127 : 1) * kTiny;
       if (form == Activations::kBf16 || form == Activations::kTiles)
         bound += lost + 2 * static_cast<double>(c.cols) * kNormal;
@@ -171,7 +171,7 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
   return c;
 }
 
-// Row r as the first of others.
+// Copies row r to `to`, as a first row.
 void copy_row(const Case& c, int64_t r, uint8_t* to) {
   if (c.operation.activations != Activations::kTiles) {
     std::memcpy(to, c.row(r), static_cast<size_t>(c.args.x_stride));
@@ -192,7 +192,7 @@ void check_case(const Case& c, const Tiers& tiers) {
     kernel(args);
     expect_within(y.as<float>(), c.expected);
 
-    // A row, and a panel, has the bits that it has alone; nothing is written between rows of y.
+    // A row alone, and a panel alone, has the same bits. Nothing is written between the rows of y.
     const GuardedBytes alone_x(kernels::activation_bytes(c.operation.activations, 1, c.args.x_stride));
     const GuardedBytes alone((c.outputs + 3) * 4);
     for (int64_t r = 0; r < c.rows; ++r) {
@@ -223,7 +223,7 @@ void check_case(const Case& c, const Tiers& tiers) {
   }
 }
 
-// Any bytes whatever, as of a damaged file, do no harm.
+// Any bytes, for example of a damaged file, do no harm.
 void check_damaged(const MatmulOperation& operation, const Tiers& tiers) {
   Random random(11);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
@@ -231,7 +231,7 @@ void check_damaged(const MatmulOperation& operation, const Tiers& tiers) {
   for (int i = 0; i < 64; ++i) {
     const int64_t bytes = packed_bytes(operation.weights, 20, 70);
     for (int64_t at = 0; at < bytes; ++at) c.weights.data()[at] = static_cast<uint8_t>(i == 0 ? 255 : random.bits());
-    if (operation.weights == Format::kBf12 && i % 2 == 1) {  // places within the panel, in any order, and any count
+    if (operation.weights == Format::kBf12 && i % 2 == 1) {  // places within the panel in any order, and any count
       for (int64_t p = 0; p < 2; ++p) {
         uint8_t* const list = c.weights.data() + p * c.args.panel_stride + bf12_exceptions_at(70);
         const int64_t most = most_bf12_exceptions(70), counts[] = {0, most, most + 1, 0xffffffff};
@@ -251,7 +251,7 @@ void check_damaged(const MatmulOperation& operation, const Tiers& tiers) {
   }
 }
 
-// What is not finite must reach the logits, where it is an error.
+// A value that is not finite must reach the logits, where it is reported.
 void check_not_finite(const MatmulOperation& operation, float value, const Tiers& tiers) {
   Random random(5);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
@@ -270,7 +270,7 @@ void check_not_finite(const MatmulOperation& operation, float value, const Tiers
   }
 }
 
-// The largest integers of either sign, where sums of two byte products leave 16 bits.
+// The largest integers of both signs, for which sums of two products of bytes do not fit 16 bits.
 void check_extremes(const MatmulOperation& operation, const Tiers& tiers) {
   Random random(7);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 9, 33, 320);
@@ -325,7 +325,7 @@ void check_matmul(std::string_view name, const Tiers& tiers) {
 
 namespace {
 
-// One row: scales, integers within half a step, and offsets that agree with the integers.
+// Checks the scales of one row, its integers (to half a step), and that its offsets match the integers.
 void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool power_of_two, const uint8_t* row) {
   for (int64_t b = 0; b < cols / kBlock; ++b) {
     const int64_t first = b * kBlock, count = std::clamp<int64_t>(static_cast<int64_t>(x.size()) - first, 0, kBlock);

@@ -1,5 +1,4 @@
-// A forward pass through a small random model that has what the families differ in: windows, grouped heads, softcaps,
-// norms of queries and keys. Its logits in one tier against those of the scalar tier.
+// Checks forward passes of small random models.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -28,7 +27,7 @@ ModelConfig small_config() {
     LayerConfig layer;
     layer.num_heads = 4;
     layer.num_kv_heads = 2;
-    layer.head_dim = i == 2 ? 264 : 40;  // 264: every token's keys and values are a task
+    layer.head_dim = i == 2 ? 264 : 40;  // 264: the keys and values of every token are a task of their own
     layer.intermediate_size = 176;
     layer.query_scale = 1 / std::sqrt(static_cast<double>(layer.head_dim));
     layer.rope_theta = 10000;
@@ -41,7 +40,7 @@ ModelConfig small_config() {
   return config;
 }
 
-// The logits after a prompt of 80 tokens, of all its rows, and after each of 3 decoded tokens.
+// The logits of all 80 tokens of a prompt, and of each of 3 decoded tokens.
 std::vector<float> logits(Tier tier, Format weights, KvFormat kv, int threads) {
   ModelBuilder builder(small_config(), weights, weights, kv, std::make_unique<CpuBackend>(tier, threads, threads));
   builder.add_random(11);
@@ -62,8 +61,8 @@ std::vector<float> logits(Tier tier, Format weights, KvFormat kv, int threads) {
 struct Case {
   Format weights;
   KvFormat kv;
-  // Of a logit; they are up to 30. Where numbers are rounded on the way (the cache or activations to bf16, activations
-  // to int8), one at a tie may go the other way.
+  // Of the error of a logit; logits are up to 30. Where numbers are rounded on the way (the cache or activations to
+  // bf16, activations to int8), a number at a tie may be rounded the other way.
   double bound;
 };
 constexpr Case kCases[] = {

@@ -1,4 +1,4 @@
-// The row operations, at every length of tail.
+// Checks the row operations, with every length of a tail.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,7 +11,7 @@ namespace {
 
 using kernels::KernelTable;
 
-// x, a second and a third operand, and a number, as the operation takes them; `out` starts as x.
+// The operands of an operation: x, a second and a third operand, and a number. `out` starts as a copy of x.
 struct Operands {
   std::vector<float> x, other, third;
   float scalar;
@@ -22,7 +22,7 @@ struct Operation {
   double largest;  // of |x|
   float scalar;
   void (*run)(const KernelTable&, const Operands&, const float* x, const float* other, const float* third, float* out);
-  // value and bound of out[i]
+  // the value of out[i] and its error bound
   void (*expect)(const Operands&, int64_t i, double& value, double& bound);
 };
 
@@ -58,7 +58,7 @@ const Operation kOperations[] = {
        table.add(other, static_cast<int64_t>(o.x.size()), out);
      },
      [](const Operands& o, int64_t i, double& value, double& bound) {
-       value = o.x[static_cast<size_t>(i)] + o.other[static_cast<size_t>(i)];  // one rounded operation
+       value = o.x[static_cast<size_t>(i)] + o.other[static_cast<size_t>(i)];  // one operation, rounded once
        bound = 0;
      }},
     {"gelu_mul", 1e10, 0,
@@ -126,7 +126,7 @@ std::vector<float> run(const Operation& operation, const Operands& o, Tier tier)
 void check(const Operation& operation, int64_t dim, Kind kind, uint64_t seed, const Tiers& tiers) {
   const Operands o = make_operands(operation, dim, kind, seed);
   Expected expected(static_cast<int64_t>(o.x.size()));
-  // Sums over the row are the same for all of it: a long row is looked at here and there.
+  // Sums over a row are the same for all its values, so only some values of a long row are checked.
   const size_t step = o.x.size() > 300 ? 37 : 1;
   for (size_t i = 0; i < o.x.size(); ++i) {
     if (i % step == 0 || i + 20 > o.x.size()) {
@@ -141,7 +141,7 @@ void check(const Operation& operation, int64_t dim, Kind kind, uint64_t seed, co
   }
 }
 
-// An overflow must reach the logits, where it is an error: nothing may turn it into a common number.
+// An overflow must reach the logits, where it is reported: no operation may turn it into an ordinary number.
 void check_not_finite(const Operation& operation, const Tiers& tiers) {
   for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                             -std::numeric_limits<float>::infinity()}) {
@@ -171,7 +171,7 @@ void check_rowwise(std::string_view name, const Tiers& tiers) {
     for (const Kind kind : kKinds) {
       for (const int64_t dim : {7, 16, 33, 64, 129, 640, 2561}) check(operation, dim, kind, 77, tiers);
     }
-    // Logits are scanned elsewhere before their largest is asked for.
+    // The sampler looks for NaN itself; row_max only serves to measure memory.
     if (name != "row_max") check_not_finite(operation, tiers);
     return;
   }

@@ -21,6 +21,51 @@ std::optional<Format> format_from_name(std::string_view text) {
   return std::nullopt;
 }
 
+namespace {
+
+// "f32, bf16" from ", f32, bf16".
+std::string without_first_comma(const char* names) { return names + 2; }
+
+}  // namespace
+
+#define GEMLET_LIST_FORMAT(id, name) ", " #name
+std::string format_names() { return without_first_comma(GEMLET_FORMATS(GEMLET_LIST_FORMAT)); }
+#undef GEMLET_LIST_FORMAT
+
+std::string_view kv_format_name(KvFormat format) {
+  switch (format) {
+#define GEMLET_NAME_KV_FORMAT(id, name, bytes) \
+  case KvFormat::k##id:                        \
+    return #name;
+    GEMLET_KV_FORMATS(GEMLET_NAME_KV_FORMAT)
+#undef GEMLET_NAME_KV_FORMAT
+  }
+  return "unknown";
+}
+
+std::optional<KvFormat> kv_format_from_name(std::string_view text) {
+#define GEMLET_MATCH_KV_FORMAT(id, name, bytes) \
+  if (text == #name) return KvFormat::k##id;
+  GEMLET_KV_FORMATS(GEMLET_MATCH_KV_FORMAT)
+#undef GEMLET_MATCH_KV_FORMAT
+  return std::nullopt;
+}
+
+#define GEMLET_LIST_KV_FORMAT(id, name, bytes) ", " #name
+std::string kv_format_names() { return without_first_comma(GEMLET_KV_FORMATS(GEMLET_LIST_KV_FORMAT)); }
+#undef GEMLET_LIST_KV_FORMAT
+
+int64_t element_bytes(KvFormat format) {
+  switch (format) {
+#define GEMLET_KV_FORMAT_BYTES(id, name, bytes) \
+  case KvFormat::k##id:                         \
+    return bytes;
+    GEMLET_KV_FORMATS(GEMLET_KV_FORMAT_BYTES)
+#undef GEMLET_KV_FORMAT_BYTES
+  }
+  return 0;
+}
+
 int32_t zero_point(Format format) { return format == Format::kQ4 ? 8 : format == Format::kQ8 ? 128 : 0; }
 
 int64_t padded_cols(Format format, int64_t cols) {

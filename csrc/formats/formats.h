@@ -33,6 +33,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "formats/layout.h"
@@ -53,11 +54,30 @@ enum class Format : uint8_t {
 #undef GEMLET_DECLARE_FORMAT
 };
 
+// How the cache stores keys and values, once: X(identifier, name, bytes of a number). int8 has one scale for each token
+// and head.
+#define GEMLET_KV_FORMATS(X) \
+  X(F32, f32, 4)             \
+  X(Bf16, bf16, 2)           \
+  X(Int8, int8, 1)
+
+enum class KvFormat : uint8_t {
+#define GEMLET_DECLARE_KV_FORMAT(id, name, bytes) k##id,
+  GEMLET_KV_FORMATS(GEMLET_DECLARE_KV_FORMAT)
+#undef GEMLET_DECLARE_KV_FORMAT
+};
+
 // Files hold panels too. Raise this number when the meaning of a byte in a panel changes.
 inline constexpr int kLayoutVersion = 2;
 
 std::string_view format_name(Format format);
 std::optional<Format> format_from_name(std::string_view name);
+std::string format_names();  // all of them, for messages: "f32, bf16, ..."
+
+std::string_view kv_format_name(KvFormat format);
+std::optional<KvFormat> kv_format_from_name(std::string_view name);
+std::string kv_format_names();
+int64_t element_bytes(KvFormat format);
 
 int32_t zero_point(Format format);  // what q8 and q4 add to q, so that it is unsigned; 0 for other formats
 int64_t padded_cols(Format format, int64_t cols);

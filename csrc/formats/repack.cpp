@@ -28,6 +28,14 @@ bool can_repack(Format format, SourceType type) {
   return (format == Format::kQ4 && type == SourceType::kQ4_0) || (format == Format::kQ8 && has_integer_blocks(type));
 }
 
+std::optional<Format> exact_format(SourceType type) {
+  if (type == SourceType::kF32) return Format::kF32;
+  if (type == SourceType::kBf16) return Format::kBf16;
+  if (can_repack(Format::kQ4, type)) return Format::kQ4;
+  if (can_repack(Format::kQ8, type)) return Format::kQ8;
+  return std::nullopt;
+}
+
 bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t row_count, int64_t cols,
                   uint8_t* panel) {
   const bool q8 = format == Format::kQ8;

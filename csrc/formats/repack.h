@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "formats/formats.h"
 #include "formats/source_types.h"
@@ -10,6 +11,9 @@ namespace gemlet {
 
 // True for q4 from q4_0, and for q8 from q8_0, q5_0, q4_0 and iq4_nl.
 bool can_repack(Format format, SourceType type);
+
+// The smallest format that can hold every value of `type`; none if there is no such format.
+std::optional<Format> exact_format(SourceType type);
 
 // Packs up to 16 consecutive rows of blocks into one panel and pads it with zeros. Returns false if a scale is not
 // finite.

@@ -1,6 +1,7 @@
 #include "model/config.h"
 
-#include <cmath>
+#include <algorithm>
+#include <iterator>
 #include <string>
 
 #include "base/error.h"
@@ -9,86 +10,130 @@
 namespace gemlet {
 namespace {
 
-// Generous bounds (the largest Gemma has 5376 x 21504 and 262,208 tokens) that keep every product of sizes far below
-// 2^63.
+// Generous bounds: the largest Gemma has 5376 x 21504 weights in a matrix and 262,208 tokens. They keep every product
+// of sizes far below 2^63.
 constexpr int64_t kMaxVocab = int64_t{1} << 22;
-constexpr int64_t kMaxWidth = int64_t{1} << 18;
-constexpr int64_t kMaxLayers = 1024;
-constexpr int64_t kMaxHeads = 4096;
-constexpr int64_t kMaxDense = 16;
+constexpr int64_t kMaxWidth = int64_t{1} << 16;
 constexpr int64_t kMaxContextTokens = int64_t{1} << 24;
+constexpr int64_t kMaxDense = 16;
 
-void check(const std::string& where, const char* key, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) {
-    fail(ErrorCode::kConfig, where, key, " is ", value, ", expected ", low, " to ", high);
+constexpr Limits<int64_t> kSizeLimits[] = {
+    {"vocab_size", 1, kMaxVocab},
+    {"hidden_size", 1, kMaxWidth},
+    {"max_context", 1, kMaxContextTokens},
+    {"layers", 1, 1024},
+    {"per_layer_input_size", 0, kMaxWidth},
+    {"per_layer_vocab_size", 0, kMaxVocab},
+    {"altup_streams", 1, 16},
+    {"laurel_rank", 0, kMaxWidth},
+    {"dense_sizes", 1, kMaxWidth},
+    {"num_heads", 1, 1024},
+    {"num_kv_heads", 1, 1024},
+    {"head_dim", 2, kMaxHeadDim},
+    {"intermediate_size", 1, kMaxWidth * 16},
+    {"sliding_window", 0, kMaxContextTokens},
+    {"num_experts", 0, 4096},
+    {"experts_per_token", 0, 4096},
+    {"expert_intermediate_size", 0, kMaxWidth},
+};
+
+constexpr Limits<double> kNumberLimits[] = {
+    {"rms_norm_eps", 1e-12, 1},         {"embedding_scale", 1e-6, 1e6}, {"final_softcap", 0, 1e6},
+    {"norm_offset", -16, 16},           {"query_scale", 1e-6, 1e6},     {"rope_theta", 1, 1e12},
+    {"rope_scaling_factor", 1e-3, 1e6}, {"attention_softcap", 0, 1e6},  {"rope_partial_factor", 0, 1},
+    {"activation_sparsity", -10, 10},
+};
+
+template <typename Value>
+void check(const std::string& where, std::string_view field, Value value, Value low, Value high) {
+  if (!(value >= low && value <= high)) {  // true for NaN
+    fail(ErrorCode::kConfig, where, field, " is ", value, ", expected ", low, " to ", high);
   }
 }
 
-void check_real(const std::string& where, const char* key, double value, double low, double high) {
-  if (!(value >= low && value <= high)) {
-    fail(ErrorCode::kConfig, where, key, " is ", value, ", expected ", low, " to ", high);
+void check_size(const std::string& where, std::string_view field, int64_t value) {
+  const auto* limits = std::find_if(std::begin(kSizeLimits), std::end(kSizeLimits),
+                                    [&](const Limits<int64_t>& known) { return known.field == field; });
+  check(where, field, value, limits->low, limits->high);
+}
+
+void check_number(const std::string& where, std::string_view field, double value) {
+  const auto* limits = std::find_if(std::begin(kNumberLimits), std::end(kNumberLimits),
+                                    [&](const Limits<double>& known) { return known.field == field; });
+  check(where, field, value, limits->low, limits->high);
+}
+
+void check_layer(const ModelConfig& config, size_t index) {
+  const LayerConfig& layer = config.layers[index];
+  const std::string where = "layer " + std::to_string(index) + ": ";
+  check_size(where, "num_heads", layer.num_heads);
+  check<int64_t>(where, "num_kv_heads", layer.num_kv_heads, 1, layer.num_heads);
+  check_size(where, "head_dim", layer.head_dim);
+  check_size(where, "intermediate_size", layer.intermediate_size);
+  check_size(where, "sliding_window", layer.sliding_window);
+  check_size(where, "num_experts", layer.num_experts);
+  check_size(where, "experts_per_token", layer.experts_per_token);
+  check_size(where, "expert_intermediate_size", layer.expert_intermediate_size);
+  check_number(where, "query_scale", layer.query_scale);
+  check_number(where, "rope_theta", layer.rope_theta);
+  check_number(where, "rope_scaling_factor", layer.rope_scaling_factor);
+  check_number(where, "attention_softcap", layer.attention_softcap);
+  check_number(where, "rope_partial_factor", layer.rope_partial_factor);
+  check_number(where, "activation_sparsity", layer.activation_sparsity.value_or(0));
+  if (layer.num_heads % layer.num_kv_heads != 0) {
+    fail(ErrorCode::kConfig, where, "num_heads (", layer.num_heads, ") is not a multiple of num_kv_heads (",
+         layer.num_kv_heads, ")");
+  }
+  if (layer.head_dim % 2 != 0) {
+    fail(ErrorCode::kConfig, where, "head_dim is ", layer.head_dim, ", expected an even number");
+  }
+  if (layer.num_experts > 0) {
+    check<int64_t>(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
+    check<int64_t>(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
+  }
+  check<int64_t>(where, "kv_source", layer.kv_source, -1, config.bidirectional ? -1 : static_cast<int64_t>(index) - 1);
+  if (layer.kv_source >= 0) {
+    const LayerConfig& source = config.layers[static_cast<size_t>(layer.kv_source)];
+    if (source.kv_source >= 0 || !source.same_cache(layer)) {
+      fail(ErrorCode::kConfig, where, "kv_source is ", layer.kv_source,
+           ", expected a layer with its own cache and the same window, kv heads and head_dim");
+    }
   }
 }
 
 }  // namespace
 
+std::span<const Limits<int64_t>> size_limits() { return kSizeLimits; }
+std::span<const Limits<double>> number_limits() { return kNumberLimits; }
+
 void ModelConfig::validate() const {
-  check("", "vocab_size", vocab_size, 1, kMaxVocab);
-  check("", "hidden_size", hidden_size, 1, kMaxWidth);
-  check("", "max_context", max_context, 1, kMaxContextTokens);
-  check("", "number of layers", static_cast<int64_t>(layers.size()), 1, kMaxLayers);
-  check_real("", "rms_norm_eps", rms_norm_eps, 1e-12, 1.0);
-  check_real("", "embedding_scale", embedding_scale, 1e-6, 1e6);
-  check_real("", "final_softcap", final_softcap, 0, 1e6);
-  check_real("", "norm_offset", norm_offset, -16, 16);
-  check("", "per_layer_input_size", per_layer_input_size, 0, kMaxWidth);
-  if (per_layer_input_size > 0) check("", "per_layer_vocab_size", per_layer_vocab_size, 1, kMaxVocab);
-  check("", "altup_streams", altup_streams, 1, bidirectional ? 1 : 16);
+  check_size("", "vocab_size", vocab_size);
+  check_size("", "hidden_size", hidden_size);
+  check_size("", "max_context", max_context);
+  check_size("number of ", "layers", static_cast<int64_t>(layers.size()));
+  check_size("", "per_layer_input_size", per_layer_input_size);
+  check_size("", "per_layer_vocab_size", per_layer_vocab_size);
+  check_size("", "altup_streams", altup_streams);
+  check_size("", "laurel_rank", laurel_rank);
+  check_number("", "rms_norm_eps", rms_norm_eps);
+  check_number("", "embedding_scale", embedding_scale);
+  check_number("", "final_softcap", final_softcap);
+  check_number("", "norm_offset", norm_offset);
+  if (per_layer_input_size > 0) check<int64_t>("", "per_layer_vocab_size", per_layer_vocab_size, 1, kMaxVocab);
+  if (bidirectional) check<int64_t>("", "altup_streams", altup_streams, 1, 1);
   if (altup_streams > 1) {  // an AltUp layer has both
-    check("", "laurel_rank", laurel_rank, 1, kMaxWidth);
-    check("", "per_layer_input_size", per_layer_input_size, 1, kMaxWidth);
+    check<int64_t>("", "laurel_rank", laurel_rank, 1, kMaxWidth);
+    check<int64_t>("", "per_layer_input_size", per_layer_input_size, 1, kMaxWidth);
   }
-  check("", "number of dense_sizes", static_cast<int64_t>(dense_sizes.size()), 0, bidirectional ? kMaxDense : 0);
-  for (const int64_t size : dense_sizes) check("", "dense_sizes", size, 1, kMaxWidth);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerConfig& layer = layers[i];
-    const std::string where = "layer " + std::to_string(i) + ": ";
-    check(where, "num_heads", layer.num_heads, 1, kMaxHeads);
-    check(where, "num_kv_heads", layer.num_kv_heads, 1, layer.num_heads);
-    check(where, "head_dim", layer.head_dim, 2, kMaxHeadDim);
-    check(where, "intermediate_size", layer.intermediate_size, 1, kMaxWidth * 4);
-    check(where, "sliding_window", layer.sliding_window, 0, kMaxContextTokens);
-    check_real(where, "query_scale", layer.query_scale, 1e-6, 1e6);
-    check_real(where, "rope_theta", layer.rope_theta, 1.0, 1e12);
-    check_real(where, "rope_scaling_factor", layer.rope_scaling_factor, 1e-3, 1e6);
-    check_real(where, "attention_softcap", layer.attention_softcap, 0, 1e6);
-    if (layer.head_dim % 2 != 0)
-      fail(ErrorCode::kConfig, where, "head_dim is ", layer.head_dim, ", expected an even number");
-    check_real(where, "rope_partial_factor", layer.rope_partial_factor, 0, 1);
-    check_real(where, "activation_sparsity", layer.activation_sparsity.value_or(0), -10, 10);
-    check(where, "num_experts", layer.num_experts, 0, 4096);
-    if (layer.num_experts > 0) {
-      check(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
-      check(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
-    }
-    check(where, "kv_source", layer.kv_source, -1, bidirectional ? -1 : static_cast<int64_t>(i) - 1);
-    if (layer.kv_source >= 0) {
-      const LayerConfig& source = layers[static_cast<size_t>(layer.kv_source)];
-      if (source.kv_source >= 0 || !source.same_cache(layer)) {
-        fail(ErrorCode::kConfig, where, "kv_source is ", layer.kv_source,
-             ", expected a layer with its own cache and the same window, kv heads and head_dim");
-      }
-    }
-    if (layer.num_heads % layer.num_kv_heads != 0) {
-      fail(ErrorCode::kConfig, where, "num_heads (", layer.num_heads, ") is not a multiple of num_kv_heads (",
-           layer.num_kv_heads, ")");
-    }
-  }
+  check<int64_t>("", "number of dense_sizes", static_cast<int64_t>(dense_sizes.size()), 0,
+                 bidirectional ? kMaxDense : 0);
+  for (const int64_t size : dense_sizes) check_size("", "dense_sizes", size);
+  for (size_t index = 0; index < layers.size(); ++index) check_layer(*this, index);
 }
 
 size_t ModelConfig::last_cache_layer() const {
   size_t last = layers.size() - 1;
-  while (layers[last].kv_source >= 0) --last;  // the first layer always owns one
+  while (layers[last].kv_source >= 0) --last;  // the first layer always has one
   return last;
 }
 

@@ -1,10 +1,12 @@
-// A model as data: one LayerConfig per layer drives the one forward pass. Filled by Python from config.json or GGUF
+// A model as data: one LayerConfig for each layer drives the one forward pass. Python fills it from config.json or GGUF
 // metadata.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
+#include <string_view>
 #include <vector>
 
 namespace gemlet {
@@ -14,25 +16,26 @@ struct LayerConfig {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t intermediate_size = 0;
-  double query_scale = 0;  // query_pre_attn_scalar^-1/2; not always head_dim^-1/2
+  double query_scale = 0;  // query_pre_attn_scalar^-1/2, which is not always head_dim^-1/2
   double rope_theta = 0;
-  double rope_scaling_factor = 1;  // linear: angles divided by this
-  int64_t sliding_window = 0;      // 0 = full attention; counts the token itself
-  double attention_softcap = 0;    // 0 = none
-  bool qk_norm = false;            // RMS norm of every query and key head before the rotation
-  bool post_norms = false;         // RMS norm of each branch before it joins the residual
-  bool v_norm = false;             // RMS norm without weight of every value head
-  bool key_is_value = false;       // no value projection: values are the key projection before its norm and rotation
-  double rope_partial_factor = 1;  // share of the pairs that rotate; the others pass through
-  int64_t kv_source = -1;          // the earlier layer whose keys and values this one reads; -1 = its own
-  std::optional<double>
-      activation_sparsity;  // gate keeps what exceeds mean + this many standard deviations; none = all
-  int64_t num_experts = 0;  // routed experts beside the MLP; 0 = none
+  double rope_scaling_factor = 1;  // linear scaling: angles are divided by this
+  int64_t sliding_window = 0;      // 0: full attention; the token itself counts
+  double attention_softcap = 0;    // 0: none
+  bool qk_norm = false;            // every query and key head has an RMS norm before the rotation
+  bool post_norms = false;         // each branch has an RMS norm before it is added to the residual
+  bool v_norm = false;             // every value head has an RMS norm without weight
+  bool key_is_value =
+      false;  // there is no value projection; the values are the key projection before its norm and rotation
+  double rope_partial_factor = 1;  // the share of the pairs that rotate; the others stay as they are
+  int64_t kv_source = -1;          // the earlier layer whose keys and values this one reads; -1: its own
+  // The gate keeps what exceeds its mean by this many standard deviations; if none, it keeps everything.
+  std::optional<double> activation_sparsity;
+  int64_t num_experts = 0;  // routed experts beside the MLP; 0: none
   int64_t experts_per_token = 0;
   int64_t expert_intermediate_size = 0;
-  bool layer_scalar = false;  // the residual is multiplied by a stored number at the layer's end
+  bool layer_scalar = false;  // at the end of the layer the residual is multiplied by a stored number
 
-  // Layers of one kind share a table of cache blocks.
+  // Layers of one kind share their cache blocks.
   bool same_cache(const LayerConfig& other) const {
     return sliding_window == other.sliding_window && num_kv_heads == other.num_kv_heads && head_dim == other.head_dim;
   }
@@ -42,30 +45,39 @@ struct LayerConfig {
   }
 };
 
+// The range of a field of LayerConfig or ModelConfig. The other fields may narrow it.
+template <typename Value>
+struct Limits {
+  std::string_view field;
+  Value low, high;
+};
+std::span<const Limits<int64_t>> size_limits();  // "layers" is their number, "dense_sizes" each of them
+std::span<const Limits<double>> number_limits();
+
 struct ModelConfig {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t max_context = 0;
   double rms_norm_eps = 0;
   double embedding_scale = 0;
-  double final_softcap = 0;          // 0 = none
-  double norm_offset = 0;            // added to every norm weight while loading: 1 where checkpoints store w of (1 + w)
+  double final_softcap = 0;          // 0: none
+  double norm_offset = 0;            // added to every norm weight while loading; 1 where checkpoints store w of (1 + w)
   bool tied_embeddings = true;       // the output head is the embedding table
-  int64_t per_layer_input_size = 0;  // width of each layer's own token embedding; 0 = none
-  int64_t per_layer_vocab_size = 0;  // its rows; other ids take row 0
-  int64_t altup_streams = 1;         // residual streams; more than 1 makes the layers AltUp layers (Gemma 3n)
-  int64_t laurel_rank = 0;           // of the AltUp layers' low-rank branch
-  bool bidirectional = false;        // an embedding model: tokens see later ones as well, and a text has one output
-  std::vector<int64_t> dense_sizes;  // outputs of each matrix behind the mean over its tokens
+  int64_t per_layer_input_size = 0;  // width of the token embedding that each layer has for itself; 0: none
+  int64_t per_layer_vocab_size = 0;  // its rows; ids beyond them take row 0
+  int64_t altup_streams = 1;         // residual streams; with more than 1 all layers are AltUp layers (Gemma 3n)
+  int64_t laurel_rank = 0;           // rank of the low-rank branch of AltUp layers
+  bool bidirectional = false;        // an embedding model: tokens also see later ones, and a text has one output
+  std::vector<int64_t> dense_sizes;  // outputs of each matrix that follows the mean over the text's tokens
   std::vector<LayerConfig> layers;
 
-  // Throws Error{kConfig} naming the field if a value is out of range or sizes would overflow.
+  // Throws kConfig, with the name of the field, if a value is out of range.
   void validate() const;
 
-  // Numbers in the embedding of a text.
+  // How many numbers the embedding of a text has.
   int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
 
-  // The last layer that owns a cache: after its keys and values, only the rows that want logits are needed.
+  // The last layer that has its own cache. Once its keys and values are there, only rows that want logits are needed.
   size_t last_cache_layer() const;
 };
 

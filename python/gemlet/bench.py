@@ -202,7 +202,7 @@ def _read_bandwidth(model: Model) -> float:
 
 
 def _measure(model: Model, kind: str, count: int, depth: int, repetitions: int) -> BenchResult:
-    core = model._core_model
+    core = model._resident.core
     run = _time_prefill if kind == "pp" else _time_decode
     before = _read_bandwidth(model)
     # The first run touches every page and wakes the threads. It need not be long.
@@ -227,7 +227,7 @@ def _random_ids(model: Model, count: int) -> NDArray[np.int32]:
 def _time_prefill(model: Model, count: int, depth: int) -> float:
     """Seconds for ``count`` tokens after ``depth`` others."""
     ids = _random_ids(model, depth + count)
-    sequence = _core.TokenSequence(model._core_model)
+    sequence = _core.TokenSequence(model._resident.core)
     try:
         if depth:
             prefill(sequence, ids[:depth])
@@ -241,7 +241,7 @@ def _time_prefill(model: Model, count: int, depth: int) -> float:
 def _time_decode(model: Model, count: int, depth: int) -> float:
     """Seconds for ``count`` single-token forward passes after ``depth`` tokens and one more."""
     ids = _random_ids(model, depth + 1 + count)
-    sequence = _core.TokenSequence(model._core_model)
+    sequence = _core.TokenSequence(model._resident.core)
     try:
         prefill(sequence, ids[: depth + 1])
         started = time.perf_counter()

@@ -8,9 +8,6 @@ import random
 from typing import Any
 
 import pytest
-from support.paths import DATA
-from support.replies import joined
-from support.tokenizer_files import trained_model
 
 from gemlet.chat import (
     FUNCTION_GEMMA,
@@ -24,6 +21,9 @@ from gemlet.chat import (
 from gemlet.chat.functiongemma import REPLY_MARKERS
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
+from support.paths import DATA
+from support.replies import joined
+from support.tokenizer_files import trained_model
 
 PROMPTS = DATA / "functiongemma_prompts.json.xz"
 MARKERS = FUNCTION_GEMMA.markers[1:]
@@ -85,7 +85,7 @@ def test_results_are_matched_with_their_calls() -> None:
         ([USER, {"role": "tool", "content": "1"}], r"messages\[1\] is the result of a tool, but"),
         ([USER, calling("f"), {"role": "tool", "tool_call_id": "h", "content": "1"}], "tool_call_id is 'h'"),
         ([USER | {"tool_calls": [1]}], "tool_calls in a message of the role user"),
-        ([{"role": "assistant", "function_call": {}} | {"function_call": {"name": "f"}}], "function_call"),
+        ([calling("f") | {"function_call": {"name": "f"}}], "both function_call and tool_calls"),
         ([USER, {"role": "ipython", "content": "1"}], "role is 'ipython'"),
         ([{"role": "user"}], "content is None"),
         ([USER | {"content": [{"type": "image"}]}], "text only"),
@@ -139,7 +139,8 @@ def test_a_reply_begins_where_the_prompt_ends(tokenizer: Tokenizer) -> None:
 
 def test_a_truncated_call_is_reported() -> None:
     parser = TextReplyParser(REPLY_MARKERS, FUNCTION_GEMMA.render([USER]))
-    [event] = parser.push(CALL[:50]) + parser.finish()
+    [event, shown] = parser.push(CALL[:50]) + parser.finish()
+    assert shown == Content(CALL[:50])
     assert isinstance(event, MalformedToolCall)
     assert event.raw == CALL[21:50]
     assert "the reply ended within the call" in event.problem

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chat_conversations import Conversations, official, template_text
-from support.paths import DATA
-from support.tokenizer_files import gemma4_gguf, trained_model
 
 from gemlet.chat import GEMMA, Gemma4Format, chat_format_for, gemma4_format
 from gemlet.chat.templates import ALL_PROPERTIES, CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
+from support.chat_conversations import Conversations, official, template_text
+from support.paths import DATA
+from support.tokenizer_files import gemma4_gguf, trained_model
 
 PROMPTS = DATA / "gemma4_prompts.json.xz"
 CURRENT = "google-gemma-4-31B-it.jinja"
@@ -334,7 +334,7 @@ def nested(levels: int) -> Any:
     ("messages", "words"),
     [
         ([], ["empty"]),
-        ([user(None)], ["messages[0]", "content is None"]),
+        ([{"role": "user"}], ["messages[0]", "content is None"]),
         ([{"role": "assistant"}], ["messages[0]", "content is None"]),
         ([{"role": "model", "content": "x"}], ["messages[0]", "'model'", "user, assistant"]),
         ([user([{"type": "image"}])], ["messages[0].content[0]", "image", "text only"]),
@@ -342,9 +342,11 @@ def nested(levels: int) -> Any:
         ([user([{"type": "input_audio"}])], ["input_audio", "text only"]),
         ([user([{"type": "video"}])], ["video", "text only"]),
         ([user() | {"tool_calls": [call("f", {})]}], ["messages[0]", "tool_calls", "user"]),
-        ([{"role": "assistant", "content": "", "function_call": {"name": "f"}}], ["function_call"]),
+        ([caller(call("f", {}), function_call={"name": "f"})], ["both function_call and tool_calls"]),
         ([user(), result("4")], ["messages[1]", "calls none"]),
-        ([user(), caller(call("f", {})), user(), result("4")], ["messages[3]", "calls none"]),
+        ([user(), caller(call("f", {})), user(), result("4", "2")], ["messages[3]", "calls none"]),
+        ([user(), {"role": "function", "content": "4"}], ["messages[1]", "calls none"]),
+        ([{"role": "system", "content": None}], ["no message with content"]),
         ([user(), caller(call("f", {}, "1")), result("4", "2")], ["messages[2]", "'2'", "'1'"]),
         ([user(), caller(call("f", {})), result([{"type": "image"}])], ["messages[2].content[0]", "image"]),
         ([user(), caller(call("f", {})), result({1: 2})], ["messages[2].content", "key 1"]),

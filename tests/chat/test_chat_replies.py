@@ -13,8 +13,6 @@ from unittest.mock import MagicMock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from support.scripted import ScriptedSequence
 
 import gemlet
 import gemlet.model.model
@@ -23,6 +21,8 @@ from gemlet.chat.templates import CANONICAL
 from gemlet.cli import chat as cli_chat
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation import Generation
+from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
+from support.scripted import ScriptedSequence
 
 WEATHER = {
     "type": "function",
@@ -76,7 +76,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     original = gemlet.Model._start
 
     def start(model: Any, *arguments: Any) -> Any:
-        core = SimpleNamespace(TokenSequence=model.next_sequence, Sampler=lambda **options: None)
+        core = SimpleNamespace(TokenSequence=model.next_sequence)
         with monkeypatch.context() as patched:
             patched.setattr(gemlet.model.model, "_core", core)
             return original(model, *arguments)
@@ -136,7 +136,27 @@ def test_a_call_cut_off_by_max_tokens_is_malformed() -> None:
     reply = ScriptedModel(ids).chat([QUESTION], tools=[WEATHER], max_tokens=len(ids))
     assert (reply.tool_calls, reply.finish_reason) == ([], "length")
     assert [call.raw for call in reply.malformed_calls] == ["call:weather{city:"]
-    assert "tool_calls" not in reply.message
+    assert reply.message == {"role": "assistant", "content": "<|tool_call>call:weather{city:"}
+
+
+def test_a_call_that_cannot_be_read_stays_in_the_text_and_the_message() -> None:
+    written = "<|tool_call>call:weather{city:Oslo, Norway}<tool_call|>"
+    model = ScriptedModel("Let me look." + written + "<turn|>", "Sorry.<turn|>")
+    with model.stream_chat([QUESTION], tools=[WEATHER]) as stream:
+        chunks = list(stream)
+    reply = stream.result
+    assert "".join(chunk.text for chunk in chunks) == reply.text == "Let me look." + written
+    assert [call.raw for call in reply.malformed_calls] == ["call:weather{city:Oslo, Norway}"]
+    assert reply.message == {"role": "assistant", "content": reply.text}
+    model.chat([QUESTION, reply.message, QUESTION], tools=[WEATHER])
+    assert f"<|turn>model\n{reply.text}<turn|>" in model.asked[1]
+
+
+def test_a_call_with_slips_is_a_call() -> None:
+    # The token that ends the turn ends the call as well.
+    model = ScriptedModel("<|tool_call>:weather(city='Oslo', days=[1,2])<turn|>")
+    reply = model.chat([QUESTION], tools=[WEATHER])
+    assert (reply.text, reply.tool_calls, reply.malformed_calls) == ("", [OSLO], [])
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from support.chat_conversations import TEMPLATES, template_text
 
 from gemlet.chat import Gemma4Format, gemma4_format, read_chat_template
 from gemlet.chat.templates import ALL_PROPERTIES, CANONICAL, INTERLEAVED, LAUNCH, TOOL_MESSAGES
 from gemlet.errors import ModelFileError
+from support.chat_conversations import TEMPLATES, template_text
 
 CURRENT = "google-gemma-4-31B-it.jinja"
 OLDER = "google-gemma-4-31B-it-interleaved.jinja"

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined, read, read_ids
-from support.tokenizer_files import trained_model
 
 from gemlet.chat import (
     GEMMA,
     GEMMA4_MARKERS,
     Content,
     Gemma4Format,
+    MalformedToolCall,
     Reasoning,
     ReplyEvent,
     ReplyParser,
@@ -29,6 +28,8 @@ from gemlet.chat import (
 from gemlet.chat.templates import CANONICAL, INTERLEAVED, TOOL_MESSAGES
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer import Tokenizer
+from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined, read, read_ids
+from support.tokenizer_files import trained_model
 
 # --- whole replies ------------------------------------------------------------------------------------------
 
@@ -49,6 +50,19 @@ from gemlet.tokenizer import Tokenizer
         ("<|channel>thought\nno end\n", [Reasoning("no end\n")]),
         ("Yes.<channel|> No.", [Content("Yes. No.")]),
         ("a<|channel>thought\nb\n<channel|>c", [Content("a"), Reasoning("b"), Content("c")]),
+        (
+            "<|channel>thought\na\n<channel|><|channel>thought\nb\n<channel|>c",
+            [Reasoning("a\n\nb"), Content("c")],
+        ),
+        (
+            "<|channel>thought\na<|channel>b<|channel>thought\n\n<channel|>c",
+            [Reasoning("a\n\nb"), Content("c")],
+        ),
+        ("<|channel>thought\n<channel|><|channel>thought\nb\n<channel|>c", [Reasoning("b"), Content("c")]),
+        (
+            "<|channel>thought\na\n<channel|>b" + CALL + "<|channel>thought\nc\n",
+            [Reasoning("a"), Content("b"), OSLO, Reasoning("\n\nc\n")],
+        ),
         (CALL, [OSLO]),
         (CALL + "<|tool_response>", [OSLO]),
         (CALL + CALL, [OSLO, OSLO]),
@@ -76,7 +90,8 @@ def test_replies(reply: str, events: list[ReplyEvent]) -> None:
 def test_collect() -> None:
     events = read("<|channel>thought\nHm.\n<channel|>Look: " + CALL + "<|tool_call>x<tool_call|>done")
     reply = collect(events)
-    assert (reply.reasoning, reply.content, reply.tool_calls) == ("Hm.", "Look: done", [OSLO])
+    assert (reply.reasoning, reply.tool_calls) == ("Hm.", [OSLO])
+    assert reply.content == "Look: <|tool_call>x<tool_call|>done"
     assert [bad.raw for bad in reply.malformed] == ["x"]
 
 
@@ -281,6 +296,11 @@ def test_nothing_crashes_and_no_text_appears_from_nowhere(parts: list[str]) -> N
     for part in parts:
         is_marker = part in GEMMA4_MARKERS or part == "<|image|>"
         events += parser.marker(part) if is_marker else parser.text(part)
+    ordinary = "".join(part for part in parts if part not in GEMMA4_MARKERS)
+    after_call = False
     for event in events + parser.finish():
-        if isinstance(event, Content | Reasoning):
-            assert event.text in "".join(part for part in parts if part not in GEMMA4_MARKERS)
+        if isinstance(event, Reasoning):
+            assert event.text.removeprefix("\n\n") in ordinary
+        elif isinstance(event, Content):  # a call that cannot be read stays as it came
+            assert event.text in ("".join(parts) if after_call else ordinary)
+        after_call = isinstance(event, MalformedToolCall)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
 from gemlet.chat import (
     Content,
@@ -25,6 +24,7 @@ from gemlet.chat.gemma4_tools import WrittenCall, write_call
 from gemlet.chat.templates import CANONICAL, TOOL_MESSAGES
 from gemlet.chat.tool_calls import MAX_DEPTH, MalformedCallError, parse_call
 from gemlet.errors import InvalidRequestError
+from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
 # --- calls --------------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ def test_the_deepest_arguments_are_read_back() -> None:
     function["arguments"] = {"a": [value]}
     with pytest.raises(InvalidRequestError, match="levels"):
         chat_format.render([{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}])
-    (bad,) = read("<|tool_call>call:f{a:" + "[" * 100_000)
+    bad, _ = read("<|tool_call>call:f{a:" + "[" * 100_000)
     assert isinstance(bad, MalformedToolCall)
     assert "levels" in bad.problem
 
@@ -141,7 +141,6 @@ def test_other_notations_with_only_one_meaning(inside: str, arguments: dict[str,
     "raw",
     [
         "",
-        "f{}",
         "call:{}",
         "call: {}",
         "call:f",
@@ -156,7 +155,6 @@ def test_other_notations_with_only_one_meaning(inside: str, arguments: dict[str,
         "call:f{a:1}call:g{}",
         "call:f{a:[1}",
         "call:f{a:[1 2]}",
-        "call:f{a:Oslo}",
         "call:f{a:01}",
         "call:f{a:1.}",
         "call:f{a:NaN}",
@@ -169,20 +167,23 @@ def test_other_notations_with_only_one_meaning(inside: str, arguments: dict[str,
     ],
 )
 def test_malformed_calls_keep_their_text(raw: str) -> None:
-    (event,) = read(f"<|tool_call>{raw}<tool_call|>")
+    written = f"<|tool_call>{raw}<tool_call|>"
+    event, shown = read(written)
     assert isinstance(event, MalformedToolCall)
     assert event.raw == raw
+    assert shown == Content(written)
     assert 0 < len(event.problem) < 300
     assert "\ud800" not in event.problem
     after = read(f"<|tool_call>{raw}<tool_call|>Sorry." + CALL)
-    assert after == [event, Content("Sorry."), OSLO]
+    assert after == [event, Content(written + "Sorry."), OSLO]
     with pytest.raises(MalformedCallError):
         parse_call(raw.replace(QUOTE, "\ud800"))
 
 
 def test_a_truncated_call_says_so() -> None:
-    (event,) = read("<|tool_call>call:f{a:1")
+    event, shown = read("<|tool_call>call:f{a:1")
     assert isinstance(event, MalformedToolCall)
+    assert shown == Content("<|tool_call>call:f{a:1")
     assert event.raw == "call:f{a:1"
     assert "ended" in event.problem
 

@@ -3,13 +3,15 @@ goes on."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+import gemlet
+from gemlet import _core
 from support.core_models import (
     HIDDEN,
     VOCAB,
@@ -20,9 +22,6 @@ from support.core_models import (
     random_core,
     sampler,
 )
-
-import gemlet
-from gemlet import _core
 
 pytestmark = pytest.mark.tier
 
@@ -181,7 +180,7 @@ def test_finish() -> None:
     [
         ({"weights": "q5"}, "'q5' is unknown"),
         ({"embedding": ""}, "'' is unknown"),
-        ({"kv_cache": "q8"}, "kv_cache format 'q8' is unknown; expected f32, bf16 or int8"),
+        ({"kv_cache": "q8"}, "KV cache format 'q8' is unknown; expected f32, bf16, int8"),
         ({"threads": -1}, "threads is -1"),
         ({"threads": 1025}, "threads is 1025"),
     ],
@@ -189,52 +188,6 @@ def test_finish() -> None:
 def test_a_wrong_choice(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match=message):
         builder_of(**{"embedding": "f32", **changes})
-
-
-LAYER_LIMITS = {
-    "num_heads": (1, 4096),
-    "num_kv_heads": (1, 4),
-    "head_dim": (2, 1024),
-    "intermediate_size": (1, 2**20),
-    "sliding_window": (0, 2**24),
-    "query_scale": (1e-6, 1e6),
-    "rope_theta": (1.0, 1e12),
-    "rope_scaling_factor": (1e-3, 1e6),
-    "attention_softcap": (0.0, 1e6),
-    "rope_partial_factor": (0.0, 1.0),
-    "num_experts": (0, 4096),
-}
-MODEL_LIMITS = {
-    "vocab_size": (1, 2**22),
-    "hidden_size": (1, 2**18),
-    "max_context": (1, 2**24),
-    "rms_norm_eps": (1e-12, 1.0),
-    "embedding_scale": (1e-6, 1e6),
-    "final_softcap": (0.0, 1e6),
-    "norm_offset": (-16.0, 16.0),
-    "per_layer_input_size": (0, 2**18),
-    "altup_streams": (1, 16),
-}
-
-
-@pytest.mark.parametrize("key", [*MODEL_LIMITS, *LAYER_LIMITS])
-def test_config_values_out_of_range(key: str) -> None:
-    low, high = {**MODEL_LIMITS, **LAYER_LIMITS}[key]
-    bad: list[Any] = [low - 1, -(2**63), high + 1 if isinstance(high, int) else high * 2, 2**63 - 1]
-    if isinstance(high, float):
-        bad += [math.nan, math.inf, -math.inf]
-
-    def config_with(value: Any) -> _core.ModelConfig:
-        if key in MODEL_LIMITS:
-            return model_config(**{key: value})
-        return model_config(layer_config(**{key: value}))
-
-    for value in bad:
-        with pytest.raises(gemlet.ConfigError, match=key):
-            config_with(value)
-    for value in (2**63, 2**64, "1", None):
-        with pytest.raises((TypeError, gemlet.ConfigError)):
-            config_with(value)
 
 
 def test_configs_that_make_no_sense() -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet import _core
+from gemlet._core import testing
 from golden.folders import HERE
 from support.core_models import layer_config, model_config, random_core
 from support.inside import context_of
 from support.processes import run_program, start_program
 from support.programs import dispatch
-
-import gemlet
-from gemlet import _core
 
 pytestmark = pytest.mark.tier
 
@@ -45,7 +46,7 @@ CONTAINED = {
 
 
 def choose(features: list[str], xcr0: int, forced: str | None = None) -> tuple[str, list[str]]:
-    return _core.choose_tier(features=features, xcr0=xcr0, forced=forced)
+    return testing.choose_tier(features=features, xcr0=xcr0, forced=forced)
 
 
 # --- The tier -----------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def kernels_of(tier: str) -> dict[str, str]:
     """The tier of each operation's kernel if `tier` is used: `tier` itself, or the nearest one below that has
     it."""
     allowed = [*CONTAINED[tier], tier]
-    return {operation: found for operation, found in _core.kernel_entries() if found in allowed}
+    return {operation: found for operation, found in testing.kernel_entries() if found in allowed}
 
 
 @pytest.mark.parametrize("tier", INFO["tiers"])

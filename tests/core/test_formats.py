@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import gemlet
+from gemlet._core import testing
 from support.kernel_cases import (
     BLOCK,
     HALF_TINY,
@@ -30,9 +33,6 @@ from support.kernel_cases import (
     numbers,
 )
 
-import gemlet
-from gemlet import _core
-
 FORMATS = ["f32", "bf16", "bf12", "q8", "q4"]
 # The largest magnitude that a format holds: the largest float16 times the largest |q|.
 LARGEST = {"f32": 3.4e38, "bf16": 3.38e38, "bf12": 3.38e38, "q8": 65504 * 127.0, "q4": 65504 * 7.0}
@@ -44,7 +44,7 @@ quick = settings(max_examples=150, deadline=None, derandomize=True)
 
 
 def roundtrip(format: str, w: Floats) -> Floats:
-    out = _core.kernel_roundtrip(format=format, w=guarded(w))
+    out = testing.kernel_roundtrip(format=format, w=guarded(w))
     assert out.dtype == np.float32
     assert out.shape == w.shape
     return out
@@ -216,10 +216,10 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float, at: 
     w = np.ones((19, 70), np.float32)
     w[at] = value
     with pytest.raises(gemlet.TensorError, match="not finite"):
-        _core.kernel_roundtrip(format=format, w=w)
+        testing.kernel_roundtrip(format=format, w=w)
     operation = f"matmul_{'i8' if format in ('q8', 'q4') else 'f32'}_{format}"
     with pytest.raises(gemlet.TensorError, match="not finite"):
-        _core.kernel_matmul(tier="scalar", operation=operation, x=np.ones((1, 70), np.float32), w=w)
+        testing.kernel_matmul(tier="scalar", operation=operation, x=np.ones((1, 70), np.float32), w=w)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import gemlet
+from gemlet import _core
+from gemlet._core import testing
 from support.kernel_cases import (
     ATTENTIONS,
     BLOCK,
@@ -47,9 +51,6 @@ from support.kernel_cases import (
     numbers,
 )
 
-import gemlet
-from gemlet import _core
-
 INT8_FORMATS = ["q8", "q4"]
 # (largest |x|, largest |w|): products and their sums stay within float32.
 WIDE = (1e17, 1e17)
@@ -66,7 +67,7 @@ def test_every_kernel_is_tested() -> None:
 
 
 def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
-    y = _core.kernel_matmul(tier=tier, operation=operation, x=guarded(x), w=guarded(w))
+    y = testing.kernel_matmul(tier=tier, operation=operation, x=guarded(x), w=guarded(w))
     assert y.shape == (len(x), len(w))
     assert y.dtype == np.float32
     return y
@@ -75,7 +76,7 @@ def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
 def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
     """What a kernel computes, in float64, and the bound on the error of float32 (see the top of this
     file)."""
-    v = _core.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
+    v = testing.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
     cols = x.shape[1]
     in_tiles = operation.startswith("matmul_tiles")
     if in_tiles:
@@ -262,7 +263,7 @@ def test_bf12_gives_the_bits_of_bf16(operation: str, tier: str, rows: int) -> No
         w.flat[:: w.size // 5 + 1] *= 1e-7  # exceptions
         wanted = matmul(tier, operation.replace("bf12", "bf16"), x, w)
         for expand in (False, True):
-            seen = _core.kernel_matmul(
+            seen = testing.kernel_matmul(
                 tier=tier, operation=operation, x=guarded(x), w=guarded(w), expand=expand
             )
             np.testing.assert_array_equal(seen, wanted)
@@ -283,13 +284,13 @@ def test_a_tier_that_the_machine_lacks_is_refused() -> None:
     one = np.ones((1, 32), np.float32)
     for tier in ("", "sse9", "AVX2"):
         with pytest.raises(gemlet.UnsupportedError, match=f"'{tier}'"):
-            _core.kernel_matmul(tier=tier, operation="matmul_f32_f32", x=one, w=one)
+            testing.kernel_matmul(tier=tier, operation="matmul_f32_f32", x=one, w=one)
 
 
 def test_an_operation_that_is_not_a_matmul_is_refused() -> None:
     one = np.ones((1, 32), np.float32)
     with pytest.raises(gemlet.InvalidRequestError, match="'rope'"):
-        _core.kernel_matmul(tier="scalar", operation="rope", x=one, w=one)
+        testing.kernel_matmul(tier="scalar", operation="rope", x=one, w=one)
 
 
 @kernels(*PEAKS)
@@ -298,12 +299,12 @@ def test_a_measured_peak_is_possible(operation: str, tier: str) -> None:
     kind = operation.removeprefix("peak_")
     # At most two 512-bit instructions per cycle at 6 GHz. AMX makes 1024 products per cycle.
     most = 6144 if tier == "amx" and kind == "bf16" else {"f32": 192, "bf16": 384, "i8": 768}[kind]
-    assert 0.01 < _core.measure_peak(kind=kind, threads=1, tier=tier) < most
+    assert 0.01 < testing.measure_peak(kind=kind, threads=1, tier=tier) < most
 
 
 @kernels(*MATMULS)
 def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
-    run = _core.MatmulRun(tier=tier, operation=operation, rows=17, outputs=50, cols=70)
+    run = testing.MatmulRun(tier=tier, operation=operation, rows=17, outputs=50, cols=70)
     run.run()
     assert run.multiply_adds == 17 * 50 * 70
     columns = 128 if MATMULS[operation] in INT8_FORMATS else 70  # and 64 rows: whole panels, whole blocks
@@ -316,10 +317,10 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
 
 def test_a_benchmark_of_impossible_sizes_is_refused() -> None:
     with pytest.raises(gemlet.InvalidRequestError, match="'fp8', expected f32, bf16 or i8"):
-        _core.measure_peak(kind="fp8", threads=1)
+        testing.measure_peak(kind="fp8", threads=1)
     with pytest.raises(gemlet.InvalidRequestError, match="threads is 0"):
-        _core.measure_peak(kind="f32", threads=0)
+        testing.measure_peak(kind="f32", threads=0)
     with pytest.raises(gemlet.UnsupportedError, match="'sse9'"):
-        _core.measure_peak(kind="f32", threads=1, tier="sse9")
+        testing.measure_peak(kind="f32", threads=1, tier="sse9")
     with pytest.raises(gemlet.InvalidRequestError, match="must be positive"):
-        _core.MatmulRun(tier="scalar", operation="matmul_i8_q4", rows=0, outputs=1, cols=1)
+        testing.MatmulRun(tier="scalar", operation="matmul_i8_q4", rows=0, outputs=1, cols=1)

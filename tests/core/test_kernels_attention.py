@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gemlet._core import testing
 from support.kernel_cases import (
     ATTENTIONS,
     KINDS,
@@ -26,8 +28,6 @@ from support.kernel_cases import (
     kernels,
     numbers,
 )
-
-from gemlet import _core
 
 STEPS = 127 * 254
 # Tiers whose attention_bf16 rounds queries and weights to bf16.
@@ -49,7 +49,7 @@ def attention(
     softcap: float = 0.0,
     ahead: int = 0,
 ) -> Floats:
-    out = _core.kernel_attention(
+    out = testing.kernel_attention(
         tier=tier,
         kv=kv,
         q=guarded(q),

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from support.kernel_cases import KINDS, ROW_OPERATIONS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
-from gemlet import _core
+from gemlet._core import testing
+from support.kernel_cases import KINDS, ROW_OPERATIONS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT
@@ -22,7 +22,7 @@ Expected = tuple[Doubles, Doubles]  # value, bound
 
 
 def run(tier: str, operation: str, x: Floats, other: Floats, third: Floats, scalar: float) -> Floats:
-    out = _core.kernel_rowwise(
+    out = testing.kernel_rowwise(
         tier=tier,
         operation=operation,
         x=guarded(x),

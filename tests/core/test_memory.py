@@ -9,11 +9,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+
+from gemlet.loading.builder import settle
 from support.core_models import builder_of, layer_config, model_config
 from support.processes import run_program
 from support.programs import memory
-
-from gemlet.loading.builder import settle
 
 pytestmark = pytest.mark.tier
 
@@ -68,9 +68,9 @@ def test_the_plan_counts_the_panel_of_bf12_that_each_thread_expands() -> None:
 @pytest.mark.parametrize(
     ("layer", "layers", "config"),
     [
-        ({}, 1, {"vocab_size": 2**22, "hidden_size": 2**18}),  # 4 TiB in one tensor
-        ({"num_heads": 4096, "num_kv_heads": 4096, "head_dim": 1024}, 1, {"hidden_size": 2**18}),
-        ({"intermediate_size": 2**20}, 1, {"hidden_size": 2**18}),
+        ({}, 1, {"vocab_size": 2**22, "hidden_size": 2**16}),  # 1 TiB in one tensor
+        ({"num_heads": 1024, "head_dim": 1024}, 16, {"hidden_size": 2**16}),
+        ({"intermediate_size": 2**20}, 16, {"hidden_size": 2**16}),
         # Each tensor has 2 to 16 GiB and would fit. Together they have 7 to 49 TiB.
         ({"intermediate_size": 2**20}, 1024, {"hidden_size": 2**12}),
     ],

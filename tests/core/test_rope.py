@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE, read_tensors
-from golden.rope_cases import POSITIONS, ROPE_CASES, RopeCase
 from numpy.typing import NDArray
-from support.core_models import layer_config
 
 from gemlet import _core
+from gemlet._core import testing
+from golden.folders import HERE, read_tensors
+from golden.rope_cases import POSITIONS, ROPE_CASES, RopeCase
+from support.core_models import layer_config
 
-TIERS = sorted({tier for operation, tier in _core.kernel_entries() if operation == "rope"})
+TIERS = sorted({tier for operation, tier in testing.kernel_entries() if operation == "rope"})
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_rotated_heads_at_far_positions(case: RopeCase, golden: dict[str, NDArra
     assert "scalar" in supported
     for tier in supported:
         for i in range(len(POSITIONS)):
-            turned = _core.kernel_rowwise(
+            turned = testing.kernel_rowwise(
                 tier=tier, operation="rope", x=query, other=cosines[i], third=sines[i], scalar=1.0
             )
             assert np.abs(turned - expected[i]).max() < 1e-6 * np.abs(expected).max()

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet import _core
 from support.core_models import (
     CONTEXT,
     HIDDEN,
@@ -23,9 +26,6 @@ from support.core_models import (
 )
 from support.processes import run_program
 from support.programs import safety
-
-import gemlet
-from gemlet import _core
 
 pytestmark = pytest.mark.tier
 

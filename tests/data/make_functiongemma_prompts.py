@@ -1,11 +1,10 @@
-"""Writes functiongemma_prompts.json.xz: conversations, and what FunctionGemma's template makes of each.
+"""Writes functiongemma_prompts.json.xz: conversations, and the text of FunctionGemma's template for each.
 
     pip install jinja2
     PYTHONPATH=tests python tests/data/make_functiongemma_prompts.py chat_template.jinja
 
 The template is the one published with google/functiongemma-270m-it (13,792 bytes). It is under the Gemma
-terms of use and no part of this repository.
-"""
+terms of use and is not part of this repository."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ COUNT = 300
 
 
 def conversation(source: Conversations) -> dict[str, Any]:
-    """Results with a name and as the template takes them: a text, a mapping or a list of mappings."""
+    """Results have a name and a form that the template takes: a text, a mapping or a list of mappings."""
     found = source.conversation() | {"thinking": False}
     names: dict[str, str] = {}
     for message in found["messages"]:

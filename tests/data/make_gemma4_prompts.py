@@ -1,14 +1,13 @@
-"""Writes gemma4_prompts.json.xz: conversations, and what published templates of Gemma 4 make of each.
+"""Writes gemma4_prompts.json.xz: conversations, and the texts of Gemma 4's published templates for each.
 
     pip install jinja2
     PYTHONPATH=tests python tests/data/make_gemma4_prompts.py \\
         31B-april E4B-april 31B-july E4B-july 31B-may E4B-may
 
-The files are ``chat_template.jinja`` of google/gemma-4-31B-it and google/gemma-4-E4B-it, as of the end of
-April 2026 (16,934 and 16,804 bytes), of July (18,683 and 18,569) and of May (17,466 and 17,336). E2B has that
-of E4B, the other sizes have that of 31B. Those of May write text as those of April do. They are no part of
-this repository.
-"""
+The files are ``chat_template.jinja`` of google/gemma-4-31B-it and google/gemma-4-E4B-it, from the end of
+April 2026 (16,934 and 16,804 bytes), from July (18,683 and 18,569) and from May (17,466 and 17,336). E2B has
+the template of E4B; the other sizes have that of 31B. The templates of May write the same texts as those of
+April. The files are not part of this repository."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ SHA256 = (
     "36e3a42e5cf14cd0020e72d92e1fdd9970f59b82170e421f0cbe1bb42bead3f0",
     "2f1b4d75d067bae3fe44e676721c7f077d243bc007156cb9c2f8b5836613d082",
 )
-COUNT = 100  # with results in the assistant's message, and as many with messages of the role tool
+COUNT = 100  # conversations with results in the assistant's message; as many have messages of the role tool
 
 
 def main() -> None:

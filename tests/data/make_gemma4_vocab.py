@@ -1,16 +1,15 @@
-"""Writes gemma4_vocab.json.xz: the part of Gemma 4's vocabulary that its reference vectors can touch.
+"""Writes gemma4_vocab.json.xz: the part of Gemma 4's vocabulary that its reference vectors can use.
 
-Of the 262,144 pieces it keeps, with their ids, those that occur in one of the texts (no other piece can ever
-arise while such a text is encoded), control and user-defined pieces and bytes; of the 514,906 merges, in
-their order, those that make a piece that is kept. Beside llama.cpp's 46 vectors it holds more texts, with the
-ids that Hugging Face ``tokenizers`` gives for them with the whole vocabulary.
+Of the 262,144 pieces, it keeps those that occur in one of the texts, control pieces, user-defined pieces and
+bytes, with their ids. No other piece can arise while such a text is encoded. Of the 514,906 merges, it keeps
+those that make a kept piece, in their order. It has llama.cpp's 46 vectors and more texts; their ids come
+from Hugging Face ``tokenizers`` with the whole vocabulary.
 
     pip install tokenizers
     python tests/data/make_gemma4_vocab.py ggml-vocab-gemma-4.gguf    # beside it: .gguf.inp and .gguf.out
 
 The three files come from llama.cpp's folder models/ (Apache-2.0; the vocabulary is that of
-google/gemma-4-26B-A4B-it, Apache-2.0).
-"""
+google/gemma-4-26B-A4B-it, Apache-2.0)."""
 
 # ruff: noqa: RUF001 - the texts are meant to be unusual
 

@@ -1,14 +1,13 @@
-"""Writes gemma_prompts.json.xz: conversations, and what the templates of Gemma 2, 3 and 3n make of each.
+"""Writes gemma_prompts.json.xz: conversations, and the texts of the templates of Gemma 2, 3 and 3n for each.
 
     pip install jinja2
     PYTHONPATH=tests python tests/data/make_gemma_prompts.py google-gemma-2-2b-it.jinja \\
         convert_gemma3_weights.py convert_gemma3n_weights.py
 
 The first file is the template published with google/gemma-2-2b-it (591 bytes, in llama.cpp's folder
-models/templates). It is under the Gemma terms of use and no part of this repository. The others are the
-scripts in transformers (src/transformers/models/gemma3 and gemma3n) that wrote the published checkpoints,
-templates included: ``_CHAT_TEMPLATE`` is read from them. Those of Gemma 3 and 3n differ in images and sound.
-"""
+models/templates). It is under the Gemma terms of use and is not part of this repository. The others are the
+scripts in transformers (src/transformers/models/gemma3 and gemma3n) that wrote the published checkpoints with
+their templates. ``_CHAT_TEMPLATE`` is read from them. Those of Gemma 3 and 3n differ for images and audio."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+
 from support.chat_conversations import Conversations, official
 
 OUT = Path(__file__).with_name("gemma_prompts.json.xz")
@@ -46,8 +46,9 @@ def template(path: Path) -> str:
 
 
 def conversation(source: Conversations, *, parts: bool) -> dict[str, Any]:
-    """User and assistant in turn, a system text in front of some; or what the templates refuse: any roles in
-    any order, but none that they only know from the first message in the assistant's place."""
+    """User and assistant in turn, some with a system text before them. Or a conversation that the templates
+    refuse: any roles in any order. A system message is never in an assistant's place, which they would
+    accept."""
     content = source.content if parts else source.text
     messages = [{"role": role, "content": content()} for role in ("user", "assistant") * 3]
     messages = messages[: source.random.randint(1, 6)]
@@ -70,7 +71,7 @@ def conversation(source: Conversations, *, parts: bool) -> dict[str, Any]:
 
 
 def rendered(text: str, found: dict[str, Any]) -> str | None:
-    """None where the template refuses."""
+    """The text, or None if the template refuses."""
     try:
         return official(text, found)
     except jinja2.exceptions.TemplateError:

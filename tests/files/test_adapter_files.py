@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.adapters import CONFIG, TARGETS, adapter_tensors
-from support.adapters import write_adapter as write
-from support.inside import core_of
-from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 import gemlet
 from gemlet import _core
 from gemlet.adapters.adapter import open_adapter
 from gemlet.config import parse_config
-from gemlet.sources.opening import open_source
+from gemlet.sources.opening import open_model_files
+from support.adapters import CONFIG, TARGETS, adapter_tensors
+from support.adapters import write_adapter as write
+from support.inside import core_of
+from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 
 GEMMA4 = parse_config(CONFIGS["gemma4_text"], where="config.json")
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -407,7 +407,7 @@ def test_a_wrong_adapter_closes_the_files_of_the_model(tmp_path: Path) -> None:
     base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
     path = write(tmp_path / "a", {**CONFIG, "use_dora": True})
     with pytest.raises(gemlet.ConfigError, match="use_dora"):
-        open_source(base, merge_adapter=path)
+        open_model_files(base, merge_adapter=path)
     with pytest.raises(gemlet.ModelFileError, match="no such folder"):
         gemlet.load(base, merge_adapter=tmp_path / "none")
 

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from gemlet.checkpoint import safetensors_files, tensor_files
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.errors import ModelClosedError, ModelFileError, TensorError
 from support.tiny_models import (
     bf16_bits,
     safetensors_bytes,
@@ -14,10 +18,6 @@ from support.tiny_models import (
     write_safetensors,
     write_shards,
 )
-
-from gemlet.checkpoint import safetensors_files, tensor_files
-from gemlet.checkpoint.safetensors_files import Checkpoint
-from gemlet.errors import ModelClosedError, ModelFileError, TensorError
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 B = np.array([1.5, -2.0], dtype=np.float32)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import (
-    CONFIGS,
-    weights_of,
-    write_folder,
-)
 
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config import parse_config
 from gemlet.errors import TensorError
 from gemlet.weights.hf_names import map_tensors
 from gemlet.weights.slots import expected_slots
+from support.tiny_models import (
+    CONFIGS,
+    weights_of,
+    write_folder,
+)
 
 
 def shapes_of(family: str, prefix: str = "model.") -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import CONFIGS, SIZES
 
 from gemlet.config import SHAPES, embedding_scale, parse_config, read_config, read_end_ids, shape_config
 from gemlet.errors import ConfigError, GemletError, InvalidRequestError, ModelFileError
+from support.tiny_models import CONFIGS, SIZES
 
 # The keys of published files of each family, with smaller values, in the old spelling (transformers 4).
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -379,8 +379,8 @@ HOSTILE_JSON: list[tuple[str, bytes, str]] = [
     ("infinity", b'{"rms_norm_eps": -Infinity}', "holds -Infinity"),
     ("overflow", b'{"model_type": "gemma", "rms_norm_eps": 1e999}', "rms_norm_eps is inf"),
     ("digits", b'{"model_type": "gemma", "hidden_size": ' + b"9" * 5000 + b"}", "not valid JSON|hidden_size"),
-    ("deep", b'{"a":' * 200000 + b"1" + b"}" * 200000, "nested too deeply"),
-    ("deep list", b'{"a":' + b"[" * 500000, "nested too deeply"),
+    ("deep", b'{"a":' * 50000 + b"1" + b"}" * 50000, "nested too deeply"),
+    ("deep list", b'{"a":' + b"[" * 100000, "nested too deeply"),
     ("twice", b'{"model_type": "gemma", "head_dim": 2, "head_dim": 4}', "'head_dim' appears twice"),
     ("latin", b'{"model_type": "\xe9"}', "not UTF-8 at byte 16"),
     ("surrogate", b'{"model_type": "gemma", "\\ud800": 1}', r"unknown key '\\ud800'"),

@@ -8,12 +8,12 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
-from golden.variants_gemma3n import gemma3n_causal, gemma3n_multimodal, gemma3n_text
-from golden.variants_gemma4 import gemma4_causal, gemma4_multimodal, gemma4_text
-from support.tiny_models import CONFIGS
 
 from gemlet.config import SHAPES, TextConfig, parse_config, shape_config
 from gemlet.errors import ConfigError
+from golden.variants_gemma3n import gemma3n_causal, gemma3n_multimodal, gemma3n_text
+from golden.variants_gemma4 import gemma4_causal, gemma4_multimodal, gemma4_text
+from support.tiny_models import CONFIGS
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import CONFIGS
 
 from gemlet.config import parse_config, read_config
+from support.tiny_models import CONFIGS
 
 
 def parse(raw: dict[str, Any], **changes: Any) -> Any:

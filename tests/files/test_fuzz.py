@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fuzz.fuzz import inputs, run_one
 from fuzz.readers import READERS
 

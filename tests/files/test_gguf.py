@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from gemlet.checkpoint.gguf_format import MAX_ENTRIES, MAX_HEAD_BYTES, read_gguf
+from gemlet.errors import GemletError, ModelFileError
+from gemlet.tokenizer import Tokenizer
 from support.tokenizer_files import (
     ARRAY,
     BOOL,
@@ -24,10 +28,6 @@ from support.tokenizer_files import (
     gguf_tensor,
     trained_gguf,
 )
-
-from gemlet.checkpoint.gguf_format import MAX_ENTRIES, MAX_HEAD_BYTES, read_gguf
-from gemlet.errors import GemletError, ModelFileError
-from gemlet.tokenizer import Tokenizer
 
 ENTRIES = [
     gguf_entry("general.architecture", STRING, "gemma3"),

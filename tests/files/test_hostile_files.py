@@ -1,26 +1,4 @@
-"""The corpus of broken files, over all formats. What the formats' own tests leave open is here; where the rest is:
-
-=============== ======================= ======================= ===================== ====================== =======================
-broken          safetensors             GGUF                    tokenizer.json        config.json            adapters
-=============== ======================= ======================= ===================== ====================== =======================
-cut short       here;                   here; test_gguf,        here                  here                   here;
-                test_checkpoint_hostile test_load_gguf_hostile                                               test_adapter_files
-huge sizes      test_checkpoint_hostile test_gguf, here         test_tokenizer (ids)  test_config            test_adapter_files,
-                                                                                                             here (header)
-overlapping     test_checkpoint_hostile test_gguf, here         --                    --                     here
-deep or huge    here (header's size),   test_gguf (arrays,      test_tokenizer, here  test_config            test_adapter_files,
-metadata        test_checkpoint_hostile strings)                (size)                                       here (size)
-NaN, infinity   test_load,              here (each block type), test_tokenizer        test_config            test_adapter_files
-                test_packed_hostile     test_load_gguf_hostile
-wrong types     test_checkpoint_hostile test_load_gguf_hostile  test_tokenizer        test_config            test_adapter_files
-links           here;                   here                    here                  here                   here
-                test_checkpoint_hostile
-                (paths in an index)
-=============== ======================= ======================= ===================== ====================== =======================
-
-Links are followed, as the hub's cache consists of them (gemlet/checkpoint.py); nothing that a file *says* leads
-out of its folder. Random and guided inputs: tests/fuzz.
-"""  # noqa: E501
+"""Damaged and hostile files of all formats. tests/README.md lists the damage, and which test has the rest."""
 
 from __future__ import annotations
 
@@ -36,8 +14,15 @@ from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
+
+import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
 from fuzz.readers import ADAPTER, READERS
+from gemlet.adapters.adapter import open_adapter
+from gemlet.checkpoint.gguf_format import read_gguf
+from gemlet.config import parse_config
+from gemlet.errors import GemletError, ModelFileError, TensorError, TokenizerError
+from gemlet.tokenizer import Tokenizer
 from golden.folders import HERE
 from support.adapters import write_adapter
 from support.gguf_cases import BLOCK_TYPES, BLOCKS
@@ -45,13 +30,6 @@ from support.gguf_models import NUMBERS, Typed, convert_tensors, metadata, read_
 from support.gguf_package import write_with_package
 from support.tiny_models import CONFIGS, weights_of, with_header, write_folder, write_shards
 from support.tokenizer_files import gguf_string, trained_model
-
-import gemlet
-from gemlet.adapters.adapter import open_adapter
-from gemlet.checkpoint.gguf_format import read_gguf
-from gemlet.config import parse_config
-from gemlet.errors import GemletError, ModelFileError, TensorError, TokenizerError
-from gemlet.tokenizer import Tokenizer
 
 
 def boundaries(name: str, data: bytes) -> set[int]:

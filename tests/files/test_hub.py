@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet.cli import main
+from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
+from gemlet.sources.hub import is_repository
 from support.gguf_models import convert_tensors, metadata, typed, write_gguf
 from support.hub_server import COMMIT, TOKEN, hub
 from support.processes import run_program
 from support.programs import hub as programs
 from support.tiny_models import CONFIGS, safetensors_bytes, weights_of, write_folder, write_shards
 from support.tokenizer_files import STRING, gguf_entry
-
-import gemlet
-from gemlet.cli import main
-from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
-from gemlet.sources.hub import is_repository
 
 NAME = "someone/gemma-tiny"
 WEIGHTS = safetensors_bytes(weights_of(CONFIGS["gemma"]))

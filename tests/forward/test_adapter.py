@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet import _core
 from golden.folders import HERE, TOLERANCE, read_tensors
 from support.adapters import ADAPTERS, NAMES, ON_270M, Floats, base_of, read_golden, write_adapter
 from support.core_models import int32
 from support.feeding import REORDERED, difference
 from support.inside import context_of, core_adapter, core_of
-
-import gemlet
-from gemlet import _core
 
 pytestmark = pytest.mark.tier
 

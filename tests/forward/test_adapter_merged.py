@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
-from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
-from support.feeding import difference
 
 import gemlet
 from gemlet.packing.blocks import blocks
-from gemlet.sources.opening import open_source
+from gemlet.sources.opening import open_model_files
+from golden.folders import HERE, read_tensors
+from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
+from support.feeding import difference
 
 pytestmark = pytest.mark.tier
 
@@ -26,8 +26,8 @@ def test_merged_tensors_are_the_sums_for_any_size_of_block() -> None:
     tensors = read_tensors(ADAPTERS / name / "adapter_model.safetensors")
     at = "base_model.model.model.layers.2.mlp.up_proj.lora_"
     with (
-        open_source(base_of(name)) as plain,
-        open_source(base_of(name), merge_adapter=ADAPTERS / name) as merged,
+        open_model_files(base_of(name)) as plain,
+        open_model_files(base_of(name), merge_adapter=ADAPTERS / name) as merged,
     ):
         tensor = "model.layers.2.mlp.up_proj.weight"
         values, _ = plain.checkpoint.read(tensor)
@@ -54,7 +54,7 @@ def test_merging_takes_little_memory(tmp_path: Path) -> None:
         f"base_model.model.{module}.lora_B.weight": np.ones((6912, 1), np.float32),
     }
     folder = write_adapter(tmp_path / "adapter", config, tensors)
-    with open_source(tmp_path / "model", merge_adapter=folder) as source:
+    with open_model_files(tmp_path / "model", merge_adapter=folder) as source:
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         rows = 0

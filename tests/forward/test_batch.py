@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.core_models import layer_config, model_config, random_core
 
 from gemlet import _core
+from support.core_models import layer_config, model_config, random_core
 
 pytestmark = pytest.mark.tier
 

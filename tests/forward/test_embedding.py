@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import BY_NAME, EMBEDDING_NAMES, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
+
+import gemlet
+from gemlet.cli import main
+from gemlet.config import parse_config, read_config
+from gemlet.model.embedding import passes
+from golden.folders import BY_NAME, EMBEDDING_NAMES, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from reference import attention as reference_attention
 from reference.forward import embedding
 from reference.model import Model
@@ -21,11 +26,6 @@ from support.gguf_models import convert_folder, convert_tensors, metadata, read_
 from support.inside import context_of, core_of, taps_of
 from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 from support.tokenizer_files import BOOL, U32
-
-import gemlet
-from gemlet.cli import main
-from gemlet.config import parse_config, read_config
-from gemlet.model.embedding import passes
 
 pytestmark = pytest.mark.tier
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+import gemlet
+from gemlet.weights.formats import PRESETS
 from reference import experts
 from reference.forward import forward
 from reference.model import Cache, Model
 from support.processes import run_program, start_program
 from support.programs.experts import extend_with_others_protected
 from support.tiny_models import CONFIGS, weights_of, write_folder
-
-import gemlet
-from gemlet.weights.formats import PRESETS
 
 pytestmark = pytest.mark.tier
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from numpy.typing import NDArray
-from support.core_models import VOCAB, builder_of, int32, layer_config, model_config
-from support.feeding import REORDERED, difference, feed
-from support.inside import context_of, taps_of
 
 import gemlet
 from gemlet import _core
+from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
+from support.core_models import VOCAB, builder_of, int32, layer_config, model_config
+from support.feeding import REORDERED, difference, feed
+from support.inside import context_of, taps_of
 
 pytestmark = pytest.mark.tier
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from golden.folders import ALL_NAMES, HERE, read_golden
 from numpy.typing import NDArray
-from support.feeding import REORDERED, difference, feed
-from support.paths import DATA
 
 import gemlet
+from golden.folders import ALL_NAMES, HERE, read_golden
+from support.feeding import REORDERED, difference, feed
+from support.paths import DATA
 
 pytestmark = pytest.mark.tier
 

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import BY_NAME, HERE
 from numpy.typing import NDArray
-from support.gguf_models import convert_tensors, metadata, typed, write_gguf
-from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 
 import gemlet
 from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.checkpoint.tensor_files import OpenFiles
 from gemlet.cli import main
 from gemlet.config import parse_config, shape_config
 from gemlet.config.matformer import cut_config
 from gemlet.errors import InvalidRequestError, UnsupportedError
+from golden.folders import BY_NAME, HERE
+from support.gguf_models import convert_tensors, metadata, typed, write_gguf
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 
 pytestmark = pytest.mark.tier
 
@@ -187,13 +188,13 @@ def test_parts_that_are_cut_away_are_not_read(tmp_path: Path, monkeypatch: pytes
     spoiled = write_folder(tmp_path / "spoiled", LARGE, tensors=tensors)
     matformer = {"intermediate_size": 48, "skip_layers": [5]}
     read: list[int] = []
-    fill = Checkpoint._fill
+    fill = OpenFiles.fill
 
-    def counting(self: Checkpoint, file: str, begin: int, buffer: memoryview, what: str) -> None:
+    def counting(self: OpenFiles, file: str, begin: int, buffer: memoryview, what: str) -> None:
         read.append(len(buffer) if "gate_proj" in what else 0)
         fill(self, file, begin, buffer, what)
 
-    monkeypatch.setattr(Checkpoint, "_fill", counting)
+    monkeypatch.setattr(OpenFiles, "fill", counting)
     found = logits_of(spoiled, weights="f32", matformer=matformer)
     assert sum(read) == 7 * 48 * 64 * 4
     np.testing.assert_array_equal(found, logits_of(clean, weights="f32", matformer=matformer))

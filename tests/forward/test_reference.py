@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from golden.folders import (
     ALL_NAMES,
     BY_NAME,
@@ -21,7 +23,6 @@ from golden.folders import (
     tap_errors,
 )
 from golden.rope_cases import POSITIONS, ROPE_CASES, RopeCase
-from numpy.typing import NDArray
 from reference import blocks
 from reference.config import Rope
 from reference.forward import forward, greedy

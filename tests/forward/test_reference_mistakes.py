@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from golden.folders import ALL_NAMES, HERE, TOLERANCE, read_golden, tap_errors
 from reference import altup, attention, blocks, experts, forward, mlp, per_layer_inputs
 from reference.config import Config, Layer, Rope

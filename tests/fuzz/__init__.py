@@ -1,1 +1,1 @@
-"""Hostile files: the readers under test (readers.py), mutations (mutate.py), the long run (fuzz.py)."""
+"""Hostile files: the readers under test (readers.py), mutations (mutate.py), and long runs (fuzz.py)."""

@@ -1,14 +1,14 @@
 """Feeds a reader broken files: ``python tests/fuzz/fuzz.py safetensors --runs 1000000``.
 
-Inputs are random mutations of good files, or with ``--guided`` those of libFuzzer, guided by the coverage
-that ``atheris`` sees. Anything but a GemletError ends the run and leaves the input in a file; so do ten
-seconds of processor time on one input, MEMORY of address space beyond what the process had, and LEAK bytes
-that it has gained after many inputs. ``--trace`` holds every input to PER_BYTE (``tracemalloc``, four times
-slower). What ends the process itself leaves the input in ``last.bin``, after its length in eight bytes.
+The inputs are random mutations of good files. With ``--guided`` libFuzzer makes them, guided by the coverage
+that ``atheris`` sees. A run ends and leaves the input in ``crash.bin`` if a reader raises anything but a
+GemletError, if one input takes ten seconds of processor time or MEMORY bytes of address space, or if the
+process has grown by LEAK bytes after many inputs. ``--trace`` also checks PER_BYTE for every input (with
+``tracemalloc``, four times slower). If an input ends the process itself, ``last.bin`` has its length in eight
+bytes and the input.
 
-With the core built by ``GEMLET_SANITIZE`` in PYTHONPATH (how: ``section_sanitize`` of ``.ci/run``) its
-AddressSanitizer looks on.
-"""
+If the core in PYTHONPATH was built with ``GEMLET_SANITIZE`` (see ``section_sanitize`` in ``.ci/run``), its
+AddressSanitizer checks the run too."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ from fuzz.mutate import mutate_bytes
 from fuzz.readers import READERS, Reader
 from gemlet.errors import GemletError, MemoryLimitError
 
-SECONDS = 10  # of processor time: on a busy machine the clock says nothing
+SECONDS = 10  # of processor time, because on a busy machine elapsed time means nothing
 MEMORY = 256 << 20
 LEAK = 64 << 20
-# An input of n bytes may take this much: Python's objects for the shortest JSON values are what costs most.
+# An input of n bytes may take IN_ANY_CASE + n * PER_BYTE. Python's objects for short JSON values cost the
+# most.
 PER_BYTE, IN_ANY_CASE = 100, 4 << 20
 LONGEST = 1 << 20
 REPORT = 50_000
 
 
 class TooMuchError(BaseException):
-    """Time or memory; nothing that a reader could take for a broken file."""
+    """Too much time or memory. No reader can mistake it for the error of a broken file."""
 
 
 def run_one(reader: Reader, data: bytes) -> bool:
-    """Whether ``data`` was accepted. Raises what is not a GemletError."""
+    """Whether the reader accepted ``data``. Every error except GemletError is raised."""
     try:
         reader.run(data)
     except MemoryLimitError:
@@ -65,19 +66,19 @@ def run_traced(reader: Reader, data: bytes) -> bool:
 
 
 def inputs(reader: Reader, seed: int):  # type: ignore[no-untyped-def]
-    """Mutated good files, without end."""
+    """An endless series of mutated good files."""
     chance = random.Random(seed)
     seeds = reader.seeds()
     while True:
         data = chance.choice(seeds)
         mutate = reader.mutate if reader.mutate and chance.random() < 0.7 else mutate_bytes
         data = mutate(chance, data)
-        if len(data) <= LONGEST:  # lists can double and double
+        if len(data) <= LONGEST:  # lists can double many times
             yield data
 
 
 def pages(which: int) -> int:
-    """Bytes of this process: 0 its address space, 1 what is resident."""
+    """Bytes of this process: 0 is its address space, 1 its resident memory."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[which]) * resource.getpagesize()
 
@@ -110,7 +111,7 @@ def fuzz_random(reader: Reader, runs: int, seed: int, traced: bool) -> None:
             print(f"input {count} of seed {seed} is in crash.bin", file=sys.stderr)
             raise
         if count % REPORT == 0 or count == runs:
-            # What does not return to Python, where the timer's signal is seen, ends after an hour here.
+            # Code that does not return to Python never sees the timer's signal. It ends after an hour.
             faulthandler.dump_traceback_later(3600, exit=True)
             rate = count / (time.process_time() - started)
             print(

@@ -1,4 +1,4 @@
-"""Mutations of good files: of their bytes, and of the values in JSON, alone or as a safetensors header."""
+"""Mutations of good files: of their bytes, and of JSON values, alone or in a safetensors header."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ BYTES = [
 
 
 def mutate_bytes(chance: random.Random, data: bytes) -> bytes:
-    """One to four changes: bits, runs cut out or doubled, extreme numbers written over, the end cut off."""
+    """Makes one to four changes: flips bits, removes or doubles runs, writes extreme numbers, cuts the end
+    off."""
     out = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 4])):
-        # Headers are at the front, and what goes wrong there goes far.
+        # Headers are at the front. Damage there has the largest effects.
         at = chance.randrange(min(len(out), chance.choice([16, 256, 4096, 1 << 30])) or 1) if out else 0
         kind = chance.randrange(7)
         if kind == 0 and out:
@@ -84,7 +85,7 @@ def mutate_bytes(chance: random.Random, data: bytes) -> bytes:
 
 
 def mutate_json(chance: random.Random, data: bytes) -> bytes:
-    """One to three values replaced, removed, doubled, renamed or moved."""
+    """Replaces, removes, doubles, renames or moves one to three values."""
     value = json.loads(data)
     for _ in range(chance.choice([1, 1, 2, 3])):
         value = _change(chance, value)
@@ -92,7 +93,7 @@ def mutate_json(chance: random.Random, data: bytes) -> bytes:
 
 
 def mutate_safetensors(chance: random.Random, data: bytes) -> bytes:
-    """:func:`mutate_json` of the header, mostly with a true length of it before."""
+    """Applies :func:`mutate_json` to the header. The length before it is mostly correct."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = mutate_json(chance, data[8:end])
     length = len(header) + chance.choice([0, 0, 0, 0, 0, 0, 1, -1, 8])
@@ -101,7 +102,7 @@ def mutate_safetensors(chance: random.Random, data: bytes) -> bytes:
 
 def _change(chance: random.Random, value: Any) -> Any:
     containers = [value] if isinstance(value, (dict, list)) else []
-    for container in containers:  # grows while it is walked through
+    for container in containers:  # the list grows during the loop
         inner = container.values() if isinstance(container, dict) else container
         containers += [entry for entry in inner if isinstance(entry, (dict, list))]
         if len(containers) > 2000:

@@ -1,8 +1,7 @@
-"""Everything of gemlet that reads a file, as functions of the file's bytes.
+"""All readers of files in gemlet, as functions of the file's bytes.
 
-Each takes any bytes and may raise nothing but :class:`gemlet.GemletError`; what it reads without an error is
-used as far as gemlet would. READERS has them by name, with good files to start from.
-"""
+Each function takes any bytes and may only raise :class:`gemlet.GemletError`. If it accepts a file, it uses
+the contents as gemlet would. READERS has the functions by name, with good files to start from."""
 
 from __future__ import annotations
 
@@ -21,10 +20,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from support.gguf_models import convert_tensors, metadata, typed, write_gguf
-from support.tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
-from support.tokenizer_files import tokenizer_json as make_tokenizer_json
-from support.tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
@@ -39,14 +34,19 @@ from gemlet.tokenizer import stored as _stored_vocabulary
 from gemlet.tokenizer.files import read_vocabulary
 from gemlet.weights.hf_names import tensor_name
 from gemlet.weights.slots import expected_slots
+from support.gguf_models import convert_tensors, metadata, typed, write_gguf
+from support.tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
+from support.tokenizer_files import tokenizer_json as make_tokenizer_json
+from support.tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 DEMO = Path(gemlet.__file__).parent / "demo"
-ENOUGH = 1 << 16  # bytes of a tensor, or tokens, that are looked at
+ENOUGH = 1 << 16  # how many bytes of a tensor, or tokens, are used
 
 
 @dataclass(frozen=True)
 class Reader:
-    """``run`` may raise GemletError only; ``seeds`` gives good files. ``mutate``: beside that of bytes."""
+    """``run`` may only raise GemletError. ``seeds`` returns good files. ``mutate`` makes more than byte
+    changes."""
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
@@ -55,7 +55,7 @@ class Reader:
 
 @cache
 def _folder() -> Path:
-    """A folder in memory, where there is one: a fuzzer writes it ten thousand times a second."""
+    """A folder in memory if possible, because a fuzzer writes it ten thousand times a second."""
     shared = "/dev/shm"
     folder = tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else None)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -70,7 +70,7 @@ def _file(name: str) -> tuple[Path, int]:
 
 
 def _write(name: str, data: bytes) -> Path:
-    """Puts ``data`` into a file that stays open, which takes half of the time of a new one."""
+    """Writes ``data`` into a file that stays open. This takes half the time of a new file."""
     path, descriptor = _file(name)
     os.pwrite(descriptor, data, 0)
     os.ftruncate(descriptor, len(data))
@@ -109,7 +109,7 @@ def generation_config(data: bytes) -> None:
 
 
 def modules(data: bytes) -> None:
-    """Each of the files of sentence-transformers beside good others."""
+    """Puts each file of sentence-transformers beside good other files."""
     folder = _folder() / "modules"
     config = parse_config(CONFIGS["gemma3_text"] | {"use_bidirectional_attention": True}, where="config.json")
     failed = []
@@ -127,7 +127,7 @@ def modules(data: bytes) -> None:
 
 
 def whole_folder(data: bytes) -> None:
-    """config.json beside the weights of another one: what does not agree is found before a weight is read."""
+    """config.json beside the weights of another model. Differences are found before a weight is read."""
     folder = _write("whole/config.json", data).parent
     if not (folder / "model.safetensors").exists():
         weights = weights_of(CONFIGS["gemma3n_text"])
@@ -144,7 +144,7 @@ def tokenizer_model(data: bytes) -> None:
 
 
 def _any_digest() -> AbstractContextManager[object]:
-    """So that a change of a stored tokenizer gets past it."""
+    """Accepts any digest, so that a changed tokenizer is read further."""
     return patch.object(_stored_vocabulary, "_digest", lambda described, tensors: "0" * 64)
 
 
@@ -252,7 +252,7 @@ def _indices() -> list[bytes]:
 
 @cache
 def _few_weights() -> dict[str, np.ndarray]:
-    """The names and shapes that matter, not the bytes."""
+    """A model with few weights; only names and shapes matter."""
     return {name: values for name, values in weights_of(CONFIGS["gemma"]).items() if values.nbytes < 1000}
 
 

@@ -1,14 +1,14 @@
-"""What llama.cpp makes of the golden folders, written as GGUF files by tests/support/gguf_package.py.
+"""Compares llama.cpp with gemlet on the golden folders, which tests/support/gguf_package.py writes as GGUF
+files.
 
     pip install llama-cpp-python==0.3.36 gguf==0.19.0 .
     PYTHONPATH=tests python tests/golden/compare_llama_cpp.py          # all; or the names of some
 
-Prints, per folder, how far its logits or embedding are from gemlet's on the same file. What it does not
-support is changed here: it knows no scale of attention but that of the head's size, always caps the logits of
-Gemma 4 and does not stretch its rotations, wants as many outputs of dense layers as hidden values, and of
-Gemma 3n takes one shape only, which a random model has. The sharing layers of gemma4-e4b are in an order that
-it does not know.
-"""
+For each folder, the script prints the distance between the logits or embeddings of the two on the same file.
+It changes features that llama.cpp does not support: an attention scale other than that of the head size,
+Gemma 4 without a cap on its logits or with scaled rotations, and dense layers whose outputs differ from the
+hidden size in number. Of Gemma 3n, llama.cpp supports one shape; a random model has this shape. It does not
+support the order of gemma4-e4b's layers that share keys."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+
+import gemlet
+from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
 from support.gguf_models import Tensors, read_folder
 from support.gguf_package import MARKERS, write_with_package
 from support.tiny_models import weights_of
 
-import gemlet
-from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
-
 GEMMA3N = "gemma3n, random"
 WIDTH = 64
-# It cuts where 95% of a normal distribution lie below, of a deviation with n - 1 for n.
+# llama.cpp cuts where 95 % of a normal distribution are below. Its deviation divides by n - 1 instead of n.
 SPARSITY = NormalDist().cdf(NormalDist().inv_cdf(0.95) * (WIDTH / (WIDTH - 1)) ** 0.5)
 CONFIG = {
     "model_type": "gemma3n_text",
@@ -55,10 +55,10 @@ CONFIG = {
 
 
 def supported(name: str) -> tuple[dict[str, Any], Tensors, list[int]]:
-    """Configuration, tensors and a prompt."""
+    """The configuration, the tensors and a prompt that llama.cpp supports."""
     if name == GEMMA3N:
         tensors = {key: values + 0.5 * (values.ndim == 1) for key, values in weights_of(CONFIG).items()}
-        for i in (20, 21):  # which nobody reads, but it wants them
+        for i in (20, 21):  # nothing reads them, but llama.cpp requires them
             for part in ("k_proj", "v_proj", "k_norm"):
                 key = f"model.layers.{{}}.self_attn.{part}.weight"
                 tensors[key.format(i)] = tensors[key.format(0)]
@@ -73,7 +73,7 @@ def supported(name: str) -> tuple[dict[str, Any], Tensors, list[int]]:
     for key in [key for key in tensors if key.startswith("3_Dense")]:
         tensors[key] = np.resize(tensors[key], (text["hidden_size"], tensors[key].shape[1]))
     ids = read_golden(name)["ids"]
-    if name in EMBEDDING_NAMES:  # it takes text there
+    if name in EMBEDDING_NAMES:  # llama.cpp takes only text for embeddings
         ids = np.append(2, ids[ids >= len(MARKERS)])
     return config, tensors, ids.tolist()
 
@@ -118,7 +118,7 @@ def main() -> None:
         return compare(sys.argv[1])
     without = ("vaultgemma", "gemma4-e4b")
     known = [name for name in ALL_NAMES if name not in without and not name.startswith("gemma3n")]
-    # In processes of their own, as llama.cpp may end its own.
+    # Each folder gets its own process, because llama.cpp may end the process.
     for name in sys.argv[1:] or [*known, GEMMA3N, *EMBEDDING_NAMES]:
         run = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True)
         lines = (run.stderr if run.returncode else run.stdout).strip().splitlines()

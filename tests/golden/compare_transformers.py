@@ -1,4 +1,4 @@
-"""Compares gemlet with transformers on a real model: trained weights, float32, text that nobody trained on.
+"""Compares gemlet with transformers on a real model: trained weights, float32, and held-out text.
 
     pip install torch==2.13.0 transformers==5.24.0 gguf==0.19.0 accelerate .
     python tests/golden/compare_transformers.py gemma-3-270m.gguf

@@ -1,4 +1,4 @@
-"""Where the golden folders are and what is in them, for the tests."""
+"""The places and contents of the golden folders, for tests."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .variants_gemma4 import GEMMA4
 HERE = Path(__file__).parent
 BY_NAME = {variant.name: variant for variant in (*VARIANTS, *GEMMA3N, *GEMMA4, *EMBEDDING)}
 EMBEDDING_NAMES = tuple(variant.name for variant in EMBEDDING)
-ALL_NAMES = tuple(name for name in BY_NAME if name not in EMBEDDING_NAMES)  # of models that write text
-TOLERANCE = 2e-4  # of a tap's largest magnitude, float32
+ALL_NAMES = tuple(name for name in BY_NAME if name not in EMBEDDING_NAMES)  # the models that write text
+TOLERANCE = 2e-4  # for float32, relative to a tap's largest magnitude
 NOT_TAPS = ("ids", "rows", "greedy", "embedding")
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """The tensors of a golden file.
 
-    Written out here, as only three dtypes occur and the tests should not rest on the reader they test.
+    Only three dtypes occur. Tests should not use the reader that they test, so this function is separate.
     """
     blob = path.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
@@ -40,14 +40,14 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def read_golden(name: str) -> dict[str, NDArray[Any]]:
-    """golden.safetensors of one variant; `rows` is filled in where the file keeps every row."""
+    """golden.safetensors of one variant. If the file has every row, `rows` lists all of them."""
     golden = read_tensors(HERE / name / "golden.safetensors")
     golden.setdefault("rows", np.arange(len(golden["ids"])))
     return golden
 
 
 def tap_errors(golden: dict[str, NDArray[Any]], taps: dict[str, NDArray[Any]]) -> dict[str, float]:
-    """Tap -> largest difference relative to the golden tap's largest magnitude."""
+    """Tap -> the largest difference, relative to the golden tap's largest magnitude."""
     rows, errors = golden["rows"], {}
     for name in golden.keys() - set(NOT_TAPS):
         expected = golden[name]
@@ -56,7 +56,7 @@ def tap_errors(golden: dict[str, NDArray[Any]], taps: dict[str, NDArray[Any]]) -
 
 
 def expected_taps(variant: Variant) -> tuple[str, ...]:
-    """The tap names csrc/MODEL.md asks of a variant's model, in order of computation."""
+    """The names of the taps that csrc/MODEL.md defines for a variant's model, in order of computation."""
     text = variant.config.get("text_config", variant.config)
     streams = range(1, text.get("altup_num_inputs", 4) if text["model_type"] == "gemma3n_text" else 1)
     inside = ["attention", "mlp"]

@@ -1,16 +1,16 @@
-"""Writes the golden LoRA adapters of tests/golden/adapters with PEFT, over golden checkpoints that are there.
+"""Writes the golden LoRA adapters of tests/golden/adapters with PEFT, for existing golden checkpoints.
 
     pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 safetensors
     python tests/golden/make_adapters.py              # all of them
     python tests/golden/make_adapters.py gemma3-plain # some of them
 
-Each folder is an adapter with random A and B as PEFT's save_pretrained writes it (adapter_config.json,
+Each folder has an adapter with random A and B, written by PEFT's save_pretrained (adapter_config.json and
 adapter_model.safetensors), and golden.safetensors:
 
     ids [T] int64       a prompt (starts with <bos>)
     logits [T, V]       float32: transformers + PEFT, the adapter beside the weights
 
-The adapter is saved first and then opened again with PeftModel.from_pretrained, as a published one would be.
+The script saves the adapter first and then opens it with PeftModel.from_pretrained, like a published adapter.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ VERSIONS = {"transformers": "5.23.0", "peft": "0.21.2"}
 TOKENS = 24
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
-# PEFT cannot adapt the towers of Gemma 4, whose projections have the same names.
+# PEFT cannot adapt the towers of Gemma 4. Their projections have the same names, so they are excluded.
 TEXT = r"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
 
 @dataclass(frozen=True)
 class AdapterVariant:
-    """An adapter: the golden checkpoint it belongs to, what LoraConfig gets, and the type of its tensors."""
+    """An adapter: its golden checkpoint, the arguments of LoraConfig, and the type of its tensors."""
 
     name: str
     base: str
@@ -85,7 +85,7 @@ ADAPTERS = (
             "exclude_modules": ["layers.2.self_attn.k_proj"],
         },
     ),
-    # Written for several models at once, and with every kind of trap that such patterns have.
+    # Such a pattern is written for several models at once. This one has every known difficulty.
     AdapterVariant(
         "gemma3-regex",
         "gemma3-4b-resaved",
@@ -137,7 +137,7 @@ def make(variant: AdapterVariant, folder: Path) -> None:
     dtype = getattr(torch, variant.stored)
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    # Lists in a fixed order, and no path of the machine that made them.
+    # The lists get a fixed order, and no path of this machine is kept.
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = variant.base
     for key in ("target_modules", "exclude_modules"):
@@ -166,7 +166,7 @@ def main() -> None:
     if found != VERSIONS:
         sys.exit(f"golden adapters are made with {VERSIONS}, this is {found}")
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # inside PEFT
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # a warning inside PEFT
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""Writes blocks.safetensors: blocks of every GGUF type gemlet reads, and the values of the ``gguf`` package.
+"""Writes blocks.safetensors: blocks of every GGUF type that gemlet reads, and their values from the ``gguf``
+package.
 
-Bytes are random, so that every bit of every field counts; only the float16 scales are drawn to be finite: of
-both signs, some zero and some below float16's normal range.
+The bytes are random, so that every bit of every field counts. Only the float16 scales are chosen: they are
+finite, have both signs, and some are zero or below float16's normal range.
 
     pip install gguf==0.19.0 safetensors
-    python tests/golden/make_blocks.py
-"""
+    python tests/golden/make_blocks.py"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 from safetensors.numpy import save_file
 
-# type -> where in a block its float16 numbers are
+# type -> the places of the float16 numbers in a block
 SCALES = {
     "Q4_0": (0,),
     "Q4_1": (0, 2),

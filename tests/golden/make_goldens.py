@@ -22,10 +22,9 @@ golden.safetensors:
     greedy [24] int64       the ids greedy decoding appends to `ids`
     embedding [D]           embedding models, in place of the last two: mean, dense layers, length 1
 
-The folder is written first and then opened with from_pretrained, as a published checkpoint would be: what the
-names and the config mean is thereby decided by transformers and not by this script. Everything is computed in
-float32 with eager attention, and greedy ids by full recomputation without a cache.
-"""
+The script writes the folder first and then opens it with from_pretrained, like a published checkpoint. So
+transformers decides what the names and the config mean, and not this script. Everything is computed in
+float32 with eager attention. Greedy ids are computed without a cache."""
 
 from __future__ import annotations
 
@@ -50,21 +49,21 @@ from golden.variants import Variant  # noqa: E402
 
 TRANSFORMERS = "5.23.0"
 MAX_BYTES = 1_000_000
-# How much larger than a relative change of the weights that of a tap or the logits may be. Random models can
-# be chaotic where trained ones are not; then float32 rounding alone would use up the tests' tolerance.
+# How much larger the relative change of a tap or the logits may be than that of the weights. Random models
+# can be chaotic, unlike trained ones. Then float32 rounding alone would use up the tolerance of the tests.
 MAX_NOISE_GAIN = 150
 
 
-# Parts of the tensors' names in memory that belong to images and sound.
+# Parts of the names in memory of tensors for images and audio.
 NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "audio_tower.", "embed_vision.", "embed_audio.")
 
 
 # --- Random weights -----------------------------------------------------------------------------------------
 def draw(name: str, shape: torch.Size, variant: Variant) -> torch.Tensor:
-    """A random weight whose size keeps every term of the model visible in the logits."""
+    """A random weight. Its size keeps every term of the model visible in the logits."""
     noise = torch.randn(shape)
     if any(part in name for part in NOT_TEXT):
-        return noise * 0.1  # never used by the text path
+        return noise * 0.1  # the text model does not use it
     if name.endswith("layer_scalar"):
         return 0.9 + 0.2 * noise.clamp(-2, 2)
     if name.endswith(("correct_output_scale", "router.scale", "per_expert_scale")):
@@ -74,7 +73,7 @@ def draw(name: str, shape: torch.Size, variant: Variant) -> torch.Tensor:
     if name.endswith(("model.norm.weight", "language_model.norm.weight")):
         return variant.norm_center + 0.5 + 0.4 * noise
     if name.endswith("norm.weight"):
-        # A post norm sets the size of its branch beside the embedding in the residual stream.
+        # A post norm sets the size of its branch, relative to the embedding in the residual stream.
         return variant.norm_center + (0.6 if ".post_" in name else 0.2) + 0.4 * noise
     fan_in = shape[-1]
     if name.endswith("modality_router.weight"):
@@ -96,7 +95,7 @@ def draw(name: str, shape: torch.Size, variant: Variant) -> torch.Tensor:
 
 
 def stored_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Name -> parameter or buffer that belongs in a file. A tied head appears once, as the embedding."""
+    """Name -> parameter or buffer that is stored in a file. A tied head appears once, as the embedding."""
     saved = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return dict(model.named_parameters()) | buffers
@@ -110,7 +109,7 @@ def spell(name: str, variant: Variant) -> str:
 
 
 def write_checkpoint(variant: Variant, folder: Path) -> None:
-    """config.json and the tensors, drawn from torch's current seed."""
+    """Writes config.json and the tensors, which are drawn with torch's current seed."""
     write_json(folder / "config.json", variant.config)
     config = transformers.AutoConfig.from_pretrained(folder)
     build = model_class(variant)
@@ -143,7 +142,7 @@ def write_checkpoint(variant: Variant, folder: Path) -> None:
 
 
 def write_modules(variant: Variant, folder: Path) -> None:
-    """The dense layers and the files of sentence-transformers, as EmbeddingGemma has them."""
+    """Writes the dense layers and the files of sentence-transformers, as in EmbeddingGemma."""
     at = "sentence_transformers.models."
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     inputs = variant.config["hidden_size"]
@@ -175,7 +174,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def make(variant: Variant, folder: Path) -> None:
-    """Draws until greedy decoding is neither constant nor decided by rounding; then writes the folder."""
+    """Draws weights until greedy decoding varies and does not depend on rounding. Then writes the folder."""
     for attempt in range(100):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""Writes rope.safetensors: what transformers' rotary embeddings give at far positions.
+"""Writes rope.safetensors: results of transformers' rotary embeddings at far positions.
 
-    python tests/golden/make_rope.py        # the environment of make_goldens.py
+    python tests/golden/make_rope.py        # in the environment of make_goldens.py
 
 For each case of rope_cases.py, with R the number of positions and h the head dim:
 
@@ -10,7 +10,7 @@ For each case of rope_cases.py, with R the number of positions and h the head di
     {case}.query [h]                a random head
     {case}.rotated [R, h]           that head at each position
 
-A model of 100,000 tokens would say the same in a much larger file.
+A golden model with 100,000 tokens would show the same, but its file would be much larger.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import sys
 import zlib
 from pathlib import Path
 
-# PyTorch's vector instructions round some powers to the neighbouring float, which at position 100,000 is
-# another angle by 2e-3; its plain code rounds correctly, and gives the same frequencies on every processor.
+# PyTorch's vector instructions round some powers to the neighbouring float. At position 100,000 this changes
+# the angle by 2e-3. PyTorch's plain code rounds correctly and gives the same frequencies on every processor.
 os.environ["ATEN_CPU_CAPABILITY"] = "default"
 
 import torch
@@ -50,7 +50,7 @@ def run(case: RopeCase) -> dict[str, torch.Tensor]:
     positions = torch.tensor(POSITIONS)
     torch.manual_seed(zlib.crc32(case.name.encode()))
     query = torch.randn(case.head_dim)
-    cos, sin = rotary(query, positions[None], *by_kind)  # [1, R, h]: each half of the lanes the same
+    cos, sin = rotary(query, positions[None], *by_kind)  # [1, R, h]; both halves of the lanes are equal
     spread = query.expand(1, 1, len(positions), -1)  # [1, heads, R, h]
     if family in ("gemma", "gemma3"):
         rotated, _ = module.apply_rotary_pos_emb(spread, spread, cos, sin)

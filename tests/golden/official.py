@@ -14,20 +14,21 @@ from safetensors.torch import load_file
 from .variants import Variant
 
 GREEDY = 24
-# Submodule of a decoder layer -> the tap its output becomes; those a family lacks are left out.
+# Submodule of a decoder layer -> the tap of its output. A family may lack some submodules.
 LAYER_TAPS = {"self_attn": "attention", "mlp": "mlp", "experts": "moe"}
-# Parts of a file that the text-only class rightly does not know.
+# Parts of a file that the text-only class does not have.
 SKIPPED = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")
 
 
 def model_class(variant: Variant) -> Any:
-    """The class of the checkpoint, but for Gemma 3n's, whose image tower exists at one size only (300M)."""
+    """The class of the checkpoint. Gemma 3n gets the text class, as its image tower has only one size
+    (300M)."""
     name = variant.config["architectures"][0]
     return getattr(transformers, {"Gemma3nForConditionalGeneration": "Gemma3nForCausalLM"}.get(name, name))
 
 
 def open_official(variant: Variant, folder: Path) -> Any:
-    """The checkpoint as transformers reads it; every tensor of the file must have found its place."""
+    """The checkpoint, opened by transformers, which must use every tensor of the file."""
     model, report = model_class(variant).from_pretrained(
         folder,
         dtype=torch.float32,
@@ -116,7 +117,7 @@ def recording(model: Any) -> Iterator[Recording]:
     if per_layer:
         project = stack.project_per_layer_inputs
 
-        def projecting(*args: Any) -> torch.Tensor:  # a method, not a module: no hook of its own
+        def projecting(*args: Any) -> torch.Tensor:  # a method and not a module, so it has no hook
             result = project(*args)
             record.taps["per_layer_inputs"] = result.detach()[0].flatten(1).clone()  # [T, L * P]
             return result
@@ -132,7 +133,7 @@ def recording(model: Any) -> Iterator[Recording]:
 
 
 def logits_of(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """{"logits": [T, V]} of ids [1, T]; {} of an embedding model."""
+    """{"logits": [T, V]} for ids [1, T], or {} for an embedding model."""
     result = model(input_ids=ids, use_cache=False)
     return {"logits": result.logits[0]} if hasattr(result, "logits") else {}
 
@@ -165,8 +166,8 @@ def golden_tensors(
 
 
 def run(variant: Variant, model: Any) -> tuple[dict[str, torch.Tensor], float, float]:
-    """The contents of golden.safetensors; the smallest lead of a greedy choice over its runner-up; and of the
-    last expert chosen over the first one not chosen, as a difference of logarithms."""
+    """The contents of golden.safetensors, and two smallest leads: of a greedy choice over its runner-up, and
+    of the last chosen expert over the next one, as a difference of logarithms."""
     ids = random_ids(variant, model)
     with recording(model) as record:
         logits = model(input_ids=ids, use_cache=False).logits[0]
@@ -184,9 +185,10 @@ def run(variant: Variant, model: Any) -> tuple[dict[str, torch.Tensor], float, f
 
 
 def noise_gain(model: Any, golden: dict[str, torch.Tensor], size: float = 1e-6) -> float:
-    """How much larger than a random relative change of the weights that of a tap or the logits is: the worst.
+    """How much larger the relative change of a tap or the logits is than a random change of the weights.
 
-    Relative to the tap's largest value. Leaves the model changed.
+    The result is the largest of these ratios. A tap's change is relative to its largest value. The function
+    changes the model.
     """
 
     def taps() -> dict[str, torch.Tensor]:

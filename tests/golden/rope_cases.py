@@ -7,13 +7,13 @@ from typing import Any
 
 from .variants import GLOBAL, LOCAL
 
-# Ends and edges of windows and contexts, the largest of which is 262144.
+# The ends of windows and contexts, and the positions beside them. The largest context is 262144.
 POSITIONS = (0, 1, 2, 3, 511, 512, 1023, 4095, 8191, 8192, 32767, 65535, 65537, 99999, 100000, 131071, 262143)
 
 
 @dataclass(frozen=True)
 class RopeCase:
-    """`config` makes one of transformers' `config_class`; `kind` is the kind of layer looked at."""
+    """`config` has the arguments of transformers' `config_class`. `kind` is the kind of layer."""
 
     name: str
     config_class: str

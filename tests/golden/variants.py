@@ -1,12 +1,11 @@
-"""The tiny checkpoints of tests/golden, as data: config.json in the form published checkpoints have it.
+"""The tiny checkpoints of tests/golden, as data, with config.json in the form of published checkpoints.
 
-Gemma 1, 2 and 3 are here; variants_gemma3n.py and variants_gemma4.py have the rest.
-Every variant stands for one structure found in the wild. Dimensions are small, mostly different from each
-other (so that a swapped pair cannot go unnoticed) and mostly no multiples of 16 or 32 (so that no kernel can
-rely on round sizes).
+Gemma 1, 2 and 3 are here. variants_gemma3n.py, variants_gemma4.py and variants_embedding.py have the rest.
+Every variant represents one structure of published models. Dimensions are small. They mostly differ from each
+other, so that a swapped pair is noticed, and mostly are no multiples of 16 or 32, so that no kernel can rely
+on round sizes.
 
-No torch here: the tests import this table to know which folders must exist.
-"""
+This file does not use torch, because the tests import it to know which folders must exist."""
 
 from __future__ import annotations
 
@@ -19,23 +18,24 @@ SIX = [LOCAL] * 5 + [GLOBAL]
 
 @dataclass(frozen=True)
 class Variant:
-    """One golden folder. `config` is config.json; the rest says how its tensors are drawn and stored."""
+    """One golden folder. `config` is config.json. The other fields say how tensors are drawn and stored."""
 
     name: str
-    why: str  # the structure this variant is here for
+    why: str  # the structure that this variant represents
     config: dict[str, Any]
     tokens: int = 41
-    rows: tuple[int, ...] | None = None  # rows the taps keep; None keeps all
-    stored: str = "float32"  # or "bfloat16": dtype of the tensors in the file
+    rows: tuple[int, ...] | None = None  # the rows that the taps keep; None means all
+    stored: str = "float32"  # the dtype of the tensors in the file; or "bfloat16"
     shards: int = 1
-    # How a name of the in-memory model is spelled in the file, applied in order; () leaves it alone.
+    # Replacements that turn a name in memory into the name in the file, in order; () changes nothing.
     rename: tuple[tuple[str, str], ...] = ()
     resave: bool = False  # let transformers write config.json and the tensors
-    # The sizes of the random draw. Norm weights are drawn about `norm_center`: 0 where the model uses 1 + w.
+    # The sizes of random weights. The mean of norm weights is `norm_center`, which is 0 if the model uses 1 +
+    # w.
     norm_center: float = 0.0
     head_norm: float = 0.5  # mean of the q/k norm weights above norm_center: sharpens the attention
-    query_gain: float = 1.5  # spread of q and k lanes where there is no q/k norm
-    dense: tuple[int, ...] | None = None  # outputs of the dense layers behind an embedding model's mean
+    query_gain: float = 1.5  # the spread of q and k lanes in models without a q/k norm
+    dense: tuple[int, ...] | None = None  # the outputs of the dense layers after an embedding model's mean
     # Tensors in the file that the text model must skip: name -> shape.
     unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -108,7 +108,7 @@ def gemma2(**changes: Any) -> dict[str, Any]:
 
 # --- Gemma 3 ------------------------------------------------------------------------------------------------
 def gemma3(**changes: Any) -> dict[str, Any]:
-    """A text-only config in the first published form: one pattern number and three rope keys."""
+    """A text-only config in the first published form: a number for the pattern, and three rope keys."""
     config = {
         "architectures": ["Gemma3ForCausalLM"],
         "attention_bias": False,
@@ -145,14 +145,15 @@ def gemma3(**changes: Any) -> dict[str, Any]:
 
 
 def gemma3_layer_types(layers: list[str], **changes: Any) -> dict[str, Any]:
-    """The second published form (Gemma 3 270M): layers listed one by one, rope keys as before."""
+    """The second published form (Gemma 3 270M): a list of layers, and the same rope keys."""
     config = gemma3(num_hidden_layers=len(layers), layer_types=layers, _sliding_window_pattern=6, **changes)
     del config["sliding_window_pattern"], config["cache_implementation"]
     return config | {"transformers_version": "4.55.0.dev0", "use_bidirectional_attention": False}
 
 
 def gemma3_rope_parameters(layers: list[str], full: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The form transformers 5 writes: `rope_parameters` per kind of layer, `dtype` for `torch_dtype`."""
+    """The form of transformers 5: `rope_parameters` for each kind of layer, `dtype` instead of
+    `torch_dtype`."""
     config = gemma3_layer_types(layers, **changes)
     for key in ("rope_local_base_freq", "rope_scaling", "rope_theta", "torch_dtype"):
         del config[key]
@@ -166,10 +167,11 @@ def gemma3_rope_parameters(layers: list[str], full: dict[str, Any], **changes: A
 
 
 def gemma3_multimodal(**text: Any) -> dict[str, Any]:
-    """A 4B, 12B or 27B config: the text part is nested and holds only what differs from the class defaults.
+    """A 4B, 12B or 27B config. Its text part is nested and has only the values that differ from the defaults.
 
-    Left to the defaults unless given: num_attention_heads 8, num_key_value_heads 4, rms_norm_eps 1e-6,
-    query_pre_attn_scalar 256, max_position_embeddings 131072, both thetas, the activation, the pattern of 6.
+    Unless they are given, these have their defaults: num_attention_heads 8, num_key_value_heads 4,
+    rms_norm_eps 1e-6, query_pre_attn_scalar 256, max_position_embeddings 131072, both thetas, the activation,
+    the pattern of 6.
     """
     return {
         "architectures": ["Gemma3ForConditionalGeneration"],
@@ -209,7 +211,7 @@ PUBLISHED_MULTIMODAL = (
     ("model.vision_tower.", "vision_tower.vision_model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
 )
-# Around every second multiple of the window of 64, and both ends.
+# Positions around every second multiple of the window (64), and at both ends.
 FAR_ROWS = (0, 1, 62, *(edge + near for edge in range(64, 700, 128) for near in (-1, 0, 1)), 300, 698, 699)
 
 VARIANTS = (

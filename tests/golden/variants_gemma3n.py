@@ -8,7 +8,7 @@ from .variants import GLOBAL, LOCAL, Variant
 
 
 def gemma3n_text(**changes: Any) -> dict[str, Any]:
-    """The text part in the published form (transformers 4.53), two keys that mean nothing included."""
+    """The text part in the published form (transformers 4.53), with two keys that have no effect."""
     config = {
         "activation_sparsity_pattern": [0.95, 0.95, 0.9, 0.0, 0.0, 0.0, 0.0],
         "altup_active_idx": 0,
@@ -26,7 +26,7 @@ def gemma3n_text(**changes: Any) -> dict[str, Any]:
         "initializer_range": 0.02,
         "intermediate_size": [76] * 7,
         "laurel_rank": 5,
-        # The two layers before the sharing ones are a local and a global one, but the local one comes first.
+        # Before the layers that share keys there are a local and a global layer, in this order.
         "layer_types": [LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
         "max_position_embeddings": 32768,
         "model_type": "gemma3n_text",
@@ -49,12 +49,12 @@ def gemma3n_text(**changes: Any) -> dict[str, Any]:
 
 
 def gemma3n_causal(**changes: Any) -> dict[str, Any]:
-    """Text alone: the form Gemma3nForCausalLM has on disk."""
+    """A text-only config: the form of Gemma3nForCausalLM on disk."""
     return gemma3n_text() | {"architectures": ["Gemma3nForCausalLM"], "eos_token_id": [1, 106]} | changes
 
 
 def gemma3n_multimodal(**text: Any) -> dict[str, Any]:
-    """A published config; of the towers, which text does not need, only what identifies them."""
+    """A published config. Of the towers, which text does not need, it has only their types."""
     return {
         "architectures": ["Gemma3nForConditionalGeneration"],
         "audio_config": {"hidden_size": 6, "model_type": "gemma3n_audio", "vocab_offset": 262272},
@@ -83,8 +83,8 @@ def gemma3n_multimodal(**text: Any) -> dict[str, Any]:
     }
 
 
-# Tensors of the file that text does not need: of the towers, named as published and as small as they come,
-# and of layers that share keys and values, where files may hold projections nobody uses.
+# Tensors of the file that text does not need: those of the towers, with published names and small sizes, and
+# unused projections of layers that share keys and values, which files may have.
 UNUSED = {
     "model.language_model.layers.4.self_attn.k_proj.weight": (32, 36),
     "model.language_model.layers.4.self_attn.v_proj.weight": (32, 36),
@@ -103,7 +103,7 @@ UNUSED = {
     "model.embed_audio.embedding_projection.weight": (36, 6),
 }
 
-# Scores are q . k without a scale: head norms of 0.6 keep the softmax of a random model from being an argmax.
+# Scores are q . k without a scale. Head norms of 0.6 keep the softmax of a random model from being an argmax.
 WEIGHTS: dict[str, Any] = dict(norm_center=1.0, head_norm=-0.4)
 
 GEMMA3N = (

@@ -104,9 +104,9 @@ AUDIO = {
     "subsampling_conv_channels": [4, 2],
 }
 
-# Scores are q . k without a scale: head norms of 0.6 keep the softmax of a random model from being an argmax.
+# Scores are q . k without a scale. Head norms of 0.6 keep the softmax of a random model from being an argmax.
 WEIGHTS: dict[str, Any] = dict(norm_center=1.0, head_norm=-0.4)
-# Published files hold projections of layers that share keys and values; nobody uses them.
+# Published files have unused projections for layers that share keys and values.
 UNUSED = {
     "model.language_model.layers.3.self_attn.k_proj.weight": (16, 36),
     "model.language_model.layers.3.self_attn.v_proj.weight": (16, 36),
@@ -262,6 +262,6 @@ GEMMA4 = (
         ),
         tokens=700,
         rows=FAR_ROWS,
-        **WEIGHTS | {"head_norm": -0.55},  # 700 tokens give chaos more chances
+        **WEIGHTS | {"head_norm": -0.55},  # with 700 tokens, a model is more likely to be chaotic
     ),
 )

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import command_of, environment_of, in_fork, run_program
-from support.programs import cache as programs
-from support.tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
 from gemlet import _core
@@ -24,6 +21,9 @@ from gemlet.base.cache_entries import cache_folder, cache_limit
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import InvalidRequestError, TensorError
 from gemlet.packing import cache, write
+from support.processes import command_of, environment_of, in_fork, run_program
+from support.programs import cache as programs
+from support.tiny_models import CONFIGS, weights_of, write_folder
 
 pytestmark = pytest.mark.tier
 

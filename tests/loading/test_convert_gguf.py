@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet.cli import main
+from gemlet.config import parse_config
+from gemlet.errors import ConfigError, ModelFileError, TensorError, UnsupportedError
+from gemlet.weights.slots import PER_LAYER_TABLE
 from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, read_golden
 from support.adapters import write_adapter
 from support.gguf_cases import BLOCKED, model_of, split
@@ -27,12 +33,6 @@ from support.tokenizer_files import (
     trained_merges,
     trained_pieces,
 )
-
-import gemlet
-from gemlet.cli import main
-from gemlet.config import parse_config
-from gemlet.errors import ConfigError, ModelFileError, TensorError, UnsupportedError
-from gemlet.weights.slots import PER_LAYER_TABLE
 
 pytestmark = pytest.mark.tier
 

@@ -9,13 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import ALL_NAMES, HERE
-from support.core_models import builder_of, layer_config, model_config
-from support.gguf_cases import model_of
-from support.gguf_models import metadata, typed, write_gguf
-from support.inside import context_of, core_of
-from support.tiny_models import CONFIGS, write_folder
-from support.tokenizer_files import gemma4_json, trained_entries, trained_model
 
 import gemlet
 from gemlet import _core
@@ -25,7 +18,15 @@ from gemlet.config import SHAPES, read_config, shape_config
 from gemlet.errors import InvalidRequestError, MemoryLimitError
 from gemlet.loading.inspect import inspect
 from gemlet.loading.memory_plan import check_memory, plan_memory
+from gemlet.loading.options import LoadOptions
 from gemlet.weights.formats import PRESETS
+from golden.folders import ALL_NAMES, HERE
+from support.core_models import builder_of, layer_config, model_config
+from support.gguf_cases import model_of
+from support.gguf_models import metadata, typed, write_gguf
+from support.inside import context_of, core_of
+from support.tiny_models import CONFIGS, write_folder
+from support.tokenizer_files import gemma4_json, trained_entries, trained_model
 
 pytestmark = pytest.mark.tier
 
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.tier
 @pytest.mark.parametrize("weights", PRESETS)
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_the_plan_is_what_the_model_takes(name: str, weights: str) -> None:
-    plan = plan_memory(read_config(HERE / name), weights=weights)
+    plan = plan_memory(read_config(HERE / name), LoadOptions(weights=weights))
     with gemlet.load(HERE / name, weights=weights, threads=1) as model:
         assert plan.weights == model.memory()["weights"]
         assert plan.embedding == model.memory()["embedding"]
@@ -43,7 +44,7 @@ def test_the_plan_is_what_the_model_takes(name: str, weights: str) -> None:
 @pytest.mark.parametrize("name", ["gemma3-270m", "gemma2-2b", "gemma4-e4b", "gemma3n-e2b"])
 @pytest.mark.parametrize("context", [1, 63, 64, 65, 700, 1500])
 def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
-    plan = plan_memory(read_config(HERE / name), weights="q8", max_context=context)
+    plan = plan_memory(read_config(HERE / name), LoadOptions(weights="q8", max_context=context))
     random = np.random.default_rng(context)
     with gemlet.load(HERE / name, weights="q8", threads=1, max_context=context) as model:
         sequence = context_of(model)
@@ -79,7 +80,10 @@ def test_the_plan_of_a_sliding_window_is_what_it_takes(step: int) -> None:
 
 def test_the_embedding_has_its_own_format() -> None:
     config = shape_config("gemma3-1b")
-    plans = {kind: plan_memory(config, weights="q4", embedding=kind) for kind in (None, "q4", "q8", "bf16")}
+    plans = {
+        kind: plan_memory(config, LoadOptions(weights="q4", embedding=kind))
+        for kind in (None, "q4", "q8", "bf16")
+    }
     assert plans[None].embedding == plans["q8"].embedding
     assert plans["bf16"].embedding == config.vocab_size * config.hidden_size * 2
     assert plans["q4"].embedding == config.vocab_size * config.hidden_size * 9 // 16
@@ -93,12 +97,12 @@ def test_the_embedding_has_its_own_format() -> None:
 
 def test_an_embedding_on_disk_is_planned() -> None:
     config = shape_config("gemma4-e2b")
-    resident = plan_memory(config, weights="q4", max_context=4096)
-    on_disk = plan_memory(config, weights="q4", max_context=4096, embedding_on_disk=True)
+    resident = plan_memory(config, LoadOptions(weights="q4", max_context=4096))
+    on_disk = plan_memory(config, LoadOptions(weights="q4", max_context=4096, embedding_on_disk=True))
     assert on_disk.embedding == 32 << 20
     assert on_disk.on_disk == resident.on_disk + resident.embedding
     assert (on_disk.weights, on_disk.kv_cache) == (resident.weights, resident.kv_cache)
-    small = plan_memory(read_config(HERE / "gemma2-2b"), weights="q8", embedding_on_disk=True)
+    small = plan_memory(read_config(HERE / "gemma2-2b"), LoadOptions(weights="q8", embedding_on_disk=True))
     assert small.embedding == small.on_disk  # it is smaller than the window, so all of it may be resident
     found = inspect(HERE / "gemma3n-e4b", embedding_on_disk=True)
     whole = inspect(HERE / "gemma3n-e4b")
@@ -129,11 +133,11 @@ def test_the_sizes_that_the_refusal_recommends_fit() -> None:
         for weights, limit in (("bf16", 4 << 30), ("q4", 2 << 30), ("q4", 3 << 30), ("q4", 16 << 30)):
             context = config.max_position_embeddings
             try:
-                check_memory(limit, config, weights=weights, embedding=None, max_context=context)
+                check_memory(limit, config, LoadOptions(weights=weights, max_context=context))
             except MemoryLimitError as error:
                 message = str(error)
             else:
-                assert plan_memory(config, weights=weights).total <= limit
+                assert plan_memory(config, LoadOptions(weights=weights)).total <= limit
                 continue
             found = message.partition("; it would fit with ")[2]
             for remedy in found.split(" or ") if found else []:
@@ -141,7 +145,7 @@ def test_the_sizes_that_the_refusal_recommends_fit() -> None:
                 keys = re.findall(r'(max_context|weights|embedding|embedding_on_disk)="?(\w+)"?', remedy)
                 for key, value in keys:
                     changed[key] = {"True": True}.get(value, int(value) if key == "max_context" else value)
-                assert plan_memory(config, **changed).total <= limit + (1 << 20), message
+                assert plan_memory(config, LoadOptions(**changed)).total <= limit + (1 << 20), message
                 named.add(tuple(key for key, _ in keys))
     together = ("weights", "embedding", "max_context")
     assert named == {("max_context",), ("weights",), ("embedding",), ("embedding_on_disk",), together}
@@ -150,9 +154,9 @@ def test_the_sizes_that_the_refusal_recommends_fit() -> None:
 def test_several_changes_are_recommended_if_no_single_one_is_enough() -> None:
     config = shape_config("gemma4-e4b")
     with pytest.raises(MemoryLimitError, match=r'fit with weights="q4", embedding="q4", max_context=(\d+)'):
-        check_memory(3 * 10**9, config, weights="bf16", embedding=None, max_context=131072)
+        check_memory(3 * 10**9, config, LoadOptions(weights="bf16", max_context=131072))
     with pytest.raises(MemoryLimitError, match="smaller model"):
-        check_memory(10**9, config, weights="bf16", embedding=None, max_context=131072)
+        check_memory(10**9, config, LoadOptions(weights="bf16", max_context=131072))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +294,7 @@ def test_the_table_on_disk_has_the_size_in_its_file(tmp_path: Path, kind: str) -
     assert inspect(path).table_type == kind.lower()
     gemlet.convert(path, tmp_path / "packed", weights="q4", threads=1)
     assert inspect(tmp_path / "packed").plan.on_disk == size
-    assert plan_memory(inspect(path).config, weights="q4").on_disk == table.size * 2
+    assert plan_memory(inspect(path).config, LoadOptions(weights="q4")).on_disk == table.size * 2
 
 
 def test_which_tokenizer(tmp_path: Path) -> None:

@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import run_program
-from support.programs.load import cancel_loading
-from support.real_shapes import write_real_shape_hole
-from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 import gemlet
 from gemlet import _core
+from gemlet._core import testing
 from gemlet.config import parse_config, read_sampling, shapes
 from gemlet.errors import (
     ConfigError,
@@ -30,6 +27,10 @@ from gemlet.errors import (
 from gemlet.loading.random_model import random_model
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots
+from support.processes import run_program
+from support.programs.load import cancel_loading
+from support.real_shapes import write_real_shape_hole
+from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder, write_shards
 
 pytestmark = pytest.mark.tier
 
@@ -372,7 +373,7 @@ def test_decoding_has_its_own_number_of_threads(threads: int, decode_threads: in
     [("0", 1), ("0-1", 3), ("0-2,5", 39), ("63", 1 << 63), ("", 0), ("x", 0), ("0-99", 2**64 - 1)],
 )
 def test_lists_of_memory_nodes(text: str, nodes: int) -> None:
-    assert _core.parse_nodes(text) == nodes
+    assert testing.parse_nodes(text) == nodes
 
 
 # --- importing ------------------------------------------------------------------------------------

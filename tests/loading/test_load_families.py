@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny_models import CONFIGS, weights_of, write_folder
 
 import gemlet
 from gemlet.errors import ModelFileError, TensorError
+from support.tiny_models import CONFIGS, weights_of, write_folder
 
 pytestmark = pytest.mark.tier
 

@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import gemlet
+from gemlet._core import testing
+from gemlet.errors import ModelFileError, UnsupportedError
+from gemlet.sources.opening import open_model_files
 from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
 from support.gguf_models import (
     TYPES,
@@ -21,11 +26,6 @@ from support.gguf_models import (
 )
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
-
-import gemlet
-from gemlet import _core
-from gemlet.errors import ModelFileError, UnsupportedError
-from gemlet.sources.opening import open_source
 
 pytestmark = pytest.mark.tier
 
@@ -112,7 +112,7 @@ def test_float16_made_from_bfloat16_becomes_bfloat16_again(tmp_path: Path) -> No
     for value in (257 * 2.0**-24, 1 + 2.0**-10):
         came["blk.0.attn_q.weight"][0, 0] = value
         changed = write_gguf(tmp_path / "changed.gguf", metadata(config), typed(came, "F16"))
-        with open_source(changed) as source:
+        with open_model_files(changed) as source:
             assert source.stored_weights() == "bf16"
             assert source.stored_formats()["layers.0.q_proj"] == "f32"
             assert source.stored_formats()["layers.0.k_proj"] == "bf16"
@@ -123,7 +123,7 @@ def test_blocks_decode_to_the_values_of_gguf(kind: str) -> None:
     """The values have the same bits, also after they are repacked."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     for format in ("f32", *EXACT.get(kind, ())):
-        decoded = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
+        decoded = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks), format=format)
         np.testing.assert_array_equal(decoded, values, err_msg=format)
 
 
@@ -134,8 +134,8 @@ def test_other_formats_are_close(kind: str) -> None:
     fits = np.abs(values).max(axis=1) < 1e5
     for format in ("bf16", "q8", "q4"):
         if format not in EXACT.get(kind, ()):
-            packed = _core.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
-            expected = _core.kernel_roundtrip(format=format, w=values[fits])
+            packed = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
+            expected = testing.kernel_roundtrip(format=format, w=values[fits])
             np.testing.assert_array_equal(packed, expected, err_msg=format)
 
 
@@ -168,7 +168,7 @@ def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
         exact = write_gguf(tmp_path / "exact.gguf", metadata(config), typed(tensors, "F32"))
         expected = logits_of(exact, weights="f32")
         np.testing.assert_array_equal(logits_of(path, weights="f32"), expected)
-        with open_source(path) as source:
+        with open_model_files(path) as source:
             assert source.stored_weights() == KEPT[kind]
             assert set(source.stored_formats().values()) <= {KEPT[kind], "f32"}
         with gemlet.load(path, threads=1) as model:
@@ -191,7 +191,7 @@ def test_experts_with_separate_gate_and_up(tmp_path: Path) -> None:
         two = write_gguf(tmp_path / "two.gguf", metadata(config), typed(apart, kind))
         np.testing.assert_array_equal(logits_of(two), logits_of(one))
     mixed = typed(apart, "Q4_0") | {"blk.0.ffn_up_exps.weight": ("Q8_0", apart["blk.0.ffn_up_exps.weight"])}
-    with open_source(write_gguf(tmp_path / "mixed.gguf", metadata(config), mixed)) as source:
+    with open_model_files(write_gguf(tmp_path / "mixed.gguf", metadata(config), mixed)) as source:
         formats = source.stored_formats()
     assert formats["layers.0.experts.0.gate_up"] == "q8"  # q8 holds the values of both
     assert formats["layers.1.experts.0.gate_up"] == "q4"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.gguf_cases import split, tensors_of
-from support.gguf_models import Typed, convert_tensors, metadata, typed, write_gguf
-from support.tiny_models import CONFIGS, weights_of
-from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
 
 import gemlet
 from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.errors import ConfigError, GemletError, ModelFileError, TensorError
-from gemlet.sources.opening import open_source
+from gemlet.sources.opening import open_model_files
+from support.gguf_cases import split, tensors_of
+from support.gguf_models import Typed, convert_tensors, metadata, typed, write_gguf
+from support.tiny_models import CONFIGS, weights_of
+from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry
 
 CONFIG = CONFIGS["gemma3_text"]
 COUNT = CONFIG["num_hidden_layers"]
@@ -154,7 +154,7 @@ def test_any_value_of_any_key_opens_or_has_a_typed_error(tmp_path: Path, family:
         for value in ODD_VALUES:
             path = write(tmp_path, family, tensors, **always, **{key.replace(".", "__"): value})
             try:
-                with open_source(path):
+                with open_model_files(path):
                     pass
             except GemletError:
                 refusals += 1
@@ -232,7 +232,7 @@ def test_a_norm_in_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01])
 def test_scales_that_are_not_finite(tmp_path: Path, kind: str, weights: str, bits: int) -> None:
     path = write(tmp_path, tensors=tensors_of(kind=kind))
-    with open_source(path) as source:
+    with open_model_files(path) as source:
         info = source.checkpoint.tensors["blk.2.ffn_down.weight"]
     data = bytearray(path.read_bytes())
     at = info.begin + 40 * (info.nbytes // 64)  # the scale of row 40's first block
@@ -246,7 +246,7 @@ def test_a_row_of_the_per_layer_table_that_is_not_finite(tmp_path: Path) -> None
     config = CONFIGS["gemma4_text"] | {"hidden_size_per_layer_input": 32}
     tensors = typed(convert_tensors(config, weights_of(config)), "Q8_0")
     path = write_gguf(tmp_path / "m.gguf", metadata(config), tensors)
-    with open_source(path) as source:
+    with open_model_files(path) as source:
         info = source.checkpoint.tensors["per_layer_token_embd.weight"]
     data = bytearray(path.read_bytes())
     at = info.begin + 5 * (info.nbytes // 96)

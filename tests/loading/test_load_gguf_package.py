@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, TOLERANCE, read_golden, tap_errors
-from support.extras import optional
-from support.gguf_models import NUMBERS, TYPES, convert_folder, decode, read_folder
-from support.gguf_package import write_with_package
-from support.inside import taps_of
 
 import gemlet
 from gemlet.checkpoint.gguf_format import TENSOR_TYPES, GGUFFile, read_gguf
 from gemlet.sources.gguf_keys import _IGNORED, _MODEL_TYPES, _Metadata
 from gemlet.weights.gguf_names import _LAYER, _MODEL, ROPE_FREQS
+from golden.folders import ALL_NAMES, EMBEDDING_NAMES, HERE, TOLERANCE, read_golden, tap_errors
+from support.extras import optional
+from support.gguf_models import NUMBERS, TYPES, convert_folder, decode, read_folder
+from support.gguf_package import write_with_package
+from support.inside import taps_of
 
 pytestmark = [pytest.mark.tier, pytest.mark.extra("test")]
 gguf = optional("gguf")

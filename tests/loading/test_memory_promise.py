@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from support.processes import run_program
 from support.programs.memory_promise import load_and_generate
 from support.real_shapes import write_real_shape_hole

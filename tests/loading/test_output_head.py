@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from support.tiny_models import CONFIGS, weights_of
 
 import gemlet
 from gemlet.errors import TensorError
+from support.tiny_models import CONFIGS, weights_of
 
 IDS = [2, 17, 5, 80, 33]
 CONFIG = CONFIGS["gemma3_text"]

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import run_program
-from support.programs import packed as programs
-from support.tiny_models import CONFIGS, IDS, logits_of, read_header, weights_of, write_folder
 
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TensorError
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE
+from support.processes import run_program
+from support.programs import packed as programs
+from support.tiny_models import CONFIGS, IDS, logits_of, read_header, weights_of, write_folder
 
 pytestmark = pytest.mark.tier
 

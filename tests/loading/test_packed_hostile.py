@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny_models import CONFIGS, IDS, read_header, with_header, write_folder
 
 import gemlet
 from gemlet.errors import ModelFileError, TensorError
+from support.tiny_models import CONFIGS, IDS, read_header, with_header, write_folder
 
 Change = Callable[[dict[str, Any], bytearray], object]
 

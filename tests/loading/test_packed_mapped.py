@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.processes import run_program
-from support.programs import packed as programs
-from support.real_shapes import write_real_shape, write_real_shape_hole
-from support.tiny_models import CONFIGS, logits_of, weights_of, write_folder
-from support.tokenizer_files import gemma4_json
 
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import InvalidRequestError
 from gemlet.weights.formats import PRESETS
+from support.processes import run_program
+from support.programs import packed as programs
+from support.real_shapes import write_real_shape, write_real_shape_hole
+from support.tiny_models import CONFIGS, logits_of, weights_of, write_folder
+from support.tokenizer_files import gemma4_json
 
 pytestmark = pytest.mark.tier
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.paths import ROOT
 
 import gemlet
 from gemlet.bench import BenchResult, iter_bench, parameter_count, run_bench, weight_bytes
 from gemlet.config import shape_config
 from gemlet.errors import ContextLengthError, InvalidRequestError
+from support.paths import ROOT
 
 COMPARE = ROOT / "benchmarks" / "compare.py"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from support.paths import ROOT
 
 SCRIPT = ROOT / ".ci/check_imports.py"

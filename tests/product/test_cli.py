@@ -12,11 +12,11 @@ import sys
 import time
 
 import pytest
-from support.commands import GEMLET, PATIENCE, PROMPT, failed, run
 
 import gemlet
 from gemlet.cli import main
 from gemlet.cli.common import for_terminal, one_line, warnings_in_a_line
+from support.commands import GEMLET, PATIENCE, PROMPT, failed, run
 
 # generate
 

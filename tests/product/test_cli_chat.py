@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from support.commands import GEMLET, PATIENCE, PROMPT, run
 
 import gemlet
 from gemlet.cli import main
 from gemlet.cli.common import for_terminal
 from gemlet.generation import Chunk, TextStream
+from support.commands import GEMLET, PATIENCE, PROMPT, run
 
 # Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
 _TAKE_TERMINAL = """

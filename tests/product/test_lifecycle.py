@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from support.core_models import int32, layer_config, model_config, random_core, sampler
-from support.processes import run_program
-from support.programs import lifecycle
 
 import gemlet
 from gemlet import _core
+from support.core_models import int32, layer_config, model_config, random_core, sampler
+from support.processes import run_program
+from support.programs import lifecycle
 
 pytestmark = pytest.mark.tier
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.inside import core_of
-from support.paths import ROOT
 
 import gemlet
+from support.inside import core_of
+from support.paths import ROOT
 
 pytestmark = pytest.mark.tier
 

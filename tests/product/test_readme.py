@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 from _pytest.mark import ParameterSet
-from support.paths import ROOT
 
 from gemlet.cli.parser import build_parser
+from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTURE = ROOT / "python" / "tools" / "terminal.svg"

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from support.scripted import ScriptedSequence
 
 from gemlet import GenerationConfig
 from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation import Chunk, TextStream
 from gemlet.generation.stream import PREFILL_CHUNK
+from support.scripted import ScriptedSequence
 
 pytestmark = pytest.mark.tier
 

@@ -1,1 +1,1 @@
-"""What several tests share: tiny models and files, cases, processes, servers."""
+"""Code that several tests share: tiny models and files, cases, processes and servers."""

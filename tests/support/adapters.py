@@ -1,4 +1,4 @@
-"""The golden adapters, what they give beside a model, and writing others."""
+"""The golden adapters with their results, and a function that writes other adapters."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden.folders import HERE, read_tensors
 from numpy.typing import NDArray
 
 from gemlet.config import parse_config
 from gemlet.weights.hf_names import tensor_name
 from gemlet.weights.slots import expected_slots
+from golden.folders import HERE, read_tensors
 from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]
@@ -36,7 +36,7 @@ def read_golden(name: str) -> tuple[list[int], Floats]:
 
 
 def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.") -> Tensors:
-    """The two factors of every matrix of a model, each of one value."""
+    """The two factors for every matrix of a model. Each factor has the same value everywhere."""
     tensors: Tensors = {}
     for slot, shape in expected_slots(config).items():
         if slot.rpartition(".")[2] in TARGETS:
@@ -47,7 +47,7 @@ def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.")
 
 
 def write_adapter(folder: Path, config: Any = None, tensors: Tensors | bytes | None = None) -> Path:
-    """An adapter's two files; without arguments one for the tiny Gemma 3."""
+    """Writes the two files of an adapter. Without arguments it fits the tiny Gemma 3."""
     folder.mkdir(exist_ok=True)
     text = config if isinstance(config, str) else json.dumps(CONFIG if config is None else config)
     (folder / "adapter_config.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Generated conversations with tools, and the official chat templates to render them with."""
+"""Generated conversations with tools, and the official chat templates that render them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def compiled(text: str) -> jinja2.Template:
 class Conversations:
     """A seeded source of conversations, each as keyword arguments of :meth:`ChatFormat.render`.
 
-    ``native`` has results in the assistant's message (``tool_responses``), otherwise they are messages of the
-    role ``tool``.
+    With ``native``, results are in the assistant's message (``tool_responses``). Otherwise they are messages
+    with the role ``tool``.
     """
 
     def __init__(self, seed: int, *, native: bool) -> None:
@@ -189,8 +189,8 @@ class Conversations:
 
 
 def official(text: str, conversation: dict[str, Any]) -> str:
-    """What the template ``text`` makes of a conversation, as transformers hands it over: with the reasoning
-    under the name that templates read."""
+    """The text that the template ``text`` makes of a conversation. As in transformers, the reasoning has the
+    name that templates read."""
     messages = []
     for message in conversation["messages"]:
         reasoning = message.get("reasoning") or message.get("thinking")

@@ -1,4 +1,4 @@
-"""Small models made straight through the core's interface, without a file."""
+"""Small models that are made through the core's interface, without a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A context fed in pieces, and how far two results are apart."""
+"""Feeding a context in pieces, and the difference between two results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ REORDERED = 5e-5  # two float32 evaluations of the same thing, in another order 
 
 
 def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
-    """Logits [n, vocab] of ids fed to a fresh context in pieces of ``sizes``, the last of them repeated."""
+    """Logits [n, vocab] of ids that are fed to a new context in pieces of ``sizes``. The last size
+    repeats."""
     sequence = context_of(model)
     rows, at = [], 0
     try:
@@ -35,7 +36,7 @@ def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
 
 
 def difference(got: Floats, expected: Floats) -> float:
-    """The largest difference, in units of the largest value expected."""
+    """The largest difference, relative to the largest expected value."""
     assert got.shape == expected.shape
     assert np.isfinite(got).all()
     return float(np.abs(got - expected).max() / np.abs(expected).max())

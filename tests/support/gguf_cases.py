@@ -1,4 +1,4 @@
-"""GGUF models that several tests read: of every family, of every type of block, in several files."""
+"""GGUF models that several tests read: every family, every type of block, and split models."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from golden.folders import HERE, read_tensors
-
 from support.gguf_models import Tensors, Typed, convert_tensors, metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, weights_of
 from support.tokenizer_files import I32, gguf_entry
 
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
 BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
-# Of every family, with rows that are whole blocks where those of the published models are.
+# One model of every family. Where the rows of the published model are whole blocks, so are these.
 BLOCKED: dict[str, dict[str, Any]] = {
     "gemma": CONFIGS["gemma"],
     "gemma2": CONFIGS["gemma2"],
@@ -25,7 +24,7 @@ BLOCKED: dict[str, dict[str, Any]] = {
 
 
 def model_of(family: str) -> tuple[dict[str, Any], Tensors]:
-    """A configuration and its tensors under the names of GGUF."""
+    """A configuration and its tensors with GGUF's names."""
     return BLOCKED[family], convert_tensors(BLOCKED[family], weights_of(BLOCKED[family]))
 
 
@@ -34,7 +33,8 @@ def tensors_of(family: str = "gemma3_text", kind: str = "F32") -> Typed:
 
 
 def split(folder: Path, parts: int = 3, **changes: int | None) -> list[Path]:
-    """A Gemma 3 in ``parts`` files, as llama.cpp's tool splits it; ``changes`` of the last part's keys."""
+    """Writes a Gemma 3 in ``parts`` files, as llama.cpp's tool does. ``changes`` apply to the last part's
+    keys."""
     tensors = tensors_of()
     names = sorted(tensors)
     paths = []

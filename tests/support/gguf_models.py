@@ -1,6 +1,6 @@
-"""Hugging Face folders of the tests as GGUF files, written byte by byte as llama.cpp's converter would.
+"""Writes the tests' Hugging Face folders as GGUF files, byte by byte, like llama.cpp's converter.
 
-Everything here is what the format and its converter are known to do, apart from gemlet's reader.
+This code follows the format and the converter. It does not use gemlet's reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gemlet.checkpoint.safetensors_files import Checkpoint
 from support.tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry, gguf_file, gguf_tensor
 
 Tensors = dict[str, NDArray[np.float32]]
-Typed = dict[str, tuple[str, NDArray[Any]]]  # type, and the values or (uint8) the rows of blocks
+Typed = dict[str, tuple[str, NDArray[Any]]]  # the type, and the values or (uint8) the rows of blocks
 Encoder = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 
 ARCHITECTURES = {
@@ -30,7 +30,7 @@ ARCHITECTURES = {
     "gemma4_text": "gemma4",
     "gemma4_unified_text": "gemma4",
 }
-_DEFAULTS: dict[str, dict[str, Any]] = {  # what config.json may leave out
+_DEFAULTS: dict[str, dict[str, Any]] = {  # keys that config.json may omit
     "gemma2": {"query_pre_attn_scalar": 256},
     "gemma3_text": {
         "num_attention_heads": 8,
@@ -95,7 +95,7 @@ _LAYER_NAMES = {
 
 
 def q8_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Rows of Q8_0: per 32 values a float16 scale and 32 signed bytes."""
+    """Rows of Q8_0: a float16 scale and 32 signed bytes for 32 values."""
     blocks = w.reshape(*w.shape[:-1], -1, 32)
     scale = (np.abs(blocks).max(-1, keepdims=True) / 127).astype(np.float16)
     inverse = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1).astype(np.float32), 0)
@@ -104,7 +104,7 @@ def q8_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def q4_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Rows of Q4_0: per 32 values a float16 scale and 16 bytes, value i and i + 16 in each."""
+    """Rows of Q4_0: a float16 scale and 16 bytes for 32 values. Byte i has the values i and i + 16."""
     blocks = w.reshape(*w.shape[:-1], -1, 32)
     at = np.abs(blocks).argmax(-1)[..., None]
     scale = (np.take_along_axis(blocks, at, -1) / -8).astype(np.float16)
@@ -131,7 +131,7 @@ def decode(kind: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
-# type -> (values per block, encoder); bf16 is cut off: exact where the values came from it
+# type -> (values per block, encoder). bf16 is truncated, which is exact if the values came from bf16.
 TYPES: dict[str, tuple[int, Encoder]] = {
     "F32": (1, lambda w: w.view(np.uint8)),
     "F16": (1, lambda w: w.astype(np.float16).view(np.uint8)),
@@ -159,14 +159,14 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Tensors]:
 
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the text model, with the defaults of those that config.json may leave out."""
+    """The keys of the text model, with defaults for keys that config.json may omit."""
     text = dict(config.get("text_config", config))
     text.setdefault("model_type", f"{config['model_type']}_text")
     return _DEFAULTS.get(text["model_type"], {}) | text
 
 
 def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    """Names, stacks and norms as llama.cpp's converter writes them."""
+    """The tensors with the names, stacks and norms of llama.cpp's converter."""
     text = text_part(config)
     model_type = text["model_type"]
     adds_one = model_type in ("gemma", "gemma2", "gemma3_text")
@@ -182,7 +182,7 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
             converted[f"dense_{parts[0][0]}.weight"] = values
             continue
         if parts[0] != "layers" and parts[0] not in _NAMES:
-            continue  # for images and sound: written to another file
+            continue  # tensors for images and audio go to another file
         if adds_one and name.endswith(("norm.weight", "layernorm.weight")):
             values = values + np.float32(1)
         if parts[0] == "layers":
@@ -211,8 +211,8 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
 
 
 def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> list[bytes]:
-    """The entries for ``config``. ``changes``: key inside the architecture, two underscores for a dot ->
-    (type, value), None for a key to leave out."""
+    """The entries for ``config``. ``changes``: key of the architecture, with two underscores for a dot ->
+    (type, value), or None to omit the key."""
     text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
     family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]
@@ -343,7 +343,8 @@ def _gemma4_keys(text: Mapping[str, Any], sliding: list[bool]) -> dict[str, tupl
 
 
 def write_gguf(path: Path, entries: Iterable[bytes], tensors: Typed) -> Path:
-    """A GGUF file of these metadata entries and tensors, each with the type it is to have."""
+    """Writes a GGUF file with these metadata entries and tensors. Each tensor comes with its type in the
+    file."""
     directory, blobs, offset = [], [], 0
     for name, (kind, values) in tensors.items():
         number, shape, data = NUMBERS[kind], values.shape, values
@@ -360,8 +361,8 @@ def write_gguf(path: Path, entries: Iterable[bytes], tensors: Typed) -> Path:
 
 
 def typed(tensors: Tensors, kind: str) -> Typed:
-    """Matrices in ``kind`` where their rows are whole blocks of it; vectors, routers and what else llama.cpp
-    does not quantize in F32."""
+    """Matrices get the type ``kind`` if their rows are whole blocks of it. Vectors, routers and other tensors
+    that llama.cpp does not quantize stay F32."""
     chosen = {}
     for name, values in tensors.items():
         kept = (

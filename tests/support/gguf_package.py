@@ -1,9 +1,8 @@
-"""Golden folders as GGUF files that the ``gguf`` package writes: its names of tensors, its keys, its layout.
+"""Writes golden folders as GGUF files with the ``gguf`` package: its tensor names, its keys, its layout.
 
-The calls are those of llama.cpp's converter. What no published model has, and the converter therefore does
-not write (a scale of its own, another pattern of layers, stretched rotations in Gemma 4), is said with the
-package's key for it.
-"""
+The calls are those of llama.cpp's converter. The converter does not write features that no published model
+has: another scale, another pattern of layers, scaled rotations in Gemma 4. For them, the package's keys are
+used."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ MARKERS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>
 
 
 def write_with_package(config: dict[str, Any], tensors: Tensors, path: Path, **arguments: Any) -> Path:
-    """The model of a Hugging Face folder as one GGUF file in F32, or in parts (``split_max_tensors``), with a
-    made-up tokenizer."""
+    """Writes the model of a Hugging Face folder as a GGUF file in F32, or as several (``split_max_tensors``).
+    The tokenizer is invented."""
     text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
     family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]
@@ -55,8 +54,8 @@ def write_with_package(config: dict[str, Any], tensors: Tensors, path: Path, **a
 
 
 def convert_names(config: dict[str, Any], tensors: Tensors, family: str) -> Tensors:
-    """The text part's tensors under the names that the package maps theirs to, norms and stacks as the
-    converter has them."""
+    """The tensors of the text part with the package's names for them, and with the converter's norms and
+    stacks."""
     text = text_part(config)
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(architecture, text["num_hidden_layers"])

@@ -1,4 +1,5 @@
-"""A stand-in for the Hugging Face hub: as much of its HTTP API as downloading a model takes, on localhost."""
+"""A server on localhost instead of the Hugging Face hub. It has the part of the HTTP API for downloading
+models."""
 
 from __future__ import annotations
 
@@ -17,10 +18,16 @@ TOKEN = "hf_" + "x" * 34
 
 
 class Hub:
-    """``repositories``: name -> {file: content}. A name with "gated" or "private" in it wants TOKEN; "down"
-    and "garbage" answer as a broken server does; "rangeless" gives no parts of files, "endless" more than was
-    asked for, "short" less, "moving" another size each time; "lfs" sends to another host for its weights.
-    ``served`` lists the files that were given out, whole or in part, ``sent`` counts their bytes."""
+    """``repositories``: name -> {file: content}. Some parts of a name change the answers:
+
+    - "gated" and "private" require TOKEN.
+    - "down" and "garbage" answer like a broken server.
+    - "rangeless" sends no parts of files, "endless" sends more than the request, "short" sends less.
+    - "moving" gives another size each time.
+    - "lfs" redirects to another host for the weights.
+
+    ``served`` lists the files that were sent, whole or in part. ``sent`` counts their bytes.
+    """
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
         self.repositories = repositories
@@ -52,7 +59,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             pass
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # who asked has seen enough
+            with suppress(ConnectionError):  # the client has enough
                 super().handle()
 
         def do_HEAD(self) -> None:
@@ -81,7 +88,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 code = "GatedRepo" if "gated" in name else "RepoNotFound"
                 self._send(403 if "gated" in name else 401, b"{}", {"X-Error-Code": code}, body)
             elif name not in hub.repositories:
-                # What the real one says of a name that does not exist, to who is not logged in.
+                # The hub's answer to a client without a login, for a name that does not exist.
                 self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
             elif revision not in ("main", COMMIT):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)

@@ -1,8 +1,7 @@
-"""What tests see of a model that its public interface does not show. Nothing else reaches for its core.
+"""The parts of a model that have no public name. All tests use its core through this file.
 
-There is no public name for: a context that is fed piece by piece, the intermediate results of a pass, several
-contexts in one pass, the adapters of the core, the number of parameters, the bytes of a scratch.
-"""
+There is no public name for a context that is fed in pieces, the intermediate results of a pass, several
+contexts in one pass, the core's adapters, the number of parameters, and the size of a scratch."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ from gemlet import _core
 
 
 def core_of(model: gemlet.Model) -> _core.Model:
-    return model._core_model
+    return model._resident.core
 
 
 def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
-    return model._find_adapter(name)
+    return model._adapters.find(name)
 
 
 def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSequence:
-    """An empty context of a model, to be fed piece by piece."""
+    """An empty context of a model, which a test feeds in pieces."""
     return _core.TokenSequence(core_of(model), core_adapter(model, adapter))
 
 

@@ -1,9 +1,9 @@
-"""What the kernel tests share: numbers of every kind, arrays that end at a guard page, float64 definitions.
+"""Code that the kernel tests share: numbers of every kind, arrays that end at a guard page, float64
+definitions.
 
-UNIT is the rounding error of float32: one operation is off by at most UNIT times its result, or by TINY where
-the result is denormal. A sum of n products, in any order, with or without FMA, is off by at most
-``(n + 1) * UNIT * sum(|x w|)`` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
-"""
+UNIT is the rounding error of float32. The error of one operation is at most UNIT times its result, or TINY if
+the result is denormal. The error of a sum of n products, in any order, with or without FMA, is at most ``(n +
+1) * UNIT * sum(|x w|)`` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet._core import testing
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -24,12 +25,12 @@ UNIT = 2.0**-24
 TINY = 2.0**-149
 NORMAL = 2.0**-126  # the smallest float32 and bfloat16 that is not denormal
 BLOCK = 32  # columns under one scale, of weights and of int8 activations
-HALF_UNIT = 2.0**-11  # rounding error of float16, and
-HALF_TINY = 2.0**-25  # of its denormals
-# Blocks of activations with max|x| below this may become zero: 127 / max|x| leaves float32.
+HALF_UNIT = 2.0**-11  # rounding error of float16
+HALF_TINY = 2.0**-25  # rounding error of its denormals
+# Blocks of activations with a smaller max|x| may become zero, because 127 / max|x| leaves float32.
 FLUSHED = 127 / 3.4e38
 
-ENTRIES: list[tuple[str, str]] = _core.kernel_entries()
+ENTRIES: list[tuple[str, str]] = testing.kernel_entries()
 MACHINE_TIERS: list[str] = _core.cpu_info()["tiers"]
 
 # All operations; test_kernels.py checks that no other kernel exists.
@@ -50,20 +51,20 @@ PREPARED = ("quantize_i8", "round_bf16")
 PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
-ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope", "exp_sum", "row_max")
+ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope", "row_max")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def kernels(*operations: str) -> pytest.MarkDecorator:
-    """Runs a test for every (operation, tier) of these operations that this machine can run."""
+    """Runs a test for these operations on every tier of this machine that has a kernel for them."""
     cases = [entry for entry in ENTRIES if entry[0] in operations and entry[1] in MACHINE_TIERS]
     return pytest.mark.parametrize(("operation", "tier"), cases, ids=["-".join(entry) for entry in cases])
 
 
 def guarded(values: NDArray[Any]) -> Floats:
-    """A float32 copy whose last byte is the last before an unreadable page: a read past it is a crash."""
+    """A float32 copy that ends right before an unreadable page. Reading past its end crashes."""
     array = np.ascontiguousarray(values, dtype=np.float32)
     pages = -(-array.nbytes // mmap.PAGESIZE)
     memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
@@ -93,7 +94,7 @@ KINDS = [
 def numbers(random: np.random.Generator, kind: str, shape: tuple[int, ...], largest: float) -> Floats:
     """Numbers of one kind, |x| <= largest."""
     x = random.standard_normal(shape)
-    if kind == "bits":  # every exponent, denormals too, is as likely as any other
+    if kind == "bits":  # every exponent is equally likely, also those of denormals
         bits = random.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
         x = np.where(np.isfinite(bits) & (np.abs(bits) <= largest), bits, 0)
     elif kind == "wide":
@@ -116,13 +117,13 @@ def numbers(random: np.random.Generator, kind: str, shape: tuple[int, ...], larg
 
 
 def bf16(values: Floats) -> Floats:
-    """Rounded to bfloat16, to nearest, ties to even."""
+    """The values rounded to the nearest bfloat16, ties to even."""
     bits = values.view(np.uint32).astype(np.uint64)
     return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
 
 
 def few_exponents(w: Floats) -> Floats:
-    """So much added to each magnitude that a row's exponents are as few as bf12 has codes for."""
+    """Increases each magnitude so that a row has only as many exponents as bf12 has codes."""
     peak = np.abs(w).max(axis=1, keepdims=True)
     return np.where(w == 0, w, w + np.copysign(peak / np.float32(8192), w)).astype(np.float32)
 
@@ -136,9 +137,10 @@ def blocks_of(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def int8_steps(x: Floats, format: str) -> Doubles:
-    """Size of one step of the int8 activations x [rows, cols] of each block of 32 columns.
+    """The step of the int8 activations x [rows, cols] in each block of 32 columns.
 
-    For q8 max|x| / 127; for q4 the least power of two, from 2^-64 on, of which max|x| is less than 127.5.
+    For q8 it is max|x| / 127. For q4 it is the smallest power of two, at least 2^-64, with max|x| < 127.5
+    steps.
     """
     peaks = np.abs(blocks_of(x).astype(np.float64)).max(axis=-1, keepdims=True)
     scales = peaks / 127
@@ -149,15 +151,15 @@ def int8_steps(x: Floats, format: str) -> Doubles:
 
 
 def int8_activations(x: Floats, format: str) -> tuple[Doubles, Doubles]:
-    """x' as the int8 kernels see x, and how far from it each value may be beyond float32's rounding.
+    """The values x' that int8 kernels use for x, and the distance from x' that is allowed besides rounding.
 
-    That is one step where x / step is half-way between two integers, as far as float32 can tell, and the
-    whole value in a block of q8 that may be flushed to zero; else nothing.
+    The distance is one step if x / step is half-way between two integers, as far as float32 can tell. It is
+    the whole value in a block of q8 that may become zero. Otherwise it is zero.
     """
     step = int8_steps(x, format)
     with np.errstate(invalid="ignore", divide="ignore"):
         q = np.where(step > 0, x / step, 0)
-    half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4  # in float32 q is at most 127 * 4 UNIT elsewhere
+    half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4  # in float32, q is off by at most 127 * 4 UNIT
     rounded = np.rint(q) * step
     flushed = np.where(step * 127 < FLUSHED, np.abs(rounded), 0) if format == "q8" else 0
     return rounded, half_way * step + flushed

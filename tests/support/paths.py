@@ -1,4 +1,4 @@
-"""Where the tests find the repository and their data."""
+"""The folders of the repository, the tests and their data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Functions in a process of their own, for what a test cannot do to its own: crash, hang, fork, lack memory.
+"""Runs a function in a new process, for tests that may crash, hang, fork or run out of memory.
 
-The functions are in ``support/programs``. They may import this module too.
+The functions are in ``support/programs``. They may also import this module.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TIMEOUT = 60.0
 
 
 def command_of(program: Callable[..., object], *arguments: object, result: Path | None = None) -> list[str]:
-    """The command that calls ``program`` with ``arguments``, and pickles what it returns into ``result``."""
+    """The command that calls ``program`` with ``arguments`` and pickles its return value into ``result``."""
     call = base64.b64encode(pickle.dumps((program, arguments, result))).decode()
     return [sys.executable, "-X", "faulthandler", "-m", "support.programs", call]
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """This process's modules and environment, so also its GEMLET_CPU, and ``changes``."""
+    """The environment of this process with its modules, its GEMLET_CPU and ``changes``."""
     modules = os.pathsep.join(path for path in sys.path if path)
     return {**os.environ, "PYTHONPATH": modules, **changes}
 
@@ -40,7 +40,7 @@ def start_program(
     environment: Mapping[str, str] | None = None,
     result: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Calls ``program`` in a new process and waits for its end, whatever that is."""
+    """Calls ``program`` in a new process and waits until the process ends, with or without an error."""
     return subprocess.run(
         command_of(program, *arguments, result=result),
         env=environment_of(**(environment or {})),
@@ -57,7 +57,8 @@ def run_program(
     timeout: float = TIMEOUT,
     environment: Mapping[str, str] | None = None,
 ) -> Result:
-    """What ``program`` returns. If it crashes, raises or hangs, the test fails and shows what it printed."""
+    """Returns what ``program`` returns. If it crashes, raises or hangs, the test fails and shows its
+    output."""
     with TemporaryDirectory() as folder:
         result = Path(folder) / "result"
         done = start_program(program, *arguments, timeout=timeout, environment=environment, result=result)
@@ -67,7 +68,7 @@ def run_program(
 
 
 def in_fork(work: Callable[[], bool], seconds: int = 20) -> None:
-    """Runs ``work`` in a forked process; fails unless it returns True in time."""
+    """Runs ``work`` in a forked process. Fails unless it returns True in time."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -81,19 +82,19 @@ def in_fork(work: Callable[[], bool], seconds: int = 20) -> None:
 
 
 def resident() -> float:
-    """MiB of memory that this process holds."""
+    """The resident memory of this process in MiB."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
 def peak() -> float:
-    """The most MiB that this process ever held. (getrusage() counts those of its parent too.)"""
+    """The peak of this process's resident memory in MiB. (getrusage() also counts that of its parent.)"""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
 
 
 def limit_memory(more: float) -> None:
-    """From here on the process gets at most ``more`` MiB of address space beyond what it has."""
+    """From now on, the process gets at most ``more`` MiB of address space in addition to what it has."""
     with open("/proc/self/statm", encoding="ascii") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     limit = size + int(more * 2**20)

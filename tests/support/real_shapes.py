@@ -1,4 +1,4 @@
-"""Checkpoints of published sizes with random weights, on disk: gigabytes, written in seconds."""
+"""Checkpoints of published sizes with random weights. They have gigabytes, but are written in seconds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from gemlet.config import SHAPES, parse_config
 from gemlet.weights.hf_names import PREFIXES, tensor_name
 from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
-_BLOCK = 1 << 26  # bytes of random weights, which repeat
+_BLOCK = 1 << 26  # bytes of random weights, which are repeated
 
 
 def write_real_shape(folder: Path, shape: str) -> None:
-    """``shape`` ("gemma4-e2b") as a Hugging Face folder in bfloat16. The per-layer table is a hole in the
-    file but for its first row: it takes no disk, and a read from it goes through the file all the same."""
+    """Writes ``shape`` (for example "gemma4-e2b") as a Hugging Face folder in bfloat16. Except for its first
+    row, the per-layer table is a hole in the file: it takes no disk, but is read from the file like any
+    other."""
     header, start = _write_header(folder, shape)
     random = np.random.default_rng(0)
-    # Both signs of 2^-8 to 2^-5: every activation stays finite.
+    # Values of both signs from 2^-8 to 2^-5, so that every activation stays finite.
     bits = random.integers(0x3B80, 0x3D00, _BLOCK // 2, dtype=np.uint16)
     block = memoryview((bits | (random.integers(0, 2, bits.size, dtype=np.uint16) << 15)).tobytes())
     with open(folder / "model.safetensors", "r+b") as file:
@@ -34,12 +35,12 @@ def write_real_shape(folder: Path, shape: str) -> None:
 
 
 def write_real_shape_hole(folder: Path, shape: str) -> None:
-    """The same with a hole in the place of all weights: zeros that take no disk."""
+    """The same, but all weights are a hole: zeros that take no disk."""
     _write_header(folder, shape)
 
 
 def _write_header(folder: Path, shape: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """Writes a file of the full size with nothing but its header; also says where the data begins."""
+    """Writes a file of the full size with only its header. Returns where the data begins."""
     config = parse_config(SHAPES[shape], where=shape)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")

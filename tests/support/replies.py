@@ -1,4 +1,4 @@
-"""Replies of Gemma 4 read in one call, from text or token ids, with the events brought into one form."""
+"""Reads replies of Gemma 4 in one call, from text or token ids, and brings the events into one form."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gemma4_tokenizer() -> Tokenizer:
 
 
 def joined(events: list[ReplyEvent]) -> list[ReplyEvent]:
-    """Events with the texts of neighbours of one kind put together: what no split may change."""
+    """The events, with neighbouring texts of one kind joined. No split of a reply may change this."""
     found: list[ReplyEvent] = []
     for event in events:
         if isinstance(event, Content | Reasoning):
@@ -54,7 +54,7 @@ def read(reply: str, prompt: str = "", **options: Any) -> list[ReplyEvent]:
 def read_ids(
     ids: list[int], prompt_ids: list[int] | None = None, sizes: Iterator[int] | None = None
 ) -> list[ReplyEvent]:
-    """``sizes``: how many ids to push at once, by turns; None for all."""
+    """``sizes``: the numbers of ids to push at once, in turns; None pushes all."""
     parser = TokenReplyParser(gemma4_tokenizer(), GEMMA4_MARKERS, prompt_ids or [])
     events: list[ReplyEvent] = []
     while ids:

@@ -1,4 +1,4 @@
-"""A context without a model."""
+"""A context that needs no model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class ScriptedSequence:
-    """A context whose "model" answers the next tokens of a script."""
+    """A context that gives the tokens of a script instead of those of a model."""
 
     def __init__(self, script: list[int]) -> None:
         self.script = iter(script)

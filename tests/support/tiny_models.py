@@ -1,4 +1,4 @@
-"""Hugging Face folders of a few kilobytes, written byte by byte, to test reading them and refusing to."""
+"""Writes Hugging Face folders of a few kilobytes, byte by byte, for tests of readers."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # a text for these models
 
 
 def logits_of(folder: Path, **arguments: Any) -> NDArray[np.float32]:
-    """Of ``IDS``, by the model in a folder."""
+    """The logits of ``IDS``, computed by the model in a folder."""
     with gemlet.load(folder, threads=1, **arguments) as model:
         return model.logits(IDS)
 
 
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Truncated to bfloat16: exact enough for weights that nobody compares."""
+    """The values truncated to bfloat16. This is exact enough for weights that no test compares."""
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -113,20 +113,20 @@ def safetensors_bytes(
 
 
 def with_header(header: object, data: bytes) -> bytes:
-    """``header`` (an object, or JSON text to take as it is) and ``data`` as a safetensors file."""
+    """A safetensors file with ``header`` (an object, or JSON text that is used unchanged) and ``data``."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The header of a safetensors file, and its data."""
+    """The header and the data of a safetensors file."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def write_safetensors(folder: Path, data: bytes) -> Path:
-    """``data`` as ``model.safetensors`` in ``folder``, which exists."""
+    """Writes ``data`` as ``model.safetensors`` into an existing ``folder``."""
     (folder / "model.safetensors").write_bytes(data)
     return folder
 
@@ -138,7 +138,7 @@ def write_folder(
     tensors: Mapping[str, NDArray[Any]] | None = None,
     bf16: bool = False,
 ) -> Path:
-    """``config.json`` and ``model.safetensors`` in ``folder``; no tokenizer."""
+    """Writes ``config.json`` and ``model.safetensors`` into ``folder``, without a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     found = weights_of(config) if tensors is None else tensors
@@ -147,7 +147,7 @@ def write_folder(
 
 
 def write_shards(folder: Path, shards: Mapping[str, Mapping[str, NDArray[Any]]]) -> Path:
-    """Each shard's tensors in its file, and a true index."""
+    """Writes the tensors of each shard into its file, and a correct index."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, tensors in shards.items():
         (folder / file).write_bytes(safetensors_bytes(tensors))

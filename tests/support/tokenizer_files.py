@@ -1,4 +1,4 @@
-"""Vocabularies in every file format, made from the data in this folder or trained on the spot."""
+"""Vocabularies in every file format, made from the data in tests/data or trained here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.paths import DATA
 
 SPACE = "\u2581"
 
-# GGUF value types by the Python value that stands for them in write_gguf.
+# The numbers of GGUF's value types.
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", 10: "Q", 11: "q", 12: "d"}
 
@@ -32,7 +32,7 @@ def gguf_string(text: str | bytes) -> bytes:
 
 
 def gguf_value(kind: int, value: Any) -> bytes:
-    """A value of GGUF type ``kind``; for ARRAY, ``value`` is ``(element type, elements)``."""
+    """A value of the GGUF type ``kind``. For ARRAY, ``value`` is ``(element type, elements)``."""
     if kind == STRING:
         return gguf_string(value)
     if kind == ARRAY:
@@ -66,7 +66,7 @@ def gguf_file(
 
 @cache
 def gemma4() -> dict[str, Any]:
-    """``pieces`` and ``types`` of all 262,144 ids (those left out as unused fillers), ``merges``,
+    """``pieces`` and ``types`` of all 262,144 ids (omitted ones are unused fillers), ``merges`` and
     ``vectors``."""
     data = json.loads(lzma.decompress((DATA / "gemma4_vocab.json.xz").read_bytes()))
     pieces = [f"<left out {i}>".replace(" ", "_") for i in range(data["size"])]
@@ -108,8 +108,8 @@ def gemma4_json() -> dict[str, Any]:
 
 
 def tokenizer_json(pieces: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
-    """A ``tokenizer.json`` as Gemma's: control pieces are special added tokens, user-defined ones plain
-    ones."""
+    """A ``tokenizer.json`` like Gemma's: control pieces are special added tokens, user-defined pieces are
+    plain added tokens."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -175,7 +175,7 @@ MARKERS = [
 
 @cache
 def trained_model(**options: Any) -> bytes:
-    """A ``tokenizer.model`` trained on the spot: pad, eos, bos, unk at 0 to 3, MARKERS from 4, bytes, BPE."""
+    """Trains a ``tokenizer.model``: pad, eos, bos and unk at 0 to 3, MARKERS from 4 on, bytes, BPE."""
     import sentencepiece
 
     out = io.BytesIO()
@@ -199,14 +199,17 @@ def trained_model(**options: Any) -> bytes:
         "num_threads": 1,
         "minloglevel": 2,
     }
-    for name, value in options.items():  # tuples, since they are the cache's key; the trainer wants lists
+    for (
+        name,
+        value,
+    ) in options.items():  # they are tuples, because they are keys of the cache; the trainer wants lists
         arguments[name] = list(value) if isinstance(value, tuple) else value
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=out, **arguments)
     return out.getvalue()
 
 
 def trained_pieces() -> tuple[list[str], list[float], list[int]]:
-    """Pieces, scores and types of :func:`trained_model`, as SentencePiece itself reports them."""
+    """Pieces, scores and types of :func:`trained_model`, from SentencePiece."""
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
@@ -225,7 +228,7 @@ def trained_pieces() -> tuple[list[str], list[float], list[int]]:
 
 
 def trained_merges() -> list[str]:
-    """The merges that say the same as the scores: every split of every piece, by falling score."""
+    """The merges that are equivalent to the scores: every split of every piece, by falling score."""
     pieces, scores, types = trained_pieces()
     normal = {piece: score for piece, score, kind in zip(pieces, scores, types, strict=True) if kind == 1}
     merges = []
@@ -237,14 +240,14 @@ def trained_merges() -> list[str]:
 
 
 def one_merge_each() -> list[str]:
-    """One merge for each piece, as a trainer writes them: SentencePiece would join more."""
+    """One merge for each piece, as a trainer writes them. SentencePiece would join more."""
     return list({merge.replace(" ", ""): merge for merge in trained_merges()}.values())
 
 
 def trained_entries() -> tuple[list[bytes], int]:
     """The metadata of :func:`trained_model`, and its number of pieces."""
     pieces, scores, types = trained_pieces()
-    # Converters write the spaces of user-defined pieces as they are.
+    # Converters keep the spaces of user-defined pieces.
     tokens = [p.replace(SPACE, " ") if kind == 4 else p for p, kind in zip(pieces, types, strict=True)]
     return [
         gguf_entry("tokenizer.ggml.model", STRING, "llama"),

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gemlet import Tokenizer
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.files import read_vocabulary
+from gemlet.tokenizer.stored import STORED_FILE, write_stored
 from support.tokenizer_files import (
     ARRAY,
     BOOL,
@@ -23,11 +28,6 @@ from support.tokenizer_files import (
     trained_model,
     trained_pieces,
 )
-
-from gemlet import Tokenizer
-from gemlet.errors import TokenizerError
-from gemlet.tokenizer.files import read_vocabulary
-from gemlet.tokenizer.stored import STORED_FILE, write_stored
 
 TEXTS = ["the door", "The  door\n\nopened.", "é ☂ naïve", "<start_of_turn>user\nHi<end_of_turn>", "   x\t"]
 BYTE, NORMAL, USER_DEFINED = 6, 1, 4

@@ -14,6 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+import gemlet
+from gemlet.errors import GemletError, ModelFileError, TokenizerError
+from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.files import read_vocabulary
+from gemlet.tokenizer.sentencepiece_model import parse_model
+from gemlet.tokenizer.stored import STORED_FILE, _digest, read_stored, write_stored
 from support.processes import run_program
 from support.programs.stored_tokenizer import encode_in_threads_and_a_fork
 from support.tiny_models import CONFIGS, write_folder
@@ -25,13 +32,6 @@ from support.tokenizer_files import (
     trained_model,
     trained_pieces,
 )
-
-import gemlet
-from gemlet.errors import GemletError, ModelFileError, TokenizerError
-from gemlet.tokenizer import Tokenizer
-from gemlet.tokenizer.files import read_vocabulary
-from gemlet.tokenizer.sentencepiece_model import parse_model
-from gemlet.tokenizer.stored import STORED_FILE, _digest, read_stored, write_stored
 
 TEXTS = ("the door", " the\n\nlamp  and\t<start_of_turn>user\n[note]", "日本 é 😀\0", "<bos>x<|im_end|>", "")
 ADDED = {

@@ -11,6 +11,10 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from gemlet.errors import GemletError, ModelFileError, TokenizerError
+from gemlet.tokenizer import Tokenizer
+from gemlet.tokenizer.sentencepiece_model import build_model
 from support.texts import crafted_text, relaxed
 from support.tokenizer_files import (
     ARRAY,
@@ -31,10 +35,6 @@ from support.tokenizer_files import (
     trained_model,
     trained_pieces,
 )
-
-from gemlet.errors import GemletError, ModelFileError, TokenizerError
-from gemlet.tokenizer import Tokenizer
-from gemlet.tokenizer.sentencepiece_model import build_model
 
 # --- the reference ------------------------------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ import pytest
 import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.texts import crafted_text, relaxed
-from support.tokenizer_files import MARKERS, SPACE, save, trained_model
 
 from gemlet.errors import InvalidRequestError, TokenizerError
 from gemlet.tokenizer import Tokenizer
+from support.texts import crafted_text, relaxed
+from support.tokenizer_files import MARKERS, SPACE, save, trained_model
 
 # --- BOS and control tokens ---------------------------------------------------------------------------------
 

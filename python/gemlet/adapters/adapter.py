@@ -142,7 +142,7 @@ class AdapterFiles:
         self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
     ) -> Iterator[tuple[NDArray[Any], str]]:
         """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on: of
-        floats (:func:`gemlet.sources.opening.open_source` refuses others)."""
+        floats (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
         import numpy as np
 
         term = self.terms[slot]

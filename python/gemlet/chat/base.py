@@ -44,8 +44,8 @@ class ChatFormat(ABC):
         ends: the control tokens that end a reply (the end of the text apart).
 
     Messages are mappings as in OpenAI's chat API: ``role`` is ``"user"``, ``"assistant"``, ``"system"`` or
-    ``"developer"`` (and ``"tool"`` where the format has tools), ``content`` a string or a list of
-    ``{"type": "text", "text": ...}`` parts.
+    ``"developer"`` (and ``"tool"`` or ``"function"`` where the format has tools), ``content`` a string, a
+    list of ``{"type": "text", "text": ...}`` parts, or None for no text. A ``name`` of a user is passed over.
 
     >>> from gemlet.chat import GEMMA
     >>> GEMMA.render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi! "}])
@@ -93,6 +93,7 @@ class ChatFormat(ABC):
         *,
         tools: Tools | None = None,
         thinking: bool = False,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt as text, for reading and comparing.
 
@@ -104,18 +105,26 @@ class ChatFormat(ABC):
             add_generation_prompt: end with the beginning of the model's turn.
             tools: functions the model may call, ``{"type": "function", "function": {...}}`` each.
             thinking: let the model think before it answers.
+            continue_final_message: the last message is the beginning of the model's reply, which the model
+                goes on with: its turn is left open, without white space at its end. There is no prompt for
+                another turn then, whatever ``add_generation_prompt`` says.
 
         Raises:
             InvalidRequestError: a message is malformed, of a role the format has not, or holds something
-                that is not text. The error names the message.
+                that is not text; or the message to continue is not the assistant's, or calls tools. The
+                error names the message.
             UnsupportedError: tools or thinking are asked of a format without.
 
         >>> from gemlet.chat import gemma4_format
         >>> question = [{"role": "user", "content": "2 + 2?"}]
         >>> gemma4_format().render(question, thinking=True)
         '<bos><|turn>system\\n<|think|>\\n<turn|>\\n<|turn>user\\n2 + 2?<turn|>\\n<|turn>model\\n'
+        >>> begun = [*question, {"role": "assistant", "content": "It is"}]
+        >>> gemma4_format().render(begun, continue_final_message=True)
+        '<bos><|turn>user\\n2 + 2?<turn|>\\n<|turn>model\\nIt is'
         """
-        return "".join(text for text, _ in self.segments(messages, tools, thinking, add_generation_prompt))
+        segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
+        return "".join(text for text, _ in segments)
 
     def encode_chat(
         self,
@@ -125,6 +134,7 @@ class ChatFormat(ABC):
         *,
         tools: Tools | None = None,
         thinking: bool = False,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """The prompt as token ids. Only the format's own markers become control tokens: whatever a message,
         a tool or its result contains is encoded as plain text, so that nothing in it can end its turn or
@@ -143,7 +153,8 @@ class ChatFormat(ABC):
         """
         ids: list[int] = []
         text: list[str] = []
-        for segment, is_marker in self.segments(messages, tools, thinking, add_generation_prompt):
+        segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
+        for segment, is_marker in segments:
             if not is_marker:
                 text.append(segment)  # text between two markers is encoded at once, or the ids could differ
                 continue
@@ -157,6 +168,28 @@ class ChatFormat(ABC):
                 )
             ids.append(marker)
         return ids + tokenizer.encode("".join(text), add_bos=False, allow_control=False)
+
+    def _prompt(
+        self,
+        messages: Messages,
+        tools: Tools | None,
+        thinking: bool,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> Segments:
+        if not continue_final_message:
+            return self.segments(messages, tools, thinking, add_generation_prompt)
+        out = self.segments(messages, tools, thinking, False)
+        last, where = messages[-1], f"messages[{len(messages) - 1}]"
+        role = last.get("role")
+        if role != "assistant" or any(last.get(key) for key in ("tool_calls", "function_call")):
+            found = f"is of the role {role}" if role != "assistant" else "calls tools"
+            raise InvalidRequestError(
+                f"{where} {found}; continue_final_message needs a text of the role assistant at the end"
+            )
+        if out[-2:] == [(self.ends[0], True), ("\n", False)]:
+            del out[-2:]
+        return out
 
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The tokens that end a reply: those of :attr:`ends`, and the end of the text.

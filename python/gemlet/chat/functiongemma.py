@@ -29,6 +29,7 @@ from typing import Any
 
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
     ToolResult,
@@ -39,7 +40,7 @@ from gemlet.chat.gemma4_tools import (
     write_result,
     write_tool,
 )
-from gemlet.chat.messages import checked_messages, json_value, role_of, text_parts
+from gemlet.chat.messages import json_value, role_of, text_parts
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -98,23 +99,22 @@ class FunctionGemmaFormat(ChatFormat):
     ) -> Segments:
         if thinking:
             raise UnsupportedError(f"thinking: the chat format {self.name} has none, that of Gemma 4 does")
-        rest = checked_messages(messages)
+        rest = read_conversation(messages)
         declared = checked_tools(tools)
         out = _Writer()
         out.marker("<bos>")
-        first = rest[0]
+        where, first = rest[0]
         offset = 1 if first.get("role") in ("system", "developer") else 0
         if declared or offset:
             out.begin_turn("developer")
             if offset:
-                out.text(_trimmed(first.get("content"), "messages[0]"))
+                out.text(_trimmed(first.get("content"), where))
             for index, tool in enumerate(declared):
                 write_tool(out, tool, f"tools[{index}]", _STYLE)
             out.end_turn()
         before = ""  # what the message before ended with: "calls", "results" or ""
         caller: list[tuple[str, Any]] = []  # name and id of the calls that results answer
-        for index, message in enumerate(rest[offset:], offset):
-            where = f"messages[{index}]"
+        for index, (where, message) in enumerate(rest[offset:], offset):
             role = role_of(message, where, _ROLES, self.name)
             if role == "tool":
                 if before == "":
@@ -169,7 +169,7 @@ def _trimmed(content: Any, where: str) -> str:
 
 def _read_calls(message: Mapping[str, Any], role: str, where: str) -> tuple[list[Any], list[Any]]:
     if message.get("function_call"):
-        raise InvalidRequestError(f"{where}: function_call is not supported; send tool_calls")
+        raise InvalidRequestError(f"{where} has both function_call and tool_calls; send tool_calls only")
     if role != "assistant" and message.get("tool_calls"):
         raise InvalidRequestError(f"{where}: tool_calls in a message of the role {role}; expected none")
     return read_calls(message.get("tool_calls"), where)

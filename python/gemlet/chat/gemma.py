@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
-from gemlet.chat.messages import checked_messages, role_of, text_parts
+from gemlet.chat.conversation import read_conversation
+from gemlet.chat.messages import role_of, text_parts
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -72,12 +73,13 @@ class GemmaFormat(ChatFormat):
     def _turns(self, messages: Messages) -> list[tuple[str, str]]:
         """``(role as the model knows it, text)`` of each turn, alternating."""
         turns: list[tuple[str, str]] = []
-        checked = checked_messages(messages)
-        for index, message in enumerate(checked):
-            role, text = self._read(message, f"messages[{index}]")
+        conversation = read_conversation(messages)
+        first = conversation[0][1]
+        for index, (where, message) in enumerate(conversation):
+            role, text = self._read(message, where)
             if turns and turns[-1][0] == role:
                 parts = [turns.pop()[1], text]
-                if not (index == 1 and checked[0]["role"] in _SYSTEM and message["role"] == "user"):
+                if not (index == 1 and first["role"] in _SYSTEM and message["role"] == "user"):
                     parts = [part for part in parts if part.strip()]
                 text = _JOINT.join(parts)
             turns.append((role, text))
@@ -90,10 +92,7 @@ class GemmaFormat(ChatFormat):
                 raise InvalidRequestError(
                     f"{where}: the format {self.name} has no {key}; describe tools in text"
                 )
-        content = message.get("content")
-        if content is None and role == "assistant" and "content" in message:
-            content = ""  # what clients send for a reply without text
-        parts = text_parts(content, where)
+        parts = text_parts(message.get("content"), where)
         # The official templates trim each part of what user and model say, and take the system text as it is.
         return _ROLES[role], "".join(parts if role in _SYSTEM else [part.strip() for part in parts])
 

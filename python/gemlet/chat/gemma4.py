@@ -19,6 +19,8 @@ to the last byte, its oddities included. gemlet departs from it only here:
 - a key of the arguments that leaves open where it ends (``a:b``) is put in quotes;
 - results as messages of the role ``tool`` reach the call they answer also in revisions that know only
   results within the assistant's message (``tool_responses``), and may be mappings;
+- a result stands behind the call that it answers, wherever the client put it (:mod:`.conversation`);
+- ``<|think|>`` at the beginning or end of a system message is the wish to think, and no text;
 - the reasoning of a message may have any of the names in use (transformers, too, makes them one);
 - a result that answers no call is refused instead of dropped, and so are images, audio and video.
 """
@@ -31,6 +33,7 @@ from typing import Any, Literal
 
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
     ToolResult,
@@ -43,7 +46,7 @@ from gemlet.chat.gemma4_tools import (
     write_result,
     write_tool,
 )
-from gemlet.chat.messages import checked_messages, json_value, mapping_at, role_of, text_parts
+from gemlet.chat.messages import json_value, mapping_at, role_of, text_parts
 from gemlet.chat.reply import GEMMA4_MARKERS
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError
@@ -52,6 +55,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["Gemma4Format", "Gemma4Revision"]
 
 _SYSTEM = ("system", "developer")
+_THINK = "<|think|>"
 _REASONING = (
     "reasoning",
     "reasoning_content",
@@ -139,7 +143,8 @@ class Gemma4Format(ChatFormat):
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
-        read = self._read(checked_messages(messages))
+        read = self._read(read_conversation(messages))
+        thinking = _take_think(read[0]) or thinking
         out = Segments()
         out.marker("<bos>")
         read = self._write_system(out, read, checked_tools(tools), thinking)
@@ -166,7 +171,7 @@ class Gemma4Format(ChatFormat):
         out.marker("<|turn>")
         out.text("system\n")
         if thinking:
-            out.marker("<|think|>")
+            out.marker(_THINK)
             out.text(self.revision.think)
         if has_system:
             # The blank is the latest template's; the earlier ones take a string only.
@@ -241,12 +246,11 @@ class Gemma4Format(ChatFormat):
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def _read(self, messages: list[Mapping[str, Any]]) -> list[_Message]:
+    def _read(self, messages: list[tuple[str, Mapping[str, Any]]]) -> list[_Message]:
         """The messages, each result with the message whose call it answers."""
         read: list[_Message] = []
         takes_results = False  # the message before this one called tools, or was such a result
-        for index, message in enumerate(messages):
-            where = f"messages[{index}]"
+        for where, message in messages:
             role = role_of(message, where, _ROLES, self.name)
             if role == "tool":
                 if not takes_results:
@@ -268,7 +272,7 @@ class Gemma4Format(ChatFormat):
                         f"{where}: {key} in a message of the role {role}; expected none"
                     )
         if message.get("function_call"):
-            raise InvalidRequestError(f"{where}: function_call is not supported; send tool_calls")
+            raise InvalidRequestError(f"{where} has both function_call and tool_calls; send tool_calls only")
         content = message.get("content")
         calls, call_ids = read_calls(message.get("tool_calls"), where)
         results = _read_responses(message.get("tool_responses"), where)
@@ -282,6 +286,22 @@ class Gemma4Format(ChatFormat):
                 raise InvalidRequestError(f"{where}: {key} is {show(reasoning)}; expected a string")
             read.reasoning = read.reasoning or reasoning or ""
         return read
+
+
+def _take_think(message: _Message) -> bool:
+    """Whether a system message begins or ends with the wish to think, as Google's documentation has it; the
+    wish is taken out of the text."""
+    if message.role not in _SYSTEM or not message.texts:
+        return False
+    texts = message.texts
+    first = texts[0].lstrip().removeprefix(_THINK)
+    found = first != texts[0].lstrip()
+    texts[0] = first if found else texts[0]
+    last = texts[-1].rstrip().removesuffix(_THINK)
+    if last == texts[-1].rstrip():
+        return found
+    texts[-1] = last
+    return True
 
 
 def _without_thoughts(text: str) -> str:
@@ -307,7 +327,7 @@ def _read_result(message: Mapping[str, Any], caller: _Message, where: str) -> To
     name = message.get("name")
     call_id = message.get("tool_call_id")
     for call, known in zip(caller.calls, caller.call_ids, strict=True):
-        if known == call_id:
+        if call_id is not None and known == call_id:
             name = call.name
     if name is None:
         raise InvalidRequestError(

@@ -14,10 +14,12 @@ However a reply is cut into pieces, the events add up to the same (:func:`collec
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gemlet.chat.loose_calls import repair_call
 from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
 
 __all__ = [
@@ -64,6 +66,7 @@ class ToolCall:
     Attributes:
         name: the function.
         arguments: a JSON object.
+        id: a random name for the call, which its result refers to; two calls that differ only here are equal.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("<|tool_call>call:now{zone:2}<tool_call|>")
@@ -72,11 +75,13 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Any]
+    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}", compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class MalformedToolCall:
-    """A call of a tool that cannot be read, or was cut off.
+    """A call of a tool that cannot be read, or was cut off. Its text follows as :class:`Content`, markers and
+    all, as the model wrote it.
 
     Attributes:
         raw: what the model wrote between the markers of the call.
@@ -177,11 +182,14 @@ class ReplyParser:
         self._after_turn: _State = "between"  # as long as the prompt is read, and "over" in the reply
         self._line = ""  # of a header or the name of a channel
         self._held = ""  # may turn out to be thought_end
+        self._has_thought = False  # the reply has a thought, ended or not, with text
+        self._between_thoughts = ""  # what comes before the next text of a thought
         self._call: list[str] = []
 
     def begin(self) -> None:
         """What came so far was the prompt: its events are forgotten, its state is kept."""
-        self._held = ""
+        self._held = self._between_thoughts = ""
+        self._has_thought = False
         self._after_turn = "over"
         if self._state == "over":
             self._state = "between"
@@ -219,8 +227,9 @@ class ReplyParser:
             if kind in (None, "nothing", "thought_end", "result_end"):
                 self._call.append(name)  # text of an argument, most likely
                 return []
-            events = self._end_call(complete=True)
-            return events if kind == "call_end" else events + self.marker(name)
+            if kind == "call_end":
+                return self._end_call(complete=True, end=name)
+            return self._end_call(complete=True) + self.marker(name)
         if kind in (None, "nothing", "quote", "call_end"):
             return []
         if kind == "thought_end":
@@ -238,6 +247,8 @@ class ReplyParser:
         }
         self._state = starts[str(kind)]
         self._line = ""
+        if kind == "thought_start" and self._has_thought:
+            self._between_thoughts = "\n\n"
         return events
 
     def finish(self) -> list[ReplyEvent]:
@@ -254,20 +265,27 @@ class ReplyParser:
         held = self._held
         if self._state == "channel" and not _CHANNEL.startswith(self._line):
             held = self._line
-        return [Reasoning(held)] if held else []
+        return self._reason(held)
 
     def _think(self, text: str) -> list[ReplyEvent]:
         text, self._held = self._held + text, ""
         if self._thought_end and text.endswith(self._thought_end):
             self._held = self._thought_end
             text = text[: -len(self._thought_end)]
-        return [Reasoning(text)] if text else []
+        return self._reason(text)
+
+    def _reason(self, text: str) -> list[ReplyEvent]:
+        if not text:
+            return []
+        text, self._between_thoughts = self._between_thoughts + text, ""
+        self._has_thought = True
+        return [Reasoning(text)]
 
     def _end_thought(self) -> list[ReplyEvent]:
         """Leaves a thought, if there is one; its last line break is the format's."""
         events: list[ReplyEvent] = []
         if self._state == "channel" and self._line not in ("", _CHANNEL):
-            events = [Reasoning(self._line)]
+            events = self._reason(self._line)
         if self._state in ("channel", "thought", "between"):
             self._state = "content"
         self._held = self._line = ""
@@ -295,14 +313,20 @@ class ReplyParser:
         self._line = ""
         return self.text(rest)
 
-    def _end_call(self, *, complete: bool) -> list[ReplyEvent]:
+    def _end_call(self, *, complete: bool, end: str = "") -> list[ReplyEvent]:
         raw = "".join(self._call)
         self._call.clear()
         self._state = "content"
         try:
-            name, arguments = parse_call(raw)
+            return [ToolCall(*parse_call(raw))]
         except MalformedCallError as problem:
             reason = str(problem) if complete else f"the reply ended within the call: {problem}"
-            quote = next((name for name, kind in self._markers.items() if kind == "quote"), "")
-            return [MalformedToolCall(raw.replace(QUOTE_SIGN, quote), reason)]
-        return [ToolCall(name, arguments)]
+        try:
+            return [ToolCall(*repair_call(raw, complete=complete))]
+        except MalformedCallError:
+            raw = raw.replace(QUOTE_SIGN, self._name_of("quote"))
+            # It stays to be seen in the answer: else a reply that is nothing more would be empty.
+            return [MalformedToolCall(raw, reason), Content(self._name_of("call_start") + raw + end)]
+
+    def _name_of(self, kind: str) -> str:
+        return next((name for name, its_kind in self._markers.items() if its_kind == kind), "")

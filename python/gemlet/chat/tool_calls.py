@@ -2,7 +2,8 @@
 
 It is JSON with bare keys and strings between two quote tokens, in which nothing is escaped. What models write
 beside it and can only mean one thing is taken as well: white space, strings and keys in JSON's own quotes,
-a comma before a closing bracket, ``None``, ``True`` and ``False``.
+a comma before a closing bracket, ``None``, ``True`` and ``False``. What :func:`parse_call` refuses may still
+be a call with a slip, which :func:`gemlet.chat.loose_calls.repair_call` reads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from gemlet.base.text import show
 
-__all__ = ["MAX_DEPTH", "QUOTE_SIGN", "MalformedCallError", "parse_call"]
+__all__ = ["MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse_call"]
 
 QUOTE_SIGN = "\ud800"  # stands for the quote token: half a surrogate pair, which no decoded text contains
 MAX_DEPTH = 100  # of objects and lists within each other; much deeper ones would end in a RecursionError
@@ -44,10 +45,12 @@ def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
     ('weather', {'city': 'Oslo', 'days': [1, 2]})
     """
     head = _HEAD.match(raw)
-    name = head[1].strip() if head else ""
-    if head is None or not name:
-        raise MalformedCallError(f"begins with {show(raw[:40])}; expected call:NAME{{")
-    reader = _Reader(raw, head.end())
+    name = head[1].strip().strip(QUOTE_SIGN + "\"'").lstrip(":") if head else ""
+    # With a bracket left open, the head is no name but a name and the beginning of its arguments.
+    if head is None or not name or QUOTE_SIGN in name or name.count("(") != name.count(")"):
+        found = show(raw[:40].replace(QUOTE_SIGN, '<|"|>'))
+        raise MalformedCallError(f"begins with {found}; expected call:NAME{{")
+    reader = CallReader(raw, head.end())
     arguments = reader.members(1)
     reader.skip_space()
     if reader.at < len(raw):
@@ -55,7 +58,15 @@ def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
     return name, arguments
 
 
-class _Reader:
+class CallReader:
+    """Reads the arguments of a call, from the position ``at`` on.
+
+    >>> CallReader("{a:1}", 1).members(1)
+    {'a': 1}
+    """
+
+    _bare = _BARE  # a value without quotes
+
     def __init__(self, raw: str, at: int) -> None:
         self._raw = raw
         self.at = at
@@ -76,6 +87,10 @@ class _Reader:
         self.at += 1
         return True
 
+    def _is_at(self, character: str) -> bool:
+        """Whether ``character`` comes next; white space has been skipped."""
+        return self._raw.startswith(character, self.at)
+
     def members(self, depth: int) -> dict[str, Any]:
         """``key:value,...}``, behind the opening brace."""
         if depth > MAX_DEPTH:
@@ -83,12 +98,15 @@ class _Reader:
         found: dict[str, Any] = {}
         while not self._take("}"):
             key = self._key()
-            if not self._take(":"):
+            if not self._take_colon():
                 raise self.wrong("a colon")
             found[key] = self._value(depth)
-            if not self._take(",") and not self._raw.startswith("}", self.at):
+            if not self._take(",") and not self._is_at("}"):
                 raise self.wrong("a comma or }")
         return found
+
+    def _take_colon(self) -> bool:
+        return self._take(":")
 
     def _items(self, depth: int) -> list[Any]:
         if depth > MAX_DEPTH:
@@ -96,7 +114,7 @@ class _Reader:
         found: list[Any] = []
         while not self._take("]"):
             found.append(self._value(depth))
-            if not self._take(",") and not self._raw.startswith("]", self.at):
+            if not self._take(",") and not self._is_at("]"):
                 raise self.wrong("a comma or ]")
         return found
 
@@ -107,15 +125,20 @@ class _Reader:
             self.at = match.end()
             return match[1]
         if match := _JSON_STRING.match(self._raw, self.at):
-            try:
-                text = json.loads(match[0].replace(QUOTE_SIGN, '<|"|>'), strict=False)
-            except ValueError:
-                raise self.wrong("a string") from None
+            text = self._unescaped(match[0])
             self.at = match.end()
-            return str(text).encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
+            return text
         if self._raw.startswith((QUOTE_SIGN, '"'), self.at):
             raise self.wrong("a string with its closing quote")
         return None
+
+    def _unescaped(self, quoted: str) -> str:
+        """The text of a JSON string."""
+        try:
+            text = json.loads(quoted.replace(QUOTE_SIGN, '<|"|>'), strict=False)
+        except ValueError:
+            raise self.wrong("a string") from None
+        return str(text).encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
 
     def _key(self) -> str:
         text = self._string()
@@ -135,13 +158,21 @@ class _Reader:
             return self.members(depth + 1)
         if self._take("["):
             return self._items(depth + 1)
-        match = _BARE.match(self._raw, self.at)
-        word = match[0].strip() if match else ""
-        if match is None or not (word in _WORDS or _NUMBER.fullmatch(word)):
-            raise self.wrong("a value: a string in quotes, a number, true, false, null, { or [")
-        value = _WORDS[word] if word in _WORDS else self._number(word)
-        self.at = match.end()
+        return self._bare_value()
+
+    def _bare_value(self) -> Any:
+        match = self._bare.match(self._raw, self.at)
+        value = self._word(match[0].strip() if match else "")
+        self.at = match.end() if match else self.at
         return value
+
+    def _word(self, word: str) -> Any:
+        """The value that is written as ``word``, without quotes."""
+        if word in _WORDS:
+            return _WORDS[word]
+        if _NUMBER.fullmatch(word):
+            return self._number(word)
+        raise self.wrong("a value: a string in quotes, a number, true, false, null, { or [")
 
     def _number(self, word: str) -> int | float:
         parts = _NUMBER.fullmatch(word)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile, parse_gguf
-from gemlet.checkpoint.tensor_files import MAX_SHARDS, TensorFiles, TensorInfo
+from gemlet.checkpoint.tensor_files import MAX_SHARDS, OpenFiles, TensorFiles, TensorInfo
 from gemlet.errors import ModelFileError, TensorError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "model_files", "split_names"]
+__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "gguf_models", "split_names"]
 
 BLOCK_TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
@@ -47,7 +47,7 @@ class GGUFCheckpoint(TensorFiles):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         folder, name = os.path.split(os.fspath(path))
-        super().__init__(folder)
+        super().__init__(OpenFiles(folder))
         names = split_names(folder, name)
         tensors: dict[str, TensorInfo] = {}
         try:
@@ -56,8 +56,8 @@ class GGUFCheckpoint(TensorFiles):
                     raise ModelFileError(
                         f"{self.path(file)}: missing; the model is split into {len(names)} files"
                     )
-                handle, _, _ = self._open_file(file)
-                part = parse_gguf(self.path(file), handle.fileno())
+                self.files.open(file)
+                part = parse_gguf(self.path(file), self.files.descriptor(file))
                 self._check_part(part, number, names)
                 if number == 0:
                     self.gguf = part
@@ -84,7 +84,8 @@ class GGUFCheckpoint(TensorFiles):
     def head(self) -> bytes:
         """All that the (first) file says before its tensors' data."""
         file = os.path.basename(self.gguf.path)
-        return self.read_bytes(file, 0, min(self.gguf.data_offset, os.fstat(self.descriptor(file)).st_size))
+        size = os.fstat(self.files.descriptor(file)).st_size
+        return self.files.read(file, 0, min(self.gguf.data_offset, size))
 
     def read_vector(self, name: str) -> NDArray[Any] | None:
         """The values of a tensor that has to be a vector of F32; None where there is none of this name."""
@@ -111,11 +112,11 @@ class GGUFCheckpoint(TensorFiles):
                 )
 
 
-def model_files(names: Iterable[str]) -> list[str]:
+def gguf_models(names: Iterable[str]) -> list[str]:
     """Those of the files ``names`` that are models, of a split one its first part: other GGUF files are for
     images, draft tokens for another model, or say what mattered to a quantization.
 
-    >>> model_files(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "mtp-b.gguf"])
+    >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "mtp-b.gguf"])
     ['b-00001-of-00002.gguf']
     """
     found = []

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from gemlet.base.strict_json import parse_json_object, read_json_object
 from gemlet.base.text import show
-from gemlet.checkpoint.tensor_files import MAX_SHARDS, TensorFiles, TensorInfo
+from gemlet.checkpoint.tensor_files import MAX_SHARDS, OpenFiles, TensorFiles, TensorInfo
 from gemlet.errors import ModelFileError, TensorError
 
 __all__ = ["Checkpoint"]
@@ -80,7 +80,7 @@ class Checkpoint(TensorFiles):
     _expected = "F32, BF16 or F16"
 
     def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
-        super().__init__(os.fspath(folder))
+        super().__init__(OpenFiles(os.fspath(folder)))
         self.metadata: dict[str, str] = {}  # of all files
         tensors: dict[str, TensorInfo] = {}
         try:
@@ -140,10 +140,10 @@ class Checkpoint(TensorFiles):
 
     def _open(self, file: str) -> list[TensorInfo]:
         path = self.path(file)
-        _, size, _ = self._open_file(file)
+        size = self.files.open(file)
         if size < 8:
             raise ModelFileError(f"{path}: has {size} bytes; a safetensors file has at least 8")
-        start = self.read_bytes(file, 0, 8)
+        start = self.files.read(file, 0, 8)
         if start == b"version ":
             raise ModelFileError(
                 f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
@@ -154,7 +154,7 @@ class Checkpoint(TensorFiles):
                 f"{path}: says its header has {length} bytes; the file has {size} bytes in all "
                 f"and a header at most {MAX_HEADER_BYTES}. It is cut short or not a safetensors file"
             )
-        text = self.read_bytes(file, 8, length)
+        text = self.files.read(file, 8, length)
         if text[:1] != b"{":
             raise ModelFileError(f"{path}: its header begins with {text[:1]!r}; expected a JSON object")
         header = parse_json_object(text, where=f"{path} (header)", error=ModelFileError)

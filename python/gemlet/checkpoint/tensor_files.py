@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from gemlet import _core
 
-__all__ = ["TensorFiles", "TensorInfo"]
+__all__ = ["OpenFiles", "TensorFiles", "TensorInfo"]
 
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 
@@ -50,31 +50,19 @@ class TensorInfo:
     nbytes: int
 
 
-class TensorFiles:
-    """Tensors in one or several files of a folder, read with ``pread``. A context manager; ``close()`` closes
-    the files. What a file of some kind says about its tensors is the subclasses' part.
-    """
-
-    # type -> (the core's name of it, NumPy type of the array; what NumPy does not have travels as bits)
-    _readable: Mapping[str, tuple[str, str]] = {}
-    _expected = ""
+class OpenFiles:
+    """Files of one folder that stay open and are read with ``pread``, by their names in the folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._files: dict[str, tuple[FileIO, int, int]] = {}  # name -> (file, size, modified, in ns)
-        self.tensors: Mapping[str, TensorInfo] = {}
 
     def path(self, file: str) -> str:
-        """Where ``file``, as a TensorInfo names it, lies."""
+        """The path of ``file``."""
         return os.path.join(self.folder, file)
 
-    def descriptor(self, file: str) -> int:
-        """The open file ``file``, while the checkpoint is open."""
-        if file not in self._files:
-            raise ModelClosedError(f"{self.path(file)}: used after the checkpoint was closed")
-        return self._files[file][0].fileno()
-
-    def _open_file(self, file: str) -> tuple[FileIO, int, int]:
+    def open(self, file: str) -> int:
+        """Opens ``file`` and returns its size. Raises :class:`ModelFileError` when that cannot be done."""
         path = self.path(file)
         try:
             handle = open(path, "rb", buffering=0, opener=no_waiting)  # noqa: SIM115  (closed by close())
@@ -85,7 +73,76 @@ class TensorFiles:
         self._files[file] = (handle, status.st_size, status.st_mtime_ns)
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(f"{path}: not a regular file")
-        return self._files[file]
+        return status.st_size
+
+    def descriptor(self, file: str) -> int:
+        """The descriptor of ``file``, as long as the files are open."""
+        if file not in self._files:
+            raise ModelClosedError(f"{self.path(file)}: used after the checkpoint was closed")
+        return self._files[file][0].fileno()
+
+    def read(self, file: str, begin: int, length: int) -> bytes:
+        """``length`` bytes of ``file`` from ``begin`` on. Raises as :meth:`fill` does."""
+        buffer = bytearray(length)
+        self.fill(file, begin, memoryview(buffer), "it")
+        return bytes(buffer)
+
+    def fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
+        """Reads ``file`` from ``begin`` on until ``buffer`` is full; ``what`` names it in errors.
+
+        Raises :class:`ModelFileError` when the file cannot be read, ends too early or has changed.
+        """
+        path = self.path(file)
+        if file not in self._files:
+            raise ModelClosedError(f"{path}: read after the checkpoint was closed")
+        handle, _, _ = self._files[file]
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(handle.fileno(), [buffer[done : done + _READ_BYTES]], begin + done)
+            except OSError as problem:
+                raise ModelFileError(f"{path}: reading {what} failed: {problem.strerror}") from None
+            if count == 0:
+                raise ModelFileError(f"{path}: was cut short while gemlet was reading {what}")
+            done += count
+        self.check_unchanged(file, what)
+
+    def check_unchanged(self, file: str, what: str) -> None:
+        """Raises :class:`ModelFileError` if ``file`` has changed since it was opened."""
+        handle, size, modified = self._files[file]
+        status = os.fstat(handle.fileno())
+        if (status.st_size, status.st_mtime_ns) != (size, modified):
+            path = self.path(file)
+            raise ModelFileError(f"{path}: was changed while gemlet was reading {what}; load it again")
+
+    def close(self) -> None:
+        """Closes the files."""
+        for handle, _, _ in self._files.values():
+            handle.close()
+        self._files.clear()
+
+
+class TensorFiles:
+    """Tensors in one or several files of a folder, read with ``pread``. A context manager; ``close()`` closes
+    the files. What a file of some kind says about its tensors is the subclasses' part.
+    """
+
+    # type -> (the core's name of it, NumPy type of the array; what NumPy does not have travels as bits)
+    _readable: Mapping[str, tuple[str, str]] = {}
+    _expected = ""
+
+    def __init__(self, files: OpenFiles) -> None:
+        self.files = files
+        self.tensors: Mapping[str, TensorInfo] = {}
+
+    @property
+    def folder(self) -> str:
+        """The folder of the files."""
+        return self.files.folder
+
+    def path(self, file: str) -> str:
+        """Where ``file``, as a TensorInfo names it, lies."""
+        return self.files.path(file)
 
     def dtype(self, name: str) -> str:
         """The type of tensor ``name`` as the core calls it: "f32", "bf16", "f16"; in GGUF also "q4_0", ...
@@ -118,7 +175,7 @@ class TensorFiles:
             )
         except MemoryError:
             raise MemoryLimitError(f"no memory for the {info.nbytes} bytes of tensor {show(name)}") from None
-        self._fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
+        self.files.fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
         return array, tag
 
     def read_rows(
@@ -139,19 +196,19 @@ class TensorFiles:
             part: NDArray[Any] = np.empty(
                 self._array_shape(info, shape, nbytes), dtype=self._readable[info.dtype][1]
             )
-            self._fill(info.file, begin, part.reshape(-1).view(np.uint8).data, show(name))
+            self.files.fill(info.file, begin, part.reshape(-1).view(np.uint8).data, show(name))
             yield part, tag
 
     def file_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[_core.FileRows, int, int]]:
         """The blocks of :meth:`read_rows` as places in the file, for the core to read, with their rows and
-        bytes. :meth:`check_unchanged` is for after reading."""
+        bytes. :meth:`OpenFiles.check_unchanged` is for after reading."""
         from gemlet import _core
 
         tag = self.dtype(name)
         info = self.tensors[name]
-        descriptor = self.descriptor(info.file)
+        descriptor = self.files.descriptor(info.file)
         for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
             # So that the disk is not idle while this block is packed.
             os.posix_fadvise(descriptor, begin + nbytes, 2 * block_bytes, os.POSIX_FADV_WILLNEED)
@@ -211,41 +268,9 @@ class TensorFiles:
             return shape
         return (*shape[:-1], nbytes // prod(shape[:-1]))
 
-    def read_bytes(self, file: str, begin: int, length: int) -> bytes:
-        """Bytes of ``file`` that are no tensor of numbers. Raises as :meth:`read` does."""
-        buffer = bytearray(length)
-        self._fill(file, begin, memoryview(buffer), "it")
-        return bytes(buffer)
-
-    def _fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
-        path = self.path(file)
-        if file not in self._files:
-            raise ModelClosedError(f"{path}: read after the checkpoint was closed")
-        handle, _, _ = self._files[file]
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(handle.fileno(), [buffer[done : done + _READ_BYTES]], begin + done)
-            except OSError as problem:
-                raise ModelFileError(f"{path}: reading {what} failed: {problem.strerror}") from None
-            if count == 0:
-                raise ModelFileError(f"{path}: was cut short while gemlet was reading {what}")
-            done += count
-        self.check_unchanged(file, what)
-
-    def check_unchanged(self, file: str, what: str) -> None:
-        """Raises :class:`ModelFileError` if ``file`` has changed since it was opened."""
-        handle, size, modified = self._files[file]
-        status = os.fstat(handle.fileno())
-        if (status.st_size, status.st_mtime_ns) != (size, modified):
-            path = self.path(file)
-            raise ModelFileError(f"{path}: was changed while gemlet was reading {what}; load it again")
-
     def close(self) -> None:
         """Closes the files. Arrays already read stay valid."""
-        for handle, _, _ in self._files.values():
-            handle.close()
-        self._files.clear()
+        self.files.close()
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,8 @@ from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.config.families import FAMILIES, MULTIMODAL, Family
-from gemlet.config.layers import LIMITS, is_bidirectional, read_gguf_layers, read_layers, read_size
+from gemlet.config.layers import is_bidirectional, read_gguf_layers, read_layers, read_size
+from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.quantization import refuse_quantized
 from gemlet.config.shapes import SHAPES
 from gemlet.config.text_config import TextConfig
@@ -154,7 +155,7 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         vocab_size=vocab_size,
         hidden_size=read_size(keys, "hidden_size"),
         max_position_embeddings=read_size(keys, "max_position_embeddings"),
-        rms_norm_eps=keys.number("rms_norm_eps", 1e-12, 1.0),
+        rms_norm_eps=keys.number("rms_norm_eps", *NUMBERS["rms_norm_eps"]),
         final_softcap=_read_final_softcap(keys),
         norm_offset=family.norm_offset,
         tie_word_embeddings=bidirectional or keys.flag("tie_word_embeddings"),  # it needs no output matrix

@@ -9,31 +9,11 @@ from typing import Any
 from gemlet.base.keys import Keys
 from gemlet.base.text import show
 from gemlet.config.families import Family
+from gemlet.config.limits import LIMITS
 from gemlet.config.rope import LAYER_TYPES, read_rope
 from gemlet.errors import ConfigError
 
-__all__ = ["LIMITS", "LayerSpec", "default_sparsity", "is_bidirectional", "read_gguf_layers", "read_layers"]
-
-# Integer key -> largest accepted value. The largest real Gemma stays a factor of ten or more below each.
-LIMITS = {
-    "vocab_size": 1 << 22,
-    "hidden_size": 1 << 16,
-    "intermediate_size": 1 << 20,
-    "num_hidden_layers": 1024,
-    "num_attention_heads": 1024,
-    "num_key_value_heads": 1024,
-    "num_global_key_value_heads": 1024,
-    "head_dim": 4096,
-    "global_head_dim": 4096,
-    "max_position_embeddings": 1 << 24,
-    "sliding_window": 1 << 24,
-    "num_experts": 4096,
-    "moe_intermediate_size": 1 << 16,
-    "hidden_size_per_layer_input": 1 << 16,
-    "vocab_size_per_layer_input": 1 << 22,
-    "laurel_rank": 1 << 16,
-    "altup_num_inputs": 16,
-}
+__all__ = ["LayerSpec", "default_sparsity", "is_bidirectional", "read_gguf_layers", "read_layers"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from gemlet.base.keys import Keys
 from gemlet.base.text import show
 from gemlet.config.families import Family
+from gemlet.config.limits import NUMBERS
 from gemlet.errors import ConfigError
 
 __all__ = ["LAYER_TYPES", "Rope", "read_rope"]
@@ -68,7 +69,7 @@ def _both_spellings(
     new = keys.inner(parameters, parameters_key, _OBJECT)
     old = keys.inner(scaling, "rope_scaling", _OBJECT)
     thetas = {
-        part.label(name): part.number(name, 1.0, 1e12)
+        part.label(name): part.number(name, *NUMBERS["rope_theta"])
         for part, name in ((new, "rope_theta"), (old, "rope_theta"), (keys, legacy_theta))
         if part.get(name) is not None
     }
@@ -102,10 +103,10 @@ def _read_nested_only(keys: Keys, used: Collection[str]) -> dict[str, Rope]:
         rope_type, factor = _read_scaling(one, ("default", "linear", "proportional"))
         share = 1.0
         if one.get("partial_rotary_factor") is not None:
-            share = one.number("partial_rotary_factor", 0.0, 1.0)
+            share = one.number("partial_rotary_factor", *NUMBERS["rope_partial_factor"])
         if share != 1.0 and rope_type != "proportional":
             raise one.wrong("partial_rotary_factor", "none beside a rope_type other than 'proportional'")
-        rope[kind] = Rope(one.number("rope_theta", 1.0, 1e12), factor, share)
+        rope[kind] = Rope(one.number("rope_theta", *NUMBERS["rope_theta"]), factor, share)
     return rope
 
 
@@ -122,7 +123,7 @@ def _read_scaling(keys: Keys, supported: tuple[str, ...]) -> tuple[str, float]:
     rope_type = keys.get(names[0]) if names else "default"
     factor = keys.get("factor")
     if rope_type == "linear" or (rope_type == "proportional" and factor is not None):
-        return rope_type, keys.number("factor", 1e-3, 1e6)
+        return rope_type, keys.number("factor", *NUMBERS["rope_scaling_factor"])
     if factor is not None and not names and factor != 1.0:  # somebody may have meant "linear"
         raise keys.wrong("factor", "no factor without a rope_type that reads it")
     if factor is not None:

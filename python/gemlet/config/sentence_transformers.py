@@ -15,7 +15,7 @@ from typing import Any
 from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_list, read_json_object
 from gemlet.base.text import show
-from gemlet.config.layers import LIMITS
+from gemlet.config.limits import LIMITS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError, InvalidRequestError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, Literal
 
 from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
@@ -22,7 +23,8 @@ class Generation:
 
     Attributes:
         text: the continuation (without the prompt and without the stop string); empty without a tokenizer.
-            Of a chat it is the answer: without reasoning and without calls of tools.
+            Of a chat it is the answer: without reasoning and without calls of tools, but with those that
+            cannot be read, as the model wrote them.
         token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
         finish_reason: "stop" (end token or stop string), "length" (``max_tokens`` or a full context) or
             "cancelled".
@@ -64,7 +66,8 @@ class Generation:
     def message(self) -> dict[str, Any]:
         """The reply as the message to append to the conversation, in OpenAI's form.
 
-        The results of its calls follow as messages ``{"role": "tool", "tool_call_id": ..., "content": ...}``.
+        ``arguments`` of its calls are a string of JSON, their ids are random. The results of its calls follow
+        as messages ``{"role": "tool", "tool_call_id": ..., "content": ...}``.
 
         >>> import gemlet
         >>> messages = [{"role": "user", "content": "Who is there?"}]
@@ -79,11 +82,14 @@ class Generation:
         if self.tool_calls:
             message["tool_calls"] = [
                 {
-                    "id": f"call_{index}",
+                    "id": call.id,
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
+                    "function": {
+                        "name": call.name,
+                        "arguments": json.dumps(call.arguments, ensure_ascii=False),
+                    },
                 }
-                for index, call in enumerate(self.tool_calls)
+                for call in self.tool_calls
             ]
         return message
 

@@ -12,15 +12,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from gemlet.chat.reply import Content, ReplyEvent
+from gemlet.tokenizer.decoding import StreamDecoder
 
-__all__ = ["ReplyEmitter", "ReplyReader", "StopScanner", "StreamDecoder", "TextReader"]
-
-
-class StreamDecoder(Protocol):
-    """What :meth:`gemlet.Tokenizer.stream_decoder` returns: token ids in, complete characters out."""
-
-    def push(self, token_id: int, /) -> str: ...
-    def finish(self) -> str: ...
+__all__ = ["ReplyEmitter", "ReplyReader", "StopScanner", "TextReader"]
 
 
 class ReplyReader(Protocol):

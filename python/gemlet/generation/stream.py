@@ -17,7 +17,8 @@ from gemlet.chat.reply import Content, ReplyEvent, collect
 from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Chunk, FinishReason, Generation
-from gemlet.generation.stopping import ReplyEmitter, ReplyReader, StreamDecoder, TextReader
+from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
+from gemlet.tokenizer.decoding import StreamDecoder
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -222,6 +223,14 @@ class TextStream:
         with self._open_lock:
             self._open = False
             self._sequence.close()
+
+
+def run_to_end(stream: TextStream) -> Generation:
+    """What the stream gives in all."""
+    with stream:
+        for _ in stream:
+            pass
+    return stream.result
 
 
 def _chunk(events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:

@@ -6,128 +6,69 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gemlet.base.progress import Progress, reporting
+from gemlet.base.progress import reporting
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.options import GenerationConfig
+from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
-from gemlet.packing.blocks import source_bytes
+from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.cache import packed_copy
 from gemlet.packing.fill import fill, set_table
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
-from gemlet.weights.formats import PRESETS, Formats
 
 if TYPE_CHECKING:
     from gemlet import _core
 
 
-def choose_formats(
-    source: ModelSource, weights: str, embedding: str | None
-) -> tuple[str, str | None, dict[str, str]]:
-    """The two arguments for ``source``, and the formats of the matrices that have one of their own: "auto" is
-    resolved, and what is packed is taken as it is."""
-    packed = source.packed
-    if packed is None:
-        if weights != "auto":
-            return weights, embedding, {}
-        weights = source.stored_weights()
-        preset = PRESETS[weights]
-        own = source.stored_formats()
-        tables = {slot: own.pop(slot) for slot in ("embed_tokens", "lm_head") if slot in own}
-        own = {slot: name for slot, name in own.items() if name != preset.matrices}
-        if embedding is None:
-            own |= {slot: name for slot, name in tables.items() if name != preset.embedding}
-        return weights, embedding, own
-    for name, wanted, has in (
-        ("weights", weights, packed.weights),
-        ("embedding", embedding, packed.embedding),
-    ):
-        if wanted not in (None, "auto", has):
-            raise InvalidRequestError(
-                f"{name} is {wanted!r}, but {source.name} is packed as {has!r}; load the original, or "
-                "convert it again"
-            )
-    return packed.weights, packed.embedding, packed.formats()
-
-
 def make_builder(
-    config: TextConfig,
-    *,
-    weights: str,
-    formats: Formats,
-    threads: int,
-    decode_threads: int = 0,
-    max_context: int | None = None,
-    allocate: bool = True,
-    embedding_on_disk: bool = False,
-    own_formats: Mapping[str, str] | None = None,
+    config: TextConfig, options: LoadOptions, *, allocate: bool = True, plan_only: bool = False
 ) -> _core.ModelBuilder:
-    """The core's builder; ``allocate`` False: its weights come from a file, or go to one. ``own_formats`` are
-    those of matrices that have another than ``formats`` says."""
+    """The core's builder. With ``allocate`` False its weights come from a file, or go to one; with
+    ``plan_only`` it starts no threads."""
     from gemlet import _core
 
+    formats = options.formats
+    threads = 0 if plan_only else options.threads or _core.default_threads()[0]
     return _core.ModelBuilder(
-        config=config.to_core(weights=weights, max_context=max_context),
+        config=config.to_core(weights=options.weights, max_context=options.max_context),
         weights=formats.matrices,
         embedding=formats.embedding,
         kv_cache=formats.kv_cache,
         threads=threads,
-        decode_threads=decode_threads,
+        decode_threads=0 if plan_only else options.decode_threads or threads,
         allocate=allocate,
-        embedding_on_disk=embedding_on_disk,
-        formats=dict(own_formats or {}),
+        embedding_on_disk=options.embedding_on_disk,
+        formats=dict(options.own_formats),
     )
 
 
-def filled_builder(
-    source: ModelSource,
-    *,
-    cache: bool,
-    progress: Progress,
-    weights: str,
-    formats: Formats,
-    own_formats: Mapping[str, str],
-    threads: int,
-    decode_threads: int,
-    max_context: int,
-    embedding_on_disk: bool,
-) -> _core.ModelBuilder:
-    def builder(allocate: bool) -> _core.ModelBuilder:
-        return make_builder(
-            source.config,
-            weights=weights,
-            formats=formats,
-            threads=threads,
-            decode_threads=decode_threads,
-            max_context=max_context,
-            allocate=allocate,
-            embedding_on_disk=embedding_on_disk,
-            own_formats=own_formats,
-        )
-
-    packed = source.packed
-    if packed is None and cache:
-        packed = packed_copy(source, builder(False), weights=weights, progress=progress)
+def filled_builder(files: ModelFiles, options: LoadOptions) -> _core.ModelBuilder:
+    """The builder with all weights of ``files``: mapped where they are packed, else packed into memory."""
+    packed = files.packed
+    if packed is None and options.cache:
+        builder = make_builder(files.config, options, allocate=False)
+        packed = packed_copy(files, builder, weights=options.weights, progress=options.progress)
     if packed is not None:
         with packed:
-            mapped = builder(False)
-            packed.use(mapped)
-            set_table(mapped, source)
-            return mapped
-    if embedding_on_disk:
-        raise not_packed(source)
-    made = builder(True)
-    with reporting(progress, "loading", source_bytes(source)) as advance:
-        fill(made, source, advance)
-    return made
+            builder = make_builder(files.config, options, allocate=False)
+            packed.use(builder)
+            set_table(builder, files)
+            return builder
+    if options.embedding_on_disk:
+        raise not_packed(files)
+    builder = make_builder(files.config, options)
+    with reporting(options.progress, "loading", stored_bytes(files)) as advance:
+        fill(builder, files, advance)
+    return builder
 
 
-def not_packed(source: ModelSource) -> InvalidRequestError:
+def not_packed(files: ModelFiles) -> InvalidRequestError:
     return InvalidRequestError(
-        f"embedding_on_disk: {source.name} is not packed, and no cache has its packed form; make a packed "
+        f"embedding_on_disk: {files.name} is not packed, and no cache has its packed form; make a packed "
         "folder of it with `gemlet convert`, or load it with cache=True"
     )
 
@@ -136,15 +77,16 @@ def finish_model(
     builder: _core.ModelBuilder,
     config: TextConfig,
     *,
-    tokenizer: Tokenizer | None,
-    chat_format: ChatFormat | None,
     end_ids: frozenset[int],
-    sampling: dict[str, Any],
     source: str,
     started: float,
-    spare_memory: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    chat_format: ChatFormat | None = None,
+    sampling: Mapping[str, Any] | None = None,
     prompts: Prompts | None = None,
+    spare_memory: int | None = None,
 ) -> Model:
+    """The model from a builder that has all weights; ``started`` is when loading began."""
     if tokenizer is not None and tokenizer.end_of_turn_id is not None:
         end_ids |= {tokenizer.end_of_turn_id}
     return Model(
@@ -153,7 +95,7 @@ def finish_model(
         tokenizer=tokenizer,
         chat_format=chat_format,
         end_ids=end_ids,
-        generation_config=GenerationConfig(**sampling),
+        generation_config=GenerationConfig(**sampling or {}),
         source=source,
         load_seconds=time.perf_counter() - started,
         spare_memory=spare_memory,
@@ -161,7 +103,7 @@ def finish_model(
     )
 
 
-def settle(source: ModelSource) -> None:
-    """Waits for what reads ``source`` in a thread, so that a plan counts its memory: the tokenizer."""
-    if source.tokenizer is not None:
-        source.tokenizer.encode("x")
+def settle(files: ModelFiles) -> None:
+    """Waits for what reads ``files`` in a thread, so that a plan counts its memory: the tokenizer."""
+    if files.tokenizer is not None:
+        files.tokenizer.encode("x")

@@ -6,22 +6,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from gemlet.base.progress import Progress, check_progress, reporting
+from gemlet.base.progress import Progress, reporting
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
-from gemlet.loading.arguments import check_threads
-from gemlet.loading.builder import choose_formats, make_builder
-from gemlet.packing.blocks import source_bytes
+from gemlet.loading.builder import make_builder
+from gemlet.loading.options import LoadOptions, Matformer
+from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.write import write_packed
-from gemlet.sources.model_source import ModelSource
-from gemlet.sources.opening import open_source
+from gemlet.sources.model_files import ModelFiles
+from gemlet.sources.opening import open_model_files
 from gemlet.tokenizer.stored import STORED_FILE, write_stored
-from gemlet.weights.formats import check_weights, formats_of
 
 __all__ = ["convert"]
 
@@ -32,7 +29,7 @@ def convert(
     *,
     weights: str = "auto",
     embedding: str | None = None,
-    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -70,9 +67,7 @@ def convert(
     ...         model.weights
     'q4'
     """
-    check_weights(weights)
-    check_progress(progress)
-    threads = check_threads(threads)
+    options = LoadOptions(weights=weights, threads=threads, embedding=embedding, progress=progress)
     path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else destination
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidRequestError(f"destination is {path!r}; expected the path of a folder to make")
@@ -82,22 +77,14 @@ def convert(
     target = os.path.realpath(target)  # what a link to an empty folder leads to is replaced, not the link
     if os.path.ismount(target):
         raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
-    with open_source(source, revision=revision, token=token, merge_adapter=merge_adapter) as opened:
-        if opened.packed is not None:
-            raise InvalidRequestError(f"{opened.name}: is packed already, as {opened.packed.weights}")
-        whole = opened.config
+    with open_model_files(source, revision=revision, token=token, merge_adapter=merge_adapter) as files:
+        if files.packed is not None:
+            raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
+        whole = files.config
         if matformer is not None:
-            opened = opened.cut(matformer)
-        weights, embedding, own_formats = choose_formats(opened, weights, embedding)
-        formats = formats_of(weights, embedding)
-        builder = make_builder(
-            opened.config,
-            weights=weights,
-            formats=formats,
-            threads=threads,
-            allocate=False,
-            own_formats=own_formats,
-        )
+            files = files.cut(matformer)
+        options = options.with_formats(files)
+        builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)
         own = None  # a folder that no other conversion has, for the one that is made
         try:
@@ -105,9 +92,9 @@ def convert(
             own = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
             made = os.path.join(own, name)
             os.mkdir(made)
-            with reporting(progress, "converting", source_bytes(opened, table=True)) as advance:
-                write_packed(f"{made}/model.safetensors", opened, builder, advance, weights=weights)
-            _describe(made, opened)
+            with reporting(progress, "converting", stored_bytes(files, table=True)) as advance:
+                write_packed(f"{made}/model.safetensors", files, builder, advance, weights=options.weights)
+            _describe(made, files)
             if matformer is not None:
                 _rewrite_config(made, whole, matformer)
             os.rename(made, target)
@@ -118,17 +105,17 @@ def convert(
                 shutil.rmtree(own, ignore_errors=True)
 
 
-def _describe(folder: str, source: ModelSource) -> None:
+def _describe(folder: str, files: ModelFiles) -> None:
     """All but the weights."""
-    for file in source.files:
-        copy = os.path.join(folder, os.path.relpath(file, source.checkpoint.folder))
+    for file in files.config_files:
+        copy = os.path.join(folder, os.path.relpath(file, files.checkpoint.folder))
         os.makedirs(os.path.dirname(copy), exist_ok=True)
         shutil.copyfile(file, copy)
-    for name, text in source.texts.items():
+    for name, text in files.config_texts.items():
         with open(os.path.join(folder, name), "wb") as described:
             described.write(text.encode("utf-8", "replace"))
-    if source.vocabulary is not None:
-        write_stored(os.path.join(folder, STORED_FILE), source.vocabulary)
+    if files.vocabulary is not None:
+        write_stored(os.path.join(folder, STORED_FILE), files.vocabulary)
 
 
 def _rewrite_config(folder: str, whole: TextConfig, matformer: object) -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 from gemlet.base.sizes import parse_memory
 from gemlet.errors import MemoryLimitError
-from gemlet.loading.arguments import check_flag, check_max_context
-from gemlet.loading.builder import choose_formats, not_packed, settle
+from gemlet.loading.builder import not_packed, settle
 from gemlet.loading.inspection import Inspection
 from gemlet.loading.memory_plan import check_memory, plan_memory
-from gemlet.sources.model_source import ModelSource
-from gemlet.sources.opening import open_source
+from gemlet.loading.options import LoadOptions, Matformer
+from gemlet.sources.model_files import ModelFiles
+from gemlet.sources.opening import open_model_files
 from gemlet.tokenizer.sentencepiece_model import model_type
 from gemlet.tokenizer.stored import STORED_FILE
-from gemlet.weights.formats import check_weights, formats_of
 from gemlet.weights.slots import PER_LAYER_TABLE
 
 __all__ = ["inspect"]
@@ -34,7 +31,7 @@ def inspect(
     max_context: int | None = None,
     max_memory: int | str | None = None,
     embedding_on_disk: bool = False,
-    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    matformer: Matformer = None,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Inspection:
@@ -51,54 +48,52 @@ def inspect(
     """
     from gemlet import _core
 
-    check_weights(weights)
-    check_flag("embedding_on_disk", embedding_on_disk)
-    limit = None if max_memory is None else parse_memory(max_memory)
-    with open_source(source, revision=revision, token=token, headers_only=True) as opened:
-        opened = replace(opened, float16_as="f32")
+    options = LoadOptions(
+        weights=weights,
+        max_context=max_context,
+        embedding=embedding,
+        kv_cache=kv_cache,
+        max_memory=max_memory,
+        embedding_on_disk=embedding_on_disk,
+    )
+    with open_model_files(source, revision=revision, token=token, headers_only=True) as files:
+        files = replace(files, float16_as="f32")
         if matformer is not None:
-            opened = opened.cut(matformer)
-        config = opened.config
-        context = check_max_context(max_context, config)
-        kept_as = opened.kept_as() if weights == "auto" and opened.packed is None else {}
-        weights, embedding, own = choose_formats(opened, weights, embedding)
-        formats = formats_of(weights, embedding, kv_cache)
+            files = files.cut(matformer)
+        config = files.config
+        options = options.with_context(config.max_position_embeddings)
+        kept_as = files.formats_by_type() if weights == "auto" and files.packed is None else {}
+        options = options.with_formats(files)
+        formats, own = options.formats, options.own_formats
         tables = {"embedding": own.get("embed_tokens", formats.embedding)}
         if not config.tie_word_embeddings:
             tables["output"] = own.get("lm_head", formats.embedding)
-        table_type = _table_type(opened)
-        arguments: dict[str, Any] = {
-            "weights": weights,
-            "embedding": embedding,
-            "kv_cache": kv_cache,
-            "max_context": context,
-            "embedding_on_disk": embedding_on_disk,
-            "own_formats": own,
-        }
-        settle(opened)
-        plan = plan_memory(config, **arguments, table_type=table_type or "bf16")
-        parameters, on_disk = _parameters(opened, embedding_on_disk)
-        tensors = opened.checkpoint.tensors
-        problem = str(not_packed(opened)) if embedding_on_disk and opened.packed is None else None
-        room, name = limit, "max_memory"
-        if room is None:
+        table_type = _table_type(files)
+        settle(files)
+        plan = plan_memory(config, options, table_type=table_type or "bf16")
+        parameters, on_disk = _parameters(files, embedding_on_disk)
+        tensors = files.checkpoint.tensors
+        problem = str(not_packed(files)) if embedding_on_disk and files.packed is None else None
+        if max_memory is not None:
+            room, name = parse_memory(max_memory), "max_memory"
+        else:
             room, name = _core.available_memory() + plan.process, "the memory this process may have"
         try:
-            check_memory(room, config, **arguments, name=name)
+            check_memory(room, config, options, name=name)
         except MemoryLimitError as error:
             problem = str(error)
         return Inspection(
-            source=opened.name,
+            source=files.name,
             config=config,
-            stored=dict(Counter(opened.checkpoint.dtype(name) for name in opened.slots).most_common()),
-            file_bytes=sum(tensors[name].nbytes for name in opened.slots),
+            stored=dict(Counter(files.checkpoint.dtype(name) for name in files.slots).most_common()),
+            file_bytes=sum(tensors[name].nbytes for name in files.slots),
             parameters=parameters,
             parameters_on_disk=on_disk,
-            tokenizer=_tokenizer(opened),
-            vocabulary=None if opened.tokenizer is None else opened.tokenizer.vocab_size,
-            chat_format=None if opened.chat_format is None else opened.chat_format.name,
-            prompts={} if opened.prompts is None else dict(opened.prompts.texts),
-            weights=weights,
+            tokenizer=_tokenizer(files),
+            vocabulary=None if files.tokenizer is None else files.tokenizer.vocab_size,
+            chat_format=None if files.chat_format is None else files.chat_format.name,
+            prompts={} if files.prompts is None else dict(files.prompts.texts),
+            weights=options.weights,
             formats={"weights": formats.matrices, **tables, "kv_cache": formats.kv_cache},
             own_formats={
                 slot: name
@@ -107,34 +102,34 @@ def inspect(
             },
             kept_as=kept_as,
             table_type=table_type,
-            max_context=context,
+            max_context=options.max_context or config.max_position_embeddings,
             plan=plan,
             problem=problem,
-            passed_over=opened.passed_over,
+            passed_over=files.passed_over,
         )
 
 
-def _parameters(source: ModelSource, embedding_on_disk: bool) -> tuple[int, int]:
+def _parameters(files: ModelFiles, embedding_on_disk: bool) -> tuple[int, int]:
     """All parameters of the text model, and those of the tables that stay on disk."""
     tables = (PER_LAYER_TABLE, "embed_tokens", "lm_head") if embedding_on_disk else (PER_LAYER_TABLE,)
     total = on_disk = 0
-    for name, slot in source.slots.items():
-        shape, cut = source.checkpoint.tensors[name].shape, source.cuts.get(name)
+    for name, slot in files.slots.items():
+        shape, cut = files.checkpoint.tensors[name].shape, files.cuts.get(name)
         count = prod(shape if cut is None else cut.shape(shape))
         total += count
         on_disk += count if slot in tables else 0
     return total, on_disk
 
 
-def _table_type(source: ModelSource) -> str | None:
+def _table_type(files: ModelFiles) -> str | None:
     """What the table of per-layer embeddings is stored as."""
-    names = [name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE]
-    return source.checkpoint.dtype(names[0]) if names else None
+    names = [name for name, slot in files.slots.items() if slot == PER_LAYER_TABLE]
+    return files.checkpoint.dtype(names[0]) if names else None
 
 
-def _tokenizer(source: ModelSource) -> dict[str, str] | None:
+def _tokenizer(files: ModelFiles) -> dict[str, str] | None:
     """The file that the vocabulary is in, and of what kind it is."""
-    vocabulary = source.vocabulary
+    vocabulary = files.vocabulary
     if vocabulary is None:
         return None
     file = os.path.basename(vocabulary.source)

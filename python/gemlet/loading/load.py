@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from gemlet.base.progress import Progress, check_progress
+from gemlet.base.progress import Progress
 from gemlet.base.sizes import parse_memory
-from gemlet.loading.arguments import check_device, check_flag, check_max_context, check_threads
-from gemlet.loading.builder import choose_formats, filled_builder, finish_model, not_packed, settle
+from gemlet.loading.builder import filled_builder, finish_model, not_packed, settle
 from gemlet.loading.memory_plan import check_memory
+from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.model.model import Model
 from gemlet.packing.cache import know_float16
-from gemlet.sources.opening import open_source
-from gemlet.weights.formats import check_weights, formats_of
+from gemlet.sources.opening import open_model_files
 
 __all__ = ["load"]
 
@@ -32,7 +29,7 @@ def load(
     max_memory: int | str | None = None,
     embedding_on_disk: bool = False,
     device: str = "cpu",
-    matformer: str | int | Sequence[int] | Mapping[str, Any] | None = None,
+    matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     cache: bool = False,
     progress: Progress = None,
@@ -115,62 +112,44 @@ def load(
     ('q8', 'gemma3')
     """
     started = time.perf_counter()
-    check_weights(weights)
-    check_device(device)
-    threads = check_threads(threads)
-    decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
-    limit = None if max_memory is None else parse_memory(max_memory)
-    check_flag("embedding_on_disk", embedding_on_disk)
-    check_flag("cache", cache)
-
-    check_progress(progress)
-    with open_source(
+    options = LoadOptions(
+        weights=weights,
+        threads=threads,
+        decode_threads=decode_threads,
+        max_context=max_context,
+        embedding=embedding,
+        kv_cache=kv_cache,
+        max_memory=max_memory,
+        embedding_on_disk=embedding_on_disk,
+        device=device,
+        matformer=matformer,
+        cache=cache,
+        progress=progress,
+    )
+    with open_model_files(
         source, revision=revision, token=token, merge_adapter=merge_adapter, cache=cache
-    ) as opened:
+    ) as files:
         if matformer is not None:
-            opened = opened.cut(matformer)
-        if embedding_on_disk and opened.packed is None and not cache:
-            raise not_packed(opened)
-        max_context = check_max_context(max_context, opened.config)
+            files = files.cut(matformer)
+        if embedding_on_disk and files.packed is None and not cache:
+            raise not_packed(files)
+        options = options.with_context(files.config.max_position_embeddings)
         if cache and weights == "auto":
-            know_float16(opened)
-        weights, embedding, own_formats = choose_formats(opened, weights, embedding)
-        formats = formats_of(weights, embedding, kv_cache)
+            know_float16(files)
+        options = options.with_formats(files)
         spare = None
-        if limit is not None:
-            settle(opened)
-            spare = check_memory(
-                limit,
-                opened.config,
-                weights=weights,
-                embedding=embedding,
-                kv_cache=kv_cache,
-                max_context=max_context,
-                embedding_on_disk=embedding_on_disk,
-                own_formats=own_formats,
-                threads=threads,
-            )
-        builder = filled_builder(
-            opened,
-            cache=cache,
-            progress=progress,
-            weights=weights,
-            formats=formats,
-            own_formats=own_formats,
-            threads=threads,
-            decode_threads=decode_threads,
-            max_context=max_context,
-            embedding_on_disk=embedding_on_disk,
-        )
+        if max_memory is not None:
+            settle(files)
+            spare = check_memory(parse_memory(max_memory), files.config, options)
         return finish_model(
-            builder,
-            opened.config,
-            tokenizer=opened.tokenizer,
-            chat_format=opened.chat_format,
-            end_ids=opened.end_ids,
-            sampling=opened.sampling,
-            prompts=opened.prompts,
-            source=opened.name,
+            filled_builder(files, options),
+            files.config,
+            tokenizer=files.tokenizer,
+            chat_format=files.chat_format,
+            end_ids=files.end_ids,
+            sampling=files.sampling,
+            prompts=files.prompts,
+            source=files.name,
             started=started,
             spare_memory=spare,
         )

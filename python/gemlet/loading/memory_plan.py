@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from gemlet.base.sizes import resident_bytes, size_text
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import MemoryLimitError
-from gemlet.weights.formats import formats_of
+from gemlet.loading.builder import make_builder
+from gemlet.loading.options import LoadOptions
+from gemlet.weights.formats import PRESETS
 
 __all__ = ["MemoryPlan", "check_memory", "plan_memory"]
 
@@ -25,7 +28,7 @@ class MemoryPlan:
     from the file while the model runs and is no part of the total.
 
     >>> from gemlet.config import shape_config
-    >>> plan = plan_memory(shape_config("gemma3-1b"), weights="q4", max_context=4096)
+    >>> plan = plan_memory(shape_config("gemma3-1b"), LoadOptions(weights="q4", max_context=4096))
     >>> plan.weights // 10**6, plan.embedding // 10**6, plan.kv_cache // 10**6
     (393, 320, 42)
     """
@@ -52,98 +55,49 @@ class MemoryPlan:
         return f"{size_text(self.total)} = " + " + ".join(parts)
 
 
-def plan_memory(
-    config: TextConfig,
-    *,
-    weights: str,
-    embedding: str | None = None,
-    kv_cache: str | None = None,
-    max_context: int | None = None,
-    embedding_on_disk: bool = False,
-    own_formats: Mapping[str, str] | None = None,
-    table_type: str = "bf16",
-    threads: int | None = None,
-) -> MemoryPlan:
-    """The memory that the model ``config`` describes takes with these arguments of :func:`gemlet.load`.
+def plan_memory(config: TextConfig, options: LoadOptions, *, table_type: str = "bf16") -> MemoryPlan:
+    """The memory that the model ``config`` describes takes with these options, whose weights are not "auto".
 
-    ``weights`` is one of the formats, not "auto"; ``own_formats`` those of matrices that have another one;
-    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k"). ``threads`` None: as many
-    as this process may use.
+    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k").
     Raises :class:`InvalidRequestError` for an unknown one.
     """
-    from gemlet import _core
-
-    formats = formats_of(weights, embedding, kv_cache)
-    builder = _core.ModelBuilder(
-        config=config.to_core(weights=weights, max_context=max_context),
-        weights=formats.matrices,
-        embedding=formats.embedding,
-        kv_cache=formats.kv_cache,
-        threads=0,
-        formats=dict(own_formats or {}),
-        embedding_on_disk=embedding_on_disk,
-    )
-    return MemoryPlan(process=resident_bytes(), **builder.plan(table_type=table_type, threads=threads or 0))
+    builder = make_builder(config, options, plan_only=True)
+    plan = builder.plan(table_type=table_type, threads=options.threads or 0)
+    return MemoryPlan(process=resident_bytes(), **plan)
 
 
-def check_memory(
-    limit: int,
-    config: TextConfig,
-    *,
-    weights: str,
-    embedding: str | None,
-    kv_cache: str | None = None,
-    max_context: int,
-    embedding_on_disk: bool = False,
-    own_formats: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    name: str = "max_memory",
-) -> int:
+def check_memory(limit: int, config: TextConfig, options: LoadOptions, *, name: str = "max_memory") -> int:
     """The bytes that ``limit`` leaves; raises :class:`MemoryLimitError` with the plan and with what would fit
-    if it leaves none."""
-    plan_of = partial(
-        plan_memory, config, kv_cache=kv_cache, embedding_on_disk=embedding_on_disk, threads=threads
-    )
-    plan = plan_of(weights=weights, embedding=embedding, max_context=max_context, own_formats=own_formats)
+    if it leaves none. ``options`` have a ``max_context``."""
+
+    def plan_of(**changes: Any) -> MemoryPlan:
+        return plan_memory(config, replace(options, **changes))
+
+    plan = plan_of()
     if plan.total <= limit:
         return limit - plan.total
+    longest = options.max_context or config.max_position_embeddings
     remedies = []
-    sized = partial(plan_of, weights=weights, embedding=embedding, own_formats=own_formats)
-    context = _largest_context(sized, max_context, limit)
-    if context:
+    if context := _largest_context(plan_of, longest, limit):
         remedies.append(f"max_context={context}")
-    sizes = ["f32", "bf16", "bf12", "q8", "q4"]
-    smaller = sizes[sizes.index(weights) + 1 :]
-    for choice in [weights, *smaller] if own_formats else smaller:
-        if plan_of(weights=choice, max_context=max_context).total <= limit:
+    sizes = list(PRESETS)
+    smaller = sizes[sizes.index(options.weights) + 1 :]
+    for choice in [options.weights, *smaller] if options.own_formats else smaller:
+        if plan_of(weights=choice, embedding=None, own_formats={}).total <= limit:
             remedies.append(f'weights="{choice}"')
             if choice != "bf12":  # which may not have every matrix
                 break
-    if weights == "q4" and embedding is None:
-        smallest = plan_of(weights="q4", embedding="q4", max_context=max_context)
-        if smallest.total <= limit:
-            remedies.append('embedding="q4"')
-    if not embedding_on_disk:
-        smallest = plan_memory(
-            config,
-            weights=weights,
-            embedding=embedding,
-            kv_cache=kv_cache,
-            max_context=max_context,
-            embedding_on_disk=True,
-            own_formats=own_formats,
-            threads=threads,
-        )
-        if smallest.total <= limit:
-            remedies.append("embedding_on_disk=True")
-    if not remedies:  # no single change is enough
-        smallest_of = partial(plan_of, weights="q4", embedding="q4")
-        if context := _largest_context(smallest_of, max_context, limit):
-            remedies.append(f'weights="q4", embedding="q4", max_context={context}')
+    smallest = partial(plan_of, weights="q4", embedding="q4", own_formats={})
+    if options.weights == "q4" and options.embedding is None and smallest().total <= limit:
+        remedies.append('embedding="q4"')
+    if not options.embedding_on_disk and plan_of(embedding_on_disk=True).total <= limit:
+        remedies.append("embedding_on_disk=True")
+    if not remedies and (context := _largest_context(smallest, longest, limit)):  # no single change is enough
+        remedies.append(f'weights="q4", embedding="q4", max_context={context}')
     remedy = f"; it would fit with {' or '.join(remedies)}" if remedies else "; use a smaller model"
     raise MemoryLimitError(
-        f"{name} is {size_text(limit)}, but the model needs {plan} (weights={weights!r}, "
-        f"max_context={max_context}){remedy}"
+        f"{name} is {size_text(limit)}, but the model needs {plan} (weights={options.weights!r}, "
+        f"max_context={longest}){remedy}"
     )
 
 

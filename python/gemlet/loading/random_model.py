@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from gemlet.base.sizes import parse_memory
 from gemlet.config.hf_config import shape_config
-from gemlet.loading.arguments import check_max_context, check_threads
 from gemlet.loading.builder import finish_model, make_builder
 from gemlet.loading.memory_plan import check_memory
+from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
-from gemlet.weights.formats import check_weights, formats_of
 
 __all__ = ["random_model"]
 
@@ -38,41 +38,28 @@ def random_model(
     18
     """
     started = time.perf_counter()
-    check_weights(weights)
-    threads = check_threads(threads)
-    decode_threads = threads if decode_threads is None else check_threads(decode_threads, "decode_threads")
-    config = shape_config(name)
-    max_context = check_max_context(max_context, config)
-    weights = "bf16" if weights == "auto" else weights
-    formats = formats_of(weights, embedding, kv_cache)
-    spare = None
-    if max_memory is not None:
-        spare = check_memory(
-            parse_memory(max_memory),
-            config,
-            weights=weights,
-            embedding=embedding,
-            kv_cache=kv_cache,
-            max_context=max_context,
-            threads=threads,
-        )
-    builder = make_builder(
-        config,
+    options = LoadOptions(
         weights=weights,
-        formats=formats,
         threads=threads,
         decode_threads=decode_threads,
         max_context=max_context,
+        embedding=embedding,
+        kv_cache=kv_cache,
+        max_memory=max_memory,
     )
+    config = shape_config(name)
+    options = options.with_context(config.max_position_embeddings)
+    if weights == "auto":
+        options = replace(options, weights="bf16")
+    spare = None
+    if max_memory is not None:
+        spare = check_memory(parse_memory(max_memory), config, options)
+    builder = make_builder(config, options)
     builder.add_random(seed=seed)
-    end_ids = frozenset(config.eos_token_ids)
     return finish_model(
         builder,
         config,
-        tokenizer=None,
-        chat_format=None,
-        end_ids=end_ids,
-        sampling={},
+        end_ids=frozenset(config.eos_token_ids),
         source=name,
         started=started,
         spare_memory=spare,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
 from gemlet.errors import TensorError
+from gemlet.model.resident import Resident
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-__all__ = ["passes", "unit_vectors"]
+__all__ = ["embed_all", "passes", "unit_vectors"]
 
 
 def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[list[int]]]:
@@ -19,8 +19,6 @@ def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[li
 
     They are large enough not to wait for the weights, and take no more memory than the core plans for.
     """
-    from gemlet import _core
-
     limit = min(_core.PASS_TOKENS, most_tokens)
     group: list[list[int]] = []
     tokens = 0
@@ -34,13 +32,24 @@ def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[li
         yield group
 
 
-def unit_vectors(x: NDArray[np.float32], source: str) -> NDArray[np.float32]:
+def unit_vectors(x: NDArray[np.float32], model_name: str) -> NDArray[np.float32]:
     """Rows of ``x`` [n, dim] divided by their length; raises :class:`TensorError` if one is not finite."""
-    import numpy as np
-
     if not np.isfinite(x).all():
         raise TensorError(
-            f"{source}: an embedding is not finite; the weights are damaged, or too large for it"
+            f"{model_name}: an embedding is not finite; the weights are damaged, or too large for it"
         )
     length = np.sqrt(np.sum(x * x, axis=1, keepdims=True, dtype=np.float64))
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def embed_all(
+    resident: Resident, texts: Sequence[Sequence[int]], adapter: _core.Adapter | None, count: int
+) -> NDArray[np.float32]:
+    """float32 ``[n, count]``: the first ``count`` numbers of each text's embedding, with length 1."""
+    result = np.empty((len(texts), count), dtype=np.float32)
+    at = 0
+    for group in passes(texts, resident.context_length):
+        vectors = resident.core.embed(group, adapter)
+        result[at : at + len(group)] = unit_vectors(vectors[:, :count], resident.name)
+        at += len(group)
+    return result

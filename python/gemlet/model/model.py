@@ -10,27 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.adapters.adapter import Adapter
 from gemlet.base.text import show_argument
 from gemlet.chat.base import ChatFormat
-from gemlet.errors import ContextLengthError, InvalidRequestError, MemoryLimitError, UnsupportedError
+from gemlet.config.sentence_transformers import Prompts
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.options import GenerationConfig, GenerationOptions, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.stream import TextStream
-from gemlet.generation.token_ids import token_id_array
-from gemlet.model.embedding import passes, unit_vectors
-from gemlet.model.resident import LoadedModel
+from gemlet.generation.sampling import make_sampler
+from gemlet.generation.stream import TextStream, run_to_end
+from gemlet.model.embedding import embed_all
+from gemlet.model.loaded_adapters import LoadedAdapters
+from gemlet.model.logits import all_logits
+from gemlet.model.reading import Reader
+from gemlet.model.resident import Resident
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Model"]
 
-# Rows of logits computed at a time: bounds the core's own buffer to 128 * vocab_size floats (134 MB for
-# Gemma 3).
-_LOGITS_CHUNK = 128
 
-
-class Model(LoadedModel):
+class Model:
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
     It may be shared by threads: each generation has a context of its own, and the forward passes of
@@ -57,6 +60,185 @@ class Model(LoadedModel):
     ('bf16', 'bf16', 1024, 4096)
     """
 
+    def __init__(
+        self,
+        *,
+        core: _core.Model,
+        config: TextConfig,
+        tokenizer: Tokenizer | None,
+        chat_format: ChatFormat | None,
+        end_ids: frozenset[int],
+        source: str,
+        load_seconds: float,
+        generation_config: GenerationConfig | None = None,
+        prompts: Prompts | None = None,
+        spare_memory: int | None = None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.chat_format = chat_format
+        self.end_ids = end_ids
+        self.generation_config = generation_config or GenerationConfig()
+        self.source = source
+        self.prompts: Mapping[str, str] = {} if prompts is None else prompts.texts
+        self.load_seconds = load_seconds
+        self._prompts = prompts
+        self._resident = Resident(core, source)
+        self._adapters = LoadedAdapters(self._resident, config, spare_memory)
+
+    def __repr__(self) -> str:
+        return f"<gemlet.Model {self._resident!r}>"
+
+    def __enter__(self) -> Self:
+        self._resident.check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def weights(self) -> str:
+        """Format of the weights in memory: "f32", "bf16", "bf12", "q8" or "q4"."""
+        return self._resident.weights
+
+    @property
+    def threads(self) -> int:
+        """Threads that a forward pass runs on."""
+        return self._resident.threads
+
+    @property
+    def decode_threads(self) -> int:
+        """Threads that a forward pass over at most 8 tokens runs on."""
+        return self._resident.decode_threads
+
+    @property
+    def kv_cache(self) -> str:
+        """Format of the KV cache in memory: "f32", "bf16" or "int8"."""
+        return self._resident.kv_cache
+
+    @property
+    def tier(self) -> str:
+        """Instruction-set tier of the kernels in use, for example "avx2"."""
+        return self._resident.tier
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and continuation together, that a context holds."""
+        return self._resident.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, and so the width of the logits."""
+        return self._resident.vocab_size
+
+    def memory(self) -> dict[str, int]:
+        """Bytes in memory now, by use.
+
+        "weights" and "embedding"; "kv_cache" of all streams that have not ended, with its places for tokens
+        to come; "adapters", one that was unloaded among them as long as a stream uses it. And what one token
+        takes of the cache in the layers without ("kv_cache_per_token") and with a sliding window
+        ("kv_cache_per_window_token").
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     stream = model.stream("The door", max_tokens=4)
+        ...     before, chunk, during = model.memory(), next(stream), model.memory()
+        >>> before["kv_cache"], during["kv_cache"] > 4 * during["kv_cache_per_token"] > 0
+        (0, True)
+        """
+        self._resident.check_open()
+        return self._resident.core.memory()
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """The LoRA adapters that are loaded, by name.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.adapters
+        {}
+        """
+        return self._adapters.by_name()
+
+    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
+        """Loads a PEFT LoRA adapter beside the model, for requests to choose with ``adapter=name``.
+
+        Any number of adapters may be loaded, also while the model generates. Their matrices stay apart from
+        the model's, ``y = W x + scale * B (A x)``: in float32 for a model with f32 weights, else in bfloat16.
+        Loads take turns, and count against ``max_memory`` with what forward passes need to compute with them.
+
+        Args:
+            path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+            name: what to call it; None: the folder's name.
+
+        Raises:
+            InvalidRequestError: the name is empty or taken.
+            ModelFileError: a file is missing, cut short or inconsistent.
+            ConfigError: the adapter is of a kind that gemlet does not compute (DoRA, biases, modules saved
+                whole, ...); names the key.
+            TensorError: a tensor is missing, unexpected, not finite or does not fit this model; names it.
+            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
+            ModelClosedError: the model is closed.
+
+        Here one is made first, of rank 1 for one matrix of the demo model:
+
+        >>> import json, pathlib, tempfile
+        >>> import gemlet, numpy, safetensors.numpy
+        >>> place = tempfile.TemporaryDirectory()
+        >>> folder = pathlib.Path(place.name, "louder")
+        >>> folder.mkdir()
+        >>> module = "model.layers.0.self_attn.o_proj"
+        >>> config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": module}
+        >>> _ = (folder / "adapter_config.json").write_text(json.dumps(config))
+        >>> a, b = numpy.ones((1, 256), "float32"), numpy.ones((256, 1), "float32")
+        >>> tensors = {f"base_model.model.{module}.lora_{x}.weight": y for x, y in (("A", a), ("B", b))}
+        >>> safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+        >>> with gemlet.load() as model:
+        ...     adapter = model.load_adapter(folder)
+        ...     plain = model.generate("The door", max_tokens=8, temperature=0)
+        ...     changed = model.generate("The door", max_tokens=8, temperature=0, adapter="louder")
+        ...     model.unload_adapter("louder")
+        >>> place.cleanup()
+        >>> adapter.targets, adapter.ranks, plain.text == changed.text
+        (('o_proj',), (1,), False)
+        """
+        return self._adapters.load(path, name)
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
+
+        Raises:
+            InvalidRequestError: no adapter of this name is loaded.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     try:
+        ...         model.unload_adapter("louder")
+        ...     except gemlet.InvalidRequestError as error:
+        ...         print(error)
+        adapter: got 'louder', expected the name of a loaded one (none); see load_adapter()
+        """
+        self._adapters.unload(name)
+
+    def close(self) -> None:
+        """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
+
+        >>> import gemlet
+        >>> model = gemlet.load()
+        >>> stream = model.stream("The door opened", max_tokens=100)
+        >>> chunk = next(stream)
+        >>> model.close()
+        >>> stream.result.finish_reason, stream.result.completion_tokens
+        ('cancelled', 1)
+        >>> try:
+        ...     model.generate("The door opened")
+        ... except gemlet.ModelClosedError as error:
+        ...     print(error)
+        the model from demo is closed; load it again
+        """
+        self._resident.close()
+        self._adapters.clear()
+
     def logits(
         self, ids: Sequence[int] | NDArray[np.integer[Any]], *, adapter: str | None = None
     ) -> NDArray[np.float32]:
@@ -81,25 +263,9 @@ class Model(LoadedModel):
         >>> logits.dtype, logits.ndim
         (dtype('float32'), 2)
         """
-        self._check_open()
         self._check_writes("logits")
-        tokens = self._checked_ids(ids, "ids")
-        try:
-            result = np.empty((len(tokens), self._vocab_size), dtype=np.float32)
-        except MemoryError:
-            size = len(tokens) * self._vocab_size * 4
-            raise MemoryLimitError(
-                f"logits: {len(tokens)} rows of {self._vocab_size} need {size} bytes; pass fewer ids"
-            ) from None
-        sequence = _core.TokenSequence(self._core_model, self._find_adapter(adapter))
-        try:
-            for start in range(0, len(tokens), _LOGITS_CHUNK):
-                stop = start + _LOGITS_CHUNK
-                sequence.extend(tokens[start:stop], logits="all")
-                result[start:stop] = sequence.logits()
-        finally:
-            sequence.close()
-        return result
+        tokens = self._reader.checked(ids, "ids")
+        return all_logits(self._resident.core, self._adapters.find(adapter), tokens)
 
     def embed(
         self,
@@ -143,34 +309,21 @@ class Model(LoadedModel):
         ...         print("EmbeddingGemma" in str(error))
         True
         """
-        self._check_open()
+        self._resident.check_open()
         if self._prompts is None:
             raise UnsupportedError(
                 f"embed: {self.source} writes text and makes no embeddings; use generate(), or load a model "
                 "like EmbeddingGemma (google/embeddinggemma-300m)"
             )
         size = self.config.embedding_size
-        kept = size if dimensions is None else dimensions
-        if type(kept) is not int or not 1 <= kept <= size:
+        count = size if dimensions is None else dimensions
+        if type(count) is not int or not 1 <= count <= size:
             raise InvalidRequestError(
                 f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
             )
         before = self._prompts.find(prompt)
-        if isinstance(texts, str):
-            texts = [texts]
-        if not isinstance(texts, Iterable):
-            raise InvalidRequestError(
-                f"texts: got {show_argument(texts)}, expected a string or a list of them"
-            )
-        ids = [self._text_ids(text, before, f"texts[{i}]") for i, text in enumerate(texts)]
-        low_rank = self._find_adapter(adapter)
-        result = np.empty((len(ids), kept), dtype=np.float32)
-        at = 0
-        for group in passes(ids, self._context_length):
-            vectors = self._core_model.embed(group, low_rank)
-            result[at : at + len(group)] = unit_vectors(vectors[:, :kept], self.source)
-            at += len(group)
-        return result
+        ids = self._reader.for_embedding(texts, before)
+        return embed_all(self._resident, ids, self._adapters.find(adapter), count)
 
     def generate(
         self,
@@ -202,7 +355,7 @@ class Model(LoadedModel):
         >>> first.text == second.text
         True
         """
-        return _run_to_end(self.stream(prompt, config, adapter=adapter, **overrides))
+        return run_to_end(self.stream(prompt, config, adapter=adapter, **overrides))
 
     def stream(
         self,
@@ -222,13 +375,9 @@ class Model(LoadedModel):
         >>> text != ""
         True
         """
-        self._check_open()
         self._check_writes("generate")
         settings = resolve_config(config, overrides, self.generation_config)
-        if isinstance(prompt, str):
-            ids: object = self._encode(prompt)
-        else:
-            ids = prompt
+        ids = self._reader.encode(prompt) if isinstance(prompt, str) else prompt
         return self._start(ids, settings, adapter)
 
     def chat(
@@ -266,7 +415,7 @@ class Model(LoadedModel):
         >>> reply.completion_tokens <= 6
         True
         """
-        return _run_to_end(
+        return run_to_end(
             self.stream_chat(messages, config, adapter=adapter, tools=tools, thinking=thinking, **overrides)
         )
 
@@ -291,7 +440,6 @@ class Model(LoadedModel):
         >>> stream.result.prompt_tokens > 4
         True
         """
-        self._check_open()
         self._check_writes("chat")
         settings = resolve_config(config, overrides, self.generation_config)
         if self.chat_format is None or self.tokenizer is None:
@@ -300,44 +448,14 @@ class Model(LoadedModel):
         ids = self.chat_format.encode_chat(self.tokenizer, messages, tools=tools, thinking=thinking)
         return self._start(ids, settings, adapter, self.chat_format)
 
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self._resident, self.tokenizer, self.config)
+
     def _check_writes(self, what: str) -> None:
+        self._resident.check_open()
         if self._prompts is not None:
             raise UnsupportedError(f"{what}: {self.source} makes embeddings and writes no text; use embed()")
-
-    def _text_ids(self, text: object, prompt: str, name: str) -> list[int]:
-        if not isinstance(text, str):
-            return list(map(int, self._checked_ids(text, name)))
-        stripped = text.strip()
-        ids = self._encode((prompt + stripped).strip() if stripped else "", name)
-        end = self.config.eos_token_ids[:1] if self.tokenizer is not None else ()
-        return list(map(int, self._checked_ids([*ids, *end], name)))
-
-    def _encode(self, prompt: str, name: str = "prompt") -> list[int]:
-        if self.tokenizer is None:
-            raise InvalidRequestError(
-                f"{name}: got text, but {self.source} has no tokenizer; pass token ids instead"
-            )
-        if not prompt:
-            raise InvalidRequestError(f"{name}: it is empty, expected at least one character")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"{name}: character {error.start} is half of a surrogate pair, expected valid Unicode: "
-                f"{show_argument(prompt[max(0, error.start - 10) : error.end])}"
-            ) from None
-        return self.tokenizer.encode(prompt)
-
-    def _checked_ids(self, ids: object, name: str) -> NDArray[np.int32]:
-        tokens = token_id_array(ids, vocab_size=self._vocab_size, name=name)
-        if len(tokens) > self._context_length:
-            remedy = "shorten it"
-            if self._context_length < self.config.max_position_embeddings:
-                remedy += ", or load the model with a larger max_context"
-            raise ContextLengthError(
-                f"{name}: {len(tokens)} tokens, but the context holds {self._context_length}; {remedy}"
-            )
-        return tokens
 
     def _start(
         self,
@@ -346,7 +464,7 @@ class Model(LoadedModel):
         adapter: str | None,
         chat_format: ChatFormat | None = None,
     ) -> TextStream:
-        tokens = self._checked_ids(ids, "prompt")
+        tokens = self._reader.checked(ids)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if self.tokenizer is not None and chat_format is not None:
             end_ids = end_ids | chat_format.end_ids(self.tokenizer)
@@ -355,37 +473,19 @@ class Model(LoadedModel):
             decoder = self.tokenizer.stream_decoder()
         if settings.stop and self.tokenizer is None:
             raise InvalidRequestError(f"stop: {self.source} has no tokenizer, so no text to find a string in")
-        # 32 bits are enough to tell runs apart, and short enough to type again.
-        seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
-        sampler = _core.Sampler(
-            temperature=0.0 if settings.greedy else settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            min_p=settings.min_p,
-            repetition_penalty=settings.repetition_penalty,
-            seed=seed,
-            # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
-            vocab_limit=0 if self.tokenizer is None else min(self.tokenizer.vocab_size, self._vocab_size),
-        )
-        with self._lock:
-            self._check_open()
-            stream = TextStream(
-                sequence=_core.TokenSequence(self._core_model, self._find_adapter(adapter)),
+        # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
+        limit = 0 if self.tokenizer is None else min(self.tokenizer.vocab_size, self.vocab_size)
+        sampler, seed = make_sampler(settings, vocab_limit=limit)
+        return self._resident.begin(
+            lambda: TextStream(
+                sequence=_core.TokenSequence(self._resident.core, self._adapters.find(adapter)),
                 sampler=sampler,
                 prompt_ids=tokens,
                 config=settings,
                 seed=seed,
                 end_ids=end_ids,
-                context_length=self._context_length,
+                context_length=self.context_length,
                 decoder=decoder,
                 reply_parser=reply_parser,
             )
-            self._streams.add(stream)
-        return stream
-
-
-def _run_to_end(stream: TextStream) -> Generation:
-    with stream:
-        for _ in stream:
-            pass
-    return stream.result
+        )

@@ -1,4 +1,4 @@
-"""The tensors of a source in blocks of rows, as the core packs them."""
+"""The tensors of a model in blocks of rows, as the core packs them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from gemlet.base.text import show
 from gemlet.errors import ModelFileError, TensorError
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
 
-__all__ = ["Block", "blocks", "naming", "source_bytes", "table_blocks"]
+__all__ = ["Block", "blocks", "naming", "stored_bytes", "table_blocks"]
 
 _BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is seen and progress told
 _CHANGED_BYTES = 4 << 20  # where NumPy makes copies of them, which the memory plan has no room for
@@ -30,47 +30,47 @@ class Block(NamedTuple):
     nbytes: int
 
 
-def source_bytes(source: ModelSource, *, table: bool = False) -> int:
+def stored_bytes(files: ModelFiles, *, table: bool = False) -> int:
     """What packing reads: the bytes of every tensor, the table of per-layer embeddings only if ``table``."""
-    tensors = source.checkpoint.tensors
-    names = (name for name, slot in source.slots.items() if table or slot != PER_LAYER_TABLE)
+    tensors = files.checkpoint.tensors
+    names = (name for name, slot in files.slots.items() if table or slot != PER_LAYER_TABLE)
     return sum(tensors[name].nbytes for name in names)
 
 
-def blocks(source: ModelSource) -> Iterator[Block]:
-    """All weights in the order of ``source.slots``, block by block; not the per-layer table."""
-    checkpoint = source.checkpoint
+def blocks(files: ModelFiles) -> Iterator[Block]:
+    """All weights in the order of ``files.slots``, block by block; not the per-layer table."""
+    checkpoint = files.checkpoint
     # The tensors of each part: an expert's gate and up projection, stored apart, are the rows of one matrix.
     places: dict[str, list[tuple[str, int | None]]] = {}
-    for name, slot in source.slots.items():
+    for name, slot in files.slots.items():
         if slot != PER_LAYER_TABLE:
             for part, entry in core_slots(slot, checkpoint.tensors[name].shape):
                 places.setdefault(part, []).append((name, entry))
     for part, tensors in places.items():
         first_row = 0
         for name, entry in tensors:
-            if source.is_changed(name):
+            if files.is_changed(name):
                 row_bytes = checkpoint.tensors[name].nbytes // checkpoint.tensors[name].shape[0]
-                for array, dtype in source.read_rows(name, min(_BLOCK_BYTES, _CHANGED_BYTES), entry=entry):
+                for array, dtype in files.read_rows(name, min(_BLOCK_BYTES, _CHANGED_BYTES), entry=entry):
                     yield Block(part, name, (array, dtype), first_row, len(array) * row_bytes)
                     first_row += array.shape[0]
             else:
                 for rows, count, nbytes in checkpoint.file_rows(name, _BLOCK_BYTES, entry=entry):
                     yield Block(part, name, (rows,), first_row, nbytes)
                     first_row += count
-                checkpoint.check_unchanged(checkpoint.tensors[name].file, show(name))
+                checkpoint.files.check_unchanged(checkpoint.tensors[name].file, show(name))
 
 
-def table_blocks(source: ModelSource, name: str) -> Iterator[NDArray[Any]]:
+def table_blocks(files: ModelFiles, name: str) -> Iterator[NDArray[Any]]:
     """The rows of the per-layer table, which is the tensor ``name``, block by block."""
-    return (array for array, _ in source.read_rows(name, _BLOCK_BYTES))
+    return (array for array, _ in files.read_rows(name, _BLOCK_BYTES))
 
 
 @contextmanager
-def naming(source: ModelSource, tensor: str) -> Iterator[None]:
+def naming(files: ModelFiles, tensor: str) -> Iterator[None]:
     """The core's errors name the weight only: this adds the file and the tensor."""
     try:
         yield
     except (TensorError, ModelFileError) as problem:
-        path = source.checkpoint.path(source.checkpoint.tensors[tensor].file)
+        path = files.checkpoint.path(files.checkpoint.tensors[tensor].file)
         raise type(problem)(f"{path}: tensor {tensor!r}: {problem}") from None

@@ -1,10 +1,10 @@
 """Packed weights kept between starts: ``load(..., cache=True)``.
 
 An entry of the cache (:mod:`gemlet.base.cache_entries`) is named by its key: a hash of what the packed form
-depends on. That is the configuration, the formats, the version of gemlet, and of each file of the source
+depends on. That is the configuration, the formats, the version of gemlet, and of each file of the model
 its tensors' places, its size, the times of its last changes and samples of its content. The path is no part
-of it. A source that changed has another key. What ``weights="auto"`` makes of float16 has an entry of its
-own, as it depends on every value.
+of it. A model whose files changed has another key. What ``weights="auto"`` makes of float16 has an entry of
+its own, as it depends on every value.
 
 Whatever is wrong with the cache, its disk or its rights costs the cache, never the model: a warning, and
 loading goes on without.
@@ -38,12 +38,12 @@ from gemlet.base.cache_entries import (
     new_entry,
 )
 from gemlet.base.progress import Progress, reporting
-from gemlet.checkpoint.safetensors_files import SINGLE_FILE
+from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import GemletError, ModelFileError, TensorError
-from gemlet.packing.blocks import source_bytes
+from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.write import write_packed
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import FORMAT_VERSION, PackedCheckpoint
 
 if TYPE_CHECKING:
@@ -58,28 +58,28 @@ _CHUNK = 1 << 24
 
 
 def packed_copy(
-    source: ModelSource, builder: _core.ModelBuilder, *, weights: str, progress: Progress
+    files: ModelFiles, builder: _core.ModelBuilder, *, weights: str, progress: Progress
 ) -> PackedCheckpoint | None:
-    """The packed form of ``source`` from the cache, made now if it is not there; None where there is no cache
+    """The packed form of ``files`` from the cache, made now if it is not there; None where there is no cache
     to be had, after a warning. ``builder`` has no memory of its own.
 
-    What is wrong with the source or the request raises as loading without the cache would.
+    What is wrong with the files or the request raises as loading without the cache would.
     """
     limit = cache_limit()
     if sum(nbytes for _, nbytes in builder.packed_sizes().values()) > limit:
         return None
-    key = _key(source, builder, weights)
+    key = _key(files, builder, weights)
     folder = cache_folder()
     entry = os.path.join(folder, key)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        if (found := _open(entry, source)) is not None:
+        if (found := _open(entry, files)) is not None:
             return found
         with locked(f"{entry}.lock"):
-            found = _open(entry, source)  # another process may have made it meanwhile
+            found = _open(entry, files)  # another process may have made it meanwhile
             if found is None:
-                _make(entry, source, builder, weights, progress)
-                found = _open(entry, source)
+                _make(entry, files, builder, weights, progress)
+                found = _open(entry, files)
             evict(folder, limit)
         return found
     except OSError as problem:
@@ -90,34 +90,35 @@ def packed_copy(
         return None
 
 
-def know_float16(source: ModelSource) -> None:
-    """Makes ``source.kept`` say of its float16 matrices whether bfloat16 has all their values: as the cache
-    says, or else by reading them, for the next time."""
-    names = source.float16_matrices()
+def know_float16(files: ModelFiles) -> None:
+    """Enters the formats of the float16 matrices, bf16 where it has all their values, in
+    ``files.known_formats``. The cache tells them; if it does not, they are read, and kept for the next time.
+    """
+    names = files.float16_matrices()
     if not names or not cache_limit():
         return
-    places = [source.checkpoint.tensors[name] for name in names]
+    places = [files.checkpoint.tensors[name] for name in names]
     digest = hashlib.sha256(repr(places).encode())
-    _add_files(digest, [(source.checkpoint, file) for file in sorted({info.file for info in places})])
+    _add_files(digest, [(files.checkpoint, file) for file in sorted({info.file for info in places})])
     name = f"float16-{digest.hexdigest()[:32]}"
     path = os.path.join(cache_folder(), name, "formats.json")
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        source.kept.update({name: {"bf16": "bf16", "f32": "f32"}[found[name]] for name in names})
+        files.known_formats.update({name: {"bf16": "bf16", "f32": "f32"}[found[name]] for name in names})
     except (OSError, ValueError, KeyError, TypeError):
-        formats = json.dumps({name: source.kept_format(name) for name in names})
+        formats = json.dumps({name: files.auto_format(name) for name in names})
         keep_entry(name, lambda made: Path(made, "formats.json").write_text(formats, "utf-8"))
     else:
         mark_used(os.path.dirname(path))
 
 
-def _open(entry: str, source: ModelSource) -> PackedCheckpoint | None:
+def _open(entry: str, files: ModelFiles) -> PackedCheckpoint | None:
     """The entry, now the last one used; None if it is not there or not whole."""
     try:
         if not _is_as_made(entry):
             return None
-        found = PackedCheckpoint(entry, source.config, table_elsewhere=True)
+        found = PackedCheckpoint(Checkpoint(entry), files.config, table_elsewhere=True)
     except (OSError, ValueError, ModelFileError, TensorError):
         return None
     mark_used(entry)
@@ -125,14 +126,14 @@ def _open(entry: str, source: ModelSource) -> PackedCheckpoint | None:
 
 
 def _make(
-    entry: str, source: ModelSource, builder: _core.ModelBuilder, weights: str, progress: Progress
+    entry: str, files: ModelFiles, builder: _core.ModelBuilder, weights: str, progress: Progress
 ) -> None:
-    with new_entry(entry) as made, reporting(progress, "loading", source_bytes(source)) as advance:
+    with new_entry(entry) as made, reporting(progress, "loading", stored_bytes(files)) as advance:
         path = os.path.join(made, SINGLE_FILE)
         try:
-            crc = write_packed(path, source, builder, advance, weights=weights, table=False)
+            crc = write_packed(path, files, builder, advance, weights=weights, table=False)
         except GemletError as problem:
-            if isinstance(problem.__cause__, OSError):  # the cache's disk, not the source
+            if isinstance(problem.__cause__, OSError):  # the cache's disk, not the model's files
                 raise problem.__cause__ from None
             raise
         _stamp(made, crc)
@@ -166,27 +167,27 @@ def _is_as_made(entry: str) -> bool:
     return found == crc
 
 
-def _key(source: ModelSource, builder: _core.ModelBuilder, weights: str) -> str:
+def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
     from gemlet import _core
 
-    checkpoint = source.checkpoint
+    checkpoint = files.checkpoint
     digest = hashlib.sha256()
     versions = (FORMAT_VERSION, _core.LAYOUT_VERSION, _core.__version__)
-    digest.update(repr((versions, weights, source.config, sorted(builder.packed_sizes().items()))).encode())
-    places = [(name, slot, checkpoint.tensors[name]) for name, slot in sorted(source.slots.items())]
-    digest.update(repr((places, sorted(source.cuts.items()))).encode())
-    files = [(checkpoint, file) for file in sorted({info.file for _, _, info in places})]
-    if source.adapter is not None:
-        digest.update(repr(sorted(source.merged.items())).encode())
-        digest.update(repr(sorted(source.adapter.terms.items())).encode())
-        files.append((source.adapter.checkpoint, WEIGHTS_FILE))
-    _add_files(digest, files)
+    digest.update(repr((versions, weights, files.config, sorted(builder.packed_sizes().items()))).encode())
+    places = [(name, slot, checkpoint.tensors[name]) for name, slot in sorted(files.slots.items())]
+    digest.update(repr((places, sorted(files.cuts.items()))).encode())
+    sampled = [(checkpoint, file) for file in sorted({info.file for _, _, info in places})]
+    if files.adapter is not None:
+        digest.update(repr(sorted(files.merged.items())).encode())
+        digest.update(repr(sorted(files.adapter.terms.items())).encode())
+        sampled.append((files.adapter.checkpoint, WEIGHTS_FILE))
+    _add_files(digest, sampled)
     return digest.hexdigest()[:32]
 
 
-def _add_files(digest: hashlib._Hash, files: Iterable[tuple[TensorFiles, str]]) -> None:
-    for opened, file in files:
-        descriptor = opened.descriptor(file)
+def _add_files(digest: hashlib._Hash, sampled: Iterable[tuple[TensorFiles, str]]) -> None:
+    for checkpoint, file in sampled:
+        descriptor = checkpoint.files.descriptor(file)
         status = os.fstat(descriptor)
         digest.update(repr((file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode())
         for sample in range(_SAMPLES):

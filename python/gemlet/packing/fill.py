@@ -1,4 +1,4 @@
-"""Packing a source's tensors into the memory of a model."""
+"""Packing a model's tensors into the memory of a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gemlet.packing.blocks import blocks, naming
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.slots import PER_LAYER_TABLE
 
 if TYPE_CHECKING:
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["fill", "set_table"]
 
 
-def fill(builder: _core.ModelBuilder, source: ModelSource, advance: Callable[[int], None]) -> None:
-    """Packs every tensor of ``source`` into the builder's memory; ``advance`` gets the bytes of each step."""
-    for block in blocks(source):
-        with naming(source, block.tensor):
+def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int], None]) -> None:
+    """Packs every tensor of ``files`` into the builder's memory; ``advance`` gets the bytes of each step."""
+    for block in blocks(files):
+        with naming(files, block.tensor):
             builder.add(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
         advance(block.nbytes)
-    set_table(builder, source)
+    set_table(builder, files)
 
 
-def set_table(builder: _core.ModelBuilder, source: ModelSource) -> None:
+def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
     """Gives the builder the table of per-layer embeddings, if there is one: it stays in its file."""
-    checkpoint = source.checkpoint
-    for name, slot in source.slots.items():
+    checkpoint = files.checkpoint
+    for name, slot in files.slots.items():
         if slot == PER_LAYER_TABLE:
             info = checkpoint.tensors[name]
             rows, cols = info.shape
@@ -37,5 +37,5 @@ def set_table(builder: _core.ModelBuilder, source: ModelSource) -> None:
                 rows=rows,
                 cols=cols,
                 dtype=checkpoint.dtype(name),
-                kept=source.cuts[name].columns if name in source.cuts else (),
+                kept=files.cuts[name].columns if name in files.cuts else (),
             )

@@ -1,4 +1,4 @@
-"""Writing a source's tensors as a packed file, which :mod:`gemlet.weights.packed_file` describes."""
+"""Writing a model's tensors as a packed file, which :mod:`gemlet.weights.packed_file` describes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.errors import ModelFileError
 from gemlet.packing.blocks import blocks, naming, table_blocks
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
 
@@ -24,14 +24,14 @@ __all__ = ["write_packed"]
 
 def write_packed(
     path: str,
-    source: ModelSource,
+    files: ModelFiles,
     builder: _core.ModelBuilder,
     advance: Callable[[int], None],
     *,
     weights: str,
     table: bool = True,
 ) -> int:
-    """Writes the new file ``path``: every tensor of ``source`` packed as ``builder`` (made without memory of
+    """Writes the new file ``path``: every tensor of ``files`` packed as ``builder`` (made without memory of
     its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
     Returns the CRC-32 of the file.
 
@@ -39,26 +39,26 @@ def write_packed(
     then incomplete and the caller's to remove.
     """
     sizes, shapes = builder.packed_sizes(), builder.tensors()
-    tensors = source.checkpoint.tensors
+    tensors = files.checkpoint.tensors
     parts = [
         part
-        for name, slot in source.slots.items()
+        for name, slot in files.slots.items()
         if slot != PER_LAYER_TABLE
         for part, _ in core_slots(slot, tensors[name].shape)
     ]
     entries: dict[str, tuple[str, list[int], int]] = {p: ("U8", [sizes[p][1]], sizes[p][1]) for p in parts}
-    table_name = next((name for name, slot in source.slots.items() if slot == PER_LAYER_TABLE), None)
+    table_name = next((name for name, slot in files.slots.items() if slot == PER_LAYER_TABLE), None)
     described = {p: [sizes[p][0], list(shapes[p])] for p in parts}
     if table and table_name is not None:
         info = tensors[table_name]
         shape, nbytes = info.shape, info.nbytes
-        if (cut := source.cuts.get(table_name)) is not None:
+        if (cut := files.cuts.get(table_name)) is not None:
             shape = cut.shape(shape)
             nbytes = nbytes // info.shape[1] * shape[1]
         entries[PER_LAYER_TABLE] = (info.dtype, list(shape), nbytes)
         if info.dtype in BLOCK_TYPES:  # which safetensors does not have
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
-            described[PER_LAYER_TABLE] = [source.checkpoint.dtype(table_name), list(info.shape)]
+            described[PER_LAYER_TABLE] = [files.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
     crc = 0
     try:
@@ -71,14 +71,14 @@ def write_packed(
                 crc = later.result()
 
             put(head)
-            for block in blocks(source):
-                with naming(source, block.tensor):
+            for block in blocks(files):
+                with naming(files, block.tensor):
                     packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
                 put(packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:
                 row_bytes = tensors[table_name].nbytes // tensors[table_name].shape[0]
-                for array in table_blocks(source, table_name):
+                for array in table_blocks(files, table_name):
                     put(array.reshape(-1).view("u1").data)
                     advance(len(array) * row_bytes)
             os.fsync(file.fileno())

@@ -6,7 +6,7 @@ import os
 import re
 
 from gemlet.base.files import check_links, no_waiting
-from gemlet.checkpoint.gguf_files import model_files
+from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.sources.hub import is_repository
@@ -74,7 +74,7 @@ def find_in_folder(folder: str) -> str:
     if "config.json" in has and not has.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return folder
     try:
-        models = model_files(os.listdir(folder))
+        models = gguf_models(os.listdir(folder))
     except OSError as problem:
         raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
     if len(models) > 1:

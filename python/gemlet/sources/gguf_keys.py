@@ -17,7 +17,7 @@ from gemlet.base.keys import Keys, says_nothing
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.config.generation_defaults import SAMPLING_RANGES
-from gemlet.config.layers import LIMITS
+from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.rope import LAYER_TYPES
 from gemlet.errors import ConfigError, TensorError
 from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name
@@ -235,8 +235,9 @@ def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict
         scale = data.number("attention.scale")
         largest = count == {"gemma2": 46, "gemma3": 62}.get(architecture)
         scalar = hidden / heads if largest else head_dim
-        if scale is not None and not 1e-6 <= scale <= 1e6:
-            raise data.wrong("attention.scale", "a number from 1e-6 to 1e6")
+        least, most = NUMBERS["query_scale"]
+        if scale is not None and not least <= scale <= most:
+            raise data.wrong("attention.scale", f"a number from {least:g} to {most:g}")
         keys["query_pre_attn_scalar"] = scalar if scale is None else scale**-2
     theta = data.number("rope.freq_base", "rope.global.freq_base")
     local_theta = data.number("rope.freq_base_swa", "rope.local.freq_base", "rope.freq_base_local")

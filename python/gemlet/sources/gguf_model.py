@@ -10,14 +10,14 @@ from gemlet.config.hf_config import parse_config
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
 from gemlet.sources.gguf_keys import read_gguf_keys, read_gguf_sampling
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import chat_format_of, open_tokenizer
 from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.weights.gguf_names import ROPE_FREQS, map_gguf_tensors
 
 
-def open_gguf(path: str, *, cache: bool) -> ModelSource:
+def open_gguf(path: str, *, cache: bool) -> ModelFiles:
     checkpoint = GGUFCheckpoint(path)
     try:
         gguf = checkpoint.gguf
@@ -47,7 +47,7 @@ def open_gguf(path: str, *, cache: bool) -> ModelSource:
     }
     if template is not None:
         texts["chat_template.jinja"] = template
-    return ModelSource(
+    return ModelFiles(
         name=gguf.path,
         config=config,
         end_ids=end_ids,
@@ -57,7 +57,7 @@ def open_gguf(path: str, *, cache: bool) -> ModelSource:
         checkpoint=checkpoint,
         slots=slots,
         vocabulary=vocabulary,
-        texts=texts,
+        config_texts=texts,
         prompts=Prompts() if config.bidirectional else None,
         passed_over=config.passed_over,
     )

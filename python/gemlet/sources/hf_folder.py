@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.generation_defaults import read_end_ids, read_sampling
 from gemlet.config.hf_config import read_config
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import chat_format_of, open_tokenizer
 from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
 from gemlet.tokenizer.stored import STORED_FILE
@@ -21,7 +22,7 @@ from gemlet.weights.packed_file import PackedCheckpoint, is_packed
 _DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
 
 
-def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = False) -> ModelSource:
+def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = False) -> ModelFiles:
     config = read_config(folder)
     described: tuple[str, ...] = _DESCRIPTION_FILES
     prompts = None
@@ -41,19 +42,20 @@ def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = Fal
             template = read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template)
     passed_over = config.passed_over
-    checkpoint = Checkpoint(folder)
+    opened = Checkpoint(folder)
+    checkpoint: TensorFiles = opened
     try:
-        if is_packed(checkpoint):
-            config = replace(config, tie_word_embeddings="lm_head" not in checkpoint.tensors)
-            checkpoint = PackedCheckpoint(checkpoint, config)
+        if is_packed(opened):
+            config = replace(config, tie_word_embeddings="lm_head" not in opened.tensors)
+            checkpoint = PackedCheckpoint(opened, config)
             slots = {name: name for name in checkpoint.tensors}
         else:
             for index in range(len(config.dense_sizes)):
-                checkpoint.add_folder(os.path.dirname(dense_tensor(index)))
+                opened.add_folder(os.path.dirname(dense_tensor(index)))
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-            same = None if headers_only else checkpoint.same_values
+            same = None if headers_only else opened.same_values
             slots, tied, extra = map_tensors(shapes, config, where=folder, same=same)
-            passed_over += (*extra, *checkpoint.passed_over)
+            passed_over += (*extra, *opened.passed_over)
             if tied != config.tie_word_embeddings:
                 passed_over += ("tie_word_embeddings",)
                 config = replace(config, tie_word_embeddings=tied)
@@ -63,7 +65,7 @@ def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = Fal
         checkpoint.close()
         raise
     paths = [os.path.join(folder, file) for file in described]
-    return ModelSource(
+    return ModelFiles(
         name=name,
         config=config,
         end_ids=end_ids,
@@ -73,8 +75,8 @@ def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = Fal
         checkpoint=checkpoint,
         slots=slots,
         vocabulary=vocabulary,
-        files=tuple(path for path in paths if os.path.isfile(path)),
-        texts={} if template is None else {"chat_template.jinja": template},
+        config_files=tuple(path for path in paths if os.path.isfile(path)),
+        config_texts={} if template is None else {"chat_template.jinja": template},
         prompts=prompts,
         passed_over=passed_over,
     )

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from gemlet.checkpoint.gguf_files import model_files, split_names
+from gemlet.checkpoint.gguf_files import gguf_models, split_names
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
 from gemlet.tokenizer.stored import STORED_FILE
@@ -228,7 +228,7 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
 
 def _only_gguf(repository: str, names: Collection[str]) -> str | None:
     """The GGUF model of a repository with these files; None where it is for its safetensors, or has none."""
-    models = model_files(names)
+    models = gguf_models(names)
     if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
         return None
     if len(models) > 1:
@@ -242,7 +242,7 @@ def _only_gguf(repository: str, names: Collection[str]) -> str | None:
 def _quantized(repository: str, names: Collection[str], quantization: str) -> str:
     """The GGUF model with ``quantization``, such as "Q4_K_M", as a word in its name."""
     word = re.compile(rf"(?:^|[-_./]){re.escape(quantization)}(?=$|[-_./])", re.IGNORECASE)
-    found = [name for name in model_files(names) if word.search(name.removesuffix(".gguf"))]
+    found = [name for name in gguf_models(names) if word.search(name.removesuffix(".gguf"))]
     if len(found) == 1:
         return found[0]
     which = ", ".join(found[:_SHOWN]) if found else _models(names)
@@ -254,7 +254,7 @@ def _quantized(repository: str, names: Collection[str], quantization: str) -> st
 
 def _models(names: Collection[str]) -> str:
     """The GGUF models among these files, for a message."""
-    models = model_files(names)
+    models = gguf_models(names)
     more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
     return (", ".join(models[:_SHOWN]) or "none") + more
 

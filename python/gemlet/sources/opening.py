@@ -1,4 +1,4 @@
-"""Opening a model's files, wherever they are: :func:`open_source`."""
+"""Opening a model's files, wherever they are: :func:`open_model_files`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gemlet.sources.gguf_model import open_gguf
 from gemlet.sources.hf_folder import open_folder
 from gemlet.sources.hub import check_access, download
 from gemlet.sources.hub_headers import outline
-from gemlet.sources.model_source import ModelSource
+from gemlet.sources.model_files import ModelFiles
 
-__all__ = ["open_source"]
+__all__ = ["open_model_files"]
 
 
-def open_source(
+def open_model_files(
     source: str | os.PathLike[str] | None,
     *,
     revision: str | None = None,
@@ -26,14 +26,14 @@ def open_source(
     merge_adapter: str | os.PathLike[str] | None = None,
     cache: bool = False,
     headers_only: bool = False,
-) -> ModelSource:
+) -> ModelFiles:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
     vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
     fetched, and nothing can be read of them.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
-    >>> with open_source(None) as demo:
+    >>> with open_model_files(None) as demo:
     ...     demo.config.family, demo.stored_weights()
     ('gemma3', 'bf16')
     """
@@ -56,23 +56,23 @@ def open_source(
         raise
 
 
-def _open(path: str, name: str, *, cache: bool, headers_only: bool = False) -> ModelSource:
+def _open(path: str, name: str, *, cache: bool, headers_only: bool = False) -> ModelFiles:
     if os.path.isdir(path):
         return open_folder(path, name=name, cache=cache, headers_only=headers_only)
     return open_gguf(path, cache=cache)
 
 
-def _merge(source: ModelSource, path: str | os.PathLike[str]) -> ModelSource:
-    if source.packed is not None:
-        raise InvalidRequestError(f"merge_adapter: {source.name} is packed; give the original")
-    adapter = open_adapter(path, source.config)
-    merged = {tensor: slot for tensor, slot in source.slots.items() if slot in adapter.terms}
+def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
+    if files.packed is not None:
+        raise InvalidRequestError(f"merge_adapter: {files.name} is packed; give the original")
+    adapter = open_adapter(path, files.config)
+    merged = {tensor: slot for tensor, slot in files.slots.items() if slot in adapter.terms}
     for tensor in merged:
-        dtype = source.checkpoint.dtype(tensor)
+        dtype = files.checkpoint.dtype(tensor)
         if dtype not in ("f32", "bf16", "f16"):
             adapter.close()
             raise UnsupportedError(
-                f"merge_adapter: {source.name}: tensor {show(tensor)} is quantized ({dtype}); load the "
+                f"merge_adapter: {files.name}: tensor {show(tensor)} is quantized ({dtype}); load the "
                 "adapter beside it with load_adapter(), or merge it into the checkpoint that has floats"
             )
-    return replace(source, adapter=adapter, merged=merged)
+    return replace(files, adapter=adapter, merged=merged)

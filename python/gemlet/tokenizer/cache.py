@@ -26,11 +26,11 @@ def vocabulary_key(contents: Mapping[str, bytes]) -> str:
     return digest.hexdigest()[:32]
 
 
-def kept_vocabulary(key: str, source: str) -> Vocabulary | None:
-    """The vocabulary under ``key``, read from the file ``source``; None if it is not there or not whole."""
+def kept_vocabulary(key: str, path: str) -> Vocabulary | None:
+    """The vocabulary under ``key``, read from the file ``path``; None if it is not there or not whole."""
     entry = os.path.join(cache_folder(), f"tokenizer-{key}")
     try:
-        found = replace(read_stored(os.path.join(entry, STORED_FILE)), source=source)
+        found = replace(read_stored(os.path.join(entry, STORED_FILE)), source=path)
     except (OSError, GemletError):
         return None
     mark_used(entry)

@@ -80,7 +80,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
         if sum(info.nbytes for info in checkpoint.tensors.values()) > _MAX_BYTES:
             raise TokenizerError(f"{where}: larger than {_MAX_BYTES} bytes; expected a tokenizer")
         tensors = {
-            name: checkpoint.read_bytes(info.file, info.begin, info.nbytes)
+            name: checkpoint.files.read(info.file, info.begin, info.nbytes)
             for name, info in checkpoint.tensors.items()
         }
     described = metadata.get("vocabulary", "")

@@ -14,7 +14,6 @@ what it must not, and a NaN in a damaged file ends in an error when it reaches t
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.checkpoint.gguf_format import TENSOR_TYPES
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
-from gemlet.checkpoint.tensor_files import TensorInfo
+from gemlet.checkpoint.tensor_files import TensorFiles, TensorInfo
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ModelFileError, TensorError
 from gemlet.weights.formats import PRESETS
@@ -40,28 +39,29 @@ def is_packed(checkpoint: Checkpoint) -> bool:
     return "gemlet_format" in checkpoint.metadata
 
 
-class PackedCheckpoint(Checkpoint):
+class PackedCheckpoint(TensorFiles):
     """A folder with a packed ``model.safetensors``. A context manager; ``close()`` closes the file.
 
     ``tensors`` says of each weight its shape and format, as if it were stored as such. Raises
     :class:`ModelFileError` for a file this gemlet cannot use, :class:`TensorError` naming a tensor that is
     missing, unexpected or of the wrong shape for ``config``.
 
+    Args:
+        checkpoint: the folder as it was opened; its files are this one's from now on.
+        config: what the model is.
+        table_elsewhere: the table of per-layer embeddings is in another file.
+
     Attributes:
         weights: "q4", ...: what it was converted to.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str] | Checkpoint,
-        config: TextConfig,
-        *,
-        table_elsewhere: bool = False,
-    ) -> None:
-        if isinstance(folder, Checkpoint):  # open already, and now this one's
-            vars(self).update(vars(folder))
-        else:
-            super().__init__(folder)
+    _readable = Checkpoint._readable
+    _expected = Checkpoint._expected
+
+    def __init__(self, checkpoint: Checkpoint, config: TextConfig, *, table_elsewhere: bool = False) -> None:
+        super().__init__(checkpoint.files)
+        self._metadata = checkpoint.metadata
+        self.tensors = checkpoint.tensors  # as the header has them; _describe() says what they are
         try:
             self._check_versions()
             self.weights = self._weights()
@@ -88,7 +88,7 @@ class PackedCheckpoint(Checkpoint):
         """Maps the file and gives the builder every weight in it; the model keeps it mapped."""
         path = self.path(SINGLE_FILE)
         sizes = builder.packed_sizes()
-        builder.map_file(self.descriptor(SINGLE_FILE), path)
+        builder.map_file(self.files.descriptor(SINGLE_FILE), path)
         for name, info in self.tensors.items():
             if name != PER_LAYER_TABLE:
                 if info.dtype != sizes[name][0]:
@@ -106,8 +106,8 @@ class PackedCheckpoint(Checkpoint):
             ("gemlet_format", "format", FORMAT_VERSION),
             ("gemlet_layout", "layout", _core.LAYOUT_VERSION),
         ):
-            if (found := self.metadata.get(key)) != str(known):
-                writer = self.metadata.get("gemlet_version", "unknown")
+            if (found := self._metadata.get(key)) != str(known):
+                writer = self._metadata.get("gemlet_version", "unknown")
                 raise ModelFileError(
                     f"{path}: is a packed model of {what} {show(found)}, written by gemlet {show(writer)}; "
                     f"this gemlet ({_core.__version__}) reads {what} {known}. Convert the original again "
@@ -115,7 +115,7 @@ class PackedCheckpoint(Checkpoint):
                 )
 
     def _weights(self) -> str:
-        weights = self.metadata.get("gemlet_weights")
+        weights = self._metadata.get("gemlet_weights")
         if weights not in PRESETS:
             choices = ", ".join(PRESETS)
             raise ModelFileError(
@@ -177,7 +177,7 @@ class PackedCheckpoint(Checkpoint):
     def _described(self, path: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
         """weight -> (format, shape), as the metadata says."""
         try:
-            raw = json.loads(self.metadata.get("gemlet_tensors", ""))
+            raw = json.loads(self._metadata.get("gemlet_tensors", ""))
             described = {name: (dtype, tuple(shape)) for name, (dtype, shape) in raw.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ModelFileError(f"{path}: gemlet_tensors is not a list of formats and shapes") from None

@@ -1,1 +1,2 @@
-"""Functions that tests run in a process of their own (``support.processes``), one file for each test file."""
+"""Functions that tests run in a new process (``support.processes``). A file here serves one or two test
+files."""

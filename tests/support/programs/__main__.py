@@ -1,4 +1,4 @@
-"""Calls one function: what ``support.processes.command_of`` starts."""
+"""Calls one function. ``support.processes.command_of`` starts this program."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from support.processes import resident
 
 
 def write_large_adapter(folder: Path, config: gemlet.ModelConfig) -> Path:
-    """Of rank 256, for one matrix of each layer."""
+    """Writes an adapter of rank 256 for one matrix of each layer."""
     slots = expected_slots(config)
     tensors = {}
     for layer in range(config.num_layers):

@@ -11,7 +11,7 @@ import gemlet
 
 
 def load_in_four_processes(source: Path) -> list[int]:
-    """Of each process, 1 if it packed the model, 0 if it found it in the cache."""
+    """For each process, 1 if it packed the model, or 0 if the model was in the cache."""
     children = []
     seen = [0]
 
@@ -41,7 +41,7 @@ def kill_while_packing(source: Path) -> None:
 
 
 def wait_while_packing(source: Path) -> None:
-    """Says on standard output when packing has begun, and goes on at the end of standard input."""
+    """Prints a line when packing has begun, and goes on when standard input ends."""
     waited = False
 
     def wait(done: int, total: int) -> None:

@@ -14,12 +14,12 @@ import gemlet
 from support.inside import context_of
 from support.tiny_models import read_header
 
-Kept = Sequence[Sequence[int]]  # of each layer, the experts whose pages may be read
+Kept = Sequence[Sequence[int]]  # for each layer, the experts whose pages can be read
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def places_of(path: Path) -> dict[tuple[int, int, str], tuple[int, int]]:
-    """Where the file has each expert's matrices, by layer, expert and name."""
+    """The place of each expert's matrices in the file, by layer, expert and name."""
     header, data = read_header(path)
     start = path.stat().st_size - len(data)
     places = {}
@@ -32,7 +32,7 @@ def places_of(path: Path) -> dict[tuple[int, int, str], tuple[int, int]]:
 
 
 def protect(path: Path, mode: int, kept: Kept) -> None:
-    """Gives ``mode`` to the whole pages of experts' matrices, except those of the experts in ``kept``."""
+    """Sets ``mode`` for all whole pages of experts' matrices, except for the experts in ``kept``."""
     with open("/proc/self/maps") as file:
         maps = [line.split(maxsplit=5) for line in file if line.rstrip().endswith(str(path))]
     assert maps

@@ -1,4 +1,5 @@
-"""For files/test_hub.py. The settings of huggingface_hub are read when it is imported."""
+"""For files/test_hub.py. huggingface_hub reads its settings when it is imported, so each test needs a
+process."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from support.hub_server import COMMIT, TOKEN
 
 
 def load_and_download(name: str) -> tuple[str, NDArray[np.float32]]:
-    """The folder of the model ``name``, and what it says of three tokens."""
+    """The folder of the model ``name``, and its logits for three tokens."""
     with gemlet.load(name, threads=1) as model:
         assert model.generation_config.top_k == 7
         logits = model.logits([1, 2, 3])
@@ -38,19 +39,19 @@ def download(names: Iterable[str]) -> list[str]:
 
 
 def load_error(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, str]:
-    """The name of the error that loading ends with, and what it says."""
+    """The name and the message of the error that ends loading."""
     with pytest.raises(gemlet.GemletError) as error:
         gemlet.load(name, threads=1, revision=revision, token=token)
     return type(error.value).__name__, str(error.value)
 
 
 def load_errors(requests: Iterable[tuple[str, str | None, str | None]]) -> list[tuple[str, str]]:
-    """Of each name, revision and token."""
+    """The errors for each name, revision and token."""
     return [load_error(*request) for request in requests]
 
 
 def inspect_all(requests: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What is said of each model, but where it is from and what this process takes."""
+    """The descriptions of the models, without their source and the memory of this process."""
     described = []
     for name, arguments in requests.items():
         found = gemlet.inspect(name, weights="q4", max_context=8, **arguments).as_dict()
@@ -73,14 +74,14 @@ def inspect_errors(names: Iterable[str], max_metadata_bytes: int) -> list[tuple[
         with pytest.raises(gemlet.GemletError) as error:
             gemlet.inspect(name)
         errors.append((type(error.value).__name__, str(error.value)))
-        del error  # it has the frames, and they what was read
+        del error  # its frames hold what was read
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[-1] < peaks[0] + 40_000, peaks
     return errors
 
 
 def inspect_and_load(names: Iterable[str]) -> None:
-    """Whether that works or not."""
+    """Each call may work or not."""
     for name in names:
         for open_it in (gemlet.inspect, gemlet.load):
             with contextlib.suppress(gemlet.GemletError):
@@ -88,13 +89,13 @@ def inspect_and_load(names: Iterable[str]) -> None:
 
 
 def load_with_and_without(there: str, missing: str) -> tuple[str, str]:
-    """The error of ``missing`` where ``there`` can be loaded."""
+    """Loads ``there``, then returns the error for ``missing``."""
     gemlet.load(there, threads=1).close()
     return load_error(missing)
 
 
 def run_commands(name: str, folder: Path) -> str:
-    """What the commands print that name a model on the hub."""
+    """The output of the commands that name a model on the hub."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["download", name, "--revision", "main"]) == 0
         assert main(["download", "no/such-model"]) == 1

@@ -20,7 +20,7 @@ from support.core_models import builder_of, int32, model_config, random_core, sa
 from support.inside import context_of
 from support.processes import in_fork
 
-warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
 
 
 def text(model: gemlet.Model, tokens: int = 12) -> Sequence[int]:
@@ -35,7 +35,7 @@ def use_in_forks(threads: int) -> None:
         in_fork(lambda: text(model) == expected)
         assert text(model) == expected
 
-    def child() -> bool:  # forks on its own, after it has generated
+    def child() -> bool:  # generates, then forks too
         assert text(model) == expected
         in_fork(lambda: text(model) == expected)
         return text(model) == expected
@@ -43,7 +43,7 @@ def use_in_forks(threads: int) -> None:
     in_fork(child)
     in_fork(lambda: in_fork(lambda: text(model) == expected) is None)
 
-    sequence = context_of(model)  # begun before the fork, goes on in both
+    sequence = context_of(model)  # begun before the fork, continued in both processes
     sequence.extend(int32(2, 300, 301))
 
     def go_on() -> bool:
@@ -70,7 +70,7 @@ def end_forks() -> None:
     assert text(model) == expected
 
 
-inherited: list[gemlet.Model] = []  # by the processes of a pool
+inherited: list[gemlet.Model] = []  # the processes of a pool get it by the fork
 
 
 def answer(i: int) -> tuple[int, Sequence[int]]:
@@ -104,12 +104,12 @@ def fork_while_generating() -> None:
         thread.join()
 
 
-# --- From another thread, in the middle of an extend --------------------------------------------------------
+# --- Another thread during an extend ------------------------------------------------------------------------
 LONG = 3000
 
 
 class Shared:
-    """What two threads use at once: a model of the core and a sequence of it."""
+    """A model of the core and a sequence of it, which two threads use at once."""
 
     def __init__(self, threads: int) -> None:
         self.core = random_core(max_context=3 * LONG, threads=threads)
@@ -148,12 +148,12 @@ ACTIONS: dict[str, Callable[[Shared], object]] = {
 
 
 def act_while_extending(action: str, extends: int, threads: int) -> list[str]:
-    """How each of four times ``extends`` extends ended: "done", or the name of the error."""
+    """Runs four times ``extends`` extends. Returns "done" or the name of the error for each."""
     shared = Shared(threads)
     started = time.monotonic()
     _core.TokenSequence(shared.core).extend(shared.ids[:500])
     if time.monotonic() - started > 0.05:
-        shared.ids = shared.ids[:1100]  # three passes are long enough where a sanitizer slows them
+        shared.ids = shared.ids[:1100]  # a sanitizer is slow; with it, three passes are long enough
     outcomes = []
 
     def extend(sequence: _core.TokenSequence) -> None:

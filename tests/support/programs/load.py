@@ -11,23 +11,23 @@ from support.processes import resident
 
 
 class EnoughError(Exception):
-    """What a caller's ``progress`` raises."""
+    """The caller's ``progress`` raises this."""
 
 
 def held() -> tuple[int, int]:
-    """Threads and open files of this process."""
+    """The numbers of threads and open files of this process."""
     return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
 
 def cancel_loading(folder: Path, cache: bool) -> None:
-    """Three times from ``progress``, then by Ctrl-C."""
+    """``progress`` cancels three times, then Ctrl-C cancels once."""
     during: list[tuple[int, int]] = []
 
     def stop(done: int, total: int) -> None:
         during.append(held())
         if len(during) == 3:
             assert done < total
-            raise EnoughError  # kept by nobody: it has the frames, and they the model
+            raise EnoughError  # nobody may keep it, because its frames hold the model
 
     def interrupt(done: int, total: int) -> None:
         during.append(held())
@@ -37,7 +37,7 @@ def cancel_loading(folder: Path, cache: bool) -> None:
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     before, memory = held(), 0.0
     for attempt in range(4):
-        if attempt == 1:  # the first one loads what stays
+        if attempt == 1:  # the first attempt loaded modules, which stay
             before, memory = held(), resident()
         during.clear()
         progress = interrupt if attempt == 3 else stop

@@ -40,7 +40,7 @@ def open_and_close() -> None:
         with gemlet.load(threads=2) as model:
             model.generate("The", max_tokens=3)
 
-    # malloc keeps places for the memory of threads, and tokenizers are built in threads of their own.
+    # malloc keeps arenas for threads, and tokenizers are built in their own threads.
     for _ in range(40):
         use()
     before = resident()
@@ -81,7 +81,7 @@ def fill_caches() -> None:
 
     def filled() -> _core.TokenSequence:
         sequence = _core.TokenSequence(core)
-        sequence.extend(np.full(256, 5, np.int32))  # of its four blocks only the last is still seen
+        sequence.extend(np.full(256, 5, np.int32))  # only the last of its four blocks is still seen
         return sequence
 
     filled().close()
@@ -116,7 +116,7 @@ def fill_a_context(weights: str) -> None:
 
 
 def build_too_large(layer: dict[str, int], layers: int, config: dict[str, int], weights: str) -> None:
-    with pytest.raises(gemlet.MemoryLimitError):  # else filling it would end the process
+    with pytest.raises(gemlet.MemoryLimitError):  # otherwise filling it would end the process
         builder_of(model_config(*[layer_config(**layer)] * layers, **config), weights=weights)
     assert resident() < 500
 
@@ -125,7 +125,7 @@ def build_beyond_a_limit() -> None:
     limit_memory(64)
     with pytest.raises(gemlet.MemoryLimitError, match="bytes"):
         builder_of(model_config(vocab_size=2**18, hidden_size=512))
-    with gemlet.load(weights="q4", threads=1) as model:  # and a small one still loads
+    with gemlet.load(weights="q4", threads=1) as model:  # a small model still loads
         model.generate("The", max_tokens=2)
 
 
@@ -184,7 +184,7 @@ def activate_beyond_a_limit(threads: int) -> None:
 
 def return_free_memory() -> None:
     pieces = [bytearray(1000) for _ in range(50_000)]
-    kept = pieces[::50]  # all over the heap, so that it cannot shrink from its end
+    kept = pieces[::50]  # spread over the heap, so that the heap cannot shrink from its end
     pieces.clear()
     before = resident()
     _core.return_free_memory()

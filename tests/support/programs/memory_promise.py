@@ -11,7 +11,7 @@ from gemlet.loading.inspect import inspect
 
 
 def load_and_generate(folder: Path, arguments: dict[str, Any], tokens: int) -> tuple[int, int, int]:
-    """Bytes at the peak, bytes planned, and the number of tokens generated after ``tokens``."""
+    """The peak in bytes, the plan in bytes, and the number of tokens generated after ``tokens``."""
     plan = inspect(folder, **arguments).plan
     with gemlet.load(folder, **arguments) as model:
         ids = [2] + [i * 37 % 200_000 for i in range(1, tokens)]

@@ -18,7 +18,7 @@ from support.processes import peak
 
 
 def convert_and_interrupt(source: Path, packed: Path) -> None:
-    """Ctrl-C at the first step: it passes through, and no file stays open."""
+    """Ctrl-C at the first step reaches the caller, and no file stays open."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(KeyboardInterrupt):
@@ -32,7 +32,7 @@ def convert_and_interrupt(source: Path, packed: Path) -> None:
 
 
 def memory() -> tuple[float, float]:
-    """MiB of this process alone, and of files."""
+    """The memory of this process alone and that of mapped files, in MiB."""
     with open("/proc/self/status", encoding="ascii") as file:
         found = dict(line.split(":", 1) for line in file)
     return int(found["RssAnon"].split()[0]) / 1024, int(found["RssFile"].split()[0]) / 1024
@@ -51,7 +51,8 @@ def map_a_file(folder: Path, size: int) -> None:
 
 
 def use_an_embedding(folder: Path, on_disk: bool) -> tuple[float, float, Sequence[int], NDArray[np.float32]]:
-    """MiB taken at the peak, MiB the model says its embedding takes, the tokens of a text, and logits."""
+    """The growth of the peak and the reported size of the embedding in MiB, the tokens of a text, and
+    logits."""
     gemlet.load(threads=1).generate("The", max_tokens=2)
     before = peak()
     with gemlet.load(folder, threads=2, embedding_on_disk=on_disk) as model:
@@ -62,20 +63,20 @@ def use_an_embedding(folder: Path, on_disk: bool) -> tuple[float, float, Sequenc
 
 
 def peak_before() -> float:
-    """After what every process needs once."""
+    """The peak in MiB, after loading what every process needs once."""
     gemlet.load(threads=1, weights="q4").generate("The", max_tokens=2)
     return peak()
 
 
 def load_over_its_size(folder: Path) -> float:
-    """MiB at the peak of loading beyond what the weights take."""
+    """How much the peak of loading exceeds the size of the weights, in MiB."""
     before = peak_before()
     with gemlet.load(folder, weights="q4", threads=2) as model:
         return peak() - before - sum(model.memory()[key] for key in ("weights", "embedding")) / 2**20
 
 
 def load_and_generate(folder: Path) -> float:
-    """MiB at the peak of loading and a short text."""
+    """The peak of loading and generating a short text, in MiB."""
     before = peak_before()
     with gemlet.load(folder, weights="q4", threads=2) as model:
         model.generate([2, 10, 20], max_tokens=4, temperature=0)
@@ -83,21 +84,21 @@ def load_and_generate(folder: Path) -> float:
 
 
 def convert(source: Path, packed: Path) -> float:
-    """MiB at the peak of converting."""
+    """The peak of converting, in MiB."""
     before = peak_before()
     gemlet.convert(source, packed, weights="q4")
     return peak() - before
 
 
 def convert_and_cache(source: Path, packed: Path) -> None:
-    """Packs ``source``, with its tokenizer into ``packed``, then without it into the cache."""
+    """Packs ``source`` with its tokenizer into ``packed``, and then without it into the cache."""
     gemlet.convert(source, packed, weights="q4")
     (source / "tokenizer.json").unlink()
     gemlet.load(source, weights="q4", cache=True).close()
 
 
 def time_to_load(folder: Path, cache: bool) -> float:
-    """Seconds of load() alone; the imports are not part of it."""
+    """The seconds that load() takes, without the imports."""
     gemlet.load().generate("x", max_tokens=1)
     before = time.perf_counter()
     model = gemlet.load(folder, weights="q4", max_context=4096, cache=cache)
@@ -110,7 +111,7 @@ def time_to_load(folder: Path, cache: bool) -> float:
 
 
 def truncate_in_use(folder: Path, other: Path) -> None:
-    """Replaces the file of ``folder`` by that of ``other`` while it is in use, then truncates it."""
+    """Replaces the file in ``folder`` by that in ``other`` while it is in use, then truncates it."""
 
     def load() -> Any:
         return gemlet.load(folder, threads=1)

@@ -1,4 +1,4 @@
-"""A model as its files describe it, before any weight is read: :class:`ModelSource`."""
+"""A model as its files describe it, before any weight is read: :class:`ModelFiles`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from gemlet.weights.slots import core_slots, takes_format
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ModelSource"]
+__all__ = ["ModelFiles"]
 
 # Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
-_KEPT_AS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
+_AUTO_FORMATS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelFiles:
     """What the files of a model say. A context manager; ``close()`` closes the files.
 
     Attributes:
@@ -44,11 +44,11 @@ class ModelSource:
         slots: tensor -> the core's name of the weight.
         cuts: tensor -> what is kept of it, where that is not all.
         merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
-        files, texts: the files that say all of this, but for the weights and the vocabulary, in a folder of
-            its own: paths to copy, and name and content of others.
+        config_files, config_texts: what a folder of its own would say this with, apart from the weights
+            and the vocabulary: the paths of files to copy, and the names and contents of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
         passed_over: keys and tensors of the files that change nothing, beside those every model has.
-        kept: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
+        known_formats: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
         float16_as: that format for all of float16, of which no value is then read; None: as its values need.
     """
 
@@ -62,16 +62,16 @@ class ModelSource:
     slots: dict[str, str] = field(repr=False)
     cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
     vocabulary: Vocabulary | None = field(repr=False, default=None)
-    files: tuple[str, ...] = field(repr=False, default=())
-    texts: Mapping[str, str] = field(repr=False, default_factory=dict)
-    kept: dict[str, str] = field(repr=False, default_factory=dict)
+    config_files: tuple[str, ...] = field(repr=False, default=())
+    config_texts: Mapping[str, str] = field(repr=False, default_factory=dict)
+    known_formats: dict[str, str] = field(repr=False, default_factory=dict)
     float16_as: str | None = None
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
     prompts: Prompts | None = field(default=None, repr=False)
     passed_over: tuple[str, ...] = ()
 
-    def cut(self, matformer: object) -> ModelSource:
+    def cut(self, matformer: object) -> ModelFiles:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.config.matformer`)."""
         if self.packed is not None:
             raise InvalidRequestError(f"matformer: {self.name} is packed; load the original")
@@ -112,7 +112,7 @@ class ModelSource:
         """
         formats: dict[str, str] = {}
         for name, slot in self._matrices():
-            kept = self.kept_format(name)
+            kept = self.auto_format(name)
             for part, _ in core_slots(slot, self.checkpoint.tensors[name].shape):
                 # An expert's gate and up projection are one matrix, and may be two tensors.
                 formats[part] = kept if formats.get(part, kept) == kept else "q8"
@@ -125,13 +125,13 @@ class ModelSource:
         values: dict[str, int] = {}
         for name, slot in self._matrices():
             if slot not in ("embed_tokens", "lm_head"):
-                kept = self.kept_format(name)
+                kept = self.auto_format(name)
                 values[kept] = values.get(kept, 0) + prod(self.checkpoint.tensors[name].shape)
         return max(values, key=values.__getitem__)
 
-    def kept_as(self) -> dict[str, str]:
+    def formats_by_type(self) -> dict[str, str]:
         """Type that matrices are stored in -> their format in memory with ``weights="auto"``."""
-        found = {self.checkpoint.dtype(name): self.kept_format(name) for name, _ in self._matrices()}
+        found = {self.checkpoint.dtype(name): self.auto_format(name) for name, _ in self._matrices()}
         return found | ({"f16": "bf16 or f32"} if self.float16_as and "f16" in found else {})
 
     def float16_matrices(self) -> list[str]:
@@ -144,14 +144,14 @@ class ModelSource:
             if takes_format(slot, self.checkpoint.tensors[name].shape):
                 yield name, slot
 
-    def kept_format(self, name: str) -> str:
+    def auto_format(self, name: str) -> str:
         """The format that ``weights="auto"`` keeps a matrix in; may read it."""
-        if name not in self.kept:
-            kept = _KEPT_AS.get(self.checkpoint.dtype(name), "q8")
+        if name not in self.known_formats:
+            kept = _AUTO_FORMATS.get(self.checkpoint.dtype(name), "q8")
             if kept == "f16":
                 kept = self.float16_as or ("bf16" if self.checkpoint.fits_bf16(name) else "f32")
-            self.kept[name] = kept
-        return self.kept[name]
+            self.known_formats[name] = kept
+        return self.known_formats[name]
 
     def close(self) -> None:
         """Closes the files."""
@@ -159,7 +159,7 @@ class ModelSource:
         if self.adapter is not None:
             self.adapter.close()
 
-    def __enter__(self) -> ModelSource:
+    def __enter__(self) -> ModelFiles:
         return self
 
     def __exit__(

@@ -10,40 +10,39 @@ import typing
 import numpy
 import numpy.typing
 
+from . import testing
+
 __all__: list[str] = [
     "LAYOUT_VERSION",
+    "MAX_THREADS",
     "PASS_TEXTS",
     "PASS_TOKENS",
     "Adapter",
     "AdapterBuilder",
     "FileRows",
     "LayerConfig",
-    "MatmulRun",
     "Model",
     "ModelBuilder",
     "ModelConfig",
     "Sampler",
     "TokenSequence",
     "available_memory",
-    "choose_tier",
     "cpu_info",
     "default_threads",
-    "kernel_attention",
-    "kernel_blocks",
-    "kernel_entries",
-    "kernel_matmul",
-    "kernel_roundtrip",
-    "kernel_rowwise",
-    "measure_peak",
+    "kv_formats",
     "measure_read_bandwidth",
-    "parse_nodes",
+    "number_limits",
     "return_free_memory",
     "rope_table",
+    "size_limits",
+    "source_types",
+    "testing",
+    "weight_formats",
 ]
 
 class LayerConfig:
     """
-    One layer's shape and rules; keywords are the fields.
+    The shape and rules of one layer. The fields are keywords.
     """
     def __init__(self, **kwargs: typing.Any) -> None: ...
     @property
@@ -89,7 +88,7 @@ class LayerConfig:
 
 class ModelConfig:
     """
-    A model as data, validated on construction; keywords are the fields.
+    A model as data. The fields are keywords; their values are checked.
     """
     def __init__(self, **kwargs: typing.Any) -> None: ...
     @property
@@ -330,7 +329,7 @@ class AdapterBuilder:
 
 class Sampler:
     """
-    Chooses tokens from logits; holds the random state.
+    Chooses tokens from logits, and keeps the random state.
     """
     def __init__(
         self,
@@ -349,7 +348,7 @@ class Sampler:
         history: numpy.ndarray | list[int],
     ) -> int:
         """
-        Next token id from logits [vocab]; history feeds the repetition penalty.
+        The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.
         """
 
 class TokenSequence:
@@ -359,23 +358,23 @@ class TokenSequence:
     def __init__(self, model: Model, adapter: Adapter | None = None) -> None: ...
     def cancel(self) -> None:
         """
-        From another thread: the running extend raises CancelledError.
+        Makes a running extend, which is in another thread, raise CancelledError.
         """
     def close(self) -> None:
         """
-        Gives the cache back.
+        Frees the cache.
         """
     def extend(self, ids: numpy.ndarray | list[int], *, logits: str = "last") -> None:
         """
-        Appends tokens; keeps the logits of none, the last or all of them.
+        Appends tokens and keeps the logits of none, of the last or of all of them.
         """
     def logits(self) -> numpy.typing.NDArray[numpy.float32]:
         """
-        Logits of the last extend, float32 [rows, vocab].
+        The logits of the last extend, float32 [rows, vocab].
         """
     def sample(self, sampler: Sampler) -> int:
         """
-        Next token id from the last row of logits.
+        The next token id from the last row of logits.
         """
     @property
     def cache_bytes(self) -> int: ...
@@ -384,47 +383,9 @@ class TokenSequence:
     @property
     def token_ids(self) -> list[int]: ...
 
-class MatmulRun:
-    """
-    One matmul kernel on one thread with made-up numbers, for benchmarks.
-    """
-    def __init__(
-        self,
-        *,
-        tier: str,
-        operation: str,
-        rows: typing.SupportsInt | typing.SupportsIndex,
-        outputs: typing.SupportsInt | typing.SupportsIndex,
-        cols: typing.SupportsInt | typing.SupportsIndex,
-    ) -> None: ...
-    def run(self) -> None:
-        """
-        Multiplies once.
-        """
-    @property
-    def multiply_adds(self) -> int:
-        """
-        Multiply-adds of a run.
-        """
-    @property
-    def weight_bytes(self) -> int:
-        """
-        Bytes of weights that a run reads.
-        """
-
 def available_memory(*, files: str = "") -> int:
     """
-    Bytes of memory that this process may still take: the machine's and under its cgroup's limit.
-    """
-
-def choose_tier(
-    *,
-    features: collections.abc.Sequence[str],
-    xcr0: typing.SupportsInt | typing.SupportsIndex,
-    forced: str | None = None,
-) -> tuple[str, list[str]]:
-    """
-    (tier, supported tiers) of a machine described by feature names and XCR0.
+    Bytes of memory that this process may still take, of the machine's and within its cgroup's limit.
     """
 
 def cpu_info() -> dict[str, typing.Any]:
@@ -434,74 +395,12 @@ def cpu_info() -> dict[str, typing.Any]:
 
 def default_threads(*, files: str = "") -> tuple[int, str]:
     """
-    Threads used when none are asked for, and why. Tests have /proc and /sys in another folder than the root.
+    Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.
     """
 
-def kernel_attention(
-    *,
-    tier: str,
-    kv: str,
-    q: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-    keys: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    values: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    window: typing.SupportsInt | typing.SupportsIndex = 0,
-    ahead: typing.SupportsInt | typing.SupportsIndex = 0,
-    softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-) -> numpy.typing.NDArray[numpy.float32]:
+def kv_formats() -> list[str]:
     """
-    Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' or 'int8'.
-    """
-
-def kernel_blocks(
-    *, dtype: str, data: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], format: str
-) -> numpy.typing.NDArray[numpy.float32]:
-    """
-    What loading into a format makes of rows of a file's blocks, uint8 [rows, bytes].
-    """
-
-def kernel_entries() -> list[tuple[str, str]]:
-    """
-    (operation, tier) of every kernel compiled in.
-    """
-
-def kernel_matmul(
-    *,
-    tier: str,
-    operation: str,
-    x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    expand: bool = False,
-) -> numpy.typing.NDArray[numpy.float32]:
-    """
-    x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: weights in bf12 become bf16 first, as for many rows.
-    """
-
-def kernel_roundtrip(
-    *, format: str, w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
-) -> numpy.typing.NDArray[numpy.float32]:
-    """
-    What a weight format makes of w: float32 of the same shape.
-    """
-
-def kernel_rowwise(
-    *,
-    tier: str,
-    operation: str,
-    x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    other: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    third: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    scalar: typing.SupportsFloat | typing.SupportsIndex,
-) -> numpy.typing.NDArray[numpy.float32]:
-    """
-    A row operation on x [dim]; `other` and `third` are its further operands.
-    """
-
-def measure_peak(
-    *, kind: str, threads: typing.SupportsInt | typing.SupportsIndex, tier: str | None = None
-) -> float:
-    """
-    1e9 multiply-adds per second on registers alone, of 'f32', 'bf16' or 'i8' numbers, in the tier in use.
+    The formats of the KV cache.
     """
 
 def measure_read_bandwidth(
@@ -513,14 +412,14 @@ def measure_read_bandwidth(
     Memory read bandwidth in GB/s.
     """
 
-def parse_nodes(list: str) -> int:
+def number_limits() -> dict[str, tuple[float, float]]:
     """
-    The NUMA nodes of a list like '0-1,4', as bits.
+    (least, largest) value of the real fields of LayerConfig and ModelConfig.
     """
 
 def return_free_memory() -> None:
     """
-    Gives the system back what malloc keeps of freed memory.
+    Returns freed memory that malloc still holds to the system.
     """
 
 def rope_table(
@@ -530,7 +429,23 @@ def rope_table(
     (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
     """
 
+def size_limits() -> dict[str, tuple[int, int]]:
+    """
+    (least, largest) value of the integer fields of LayerConfig and ModelConfig; 'layers' is their number.
+    """
+
+def source_types() -> dict[str, tuple[int, int, str | None]]:
+    """
+    The types in which files may store tensors: name -> (values of a block, bytes of a block, the smallest format of weights that can hold every value of the type, or None).
+    """
+
+def weight_formats() -> list[str]:
+    """
+    The formats of weights in memory.
+    """
+
 LAYOUT_VERSION: int = 2
+MAX_THREADS: int = 1024
 PASS_TEXTS: int = 32
 PASS_TOKENS: int = 512
 __version__: str = "0.1.0"

@@ -1,0 +1,134 @@
+"""
+What only tests and benchmarks use.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import typing
+
+import numpy
+import numpy.typing
+
+__all__: list[str] = [
+    "MatmulRun",
+    "choose_tier",
+    "kernel_attention",
+    "kernel_blocks",
+    "kernel_entries",
+    "kernel_matmul",
+    "kernel_roundtrip",
+    "kernel_rowwise",
+    "measure_peak",
+    "parse_nodes",
+]
+
+class MatmulRun:
+    """
+    One matmul kernel on one thread with made-up numbers, for benchmarks.
+    """
+    def __init__(
+        self,
+        *,
+        tier: str,
+        operation: str,
+        rows: typing.SupportsInt | typing.SupportsIndex,
+        outputs: typing.SupportsInt | typing.SupportsIndex,
+        cols: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def run(self) -> None:
+        """
+        Multiplies once.
+        """
+    @property
+    def multiply_adds(self) -> int:
+        """
+        Multiply-adds of a run.
+        """
+    @property
+    def weight_bytes(self) -> int:
+        """
+        Bytes of weights that a run reads.
+        """
+
+def choose_tier(
+    *,
+    features: collections.abc.Sequence[str],
+    xcr0: typing.SupportsInt | typing.SupportsIndex,
+    forced: str | None = None,
+) -> tuple[str, list[str]]:
+    """
+    (tier, supported tiers) of a machine described by feature names and XCR0.
+    """
+
+def kernel_attention(
+    *,
+    tier: str,
+    kv: str,
+    q: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    keys: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    values: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    window: typing.SupportsInt | typing.SupportsIndex = 0,
+    ahead: typing.SupportsInt | typing.SupportsIndex = 0,
+    softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' or 'int8'.
+    """
+
+def kernel_blocks(
+    *, dtype: str, data: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], format: str
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Rows of a file's blocks, uint8 [rows, bytes], loaded into a format and converted back to float32 [rows, values].
+    """
+
+def kernel_entries() -> list[tuple[str, str]]:
+    """
+    (operation, tier) of every kernel compiled in.
+    """
+
+def kernel_matmul(
+    *,
+    tier: str,
+    operation: str,
+    x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    expand: bool = False,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: weights in bf12 are expanded to bf16 first, as for many rows.
+    """
+
+def kernel_roundtrip(
+    *, format: str, w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    w in a weight format and back: float32 of the same shape.
+    """
+
+def kernel_rowwise(
+    *,
+    tier: str,
+    operation: str,
+    x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    other: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    third: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    scalar: typing.SupportsFloat | typing.SupportsIndex,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    A row operation on x [dim]; `other` and `third` are its further operands.
+    """
+
+def measure_peak(
+    *, kind: str, threads: typing.SupportsInt | typing.SupportsIndex, tier: str | None = None
+) -> float:
+    """
+    1e9 multiply-adds per second on registers alone, with numbers of the kind 'f32', 'bf16' or 'i8', by the tier in use.
+    """
+
+def parse_nodes(list: str) -> int:
+    """
+    The NUMA nodes of a list like '0-1,4', as bits.
+    """

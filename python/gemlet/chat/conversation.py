@@ -1,0 +1,109 @@
+"""A conversation in the one form that the chat formats read, from all the forms in which clients send it.
+
+- A message of the role ``function`` is a result, ``function_call`` is a call: OpenAI's older form of tools.
+- ``content`` of null is an empty text; a system message of null is none.
+- Each result stands behind the message with the call that it answers, also where the calls are spread over
+  several messages, or somebody spoke before the result came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet.chat.messages import checked_messages
+from gemlet.errors import InvalidRequestError
+
+__all__ = ["read_conversation"]
+
+_Placed = tuple[str, Mapping[str, Any]]
+
+
+@dataclass
+class _Call:
+    call_id: Any
+    name: Any
+    is_answered: bool
+
+
+@dataclass
+class _Group:
+    """A message, its calls, and the results that follow it."""
+
+    first: _Placed
+    calls: list[_Call]
+    results: list[_Placed]
+
+
+def read_conversation(messages: Any) -> list[_Placed]:
+    """``(where, message)`` of each message, in the order in which a format writes them; ``where`` names the
+    place in the list that the caller gave, for errors.
+
+    Raises:
+        InvalidRequestError: it is no list of mappings, or no message is left.
+
+    >>> answer = {"role": "function", "name": "now", "content": "noon"}
+    >>> call = {"role": "assistant", "content": None, "function_call": {"name": "now", "arguments": "{}"}}
+    >>> [(where, message["role"]) for where, message in read_conversation([call, answer])]
+    [('messages[0]', 'assistant'), ('messages[1]', 'tool')]
+    """
+    groups: list[_Group] = []
+    callers: list[_Group] = []  # those with calls
+    for index, message in enumerate(checked_messages(messages)):
+        where = f"messages[{index}]"
+        message = _in_one_form(message)
+        if message.get("role") == "tool" and groups:
+            # Without a call, the format says what is wrong, or takes the name that the result has.
+            caller, call = _answered_call(callers, message) or (groups[-1], None)
+            if call is not None:
+                call.is_answered = True
+                if message.get("name") is None:
+                    message = {**message, "name": call.name}
+            caller.results.append((where, message))
+        elif message.get("role") not in ("system", "developer") or message.get("content", "") is not None:
+            groups.append(_Group((where, message), list(_calls_of(message)), []))
+            callers += groups[-1:] if groups[-1].calls else []
+    if not groups:
+        raise InvalidRequestError("messages has no message with content; expected at least one")
+    return [placed for group in groups for placed in (group.first, *group.results)]
+
+
+def _in_one_form(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    role = message.get("role")
+    if role == "function":
+        return {**message, "role": "tool"}
+    if role == "assistant" and message.get("function_call") and not message.get("tool_calls"):
+        message = {**message, "tool_calls": [{"function": message["function_call"]}], "function_call": None}
+    if role in ("user", "assistant") and message.get("content", "") is None:
+        message = {**message, "content": ""}
+    return message
+
+
+def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
+    """The calls of a message; what is no call is left to the format, which refuses it."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
+        return
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            yield _Call(call.get("id"), function.get("name"), bool(message.get("tool_responses")))
+
+
+def _answered_call(callers: Sequence[_Group], message: Mapping[str, Any]) -> tuple[_Group, _Call] | None:
+    """The call that a result answers: the first that fits of the latest message with one; one without a
+    result, if there is any."""
+    call_id, name = message.get("tool_call_id"), message.get("name")
+
+    def fits(call: _Call, is_alone: bool) -> bool:
+        if call_id is not None:
+            return bool(call.call_id == call_id)
+        return bool(call.name == name) if name is not None else is_alone or call.call_id is None
+
+    for is_answered in (False, True):
+        for group in reversed(callers):
+            for call in group.calls:
+                if call.is_answered is is_answered and fits(call, len(group.calls) == 1):
+                    return group, call
+    return None

@@ -1,0 +1,96 @@
+"""The LoRA adapters that are loaded beside a model: :class:`LoadedAdapters`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from gemlet.adapters.adapter import Adapter, open_adapter
+from gemlet.base.text import show_argument
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError
+from gemlet.model.resident import Resident
+
+if TYPE_CHECKING:
+    from gemlet import _core
+
+__all__ = ["LoadedAdapters"]
+
+
+class LoadedAdapters:
+    """Adapters by name, for the requests of the model in ``resident``.
+
+    Attributes:
+        spare_memory: the bytes that ``max_memory`` leaves for adapters; None: no bound.
+        scratch: the bytes that adapters have added to the core's buffers, which never shrink.
+    """
+
+    def __init__(self, resident: Resident, config: TextConfig, spare_memory: int | None) -> None:
+        self.spare_memory = spare_memory
+        self.scratch = 0
+        self._resident = resident
+        self._config = config
+        self._loaded: dict[str, tuple[Adapter, _core.Adapter]] = {}  # changed under the lock of the resident
+        self._loading = threading.Lock()
+
+    def by_name(self) -> dict[str, Adapter]:
+        """What is loaded now."""
+        with self._resident.lock:
+            return {name: adapter for name, (adapter, _) in self._loaded.items()}
+
+    def load(self, path: str | os.PathLike[str], name: str | None) -> Adapter:
+        """Loads the adapter in the folder ``path``; :meth:`gemlet.Model.load_adapter` has the errors."""
+        self._resident.check_open()
+        if name is None:
+            name = os.path.basename(os.path.abspath(os.fspath(path)))
+        self._check_name(name)
+        resident = self._resident
+        # One load at a time, from the check to the end: what is left of max_memory is given out once.
+        with open_adapter(path, self._config) as files, self._loading:
+            self._check_name(name)
+            scratch = max(self.scratch, resident.core.adapter_scratch_bytes(files.max_rank))
+            if self.spare_memory is not None:
+                room = self.spare_memory - resident.core.memory()["adapters"] - self.scratch
+                files.check_memory(room, resident.weights, scratch - self.scratch)
+            core = files.build(resident.core)
+            adapter = files.describe(name, core.bytes)
+            with resident.lock:
+                resident.check_open()
+                self._loaded[name] = adapter, core
+                self.scratch = scratch
+        return adapter
+
+    def unload(self, name: str) -> None:
+        """Takes the adapter ``name`` out; raises as :meth:`find` does."""
+        with self._resident.lock:
+            self.find(name)
+            del self._loaded[name]
+
+    def find(self, name: str | None) -> _core.Adapter | None:
+        """The core's adapter ``name``, or None; raises :class:`InvalidRequestError` if none has the name."""
+        if name is None:
+            return None
+        entry = self._loaded.get(name) if isinstance(name, str) else None
+        if entry is None:
+            loaded = ", ".join(map(show_argument, self._loaded)) or "none"
+            raise InvalidRequestError(
+                f"adapter: got {show_argument(name)}, expected the name of a loaded one ({loaded}); see "
+                "load_adapter()"
+            )
+        return entry[1]
+
+    def clear(self) -> None:
+        """Takes all adapters out."""
+        with self._resident.lock:
+            self._loaded.clear()
+
+    def _check_name(self, name: object) -> None:
+        if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable():
+            raise InvalidRequestError(
+                f"name: got {show_argument(name)}, expected 1 to 256 printable characters"
+            )
+        if name in self._loaded:
+            raise InvalidRequestError(
+                f"name: an adapter {show_argument(name)} is loaded already; unload it, or choose another"
+            )

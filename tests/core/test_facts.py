@@ -1,0 +1,91 @@
+"""What Python's tables say about formats, types and limits is what the core says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+import gemlet
+from gemlet import _core
+from gemlet.checkpoint.gguf_format import TENSOR_TYPES
+from gemlet.config.layers import LayerSpec
+from gemlet.config.limits import LIMITS
+from gemlet.weights.formats import KV_CACHES, PRESETS
+from support.core_models import layer_config, model_config
+
+INTEGERS = _core.size_limits()
+NUMBERS = _core.number_limits()
+# What a value above 0 of a field needs beside it.
+NEEDS = {
+    "num_heads": {"num_kv_heads": 1},
+    "num_experts": {"experts_per_token": 1, "expert_intermediate_size": 1},
+    "experts_per_token": {"num_experts": 4096, "expert_intermediate_size": 1},
+    "altup_streams": {"laurel_rank": 1, "per_layer_input_size": 1, "per_layer_vocab_size": 1},
+    "per_layer_input_size": {"per_layer_vocab_size": 1},
+}
+LAYER_FIELDS = set(LayerSpec.__dataclass_fields__)
+
+
+def config_with(field: str, value: Any) -> _core.ModelConfig:
+    """A configuration with this value, and with what the value needs."""
+    if field == "layers":
+        return model_config(layers=[layer_config()] * int(value))
+    if field == "dense_sizes":
+        return model_config(dense_sizes=[value], bidirectional=True)
+    if field == "num_kv_heads":
+        return model_config(layer_config(num_heads=1024, num_kv_heads=value))
+    changes = {**(NEEDS.get(field, {}) if isinstance(value, int) and value > 0 else {}), field: value}
+    if field in LAYER_FIELDS:
+        return model_config(layer_config(**changes))
+    return model_config(**changes)
+
+
+def test_a_preset_for_every_format() -> None:
+    formats = _core.weight_formats()
+    assert list(PRESETS) == formats
+    assert all(preset.matrices == name for name, preset in PRESETS.items())
+    assert {preset.embedding for preset in PRESETS.values()} <= set(formats)
+    assert list(KV_CACHES) == _core.kv_formats()
+    assert {preset.kv_cache for preset in PRESETS.values()} <= set(KV_CACHES)
+
+
+def test_the_types_of_gguf_have_the_core_s_blocks() -> None:
+    known = {name.lower(): (values, size) for name, values, size in TENSOR_TYPES.values()}
+    for name, (values, size, format) in _core.source_types().items():
+        assert known[name] == (values, size), name
+        assert format is None or format in _core.weight_formats()
+
+
+def test_every_limit_is_of_a_field() -> None:
+    fields = LAYER_FIELDS | set(dir(_core.ModelConfig))
+    assert INTEGERS.keys() | NUMBERS.keys() <= fields
+    assert LIMITS["head_dim"] == LIMITS["global_head_dim"] == INTEGERS["head_dim"][1]
+    assert all(limit in {high for _, high in INTEGERS.values()} for limit in LIMITS.values())
+
+
+@pytest.mark.parametrize("field", [*INTEGERS, *NUMBERS])
+def test_the_core_takes_its_limits_and_no_more(field: str) -> None:
+    least, most = {**INTEGERS, **NUMBERS}[field]
+    for value in (least, most):
+        config_with(field, value)
+    bad: list[float] = [least - 1, most + 1, -(2**63), 2**63 - 1]
+    if field in NUMBERS:
+        bad = [least - abs(most) / 1000, most * 1.001, math.nan, math.inf, -math.inf]
+    for value in bad:
+        if field == "layers" and not -1 <= value <= 2**20:
+            continue  # no list is that long
+        with pytest.raises(gemlet.ConfigError, match=rf"{field} is .*, expected"):
+            config_with(field, value)
+
+
+@pytest.mark.parametrize("field", [name for name in (*INTEGERS, *NUMBERS) if name != "layers"])
+@pytest.mark.parametrize("value", [2**63, 2**64, "1", None])
+def test_values_of_another_type(field: str, value: Any) -> None:
+    if field in NUMBERS and isinstance(value, int):
+        return
+    if value is None and field == "activation_sparsity":
+        return  # none is a value of it
+    with pytest.raises(gemlet.ConfigError, match="expected another type or size"):
+        config_with(field, value)
