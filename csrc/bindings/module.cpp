@@ -63,4 +63,5 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_engine(m);
   gemlet::bindings::register_measure(m, testing);
   gemlet::bindings::register_kernels(testing);
+  gemlet::bindings::register_testing(testing);
 }

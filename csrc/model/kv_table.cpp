@@ -76,6 +76,13 @@ int64_t KvTable::oldest_seen(size_t kind) const {
   return window == 0 ? 0 : std::max<int64_t>(0, length_ - window + 1);
 }
 
+bool KvTable::complete() const {
+  for (size_t kind = 0; kind < kinds_.size(); ++kind) {
+    if (kinds_[kind].first_block * kKvBlockTokens > oldest_seen(kind)) return false;
+  }
+  return true;
+}
+
 void KvTable::drop_unseen() {
   for (size_t i = 0; i < kinds_.size(); ++i) {
     Kind& kind = kinds_[i];
@@ -89,6 +96,7 @@ void KvTable::drop_unseen() {
 }
 
 KvGrowth::KvGrowth(KvTable& table, int64_t tokens) : table_(&table), tokens_(tokens) {
+  if (!table.complete()) fail(ErrorCode::kInternal, "the table lacks tokens that its next token sees");
   for (const KvTable::Kind& kind : table.kinds_) kinds_.push_back({kind.refs.size()});
   try {
     const int64_t last_block = (table.length_ + tokens - 1) / kKvBlockTokens;
@@ -103,10 +111,6 @@ void KvGrowth::grow(size_t index, int64_t last_block) {
   KvTable::Kind& kind = table_->kinds_[index];
   KvPool& pool = *table_->pool_;
   const KvLayout::Kind& sizes = pool.layout().kinds[index];
-  if (kind.first_block * kKvBlockTokens > table_->oldest_seen(index)) {
-    fail(ErrorCode::kInternal, "the table lacks tokens before ", kind.first_block * kKvBlockTokens,
-         " that its next token sees");
-  }
   // The block that is not full yet belongs to this table alone, or becomes a copy that does.
   const int64_t first_slot = table_->length_ / kKvBlockTokens - kind.first_block;
   const auto first = static_cast<size_t>(first_slot);

@@ -24,6 +24,7 @@ class KvTable {
   // Appends blocks that a table has shared. A kind with a window may lack those that no later token will see. The
   // length must be a multiple of 64.
   void append(std::vector<KvBlockRef> blocks);
+  bool complete() const;  // it has all tokens that the next one sees
 
   // The blocks of a layer. Valid until the table changes.
   KvView<const uint8_t> view(size_t layer) const;
