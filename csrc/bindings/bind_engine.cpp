@@ -109,12 +109,14 @@ void register_engine(py::module_& m) {
   using release_gil = py::call_guard<py::gil_scoped_release>;
   py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits, and keeps the random state.")
       .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double repetition_penalty,
-                       uint64_t seed, int64_t vocab_limit) {
-             const SamplerConfig config = {temperature, top_k, top_p, min_p, repetition_penalty, seed, vocab_limit};
+                       uint64_t seed, int64_t vocab_limit, std::vector<int32_t> suppressed) {
+             const SamplerConfig config = {temperature,        top_k, top_p,       min_p,
+                                           repetition_penalty, seed,  vocab_limit, std::move(suppressed)};
              return std::make_unique<Sampler>(config);
            }),
            py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-           py::arg("repetition_penalty"), py::arg("seed"), py::arg("vocab_limit") = 0)
+           py::arg("repetition_penalty"), py::arg("seed"), py::arg("vocab_limit") = 0,
+           py::arg("suppressed") = std::vector<int32_t>())
       .def(
           "sample",
           [](Sampler& sampler, const Floats& row, const TokenIds& history) {

@@ -29,6 +29,7 @@ Sampler::Sampler(const SamplerConfig& config) : config_(config), state_(config.s
   check(std::isfinite(config.repetition_penalty) && config.repetition_penalty > 0, "repetition_penalty",
         config.repetition_penalty, "a number > 0");
   check(config.vocab_limit >= 0, "vocab_limit", static_cast<double>(config.vocab_limit), "0 or more");
+  for (const int32_t id : config.suppressed) check(id >= 0, "a suppressed id", static_cast<double>(id), "0 or more");
 }
 
 // splitmix64: the same stream on every platform, unlike the standard library's distributions.
@@ -136,9 +137,13 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   const std::lock_guard<ForkMutex> lock(mutex_);
   if (config_.vocab_limit > 0) logits = logits.first(std::min(logits.size(), static_cast<size_t>(config_.vocab_limit)));
   if (logits.empty()) fail(ErrorCode::kInvalidRequest, "there are no logits to choose from");
-  if (config_.repetition_penalty != 1.0) {
+  if (config_.repetition_penalty != 1.0 || !config_.suppressed.empty()) {
     penalized_.assign(logits.begin(), logits.end());
-    penalize(history);
+    if (config_.repetition_penalty != 1.0) penalize(history);
+    for (const int32_t id : config_.suppressed) {
+      const auto at = static_cast<size_t>(id);
+      if (at < penalized_.size()) penalized_[at] = -std::numeric_limits<float>::infinity();
+    }
     logits = penalized_;
   }
   const float largest = check_and_max(logits);

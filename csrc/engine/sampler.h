@@ -17,7 +17,8 @@ struct SamplerConfig {
   double min_p = 0.0;               // in [0, 1): least probability relative to the likeliest token's
   double repetition_penalty = 1.0;  // > 0; divides positive and multiplies negative logits of tokens already seen
   uint64_t seed = 0;
-  int64_t vocab_limit = 0;  // ids from here on are never chosen; 0 = no limit
+  int64_t vocab_limit = 0;          // ids from here on are never chosen; 0 = no limit
+  std::vector<int32_t> suppressed;  // ids that are never chosen
 };
 
 class Sampler {

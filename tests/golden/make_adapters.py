@@ -1,6 +1,6 @@
 """Writes the golden LoRA adapters of tests/golden/adapters with PEFT, for existing golden checkpoints.
 
-    pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 safetensors
+    pip install torch==2.13.0 transformers==5.24.0 peft==0.21.2 safetensors
     python tests/golden/make_adapters.py              # all of them
     python tests/golden/make_adapters.py gemma3-plain # some of them
 
@@ -36,7 +36,7 @@ sys.path.insert(0, str(HERE.parent))
 from golden.folders import BY_NAME  # noqa: E402
 from golden.official import open_official, text_stack  # noqa: E402
 
-VERSIONS = {"transformers": "5.23.0", "peft": "0.21.2"}
+VERSIONS = {"transformers": "5.24.0", "peft": "0.21.2"}
 TOKENS = 24
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]

@@ -1,6 +1,6 @@
 """Writes the golden checkpoints of tests/golden with transformers, the official implementation.
 
-    pip install torch==2.13.0 transformers==5.23.0 safetensors
+    pip install torch==2.13.0 transformers==5.24.0 safetensors
     python tests/golden/make_goldens.py              # all of them
     python tests/golden/make_goldens.py gemma3-1b    # some of them
 
@@ -47,7 +47,7 @@ from golden.folders import BY_NAME  # noqa: E402
 from golden.official import model_class, noise_gain, open_official, run, run_embedding  # noqa: E402
 from golden.variants import Variant  # noqa: E402
 
-TRANSFORMERS = "5.23.0"
+TRANSFORMERS = "5.24.0"
 MAX_BYTES = 1_000_000
 # How much larger the relative change of a tap or the logits may be than that of the weights. Random models
 # can be chaotic, unlike trained ones. Then float32 rounding alone would use up the tolerance of the tests.

@@ -375,7 +375,15 @@ def typed(tensors: Tensors, kind: str) -> Typed:
     return chosen
 
 
-def convert_folder(folder: Path, path: Path, kind: str = "F32", **changes: tuple[int, Any] | None) -> Path:
-    """The Hugging Face folder as one GGUF file, without a tokenizer."""
+def convert_folder(
+    folder: Path,
+    path: Path,
+    kind: str = "F32",
+    *,
+    more: Iterable[bytes] = (),
+    **changes: tuple[int, Any] | None,
+) -> Path:
+    """The Hugging Face folder as one GGUF file, without a tokenizer; ``more`` are further entries."""
     config, tensors = read_folder(folder)
-    return write_gguf(path, metadata(config, **changes), typed(convert_tensors(config, tensors), kind))
+    entries = [*metadata(config, **changes), *more]
+    return write_gguf(path, entries, typed(convert_tensors(config, tensors), kind))

@@ -341,6 +341,7 @@ class Sampler:
         repetition_penalty: typing.SupportsFloat | typing.SupportsIndex,
         seed: typing.SupportsInt | typing.SupportsIndex,
         vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+        suppressed: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> None: ...
     def sample(
         self,

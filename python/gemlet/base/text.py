@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 
-__all__ = ["show", "show_argument"]
+__all__ = ["asked_for", "show", "show_argument"]
 
 
 def show(value: object, limit: int = 80) -> str:
@@ -27,3 +28,12 @@ def show_argument(value: object) -> str:
     except Exception:  # a foreign __repr__ may raise anything (so may an integer of a million digits)
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def asked_for(values: Mapping[str, object]) -> str:
+    """Keys and values in a line.
+
+    >>> asked_for({"num_beams": 4, "typical_p": 0.9})
+    'num_beams=4, typical_p=0.9'
+    """
+    return ", ".join(f"{name}={show(value)}" for name, value in values.items())

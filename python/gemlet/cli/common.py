@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.sampling_options import OPTIONS
 from gemlet.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that were given; the others are the model's own. Raises for a wrong value."""
     from gemlet.generation.options import GenerationConfig
 
-    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
+    names = (*OPTIONS, "seed", "stop")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     GenerationConfig(**given)
     return given

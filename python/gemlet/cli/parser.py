@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from gemlet.base.sampling_options import OPTIONS
+
 __all__ = ["build_parser", "run"]
 
 
@@ -277,23 +279,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
     # No defaults here: what is not given is the model's own, from its generation_config.json.
     group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--max-tokens", type=int, metavar="N", help=f"most tokens to write (default {max_tokens})"
-    )
-    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
-    group.add_argument("--top-p", type=float, metavar="P", help="nucleus; 1 keeps all (default: the model's)")
-    group.add_argument(
-        "--top-k",
-        type=int,
-        metavar="K",
-        help="keep the K likeliest; 0 keeps all (default: the model's)",
-    )
-    group.add_argument(
-        "--min-p", type=float, metavar="P", help="drop what is rarer than P times the likeliest"
-    )
-    group.add_argument(
-        "--repetition-penalty", type=float, metavar="R", help="above 1 repeats less (default 1)"
-    )
+    for name, option in OPTIONS.items():
+        more = f" (default {max_tokens})" if name == "max_tokens" else ""
+        group.add_argument(
+            f"--{name.replace('_', '-')}", type=option.kind, metavar=option.metavar, help=option.help + more
+        )
     group.add_argument("--seed", type=int, metavar="N", help="same seed, same text (default: a new one)")
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"

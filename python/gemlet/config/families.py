@@ -1,7 +1,7 @@
 """What the reader of ``config.json`` knows about each Gemma family: tables, no code.
 
 A key of ``config.json`` is *used* (it has a default below, the one of the family's configuration class in
-transformers 5.23.0), *fixed* (only the listed values are supported), or *ignored* (it does not change the
+transformers 5.24.0), *fixed* (only the listed values are supported), or *ignored* (it does not change the
 logits). Any other key is an error, so nothing that matters is dropped in silence.
 """
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
-from gemlet.base.keys import Keys
+from gemlet.base.keys import Keys, says_nothing
+from gemlet.base.sampling_options import MAX_SUPPRESSED, OPTIONS
 from gemlet.base.strict_json import read_json_object
+from gemlet.config.limits import LIMITS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError
 
-__all__ = ["read_end_ids", "read_sampling"]
+__all__ = ["Sampling", "read_end_ids", "read_number", "read_recommended", "read_sampling", "read_suppressed"]
 
 
 def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozenset[int]:
@@ -33,13 +35,84 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
     return frozenset((*config.eos_token_ids, *more))
 
 
-# The ranges of GenerationConfig.
-SAMPLING_RANGES = {
-    "temperature": (0.0, 100.0),
-    "top_p": (5e-324, 1.0),
-    "min_p": (0.0, 1.0 - 2**-53),
-    "repetition_penalty": (0.01, 100.0),
+# Keys of transformers' GenerationConfig that change what is generated and that gemlet does not follow -> the
+# value that changes nothing, None where only null does.
+_NOT_FOLLOWED: dict[str, Any] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "constraints": None,
+    "diversity_penalty": 0.0,
+    "dola_layers": None,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None,
+    "force_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_decoder_ids": None,
+    "forced_eos_token_id": None,
+    "frequency_penalty": 0.0,
+    "guidance_scale": 1.0,
+    "max_time": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "penalty_alpha": 0.0,
+    "presence_penalty": 0.0,
+    "sequence_bias": None,
+    "stop_strings": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "watermarking_config": None,
 }
+_IN_FILES = {name: option for name, option in OPTIONS.items() if option.in_files}
+_FOLLOWED = {"eos_token_id", "do_sample", "suppress_tokens", *_IN_FILES}
+# What every file has, and what says how the reference computes or reports.
+_BOOKKEEPING = {
+    "_from_model_config",
+    "assistant_confidence_threshold",
+    "bos_token_id",
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "decoder_start_token_id",
+    "disable_compile",
+    "early_stopping",
+    "length_penalty",  # of beams
+    "low_memory",
+    "max_length",
+    "max_new_tokens",  # the caller's max_tokens counts
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "pad_token_id",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "return_dict_in_generate",
+    "transformers_version",
+    "use_cache",
+}
+
+
+class Sampling(NamedTuple):
+    """What a model's files recommend for sampling.
+
+    Attributes:
+        values: by their names in GenerationConfig.
+        not_followed: keys that ask for what gemlet does not do -> their values.
+        passed_over: keys that gemlet does not know; neither does the reference.
+    """
+
+    values: dict[str, Any]
+    not_followed: dict[str, Any]
+    passed_over: tuple[str, ...]
 
 
 def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -53,18 +126,52 @@ def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
     >>> read_sampling(os.path.join(os.path.dirname(gemlet.__file__), "demo"))["top_k"]
     64
     """
+    return read_recommended(folder, LIMITS["vocab_size"]).values
+
+
+def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Sampling:
+    """All that ``generation_config.json`` recommends; nothing where there is no such file. Raises as
+    :func:`read_sampling` does."""
     keys = _generation_keys(folder)
     if keys is None:
-        return {}
-    sampling: dict[str, Any] = {}
+        return Sampling({}, {}, ())
+    values: dict[str, Any] = {}
     if keys.get("do_sample") is not None:
-        sampling["do_sample"] = keys.flag("do_sample")
-    if keys.get("top_k") is not None:
-        sampling["top_k"] = keys.integer("top_k", 1 << 31, 0)
-    for name, (low, high) in SAMPLING_RANGES.items():
+        values["do_sample"] = keys.flag("do_sample")
+    for name in _IN_FILES:
         if keys.get(name) is not None:
-            sampling[name] = keys.number(name, low, high)
-    return sampling
+            values[name] = read_number(keys, name, name)
+    if keys.get("suppress_tokens") is not None:
+        values["suppress_tokens"] = read_suppressed(keys, "suppress_tokens", vocab_size)
+    not_followed = {
+        key: value
+        for key, value in keys.raw.items()
+        if key in _NOT_FOLLOWED and not says_nothing(value) and value != _NOT_FOLLOWED[key]
+    }
+    known = _FOLLOWED | _NOT_FOLLOWED.keys() | _BOOKKEEPING
+    return Sampling(values, not_followed, tuple(key for key in keys.raw if key not in known))
+
+
+def read_number(keys: Keys, key: str, name: str) -> int | float:
+    """The value of the sampling option ``name``, which the file calls ``key``."""
+    option = OPTIONS[name]
+    if option.kind is int:
+        return max(
+            0, keys.integer(key, int(option.high), int(option.low))
+        )  # -1: all, as other engines write it
+    return keys.number(key, option.low, option.high)
+
+
+def read_suppressed(keys: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
+    """A list of token ids that are never to be generated."""
+    ids = keys.get(key)
+    if (
+        not isinstance(ids, list)
+        or len(ids) > MAX_SUPPRESSED
+        or any(type(i) is not int or not 0 <= i < vocab_size for i in ids)
+    ):
+        raise keys.wrong(key, f"up to {MAX_SUPPRESSED} token ids from 0 to {vocab_size - 1}")
+    return tuple(sorted(set(ids)))
 
 
 def _generation_keys(folder: str | os.PathLike[str]) -> Keys | None:

@@ -23,6 +23,8 @@ __all__ = ["Prompts", "read_dense_layers", "read_prompts"]
 
 _MODULES = "modules.json"
 _PROMPTS = "config_sentence_transformers.json"
+_LIMITS = "sentence_bert_config.json"
+_OUTPUT = "sentence_embedding"  # what a module of sentence-transformers hands on to the next
 # EmbeddingGemma's prompts, for models that come without the file.
 _EMBEDDINGGEMMA = {"query": "task: search result | query: ", "document": "title: none | text: "}
 MAX_DENSE = 16
@@ -59,7 +61,7 @@ def read_prompts(folder: str) -> Prompts:
     if not os.path.lexists(path):
         return Prompts()
     keys = Keys(read_json_object(path, error=ConfigError), path, "")
-    texts = keys.mapping("prompts")
+    texts = {name: "" if text is None else text for name, text in keys.mapping("prompts").items()}
     if len(texts) > MAX_PROMPTS or not all(isinstance(text, str) for text in texts.values()):
         raise keys.wrong("prompts", f"an object of up to {MAX_PROMPTS} strings")
     default = keys.get("default_prompt_name")
@@ -69,14 +71,16 @@ def read_prompts(folder: str) -> Prompts:
 
 
 def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:
-    """``config`` with the dense layers that ``modules.json`` lists, and the files that say so.
+    """``config`` with the dense layers that ``modules.json`` lists, and the length of texts that
+    ``sentence_bert_config.json`` allows; and the files that say so.
 
     A folder without ``modules.json`` has none. Raises :class:`ConfigError` for stages other than a
     transformer, the mean over its tokens, dense layers and the division by the length.
     """
+    config, limits = _read_limits(folder, config)
     path = os.path.join(folder, _MODULES)
     if not os.path.lexists(path):
-        return config, ()
+        return config, limits
     modules = read_json_list(path, error=ConfigError)
     places = [_module(path, i, module) for i, module in enumerate(modules)]
     kinds = [kind for kind, _ in places]
@@ -98,7 +102,22 @@ def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tupl
             raise ConfigError(f"{path}: puts a Dense module in {show(places[i + 2][1])}; expected {place}")
         files.append(f"{place}/config.json")
         sizes.append(_read_dense(os.path.join(folder, files[-1]), sizes[-1]))
-    return replace(config, dense_sizes=tuple(sizes[1:])), tuple(files)
+    divided = kinds[-1:] == ["Normalize"]
+    return replace(config, dense_sizes=tuple(sizes[1:]), unit_vectors=divided), (*files, *limits)
+
+
+def _read_limits(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:
+    """``config`` with no longer a context than ``max_seq_length``."""
+    path = os.path.join(folder, _LIMITS)
+    if not os.path.lexists(path):
+        return config, ()
+    keys = Keys(read_json_object(path, error=ConfigError), path, "")
+    if keys.get("do_lower_case") not in (None, False):
+        raise keys.wrong("do_lower_case", "false (gemlet supports nothing else)")
+    if keys.get("max_seq_length") is not None:
+        length = keys.integer("max_seq_length", LIMITS["max_position_embeddings"])
+        config = replace(config, max_position_embeddings=min(length, config.max_position_embeddings))
+    return config, (_LIMITS,)
 
 
 def _module(path: str, index: int, module: Any) -> tuple[str, str]:
@@ -144,4 +163,9 @@ def _read_dense(path: str, inputs: int) -> int:
         raise keys.wrong(
             "activation_function", "'torch.nn.modules.linear.Identity' (gemlet supports nothing else)"
         )
+    if keys.get("use_residual") not in (None, False):
+        raise keys.wrong("use_residual", "false (gemlet supports nothing else)")
+    for key in ("module_input_name", "module_output_name"):
+        if keys.get(key) not in (None, _OUTPUT):
+            raise keys.wrong(key, f"{_OUTPUT!r} (gemlet supports nothing else)")
     return keys.integer("out_features", LIMITS["hidden_size"])

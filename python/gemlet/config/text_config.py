@@ -26,6 +26,7 @@ class TextConfig:
     layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
     more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
     makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean.
+    ``unit_vectors`` says that embeddings are divided by their length.
     ``passed_over`` are the keys of the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
@@ -53,6 +54,7 @@ class TextConfig:
     laurel_rank: int = 0
     bidirectional: bool = False
     dense_sizes: tuple[int, ...] = ()
+    unit_vectors: bool = True
     passed_over: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, OPTIONS
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
@@ -28,11 +29,10 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     ignore_eos: bool
     do_sample: bool
+    suppress_tokens: Sequence[int]
 
 
-_MAX_INT = 2**31 - 1
 _MAX_STOPS = 16
-_BELOW_ONE = 1 - 2**-53  # the largest double below 1
 _MAX_STOP_CHARACTERS = 256
 
 
@@ -56,6 +56,33 @@ def _real(name: str, value: object, low: float, high: float, expected: str) -> f
     if not low <= number <= high:  # also false for NaN
         raise _invalid(name, value, expected)
     return number
+
+
+def _number(name: str, value: object) -> int | float:
+    """A number of the table, its default for None."""
+    option = OPTIONS[name]
+    if value is None:
+        return option.default
+    if option.kind is float:
+        return _real(name, value, option.low, option.high, option.meaning)
+    if isinstance(value, float) and value.is_integer():  # 64.0, as JSON may have it
+        value = int(value)
+    return max(0, _integer(name, value, int(option.low), int(option.high), option.meaning))  # top_k -1: all
+
+
+def _seed(value: object) -> int | None:
+    """A seed; None, for a new one every time, where it is None or -1, as other tools write it."""
+    if value is None:
+        return None
+    seed = _integer("seed", value, -1, 2**64 - 1, "None (or -1) for a new one, or an integer up to 2**64 - 1")
+    return None if seed == -1 else seed
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    expected = f"up to {MAX_SUPPRESSED} token ids"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > MAX_SUPPRESSED:
+        raise _invalid("suppress_tokens", value, expected)
+    return tuple(_integer("suppress_tokens", item, 0, MAX_INT, expected) for item in value)
 
 
 def _flag(name: str, value: object) -> bool:
@@ -91,8 +118,8 @@ class GenerationConfig:
     Args:
         max_tokens: most tokens to generate, at least 1. Generation also ends where the context is full.
         temperature: 0 to 100; 0 always takes the most likely token (greedy).
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: above 0, up to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all.
+        top_k: keep the k most likely tokens; 0 (or -1) keeps all.
+        top_p: 0 to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all, 0 is greedy.
         min_p: 0 to below 1: drop tokens less likely than this fraction of the most likely one; 0 keeps all.
         repetition_penalty: 0.01 to 100; above 1 discourages tokens of the prompt and of the text so far.
         seed: 0 to 2**64 - 1; the same seed gives the same output on any number of threads; None takes a new
@@ -100,6 +127,9 @@ class GenerationConfig:
         stop: a string or up to 16 strings that end the text; they may span tokens and are not part of it.
         ignore_eos: do not end at the model's end tokens.
         do_sample: False is greedy whatever the temperature.
+        suppress_tokens: ids of tokens that are never generated.
+
+    None for an option takes its default.
 
     Raises:
         InvalidRequestError: naming the argument, what was got and what was expected.
@@ -120,46 +150,47 @@ class GenerationConfig:
     stop: tuple[str, ...]
     ignore_eos: bool
     do_sample: bool
+    suppress_tokens: tuple[int, ...]
 
     def __init__(
         self,
         *,
-        max_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int = 64,
-        top_p: float = 0.95,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        max_tokens: int | None = 256,
+        temperature: float | None = 1.0,
+        top_k: int | None = 64,
+        top_p: float | None = 0.95,
+        min_p: float | None = 0.0,
+        repetition_penalty: float | None = 1.0,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        do_sample: bool = True,
+        stop: str | Sequence[str] | None = (),
+        ignore_eos: bool | None = False,
+        do_sample: bool | None = True,
+        suppress_tokens: Sequence[int] | None = (),
     ) -> None:
-        values = {
-            "max_tokens": _integer("max_tokens", max_tokens, 1, _MAX_INT, f"an integer from 1 to {_MAX_INT}"),
-            "temperature": _real("temperature", temperature, 0.0, 100.0, "a number from 0 (greedy) to 100"),
-            "top_k": _integer("top_k", top_k, 0, _MAX_INT, f"an integer from 0 (keep all) to {_MAX_INT}"),
-            # The smallest positive double stands for "above 0".
-            "top_p": _real("top_p", top_p, 5e-324, 1.0, "a number above 0, up to 1 (keep all)"),
-            "min_p": _real("min_p", min_p, 0.0, _BELOW_ONE, "a number from 0 (keep all) to below 1"),
-            "repetition_penalty": _real(
-                "repetition_penalty", repetition_penalty, 0.01, 100.0, "a number from 0.01 to 100 (1 is none)"
-            ),
-            "seed": None
-            if seed is None
-            else _integer("seed", seed, 0, 2**64 - 1, "None or an integer from 0 to 2**64 - 1"),
-            "stop": _stops(stop),
-            "ignore_eos": _flag("ignore_eos", ignore_eos),
-            "do_sample": _flag("do_sample", do_sample),
+        given = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+        }
+        values: dict[str, Any] = {name: _number(name, value) for name, value in given.items()}
+        values |= {
+            "seed": _seed(seed),
+            "stop": _stops(() if stop is None else stop),
+            "ignore_eos": _flag("ignore_eos", False if ignore_eos is None else ignore_eos),
+            "do_sample": _flag("do_sample", True if do_sample is None else do_sample),
+            "suppress_tokens": _token_ids(() if suppress_tokens is None else suppress_tokens),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is always taken (``do_sample`` False, or temperature 0)."""
+        """Whether the most likely token is always taken (``do_sample`` False, temperature 0 or top_p 0)."""
         # Below 1e-4 the division by the temperature only spreads logits that float32 already tells apart.
-        return not self.do_sample or self.temperature < 1e-4
+        return not self.do_sample or self.temperature < 1e-4 or self.top_p == 0
 
     def replace(self, **overrides: Any) -> GenerationConfig:
         """A copy with some values changed.
@@ -184,9 +215,13 @@ class GenerationConfig:
 def resolve_config(
     config: GenerationConfig | None, overrides: Mapping[str, Any], defaults: GenerationConfig
 ) -> GenerationConfig:
-    """``config`` (None: ``defaults``) with the keyword overrides of a call applied."""
+    """``config`` (None: ``defaults``) with the keyword overrides of a call applied; None is no override."""
     if config is None:
         config = defaults
     elif not isinstance(config, GenerationConfig):
         raise _invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
-    return config.replace(**overrides) if overrides else config
+    given = {name: value for name, value in overrides.items() if value is not None or name not in _NAMES}
+    return config.replace(**given) if given else config
+
+
+_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationConfig))

@@ -85,6 +85,7 @@ def finish_model(
     sampling: Mapping[str, Any] | None = None,
     prompts: Prompts | None = None,
     spare_memory: int | None = None,
+    not_followed: Mapping[str, Any] | None = None,
 ) -> Model:
     """The model from a builder that has all weights; ``started`` is when loading began."""
     if tokenizer is not None and tokenizer.end_of_turn_id is not None:
@@ -100,6 +101,7 @@ def finish_model(
         load_seconds=time.perf_counter() - started,
         spare_memory=spare_memory,
         prompts=prompts,
+        not_followed=not_followed,
     )
 
 

@@ -105,6 +105,7 @@ def inspect(
             max_context=options.max_context or config.max_position_embeddings,
             plan=plan,
             problem=problem,
+            not_followed=dict(files.not_followed),
             passed_over=files.passed_over,
         )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gemlet.base.sizes import size_text
-from gemlet.base.text import show
+from gemlet.base.text import asked_for, show
 from gemlet.config.layers import LayerSpec
 from gemlet.config.text_config import TextConfig
 from gemlet.loading.memory_plan import MemoryPlan
@@ -27,8 +27,10 @@ class Inspection:
     of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
     ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
-    ``prompts`` are those of an embedding model. ``passed_over`` are keys and tensors that change nothing and
-    that gemlet does not know. ``problem`` is None if the model runs here, else why not.
+    ``prompts`` are those of an embedding model. ``not_followed`` is what
+    ``generation_config.json`` asks for and gemlet does not do, by key. ``passed_over`` are keys and tensors
+    that change nothing and that gemlet does not know. ``problem`` is None if the model runs here, else why
+    not.
 
     >>> import gemlet
     >>> found = gemlet.inspect()
@@ -57,6 +59,7 @@ class Inspection:
     max_context: int
     plan: MemoryPlan
     problem: str | None
+    not_followed: dict[str, Any] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,6 +95,7 @@ class Inspection:
             f"memory     {self.plan}",
             f"           with weights={self.weights}, max_context={self.max_context}"
             + (f"; {size_text(self.plan.on_disk)} stay on disk" if self.plan.on_disk else ""),
+            *([f"not done   {asked_for(self.not_followed)}"] if self.not_followed else []),
             *([f"passed over {', '.join(map(show, self.passed_over))}"] if self.passed_over else []),
             f"runs here  {'yes' if self.problem is None else f'no: {self.problem}'}",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 
@@ -15,6 +16,8 @@ from gemlet.packing.cache import know_float16
 from gemlet.sources.opening import open_model_files
 
 __all__ = ["load"]
+
+_log = logging.getLogger("gemlet")
 
 
 def load(
@@ -133,6 +136,8 @@ def load(
             files = files.cut(matformer)
         if embedding_on_disk and files.packed is None and not cache:
             raise not_packed(files)
+        if files.passed_over:
+            _log.info("%s: passed over what changes nothing: %s", files.name, ", ".join(files.passed_over))
         options = options.with_context(files.config.max_position_embeddings)
         if cache and weights == "auto":
             know_float16(files)
@@ -148,6 +153,7 @@ def load(
             chat_format=files.chat_format,
             end_ids=files.end_ids,
             sampling=files.sampling,
+            not_followed=files.not_followed,
             prompts=files.prompts,
             source=files.name,
             started=started,

@@ -32,24 +32,33 @@ def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[li
         yield group
 
 
-def unit_vectors(x: NDArray[np.float32], model_name: str) -> NDArray[np.float32]:
-    """Rows of ``x`` [n, dim] divided by their length; raises :class:`TensorError` if one is not finite."""
+def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True) -> NDArray[np.float32]:
+    """Rows of ``x`` [n, dim], divided by their length if ``divide``. Raises :class:`TensorError` for one that
+    is not finite."""
     if not np.isfinite(x).all():
         raise TensorError(
             f"{model_name}: an embedding is not finite; the weights are damaged, or too large for it"
         )
+    if not divide:
+        return x
     length = np.sqrt(np.sum(x * x, axis=1, keepdims=True, dtype=np.float64))
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
 
 
 def embed_all(
-    resident: Resident, texts: Sequence[Sequence[int]], adapter: _core.Adapter | None, count: int
+    resident: Resident,
+    texts: Sequence[Sequence[int]],
+    adapter: _core.Adapter | None,
+    count: int,
+    *,
+    divide: bool,
 ) -> NDArray[np.float32]:
-    """float32 ``[n, count]``: the first ``count`` numbers of each text's embedding, with length 1."""
-    result = np.empty((len(texts), count), dtype=np.float32)
-    at = 0
-    for group in passes(texts, resident.context_length):
+    """float32 ``[n, count]``: the first ``count`` numbers of each text's embedding, divided by their length
+    if ``divide``."""
+    result = np.zeros((len(texts), count), dtype=np.float32)
+    places = [i for i, text in enumerate(texts) if text]  # a text without tokens stays zero
+    for group in passes([texts[i] for i in places], resident.context_length):
         vectors = resident.core.embed(group, adapter)
-        result[at : at + len(group)] = unit_vectors(vectors[:, :count], resident.name)
-        at += len(group)
+        result[places[: len(group)]] = unit_vectors(vectors[:, :count], resident.name, divide=divide)
+        del places[: len(group)]
     return result

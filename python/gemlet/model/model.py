@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.options import GenerationConfig, GenerationOptions, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.sampling import make_sampler
+from gemlet.generation.sampling import make_sampler, warn_of_not_followed
 from gemlet.generation.stream import TextStream, run_to_end
 from gemlet.model.embedding import embed_all
 from gemlet.model.loaded_adapters import LoadedAdapters
@@ -73,6 +73,7 @@ class Model:
         generation_config: GenerationConfig | None = None,
         prompts: Prompts | None = None,
         spare_memory: int | None = None,
+        not_followed: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -83,6 +84,7 @@ class Model:
         self.prompts: Mapping[str, str] = {} if prompts is None else prompts.texts
         self.load_seconds = load_seconds
         self._prompts = prompts
+        self._not_followed = dict(not_followed or {})
         self._resident = Resident(core, source)
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
 
@@ -274,6 +276,8 @@ class Model:
         dimensions: int | None = None,
         *,
         adapter: str | None = None,
+        truncate: bool = False,
+        empty: Literal["error", "zero"] = "error",
     ) -> NDArray[np.float32]:
         """The meaning of each text as a vector of length 1: of an embedding model such as EmbeddingGemma.
 
@@ -290,9 +294,13 @@ class Model:
                 again: what models trained as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow,
                 EmbeddingGemma at 512, 256 and 128. None: all.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
+            truncate: cut a text that is longer than the context instead of raising.
+            empty: "error", or "zero" for a row of zeros where a text is empty.
 
         Returns:
             float32 ``[n, dimensions]``, a row for each text.
+
+        All texts are checked before any is computed, and an error names the place of every one that is wrong.
 
         Raises:
             UnsupportedError: the model writes text and makes no embeddings.
@@ -321,9 +329,9 @@ class Model:
             raise InvalidRequestError(
                 f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
             )
-        before = self._prompts.find(prompt)
-        ids = self._reader.for_embedding(texts, before)
-        return embed_all(self._resident, ids, self._adapters.find(adapter), count)
+        ids = self._reader.for_embedding(texts, self._prompts.find(prompt), truncate=truncate, empty=empty)
+        low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
+        return embed_all(self._resident, ids, low_rank, count, divide=divide)
 
     def generate(
         self,
@@ -465,6 +473,7 @@ class Model:
         chat_format: ChatFormat | None = None,
     ) -> TextStream:
         tokens = self._reader.checked(ids)
+        warn_of_not_followed(self.source, self._not_followed)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if self.tokenizer is not None and chat_format is not None:
             end_ids = end_ids | chat_format.end_ids(self.tokenizer)

@@ -17,6 +17,8 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Reader"]
 
+_SHOWN = 32  # places in a message
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -61,23 +63,64 @@ class Reader:
             raise ContextLengthError(f"{name}: {len(tokens)} tokens, but the context holds {room}; {remedy}")
         return tokens
 
-    def for_embedding(self, texts: object, prompt: str) -> list[list[int]]:
-        """The ids of each text to embed, with ``prompt`` before it; ids are taken as they are.
+    def for_embedding(
+        self, texts: object, prompt: str, *, truncate: object = False, empty: object = "error"
+    ) -> list[list[int]]:
+        """The ids of each text to embed, with ``prompt`` before it; ids are taken as they are. A text that is
+        too long is cut if ``truncate``, and one that is empty has no ids if ``empty`` is "zero".
 
-        Raises what the other methods do, and :class:`InvalidRequestError` for no list of texts.
+        Raises what the other methods do, with the place of every text that is wrong, and
+        :class:`InvalidRequestError` for no list of texts.
         """
+        if truncate is not True and truncate is not False:
+            raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
+        if empty not in ("error", "zero"):
+            raise InvalidRequestError(f"empty: got {show_argument(empty)}, expected 'error' or 'zero'")
         if isinstance(texts, str):
             texts = [texts]
         if not isinstance(texts, Iterable):
             raise InvalidRequestError(
                 f"texts: got {show_argument(texts)}, expected a string or a list of them"
             )
-        return [self._text_to_embed(text, prompt, f"texts[{i}]") for i, text in enumerate(texts)]
+        found: list[list[int]] = []
+        wrong: list[InvalidRequestError] = []
+        places: list[int] = []
+        for i, text in enumerate(texts):
+            try:
+                found.append(
+                    []
+                    if empty == "zero" and _is_empty(text)
+                    else self._text_to_embed(text, prompt, i, truncate)
+                )
+            except InvalidRequestError as error:
+                wrong.append(error)
+                places.append(i)
+        if len(wrong) == 1:
+            raise wrong[0]
+        if wrong:
+            listed = ", ".join(map(str, places[:_SHOWN])) + (", ..." if len(places) > _SHOWN else "")
+            kind = ContextLengthError if all(isinstance(e, ContextLengthError) for e in wrong) else None
+            raise (kind or InvalidRequestError)(
+                f"{wrong[0]}; {len(wrong)} texts are wrong and none was computed, at {listed}"
+            )
+        return found
 
-    def _text_to_embed(self, text: object, prompt: str, name: str) -> list[int]:
+    def _text_to_embed(self, text: object, prompt: str, index: int, truncate: bool) -> list[int]:
+        name, room = f"texts[{index}]", self.resident.context_length
         if not isinstance(text, str):
-            return list(map(int, self.checked(text, name)))
+            ids = text
+            if truncate and isinstance(text, (list, tuple, np.ndarray)) and len(text) > room:
+                ids = text[:room]
+            return list(map(int, self.checked(ids, name)))
         stripped = text.strip()
-        ids = self.encode((prompt + stripped).strip() if stripped else "", name)
+        own = self.encode((prompt + stripped).strip() if stripped else "", name)
         end = self.config.eos_token_ids[:1] if self.tokenizer is not None else ()
-        return list(map(int, self.checked([*ids, *end], name)))
+        if truncate:
+            own = own[: room - len(end)]
+        return list(map(int, self.checked([*own, *end], name)))
+
+
+def _is_empty(text: object) -> bool:
+    if isinstance(text, str):
+        return not text.strip()
+    return isinstance(text, (list, tuple, np.ndarray)) and len(text) == 0

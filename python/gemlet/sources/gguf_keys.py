@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from gemlet.base.keys import Keys, says_nothing
+from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile
-from gemlet.config.generation_defaults import SAMPLING_RANGES
+from gemlet.config.generation_defaults import read_number, read_suppressed
 from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.rope import LAYER_TYPES
 from gemlet.errors import ConfigError, TensorError
@@ -175,21 +176,22 @@ def read_gguf_keys(
     return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}, tuple(data.passed_over)
 
 
-def read_gguf_sampling(gguf: GGUFFile) -> dict[str, Any]:
-    """The sampling values that the file recommends (``general.sampling.*``), by their names in
-    GenerationConfig. Raises :class:`ConfigError` for one that no sampling could use.
+def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
+    """The sampling values that the file recommends (``general.sampling.*``, and the tokens that are never to
+    be generated), by their names in GenerationConfig. Raises :class:`ConfigError` for one that no sampling
+    could use.
     """
-    names = {"top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "temp": "temperature"}
-    names["penalty_repeat"] = "repetition_penalty"
     prefix = "general.sampling."
-    given = {name: gguf.metadata[prefix + name] for name in names if prefix + name in gguf.metadata}
-    keys = Keys(given, gguf.path, prefix)
-    sampling: dict[str, Any] = {}
-    for name in given:
-        if name == "top_k":
-            sampling[name] = keys.integer(name, 1 << 31, 0)
-        else:
-            sampling[names[name]] = keys.number(name, *SAMPLING_RANGES[names[name]])
+    given = {key: value for key, value in gguf.metadata.items() if key.startswith(prefix)}
+    keys = Keys({key.removeprefix(prefix): value for key, value in given.items()}, gguf.path, prefix)
+    sampling: dict[str, Any] = {
+        name: read_number(keys, option.gguf, name)
+        for name, option in OPTIONS.items()
+        if option.gguf is not None and option.gguf in keys.raw
+    }
+    if (suppressed := gguf.metadata.get("tokenizer.ggml.suppress_tokens")) is not None:
+        own = Keys({"suppress_tokens": _plain(suppressed)}, gguf.path, "tokenizer.ggml.")
+        sampling["suppress_tokens"] = read_suppressed(own, "suppress_tokens", vocab_size)
     return sampling
 
 

@@ -36,7 +36,7 @@ def open_gguf(path: str, *, cache: bool) -> ModelFiles:
             if not config.bidirectional:
                 template = gguf.get("tokenizer.chat_template", str, None)
                 chat_format = chat_format_of(config, tokenizer, template)
-        sampling = read_gguf_sampling(gguf)
+        sampling = read_gguf_sampling(gguf, config.vocab_size)
     except BaseException:
         checkpoint.close()
         raise

@@ -8,7 +8,7 @@ from dataclasses import replace
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
-from gemlet.config.generation_defaults import read_end_ids, read_sampling
+from gemlet.config.generation_defaults import read_end_ids, read_recommended
 from gemlet.config.hf_config import read_config
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
 from gemlet.sources.model_files import ModelFiles
@@ -31,7 +31,7 @@ def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = Fal
         prompts = read_prompts(folder)
         described += modules
     end_ids = read_end_ids(folder, config)
-    sampling = read_sampling(folder)
+    sampling = read_recommended(folder, config.vocab_size)
     vocabulary = tokenizer = chat_format = template = None
     if any(os.path.lexists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
         cache = cache and not os.path.lexists(os.path.join(folder, STORED_FILE))
@@ -41,7 +41,7 @@ def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = Fal
         if not config.bidirectional:
             template = read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template)
-    passed_over = config.passed_over
+    passed_over = (*config.passed_over, *sampling.passed_over)
     opened = Checkpoint(folder)
     checkpoint: TensorFiles = opened
     try:
@@ -69,7 +69,8 @@ def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = Fal
         name=name,
         config=config,
         end_ids=end_ids,
-        sampling=sampling,
+        sampling=sampling.values,
+        not_followed=sampling.not_followed,
         tokenizer=tokenizer,
         chat_format=chat_format,
         checkpoint=checkpoint,

@@ -33,6 +33,7 @@ _FILES = (
     "model.safetensors.index.json",
     "modules.json",
     "config_sentence_transformers.json",
+    "sentence_bert_config.json",
     "[0-9]*/config.json",
     "[0-9]*/model.safetensors",
 )

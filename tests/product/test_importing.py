@@ -1,4 +1,4 @@
-"""The public modules keep every name that users import from them."""
+"""Importing gemlet: the public modules keep their names, and an import is quick and loads little."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+
+import gemlet
+from support.processes import environment_of
 
 NAMES = {
     "gemlet": """
@@ -46,8 +49,40 @@ def test_a_public_module_has_the_names_it_had(module: str) -> None:
         assert getattr(found, name) is not None
 
 
+def test_every_public_name_exists() -> None:
+    for name in gemlet.__all__:
+        assert getattr(gemlet, name) is not None
+        assert name in dir(gemlet)
+    assert not hasattr(gemlet, "surprise")
+
+
+# --- in a new process -----------------------------------------------------------------------------
+
+
+def output_of(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True, env=environment_of()
+    )
+    assert done.stderr == ""
+    return done.stdout.rstrip("\n")
+
+
 @pytest.mark.parametrize("module", [*NAMES, "gemlet.loading.load", "gemlet.cli"])
 def test_load_is_the_function_whatever_is_imported_first(module: str) -> None:
     program = f"import {module}, gemlet; print(gemlet.load.__module__, callable(gemlet.load))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
-    assert done.stdout == "gemlet.loading.load True\n"
+    assert output_of(program) == "gemlet.loading.load True"
+
+
+def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
+    heavy = {"gemlet._core", "sentencepiece", "safetensors", "argparse", "json", "numpy", "resource"}
+    assert output_of(f"import sys, gemlet; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_an_import_costs_little_beyond_numpy() -> None:
+    program = "import numpy, time; t = time.perf_counter(); import gemlet; print(time.perf_counter() - t)"
+    assert min(float(output_of(program)) for _ in range(7)) <= 0.050
+
+
+def test_help_and_version_do_not_wait_for_numpy() -> None:
+    program = "import sys; from gemlet.cli import main; main(['--version']); print('numpy' in sys.modules)"
+    assert output_of(program).endswith("False")

@@ -1,0 +1,128 @@
+"""What a checkpoint's files recommend for sampling: followed, named where gemlet cannot, or passed over."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gemlet
+from gemlet import GenerationConfig
+from gemlet.base.sampling_options import OPTIONS
+from gemlet.generation.options import GenerationOptions
+from support.gguf_models import convert_folder
+from support.tiny_models import CONFIGS, write_folder
+from support.tokenizer_files import ARRAY, I32, gguf_entry
+
+PROMPT = [2, 17, 5, 80]
+
+
+def folder(path: Path, **generation: Any) -> Path:
+    write_folder(path, CONFIGS["gemma3_text"])
+    (path / "generation_config.json").write_text(json.dumps(generation))
+    return path
+
+
+def greedy(model: gemlet.Model, **options: Any) -> list[int]:
+    return model.generate(PROMPT, max_tokens=24, temperature=0, ignore_eos=True, **options).token_ids
+
+
+def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
+    with gemlet.load(folder(tmp_path / "plain"), threads=1) as model:
+        free = greedy(model)
+        likely = sorted(set(free))
+        options = {
+            "max_tokens": 200,
+            "seed": 1,
+            "temperature": 5.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "ignore_eos": True,
+        }
+        assert set(model.generate(PROMPT, suppress_tokens=likely, **options).token_ids).isdisjoint(likely)
+        assert set(greedy(model, suppress_tokens=likely)).isdisjoint(likely)
+        assert set(greedy(model, suppress_tokens=likely, repetition_penalty=1.3)).isdisjoint(likely)
+    named = folder(tmp_path / "named", suppress_tokens=likely)
+    with gemlet.load(named, threads=1) as model:
+        assert model.generation_config.suppress_tokens == tuple(likely)
+        assert set(greedy(model)).isdisjoint(likely)
+        assert greedy(model, suppress_tokens=[]) == free  # the caller's word counts
+        assert set(greedy(model, suppress_tokens=None)).isdisjoint(likely)
+    gemlet.convert(named, tmp_path / "packed", weights="f32")
+    with gemlet.load(tmp_path / "packed", threads=1) as model:
+        assert set(greedy(model)).isdisjoint(likely)
+
+
+def test_suppressed_tokens_of_gguf(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "folder", CONFIGS["gemma3_text"])
+    with gemlet.load(source, threads=1) as model:
+        likely = sorted(set(greedy(model)))
+    path = convert_folder(
+        source, tmp_path / "a.gguf", more=[gguf_entry("tokenizer.ggml.suppress_tokens", ARRAY, (I32, likely))]
+    )
+    with gemlet.load(path, threads=1) as model:
+        assert model.generation_config.suppress_tokens == tuple(likely)
+        assert set(greedy(model)).isdisjoint(likely)
+
+
+@pytest.mark.parametrize("ids", [[96], [-1], ["1"], 5, [True], [1.0]])
+def test_wrong_suppressed_tokens_are_named(tmp_path: Path, ids: Any) -> None:
+    with pytest.raises(gemlet.ConfigError, match=r"suppress_tokens is .*; expected up to"):
+        gemlet.load(folder(tmp_path / "a", suppress_tokens=ids))
+
+
+def test_what_gemlet_does_not_do_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = folder(tmp_path / "a", no_repeat_ngram_size=3, typical_p=0.9, num_beams=1, bad_words_ids=None)
+    found = gemlet.inspect(path)
+    assert found.not_followed == {"no_repeat_ngram_size": 3, "typical_p": 0.9}
+    assert "not done   no_repeat_ngram_size=3, typical_p=0.9" in str(found)
+    with caplog.at_level(logging.WARNING, "gemlet"), gemlet.load(path, threads=1) as model:
+        assert not caplog.records
+        greedy(model)
+        greedy(model)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "asks for no_repeat_ngram_size=3, typical_p=0.9, which gemlet does not do" in caplog.text
+
+
+def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", presence_penalty=0.0, surprise=7, max_length=8192, top_k=-1, top_p=1)
+    found = gemlet.inspect(path)
+    assert found.not_followed == {}
+    assert found.passed_over == ("surprise",)
+    with gemlet.load(path, threads=1) as model:
+        assert model.generation_config.top_k == 0
+
+
+@pytest.mark.parametrize("value", [64, 64.0])
+def test_whole_numbers_may_have_a_point(tmp_path: Path, value: float) -> None:
+    with gemlet.load(folder(tmp_path / "a", top_k=value), threads=1) as model:
+        assert model.generation_config.top_k == 64
+    assert GenerationConfig(top_k=value).top_k == 64  # type: ignore[arg-type]
+
+
+def test_none_is_not_set() -> None:
+    assert GenerationConfig(**dict.fromkeys(GenerationOptions.__annotations__)) == GenerationConfig()
+    with gemlet.load(threads=1) as model:
+        options: Any = dict.fromkeys(GenerationOptions.__annotations__)
+        one = model.generate("The door", **options | {"max_tokens": 8, "seed": 3})
+        assert one.text == model.generate("The door", max_tokens=8, seed=3).text
+
+
+def test_other_spellings_of_clients() -> None:
+    assert GenerationConfig(seed=-1).seed is None
+    assert GenerationConfig(top_p=0).greedy
+    assert GenerationConfig(top_k=-1).top_k == 0
+    with gemlet.load(threads=1) as model:
+        likeliest = model.generate("The door", max_tokens=8, temperature=0).token_ids
+        assert model.generate("The door", max_tokens=8, top_p=0).token_ids == likeliest
+
+
+def test_one_table_of_options() -> None:
+    """The names of the table, of the overrides and of the configuration are the same."""
+    assert set(OPTIONS) < set(GenerationOptions.__annotations__)
+    assert set(GenerationOptions.__annotations__) == set(vars(GenerationConfig()))
+    for name, option in OPTIONS.items():
+        assert getattr(GenerationConfig(), name) == option.default
