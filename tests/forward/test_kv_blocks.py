@@ -167,7 +167,7 @@ def test_windows_drop_what_nobody_sees() -> None:
     np.testing.assert_array_equal(fork.logits(), alone.logits())
 
 
-# --- Prefixes: full blocks that are looked up and shared -----------------------------------------------------
+# --- Prefixes: full blocks that are looked up and shared ---------------------------------------------------
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3])
 def test_a_prefix_of_full_blocks_is_shared(blocks: int) -> None:
     core = full_core()
