@@ -6,11 +6,11 @@ import gc
 
 import numpy as np
 import pytest
-from support.core_models import int32, layer_config, model_config, random_core
 
 import gemlet
 from gemlet import _core
 from gemlet._core import testing
+from support.core_models import int32, layer_config, model_config, random_core
 
 pytestmark = pytest.mark.tier
 
