@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "engine/sequence.h"
 
 namespace py = pybind11;
@@ -13,7 +14,7 @@ void register_testing(py::module_& testing) {
       py::arg("bytes"), "From now on the caches of all contexts together take no memory that would exceed this.");
   testing.def(
       "prefix", [](const Sequence& sequence, int64_t blocks) { return sequence.prefix(blocks); }, py::arg("sequence"),
-      py::arg("blocks"), py::call_guard<py::gil_scoped_release>(),
+      py::arg("blocks"), py::call_guard<GilRelease>(),
       "Another context with the first blocks * 64 tokens, which shares the cache of them.");
 }
 

@@ -19,6 +19,7 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> 
 }
 
 void Sequence::check_open() const {
+  check_whole();
   if (closed_) fail(ErrorCode::kClosed, "the sequence is closed");
 }
 
@@ -31,10 +32,28 @@ void Sequence::make_room_for_logits(int64_t rows) {
   logits_ = std::make_shared<AlignedBuffer>(bytes);
 }
 
+Sequence::~Sequence() {
+  if (mutex_.torn()) leave_torn_behind();
+}
+
+void Sequence::check_whole() const {
+  if (mutex_.torn()) {
+    fail(ErrorCode::kClosed,
+         "another thread was using the sequence when this process was forked from its own; begin a new one");
+  }
+}
+
+void Sequence::leave_torn_behind() {
+  leave_behind(adapter_);
+  leave_behind(kv_);
+  leave_behind(ids_);
+  leave_behind(logits_);
+}
+
 void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps) {
   const std::lock_guard<ForkMutex> lock(mutex_);
-  const ModelConfig& config = model_->config();
   check_open();
+  const ModelConfig& config = model_->config();
   if (ids.empty()) fail(ErrorCode::kInvalidRequest, "there are no token ids to append; give at least one");
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= config.vocab_size) {
@@ -104,6 +123,7 @@ std::unique_ptr<Sequence> Sequence::prefix(int64_t blocks) const {
 
 int32_t Sequence::sample(Sampler& sampler) const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   if (logits_rows_ == 0) {
     fail(ErrorCode::kInvalidRequest, "there are no logits to sample from; extend with logits='last' first");
   }
@@ -114,16 +134,19 @@ int32_t Sequence::sample(Sampler& sampler) const {
 
 int64_t Sequence::length() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   return static_cast<int64_t>(ids_.size());
 }
 
 std::vector<int32_t> Sequence::token_ids() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   return ids_;
 }
 
 std::vector<float> Sequence::logits() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   if (logits_rows_ == 0) return {};
   const float* const first = logits_->as<float>();
   return std::vector<float>(first, first + logits_rows_ * model_->config().vocab_size);
@@ -131,11 +154,14 @@ std::vector<float> Sequence::logits() const {
 
 int64_t Sequence::cache_bytes() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   return kv_.bytes();
 }
 
 void Sequence::close() {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  if (mutex_.torn()) leave_torn_behind();
+  mutex_.mend();
   closed_ = true;
   kv_ = KvTable(model_->kv());
   adapter_.reset();

@@ -14,11 +14,14 @@
 
 namespace gemlet {
 
+// In a forked process, a sequence that another thread was using at that moment is lost: everything except close()
+// throws kClosed.
 class Sequence {
  public:
   // It has this adapter (null: none) for its whole life, because its keys and values depend on it. Throws kClosed, and
   // kInvalidRequest for an adapter of another model.
   explicit Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter = nullptr);
+  ~Sequence();
 
   // Appends tokens, in chunks of kChunkTokens. Throws before anything changes if an id is out of range or if the
   // context would overflow. If it is cancelled midway, the chunks that were done stay.
@@ -45,6 +48,8 @@ class Sequence {
 
  private:
   void check_open() const;
+  void check_whole() const;
+  void leave_torn_behind();
   void make_room_for_logits(int64_t rows);
 
   mutable ForkMutex mutex_;  // of everything below, except cancel_: one call at a time
