@@ -26,17 +26,38 @@ struct Product {
   int64_t y_stride = 0;
 };
 
-// Blocks of one sequence in one layer. Rows of a segment are consecutive tokens of one sequence.
+// Where the heads of a block of the cache are: each has the keys and values of kKvBlockTokens tokens. const bytes may
+// be read, others may be written as well.
+template <typename Byte>
+struct KvHeads {
+  Byte* data;
+  int64_t stride;  // bytes from one head to the next
+  Byte* head(int64_t index) const { return data + index * stride; }
+};
+using KvBlock = KvHeads<const uint8_t>;
+using WritableKvBlock = KvHeads<uint8_t>;
+
+// Blocks of one sequence in one layer.
+template <typename Byte>
 struct KvView {
-  const std::vector<const uint8_t*>* heads;  // heads[h][i]: tokens [64 (first_block + i), + 64) of key/value head h
+  std::span<const KvHeads<Byte>> blocks;  // blocks[i]: tokens [64 (first_block + i), + 64)
   int64_t first_block;
+  int64_t first_head;  // of the layer, in each block
+  Byte* head(int64_t index, int64_t block) const {
+    return blocks[static_cast<size_t>(block - first_block)].head(first_head + index);
+  }
 };
-struct AttentionSegment {
-  KvView kv;
-  int64_t row;  // first row of the batch
+
+// Rows of the pass that are consecutive tokens of one sequence.
+template <typename Byte>
+struct KvSegment {
+  KvView<Byte> kv;
+  int64_t row;  // the first of the pass
   int64_t rows;
-  int64_t position;  // absolute position of that row
+  int64_t position;  // absolute, of that row
 };
+using AttentionSegment = KvSegment<const uint8_t>;
+using StoreSegment = KvSegment<uint8_t>;
 
 struct AttentionShape {
   int64_t num_heads;
@@ -70,6 +91,8 @@ class Backend {
   virtual int64_t prepared_bytes(const Matrix& weight, int64_t rows) const = 0;
   // Bytes for each thread after a product of many rows with `weight`.
   virtual int64_t expansion_bytes(const Matrix& weight) const = 0;
+  // Bytes of a head of head_dim in a block of the cache.
+  virtual int64_t kv_head_bytes(int64_t head_dim, KvFormat format) const = 0;
   // Bytes after attention over `tokens` keys, without a little for each thread.
   virtual int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const = 0;
 
@@ -102,8 +125,8 @@ class Backend {
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
   // and v go into the cache at their rows' positions. k null: they are there already, or the layer reads another one's
   // cache. q null: the keys and values alone.
-  virtual void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q,
-                              float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
+  virtual void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
+                              float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;
 
   // out [rows, heads, head_dim] = attention of q over the cache
@@ -114,6 +137,7 @@ class Backend {
   virtual void softcap(float cap, int64_t rows, int64_t dim, float* x) = 0;
 
   virtual void copy(const float* x, int64_t count, float* out) = 0;
+  virtual void copy_bytes(const uint8_t* from, int64_t bytes, uint8_t* to) = 0;
   virtual void scale(float factor, int64_t count, float* x) = 0;
   // out [rows, dim] = x * weight [dim]
   virtual void mul_rows(const float* x, const float* weight, int64_t rows, int64_t dim, float* out) = 0;

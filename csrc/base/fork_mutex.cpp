@@ -19,6 +19,13 @@ uint32_t fork_generation() {
   return g_forks.load(std::memory_order_relaxed);
 }
 
+std::mutex& fork_safe_mutex() {
+  static std::mutex& mutex = *new std::mutex;  // never destroyed: threads may outlive static objects
+  static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+  static_cast<void>(registered);
+  return mutex;
+}
+
 bool came_by_fork() { return pthread_equal(g_forker.load(), pthread_self()) != 0; }
 
 ForkMutex::~ForkMutex() {

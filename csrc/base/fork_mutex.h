@@ -15,6 +15,10 @@ uint32_t fork_generation();
 // In such a child: whether this thread is the one that forked, which alone was there before.
 bool came_by_fork();
 
+// A mutex for short sections. fork() waits until nobody holds it, so that the data behind it is whole in the child.
+// There is one for the process.
+std::mutex& fork_safe_mutex();
+
 class ForkMutex {
  public:
   ForkMutex() : node_(new Node) {}

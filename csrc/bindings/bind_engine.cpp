@@ -122,6 +122,8 @@ void register_engine(py::module_& m) {
       .def_property_readonly("cache_bytes", py::cpp_function(&Sequence::cache_bytes, release_gil()))
       .def("extend", &extend, py::arg("ids"), py::kw_only(), py::arg("logits") = "last",
            "Appends tokens and keeps the logits of none, of the last or of all of them.")
+      .def("fork", &Sequence::fork, release_gil(),
+           "Another context with the same tokens and logits, which shares the cache of them.")
       .def("logits", &logits, "The logits of the last extend, float32 [rows, vocab].")
       .def("sample", &Sequence::sample, py::arg("sampler").none(false), release_gil(),
            "The next token id from the last row of logits.")

@@ -14,6 +14,7 @@
 #include "engine/sequence.h"
 #include "model/adapter_builder.h"
 #include "model/builder.h"
+#include "model/kv_table.h"
 #include "model/rope.h"
 
 namespace py = pybind11;
@@ -113,10 +114,11 @@ std::map<std::string, int64_t> memory(const Model& model) {
       weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
   result["embedding"] = weights.embedding_on_disk ? std::min(embedding, kResidentEmbeddingBytes) : embedding;
-  result["kv_cache"] = model.kv_bytes();
+  result["kv_cache"] = model.kv().bytes();
+  result["kv_cache_used"] = model.kv().used_bytes();
   result["adapters"] = model.adapter_bytes();
-  result["kv_cache_per_token"] = model.kv_layout().bytes_per_token(false);
-  result["kv_cache_per_window_token"] = model.kv_layout().bytes_per_token(true);
+  result["kv_cache_per_token"] = model.kv().layout().bytes_per_token(false);
+  result["kv_cache_per_window_token"] = model.kv().layout().bytes_per_token(true);
   return result;
 }
 
@@ -183,14 +185,13 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
                                              const std::vector<std::vector<int32_t>>& ids,
                                              const std::vector<std::optional<std::shared_ptr<Adapter>>>& adapters) {
   if (ids.size() != adapters.size()) fail(ErrorCode::kInvalidRequest, "expected one adapter, or None, per context");
-  std::vector<KvCache> caches;
+  std::vector<KvTable> tables;
   Batch batch;
-  caches.reserve(ids.size());
+  tables.reserve(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
     const Adapter* const adapter = adapters[i] ? adapters[i]->get() : nullptr;
     if (adapter && !adapter->belongs_to(*model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
-    caches.emplace_back(model->kv_layout(), model->backend());
-    batch.segments.push_back({&caches.back(), ids[i], LogitsWanted::kAll, adapter});
+    batch.segments.push_back({&tables.emplace_back(model->kv()), ids[i], LogitsWanted::kAll, adapter});
   }
   const int64_t vocab = model->config().vocab_size;
   py::array_t<float> logits({batch.rows(), vocab});
@@ -221,7 +222,7 @@ void register_model(py::module_& m) {
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
       .def_property_readonly("decode_threads", [](Model& model) { return model.backend().decode_threads(); })
       .def_property_readonly("kv_cache",
-                             [](const Model& model) { return std::string(kv_format_name(model.kv_layout().format)); })
+                             [](const Model& model) { return std::string(kv_format_name(model.kv().layout().format)); })
       .def_property_readonly("weights",
                              [](const Model& model) { return std::string(format_name(model.weight_format())); })
       .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })

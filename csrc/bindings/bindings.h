@@ -20,6 +20,7 @@ void register_engine(pybind11::module_& m);
 void register_system(pybind11::module_& m, pybind11::module_& testing);
 void register_measure(pybind11::module_& m, pybind11::module_& testing);
 void register_kernels(pybind11::module_& testing);
+void register_testing(pybind11::module_& testing);
 
 // The kernels of a tier, and a matmul operation, by name. Throw if this machine lacks the tier or if there is no such
 // operation.

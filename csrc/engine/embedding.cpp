@@ -1,6 +1,7 @@
 #include "engine/embedding.h"
 
 #include "base/error.h"
+#include "model/kv_table.h"
 
 namespace gemlet {
 
@@ -10,13 +11,14 @@ void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adap
   if (adapter && !adapter->belongs_to(model)) {
     fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
   }
-  std::vector<KvCache> caches(texts.size(), KvCache(model.kv_layout(), model.backend()));
+  std::vector<KvTable> tables;
+  tables.reserve(texts.size());
   Batch batch;
   batch.embeddings = out;
   batch.taps = taps;
   for (size_t i = 0; i < texts.size(); ++i) {
     if (texts[i].empty()) fail(ErrorCode::kInvalidRequest, "text ", i, " has no tokens; give at least one");
-    batch.segments.push_back({&caches[i], texts[i], LogitsWanted::kNone, adapter});
+    batch.segments.push_back({&tables.emplace_back(model.kv()), texts[i], LogitsWanted::kNone, adapter});
   }
   batch.cancel = cancel;
   if (!texts.empty()) model.forward(batch);

@@ -8,7 +8,7 @@
 namespace gemlet {
 
 Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter)
-    : model_(std::move(model)), adapter_(std::move(adapter)), kv_(model_->kv_layout(), model_->backend()) {
+    : model_(std::move(model)), adapter_(std::move(adapter)), kv_(model_->kv()) {
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
   if (model_->config().bidirectional) {
     fail(ErrorCode::kUnsupported, "the model makes embeddings of texts and cannot continue one");
@@ -16,6 +16,20 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> 
   if (adapter_ && !adapter_->belongs_to(*model_)) {
     fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
   }
+}
+
+void Sequence::check_open() const {
+  check_whole();
+  if (closed_) fail(ErrorCode::kClosed, "the sequence is closed");
+}
+
+// The memory is kept for the next extension, unless another sequence shares it.
+void Sequence::make_room_for_logits(int64_t rows) {
+  logits_rows_ = 0;
+  const size_t bytes = static_cast<size_t>(rows * model_->config().vocab_size) * sizeof(float);
+  if (logits_ && logits_.use_count() == 1 && logits_->size() >= bytes) return;
+  logits_.reset();
+  logits_ = std::make_shared<AlignedBuffer>(bytes);
 }
 
 Sequence::~Sequence() {
@@ -38,9 +52,8 @@ void Sequence::leave_torn_behind() {
 
 void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps) {
   const std::lock_guard<ForkMutex> lock(mutex_);
-  check_whole();
+  check_open();
   const ModelConfig& config = model_->config();
-  if (closed_) fail(ErrorCode::kClosed, "the sequence is closed");
   if (ids.empty()) fail(ErrorCode::kInvalidRequest, "there are no token ids to append; give at least one");
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= config.vocab_size) {
@@ -54,12 +67,7 @@ void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const T
   }
   const int64_t total = static_cast<int64_t>(ids.size());
   const int64_t rows = wanted == LogitsWanted::kNone ? 0 : wanted == LogitsWanted::kLast ? 1 : total;
-  const size_t bytes = static_cast<size_t>(rows * config.vocab_size) * sizeof(float);
-  logits_rows_ = 0;
-  if (logits_.size() < bytes) {
-    logits_ = AlignedBuffer();
-    logits_ = AlignedBuffer(bytes);
-  }
+  make_room_for_logits(rows);
   cancel_.store(false, std::memory_order_relaxed);
   ids_.reserve(ids_.size() + ids.size());
   for (int64_t done = 0; done < total;) {
@@ -72,16 +80,45 @@ void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const T
     Segment& segment = batch.segments[0];
     if (wanted == LogitsWanted::kAll) {
       segment.wanted = wanted;
-      batch.logits = logits_.as<float>() + done * config.vocab_size;
+      batch.logits = logits_->as<float>() + done * config.vocab_size;
     } else if (wanted == LogitsWanted::kLast && done + count == total) {
       segment.wanted = wanted;
-      batch.logits = logits_.as<float>();
+      batch.logits = logits_->as<float>();
     }
     model_->forward(batch);
     ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
     done += count;
   }
   logits_rows_ = rows;
+}
+
+std::unique_ptr<Sequence> Sequence::fork() const {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  check_open();
+  auto copy = std::make_unique<Sequence>(model_, adapter_);
+  copy->kv_ = kv_.fork();
+  copy->ids_ = ids_;
+  copy->logits_ = logits_;
+  copy->logits_rows_ = logits_rows_;
+  return copy;
+}
+
+std::unique_ptr<Sequence> Sequence::prefix(int64_t blocks) const {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  check_open();
+  const int64_t tokens = blocks * kKvBlockTokens;
+  if (blocks < 0 || blocks > kv_.length() / kKvBlockTokens) {
+    fail(ErrorCode::kInvalidRequest, "the first ", blocks, " blocks of ", kKvBlockTokens,
+         " tokens were asked for, but the ", "sequence has ", kv_.length(), " tokens");
+  }
+  auto copy = std::make_unique<Sequence>(model_, adapter_);
+  for (int64_t i = 0; i < blocks; ++i) copy->kv_.append(kv_.share(i));
+  if (!copy->kv_.complete()) {
+    fail(ErrorCode::kInvalidRequest, "a sliding window has dropped tokens that a sequence of ", tokens,
+         " tokens needs");
+  }
+  copy->ids_.assign(ids_.begin(), ids_.begin() + tokens);
+  return copy;
 }
 
 int32_t Sequence::sample(Sampler& sampler) const {
@@ -91,7 +128,7 @@ int32_t Sequence::sample(Sampler& sampler) const {
     fail(ErrorCode::kInvalidRequest, "there are no logits to sample from; extend with logits='last' first");
   }
   const size_t vocab = static_cast<size_t>(model_->config().vocab_size);
-  const float* last = reinterpret_cast<const float*>(logits_.data()) + static_cast<size_t>(logits_rows_ - 1) * vocab;
+  const float* last = logits_->as<float>() + static_cast<size_t>(logits_rows_ - 1) * vocab;
   return sampler.sample({last, vocab}, ids_);
 }
 
@@ -110,7 +147,8 @@ std::vector<int32_t> Sequence::token_ids() const {
 std::vector<float> Sequence::logits() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
   check_whole();
-  const float* const first = reinterpret_cast<const float*>(logits_.data());
+  if (logits_rows_ == 0) return {};
+  const float* const first = logits_->as<float>();
   return std::vector<float>(first, first + logits_rows_ * model_->config().vocab_size);
 }
 
@@ -125,9 +163,9 @@ void Sequence::close() {
   if (mutex_.torn()) leave_torn_behind();
   mutex_.mend();
   closed_ = true;
-  kv_ = KvCache(model_->kv_layout(), model_->backend());
+  kv_ = KvTable(model_->kv());
   adapter_.reset();
-  logits_ = AlignedBuffer();
+  logits_.reset();
   logits_rows_ = 0;
 }
 

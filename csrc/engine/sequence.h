@@ -9,23 +9,31 @@
 #include "base/fork_mutex.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
+#include "model/kv_table.h"
 #include "model/model.h"
 
 namespace gemlet {
 
-// In a forked process, a sequence that another thread was using at that moment is lost: all but close() throws kClosed.
+// In a forked process, a sequence that another thread was using at that moment is lost: everything except close()
+// throws kClosed.
 class Sequence {
  public:
-  // Bound to the adapter (null: none) for its life: keys and values depend on it. Throws kClosed, and kInvalidRequest
-  // for an adapter of another model.
+  // It has this adapter (null: none) for its whole life, because its keys and values depend on it. Throws kClosed, and
+  // kInvalidRequest for an adapter of another model.
   explicit Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter = nullptr);
   ~Sequence();
 
-  // Appends tokens, in chunks of kChunkTokens. Throws before anything changes if an id is out of range or the
-  // context would overflow; if cancelled midway, the chunks already done stay.
+  // Appends tokens, in chunks of kChunkTokens. Throws before anything changes if an id is out of range or if the
+  // context would overflow. If it is cancelled midway, the chunks that were done stay.
   void extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps = nullptr);
 
-  // Next token from the last row of logits. Throws kInvalidRequest if the last extension kept none.
+  // Another sequence with the same tokens and logits. The two share their keys and values.
+  std::unique_ptr<Sequence> fork() const;
+  // Another sequence with the first `blocks` * kKvBlockTokens tokens, without logits. It shares the keys and values of
+  // these tokens. Throws kInvalidRequest if there are fewer tokens, or if a window has dropped some that it needs.
+  std::unique_ptr<Sequence> prefix(int64_t blocks) const;
+
+  // The next token, from the last row of logits. Throws kInvalidRequest if the last extension kept none.
   int32_t sample(Sampler& sampler) const;
 
   int64_t length() const;
@@ -39,15 +47,17 @@ class Sequence {
   void close();
 
  private:
+  void check_open() const;
   void check_whole() const;
   void leave_torn_behind();
+  void make_room_for_logits(int64_t rows);
 
-  mutable ForkMutex mutex_;  // of everything below but cancel_: calls from several threads take turns
+  mutable ForkMutex mutex_;  // of everything below, except cancel_: one call at a time
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Adapter> adapter_;
-  KvCache kv_;
+  KvTable kv_;
   std::vector<int32_t> ids_;
-  AlignedBuffer logits_;
+  std::shared_ptr<AlignedBuffer> logits_;  // forks share it; then nobody writes to it
   int64_t logits_rows_ = 0;
   std::atomic<bool> cancel_{false};
   bool closed_ = false;

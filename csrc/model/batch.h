@@ -11,7 +11,14 @@
 namespace gemlet {
 
 class Adapter;
-class KvCache;
+class KvTable;
+
+// Rows that one pass over a sequence has at most. Longer prompts come in chunks of this.
+inline constexpr int64_t kChunkTokens = 512;
+
+// Texts in one pass of a bidirectional model: at most so many, and together kChunkTokens, unless it is a single longer
+// one.
+inline constexpr int64_t kPassTexts = 32;
 
 // Receives intermediate activations: name, float32 [rows, dim].
 using TapSink = std::function<void(const std::string& name, const float* data, int64_t rows, int64_t dim)>;
@@ -22,7 +29,7 @@ enum class LogitsWanted : uint8_t { kNone, kLast, kAll };
 // New tokens of one sequence, in order: a chunk of its prompt, or the one token of a decode step. A bidirectional model
 // gets all tokens of a text in one segment.
 struct Segment {
-  KvCache* kv;
+  KvTable* kv;
   std::span<const int32_t> ids;
   LogitsWanted wanted = LogitsWanted::kLast;
   const Adapter* adapter = nullptr;  // of this model; the same one for all tokens of a sequence

@@ -6,7 +6,7 @@
 
 #include "base/cpu_limits.h"
 #include "base/error.h"
-#include "model/kv_cache.h"
+#include "model/kv_layout.h"
 
 namespace gemlet {
 
@@ -153,7 +153,7 @@ MemoryPlan ModelBuilder::plan(SourceType table_type, int threads) {
     const int64_t bytes = slot.packed_bytes(slot.rows());
     (name == "embed_tokens" || name == "lm_head" ? plan.embedding : plan.weights) += bytes;
   }
-  plan.kv_cache = KvLayout(config_, kv_format_).peak_bytes();
+  plan.kv_cache = KvLayout(config_, kv_format_, *backend_).peak_bytes();
   plan.activations = activation_bytes(config_, weights_, *backend_, threads);
   if (needs_per_layer_table()) {
     const int64_t cols = config_.per_layer_input_size * static_cast<int64_t>(config_.layers.size());
@@ -251,9 +251,9 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   slots_.clear();
   rows_scratch_.reset();
   raw_scratch_.reset();
-  KvLayout kv_layout(config_, kv_format_);
+  auto kv = std::make_unique<KvPool>(config_, kv_format_, *backend_);
   return std::make_unique<Model>(ModelParts{std::move(config_), std::move(weights_), std::move(mapping_),
-                                            std::move(backend_), std::move(kv_layout), weight_format_},
+                                            std::move(backend_), std::move(kv), weight_format_},
                                  std::move(storage_), size);
 }
 

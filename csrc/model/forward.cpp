@@ -7,14 +7,14 @@
 
 namespace gemlet {
 
-ForwardPass::ForwardPass(ModelParts& model, const Batch& batch)
+ForwardPass::ForwardPass(ModelParts& model, const Batch& batch, std::span<const KvGrowth> growths)
     : model_(model),
       config_(model.config),
       weights_(model.weights),
       backend_(*model.backend),
       batch_(batch),
       eps_(static_cast<float>(config_.rms_norm_eps)) {
-  add_parts(batch);
+  add_parts(growths);
   find_adapter_runs();
   int64_t max_rank = 0;
   for (const AdapterRun& run : runs_) max_rank = std::max(max_rank, run.adapter->max_rank());
@@ -26,20 +26,21 @@ ForwardPass::ForwardPass(ModelParts& model, const Batch& batch)
 }
 
 // Segments with the same adapter stand together, in the order in which the adapters first appear.
-void ForwardPass::add_parts(const Batch& batch) {
+void ForwardPass::add_parts(std::span<const KvGrowth> growths) {
   std::vector<const Adapter*> adapters;
-  for (const Segment& segment : batch.segments) {
+  for (const Segment& segment : batch_.segments) {
     if (std::find(adapters.begin(), adapters.end(), segment.adapter) == adapters.end()) {
       adapters.push_back(segment.adapter);
     }
   }
   for (const Adapter* adapter : adapters) {
     int64_t output = 0;
-    for (const Segment& segment : batch.segments) {
+    for (size_t i = 0; i < batch_.segments.size(); ++i) {
+      const Segment& segment = batch_.segments[i];
       const int64_t outputs = config_.bidirectional ? 1 : segment.logits_rows();
       if (segment.adapter == adapter) {
         const int64_t wanted = config_.bidirectional ? segment.rows() : outputs;
-        parts_.push_back({segment.kv, adapter, rows_, segment.rows(), segment.kv->length(), wanted, output});
+        parts_.push_back({&growths[i], adapter, rows_, segment.rows(), segment.kv->length(), wanted, output});
         ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
         rows_ += segment.rows();
         wanted_ += wanted;

@@ -7,13 +7,15 @@
 
 #include "model/adapter.h"
 #include "model/batch.h"
+#include "model/kv_table.h"
 #include "model/parts.h"
 
 namespace gemlet {
 
 class ForwardPass {
  public:
-  ForwardPass(ModelParts& model, const Batch& batch);
+  // growths[i]: room for the tokens of batch.segments[i].
+  ForwardPass(ModelParts& model, const Batch& batch, std::span<const KvGrowth> growths);
 
   void embed();
   void layer(size_t index);
@@ -23,7 +25,7 @@ class ForwardPass {
  private:
   // The rows of one segment that are still in the pass.
   struct Part {
-    KvCache* kv;
+    const KvGrowth* kv;
     const Adapter* adapter;
     int64_t row, rows;
     int64_t position;  // absolute, of the first row
@@ -48,7 +50,7 @@ class ForwardPass {
     float* sines;
   };
 
-  void add_parts(const Batch& batch);
+  void add_parts(std::span<const KvGrowth> growths);
   void find_adapter_runs();
   void make_rope_tables();
   const Rope& rope_of(const LayerConfig& layer) const;

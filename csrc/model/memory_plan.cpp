@@ -4,7 +4,7 @@
 #include <set>
 #include <vector>
 
-#include "model/kv_cache.h"
+#include "model/batch.h"
 #include "model/scratch.h"
 
 namespace gemlet {

@@ -49,14 +49,16 @@ void Model::forward(const Batch& batch) {
   if (mutex_.torn()) leave_torn_behind();
   check_files();
   check(batch);
-  for (const Segment& segment : batch.segments) segment.kv->reserve(segment.rows());
+  std::vector<KvGrowth> growths;
+  growths.reserve(batch.segments.size());
+  for (const Segment& segment : batch.segments) growths.emplace_back(*segment.kv, segment.rows());
   const auto check_cancelled = [&] {
     check_open();
     if (batch.cancel && batch.cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
 
   parts_.backend->begin_pass(batch.rows());
-  ForwardPass pass(parts_, batch);
+  ForwardPass pass(parts_, batch, growths);
   pass.embed();
   for (size_t index = 0; index < parts_.config.layers.size(); ++index) {
     check_cancelled();
@@ -65,7 +67,7 @@ void Model::forward(const Batch& batch) {
   check_cancelled();
   parts_.config.bidirectional ? pass.embeddings() : pass.logits();
   check_files();
-  for (const Segment& segment : batch.segments) segment.kv->commit(segment.rows());
+  for (KvGrowth& growth : growths) growth.commit();
 }
 
 int64_t Model::decode_bytes(int64_t depth) const {
@@ -76,8 +78,9 @@ int64_t Model::decode_bytes(int64_t depth) const {
       break;
     }
   }
-  for (const KvLayout::Place& place : parts_.kv_layout.layers) {
-    const KvLayout::Kind& kind = parts_.kv_layout.kinds[place.kind];
+  const KvLayout& layout = parts_.kv->layout();
+  for (const KvLayout::Place& place : layout.layers) {
+    const KvLayout::Kind& kind = layout.kinds[place.kind];
     const int64_t seen = kind.window > 0 ? std::min(depth, kind.window) : depth;
     bytes += kind.layer_bytes() / kKvBlockTokens * seen;
   }

@@ -26,7 +26,8 @@ class Model {
 
   const ModelConfig& config() const { return parts_.config; }
   const ModelWeights& weights() const { return parts_.weights; }
-  const KvLayout& kv_layout() const { return parts_.kv_layout; }
+  KvPool& kv() { return *parts_.kv; }
+  const KvPool& kv() const { return *parts_.kv; }
   Format weight_format() const { return parts_.weight_format; }
   Backend& backend() { return *parts_.backend; }
 
@@ -43,7 +44,6 @@ class Model {
   // Of matrices, keys and values, by all passes so far; from any thread.
   int64_t bytes_read() const { return parts_.backend->bytes_read(); }
   int64_t parameter_count() const { return size_.parameters; }
-  int64_t kv_bytes() const { return *parts_.kv_layout.resident; }  // of the caches of all sequences
   // Of all adapters, including those being built and those that only a sequence still holds.
   int64_t adapter_bytes() const { return *adapter_total_; }
   const std::shared_ptr<std::atomic<int64_t>>& adapter_total() const { return adapter_total_; }

@@ -6,7 +6,7 @@
 #include "backend/backend.h"
 #include "base/file_mapping.h"
 #include "model/config.h"
-#include "model/kv_cache.h"
+#include "model/kv_blocks.h"
 #include "model/scratch.h"
 #include "model/weights.h"
 
@@ -17,7 +17,7 @@ struct ModelParts {
   ModelWeights weights;
   std::shared_ptr<const FileMapping> mapping;  // the file whose weights are used in place; null: none
   std::unique_ptr<Backend> backend;
-  KvLayout kv_layout;
+  std::unique_ptr<KvPool> kv;
   Format weight_format;  // of matrices without a format of their own
   Scratch scratch = {};
 };

@@ -32,6 +32,7 @@ int64_t tokens_of_task(int64_t group) { return std::max<int64_t>(1, kMaxAttentio
 
 struct Task {
   const AttentionSegment* segment;
+  size_t blocks;  // where the pointers to this head's blocks begin in kv_blocks_
   int64_t kv_head;
   int64_t token, tokens;  // rows of the segment
   int64_t head, heads;    // query heads within the group
@@ -73,12 +74,12 @@ int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t num_kv_heads, int
   return tasks * pieces * partial_size(head_dim) * static_cast<int64_t>(sizeof(float));
 }
 
-void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q,
-                                float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
+void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
+                                float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                                 const float* cosines, const float* sines) {
   const int64_t dim = shape.head_dim;
   const auto store = kernels_of(kernels_, shape.kv_format).store;
-  const auto rope_and_store_row = [&](const AttentionSegment& segment, int64_t i) {
+  const auto rope_and_store_row = [&](const StoreSegment& segment, int64_t i) {
     const int64_t row = segment.row + i;
     const int64_t position = segment.position + i;
     const float* c = cosines + row * (dim / 2);
@@ -89,19 +90,18 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Att
       kernels_.rope(c, s, shape.query_scale, dim, head);
     }
     if (!k) return;
-    const int64_t block = position / kKvBlockTokens - segment.kv.first_block;
+    const int64_t block = position / kKvBlockTokens;
     for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
       float* key = k + (row * shape.num_kv_heads + h) * dim;
       if (k_norm) kernels_.rms_norm(key, k_norm, eps, dim, key);
       kernels_.rope(c, s, 1.0f, dim, key);
       float* value = v + (row * shape.num_kv_heads + h) * dim;
       if (v_norm) kernels_.rms_norm(value, nullptr, eps, dim, value);
-      store({key, value, dim, position % kKvBlockTokens,
-             const_cast<uint8_t*>(segment.kv.heads[h][static_cast<size_t>(block)])});
+      store({key, value, dim, position % kKvBlockTokens, segment.kv.head(h, block)});
     }
   };
   const int64_t together = kernels::kv_slots_together(element_bytes(shape.kv_format));
-  for (const AttentionSegment& segment : segments) {
+  for (const StoreSegment& segment : segments) {
     const int64_t before = segment.position % together;  // tokens of the first group that are there already
     const int64_t groups = (before + segment.rows + together - 1) / together;
     for_each_row(groups, together * (shape.num_heads + 2 * shape.num_kv_heads) * dim, [&](int64_t group) {
@@ -121,7 +121,12 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
   std::vector<Task> tasks;
   std::vector<Merge> merges;
   int64_t partials = 0;
+  kv_blocks_.clear();
   for (const AttentionSegment& segment : segments) {
+    const size_t first_blocks = kv_blocks_.size(), count = segment.kv.blocks.size();
+    for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
+      for (const KvBlock& block : segment.kv.blocks) kv_blocks_.push_back(block.head(segment.kv.first_head + kv_head));
+    }
     const int64_t tokens_per_task = tokens_of_task(group);
     for (int64_t token = 0; token < segment.rows; token += tokens_per_task) {
       const int64_t tokens = std::min(tokens_per_task, segment.rows - token);
@@ -137,7 +142,8 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
         for (int64_t head = 0; head < group; head += heads_per_task) {
           const int64_t heads = std::min(heads_per_task, group - head);
-          Task task = {&segment, kv_head, token, tokens, head, heads, begin, end, -1};
+          const size_t blocks = first_blocks + static_cast<size_t>(kv_head) * count;
+          Task task = {&segment, blocks, kv_head, token, tokens, head, heads, begin, end, -1};
           if (!split) {
             tasks.push_back(task);
             continue;
@@ -187,7 +193,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
     args.positions = positions.data();
     args.rows = rows;
     args.head_dim = dim;
-    args.blocks = task.segment->kv.heads[task.kv_head].data();
+    args.blocks = kv_blocks_.data() + task.blocks;
     args.first_block = task.segment->kv.first_block;
     args.kv_begin = task.kv_begin;
     args.kv_end = task.kv_end;

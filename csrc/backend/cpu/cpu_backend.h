@@ -43,6 +43,9 @@ class CpuBackend final : public Backend {
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
   int64_t expansion_bytes(const Matrix& weight) const override;
+  int64_t kv_head_bytes(int64_t head_dim, KvFormat format) const override {
+    return kernels::kv_head_bytes(head_dim, element_bytes(format));
+  }
   int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const override;
   void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t dim, float* out) override;
@@ -52,13 +55,14 @@ class CpuBackend final : public Backend {
                 float* out) override;
   void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override;
   void matmul_where(const Product& product, const float* gate) override;
-  void rope_and_store(const AttentionShape& shape, std::span<const AttentionSegment> segments, float* q, float* k,
-                      float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps, const float* cosines,
+  void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k, float* v,
+                      const float* q_norm, const float* k_norm, bool v_norm, float eps, const float* cosines,
                       const float* sines) override;
   void attention(const AttentionShape& shape, std::span<const AttentionSegment> segments, const float* q,
                  float* out) override;
   void softcap(float cap, int64_t rows, int64_t dim, float* x) override;
   void copy(const float* x, int64_t count, float* out) override;
+  void copy_bytes(const uint8_t* from, int64_t bytes, uint8_t* to) override;
   void scale(float factor, int64_t count, float* x) override;
   void mul_rows(const float* x, const float* weight, int64_t rows, int64_t dim, float* out) override;
   void gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* out) override;
@@ -111,9 +115,10 @@ class CpuBackend final : public Backend {
   AlignedBuffer prepared_;           // activations as int8 or bf16
   std::vector<MatmulInput> inputs_;  // of the matmul call at hand
   std::vector<MatmulTask> tasks_;
-  AlignedBuffer expanded_;           // per thread, weights in bf12 as bf16
-  AlignedBuffer attention_scratch_;  // per thread
-  AlignedBuffer partials_;           // attention split over the cache
+  AlignedBuffer expanded_;                 // per thread, weights in bf12 as bf16
+  AlignedBuffer attention_scratch_;        // per thread
+  AlignedBuffer partials_;                 // attention split over the cache
+  std::vector<const uint8_t*> kv_blocks_;  // of the current call of attention()
 };
 
 }  // namespace gemlet

@@ -59,6 +59,10 @@ void CpuBackend::copy(const float* x, int64_t count, float* out) {
   for_each_piece(count, [&](int64_t first, int64_t floats) { copy_floats(x + first, floats, out + first); });
 }
 
+void CpuBackend::copy_bytes(const uint8_t* from, int64_t bytes, uint8_t* to) {
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
 void CpuBackend::scale(float factor, int64_t count, float* x) {
   for_each_piece(count, [&](int64_t first, int64_t floats) { scale_floats(factor, floats, x + first); });
 }

@@ -29,13 +29,16 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
                                 config_.bidirectional,
                                 static_cast<float>(c.attention_softcap),
                                 static_cast<float>(c.query_scale),
-                                model_.kv_layout.format};
+                                model_.kv->layout().format};
+  std::vector<StoreSegment> stores;
   std::vector<AttentionSegment> segments;
   for (const Part& part : parts_) {
-    if (part.rows > 0) segments.push_back({part.kv->view(index), part.row, part.rows, part.position});
+    if (part.rows == 0) continue;
+    stores.push_back({with_keys ? part.kv->slots(index) : KvView<uint8_t>{}, part.row, part.rows, part.position});
+    segments.push_back({part.kv->table().view(index), part.row, part.rows, part.position});
   }
   const Rope& rope = rope_of(c);
-  backend_.rope_and_store(shape, segments, keys_alone ? nullptr : q, with_keys ? k : nullptr, v, w.q_norm, w.k_norm,
+  backend_.rope_and_store(shape, stores, keys_alone ? nullptr : q, with_keys ? k : nullptr, v, w.q_norm, w.k_norm,
                           c.v_norm, eps_, rope.cosines, rope.sines);
   if (keys_alone) return;
   backend_.attention(shape, segments, q, mixed);

@@ -380,6 +380,10 @@ class TokenSequence:
         """
         Appends tokens and keeps the logits of none, of the last or of all of them.
         """
+    def fork(self) -> TokenSequence:
+        """
+        Another context with the same tokens and logits, which shares the cache of them.
+        """
     def logits(self) -> numpy.typing.NDArray[numpy.float32]:
         """
         The logits of the last extend, float32 [rows, vocab].

@@ -10,6 +10,8 @@ import typing
 import numpy
 import numpy.typing
 
+import gemlet._core
+
 __all__: list[str] = [
     "MatmulRun",
     "choose_tier",
@@ -19,8 +21,10 @@ __all__: list[str] = [
     "kernel_matmul",
     "kernel_roundtrip",
     "kernel_rowwise",
+    "limit_kv_cache",
     "measure_peak",
     "parse_nodes",
+    "prefix",
 ]
 
 class MatmulRun:
@@ -121,6 +125,11 @@ def kernel_rowwise(
     A row operation on x [dim]; `other` and `third` are its further operands.
     """
 
+def limit_kv_cache(model: gemlet._core.Model, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    From now on the caches of all contexts together take no memory that would exceed this.
+    """
+
 def measure_peak(
     *, kind: str, threads: typing.SupportsInt | typing.SupportsIndex, tier: str | None = None
 ) -> float:
@@ -131,4 +140,11 @@ def measure_peak(
 def parse_nodes(list: str) -> int:
     """
     The NUMA nodes of a list like '0-1,4', as bits.
+    """
+
+def prefix(
+    sequence: gemlet._core.TokenSequence, blocks: typing.SupportsInt | typing.SupportsIndex
+) -> gemlet._core.TokenSequence:
+    """
+    Another context with the first blocks * 64 tokens, which shares the cache of them.
     """

@@ -87,8 +87,10 @@ def fill_caches() -> None:
     filled().close()
     before = resident()
     sequences = [filled() for _ in range(10)]
-    size = sum(sequence.cache_bytes for sequence in sequences)
-    assert size == core.memory()["kv_cache"] == 10 * 4 * 2**20
+    used = sum(sequence.cache_bytes for sequence in sequences)
+    assert used == core.memory()["kv_cache_used"] == 10 * 2**20
+    size = core.memory()["kv_cache"]  # of the last pass four blocks, of which three are free now
+    assert size == 13 * 2**20
     grown = (resident() - before) * 2**20
     assert 0.95 * size < grown < 1.05 * size + 2**21, (grown, size)
     for sequence in sequences:

@@ -1,0 +1,89 @@
+// The blocks of all sequences of a model: a pool hands them out, counts who refers to each, and takes them back.
+//
+// Blocks are allocated in slabs. In a slab the blocks of one head are neighbours, so that attention reads a run of them
+// as one stretch of memory, which is a third faster than separate blocks. A slab goes back to the system when all of
+// its blocks are free. Any thread may take, share and release blocks.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/kv_layout.h"
+
+namespace gemlet {
+
+class KvPool;
+struct KvSlab;
+
+// A reference to a block. The block returns to its pool with the last reference. The pool must outlive it.
+class KvBlockRef {
+ public:
+  KvBlockRef() = default;
+  KvBlockRef(KvBlockRef&& other) noexcept { swap(other); }
+  KvBlockRef& operator=(KvBlockRef&& other) noexcept {
+    KvBlockRef old(std::move(other));
+    swap(old);
+    return *this;
+  }
+  ~KvBlockRef();
+
+  explicit operator bool() const { return slab_ != nullptr; }
+  KvBlockRef share() const;  // another reference to the same block
+  KvBlock read() const;
+  std::optional<WritableKvBlock> write();  // nothing if there is another reference
+
+ private:
+  friend class KvPool;
+  KvBlockRef(KvSlab* slab, int64_t index) : slab_(slab), index_(index) {}
+  void swap(KvBlockRef& other) noexcept {
+    std::swap(slab_, other.slab_);
+    std::swap(index_, other.index_);
+  }
+  KvSlab* slab_ = nullptr;
+  int64_t index_ = 0;
+};
+
+class KvPool {
+ public:
+  KvPool(const ModelConfig& config, KvFormat format, Backend& backend);
+  ~KvPool();
+  KvPool(const KvPool&) = delete;
+  KvPool& operator=(const KvPool&) = delete;
+
+  const KvLayout& layout() const { return layout_; }
+
+  // Appends 1 to `most` blocks of a kind to `blocks`: neighbours of each other, and of the last one there if those are
+  // free. Free blocks come before new slabs. Throws kMemory, with `blocks` as it was.
+  void take(size_t kind, int64_t most, std::vector<KvBlockRef>& blocks);
+
+  // to = from
+  void copy(size_t kind, KvBlock from, WritableKvBlock to);
+
+  int64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }            // of all slabs
+  int64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }  // of blocks with a reference
+  // No slab is allocated that would take bytes() above this.
+  void set_limit(int64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
+
+ private:
+  friend class KvBlockRef;
+  struct Run {
+    KvSlab* slab;
+    int64_t first, count;
+  };
+  Run find_free(size_t kind, int64_t most, const KvBlockRef* last) const;
+  KvSlab* add_slab(size_t kind, int64_t blocks);
+  void release(KvSlab* slab, int64_t index);
+
+  const KvLayout layout_;
+  Backend& backend_;
+  std::vector<std::vector<std::unique_ptr<KvSlab>>> slabs_;  // of each kind
+  std::atomic<int64_t> bytes_{0}, used_bytes_{0};
+  std::atomic<int64_t> limit_{INT64_MAX};
+};
+
+}  // namespace gemlet

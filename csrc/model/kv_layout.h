@@ -1,0 +1,45 @@
+// Which blocks keep the keys and values of which layers. Computed once per model.
+//
+// Layers of one kind (window, kv heads, head_dim) share their blocks: a block holds kKvBlockTokens tokens for every
+// head of all layers of the kind. Layers of a bidirectional model, whose tokens come in one pass, take turns in the
+// same place.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/config.h"
+
+namespace gemlet {
+
+struct KvLayout {
+  struct Kind {
+    int64_t window;      // 0 = full attention
+    int64_t head_bytes;  // of one head in a block
+    int64_t layer_heads;
+    int64_t layers;
+    int64_t context_blocks;  // of a sequence as long as the context that keeps all of them
+    int64_t peak_blocks;     // the most that one sequence holds at a time
+    int64_t heads() const { return layer_heads * layers; }  // of a block
+    int64_t layer_bytes() const { return head_bytes * layer_heads; }
+    int64_t block_bytes() const { return head_bytes * heads(); }
+    int64_t slab_blocks() const;  // the most that are allocated at once
+  };
+  struct Place {
+    size_t kind;
+    int64_t first_head;  // among the heads of a block
+  };
+
+  KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend& backend);
+  int64_t bytes_per_token(bool sliding) const;  // of all layers with a window, or of all without
+  int64_t peak_bytes() const;                   // the most that one sequence, or a pass over texts, has in memory
+
+  KvFormat format;
+  int64_t texts_blocks = 0;  // of the texts in one pass of a bidirectional model
+  std::vector<Kind> kinds;
+  std::vector<Place> layers;
+};
+
+}  // namespace gemlet

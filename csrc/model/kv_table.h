@@ -1,0 +1,82 @@
+// The keys and values of one sequence, as tables of blocks: one for each kind of layer.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "model/kv_blocks.h"
+
+namespace gemlet {
+
+class KvTable {
+ public:
+  explicit KvTable(KvPool& pool) : pool_(&pool), kinds_(pool.layout().kinds.size()) {}
+
+  int64_t length() const { return length_; }  // tokens
+  int64_t bytes() const;                      // of its blocks; a block of several tables counts in each of them
+
+  // A table with the same tokens. Both share all blocks. Whoever appends first copies the last block if it is not full.
+  KvTable fork() const;
+
+  // References to the blocks of tokens [64 index, 64 index + 64), one for each kind of layer. All of these tokens must
+  // be in the table. A reference is empty if the table has dropped the block.
+  std::vector<KvBlockRef> share(int64_t index) const;
+  // Appends blocks that a table has shared. A kind with a window may lack those that no later token will see. The
+  // length must be a multiple of 64.
+  void append(std::vector<KvBlockRef> blocks);
+  bool complete() const;  // it has all tokens that the next one sees
+
+  // The blocks of a layer. Valid until the table changes.
+  KvView<const uint8_t> view(size_t layer) const;
+
+ private:
+  friend class KvGrowth;
+  struct Kind {
+    int64_t first_block = 0;
+    std::vector<KvBlockRef> refs;  // from first_block on. Some may lie behind the last token, in reserve.
+    std::vector<KvBlock> blocks;   // where they are
+    void sync();                   // blocks = where refs are, for those that were added
+    void keep(size_t count);       // the first ones
+  };
+  int64_t oldest_seen(size_t kind) const;  // the oldest token that the next one sees
+  void drop_unseen();
+
+  KvPool* pool_;
+  std::vector<Kind> kinds_;
+  int64_t length_ = 0;
+};
+
+// Room in a table for the tokens of one pass, and the right to write there. Without commit(), the table is in the end
+// as it was.
+class KvGrowth {
+ public:
+  KvGrowth(KvTable& table, int64_t tokens);  // throws kMemory
+  KvGrowth(KvGrowth&& other) noexcept : table_(std::exchange(other.table_, nullptr)) {
+    tokens_ = other.tokens_;
+    kinds_ = std::move(other.kinds_);
+  }
+  KvGrowth& operator=(KvGrowth&&) = delete;
+  ~KvGrowth() { undo(); }
+
+  const KvTable& table() const { return *table_; }
+  // The blocks of a layer that the new tokens go to.
+  KvView<uint8_t> slots(size_t layer) const;
+
+  // The new tokens have been written. They count from now on, and blocks that no later token sees are dropped.
+  void commit();
+
+ private:
+  struct Kind {
+    size_t old_count;        // of the table's blocks
+    KvBlockRef shared = {};  // the block that was replaced by a copy, because another table has it too
+    std::vector<WritableKvBlock> slots = {};
+  };
+  void grow(size_t kind, int64_t last_block);
+  void undo() noexcept;
+
+  KvTable* table_;
+  int64_t tokens_ = 0;
+  std::vector<Kind> kinds_;
+};
+
+}  // namespace gemlet
