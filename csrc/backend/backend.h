@@ -59,6 +59,8 @@ class Backend {
   // A pass over `rows` tokens begins. Few rows wait for memory, many for arithmetic: each has its number of threads.
   virtual void begin_pass(int64_t rows) = 0;
   virtual AlignedBuffer allocate(size_t bytes) = 0;
+  // In a forked process: begins with new scratch, as a thread that does not exist here may have been changing the old.
+  virtual void leave_scratch_behind() = 0;
   // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
   virtual int64_t bytes_read() const = 0;
 
@@ -145,8 +147,9 @@ class Backend {
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
 
-// threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces.
-std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads);
+// threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces. Where the system does not
+// grant so many threads, the backend has fewer if `fewer_will_do`; else kMemory.
+std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool fewer_will_do = false);
 
 // Throws kUnsupported in a build without CUDA.
 std::unique_ptr<Backend> make_cuda_backend();

@@ -2,17 +2,16 @@
 //
 // A mapping cannot report an error: if the file is cut short after it was mapped, a read beyond its new end kills the
 // process with SIGBUS. Therefore check() is called before each use. A file that is cut short during a use still kills
-// the process. A program that removes the file or renames another one over it does no harm at any time.
+// the process.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
-namespace gemlet {
+#include "base/open_file.h"
 
-// Fills `out` from byte `offset` of an open file. Returns false if the file is too short or cannot be read.
-bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out);
+namespace gemlet {
 
 class FileMapping {
  public:
@@ -23,23 +22,21 @@ class FileMapping {
   FileMapping& operator=(const FileMapping&) = delete;
 
   const uint8_t* data() const { return data_; }
-  int64_t size() const { return size_; }
-  const std::string& path() const { return path_; }
+  int64_t size() const { return file_.size(); }
+  const std::string& path() const { return file_.path(); }
 
-  // Throws kModelFile if the file has become shorter than it was.
-  void check() const;
+  // Throws kModelFile if the file was changed: OpenFile::check().
+  void check() const { file_.check(); }
 
   // Copies `bytes` from `first`, a place in the mapping, by reading the file. So no page enters this process's memory,
   // while one access to the mapping may bring in megabytes. Throws kModelFile.
-  void read(const uint8_t* first, int64_t bytes, uint8_t* out) const;
+  void read(const uint8_t* first, int64_t bytes, uint8_t* out) const { file_.read(first - data_, bytes, out); }
   // Removes these bytes from this process's memory. They may stay in the page cache and come back when they are used.
   void drop(const uint8_t* first, int64_t bytes) const;
 
  private:
-  std::string path_;
-  int descriptor_ = -1;
+  OpenFile file_;
   const uint8_t* data_ = nullptr;
-  int64_t size_ = 0;
 };
 
 }  // namespace gemlet

@@ -6,21 +6,32 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <utility>
 
 namespace gemlet {
 
 // A number that changes in the child of every fork().
 uint32_t fork_generation();
+// In such a child: whether this thread is the one that forked, which alone was there before.
+bool came_by_fork();
 
 class ForkMutex {
  public:
   ForkMutex() : node_(new Node) {}
-  ~ForkMutex() { delete node_.load(); }
+  ~ForkMutex();
   ForkMutex(const ForkMutex&) = delete;
   ForkMutex& operator=(const ForkMutex&) = delete;
 
   void lock();
   void unlock();
+
+  bool held() const;  // by any thread, at this moment
+
+  // Whether another thread held it when this process was forked. That thread does not exist here, and what it was
+  // changing may be half changed: whoever locks the mutex, or destroys what it guards, looks, and leaves such parts
+  // behind. Stays so until mend().
+  bool torn() const;
+  void mend();  // for the holder
 
  private:
   struct Node {
@@ -29,8 +40,15 @@ class ForkMutex {
     std::condition_variable turn;
     uint64_t next = 0;     // the ticket that the next thread draws
     uint64_t serving = 0;  // the ticket whose thread holds the mutex
+    bool torn = false;
   };
   std::atomic<Node*> node_;
 };
+
+// Takes a value away without reading more of it than a move does: its memory is never given back. For what was torn.
+template <typename T>
+void leave_behind(T& value) {
+  new T(std::move(value));
+}
 
 }  // namespace gemlet

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -56,15 +57,17 @@ struct ThreadPool::State {
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 
-  State(int threads, int used_threads) : shares(static_cast<size_t>(threads)), used(used_threads) {
+  // Has fewer threads where the system grants no more: the caller looks at threads().
+  State(int most_threads, int used_threads) : shares(static_cast<size_t>(most_threads)), used(used_threads) {
     try {
-      for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
-    } catch (const std::exception&) {  // the system has no more threads
-      const size_t started = workers.size();
-      join();
-      fail(ErrorCode::kMemory, "cannot start ", threads, " threads, only ", started + 1, "; ask for fewer");
+      workers.reserve(shares.size());
+      for (int thread = 1; thread < most_threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
+    } catch (const std::exception&) {
     }
+    use(std::min(used_threads, threads()));
   }
+
+  int threads() const { return static_cast<int>(workers.size()) + 1; }
 
   ~State() { join(); }
 
@@ -77,8 +80,8 @@ struct ThreadPool::State {
   }
 
   // 0 wakes all of them up.
-  void use(int threads) {
-    used.store(threads, std::memory_order_release);
+  void use(int count) {
+    used.store(count, std::memory_order_release);
     used.notify_all();
   }
 
@@ -116,8 +119,8 @@ struct ThreadPool::State {
       wait_for_change(round, seen);
       seen = round.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_relaxed)) return;
-      if (const int threads = used.load(std::memory_order_acquire); threads > 0 && thread >= threads) {
-        used.wait(threads, std::memory_order_acquire);
+      if (const int count = used.load(std::memory_order_acquire); count > 0 && thread >= count) {
+        used.wait(count, std::memory_order_acquire);
         continue;
       }
       take_tasks(thread);
@@ -131,30 +134,37 @@ struct ThreadPool::State {
     tasks.store(run_tasks, std::memory_order_relaxed);
     done.store(0, std::memory_order_relaxed);
     const uint64_t number = round.load(std::memory_order_relaxed) + 1;
-    const int64_t threads = used.load(std::memory_order_relaxed);
-    for (int64_t i = 0; i < threads; ++i) {
-      const auto begin = static_cast<uint64_t>(run_tasks * i / threads);
-      const auto end = static_cast<uint64_t>(run_tasks * (i + 1) / threads);
+    const int64_t count = used.load(std::memory_order_relaxed);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto begin = static_cast<uint64_t>(run_tasks * i / count);
+      const auto end = static_cast<uint64_t>(run_tasks * (i + 1) / count);
       shares[static_cast<size_t>(i)].ticket.store((number << (2 * kBits)) | (end << kBits) | begin,
                                                   std::memory_order_release);
     }
     round.store(static_cast<uint32_t>(number), std::memory_order_release);
     round.notify_all();
     take_tasks(0);
-    for (int64_t count; (count = done.load(std::memory_order_acquire)) != run_tasks;) wait_for_change(done, count);
+    for (int64_t have; (have = done.load(std::memory_order_acquire)) != run_tasks;) wait_for_change(done, have);
   }
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), used_(threads), state_(new State(threads, threads)) {}
+ThreadPool::ThreadPool(int threads, bool fewer_will_do) : state_(new State(threads, threads)) {
+  threads_ = used_ = state_->threads();
+  if (threads_ < threads && !fewer_will_do) {
+    delete state_;
+    fail(ErrorCode::kMemory, "cannot start ", threads, " threads, only ", threads_, "; ask for fewer");
+  }
+}
 
 ThreadPool::~ThreadPool() {
   if (state_->forks == fork_generation()) delete state_;  // a forked child cannot join its parent's threads
 }
 
 void ThreadPool::use(int threads) {
+  threads = std::min(threads, threads_);
   if (threads == used_) return;
   used_ = threads;
-  if (state_->forks == fork_generation()) state_->use(threads);
+  if (state_->forks == fork_generation()) state_->use(std::min(threads, state_->threads()));
 }
 
 void ThreadPool::run_erased(int64_t tasks, const void* context, TaskFn fn) {

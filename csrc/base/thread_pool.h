@@ -1,7 +1,7 @@
 // A pool of worker threads. run() runs tasks 0 to tasks - 1 on the workers and on the calling thread, and returns when
 // all are done. Any thread may run any task, so the result of a task must not depend on the thread: therefore results
 // are equal for every number of threads. Workers spin briefly between runs, then sleep. After a fork the child starts
-// workers of its own.
+// workers of its own, fewer where the system does not grant so many. A pool of one thread starts no workers.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,15 @@ inline constexpr int kMaxThreads = 1024;
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);
+  // Where the system does not grant so many, it has fewer if `fewer_will_do`, else throws kMemory.
+  explicit ThreadPool(int threads, bool fewer_will_do = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return threads_; }
 
-  // From now on runs use the first `threads` threads, 1 to threads(). The others sleep.
+  // From now on runs use the first `threads` threads, at least 1 and at most threads(). The others sleep.
   void use(int threads);
 
   // Calls fn(task, thread) for every task in [0, tasks). fn must not throw. The caller makes sure that only one run is

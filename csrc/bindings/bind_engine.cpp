@@ -2,14 +2,14 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
-#include <chrono>
-#include <future>
 #include <memory>
 #include <optional>
-#include <system_error>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
+#include "bindings/interruptible.h"
+#include "bindings/turn.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 
@@ -24,7 +24,7 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 // Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
 std::vector<int32_t> token_ids(const py::object& ids) {
-  const py::array array = py::array::ensure(ids);
+  const py::array array = in_python([&] { return py::array::ensure(ids); });
   if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
   if (array.size() == 0) return {};
   const char kind = array.dtype().kind();
@@ -32,7 +32,8 @@ std::vector<int32_t> token_ids(const py::object& ids) {
     fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
          " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
   }
-  const auto wide = py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array);
+  const auto wide =
+      in_python([&] { return py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array); });
   if (!wide) fail(ErrorCode::kInvalidRequest, "token ids must be integers of at most 64 bits");
   std::vector<int32_t> result(static_cast<size_t>(wide.size()));
   for (size_t i = 0; i < result.size(); ++i) {
@@ -48,7 +49,7 @@ std::vector<int32_t> token_ids(const py::object& ids) {
 py::array_t<float> logits(const Sequence& sequence) {
   auto values = std::make_unique<std::vector<float>>();
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     *values = sequence.logits();
   }
   const int64_t vocab = sequence.model().config().vocab_size;
@@ -58,42 +59,20 @@ py::array_t<float> logits(const Sequence& sequence) {
   return py::array_t<float>({rows, vocab}, data, owner);
 }
 
-bool on_main_thread() {
-  const py::object main = py::module_::import("threading").attr("main_thread")().attr("ident");
-  return main.equal(py::int_(PyThread_get_thread_ident()));
-}
-
-// A few hundred tokens take a large model many seconds, and Python handles signals on its main thread only. So if this
-// is the main thread, another thread does the work and this one looks for signals. If a handler raises an exception
-// (Ctrl-C), the work is cancelled, which happens at the next layer, and the exception is passed on.
+// A few hundred tokens take a large model many seconds, and so may one token if the weights are gigabytes or if other
+// threads use the model.
 void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits) {
-  constexpr int64_t kFewTokens = 8;  // takes about as long as decoding one token
-  constexpr std::chrono::milliseconds kPatience(50);
+  constexpr int64_t kFewTokens = 8;
+  constexpr int64_t kManyBytes = int64_t{1} << 30;
   const LogitsWanted wanted = logits_wanted(wanted_logits);
   const std::vector<int32_t> tokens = token_ids(ids);
-  std::future<void> work;
-  if (static_cast<int64_t>(tokens.size()) > kFewTokens && on_main_thread()) {
-    try {
-      work = std::async(std::launch::async, [&] { sequence.extend(tokens, wanted); });
-    } catch (const std::system_error&) {  // the system has no more threads
-    }
+  const auto work = [&] { sequence.extend(tokens, wanted); };
+  const Model& model = sequence.model();
+  if (static_cast<int64_t>(tokens.size()) > kFewTokens || model.decode_bytes(0) > kManyBytes || model.busy()) {
+    return run_interruptibly(work, [&] { sequence.cancel(); });
   }
-  if (!work.valid()) {
-    const py::gil_scoped_release release;
-    sequence.extend(tokens, wanted);
-    return;
-  }
-  std::optional<py::error_already_set> raised;
-  const auto is_done = [&] {
-    const py::gil_scoped_release release;
-    return work.wait_for(kPatience) == std::future_status::ready;
-  };
-  while (!is_done()) {
-    if (!raised && PyErr_CheckSignals() != 0) raised.emplace();
-    if (raised) sequence.cancel();  // repeatedly, because the work may not have begun yet
-  }
-  if (raised) throw std::move(*raised);
-  work.get();
+  const GilRelease release;
+  work();
 }
 
 }  // namespace
@@ -106,7 +85,7 @@ LogitsWanted logits_wanted(const std::string& name) {
 }
 
 void register_engine(py::module_& m) {
-  using release_gil = py::call_guard<py::gil_scoped_release>;
+  using release_gil = py::call_guard<GilRelease>;
   py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits, and keeps the random state.")
       .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double repetition_penalty,
                        uint64_t seed, int64_t vocab_limit, std::vector<int32_t> suppressed) {
@@ -124,6 +103,14 @@ void register_engine(py::module_& m) {
           },
           py::arg("logits"), py::arg("history"),
           "The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.");
+
+  py::class_<Turn>(m, "Turn", py::is_final(),
+                   "A lock: `with turn as first:`, where `first` is False if this thread has it already.")
+      .def(py::init<>())
+      .def("__enter__", &Turn::enter)
+      .def(
+          "__exit__", [](Turn& turn, const py::object&, const py::object&, const py::object&) { turn.leave(); },
+          py::arg("kind"), py::arg("error"), py::arg("traceback"));
 
   py::class_<Sequence>(m, "TokenSequence", py::is_final(), "One context: its tokens and their keys and values.")
       .def(py::init([](const std::shared_ptr<Model>& model, const std::optional<std::shared_ptr<Adapter>>& adapter) {

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "formats/quantize.h"
 #include "kernels/registry.h"
 
@@ -49,7 +50,7 @@ double measure_read_bandwidth(int threads, int64_t megabytes) {
   if (megabytes < 1 || megabytes > 65536) {
     fail(ErrorCode::kInvalidRequest, "megabytes is ", megabytes, ", expected 1 to 65536");
   }
-  const py::gil_scoped_release release;
+  const GilRelease release;
   const int64_t piece = int64_t{1} << 20;
   AlignedBuffer buffer(static_cast<size_t>(megabytes * piece));
   ThreadPool pool(threads);
@@ -77,7 +78,7 @@ double measure_peak(const std::string& kind, int threads, const std::optional<st
                     : kind == "i8"   ? kernels.peak_i8
                                      : nullptr;
   if (peak == nullptr) fail(ErrorCode::kInvalidRequest, "kind is '", kind, "', expected f32, bf16 or i8");
-  const py::gil_scoped_release release;
+  const GilRelease release;
   ThreadPool pool(threads);
   // Tasks of about half a millisecond, the same number for every thread, so that a pass takes much longer than its
   // start.
@@ -125,7 +126,7 @@ class MatmulRun {
 
   // Multiplies in the runs of panels that the backend makes for few rows.
   void run() {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     const int64_t panels = std::clamp<int64_t>(64 * 1024 / args_.panel_stride, 1, 64);
     for (int64_t first = 0; first < weight_.panels(); first += panels) {
       kernels::MatmulArgs args = args_;

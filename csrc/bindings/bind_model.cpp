@@ -8,6 +8,8 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
+#include "bindings/interruptible.h"
 #include "engine/embedding.h"
 #include "engine/sequence.h"
 #include "model/adapter_builder.h"
@@ -59,7 +61,7 @@ SourceRows array_rows(const std::string& name, const py::array& data, const std:
 void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
          int64_t first_row) {
   const SourceRows rows = array_rows(name, data, dtype);
-  const py::gil_scoped_release release;
+  const GilRelease release;
   builder.add(name, rows, first_row);
 }
 
@@ -67,7 +69,7 @@ py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name,
                                  int64_t first_row) {
   py::array_t<uint8_t> out(builder.packed_bytes(name, source.shape.empty() ? 0 : source.shape[0]));
   uint8_t* const to = out.mutable_data();
-  const py::gil_scoped_release release;
+  const GilRelease release;
   builder.pack(name, source, first_row, to);
   return out;
 }
@@ -75,7 +77,7 @@ py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name,
 void add_low_rank(AdapterBuilder& builder, const std::string& name, const py::array& a, const std::string& a_dtype,
                   const py::array& b, const std::string& b_dtype, float scale) {
   const SourceRows rows_a = array_rows(name, a, a_dtype), rows_b = array_rows(name, b, b_dtype);
-  const py::gil_scoped_release release;
+  const GilRelease release;
   builder.add(name, rows_a, rows_b, scale);
 }
 
@@ -135,12 +137,12 @@ Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string
   if (model->config().bidirectional) {
     const std::vector<int32_t> text(span.begin(), span.end());
     std::vector<float> embedding(static_cast<size_t>(model->config().embedding_size()));
-    const py::gil_scoped_release release;
-    embed(*model, {&text, 1}, nullptr, embedding.data(), &sink);
+    const GilRelease release;
+    embed(*model, {&text, 1}, nullptr, embedding.data(), nullptr, &sink);
     collected["embedding"] = {model->config().embedding_size(), embedding};
   } else {
     Sequence sequence(model);
-    const py::gil_scoped_release release;
+    const GilRelease release;
     sequence.extend(span, wanted, &sink);
     collected["logits"] = {model->config().vocab_size, sequence.logits()};
   }
@@ -170,8 +172,9 @@ py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::ve
                               const std::optional<std::shared_ptr<Adapter>>& adapter) {
   py::array_t<float> out({static_cast<int64_t>(texts.size()), model->config().embedding_size()});
   float* const to = out.mutable_data();
-  const py::gil_scoped_release release;
-  embed(*model, texts, adapter.value_or(nullptr).get(), to);
+  std::atomic<bool> cancel{false};
+  run_interruptibly([&] { embed(*model, texts, adapter.value_or(nullptr).get(), to, &cancel); },
+                    [&] { cancel = true; });
   return out;
 }
 
@@ -193,7 +196,7 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
   py::array_t<float> logits({batch.rows(), vocab});
   batch.logits = logits.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     model->forward(batch);
   }
   std::vector<py::array_t<float>> result;
@@ -242,7 +245,7 @@ void register_model(py::module_& m) {
            "float32 [len(texts), embedding_size].")
       .def("batch_logits", &batch_logits, py::arg("ids"), py::arg("adapters"),
            "Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.")
-      .def("close", &Model::close, py::call_guard<py::gil_scoped_release>(), "Gives the memory back.");
+      .def("close", &Model::close, py::call_guard<GilRelease>(), "Gives the memory back.");
 
   py::class_<SourceRows>(m, "FileRows", py::is_final(),
                          "Rows of a tensor in an open file, read as they are packed; dtype as for ModelBuilder.add().")
@@ -254,7 +257,7 @@ void register_model(py::module_& m) {
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
-                       const std::map<std::string, std::string>& formats, bool embedding_on_disk) {
+                       const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads) {
              if (threads < 0 || threads > kMaxThreads) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads,
                     ", or 0 to plan only");
@@ -269,14 +272,15 @@ void register_model(py::module_& m) {
              const BuildMode mode = threads == 0 ? BuildMode::kPlan
                                     : allocate   ? BuildMode::kAllocate
                                                  : BuildMode::kFiles;
-             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
-                                                   kv_format(kv_cache),
-                                                   make_cpu_backend(std::max(threads, 1), std::max(decode_threads, 1)),
-                                                   mode, std::move(own), embedding_on_disk);
+             return std::make_unique<ModelBuilder>(
+                 config, weight_format(weights), weight_format(embedding), kv_format(kv_cache),
+                 make_cpu_backend(std::max(threads, 1), std::max(decode_threads, 1), fewer_threads), mode,
+                 std::move(own), embedding_on_disk);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
-           py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false)
+           py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false,
+           py::arg("fewer_threads") = false)
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {
@@ -294,7 +298,7 @@ void register_model(py::module_& m) {
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
       .def("packed_sizes", &packed_sizes, "(format, bytes) of every slot in packed form.")
       .def("add", &ModelBuilder::add, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0,
-           py::call_guard<py::gil_scoped_release>())
+           py::call_guard<GilRelease>())
       .def("pack", &pack_source, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0)
       .def("pack", &pack, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
            "The packed form of what add() would take, whose slot stays empty: bytes for a file.")
@@ -307,19 +311,19 @@ void register_model(py::module_& m) {
            "'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.")
       .def(
           "set_per_layer_table",
-          [](ModelBuilder& builder, const std::string& path, int64_t offset, int64_t rows, int64_t cols,
+          [](ModelBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols,
              const std::string& dtype, const std::vector<std::pair<int64_t, int64_t>>& kept) {
             std::vector<RowTable::Columns> columns;
             for (const auto& [first, count] : kept) columns.push_back({first, count});
-            builder.set_per_layer_table(
-                RowTable(path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype), std::move(columns)));
+            builder.set_per_layer_table(RowTable(descriptor, path, offset, rows, cols,
+                                                 source_type("embed_tokens_per_layer", dtype), std::move(columns)));
           },
-          py::kw_only(), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"), py::arg("dtype"),
-          py::arg("kept") = std::vector<std::pair<int64_t, int64_t>>(),
-          "The per-layer embedding table: it stays in its file and is read by row; of `cols` values in a row only the "
+          py::kw_only(), py::arg("descriptor"), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"),
+          py::arg("dtype"), py::arg("kept") = std::vector<std::pair<int64_t, int64_t>>(),
+          "The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in "
+          "a row only the "
           "runs `kept`, each (first, count), all if empty.")
-      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"),
-           py::call_guard<py::gil_scoped_release>(),
+      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"), py::call_guard<GilRelease>(),
            "Fills every empty slot with random values of trained weights' size.")
       .def(
           "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },

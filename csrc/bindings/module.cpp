@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 
 namespace {
 
@@ -36,8 +37,23 @@ const char* python_name(gemlet::ErrorCode code) {
 // The classes are in Python (gemlet.errors). They are looked up when something is raised, so that the core imports
 // fast.
 void raise_gemlet_error(const char* name, const char* message) {
-  const pybind11::object type = pybind11::module_::import("gemlet.errors").attr(name);
-  PyErr_SetString(type.ptr(), message);
+  gemlet::bindings::in_python([&] {
+    const pybind11::object type = pybind11::module_::import("gemlet.errors").attr(name);
+    PyErr_SetString(type.ptr(), message);
+  });
+}
+
+// `Class.__new__(Class)` would give an object without its part in C++. Python refuses it for a class whose tp_new is
+// not that of the base class; a call of the class goes through either.
+void make_only_by_calling(const pybind11::module_& m) {
+  static const newfunc base_new = pybind11::detail::pybind11_object_new;
+  for (const auto& [name, value] : m.attr("__dict__").cast<pybind11::dict>()) {
+    if (!PyType_Check(value.ptr())) continue;
+    auto* const type = reinterpret_cast<PyTypeObject*>(value.ptr());
+    if (type->tp_new != base_new) continue;
+    type->tp_new = [](PyTypeObject* made, PyObject* args, PyObject* kwargs) { return base_new(made, args, kwargs); };
+    PyType_Modified(type);
+  }
 }
 
 }  // namespace
@@ -63,4 +79,6 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_engine(m);
   gemlet::bindings::register_measure(m, testing);
   gemlet::bindings::register_kernels(testing);
+  make_only_by_calling(m);
+  make_only_by_calling(testing);
 }

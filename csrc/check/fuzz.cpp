@@ -104,7 +104,6 @@ class InputFile {
   }
   void fill(const Bytes& in) { in.fill(data_, size_); }
   int descriptor() const { return descriptor_; }
-  std::string path() const { return "/proc/self/fd/" + std::to_string(descriptor_); }
   size_t size() const { return size_; }
 
  private:
@@ -217,7 +216,9 @@ struct State {
                                           std::make_unique<CpuBackend>(tier, 1, 1), BuildMode::kFiles);
   }
 
-  RowTable per_layer_table() const { return RowTable(table.path(), 0, kVocab - 2, kPerLayer * 2, SourceType::kF32); }
+  RowTable per_layer_table() const {
+    return RowTable(table.descriptor(), "fuzz", 0, kVocab - 2, kPerLayer * 2, SourceType::kF32);
+  }
 
   // The model's weights overlap in the file, so that every input fills all of them.
   std::shared_ptr<Model> model(Family family, Format format, KvFormat cache, Tier tier) {
@@ -316,7 +317,7 @@ void read_table(Bytes in) {
   const int64_t row = in.one_in(4) ? in.size() : 0;
   file.fill(in);
   expect_errors([&] {
-    const RowTable table(file.path(), offset, rows, cols, type, kept);
+    const RowTable table(file.descriptor(), "fuzz", offset, rows, cols, type, kept);
     std::vector<float> values(static_cast<size_t>(table.cols()));
     table.read(row < 0 ? row : row % (table.rows() + 1), values.data());
   });

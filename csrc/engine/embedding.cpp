@@ -5,7 +5,7 @@
 namespace gemlet {
 
 void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adapter* adapter, float* out,
-           const TapSink* taps) {
+           const std::atomic<bool>* cancel, const TapSink* taps) {
   if (!model.config().bidirectional) fail(ErrorCode::kUnsupported, "the model continues texts and makes no embeddings");
   if (adapter && !adapter->belongs_to(model)) {
     fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
@@ -18,6 +18,7 @@ void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adap
     if (texts[i].empty()) fail(ErrorCode::kInvalidRequest, "text ", i, " has no tokens; give at least one");
     batch.segments.push_back({&caches[i], texts[i], LogitsWanted::kNone, adapter});
   }
+  batch.cancel = cancel;
   if (!texts.empty()) model.forward(batch);
 }
 

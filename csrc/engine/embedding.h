@@ -1,6 +1,7 @@
 // Embeddings of texts by a bidirectional model.
 #pragma once
 
+#include <atomic>
 #include <span>
 #include <vector>
 
@@ -11,8 +12,8 @@ namespace gemlet {
 
 // Computes out [texts, embedding_size]: the embedding of each text, not normalised. The token ids of all texts go
 // through one forward pass. Throws kUnsupported for another kind of model, kInvalidRequest for a text without tokens or
-// an adapter of another model, and what Model::forward throws.
+// an adapter of another model, and what Model::forward throws. `cancel` as in Batch.
 void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adapter* adapter, float* out,
-           const TapSink* taps = nullptr);
+           const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr);
 
 }  // namespace gemlet

@@ -32,6 +32,19 @@ Sampler::Sampler(const SamplerConfig& config) : config_(config), state_(config.s
   for (const int32_t id : config.suppressed) check(id >= 0, "a suppressed id", static_cast<double>(id), "0 or more");
 }
 
+Sampler::~Sampler() {
+  if (mutex_.torn()) leave_torn_behind();
+}
+
+void Sampler::leave_torn_behind() {
+  leave_behind(penalized_);
+  leave_behind(candidates_);
+  leave_behind(weights_);
+  leave_behind(group_peaks_);
+  leave_behind(ranked_peaks_);
+  mutex_.mend();
+}
+
 // splitmix64: the same stream on every platform, unlike the standard library's distributions.
 double Sampler::uniform() {
   state_ += 0x9e3779b97f4a7c15u;
@@ -135,6 +148,7 @@ void Sampler::collect(std::span<const float> logits, float floor) {
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  if (mutex_.torn()) leave_torn_behind();
   if (config_.vocab_limit > 0) logits = logits.first(std::min(logits.size(), static_cast<size_t>(config_.vocab_limit)));
   if (logits.empty()) fail(ErrorCode::kInvalidRequest, "there are no logits to choose from");
   if (config_.repetition_penalty != 1.0 || !config_.suppressed.empty()) {

@@ -24,6 +24,7 @@ struct SamplerConfig {
 class Sampler {
  public:
   explicit Sampler(const SamplerConfig& config);  // throws kInvalidRequest for values out of range
+  ~Sampler();
 
   // logits [vocab]; history: the tokens that the repetition penalty applies to. Throws kInvalidRequest if the logits
   // hold NaN or infinity.
@@ -40,6 +41,7 @@ class Sampler {
   void collect(std::span<const float> logits, float floor);
   float check_and_max(std::span<const float> logits);
   double uniform();
+  void leave_torn_behind();
 
   ForkMutex mutex_;  // sample() from several threads takes turns
   SamplerConfig config_;

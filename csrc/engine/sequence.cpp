@@ -18,8 +18,27 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> 
   }
 }
 
+Sequence::~Sequence() {
+  if (mutex_.torn()) leave_torn_behind();
+}
+
+void Sequence::check_whole() const {
+  if (mutex_.torn()) {
+    fail(ErrorCode::kClosed,
+         "another thread was using the sequence when this process was forked from its own; begin a new one");
+  }
+}
+
+void Sequence::leave_torn_behind() {
+  leave_behind(adapter_);
+  leave_behind(kv_);
+  leave_behind(ids_);
+  leave_behind(logits_);
+}
+
 void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps) {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   const ModelConfig& config = model_->config();
   if (closed_) fail(ErrorCode::kClosed, "the sequence is closed");
   if (ids.empty()) fail(ErrorCode::kInvalidRequest, "there are no token ids to append; give at least one");
@@ -67,6 +86,7 @@ void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const T
 
 int32_t Sequence::sample(Sampler& sampler) const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   if (logits_rows_ == 0) {
     fail(ErrorCode::kInvalidRequest, "there are no logits to sample from; extend with logits='last' first");
   }
@@ -77,27 +97,33 @@ int32_t Sequence::sample(Sampler& sampler) const {
 
 int64_t Sequence::length() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   return static_cast<int64_t>(ids_.size());
 }
 
 std::vector<int32_t> Sequence::token_ids() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   return ids_;
 }
 
 std::vector<float> Sequence::logits() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   const float* const first = reinterpret_cast<const float*>(logits_.data());
   return std::vector<float>(first, first + logits_rows_ * model_->config().vocab_size);
 }
 
 int64_t Sequence::cache_bytes() const {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  check_whole();
   return kv_.bytes();
 }
 
 void Sequence::close() {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  if (mutex_.torn()) leave_torn_behind();
+  mutex_.mend();
   closed_ = true;
   kv_ = KvCache(model_->kv_layout(), model_->backend());
   adapter_.reset();

@@ -13,11 +13,13 @@
 
 namespace gemlet {
 
+// In a forked process, a sequence that another thread was using at that moment is lost: all but close() throws kClosed.
 class Sequence {
  public:
   // Bound to the adapter (null: none) for its life: keys and values depend on it. Throws kClosed, and kInvalidRequest
   // for an adapter of another model.
   explicit Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter = nullptr);
+  ~Sequence();
 
   // Appends tokens, in chunks of kChunkTokens. Throws before anything changes if an id is out of range or the
   // context would overflow; if cancelled midway, the chunks already done stay.
@@ -37,6 +39,9 @@ class Sequence {
   void close();
 
  private:
+  void check_whole() const;
+  void leave_torn_behind();
+
   mutable ForkMutex mutex_;  // of everything below but cancel_: calls from several threads take turns
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Adapter> adapter_;

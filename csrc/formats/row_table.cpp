@@ -1,12 +1,6 @@
 #include "formats/row_table.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "base/error.h"
@@ -26,13 +20,7 @@ constexpr int64_t kMaxColumns = int64_t{1} << 40;  // so that sizes computed fro
 
 }  // namespace
 
-struct RowTable::File {
-  std::string path;
-  int descriptor;
-  ~File() { close(descriptor); }
-};
-
-RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
+RowTable::RowTable(int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
                    std::vector<Columns> kept)
     : offset_(offset), rows_(rows), stride_(cols), kept_(std::move(kept)), type_(type) {
   if (kept_.empty()) kept_.push_back({0, cols});
@@ -50,12 +38,8 @@ RowTable::RowTable(const std::string& path, int64_t offset, int64_t rows, int64_
     }
     cols_ += run.count;
   }
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) fail(ErrorCode::kModelFile, path, ": cannot be opened: ", std::strerror(errno));
-  file_ = std::shared_ptr<File>(new File{path, descriptor});
-  struct stat status;
-  if (fstat(descriptor, &status) != 0 || offset < 0 || rows < 1 || offset > status.st_size ||
-      rows > (status.st_size - offset) / source_bytes(type, cols)) {
+  file_ = std::make_shared<OpenFile>(descriptor, path);
+  if (offset < 0 || rows < 1 || offset > file_->size() || rows > (file_->size() - offset) / source_bytes(type, cols)) {
     fail(ErrorCode::kModelFile, path, ": is too short for a table of ", rows, " x ", cols, " at byte ", offset);
   }
 }
@@ -74,24 +58,15 @@ void RowTable::read(int64_t row, float* out) const {
   std::vector<uint8_t> bytes(static_cast<size_t>(row_bytes()));
   uint8_t* at = bytes.data();
   for (const Columns& run : kept_) {
-    int64_t from = offset_ + source_bytes(type_, row * stride_ + run.first);
-    int64_t left = source_bytes(type_, run.count);
-    while (left > 0) {
-      const ssize_t count = pread(file_->descriptor, at, static_cast<size_t>(left), static_cast<off_t>(from));
-      if (count < 0 && errno == EINTR) continue;
-      if (count <= 0) {
-        fail(ErrorCode::kModelFile, file_->path, ": can no longer be read",
-             count < 0 ? std::string(": ") + std::strerror(errno) : ": it was cut short", "; load the model again");
-      }
-      at += count;
-      from += count;
-      left -= count;
-    }
+    const int64_t from = offset_ + source_bytes(type_, row * stride_ + run.first);
+    const int64_t count = source_bytes(type_, run.count);
+    file_->read(from, count, at);
+    at += count;
   }
   widen(bytes.data(), type_, 0, cols_, out);
   for (int64_t i = 0; i < cols_; ++i) {  // loading checks all other weights, but does not read these
     if (!std::isfinite(out[i])) {
-      fail(ErrorCode::kTensor, file_->path, ": row ", row, " of the table at byte ", offset_,
+      fail(ErrorCode::kTensor, file_->path(), ": row ", row, " of the table at byte ", offset_,
            " holds NaN or infinity; the file is damaged or the training diverged");
     }
   }

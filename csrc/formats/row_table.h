@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/open_file.h"
 #include "formats/source_types.h"
 
 namespace gemlet {
@@ -18,10 +19,11 @@ class RowTable {
   };
 
   RowTable() = default;
-  // A table of `rows` x `cols` values from byte `offset` of the file. Of every row only the columns `kept` are read,
-  // one run after the other; all columns if it is empty. Throws kModelFile if the file cannot be opened or is too
-  // short, kTensor if the table has no such columns or if they are not whole blocks.
-  RowTable(const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
+  // A table of `rows` x `cols` values from byte `offset` of the open file `descriptor`, which stays the caller's;
+  // `path` is for messages. Of every row only the columns `kept` are read, one run after the other; all columns if it
+  // is empty. Throws kModelFile if the file cannot be used or is too short, kTensor if the table has no such columns or
+  // if they are not whole blocks.
+  RowTable(int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
            std::vector<Columns> kept = {});
   // A table of random values, computed when they are read, for benchmarks.
   static RowTable random(int64_t rows, int64_t cols, uint64_t seed);
@@ -31,12 +33,15 @@ class RowTable {
   int64_t cols() const { return cols_; }
   int64_t row_bytes() const { return source_bytes(type_, cols_); }
 
+  // Throws kModelFile if the file was changed: OpenFile::check().
+  void check() const {
+    if (file_) file_->check();
+  }
   // Reads a row into out [cols]. Throws kModelFile if the file can no longer be read, kTensor if the row is not finite.
   void read(int64_t row, float* out) const;
 
  private:
-  struct File;
-  std::shared_ptr<File> file_;  // null: random
+  std::shared_ptr<const OpenFile> file_;  // null: random
   int64_t offset_ = 0, rows_ = 0, cols_ = 0;
   int64_t stride_ = 0;         // values from one row to the next in the file
   std::vector<Columns> kept_;  // what is read of a row, cols_ values in all

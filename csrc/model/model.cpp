@@ -42,11 +42,16 @@ void Model::check(const Batch& batch) const {
 
 void Model::forward(const Batch& batch) {
   const std::lock_guard<ForkMutex> lock(mutex_);
-  if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
-  if (parts_.mapping) parts_.mapping->check();
+  const auto check_open = [&] {
+    if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
+  };
+  check_open();
+  if (mutex_.torn()) leave_torn_behind();
+  check_files();
   check(batch);
   for (const Segment& segment : batch.segments) segment.kv->reserve(segment.rows());
   const auto check_cancelled = [&] {
+    check_open();
     if (batch.cancel && batch.cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
 
@@ -59,6 +64,7 @@ void Model::forward(const Batch& batch) {
   }
   check_cancelled();
   parts_.config.bidirectional ? pass.embeddings() : pass.logits();
+  check_files();
   for (const Segment& segment : batch.segments) segment.kv->commit(segment.rows());
 }
 
@@ -83,9 +89,30 @@ int64_t Model::adapter_scratch_bytes(int64_t max_rank) const {
   return adapter_activation_bytes(parts_.config, adapter_format(parts_.weight_format), *parts_.backend, max_rank);
 }
 
+Model::~Model() {
+  if (mutex_.torn()) leave_torn_behind();
+}
+
+void Model::check_files() const {
+  if (parts_.mapping) parts_.mapping->check();
+  parts_.weights.per_layer_table.check();
+}
+
+void Model::leave_torn_behind() {
+  leave_behind(parts_.scratch);
+  parts_.backend->leave_scratch_behind();
+  if (closed_) {  // perhaps close() was changing these
+    leave_behind(parts_.weights);
+    leave_behind(storage_);
+    leave_behind(parts_.mapping);
+  }
+  mutex_.mend();
+}
+
 void Model::close() {
-  const std::lock_guard<ForkMutex> lock(mutex_);
   closed_ = true;
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  if (mutex_.torn()) leave_torn_behind();
   parts_.weights = ModelWeights();
   storage_.clear();
   parts_.mapping.reset();

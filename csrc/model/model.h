@@ -32,10 +32,13 @@ class Model {
 
   // Advances every segment by its tokens: appends to its cache and writes the logits or embeddings that the batch
   // wants. All or nothing: if it throws, no cache has grown. It looks at `cancel` between layers, and ends with
-  // Error{kCancelled} if that is set. Throws kClosed after close().
+  // Error{kCancelled} if that is set. Throws kClosed after close(), also in the middle of a pass; kModelFile if a file
+  // that it reads was changed, also during the pass.
   void forward(const Batch& batch);
 
-  int64_t weight_bytes() const { return closed_ ? 0 : size_.weight_bytes; }
+  bool busy() const { return mutex_.held(); }  // with a pass, at this moment
+
+  int64_t weight_bytes() const { return closed() ? 0 : size_.weight_bytes; }
   int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
   // Of matrices, keys and values, by all passes so far; from any thread.
   int64_t bytes_read() const { return parts_.backend->bytes_read(); }
@@ -48,11 +51,17 @@ class Model {
   // needed.
   int64_t adapter_scratch_bytes(int64_t max_rank) const;
 
+  // Ends the running pass at its next layer, then gives the memory back.
   void close();
   bool closed() const { return closed_.load(); }
 
+  ~Model();
+
  private:
   void check(const Batch& batch) const;
+  void check_files() const;
+  // After a fork: a thread of the parent may have been changing these parts, and is not in this process.
+  void leave_torn_behind();
 
   ModelParts parts_;
   std::vector<AlignedBuffer> storage_;

@@ -136,12 +136,17 @@ def test_the_table_is_read_while_the_model_runs_and_closed_with_it(tmp_path: Pat
         data = bytearray((folder / "model.safetensors").read_bytes())
         at = data.index(tensors[TABLE].tobytes())
         data[at : at + tensors[TABLE].nbytes] = bytes(tensors[TABLE].nbytes)  # every row becomes zero
-        with open(
-            folder / "model.safetensors", "r+b"
-        ) as file:  # changes the open file and does not replace it
-            file.write(data)
+        rewrite(folder / "model.safetensors", bytes(data))
         assert np.abs(model.logits(IDS) - first).max() > 1e-3 * np.abs(first).max()
     assert open_files() == before
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Changes the file in place, and sets its time back: a change that nobody notices."""
+    status = path.stat()
+    with open(path, "r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_ids_beyond_the_table_take_its_first_row(tmp_path: Path) -> None:
@@ -172,7 +177,7 @@ def test_a_file_that_shrinks_under_a_running_model(tmp_path: Path) -> None:
     with gemlet.load(folder, threads=1) as model:
         model.logits(IDS)
         os.truncate(folder / "model.safetensors", 100)
-        with pytest.raises(ModelFileError, match=r"model\.safetensors: can no longer be read: it was cut sh"):
+        with pytest.raises(ModelFileError, match=r"model\.safetensors: was cut short while it was in use"):
             model.logits(IDS)
 
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/fork_mutex.h"
 #include "formats/quantize.h"
 
 namespace gemlet {
@@ -33,21 +34,27 @@ int64_t pieces_of(int64_t rows, int64_t most) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads)
+CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads, bool fewer_will_do)
     : tier_(tier),
-      threads_(threads),
-      decode_threads_(decode_threads),
-      pool_(std::max(threads, decode_threads)),
+      pool_(std::max(threads, decode_threads), fewer_will_do),
+      threads_(std::min(threads, pool_.threads())),
+      decode_threads_(std::min(decode_threads, pool_.threads())),
       kernels_(kernels::kernels_for(tier)) {
-  pool_.use(threads);
+  pool_.use(threads_);
 }
 
-std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads) {
+std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool fewer_will_do) {
   const TierChoice choice = choose_tier(detect_cpu(), std::getenv("GEMLET_CPU"));
-  return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads);
+  return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads, fewer_will_do);
 }
 
 void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
+
+void CpuBackend::leave_scratch_behind() {
+  leave_behind(inputs_);
+  leave_behind(tasks_);
+  for (AlignedBuffer* buffer : {&prepared_, &expanded_, &attention_scratch_, &partials_}) leave_behind(*buffer);
+}
 
 int64_t CpuBackend::expansion_bytes(const Matrix& weight) const {
   return weight.format == Format::kBf12 ? std::max(kernels::expanded_bytes(1, weight.cols), kWeightBytes) : 0;

@@ -32,13 +32,14 @@ struct MatmulTask {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(Tier tier, int threads, int decode_threads);
+  CpuBackend(Tier tier, int threads, int decode_threads, bool fewer_will_do = false);
 
   std::string tier() const override { return std::string(tier_name(tier_)); }
   int threads() const override { return threads_; }
   int decode_threads() const override { return decode_threads_; }
   void begin_pass(int64_t rows) override;
   AlignedBuffer allocate(size_t bytes) override { return AlignedBuffer(bytes); }
+  void leave_scratch_behind() override;
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
   int64_t expansion_bytes(const Matrix& weight) const override;
@@ -103,8 +104,8 @@ class CpuBackend final : public Backend {
   void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;
-  int threads_, decode_threads_;
   ThreadPool pool_;
+  int threads_, decode_threads_;
   kernels::KernelTable kernels_;
   std::atomic<int64_t> bytes_read_{0};
   AlignedBuffer prepared_;           // activations as int8 or bf16

@@ -26,6 +26,7 @@ __all__: list[str] = [
     "ModelConfig",
     "Sampler",
     "TokenSequence",
+    "Turn",
     "available_memory",
     "cpu_info",
     "default_threads",
@@ -222,6 +223,7 @@ class ModelBuilder:
         decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         formats: collections.abc.Mapping[str, str] = {},
         embedding_on_disk: bool = False,
+        fewer_threads: bool = False,
     ) -> None: ...
     @typing.overload
     def add(
@@ -278,6 +280,7 @@ class ModelBuilder:
     def set_per_layer_table(
         self,
         *,
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
         path: str,
         offset: typing.SupportsInt | typing.SupportsIndex,
         rows: typing.SupportsInt | typing.SupportsIndex,
@@ -288,7 +291,7 @@ class ModelBuilder:
         ] = [],
     ) -> None:
         """
-        The per-layer embedding table: it stays in its file and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty.
+        The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty.
         """
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """
@@ -351,6 +354,14 @@ class Sampler:
         """
         The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.
         """
+
+class Turn:
+    """
+    A lock: `with turn as first:`, where `first` is False if this thread has it already.
+    """
+    def __enter__(self) -> bool: ...
+    def __exit__(self, kind: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+    def __init__(self) -> None: ...
 
 class TokenSequence:
     """

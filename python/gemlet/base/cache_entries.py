@@ -71,6 +71,7 @@ def new_entry(entry: str) -> Iterator[str]:
     """A new folder, which takes the place of whatever is at ``entry`` when all has gone well. For who holds
     the entry's lock."""
     made = f"{entry}.tmp"
+    process = os.getpid()
     _remove(made)  # what a killed process left
     os.mkdir(made, mode=0o700)
     try:
@@ -78,7 +79,8 @@ def new_entry(entry: str) -> Iterator[str]:
         _remove(entry)
         os.rename(made, entry)
     finally:
-        _remove(made)
+        if os.getpid() == process:  # a signal handler may have forked
+            _remove(made)
 
 
 def _remove(path: str) -> None:
@@ -120,12 +122,15 @@ def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
     """While no other process is in here; False, and not alone, where one is and ``wait`` is not set. The lock
     of a process ends with it, however it ends."""
     descriptor = _lock(path, wait)
+    process = os.getpid()
     try:
         yield descriptor is not None
     finally:
-        if descriptor is not None:
+        if descriptor is not None and os.getpid() == process:  # a signal handler may have forked
             with contextlib.suppress(OSError):
                 os.unlink(path)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked processes have the descriptor as well
+        if descriptor is not None:
             os.close(descriptor)
 
 

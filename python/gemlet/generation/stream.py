@@ -5,23 +5,19 @@ One loop serves every interface: prefill the prompt in chunks, then sample a tok
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlet import _core
 from gemlet.chat.reply import Content, ReplyEvent, collect
-from gemlet.errors import CancelledError, InvalidRequestError
+from gemlet.errors import CancelledError, GemletError, InvalidRequestError, ModelClosedError
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Chunk, FinishReason, Generation
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
 from gemlet.tokenizer.decoding import StreamDecoder
-
-if TYPE_CHECKING:
-    from gemlet import _core
 
 __all__ = ["TextStream"]
 
@@ -30,11 +26,11 @@ PREFILL_CHUNK = 512
 
 
 def prefill(
-    sequence: _core.TokenSequence, ids: NDArray[np.int32], cancelled: threading.Event | None = None
+    sequence: _core.TokenSequence, ids: NDArray[np.int32], is_cancelled: Callable[[], bool] = lambda: False
 ) -> None:
     """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
     for start in range(0, len(ids), PREFILL_CHUNK):
-        if cancelled is not None and cancelled.is_set():
+        if is_cancelled():
             raise CancelledError("cancelled during prefill")
         is_last = start + PREFILL_CHUNK >= len(ids)
         sequence.extend(ids[start : start + PREFILL_CHUNK], logits="last" if is_last else "none")
@@ -44,8 +40,9 @@ class TextStream:
     """The token loop as an iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
 
     Nothing is computed before the first chunk is asked for. Each stream has a context (KV cache) of its own,
-    given back when the stream ends, is closed or is left as a context manager. Ctrl-C raises
-    KeyboardInterrupt out of the iteration, ends the stream and leaves the model usable.
+    given back when the stream ends, is closed or is left as a context manager. What a signal handler raises
+    (Ctrl-C: KeyboardInterrupt) comes out of the iteration and ends the stream; the model stays usable, and
+    :attr:`result` is what there was by then. A handler may also close the stream, or the model.
 
     >>> import gemlet
     >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
@@ -85,27 +82,36 @@ class TextStream:
         self._decode_steps = 0
         self._result: Generation | None = None
         self._open = True
-        self._cancelled = threading.Event()
-        self._step_lock = threading.Lock()  # one step at a time, whoever asks for it
-        self._open_lock = threading.RLock()  # so that cancel() never meets a sequence that is being closed
+        self._is_cancelled = False
+        self._close_is_due = False  # asked for by what interrupted a step, such as a signal handler
+        self._turn = _core.Turn()  # one step at a time, whoever asks for it
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        with self._step_lock:
+        with self._turn as first:
+            if not first:
+                raise InvalidRequestError(
+                    "the stream is in the middle of a step that this code (a signal handler or finalizer) "
+                    "interrupted; ask for the next chunk after it, or close() the stream"
+                )
             if not self._open:
                 raise StopIteration
             try:
-                return self._step()
-            except CancelledError:
-                return self._end("cancelled")
-            except KeyboardInterrupt:
+                chunk = self._step()
+            except GemletError as error:
+                asked_for = (CancelledError, ModelClosedError) if self._is_cancelled else CancelledError
+                if not isinstance(error, asked_for):
+                    self._release()
+                    raise
+                chunk = self._end("cancelled")
+            except BaseException:  # what a signal handler raised
                 self._end("cancelled")
                 raise
-            except BaseException:
-                self._release()
-                raise
+        if self._close_is_due:
+            self.close()
+        return chunk
 
     def __enter__(self) -> TextStream:
         return self
@@ -125,13 +131,14 @@ class TextStream:
         >>> chunk.finish_reason, stream.result.completion_tokens
         ('cancelled', 1)
         """
-        self._cancelled.set()
-        with self._open_lock:
-            if self._open:
-                self._sequence.cancel()
+        self._is_cancelled = True
+        if self._open:
+            self._sequence.cancel()
 
     def close(self) -> None:
         """Cancels the stream if it has not ended, waits for a running step, and gives its context back.
+
+        A signal handler that interrupted a step need not wait: the step ends the stream when it goes on.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -143,8 +150,10 @@ class TextStream:
         """
         if self._open:
             self.cancel()
-        with self._step_lock:
-            if self._open:
+        with self._turn as first:
+            if not first:
+                self._close_is_due = True
+            elif self._open:
                 self._end("cancelled")
 
     @property
@@ -152,7 +161,7 @@ class TextStream:
         """The whole :class:`Generation`, once the stream has ended.
 
         Raises:
-            InvalidRequestError: the stream has not ended yet, or ended with an error.
+            InvalidRequestError: the stream has not ended yet, or ended with an error of gemlet's.
         """
         if self._result is None:
             raise InvalidRequestError("the stream has no result: iterate it to its end, or close() it, first")
@@ -160,11 +169,11 @@ class TextStream:
 
     def _step(self) -> Chunk:
         """One forward pass (the whole prompt at first, then the last token) and the token sampled from it."""
-        if self._cancelled.is_set():
+        if self._is_cancelled:
             return self._end("cancelled")
         started = time.perf_counter()
         if not self._token_ids:
-            prefill(self._sequence, self._prompt_ids, self._cancelled)
+            prefill(self._sequence, self._prompt_ids, lambda: self._is_cancelled)
             self._prefill_seconds = time.perf_counter() - started
             started = time.perf_counter()
         else:
@@ -220,9 +229,8 @@ class TextStream:
         return _chunk([*events, *held_back], token_ids, reason)
 
     def _release(self) -> None:
-        with self._open_lock:
-            self._open = False
-            self._sequence.close()
+        self._open = False
+        self._sequence.close()
 
 
 def run_to_end(stream: TextStream) -> Generation:

@@ -86,6 +86,7 @@ def convert(
         options = options.with_formats(files)
         builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)
+        process = os.getpid()
         own = None  # a folder that no other conversion has, for the one that is made
         try:
             os.makedirs(parent, exist_ok=True)
@@ -101,7 +102,7 @@ def convert(
         except OSError as problem:
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
         finally:
-            if own is not None:
+            if own is not None and os.getpid() == process:  # a signal handler may have forked
                 shutil.rmtree(own, ignore_errors=True)
 
 

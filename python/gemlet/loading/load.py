@@ -63,7 +63,8 @@ def load(
             q8 (Q4_1, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they
             have. Of a packed folder, the format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
-            physical cores (``gemlet info`` shows the number and the reason).
+            physical cores (``gemlet info`` shows the number and the reason), and fewer where the system does
+            not grant so many.
         decode_threads: how many threads write the reply, once the prompt is read (passes of at most 8
             tokens). None: as many as ``threads``. Decoding waits for memory, which few cores can use up.
         max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV

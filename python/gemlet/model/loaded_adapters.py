@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
-from typing import TYPE_CHECKING
 
+from gemlet import _core
 from gemlet.adapters.adapter import Adapter, open_adapter
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
 from gemlet.model.resident import Resident
-
-if TYPE_CHECKING:
-    from gemlet import _core
 
 __all__ = ["LoadedAdapters"]
 
@@ -32,7 +28,7 @@ class LoadedAdapters:
         self._resident = resident
         self._config = config
         self._loaded: dict[str, tuple[Adapter, _core.Adapter]] = {}  # changed under the lock of the resident
-        self._loading = threading.Lock()
+        self._loading = _core.Turn()
 
     def by_name(self) -> dict[str, Adapter]:
         """What is loaded now."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.errors import MemoryLimitError
+from gemlet.errors import MemoryLimitError, TensorError
 
 __all__ = ["all_logits"]
 
@@ -16,7 +16,7 @@ _CHUNK = 128
 
 
 def all_logits(
-    core: _core.Model, adapter: _core.Adapter | None, tokens: NDArray[np.int32]
+    core: _core.Model, adapter: _core.Adapter | None, tokens: NDArray[np.int32], source: str
 ) -> NDArray[np.float32]:
     """float32 ``[n, vocab_size]`` for int32 ``[n]``; :meth:`gemlet.Model.logits` has the errors."""
     vocab_size = core.config.vocab_size
@@ -33,6 +33,16 @@ def all_logits(
             stop = start + _CHUNK
             sequence.extend(tokens[start:stop], logits="all")
             result[start:stop] = sequence.logits()
+            _check_finite(result[start:stop], start, source)
     finally:
         sequence.close()
     return result
+
+
+def _check_finite(rows: NDArray[np.float32], first: int, source: str) -> None:
+    if not np.isfinite([rows.min(), rows.max()]).all():  # one NaN makes both NaN
+        bad = first + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        raise TensorError(
+            f"{source}: the logits after token {bad} are not finite; the weights are damaged, or too large "
+            "for their format"
+        )

@@ -256,7 +256,7 @@ class Model:
         Raises:
             InvalidRequestError: no ids, an id out of range, or an adapter that is not loaded.
             ContextLengthError: more ids than the context holds.
-            MemoryLimitError: the result does not fit in memory.
+            MemoryLimitError: the result does not fit in memory; TensorError: it is not finite.
             ModelClosedError: the model is closed.
 
         >>> import gemlet
@@ -267,7 +267,7 @@ class Model:
         """
         self._check_writes("logits")
         tokens = self._reader.checked(ids, "ids")
-        return all_logits(self._resident.core, self._adapters.find(adapter), tokens)
+        return all_logits(self._resident.core, self._adapters.find(adapter), tokens, self.source)
 
     def embed(
         self,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from gemlet import _core
 from gemlet.errors import ModelClosedError
 from gemlet.generation.stream import TextStream
-
-if TYPE_CHECKING:
-    from gemlet import _core
 
 __all__ = ["Resident"]
 
@@ -38,7 +34,7 @@ class Resident:
         self.tier = core.tier
         self.context_length = core.config.max_context
         self.vocab_size = core.config.vocab_size
-        self.lock = threading.Lock()
+        self.lock = _core.Turn()
         self._closed = False
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
 
@@ -62,7 +58,8 @@ class Resident:
         return begun
 
     def close(self) -> None:
-        """Ends the streams, then gives the memory back."""
+        """Ends the streams, then gives the memory back. May be called by a signal handler, and in a forked
+        process."""
         with self.lock:
             self._closed = True
             streams = list(self._streams)

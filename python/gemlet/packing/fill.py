@@ -32,6 +32,7 @@ def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
             info = checkpoint.tensors[name]
             rows, cols = info.shape
             builder.set_per_layer_table(
+                descriptor=checkpoint.files.descriptor(info.file),
                 path=checkpoint.path(info.file),
                 offset=info.begin,
                 rows=rows,
@@ -39,3 +40,4 @@ def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
                 dtype=checkpoint.dtype(name),
                 kept=files.cuts[name].columns if name in files.cuts else (),
             )
+            checkpoint.files.check_unchanged(info.file, "it")  # from here on the core looks whether it is

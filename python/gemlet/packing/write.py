@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
-from gemlet.errors import ModelFileError
+from gemlet.errors import CancelledError, ModelFileError
 from gemlet.packing.blocks import blocks, naming, table_blocks
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
@@ -60,15 +60,22 @@ def write_packed(
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [files.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
-    crc = 0
+    crc, has_helper, process = 0, True, os.getpid()
     try:
         with ThreadPoolExecutor(1) as helper, open(path, "xb", buffering=0) as file:
 
             def put(data: bytes | memoryview) -> None:
-                nonlocal crc
-                later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                nonlocal crc, has_helper
+                if os.getpid() != process:
+                    raise CancelledError(f"{path}: a signal handler forked the process that writes it")
+                later = None
+                if has_helper:
+                    try:
+                        later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                    except RuntimeError:  # no thread to be had, or Python is exiting
+                        has_helper = False
                 _write(file.fileno(), data)
-                crc = later.result()
+                crc = zlib.crc32(data, crc) if later is None else later.result()
 
             put(head)
             for block in blocks(files):

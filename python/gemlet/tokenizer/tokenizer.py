@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from gemlet.base.exit_waits import exit_waits_for
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
 from gemlet.tokenizer.files import read_vocabulary
@@ -238,12 +240,13 @@ class _SentencePiece:
     here; a checked one is built in a thread of its own (at 262,144 pieces it takes 0.1 s), so that whoever
     loads it need not wait."""
 
+    _processor: Any = None
+
     def __init__(self, vocabulary: Vocabulary) -> None:
         import sentencepiece
 
         self._make: Any = sentencepiece.SentencePieceProcessor
         self._vocabulary: Vocabulary | None = vocabulary
-        self._processor: Any = None
         self._thread = threading.Thread(target=self._try_to_build, name="gemlet-tokenizer")
         if not vocabulary.checked:
             self._build()
@@ -256,8 +259,22 @@ class _SentencePiece:
             if self._thread.ident is not None:
                 self._thread.join()  # in a fork of the process that started it, it has ended
             self._build()
-        ids: list[int] = self._processor.EncodeAsIds(text)
+        ids: list[int] = exit_waits_for(self._processor.EncodeAsIds, text)
         return ids
+
+    def __del__(
+        self,
+        is_finalizing: Callable[[], bool] = sys.is_finalizing,
+        waits_for: Callable[..., object] = exit_waits_for,
+    ) -> None:
+        if not is_finalizing():  # when this module may be half gone already
+            last = [self._processor]  # whose end is a call of SentencePiece, too
+            self._processor = None
+            waits_for(last.clear)
+
+    def _make_processor(self, proto: bytes) -> tuple[Any, int]:
+        processor = self._make(model_proto=proto)
+        return processor, processor.get_piece_size()
 
     def _try_to_build(self) -> None:
         with contextlib.suppress(TokenizerError):  # raised again where it is used
@@ -270,14 +287,14 @@ class _SentencePiece:
         try:
             if vocabulary.checked:  # by whoever wrote the file, perhaps
                 check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
-            processor = self._make(model_proto=vocabulary.proto)
+            processor, size = exit_waits_for(self._make_processor, vocabulary.proto)
         except TokenizerError as error:
             raise TokenizerError(f"{vocabulary.source}: no SentencePiece model: {error}") from None
         except (RuntimeError, ValueError) as error:
             raise TokenizerError(
                 f"{vocabulary.source}: SentencePiece refuses the vocabulary: {error}"
             ) from error
-        if processor.get_piece_size() > len(vocabulary.pieces):
+        if size > len(vocabulary.pieces):
             problem = "SentencePiece sees more pieces than the file declares"
             raise TokenizerError(f"{vocabulary.source}: {problem}")
         self._processor = processor

@@ -97,6 +97,7 @@ class PackedCheckpoint(TensorFiles):
                     builder.use_packed(name, info.begin, info.nbytes)
                 except TensorError as problem:
                     raise TensorError(f"{path}: {problem}") from None
+        self.files.check_unchanged(SINGLE_FILE, "it")  # from here on the core looks whether it is
 
     def _check_versions(self) -> None:
         from gemlet import _core

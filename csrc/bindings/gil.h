@@ -1,0 +1,46 @@
+// Python's lock (the GIL) around work of the core.
+//
+// When Python ends, it ends every thread that wants the lock, and before 3.14 it does so by unwinding the thread's
+// stack. Destructors of C++ cannot be unwound, and objects of Python must not be released without the lock. So here
+// such a thread stays where it is, for ever, as it does in 3.14; the process ends without it. None holds a lock of the
+// core there.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cxxabi.h>
+
+namespace gemlet::bindings {
+
+// Whether Python has begun to end: from here on no thread gets the lock but the one that ends it, which has it.
+bool python_is_ending();
+
+[[noreturn]] void stay_for_ever();
+
+// Lets other Python threads run for as long as it lives. To be used instead of pybind11's gil_scoped_release.
+class GilRelease {
+ public:
+  GilRelease();
+  ~GilRelease();
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* thread_;  // null: this is the thread that ends Python
+};
+
+// call(), which may run code in Python and so give the lock away and want it back.
+template <typename Call>
+auto in_python(const Call& call) {
+#ifdef __GLIBCXX__
+  try {
+    return call();
+  } catch (abi::__forced_unwind&) {
+    stay_for_ever();
+  }
+#else
+  return call();
+#endif
+}
+
+}  // namespace gemlet::bindings

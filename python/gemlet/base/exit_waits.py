@@ -1,0 +1,60 @@
+"""Calls of extensions in C++, other than gemlet's own core, that the exit of Python waits for.
+
+When Python exits, it ends every thread that comes back from such a call; before 3.14 it does so by unwinding
+the thread's stack, and a destructor of C++ in its way then ends the process with SIGABRT. Only daemon threads
+can be in the middle of a call at that time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["exit_waits_for"]
+
+T = TypeVar("T")
+
+_NEEDED = sys.version_info < (3, 14)
+_PATIENCE = 5.0  # seconds that the exit waits at most
+# Before a call that comes later: by then Python has ended, unless another exit handler waits for the caller.
+_PAUSE = 0.5
+
+_calls: deque[None] = deque()  # that are running; only its length counts
+_is_exiting = False
+
+
+def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
+    """``function(*arguments)``.
+
+    >>> exit_waits_for(len, "three")
+    5
+    """
+    if not _NEEDED or threading.get_ident() == threading.main_thread().ident:
+        return function(*arguments)
+    _calls.append(None)  # first: whether Python exits is looked at after that, as the exit does it
+    try:
+        if _is_exiting:
+            _calls.pop()
+            time.sleep(_PAUSE)
+            _calls.append(None)
+        return function(*arguments)
+    finally:
+        _calls.pop()
+
+
+def _wait_for_calls() -> None:
+    global _is_exiting
+    _is_exiting = True
+    until = time.monotonic() + _PATIENCE
+    while _calls and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+atexit.register(_wait_for_calls)
+os.register_at_fork(after_in_child=_calls.clear)  # threads of the parent are not in a forked process

@@ -1,0 +1,47 @@
+"""However Python ends while threads that it does not wait for are in gemlet, the process ends cleanly.
+
+Before version 3.14, Python ends a thread that comes back from the core at that time by unwinding its stack.
+No destructor of C++ may be in its way, or the process aborts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.processes import start_program
+from support.programs.exits import end_server, end_while_busy
+from support.programs.works import WORKS
+
+EXIT_CODES = {"exit": 3, "raise": 1, "slow": 255}
+
+
+def check(name: str, end: str, folder: Path) -> None:
+    done = start_program(end_while_busy, name, end, environment={"TMPDIR": str(folder)})
+    assert done.returncode == EXIT_CODES.get(end, 0), done.stderr
+    if end == "raise":
+        assert done.stderr.rstrip().endswith("RuntimeError: on purpose")
+    elif end == "interrupt":
+        assert "KeyboardInterrupt" in done.stderr
+    else:
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_the_main_thread_returns(name: str, tmp_path: Path) -> None:
+    check(name, "return", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "end", ["exit", "raise", "os-exit", "close", "atexit-close", "late-close", "slow", "interrupt"]
+)
+@pytest.mark.parametrize("name", ["chat", "prefill", "load"])
+def test_other_ends(name: str, end: str, tmp_path: Path) -> None:
+    check(name, end, tmp_path)
+
+
+@pytest.mark.parametrize("end", ["interrupt", "close", "sigterm", "sigterm-close"])
+def test_an_http_server_with_a_thread_for_each_request(end: str) -> None:
+    done = start_program(end_server, end)
+    assert (done.returncode, done.stderr) == (0, "")

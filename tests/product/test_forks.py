@@ -1,0 +1,21 @@
+"""A process is forked while other threads are in gemlet. They do not exist in the new process.
+
+What they held and what they were changing is in its memory all the same, and must not harm it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from support.processes import run_program
+from support.programs.forks import ACTIONS, fork_beside
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_beside_a_thread_that_generates(action: str) -> None:
+    run_program(fork_beside, "stream", action)
+
+
+@pytest.mark.parametrize("name", ["prefill", "logits", "embed", "chat", "load", "error"])
+def test_beside_other_threads(name: str) -> None:
+    run_program(fork_beside, name, "close")

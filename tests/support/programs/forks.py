@@ -1,0 +1,111 @@
+"""For product/test_forks.py."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+
+import gemlet
+from support.programs.works import Works
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
+
+FORKS = 25
+
+
+class Forks:
+    """The methods of ``ACTIONS`` are what a forked process does."""
+
+    def __init__(self, works: Works) -> None:
+        self.works = works
+        self.expected = self.answer(works.model)
+
+    def answer(self, model: gemlet.Model) -> list[int]:
+        return list(model.generate("The door", max_tokens=8, ignore_eos=True, temperature=0).token_ids)
+
+    def generate(self) -> None:
+        assert self.answer(self.works.model) == self.expected
+
+    def close(self) -> None:
+        self.works.model.close()
+        self.works.embedding_model.close()
+        with contextlib.suppress(gemlet.ModelClosedError):
+            self.works.model.generate("The door")
+            raise AssertionError("it is closed")
+
+    def close_streams(self) -> None:
+        for stream in self.works.streams:
+            stream.close()
+            assert stream.result.finish_reason in ("length", "cancelled")
+        self.generate()
+
+    def step_streams(self) -> None:
+        """A stream that was in the middle of a step is lost, and says so."""
+        for stream in self.works.streams:
+            with contextlib.suppress(gemlet.ModelClosedError):
+                for _ in stream:
+                    pass
+        self.generate()
+
+    def drop(self) -> None:
+        del self.works.model, self.works.embedding_model
+        self.works.streams.clear()
+        gc.collect()
+
+    def load(self) -> None:
+        with gemlet.load(weights="q8", threads=2) as model:
+            assert self.answer(model) == self.expected
+
+    def fork(self) -> None:
+        child = os.fork()
+        self.generate()
+        if child:
+            assert os.waitpid(child, 0)[1] == 0
+            self.close()
+
+    def nothing(self) -> None:
+        pass
+
+
+ACTIONS = ("generate", "close", "close_streams", "step_streams", "drop", "load", "fork", "nothing")
+
+
+def fork_beside(name: str, action: str) -> None:
+    """Forks at random moments while other threads do the work ``name``; the forked process does ``action``.
+
+    It and its parent end through the end of Python, where everything is destroyed.
+    """
+    works = Works()
+    forks = Forks(works)
+    work: Callable[[], None] = getattr(works, name)
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.is_set():
+            work()
+
+    threads = [threading.Thread(target=repeat) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(FORKS):
+            time.sleep(random.uniform(0.001, 0.02))
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                done.set()
+                getattr(forks, action)()
+                return
+            status = os.waitpid(child, 0)[1]
+            assert status == 0, f"the forked process ended with {os.waitstatus_to_exitcode(status)}"
+    finally:
+        done.set()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,94 @@
+"""What exits.py, forks.py and handlers.py have gemlet do, again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+
+import gemlet
+from gemlet import _core
+from gemlet.generation import TextStream
+from support.core_models import int32, model_config, random_core
+from support.inside import context_of
+
+TEXT = "The door opened, and an old man came in. " * 20
+LONG = [2, *random.Random(0).choices(range(300, 4000), k=900)]  # token ids
+
+WORKS = (
+    "generate",
+    "stream",
+    "chat",
+    "prefill",
+    "logits",
+    "embed",
+    "encode",
+    "error",
+    "load",
+    "drop",
+    "convert",
+    "fill",
+    "measure",
+)
+
+
+class Works:
+    """The methods of ``WORKS`` do one thing once."""
+
+    def __init__(self) -> None:
+        self.embedding_model = random_core(model_config(bidirectional=True, max_context=2000))
+        self.model = gemlet.load(threads=2, weights="q8")
+        self.streams: list[TextStream] = []  # of stream(), while they run
+
+    def generate(self) -> None:
+        self.model.generate([2, 500], max_tokens=200, ignore_eos=True)
+
+    def stream(self) -> None:
+        """Whatever ended the stream, its result has all of the text that came before."""
+        stream = self.model.stream(LONG[:100], max_tokens=60, ignore_eos=True)
+        self.streams.append(stream)
+        texts = []
+        try:
+            for chunk in stream:
+                texts.append(chunk.text)
+        finally:
+            stream.close()  # a signal handler may raise before or after a step
+            self.streams.remove(stream)
+            result = stream.result
+            assert result.finish_reason in ("length", "cancelled")
+            assert len("".join(texts)) <= len(result.text)
+
+    def chat(self) -> None:
+        self.model.chat([{"role": "user", "content": "Who is there?"}], max_tokens=20)
+
+    def prefill(self) -> None:
+        self.model.generate(LONG, max_tokens=1)
+
+    def logits(self) -> None:
+        self.model.logits(LONG)
+
+    def embed(self) -> None:
+        self.embedding_model.embed([[5] * 1500])
+
+    def encode(self) -> None:
+        assert self.model.tokenizer is not None
+        self.model.tokenizer.encode(TEXT)
+
+    def error(self) -> None:
+        with contextlib.suppress(gemlet.InvalidRequestError):
+            context_of(self.model).extend(int32(-1))
+
+    def load(self) -> None:
+        gemlet.load(weights="f32", threads=2).close()
+
+    def drop(self) -> None:
+        gemlet.load(weights="q8", threads=1)
+
+    def convert(self) -> None:
+        gemlet.convert(None, f"{tempfile.mkdtemp()}/packed", weights="q8")  # tests set TMPDIR
+
+    def fill(self) -> None:
+        random_core(model_config(vocab_size=50_000))
+
+    def measure(self) -> None:
+        _core.measure_read_bandwidth(threads=1, megabytes=8)
