@@ -5,8 +5,10 @@ Python checks prompts, sampling values and files before it calls the core. Other
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -234,3 +236,25 @@ def test_a_computation_that_overflows_is_an_error_and_not_a_token(
     sequence.extend(int32(1, 2, 3))
     with pytest.raises(gemlet.TensorError, match="overflowed"):
         sequence.sample(sampler(temperature=0.0))
+
+
+CLASSES = [
+    kind for module in (_core, _core.testing) for kind in vars(module).values() if isinstance(kind, type)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_no_object_is_made_without_its_constructor(kind: type) -> None:
+    """It would have no part in C++, and every method would read memory that is not there."""
+    for base in kind.__mro__:
+        with pytest.raises(TypeError, match="is not safe"):
+            base.__new__(kind)
+    with pytest.raises(TypeError, match=r"acceptable base type|must be called"):
+        type("Derived", (kind,), {"__init__": lambda self: None})()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_objects_of_the_core_are_not_copied(core: _core.Model, copied: Callable[[object], object]) -> None:
+    for thing in (core, core.config, _core.TokenSequence(core), sampler()):
+        with pytest.raises(TypeError, match="cannot pickle"):
+            copied(thing)

@@ -1,0 +1,16 @@
+"""Where the system starts no more threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.processes import start_program
+from support.programs.threads import KINDS, without_threads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_thread_can_be_started(kind: str, tmp_path: Path) -> None:
+    done = start_program(without_threads, kind, environment={"TMPDIR": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
