@@ -40,5 +40,5 @@ def test_peak_memory_at_real_shapes(
     peak, planned, generated = run_program(load_and_generate, folder, arguments, tokens, timeout=400)
     assert generated == 8
     assert peak < bound
-    # What the process has already is counted as it is then. A system that reclaims idle pages makes that less.
+    # The plan counts what the process has at that time. A system that reclaims idle pages makes it less.
     assert 0.85 * planned < peak < 1.05 * planned

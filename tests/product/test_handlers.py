@@ -17,11 +17,17 @@ def test_while_the_main_thread_generates(name: str, action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["close", "generate", "raise_error", "fork"])
-@pytest.mark.parametrize("name", ["chat", "logits", "embed", "load"])
+@pytest.mark.parametrize("name", ["chat", "logits", "embed"])
 def test_while_the_main_thread_does_something_else(name: str, action: str) -> None:
     run_program(interrupt_work, name, action)
 
 
-@pytest.mark.parametrize("action", ["raise_error", "fork"])
-def test_while_the_main_thread_converts(action: str, tmp_path: Path) -> None:
-    run_program(interrupt_work, "convert", action, environment={"TMPDIR": str(tmp_path)})
+# A process that a handler forks in the middle of loading or converting may hang there: it goes on with that
+# work, and threads that the work waits for are not in it. That is not promised.
+@pytest.mark.parametrize("action", ["close", "generate", "raise_error"])
+def test_while_the_main_thread_loads(action: str) -> None:
+    run_program(interrupt_work, "load", action)
+
+
+def test_while_the_main_thread_converts(tmp_path: Path) -> None:
+    run_program(interrupt_work, "convert", "raise_error", environment={"TMPDIR": str(tmp_path)})
