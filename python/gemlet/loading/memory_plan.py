@@ -30,7 +30,7 @@ class MemoryPlan:
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), LoadOptions(weights="q4", max_context=4096))
     >>> plan.weights // 10**6, plan.embedding // 10**6, plan.kv_cache // 10**6
-    (393, 320, 42)
+    (393, 320, 41)
     """
 
     weights: int
