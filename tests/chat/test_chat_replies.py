@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gemlet
-import gemlet.model.model
+import gemlet.model.requests
+from gemlet import _core
 from gemlet.chat import GEMMA, GEMMA4_MARKERS, Content, Gemma4Format, Reasoning, ReplyEvent, ToolCall, collect
 from gemlet.chat.templates import CANONICAL
 from gemlet.cli import chat as cli_chat
@@ -43,7 +44,7 @@ class ScriptedModel(gemlet.Model):
         vocab = gemma4_tokenizer().vocab_size
         core_config = SimpleNamespace(max_context=4096, vocab_size=vocab)
         super().__init__(
-            core=cast(Any, MagicMock(config=core_config)),
+            core=cast(Any, MagicMock(config=core_config, next_sequence=self.next_sequence)),
             config=cast(Any, None),
             tokenizer=gemma4_tokenizer(),
             chat_format=chat_format or Gemma4Format(CANONICAL, True),
@@ -61,7 +62,7 @@ class ScriptedModel(gemlet.Model):
         decode = gemma4_tokenizer().decode
         return [decode(sequence.token_ids, skip_control=False) for sequence in self.started]
 
-    def next_sequence(self, core: object, adapter: object) -> ScriptedSequence:
+    def next_sequence(self) -> ScriptedSequence:
         self.started.append(self.sequences.pop(0))
         return self.started[-1]
 
@@ -72,16 +73,13 @@ def ids_of(text: str) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripted model that asks for a sequence gets one of its own."""
-    original = gemlet.Model._start
+    """A scripted model that asks for a sequence gets one of its own."""
 
-    def start(model: Any, *arguments: Any) -> Any:
-        core = SimpleNamespace(TokenSequence=model.next_sequence)
-        with monkeypatch.context() as patched:
-            patched.setattr(gemlet.model.model, "_core", core)
-            return original(model, *arguments)
+    def sequence(core: Any, adapter: Any) -> Any:
+        scripted = getattr(core, "next_sequence", None)
+        return scripted() if scripted else _core.TokenSequence(core, adapter)
 
-    monkeypatch.setattr(ScriptedModel, "_start", start)
+    monkeypatch.setattr(gemlet.model.requests, "_core", SimpleNamespace(TokenSequence=sequence))
 
 
 def test_a_tool_loop_from_the_question_to_the_answer() -> None:

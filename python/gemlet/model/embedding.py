@@ -8,10 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.errors import TensorError
+from gemlet.base.text import show_argument
+from gemlet.config.sentence_transformers import Prompts
+from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
 from gemlet.model.resident import Resident
 
-__all__ = ["embed_all", "passes", "unit_vectors"]
+__all__ = ["checked_dimensions", "embed_all", "passes", "unit_vectors", "writes_no_text"]
+
+
+def writes_no_text(prompts: Prompts | None, source: str) -> Prompts:
+    """The prompts of an embedding model; raises :class:`UnsupportedError` for a model that writes text."""
+    if prompts is None:
+        raise UnsupportedError(
+            f"embed: {source} writes text and makes no embeddings; use generate(), or load a model "
+            "like EmbeddingGemma (google/embeddinggemma-300m)"
+        )
+    return prompts
+
+
+def checked_dimensions(dimensions: object, size: int) -> int:
+    """How many numbers of each vector to keep, ``size`` for None; raises :class:`InvalidRequestError`."""
+    count = size if dimensions is None else dimensions
+    if type(count) is not int or not 1 <= count <= size:
+        raise InvalidRequestError(
+            f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
+        )
+    return count
 
 
 def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[list[int]]]:

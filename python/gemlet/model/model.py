@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
-from gemlet.base.text import show_argument
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.errors import UnsupportedError
 from gemlet.generation.options import GenerationConfig, GenerationOptions, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.sampling import make_sampler, warn_of_not_followed
 from gemlet.generation.stream import TextStream, run_to_end
-from gemlet.model.embedding import embed_all
+from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
 from gemlet.model.reading import Reader
+from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
 
@@ -318,18 +317,9 @@ class Model:
         True
         """
         self._resident.check_open()
-        if self._prompts is None:
-            raise UnsupportedError(
-                f"embed: {self.source} writes text and makes no embeddings; use generate(), or load a model "
-                "like EmbeddingGemma (google/embeddinggemma-300m)"
-            )
-        size = self.config.embedding_size
-        count = size if dimensions is None else dimensions
-        if type(count) is not int or not 1 <= count <= size:
-            raise InvalidRequestError(
-                f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
-            )
-        ids = self._reader.for_embedding(texts, self._prompts.find(prompt), truncate=truncate, empty=empty)
+        prompts = writes_no_text(self._prompts, self.source)
+        count = checked_dimensions(dimensions, self.config.embedding_size)
+        ids = self._reader.for_embedding(texts, prompts.find(prompt), truncate=truncate, empty=empty)
         low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
         return embed_all(self._resident, ids, low_rank, count, divide=divide)
 
@@ -385,8 +375,7 @@ class Model:
         """
         self._check_writes("generate")
         settings = resolve_config(config, overrides, self.generation_config)
-        ids = self._reader.encode(prompt) if isinstance(prompt, str) else prompt
-        return self._start(ids, settings, adapter)
+        return self._requests.continuation(prompt, settings, adapter)
 
     def chat(
         self,
@@ -450,51 +439,17 @@ class Model:
         """
         self._check_writes("chat")
         settings = resolve_config(config, overrides, self.generation_config)
-        if self.chat_format is None or self.tokenizer is None:
-            missing = "tokenizer" if self.tokenizer is None else "chat format"
-            raise UnsupportedError(f"chat: {self.source} has no {missing}; use generate() or stream()")
-        ids = self.chat_format.encode_chat(self.tokenizer, messages, tools=tools, thinking=thinking)
-        return self._start(ids, settings, adapter, self.chat_format)
+        return self._requests.reply(messages, settings, adapter, tools=tools, thinking=thinking)
 
     @property
     def _reader(self) -> Reader:
         return Reader(self._resident, self.tokenizer, self.config)
 
+    @property
+    def _requests(self) -> Requests:
+        return Requests(self._reader, self._adapters, self.chat_format, self.end_ids, self._not_followed)
+
     def _check_writes(self, what: str) -> None:
         self._resident.check_open()
         if self._prompts is not None:
             raise UnsupportedError(f"{what}: {self.source} makes embeddings and writes no text; use embed()")
-
-    def _start(
-        self,
-        ids: object,
-        settings: GenerationConfig,
-        adapter: str | None,
-        chat_format: ChatFormat | None = None,
-    ) -> TextStream:
-        tokens = self._reader.checked(ids)
-        warn_of_not_followed(self.source, self._not_followed)
-        end_ids, decoder, reply_parser = self.end_ids, None, None
-        if self.tokenizer is not None and chat_format is not None:
-            end_ids = end_ids | chat_format.end_ids(self.tokenizer)
-            reply_parser = chat_format.reply_parser(self.tokenizer, tokens.tolist())
-        elif self.tokenizer is not None:
-            decoder = self.tokenizer.stream_decoder()
-        if settings.stop and self.tokenizer is None:
-            raise InvalidRequestError(f"stop: {self.source} has no tokenizer, so no text to find a string in")
-        # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
-        limit = 0 if self.tokenizer is None else min(self.tokenizer.vocab_size, self.vocab_size)
-        sampler, seed = make_sampler(settings, vocab_limit=limit)
-        return self._resident.begin(
-            lambda: TextStream(
-                sequence=_core.TokenSequence(self._resident.core, self._adapters.find(adapter)),
-                sampler=sampler,
-                prompt_ids=tokens,
-                config=settings,
-                seed=seed,
-                end_ids=end_ids,
-                context_length=self.context_length,
-                decoder=decoder,
-                reply_parser=reply_parser,
-            )
-        )

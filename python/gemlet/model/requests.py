@@ -1,0 +1,95 @@
+"""From what is asked of a model to the stream that answers: :class:`Requests`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet import _core
+from gemlet.chat.base import ChatFormat
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.generation.options import GenerationConfig
+from gemlet.generation.sampling import make_sampler, warn_of_not_followed
+from gemlet.generation.stream import TextStream
+from gemlet.model.loaded_adapters import LoadedAdapters
+from gemlet.model.reading import Reader
+
+__all__ = ["Requests"]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Checks a request, and begins its stream. :class:`gemlet.Model` has the arguments and the errors.
+
+    Attributes:
+        end_ids: the tokens that end every generation.
+        not_followed: what the model's files ask for and gemlet does not do; emptied when it has been said.
+    """
+
+    reader: Reader
+    adapters: LoadedAdapters
+    chat_format: ChatFormat | None
+    end_ids: frozenset[int]
+    not_followed: dict[str, Any]
+
+    def continuation(self, prompt: object, settings: GenerationConfig, adapter: str | None) -> TextStream:
+        """A stream that continues ``prompt``, a text or token ids."""
+        ids = self.reader.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._begin(ids, settings, adapter)
+
+    def reply(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        settings: GenerationConfig,
+        adapter: str | None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        thinking: bool,
+    ) -> TextStream:
+        """A stream that replies to the conversation ``messages``."""
+        tokenizer, chat_format = self.reader.tokenizer, self.chat_format
+        if chat_format is None or tokenizer is None:
+            missing = "tokenizer" if tokenizer is None else "chat format"
+            raise UnsupportedError(
+                f"chat: {self.reader.resident.name} has no {missing}; use generate() or stream()"
+            )
+        ids = chat_format.encode_chat(tokenizer, messages, tools=tools, thinking=thinking)
+        return self._begin(ids, settings, adapter, chat_format)
+
+    def _begin(
+        self,
+        ids: object,
+        settings: GenerationConfig,
+        adapter: str | None,
+        chat_format: ChatFormat | None = None,
+    ) -> TextStream:
+        resident, tokenizer = self.reader.resident, self.reader.tokenizer
+        tokens = self.reader.checked(ids)
+        warn_of_not_followed(resident.name, self.not_followed)
+        end_ids, decoder, reply_parser = self.end_ids, None, None
+        if tokenizer is not None and chat_format is not None:
+            end_ids = end_ids | chat_format.end_ids(tokenizer)
+            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
+        elif tokenizer is not None:
+            decoder = tokenizer.stream_decoder()
+        if settings.stop and tokenizer is None:
+            raise InvalidRequestError(
+                f"stop: {resident.name} has no tokenizer, so no text to find a string in"
+            )
+        # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
+        limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
+        sampler, seed = make_sampler(settings, vocab_limit=limit)
+        return resident.begin(
+            lambda: TextStream(
+                sequence=_core.TokenSequence(resident.core, self.adapters.find(adapter)),
+                sampler=sampler,
+                prompt_ids=tokens,
+                config=settings,
+                seed=seed,
+                end_ids=end_ids,
+                context_length=resident.context_length,
+                decoder=decoder,
+                reply_parser=reply_parser,
+            )
+        )
