@@ -148,9 +148,10 @@ class LlamaCpp:
 
 class Gemlet:
     def __init__(self, shape: str, weights: str, threads: int) -> None:
+        from gemlet.loading.options import LoadOptions
         from gemlet.loading.random_model import random_model
 
-        self.model = random_model(shape, weights=weights, threads=threads)
+        self.model = random_model(shape, LoadOptions(weights=weights, threads=threads))
         self.clear()
 
     def clear(self) -> None:

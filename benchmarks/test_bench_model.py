@@ -19,6 +19,7 @@ import pytest
 import gemlet
 from gemlet import _core
 from gemlet.generation.stream import prefill
+from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 
 PREFILL = 512
@@ -36,7 +37,8 @@ MODELS = [
 @pytest.fixture(scope="module", params=MODELS, ids=lambda pair: "-".join(pair))
 def model(request: pytest.FixtureRequest) -> Iterator[gemlet.Model]:
     name, weights = request.param
-    with gemlet.load(weights=weights) if name == "demo" else random_model(name, weights=weights) as loaded:
+    options = LoadOptions(weights=weights)
+    with gemlet.load(weights=weights) if name == "demo" else random_model(name, options) as loaded:
         yield loaded
 
 

@@ -26,7 +26,7 @@ from gemlet import _core
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError
-from gemlet.generation.stream import PREFILL_CHUNK, prefill
+from gemlet.generation.stream import prefill
 from gemlet.model.model import Model
 from gemlet.weights.slots import expected_slots
 
@@ -42,7 +42,7 @@ class BenchResult:
     Attributes:
         test: "pp512", "tg128", with a depth "tg128 @ d4096".
         samples: tokens per second of each repetition.
-        bytes_per_token: least bytes that a token reads; for prefill, the weights once for every 512 tokens.
+        bytes_per_token: least bytes that a token reads; for prefill, the weights once for every pass.
         bandwidth: bytes per second of plain reading: the larger of the measurements before and after.
     """
 
@@ -206,11 +206,11 @@ def _measure(model: Model, kind: str, count: int, depth: int, repetitions: int) 
     run = _time_prefill if kind == "pp" else _time_decode
     before = _read_bandwidth(model)
     # The first run touches every page and wakes the threads. It need not be long.
-    run(model, min(count, PREFILL_CHUNK if kind == "pp" else 4), 0)
+    run(model, min(count, _core.PASS_TOKENS if kind == "pp" else 4), 0)
     samples = tuple(count / run(model, count, depth) for _ in range(repetitions))
     after = _read_bandwidth(model)
     if kind == "pp":
-        passes = -(-count // PREFILL_CHUNK)
+        passes = -(-count // _core.PASS_TOKENS)
         bytes_per_token = core.bytes_per_token(depth=depth) * passes / count
     else:
         bytes_per_token = float(core.bytes_per_token(depth=depth + count // 2))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import gemlet
 from gemlet import _core
+from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.checkpoint.gguf_format import TENSOR_TYPES
 from gemlet.config.layers import LayerSpec
 from gemlet.config.limits import LIMITS
-from gemlet.weights.formats import KV_CACHES, PRESETS
+from gemlet.loading.options import LoadOptions, command_line
+from gemlet.weights.formats import KV_CACHES, PRESETS, auto_format
 from support.core_models import layer_config, model_config
 
 INTEGERS = _core.size_limits()
@@ -56,6 +61,40 @@ def test_the_types_of_gguf_have_the_core_s_blocks() -> None:
     for name, (values, size, format) in _core.source_types().items():
         assert known[name] == (values, size), name
         assert format is None or format in _core.weight_formats()
+
+
+def test_the_blocks_that_python_reads_are_all_that_the_core_reads() -> None:
+    assert {"f32", "bf16", "f16", *map(str.lower, BLOCK_TYPES)} == set(_core.source_types())
+
+
+def test_auto_keeps_every_value_where_a_format_can() -> None:
+    for name, (_, _, exact) in _core.source_types().items():
+        if exact is not None:
+            assert auto_format(name) == exact
+        elif name != "f16":  # where the values decide
+            assert auto_format(name) in ("q4", "q8")
+    assert auto_format("f16") is None
+
+
+def test_threads_have_the_core_s_limit() -> None:
+    LoadOptions(threads=_core.MAX_THREADS)
+    with pytest.raises(gemlet.InvalidRequestError, match=f"expected 1 to {_core.MAX_THREADS}"):
+        LoadOptions(threads=_core.MAX_THREADS + 1)
+
+
+@pytest.mark.parametrize("function", [gemlet.load, gemlet.inspect, gemlet.convert])
+def test_the_arguments_of_loading_have_the_defaults_of_the_options(function: Callable[..., object]) -> None:
+    arguments = inspect.signature(function).parameters
+    options = {field.name: field.default for field in dataclasses.fields(LoadOptions)}
+    shared = arguments.keys() & options.keys()
+    assert len(shared) >= 5
+    assert {name: arguments[name].default for name in shared} == {name: options[name] for name in shared}
+
+
+def test_load_has_every_option_and_the_command_line_every_one_of_text() -> None:
+    names = {field.name for field in dataclasses.fields(LoadOptions)} - {"own_formats"}
+    assert names <= inspect.signature(gemlet.load).parameters.keys()
+    assert command_line().keys() == names - {"device", "progress"}
 
 
 def test_every_limit_is_of_a_field() -> None:

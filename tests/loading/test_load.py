@@ -22,6 +22,7 @@ from gemlet.errors import (
     TensorError,
     UnsupportedError,
 )
+from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots
@@ -169,13 +170,13 @@ def test_demo_model() -> None:
 
 def test_random_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.SHAPES, "tiny", CONFIGS["gemma3_text"])
-    with random_model("tiny", threads=1, seed=1) as model:
+    with random_model("tiny", LoadOptions(threads=1), seed=1) as model:
         assert (model.weights, model.source, model.tokenizer) == ("bf16", "tiny", None)
         first = model.logits(IDS)
     assert np.isfinite(first).all()
-    with random_model("tiny", threads=1, seed=1) as model:
+    with random_model("tiny", LoadOptions(threads=1), seed=1) as model:
         np.testing.assert_array_equal(model.logits(IDS), first)
-    with random_model("tiny", threads=1, seed=2, weights="q4", max_context=20) as model:
+    with random_model("tiny", LoadOptions(threads=1, weights="q4", max_context=20), seed=2) as model:
         assert (model.weights, model.context_length) == ("q4", 20)
         assert not np.array_equal(model.logits(IDS), first)
 
@@ -183,6 +184,12 @@ def test_random_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_random_model_of_an_unknown_shape() -> None:
     with pytest.raises(InvalidRequestError, match=r"'gemma3-1t'; expected one of gemma-2b, .*gemma3-270m"):
         random_model("gemma3-1t")
+
+
+@pytest.mark.parametrize("option", [{"cache": True}, {"matformer": "E2B"}, {"embedding_on_disk": True}])
+def test_random_model_is_in_no_file(option: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=f"{next(iter(option))} goes with a model in files"):
+        random_model("gemma3-270m", LoadOptions(**option))
 
 
 # --- what is refused: arguments -------------------------------------------------------------------

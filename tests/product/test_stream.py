@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gemlet import GenerationConfig
+from gemlet._core import PASS_TOKENS
 from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation import Chunk, TextStream
-from gemlet.generation.stream import PREFILL_CHUNK
 from support.scripted import ScriptedSequence
 
 pytestmark = pytest.mark.tier
@@ -135,14 +135,14 @@ def test_a_stop_string_completed_by_the_last_flush_counts() -> None:
 
 @pytest.mark.parametrize(
     "tokens",
-    [1, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 2 * PREFILL_CHUNK, 2 * PREFILL_CHUNK + 7],
+    [1, PASS_TOKENS - 1, PASS_TOKENS, PASS_TOKENS + 1, 2 * PASS_TOKENS, 2 * PASS_TOKENS + 7],
 )
 def test_prefill_in_chunks_wants_only_the_last_logits(tokens: int) -> None:
     stream = scripted(b"a", prompt=tokens, max_tokens=1)
     list(stream)
     calls = sequence_of(stream).calls
     assert sum(count for count, _ in calls) == tokens
-    assert max(count for count, _ in calls) <= PREFILL_CHUNK
+    assert max(count for count, _ in calls) <= PASS_TOKENS
     assert [logits for _, logits in calls] == ["none"] * (len(calls) - 1) + ["last"]
 
 
@@ -218,7 +218,7 @@ def test_cancel_stops_between_two_chunks_of_a_prefill() -> None:
             super().extend(ids, logits=logits)
             stream.cancel()
 
-    stream = scripted(b"", sequence=CancelledMidway([97]), prompt=3 * PREFILL_CHUNK)
+    stream = scripted(b"", sequence=CancelledMidway([97]), prompt=3 * PASS_TOKENS)
     assert list(stream) == [Chunk("", [], "cancelled")]
     assert len(sequence_of(stream).calls) == 1
 

@@ -6,8 +6,8 @@ import argparse
 import json
 
 from gemlet.bench import BenchResult, iter_bench, machine_info, parameter_count, weight_bytes
-from gemlet.cli.common import one_line, open_model
-from gemlet.errors import InvalidRequestError
+from gemlet.cli.common import load_options, one_line, open_model
+from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
 
 __all__ = ["run"]
@@ -29,22 +29,9 @@ _COLUMNS = (
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command."""
     if arguments.random is not None:
-        for option in ("matformer", "cache", "embedding_on_disk"):
-            if getattr(arguments, option):
-                name = option.replace("_", "-")
-                raise InvalidRequestError(f"--{name} goes with --model: random weights are in no file")
         from gemlet.loading.random_model import random_model
 
-        model = random_model(
-            arguments.random,
-            weights=arguments.weights,
-            embedding=arguments.embedding,
-            kv_cache=arguments.kv_cache,
-            threads=arguments.threads,
-            decode_threads=arguments.decode_threads,
-            max_context=arguments.max_context,
-            max_memory=arguments.max_memory,
-        )
+        model = random_model(arguments.random, LoadOptions(**load_options(arguments)))
         name = f"{arguments.random} (random)"
     else:
         model = open_model(arguments)

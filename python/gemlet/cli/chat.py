@@ -28,7 +28,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cuts a 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command until /exit or the end of standard input."""
-    options = {"max_tokens": 1024, **sampling_options(arguments), "thinking": arguments.thinking}
+    options = {**sampling_options(arguments), "thinking": arguments.thinking}
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         with contextlib.suppress(ImportError):

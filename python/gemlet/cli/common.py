@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.errors import InvalidRequestError
+from gemlet.loading.options import command_line
 
 if TYPE_CHECKING:
     from gemlet.generation.result import Generation
     from gemlet.model.model import Model
 
 __all__ = [
+    "access_options",
     "bold",
     "dim",
     "for_terminal",
     "load_adapter",
-    "matformer_option",
+    "load_options",
     "one_line",
     "open_model",
     "peak_memory_bytes",
@@ -111,25 +113,27 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of :class:`gemlet.loading.options.LoadOptions` that the command has. Raises for a wrong
+    --matformer."""
+    options = {name: getattr(arguments, name) for name in command_line() if hasattr(arguments, name)}
+    if options.get("matformer") is not None:
+        from gemlet.config.matformer import parse_matformer
+
+        options["matformer"] = parse_matformer(options["matformer"])
+    return options
+
+
+def access_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that say how to get at a model on the hub."""
+    return {"revision": arguments.revision, "token": arguments.token}
+
+
 def open_model(arguments: argparse.Namespace) -> Model:
     """The model that the options of :mod:`gemlet.cli.parser` describe."""
     from gemlet.loading.load import load
 
-    return load(
-        arguments.model,
-        weights=arguments.weights,
-        embedding=arguments.embedding,
-        kv_cache=arguments.kv_cache,
-        threads=arguments.threads,
-        decode_threads=arguments.decode_threads,
-        max_context=arguments.max_context,
-        max_memory=arguments.max_memory,
-        embedding_on_disk=arguments.embedding_on_disk,
-        matformer=matformer_option(arguments),
-        cache=arguments.cache,
-        revision=arguments.revision,
-        token=arguments.token,
-    )
+    return load(arguments.model, **load_options(arguments), **access_options(arguments))
 
 
 def read_standard_input(what: str) -> str:
@@ -140,15 +144,6 @@ def read_standard_input(what: str) -> str:
         raise InvalidRequestError(
             f"{what}: byte {error.start} of standard input is not UTF-8; convert it first (iconv -t UTF-8)"
         ) from None
-
-
-def matformer_option(arguments: argparse.Namespace) -> Any:
-    """What --matformer means, None if it was not given. Raises for what is none."""
-    if arguments.matformer is None:
-        return None
-    from gemlet.config.matformer import parse_matformer
-
-    return parse_matformer(arguments.matformer)
 
 
 def load_adapter(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:

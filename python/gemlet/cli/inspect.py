@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from gemlet.cli.common import matformer_option, one_line
+from gemlet.cli.common import access_options, load_options, one_line
 from gemlet.errors import GemletError
 from gemlet.loading.inspect import inspect
 
@@ -15,18 +15,7 @@ __all__ = ["run"]
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command: 0 if the model would run here, else 1."""
     try:
-        found = inspect(
-            arguments.model,
-            weights=arguments.weights,
-            embedding=arguments.embedding,
-            kv_cache=arguments.kv_cache,
-            max_context=arguments.max_context,
-            max_memory=arguments.max_memory,
-            embedding_on_disk=arguments.embedding_on_disk,
-            matformer=matformer_option(arguments),
-            revision=arguments.revision,
-            token=arguments.token,
-        )
+        found = inspect(arguments.model, **load_options(arguments), **access_options(arguments))
     except GemletError as error:
         if not arguments.json:
             raise

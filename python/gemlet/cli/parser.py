@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemlet.base.sampling_options import OPTIONS
+from gemlet.loading.options import command_line
 
 __all__ = ["build_parser", "run"]
 
@@ -56,7 +57,7 @@ def _add_generate(commands: Any) -> None:
         help="text to continue; - reads it from standard input (one newline at its end is dropped)",
     )
     _add_model(parser)
-    _add_sampling(parser, "256")
+    _add_sampling(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of the text"
     )
@@ -80,7 +81,7 @@ def _add_chat(commands: Any) -> None:
         action="store_true",
         help="let the model think before it answers (Gemma 4); a terminal shows what it thinks",
     )
-    _add_sampling(parser, "1024")
+    _add_sampling(parser, max_tokens=1024)
     parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
     parser.set_defaults(run=_run_chat)
 
@@ -112,9 +113,10 @@ def _add_inspect(commands: Any) -> None:
         "model", nargs="?", metavar="DIR_OR_FILE", help="as for --model; without it, the demo model"
     )
     _add_access(parser)
-    _add_formats(parser)
-    _add_matformer(parser)
-    _add_memory(parser)
+    _add_load_options(
+        parser,
+        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk", "matformer"),
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run_inspect)
 
@@ -130,8 +132,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to merge in")
     _add_access(parser)
-    _add_placement(parser)
-    _add_matformer(parser)
+    _add_load_options(parser, "weights", "embedding", "threads", "matformer")
     parser.set_defaults(run=_run_convert)
 
 
@@ -174,8 +175,7 @@ def _add_bench(commands: Any) -> None:
         help="random weights at a real shape, for example gemma3-1b or gemma3-270m",
     )
     _add_access(parser)
-    _add_placement(parser)
-    _add_loading(parser)
+    _add_load_options(parser)
     parser.add_argument(
         "-p",
         type=_counts,
@@ -209,78 +209,38 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_formats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights",
-        choices=["auto", "bf16", "bf12", "q8", "q4", "f32"],
-        default="auto",
-        help="format of the weights in memory (default auto)",
-    )
-    parser.add_argument(
-        "--embedding",
-        choices=["bf16", "bf12", "q8", "q4", "f32"],
-        help="format of the embedding in memory (default: as the weights, but q8 for q4)",
-    )
-
-
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--decode-threads", type=int, metavar="N", help="threads once the prompt is read (default: as before)"
-    )
-    parser.add_argument(
-        "--cache", action="store_true", help="keep the packed weights for the next start, which is faster"
-    )
-
-
-def _add_memory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kv-cache", choices=["bf16", "int8", "f32"], help="format of the KV cache (default: bf16)"
-    )
-    parser.add_argument(
-        "--max-context", type=int, metavar="N", help="longest text in tokens (default: the model's limit)"
-    )
-    parser.add_argument(
-        "--max-memory", metavar="SIZE", help='refuse a model that needs more, for example "2GB"'
-    )
-    parser.add_argument(
-        "--embedding-on-disk",
-        action="store_true",
-        help="keep the embedding out of memory; the model has to be packed, or --cache given",
-    )
-
-
-def _add_placement(parser: argparse.ArgumentParser) -> None:
-    _add_formats(parser)
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: see gemlet info)")
-
-
-def _add_matformer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--matformer",
-        metavar="CUT",
-        help="smaller model to cut out of a Gemma 3n: E2B, MLP widths N[,N], or a JSON object as for load()",
-    )
-
-
-def _add_loading(parser: argparse.ArgumentParser) -> None:
-    _add_matformer(parser)
-    _add_running(parser)
-    _add_memory(parser)
+def _add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """The options ``names`` of :class:`LoadOptions`; without names all that the command line has."""
+    options = command_line()
+    for name in names or options:
+        field, how = options[name]
+        flags = [f"--{name.replace('_', '-')}", *([how.short] if how.short else [])]
+        if how.kind is None:
+            parser.add_argument(*flags, action="store_true", help=how.help)
+        else:
+            parser.add_argument(
+                *flags,
+                type=how.kind,
+                metavar=how.metavar,
+                choices=how.choices,
+                default=field.default,
+                help=how.help,
+            )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
     _add_access(parser)
     parser.add_argument("--adapter", metavar="DIR", help="folder of a PEFT LoRA adapter to answer with")
-    _add_placement(parser)
-    _add_loading(parser)
+    _add_load_options(parser)
 
 
-def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str) -> None:
-    # No defaults here: what is not given is the model's own, from its generation_config.json.
+def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = None) -> None:
+    # No other defaults here: what is not given is the model's own, from its generation_config.json.
+    parser.set_defaults(max_tokens=max_tokens)
     group = parser.add_argument_group("sampling")
     for name, option in OPTIONS.items():
-        more = f" (default {max_tokens})" if name == "max_tokens" else ""
+        more = f" (default {max_tokens or option.default})" if name == "max_tokens" else ""
         group.add_argument(
             f"--{name.replace('_', '-')}", type=option.kind, metavar=option.metavar, help=option.help + more
         )
@@ -322,27 +282,24 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def _run_convert(arguments: argparse.Namespace) -> int:
-    from gemlet.cli.common import matformer_option
+    from gemlet.cli.common import access_options, load_options
     from gemlet.loading.convert import convert
 
     convert(
         arguments.source,
         arguments.destination,
-        weights=arguments.weights,
-        embedding=arguments.embedding,
-        matformer=matformer_option(arguments),
         merge_adapter=arguments.adapter,
-        threads=arguments.threads,
-        revision=arguments.revision,
-        token=arguments.token,
+        **load_options(arguments),
+        **access_options(arguments),
     )
     return 0
 
 
 def _run_download(arguments: argparse.Namespace) -> int:
+    from gemlet.cli.common import access_options
     from gemlet.sources.hub import download
 
-    print(download(arguments.name, revision=arguments.revision, token=arguments.token))
+    print(download(arguments.name, **access_options(arguments)))
     return 0
 
 

@@ -21,19 +21,17 @@ from gemlet.tokenizer.decoding import StreamDecoder
 
 __all__ = ["TextStream"]
 
-# Between two chunks of a prefill Python runs: Ctrl-C and cancel() take effect there.
-PREFILL_CHUNK = 512
-
 
 def prefill(
     sequence: _core.TokenSequence, ids: NDArray[np.int32], is_cancelled: Callable[[], bool] = lambda: False
 ) -> None:
     """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
-    for start in range(0, len(ids), PREFILL_CHUNK):
+    chunk = _core.PASS_TOKENS  # between two chunks Python runs: Ctrl-C and cancel() take effect there
+    for start in range(0, len(ids), chunk):
         if is_cancelled():
             raise CancelledError("cancelled during prefill")
-        is_last = start + PREFILL_CHUNK >= len(ids)
-        sequence.extend(ids[start : start + PREFILL_CHUNK], logits="last" if is_last else "none")
+        is_last = start + chunk >= len(ids)
+        sequence.extend(ids[start : start + chunk], logits="last" if is_last else "none")
 
 
 class TextStream:

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
+from gemlet import _core
 from gemlet.base.progress import Progress, check_progress
 from gemlet.base.sizes import parse_memory
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.sources.model_files import ModelFiles
-from gemlet.weights.formats import PRESETS, Formats, check_weights, formats_of
+from gemlet.weights.formats import KV_CACHES, PRESETS, Formats, check_weights, formats_of
 
-__all__ = ["LoadOptions", "Matformer"]
+if TYPE_CHECKING:
+    from gemlet.sources.model_files import ModelFiles
 
-MAX_THREADS = 1024
+__all__ = ["CommandLine", "LoadOptions", "Matformer", "command_line"]
 
 Matformer = str | int | Sequence[int] | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """How the command line shows an option of :class:`LoadOptions`.
+
+    Attributes:
+        help: one sentence.
+        kind: what the text of the value is made into; None for a flag.
+        metavar, choices: what a value looks like, or which there are.
+        short: a second, short name.
+    """
+
+    help: str
+    kind: type[Any] | None = str
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    short: str | None = None
+
+
+def _shown(help: str, **how: Any) -> dict[str, Any]:
+    return {"command_line": CommandLine(help, **how)}
 
 
 @dataclass(frozen=True)
@@ -26,23 +49,63 @@ class LoadOptions:
     An argument that is wrong for every model raises as the value is made. :meth:`with_context` and
     :meth:`with_formats` check the others against a model, and replace ``max_context=None`` and
     ``weights="auto"`` by what they mean there. ``own_formats`` are the formats of the matrices that have
-    another one than ``weights`` says.
+    another one than ``weights`` says. :func:`command_line` has the options that are also on the command line.
 
     >>> LoadOptions(weights="q4").formats
     Formats(matrices='q4', embedding='q8', kv_cache='bf16')
     """
 
-    weights: str = "auto"
-    threads: int | None = None
-    decode_threads: int | None = None
-    max_context: int | None = None
-    embedding: str | None = None
-    kv_cache: str | None = None
-    max_memory: int | str | None = None
-    embedding_on_disk: bool = False
+    weights: str = field(
+        default="auto",
+        metadata=_shown("format of the weights in memory (default auto)", choices=("auto", *PRESETS)),
+    )
+    threads: int | None = field(
+        default=None,
+        metadata=_shown("threads (default: see gemlet info)", kind=int, metavar="N", short="-t"),
+    )
+    decode_threads: int | None = field(
+        default=None,
+        metadata=_shown("threads once the prompt is read (default: as before)", kind=int, metavar="N"),
+    )
+    max_context: int | None = field(
+        default=None,
+        metadata=_shown("longest text in tokens (default: the model's limit)", kind=int, metavar="N"),
+    )
+    embedding: str | None = field(
+        default=None,
+        metadata=_shown(
+            "format of the embedding in memory (default: as the weights, but q8 for q4)",
+            choices=tuple(PRESETS),
+        ),
+    )
+    kv_cache: str | None = field(
+        default=None,
+        metadata=_shown(
+            "format of the KV cache (default: bf16, but f32 for weights in f32)", choices=KV_CACHES
+        ),
+    )
+    max_memory: int | str | None = field(
+        default=None,
+        metadata=_shown('refuse a model that needs more, for example "2GB"', metavar="SIZE"),
+    )
+    embedding_on_disk: bool = field(
+        default=False,
+        metadata=_shown(
+            "keep the embedding out of memory; the model has to be packed, or --cache given", kind=None
+        ),
+    )
     device: str = "cpu"
-    matformer: Matformer = None
-    cache: bool = False
+    matformer: Matformer = field(
+        default=None,
+        metadata=_shown(
+            "smaller model to cut out of a Gemma 3n: E2B, MLP widths N[,N], or a JSON object as for load()",
+            metavar="CUT",
+        ),
+    )
+    cache: bool = field(
+        default=False,
+        metadata=_shown("keep the packed weights for the next start, which is faster", kind=None),
+    )
     progress: Progress = None
     own_formats: Mapping[str, str] = field(default_factory=dict)
 
@@ -116,10 +179,23 @@ def _check_device(device: str) -> None:
 
 
 def _check_threads(name: str, threads: int | None) -> None:
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise InvalidRequestError(f"{name} is {threads!r}; expected 1 to {MAX_THREADS}, or None")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _core.MAX_THREADS):
+        raise InvalidRequestError(f"{name} is {threads!r}; expected 1 to {_core.MAX_THREADS}, or None")
 
 
 def _check_flag(name: str, value: bool) -> None:
     if type(value) is not bool:
         raise InvalidRequestError(f"{name} is {value!r}; expected True or False")
+
+
+def command_line() -> dict[str, tuple[Field[Any], CommandLine]]:
+    """The options that are also on the command line, by name.
+
+    >>> command_line()["max_memory"][1].metavar
+    'SIZE'
+    """
+    return {
+        one.name: (one, one.metadata["command_line"])
+        for one in fields(LoadOptions)
+        if "command_line" in one.metadata
+    }

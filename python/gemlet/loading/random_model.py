@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gemlet.base.sizes import parse_memory
 from gemlet.config.hf_config import shape_config
+from gemlet.errors import InvalidRequestError
 from gemlet.loading.builder import finish_model, make_builder
 from gemlet.loading.memory_plan import check_memory
 from gemlet.loading.options import LoadOptions
@@ -15,45 +16,29 @@ from gemlet.model.model import Model
 __all__ = ["random_model"]
 
 
-def random_model(
-    name: str,
-    *,
-    weights: str = "auto",
-    threads: int | None = None,
-    decode_threads: int | None = None,
-    max_context: int | None = None,
-    embedding: str | None = None,
-    kv_cache: str | None = None,
-    max_memory: int | str | None = None,
-    seed: int = 0,
-) -> Model:
+def random_model(name: str, options: LoadOptions | None = None, *, seed: int = 0) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
 
-    ``weights`` "auto" is "bf16"; the other arguments are those of :func:`gemlet.load`. It has no tokenizer.
-    Raises :class:`InvalidRequestError` for an unknown name (the names are the keys of
-    ``gemlet.config.SHAPES``) and :class:`MemoryLimitError` where it would not fit.
+    ``weights`` "auto" is "bf16". It has no tokenizer. Raises :class:`InvalidRequestError` for an unknown name
+    (the names are the keys of ``gemlet.config.SHAPES``) and for options that go with files, and
+    :class:`MemoryLimitError` where it would not fit.
 
-    >>> with random_model("gemma3-270m", weights="q4", threads=1) as model:
+    >>> with random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)) as model:
     ...     model.config.num_layers
     18
     """
     started = time.perf_counter()
-    options = LoadOptions(
-        weights=weights,
-        threads=threads,
-        decode_threads=decode_threads,
-        max_context=max_context,
-        embedding=embedding,
-        kv_cache=kv_cache,
-        max_memory=max_memory,
-    )
+    options = options or LoadOptions()
+    for option in ("matformer", "cache", "embedding_on_disk"):
+        if getattr(options, option):
+            raise InvalidRequestError(f"{option} goes with a model in files: random weights are in no file")
     config = shape_config(name)
     options = options.with_context(config.max_position_embeddings)
-    if weights == "auto":
+    if options.weights == "auto":
         options = replace(options, weights="bf16")
     spare = None
-    if max_memory is not None:
-        spare = check_memory(parse_memory(max_memory), config, options)
+    if options.max_memory is not None:
+        spare = check_memory(parse_memory(options.max_memory), config, options)
     builder = make_builder(config, options)
     builder.add_random(seed=seed)
     return finish_model(

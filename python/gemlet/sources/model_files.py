@@ -17,6 +17,7 @@ from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.tokenizer.vocabulary import Vocabulary
 from gemlet.weights.cuts import Cut, cut_slots
+from gemlet.weights.formats import auto_format
 from gemlet.weights.packed_file import PackedCheckpoint
 from gemlet.weights.slots import core_slots, takes_format
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["ModelFiles"]
-
-# Type of a tensor -> the core's format for it, q8 for all others; "f16" depends on the values.
-_AUTO_FORMATS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "q4_0": "q4", "q2_k": "q4", "q3_k": "q4"}
 
 
 @dataclass(frozen=True)
@@ -149,10 +147,8 @@ class ModelFiles:
     def auto_format(self, name: str) -> str:
         """The format that ``weights="auto"`` keeps a matrix in; may read it."""
         if name not in self.known_formats:
-            kept = _AUTO_FORMATS.get(self.checkpoint.dtype(name), "q8")
-            if kept == "f16":
-                kept = self.float16_as or ("bf16" if self.checkpoint.fits_bf16(name) else "f32")
-            self.known_formats[name] = kept
+            kept = auto_format(self.checkpoint.dtype(name)) or self.float16_as
+            self.known_formats[name] = kept or ("bf16" if self.checkpoint.fits_bf16(name) else "f32")
         return self.known_formats[name]
 
     def close(self) -> None:

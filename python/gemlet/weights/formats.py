@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gemlet import _core
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["PRESETS"]
@@ -27,6 +28,9 @@ PRESETS = {
     "q4": Formats("q4", "q8", "bf16"),
 }
 KV_CACHES = ("f32", "bf16", "int8")
+# Types of GGUF that no format holds exactly -> the format whose rounding is small beside their own error. All
+# others that no format holds exactly become q8.
+_ROUNDED_TO_Q4 = ("q2_k", "q3_k")
 
 
 def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None = None) -> Formats:
@@ -39,6 +43,19 @@ def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None 
         raise InvalidRequestError(f"kv_cache is {kv_cache!r}; expected one of {choices}, or None")
     preset = PRESETS[weights]
     return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
+
+
+def auto_format(stored: str) -> str | None:
+    """The format in memory that ``weights="auto"`` means for a type in files ("q4_0"): the smallest that has
+    all its values, as the core says, else q4 or q8. None for float16, where the values decide.
+
+    >>> [auto_format(stored) for stored in ("bf16", "q5_0", "q3_k", "q6_k", "f16")]
+    ['bf16', 'q8', 'q4', 'q8', None]
+    """
+    if stored == "f16":
+        return None
+    exact = _core.source_types()[stored][2]
+    return exact or ("q4" if stored in _ROUNDED_TO_Q4 else "q8")
 
 
 def check_weights(weights: str) -> None:

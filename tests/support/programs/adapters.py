@@ -9,6 +9,7 @@ import numpy as np
 
 import gemlet
 from gemlet import _core
+from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 from gemlet.weights.slots import expected_slots
 from support.adapters import write_adapter
@@ -30,7 +31,10 @@ def write_large_adapter(folder: Path, config: gemlet.ModelConfig) -> Path:
 
 
 def load_and_unload() -> None:
-    with TemporaryDirectory() as folder, random_model("gemma3-270m", weights="q4", threads=1) as model:
+    with (
+        TemporaryDirectory() as folder,
+        random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)) as model,
+    ):
         path = write_large_adapter(Path(folder, "adapter"), model.config)
 
         def use() -> tuple[float, float]:

@@ -7,6 +7,7 @@ import pytest
 
 import gemlet
 from gemlet import _core
+from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 from support.core_models import builder_of, int32, layer_config, model_config, random_core
 from support.processes import limit_memory, resident
@@ -15,7 +16,7 @@ from support.processes import limit_memory, resident
 def close_a_model() -> None:
     gemlet.load(threads=1).close()
     before = resident()
-    model = random_model("gemma3-270m", weights="q4", threads=1)
+    model = random_model("gemma3-270m", LoadOptions(weights="q4", threads=1))
     size = sum(model.memory()[part] for part in ("weights", "embedding")) / 2**20
     assert size > 200
     loaded = resident()
