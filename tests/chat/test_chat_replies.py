@@ -6,24 +6,19 @@ from __future__ import annotations
 import random
 import re
 import sys
-from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gemlet
-import gemlet.model.requests
-from gemlet import _core
-from gemlet.chat import GEMMA, GEMMA4_MARKERS, Content, Gemma4Format, Reasoning, ReplyEvent, ToolCall, collect
-from gemlet.chat.templates import CANONICAL
+from gemlet.chat import GEMMA, GEMMA4_MARKERS, Content, Reasoning, ReplyEvent, ToolCall, collect
 from gemlet.cli import chat as cli_chat
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation import Generation
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from support.scripted import ScriptedSequence
+from support.scripted import ScriptedModel, follow_scripts, ids_of
 
 WEATHER = {
     "type": "function",
@@ -37,49 +32,9 @@ QUESTION = {"role": "user", "content": "Weather in Oslo?"}
 THOUGHT = "<|channel>thought\nA tool will know.\n<channel|>"
 
 
-class ScriptedModel(gemlet.Model):
-    """A Gemma 4 with given replies. ``asked`` lists the texts that it was asked to continue."""
-
-    def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
-        vocab = gemma4_tokenizer().vocab_size
-        core_config = SimpleNamespace(max_context=4096, vocab_size=vocab)
-        super().__init__(
-            core=cast(Any, MagicMock(config=core_config, next_sequence=self.next_sequence)),
-            config=cast(Any, None),
-            tokenizer=gemma4_tokenizer(),
-            chat_format=chat_format or Gemma4Format(CANONICAL, True),
-            end_ids=frozenset({1}),
-            source="script",
-            load_seconds=0.0,
-        )
-        self.sequences = [
-            ScriptedSequence(ids_of(reply) if isinstance(reply, str) else reply) for reply in replies
-        ]
-        self.started: list[ScriptedSequence] = []
-
-    @property
-    def asked(self) -> list[str]:
-        decode = gemma4_tokenizer().decode
-        return [decode(sequence.token_ids, skip_control=False) for sequence in self.started]
-
-    def next_sequence(self) -> ScriptedSequence:
-        self.started.append(self.sequences.pop(0))
-        return self.started[-1]
-
-
-def ids_of(text: str) -> list[int]:
-    return gemma4_tokenizer().encode(text, add_bos=False)
-
-
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scripted model that asks for a sequence gets one of its own."""
-
-    def sequence(core: Any, adapter: Any) -> Any:
-        scripted = getattr(core, "next_sequence", None)
-        return scripted() if scripted else _core.TokenSequence(core, adapter)
-
-    monkeypatch.setattr(gemlet.model.requests, "_core", SimpleNamespace(TokenSequence=sequence))
+    follow_scripts(monkeypatch)
 
 
 def test_a_tool_loop_from_the_question_to_the_answer() -> None:

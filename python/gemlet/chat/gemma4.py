@@ -52,10 +52,10 @@ from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Gemma4Format", "Gemma4Revision"]
+__all__ = ["THINK", "Gemma4Format", "Gemma4Revision"]
 
 _SYSTEM = ("system", "developer")
-_THINK = "<|think|>"
+THINK = "<|think|>"  # the control token that lets the model think
 _REASONING = (
     "reasoning",
     "reasoning_content",
@@ -171,7 +171,7 @@ class Gemma4Format(ChatFormat):
         out.marker("<|turn>")
         out.text("system\n")
         if thinking:
-            out.marker(_THINK)
+            out.marker(THINK)
             out.text(self.revision.think)
         if has_system:
             # The blank is the latest template's; the earlier ones take a string only.
@@ -294,10 +294,10 @@ def _take_think(message: _Message) -> bool:
     if message.role not in _SYSTEM or not message.texts:
         return False
     texts = message.texts
-    first = texts[0].lstrip().removeprefix(_THINK)
+    first = texts[0].lstrip().removeprefix(THINK)
     found = first != texts[0].lstrip()
     texts[0] = first if found else texts[0]
-    last = texts[-1].rstrip().removesuffix(_THINK)
+    last = texts[-1].rstrip().removesuffix(THINK)
     if last == texts[-1].rstrip():
         return found
     texts[-1] = last

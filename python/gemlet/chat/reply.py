@@ -251,8 +251,12 @@ class ReplyParser:
             self._between_thoughts = "\n\n"
         return events
 
-    def finish(self) -> list[ReplyEvent]:
+    def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
         """The end of the stream: what was held back, and a call that was cut off.
+
+        Args:
+            ended: the model ended its reply itself, by an end token that was not pushed. A call that is open
+                has then come to its end too, and what is missing of it may be added.
 
         >>> parser = ReplyParser(GEMMA4_MARKERS)
         >>> parser.marker("<|tool_call>"), parser.text("call:now{zone:")
@@ -261,7 +265,7 @@ class ReplyParser:
         'call:now{zone:'
         """
         if self._state == "call":
-            return self._end_call(complete=False)
+            return self._end_call(complete=ended)
         held = self._held
         if self._state == "channel" and not _CHANNEL.startswith(self._line):
             held = self._line

@@ -71,9 +71,9 @@ class TokenReplyParser:
                 events += self._parser.text(self._decoder.push(token_id))
         return events
 
-    def finish(self) -> list[ReplyEvent]:
-        """The end of the reply: the events that were held back."""
-        return self._parser.text(self._decoder.finish()) + self._parser.finish()
+    def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
+        """The end of the reply: the events that were held back. ``ended``: as of :class:`ReplyParser`."""
+        return self._parser.text(self._decoder.finish()) + self._parser.finish(ended=ended)
 
 
 class TextReplyParser:
@@ -119,9 +119,9 @@ class TextReplyParser:
         self._pending = text[keep:]
         return events + self._parser.text(text[start:keep])
 
-    def finish(self) -> list[ReplyEvent]:
-        """The end of the reply: the events that were held back."""
-        return self._parser.text(self._take_pending()) + self._parser.finish()
+    def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
+        """The end of the reply: the events that were held back. ``ended``: as of :class:`ReplyParser`."""
+        return self._parser.text(self._take_pending()) + self._parser.finish(ended=ended)
 
     def _take_pending(self) -> str:
         pending, self._pending = self._pending, ""

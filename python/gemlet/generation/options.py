@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, OPTIONS
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["GenerationConfig", "resolve_config"]
+__all__ = ["GenerationConfig", "check_flag", "resolve_config"]
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -85,7 +85,7 @@ def _token_ids(value: object) -> tuple[int, ...]:
     return tuple(_integer("suppress_tokens", item, 0, MAX_INT, expected) for item in value)
 
 
-def _flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise _invalid(name, value, "True or False")
     return bool(value)
@@ -116,7 +116,8 @@ class GenerationConfig:
     ``temperature``, ``top_k``, ``top_p`` (Holtzman et al. 2020) and ``min_p`` (Nguyen et al. 2024).
 
     Args:
-        max_tokens: most tokens to generate, at least 1. Generation also ends where the context is full.
+        max_tokens: most tokens to generate, at least 1. Generation also ends where the context is full. None:
+            256, but all that the context has room for in a chat in which the model thinks first.
         temperature: 0 to 100; 0 always takes the most likely token (greedy).
         top_k: keep the k most likely tokens; 0 (or -1) keeps all.
         top_p: 0 to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all, 0 is greedy.
@@ -151,11 +152,12 @@ class GenerationConfig:
     ignore_eos: bool
     do_sample: bool
     suppress_tokens: tuple[int, ...]
+    _limits_tokens: ClassVar[bool]  # of each instance, but no option
 
     def __init__(
         self,
         *,
-        max_tokens: int | None = 256,
+        max_tokens: int | None = None,
         temperature: float | None = 1.0,
         top_k: int | None = 64,
         top_p: float | None = 0.95,
@@ -179,18 +181,24 @@ class GenerationConfig:
         values |= {
             "seed": _seed(seed),
             "stop": _stops(() if stop is None else stop),
-            "ignore_eos": _flag("ignore_eos", False if ignore_eos is None else ignore_eos),
-            "do_sample": _flag("do_sample", True if do_sample is None else do_sample),
+            "ignore_eos": check_flag("ignore_eos", False if ignore_eos is None else ignore_eos),
+            "do_sample": check_flag("do_sample", True if do_sample is None else do_sample),
             "suppress_tokens": _token_ids(() if suppress_tokens is None else suppress_tokens),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "_limits_tokens", max_tokens is not None)
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken (``do_sample`` False, temperature 0 or top_p 0)."""
         # Below 1e-4 the division by the temperature only spreads logits that float32 already tells apart.
         return not self.do_sample or self.temperature < 1e-4 or self.top_p == 0
+
+    @property
+    def limits_tokens(self) -> bool:
+        """Whether ``max_tokens`` was given; else it is the default."""
+        return self._limits_tokens
 
     def replace(self, **overrides: Any) -> GenerationConfig:
         """A copy with some values changed.
@@ -209,7 +217,8 @@ class GenerationConfig:
                 raise InvalidRequestError(
                     f"{show_argument(name)} is not a generation option; known are {', '.join(names)}"
                 )
-        return dataclasses.replace(self, **overrides)
+        values = {name: getattr(self, name) for name in names if name != "max_tokens" or self.limits_tokens}
+        return GenerationConfig(**values | overrides)
 
 
 def resolve_config(

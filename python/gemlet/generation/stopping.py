@@ -21,7 +21,7 @@ class ReplyReader(Protocol):
     """What :meth:`gemlet.chat.ChatFormat.reply_parser` returns: token ids in, events out."""
 
     def push(self, ids: Iterable[int], /) -> list[ReplyEvent]: ...
-    def finish(self) -> list[ReplyEvent]: ...
+    def finish(self, *, ended: bool = False) -> list[ReplyEvent]: ...
 
 
 def _fallback_table(stop: str) -> list[int]:
@@ -103,7 +103,7 @@ class TextReader:
         """The text that ``ids`` make certain; none without a decoder (a model without tokenizer)."""
         return [] if self._decoder is None else _content("".join(map(self._decoder.push, ids)))
 
-    def finish(self) -> list[ReplyEvent]:
+    def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
         """What was held back: bytes of an unfinished character."""
         return [] if self._decoder is None else _content(self._decoder.finish())
 
@@ -125,9 +125,12 @@ class ReplyEmitter:
         """What ``token_id`` makes certain (often nothing, sometimes more than the token itself)."""
         return self._scan(self._reader.push((token_id,)))
 
-    def finish(self) -> list[ReplyEvent]:
-        """What was held back: bytes of an unfinished character, the beginning of a stop string."""
-        events = self._scan(self._reader.finish())
+    def finish(self, *, ended: bool) -> list[ReplyEvent]:
+        """What was held back: bytes of an unfinished character, the beginning of a stop string.
+
+        ``ended``: an end token, which was not pushed, ended the reply.
+        """
+        events = self._scan(self._reader.finish(ended=ended))
         return events + _content(self._scanner.flush())
 
     def _scan(self, events: Iterable[ReplyEvent]) -> list[ReplyEvent]:

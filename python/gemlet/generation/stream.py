@@ -181,7 +181,8 @@ class TextStream:
         token_ids: list[int] = []
         events: list[ReplyEvent] = []
         token_id = self._sequence.sample(self._sampler)
-        if token_id in self._end_ids:
+        ended = token_id in self._end_ids
+        if ended:
             reason = "stop"
         else:
             token_ids.append(token_id)
@@ -197,14 +198,20 @@ class TextStream:
                 reason = "length"
         self._decode_seconds += time.perf_counter() - started
         if reason is not None:
-            return self._end(reason, events, token_ids)
+            return self._end(reason, events, token_ids, ended=ended)
         return _chunk(events, token_ids, None)
 
     def _end(
-        self, reason: FinishReason, events: Sequence[ReplyEvent] = (), token_ids: Sequence[int] = ()
+        self,
+        reason: FinishReason,
+        events: Sequence[ReplyEvent] = (),
+        token_ids: Sequence[int] = (),
+        *,
+        ended: bool = False,
     ) -> Chunk:
-        """Ends the stream: its last chunk is ``events`` (already recorded) and what was held back."""
-        held_back = self._emitter.finish()
+        """Ends the stream: its last chunk is ``events`` (already recorded) and what was held back. ``ended``:
+        by an end token."""
+        held_back = self._emitter.finish(ended=ended)
         self._events += held_back
         if self._emitter.stopped and reason == "length":
             reason = "stop"  # the very last characters completed a stop string

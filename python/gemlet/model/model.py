@@ -384,6 +384,7 @@ class Model:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        continue_final_message: bool = False,
         adapter: str | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> Generation:
@@ -398,7 +399,11 @@ class Model:
             tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
                 {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
                 :attr:`Generation.tool_calls`; nothing is called by gemlet.
-            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
+            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought. Where
+                ``max_tokens`` is not given, thought and answer may then take all that the context has room
+                for.
+            continue_final_message: the last message is the beginning of the assistant's reply, which the
+                model goes on with. The text of the result is only what the model adds.
             **overrides: single values of ``config``.
 
         Raises:
@@ -413,7 +418,15 @@ class Model:
         True
         """
         return run_to_end(
-            self.stream_chat(messages, config, adapter=adapter, tools=tools, thinking=thinking, **overrides)
+            self.stream_chat(
+                messages,
+                config,
+                adapter=adapter,
+                tools=tools,
+                thinking=thinking,
+                continue_final_message=continue_final_message,
+                **overrides,
+            )
         )
 
     def stream_chat(
@@ -423,6 +436,7 @@ class Model:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        continue_final_message: bool = False,
         adapter: str | None = None,
         **overrides: Unpack[GenerationOptions],
     ) -> TextStream:
@@ -439,7 +453,14 @@ class Model:
         """
         self._check_writes("chat")
         settings = resolve_config(config, overrides, self.generation_config)
-        return self._requests.reply(messages, settings, adapter, tools=tools, thinking=thinking)
+        return self._requests.reply(
+            messages,
+            settings,
+            adapter,
+            tools=tools,
+            thinking=thinking,
+            continue_final_message=continue_final_message,
+        )
 
     @property
     def _reader(self) -> Reader:

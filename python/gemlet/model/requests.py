@@ -8,8 +8,9 @@ from typing import Any
 
 from gemlet import _core
 from gemlet.chat.base import ChatFormat
+from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation.options import GenerationConfig
+from gemlet.generation.options import GenerationConfig, check_flag
 from gemlet.generation.sampling import make_sampler, warn_of_not_followed
 from gemlet.generation.stream import TextStream
 from gemlet.model.loaded_adapters import LoadedAdapters
@@ -46,6 +47,7 @@ class Requests:
         *,
         tools: Sequence[Mapping[str, Any]] | None,
         thinking: bool,
+        continue_final_message: bool,
     ) -> TextStream:
         """A stream that replies to the conversation ``messages``."""
         tokenizer, chat_format = self.reader.tokenizer, self.chat_format
@@ -54,7 +56,17 @@ class Requests:
             raise UnsupportedError(
                 f"chat: {self.reader.resident.name} has no {missing}; use generate() or stream()"
             )
-        ids = chat_format.encode_chat(tokenizer, messages, tools=tools, thinking=thinking)
+        ids = chat_format.encode_chat(
+            tokenizer,
+            messages,
+            tools=tools,
+            thinking=check_flag("thinking", thinking),
+            continue_final_message=check_flag("continue_final_message", continue_final_message),
+        )
+        # A system message may ask for a thought too; the marker comes from the format alone.
+        thinks = thinking or tokenizer.token_id(THINK) in ids
+        if thinks and not settings.limits_tokens:  # the default would cut most thoughts
+            settings = settings.replace(max_tokens=self.reader.resident.context_length)
         return self._begin(ids, settings, adapter, chat_format)
 
     def _begin(
