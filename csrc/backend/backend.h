@@ -1,7 +1,10 @@
-// What a device must be able to do: a dozen coarse operations over [rows, dim] activations in float32. The model is
-// written against this interface and sees no thread and no instruction set. Pointers are the backend's own memory
-// (allocate()); the CPU's are ordinary pointers. All calls on one backend but allocate() come from one
-// thread at a time.
+// What a device must be able to do: coarse operations over [rows, dim] activations in float32. The model is written
+// against this interface and sees no thread and no instruction set.
+//
+// Pointers are addresses in the backend's own memory (allocate()) and spans are memory of the host, except where a
+// comment says otherwise. Nothing outside of the backend reads or writes at its addresses.
+//
+// Calls come from one thread at a time, except allocate(), upload() and download(), which may come from any.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "base/aligned_buffer.h"
+#include "backend/device_memory.h"
 #include "formats/formats.h"
 #include "formats/row_table.h"
 
@@ -79,7 +82,16 @@ class Backend {
   virtual int decode_threads() const = 0;
   // A pass over `rows` tokens begins. Few rows wait for memory, many for arithmetic: each has its number of threads.
   virtual void begin_pass(int64_t rows) = 0;
-  virtual AlignedBuffer allocate(size_t bytes) = 0;
+
+  // Memory filled with zeros, aligned to 64 bytes at least. Throws kMemory.
+  virtual DeviceMemory allocate(size_t bytes) = 0;
+  // Copies between `host` and an address of the backend. The copy is complete when the call returns.
+  virtual void upload(const void* host, size_t bytes, void* memory) = 0;
+  virtual void download(const void* memory, size_t bytes, void* host) = 0;
+  // Whether the backend's memory is the host's. Then all addresses of the host, for example in a mapped file, are
+  // addresses of the backend and the other way round, and nothing needs to be copied.
+  virtual bool host_memory() const = 0;
+
   // In a forked process: begins with new scratch, as a thread that does not exist here may have been changing the old.
   virtual void leave_scratch_behind() = 0;
   // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
@@ -121,6 +133,10 @@ class Backend {
   // weights with such an output are 0 and their weights are not read.
   virtual void matmul_where(const Product& product, const float* gate) = 0;
 
+  // cosines and sines [positions, frequencies] of position * frequency
+  virtual void rope_angles(std::span<const float> frequencies, std::span<const int64_t> positions, float* cosines,
+                           float* sines) = 0;
+
   // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
   // and v go into the cache at their rows' positions. k null: they are there already, or the layer reads another one's
@@ -139,6 +155,7 @@ class Backend {
   virtual void copy(const float* x, int64_t count, float* out) = 0;
   virtual void copy_bytes(const uint8_t* from, int64_t bytes, uint8_t* to) = 0;
   virtual void scale(float factor, int64_t count, float* x) = 0;
+  virtual void scale_by(const float* factor, int64_t count, float* x) = 0;  // factor [1]
   // out [rows, dim] = x * weight [dim]
   virtual void mul_rows(const float* x, const float* weight, int64_t rows, int64_t dim, float* out) = 0;
 
@@ -153,7 +170,8 @@ class Backend {
                               float* x) = 0;
 
   // Softmax over each row of logits [rows, experts], its `count` largest (ties: the lower index first), renormalised to
-  // sum 1 and multiplied by scale [experts]: ids and weights [rows, count] in host memory.
+  // sum 1 and multiplied by scale [experts]: ids and weights [rows, count], in memory of the
+  // host.
   virtual void route(const float* logits, const float* scale, int64_t rows, int64_t experts, int64_t count,
                      int32_t* ids, float* weights) = 0;
 

@@ -162,10 +162,7 @@ std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& 
   const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(positions.size()),
                                           static_cast<py::ssize_t>(frequencies.size())};
   py::array_t<float> cosines(shape), sines(shape);
-  for (size_t i = 0; i < positions.size(); ++i) {
-    const size_t at = i * frequencies.size();
-    rope_angles(frequencies, positions[i], cosines.mutable_data() + at, sines.mutable_data() + at);
-  }
+  make_cpu_backend(1, 1)->rope_angles(frequencies, positions, cosines.mutable_data(), sines.mutable_data());
   return {std::move(cosines), std::move(sines)};
 }
 

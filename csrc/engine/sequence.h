@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned_buffer.h"
 #include "base/fork_mutex.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "base/aligned_buffer.h"
+#include "backend/device_memory.h"
 #include "formats/formats.h"
 
 namespace gemlet {
@@ -49,7 +49,7 @@ class Adapter {
   friend class AdapterBuilder;
   std::shared_ptr<const Model> model_;
   std::vector<LayerAdapter> layers_;
-  std::vector<AlignedBuffer> storage_;
+  std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;
   int64_t bytes_ = 0;
   int64_t max_rank_ = 0;

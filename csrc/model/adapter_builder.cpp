@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "backend/staging.h"
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "formats/quantize.h"
@@ -85,18 +86,20 @@ Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source) {
     fail(ErrorCode::kMemory, "the adapter does not fit into the memory that is free; unload another one");
   }
   available_bytes_ -= bytes;
-  AlignedBuffer buffer = model_->backend().allocate(static_cast<size_t>(bytes));
+  DeviceMemory memory = model_->backend().allocate(static_cast<size_t>(bytes));
+  Staging staging(model_->backend(), memory.data(), bytes);
   std::vector<float> panel(static_cast<size_t>(kPanelRows * cols));
   for (int64_t row = 0; row < rows; row += kPanelRows) {
     const int64_t count = std::min(kPanelRows, rows - row);
     widen(source.data, source.type, row * cols, count * cols, panel.data());
     if (!pack_panel(format_, panel.data(), count, cols,
-                    buffer.data() + row / kPanelRows * panel_bytes(format_, cols))) {
+                    staging.host() + row / kPanelRows * panel_bytes(format_, cols))) {
       fail(ErrorCode::kTensor, "'", what, "' holds NaN, infinity or a value too large for format ",
            format_name(format_), "; the file is damaged or the training diverged");
     }
   }
-  adapter_->storage_.push_back(std::move(buffer));
+  staging.finish();
+  adapter_->storage_.push_back(std::move(memory));
   adapter_->bytes_ += bytes;
   *adapter_->total_ += bytes;
   return {format_, rows, cols, adapter_->storage_.back().data()};

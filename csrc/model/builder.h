@@ -44,7 +44,7 @@ class ModelBuilder {
     std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) the checkpoint's shape
     Matrix* matrix = nullptr;    // null: a vector
     const float** vector = nullptr;
-    uint8_t* storage = nullptr;  // null: not allocated
+    uint8_t* storage = nullptr;  // in the backend's memory; null: not allocated
     float offset = 0;            // added to a vector's values
     float neutral = 0;           // what random vectors vary around
     bool routed = false;         // an expert: a token reads only some of them
@@ -112,7 +112,7 @@ class ModelBuilder {
   KvFormat kv_format_;
   std::unique_ptr<Backend> backend_;
   ModelWeights weights_;
-  std::vector<AlignedBuffer> storage_;
+  std::vector<DeviceMemory> storage_;
   std::shared_ptr<const FileMapping> mapping_;
   const BuildMode mode_;
   const std::map<std::string, Format> formats_;

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <new>
 
+#include "backend/staging.h"
 #include "base/error.h"
 #include "formats/quantize.h"
 #include "formats/repack.h"
@@ -158,8 +159,12 @@ void ModelBuilder::add(const std::string& name, const SourceRows& source, int64_
     fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected the next ones, from ",
          slot.rows_filled);
   }
-  pack_rows(name, slot, source, first_row, slot.matrix ? slot.storage + slot.packed_bytes(first_row) : slot.storage);
-  slot.rows_filled += slot.matrix ? source.shape[0] : 1;
+  const int64_t left = slot.rows() - first_row;
+  const int64_t rows = slot.matrix && !source.shape.empty() ? std::clamp<int64_t>(source.shape[0], 0, left) : left;
+  Staging staging(*backend_, slot.storage + (slot.matrix ? slot.packed_bytes(first_row) : 0), slot.packed_bytes(rows));
+  pack_rows(name, slot, source, first_row, staging.host());
+  staging.finish();
+  slot.rows_filled += rows;
 }
 
 int64_t ModelBuilder::packed_bytes(const std::string& name, int64_t rows) {
@@ -197,7 +202,15 @@ void ModelBuilder::use_packed(const std::string& name, int64_t offset, int64_t b
     fail(ErrorCode::kTensor, "tensor '", name, "' begins at byte ", offset,
          ", expected a multiple of 64 and all of it inside the file of ", mapping_->size(), " bytes");
   }
-  set_storage(slot, mapping_->data() + offset);
+  const uint8_t* const packed = mapping_->data() + offset;
+  const bool on_disk = weights_.embedding_on_disk && (name == "embed_tokens" || name == "lm_head");
+  if (backend_->host_memory() || on_disk) {
+    set_storage(slot, packed);
+  } else {
+    slot.storage = allocate(bytes);
+    backend_->upload(packed, static_cast<size_t>(bytes), slot.storage);
+    set_storage(slot, slot.storage);
+  }
   slot.rows_filled = slot.rows();
 }
 
@@ -268,6 +281,7 @@ void ModelBuilder::add_random(uint64_t seed) {
     // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.
     const float scale = slot.matrix ? std::sqrt(3.0f / static_cast<float>(cols)) : 0.1f;
     const float neutral = slot.neutral;
+    Staging staging(*backend_, slot.storage, slot.packed_bytes(slot.rows()));
     const uint64_t start = seed * 0x9e3779b97f4a7c15u + (tensor << 40);
     fill(
         name, slot, 0, slot.rows(),
@@ -279,7 +293,8 @@ void ModelBuilder::add_random(uint64_t seed) {
           }
           return true;
         },
-        slot.storage);
+        staging.host());
+    staging.finish();
     slot.rows_filled = slot.rows();
   }
   if (needs_per_layer_table() && weights_.per_layer_table.empty()) {

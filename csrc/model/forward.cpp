@@ -2,6 +2,7 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "model/rope.h"
 
@@ -87,7 +88,7 @@ void ForwardPass::layer(size_t index) {
     per_layer_input(index, residual_);
     backend_.add_branch(branch_, w.post_per_layer_input_norm, eps_, rows_, hidden, residual_);
   }
-  if (w.layer_scalar) backend_.scale(*w.layer_scalar, rows_ * hidden, residual_);
+  if (w.layer_scalar) backend_.scale_by(w.layer_scalar, rows_ * hidden, residual_);
   tap_layer(index, "output", residual_, hidden);
 }
 
@@ -128,27 +129,18 @@ void ForwardPass::keep_wanted_rows() {
 }
 
 void ForwardPass::make_rope_tables() {
-  constexpr int64_t kTokens = 16;  // of one task; 512 tokens would take milliseconds on one thread
   ropes_.clear();
+  std::vector<int64_t> positions(static_cast<size_t>(rows_));
+  for (const Part& part : parts_) {
+    std::iota(positions.begin() + part.row, positions.begin() + part.row + part.rows, part.position);
+  }
   int64_t dims = 0;
   for (const LayerConfig* kind : rope_kinds(config_)) dims += kind->head_dim;
   float* at = take(Region::kRopeAngles, dims);
   for (const LayerConfig* kind : rope_kinds(config_)) {
-    const int64_t half = kind->head_dim / 2;
-    const Rope& table = ropes_.emplace_back(Rope{kind, at, at + rows_ * half});
+    const Rope& table = ropes_.emplace_back(Rope{kind, at, at + rows_ * (kind->head_dim / 2)});
     at += rows_ * kind->head_dim;
-    const std::vector<float> frequencies = rope_frequencies(*kind);
-    for (const Part& part : parts_) {
-      const auto fill = [&](int64_t task) {
-        for (int64_t token = task * kTokens; token < std::min(part.rows, (task + 1) * kTokens); ++token) {
-          const int64_t row = (part.row + token) * half;
-          rope_angles(frequencies, part.position + token, table.cosines + row, table.sines + row);
-        }
-      };
-      backend_.parallel((part.rows + kTokens - 1) / kTokens,
-                        [](const void* context, int64_t task) { (*static_cast<const decltype(fill)*>(context))(task); },
-                        &fill);
-    }
+    backend_.rope_angles(rope_frequencies(*kind), positions, table.cosines, table.sines);
   }
 }
 
@@ -157,7 +149,10 @@ const ForwardPass::Rope& ForwardPass::rope_of(const LayerConfig& layer) const {
 }
 
 void ForwardPass::tap(const std::string& name, const float* data, int64_t dim) const {
-  if (batch_.taps) (*batch_.taps)(name, data, rows_, dim);
+  if (!batch_.taps) return;
+  std::vector<float> values(static_cast<size_t>(rows_ * dim));
+  backend_.download(data, values.size() * sizeof(float), values.data());
+  (*batch_.taps)(name, values.data(), rows_, dim);
 }
 
 void ForwardPass::tap_layer(size_t index, const std::string& name, const float* data, int64_t dim) const {

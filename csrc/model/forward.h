@@ -58,7 +58,7 @@ class ForwardPass {
   void keep_wanted_rows();
 
   void embed_from_disk();
-  void multiply_head(const float* x, int64_t rows, float* logits);  // logits = lm_head(x), before the softcap
+  void multiply_head(const float* x, int64_t rows, float* logits);  // logits = lm_head(x)
 
   void project(size_t index, std::span<const Projection> projections);  // all in one call, like Backend::matmul
   // branch_ = o_proj(attention(normed_)). With `keys_alone` only the keys and values of normed_ go into the cache.

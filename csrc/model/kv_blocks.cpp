@@ -11,7 +11,7 @@ namespace gemlet {
 struct KvSlab {
   KvPool* pool;
   size_t kind;
-  AlignedBuffer memory;
+  DeviceMemory memory;
   std::vector<int32_t> references;  // to each block; 0: it is free
   int64_t free;                     // blocks
 

@@ -10,7 +10,7 @@
 
 namespace gemlet {
 
-Model::Model(ModelParts parts, std::vector<AlignedBuffer> storage, ModelSize size)
+Model::Model(ModelParts parts, std::vector<DeviceMemory> storage, ModelSize size)
     : parts_(std::move(parts)), storage_(std::move(storage)), size_(size) {}
 
 void Model::check(const Batch& batch) const {

@@ -22,7 +22,7 @@ struct ModelSize {
 class Model {
  public:
   // `storage` owns the weights that no file holds.
-  Model(ModelParts parts, std::vector<AlignedBuffer> storage, ModelSize size);
+  Model(ModelParts parts, std::vector<DeviceMemory> storage, ModelSize size);
 
   const ModelConfig& config() const { return parts_.config; }
   const ModelWeights& weights() const { return parts_.weights; }
@@ -64,7 +64,7 @@ class Model {
   void leave_torn_behind();
 
   ModelParts parts_;
-  std::vector<AlignedBuffer> storage_;
+  std::vector<DeviceMemory> storage_;
   ModelSize size_;
   ForkMutex mutex_;  // of a forward pass, which uses the scratch and the thread pool
   std::atomic<bool> closed_{false};

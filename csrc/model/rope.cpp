@@ -27,12 +27,4 @@ std::vector<float> rope_frequencies(const LayerConfig& layer) {
   return frequencies;
 }
 
-void rope_angles(std::span<const float> frequencies, int64_t position, float* cosines, float* sines) {
-  for (size_t i = 0; i < frequencies.size(); ++i) {
-    const float angle = static_cast<float>(position) * frequencies[i];
-    cosines[i] = std::cos(angle);
-    sines[i] = std::sin(angle);
-  }
-}
-
 }  // namespace gemlet

@@ -1,8 +1,6 @@
 // The angles by which a layer rotates its queries and keys. Pair i of a head is lanes i and i + head_dim / 2.
 #pragma once
 
-#include <cstdint>
-#include <span>
 #include <vector>
 
 #include "model/config.h"
@@ -14,8 +12,4 @@ std::vector<const LayerConfig*> rope_kinds(const ModelConfig& config);
 
 // [head_dim / 2] radians per position: base^(-2i / head_dim) / factor, 0 for pairs beyond rope_partial_factor.
 std::vector<float> rope_frequencies(const LayerConfig& layer);
-
-// cosines, sines [frequencies] of the angles at an absolute position.
-void rope_angles(std::span<const float> frequencies, int64_t position, float* cosines, float* sines);
-
 }  // namespace gemlet

@@ -130,7 +130,7 @@ void Scratch::begin_pass(const ModelConfig& config, Backend& backend, int64_t ro
   });
   const size_t bytes = static_cast<size_t>(rows * floats) * sizeof(float);
   if (memory_.size() >= bytes) return;
-  memory_ = AlignedBuffer();  // give the old one back first
+  memory_ = DeviceMemory();  // give the old one back first
   memory_ = backend.allocate(bytes);
 }
 

@@ -57,13 +57,13 @@ class Scratch {
   // The region, of which `floats` are going to be used. Throws kInternal if it has fewer.
   float* take(Region region, int64_t floats);
 
-  void release() { memory_ = AlignedBuffer(); }
+  void release() { memory_ = DeviceMemory(); }
 
  private:
   struct Place {
     int64_t offset, floats;
   };
-  AlignedBuffer memory_;
+  DeviceMemory memory_;
   std::array<Place, static_cast<size_t>(Region::kCount)> places_ = {};
 };
 

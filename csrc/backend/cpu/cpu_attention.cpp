@@ -74,6 +74,22 @@ int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t num_kv_heads, int
   return tasks * pieces * partial_size(head_dim) * static_cast<int64_t>(sizeof(float));
 }
 
+void CpuBackend::rope_angles(std::span<const float> frequencies, std::span<const int64_t> positions, float* cosines,
+                             float* sines) {
+  constexpr size_t kTokens = 16;  // of one task; 512 tokens would take milliseconds on one thread
+  const size_t count = frequencies.size();
+  pool_.run(static_cast<int64_t>((positions.size() + kTokens - 1) / kTokens), [&](int64_t task, int) {
+    const size_t first = static_cast<size_t>(task) * kTokens;
+    for (size_t row = first; row < std::min(positions.size(), first + kTokens); ++row) {
+      for (size_t i = 0; i < count; ++i) {
+        const float angle = static_cast<float>(positions[row]) * frequencies[i];
+        cosines[row * count + i] = std::cos(angle);
+        sines[row * count + i] = std::sin(angle);
+      }
+    }
+  });
+}
+
 void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
                                 float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                                 const float* cosines, const float* sines) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 #include "base/fork_mutex.h"
 #include "formats/quantize.h"
@@ -32,6 +33,11 @@ int64_t pieces_of(int64_t rows, int64_t most) {
   return ((rows + pieces - 1) / pieces + 15) / 16 * 16;
 }
 
+struct Pages : DeviceMemory::Keeper {
+  explicit Pages(size_t bytes) : buffer(bytes) {}
+  AlignedBuffer buffer;
+};
+
 }  // namespace
 
 CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads, bool fewer_will_do)
@@ -49,6 +55,16 @@ std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool 
 }
 
 void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
+
+DeviceMemory CpuBackend::allocate(size_t bytes) {
+  auto pages = std::make_unique<Pages>(bytes);
+  uint8_t* const data = pages->buffer.data();
+  return {data, bytes, std::move(pages)};
+}
+
+void CpuBackend::upload(const void* host, size_t bytes, void* memory) { std::memcpy(memory, host, bytes); }
+
+void CpuBackend::download(const void* memory, size_t bytes, void* host) { std::memcpy(host, memory, bytes); }
 
 void CpuBackend::leave_scratch_behind() {
   leave_behind(inputs_);

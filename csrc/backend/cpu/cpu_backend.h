@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/aligned_buffer.h"
 #include "base/thread_pool.h"
 #include "kernels/registry.h"
 
@@ -38,7 +39,10 @@ class CpuBackend final : public Backend {
   int threads() const override { return threads_; }
   int decode_threads() const override { return decode_threads_; }
   void begin_pass(int64_t rows) override;
-  AlignedBuffer allocate(size_t bytes) override { return AlignedBuffer(bytes); }
+  DeviceMemory allocate(size_t bytes) override;
+  void upload(const void* host, size_t bytes, void* memory) override;
+  void download(const void* memory, size_t bytes, void* host) override;
+  bool host_memory() const override { return true; }
   void leave_scratch_behind() override;
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
@@ -55,6 +59,8 @@ class CpuBackend final : public Backend {
                 float* out) override;
   void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override;
   void matmul_where(const Product& product, const float* gate) override;
+  void rope_angles(std::span<const float> frequencies, std::span<const int64_t> positions, float* cosines,
+                   float* sines) override;
   void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k, float* v,
                       const float* q_norm, const float* k_norm, bool v_norm, float eps, const float* cosines,
                       const float* sines) override;
@@ -64,6 +70,7 @@ class CpuBackend final : public Backend {
   void copy(const float* x, int64_t count, float* out) override;
   void copy_bytes(const uint8_t* from, int64_t bytes, uint8_t* to) override;
   void scale(float factor, int64_t count, float* x) override;
+  void scale_by(const float* factor, int64_t count, float* x) override { scale(*factor, count, x); }
   void mul_rows(const float* x, const float* weight, int64_t rows, int64_t dim, float* out) override;
   void gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* out) override;
   void combine(const float* x, std::span<const int32_t> places, std::span<const float> weights, int64_t per_row,

@@ -1,6 +1,7 @@
 // The tokens' rows of the embedding table, scaled.
 #include <algorithm>
 
+#include "backend/staging.h"
 #include "model/forward.h"
 
 namespace gemlet {
@@ -21,15 +22,17 @@ void ForwardPass::embed_from_disk() {
   const Matrix& whole = weights_.embed_tokens;
   const int64_t bytes = panel_bytes(whole.format, whole.cols);
   const int64_t most = std::min(rows_, std::max<int64_t>(1, kResidentEmbeddingBytes / bytes));
-  AlignedBuffer panels = backend_.allocate(static_cast<size_t>(most * bytes));
+  DeviceMemory panels = backend_.allocate(static_cast<size_t>(most * bytes));
+  Staging staging(backend_, panels.data(), most * bytes);
   std::vector<int32_t> ids;
   for (int64_t row = 0; row < rows_; row += static_cast<int64_t>(ids.size())) {
     ids.clear();
     for (int64_t i = 0; i < std::min(most, rows_ - row); ++i) {
       const int64_t id = ids_[static_cast<size_t>(row + i)];
-      model_.mapping->read(whole.panel(id / kPanelRows), bytes, panels.data() + i * bytes);
+      model_.mapping->read(whole.panel(id / kPanelRows), bytes, staging.host() + i * bytes);
       ids.push_back(static_cast<int32_t>(i * kPanelRows + id % kPanelRows));
     }
+    staging.finish();
     const Matrix table = {whole.format, most * kPanelRows, whole.cols, panels.data()};
     backend_.embed(table, ids, static_cast<float>(config_.embedding_scale), residual_ + row * config_.hidden_size);
   }

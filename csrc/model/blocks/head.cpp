@@ -5,6 +5,12 @@
 #include "model/forward.h"
 
 namespace gemlet {
+namespace {
+
+// Most bytes of logits in memory that is not the host's.
+constexpr int64_t kResidentLogitsBytes = int64_t{64} << 20;
+
+}  // namespace
 
 // The head is the largest matrix: one product with all rows that want logits reads it once.
 void ForwardPass::logits() {
@@ -23,9 +29,16 @@ void ForwardPass::logits() {
   float* const x = take(Region::kHeadInput, hidden);
   backend_.gather(residual_, rows, hidden, x);
   backend_.rms_norm(x, weights_.final_norm, eps_, wanted_, hidden, x);
-  multiply_head(x, wanted_, batch_.logits);
-  if (config_.final_softcap > 0) {
-    backend_.softcap(static_cast<float>(config_.final_softcap), wanted_, config_.vocab_size, batch_.logits);
+  if (backend_.host_memory()) return multiply_head(x, wanted_, batch_.logits);
+  // Other memory holds the logits of some rows at a time.
+  const int64_t row_bytes = config_.vocab_size * static_cast<int64_t>(sizeof(float));
+  const int64_t most = std::min(wanted_, std::max<int64_t>(1, kResidentLogitsBytes / row_bytes));
+  DeviceMemory logits = backend_.allocate(static_cast<size_t>(most * row_bytes));
+  for (int64_t first = 0; first < wanted_; first += most) {
+    const int64_t count = std::min(most, wanted_ - first);
+    multiply_head(x + first * hidden, count, logits.as<float>());
+    backend_.download(logits.data(), static_cast<size_t>(count * row_bytes),
+                      batch_.logits + first * config_.vocab_size);
   }
 }
 
@@ -37,11 +50,21 @@ void ForwardPass::multiply_head(const float* x, int64_t rows, float* logits) {
   const int64_t most = weights_.embedding_on_disk
                            ? std::max<int64_t>(1, kResidentEmbeddingBytes / pair_bytes) * 2 * kPanelRows
                            : whole.rows;
+  DeviceMemory resident;
   for (int64_t first = 0; first < whole.rows; first += most) {
-    const Matrix part = whole.part(first, std::min(most, whole.rows - first));
+    Matrix part = whole.part(first, std::min(most, whole.rows - first));
+    const Matrix in_file = part;
+    if (weights_.embedding_on_disk && !backend_.host_memory()) {
+      if (resident.size() == 0) resident = backend_.allocate(static_cast<size_t>(part.bytes()));  // the largest part
+      backend_.upload(part.data, static_cast<size_t>(part.bytes()), resident.data());
+      part.data = resident.data();
+    }
     const Product product = {x, rows, &part, logits + first, whole.rows};
     backend_.matmul({&product, 1});
-    if (weights_.embedding_on_disk) model_.mapping->drop(part.data, part.bytes());
+    if (weights_.embedding_on_disk) model_.mapping->drop(in_file.data, in_file.bytes());
+  }
+  if (config_.final_softcap > 0) {
+    backend_.softcap(static_cast<float>(config_.final_softcap), rows, whole.rows, logits);
   }
 }
 
@@ -66,7 +89,8 @@ void ForwardPass::embeddings() {
     x = y;
     y += texts * dense.rows;
   }
-  backend_.copy(x, texts * config_.embedding_size(), batch_.embeddings);
+  const int64_t floats = texts * config_.embedding_size();
+  backend_.download(x, static_cast<size_t>(floats) * sizeof(float), batch_.embeddings);
 }
 
 }  // namespace gemlet
