@@ -130,7 +130,7 @@ def test_the_tensors_must_match_a_list_with_an_exclusion(tmp_path: Path, model: 
         ("target_modules", ["q_proj", 5]),
         ("target_modules", {"q_proj": 1}),
         ("target_modules", "(q_proj"),
-        ("target_modules", r"(a)\1"),
+        ("target_modules", r"(.*)\1"),
         ("exclude_modules", 3),
         ("layers_to_transform", [0, -1]),
         ("layers_to_transform", ["0"]),
