@@ -38,6 +38,8 @@ class Generation:
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
+        cached_tokens: tokens at the beginning of the prompt that were not computed, because the conversation
+            had them from its last turn.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -61,6 +63,7 @@ class Generation:
     reasoning: str = ""
     tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
     malformed_calls: list[MalformedToolCall] = dataclasses.field(default_factory=list)
+    cached_tokens: int = 0
 
     @property
     def message(self) -> dict[str, Any]:
@@ -95,8 +98,8 @@ class Generation:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens per second of prefill (0.0 when no prompt was run)."""
-        return _rate(self.prompt_tokens, self.prefill_seconds)
+        """Prompt tokens that were computed, per second of prefill (0.0 when no prompt was run)."""
+        return _rate(self.prompt_tokens - self.cached_tokens, self.prefill_seconds)
 
     @property
     def decode_tokens_per_second(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,22 @@ from gemlet.generation.result import Chunk, FinishReason, Generation
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
 from gemlet.tokenizer.decoding import StreamDecoder
 
-__all__ = ["TextStream"]
+__all__ = ["Context", "TextStream"]
+
+
+class Context(Protocol):
+    """What a stream computes with: a :class:`_core.TokenSequence`, or what stands for one."""
+
+    @property
+    def length(self) -> int: ...
+    def extend(self, ids: NDArray[np.int32], *, logits: str = "last") -> None: ...
+    def sample(self, sampler: _core.Sampler, /) -> int: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
 
 
 def prefill(
-    sequence: _core.TokenSequence, ids: NDArray[np.int32], is_cancelled: Callable[[], bool] = lambda: False
+    sequence: Context, ids: NDArray[np.int32], is_cancelled: Callable[[], bool] = lambda: False
 ) -> None:
     """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
     chunk = _core.PASS_TOKENS  # between two chunks Python runs: Ctrl-C and cancel() take effect there
@@ -54,7 +66,7 @@ class TextStream:
     def __init__(
         self,
         *,
-        sequence: _core.TokenSequence,
+        sequence: Context,
         sampler: _core.Sampler,
         prompt_ids: NDArray[np.int32],
         config: GenerationConfig,
@@ -75,6 +87,7 @@ class TextStream:
         self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
         self._events: list[ReplyEvent] = []
         self._token_ids: list[int] = []
+        self._cached_tokens = 0
         self._prefill_seconds = 0.0
         self._decode_seconds = 0.0
         self._decode_steps = 0
@@ -171,7 +184,8 @@ class TextStream:
             return self._end("cancelled")
         started = time.perf_counter()
         if not self._token_ids:
-            prefill(self._sequence, self._prompt_ids, lambda: self._is_cancelled)
+            self._cached_tokens = self._sequence.length
+            prefill(self._sequence, self._prompt_ids[self._cached_tokens :], lambda: self._is_cancelled)
             self._prefill_seconds = time.perf_counter() - started
             started = time.perf_counter()
         else:
@@ -221,6 +235,7 @@ class TextStream:
             token_ids=list(self._token_ids),
             finish_reason=reason,
             prompt_tokens=len(self._prompt_ids),
+            cached_tokens=self._cached_tokens,
             completion_tokens=len(self._token_ids),
             prefill_seconds=self._prefill_seconds,
             decode_seconds=self._decode_seconds,

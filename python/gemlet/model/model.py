@@ -19,6 +19,7 @@ from gemlet.generation.options import GenerationConfig, GenerationOptions, resol
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
+from gemlet.model.kept_contexts import KeptContexts
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
 from gemlet.model.reading import Reader
@@ -86,6 +87,7 @@ class Model:
         self._not_followed = dict(not_followed or {})
         self._resident = Resident(core, source)
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
+        self._contexts: KeptContexts | None = None  # those of a conversation, in its own copy of this object
 
     def __repr__(self) -> str:
         return f"<gemlet.Model {self._resident!r}>"
@@ -468,7 +470,9 @@ class Model:
 
     @property
     def _requests(self) -> Requests:
-        return Requests(self._reader, self._adapters, self.chat_format, self.end_ids, self._not_followed)
+        return Requests(
+            self._reader, self._adapters, self.chat_format, self.end_ids, self._not_followed, self._contexts
+        )
 
     def _check_writes(self, what: str) -> None:
         self._resident.check_open()

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemlet import _core
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.options import GenerationConfig, check_flag
 from gemlet.generation.sampling import make_sampler, warn_of_not_followed
-from gemlet.generation.stream import TextStream
+from gemlet.generation.stream import Context, TextStream
+from gemlet.model.kept_contexts import KeptContexts
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
 
@@ -25,6 +29,7 @@ class Requests:
 
     Attributes:
         end_ids: the tokens that end every generation.
+        contexts: where the context of a stream comes from; None: it is a new one.
         not_followed: what the model's files ask for and gemlet does not do; emptied when it has been said.
     """
 
@@ -33,6 +38,7 @@ class Requests:
     chat_format: ChatFormat | None
     end_ids: frozenset[int]
     not_followed: dict[str, Any]
+    contexts: KeptContexts | None
 
     def continuation(self, prompt: object, settings: GenerationConfig, adapter: str | None) -> TextStream:
         """A stream that continues ``prompt``, a text or token ids."""
@@ -94,7 +100,7 @@ class Requests:
         sampler, seed = make_sampler(settings, vocab_limit=limit)
         return resident.begin(
             lambda: TextStream(
-                sequence=_core.TokenSequence(resident.core, self.adapters.find(adapter)),
+                sequence=self._context(self.adapters.find(adapter), tokens),
                 sampler=sampler,
                 prompt_ids=tokens,
                 config=settings,
@@ -104,4 +110,12 @@ class Requests:
                 decoder=decoder,
                 reply_parser=reply_parser,
             )
+        )
+
+    def _context(self, adapter: _core.Adapter | None, ids: NDArray[np.int32]) -> Context:
+        core = self.reader.resident.core
+        return (
+            _core.TokenSequence(core, adapter)
+            if self.contexts is None
+            else self.contexts.begin(core, adapter, ids)
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from gemlet import _core
 from gemlet.errors import ModelClosedError
 from gemlet.generation.stream import TextStream
+from gemlet.model.kept_contexts import KeptContexts
 
 __all__ = ["Resident"]
 
@@ -37,6 +38,7 @@ class Resident:
         self.lock = _core.Turn()
         self._closed = False
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
+        self._keepers: weakref.WeakSet[KeptContexts] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         state = (
@@ -57,12 +59,20 @@ class Resident:
             self._streams.add(begun)
         return begun
 
+    def add(self, contexts: KeptContexts) -> None:
+        """What keeps contexts, until :meth:`close`."""
+        with self.lock:
+            self.check_open()
+            self._keepers.add(contexts)
+
     def close(self) -> None:
         """Ends the streams, then gives the memory back. May be called by a signal handler, and in a forked
         process."""
         with self.lock:
             self._closed = True
-            streams = list(self._streams)
+            streams, keepers = list(self._streams), list(self._keepers)
         for stream in streams:
             stream.close()
+        for keeper in keepers:
+            keeper.close()
         self.core.close()
