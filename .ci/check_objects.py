@@ -3,9 +3,10 @@
     check_objects.py BUILD_DIR
 
 Objects compiled with the flags of kernels/isa.cmake must define no weak or unique symbol (the linker could
-keep that copy for everybody) and call nothing but the C library's memory functions. All other objects must
-contain no instruction beyond plain x86-64, or armv8-a; there an instruction-set object has those of its tier
-and of no higher one. Tile registers are for the files of amx alone, which configure and release them.
+keep that copy for everybody) and call nothing but the C library's memory functions and what ends a process
+whose stack was overwritten. All other objects must contain no instruction beyond plain x86-64, or armv8-a;
+there an instruction-set object has those of its tier and of no higher one. Tile registers are for the files
+of amx alone, which configure and release them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from check_includes import isa_tiers
 
-MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset", "memcmp"}
+ALLOWED_CALLS = {"memcpy", "memmove", "memset", "memcmp", "__stack_chk_fail", "__stack_chk_guard"}
 # Beyond SSE2: VEX and EVEX encodings (a v mnemonic, or one on mask registers), and signs of SSSE3 and SSE4.
 BEYOND_BASELINE = re.compile(
     r"\t(?:v[a-z0-9]+\s.*%(?:[xyz]mm|k)[0-9]|vzero\w+|k[a-z]+\s.*%k[0-7]"
@@ -60,8 +61,8 @@ def check_isa_object(path: Path) -> list[str]:
     for kind, symbol in SYMBOL.findall(tool("nm", path, "-C").replace(" (", "(")):
         if kind in "WVu":
             errors.append(f"{path}: weak symbol {symbol}")
-        elif kind in "Uwv" and symbol not in MEMORY_FUNCTIONS:
-            errors.append(f"{path}: calls {symbol}, which is not a memory function")
+        elif kind in "Uwv" and symbol not in ALLOWED_CALLS:
+            errors.append(f"{path}: calls {symbol}, which is not allowed")
     if machine_of(path) == "x86_64":
         errors += check_tiles(path)
     else:

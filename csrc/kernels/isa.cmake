@@ -41,9 +41,10 @@ function(gemlet_add_isa_sources target)
         continue()
       endif()
       target_sources(${target} PRIVATE ${source})
-      # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects.
+      # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects,
+      # and without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no checking ones.
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-        "${GEMLET_ISA_FLAGS_${tier}};${extra};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math")
+        "${GEMLET_ISA_FLAGS_${tier}};${extra};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math;-U_FORTIFY_SOURCE;-U_GLIBCXX_ASSERTIONS")
     endforeach()
   endforeach()
   if(GEMLET_EMULATE_AVXVNNI)
