@@ -26,11 +26,15 @@ from gemlet.errors import (
 )
 
 if TYPE_CHECKING:
-    from gemlet.generation import Chunk, Generation, GenerationConfig
+    from gemlet.adapters.adapter import Adapter
+    from gemlet.base.progress import Progress
+    from gemlet.chat import ToolCall
+    from gemlet.generation import Chunk, Generation, GenerationConfig, TextStream
     from gemlet.loading.convert import convert
     from gemlet.loading.inspect import inspect
     from gemlet.loading.inspection import Inspection
     from gemlet.loading.load import load
+    from gemlet.loading.options import Matformer
     from gemlet.model.model import Model
     from gemlet.sources.hub import download
     from gemlet.tokenizer import Tokenizer
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Adapter",
     "CancelledError",
     "Chunk",
     "ConfigError",
@@ -48,13 +53,17 @@ __all__ = [
     "HubError",
     "Inspection",
     "InvalidRequestError",
+    "Matformer",
     "MemoryLimitError",
     "Model",
     "ModelClosedError",
     "ModelFileError",
+    "Progress",
     "TensorError",
+    "TextStream",
     "Tokenizer",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedError",
     "__version__",
     "convert",
@@ -65,12 +74,17 @@ __all__ = [
 
 # name -> module: imported at first use (PEP 562), so that `import gemlet` stays fast.
 _LAZY = {
+    "Adapter": "gemlet.adapters.adapter",
     "Chunk": "gemlet.generation",
     "Generation": "gemlet.generation",
     "GenerationConfig": "gemlet.generation",
     "Inspection": "gemlet.loading.inspection",
+    "Matformer": "gemlet.loading.options",
     "Model": "gemlet.model.model",
+    "Progress": "gemlet.base.progress",
+    "TextStream": "gemlet.generation",
     "Tokenizer": "gemlet.tokenizer",
+    "ToolCall": "gemlet.chat",
     "convert": "gemlet.loading.convert",
     "download": "gemlet.sources.hub",
     "inspect": "gemlet.loading.inspect",

@@ -70,5 +70,5 @@ def test_docstring_with_example(name: str) -> None:
 
 
 def test_public_names_are_found() -> None:
-    assert {"gemlet.load", "gemlet.Model.threads", "gemlet.Tokenizer.from_file"} <= PUBLIC.keys()
-    assert {"gemlet.chat.GemmaFormat.render", "gemlet.chat.ToolCall"} <= PUBLIC.keys()
+    assert {"gemlet.load", "gemlet.Model.adapters", "gemlet.Tokenizer.from_file"} <= PUBLIC.keys()
+    assert {"gemlet.chat.GemmaFormat.render", "gemlet.chat.Reasoning"} <= PUBLIC.keys()

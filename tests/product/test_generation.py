@@ -123,7 +123,7 @@ def test_a_context_beyond_the_model_is_refused(model: gemlet.Model) -> None:
 def test_bad_options_are_refused_before_anything_runs(model: gemlet.Model) -> None:
     with pytest.raises(InvalidRequestError, match="temperature: got nan"):
         model.stream(PROMPT, temperature=math.nan)
-    with pytest.raises(InvalidRequestError, match="'max_new_tokens' is not a generation option"):
+    with pytest.raises(InvalidRequestError, match=r"stream\(\) has no argument 'max_new_tokens'"):
         model.stream(PROMPT, max_new_tokens=5)  # type: ignore[call-arg]
     with pytest.raises(InvalidRequestError, match=re.escape("config: got {'seed': 1}")):
         model.stream(PROMPT, {"seed": 1})  # type: ignore[arg-type]
@@ -255,3 +255,11 @@ def test_a_model_without_tokenizer_takes_ids(model: gemlet.Model, monkeypatch: p
         model.generate([2], stop="x")
     with pytest.raises(gemlet.UnsupportedError, match="no tokenizer"):
         model.chat([{"role": "user", "content": "Hello"}])
+
+
+def test_a_string_is_the_only_message_of_a_chat(model: gemlet.Model) -> None:
+    asked = {"max_tokens": 8, "seed": 3}
+    whole = model.chat([{"role": "user", "content": "Hello"}], **asked)
+    assert model.chat("Hello", **asked).token_ids == whole.token_ids
+    with pytest.raises(InvalidRequestError, match="messages: it is empty"):
+        model.chat("")

@@ -13,10 +13,10 @@ from support.processes import environment_of
 
 NAMES = {
     "gemlet": """
-        CancelledError Chunk ConfigError ContextLengthError GemletError Generation GenerationConfig
-        HubError Inspection InvalidRequestError MemoryLimitError Model ModelClosedError
-        ModelFileError TensorError Tokenizer TokenizerError UnsupportedError __version__ convert
-        download inspect load
+        Adapter CancelledError Chunk ConfigError ContextLengthError GemletError Generation
+        GenerationConfig HubError Inspection InvalidRequestError Matformer MemoryLimitError Model
+        ModelClosedError ModelFileError Progress TensorError TextStream Tokenizer TokenizerError
+        ToolCall UnsupportedError __version__ convert download inspect load
     """,
     "gemlet.chat": """
         ChatFormat Content FUNCTION_GEMMA FunctionGemmaFormat GEMMA GEMMA4_MARKERS Gemma4Format
@@ -33,7 +33,7 @@ NAMES = {
         MemoryLimitError ModelClosedError ModelFileError TensorError TokenizerError UnsupportedError
     """,
     "gemlet.generation": """
-        Chunk FinishReason Generation GenerationConfig TextStream
+        Chunk FinishReason Generation GenerationConfig GenerationOptions TextStream
     """,
     "gemlet.tokenizer": """
         StreamDecoder Tokenizer

@@ -49,6 +49,12 @@ class Adapter:
         ranks: the ranks of its matrices, lowest first.
         targets: the kinds of matrices it changes, for example ``("q_proj", "v_proj")``.
         memory_bytes: what it takes in memory.
+
+    >>> import gemlet
+    >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
+    ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain")
+    >>> adapter.name, adapter.ranks
+    ('gemma3-plain', (4,))
     """
 
     name: str

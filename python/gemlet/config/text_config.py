@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from gemlet import _core
 from gemlet.config.layers import LayerSpec
-
-if TYPE_CHECKING:
-    from gemlet import _core
 
 __all__ = ["TextConfig", "embedding_scale"]
 
@@ -76,8 +73,6 @@ class TextConfig:
         >>> shape_config("gemma3-1b").to_core(weights="q4", max_context=4096).max_context
         4096
         """
-        from gemlet import _core
-
         return _core.ModelConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from gemlet.generation.options import GenerationConfig
+from gemlet.generation.options import GenerationConfig, GenerationOptions
 from gemlet.generation.result import Chunk, FinishReason, Generation
 from gemlet.generation.stream import TextStream
 
-__all__ = ["Chunk", "FinishReason", "Generation", "GenerationConfig", "TextStream"]
+__all__ = ["Chunk", "FinishReason", "Generation", "GenerationConfig", "GenerationOptions", "TextStream"]

@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
 
+from gemlet.base.front_door import public
+from gemlet.base.names import not_known
 from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, OPTIONS
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["GenerationConfig", "check_flag", "resolve_config"]
+__all__ = [
+    "GenerationConfig",
+    "GenerationOptions",
+    "check_flag",
+    "describes_options",
+    "given_options",
+    "resolve_config",
+]
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The keyword overrides of :class:`GenerationConfig` that generate, stream and chat accept."""
+    """The options of :class:`GenerationConfig`, for programs that hand them on:
+    ``model.generate(prompt, **options)``.
 
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
+    >>> options = GenerationOptions(max_tokens=20, stop="\\n")
+    >>> GenerationConfig(**options).max_tokens
+    20
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
     seed: int | None
-    stop: str | Sequence[str]
-    ignore_eos: bool
-    do_sample: bool
-    suppress_tokens: Sequence[int]
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
+    do_sample: bool | None
+    suppress_tokens: Sequence[int] | None
 
 
 _MAX_STOPS = 16
@@ -154,6 +170,7 @@ class GenerationConfig:
     suppress_tokens: tuple[int, ...]
     _limits_tokens: ClassVar[bool]  # of each instance, but no option
 
+    @public
     def __init__(
         self,
         *,
@@ -200,6 +217,7 @@ class GenerationConfig:
         """Whether ``max_tokens`` was given; else it is the default."""
         return self._limits_tokens
 
+    @public
     def replace(self, **overrides: Any) -> GenerationConfig:
         """A copy with some values changed.
 
@@ -215,7 +233,7 @@ class GenerationConfig:
         for name in overrides:
             if name not in names:
                 raise InvalidRequestError(
-                    f"{show_argument(name)} is not a generation option; known are {', '.join(names)}"
+                    f"{show_argument(name)} is not a generation option{not_known(name, names)}"
                 )
         values = {name: getattr(self, name) for name in names if name != "max_tokens" or self.limits_tokens}
         return GenerationConfig(**values | overrides)
@@ -224,13 +242,36 @@ class GenerationConfig:
 def resolve_config(
     config: GenerationConfig | None, overrides: Mapping[str, Any], defaults: GenerationConfig
 ) -> GenerationConfig:
-    """``config`` (None: ``defaults``) with the keyword overrides of a call applied; None is no override."""
+    """``config`` (None: ``defaults``) with the ``overrides`` of a call."""
     if config is None:
         config = defaults
     elif not isinstance(config, GenerationConfig):
         raise _invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
-    given = {name: value for name, value in overrides.items() if value is not None or name not in _NAMES}
-    return config.replace(**given) if given else config
+    return config.replace(**overrides) if overrides else config
 
 
 _NAMES = frozenset(field.name for field in dataclasses.fields(GenerationConfig))
+
+
+def given_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :class:`GenerationConfig` among the ``arguments`` of a call; None stands for one that is
+    not given.
+
+    >>> given_options({"prompt": "Hello", "seed": 1, "stop": None})
+    {'seed': 1}
+    """
+    return {name: value for name, value in arguments.items() if name in _NAMES and value is not None}
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_MARK = "            (the options of GenerationConfig)\n"
+
+
+def describes_options(function: _Function) -> _Function:
+    """Puts what :class:`GenerationConfig` says of its arguments in the place of the line "(the options of
+    GenerationConfig)" in the docstring of ``function``.
+    """
+    if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
+        described = GenerationConfig.__doc__.partition("    Args:\n")[2].partition("\n\n")[0]
+        function.__doc__ = function.__doc__.replace(_MARK, textwrap.indent(described, "    ") + "\n")
+    return function

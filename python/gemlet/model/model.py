@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
+from gemlet.base.front_door import public
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import UnsupportedError
-from gemlet.generation.options import GenerationConfig, GenerationOptions, resolve_config
+from gemlet.generation.options import GenerationConfig, describes_options, given_options, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
@@ -26,9 +27,6 @@ from gemlet.model.reading import Reader
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 __all__ = ["Model"]
 
@@ -48,6 +46,12 @@ class Model:
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
+        weights: the format of the weights in memory: "f32", "bf16", "bf12", "q8" or "q4".
+        kv_cache: the format of the KV cache in memory: "f32", "bf16" or "int8".
+        threads, decode_threads: how many threads a forward pass runs on, and one over at most 8 tokens.
+        tier: the instruction-set tier of the kernels in use, for example "avx2".
+        context_length: the most tokens, prompt and continuation together, that a context holds.
+        vocab_size: the number of token ids, and so the width of the logits.
         prompts: of an embedding model: what :meth:`embed` puts before a text, by name.
         load_seconds: how long loading took.
 
@@ -85,54 +89,26 @@ class Model:
         self.load_seconds = load_seconds
         self._prompts = prompts
         self._not_followed = dict(not_followed or {})
-        self._resident = Resident(core, source)
+        self._resident = resident = Resident(core, source)
+        self.weights, self.kv_cache = resident.weights, resident.kv_cache
+        self.threads, self.decode_threads, self.tier = (
+            resident.threads,
+            resident.decode_threads,
+            resident.tier,
+        )
+        self.context_length, self.vocab_size = resident.context_length, resident.vocab_size
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
         self._contexts: KeptContexts | None = None  # those of a conversation, in its own copy of this object
 
     def __repr__(self) -> str:
         return f"<gemlet.Model {self._resident!r}>"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Model:
         self._resident.check_open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    @property
-    def weights(self) -> str:
-        """Format of the weights in memory: "f32", "bf16", "bf12", "q8" or "q4"."""
-        return self._resident.weights
-
-    @property
-    def threads(self) -> int:
-        """Threads that a forward pass runs on."""
-        return self._resident.threads
-
-    @property
-    def decode_threads(self) -> int:
-        """Threads that a forward pass over at most 8 tokens runs on."""
-        return self._resident.decode_threads
-
-    @property
-    def kv_cache(self) -> str:
-        """Format of the KV cache in memory: "f32", "bf16" or "int8"."""
-        return self._resident.kv_cache
-
-    @property
-    def tier(self) -> str:
-        """Instruction-set tier of the kernels in use, for example "avx2"."""
-        return self._resident.tier
-
-    @property
-    def context_length(self) -> int:
-        """Most tokens, prompt and continuation together, that a context holds."""
-        return self._resident.context_length
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, and so the width of the logits."""
-        return self._resident.vocab_size
 
     def memory(self) -> dict[str, int]:
         """Bytes in memory now, by use.
@@ -163,6 +139,7 @@ class Model:
         """
         return self._adapters.by_name()
 
+    @public
     def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
         """Loads a PEFT LoRA adapter beside the model, for requests to choose with ``adapter=name``.
 
@@ -183,30 +160,16 @@ class Model:
             MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
             ModelClosedError: the model is closed.
 
-        Here one is made first, of rank 1 for one matrix of the demo model:
-
-        >>> import json, pathlib, tempfile
-        >>> import gemlet, numpy, safetensors.numpy
-        >>> place = tempfile.TemporaryDirectory()
-        >>> folder = pathlib.Path(place.name, "louder")
-        >>> folder.mkdir()
-        >>> module = "model.layers.0.self_attn.o_proj"
-        >>> config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": module}
-        >>> _ = (folder / "adapter_config.json").write_text(json.dumps(config))
-        >>> a, b = numpy.ones((1, 256), "float32"), numpy.ones((256, 1), "float32")
-        >>> tensors = {f"base_model.model.{module}.lora_{x}.weight": y for x, y in (("A", a), ("B", b))}
-        >>> safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
-        >>> with gemlet.load() as model:
-        ...     adapter = model.load_adapter(folder)
-        ...     plain = model.generate("The door", max_tokens=8, temperature=0)
-        ...     changed = model.generate("The door", max_tokens=8, temperature=0, adapter="louder")
-        ...     model.unload_adapter("louder")
-        >>> place.cleanup()
-        >>> adapter.targets, adapter.ranks, plain.text == changed.text
-        (('o_proj',), (1,), False)
+        >>> import gemlet
+        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
+        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain", name="mine")
+        ...     result = model.generate([2, 7, 11], max_tokens=8, temperature=0, adapter="mine")
+        >>> adapter.name, "q_proj" in adapter.targets, result.completion_tokens > 0
+        ('mine', True, True)
         """
         return self._adapters.load(path, name)
 
+    @public
     def unload_adapter(self, name: str) -> None:
         """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
 
@@ -242,6 +205,7 @@ class Model:
         self._resident.close()
         self._adapters.clear()
 
+    @public
     def logits(
         self, ids: Sequence[int] | NDArray[np.integer[Any]], *, adapter: str | None = None
     ) -> NDArray[np.float32]:
@@ -270,6 +234,7 @@ class Model:
         tokens = self._reader.checked(ids, "ids")
         return all_logits(self._resident.core, self._adapters.find(adapter), tokens, self.source)
 
+    @public
     def embed(
         self,
         texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
@@ -325,21 +290,34 @@ class Model:
         low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
         return embed_all(self._resident, ids, low_rank, count, divide=divide)
 
+    @public
+    @describes_options
     def generate(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],
         config: GenerationConfig | None = None,
         *,
         adapter: str | None = None,
-        **overrides: Unpack[GenerationOptions],
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool | None = None,
+        do_sample: bool | None = None,
+        suppress_tokens: Sequence[int] | None = None,
     ) -> Generation:
         """Continues ``prompt`` and returns the whole continuation.
 
         Args:
             prompt: text (encoded with one BOS) or token ids, which are taken as they are.
-            config: how to generate; None takes :attr:`generation_config`.
+            config: how to generate; None takes :attr:`generation_config`. The arguments behind ``adapter``
+                replace single values of it.
             adapter: the name of a loaded adapter to generate with; None: the model alone.
-            **overrides: single values of it, for this call.
+            (the options of GenerationConfig)
 
         Raises:
             InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
@@ -355,19 +333,35 @@ class Model:
         >>> first.text == second.text
         True
         """
-        return run_to_end(self.stream(prompt, config, adapter=adapter, **overrides))
+        options = given_options(locals())
+        return run_to_end(self.stream(prompt, config, adapter=adapter, **options))
 
+    @public
+    @describes_options
     def stream(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],
         config: GenerationConfig | None = None,
         *,
         adapter: str | None = None,
-        **overrides: Unpack[GenerationOptions],
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool | None = None,
+        do_sample: bool | None = None,
+        suppress_tokens: Sequence[int] | None = None,
     ) -> TextStream:
         """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
 
         The request is checked here; the work is done as the returned :class:`TextStream` is iterated.
+
+        Args:
+            (the options of GenerationConfig)
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -375,27 +369,40 @@ class Model:
         >>> text != ""
         True
         """
+        options = given_options(locals())
         self._check_writes("generate")
-        settings = resolve_config(config, overrides, self.generation_config)
+        settings = resolve_config(config, options, self.generation_config)
         return self._requests.continuation(prompt, settings, adapter)
 
+    @public
+    @describes_options
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
         continue_final_message: bool = False,
         adapter: str | None = None,
-        **overrides: Unpack[GenerationOptions],
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool | None = None,
+        do_sample: bool | None = None,
+        suppress_tokens: Sequence[int] | None = None,
     ) -> Generation:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
         Args:
             messages: roles system (or developer), user and assistant, and tool for the result of a call;
-                where the format has no system role, a system message joins the first user turn.
-                :attr:`Generation.message` is the reply in this form.
+                where the format has no system role, a system message joins the first user turn. A string is
+                the only message, of the user. :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
             adapter: as in :meth:`generate`.
             tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
@@ -406,7 +413,7 @@ class Model:
                 for.
             continue_final_message: the last message is the beginning of the assistant's reply, which the
                 model goes on with. The text of the result is only what the model adds.
-            **overrides: single values of ``config``.
+            (the options of GenerationConfig)
 
         Raises:
             UnsupportedError: the model has no chat format or no tokenizer; or tools or thinking are asked of
@@ -415,36 +422,43 @@ class Model:
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     reply = model.chat([{"role": "user", "content": "Who is there?"}], max_tokens=6)
+        ...     reply = model.chat("Who is there?", max_tokens=6)
         >>> reply.completion_tokens <= 6
         True
         """
-        return run_to_end(
-            self.stream_chat(
-                messages,
-                config,
-                adapter=adapter,
-                tools=tools,
-                thinking=thinking,
-                continue_final_message=continue_final_message,
-                **overrides,
-            )
-        )
+        options: Any = {"tools": tools, "thinking": thinking, **given_options(locals())}
+        options["continue_final_message"] = continue_final_message
+        return run_to_end(self.stream_chat(messages, config, adapter=adapter, **options))
 
+    @public
+    @describes_options
     def stream_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
         continue_final_message: bool = False,
         adapter: str | None = None,
-        **overrides: Unpack[GenerationOptions],
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool | None = None,
+        do_sample: bool | None = None,
+        suppress_tokens: Sequence[int] | None = None,
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
 
         Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete.
+
+        Args:
+            (the options of GenerationConfig)
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -453,8 +467,9 @@ class Model:
         >>> stream.result.prompt_tokens > 4
         True
         """
+        options = given_options(locals())
         self._check_writes("chat")
-        settings = resolve_config(config, overrides, self.generation_config)
+        settings = resolve_config(config, options, self.generation_config)
         return self._requests.reply(
             messages,
             settings,

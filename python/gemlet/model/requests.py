@@ -47,7 +47,7 @@ class Requests:
 
     def reply(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: str | Sequence[Mapping[str, Any]],
         settings: GenerationConfig,
         adapter: str | None,
         *,
@@ -55,13 +55,17 @@ class Requests:
         thinking: bool,
         continue_final_message: bool,
     ) -> TextStream:
-        """A stream that replies to the conversation ``messages``."""
+        """A stream that replies to the conversation ``messages``; a string is a message of the user."""
         tokenizer, chat_format = self.reader.tokenizer, self.chat_format
         if chat_format is None or tokenizer is None:
             missing = "tokenizer" if tokenizer is None else "chat format"
             raise UnsupportedError(
                 f"chat: {self.reader.resident.name} has no {missing}; use generate() or stream()"
             )
+        if isinstance(messages, str):
+            if not messages:
+                raise InvalidRequestError("messages: it is empty, expected at least one character or message")
+            messages = [{"role": "user", "content": messages}]
         ids = chat_format.encode_chat(
             tokenizer,
             messages,

@@ -1,0 +1,68 @@
+"""What every public function does with a wrong call: :func:`public`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from gemlet.base.names import not_known
+from gemlet.base.text import show
+from gemlet.errors import GemletError, InvalidRequestError
+
+__all__ = ["public"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def public(function: _Function) -> _Function:
+    """A function of the public interface.
+
+    An argument that it does not have raises :class:`InvalidRequestError`, with the name that is probably
+    meant. The traceback of what gemlet raises on purpose ends here: the message says all, and the frames
+    below speak of gemlet's insides. ``GEMLET_TRACEBACK=full`` in the environment keeps them.
+
+    >>> @public
+    ... def generate(prompt, *, max_tokens=256):
+    ...     return prompt
+    >>> try:
+    ...     generate("Hello", max_new_tokens=5)
+    ... except InvalidRequestError as error:
+    ...     print(error)
+    generate() has no argument 'max_new_tokens'; did you mean max_tokens? It has prompt, max_tokens
+    """
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    known = frozenset(names)
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        try:
+            if not takes_all and not options.keys() <= known:
+                raise _unknown(function, next(name for name in options if name not in known), names)
+            return function(*arguments, **options)
+        except GemletError as error:
+            if os.environ.get("GEMLET_TRACEBACK") == "full":
+                raise
+            raise _without_frames(error)  # noqa: B904  the same error
+
+    return cast(_Function, checked)
+
+
+def _unknown(function: Callable[..., Any], name: str, names: list[str]) -> InvalidRequestError:
+    owner, _, own = function.__qualname__.rpartition(".")
+    called = owner.rpartition(".")[2] if own == "__init__" else own
+    has = [known for known in names if known not in ("self", "cls")]
+    return InvalidRequestError(f"{called}() has no argument {show(name)}{not_known(name, has, 'it has')}")
+
+
+def _without_frames(error: GemletError) -> GemletError:
+    """``error``, and what gemlet says that it comes from, without their tracebacks."""
+    cause: BaseException | None = error
+    while cause is not None and cause.__traceback__ is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__  # not __context__, which may be what the caller is handling
+    return error

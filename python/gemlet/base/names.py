@@ -1,0 +1,106 @@
+"""Names that callers get wrong: :func:`did_you_mean`, :func:`not_known`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "not_known"]
+
+# What other tools call an argument -> what gemlet calls it.
+_ELSEWHERE = {
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "penalty_repeat": "repetition_penalty",
+    "temp": "temperature",
+    "random_seed": "seed",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "stop_words": "stop",
+    "bad_words_ids": "suppress_tokens",
+    "generation_config": "config",
+    "sampling_params": "config",
+    "text": "prompt",
+    "inputs": "prompt",
+    "prompts": "prompt",
+    "conversation": "messages",
+    "enable_thinking": "thinking",
+    "functions": "tools",
+    "lora": "adapter",
+    "lora_request": "adapter",
+    "adapter_name": "name",
+    "lora_path": "merge_adapter",
+    "n_ctx": "max_context",
+    "num_ctx": "max_context",
+    "ctx_size": "max_context",
+    "context_length": "max_context",
+    "max_model_len": "max_context",
+    "max_seq_len": "max_context",
+    "max_seq_length": "max_context",
+    "dtype": "weights",
+    "torch_dtype": "weights",
+    "quantization": "weights",
+    "quantization_config": "weights",
+    "quant": "weights",
+    "load_in_4bit": "weights",
+    "load_in_8bit": "weights",
+    "n_threads": "threads",
+    "num_threads": "threads",
+    "n_threads_batch": "threads",
+    "kv_cache_dtype": "kv_cache",
+    "cache_type": "kv_cache",
+    "type_k": "kv_cache",
+    "type_v": "kv_cache",
+    "device_map": "device",
+    "model": "source",
+    "model_id": "source",
+    "model_name": "source",
+    "model_path": "source",
+    "pretrained_model_name_or_path": "source",
+    "repo_id": "name",
+    "hf_token": "token",
+    "use_auth_token": "token",
+    "output": "destination",
+    "save_directory": "destination",
+    "sentences": "texts",
+    "prompt_name": "prompt",
+    "truncate_dim": "dimensions",
+    "add_special_tokens": "add_bos",
+    "skip_special_tokens": "skip_control",
+}
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``name`` most likely stands for: what other tools call so, or what is written
+    nearly so. None where there is none.
+
+    >>> did_you_mean("max_new_tokens", ["max_tokens", "seed"]), did_you_mean("temprature", ["temperature"])
+    ('max_tokens', 'temperature')
+    >>> did_you_mean("colour", ["max_tokens", "seed"])
+    """
+    choices = list(known)
+    if not isinstance(name, str) or len(name) > 100:
+        return None
+    plain = name.lower().replace("-", "_").lstrip("_")
+    if (found := _ELSEWHERE.get(plain)) in choices:
+        return found
+    written = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(plain, written, n=1)
+    return written[near[0]] if near else None
+
+
+def not_known(name: object, known: Iterable[str], listed: str = "known are") -> str:
+    """The end of a message about the unknown ``name``: which was probably meant, and which there are.
+
+    >>> print("has no option 'sed'" + not_known("sed", ["seed", "stop"]))
+    has no option 'sed'; did you mean seed? Known are seed, stop
+    """
+    choices = list(known)
+    meant = did_you_mean(name, choices)
+    start = f"; did you mean {meant}? {listed.capitalize()}" if meant else f"; {listed}"
+    return f"{start} {', '.join(choices) or 'none'}"

@@ -1,0 +1,111 @@
+"""What completion, help() and type checkers see of the public functions, and how a wrong name is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import gemlet
+from gemlet.base.sampling_options import OPTIONS
+from gemlet.generation import GenerationConfig, GenerationOptions
+
+MODULES = ("gemlet", "gemlet.chat", "gemlet.config", "gemlet.errors", "gemlet.generation", "gemlet.tokenizer")
+FIELDS = [field.name for field in dataclasses.fields(GenerationConfig)]
+WRITES = ("generate", "stream", "chat", "stream_chat")
+
+
+def functions() -> Iterator[tuple[str, Any]]:
+    """Every public class and function, with the methods and properties of the classes."""
+    for module in map(importlib.import_module, MODULES):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                yield f"{module.__name__}.{name}", thing
+            for key, member in vars(thing).items() if inspect.isclass(thing) else ():
+                member = getattr(member, "fget", getattr(member, "__func__", member))
+                if inspect.isfunction(member):
+                    yield f"{module.__name__}.{name}.{key}", member
+
+
+def test_type_hints_of_everything_public_can_be_had() -> None:
+    found = dict(functions())
+    assert {"gemlet.load", "gemlet.Model.generate", "gemlet.Model.__enter__"} <= found.keys()
+    for name, thing in found.items():
+        try:
+            typing.get_type_hints(thing)
+        except NameError as error:
+            pytest.fail(f"{name}: {error}")
+
+
+def test_the_options_are_the_same_everywhere() -> None:
+    hints = typing.get_type_hints(GenerationOptions)
+    assert list(hints) == FIELDS
+    assert set(OPTIONS) <= set(FIELDS)
+    for name, option in OPTIONS.items():
+        assert getattr(GenerationConfig(), name) == option.default
+    signature = inspect.signature(GenerationConfig)
+    assert list(signature.parameters) == FIELDS
+    for method in WRITES:
+        function = getattr(gemlet.Model, method)
+        taken = inspect.signature(function).parameters
+        types = typing.get_type_hints(function)
+        assert [name for name in taken if name in FIELDS] == FIELDS
+        for name in FIELDS:
+            assert taken[name].kind is inspect.Parameter.KEYWORD_ONLY
+            assert taken[name].default is None
+            assert types[name] == hints[name]
+            assert f"            {name}: " in function.__doc__
+
+
+@pytest.mark.parametrize("method", WRITES)
+def test_every_option_of_a_call_counts(method: str) -> None:
+    wrong: dict[str, Any] = {name: -5 for name in FIELDS}
+    with gemlet.load(threads=1) as model:
+        for name, value in wrong.items():
+            with pytest.raises(gemlet.InvalidRequestError, match=f"^{name}: got "):
+                getattr(model, method)("Hello", **{name: value})
+        config = GenerationConfig(max_tokens=3, temperature=0)
+        written = getattr(model, method)("Hello", config, **dict.fromkeys(FIELDS))
+        if "stream" in method:
+            assert len(list(written)) == 3
+        else:
+            assert written.completion_tokens == 3
+
+
+def call(function: Callable[..., Any], name: str) -> str:
+    with pytest.raises(gemlet.InvalidRequestError) as caught:
+        function(**{name: 1})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_new_tokens", "max_tokens"),
+        ("n_predict", "max_tokens"),
+        ("repeat_penalty", "repetition_penalty"),
+        ("temprature", "temperature"),
+        ("Top_P", "top_p"),
+        ("top-k", "top_k"),
+        ("stop_sequences", "stop"),
+        ("do_sampel", "do_sample"),
+    ],
+)
+def test_another_name_of_an_option_is_answered_with_the_right_one(name: str, meant: str) -> None:
+    with gemlet.load(threads=1) as model:
+        for method in WRITES:
+            found = call(lambda method=method, **wrong: getattr(model, method)("x", **wrong), name)
+            assert f"{method}() has no argument {name!r}; did you mean {meant}? It has " in found
+    for function in (GenerationConfig, GenerationConfig().replace):
+        assert f"did you mean {meant}?" in call(function, name)
+
+
+def test_a_name_that_means_nothing_is_answered_with_those_there_are() -> None:
+    assert "has no argument 'colour'; it has max_tokens, temperature" in call(GenerationConfig, "colour")
+    assert len(call(GenerationConfig, "x" * 10**6)) < 500
