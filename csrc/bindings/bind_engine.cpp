@@ -119,7 +119,6 @@ void register_engine(py::module_& m) {
            py::arg("model").none(false), py::arg("adapter") = py::none())
       .def_property_readonly("length", py::cpp_function(&Sequence::length, release_gil()))
       .def_property_readonly("token_ids", py::cpp_function(&Sequence::token_ids, release_gil()))
-      .def_property_readonly("cache_bytes", py::cpp_function(&Sequence::cache_bytes, release_gil()))
       .def("extend", &extend, py::arg("ids"), py::kw_only(), py::arg("logits") = "last",
            "Appends tokens and keeps the logits of none, of the last or of all of them.")
       .def("fork", &Sequence::fork, release_gil(),

@@ -48,22 +48,6 @@ std::map<std::string, SourceFacts> source_types() {
 void register_facts(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
   m.attr("MAX_THREADS") = kMaxThreads;
-  m.def(
-      "weight_formats",
-      [] {
-#define GEMLET_FORMAT_NAME(id, name) #name,
-        return std::vector<std::string>{GEMLET_FORMATS(GEMLET_FORMAT_NAME)};
-#undef GEMLET_FORMAT_NAME
-      },
-      "The formats of weights in memory.");
-  m.def(
-      "kv_formats",
-      [] {
-#define GEMLET_KV_FORMAT_NAME(id, name, bytes) #name,
-        return std::vector<std::string>{GEMLET_KV_FORMATS(GEMLET_KV_FORMAT_NAME)};
-#undef GEMLET_KV_FORMAT_NAME
-      },
-      "The formats of the KV cache.");
   m.def("source_types", &source_types,
         "The types in which files may store tensors: name -> (values of a block, bytes of a block, the smallest format "
         "of weights that can hold every value of the type, or None).");

@@ -11,11 +11,8 @@
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
 #include "engine/embedding.h"
-#include "engine/sequence.h"
 #include "model/adapter_builder.h"
 #include "model/builder.h"
-#include "model/kv_table.h"
-#include "model/rope.h"
 
 namespace py = pybind11;
 
@@ -87,9 +84,7 @@ py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const 
   return pack_source(builder, name, array_rows(name, data, dtype), first_row);
 }
 
-using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Shapes = py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::ellipsis>>;
-using Taps = py::typing::Dict<py::str, py::array_t<float>>;
 
 Shapes slots(ModelBuilder& builder) {
   Shapes result;
@@ -122,50 +117,6 @@ std::map<std::string, int64_t> memory(const Model& model) {
   return result;
 }
 
-// Every tap of a fresh context, rows of all chunks one after the other.
-Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string& wanted_logits) {
-  const LogitsWanted wanted = logits_wanted(wanted_logits);
-  struct Tap {
-    int64_t dim;
-    std::vector<float> values;
-  };
-  std::map<std::string, Tap> collected;
-  const TapSink sink = [&](const std::string& name, const float* data, int64_t rows, int64_t dim) {
-    Tap& tap = collected[name];
-    tap.dim = dim;
-    tap.values.insert(tap.values.end(), data, data + rows * dim);
-  };
-  const std::span<const int32_t> span(ids.data(), static_cast<size_t>(ids.size()));
-  if (model->config().bidirectional) {
-    const std::vector<int32_t> text(span.begin(), span.end());
-    std::vector<float> embedding(static_cast<size_t>(model->config().embedding_size()));
-    const GilRelease release;
-    embed(*model, {&text, 1}, nullptr, embedding.data(), nullptr, &sink);
-    collected["embedding"] = {model->config().embedding_size(), embedding};
-  } else {
-    Sequence sequence(model);
-    const GilRelease release;
-    sequence.extend(span, wanted, &sink);
-    collected["logits"] = {model->config().vocab_size, sequence.logits()};
-  }
-  Taps result;
-  for (const auto& [name, tap] : collected) {
-    const int64_t rows = static_cast<int64_t>(tap.values.size()) / tap.dim;
-    result[py::str(name)] = py::array_t<float>({rows, tap.dim}, tap.values.data());
-  }
-  return result;
-}
-
-std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& layer,
-                                                             const std::vector<int64_t>& positions) {
-  const std::vector<float> frequencies = rope_frequencies(layer);
-  const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(positions.size()),
-                                          static_cast<py::ssize_t>(frequencies.size())};
-  py::array_t<float> cosines(shape), sines(shape);
-  make_cpu_backend(1, 1)->rope_angles(frequencies, positions, cosines.mutable_data(), sines.mutable_data());
-  return {std::move(cosines), std::move(sines)};
-}
-
 // Before they get the length 1: float32 [texts, embedding_size].
 py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::vector<std::vector<int32_t>>& texts,
                               const std::optional<std::shared_ptr<Adapter>>& adapter) {
@@ -175,35 +126,6 @@ py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::ve
   run_interruptibly([&] { embed(*model, texts, adapter.value_or(nullptr).get(), to, &cancel); },
                     [&] { cancel = true; });
   return out;
-}
-
-// The logits of fresh contexts that go through one forward pass together, each with its adapter or none.
-std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model,
-                                             const std::vector<std::vector<int32_t>>& ids,
-                                             const std::vector<std::optional<std::shared_ptr<Adapter>>>& adapters) {
-  if (ids.size() != adapters.size()) fail(ErrorCode::kInvalidRequest, "expected one adapter, or None, per context");
-  std::vector<KvTable> tables;
-  Batch batch;
-  tables.reserve(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const Adapter* const adapter = adapters[i] ? adapters[i]->get() : nullptr;
-    if (adapter && !adapter->belongs_to(*model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
-    batch.segments.push_back({&tables.emplace_back(model->kv()), ids[i], LogitsWanted::kAll, adapter});
-  }
-  const int64_t vocab = model->config().vocab_size;
-  py::array_t<float> logits({batch.rows(), vocab});
-  batch.logits = logits.mutable_data();
-  {
-    const GilRelease release;
-    model->forward(batch);
-  }
-  std::vector<py::array_t<float>> result;
-  int64_t row = 0;
-  for (const Segment& segment : batch.segments) {
-    result.push_back(logits[py::slice(row, row + segment.rows(), 1)].cast<py::array_t<float>>());
-    row += segment.rows();
-  }
-  return result;
 }
 
 }  // namespace
@@ -224,9 +146,6 @@ void register_model(py::module_& m) {
                              [](const Model& model) { return std::string(format_name(model.weight_format())); })
       .def_property_readonly("tier", [](Model& model) { return model.backend().tier(); })
       .def_property_readonly("closed", &Model::closed)
-      .def_property_readonly("parameter_count", &Model::parameter_count)
-      .def_property_readonly("bytes_read", &Model::bytes_read,
-                             "Bytes of matrices, keys and values that all forward passes so far have read.")
       .def("memory", &memory,
            "Bytes by kind: weights, embedding (and output head), caches of all sequences, adapters, cache per token, "
            "cache per token inside the sliding windows.")
@@ -234,15 +153,9 @@ void register_model(py::module_& m) {
            "What adapters of at most this rank add to the scratch of a forward pass.")
       .def("bytes_per_token", &Model::decode_bytes, py::kw_only(), py::arg("depth") = 0,
            "Bytes that one decode step reads after `depth` tokens.")
-      .def(
-          "taps", &taps, py::arg("ids"), py::arg("logits") = "all",
-          "Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed "
-          "there, which are all ids where `logits` is 'all'.")
       .def("embed", &embeddings, py::arg("texts"), py::arg("adapter") = py::none(),
            "Embeddings of texts, each a list of token ids, that go through one forward pass together, not normalised: "
            "float32 [len(texts), embedding_size].")
-      .def("batch_logits", &batch_logits, py::arg("ids"), py::arg("adapters"),
-           "Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.")
       .def("close", &Model::close, py::call_guard<GilRelease>(), "Gives the memory back.");
 
   py::class_<SourceRows>(m, "FileRows", py::is_final(),
@@ -333,8 +246,6 @@ void register_model(py::module_& m) {
            py::arg("b_dtype"), py::arg("scale"),
            "Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add.")
       .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
-  m.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
-        "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.");
 }
 
 }  // namespace gemlet::bindings

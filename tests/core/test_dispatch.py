@@ -10,10 +10,9 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet._core import testing
 from golden.folders import HERE
 from support.core_models import layer_config, model_config, random_core
-from support.inside import context_of
+from support.inside import context_of, testing
 from support.processes import run_program, start_program
 from support.programs import dispatch
 

@@ -19,6 +19,7 @@ from gemlet.config.limits import LIMITS
 from gemlet.loading.options import LoadOptions, command_line
 from gemlet.weights.formats import KV_CACHES, PRESETS, auto_format
 from support.core_models import layer_config, model_config
+from support.inside import testing
 
 INTEGERS = _core.size_limits()
 NUMBERS = _core.number_limits()
@@ -48,11 +49,11 @@ def config_with(field: str, value: Any) -> _core.ModelConfig:
 
 
 def test_a_preset_for_every_format() -> None:
-    formats = _core.weight_formats()
+    formats = testing.weight_formats()
     assert list(PRESETS) == formats
     assert all(preset.matrices == name for name, preset in PRESETS.items())
     assert {preset.embedding for preset in PRESETS.values()} <= set(formats)
-    assert list(KV_CACHES) == _core.kv_formats()
+    assert list(KV_CACHES) == testing.kv_formats()
     assert {preset.kv_cache for preset in PRESETS.values()} <= set(KV_CACHES)
 
 
@@ -60,7 +61,7 @@ def test_the_types_of_gguf_have_the_core_s_blocks() -> None:
     known = {name.lower(): (values, size) for name, values, size in TENSOR_TYPES.values()}
     for name, (values, size, format) in _core.source_types().items():
         assert known[name] == (values, size), name
-        assert format is None or format in _core.weight_formats()
+        assert format is None or format in testing.weight_formats()
 
 
 def test_the_blocks_that_python_reads_are_all_that_the_core_reads() -> None:

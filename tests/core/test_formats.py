@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gemlet
-from gemlet._core import testing
+from support.inside import testing
 from support.kernel_cases import (
     BLOCK,
     HALF_TINY,

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import gemlet
 from gemlet import _core
-from gemlet._core import testing
+from support.inside import testing
 from support.kernel_cases import (
     ATTENTIONS,
     BLOCK,

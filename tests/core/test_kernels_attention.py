@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemlet._core import testing
+from support.inside import testing
 from support.kernel_cases import (
     ATTENTIONS,
     KINDS,

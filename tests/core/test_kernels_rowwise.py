@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gemlet._core import testing
+from support.inside import testing
 from support.kernel_cases import KINDS, ROW_OPERATIONS, TINY, UNIT, Doubles, Floats, guarded, kernels, numbers
 
 EXP = 2e-7 + 2 * UNIT

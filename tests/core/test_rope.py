@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet._core import testing
 from golden.folders import HERE, read_tensors
 from golden.rope_cases import POSITIONS, ROPE_CASES, RopeCase
 from support.core_models import layer_config
+from support.inside import testing
 
 TIERS = sorted({tier for operation, tier in testing.kernel_entries() if operation == "rope"})
 
@@ -34,7 +34,7 @@ def layer_of(case: RopeCase) -> _core.LayerConfig:
 
 @pytest.mark.parametrize("case", ROPE_CASES, ids=lambda case: case.name)
 def test_angles_at_far_positions(case: RopeCase, golden: dict[str, NDArray[Any]]) -> None:
-    cosines, sines = _core.rope_table(layer_of(case), POSITIONS)
+    cosines, sines = testing.rope_table(layer_of(case), POSITIONS)
     assert cosines.shape == sines.shape == (len(POSITIONS), case.head_dim // 2)
     assert np.abs(cosines - golden[f"{case.name}.cos"]).max() < 1e-6
     assert np.abs(sines - golden[f"{case.name}.sin"]).max() < 1e-6
@@ -42,7 +42,7 @@ def test_angles_at_far_positions(case: RopeCase, golden: dict[str, NDArray[Any]]
 
 @pytest.mark.parametrize("case", ROPE_CASES, ids=lambda case: case.name)
 def test_rotated_heads_at_far_positions(case: RopeCase, golden: dict[str, NDArray[Any]]) -> None:
-    cosines, sines = _core.rope_table(layer_of(case), POSITIONS)
+    cosines, sines = testing.rope_table(layer_of(case), POSITIONS)
     query = golden[f"{case.name}.query"].reshape(-1, case.head_dim)[0]
     expected = golden[f"{case.name}.rotated"]
     supported = [tier for tier in TIERS if tier in _core.cpu_info()["tiers"]]

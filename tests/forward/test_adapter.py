@@ -16,7 +16,7 @@ from golden.folders import HERE, TOLERANCE, read_tensors
 from support.adapters import ADAPTERS, NAMES, ON_270M, Floats, base_of, read_golden, write_adapter
 from support.core_models import int32
 from support.feeding import REORDERED, difference
-from support.inside import context_of, core_adapter, core_of
+from support.inside import context_of, core_adapter, core_of, testing
 
 pytestmark = pytest.mark.tier
 
@@ -101,8 +101,10 @@ def test_one_forward_pass_serves_several_adapters(base: str, weights: str, count
         ids, _ = read_golden(names[0])
         # Requests without an adapter are in between, so that the rows of one adapter are not consecutive.
         adapters = [names[0], None, names[-1], names[0], None, names[-1]]
-        together = core_of(model).batch_logits(
-            [ids[:count] for count in counts], [core_adapter(model, name) for name in adapters]
+        together = testing.batch_logits(
+            core_of(model),
+            [ids[:count] for count in counts],
+            [core_adapter(model, name) for name in adapters],
         )
         for name, count, logits in zip(adapters, counts, together, strict=True):
             np.testing.assert_array_equal(logits, model.logits(ids[:count], adapter=name), err_msg=f"{name}")
@@ -173,6 +175,6 @@ def test_an_adapter_of_another_model_is_refused(adapted: gemlet.Model) -> None:
     adapter = core_adapter(adapted, "gemma3-plain")
     with gemlet.load(threads=1) as other:
         with pytest.raises(gemlet.InvalidRequestError, match="another model"):
-            core_of(other).batch_logits([[2]], [adapter])
+            testing.batch_logits(core_of(other), [[2]], [adapter])
         with pytest.raises(gemlet.InvalidRequestError, match="another model"):
             _core.TokenSequence(core_of(other), adapter)

@@ -7,14 +7,15 @@ import pytest
 
 from gemlet import _core
 from support.core_models import layer_config, model_config, random_core
+from support.inside import testing
 
 pytestmark = pytest.mark.tier
 
 
 def bytes_of_pass(core: _core.Model, texts: list[list[int]]) -> int:
-    before = core.bytes_read
-    core.batch_logits(texts, [None] * len(texts))
-    return core.bytes_read - before
+    before = testing.bytes_read(core)
+    testing.batch_logits(core, texts, [None] * len(texts))
+    return testing.bytes_read(core) - before
 
 
 @pytest.mark.parametrize("weights", ["f32", "q4"])
@@ -30,6 +31,6 @@ def test_sixteen_sequences_read_the_weights_and_the_head_once(weights: str) -> N
 def test_the_logits_of_each_sequence_are_its_own() -> None:
     core = random_core(weights="q8")
     texts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10, 11]]
-    together = core.batch_logits(texts, [None] * len(texts))
+    together = testing.batch_logits(core, texts, [None] * len(texts))
     for text, logits in zip(texts, together, strict=True):
-        np.testing.assert_array_equal(logits, core.batch_logits([text], [None])[0])
+        np.testing.assert_array_equal(logits, testing.batch_logits(core, [text], [None])[0])

@@ -23,7 +23,7 @@ from reference import attention as reference_attention
 from reference.forward import embedding
 from reference.model import Model
 from support.gguf_models import convert_folder, convert_tensors, metadata, read_folder, typed, write_gguf
-from support.inside import context_of, core_of, taps_of
+from support.inside import context_of, core_of, taps_of, testing
 from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
 from support.tokenizer_files import BOOL, U32
 
@@ -448,7 +448,7 @@ def test_an_embedding_model_writes_no_text(model: gemlet.Model) -> None:
     with pytest.raises(gemlet.UnsupportedError, match="makes embeddings"):
         context_of(model)
     with pytest.raises(gemlet.InvalidRequestError, match="embeddings of whole texts, nothing else"):
-        core_of(model).batch_logits([[2, 5]], [None])
+        testing.batch_logits(core_of(model), [[2, 5]], [None])
 
 
 def test_a_model_that_writes_text_makes_no_embeddings() -> None:

@@ -18,7 +18,7 @@ from gemlet import _core
 from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
 from support.core_models import VOCAB, builder_of, int32, layer_config, model_config
 from support.feeding import REORDERED, difference, feed
-from support.inside import context_of, taps_of
+from support.inside import context_of, taps_of, testing
 
 pytestmark = pytest.mark.tier
 
@@ -224,8 +224,8 @@ def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
 def test_skipped_lanes_change_no_bit(weights: str) -> None:
     core = sparse_model(weights)
     for token in range(5, 25):
-        alone = core.taps(int32(token))  # skips the lanes that its gate closes
-        beside = core.taps(int32(token, 7))  # with two rows, everything is computed
+        alone = testing.taps(core, int32(token))  # skips the lanes that its gate closes
+        beside = testing.taps(core, int32(token, 7))  # with two rows, everything is computed
         np.testing.assert_array_equal(alone["layers.0.mlp"][0], beside["layers.0.mlp"][0])
 
 
@@ -235,7 +235,7 @@ def test_lanes_that_the_gate_closes_are_not_computed() -> None:
     core = sparse_model("f32", spoil=3e38)
     finite = []
     for token in range(VOCAB):
-        one, two = (core.taps(int32(*ids))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
+        one, two = (testing.taps(core, int32(*ids))["layers.0.mlp"][0] for ids in ([token], [token, 7]))
         assert not np.isfinite(two).all()
         finite.append(bool(np.isfinite(one).all()))
     # The gate closes all 16 lanes of the row's panel with a probability of 0.95**16 = 44 %.

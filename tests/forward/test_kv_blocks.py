@@ -9,8 +9,8 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet._core import testing
 from support.core_models import int32, layer_config, model_config, random_core
+from support.inside import testing
 
 pytestmark = pytest.mark.tier
 
@@ -69,7 +69,7 @@ def test_a_fork_shares_every_block_until_one_side_writes() -> None:
     before = used(core)
     forks = [original.fork() for _ in range(3)]
     assert used(core) == before
-    assert all(fork.cache_bytes == 2 * BLOCK for fork in forks)  # nothing in reserve
+    assert all(testing.cache_bytes(fork) == 2 * BLOCK for fork in forks)  # nothing in reserve
     forks[0].extend(int32(5))  # copies the last block, which is not full
     assert used(core) == before + BLOCK
     forks[0].extend(int32(6))
@@ -120,7 +120,7 @@ def test_closed_in_any_order_all_memory_comes_back() -> None:
             sequence = sequences[victim]
             sequence.extend(IDS[sequence.length : sequence.length + int(random.integers(1, 90))])
         assert used(core) <= core.memory()["kv_cache"]
-        assert used(core) <= sum(sequence.cache_bytes for sequence in sequences)
+        assert used(core) <= sum(testing.cache_bytes(sequence) for sequence in sequences)
     for sequence in sequences:
         sequence.close()
     assert core.memory()["kv_cache"] == core.memory()["kv_cache_used"] == 0
@@ -156,7 +156,7 @@ def test_a_growing_sequence_gets_neighbouring_blocks() -> None:
 def test_windows_drop_what_nobody_sees() -> None:
     core = random_core(model_config(layer_config(sliding_window=100), max_context=4000))
     sequence = fed(core, 1000)
-    assert sequence.cache_bytes == 2 * BLOCK  # of the tokens from 901 on
+    assert testing.cache_bytes(sequence) == 2 * BLOCK  # of the tokens from 901 on
     fork = sequence.fork()
     sequence.extend(np.ones(500, np.int32), logits="none")
     for token in (5, 6):
@@ -207,13 +207,13 @@ def test_an_extension_without_memory_changes_nothing(blocks: int) -> None:
     expected = fed(core, 100, 300).logits()
     original = fed(core, 100)
     fork = original.fork()
-    before = fork.cache_bytes, used(core), core.memory()["kv_cache"]
+    before = testing.cache_bytes(fork), used(core), core.memory()["kv_cache"]
     limit = before[2] + blocks * BLOCK
     testing.limit_kv_cache(core, limit)
     if blocks < 12:  # in each kind of layer a copy and five more
         with pytest.raises(gemlet.MemoryLimitError, match=f"at most {limit};"):
             fork.extend(IDS[100:400])
-        assert (fork.cache_bytes, used(core), core.memory()["kv_cache"]) == before
+        assert (testing.cache_bytes(fork), used(core), core.memory()["kv_cache"]) == before
         assert fork.length == 100
         testing.limit_kv_cache(core, 1 << 60)
     fork.extend(IDS[100:400])

@@ -24,7 +24,7 @@ from golden.folders import ALL_NAMES, HERE
 from support.core_models import builder_of, layer_config, model_config
 from support.gguf_cases import model_of
 from support.gguf_models import metadata, typed, write_gguf
-from support.inside import context_of, core_of
+from support.inside import context_of, core_of, testing
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import gemma4_json, trained_entries, trained_model
 
@@ -54,7 +54,7 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
             sequence.extend(np.ones(count, np.int32), logits="none")
             memory = model.memory()
             largest = max(largest, memory["kv_cache"])
-            assert sequence.cache_bytes == memory["kv_cache_used"] <= memory["kv_cache"]
+            assert testing.cache_bytes(sequence) == memory["kv_cache_used"] <= memory["kv_cache"]
         sequence.close()
         assert model.memory()["kv_cache"] == 0
     assert 0 < largest <= plan.kv_cache
@@ -205,7 +205,7 @@ def test_every_golden_folder_is_described(name: str, capsys: pytest.CaptureFixtu
     assert len(described["config"]["layers"]) == config.num_layers
     with gemlet.load(HERE / name, threads=1) as model:
         assert described["weights"] == model.weights
-        assert described["parameters"] == core_of(model).parameter_count
+        assert described["parameters"] == testing.parameter_count(core_of(model))
     assert described["memory"]["total"] == sum(
         described["memory"][part] for part in ("weights", "embedding", "kv_cache", "activations", "process")
     )
@@ -359,7 +359,7 @@ def test_a_cut_model_and_its_cache() -> None:
     for matformer in (16, skipping):
         found = inspect(HERE / "gemma3n-e4b", weights="q8", matformer=matformer)
         with gemlet.load(HERE / "gemma3n-e4b", weights="q8", matformer=matformer, threads=1) as model:
-            assert found.parameters == core_of(model).parameter_count < whole.parameters
+            assert found.parameters == testing.parameter_count(core_of(model)) < whole.parameters
     assert found.parameters_on_disk == whole.parameters_on_disk // 6 * 5
 
 

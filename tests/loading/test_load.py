@@ -12,7 +12,6 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet._core import testing
 from gemlet.config import parse_config, read_sampling, shapes
 from gemlet.errors import (
     ConfigError,
@@ -26,6 +25,7 @@ from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots
+from support.inside import testing
 from support.processes import run_program
 from support.programs.load import cancel_loading
 from support.real_shapes import write_real_shape_hole

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import gemlet
-from gemlet._core import testing
 from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.sources.opening import open_model_files
 from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
@@ -24,6 +23,7 @@ from support.gguf_models import (
     typed,
     write_gguf,
 )
+from support.inside import testing
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 

@@ -17,6 +17,7 @@ import pytest
 import gemlet
 from gemlet import _core
 from support.core_models import int32, layer_config, model_config, random_core, sampler
+from support.inside import testing
 from support.processes import run_program
 from support.programs import lifecycle
 
@@ -121,7 +122,7 @@ def test_the_core_after_close() -> None:
     with pytest.raises(gemlet.ModelClosedError):
         _core.TokenSequence(core)
     with pytest.raises(gemlet.ModelClosedError):
-        core.taps(int32(2))
+        testing.taps(core, int32(2))
     assert begun.token_ids == [2, 3]
     begun.close()
     assert core.memory()["weights"] == core.memory()["embedding"] == 0

@@ -1,7 +1,8 @@
 """The parts of a model that have no public name. All tests use its core through this file.
 
-There is no public name for a context that is fed in pieces, the intermediate results of a pass, several
-contexts in one pass, the core's adapters, the number of parameters, and the size of a scratch."""
+``testing`` is what the core has for tests alone: single kernels, the intermediate results of a pass, several
+contexts in one pass, counters. There is no public name for a context that is fed in pieces, the core's
+adapters, and the size of a scratch."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import gemlet
 from gemlet import _core
+from gemlet._core import testing as testing
 
 
 def core_of(model: gemlet.Model) -> _core.Model:
@@ -29,4 +31,4 @@ def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSe
 
 def taps_of(model: gemlet.Model, ids: ArrayLike, **options: Any) -> dict[str, NDArray[np.float32]]:
     """The intermediate results of one pass over ``ids``, by the names of the golden taps."""
-    return core_of(model).taps(np.asarray(ids, np.int32), **options)
+    return testing.taps(core_of(model), np.asarray(ids, np.int32), **options)

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet._core import testing
+from support.inside import testing
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -30,15 +30,12 @@ __all__: list[str] = [
     "available_memory",
     "cpu_info",
     "default_threads",
-    "kv_formats",
     "measure_read_bandwidth",
     "number_limits",
     "return_free_memory",
-    "rope_table",
     "size_limits",
     "source_types",
     "testing",
-    "weight_formats",
 ]
 
 class LayerConfig:
@@ -138,14 +135,6 @@ class Model:
         """
         What adapters of at most this rank add to the scratch of a forward pass.
         """
-    def batch_logits(
-        self,
-        ids: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
-        adapters: collections.abc.Sequence[Adapter | None],
-    ) -> list[numpy.typing.NDArray[numpy.float32]]:
-        """
-        Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.
-        """
     def bytes_per_token(self, *, depth: typing.SupportsInt | typing.SupportsIndex = 0) -> int:
         """
         Bytes that one decode step reads after `depth` tokens.
@@ -166,17 +155,6 @@ class Model:
         """
         Bytes by kind: weights, embedding (and output head), caches of all sequences, adapters, cache per token, cache per token inside the sliding windows.
         """
-    def taps(
-        self, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], logits: str = "all"
-    ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
-        """
-        Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed there, which are all ids where `logits` is 'all'.
-        """
-    @property
-    def bytes_read(self) -> int:
-        """
-        Bytes of matrices, keys and values that all forward passes so far have read.
-        """
     @property
     def closed(self) -> bool: ...
     @property
@@ -185,8 +163,6 @@ class Model:
     def decode_threads(self) -> int: ...
     @property
     def kv_cache(self) -> str: ...
-    @property
-    def parameter_count(self) -> int: ...
     @property
     def threads(self) -> int: ...
     @property
@@ -393,8 +369,6 @@ class TokenSequence:
         The next token id from the last row of logits.
         """
     @property
-    def cache_bytes(self) -> int: ...
-    @property
     def length(self) -> int: ...
     @property
     def token_ids(self) -> list[int]: ...
@@ -412,11 +386,6 @@ def cpu_info() -> dict[str, typing.Any]:
 def default_threads(*, files: str = "") -> tuple[int, str]:
     """
     Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.
-    """
-
-def kv_formats() -> list[str]:
-    """
-    The formats of the KV cache.
     """
 
 def measure_read_bandwidth(
@@ -438,13 +407,6 @@ def return_free_memory() -> None:
     Returns freed memory that malloc still holds to the system.
     """
 
-def rope_table(
-    layer: LayerConfig, positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
-) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
-    """
-    (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
-    """
-
 def size_limits() -> dict[str, tuple[int, int]]:
     """
     (least, largest) value of the integer fields of LayerConfig and ModelConfig; 'layers' is their number.
@@ -453,11 +415,6 @@ def size_limits() -> dict[str, tuple[int, int]]:
 def source_types() -> dict[str, tuple[int, int, str | None]]:
     """
     The types in which files may store tensors: name -> (values of a block, bytes of a block, the smallest format of weights that can hold every value of the type, or None).
-    """
-
-def weight_formats() -> list[str]:
-    """
-    The formats of weights in memory.
     """
 
 LAYOUT_VERSION: int = 2

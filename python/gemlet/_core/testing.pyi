@@ -14,6 +14,9 @@ import gemlet._core
 
 __all__: list[str] = [
     "MatmulRun",
+    "batch_logits",
+    "bytes_read",
+    "cache_bytes",
     "choose_tier",
     "kernel_attention",
     "kernel_blocks",
@@ -21,10 +24,15 @@ __all__: list[str] = [
     "kernel_matmul",
     "kernel_roundtrip",
     "kernel_rowwise",
+    "kv_formats",
     "limit_kv_cache",
     "measure_peak",
+    "parameter_count",
     "parse_nodes",
     "prefix",
+    "rope_table",
+    "taps",
+    "weight_formats",
 ]
 
 class MatmulRun:
@@ -54,6 +62,25 @@ class MatmulRun:
         """
         Bytes of weights that a run reads.
         """
+
+def batch_logits(
+    model: gemlet._core.Model,
+    ids: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    adapters: collections.abc.Sequence[gemlet._core.Adapter | None],
+) -> list[numpy.typing.NDArray[numpy.float32]]:
+    """
+    Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.
+    """
+
+def bytes_read(model: gemlet._core.Model) -> int:
+    """
+    Bytes of matrices, keys and values that all forward passes so far have read.
+    """
+
+def cache_bytes(sequence: gemlet._core.TokenSequence) -> int:
+    """
+    Bytes of the blocks with the keys and values of a context.
+    """
 
 def choose_tier(
     *,
@@ -125,6 +152,11 @@ def kernel_rowwise(
     A row operation on x [dim]; `other` and `third` are its further operands.
     """
 
+def kv_formats() -> list[str]:
+    """
+    The formats of the KV cache.
+    """
+
 def limit_kv_cache(model: gemlet._core.Model, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     From now on the caches of all contexts together take no memory that would exceed this.
@@ -137,6 +169,7 @@ def measure_peak(
     1e9 multiply-adds per second on registers alone, with numbers of the kind 'f32', 'bf16' or 'i8', by the tier in use.
     """
 
+def parameter_count(model: gemlet._core.Model) -> int: ...
 def parse_nodes(list: str) -> int:
     """
     The NUMA nodes of a list like '0-1,4', as bits.
@@ -147,4 +180,24 @@ def prefix(
 ) -> gemlet._core.TokenSequence:
     """
     Another context with the first blocks * 64 tokens, which shares the cache of them.
+    """
+
+def rope_table(
+    layer: gemlet._core.LayerConfig,
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
+    """
+    (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
+    """
+
+def taps(
+    model: gemlet._core.Model, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], logits: str = "all"
+) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+    """
+    Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed there, which are all ids where `logits` is 'all'.
+    """
+
+def weight_formats() -> list[str]:
+    """
+    The formats of weights in memory.
     """

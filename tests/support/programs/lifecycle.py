@@ -17,7 +17,7 @@ import numpy as np
 import gemlet
 from gemlet import _core
 from support.core_models import builder_of, int32, model_config, random_core, sampler
-from support.inside import context_of
+from support.inside import context_of, testing
 from support.processes import in_fork
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
@@ -136,7 +136,7 @@ ACTIONS: dict[str, Callable[[Shared], object]] = {
     "properties": lambda shared: (
         len(shared.sequence.token_ids),
         shared.sequence.length,
-        shared.sequence.cache_bytes,
+        testing.cache_bytes(shared.sequence),
     ),
     "sample": lambda shared: shared.sequence.sample(sampler()),
     "extend": lambda shared: shared.sequence.extend(

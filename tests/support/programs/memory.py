@@ -10,6 +10,7 @@ from gemlet import _core
 from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 from support.core_models import builder_of, int32, layer_config, model_config, random_core
+from support.inside import testing
 from support.processes import limit_memory, resident
 
 
@@ -56,9 +57,9 @@ def close_sequences() -> None:
     def use() -> _core.TokenSequence:
         sequence = _core.TokenSequence(core)
         sequence.extend(np.full(4000, 5, np.int32), logits="all")
-        assert sequence.cache_bytes > 1_000_000
+        assert testing.cache_bytes(sequence) > 1_000_000
         sequence.close()
-        assert sequence.cache_bytes == 0
+        assert testing.cache_bytes(sequence) == 0
         return sequence
 
     kept = [use() for _ in range(2)]
@@ -71,9 +72,9 @@ def slide_a_window() -> None:
     core = random_core(config=model_config(layer_config(), max_context=20_000))
     sequence = _core.TokenSequence(core)
     sequence.extend(np.full(600, 5, np.int32))
-    size = sequence.cache_bytes
+    size = testing.cache_bytes(sequence)
     sequence.extend(np.full(15_000, 5, np.int32))
-    assert 0 < sequence.cache_bytes <= size, (size, sequence.cache_bytes)
+    assert 0 < testing.cache_bytes(sequence) <= size, (size, testing.cache_bytes(sequence))
 
 
 def fill_caches() -> None:
@@ -88,7 +89,7 @@ def fill_caches() -> None:
     filled().close()
     before = resident()
     sequences = [filled() for _ in range(10)]
-    used = sum(sequence.cache_bytes for sequence in sequences)
+    used = sum(testing.cache_bytes(sequence) for sequence in sequences)
     assert used == core.memory()["kv_cache_used"] == 10 * 2**20
     size = core.memory()["kv_cache"]  # of the last pass four blocks, of which three are free now
     assert size == 13 * 2**20
