@@ -2,72 +2,25 @@
 
 from __future__ import annotations
 
+import builtins
 import io
-import os
-import pty
-import select
-import subprocess
+import json
+import stat
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import gemlet
-from gemlet.cli import main
+from gemlet.cli import keyboard, main
 from gemlet.cli.common import for_terminal
+from gemlet.cli.history import History
 from gemlet.generation import Chunk, TextStream
-from support.commands import GEMLET, PATIENCE, PROMPT, run
+from support.commands import PROMPT, failed, run
+from support.terminal import on_terminal
 
-# Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
-_TAKE_TERMINAL = """
-import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def on_terminal(arguments: Sequence[str], answers: Sequence[tuple[str, str]] = ()) -> tuple[int, str]:
-    """Runs gemlet on a terminal, and types each answer when the text before it has appeared. Returns the exit
-    code and the screen."""
-    screen, far_side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _TAKE_TERMINAL, *GEMLET, *arguments],
-        stdin=far_side,
-        stdout=far_side,
-        stderr=far_side,
-        start_new_session=True,
-        env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1"},
-    )
-    os.close(far_side)
-    seen = ""
-    searched = 0
-    waiting = list(answers)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        ready, _, _ = select.select([screen], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"still running; on the screen: {seen!r}, to be answered: {waiting}")
-        try:
-            data = os.read(screen, 65536)
-        except OSError:  # Linux's sign that the other side of the terminal is closed
-            data = b""
-        if not data:
-            break
-        seen += data.decode(errors="replace")
-        while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
-            searched = found + len(waiting[0][0])
-            if waiting[0][1] == "\x03":
-                # readline shows its prompt a moment before it listens for signals. A Ctrl-C in between has no
-                # effect until the next key. No person is that fast.
-                time.sleep(0.5)
-            os.write(screen, waiting.pop(0)[1].encode())
-    os.close(screen)
-    code = process.wait(PATIENCE)
-    assert not waiting, seen
-    return code, seen.replace("\r\n", "\n")
+FAST = ("--max-tokens", "8", "--seed", "1")
 
 
 def test_a_terminal_shows_the_prompt_before_the_text() -> None:
@@ -80,19 +33,126 @@ def test_a_terminal_shows_the_prompt_before_the_text() -> None:
 
 def test_chat_on_a_terminal() -> None:
     code, screen = on_terminal(
-        ["chat", "--max-tokens", "8", "--seed", "1"],
+        ["chat", *FAST],
         [
             ("\n> ", "Good evening\n"),
+            ("\n> ", "/rest\n"),
             ("\n> ", "/dance\n"),
             ("\n> ", "/reset\n"),
+            ("\n> ", "/undo\n"),
+            ("\n> ", "/help\n"),
             ("\n> ", "\x03"),
             ("\n> ", "/exit\n"),
         ],
     )
     assert code == 0
-    assert "/dance is not a command" in screen
+    assert "This is the demo model" in screen
+    assert "--model" in screen
+    assert "/rest is not a command; did you mean /reset?" in screen
+    assert "/dance is not a command; /help lists the commands" in screen
+    assert "there is no turn to take back" in screen
+    assert "/save [FILE]" in screen
     assert "/exit or Ctrl-D leaves" in screen
     assert "Traceback" not in screen
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "Exit", "/exit", "/quit"])
+def test_words_that_leave(word: str) -> None:
+    assert on_terminal(["chat", *FAST], [("\n> ", f"{word}\n")])[0] == 0
+
+
+def test_a_reply_that_was_cut_has_a_mark() -> None:
+    code, screen = on_terminal(["chat", PROMPT, "--max-tokens", "3", "--temperature", "0"])
+    assert code == 0
+    assert screen.endswith("\x1b[2m[cut at 3 tokens]\x1b[0m\n")
+    piped = run("chat", PROMPT, "--max-tokens", "3", "--temperature", "0")
+    assert piped.stderr.startswith(b"gemlet: note: cut at 3 tokens; ")
+    assert b"cut" not in piped.stdout
+
+
+def saved(folder: Path, *typed: str) -> list[str]:
+    """What the user says in a chat on a terminal, as /save writes it."""
+    path = folder / "chat.json"
+    keys = [*typed, f"/save {path}\n", "/exit\n"]
+    code, screen = on_terminal(["chat", *FAST, "--system", "Be kind."], [("\n> ", text) for text in keys])
+    assert code == 0
+    assert f"saved as {path}" in screen
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    messages = json.loads(path.read_text())
+    assert messages[0] == {"role": "system", "content": "Be kind."}
+    assert [message["role"] for message in messages[1:]] == ["user", "assistant"] * (len(messages) // 2)
+    return [message["content"] for message in messages[1::2]]
+
+
+def test_a_pasted_text_is_one_message(tmp_path: Path) -> None:
+    text = "Dear Sir,\n\n/exit is a word"
+    assert saved(tmp_path, f"\x1b[200~{text}\x1b[201~\n") == [text]
+
+
+def test_three_quotes_around_several_lines(tmp_path: Path) -> None:
+    typed = ['"""Dear Sir,\nGood evening.\n"""\n', '"""one line"""\n']
+    assert saved(tmp_path, *typed) == ["Dear Sir,\nGood evening.", "one line"]
+
+
+def test_a_turn_is_taken_back(tmp_path: Path) -> None:
+    assert saved(tmp_path, "One\n", "Two\n", "/undo\n", "Three\n") == ["One", "Three"]
+
+
+def test_a_conversation_is_written_over_no_file(tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("mine")
+    done = run("chat", *FAST, stdin=f"/save {tmp_path}/here\n".encode())
+    assert done.returncode == 1
+    assert b"File exists" in done.stderr
+    assert (tmp_path / "here").read_text() == "mine"
+
+
+def test_history_between_chats(tmp_path: Path) -> None:
+    typed = [("\n> ", "Good evening\n"), ("\n> ", '"""a\nb"""\n'), ("\n> ", "/exit\n")]
+    assert on_terminal(["chat", *FAST], typed, XDG_STATE_HOME=str(tmp_path))[0] == 0
+    path = tmp_path / "gemlet" / "chat-history"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert History(str(path)).messages == ["Good evening", "a\nb", "/exit"]
+    up = "\x1b[A"
+    code, screen = on_terminal(
+        ["chat", *FAST], [("\n> ", f"{up * 3}\n"), ("\n> ", "/exit\n")], XDG_STATE_HOME=str(tmp_path)
+    )
+    assert code == 0
+    if keyboard._gnu_readline() is not None:
+        assert "Good evening" in screen
+
+
+def test_the_file_of_the_history(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    path.write_text('"one"\nnonsense\n7\n"t\\u001bwo"\n')
+    path.chmod(0o644)
+    history = History(str(path))
+    assert history.messages == ["one", "two"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for number in range(2500):
+        history.add(str(number))
+    assert History(str(path)).messages == [str(number) for number in range(1500, 2500)]
+    assert len(path.read_bytes().splitlines()) == 1000
+
+
+def test_a_history_that_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for path in ("/dev/null/history", "/dev/null", str(tmp_path), str(tmp_path / "link")):
+        history = History(path)
+        history.add("one")
+        assert history.messages == ["one"]
+    assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_a_paste_without_readline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyboard, "_gnu_readline", lambda: None)
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    lines: Iterator[str] = iter(["\x1b[200~Dear Sir,", "/exit\x1b[201~ said he", "next"])
+    monkeypatch.setattr(builtins, "input", lambda prompt="": next(lines))
+    with keyboard.Keyboard() as typed:
+        assert typed.read() == "Dear Sir,\n/exit said he"
+        assert typed.read() == "next"
 
 
 def test_chat_leaves_at_ctrl_d() -> None:
@@ -112,7 +172,6 @@ def test_chat_in_a_pipe_answers_each_line_with_the_conversation_so_far() -> None
         stdin=b"One\n\nTwo\n/reset\nOne\n",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == b""
     system = {"role": "system", "content": "Be kind."}
     one, two = ({"role": "user", "content": content} for content in ("One", "Two"))
     with gemlet.load() as model:
@@ -135,11 +194,95 @@ def test_ctrl_c_ends_a_chat_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines.readline() == "Two\n"
 
 
-def test_a_chat_beyond_the_context_says_so_and_goes_on() -> None:
-    done = run("chat", "--max-tokens", "3", "--seed", "1", stdin=b"word " * 5000 + b"\nHello\n")
-    assert done.returncode == 0
-    error = done.stderr.decode()
-    assert error.startswith("gemlet: error: ")
-    assert "/reset starts afresh" in error
-    assert error.count("\n") == 1
+def test_a_line_without_an_answer_makes_the_exit_code_1() -> None:
+    done = run("chat", *FAST, stdin=b"word " * 5000 + b"\nHello\n")
+    assert done.returncode == 1
+    error, *rest = done.stderr.decode().splitlines()
+    assert error.startswith("gemlet: error: line 1: the message has ")
+    assert "the context holds 1024" in error
+    assert all(line.startswith("gemlet: note: ") for line in rest)
     assert done.stdout.endswith(b"\n")
+    assert done.stdout.strip()
+    for line in (b"/dance", b"abc\xff"):
+        done = run("chat", *FAST, stdin=line + b"\nHello\n")
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"gemlet: error: line 1: ")
+        assert done.stdout.strip()
+
+
+# Questions of the command line
+
+
+def answer(*messages: str) -> str:
+    with gemlet.load() as model:
+        conversation = [{"role": "user", "content": message} for message in messages]
+        return model.chat(conversation, max_tokens=8, seed=1).text + "\n"
+
+
+def test_a_question_is_answered() -> None:
+    done = run("chat", "Who is there?", *FAST)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode() == answer("Who is there?")
+
+
+def test_standard_input_is_one_message_as_a_whole() -> None:
+    done = run("chat", "-", *FAST, stdin=b"Dear Sir,\n\n/reset the clock\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode() == answer("Dear Sir,\n\n/reset the clock")
+
+
+def test_a_question_about_files(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_bytes(b"\xef\xbb\xbfDear Sir,\r\nGood evening.\n")
+    done = run("chat", "What is it?", "--file", "~/letter", *FAST, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode() == answer("What is it?\n\nDear Sir,\r\nGood evening.")
+    alone = run("chat", "--file", str(tmp_path / "letter"), *FAST)
+    assert alone.stdout.decode() == answer("Dear Sir,\r\nGood evening.")
+
+
+def test_a_question_that_cannot_be_asked(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(b"\x89PNG")
+    assert "byte 0 is not UTF-8" in failed(run("chat", "--file", str(tmp_path / "image")))
+    assert "No such file" in failed(run("chat", "--file", str(tmp_path / "none")))
+    assert "question: it is empty" in failed(run("chat", "-", stdin=b"\n"))
+    assert "question: it is empty" in failed(run("chat", ""))
+    assert "byte 0 of standard input" in failed(run("chat", "-", stdin=b"\xff"))
+    assert "the context holds 1024" in failed(run("chat", "-", stdin=b"word " * 2000))
+
+
+def test_json_of_replies() -> None:
+    done = run("chat", "Who is there?", "--json", *FAST)
+    report = json.loads(done.stdout)
+    assert report["text"] + "\n" == answer("Who is there?")
+    assert report["finish_reason"] in ("stop", "length")
+    lines = run("chat", "--json", *FAST, stdin=b"Who is there?\nAnd then?\n").stdout.splitlines()
+    first, second = map(json.loads, lines)
+    assert first["text"] == report["text"]
+    assert 0 < second["cached_tokens"] < second["prompt_tokens"]
+    code, screen = on_terminal(["chat", "--json"])
+    assert (code, "--json: give the question" in screen) == (1, True)
+
+
+# A full context
+
+
+def test_the_oldest_turns_go_when_the_context_is_full() -> None:
+    options = ("--max-tokens", "40", "--seed", "1", "--max-context", "128", "--temperature", "0")
+    lines = b"".join(b"Tell me of the old house on the hill, number %d.\n" % number for number in range(8))
+    done = run("chat", "--system", "Be kind.", *options, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 8
+    assert b"the context of 128 tokens is full: the oldest " in done.stderr
+    strict = run("chat", *options, "--context-full", "error", stdin=lines)
+    assert strict.returncode == 1
+    assert b"the context holds 128" in strict.stderr
+
+
+def test_generate_says_that_it_does_not_chat() -> None:
+    folder = str(Path(gemlet.__file__).parent / "demo")
+    note = (
+        b"gemlet: note: generate continues the text as it stands; for an answer to it there is gemlet chat\n"
+    )
+    assert run("generate", PROMPT, "--model", folder, "--max-tokens", "2").stderr == note
+    turn = "<start_of_turn>user\nWho is there?<end_of_turn>\n<start_of_turn>model\n"
+    assert run("generate", turn, "--model", folder, "--max-tokens", "2").stderr == b""

@@ -1,106 +1,159 @@
-"""``gemlet chat``: a conversation, a line at a time."""
+"""``gemlet chat``: an answer to one question, to each line of a pipe, or a conversation on a terminal."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import difflib
+import os
 import sys
-from typing import Any
 
-from gemlet.chat.reply import Reasoning
 from gemlet.cli.common import (
-    dim,
-    for_terminal,
+    CHAT_TOKENS,
     load_adapter,
+    note,
     one_line,
     open_model,
-    print_stats,
+    print_error,
+    read_standard_input,
     sampling_options,
-    write,
 )
-from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.model.model import Model
+from gemlet.cli.conversation import Conversation
+from gemlet.cli.keyboard import Keyboard
+from gemlet.errors import GemletError, InvalidRequestError
+from gemlet.model.session import Session
 
 __all__ = ["run"]
 
-_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cuts a reply short."
+_COMMANDS = {
+    "/help": "shows this",
+    "/reset": "forgets the conversation",
+    "/undo": "takes the last turn back",
+    "/save [FILE]": "writes the conversation as JSON",
+    "/exit": "leaves, as exit, quit and Ctrl-D do",
+}
+_HINT = "/help lists the commands, /exit or Ctrl-D leaves, Ctrl-C cuts a reply short."
+_HELP = "\n".join(
+    [
+        *(f"{name:<14}{meaning}" for name, meaning in _COMMANDS.items()),
+        f"{'Ctrl-C':<14}cuts a reply short",
+        'A pasted text is one message. To type one of several lines, begin and end it with """.',
+    ]
+)
+_LEAVES = ("/exit", "/quit", "/bye")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command until /exit or the end of standard input."""
+    """Runs the command: 1 if a line of a pipe got no answer."""
+    question = _question(arguments)
     options = {**sampling_options(arguments), "thinking": arguments.thinking}
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    if interactive:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  line editing and history for input()
-    reconfigure = getattr(sys.stdin, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
-    opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    with open_model(arguments) as model:
-        if model.chat_format is None or model.tokenizer is None:
-            raise UnsupportedError(f"{model.source} has no chat format; use gemlet generate")
-        model.chat_format.render(
-            [{"role": "user", "content": ""}], thinking=arguments.thinking
-        )  # or says why
-        options |= load_adapter(model, arguments)
-        if interactive:
-            print(_HELP)
-        messages = list(opening)
-        while (line := _read_line(interactive)) is not None:
-            if line == "/exit":
-                break
-            if line == "/reset":
-                messages = list(opening)
-            elif line.startswith("/"):
-                print(f"{line.split()[0]} is not a command. {_HELP}", file=sys.stderr)
-            elif line:
-                messages.append({"role": "user", "content": line})
-                if not _reply(model, messages, options, interactive, stats=arguments.stats):
-                    messages.pop()  # a turn without an answer is as if it had not been
+    if not arguments.thinking:
+        options.setdefault("max_tokens", CHAT_TOKENS)
+    interactive = question is None and sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive and arguments.json:
+        raise InvalidRequestError("--json: give the question on the command line, or in a file or a pipe")
+    with open_model(arguments) as model, Session(model) as session:
+        chat = Conversation(
+            model,
+            session,
+            system=arguments.system,
+            options=options | load_adapter(model, arguments),
+            drops=arguments.context_full == "drop",
+            as_json=arguments.json,
+            stats=arguments.stats,
+        )
+        if question is not None:
+            return 130 if chat.ask(question).finish_reason == "cancelled" else 0
+        if not interactive:
+            return _answer_lines(chat)
+        with Keyboard() as keyboard:
+            if arguments.model is None:
+                print("This is the demo model, which is small; --model NAME_OR_FILE is for a real one.")
+            else:
+                print(one_line(f"This is {model.source} ({model.weights})."))
+            print(_HINT)
+            _converse(chat, keyboard)
     return 0
 
 
-def _read_line(interactive: bool) -> str | None:
-    """The next line without surrounding blanks; None at the end of the input."""
-    while True:
+def _question(arguments: argparse.Namespace) -> str | None:
+    """The one message that the command line gives: the question, then the files; None if there is none."""
+    parts = []
+    if arguments.question == "-":
+        parts.append(read_standard_input("question").strip())
+    elif arguments.question is not None:
+        parts.append(arguments.question)
+    for name in arguments.file or ():
+        path = os.path.expanduser(name)
+        with open(path, "rb") as file:
+            data = file.read()
         try:
-            return input("> " if interactive else "").strip()
-        except EOFError:
-            if interactive:
-                print()
-            return None
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            print("\n(/exit or Ctrl-D leaves)")
+            parts.append(data.decode("utf-8-sig").strip())
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError(
+                f"--file {path}: byte {error.start} is not UTF-8; give a text file, or convert it first "
+                "(iconv -t UTF-8)"
+            ) from None
+    if parts and not any(part.strip() for part in parts):
+        raise InvalidRequestError("question: it is empty, expected at least one character")
+    return "\n\n".join(part for part in parts if part) if parts else None
 
 
-def _reply(
-    model: Model, messages: list[dict[str, Any]], options: dict[str, Any], interactive: bool, *, stats: bool
-) -> bool:
-    """Streams a reply and adds it to ``messages``; False if there was none. Reasoning is for terminals, and
-    so is a Ctrl-C that ends the reply and not the program."""
-    try:
-        stream = model.stream_chat(messages, **options)
-    except InvalidRequestError as error:  # most likely: the conversation has outgrown the context
-        print(f"gemlet: error: {one_line(str(error))} (/reset starts afresh)", file=sys.stderr)
+def _answer_lines(chat: Conversation) -> int:
+    """Answers each line of standard input, with the conversation so far."""
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8", errors="surrogateescape")
+    code = 0
+    for number, line in enumerate(sys.stdin, 1):
+        text = line.strip()
+        try:
+            if text.startswith("/"):
+                if not _command(chat, text):
+                    break
+            elif text:
+                if any("\udc80" <= character <= "\udcff" for character in text):
+                    raise InvalidRequestError("it is not UTF-8; convert it first (iconv -t UTF-8)")
+                chat.ask(text)
+        except (GemletError, OSError) as error:
+            print_error(f"line {number}: {error}")
+            code = 1
+    return code
+
+
+def _converse(chat: Conversation, keyboard: Keyboard) -> None:
+    while (text := keyboard.read()) is not None:
+        try:
+            if text.startswith("/") and "\n" not in text:
+                if not _command(chat, text):
+                    break
+            elif text.lower() in ("exit", "quit"):
+                break
+            elif text:
+                chat.ask(text, keep_after_ctrl_c=True)
+        except InvalidRequestError as error:
+            print_error(f"{error} (/reset starts afresh)")
+        except OSError as error:
+            print_error(f"{error.filename}: {error.strerror}")
+
+
+def _command(chat: Conversation, text: str) -> bool:
+    """Does what a line that begins with "/" says; False to leave. Raises :class:`InvalidRequestError` for
+    what is no command, OSError for a file that cannot be written."""
+    name, _, rest = text.partition(" ")
+    if name in _LEAVES:
         return False
-    with stream, contextlib.suppress(*([KeyboardInterrupt] if interactive else [])):
-        is_thinking = False
-        for chunk in stream:
-            for event in chunk.events if sys.stdout.isatty() else ():
-                if isinstance(event, Reasoning):
-                    is_thinking = True
-                    sys.stdout.write(dim(for_terminal(event.text)))
-                    sys.stdout.flush()
-            if chunk.text:
-                write("\n\n" + chunk.text if is_thinking else chunk.text)
-                is_thinking = False
-    text = stream.result.text
-    write("\n")
-    if stats:
-        print_stats(model, stream.result)
-    if text:
-        messages.append(stream.result.message)
-    return bool(text)
+    if name == "/reset":
+        chat.reset()
+    elif name == "/undo":
+        if not chat.undo():
+            note("there is no turn to take back")
+    elif name == "/save":
+        note(f"saved as {chat.save(rest.strip() or None)}")
+    elif name in ("/help", "/?"):
+        print(_HELP)
+    else:
+        known = [*_LEAVES, *(command.split()[0] for command in _COMMANDS)]
+        close = difflib.get_close_matches(name, known, 1)
+        meant = f"; did you mean {close[0]}?" if close else "; /help lists the commands"
+        raise InvalidRequestError(f"{name} is not a command{meant}")
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -20,23 +21,29 @@ if TYPE_CHECKING:
     from gemlet.model.model import Model
 
 __all__ = [
+    "CHAT_TOKENS",
     "access_options",
     "bold",
     "dim",
     "for_terminal",
     "load_adapter",
     "load_options",
+    "note",
     "one_line",
     "open_model",
-    "peak_memory_bytes",
     "prepare_streams",
+    "print_error",
     "print_stats",
     "read_standard_input",
+    "report",
     "sampling_options",
     "silence_stdout",
     "warnings_in_a_line",
     "write",
 ]
+
+
+CHAT_TOKENS = 1024  # most tokens of a reply in gemlet chat, where the model does not think
 
 
 def prepare_streams() -> None:
@@ -75,6 +82,16 @@ def warnings_in_a_line() -> Iterator[None]:
             yield
     finally:
         log.removeHandler(handler)
+
+
+def note(text: str) -> None:
+    """A line on standard error that is no error."""
+    print(f"gemlet: note: {one_line(text)}", file=sys.stderr)
+
+
+def print_error(text: str) -> None:
+    """The line on standard error that says what is wrong."""
+    print(f"gemlet: error: {one_line(text)}", file=sys.stderr)
 
 
 def one_line(text: str) -> str:
@@ -157,6 +174,21 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def report(model: Model, result: Generation) -> dict[str, object]:
+    """A generation, and what it was made with, for --json."""
+    return {
+        **dataclasses.asdict(result),
+        "prefill_tokens_per_second": result.prefill_tokens_per_second,
+        "decode_tokens_per_second": result.decode_tokens_per_second,
+        "load_seconds": model.load_seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "model": model.source,
+        "weights": model.weights,
+        "threads": model.threads,
+        "tier": model.tier,
+    }
 
 
 def print_stats(model: Model, result: Generation) -> None:

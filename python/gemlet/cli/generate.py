@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 
@@ -11,14 +10,14 @@ from gemlet.cli.common import (
     bold,
     for_terminal,
     load_adapter,
+    note,
     open_model,
-    peak_memory_bytes,
     print_stats,
     read_standard_input,
+    report,
     sampling_options,
     write,
 )
-from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
 from gemlet.model.model import Model
 
@@ -30,13 +29,15 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _read_prompt(arguments.prompt)
     options = sampling_options(arguments)  # before the model: a wrong value should not cost the loading time
     with open_model(arguments) as model:
+        if arguments.model is not None and _is_meant_for_chat(model, prompt):
+            note("generate continues the text as it stands; for an answer to it there is gemlet chat")
         stream = model.stream(prompt, **load_adapter(model, arguments), **options)
         if sys.stdout.isatty() and not arguments.json:
             write_prompt(prompt)
         interrupted = _follow(stream, quiet=arguments.json)
         result = stream.result
         if arguments.json:
-            print(json.dumps(_report(model, result)))
+            print(json.dumps(report(model, result)))
         elif interrupted or not result.text.endswith("\n"):
             write("\n")
         if arguments.stats:
@@ -58,6 +59,12 @@ def _read_prompt(argument: str) -> str:
     return prompt.removesuffix("\n").removesuffix("\r")
 
 
+def _is_meant_for_chat(model: Model, prompt: str) -> bool:
+    """Whether the model chats, and the prompt is not in its chat format already."""
+    chat_format = model.chat_format
+    return chat_format is not None and not any(marker in prompt for marker in chat_format.ends)
+
+
 def _follow(stream: TextStream, *, quiet: bool) -> bool:
     """Writes the text as it comes; True if Ctrl-C cut it short."""
     with stream:
@@ -68,17 +75,3 @@ def _follow(stream: TextStream, *, quiet: bool) -> bool:
         except KeyboardInterrupt:
             return True
     return False
-
-
-def _report(model: Model, result: Generation) -> dict[str, object]:
-    return {
-        **dataclasses.asdict(result),
-        "prefill_tokens_per_second": result.prefill_tokens_per_second,
-        "decode_tokens_per_second": result.decode_tokens_per_second,
-        "load_seconds": model.load_seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "model": model.source,
-        "weights": model.weights,
-        "threads": model.threads,
-        "tier": model.tier,
-    }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemlet.base.sampling_options import OPTIONS
+from gemlet.cli.common import CHAT_TOKENS
 from gemlet.loading.options import command_line
 
 __all__ = ["build_parser", "run"]
@@ -70,9 +71,21 @@ def _add_generate(commands: Any) -> None:
 def _add_chat(commands: Any) -> None:
     parser = commands.add_parser(
         "chat",
-        help="hold a conversation",
-        description="Hold a conversation, a line at a time. /reset forgets it, /exit or Ctrl-D leaves, "
-        "Ctrl-C cuts a reply short.",
+        help="answer a question, or hold a conversation",
+        description="Answer QUESTION. Without it, hold a conversation: on a terminal (/help lists its "
+        "commands), or line by line with a pipe, where the exit code is 1 if a line got no answer.",
+    )
+    parser.add_argument(
+        "question",
+        nargs="?",
+        metavar="QUESTION",
+        help="one message; - reads it from standard input, as a whole",
+    )
+    parser.add_argument(
+        "--file",
+        action="append",
+        metavar="FILE",
+        help="text file to put behind the question, or in its place; may be given several times",
     )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
@@ -81,7 +94,15 @@ def _add_chat(commands: Any) -> None:
         action="store_true",
         help="let the model think before it answers (Gemma 4); a terminal shows what it thinks",
     )
-    _add_sampling(parser, max_tokens=1024)
+    parser.add_argument(
+        "--context-full",
+        choices=["drop", "error"],
+        default="drop",
+        help="what to do when the context is full: leave out the oldest turns, or stop with an error "
+        "(default drop)",
+    )
+    _add_sampling(parser, f"{CHAT_TOKENS}, or with --thinking what the context has room for")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each reply")
     parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
     parser.set_defaults(run=_run_chat)
 
@@ -235,9 +256,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_load_options(parser)
 
 
-def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None = None) -> None:
-    # No other defaults here: what is not given is the model's own, from its generation_config.json.
-    parser.set_defaults(max_tokens=max_tokens)
+def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str = "") -> None:
+    # No defaults here: what is not given is the model's own, from its generation_config.json.
     group = parser.add_argument_group("sampling")
     for name, option in OPTIONS.items():
         more = f" (default {max_tokens or option.default})" if name == "max_tokens" else ""
@@ -317,7 +337,7 @@ def _run_bench(arguments: argparse.Namespace) -> int:
 
 def run(argv: Sequence[str] | None) -> int:
     """Parses and runs a command line; errors of gemlet become one line on standard error and exit code 1."""
-    from gemlet.cli.common import one_line, prepare_streams, silence_stdout, warnings_in_a_line
+    from gemlet.cli.common import prepare_streams, print_error, silence_stdout, warnings_in_a_line
     from gemlet.errors import GemletError
 
     prepare_streams()
@@ -334,8 +354,8 @@ def run(argv: Sequence[str] | None) -> int:
         silence_stdout()
         message = f"{error.filename or 'standard output or input'}: {error.strerror or error}"
     except GemletError as error:
-        message = one_line(str(error))
+        message = str(error)
     except MemoryError as error:
-        message = f"out of memory: {one_line(str(error))}"
-    print(f"gemlet: error: {message}", file=sys.stderr)
+        message = f"out of memory: {error}"
+    print_error(message)
     return 1

@@ -1,0 +1,75 @@
+"""The ``gemlet`` command on a terminal, with somebody who types."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from support.commands import GEMLET, PATIENCE
+
+# Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
+_TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def open_terminal() -> tuple[int, int]:
+    """Both sides of a terminal. The test is skipped where the system has none to give."""
+    try:
+        return pty.openpty()
+    except OSError as error:
+        pytest.skip(f"no terminal can be opened here: {error}")
+
+
+def on_terminal(
+    arguments: Sequence[str], answers: Sequence[tuple[str, str]] = (), **environment: str
+) -> tuple[int, str]:
+    """Runs gemlet on a terminal, and types each answer when the text before it has appeared. Returns the exit
+    code and the screen."""
+    screen, far_side = open_terminal()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TAKE_TERMINAL, *GEMLET, *arguments],
+        stdin=far_side,
+        stdout=far_side,
+        stderr=far_side,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", "XDG_STATE_HOME": "/dev/null", **environment},
+    )
+    os.close(far_side)
+    seen = ""
+    searched = 0
+    waiting = list(answers)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        ready, _, _ = select.select([screen], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"still running; on the screen: {seen!r}, to be answered: {waiting}")
+        try:
+            data = os.read(screen, 65536)
+        except OSError:  # Linux's sign that the other side of the terminal is closed
+            data = b""
+        if not data:
+            break
+        seen += data.decode(errors="replace")
+        while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
+            searched = found + len(waiting[0][0])
+            if waiting[0][1] == "\x03":
+                # readline shows its prompt a moment before it listens for signals. A Ctrl-C in between has no
+                # effect until the next key. No person is that fast.
+                time.sleep(0.5)
+            os.write(screen, waiting.pop(0)[1].encode())
+    os.close(screen)
+    code = process.wait(PATIENCE)
+    assert not waiting, seen
+    return code, seen.replace("\r\n", "\n")
