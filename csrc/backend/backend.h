@@ -176,12 +176,13 @@ class Backend {
                      int32_t* ids, float* weights) = 0;
 
   // AltUp over streams [S, rows, dim]; modalities [rows, S] before their tanh, which are scaled by `input_scale` first.
+  // Every row has an address of coefficients.
   //   predict: out[k] = x[k] + sum_j (coefs [S*S, S] m)[k * S + j] x[j]
   //   correct: out[k] = predicted[k] + ((coefs [S, S] m)[k] + 1) (activated - predicted[0])
-  virtual void altup_predict(const float* x, const float* modalities, float input_scale, const float* coefs,
-                             int64_t streams, int64_t rows, int64_t dim, float* out) = 0;
+  virtual void altup_predict(const float* x, const float* modalities, float input_scale,
+                             std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) = 0;
   virtual void altup_correct(const float* predicted, const float* activated, const float* modalities, float input_scale,
-                             const float* coefs, int64_t streams, int64_t rows, int64_t dim, float* out) = 0;
+                             std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) = 0;
   // x [rows, dim] *= rms(target) / sqrt(max(mean(x^2), 1e-5)): the magnitude of target's rows
   virtual void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) = 0;
 

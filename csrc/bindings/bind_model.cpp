@@ -73,10 +73,10 @@ py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name,
 }
 
 void add_low_rank(AdapterBuilder& builder, const std::string& name, const py::array& a, const std::string& a_dtype,
-                  const py::array& b, const std::string& b_dtype, float scale) {
+                  const py::array& b, const std::string& b_dtype, float scale, const std::vector<float>& magnitudes) {
   const SourceRows rows_a = array_rows(name, a, a_dtype), rows_b = array_rows(name, b, b_dtype);
   const GilRelease release;
-  builder.add(name, rows_a, rows_b, scale);
+  builder.add(name, rows_a, rows_b, scale, magnitudes);
 }
 
 py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,
@@ -243,8 +243,9 @@ void register_model(py::module_& m) {
   py::class_<AdapterBuilder>(m, "AdapterBuilder", py::is_final(), "Builds an Adapter of a model, matrix by matrix.")
       .def(py::init<std::shared_ptr<Model>>(), py::arg("model").none(false))
       .def("add", &add_low_rank, py::arg("name"), py::kw_only(), py::arg("a"), py::arg("a_dtype"), py::arg("b"),
-           py::arg("b_dtype"), py::arg("scale"),
-           "Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add.")
+           py::arg("b_dtype"), py::arg("scale"), py::arg("magnitudes") = std::vector<float>(),
+           "Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. "
+           "`magnitudes` [rows] are DoRA's, empty for plain LoRA.")
       .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
 }
 

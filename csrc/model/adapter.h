@@ -1,4 +1,4 @@
-// LoRA adapters (Hu et al. 2021, arXiv 2106.09685): low-rank corrections of a layer's matrices, kept beside the weights
+// LoRA adapters (Hu et al. 2021, arXiv 2106.09685): low-rank corrections of a model's matrices, kept beside the weights
 // in whatever format these are: y = W x + scale * B (A x). Any number of adapters can be in memory. Each sequence has
 // one or none.
 #pragma once
@@ -14,17 +14,36 @@ namespace gemlet {
 
 class Model;
 
+// The matrices that an adapter may correct. Those of one kind have an index: the layer, the stream of AltUp, or 0.
+enum class Target : uint8_t {
+  kQProj,
+  kKProj,
+  kVProj,
+  kOProj,
+  kGateProj,
+  kUpProj,
+  kDownProj,
+  kRouterProj,
+  kPerLayerInputGate,
+  kPerLayerProjection,
+  kAltupRouter,
+  kAltupPrediction,
+  kAltupCorrection,
+  kLaurelLeft,
+  kLaurelRight,
+  kPerLayerModelProjection,
+  kAltupProjection,
+  kAltupUnembedProjection,
+  kCount,
+};
+
 // What an adapter adds to one matrix [rows, cols].
 struct LowRank {
   Matrix a;  // [rank, cols]
   Matrix b;  // [rows, rank]
   float scale = 0;
-  bool empty() const { return a.empty(); }
-};
-
-// A term is empty where the adapter leaves a matrix as it is.
-struct LayerAdapter {
-  LowRank q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+  const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y
+  const float* changed = nullptr;  // of AltUp's coefficients, instead of all that: the corrected matrix itself
 };
 
 // The format of an adapter's matrices, by that of the model's weights.
@@ -34,21 +53,28 @@ inline Format adapter_format(Format weights) { return weights == Format::kF32 ? 
 // them. `total` counts the bytes of all adapters of the model.
 class Adapter {
  public:
-  Adapter(std::shared_ptr<const Model> model, size_t layers, std::shared_ptr<std::atomic<int64_t>> total)
-      : model_(std::move(model)), layers_(layers), total_(std::move(total)) {}
+  Adapter(std::shared_ptr<const Model> model, std::shared_ptr<std::atomic<int64_t>> total)
+      : model_(std::move(model)), total_(std::move(total)) {}
   ~Adapter() { *total_ -= bytes_; }
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;
 
   bool belongs_to(const Model& model) const { return model_.get() == &model; }
-  const LayerAdapter& layer(size_t index) const { return layers_[index]; }
+  // Null where the adapter leaves the matrix as it is.
+  const LowRank* term(Target target, size_t index) const {
+    const size_t place = place_of(target, index);
+    return place < terms_.size() ? terms_[place].get() : nullptr;
+  }
   int64_t max_rank() const { return max_rank_; }
   int64_t bytes() const { return bytes_; }
 
  private:
   friend class AdapterBuilder;
+  static size_t place_of(Target target, size_t index) {
+    return index * static_cast<size_t>(Target::kCount) + static_cast<size_t>(target);
+  }
   std::shared_ptr<const Model> model_;
-  std::vector<LayerAdapter> layers_;
+  std::vector<std::unique_ptr<LowRank>> terms_;
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;
   int64_t bytes_ = 0;

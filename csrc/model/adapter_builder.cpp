@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <optional>
 
 #include "backend/staging.h"
+#include "base/aligned_buffer.h"
 #include "base/cpu_limits.h"
 #include "base/error.h"
 #include "formats/quantize.h"
@@ -13,70 +15,184 @@
 namespace gemlet {
 namespace {
 
-// A matrix that an adapter may correct, and its shape in a layer (0 rows: the layer has none).
-struct Target {
+using Layer = LayerWeights;
+using Of = const Matrix& (*)(const Layer&);
+
+struct LayerTarget {
   const char* name;
-  LowRank LayerAdapter::* term;
+  Target target;
+  Of weight;
 };
-constexpr Target kTargets[] = {
-    {"q_proj", &LayerAdapter::q_proj},       {"k_proj", &LayerAdapter::k_proj},
-    {"v_proj", &LayerAdapter::v_proj},       {"o_proj", &LayerAdapter::o_proj},
-    {"gate_proj", &LayerAdapter::gate_proj}, {"up_proj", &LayerAdapter::up_proj},
-    {"down_proj", &LayerAdapter::down_proj},
+constexpr LayerTarget kLayerTargets[] = {
+    {"q_proj", Target::kQProj, [](const Layer& w) -> const Matrix& { return w.q_proj; }},
+    {"k_proj", Target::kKProj, [](const Layer& w) -> const Matrix& { return w.k_proj; }},
+    {"v_proj", Target::kVProj, [](const Layer& w) -> const Matrix& { return w.v_proj; }},
+    {"o_proj", Target::kOProj, [](const Layer& w) -> const Matrix& { return w.o_proj; }},
+    {"gate_proj", Target::kGateProj, [](const Layer& w) -> const Matrix& { return w.gate_proj; }},
+    {"up_proj", Target::kUpProj, [](const Layer& w) -> const Matrix& { return w.up_proj; }},
+    {"down_proj", Target::kDownProj, [](const Layer& w) -> const Matrix& { return w.down_proj; }},
+    {"router_proj", Target::kRouterProj, [](const Layer& w) -> const Matrix& { return w.experts.router_proj; }},
+    {"per_layer_input_gate", Target::kPerLayerInputGate,
+     [](const Layer& w) -> const Matrix& { return w.per_layer_input_gate; }},
+    {"per_layer_projection", Target::kPerLayerProjection,
+     [](const Layer& w) -> const Matrix& { return w.per_layer_projection; }},
+    {"altup_router", Target::kAltupRouter, [](const Layer& w) -> const Matrix& { return w.altup.router; }},
+    {"laurel_left", Target::kLaurelLeft, [](const Layer& w) -> const Matrix& { return w.altup.laurel_left; }},
+    {"laurel_right", Target::kLaurelRight, [](const Layer& w) -> const Matrix& { return w.altup.laurel_right; }},
 };
 
-struct Shape {
-  int64_t rows, cols;
+// The rows of a packed matrix, as float32.
+class Rows {
+ public:
+  Rows(Model& model, const Matrix& matrix)
+      : model_(model), matrix_(matrix), panel_(static_cast<size_t>(panel_bytes(matrix.format, matrix.cols))) {}
+  void read(int64_t row, float* out) {  // one after the other, from the first
+    if (row % kPanelRows == 0) {
+      model_.read_weights([&](const ModelWeights&) {
+        model_.backend().download(matrix_.panel(row / kPanelRows), panel_.size(), panel_.data());
+      });
+    }
+    unpack_row({matrix_.format, kPanelRows, matrix_.cols, panel_.data()}, row % kPanelRows, out);
+  }
+
+ private:
+  Model& model_;
+  const Matrix& matrix_;
+  AlignedBuffer panel_;
 };
-Shape target_shape(const LayerConfig& c, int64_t hidden, LowRank LayerAdapter::* term) {
-  const int64_t queries = c.num_heads * c.head_dim;
-  const int64_t keys = c.kv_source < 0 ? c.num_kv_heads * c.head_dim : 0;
-  if (term == &LayerAdapter::q_proj) return {queries, hidden};
-  if (term == &LayerAdapter::k_proj) return {keys, hidden};
-  if (term == &LayerAdapter::v_proj) return {c.key_is_value ? 0 : keys, hidden};
-  if (term == &LayerAdapter::o_proj) return {hidden, queries};
-  if (term == &LayerAdapter::down_proj) return {hidden, c.intermediate_size};
-  return {c.intermediate_size, hidden};  // gate_proj, up_proj
+
+std::vector<float> widened(const SourceRows& source) {
+  std::vector<float> values(static_cast<size_t>(source.shape[0] * source.shape[1]));
+  widen(source.data, source.type, 0, static_cast<int64_t>(values.size()), values.data());
+  return values;
+}
+
+// w [cols] += scale * b [rank] A [rank, cols]
+void correct_row(const float* b, float scale, const std::vector<float>& a, std::vector<float>& w) {
+  const size_t cols = w.size();
+  for (size_t j = 0; j < a.size() / cols; ++j) {
+    const float factor = scale * b[j];
+    for (size_t i = 0; i < cols; ++i) w[i] += factor * a[j * cols + i];
+  }
+}
+
+double length(const std::vector<float>& values) {
+  double sum = 0;
+  for (const float value : values) sum += static_cast<double>(value) * static_cast<double>(value);
+  return std::sqrt(sum);
 }
 
 }  // namespace
 
+struct AdapterBuilder::Place {
+  Target target = Target::kCount;
+  size_t index = 0;
+  Matrix weight;
+  const float* coefs = nullptr;  // instead, of AltUp
+  int64_t rows = 0, cols = 0;
+};
+
 AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
     : model_(std::move(model)),
-      adapter_(std::make_shared<Adapter>(model_, model_->config().layers.size(), model_->adapter_total())),
+      adapter_(std::make_shared<Adapter>(model_, model_->adapter_total())),
       format_(adapter_format(model_->weight_format())),
       available_bytes_(available_memory()) {
-  if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
+  model_->read_weights([&](const ModelWeights& weights) { find_places(weights); });
 }
 
-void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale) {
-  if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
-  const std::string_view name = slot;
-  const size_t dot = name.rfind('.');
-  size_t index = adapter_->layers_.size();
-  if (name.starts_with("layers.") && dot > 7) std::from_chars(name.data() + 7, name.data() + dot, index);
-  const auto target = std::find_if(std::begin(kTargets), std::end(kTargets),
-                                   [&](const Target& known) { return name.substr(dot + 1) == known.name; });
-  Shape shape = {0, 0};
-  if (index < adapter_->layers_.size() && target != std::end(kTargets)) {
-    shape = target_shape(model_->config().layers[index], model_->config().hidden_size, target->term);
+AdapterBuilder::~AdapterBuilder() = default;
+
+void AdapterBuilder::find_places(const ModelWeights& weights) {
+  const auto put = [&](const std::string& slot, Target target, size_t index, const Matrix& weight) {
+    if (weight.rows > 0) places_[slot] = {target, index, weight, nullptr, weight.rows, weight.cols};
+  };
+  put("per_layer_model_projection", Target::kPerLayerModelProjection, 0, weights.per_layer_model_projection);
+  for (size_t i = 0; i < weights.altup_projections.size(); ++i) {
+    const std::string at = std::to_string(i);
+    put("altup_projections." + at, Target::kAltupProjection, i, weights.altup_projections[i]);
+    put("altup_unembed_projections." + at, Target::kAltupUnembedProjection, i, weights.altup_unembed_projections[i]);
   }
-  if (shape.rows == 0)
+  const int64_t streams = model_->config().altup_streams;
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    const std::string at = "layers." + std::to_string(i) + ".";
+    const LayerWeights& layer = weights.layers[i];
+    for (const LayerTarget& known : kLayerTargets) put(at + known.name, known.target, i, known.weight(layer));
+    if (layer.altup.prediction_coefs) {
+      places_[at + "altup_prediction_coefs"] = {Target::kAltupPrediction, i,      {}, layer.altup.prediction_coefs,
+                                                streams * streams,        streams};
+      places_[at + "altup_correction_coefs"] = {Target::kAltupCorrection,     i,       {},
+                                                layer.altup.correction_coefs, streams, streams};
+    }
+  }
+}
+
+void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale,
+                         std::span<const float> magnitudes) {
+  if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
+  const auto found = places_.find(slot);
+  if (found == places_.end()) {
     fail(ErrorCode::kTensor, "'", slot, "' is not a matrix of this model that an adapter can change");
-  LowRank& term = adapter_->layers_[index].*target->term;
-  if (!term.empty()) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
+  }
+  const Place& place = found->second;
+  if (adapter_->term(place.target, place.index)) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
   const int64_t rank = a.shape.empty() ? 0 : a.shape[0];
-  if (rank < 1 || a.shape != std::vector<int64_t>{rank, shape.cols} ||
-      b.shape != std::vector<int64_t>{shape.rows, rank}) {
+  if (rank < 1 || a.shape != std::vector<int64_t>{rank, place.cols} ||
+      b.shape != std::vector<int64_t>{place.rows, rank}) {
     fail(ErrorCode::kTensor, "lora_A and lora_B of '", slot, "' have shapes ", shape_text(a.shape), " and ",
-         shape_text(b.shape), ", expected [rank, ", shape.cols, "] and [", shape.rows, ", rank]");
+         shape_text(b.shape), ", expected [rank, ", place.cols, "] and [", place.rows, ", rank]");
+  }
+  if (!magnitudes.empty() && static_cast<int64_t>(magnitudes.size()) != place.rows) {
+    fail(ErrorCode::kTensor, "'", slot, "' has ", magnitudes.size(), " magnitudes, expected ", place.rows);
   }
   if (!std::isfinite(scale)) fail(ErrorCode::kTensor, "the scale of '", slot, "' is not finite");
-  const Matrix packed_a = pack(slot + " lora_A", a);
-  term.b = pack(slot + " lora_B", b);
-  term.a = packed_a;
-  term.scale = scale;
+  auto term = std::make_unique<LowRank>();
+  term->scale = scale;
+  if (!place.coefs) {
+    term->a = pack(slot + " lora_A", a);
+    term->b = pack(slot + " lora_B", b);
+  }
+  if (place.coefs || !magnitudes.empty()) {
+    const std::vector<float> wide_a = widened(a), wide_b = widened(b);
+    std::vector<float> row(static_cast<size_t>(place.cols)), changed, gains;
+    std::optional<Rows> rows;
+    if (!place.coefs) rows.emplace(*model_, place.weight);
+    for (int64_t i = 0; i < place.rows; ++i) {
+      if (rows) {
+        rows->read(i, row.data());
+      } else {
+        model_->read_weights([&](const ModelWeights&) {
+          model_->backend().download(place.coefs + i * place.cols, row.size() * sizeof(float), row.data());
+        });
+      }
+      correct_row(wide_b.data() + i * rank, scale, wide_a, row);
+      const double gain = magnitudes.empty() ? 1.0 : magnitudes[static_cast<size_t>(i)] / length(row);
+      gains.push_back(static_cast<float>(gain));
+      if (place.coefs) {
+        for (const float value : row) changed.push_back(value * gains.back());
+      }
+    }
+    const std::vector<float>& kept = place.coefs ? changed : gains;
+    for (const float value : kept) {
+      if (!std::isfinite(value)) {
+        fail(ErrorCode::kTensor, "'", slot, "' becomes NaN or infinity with lora_A, lora_B and the magnitudes");
+      }
+    }
+    (place.coefs ? term->changed : term->gain) = keep(kept);
+  }
+  const size_t at = Adapter::place_of(place.target, place.index);
+  if (at >= adapter_->terms_.size()) adapter_->terms_.resize(at + 1);
+  adapter_->terms_[at] = std::move(term);
   adapter_->max_rank_ = std::max(adapter_->max_rank_, rank);
+}
+
+const float* AdapterBuilder::keep(std::span<const float> values) {
+  DeviceMemory memory = model_->backend().allocate(values.size_bytes());
+  model_->backend().upload(values.data(), values.size_bytes(), memory.data());
+  adapter_->storage_.push_back(std::move(memory));
+  const auto bytes = static_cast<int64_t>(values.size_bytes());
+  adapter_->bytes_ += bytes;
+  *adapter_->total_ += bytes;
+  return adapter_->storage_.back().as<float>();
 }
 
 Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source) {

@@ -32,11 +32,11 @@ class ForwardPass {
     int64_t wanted;    // the last rows that matter to the end: those that want logits, or all of a bidirectional model
     int64_t output;    // its first row among the batch's logits, or its text among the embeddings
   };
-  // One matrix of a layer applied to x [rows, cols], with what the rows' adapters add to it.
+  // One matrix applied to x [rows, cols], with what the rows' adapters make of it.
   struct Projection {
     const float* x;
     const Matrix* weight;
-    LowRank LayerAdapter::* term;
+    Target target;
     float* y;
   };
   // Consecutive rows with the same adapter.
@@ -60,7 +60,9 @@ class ForwardPass {
   void embed_from_disk();
   void multiply_head(const float* x, int64_t rows, float* logits);  // logits = lm_head(x)
 
-  void project(size_t index, std::span<const Projection> projections);  // all in one call, like Backend::matmul
+  // All in one call, like Backend::matmul. `index`: the layer or stream, see Target.
+  void project(size_t index, std::span<const Projection> projections);
+  void project(size_t index, const Projection& projection) { project(index, {&projection, 1}); }
   // branch_ = o_proj(attention(normed_)). With `keys_alone` only the keys and values of normed_ go into the cache.
   void attention(size_t index, bool keys_alone = false);
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
@@ -69,11 +71,12 @@ class ForwardPass {
   void make_per_layer_inputs();
   void per_layer_input(size_t index, const float* x);  // branch_ = projection(gelu(gate(x)) * this layer's input)
 
-  void open_streams();                 // residual_ [rows, hidden] -> [streams, rows, hidden]
-  void altup_layer(size_t index);      // layer() over streams
-  float* altup_predict(size_t index);  // the streams behind the layer, as AltUp predicts them
-  float* altup_route(const AltupWeights& altup, const float* x);  // modalities = router(rms_norm(x))
-  void close_streams();                                           // and back to [rows, hidden]
+  void open_streams();                               // residual_ [rows, hidden] -> [streams, rows, hidden]
+  void altup_layer(size_t index);                    // layer() over streams
+  float* altup_predict(size_t index);                // the streams behind the layer, as AltUp predicts them
+  float* altup_route(size_t index, const float* x);  // modalities = router(rms_norm(x))
+  std::vector<const float*> altup_coefs(size_t index, Target target, const float* coefs) const;
+  void close_streams();  // and back to [rows, hidden]
 
   // A region of the scratch with `dim` floats for each row that is still in the pass.
   float* take(Region region, int64_t dim) { return model_.scratch.take(region, rows_ * dim); }

@@ -3,8 +3,10 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <vector>
 
+#include "base/error.h"
 #include "base/fork_mutex.h"
 #include "model/batch.h"
 #include "model/parts.h"
@@ -26,6 +28,15 @@ class Model {
 
   const ModelConfig& config() const { return parts_.config; }
   const ModelWeights& weights() const { return parts_.weights; }
+  // Calls fn(weights) while no pass runs and nobody closes the model; for short reads. Throws kClosed, and kModelFile
+  // if a file that the weights are in was changed.
+  template <typename Read>
+  void read_weights(const Read& read) {
+    const std::lock_guard<ForkMutex> lock(mutex_);
+    if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
+    check_files();
+    read(parts_.weights);
+  }
   KvPool& kv() { return *parts_.kv; }
   const KvPool& kv() const { return *parts_.kv; }
   Format weight_format() const { return parts_.weight_format; }

@@ -52,16 +52,55 @@ def refuse(path: Path, model: gemlet.Model, error: type[Exception], *words: str)
 def test_names_of_every_way_to_wrap_the_model(prefix: str, tmp_path: Path, model: gemlet.Model) -> None:
     path = write(tmp_path / "a", tensors=adapter_tensors(prefix=prefix))
     with open_adapter(path, model.config) as files:
-        assert len(files.terms) == 7 * model.config.num_layers
-        assert files.terms["layers.1.up_proj"].scale == 2.0
+        assert len(files.terms.low_rank) == 7 * model.config.num_layers
+        assert files.terms.low_rank["layers.1.up_proj"].scale == 2.0
 
 
-def test_tensors_of_image_and_audio_towers_are_ignored(tmp_path: Path, model: gemlet.Model) -> None:
+def test_tensors_of_image_and_audio_towers_are_passed_over_and_named(
+    tmp_path: Path, model: gemlet.Model, caplog: pytest.LogCaptureFixture
+) -> None:
     tensors = adapter_tensors(prefix="model.language_model.")
     for factor in "AB":
         at = f"base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_{factor}.weight"
         tensors[at] = np.zeros((3, 3), np.float32)
+    tower = "model.vision_tower.encoder.layers.0.self_attn.q_proj"
+    path = write(tmp_path / "a", tensors=tensors)
+    assert model.load_adapter(path, "seen").passed_over == (tower,)
+    model.unload_adapter("seen")
+    assert f"passed over (1, the first is {tower})" in caplog.text
+
+
+def test_keys_that_change_nothing_of_a_text_model_are_accepted(tmp_path: Path, model: gemlet.Model) -> None:
+    """PEFT itself sets fan_in_fan_out to false for the modules that Gemma has, and these have no biases."""
+    check(write(tmp_path / "a", {**CONFIG, "fan_in_fan_out": True, "bias": "all"}), model)
+    tensors = {
+        **adapter_tensors(),
+        "base_model.model.model.layers.0.self_attn.q_proj.bias": np.ones(128, np.float32),
+    }
+    refuse(
+        write(tmp_path / "b", {**CONFIG, "bias": "all"}, tensors), model, gemlet.TensorError, "q_proj.bias"
+    )
+
+
+def test_names_with_the_adapter_in_them_are_read(tmp_path: Path, model: gemlet.Model) -> None:
+    tensors = {name.replace(".weight", ".default.weight"): t for name, t in adapter_tensors().items()}
     check(write(tmp_path / "a", tensors=tensors), model)
+    wrapped = {name.replace(".layers.0.", ".layers.0._orig_mod."): t for name, t in adapter_tensors().items()}
+    check(write(tmp_path / "b", tensors=wrapped), model)
+
+
+def test_dora_has_magnitudes_that_are_finite_and_fit(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "use_dora": True, "target_modules": "model.layers.0.self_attn.q_proj"}
+    pair = {Q.format(factor): adapter_tensors()[Q.format(factor)] for factor in "AB"}
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
+    refuse(write(tmp_path / "a", config, pair), model, gemlet.TensorError, name, "missing")
+    ones = np.ones(128, np.float32)
+    check(write(tmp_path / "b", config, {**pair, name: ones}), model)
+    plain = {**config, "use_dora": False}
+    refuse(write(tmp_path / "c", plain, {**pair, name: ones}), model, gemlet.TensorError, name, "use_dora")
+    refuse(write(tmp_path / "d", config, {**pair, name: ones[1:]}), model, gemlet.TensorError, name, "127")
+    wrong = {**pair, name: np.full(128, np.nan, np.float32)}
+    refuse(write(tmp_path / "e", config, wrong), model, gemlet.TensorError, name, "NaN")
 
 
 def test_keys_with_their_default_values_are_accepted(tmp_path: Path, model: gemlet.Model) -> None:
@@ -96,10 +135,7 @@ def test_the_tensors_must_match_a_list_with_an_exclusion(tmp_path: Path, model: 
         ("peft_type", "LOHA"),
         ("peft_type", None),
         ("peft_type", ["LORA"]),
-        ("use_dora", True),
-        ("fan_in_fan_out", True),
-        ("bias", "all"),
-        ("bias", "lora_only"),
+        ("bias", "some"),
         ("lora_bias", True),
         ("modules_to_save", ["embed_tokens", "lm_head"]),
         ("trainable_token_indices", [1, 2]),
@@ -405,8 +441,8 @@ def test_the_core_takes_only_tensors_that_fit(slot: str, message: str, model: ge
 # --- Merging ------------------------------------------------------------------------------------------------
 def test_a_wrong_adapter_closes_the_files_of_the_model(tmp_path: Path) -> None:
     base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
-    path = write(tmp_path / "a", {**CONFIG, "use_dora": True})
-    with pytest.raises(gemlet.ConfigError, match="use_dora"):
+    path = write(tmp_path / "a", {**CONFIG, "lora_bias": True})
+    with pytest.raises(gemlet.ConfigError, match="lora_bias"):
         open_model_files(base, merge_adapter=path)
     with pytest.raises(gemlet.ModelFileError, match="no such folder"):
         gemlet.load(base, merge_adapter=tmp_path / "none")

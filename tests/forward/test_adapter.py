@@ -31,8 +31,8 @@ def adapted() -> Iterator[gemlet.Model]:
 
 # --- The official results -----------------------------------------------------------------------------------
 def test_every_golden_adapter_is_there() -> None:
-    assert len(NAMES) == 9
-    assert len(ON_270M) == 4
+    assert len(NAMES) == 14
+    assert len(ON_270M) == 5
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -41,6 +41,7 @@ TOKENS = 24
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 # PEFT cannot adapt the towers of Gemma 4. Their projections have the same names, so they are excluded.
+LINEAR = r"model\.(language_model\.)?(layers\.\d+\..*(proj|projection|gate)|per_layer_model_projection)"
 TEXT = r"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
 
@@ -104,6 +105,71 @@ ADAPTERS = (
     ),
     AdapterVariant("gemma3n-shared", "gemma3n-e2b", {"r": 2, "lora_alpha": 4, "target_modules": ALL}),
     AdapterVariant("gemma4-shared", "gemma4-e2b", {"r": 2, "lora_alpha": 4, "target_modules": TEXT}),
+    # Every linear module of the text model.
+    AdapterVariant(
+        "gemma3n-linear", "gemma3n-e2b", {"r": 2, "lora_alpha": 1, "target_modules": "all-linear"}
+    ),
+    AdapterVariant("gemma4-linear", "gemma4-e2b", {"r": 2, "lora_alpha": 4, "target_modules": LINEAR}),
+    AdapterVariant("gemma4-router", "gemma4-26b-a4b", {"r": 2, "lora_alpha": 4, "target_modules": LINEAR}),
+    # With matrices of the image tower, which text does not need.
+    AdapterVariant(
+        "gemma3-towers", "gemma3-4b-resaved", {"r": 1, "lora_alpha": 2, "target_modules": "all-linear"}
+    ),
+    # The embedding table and the output head: as low-rank terms, whole, and by row.
+    AdapterVariant(
+        "gemma3-ends",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "target_modules": ["embed_tokens", "lm_head", "v_proj"]},
+    ),
+    AdapterVariant(
+        "gemma3-saved",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": "all-linear",
+            "modules_to_save": ["lm_head", "embed_tokens"],
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3-tied",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3-untied-head",
+        "gemma3-untied",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["lm_head", "o_proj"],
+            "modules_to_save": ["embed_tokens"],
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3-tokens",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "trainable_token_indices": [5, 6, 20]},
+    ),
+    AdapterVariant(
+        "gemma3-dora",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "use_dora": True,
+            "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"],
+        },
+    ),
     AdapterVariant("gemma4-experts", "gemma4-26b-a4b", {"r": 2, "lora_alpha": 4, "target_modules": TEXT}),
 )
 BY_ADAPTER = {variant.name: variant for variant in ADAPTERS}
@@ -131,6 +197,14 @@ def make(variant: AdapterVariant, folder: Path) -> None:
                 weight.copy_(torch.randn(weight.shape) / weight.shape[1] ** 0.5)
             elif ".lora_B." in name:
                 weight.copy_(torch.randn(weight.shape) * 0.2)
+            elif ".lora_embedding_A." in name:
+                weight.copy_(torch.randn(weight.shape))
+            elif ".lora_embedding_B." in name:
+                weight.copy_(torch.randn(weight.shape) * 0.02)
+            elif "lora_magnitude_vector" in name:
+                weight.mul_(1 + torch.rand(weight.shape))
+            elif ".modules_to_save." in name or "trainable_tokens_delta" in name:
+                weight.add_(torch.randn(weight.shape) * 0.3 * weight.std())
     model.to(torch.float32).save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / "adapter_model.safetensors"
@@ -167,6 +241,7 @@ def main() -> None:
         sys.exit(f"golden adapters are made with {VERSIONS}, this is {found}")
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # a warning inside PEFT
+    warnings.filterwarnings("ignore", "(?s).*tie_word_embeddings|.*save_embedding_layers", UserWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)

@@ -18,7 +18,6 @@ from support.tiny_models import CONFIGS, safetensors_bytes
 Floats = NDArray[np.float32]
 ADAPTERS = HERE / "adapters"
 NAMES = sorted(folder.name for folder in ADAPTERS.iterdir())
-ON_270M = [name for name in NAMES if name.startswith("gemma3-") and name != "gemma3-regex"]
 Tensors = dict[str, NDArray[Any]]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(TARGETS)}
@@ -28,6 +27,9 @@ GEMMA3 = parse_config(CONFIGS["gemma3_text"], where="config.json")
 def base_of(name: str) -> Path:
     config = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
     return HERE / str(config["base_model_name_or_path"])
+
+
+ON_270M = [name for name in NAMES if base_of(name).name == "gemma3-270m"]
 
 
 def read_golden(name: str) -> tuple[list[int], Floats]:

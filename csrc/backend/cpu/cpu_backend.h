@@ -79,10 +79,10 @@ class CpuBackend final : public Backend {
                       float* x) override;
   void route(const float* logits, const float* scale, int64_t rows, int64_t experts, int64_t count, int32_t* ids,
              float* weights) override;
-  void altup_predict(const float* x, const float* modalities, float input_scale, const float* coefs, int64_t streams,
-                     int64_t rows, int64_t dim, float* out) override;
+  void altup_predict(const float* x, const float* modalities, float input_scale, std::span<const float* const> coefs,
+                     int64_t streams, int64_t dim, float* out) override;
   void altup_correct(const float* predicted, const float* activated, const float* modalities, float input_scale,
-                     const float* coefs, int64_t streams, int64_t rows, int64_t dim, float* out) override;
+                     std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) override;
   void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) override;
   void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) override;
 

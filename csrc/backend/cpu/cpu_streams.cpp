@@ -167,15 +167,16 @@ void CpuBackend::route(const float* logits, const float* scale, int64_t rows, in
   }
 }
 
-void CpuBackend::altup_predict(const float* x, const float* modalities, float input_scale, const float* coefs,
-                               int64_t streams, int64_t rows, int64_t dim, float* out) {
+void CpuBackend::altup_predict(const float* x, const float* modalities, float input_scale,
+                               std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) {
+  const auto rows = static_cast<int64_t>(coefs.size());
   for_each_row(rows, streams * dim, [&](int64_t row) {
     const auto m = activate(modalities + row * streams, input_scale, streams);
     for (int64_t k = 0; k < streams; ++k) {
       float* const to = out + (k * rows + row) * dim;
       copy_floats(x + (k * rows + row) * dim, dim, to);
       for (int64_t j = 0; j < streams; ++j) {
-        const float c = dot(coefs + (k * streams + j) * streams, m, streams);
+        const float c = dot(coefs[static_cast<size_t>(row)] + (k * streams + j) * streams, m, streams);
         const float* from = x + (j * rows + row) * dim;
         for (int64_t i = 0; i < dim; ++i) to[i] += c * from[i];
       }
@@ -184,14 +185,15 @@ void CpuBackend::altup_predict(const float* x, const float* modalities, float in
 }
 
 void CpuBackend::altup_correct(const float* predicted, const float* activated, const float* modalities,
-                               float input_scale, const float* coefs, int64_t streams, int64_t rows, int64_t dim,
+                               float input_scale, std::span<const float* const> coefs, int64_t streams, int64_t dim,
                                float* out) {
+  const auto rows = static_cast<int64_t>(coefs.size());
   for_each_row(rows, streams * dim, [&](int64_t row) {
     const auto m = activate(modalities + row * streams, input_scale, streams);
     const float* z = activated + row * dim;
     const float* active = predicted + row * dim;
     for (int64_t k = 0; k < streams; ++k) {
-      const float c = dot(coefs + k * streams, m, streams) + 1.0f;
+      const float c = dot(coefs[static_cast<size_t>(row)] + k * streams, m, streams) + 1.0f;
       const float* from = predicted + (k * rows + row) * dim;
       float* const to = out + (k * rows + row) * dim;
       for (int64_t i = 0; i < dim; ++i) to[i] = from[i] + c * (z[i] - active[i]);

@@ -1,5 +1,6 @@
 // Gemma 3n: a layer computes with stream 0 of several residual streams, and predicts and corrects the others (AltUp).
 // It has a low-rank branch beside attention (LAuReL). Formulas: csrc/MODEL.md.
+#include <algorithm>
 #include <cmath>
 
 #include "model/forward.h"
@@ -17,28 +18,38 @@ void ForwardPass::open_streams() {
   const int64_t hidden = config_.hidden_size;
   for (int64_t stream = 1; stream < config_.altup_streams; ++stream) {
     float* const x = residual_ + stream * rows_ * hidden;
-    const Product projection = {residual_, rows_, &weights_.altup_projections[static_cast<size_t>(stream - 1)], x};
-    backend_.matmul({&projection, 1});
+    const auto place = static_cast<size_t>(stream - 1);
+    project(place, {residual_, &weights_.altup_projections[place], Target::kAltupProjection, x});
     backend_.match_magnitude(residual_, rows_, hidden, x);
     tap("stream." + std::to_string(stream), x, hidden);
   }
 }
 
-float* ForwardPass::altup_route(const AltupWeights& altup, const float* x) {
+float* ForwardPass::altup_route(size_t index, const float* x) {
+  const AltupWeights& altup = weights_.layers[index].altup;
   float* const modalities = take(Region::kModalities, config_.altup_streams);
   backend_.rms_norm(x, altup.router_norm, eps_, rows_, config_.hidden_size, branch_);
-  const Product router = {branch_, rows_, &altup.router, modalities};
-  backend_.matmul({&router, 1});
+  project(index, {branch_, &altup.router, Target::kAltupRouter, modalities});
   return modalities;
+}
+
+// Of each row: the layer's coefficients, or those that the row's adapter has made of them.
+std::vector<const float*> ForwardPass::altup_coefs(size_t index, Target target, const float* coefs) const {
+  std::vector<const float*> found(static_cast<size_t>(rows_), coefs);
+  for (const AdapterRun& run : runs_) {
+    const LowRank* const term = run.adapter->term(target, index);
+    if (term) std::fill_n(found.begin() + run.row, run.rows, term->changed);
+  }
+  return found;
 }
 
 float* ForwardPass::altup_predict(size_t index) {
   const AltupWeights& a = weights_.layers[index].altup;
   const int64_t hidden = config_.hidden_size, streams = config_.altup_streams;
   float* const predicted = take(Region::kPredicted, streams * hidden);
-  const float* const modalities = altup_route(a, residual_);
-  backend_.altup_predict(residual_, modalities, router_scale(config_), a.prediction_coefs, streams, rows_, hidden,
-                         predicted);
+  const float* const modalities = altup_route(index, residual_);
+  backend_.altup_predict(residual_, modalities, router_scale(config_),
+                         altup_coefs(index, Target::kAltupPrediction, a.prediction_coefs), streams, hidden, predicted);
   return predicted;
 }
 
@@ -54,10 +65,8 @@ void ForwardPass::altup_layer(size_t index) {
   backend_.copy(predicted, rows_ * hidden, z);
   backend_.rms_norm(z, w.pre_attention_norm, eps_, rows_, hidden, normed_);
 
-  const Product left = {normed_, rows_, &a.laurel_left, laurel_low};
-  backend_.matmul({&left, 1});
-  const Product right = {laurel_low, rows_, &a.laurel_right, branch_};
-  backend_.matmul({&right, 1});
+  project(index, {normed_, &a.laurel_left, Target::kLaurelLeft, laurel_low});
+  project(index, {laurel_low, &a.laurel_right, Target::kLaurelRight, branch_});
   backend_.copy(normed_, rows_ * hidden, laurel);  // LAuReL's residual is the normed input
   backend_.add_branch(branch_, a.post_laurel_norm, eps_, rows_, hidden, laurel);
 
@@ -72,9 +81,9 @@ void ForwardPass::altup_layer(size_t index) {
   tap_layer(index, "mlp", branch_, hidden);
   backend_.add_branch(branch_, w.post_mlp_norm, eps_, rows_, hidden, z);
 
-  const float* const modalities = altup_route(a, z);
-  backend_.altup_correct(predicted, z, modalities, router_scale(config_), a.correction_coefs, streams, rows_, hidden,
-                         residual_);
+  const float* const modalities = altup_route(index, z);
+  backend_.altup_correct(predicted, z, modalities, router_scale(config_),
+                         altup_coefs(index, Target::kAltupCorrection, a.correction_coefs), streams, hidden, residual_);
 
   backend_.mul_rows(residual_, a.correct_scale, rows_, hidden, normed_);
   per_layer_input(index, normed_);
@@ -93,9 +102,9 @@ void ForwardPass::close_streams() {
   float* const sum = take(Region::kActive, hidden);
   backend_.copy(residual_, rows_ * hidden, sum);
   for (int64_t stream = 1; stream < streams; ++stream) {
-    const Matrix& unembed = weights_.altup_unembed_projections[static_cast<size_t>(stream - 1)];
-    const Product back = {residual_ + stream * rows_ * hidden, rows_, &unembed, branch_};
-    backend_.matmul({&back, 1});
+    const auto place = static_cast<size_t>(stream - 1);
+    project(place, {residual_ + stream * rows_ * hidden, &weights_.altup_unembed_projections[place],
+                    Target::kAltupUnembedProjection, branch_});
     backend_.match_magnitude(residual_, rows_, hidden, branch_);
     backend_.add_branch(branch_, nullptr, eps_, rows_, hidden, sum);
   }

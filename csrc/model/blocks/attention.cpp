@@ -16,9 +16,9 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
   float* const v = take(Region::kValues, key_dims);
 
   std::vector<Projection> projections;
-  if (!keys_alone) projections.push_back({normed_, &w.q_proj, &LayerAdapter::q_proj, q});
-  if (with_keys) projections.push_back({normed_, &w.k_proj, &LayerAdapter::k_proj, k});
-  if (with_keys && !c.key_is_value) projections.push_back({normed_, &w.v_proj, &LayerAdapter::v_proj, v});
+  if (!keys_alone) projections.push_back({normed_, &w.q_proj, Target::kQProj, q});
+  if (with_keys) projections.push_back({normed_, &w.k_proj, Target::kKProj, k});
+  if (with_keys && !c.key_is_value) projections.push_back({normed_, &w.v_proj, Target::kVProj, v});
   project(index, projections);
   if (with_keys && c.key_is_value) backend_.copy(k, rows_ * key_dims, v);
 
@@ -43,8 +43,7 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
   if (keys_alone) return;
   backend_.attention(shape, segments, q, mixed);
 
-  const Projection output = {mixed, &w.o_proj, &LayerAdapter::o_proj, branch_};
-  project(index, {&output, 1});
+  project(index, {mixed, &w.o_proj, Target::kOProj, branch_});
 }
 
 }  // namespace gemlet

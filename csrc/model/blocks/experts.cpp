@@ -22,8 +22,7 @@ void ForwardPass::add_experts(size_t index) {
   // The router sees the residual through one norm, the experts through another.
   backend_.rms_norm(residual_, w.router_scale, eps_, rows_, hidden, scores_input);
   backend_.scale(static_cast<float>(1.0 / std::sqrt(static_cast<double>(hidden))), rows_ * hidden, scores_input);
-  const Product router = {scores_input, rows_, &w.router_proj, scores};
-  backend_.matmul({&router, 1});
+  project(index, {scores_input, &w.router_proj, Target::kRouterProj, scores});
   std::vector<int32_t> ids(static_cast<size_t>(routed));
   std::vector<float> shares(static_cast<size_t>(routed));
   backend_.route(scores, w.router_per_expert_scale, rows_, c.num_experts, c.experts_per_token, ids.data(),

@@ -9,11 +9,11 @@ void ForwardPass::mlp(size_t index) {
   const int64_t width = c.intermediate_size;
   float* const gate = take(Region::kGate, width);
   float* const up = take(Region::kUp, width);
-  const Projection gate_up[] = {{normed_, &w.gate_proj, &LayerAdapter::gate_proj, gate},
-                                {normed_, &w.up_proj, &LayerAdapter::up_proj, up}};
+  const Projection gate_up[] = {{normed_, &w.gate_proj, Target::kGateProj, gate},
+                                {normed_, &w.up_proj, Target::kUpProj, up}};
   if (c.activation_sparsity && rows_ == 1 && runs_.empty()) {
     // Most of the gate is 0. In decode, not reading the weights of the lanes that it closes saves time.
-    project(index, {gate_up, 1});
+    project(index, gate_up[0]);
     backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
     backend_.matmul_where({normed_, rows_, &w.up_proj, up}, gate);
   } else {
@@ -23,8 +23,7 @@ void ForwardPass::mlp(size_t index) {
     }
   }
   backend_.gelu_mul(gate, width, up, width, rows_, width, gate);
-  const Projection down = {gate, &w.down_proj, &LayerAdapter::down_proj, branch_};
-  project(index, {&down, 1});
+  project(index, {gate, &w.down_proj, Target::kDownProj, branch_});
 }
 
 }  // namespace gemlet

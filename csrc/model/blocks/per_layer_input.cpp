@@ -11,8 +11,7 @@ void ForwardPass::make_per_layer_inputs() {
   const int64_t layers = static_cast<int64_t>(config_.layers.size());
   const double hidden = static_cast<double>(config_.hidden_size);
   float* const inputs = take_per_layer_inputs();
-  const Product projection = {residual_, rows_, &weights_.per_layer_model_projection, inputs};
-  backend_.matmul({&projection, 1});
+  project(0, {residual_, &weights_.per_layer_model_projection, Target::kPerLayerModelProjection, inputs});
   // The projection is scaled by d^-1/2 before its norm. A norm with eps * d gives the same.
   backend_.rms_norm(inputs, weights_.per_layer_projection_norm, static_cast<float>(config_.rms_norm_eps * hidden),
                     rows_ * layers, size, inputs);
@@ -30,12 +29,10 @@ void ForwardPass::per_layer_input(size_t index, const float* x) {
   const int64_t size = config_.per_layer_input_size;
   const int64_t stride = size * static_cast<int64_t>(config_.layers.size());
   float* const gate = take(Region::kPerLayerGate, size);
-  const Product gate_product = {x, rows_, &w.per_layer_input_gate, gate};
-  backend_.matmul({&gate_product, 1});
+  project(index, {x, &w.per_layer_input_gate, Target::kPerLayerInputGate, gate});
   const float* const inputs = take_per_layer_inputs() + static_cast<int64_t>(index) * size;
   backend_.gelu_mul(gate, size, inputs, stride, rows_, size, gate);
-  const Product projection = {gate, rows_, &w.per_layer_projection, branch_};
-  backend_.matmul({&projection, 1});
+  project(index, {gate, &w.per_layer_projection, Target::kPerLayerProjection, branch_});
 }
 
 }  // namespace gemlet

@@ -1,4 +1,5 @@
-// The matrices of a layer that adapters may correct: y = W x, and scale * B (A x) for the rows that have an adapter.
+// The matrices that adapters may correct: y = W x, and for the rows that have an adapter y += scale * B (A x), and
+// DoRA's gain on it.
 #include "model/forward.h"
 
 namespace gemlet {
@@ -19,13 +20,12 @@ void ForwardPass::project(size_t index, std::span<const Projection> projections)
   std::vector<Correction> corrections;
   int64_t low_floats = 0, delta_floats = 0;
   for (const AdapterRun& run : runs_) {
-    const LayerAdapter& layer = run.adapter->layer(index);
     for (const Projection& p : projections) {
-      const LowRank& term = layer.*p.term;
-      if (term.empty()) continue;
-      corrections.push_back({&term, p.x + run.row * term.a.cols, p.y + run.row * term.b.rows, run.rows});
-      low_floats += run.rows * term.a.rows;
-      delta_floats += run.rows * term.b.rows;
+      const LowRank* const term = run.adapter->term(p.target, index);
+      if (!term) continue;
+      corrections.push_back({term, p.x + run.row * term->a.cols, p.y + run.row * term->b.rows, run.rows});
+      low_floats += run.rows * term->a.rows;
+      delta_floats += run.rows * term->b.rows;
     }
   }
   // One call multiplies W x and A x of all runs of rows. A second call multiplies B (A x) of all of them.
@@ -46,7 +46,9 @@ void ForwardPass::project(size_t index, std::span<const Projection> projections)
   }
   backend_.matmul(products_);
   for (const Correction& c : corrections) {
-    backend_.add_branch(c.delta, nullptr, eps_, c.rows, c.term->b.rows, c.y);
+    const int64_t dim = c.term->b.rows;
+    backend_.add_branch(c.delta, nullptr, eps_, c.rows, dim, c.y);
+    if (c.term->gain) backend_.mul_rows(c.y, c.term->gain, c.rows, dim, c.y);
   }
 }
 

@@ -297,9 +297,10 @@ class AdapterBuilder:
         b: numpy.ndarray,
         b_dtype: str,
         scale: typing.SupportsFloat | typing.SupportsIndex,
+        magnitudes: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add.
+        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA.
         """
     def finish(self) -> Adapter:
         """

@@ -1,29 +1,29 @@
 """LoRA adapters as PEFT saves them: opened and checked (:func:`open_adapter`), put beside a model's weights
-(:meth:`AdapterFiles.build`) or added into them (:meth:`AdapterFiles.add_to_rows`).
+(:meth:`AdapterFiles.build`) or added into them (:meth:`AdapterFiles.change_rows`).
 
-An adapter (Hu et al. 2021, arXiv 2106.09685) changes a matrix ``W [rows, cols]`` of a layer to
-``W + scale * B A``, with ``A [rank, cols]`` and ``B [rows, rank]`` of a small rank. Its folder has
-``adapter_config.json`` and ``adapter_model.safetensors``; a tensor is called ``base_model.model.``, then the
-module in the model it was trained on, then ``.lora_A.weight`` or ``.lora_B.weight``.
+An adapter (Hu et al. 2021, arXiv 2106.09685) changes a matrix ``W [rows, cols]`` to ``W + scale * B A``, with
+``A [rank, cols]`` and ``B [rows, rank]`` of a small rank. DoRA (Liu et al. 2024, arXiv 2402.09353) then gives
+every row a length of its own. The folder has ``adapter_config.json`` and ``adapter_model.safetensors``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gemlet.adapters.peft import map_peft
 from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig, read_adapter_config
+from gemlet.adapters.terms import COEFFICIENTS, TARGETS, Terms, kind_of
 from gemlet.base.files import check_links
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, MemoryLimitError, ModelFileError, TensorError
-from gemlet.weights.hf_names import PREFIXES, is_tower, tensor_name, unused_tensors
-from gemlet.weights.slots import expected_slots
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["WEIGHTS_FILE", "Adapter", "AdapterFiles", "open_adapter"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_OUTER = "base_model.model."
+_log = logging.getLogger("gemlet")
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Adapter:
         base_model: the model it was trained on, as it says itself; "" where it does not.
         ranks: the ranks of its matrices, lowest first.
         targets: the kinds of matrices it changes, for example ``("q_proj", "v_proj")``.
+        passed_over: modules of its file that text does not need, such as those of image towers.
         memory_bytes: what it takes in memory.
 
     >>> import gemlet
@@ -63,29 +63,18 @@ class Adapter:
     ranks: tuple[int, ...]
     targets: tuple[str, ...]
     memory_bytes: int
-
-
-@dataclass(frozen=True, order=True)
-class LowRank:
-    """What an adapter adds to one weight: ``scale * B A``; ``a`` and ``b`` are tensors of its file."""
-
-    a: str
-    b: str
-    rank: int
-    scale: float
+    passed_over: tuple[str, ...] = ()
 
 
 class AdapterFiles:
     """An adapter whose files have been checked against a model. A context manager; ``close()`` closes them.
 
     Attributes:
-        terms: the core's name of a weight ("layers.3.q_proj") -> what is added to it.
+        terms: what it changes.
         checkpoint: its tensors.
     """
 
-    def __init__(
-        self, folder: str, config: AdapterConfig, checkpoint: Checkpoint, terms: Mapping[str, LowRank]
-    ) -> None:
+    def __init__(self, folder: str, config: AdapterConfig, checkpoint: Checkpoint, terms: Terms) -> None:
         self.folder = folder
         self.config = config
         self.terms = terms
@@ -96,11 +85,14 @@ class AdapterFiles:
         from gemlet import _core
 
         builder = _core.AdapterBuilder(model)
-        for slot, term in self.terms.items():
+        for slot, term in self.terms.low_rank.items():
             a, a_dtype = self.checkpoint.read(term.a)
             b, b_dtype = self.checkpoint.read(term.b)
+            magnitudes = self._finite(term.magnitude).tolist() if term.magnitude else []
             try:
-                builder.add(slot, a=a, a_dtype=a_dtype, b=b, b_dtype=b_dtype, scale=term.scale)
+                builder.add(
+                    slot, a=a, a_dtype=a_dtype, b=b, b_dtype=b_dtype, scale=term.scale, magnitudes=magnitudes
+                )
             except TensorError as problem:
                 path = self.checkpoint.path(WEIGHTS_FILE)
                 raise TensorError(f"{path}: tensor {show(term.a)} or its lora_B: {problem}") from None
@@ -109,16 +101,20 @@ class AdapterFiles:
     @property
     def max_rank(self) -> int:
         """The largest rank of its matrices."""
-        return max((term.rank for term in self.terms.values()), default=0)
+        return max((term.rank for term in self.terms.low_rank.values()), default=0)
 
     def memory_bytes(self, weights: str) -> int:
         """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
         size = 4 if weights == "f32" else 2
         total = 0
-        for term in self.terms.values():
-            for tensor in (term.a, term.b):
-                rows, cols = self.checkpoint.tensors[tensor].shape
-                total += -(-rows // 16) * 16 * (-(-cols * size // 4) * 4)
+        for slot, term in self.terms.low_rank.items():
+            shapes = [self.checkpoint.tensors[tensor].shape for tensor in (term.a, term.b)]
+            (_, cols), (rows, _) = shapes
+            if kind_of(slot) in COEFFICIENTS:
+                total += 4 * rows * cols
+                continue
+            total += sum(-(-high // 16) * 16 * (-(-wide * size // 4) * 4) for high, wide in shapes)
+            total += 4 * rows if term.magnitude else 0
         return total
 
     def check_memory(self, room: int, weights: str, scratch: int) -> None:
@@ -134,30 +130,35 @@ class AdapterFiles:
 
     def describe(self, name: str, memory_bytes: int) -> Adapter:
         """What a caller sees of it."""
-        found = {slot.rpartition(".")[2] for slot in self.terms}
+        kinds = [kind_of(slot) for slot in self.terms.low_rank]
         return Adapter(
             name=name,
             source=self.folder,
             base_model=self.config.base_model,
-            ranks=tuple(sorted({term.rank for term in self.terms.values()})),
-            targets=tuple(target for target in TARGETS if target in found),
+            ranks=tuple(sorted({term.rank for term in self.terms.low_rank.values()})),
+            targets=tuple(dict.fromkeys(kind for kind in TARGETS if kind in kinds)),
             memory_bytes=memory_bytes,
+            passed_over=self.terms.passed_over,
         )
 
-    def add_to_rows(
+    def change_rows(
         self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """``W + scale * B A`` in float32 for blocks of rows of the weight ``slot``, from its first row on: of
-        floats (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
+        """The weight ``slot`` as the adapter makes it, in float32, for blocks of its rows from the first on:
+        of floats (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
         import numpy as np
 
-        term = self.terms[slot]
+        term = self.terms.low_rank[slot]
         a, b = self._finite(term.a), self._finite(term.b)
+        magnitudes = self._finite(term.magnitude)[:, None] if term.magnitude else None
         first = 0
         for block, dtype in blocks:
             rows = block.shape[0]
-            with np.errstate(over="ignore", invalid="ignore"):  # what that makes is refused as it is packed
+            with np.errstate(all="ignore"):  # what that makes is refused as it is packed
                 merged = _float32(block, dtype) + np.float32(term.scale) * b[first : first + rows] @ a
+                if magnitudes is not None:
+                    lengths = np.linalg.norm(merged, axis=1, keepdims=True)
+                    merged *= magnitudes[first : first + rows] / lengths
             yield merged, "f32"
             first += rows
 
@@ -209,93 +210,19 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
         )
     checkpoint = Checkpoint(folder, file=WEIGHTS_FILE)
     try:
-        terms = _map_adapter(checkpoint, adapter_config, config)
+        terms = map_peft(checkpoint, WEIGHTS_FILE, adapter_config, config)
     except BaseException:
         checkpoint.close()
         raise
+    if terms.passed_over:
+        _log.warning(
+            "%s: the adapter also changes modules for images and sound, which are passed over (%d, the first "
+            "is %s)",
+            folder,
+            len(terms.passed_over),
+            terms.passed_over[0],
+        )
     return AdapterFiles(folder, adapter_config, checkpoint, terms)
-
-
-def _map_adapter(checkpoint: Checkpoint, adapter: AdapterConfig, config: TextConfig) -> dict[str, LowRank]:
-    where = checkpoint.path(WEIGHTS_FILE)
-    suffix = f"; the adapter was made for {show(adapter.base_model)}" if adapter.base_model else ""
-    prefix = _find_prefix(checkpoint, where, suffix)
-    slots = {
-        tensor_name(slot, config.family, prefix, "").removesuffix(".weight"): slot
-        for slot in expected_slots(config)
-        if slot.rpartition(".")[2] in TARGETS
-    }
-    unused = {
-        name.removesuffix(".weight")
-        for name in unused_tensors(config, prefix, "")
-        if name.startswith(f"{prefix}layers.")
-    }
-    found: dict[str, dict[str, str]] = {}
-    for tensor, info in checkpoint.tensors.items():
-        checkpoint.dtype(tensor)  # raises for a type that cannot be read
-        module, factor = _split(tensor)
-        if module in unused or is_tower(module, config.family):
-            continue
-        if module not in slots or not factor:
-            raise TensorError(
-                f"{where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet reads lora_A "
-                f"and lora_B of {', '.join(TARGETS)} in the {config.num_layers} layers of this "
-                f"{config.family} model{suffix}"
-            )
-        if not _is_target(adapter, module, prefix):
-            raise TensorError(
-                f"{where}: unexpected tensor {show(tensor)}: target_modules in {CONFIG_FILE} does not name it"
-            )
-        found.setdefault(module, {})[factor] = tensor
-    shapes = expected_slots(config)
-    terms = {}
-    for module, slot in slots.items():
-        if module not in found and not _is_target(adapter, module, prefix):
-            continue
-        rank = adapter.module_rank(module)
-        rows, cols = shapes[slot]
-        pair = {}
-        for factor, expected in (("A", (rank, cols)), ("B", (rows, rank))):
-            tensor = f"{_OUTER}{module}.lora_{factor}.weight"
-            if factor not in found.get(module, {}):
-                raise TensorError(
-                    f"{where}: tensor {show(tensor)} is missing; {CONFIG_FILE} names its module as a target"
-                )
-            shape = checkpoint.tensors[tensor].shape
-            if shape != expected:
-                raise TensorError(
-                    f"{where}: tensor {show(tensor)} has shape {list(shape)}; expected {list(expected)}: "
-                    f"rank {rank} in {CONFIG_FILE}, on a matrix of {rows} x {cols} in this model{suffix}"
-                )
-            pair[factor] = tensor
-        terms[slot] = LowRank(a=pair["A"], b=pair["B"], rank=rank, scale=adapter.module_scale(module))
-    return terms
-
-
-def _split(tensor: str) -> tuple[str, str]:
-    """The module that a tensor belongs to, and "A" or "B"; "" where it is something else."""
-    module = tensor.removeprefix(_OUTER)
-    for factor in ("A", "B"):
-        if tensor.startswith(_OUTER) and module.endswith(f".lora_{factor}.weight"):
-            return module.removesuffix(f".lora_{factor}.weight"), factor
-    return module, ""
-
-
-def _find_prefix(checkpoint: Checkpoint, where: str, suffix: str) -> str:
-    """What the modules' names in the adapter begin with; that model may have been wrapped differently."""
-    for prefix, _ in PREFIXES:
-        if any(tensor.startswith(f"{_OUTER}{prefix}layers.") for tensor in checkpoint.tensors):
-            return prefix
-    tried = ", ".join(repr(f"{_OUTER}{prefix}layers.N") for prefix, _ in PREFIXES)
-    some = f", got {show(next(iter(checkpoint.tensors)))}" if checkpoint.tensors else ""
-    raise TensorError(
-        f"{where}: holds nothing for the layers of a text model: expected one of {tried}{some}{suffix}"
-    )
-
-
-def _is_target(adapter: AdapterConfig, module: str, prefix: str) -> bool:
-    layers = f"{prefix}layers"
-    return adapter.targets_module(module, layers, int(module[len(layers) + 1 :].split(".")[0]))
 
 
 def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:

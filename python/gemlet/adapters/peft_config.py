@@ -31,6 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "target_modules": None,
     "exclude_modules": None,
     "use_rslora": False,
+    "use_dora": False,
     "layers_to_transform": None,
     "layers_pattern": None,
     "rank_pattern": None,
@@ -41,8 +42,8 @@ _DEFAULTS: dict[str, Any] = {
 # Keys that may only have these values; unset ones never get here.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
-    "bias": ("none",),
-    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (False,)),
+    "bias": ("none", "all", "lora_only"),  # text models have no biases: a tensor of one is refused
+    **dict.fromkeys(("lora_bias", "use_qalora"), (False,)),
     **dict.fromkeys(
         (
             "modules_to_save",
@@ -61,6 +62,7 @@ _IGNORED = frozenset(
         "auto_mapping",
         "ensure_weight_tying",
         "eva_config",
+        "fan_in_fan_out",  # about Conv1D; PEFT sets it to false for every module that Gemma has
         "inference_mode",
         "lora_dropout",
         "megatron_core",
@@ -92,6 +94,7 @@ class AdapterConfig:
     rank: int
     alpha: float
     rslora: bool
+    dora: bool
     targets: str | tuple[str, ...]
     excluded: str | tuple[str, ...]
     layers: frozenset[int] | None
@@ -100,11 +103,17 @@ class AdapterConfig:
     alphas: Mapping[str, float]
     _patterns: ModulePatterns = field(default_factory=ModulePatterns, repr=False, compare=False)
 
-    def targets_module(self, name: str, prefix: str, layer: int) -> bool:
-        """Whether the adapter changes the linear module ``name``, which is inside ``{prefix}.{layer}``."""
+    @property
+    def all_linear(self) -> bool:
+        """Whether it changes every linear module but the output head."""
+        return isinstance(self.targets, str) and self.targets.lower() == "all-linear"
+
+    def targets_module(self, name: str, prefix: str, layer: int | None) -> bool:
+        """Whether the adapter changes the linear module ``name``, which is inside ``{prefix}.{layer}``; with
+        None it is in no layer."""
         if self._listed("exclude_modules", self.excluded, name):
             return False
-        if isinstance(self.targets, str) and self.targets.lower() == "all-linear":
+        if self.all_linear:
             return True
         if not self._listed("target_modules", self.targets, name):
             return False
@@ -182,6 +191,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         rank=keys.integer("r", _MAX_RANK),
         alpha=keys.number("lora_alpha", -1e6, 1e6),
         rslora=keys.flag("use_rslora"),
+        dora=keys.flag("use_dora"),
         targets=targets,
         excluded=_names_or_pattern(keys, "exclude_modules"),
         layers=_layers(keys),

@@ -154,8 +154,7 @@ class Model:
         Raises:
             InvalidRequestError: the name is empty or taken.
             ModelFileError: a file is missing, cut short or inconsistent.
-            ConfigError: the adapter is of a kind that gemlet does not compute (DoRA, biases, modules saved
-                whole, ...); names the key.
+            ConfigError: the adapter is of a kind that gemlet does not compute; names the key.
             TensorError: a tensor is missing, unexpected, not finite or does not fit this model; names it.
             MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
             ModelClosedError: the model is closed.

@@ -91,7 +91,7 @@ class ModelFiles:
             block_bytes = min(block_bytes, cut.end_row * (info.nbytes // info.shape[0]))
         rows = self.checkpoint.read_rows(name, block_bytes, entry=entry)
         if self.adapter is not None and name in self.merged:
-            rows = self.adapter.add_to_rows(self.merged[name], rows)
+            rows = self.adapter.change_rows(self.merged[name], rows)
         return rows if cut is None else cut.apply(rows, info.shape[1])
 
     def is_changed(self, name: str) -> bool:

@@ -66,7 +66,7 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     if files.packed is not None:
         raise InvalidRequestError(f"merge_adapter: {files.name} is packed; give the original")
     adapter = open_adapter(path, files.config)
-    merged = {tensor: slot for tensor, slot in files.slots.items() if slot in adapter.terms}
+    merged = {tensor: slot for tensor, slot in files.slots.items() if slot in adapter.terms.low_rank}
     for tensor in merged:
         dtype = files.checkpoint.dtype(tensor)
         if dtype not in ("f32", "bf16", "f16"):

@@ -21,8 +21,10 @@ __all__ = [
     "is_tower",
     "map_tensors",
     "match_tensors",
+    "split_prefix",
     "tensor_name",
     "unused_tensors",
+    "without_wrappers",
 ]
 
 # slot of a layer -> its name in the checkpoint, inside "layers.N."; ".weight" follows unless it ends in a dot
@@ -172,14 +174,34 @@ def _plain_names(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str,
                 f"{where}: tensor {show(tensor)} belongs to an unmerged PEFT state dict; merge it with "
                 "merge_and_unload() and load the result, or load the original and the adapter's own folder"
             )
-        name = tensor
-        if any(wrapper in tensor for wrapper in _WRAPPERS):
-            name = ".".join(part for part in tensor.split(".") if part not in _WRAPPERS)
-        name = name.removeprefix(_PEFT)
+        name = without_wrappers(tensor).removeprefix(_PEFT)
         if name in plain:
             raise TensorError(f"{where}: tensors {show(plain[name])} and {show(tensor)} are the same weight")
         plain[name] = tensor
     return plain
+
+
+def without_wrappers(tensor: str) -> str:
+    """A tensor's name without what training and compiling put around modules.
+
+    >>> without_wrappers("_orig_mod.model.layers.0.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    if not any(wrapper in tensor for wrapper in _WRAPPERS):
+        return tensor
+    return ".".join(part for part in tensor.split(".") if part not in _WRAPPERS)
+
+
+def split_prefix(name: str) -> tuple[str, str]:
+    """What a name of a text model's module or tensor begins with, and the rest.
+
+    >>> split_prefix("model.language_model.layers.0"), split_prefix("lm_head")
+    (('model.language_model.', 'layers.0'), ('', 'lm_head'))
+    """
+    inner = name
+    while (parts := inner.partition("."))[0] in _PREFIX_PARTS and parts[1]:
+        inner = parts[2]
+    return name[: len(name) - len(inner)], inner
 
 
 def _find_prefix(plain: Collection[str], where: str) -> tuple[str, str]:
@@ -289,9 +311,7 @@ def is_tower(name: str, family: str) -> bool:
     >>> is_tower("model.vision_tower.patch_embedding.weight", "gemma3"), is_tower("vision_tower.x", "gemma2")
     (True, False)
     """
-    while (inner := name.partition("."))[0] in _PREFIX_PARTS:
-        name = inner[2]
-    return name.startswith(TOWERS[family])
+    return split_prefix(name)[1].startswith(TOWERS[family])
 
 
 def _is_constant(name: str) -> bool:
