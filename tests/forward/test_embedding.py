@@ -24,7 +24,7 @@ from reference.forward import embedding
 from reference.model import Model
 from support.gguf_models import convert_folder, convert_tensors, metadata, read_folder, typed, write_gguf
 from support.inside import context_of, core_of, taps_of, testing
-from support.tiny_models import CONFIGS, safetensors_bytes, write_folder
+from support.tiny_models import safetensors_bytes, write_text_embedder
 from support.tokenizer_files import BOOL, U32
 
 pytestmark = pytest.mark.tier
@@ -297,11 +297,7 @@ def test_dense_files_are_checked(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
     """A random embedding model with a tokenizer and prompts."""
-    demo = Path(gemlet.__file__).parent / "demo"
-    vocab = json.loads((demo / "config.json").read_text())["vocab_size"]
-    config = CONFIGS["gemma3_text"] | {"vocab_size": vocab, "use_bidirectional_attention": True}
-    folder = write_folder(tmp_path_factory.mktemp("reader") / "model", config)
-    shutil.copyfile(demo / "tokenizer.model", folder / "tokenizer.model")
+    folder = write_text_embedder(tmp_path_factory.mktemp("reader") / "model")
     prompts = {"prompts": {"note": "a note: ", "plain": ""}, "default_prompt_name": "plain"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     with gemlet.load(folder, threads=1) as loaded:

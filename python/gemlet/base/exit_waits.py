@@ -16,12 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["exit_waits_for"]
+__all__ = ["call_apart", "exit_waits_for"]
 
 T = TypeVar("T")
 
 _NEEDED = sys.version_info < (3, 14)
-_PATIENCE = 5.0  # seconds that the exit waits at most
+_PATIENCE = (
+    30.0  # seconds that the exit waits at most; no call takes as long, unless the machine is very busy
+)
 # Before a call that comes later: by then Python has ended, unless another exit handler waits for the caller.
 _PAUSE = 0.5
 
@@ -46,6 +48,37 @@ def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
         return function(*arguments)
     finally:
         _calls.pop()
+
+
+def call_apart(function: Callable[..., T], *arguments: object) -> T:
+    """``function(*arguments)``, which Ctrl-C interrupts: for the main thread, another thread calls it. That
+    one goes on until the call ends, and its result is dropped.
+
+    >>> call_apart(len, "three")
+    5
+    """
+    if threading.get_ident() != threading.main_thread().ident:  # which gets no Ctrl-C
+        return exit_waits_for(function, *arguments)
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            results.append(exit_waits_for(function, *arguments))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, name="gemlet-call", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread to be had
+        return function(*arguments)
+    while thread.is_alive():
+        thread.join(0.1)
+    if errors:
+        raise errors[0]
+    # In a process that a signal handler forked there is no such thread, and no result.
+    return results[0] if results else function(*arguments)
 
 
 def _wait_for_calls() -> None:

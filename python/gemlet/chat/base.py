@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.chat.reply_readers import TokenReplyParser
-from gemlet.errors import InvalidRequestError
+from gemlet.errors import ContextLengthError, InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["ChatFormat", "Segments"]
@@ -135,12 +135,18 @@ class ChatFormat(ABC):
         tools: Tools | None = None,
         thinking: bool = False,
         continue_final_message: bool = False,
+        most_tokens: int | None = None,
     ) -> list[int]:
         """The prompt as token ids. Only the format's own markers become control tokens: whatever a message,
         a tool or its result contains is encoded as plain text, so that nothing in it can end its turn or
         speak for another role.
 
+        Args:
+            most_tokens: refuse a conversation that is so long that it cannot have so few tokens, before the
+                work of encoding it. The other arguments are those of :meth:`render`.
+
         Raises:
+            ContextLengthError: see ``most_tokens``.
             InvalidRequestError: as for :meth:`render`; or the vocabulary lacks the markers.
             UnsupportedError: as for :meth:`render`.
 
@@ -153,7 +159,14 @@ class ChatFormat(ABC):
         """
         ids: list[int] = []
         text: list[str] = []
+        if most_tokens is not None and isinstance(messages, Sequence) and len(messages) > most_tokens:
+            raise ContextLengthError(
+                f"messages: {len(messages)} of them, but the context holds {most_tokens} tokens; shorten it"
+            )
         segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
+        if most_tokens is not None:
+            characters = sum(len(text) for text, _ in segments)
+            tokenizer.check_length(characters, most_tokens, "messages", "shorten them")
         for segment, is_marker in segments:
             if not is_marker:
                 text.append(segment)  # text between two markers is encoded at once, or the ids could differ

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +32,21 @@ class Reader:
     tokenizer: Tokenizer | None
     config: TextConfig
 
-    def encode(self, text: str, name: str = "prompt") -> list[int]:
-        """The ids of ``text``; raises :class:`InvalidRequestError` where there is no tokenizer, and for text
-        that is empty or no valid Unicode."""
+    def encode(self, text: str, name: str = "prompt", *, truncate: bool = False) -> list[int]:
+        """The ids of ``text``; if ``truncate``, those that the context holds.
+
+        Raises :class:`InvalidRequestError` where there is no tokenizer, and for text that is empty or no
+        valid Unicode, and :class:`ContextLengthError` for one that is so long that it need not be encoded.
+        """
         if self.tokenizer is None:
             raise InvalidRequestError(
                 f"{name}: got text, but {self.resident.name} has no tokenizer; pass token ids instead"
             )
         if not text:
             raise InvalidRequestError(f"{name}: it is empty, expected at least one character")
+        room = self.resident.context_length
+        if not truncate:
+            self.tokenizer.check_length(len(text), room, name, self._remedy)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -47,21 +54,25 @@ class Reader:
                 f"{name}: character {error.start} is half of a surrogate pair, expected valid Unicode: "
                 f"{show_argument(text[max(0, error.start - 10) : error.end])}"
             ) from None
-        return self.tokenizer.encode(text)
+        return self.tokenizer.first_ids(text, room) if truncate else self.tokenizer.encode(text)
 
     def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context.
 
         Raises :class:`InvalidRequestError` or :class:`ContextLengthError`.
         """
-        tokens = token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
         room = self.resident.context_length
-        if len(tokens) > room:
-            remedy = "shorten it"
-            if room < self.config.max_position_embeddings:
-                remedy += ", or load the model with a larger max_context"
-            raise ContextLengthError(f"{name}: {len(tokens)} tokens, but the context holds {room}; {remedy}")
-        return tokens
+        if _is_row(ids) and len(ids) > room:  # first: checking each of millions takes long
+            raise ContextLengthError(
+                f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
+            )
+        return token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
+
+    @property
+    def _remedy(self) -> str:
+        if self.resident.context_length < self.config.max_position_embeddings:
+            return "shorten it, or load the model with a larger max_context"
+        return "shorten it"
 
     def for_embedding(
         self, texts: object, prompt: str, *, truncate: object = False, empty: object = "error"
@@ -109,11 +120,11 @@ class Reader:
         name, room = f"texts[{index}]", self.resident.context_length
         if not isinstance(text, str):
             ids = text
-            if truncate and isinstance(text, (list, tuple, np.ndarray)) and len(text) > room:
+            if truncate and _is_row(text):
                 ids = text[:room]
             return list(map(int, self.checked(ids, name)))
         stripped = text.strip()
-        own = self.encode((prompt + stripped).strip() if stripped else "", name)
+        own = self.encode((prompt + stripped).strip() if stripped else "", name, truncate=truncate)
         end = self.config.eos_token_ids[:1] if self.tokenizer is not None else ()
         if truncate:
             own = own[: room - len(end)]
@@ -123,4 +134,8 @@ class Reader:
 def _is_empty(text: object) -> bool:
     if isinstance(text, str):
         return not text.strip()
-    return isinstance(text, (list, tuple, np.ndarray)) and len(text) == 0
+    return _is_row(text) and len(text) == 0
+
+
+def _is_row(ids: object) -> TypeGuard[Sequence[object] | NDArray[Any]]:
+    return isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1)

@@ -72,6 +72,7 @@ class Requests:
             tools=tools,
             thinking=check_flag("thinking", thinking),
             continue_final_message=check_flag("continue_final_message", continue_final_message),
+            most_tokens=self.reader.resident.context_length,
         )
         # A system message may ask for a thought too; the marker comes from the format alone.
         thinks = thinking or tokenizer.token_id(THINK) in ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from gemlet.tokenizer.vocabulary import STRIP_SPACE
 
@@ -30,8 +30,7 @@ class Splitter:
         self._tokens = tokens
         self._strips = strips
         self._lengths = sorted({len(text) for text in tokens}, reverse=True)
-        first = {re.escape(text[0]) for text in tokens}
-        self._first = re.compile(f"[{''.join(sorted(first))}]") if first else None
+        self._first = _begins(tokens)
 
     def split(self, text: str) -> Iterator[str | int]:
         """The parts of ``text`` between tokens, and the ids of the tokens, in order; no part is empty."""
@@ -59,6 +58,18 @@ class Splitter:
                     break
         if start < len(text):
             yield text[start:] if start else text
+
+
+def _begins(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds where one of ``tokens`` may begin: by its first two characters, as a text may be full of "<"."""
+    seconds: dict[str, set[str]] = {}
+    for text in tokens:
+        seconds.setdefault(text[0], set()).add(text[1:2])
+    places = [
+        re.escape(first) + ("" if "" in then else f"(?=[{''.join(map(re.escape, sorted(then)))}])")
+        for first, then in sorted(seconds.items())
+    ]
+    return re.compile("|".join(places)) if places else None
 
 
 def _white(strip: int) -> str:

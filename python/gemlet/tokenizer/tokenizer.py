@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from gemlet.base.exit_waits import exit_waits_for
-from gemlet.errors import TokenizerError
+from gemlet.base.exit_waits import call_apart, exit_waits_for
+from gemlet.errors import ContextLengthError, TokenizerError
+from gemlet.tokenizer.cutting import Cutter
 from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
 from gemlet.tokenizer.files import read_vocabulary
 from gemlet.tokenizer.sentencepiece_model import check_model
@@ -26,10 +26,8 @@ from gemlet.tokenizer.vocabulary import MAX_PIECE, Vocabulary
 
 __all__ = ["Tokenizer"]
 
-_CHUNK = (
-    8192  # characters encoded at once where the text may be cut: SentencePiece is superlinear in the length
-)
-_CUT = re.compile(r"\n(?=[^\n])")
+# Characters that are encoded without a look at Ctrl-C; at most 0.1 s. Longer ones are rare: text is cut.
+_SOON_DONE = 131072
 _TURN_ENDS = ("<end_of_turn>", "<turn|>")
 
 
@@ -66,7 +64,7 @@ class Tokenizer:
         self._bytes = TokenBytes(vocabulary)
         self._trusted = Splitter({**vocabulary.added, **vocabulary.control}, vocabulary.strips)
         self._untrusted = Splitter(vocabulary.added, vocabulary.strips)
-        self._may_cut = vocabulary.may_cut
+        self._cutter = Cutter(vocabulary)
         self._encode_text: Callable[[str], list[int]] = _SentencePiece(vocabulary)
         if vocabulary.merge_encoder is not None:
             self._encode_text = vocabulary.merge_encoder.encode
@@ -124,32 +122,84 @@ class Tokenizer:
             got = f"the lone surrogate U+{ord(text[error.start]):04X}"
             raise TokenizerError(f"text: character {error.start} is {got}; expected valid Unicode") from None
         ids: list[int] = []
+        for part in self._parts(text, allow_control):
+            ids += part
+        return self._with_bos(ids) if add_bos else ids
+
+    def first_ids(self, text: str, count: int) -> list[int]:
+        """The first ``count`` of the ids of :meth:`encode`, for which little more of ``text`` is read than it
+        takes. The errors are the same.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.decode(tokenizer.first_ids("The door opened. " * 100000, 4))
+        'The door opened'
+        """
+        most = self.most_characters(count + 1)
+        if most is not None and len(text) > most:
+            text = text[: self._cutter.place(text, most)]
+        ids: list[int] = []
+        for part in self._parts(text, allow_control=True):
+            ids += part
+            if len(ids) > count and len(self._with_bos(ids)) > count:
+                break
+        return self._with_bos(ids)[:count]
+
+    def most_characters(self, tokens: int) -> int | None:
+        """The most characters that a text of so many tokens has; None where there is no limit, because the
+        vocabulary lets white space vanish or makes one token of unknown characters.
+
+        >>> import gemlet
+        >>> gemlet.load().tokenizer.most_characters(1024)
+        16384
+        """
+        longest = self._cutter.longest
+        return None if longest is None else tokens * longest
+
+    def check_length(self, characters: int, tokens: int, name: str, remedy: str = "shorten it") -> None:
+        """Raises :class:`ContextLengthError`, naming ``name``, if a text of so many ``characters`` cannot fit
+        into a context of so many ``tokens``. This takes no time, unlike encoding the text.
+
+        >>> import gemlet
+        >>> try:
+        ...     gemlet.load().tokenizer.check_length(10_000_000, 1024, "prompt")
+        ... except gemlet.ContextLengthError as error:
+        ...     print(str(error).split(";")[0])
+        prompt: 10000000 characters, but the context holds 1024 tokens, which are at most 16384 characters
+        """
+        if characters <= _SOON_DONE:  # and what the longest piece is need not be found out
+            return
+        most = self.most_characters(tokens)
+        if most is not None and characters > most:
+            raise ContextLengthError(
+                f"{name}: {characters} characters, but the context holds {tokens} tokens, which are at most "
+                f"{most} characters; {remedy}"
+            )
+
+    def _parts(self, text: str, allow_control: bool) -> Iterator[list[int]]:
+        """The ids of ``text`` without a BOS of their own, part by part."""
+        if not isinstance(text, str):
+            raise TypeError(f"text has to be a str, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            got = f"the lone surrogate U+{ord(text[error.start]):04X}"
+            raise TokenizerError(f"text: character {error.start} is {got}; expected valid Unicode") from None
         splitter = self._trusted if allow_control else self._untrusted
         for piece in splitter.split(text):
             if isinstance(piece, int):
-                ids.append(piece)
+                yield [piece]
             else:
-                for chunk in self._chunks(piece):
-                    ids += self._encode_text(chunk)
-        if not add_bos:
-            return ids
+                yield from map(self._encode_text, self._cutter.parts(piece))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """``ids`` with one BOS at the beginning, however many were there."""
         if self.bos_id is None:
             raise TokenizerError(f"{self.source}: the vocabulary has no BOS; encode with add_bos=False")
         start = 0
         while start < len(ids) and ids[start] == self.bos_id:
             start += 1
         return [self.bos_id, *ids[start:]]
-
-    def _chunks(self, text: str) -> Iterator[str]:
-        """``text`` in parts whose ids, one after the other, are the ids of the whole."""
-        start = 0
-        while self._may_cut and len(text) - start > _CHUNK:
-            match = _CUT.search(text, start + _CHUNK)
-            if match is None:
-                break
-            yield text[start : match.end()]
-            start = match.end()
-        yield text[start:] if start else text
 
     # --- decoding -------------------------------------------------------------------------------------------
 
@@ -259,6 +309,8 @@ class _SentencePiece:
             if self._thread.ident is not None:
                 self._thread.join()  # in a fork of the process that started it, it has ended
             self._build()
+        if len(text) > _SOON_DONE:
+            return call_apart(self._processor.EncodeAsIds, text)
         ids: list[int] = exit_waits_for(self._processor.EncodeAsIds, text)
         return ids
 

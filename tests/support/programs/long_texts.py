@@ -1,0 +1,45 @@
+"""For product/test_too_long.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import gemlet
+
+# Newlines: the demo model has tokens of several of them, so that no place is known where they can be cut.
+UNCUT = ("\n", 4_000_000)
+
+
+def interrupt_encoding(text: str, times: int) -> float:
+    """Presses Ctrl-C in the middle of encoding ``text`` repeated, and returns how many seconds later it
+    ends."""
+    tokenizer = gemlet.load().tokenizer
+    assert tokenizer is not None
+    tokenizer.encode("the")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    pressed: list[float] = []
+
+    def press() -> None:
+        pressed.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    long_text = text * times
+    threading.Timer(0.2, press).start()
+    try:
+        tokenizer.encode(long_text)
+    except KeyboardInterrupt:
+        return time.perf_counter() - pressed[0]
+    raise AssertionError("it was not interrupted")
+
+
+def exit_in_a_long_call() -> None:
+    """The process ends while a daemon thread is in the longest call of SentencePiece that there is."""
+    tokenizer = gemlet.load().tokenizer
+    assert tokenizer is not None
+    thread = threading.Thread(target=tokenizer.encode, args=(UNCUT[0] * UNCUT[1],), daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    assert thread.is_alive()
