@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/interruptible.h"
 #include "formats/quantize.h"
 #include "kernels/registry.h"
 
@@ -50,23 +52,29 @@ double measure_read_bandwidth(int threads, int64_t megabytes) {
   if (megabytes < 1 || megabytes > 65536) {
     fail(ErrorCode::kInvalidRequest, "megabytes is ", megabytes, ", expected 1 to 65536");
   }
-  const GilRelease release;
-  const int64_t piece = int64_t{1} << 20;
-  AlignedBuffer buffer(static_cast<size_t>(megabytes * piece));
-  ThreadPool pool(threads);
-  const kernels::KernelTable kernels = kernels::kernels_for(tier_in_use());
-  float* const data = buffer.as<float>();
-  const int64_t floats = piece / 4;
-  pool.run(megabytes, [&](int64_t task, int) {
-    for (int64_t i = 0; i < floats; i += 1024) data[task * floats + i] = 1.0f;
-  });
-  std::vector<float> sums(static_cast<size_t>(megabytes));
-  const double seconds = fastest([&] {
-    pool.run(megabytes, [&](int64_t task, int) {
-      sums[static_cast<size_t>(task)] = kernels.row_max(data + task * floats, floats);
-    });
-  });
-  return static_cast<double>(megabytes * piece) / seconds / 1e9;
+  double seconds = 0;
+  std::atomic<bool> cancelled{false};
+  run_interruptibly(
+      [&] {
+        const int64_t piece = int64_t{1} << 20;
+        AlignedBuffer buffer(static_cast<size_t>(megabytes * piece));
+        ThreadPool pool(threads);
+        const kernels::KernelTable kernels = kernels::kernels_for(tier_in_use());
+        float* const data = buffer.as<float>();
+        const int64_t floats = piece / 4;
+        pool.run(megabytes, [&](int64_t task, int) {
+          if (cancelled) return;
+          for (int64_t i = 0; i < floats; i += 1024) data[task * floats + i] = 1.0f;
+        });
+        std::vector<float> sums(static_cast<size_t>(megabytes));
+        seconds = fastest([&] {
+          pool.run(megabytes, [&](int64_t task, int) {
+            if (!cancelled) sums[static_cast<size_t>(task)] = kernels.row_max(data + task * floats, floats);
+          });
+        });
+      },
+      [&] { cancelled = true; });
+  return static_cast<double>(megabytes << 20) / seconds / 1e9;
 }
 
 // 1e9 multiply-adds per second that `threads` threads do together on registers, with numbers of one kind.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -54,6 +55,18 @@ SourceRows array_rows(const std::string& name, const py::array& data, const std:
   }
   if (block > 1) shape.back() = shape.back() / bytes * block;
   return {std::move(shape), type, data.data()};
+}
+
+void add_random(ModelBuilder& builder, uint64_t seed, const py::object& done) {
+  std::optional<GilRelease> released(std::in_place);
+  builder.add_random(seed, [&](int64_t bytes) {
+    released.reset();
+    in_python([&] {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!done.is_none()) done(bytes);
+    });
+    released.emplace();
+  });
 }
 
 void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
@@ -234,8 +247,9 @@ void register_model(py::module_& m) {
           "The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in "
           "a row only the "
           "runs `kept`, each (first, count), all if empty.")
-      .def("add_random", &ModelBuilder::add_random, py::kw_only(), py::arg("seed"), py::call_guard<GilRelease>(),
-           "Fills every empty slot with random values of trained weights' size.")
+      .def("add_random", &add_random, py::kw_only(), py::arg("seed"), py::arg("done") = py::none(),
+           "Fills every empty slot with random values of trained weights' size. done(bytes) is called after each piece "
+           "of their packed form; what it or a signal handler raises ends it.")
       .def(
           "finish", [](ModelBuilder& builder) { return std::shared_ptr<Model>(builder.finish()); },
           "The model; the builder is spent afterwards.");

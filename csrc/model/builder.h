@@ -3,6 +3,7 @@
 // in packed form are used in place; pack() makes that form.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -81,8 +82,9 @@ class ModelBuilder {
   void set_per_layer_table(RowTable table);
   bool needs_per_layer_table() const { return config_.per_layer_input_size > 0; }
 
-  // Fills every empty slot with random values of the size that trained weights have.
-  void add_random(uint64_t seed);
+  // Fills every empty slot with random values of the size that trained weights have. done(bytes) is called after each
+  // piece of their packed form, and may throw.
+  void add_random(uint64_t seed, const std::function<void(int64_t)>& done = {});
 
   // Throws kTensor if a slot is empty. The builder cannot be used afterwards.
   std::unique_ptr<Model> finish();

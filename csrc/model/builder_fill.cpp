@@ -269,7 +269,7 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
   fill(name, slot, first_row, rows, read_rows, out);
 }
 
-void ModelBuilder::add_random(uint64_t seed) {
+void ModelBuilder::add_random(uint64_t seed, const std::function<void(int64_t)>& done) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   check_can_fill();
   uint64_t tensor = 0;
@@ -283,17 +283,21 @@ void ModelBuilder::add_random(uint64_t seed) {
     const float neutral = slot.neutral;
     Staging staging(*backend_, slot.storage, slot.packed_bytes(slot.rows()));
     const uint64_t start = seed * 0x9e3779b97f4a7c15u + (tensor << 40);
-    fill(
-        name, slot, 0, slot.rows(),
-        [&](int64_t first, int64_t count, float* out) {
-          for (int64_t r = 0; r < count; ++r) {
-            float* const row = out + r * cols;
-            random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
-            for (int64_t c = 0; c < cols; ++c) row[c] = neutral + scale * row[c];
-          }
-          return true;
-        },
-        staging.host());
+    const auto random_rows = [&](int64_t first, int64_t count, float* out) {
+      for (int64_t r = 0; r < count; ++r) {
+        float* const row = out + r * cols;
+        random_uniform(start + static_cast<uint64_t>(first + r), cols, row);
+        for (int64_t c = 0; c < cols; ++c) row[c] = neutral + scale * row[c];
+      }
+      return true;
+    };
+    constexpr int64_t kPieceValues = int64_t{1} << 22;  // between two pieces, done() can end it
+    const int64_t piece = std::max(kPanelRows, kPieceValues / cols / kPanelRows * kPanelRows);
+    for (int64_t first = 0; first < slot.rows(); first += piece) {
+      const int64_t rows = std::min(piece, slot.rows() - first);
+      fill(name, slot, first, rows, random_rows, staging.host() + (first > 0 ? slot.packed_bytes(first) : 0));
+      if (done) done(slot.packed_bytes(rows));
+    }
     staging.finish();
     slot.rows_filled = slot.rows();
   }

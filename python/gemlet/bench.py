@@ -15,7 +15,7 @@ import dataclasses
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.progress import Progress, reporting
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError
@@ -150,6 +151,7 @@ def iter_bench(
     generate: Sequence[int] = (128,),
     depth: int = 0,
     repetitions: int = 5,
+    progress: Progress = False,
 ) -> Iterator[BenchResult]:
     """Measures prefill of every length in ``prompt`` and decode of every length in ``generate``, row by row.
 
@@ -159,6 +161,7 @@ def iter_bench(
         generate: numbers of tokens for tg; 0 is left out.
         depth: tokens already in the context when the clock starts.
         repetitions: timed runs of each test, after one that is not timed.
+        progress: whether to show which run it is, as for :func:`gemlet.load`.
 
     Raises:
         InvalidRequestError: a negative number, or nothing to run.
@@ -193,7 +196,13 @@ def iter_bench(
                 f"but the context holds {model.context_length}"
             )
     for kind, count in tests:
-        yield _measure(model, kind, count, depth, repetitions)
+        with reporting(progress, _test_name(kind, count, depth), repetitions + 1, "runs") as advance:
+            row = _measure(model, kind, count, depth, repetitions, advance)
+        yield row
+
+
+def _test_name(kind: str, count: int, depth: int) -> str:
+    return f"{kind}{count}" + (f" @ d{depth}" if depth else "")
 
 
 def _read_bandwidth(model: Model) -> float:
@@ -201,21 +210,26 @@ def _read_bandwidth(model: Model) -> float:
     return _core.measure_read_bandwidth(threads=model.threads) * 1e9
 
 
-def _measure(model: Model, kind: str, count: int, depth: int, repetitions: int) -> BenchResult:
+def _measure(
+    model: Model, kind: str, count: int, depth: int, repetitions: int, advance: Callable[[int], None]
+) -> BenchResult:
     core = model._resident.core
     run = _time_prefill if kind == "pp" else _time_decode
     before = _read_bandwidth(model)
     # The first run touches every page and wakes the threads. It need not be long.
     run(model, min(count, _core.PASS_TOKENS if kind == "pp" else 4), 0)
-    samples = tuple(count / run(model, count, depth) for _ in range(repetitions))
+    samples = []
+    for _ in range(repetitions):
+        advance(1)
+        samples.append(count / run(model, count, depth))
     after = _read_bandwidth(model)
     if kind == "pp":
         passes = -(-count // _core.PASS_TOKENS)
         bytes_per_token = core.bytes_per_token(depth=depth) * passes / count
     else:
         bytes_per_token = float(core.bytes_per_token(depth=depth + count // 2))
-    test = f"{kind}{count}" + (f" @ d{depth}" if depth else "")
-    return BenchResult(test, samples, bytes_per_token, max(before, after))
+    test = _test_name(kind, count, depth)
+    return BenchResult(test, tuple(samples), bytes_per_token, max(before, after))
 
 
 def _random_ids(model: Model, count: int) -> NDArray[np.int32]:

@@ -186,8 +186,8 @@ class MemoryLimitError(GemletError, MemoryError):
 def missing_extra(what: str, name: str) -> UnsupportedError:
     """The error for ``what``, which needs packages of the extra ``name`` that are not installed.
 
-    >>> print(missing_extra("progress=True", "progress"))
-    progress=True needs the extra "progress": pip install 'gemlet[progress]', or '.[progress]' in a checkout
+    >>> print(missing_extra("downloading", "hub"))
+    downloading needs the extra "hub": pip install 'gemlet[hub]', or '.[hub]' in a checkout
     """
     return UnsupportedError(
         f"{what} needs the extra \"{name}\": pip install 'gemlet[{name}]', or '.[{name}]' in a checkout"

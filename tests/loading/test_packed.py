@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -181,26 +180,6 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     seen.clear()
     with gemlet.load(source, threads=1, progress=lambda *step: seen.append(step)):
         assert seen[-1][0] == seen[-1][1] < len(data)  # the per-layer table is not read
-
-
-@pytest.mark.extra("progress")
-def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemlet.base.progress._DELAY", 0)
-    gemlet.load(threads=1).close()
-    gemlet.load(threads=1, progress=False).close()
-    assert capsys.readouterr().err == ""  # because it is not a terminal
-    gemlet.load(threads=1, progress=True).close()
-    assert "loading" in capsys.readouterr().err
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    gemlet.load(threads=1).close()
-    assert "loading" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    gemlet.load(threads=1).close()
-    assert capsys.readouterr().err == ""
-    with pytest.raises(gemlet.UnsupportedError, match=r"pip install 'gemlet\[progress\]'"):
-        gemlet.load(progress=True)
-    with pytest.raises(InvalidRequestError, match="progress is 3"):
-        gemlet.load(progress=3)  # type: ignore[arg-type]
 
 
 def test_ctrl_c_while_converting(tmp_path: Path) -> None:

@@ -216,9 +216,9 @@ class ModelBuilder:
         """
         Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or 'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.
         """
-    def add_random(self, *, seed: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def add_random(self, *, seed: typing.SupportsInt | typing.SupportsIndex, done: typing.Any = None) -> None:
         """
-        Fills every empty slot with random values of trained weights' size.
+        Fills every empty slot with random values of trained weights' size. done(bytes) is called after each piece of their packed form; what it or a signal handler raises ends it.
         """
     def finish(self) -> Model:
         """

@@ -1,35 +1,42 @@
-"""How far a long operation has come: a bar on terminals, or a callback."""
+"""How far a long operation has come: a line on terminals and in notebooks, or a callback."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gemlet.errors import InvalidRequestError, missing_extra
+from gemlet.base.sizes import size_text
+from gemlet.errors import InvalidRequestError
 
-__all__ = ["Progress", "check_progress", "reporting"]
+__all__ = ["Progress", "check_progress", "in_notebook", "reporting"]
 
-# The argument ``progress``: None (a bar on terminals), True, False, or a function of (bytes done, bytes in
-# all).
+# The argument ``progress``: None (a line on terminals and in notebooks), True, False, or a function of (bytes
+# done, bytes in all).
 Progress = bool | Callable[[int, int], object] | None
 
-_DELAY = 0.5  # seconds: what is done by then shows no bar
+_DELAY = 0.5  # seconds: what is done by then shows nothing
+_PAUSE = 0.1  # seconds between two changes of the line
 
 
 def check_progress(progress: Progress) -> None:
-    """Raises :class:`InvalidRequestError` for what is no ``progress`` argument, :class:`UnsupportedError` for
-    True without tqdm."""
-    if progress is True and _tqdm() is None:
-        raise missing_extra("progress=True", "progress")
+    """Raises :class:`InvalidRequestError` for what is no ``progress`` argument."""
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequestError(f"progress is {progress!r}; expected None, True, False or a function")
 
 
+def in_notebook() -> bool:
+    """Whether this is the Python behind a Jupyter notebook."""
+    return "ipykernel" in sys.modules
+
+
 @contextmanager
-def reporting(progress: Progress, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives the function to call with the bytes of each step; what ``progress`` raises ends the operation.
+def reporting(progress: Progress, title: str, total: int, unit: str = "B") -> Iterator[Callable[[int], None]]:
+    """Gives the function to call with what is done by each step; what ``progress`` raises ends the operation.
+    The ``unit`` is that of the line: "B" for bytes, else a word such as "tokens".
 
     >>> seen = []
     >>> with reporting(lambda done, total: seen.append((done, total)), "packing", 30) as advance:
@@ -48,16 +55,62 @@ def reporting(progress: Progress, title: str, total: int) -> Iterator[Callable[[
 
         yield advance
         return
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    tqdm = _tqdm() if progress or (progress is None and terminal) else None
-    if tqdm is None:
+    shown = sys.stderr is not None and (sys.stderr.isatty() or in_notebook())
+    if not (progress or (progress is None and shown)):
         yield lambda step: None
         return
+    tqdm = _tqdm()
+    if tqdm is None:
+        line = _Line(title, total, unit)
+        try:
+            yield line.advance
+        finally:
+            line.close()
+        return
     quiet = type("Bar", (tqdm,), {"monitor_interval": 0})  # tqdm's watching thread would outlive the bar
-    with quiet(
-        total=total, desc=title, unit="B", unit_scale=True, delay=_DELAY, leave=False, file=sys.stderr
-    ) as bar:
+    size: dict[str, Any] = {"unit": unit if unit == "B" else f" {unit}", "unit_scale": unit == "B"}
+    with quiet(total=total, desc=title, delay=_DELAY, leave=False, file=sys.stderr, **size) as bar:
         yield bar.update
+
+
+class _Line:
+    """A line of standard error that is written over again and again, and disappears in the end."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._title = title
+        self._total = max(1, total)
+        self._unit = unit
+        self._done = 0
+        self._started = time.monotonic()
+        self._next = self._started + _DELAY
+        self._width = 0
+
+    def advance(self, step: int) -> None:
+        self._done += step
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _PAUSE
+        share = min(1.0, self._done / self._total)
+        left = (now - self._started) * (1 - share) / max(share, 1e-9)
+        text = f"{self._title}: {share:4.0%}, {self._amount(self._done)} of {self._amount(self._total)}"
+        text += f", {left:.0f} s left" if self._done and left < 360_000 else ""
+        self._show(text)
+
+    def close(self) -> None:
+        if self._width:
+            self._show("")
+            sys.stderr.write("\r")
+            sys.stderr.flush()
+
+    def _amount(self, count: int) -> str:
+        return size_text(count) if self._unit == "B" else f"{count} {self._unit}"
+
+    def _show(self, text: str) -> None:
+        text = text[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write("\r" + text.ljust(self._width))
+        sys.stderr.flush()
+        self._width = len(text)
 
 
 def _tqdm() -> Any:

@@ -39,7 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     with model:
         rows: list[BenchResult] = []
         for row in iter_bench(
-            model, prompt=arguments.p, generate=arguments.n, depth=arguments.d, repetitions=arguments.r
+            model,
+            prompt=arguments.p,
+            generate=arguments.n,
+            depth=arguments.d,
+            repetitions=arguments.r,
+            progress=None,
         ):
             if not arguments.json:
                 if not rows:

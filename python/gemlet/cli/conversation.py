@@ -144,6 +144,7 @@ class Conversation:
 
     def _show(self, stream: TextStream) -> None:
         """Writes the reply. What the model thinks is for terminals."""
+        stream.prompt_progress = None
         is_thinking = False
         for chunk in stream:
             if self._as_json:

@@ -32,9 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.model is not None and _is_meant_for_chat(model, prompt):
             note("generate continues the text as it stands; for an answer to it there is gemlet chat")
         stream = model.stream(prompt, **load_adapter(model, arguments), **options)
-        if sys.stdout.isatty() and not arguments.json:
-            write_prompt(prompt)
-        interrupted = _follow(stream, quiet=arguments.json)
+        shown = prompt if sys.stdout.isatty() else ""
+        interrupted = _follow(stream, shown, quiet=arguments.json)
         result = stream.result
         if arguments.json:
             print(json.dumps(report(model, result)))
@@ -65,11 +64,15 @@ def _is_meant_for_chat(model: Model, prompt: str) -> bool:
     return chat_format is not None and not any(marker in prompt for marker in chat_format.ends)
 
 
-def _follow(stream: TextStream, *, quiet: bool) -> bool:
-    """Writes the text as it comes; True if Ctrl-C cut it short."""
+def _follow(stream: TextStream, prompt: str, *, quiet: bool) -> bool:
+    """Writes ``prompt`` when it has been read, and the text as it comes; True if Ctrl-C cut it short."""
+    stream.prompt_progress = None
     with stream:
         try:
             for chunk in stream:
+                if prompt and not quiet:
+                    write_prompt(prompt)
+                    prompt = ""
                 if chunk.text and not quiet:
                     write(chunk.text)
         except KeyboardInterrupt:

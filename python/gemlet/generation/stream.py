@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.progress import Progress, in_notebook, reporting
 from gemlet.chat.reply import Content, ReplyEvent, collect
 from gemlet.errors import CancelledError, GemletError, InvalidRequestError, ModelClosedError
 from gemlet.generation.options import GenerationConfig
@@ -35,7 +36,10 @@ class Context(Protocol):
 
 
 def prefill(
-    sequence: Context, ids: NDArray[np.int32], is_cancelled: Callable[[], bool] = lambda: False
+    sequence: Context,
+    ids: NDArray[np.int32],
+    is_cancelled: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
     chunk = _core.PASS_TOKENS  # between two chunks Python runs: Ctrl-C and cancel() take effect there
@@ -44,6 +48,7 @@ def prefill(
             raise CancelledError("cancelled during prefill")
         is_last = start + chunk >= len(ids)
         sequence.extend(ids[start : start + chunk], logits="last" if is_last else "none")
+        advance(min(chunk, len(ids) - start))
 
 
 class TextStream:
@@ -53,6 +58,10 @@ class TextStream:
     given back when the stream ends, is closed or is left as a context manager. What a signal handler raises
     (Ctrl-C: KeyboardInterrupt) comes out of the iteration and ends the stream; the model stays usable, and
     :attr:`result` is what there was by then. A handler may also close the stream, or the model.
+
+    Attributes:
+        prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
+            and in notebooks, and so on as for :func:`gemlet.load`. By default it shows in notebooks only.
 
     >>> import gemlet
     >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
@@ -76,6 +85,7 @@ class TextStream:
         decoder: StreamDecoder | None,
         reply_parser: ReplyReader | None = None,
     ) -> None:
+        self.prompt_progress: Progress = None if in_notebook() else False
         self._sequence = sequence
         self._sampler = sampler
         self._prompt_ids = prompt_ids
@@ -185,7 +195,9 @@ class TextStream:
         started = time.perf_counter()
         if not self._token_ids:
             self._cached_tokens = self._sequence.length
-            prefill(self._sequence, self._prompt_ids[self._cached_tokens :], lambda: self._is_cancelled)
+            ids = self._prompt_ids[self._cached_tokens :]
+            with reporting(self.prompt_progress, "reading the prompt", len(ids), "tokens") as advance:
+                prefill(self._sequence, ids, lambda: self._is_cancelled, advance)
             self._prefill_seconds = time.perf_counter() - started
             started = time.perf_counter()
         else:

@@ -89,10 +89,10 @@ def load(
         cache: keeps the packed weights and the parsed vocabulary in the user's cache directory
             (``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default
             20 GB, the longest unused leaving first), and uses them the next time.
-        progress: None shows a bar on terminals if tqdm is installed (the extra ``progress``) and
-            packing takes a while, True everywhere, False nowhere; or a function that is called with the bytes
-            done and the bytes in all. What it raises cancels the loading and passes through, and so does
-            Ctrl-C: nothing is left behind.
+        progress: None shows a line on terminals and in notebooks if packing takes a while (a bar where tqdm
+            is installed), True everywhere, False nowhere; or a function that is called with the bytes done
+            and the bytes in all. What it raises cancels the loading and passes through, and so does Ctrl-C:
+            nothing is left behind.
         revision, token: which branch, tag or commit of a model on the hub, and the access token.
 
     Returns:

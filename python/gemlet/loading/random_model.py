@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from gemlet.base.progress import reporting
 from gemlet.base.sizes import parse_memory
 from gemlet.config.hf_config import shape_config
 from gemlet.errors import InvalidRequestError
@@ -40,7 +41,9 @@ def random_model(name: str, options: LoadOptions | None = None, *, seed: int = 0
     if options.max_memory is not None:
         spare = check_memory(parse_memory(options.max_memory), config, options)
     builder = make_builder(config, options)
-    builder.add_random(seed=seed)
+    total = sum(nbytes for _, nbytes in builder.packed_sizes().values())
+    with reporting(options.progress, "random weights", total) as advance:
+        builder.add_random(seed=seed, done=advance)
     return finish_model(
         builder,
         config,

@@ -1,0 +1,138 @@
+"""A line that says how far long work has come, with and without tqdm, and the work that shows it."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import gemlet
+from gemlet.base import progress
+from gemlet.base.progress import reporting
+from gemlet.loading.options import LoadOptions
+from gemlet.loading.random_model import random_model
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Standard error as a terminal that sees every change of the line, without tqdm."""
+    screen = Terminal()
+    # Of this module alone: pytest puts its own stream in sys.stderr before the test begins.
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=screen, modules=sys.modules))
+    monkeypatch.setattr(progress, "_DELAY", 0)
+    monkeypatch.setattr(progress, "_PAUSE", 0)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    return screen
+
+
+def shown(terminal: Terminal) -> list[str]:
+    """The texts that the line had. In the end it is blank."""
+    begin, *texts = terminal.getvalue().split("\r")
+    assert begin == ""
+    assert texts[-1] == texts[-2].strip() == ""
+    return [text.rstrip() for text in texts[:-2]]
+
+
+def test_the_line(terminal: Terminal) -> None:
+    with reporting(None, "loading", 3_000_000) as advance:
+        advance(600_000)
+        advance(2_400_000)
+    first, last = shown(terminal)
+    assert re.fullmatch(r"loading:  20%, 600 kB of 3 MB, \d+ s left", first)
+    assert last == "loading: 100%, 3 MB of 3 MB, 0 s left"
+
+
+def test_what_is_quick_shows_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_DELAY", 60)
+    with reporting(True, "loading", 2) as advance:
+        advance(2)
+    assert terminal.getvalue() == ""
+
+
+def test_the_line_goes_when_the_work_fails(terminal: Terminal) -> None:
+    def work() -> None:
+        with reporting(None, "loading", 2) as advance:
+            advance(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert len(shown(terminal)) == 1
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a pipe, True", "a terminal, False", "a notebook", "nothing"])
+def test_where_it_shows(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    place, _, value = what.partition(", ")
+    if place == "a notebook":
+        monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    if place != "a terminal":
+        monkeypatch.setattr(terminal, "isatty", lambda: False)
+    if place == "nothing":
+        monkeypatch.setattr(progress.sys, "stderr", None)
+    with reporting({"True": True, "False": False}.get(value), "loading", 2) as advance:
+        advance(1)
+    assert (terminal.getvalue() != "") == (what in ("a pipe, True", "a notebook"))
+
+
+@pytest.mark.extra("progress")
+def test_with_tqdm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_DELAY", 0)
+    gemlet.load(threads=1).close()
+    gemlet.load(threads=1, progress=False).close()
+    assert capsys.readouterr().err == ""  # because it is not a terminal
+    gemlet.load(threads=1, progress=True).close()
+    assert "loading" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    gemlet.load(threads=1).close()
+    assert "loading" in capsys.readouterr().err
+
+
+def test_no_progress_argument() -> None:
+    with pytest.raises(gemlet.InvalidRequestError, match="progress is 3"):
+        gemlet.load(progress=3)  # type: ignore[arg-type]
+
+
+def test_loading_shows_it(terminal: Terminal) -> None:
+    gemlet.load(threads=1).close()
+    assert shown(terminal)[-1].startswith("loading: 100%")
+
+
+def test_a_prompt_shows_it(terminal: Terminal) -> None:
+    with gemlet.load(threads=1, progress=False) as model:
+        stream = model.stream([2] + [100] * 799, max_tokens=1)
+        next(stream)
+        assert terminal.getvalue() == ""  # by default it is for notebooks
+        stream = model.stream([2] + [100] * 799, max_tokens=1)
+        stream.prompt_progress = None
+        next(stream)
+    first, last = shown(terminal)
+    assert first.startswith("reading the prompt:  64%, 512 tokens of 800 tokens")
+    assert last.startswith("reading the prompt: 100%, 800 tokens of 800 tokens")
+
+
+def test_random_weights_show_it(terminal: Terminal) -> None:
+    random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)).close()
+    steps = shown(terminal)
+    assert len(steps) > 50
+    assert steps[-1].startswith("random weights: 100%")
+
+
+def test_the_steps_of_random_weights_add_up_and_may_end_it() -> None:
+    seen: list[tuple[int, int]] = []
+    options = LoadOptions(weights="q4", threads=1, progress=lambda *step: seen.append(step))
+    random_model("gemma3-270m", options).close()
+    assert seen[-1][0] == seen[-1][1]
+
+    def stop(done: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        random_model("gemma3-270m", LoadOptions(weights="q4", threads=1, progress=stop))
