@@ -45,6 +45,8 @@ IN_FUNCTIONS = {
     "safetensors": "slow",
     "statistics": "slow",
     "importlib.metadata": "slow",
+    "subprocess": "slow",
+    "jinja2": "an extra",
     "huggingface_hub": "an extra",
     "tqdm": "an extra",
 }

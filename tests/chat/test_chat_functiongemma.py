@@ -11,7 +11,6 @@ import pytest
 
 from gemlet.chat import (
     FUNCTION_GEMMA,
-    GEMMA,
     Content,
     MalformedToolCall,
     TextReplyParser,
@@ -103,8 +102,6 @@ def test_there_is_no_thinking() -> None:
 
 def test_the_format_is_recognised(tokenizer: Tokenizer) -> None:
     assert chat_format_for("gemma3_text", tokenizer) is FUNCTION_GEMMA
-    assert chat_format_for("gemma3_text", tokenizer, template="<start_function_call>") is FUNCTION_GEMMA
-    assert chat_format_for("gemma3_text", tokenizer, template="<start_of_turn>") is GEMMA
     assert FUNCTION_GEMMA.end_ids(tokenizer) == {
         tokenizer.eos_id,
         tokenizer.token_id("<end_of_turn>"),

@@ -19,6 +19,7 @@ from support.adapters import write_adapter
 from support.gguf_cases import BLOCKED, model_of, split
 from support.gguf_models import convert_folder, metadata, read_folder, typed, write_gguf
 from support.gguf_package import write_with_package
+from support.templates import GEMMA_LIKE
 from support.tiny_models import logits_of, read_header, with_header, write_folder
 from support.tokenizer_files import (
     ARRAY,
@@ -176,7 +177,7 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path, kind: str) -> N
         entries, size = trained_entries()
     else:
         entries, size = merge_entries(trained_merges() if kind == "merges" else one_merge_each())
-    template = "{{ bos_token }}<start_of_turn>\r\né"
+    template = f"{GEMMA_LIKE}{{# \r\né #}}"
     entries += [
         gguf_entry("tokenizer.ggml.eot_token_id", U32, 7),
         gguf_entry("tokenizer.chat_template", STRING, template),

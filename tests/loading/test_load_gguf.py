@@ -24,6 +24,7 @@ from support.gguf_models import (
     write_gguf,
 )
 from support.inside import testing
+from support.templates import GEMMA_LIKE
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
 from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
 
@@ -275,7 +276,7 @@ def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path) -> None:
     entries, size = trained_entries()
     entries += [
         gguf_entry("tokenizer.ggml.eot_token_id", U32, 7),
-        gguf_entry("tokenizer.chat_template", STRING, "{{ bos_token }}<start_of_turn>"),
+        gguf_entry("tokenizer.chat_template", STRING, GEMMA_LIKE),
         gguf_entry("general.sampling.top_k", I32, 64),
         gguf_entry("general.sampling.top_p", F32, 0.75),
         gguf_entry("general.sampling.temp", F32, 0.5),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from support.extras import optional
@@ -43,6 +44,7 @@ def compiled(text: str) -> jinja2.Template:
         raise jinja2.exceptions.TemplateError(message)
 
     environment.globals["raise_exception"] = raise_exception
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     return environment.from_string(text)
 
 
@@ -197,6 +199,7 @@ def official(text: str, conversation: dict[str, Any]) -> str:
         messages.append(message | ({"reasoning_content": reasoning} if reasoning else {}))
     return compiled(text).render(
         bos_token="<bos>",
+        eos_token="<eos>",
         messages=messages,
         tools=conversation["tools"],
         enable_thinking=conversation["thinking"],

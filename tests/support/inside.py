@@ -2,7 +2,7 @@
 
 ``testing`` is what the core has for tests alone: single kernels, the intermediate results of a pass, several
 contexts in one pass, counters. There is no public name for a context that is fed in pieces, the core's
-adapters, and the size of a scratch."""
+adapters, the size of a scratch, and the process that runs chat templates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 import gemlet
 from gemlet import _core
 from gemlet._core import testing as testing
+from gemlet.chat import template_process as template_processes
 
 
 def core_of(model: gemlet.Model) -> _core.Model:
@@ -32,3 +33,8 @@ def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSe
 def taps_of(model: gemlet.Model, ids: ArrayLike, **options: Any) -> dict[str, NDArray[np.float32]]:
     """The intermediate results of one pass over ``ids``, by the names of the golden taps."""
     return testing.taps(core_of(model), np.asarray(ids, np.int32), **options)
+
+
+def template_process() -> Any:
+    """The process that runs chat templates, a ``subprocess.Popen``; None where there is none yet."""
+    return template_processes._process._running

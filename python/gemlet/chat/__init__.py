@@ -1,11 +1,13 @@
 """Chat formats: from a list of messages to the prompt a model family was trained on, and back from the reply.
 
-A format is applied here in one place, as code and data of gemlet; a template that came with a model file is
-never run. It is only looked at, to tell which of the formats gemlet knows it is (:mod:`.templates`).
+A format of Gemma's own is code and data of gemlet. A template that came with a model file is looked at, to
+tell which of them it is (:mod:`.templates`, :mod:`.template_probes`). One that is none of them is run, in a
+sandbox and in a process of its own (:mod:`.template_process`).
 
 - :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
 - :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
-- :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`).
+- :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`);
+- :class:`TemplateFormat`: a template of the model's own (:mod:`.template_format`).
 
 The other direction, from a reply's tokens to its text, its reasoning and its tool calls, is
 :class:`TokenReplyParser`; the events that it gives are :class:`Content`, :class:`Reasoning`,
@@ -31,6 +33,7 @@ from gemlet.chat.reply import (
     collect,
 )
 from gemlet.chat.reply_readers import TextReplyParser, TokenReplyParser
+from gemlet.chat.template_format import TemplateFormat
 from gemlet.chat.templates import gemma4_format, read_chat_template
 
 __all__ = [
@@ -49,6 +52,7 @@ __all__ = [
     "ReplyEvent",
     "ReplyParser",
     "Segments",
+    "TemplateFormat",
     "TextReplyParser",
     "TokenReplyParser",
     "ToolCall",

@@ -27,7 +27,7 @@ class Segments(list[tuple[str, bool]]):
     """
 
     def marker(self, name: str) -> None:
-        """Appends the control token ``name``."""
+        """Appends the control token ``name``. An empty name only parts the texts beside it."""
         self.append((name, True))
 
     def text(self, text: str) -> None:
@@ -42,6 +42,7 @@ class ChatFormat(ABC):
         name: for messages.
         markers: the control tokens without which the format cannot be written.
         ends: the control tokens that end a reply (the end of the text apart).
+        stops: texts that end a reply, of a format whose marks are no tokens of the vocabulary.
 
     Messages are mappings as in OpenAI's chat API: ``role`` is ``"user"``, ``"assistant"``, ``"system"`` or
     ``"developer"`` (and ``"tool"`` or ``"function"`` where the format has tools), ``content`` a string, a
@@ -55,6 +56,7 @@ class ChatFormat(ABC):
     name: str
     markers: tuple[str, ...]
     ends: tuple[str, ...]
+    stops: tuple[str, ...] = ()
 
     @abstractmethod
     def segments(
@@ -173,6 +175,8 @@ class ChatFormat(ABC):
                 continue
             ids += tokenizer.encode("".join(text), add_bos=False, allow_control=False)
             text.clear()
+            if not segment:  # a cut between two texts
+                continue
             marker = tokenizer.token_id(segment)
             if marker is None:
                 raise InvalidRequestError(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.functiongemma import FUNCTION_GEMMA
 from gemlet.chat.gemma import GEMMA
-from gemlet.chat.templates import gemma4_format
+from gemlet.chat.gemma4 import Gemma4Format
+from gemlet.chat.template_probes import format_of_template
+from gemlet.chat.template_process import EXTRA, can_run_templates
+from gemlet.chat.templates import gemma4_format, is_published_template
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["chat_format_for"]
 
+_log = logging.getLogger("gemlet")
+_log.addHandler(logging.NullHandler())  # silent unless the program that imports gemlet wants to hear
+
 # model_type of config.json (or general.architecture of GGUF).
 _GEMMA_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text")
+_CALLS = "<start_function_call>"
 _GEMMA4_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
 
@@ -28,27 +37,47 @@ def chat_format_for(
         model_type: that of config.json, or ``general.architecture`` of GGUF.
         tokenizer: the model's.
         template: the text of the model's chat template (:func:`read_chat_template`), None where it has none.
-            Of Gemma 4 several revisions exist; see :func:`gemma4_format` for how one is recognised. That of
-            FunctionGemma speaks of function calls.
+            A published template of Gemma, and one that writes the same, is a format of gemlet's own. Any
+            other one is a format that runs the template, in a sandbox; this needs jinja2.
         per_layer_inputs: the model has per-layer inputs (E2B, E4B); decides for Gemma 4 without a template.
 
     Returns:
-        None where the family is unknown, the vocabulary lacks the markers, or the template is a foreign one.
+        None where the family is unknown, or there is no template and the vocabulary lacks the markers. A
+        template that cannot be run gives a format that raises :class:`UnsupportedError` when it is used.
 
     >>> import gemlet
     >>> from gemlet.chat import chat_format_for
-    >>> chat_format_for("gemma3_text", gemlet.load().tokenizer).name
+    >>> tokenizer = gemlet.load().tokenizer
+    >>> chat_format_for("gemma3_text", tokenizer).name
     'gemma'
+    >>> ours = chat_format_for("gemma3_text", tokenizer, template="{{ messages[0].content }}")
+    >>> ours.name, ours.render([{"role": "user", "content": "Hi"}])
+    ('template', 'Hi')
     """
-    found: ChatFormat | None = None
+    template = template if template and template.strip() else None
+    known: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:
-        found = GEMMA
+        known = GEMMA
         # A Gemma 3 by its config; only its vocabulary has names for the tokens of calls.
-        calls = "<start_function_call>"
-        if tokenizer.token_id(calls) is not None and (template is None or calls in template):
-            found = FUNCTION_GEMMA
+        if tokenizer.token_id(_CALLS) is not None and (template is None or _CALLS in template):
+            known = FUNCTION_GEMMA
+        is_published = template is None or is_published_template(template)
     elif model_type in _GEMMA4_TYPES:
         found = gemma4_format(template, per_layer_inputs=per_layer_inputs)
-    if found is None or any(tokenizer.token_id(marker) is None for marker in found.markers):
+        known, is_published = found, found is not None and found.is_exact
+    else:
         return None
-    return found
+    if known is not None and any(tokenizer.token_id(marker) is None for marker in known.markers):
+        known = None
+    if template is None or (known is not None and is_published):
+        return known
+    if isinstance(known, Gemma4Format) and not can_run_templates():
+        _log.warning(
+            "the chat template is a revision of Gemma 4's that gemlet does not know; prompts are written as "
+            "in the revision %r and may differ from the template's in details. gemlet runs the template "
+            "itself where there is jinja2: %s",
+            known.revision.name,
+            EXTRA,
+        )
+        return known
+    return format_of_template(template, tokenizer, known)

@@ -15,7 +15,15 @@ from gemlet.base.text import show
 from gemlet.chat.tool_calls import MAX_DEPTH
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["checked_messages", "json_object", "json_value", "mapping_at", "role_of", "text_parts"]
+__all__ = [
+    "checked_messages",
+    "json_object",
+    "json_value",
+    "mapping_at",
+    "refuse_other_than_text",
+    "role_of",
+    "text_parts",
+]
 
 _MAX_BITS = 8192  # of an integer; Python refuses to write much larger ones
 _NOT_TEXT = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
@@ -57,10 +65,16 @@ def text_parts(content: Any, where: str) -> list[str]:
     )
 
 
-def _text_part(part: Any, where: str) -> str:
+def refuse_other_than_text(part: Any, where: str) -> Any:
+    """The type of a part of a message's content, which is no picture, sound, video or file."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in _NOT_TEXT:
         raise InvalidRequestError(f"{where} is of type {kind}; this model takes text only")
+    return kind
+
+
+def _text_part(part: Any, where: str) -> str:
+    kind = refuse_other_than_text(part, where)
     if kind != "text":
         raise InvalidRequestError(f'{where} is {show(part)}; expected {{"type": "text", "text": ...}}')
     text = part.get("text")

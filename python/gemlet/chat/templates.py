@@ -9,7 +9,6 @@ that its prompts may differ from the template's in some detail.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import stat
@@ -30,9 +29,6 @@ __all__ = [
     "gemma4_format",
     "read_chat_template",
 ]
-
-_log = logging.getLogger("gemlet")
-_log.addHandler(logging.NullHandler())  # silent unless the program that imports gemlet wants to hear
 
 _MAX_BYTES = 1 << 20  # the official ones have 12 to 19 kB
 
@@ -102,6 +98,18 @@ _KNOWN = {
     "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": CANONICAL,
     "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": CANONICAL,  # of E2B and E4B
 }
+# SHA-256 of those of Gemma 1 to 3n, without blanks at their ends; of 3 and 3n once with line breaks in their
+# strings and once with \\n. And of FunctionGemma's as it is.
+_PUBLISHED = frozenset(
+    (
+        "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6",  # Gemma 1 and 2
+        "8d9e3a3c114fb2053ec500184677af4f7e5f8ec2582443cd535834e68b3ade29",  # Gemma 3
+        "86327804b5430b642274fe55ba95199e91cf7eca7b1e1240ca5469f23839e223",  # Gemma 3
+        "9cae32b35b45454e9bd3673b4011701b77d38843622ab9b6e3f930bc503cf28a",  # Gemma 3n
+        "3ff5ef9073d6921dc33cd9217b353eb0bd88f09bea6421b5df1451a325b23c5e",  # Gemma 3n
+        "db61fb01017bd82401d3ffca4f8e066cd56ff6d38d2a30c4058770c0bf7ab49b",  # FunctionGemma
+    )
+)
 # Pieces that the templates of a revision and the later ones have, the latest first; names of variables, so
 # that they do not depend on how a template is indented.
 _TELLING = (
@@ -127,7 +135,7 @@ def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False
 
     Returns:
         None where the text is no template of Gemma 4 at all. A template of Gemma 4 that is not known byte
-        for byte gives the nearest revision with ``is_exact`` False, and a warning in the log "gemlet".
+        for byte gives the nearest revision with ``is_exact`` False.
 
     >>> gemma4_format("{{ messages }}") is None
     True
@@ -138,26 +146,34 @@ def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False
         return Gemma4Format(CANONICAL, not per_layer_inputs)
 
     empty_thought = _EMPTY_THOUGHT.search(template) is not None
-    known = _KNOWN.get(hashlib.sha256(template.strip().encode("utf-8", "replace")).hexdigest())
+    known = _KNOWN.get(_digest(template.strip()))
     if known is not None:
         return Gemma4Format(known, empty_thought)
     if "<|turn>" not in template or "<turn|>" not in template:
         return None
     nearest = next((revision for piece, revision in _TELLING if piece in template), LAUNCH)
-    _log.warning(
-        "the chat template is a revision of Gemma 4's that gemlet does not know; prompts are written as in "
-        "the revision %r and may differ from the template's in details",
-        nearest.name,
-    )
     return Gemma4Format(nearest, empty_thought, is_exact=False)
+
+
+def is_published_template(template: str) -> bool:
+    """Whether ``template`` is one that was published with Gemma 1 to 3n or FunctionGemma.
+
+    >>> is_published_template("{{ messages }}")
+    False
+    """
+    return bool(_PUBLISHED.intersection((_digest(template), _digest(template.strip()))))
+
+
+def _digest(template: str) -> str:
+    return hashlib.sha256(template.encode("utf-8", "replace")).hexdigest()
 
 
 def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """The text of the chat template in a Hugging Face folder, None where there is none.
 
     Looked for in ``chat_template.jinja``, ``chat_template.json`` and ``tokenizer_config.json``, in this
-    order; of several named templates it is the one called "default". In GGUF the template is the key
-    ``tokenizer.chat_template``.
+    order; of several named templates it is the one called "default", or the only one. In GGUF the template is
+    the key ``tokenizer.chat_template``.
 
     Raises:
         ModelFileError: a file is there and cannot be read, is no UTF-8, or is too large.
@@ -171,17 +187,18 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """
     path = os.path.join(os.fspath(folder), "chat_template.jinja")
     if os.path.lexists(path):
-        return _read_text(path)
+        return read_template_file(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = os.path.join(os.fspath(folder), name)
         if os.path.lexists(path):
-            found = _default(read_json_object(path, error=ModelFileError).get("chat_template"))
+            found = _default(read_json_object(path, error=ModelFileError).get("chat_template"), path)
             if found is not None:
                 return found
     return None
 
 
-def _read_text(path: str) -> str:
+def read_template_file(path: str) -> str:
+    """The text of the file ``path``. Raises what :func:`read_chat_template` raises."""
     try:
         with open(path, "rb", opener=no_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -196,9 +213,14 @@ def _read_text(path: str) -> str:
         raise ModelFileError(f"{path}: cannot be read: {problem.strerror}") from None
 
 
-def _default(value: Any) -> str | None:
+def _default(value: Any, path: str) -> str | None:
     """``chat_template`` as tokenizer_config.json holds it: one text, or a list of named ones."""
     if isinstance(value, list):
-        named = {e.get("name"): e.get("template") for e in value if isinstance(e, dict)}
-        value = named.get("default")
+        named = {str(e.get("name")): e.get("template") for e in value if isinstance(e, dict)}
+        if len(named) > 1 and "default" not in named:
+            raise ModelFileError(
+                f"{path}: chat_template has {', '.join(named)}, but none is called default; choose one and "
+                "give its text with chat_template=..."
+            )
+        value = next(iter(named.values()), None) if len(named) == 1 else named.get("default")
     return value if isinstance(value, str) and len(value) <= _MAX_BYTES else None

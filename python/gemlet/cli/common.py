@@ -150,7 +150,9 @@ def open_model(arguments: argparse.Namespace) -> Model:
     """The model that the options of :mod:`gemlet.cli.parser` describe."""
     from gemlet.loading.load import load
 
-    return load(arguments.model, **load_options(arguments), **access_options(arguments))
+    template = getattr(arguments, "chat_template", None)
+    options = {**load_options(arguments), **access_options(arguments)}
+    return load(arguments.model, chat_template=template, **options)
 
 
 def read_standard_input(what: str) -> str:

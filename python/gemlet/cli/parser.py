@@ -95,6 +95,11 @@ def _add_chat(commands: Any) -> None:
         help="let the model think before it answers (Gemma 4); a terminal shows what it thinks",
     )
     parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="Jinja template for conversations, in the place of the model's own",
+    )
+    parser.add_argument(
         "--context-full",
         choices=["drop", "error"],
         default="drop",

@@ -48,7 +48,7 @@ class GenerationOptions(TypedDict, total=False):
     suppress_tokens: Sequence[int] | None
 
 
-_MAX_STOPS = 16
+MOST_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 
 
@@ -109,12 +109,12 @@ def check_flag(name: str, value: object) -> bool:
 
 def _stops(value: object) -> tuple[str, ...]:
     expected = (
-        f"a string or up to {_MAX_STOPS} strings, each of 1 to {_MAX_STOP_CHARACTERS} characters "
+        f"a string or up to {MOST_STOPS} strings, each of 1 to {_MAX_STOP_CHARACTERS} characters "
         "(an empty one would stop everywhere)"
     )
     if isinstance(value, str):
         value = (value,)
-    if not isinstance(value, Sequence) or len(value) > _MAX_STOPS:
+    if not isinstance(value, Sequence) or len(value) > MOST_STOPS:
         raise _invalid("stop", value, expected)
     for stop in value:
         if not isinstance(stop, str) or not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:

@@ -34,6 +34,7 @@ def load(
     device: str = "cpu",
     matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
     cache: bool = False,
     progress: Progress = None,
     revision: str | None = None,
@@ -86,6 +87,9 @@ def load(
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
         merge_adapter: the folder of a PEFT LoRA adapter to add into the weights before they are packed (and
             before ``matformer`` cuts). To keep it apart and choose per request: :meth:`Model.load_adapter`.
+        chat_template: the Jinja template to write conversations with, as text or as the path of a file, in
+            the place of the model's own. One that is none of Gemma's runs in a sandbox, and needs the extra
+            ``templates``. It is not for text from users, who could change what the model is told.
         cache: keeps the packed weights and the parsed vocabulary in the user's cache directory
             (``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default
             20 GB, the longest unused leaving first), and uses them the next time.
@@ -131,7 +135,12 @@ def load(
         progress=progress,
     )
     with open_model_files(
-        source, revision=revision, token=token, merge_adapter=merge_adapter, cache=cache
+        source,
+        revision=revision,
+        token=token,
+        merge_adapter=merge_adapter,
+        chat_template=chat_template,
+        cache=cache,
     ) as files:
         if matformer is not None:
             files = files.cut(matformer)

@@ -13,7 +13,7 @@ from gemlet import _core
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation.options import GenerationConfig, check_flag
+from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag
 from gemlet.generation.sampling import make_sampler, warn_of_not_followed
 from gemlet.generation.stream import Context, TextStream
 from gemlet.model.kept_contexts import KeptContexts
@@ -93,6 +93,9 @@ class Requests:
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if tokenizer is not None and chat_format is not None:
             end_ids = end_ids | chat_format.end_ids(tokenizer)
+            if chat_format.stops:
+                stops = (*chat_format.stops, *settings.stop)[:MOST_STOPS]
+                settings = settings.replace(stop=stops)
             reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
         elif tokenizer is not None:
             decoder = tokenizer.stream_decoder()

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint
+from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.config.hf_config import parse_config
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
@@ -17,7 +18,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.weights.gguf_names import ROPE_FREQS, map_gguf_tensors
 
 
-def open_gguf(path: str, *, cache: bool) -> ModelFiles:
+def open_gguf(path: str, *, cache: bool, chat_template: str | None = None) -> ModelFiles:
     checkpoint = GGUFCheckpoint(path)
     try:
         gguf = checkpoint.gguf
@@ -34,8 +35,8 @@ def open_gguf(path: str, *, cache: bool) -> ModelFiles:
                 lambda: vocabulary_of_gguf(gguf), lambda: {gguf.path: checkpoint.head()}, cache=cache
             )
             if not config.bidirectional:
-                template = gguf.get("tokenizer.chat_template", str, None)
-                chat_format = chat_format_of(config, tokenizer, template)
+                template = chat_template or _chat_template(gguf)
+                chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
         sampling = read_gguf_sampling(gguf, config.vocab_size)
     except BaseException:
         checkpoint.close()
@@ -61,6 +62,14 @@ def open_gguf(path: str, *, cache: bool) -> ModelFiles:
         prompts=Prompts() if config.bidirectional else None,
         passed_over=config.passed_over,
     )
+
+
+def _chat_template(gguf: GGUFFile) -> str | None:
+    """The model's chat template. In GGUF, one that writes no BOS counts on the tokenizer to put it there."""
+    template = gguf.get("tokenizer.chat_template", str, None)
+    if template is None or "bos_token" in template or "<bos>" in template:
+        return template
+    return "{{ bos_token }}" + template if gguf.get("tokenizer.ggml.add_bos_token", bool, True) else template
 
 
 # Ends of a text that a model's generation_config.json has and GGUF's keys leave out.

@@ -22,7 +22,9 @@ from gemlet.weights.packed_file import PackedCheckpoint, is_packed
 _DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
 
 
-def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = False) -> ModelFiles:
+def open_folder(
+    folder: str, *, name: str, cache: bool, headers_only: bool = False, chat_template: str | None = None
+) -> ModelFiles:
     config = read_config(folder)
     described: tuple[str, ...] = _DESCRIPTION_FILES
     prompts = None
@@ -39,8 +41,8 @@ def open_folder(folder: str, *, name: str, cache: bool, headers_only: bool = Fal
             lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
         )
         if not config.bidirectional:
-            template = read_chat_template(folder)
-            chat_format = chat_format_of(config, tokenizer, template)
+            template = chat_template or read_chat_template(folder)
+            chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
     passed_over = (*config.passed_over, *sampling.passed_over)
     opened = Checkpoint(folder)
     checkpoint: TensorFiles = opened

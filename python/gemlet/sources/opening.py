@@ -14,6 +14,7 @@ from gemlet.sources.hf_folder import open_folder
 from gemlet.sources.hub import check_access, download
 from gemlet.sources.hub_headers import outline
 from gemlet.sources.model_files import ModelFiles
+from gemlet.sources.tokenizers import read_override
 
 __all__ = ["open_model_files"]
 
@@ -24,6 +25,7 @@ def open_model_files(
     revision: str | None = None,
     token: str | bool | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
     cache: bool = False,
     headers_only: bool = False,
 ) -> ModelFiles:
@@ -38,15 +40,16 @@ def open_model_files(
     ('gemma3', 'bf16')
     """
     check_access(revision, token)
+    template = read_override(chat_template)
     path = find(source)
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
             with outline(name, revision=revision, token=token) as found:
-                opened = _open(find_in_folder(found), name, cache=False, headers_only=True)
+                opened = _open(find_in_folder(found), name, template, cache=False, headers_only=True)
                 return replace(opened, name=name)
         path = find_in_folder(download(name, revision=revision, token=token))
-    opened = _open(path, "demo" if source is None else path, cache=cache)
+    opened = _open(path, "demo" if source is None else path, template, cache=cache)
     if merge_adapter is None:
         return opened
     try:
@@ -56,10 +59,19 @@ def open_model_files(
         raise
 
 
-def _open(path: str, name: str, *, cache: bool, headers_only: bool = False) -> ModelFiles:
+def _open(
+    path: str, name: str, chat_template: str | None, *, cache: bool, headers_only: bool = False
+) -> ModelFiles:
     if os.path.isdir(path):
-        return open_folder(path, name=name, cache=cache, headers_only=headers_only)
-    return open_gguf(path, cache=cache)
+        opened = open_folder(
+            path, name=name, cache=cache, headers_only=headers_only, chat_template=chat_template
+        )
+    else:
+        opened = open_gguf(path, cache=cache, chat_template=chat_template)
+    if chat_template is not None and opened.chat_format is None:
+        opened.close()
+        raise UnsupportedError(f"chat_template: {opened.name} has no tokenizer to chat with")
+    return opened
 
 
 def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gemlet.base.exit_waits import call_apart, exit_waits_for
@@ -201,6 +201,16 @@ class Tokenizer:
             start += 1
         return [self.bos_id, *ids[start:]]
 
+    def split(self, text: str) -> list[str | int]:
+        """``text`` cut at the control and added tokens that are written in it: the texts between them, and
+        their ids.
+
+        >>> import gemlet
+        >>> gemlet.load().tokenizer.split("<bos>Yes")
+        [2, 'Yes']
+        """
+        return list(self._trusted.split(text))
+
     # --- decoding -------------------------------------------------------------------------------------------
 
     def decode(self, ids: Iterable[int], *, skip_control: bool = True) -> str:
@@ -273,6 +283,16 @@ class Tokenizer:
     def end_of_turn_id(self) -> int | None:
         """The id of the token that ends a chat turn, None where the vocabulary has none."""
         return next((self._control[name] for name in _TURN_ENDS if name in self._control), None)
+
+    @property
+    def named_tokens(self) -> Mapping[str, int]:
+        """The control and added tokens by their names.
+
+        >>> import gemlet
+        >>> gemlet.load().tokenizer.named_tokens["<bos>"]
+        2
+        """
+        return {**self._added, **self._control}
 
     def token_id(self, name: str) -> int | None:
         """The id of the control or added token ``name``, None where there is none.

@@ -1,0 +1,235 @@
+"""What a chat template is, found out by conversations to try it with: :func:`format_of_template`.
+
+A template that writes for all of them what one of gemlet's own formats writes is taken for that format,
+however it is spelled. Any other one stays a program that is run for every conversation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from gemlet.chat.base import ChatFormat
+from gemlet.chat.gemma import GEMMA
+from gemlet.chat.template_format import Template, TemplateFormat
+from gemlet.chat.template_process import OVERRIDE, Rendered, run_template
+from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
+from gemlet.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["format_of_template"]
+
+_Message = dict[str, Any]
+_Probe = dict[str, Any]
+
+
+def _user(content: Any) -> _Message:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: Any, **more: Any) -> _Message:
+    return {"role": "assistant", "content": content, **more}
+
+
+def _parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+_FIRST, _ANSWER, _SECOND = "gemlet asks one", "gemlet answers one", "gemlet asks two"
+_TALK = [_user(_FIRST), _assistant(_ANSWER), _user(_SECOND)]
+_TALK_IN_PARTS = [{**message, "content": _parts(message["content"])} for message in _TALK]
+_LONG = [
+    _user(" one \n"),
+    _assistant("\ttwo\n\n"),
+    _user("three\n\n  four "),
+    _assistant("five"),
+    _user("six"),
+]
+_SYSTEM = {"role": "system", "content": " Be brief.\n"}
+_PART_AS_PYTHON = "'type': 'text'"
+_TOOL = "gemlet_weather"
+_PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "description": "The place.", "enum": ["Oslo", "Rome"]},
+        "days": {"type": "array", "items": {"type": "integer"}, "nullable": True},
+        "more": {"type": "object", "properties": {"unit": {"type": "string"}}, "required": ["unit"]},
+    },
+    "required": ["city"],
+}
+_TOOLS = [
+    {"type": "function", "function": {"name": _TOOL, "description": "Tells.", "parameters": _PARAMETERS}}
+]
+_CALL = {
+    "id": "call_0",
+    "type": "function",
+    "function": {"name": _TOOL, "arguments": {"city": "Oslo", "days": [1, 2], "more": {"unit": None}}},
+}
+_RESULT = {"role": "tool", "tool_call_id": "call_0", "name": _TOOL, "content": "It rains."}
+_ANSWERED = [_user("Rain?"), _assistant("", tool_calls=[_CALL]), _RESULT]
+_THOUGHT = [_user("Rain?"), _assistant("Yes.", reasoning_content="It is Oslo."), _user("Still?")]
+
+# The first two say how the template takes a message's content and what ends a turn.
+_PROBES: tuple[_Probe, ...] = (
+    {"messages": _TALK},
+    {"messages": _TALK_IN_PARTS},
+    {"messages": [_user("Hi")]},
+    {"messages": [_user("Hi")], "add_generation_prompt": False},
+    {"messages": [_user("")]},
+    {"messages": _LONG},
+    {"messages": _LONG[:4], "add_generation_prompt": False},
+    {"messages": [_user(_parts(" a ", "b\n"))]},
+    {"messages": [_SYSTEM, _user(" Hi ")]},
+    {"messages": [_SYSTEM, *_TALK]},
+    {"messages": [{**_SYSTEM, "content": _parts("Be brief.")}, _user("Hi")]},
+    {"messages": [_user("one"), _user("two")]},
+    {"messages": [_user("Hi")], "tools": _TOOLS},
+    {"messages": [_SYSTEM, _user("Hi")], "tools": _TOOLS, "thinking": True},
+    {"messages": [_user("Hi")], "thinking": True},
+    {"messages": _ANSWERED, "tools": _TOOLS},
+    {"messages": [*_ANSWERED, _assistant("It does."), _user("Still?")], "tools": _TOOLS},
+    {"messages": [*_ANSWERED[:2]], "tools": _TOOLS},
+    {"messages": _THOUGHT, "thinking": True},
+    {"messages": [_user("Rain?"), _assistant("", reasoning_content="Hm.", tool_calls=[_CALL]), _RESULT]},
+)
+# What every format has to write like the template. At the others the template may refuse.
+_NEEDED = (0, 2, 3, 5, 6)
+_MEDIA_TOKENS = {
+    "image_token": ("<image_soft_token>", "<|image|>"),
+    "boi_token": ("<start_of_image>", "<|image>"),
+    "eoi_token": ("<end_of_image>", "<image|>"),
+    "audio_token": ("<audio_soft_token>", "<|audio|>"),
+    "boa_token": ("<start_of_audio>", "<|audio>"),
+    "eoa_token": ("<end_of_audio>", "<audio|>"),
+}
+# What ends a turn and is no token of the vocabulary: <|im_end|>, or ### Instruction: on a line of its own.
+_MARK = re.compile(r"\s*(?:<[^<>\s]{2,30}>|[^<{}\"'\s].{2,40})")
+# A piece of a template -> what to call it.
+_LABELS = (
+    ("<|im_start|>", "ChatML"),
+    ("### Instruction", "Alpaca"),
+    ("source_lang_code", "TranslateGemma"),
+    ("safety principle", "ShieldGemma"),
+    ("[INST]", "Llama 2"),
+    ("<|start_header_id|>", "Llama 3"),
+)
+
+
+def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | None) -> ChatFormat:
+    """The format that ``template`` is.
+
+    Args:
+        template: the text of the model's chat template.
+        tokenizer: the model's.
+        known: the format of gemlet's own that the template may be; None where there is none to try.
+
+    Returns:
+        ``known`` itself, or a :class:`TemplateFormat`. Where the template cannot be run, that one says so at
+        each use.
+
+    >>> import gemlet
+    >>> from gemlet.chat import GEMMA
+    >>> tokenizer = gemlet.load().tokenizer
+    >>> text = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<end_of_turn>{% endfor %}"
+    >>> found = format_of_template(text, tokenizer, GEMMA)
+    >>> found.name, found.ends
+    ('ChatML template', ('<end_of_turn>',))
+    """
+    read = Template(template, _special_tokens(tokenizer))
+    label = next((f"{label} template" for piece, label in _LABELS if piece in template), "template")
+    found = TemplateFormat(read, tokenizer, label)
+    try:
+        rendered = run_template(template, [read.variables(**probe) for probe in _PROBES])
+    except (UnsupportedError, InvalidRequestError) as problem:
+        return replace(found, problem=UnsupportedError(str(problem)))
+    if "messages" not in rendered.names:
+        why = f"the model's chat template does not read the messages; {OVERRIDE}"
+        return replace(found, problem=UnsupportedError(why))
+    if known is not None and _is_same(known, rendered):
+        return known
+    in_text, in_parts = rendered.texts[:2]
+    read = replace(read, names=rendered.names, content=_content(in_text, in_parts))
+    end, is_token = _end(in_text if _has_all(in_text) else in_parts, tokenizer)
+    ends = (end,) if end and is_token else ()
+    base = known if known is not None and _has_turns_of(known, rendered.texts[0]) else None
+    return replace(
+        found,
+        template=read,
+        base=base,
+        ends=ends if base is None else (*base.ends, *(name for name in ends if name not in base.ends)),
+        stops=(end,) if end and not is_token else (),
+    )
+
+
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens by the names that transformers gives them."""
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+    found = {f"{name}_token": tokenizer.id_to_piece(i) for name, i in ids.items() if i is not None}
+    for name, tokens in _MEDIA_TOKENS.items():
+        if there := [token for token in tokens if tokenizer.token_id(token) is not None]:
+            found[name] = there[0]
+    return found
+
+
+def _is_same(known: ChatFormat, rendered: Rendered) -> bool:
+    for index, (probe, text) in enumerate(zip(_PROBES, rendered.texts, strict=True)):
+        if isinstance(text, GemletError):
+            if index in _NEEDED:
+                return False
+            continue
+        if _PART_AS_PYTHON in text or f"{known.markers[1]}tool\n" in text:
+            continue  # the template's mistakes: a list instead of its text, a turn of the tool
+        expected = _expected(known, probe)
+        # What the format refuses, such as calls, is no wrong answer; a template that writes it knows more.
+        if (expected is None and _TOOL in text) or expected not in (None, text):
+            return False
+    return True
+
+
+def _expected(known: ChatFormat, probe: Mapping[str, Any]) -> str | None:
+    """What the format writes, without the tools and the thinking that it does not have; None for what it
+    refuses."""
+    for left_out in ((), ("tools",), ("thinking",), ("tools", "thinking")):
+        try:
+            return known.render(**{name: value for name, value in probe.items() if name not in left_out})
+        except UnsupportedError:
+            continue
+        except InvalidRequestError:
+            break
+    return None
+
+
+def _has_all(text: str | GemletError) -> bool:
+    return isinstance(text, str) and all(said in text for said in (_FIRST, _ANSWER, _SECOND))
+
+
+def _content(in_text: str | GemletError, in_parts: str | GemletError) -> str:
+    takes_parts = (
+        _has_all(in_parts) and _PART_AS_PYTHON not in str(in_parts) and '"type"' not in str(in_parts)
+    )
+    if _has_all(in_text):
+        return "any" if takes_parts else "text"
+    return "parts" if takes_parts else "any"
+
+
+def _end(text: str | GemletError, tokenizer: Tokenizer) -> tuple[str, bool]:
+    """What stands behind an answer, and whether it is a token; "" where nothing does."""
+    if not _has_all(text):
+        return "", False
+    behind = str(text).partition(_ANSWER)[2].partition(_SECOND)[0]
+    names = tokenizer.named_tokens
+    for part in tokenizer.split(behind):
+        if isinstance(part, int):
+            name = tokenizer.id_to_piece(part)
+            if name in names and not name.isspace():
+                return name, True
+        elif part.strip():
+            mark = _MARK.match(part)
+            return (mark[0].lstrip() if "<" in mark[0] else mark[0].rstrip(), False) if mark else ("", False)
+    return "", False
+
+
+def _has_turns_of(known: ChatFormat, talk: str | GemletError) -> bool:
+    """Whether the template marks turns as ``known`` does, which reads calls and thoughts in a reply."""
+    return known is not GEMMA and f"{known.markers[1]}model\n" in str(talk)

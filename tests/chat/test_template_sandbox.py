@@ -1,0 +1,145 @@
+"""A chat template of a model file cannot harm who runs it: time, memory, names of Python, files."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import pytest
+
+from gemlet.chat.template_process import run_template
+from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
+from support.inside import template_process
+from support.processes import peak, run_program
+from support.programs import templates as programs
+from support.templates import ENDLESS, HOSTILE
+
+pytestmark = pytest.mark.extra("templates")
+
+VALUES = {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True}
+
+
+def outcome(template: str) -> str | GemletError:
+    try:
+        return run_template(template, [VALUES]).texts[0]
+    except GemletError as error:
+        return error
+
+
+def check_refused(template: str) -> None:
+    memory = peak()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = outcome(template)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert isinstance(found, (UnsupportedError, InvalidRequestError)), found
+    assert "chat template" in str(found)
+    assert len(str(found)) < 2000
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5  # with starts of a process
+    assert after.ru_maxrss < 400 << 10
+    assert peak() - memory < 50
+    assert outcome("{{ messages[0].content }}") == "Hi"  # and the next one is served
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_templates_end_in_an_error(template: str) -> None:
+    check_refused(template)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
+def test_endless_templates_end_in_an_error(template: str) -> None:
+    check_refused(template)
+
+
+def test_one_endless_template_in_the_quick_tests() -> None:
+    check_refused(next(islice(ENDLESS.values(), 1)))
+
+
+def test_what_a_template_may_do() -> None:
+    """As in transformers."""
+    for template, expected in {
+        "{% for a in [1, 2, 3] %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}": "13",
+        "  {% if 1 %}\n  x\n  {% endif %}\n": "  x\n",
+        "{% generation %}a{{ 1 }}{% endgeneration %}b": "a1b",
+        "{{ {'b': '<ä>', 'a': [1, none]} | tojson }}": '{"b": "<ä>", "a": [1, null]}',
+        "{{ {'b': 1, 'a': 'ä'} | tojson(sort_keys=true, ensure_ascii=true) }}": '{"a": "\\u00e4", "b": 1}',
+        "{{ {'a': 1} | tojson(indent=1) }}": '{\n "a": 1\n}',
+        "{{ dict(a=1) }}{{ dict.fromkeys([1]) }}": "{'a': 1}{1: None}",
+        "{% set ns = namespace(a=1) %}{% set ns.a = 2 %}{{ ns.a }}": "2",
+        "{% macro f(a) %}<{{ a }}>{% endmacro %}{{ f(1) }}": "<1>",
+        "{{ messages[-1:][0].content.split('i')[0] }}{{ nothing }}": "H",
+        "{{ strftime_now('%%') }}": "%",
+    }.items():
+        assert outcome(template) == expected
+
+
+def test_errors_say_whose_fault_it_is() -> None:
+    cases: dict[str, tuple[type[GemletError], str]] = {
+        "{{ raise_exception('only one turn') }}": (
+            InvalidRequestError,
+            "refuses these messages: only one turn",
+        ),
+        "{{ messages[0].content + 1 }}": (InvalidRequestError, "fails on these messages: TypeError"),
+        "{{ nothing.more }}": (InvalidRequestError, "'nothing' is undefined"),
+        "a\n{% if %}": (UnsupportedError, "not valid Jinja: line 2"),
+        "{{ ''.__class__.__mro__ }}": (UnsupportedError, "__class__"),
+    }
+    for template, (kind, words) in cases.items():
+        found = outcome(template)
+        assert type(found) is kind
+        assert words in str(found)
+
+
+def test_texts_of_one_request_are_apart() -> None:
+    rendered = run_template("{{ a + 1 }}{{ b }}", [{"a": 1}, {"a": "x"}, {"a": 2}])
+    assert rendered.names == {"a", "b"}
+    assert rendered.texts[::2] == ["2", "3"]
+    assert isinstance(rendered.texts[1], InvalidRequestError)
+
+
+def test_any_text_goes_through() -> None:
+    for text in ("", "\n", "\u2028\x00\x1b\U0001f600", "\ud800", "x" * 3_000_000):
+        assert run_template("{{ a }}", [{"a": text}]).texts == [text]
+    with pytest.raises(InvalidRequestError, match="bytes"):
+        run_template("{{ a }}", [{"a": "x" * (65 << 20)}])
+
+
+def test_threads_take_turns() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda i: run_template("{{ a }}", [{"a": i}]).texts[0], range(200)))
+    assert texts == [str(i) for i in range(200)]
+
+
+def test_a_process_that_was_killed_is_started_again() -> None:
+    assert outcome("{{ 1 }}") == "1"
+    process = template_process()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert outcome("{{ 2 }}") == "2"
+    os.kill(template_process().pid, signal.SIGKILL)  # and one that is found dead only when it is asked
+    assert isinstance(outcome("{{ 3 }}"), (str, UnsupportedError))
+    assert outcome("{{ 4 }}") == "4"
+
+
+@pytest.mark.parametrize(
+    "program", [programs.in_forks, programs.at_exit], ids=lambda program: program.__name__
+)
+def test_forks_and_exits(program: object) -> None:
+    run_program(program, environment={"PYTHONWARNINGS": "error"})  # type: ignore[arg-type]
+
+
+def test_this_process_does_not_import_jinja() -> None:
+    assert run_program(programs.does_not_import_jinja)
+
+
+def test_an_absent_extra_is_named() -> None:
+    kind, message = run_program(programs.without_jinja)
+    assert kind == "UnsupportedError"
+    for word in ("jinja2", "pip install", '"templates"', "chat_template="):
+        assert word in message
+    kind, message = run_program(programs.where_nothing_starts)
+    assert kind == "UnsupportedError"
+    assert "did not start" in message

@@ -1,0 +1,61 @@
+"""For chat/test_template_sandbox.py."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+
+from gemlet.chat import template_process
+from gemlet.chat.template_process import can_run_templates, run_template
+from support.processes import in_fork
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+
+
+def served() -> bool:
+    return run_template("{{ a }}", [{"a": 1}, {"a": 2}]).texts == ["1", "2"]
+
+
+def in_forks() -> None:
+    in_fork(served)  # before the parent has a process
+    assert served()
+    for _ in range(2):
+        in_fork(lambda: served() and served())
+        assert served()
+    in_fork(lambda: in_fork(served) is None)
+    assert served()
+
+
+def at_exit() -> None:
+    """A thread is in the middle of an endless template when Python exits."""
+    assert served()
+    threading.Thread(target=run_endless, daemon=True).start()
+
+
+def run_endless() -> None:
+    run_template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", [{}])
+
+
+def does_not_import_jinja() -> bool:
+    return served() and "jinja2" not in sys.modules
+
+
+def without_jinja() -> list[str]:
+    """What is said where jinja2 is not installed."""
+    template_process.find_spec = lambda name: None  # type: ignore[assignment]
+    assert not can_run_templates()
+    try:
+        served()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return []
+
+
+def where_nothing_starts() -> list[str]:
+    sys.executable = "/bin/false"
+    try:
+        served()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return []
