@@ -84,8 +84,10 @@ Floats peak_of(const Tile x, int group) {
   return peak;
 }
 
-// The best of the scales that are fitted by least squares to q = round(x / (peak / steps)).
-Floats scale_q4(const Tile x, int group) {
+// The best of the scales that are fitted by least squares to q = round(x / (peak / steps)). `importance`: of the 32
+// columns, null without `weighted`.
+template <bool weighted>
+Floats scale_q4(const Tile x, int group, const float* importance) {
   const Floats peak = peak_of(x, group);
   constexpr int kTries = std::size(kQ4Tries);
   Floats factor[kTries], xq[kTries] = {}, qq[kTries] = {};
@@ -94,8 +96,9 @@ Floats scale_q4(const Tile x, int group) {
     for (int t = 0; t < kTries; ++t) {
       const Floats y = x[c][group] * factor[t];
       const Floats q = round_even(kQ4Tries[t].clamp ? bounded(y, splat(-8.0f), splat(7.0f)) : y);
-      xq[t] += x[c][group] * q;
-      qq[t] += q * q;
+      const Floats counted = weighted ? q * importance[c] : q;
+      xq[t] += x[c][group] * counted;
+      qq[t] += q * counted;
     }
   }
   Floats best_scale = peak / -8.0f, best_gain = {};
@@ -120,11 +123,13 @@ inline Ints quantized(const Column* x, int group, Floats factor, float low, floa
   return line;
 }
 
-bool pack_block(Format format, const Tile x, int block, uint8_t* superblock) {
+bool pack_block(Format format, const Tile x, const float* importance, int block, uint8_t* superblock) {
   const bool q8 = format == Format::kQ8;
   uint8_t* const lines = superblock + kScaleBytes + block * kPanelRows * kBlock / (q8 ? 1 : 2);
   for (int group = 0; group < kGroups; ++group) {
-    const Floats scale = q8 ? scale_q8(x, group) : scale_q4(x, group);
+    const Floats scale = q8           ? scale_q8(x, group)
+                         : importance ? scale_q4<true>(x, group, importance)
+                                      : scale_q4<false>(x, group, nullptr);
     for (int i = 0; i < kLanes; ++i) {
       if (!std::isfinite(scale[i])) return false;
       const uint16_t bits = q8 || scale[i] != 0.0f ? f32_to_f16(scale[i]) : kLeastScale;
@@ -217,7 +222,8 @@ bool load_tile(const float* rows, int64_t row_count, int64_t cols, int64_t first
 
 }  // namespace
 
-bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t cols, uint8_t* panel) {
+bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t cols, uint8_t* panel,
+                const float* importance) {
   if (format == Format::kBf12) return pack_bf12(rows, row_count, cols, panel);
   const int64_t padded = padded_cols(format, cols);
   const int64_t column_bytes = panel_bytes(format, cols) / padded;  // of f32 and bf16
@@ -236,8 +242,8 @@ bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t col
         break;
       case Format::kQ8:
       case Format::kQ4:
-        fits =
-            fits && pack_block(format, x, static_cast<int>(c / kBlock % 2), panel + c / kSuperblock * superblock_bytes);
+        fits = fits && pack_block(format, x, importance ? importance + c : nullptr, static_cast<int>(c / kBlock % 2),
+                                  panel + c / kSuperblock * superblock_bytes);
         break;
     }
     if (!fits) return false;

@@ -147,9 +147,10 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   if (!std::isfinite(scale)) fail(ErrorCode::kTensor, "the scale of '", slot, "' is not finite");
   auto term = std::make_unique<LowRank>();
   term->scale = scale;
+  const Balance* const balance = model_->balance(slot);
   if (!place.coefs) {
-    term->a = pack(slot + " lora_A", a);
-    term->b = pack(slot + " lora_B", b);
+    term->a = pack(slot + " lora_A", a, balance);
+    term->b = pack(slot + " lora_B", b, nullptr);
   }
   if (place.coefs || !magnitudes.empty()) {
     const std::vector<float> wide_a = widened(a), wide_b = widened(b);
@@ -159,6 +160,7 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
     for (int64_t i = 0; i < place.rows; ++i) {
       if (rows) {
         rows->read(i, row.data());
+        for (size_t c = 0; balance && c < row.size(); ++c) row[c] /= balance->scale[c];
       } else {
         model_->read_weights([&](const ModelWeights&) {
           model_->backend().download(place.coefs + i * place.cols, row.size() * sizeof(float), row.data());
@@ -195,7 +197,7 @@ const float* AdapterBuilder::keep(std::span<const float> values) {
   return adapter_->storage_.back().as<float>();
 }
 
-Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source) {
+Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source, const Balance* balance) {
   const int64_t rows = source.shape[0], cols = source.shape[1];
   const int64_t bytes = packed_bytes(format_, rows, cols);
   if (bytes > available_bytes_) {
@@ -208,6 +210,9 @@ Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source) {
   for (int64_t row = 0; row < rows; row += kPanelRows) {
     const int64_t count = std::min(kPanelRows, rows - row);
     widen(source.data, source.type, row * cols, count * cols, panel.data());
+    for (int64_t i = 0; balance && i < count * cols; ++i) {
+      panel[static_cast<size_t>(i)] *= balance->scale[static_cast<size_t>(i % cols)];
+    }
     if (!pack_panel(format_, panel.data(), count, cols,
                     staging.host() + row / kPanelRows * panel_bytes(format_, cols))) {
       fail(ErrorCode::kTensor, "'", what, "' holds NaN, infinity or a value too large for format ",

@@ -9,6 +9,7 @@
 
 #include "formats/source_rows.h"
 #include "model/adapter.h"
+#include "model/balance.h"
 #include "model/weights.h"
 
 namespace gemlet {
@@ -30,7 +31,8 @@ class AdapterBuilder {
  private:
   struct Place;
   void find_places(const ModelWeights& weights);
-  Matrix pack(const std::string& what, const SourceRows& source);
+  // `balance`: what the columns of the model's matrix were multiplied by, or null.
+  Matrix pack(const std::string& what, const SourceRows& source, const Balance* balance);
   const float* keep(std::span<const float> values);
 
   std::shared_ptr<Model> model_;

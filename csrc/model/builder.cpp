@@ -79,6 +79,10 @@ void ModelBuilder::declare_layer(const std::string& at, const LayerConfig& c, La
   if (owns_cache && !c.key_is_value) {
     declare_matrix(at + "v_proj", c.num_kv_heads * c.head_dim, hidden, weight_format_, &w.v_proj);
   }
+  // LAuReL adds the norm's output to the residual, so that it cannot be changed.
+  if (config_.altup_streams == 1) {
+    declare_balance(at + "attention_balance", at + "pre_attention_norm", {at + "q_proj", at + "k_proj", at + "v_proj"});
+  }
   declare_matrix(at + "o_proj", hidden, c.num_heads * c.head_dim, weight_format_, &w.o_proj);
   if (c.qk_norm) {
     declare_norm(at + "q_norm", c.head_dim, &w.q_norm);
@@ -87,6 +91,7 @@ void ModelBuilder::declare_layer(const std::string& at, const LayerConfig& c, La
   declare_norm(at + "pre_mlp_norm", hidden, &w.pre_mlp_norm);
   declare_matrix(at + "gate_proj", c.intermediate_size, hidden, weight_format_, &w.gate_proj);
   declare_matrix(at + "up_proj", c.intermediate_size, hidden, weight_format_, &w.up_proj);
+  declare_balance(at + "mlp_balance", at + "pre_mlp_norm", {at + "gate_proj", at + "up_proj"});
   declare_matrix(at + "down_proj", hidden, c.intermediate_size, weight_format_, &w.down_proj);
   if (c.post_norms) {
     declare_norm(at + "post_attention_norm", hidden, &w.post_attention_norm);
@@ -113,12 +118,15 @@ void ModelBuilder::declare_experts(const std::string& at, const LayerConfig& c, 
   declare_vector(at + "router_per_expert_scale", {c.num_experts}, 1.0f, &w.router_per_expert_scale);
   w.gate_up.resize(static_cast<size_t>(c.num_experts));
   w.down.resize(static_cast<size_t>(c.num_experts));
+  std::vector<std::string> balanced;
   for (size_t e = 0; e < w.gate_up.size(); ++e) {
     const std::string expert = at + "experts." + std::to_string(e) + ".";
     declare_matrix(expert + "gate_up", 2 * c.expert_intermediate_size, hidden, weight_format_, &w.gate_up[e]);
     declare_matrix(expert + "down", hidden, c.expert_intermediate_size, weight_format_, &w.down[e]);
     slots_[expert + "gate_up"].routed = slots_[expert + "down"].routed = true;
+    balanced.push_back(expert + "gate_up");
   }
+  declare_balance(at + "moe_balance", at + "pre_moe_norm", balanced);
 }
 
 void ModelBuilder::declare_altup(const std::string& at, AltupWeights& w) {
@@ -197,6 +205,25 @@ void ModelBuilder::declare_vector(const std::string& name, std::vector<int64_t> 
   if (mode_ == BuildMode::kAllocate) set_storage(slot, slot.storage = allocate(slot.packed_bytes(1)));
 }
 
+// One vector for all `matrices` that the model has, as they share the norm; none if no one of them is in q4.
+void ModelBuilder::declare_balance(const std::string& name, const std::string& norm,
+                                   const std::vector<std::string>& matrices) {
+  const auto is_q4 = [&](const std::string& matrix) {
+    const auto slot = slots_.find(matrix);
+    return slot != slots_.end() && slot->second.matrix->format == Format::kQ4;
+  };
+  if (std::none_of(matrices.begin(), matrices.end(), is_q4)) return;
+  Slot balance;
+  balance.shape = {config_.hidden_size};
+  balance.is_balance = true;
+  balance.balance = std::make_shared<Balance>();
+  slots_[norm].balance = balance.balance;
+  for (const std::string& matrix : matrices) {
+    if (const auto slot = slots_.find(matrix); slot != slots_.end()) slot->second.balance = balance.balance;
+  }
+  slots_[name] = std::move(balance);
+}
+
 void ModelBuilder::declare_norm(const std::string& name, int64_t dim, const float** norm) {
   const float offset = static_cast<float>(config_.norm_offset);
   declare_vector(name, {dim}, 1.0f - offset, norm);
@@ -224,12 +251,18 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   check_can_fill();
   if (finished_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
   ModelSize size;
+  Balances balances;
   for (const auto& [name, slot] : slots_) {
+    const int64_t bytes = slot.packed_bytes(slot.rows());
+    if (slot.is_balance && slot.balance->settled) {
+      size.weight_bytes += bytes;
+      continue;
+    }
     if (!slot.filled()) {
       fail(ErrorCode::kTensor, "tensor '", name, "' is missing: expected shape ", shape_text(slot.shape));
     }
+    if (slot.matrix && slot.balance && !slot.balance->scale.empty()) balances[name] = slot.balance;
     size.parameters += slot.values();
-    const int64_t bytes = slot.packed_bytes(slot.rows());
     size.weight_bytes += bytes;
     if (slot.routed) {
       size.expert_bytes += bytes;
@@ -253,7 +286,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   raw_scratch_.reset();
   auto kv = std::make_unique<KvPool>(config_, kv_format_, *backend_);
   return std::make_unique<Model>(ModelParts{std::move(config_), std::move(weights_), std::move(mapping_),
-                                            std::move(backend_), std::move(kv), weight_format_},
+                                            std::move(backend_), std::move(kv), weight_format_, std::move(balances)},
                                  std::move(storage_), size);
 }
 

@@ -13,6 +13,7 @@
 #include "base/file_mapping.h"
 #include "base/fork_mutex.h"
 #include "formats/source_rows.h"
+#include "model/balance.h"
 #include "model/memory_plan.h"
 #include "model/model.h"
 
@@ -45,11 +46,13 @@ class ModelBuilder {
     std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) the checkpoint's shape
     Matrix* matrix = nullptr;    // null: a vector
     const float** vector = nullptr;
-    uint8_t* storage = nullptr;  // in the backend's memory; null: not allocated
-    float offset = 0;            // added to a vector's values
-    float neutral = 0;           // what random vectors vary around
-    bool routed = false;         // an expert: a token reads only some of them
-    int64_t rows_filled = 0;     // a vector is one row
+    uint8_t* storage = nullptr;        // in the backend's memory; null: not allocated
+    float offset = 0;                  // added to a vector's values
+    float neutral = 0;                 // what random vectors vary around
+    bool routed = false;               // an expert: a token reads only some of them
+    std::shared_ptr<Balance> balance;  // what a matrix and the norm before it are balanced by, if they can be
+    bool is_balance = false;           // the vector itself, which is no part of the model's computation
+    int64_t rows_filled = 0;           // a vector is one row
     int64_t rows() const { return matrix ? shape[0] : 1; }
     int64_t values() const;
     // Bytes of `count` rows in packed form, whole cache lines. `count` is a multiple of 16, except at the end.
@@ -62,6 +65,11 @@ class ModelBuilder {
   // a large table passes through a small buffer. Blocks whose values the slot's format can hold keep every bit; all
   // others are converted. Throws kTensor for an unknown name, a wrong shape, rows that are not the next ones, or values
   // that are not finite in the slot's format; kModelFile if the file cannot be read.
+  //
+  // A slot "..._balance" takes a vector s. The columns of the matrices that it balances are multiplied by s, and the
+  // norm before them is divided by it, which changes no result; matrices in q4 lose less then (model/balance.h). It
+  // may be left out, which means ones, and has to come before what it balances. With other values than ones, no block
+  // of these matrices keeps its bits.
   void add(const std::string& name, const SourceRows& source, int64_t first_row = 0);
 
   // Bytes of the packed form of `rows` rows of a slot, or of all if it has fewer; 0 if there is no such slot.
@@ -100,6 +108,9 @@ class ModelBuilder {
   Slot& find(const std::string& name);
   void pack_rows(const std::string& name, Slot& slot, const SourceRows& source, int64_t first_row, uint8_t* out);
   void set_storage(Slot& slot, const uint8_t* storage);
+  void take_balance(const std::string& name, Slot& slot, const SourceRows& source);
+  void set_balance(const std::string& name, Slot& slot, const float* scale);
+  void declare_balance(const std::string& name, const std::string& norm, const std::vector<std::string>& matrices);
   void declare_layer(const std::string& at, const LayerConfig& config, LayerWeights& weights);
   void declare_experts(const std::string& at, const LayerConfig& config, ExpertWeights& weights);
   void declare_altup(const std::string& at, AltupWeights& weights);

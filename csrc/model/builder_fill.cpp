@@ -83,6 +83,15 @@ void check_outcome(Outcome outcome, const std::string& name, std::string_view fo
   }
 }
 
+// Times the balance of the columns, unless it is ones.
+void multiply(float* rows, int64_t count, const std::vector<float>& scale) {
+  const auto cols = static_cast<int64_t>(scale.size());
+  for (int64_t r = 0; r < count && cols > 0; ++r) {
+    float* const row = rows + r * cols;
+    for (int64_t c = 0; c < cols; ++c) row[c] *= scale[static_cast<size_t>(c)];
+  }
+}
+
 }  // namespace
 
 void ModelBuilder::check_can_fill() const {
@@ -128,9 +137,15 @@ void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first
       if (!std::isfinite(out[i]) && outcome == Outcome::kPacked) outcome = Outcome::kNotFinite;
       out[i] += slot.offset;
     }
+    if (slot.balance && !slot.balance->scale.empty()) {
+      for (int64_t i = 0; i < slot.values(); ++i) out[i] /= slot.balance->scale[static_cast<size_t>(i)];
+    }
     return check_outcome(outcome, name, "f32");
   }
   const Matrix& matrix = *slot.matrix;
+  static const Balance kNone;
+  const Balance& balance = slot.balance ? *slot.balance : kNone;
+  const float* const importance = balance.importance.empty() ? nullptr : balance.importance.data();
   if (!rows_scratch_) rows_scratch_ = std::make_shared<PanelScratch>();
   const auto pack_rows = [&](int64_t first, int64_t count, uint8_t* panel) {
     PanelScratch::Loan loan(*rows_scratch_);
@@ -138,7 +153,9 @@ void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first
         reinterpret_cast<float*>(loan.get(kPanelRows * matrix.cols * static_cast<int64_t>(sizeof(float))));
     if (!rows) return Outcome::kNoMemory;
     if (!read_rows(first, count, rows)) return Outcome::kUnreadable;
-    return pack_panel(matrix.format, rows, count, matrix.cols, panel) ? Outcome::kPacked : Outcome::kNotFinite;
+    multiply(rows, count, balance.scale);
+    return pack_panel(matrix.format, rows, count, matrix.cols, panel, importance) ? Outcome::kPacked
+                                                                                  : Outcome::kNotFinite;
   };
   fill_panels(name, matrix, first_row, row_count, pack_rows, packed);
 }
@@ -154,6 +171,7 @@ ModelBuilder::Slot& ModelBuilder::find(const std::string& name) {
 void ModelBuilder::add(const std::string& name, const SourceRows& source, int64_t first_row) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   Slot& slot = find(name);
+  if (slot.is_balance) return take_balance(name, slot, source);
   if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
   if (first_row != slot.rows_filled) {
     fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected the next ones, from ",
@@ -181,7 +199,41 @@ void ModelBuilder::pack(const std::string& name, const SourceRows& source, int64
     fail(ErrorCode::kTensor, "tensor '", name, "': got rows from ", first_row, ", expected a multiple of ", kPanelRows,
          " below ", slot.rows());
   }
+  if (slot.is_balance) {
+    take_balance(name, slot, source);
+    std::memset(out, 0, static_cast<size_t>(slot.packed_bytes(1)));
+    std::vector<float> ones(static_cast<size_t>(slot.values()), 1.0f);
+    const std::vector<float>& scale = slot.balance->scale.empty() ? ones : slot.balance->scale;
+    std::memcpy(out, scale.data(), scale.size() * sizeof(float));
+    return;
+  }
   pack_rows(name, slot, source, first_row, out);
+}
+
+void ModelBuilder::take_balance(const std::string& name, Slot& slot, const SourceRows& source) {
+  if (slot.balance->settled) {
+    fail(ErrorCode::kTensor, "tensor '", name, "' was given twice, or after a weight that it balances");
+  }
+  std::vector<float> scale(static_cast<size_t>(slot.packed_bytes(1)) / sizeof(float));
+  pack_rows(name, slot, source, 0, reinterpret_cast<uint8_t*>(scale.data()));
+  set_balance(name, slot, scale.data());
+}
+
+void ModelBuilder::set_balance(const std::string& name, Slot& slot, const float* scale) {
+  const auto count = static_cast<size_t>(slot.values());
+  bool ones = true;
+  for (size_t i = 0; i < count; ++i) {
+    if (!(scale[i] >= kLeastBalance && scale[i] <= 1 / kLeastBalance)) {
+      fail(ErrorCode::kTensor, "tensor '", name, "' holds ", scale[i], "; expected numbers from ", kLeastBalance,
+           " to ", 1 / kLeastBalance);
+    }
+    ones = ones && scale[i] == 1.0f;
+  }
+  slot.balance->settled = true;
+  if (ones) return;
+  slot.balance->scale.assign(scale, scale + count);
+  slot.balance->importance.assign(static_cast<size_t>(padded_cols(Format::kQ4, slot.values())), 1.0f);
+  for (size_t i = 0; i < count; ++i) slot.balance->importance[i] = scale[i] * scale[i];
 }
 
 void ModelBuilder::map_file(int descriptor, const std::string& path) {
@@ -204,7 +256,9 @@ void ModelBuilder::use_packed(const std::string& name, int64_t offset, int64_t b
   }
   const uint8_t* const packed = mapping_->data() + offset;
   const bool on_disk = weights_.embedding_on_disk && (name == "embed_tokens" || name == "lm_head");
-  if (backend_->host_memory() || on_disk) {
+  if (slot.is_balance) {
+    set_balance(name, slot, reinterpret_cast<const float*>(packed));
+  } else if (backend_->host_memory() || on_disk) {
     set_storage(slot, packed);
   } else {
     slot.storage = allocate(bytes);
@@ -217,6 +271,7 @@ void ModelBuilder::use_packed(const std::string& name, int64_t offset, int64_t b
 // Checks rows against the slot and packs them.
 void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRows& source, int64_t first_row,
                              uint8_t* out) {
+  if (slot.balance && !slot.is_balance) slot.balance->settled = true;
   const bool matrix = slot.matrix != nullptr;
   const std::vector<int64_t>& shape = source.shape;
   // What remains of the tensor, or the next full panels of it.
@@ -250,7 +305,8 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     uint8_t* const raw = loan.get(bytes);
     return raw && read_fully(source.descriptor, source.offset + begin, bytes, raw) ? raw : nullptr;
   };
-  if (matrix && can_repack(slot.matrix->format, source.type)) {
+  const bool balanced = slot.balance && !slot.balance->scale.empty();
+  if (matrix && !balanced && can_repack(slot.matrix->format, source.type)) {
     const auto pack = [&](int64_t first, int64_t count, uint8_t* panel) {
       PanelScratch::Loan loan(*raw_scratch_);
       const uint8_t* const raw = raw_rows(first, count, loan);
@@ -276,6 +332,10 @@ void ModelBuilder::add_random(uint64_t seed, const std::function<void(int64_t)>&
   for (auto& [name, slot] : slots_) {
     ++tensor;
     if (slot.rows_filled > 0) continue;
+    if (slot.is_balance) {
+      slot.balance->settled = true;
+      continue;
+    }
     if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
     const int64_t cols = slot.matrix ? slot.shape.back() : slot.values();
     // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.

@@ -40,6 +40,11 @@ class Model {
   KvPool& kv() { return *parts_.kv; }
   const KvPool& kv() const { return *parts_.kv; }
   Format weight_format() const { return parts_.weight_format; }
+  // What the columns of a matrix (ModelBuilder's name) were multiplied by; null: ones. It outlives close().
+  const Balance* balance(const std::string& matrix) const {
+    const auto found = parts_.balances.find(matrix);
+    return found == parts_.balances.end() ? nullptr : found->second.get();
+  }
   Backend& backend() { return *parts_.backend; }
 
   // Advances every segment by its tokens: appends to its cache and writes the logits or embeddings that the batch

@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "base/file_mapping.h"
+#include "model/balance.h"
 #include "model/config.h"
 #include "model/kv_blocks.h"
 #include "model/scratch.h"
@@ -19,6 +20,7 @@ struct ModelParts {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<KvPool> kv;
   Format weight_format;  // of matrices without a format of their own
+  Balances balances = {};
   Scratch scratch = {};
 };
 

@@ -57,7 +57,7 @@ def routes(folder: Path, ids: list[list[int]]) -> list[list[set[int]]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tensors = weights_of(CONFIG, seed=8)
+    tensors = weights_of(CONFIG, seed=9)
     for name in tensors:
         if name.endswith("router.proj.weight"):
             tensors[name] *= 1000

@@ -210,6 +210,8 @@ def sparse_model(weights: str, spoil: float | None = None) -> _core.Model:
     builder = builder_of(config, weights=weights)
     random = np.random.default_rng(3)
     for name, shape in builder.tensors().items():
+        if name.endswith("_balance"):
+            continue
         scale = 0.0 if len(shape) == 1 else shape[-1] ** -0.5
         values = random.normal(0, scale, shape).astype(np.float32)
         if spoil is not None and name.endswith("up_proj"):

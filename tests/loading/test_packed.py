@@ -15,6 +15,7 @@ import gemlet
 from gemlet.cli import main
 from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TensorError
 from gemlet.weights.formats import PRESETS
+from gemlet.weights.packed_file import FORMAT_VERSION
 from gemlet.weights.slots import PER_LAYER_TABLE
 from support.processes import run_program
 from support.programs import packed as programs
@@ -42,7 +43,7 @@ def test_a_packed_model_gives_the_same_logits(tmp_path: Path, family: str, weigh
 def test_the_file_is_safetensors_with_aligned_tensors(packed: Path) -> None:
     header, data = read_header(packed / "model.safetensors")
     metadata = header.pop("__metadata__")
-    assert metadata["gemlet_format"] == "1"
+    assert metadata["gemlet_format"] == str(FORMAT_VERSION)
     assert metadata["gemlet_weights"] == "q4"
     described = json.loads(metadata["gemlet_tensors"])
     assert described["layers.1.down_proj"] == ["q4", [64, 96]]

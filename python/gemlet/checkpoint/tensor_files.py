@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from gemlet import _core
 
-__all__ = ["OpenFiles", "TensorFiles", "TensorInfo"]
+__all__ = ["OpenFiles", "TensorFiles", "TensorInfo", "numbers"]
 
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 
@@ -259,7 +259,7 @@ class TensorFiles:
             if dtype == other_dtype:
                 if not np.array_equal(a.view(np.uint8), b.view(np.uint8)):
                     return False
-            elif not np.array_equal(_numbers(a, dtype), _numbers(b, other_dtype)):
+            elif not np.array_equal(numbers(a, dtype), numbers(b, other_dtype)):
                 return False
         return True
 
@@ -281,7 +281,7 @@ class TensorFiles:
         self.close()
 
 
-def _numbers(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+def numbers(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Values of f32, bf16 or f16 as float32."""
     import numpy as np
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from gemlet.packing.balance import balance_blocks
 from gemlet.packing.blocks import blocks, naming
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.slots import PER_LAYER_TABLE
@@ -17,7 +19,7 @@ __all__ = ["fill", "set_table"]
 
 def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int], None]) -> None:
     """Packs every tensor of ``files`` into the builder's memory; ``advance`` gets the bytes of each step."""
-    for block in blocks(files):
+    for block in chain(balance_blocks(files, builder), blocks(files)):
         with naming(files, block.tensor):
             builder.add(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
         advance(block.nbytes)

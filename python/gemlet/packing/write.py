@@ -7,10 +7,12 @@ import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.errors import CancelledError, ModelFileError
+from gemlet.packing.balance import balance_blocks
 from gemlet.packing.blocks import blocks, naming, table_blocks
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
@@ -40,7 +42,9 @@ def write_packed(
     """
     sizes, shapes = builder.packed_sizes(), builder.tensors()
     tensors = files.checkpoint.tensors
-    parts = [
+    balances = list(balance_blocks(files, builder))
+    parts = [block.part for block in balances]
+    parts += [
         part
         for name, slot in files.slots.items()
         if slot != PER_LAYER_TABLE
@@ -78,7 +82,7 @@ def write_packed(
                 crc = zlib.crc32(data, crc) if later is None else later.result()
 
             put(head)
-            for block in blocks(files):
+            for block in chain(balances, blocks(files)):
                 with naming(files, block.tensor):
                     packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
                 put(packed.data)

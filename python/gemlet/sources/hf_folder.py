@@ -17,6 +17,7 @@ from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabula
 from gemlet.tokenizer.stored import STORED_FILE
 from gemlet.weights.hf_names import dense_tensor, map_tensors
 from gemlet.weights.packed_file import PackedCheckpoint, is_packed
+from gemlet.weights.slots import is_balance
 
 # What a folder says of its model besides the weights, the vocabulary and the chat template.
 _DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
@@ -50,7 +51,7 @@ def open_folder(
         if is_packed(opened):
             config = replace(config, tie_word_embeddings="lm_head" not in opened.tensors)
             checkpoint = PackedCheckpoint(opened, config)
-            slots = {name: name for name in checkpoint.tensors}
+            slots = {name: name for name in checkpoint.tensors if not is_balance(name)}
         else:
             for index in range(len(config.dense_sizes)):
                 opened.add_folder(os.path.dirname(dense_tensor(index)))

@@ -2,7 +2,8 @@
 
 A packed file is a safetensors file that the core maps and uses in place. Of each weight of the core it has
 one U8 tensor, named as the core names it, whose data is the panels of csrc/formats/formats.h (a vector: its
-float32 values), padded to a multiple of 64 bytes and so beginning at one. The table of per-layer embeddings
+float32 values), padded to a multiple of 64 bytes and so beginning at one. The vectors that balance channels
+come first (csrc/model/balance.h); an adapter has to follow them. The table of per-layer embeddings
 stands last, as rows in the type it had (blocks of GGUF as U8). ``__metadata__`` says which version of
 gemlet wrote it, in which format and layout, and format and shape of every weight.
 
@@ -26,7 +27,7 @@ from gemlet.checkpoint.tensor_files import TensorFiles, TensorInfo
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ModelFileError, TensorError
 from gemlet.weights.formats import PRESETS
-from gemlet.weights.slots import PER_LAYER_TABLE, core_slots, expected_slots, takes_format
+from gemlet.weights.slots import PER_LAYER_TABLE, balance_slots, core_slots, expected_slots, takes_format
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -135,6 +136,8 @@ class PackedCheckpoint(TensorFiles):
             else:
                 parts = core_slots(slot, shape)
                 expected |= {part: shape if entry is None else shape[1:] for part, entry in parts}
+        formats = {name: dtype for name, (dtype, shape) in described.items() if name in expected}
+        expected |= balance_slots(config, formats)
         tensors: dict[str, TensorInfo] = {}
         for name, shape in expected.items():
             info = self.tensors.get(name)
@@ -193,5 +196,5 @@ def _block_types() -> list[str]:
     return [name.lower() for name in BLOCK_TYPES]
 
 
-FORMAT_VERSION = 1  # of the file; the core counts the versions of the layout inside the tensors
+FORMAT_VERSION = 2  # of the file; the core counts the versions of the layout inside the tensors
 ALIGNMENT = 64

@@ -6,10 +6,21 @@ experts are two slots per layer here, stacked as the file has them: :func:`core_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gemlet.config.layers import LayerSpec
 from gemlet.config.text_config import TextConfig
 
-__all__ = ["PER_LAYER_TABLE", "STREAMS", "core_slots", "expected_slots", "takes_format"]
+__all__ = [
+    "BALANCES",
+    "PER_LAYER_TABLE",
+    "STREAMS",
+    "balance_slots",
+    "core_slots",
+    "expected_slots",
+    "is_balance",
+    "takes_format",
+]
 
 # The table of every layer's own token embeddings: the one slot that is not copied into memory.
 PER_LAYER_TABLE = "embed_tokens_per_layer"
@@ -24,6 +35,13 @@ _STACKED = {
 }
 # Stacked in GGUF: one matrix for each further residual stream of Gemma 3n.
 STREAMS = ("altup_projections", "altup_unembed_projections")
+# The core's vector that balances channels -> the norm that is divided by it, and the matrices whose columns
+# are multiplied by it. It has one where any of them is in q4.
+BALANCES = {
+    "attention_balance": ("pre_attention_norm", ("q_proj", "k_proj", "v_proj")),
+    "mlp_balance": ("pre_mlp_norm", ("gate_proj", "up_proj")),
+    "moe_balance": ("pre_moe_norm", ("experts_gate_up", "experts_gate", "experts_up")),
+}
 # Routers stay in f32 in every model.
 _ROUTERS = ("router_proj", "altup_router")
 
@@ -121,6 +139,34 @@ def core_slots(slot: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]
     if part not in _STACKED:
         return [(slot, None)]
     return [(f"{layer}.experts.{expert}.{_STACKED[part]}", expert) for expert in range(shape[0])]
+
+
+def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """slot -> shape, for the vectors that balance channels, by the ``formats`` of all matrices.
+
+    >>> from gemlet.config import shape_config
+    >>> balance_slots(shape_config("gemma3-1b"), {"layers.25.v_proj": "q4", "layers.25.up_proj": "q8"})
+    {'layers.25.attention_balance': (1152,)}
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for matrix, name in formats.items():
+        layer, _, part = matrix.rpartition(".")
+        layer = layer.partition(".experts.")[0]
+        for balance, (norm, matrices) in BALANCES.items():
+            fits = part in matrices or (part == "gate_up" and balance == "moe_balance")
+            # LAuReL adds the output of this norm to the residual, so that it cannot be changed.
+            if name == "q4" and fits and not (config.altup_streams > 1 and norm == "pre_attention_norm"):
+                found[f"{layer}.{balance}"] = (config.hidden_size,)
+    return found
+
+
+def is_balance(slot: str) -> bool:
+    """Whether it is a vector that balances channels.
+
+    >>> is_balance("layers.0.mlp_balance"), is_balance("layers.0.pre_mlp_norm")
+    (True, False)
+    """
+    return slot.rpartition(".")[2] in BALANCES
 
 
 def takes_format(slot: str, shape: tuple[int, ...]) -> bool:

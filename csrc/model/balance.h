@@ -1,0 +1,29 @@
+// Balanced channels. RMSNorm ends in a product with a weight for each channel, and a matrix follows. Dividing that
+// weight by s and multiplying the matrix's column by s changes nothing, until the matrix is rounded to four bits: a
+// block of 32 columns has one scale, so its errors are about as large in a column whose inputs are large as in any
+// other. With s = imp^(1/4), where imp is the mean square of the inputs, the columns that matter get more of the steps.
+// benchmarks/SPEED.md has the figures of this and of other exponents.
+//
+// Who reads the files estimates imp (python/gemlet/packing/balance.py). An adapter is trained on the norm's original
+// output, so its A is multiplied by s too.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace gemlet {
+
+inline constexpr float kLeastBalance = 1.0f / 64;  // of s, and the most is 64
+
+struct Balance {
+  std::vector<float> scale;       // s [hidden]; empty: ones
+  std::vector<float> importance;  // of the columns after it, imp / s^2 = s^2, with ones up to a whole superblock
+  bool settled = false;           // it was given, or something was packed without it
+};
+
+// By the names of the matrices that are balanced.
+using Balances = std::map<std::string, std::shared_ptr<const Balance>>;
+
+}  // namespace gemlet

@@ -1,0 +1,119 @@
+"""The vectors that balance the channels of matrices in q4, which csrc/model/balance.h explains.
+
+The mean square of what reaches a matrix, channel by channel, is estimated from the weights of norms alone,
+which a model has few of: no text is needed, and no large tensor is read for it. The residual is a sum. Every
+branch of a layer adds to it what its post norm lets out, and the mean square of that is about the square of
+the norm's weight. The norm before the matrix multiplies the residual by the square of its own weight. The
+residual begins with the embeddings, whose mean square is taken for 1 in every channel; measuring it on the
+table changes nothing that can be told from chance.
+
+Families without post norms (Gemma 1 and VaultGemma) have nothing to estimate that from, and Gemma 3n has
+four residual streams: their vectors are ones. So are those of weights that the file has in a form which the
+packed format holds exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gemlet.checkpoint.tensor_files import numbers
+from gemlet.packing.blocks import Block
+from gemlet.sources.model_files import ModelFiles
+from gemlet.weights.slots import BALANCES, core_slots, is_balance
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gemlet import _core
+
+__all__ = ["balance_blocks"]
+
+_MOST = 16  # a channel is multiplied by no more than this, and by no less than its inverse
+_EXACT = {
+    "q4": ("q4",),
+    "q8": ("q4", "q8"),
+}  # format -> the exact formats of types that it keeps every bit of
+
+
+def balance_blocks(files: ModelFiles, builder: _core.ModelBuilder) -> Iterator[Block]:
+    """The vector of each slot "..._balance" of the builder, for it to take before all other weights."""
+    import numpy as np
+
+    formats = {slot: name for slot, (name, _) in builder.packed_sizes().items()}
+    tensors = {slot: name for name, slot in files.slots.items()}
+    importance = None
+    for slot in formats:
+        if not is_balance(slot):
+            continue
+        layer, _, part = slot.rpartition(".")
+        norm, matrices = BALANCES[part]
+        scale = np.ones(files.config.hidden_size, np.float32)
+        if _can_balance(files, tensors, formats, layer, matrices):
+            if importance is None:
+                importance = _importance(files, tensors)
+            scale = _scale(importance[f"{layer}.{norm}"])
+        yield Block(slot, tensors[f"{layer}.{norm}"], (scale, "f32"), 0, 0)
+
+
+def _can_balance(
+    files: ModelFiles, tensors: dict[str, str], formats: dict[str, str], layer: str, matrices: tuple[str, ...]
+) -> bool:
+    """Whether the matrices of a layer can be estimated, and every one of them is rounded on its way to its
+    format, and none to floats."""
+    from gemlet import _core
+
+    config = files.config
+    if config.altup_streams > 1 or not all(spec.post_norms for spec in config.layers):
+        return False
+    exact_formats = {dtype: exact for dtype, (_, _, exact) in _core.source_types().items()}
+    for matrix in matrices:
+        slot = f"{layer}.{matrix}"
+        if slot not in tensors:
+            continue
+        name = tensors[slot]
+        for part, _ in core_slots(slot, files.checkpoint.tensors[name].shape):
+            format = formats[part]
+            exact = not files.is_changed(name) and exact_formats[files.checkpoint.dtype(name)]
+            if format not in _EXACT or exact in _EXACT[format]:
+                return False
+    return True
+
+
+def _importance(files: ModelFiles, tensors: dict[str, str]) -> dict[str, NDArray[np.float64]]:
+    """Slot of a norm before matrices -> the mean square that each channel has after it, up to a factor."""
+    import numpy as np
+
+    def square(slot: str, offset: float = files.config.norm_offset) -> NDArray[np.float64]:
+        ((values, dtype),) = files.read_rows(tensors[slot], 1 << 20)
+        return (numbers(values, dtype).astype(np.float64) + offset) ** 2
+
+    found = {}
+    residual = np.ones(files.config.hidden_size)
+    for i, layer in enumerate(files.config.layers):
+        at = f"layers.{i}"
+        found[f"{at}.pre_attention_norm"] = residual * square(f"{at}.pre_attention_norm")
+        residual = residual + square(f"{at}.post_attention_norm")
+        for norm in ("pre_mlp_norm", "pre_moe_norm"):
+            if f"{at}.{norm}" in tensors:
+                found[f"{at}.{norm}"] = residual * square(f"{at}.{norm}")
+        residual = residual + square(f"{at}.post_mlp_norm")
+        if f"{at}.post_per_layer_input_norm" in tensors:
+            residual = residual + square(f"{at}.post_per_layer_input_norm")
+        if layer.layer_scalar:
+            residual = residual * square(f"{at}.layer_scalar", 0.0)
+    return found
+
+
+def _scale(importance: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Its fourth root, with the geometric mean 1. Where nothing reasonable can be made of it, ones: what is
+    wrong with the norm is then found where it is packed."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        logs = np.log(np.maximum(importance, np.finfo(np.float64).tiny)) / 4
+        scale = np.exp(logs - np.mean(logs))
+    if not np.isfinite(scale).all():
+        return np.ones(len(importance), np.float32)
+    return np.clip(scale, 1 / _MOST, _MOST).astype(np.float32)
