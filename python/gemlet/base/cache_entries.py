@@ -60,6 +60,15 @@ def keep_entry(name: str, write: Callable[[str], object]) -> None:
             evict(folder, cache_limit())
 
 
+def remove_entry(entry: str) -> bool:
+    """Removes an entry; False if it is still there, because a process is making it just now. What uses it
+    goes on."""
+    with locked(f"{entry}.lock", wait=False) as free:
+        if free:
+            _remove(entry)
+    return not os.path.lexists(entry)
+
+
 def mark_used(entry: str) -> None:
     """Sets the time of the folder, by which the longest unused are found."""
     with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "prepare_streams",
     "print_error",
     "print_stats",
+    "print_table",
     "read_standard_input",
     "report",
     "sampling_options",
@@ -191,6 +192,17 @@ def report(model: Model, result: Generation) -> dict[str, object]:
         "threads": model.threads,
         "tier": model.tier,
     }
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> None:
+    """Rows under titles; the columns ``right`` are set flush right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
 
 
 def print_stats(model: Model, result: Generation) -> None:

@@ -30,6 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_convert(commands)
     _add_download(commands)
+    _add_models(commands)
+    _add_cache(commands)
+    _add_tokenize(commands)
     _add_info(commands)
     _add_bench(commands)
     return parser
@@ -174,6 +177,49 @@ def _add_download(commands: Any) -> None:
     )
     _add_access(parser)
     parser.set_defaults(run=_run_download)
+
+
+def _add_models(commands: Any) -> None:
+    parser = commands.add_parser(
+        "models",
+        help="the models on this machine, and whether they run here",
+        description="List the models in the hub's cache, in the folders that GEMLET_MODELS names and in the "
+        "cache of packed weights: their size, and whether they fit into this machine's memory.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run_models)
+
+
+def _add_cache(commands: Any) -> None:
+    parser = commands.add_parser(
+        "cache",
+        help="what --cache keeps: list or clear it",
+        description="List the packed weights and vocabularies that --cache keeps, or remove them.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    listing = actions.add_parser("list", help="show the entries, their size and last use")
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    clear = actions.add_parser("clear", help="remove entries; what uses them goes on")
+    clear.add_argument(
+        "entries", nargs="*", metavar="ENTRY", help="beginning of an entry's name (default: all of them)"
+    )
+    parser.set_defaults(run=_run_cache)
+
+
+def _add_tokenize(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tokenize",
+        help="a text as token ids",
+        description="Print the tokens of TEXT, a line for each: its id and its piece. No weights are loaded.",
+    )
+    parser.add_argument("text", metavar="TEXT", help="a text; - reads it from standard input, as it is")
+    _add_model_source(parser)
+    _add_access(parser)
+    parser.add_argument("--no-bos", action="store_true", help="without the token that begins a text")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--count", action="store_true", help="print only how many there are")
+    how.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run_tokenize)
 
 
 def _add_info(commands: Any) -> None:
@@ -326,6 +372,24 @@ def _run_download(arguments: argparse.Namespace) -> int:
 
     print(download(arguments.name, **access_options(arguments)))
     return 0
+
+
+def _run_models(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import models
+
+    return models.run(arguments)
+
+
+def _run_cache(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import cache
+
+    return cache.run(arguments)
+
+
+def _run_tokenize(arguments: argparse.Namespace) -> int:
+    from gemlet.cli import tokenize
+
+    return tokenize.run(arguments)
 
 
 def _run_info(arguments: argparse.Namespace) -> int:

@@ -42,6 +42,7 @@ from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import GemletError, ModelFileError, TensorError
 from gemlet.packing.blocks import stored_bytes
+from gemlet.packing.kept import note_source
 from gemlet.packing.write import write_packed
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import FORMAT_VERSION, PackedCheckpoint
@@ -137,6 +138,7 @@ def _make(
                 raise problem.__cause__ from None
             raise
         _stamp(made, crc)
+        note_source(made, files.name)
 
 
 def _stamp(entry: str, crc: int) -> None:

@@ -10,6 +10,7 @@ from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.sources.hub import is_repository
+from gemlet.sources.local import in_model_folders
 
 __all__ = ["find", "find_in_folder"]
 
@@ -34,6 +35,8 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
         if path.lower().endswith(".gguf") or _begins_as_gguf(path):
             return path
         raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
+    if (found := in_model_folders(path)) is not None:
+        return find(found)
     if is_repository(path):
         return None
     raise ModelFileError(

@@ -1,0 +1,82 @@
+"""What is in the cache of packed weights, for people: :func:`kept_entries` and :func:`remove_entries`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gemlet.base.cache_entries import cache_folder, remove_entry
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.errors import GemletError
+
+__all__ = ["Kept", "kept_entries", "note_source", "remove_entries"]
+
+_SOURCE = "source"
+_MOST_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An entry of the cache.
+
+    Attributes:
+        name: that of its folder, a hash.
+        what: what it holds: "weights q4", "vocabulary" or "formats of float16".
+        source: the model that it was made of, as it was called then; None if nobody noted it.
+        nbytes: its size.
+        used: when it was used for the last time, in seconds since 1970.
+    """
+
+    name: str
+    what: str
+    source: str | None
+    nbytes: int
+    used: float
+
+
+def note_source(folder: str, source: str) -> None:
+    """Notes in the entry being made in ``folder`` what it is made of. Raises OSError."""
+    with open(os.path.join(folder, _SOURCE), "w", encoding="utf-8", errors="replace") as file:
+        file.write(source[:_MOST_CHARACTERS])
+
+
+def kept_entries() -> list[Kept]:
+    """All entries, the last used one first. Raises OSError if the folder cannot be read."""
+    found = []
+    folder = cache_folder()
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if name.endswith((".lock", ".tmp")) or os.path.islink(path):
+                continue
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone meanwhile, or no entry
+                sizes = [file.stat(follow_symlinks=False).st_size for file in os.scandir(path)]
+                found.append(Kept(name, _what(path, name), _source(path), sum(sizes), os.stat(path).st_mtime))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def remove_entries(names: Collection[str]) -> list[str]:
+    """Removes these entries, and returns the names of those that another process is making just now, which
+    stay. What uses an entry goes on. Raises OSError if the folder cannot be written."""
+    return [name for name in names if not remove_entry(os.path.join(cache_folder(), name))]
+
+
+def _what(path: str, name: str) -> str:
+    kind, _, rest = name.partition("-")
+    if rest:
+        return {"tokenizer": "vocabulary", "float16": "formats of float16"}.get(kind, kind)
+    try:
+        with Checkpoint(path) as checkpoint:
+            return f"weights {checkpoint.metadata.get('gemlet_weights', '')}".strip()
+    except (GemletError, OSError):
+        return "damaged weights"
+
+
+def _source(path: str) -> str | None:
+    try:
+        with open(os.path.join(path, _SOURCE), encoding="utf-8", errors="replace") as file:
+            return file.read(_MOST_CHARACTERS)
+    except OSError:
+        return None
