@@ -20,6 +20,7 @@ from gemlet.base.text import show
 from gemlet.config.families import FAMILIES, MULTIMODAL, Family
 from gemlet.config.layers import is_bidirectional, read_gguf_layers, read_layers, read_size
 from gemlet.config.limits import LIMITS, NUMBERS
+from gemlet.config.placeholders import with_placeholders
 from gemlet.config.quantization import refuse_quantized
 from gemlet.config.shapes import SHAPES
 from gemlet.config.text_config import TextConfig
@@ -100,7 +101,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     layers = read_gguf_layers(own, config.layers)
     config = replace(config, model_type=family.name, norm_offset=0.0, layers=layers)
     if not config.bidirectional:
-        return config
+        return with_placeholders(config, Keys({}, where, ""))
     sizes, limit = own.get("dense_sizes"), LIMITS["hidden_size"]
     if (
         not isinstance(sizes, list)
@@ -142,7 +143,7 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     for keys in (outer, inner):
         if is_bidirectional(keys):
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
-    return _parse_text(inner, family, model_type)
+    return with_placeholders(_parse_text(inner, family, model_type), outer)
 
 
 def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:

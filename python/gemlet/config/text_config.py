@@ -24,6 +24,9 @@ class TextConfig:
     more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
     makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean.
     ``unit_vectors`` says that embeddings are divided by their length.
+    ``placeholder_ids`` stand for pictures, videos and sound, and are never written; in a text they have the
+    rows of the token ``placeholders_read_as``, or their own where that is None. Ids from ``text_ids`` on are
+    not embedded as text: Gemma 3n has other tables for them; None where all are.
     ``passed_over`` are the keys of the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
@@ -52,6 +55,9 @@ class TextConfig:
     bidirectional: bool = False
     dense_sizes: tuple[int, ...] = ()
     unit_vectors: bool = True
+    placeholder_ids: tuple[int, ...] = ()
+    placeholders_read_as: int | None = None
+    text_ids: int | None = None
     passed_over: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property

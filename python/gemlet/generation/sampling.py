@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 
 from gemlet import _core
 from gemlet.base.text import asked_for
@@ -14,9 +15,11 @@ __all__ = ["make_sampler", "warn_of_not_followed"]
 _log = logging.getLogger("gemlet")
 
 
-def make_sampler(config: GenerationConfig, *, vocab_limit: int) -> tuple[_core.Sampler, int]:
+def make_sampler(
+    config: GenerationConfig, *, vocab_limit: int, never: Sequence[int] = ()
+) -> tuple[_core.Sampler, int]:
     """The sampler and its seed, a new one where ``config`` has none. Ids from ``vocab_limit`` on are never
-    sampled; 0: no limit."""
+    sampled (0: no limit), and those in ``never`` neither."""
     # 32 bits are enough to tell runs apart, and short enough to type again.
     seed = int.from_bytes(os.urandom(4), "little") if config.seed is None else config.seed
     sampler = _core.Sampler(
@@ -27,7 +30,7 @@ def make_sampler(config: GenerationConfig, *, vocab_limit: int) -> tuple[_core.S
         repetition_penalty=config.repetition_penalty,
         seed=seed,
         vocab_limit=vocab_limit,
-        suppressed=list(config.suppress_tokens),
+        suppressed=sorted({*config.suppress_tokens, *never}),
     )
     return sampler, seed
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import ContextLengthError, InvalidRequestError
+from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from gemlet.generation.token_ids import token_id_array
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -57,16 +57,29 @@ class Reader:
         return self.tokenizer.first_ids(text, room) if truncate else self.tokenizer.encode(text)
 
     def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
-        """``ids`` as an array, which are ids of the vocabulary and fit into the context.
+        """``ids`` as an array, which are ids of the vocabulary and fit into the context. A placeholder of
+        pictures, videos or sound becomes the id that has its rows in a text.
 
-        Raises :class:`InvalidRequestError` or :class:`ContextLengthError`.
+        Raises :class:`InvalidRequestError`, :class:`ContextLengthError`, or :class:`UnsupportedError` for an
+        id that is no text.
         """
         room = self.resident.context_length
         if _is_row(ids) and len(ids) > room:  # first: checking each of millions takes long
             raise ContextLengthError(
                 f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
             )
-        return token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
+        found = token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
+        first, row = self.config.text_ids, self.config.placeholders_read_as
+        if first is not None and int(found.max()) >= first:
+            position = int(np.argmax(found >= first))
+            raise UnsupportedError(
+                f"{name}: token id {found[position]} at position {position} stands for pictures or sound, as "
+                f"all ids from {first} on do in this model, and gemlet reads text only so far; leave it out, "
+                "or encode the text with allow_control=False"
+            )
+        if row is not None:
+            found[np.isin(found, self.config.placeholder_ids)] = row
+        return found
 
     @property
     def _remedy(self) -> str:

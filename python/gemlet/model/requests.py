@@ -105,7 +105,9 @@ class Requests:
             )
         # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
         limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
-        sampler, seed = make_sampler(settings, vocab_limit=limit)
+        config = self.reader.config
+        limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
+        sampler, seed = make_sampler(settings, vocab_limit=limit, never=config.placeholder_ids)
         return resident.begin(
             lambda: TextStream(
                 sequence=self._context(self.adapters.find(adapter), tokens),
