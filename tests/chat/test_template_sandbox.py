@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gemlet.chat.template_process import run_template
 from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
 from support.inside import template_process
 from support.processes import peak, run_program
 from support.programs import templates as programs
-from support.templates import ENDLESS, HOSTILE
+from support.templates import ALPACA, CHATML, ENDLESS, GEMMA_LIKE, GUARD, HOSTILE, TRANSLATE
 
 pytestmark = pytest.mark.extra("templates")
 
@@ -140,6 +142,24 @@ def test_an_absent_extra_is_named() -> None:
     assert kind == "UnsupportedError"
     for word in ("jinja2", "pip install", '"templates"', "chat_template="):
         assert word in message
-    kind, message = run_program(programs.where_nothing_starts)
-    assert kind == "UnsupportedError"
-    assert "did not start" in message
+    said = run_program(programs.where_nothing_starts)
+    assert len(said) == 4
+    for message in said:
+        assert message.startswith("UnsupportedError: ")
+        assert "did not start" in message
+
+
+def test_a_signal_handler_may_run_a_template() -> None:
+    assert run_program(programs.in_a_handler) == 1
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_any_damaged_template_gives_a_text_or_an_error(data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from([CHATML, ALPACA, GUARD, TRANSLATE, GEMMA_LIKE]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = min(len(text), start + data.draw(st.integers(0, 30)))
+        again = data.draw(st.sampled_from([0, 0, 1, 3]))
+        text = text[:start] + text[start:end] * again + text[end:]
+    assert isinstance(outcome(text), (str, UnsupportedError, InvalidRequestError))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from gemlet.base.text import show
@@ -130,16 +131,19 @@ class TemplateFormat(ChatFormat):
         continue_final_message: bool,
     ) -> Segments:
         values = self._values(messages, tools, thinking, add_generation_prompt, continue_final_message)
-        hiding = Hiding(self.tokenizer, self.template.text)
         special = {name: values.pop(name) for name in self.template.special}
-        hidden, stands_for = hiding.hide(values)
+        hidden, stands_for = self._hiding.hide(values)
         text = self._run({**special, **hidden}, continue_final_message)
-        return hiding.segments(text, stands_for)
+        return self._hiding.segments(text, stands_for)
 
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
         if self.base is not None:
             return self.base.reply_parser(tokenizer, prompt_ids)
         return TokenReplyParser(tokenizer, dict.fromkeys((*self.ends, "<eos>"), "turn_end"))
+
+    @cached_property
+    def _hiding(self) -> Hiding:
+        return Hiding(self.tokenizer, self.template.text)
 
     # --- what the template gets -----------------------------------------------------------------------------
 

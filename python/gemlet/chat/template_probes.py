@@ -142,10 +142,9 @@ def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | 
     try:
         rendered = run_template(template, [read.variables(**probe) for probe in _PROBES])
     except (UnsupportedError, InvalidRequestError) as problem:
-        return replace(found, problem=UnsupportedError(str(problem)))
+        return _not_run(found, str(problem))
     if "messages" not in rendered.names:
-        why = f"the model's chat template does not read the messages; {OVERRIDE}"
-        return replace(found, problem=UnsupportedError(why))
+        return _not_run(found, f"the model's chat template does not read the messages; {OVERRIDE}")
     if known is not None and _is_same(known, rendered):
         return known
     in_text, in_parts = rendered.texts[:2]
@@ -160,6 +159,10 @@ def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | 
         ends=ends if base is None else (*base.ends, *(name for name in ends if name not in base.ends)),
         stops=(end,) if end and not is_token else (),
     )
+
+
+def _not_run(found: TemplateFormat, why: str) -> TemplateFormat:
+    return replace(found, name=f"{found.name}, which cannot be run", problem=UnsupportedError(why))
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:

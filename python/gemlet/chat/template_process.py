@@ -58,7 +58,7 @@ def can_run_templates() -> bool:
     >>> can_run_templates()
     True
     """
-    return all(find_spec(package) is not None for package in _PACKAGES)
+    return all(_folder_of(package) is not None for package in _PACKAGES)
 
 
 def run_template(template: str, variables: Sequence[Mapping[str, Any]]) -> Rendered:
@@ -104,25 +104,37 @@ def _error(result: Mapping[str, Any]) -> GemletError:
 
 
 class _Process:
-    """The worker, started when it is first asked. Threads take turns; a forked child starts its own."""
+    """The worker, started when it is first asked. Threads take turns; a forked child starts its own, and so
+    does a signal handler that asks while its thread waits for an answer."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_asking = False
         self._running: Any = None
 
     def ask(self, line: bytes, most: int) -> dict[str, Any]:
         with self._lock:
-            if self._running is None or self._running.poll() is not None:
-                self.close()
-                self._running = _start()
+            if self._is_asking:
+                with contextlib.closing(_Process()) as another:
+                    return another.ask(line, most)
+            self._is_asking = True
             try:
-                answer = _exchange(self._running, line, most, _WALL_SECONDS)
-            except BaseException:
-                self.close()  # or a later request would get the answer to this one
-                raise
-            if answer is None:
-                self.close()
-                raise _error({"error": "budget", "message": "its process was ended"})
+                return self._ask(line, most)
+            finally:
+                self._is_asking = False
+
+    def _ask(self, line: bytes, most: int) -> dict[str, Any]:
+        if self._running is None or self._running.poll() is not None:
+            self.close()
+            self._running = _start()
+        try:
+            answer = _exchange(self._running, line, most, _WALL_SECONDS)
+        except BaseException:
+            self.close()  # or a later request would get the answer to this one
+            raise
+        if answer is None:
+            self.close()
+            raise _error({"error": "budget", "message": "its process was ended"})
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -137,7 +149,8 @@ class _Process:
 
     def forget(self) -> None:
         """In a forked child: the process is the parent's, and so is a lock that some thread of it holds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_asking = False
         running, self._running = self._running, None
         if running is not None:
             running.returncode = 0  # so that nobody waits for it here
@@ -146,20 +159,31 @@ class _Process:
                     stream.close()
 
 
+def _folder_of(package: str) -> str | None:
+    """The folder or archive that ``package`` is installed in; nothing is imported."""
+    with contextlib.suppress(ImportError, ValueError):
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return os.path.dirname(os.path.dirname(spec.origin))
+    return None
+
+
 def _start() -> Any:
     import subprocess
 
     folders = []
     for package in _PACKAGES:
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
+        folder = _folder_of(package)
+        if folder is None:
             raise UnsupportedError(
                 f"this model has a chat template of its own, which needs {package} to run: {EXTRA}; or "
                 + OVERRIDE
             )
-        folders.append(os.path.dirname(os.path.dirname(spec.origin)))
+        folders.append(folder)
     running: Any = None
     with contextlib.suppress(OSError, ValueError):
+        if not sys.executable:
+            raise ValueError
         running = subprocess.Popen(
             [sys.executable, "-I", "-S", "-X", "utf8", template_worker.__file__, *folders],
             stdin=subprocess.PIPE,

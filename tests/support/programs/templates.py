@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import warnings
 
 from gemlet.chat import template_process
 from gemlet.chat.template_process import can_run_templates, run_template
+from gemlet.errors import UnsupportedError
 from support.processes import in_fork
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
@@ -53,9 +55,29 @@ def without_jinja() -> list[str]:
 
 
 def where_nothing_starts() -> list[str]:
-    sys.executable = "/bin/false"
+    """What is said where there is no Python to start, as in a program that has one inside."""
+    said = []
+    for executable in ("/bin/false", "/no/such/file", "", None):
+        sys.executable = executable  # type: ignore[assignment]
+        try:
+            served()
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def in_a_handler() -> int:
+    """How often a signal handler was served while its thread waited for an endless template."""
+    count = 0
+
+    def handler(*_: object) -> None:
+        nonlocal count
+        count += served()
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
-        served()
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return []
+        run_endless()
+    except UnsupportedError:
+        assert served()
+    return count
