@@ -45,10 +45,28 @@ def test_where_the_template_is(tmp_path: Path) -> None:
     config = tmp_path / "tokenizer_config.json"
     config.write_text('{"add_bos_token": true}')
     assert read_chat_template(tmp_path) is None
-    named = [{"name": "tool_use", "template": "B"}, {"name": "default", "template": "A"}, 3]
-    for value, expected in ((named, "A"), ("C", "C"), (3, None), ([], None), ([["x"]], None)):
+    named = [{"name": "tool_use", "template": "B"}, {"name": "default", "template": "A"}]
+    values: list[tuple[object, str | None]] = [
+        (named, "A"),
+        (named[:1], "B"),
+        ({"default": "A", "rag": "B"}, "A"),
+    ]
+    values += [("C", "C"), (None, None), ([], None), ({}, None), ("", None)]
+    for value, expected in values:
         config.write_text(json.dumps({"chat_template": value}))
         assert read_chat_template(tmp_path) == expected
+    for wrong in (
+        3,
+        [["x"]],
+        [3],
+        [{"name": 3}],
+        {"default": 3},
+        [{"name": "default", "template": ["x"]}],
+        "x" * 2**21,
+    ):
+        config.write_text(json.dumps({"chat_template": wrong}))
+        with pytest.raises(ModelFileError, match=r"chat_template is .*chat_template="):
+            read_chat_template(tmp_path)
     (tmp_path / "chat_template.json").write_text('{"chat_template": "D"}')
     assert read_chat_template(tmp_path) == "D"
     (tmp_path / "chat_template.jinja").write_bytes((TEMPLATES / CURRENT).read_bytes())

@@ -191,6 +191,9 @@ def test_a_guard_gets_its_guideline(tokenizer: Tokenizer) -> None:
     ids = asked.encode_chat(tokenizer, [user()])
     assert ids.count(tokenizer.end_of_turn_id or 0) == 1  # the template's
     assert tokenizer.decode(ids, skip_control=False) == expected
+    without_check = "{{ guideline }}: {{ messages[0].content }}"
+    with pytest.raises(InvalidRequestError, match=r"with_values\(guideline=...\)"):
+        foreign(without_check, tokenizer).render([user()])
     for wrong in ({"messages": []}, {"bos_token": "x"}, {"guideline": object()}):
         with pytest.raises(InvalidRequestError):
             found.with_values(**wrong)
@@ -368,6 +371,12 @@ def test_what_ends_a_turn(tokenizer: Tokenizer, with_added: Tokenizer) -> None:
     assert foreign(ALPACA, tokenizer).ends == ("<eos>",)
     no_eos = ALPACA.replace(" + eos_token", "")
     assert foreign(no_eos, tokenizer).stops == ("\n\n### Instruction:",)
+
+
+def test_what_ends_a_turn_where_no_talk_can_be_tried(tokenizer: Tokenizer) -> None:
+    end = tokenizer.token_id("<end_of_turn>")
+    for template in (TRANSLATE, GUARD):
+        assert foreign(template, tokenizer).end_ids(tokenizer) == {tokenizer.eos_id, end}
 
 
 def test_a_reply_is_plain_text(tokenizer: Tokenizer) -> None:

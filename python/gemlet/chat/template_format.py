@@ -13,6 +13,7 @@ in what a client sends:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +34,7 @@ _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _THINKING = ("enable_thinking", "thinking")  # what templates call it
 _OWN = {"messages", "tools", "documents", "add_generation_prompt", *_THINKING}
+_HAS_DEFAULT = re.compile(r"guideline\s*(?:\|\s*d|is\s+(?:not\s+)?(?:un)?defined)|if\s+(?:not\s+)?guideline")
 _CONTINUED = "GEMLET_CONTINUES_HERE"
 
 
@@ -167,6 +169,11 @@ class TemplateFormat(ChatFormat):
             raise UnsupportedError(
                 f"the model's chat template writes {missing[0]}, which gemlet does not know; give it by "
                 f"chat_format.with_values({missing[0]}=...)"
+            )
+        if "guideline" in names - given and not _HAS_DEFAULT.search(self.template.text):
+            raise InvalidRequestError(
+                "the model's chat template asks whether a text keeps to a guideline; give it by "
+                "chat_format.with_values(guideline=...)"
             )
         checked = checked_messages(messages)
         read = [self._message(message, f"messages[{i}]") for i, message in enumerate(checked)]

@@ -103,6 +103,8 @@ _MEDIA_TOKENS = {
     "boa_token": ("<start_of_audio>", "<|audio>"),
     "eoa_token": ("<end_of_audio>", "<audio|>"),
 }
+# Tokens that end a turn in every template that has them.
+_END_MARKS = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 # What ends a turn and is no token of the vocabulary: <|im_end|>, or ### Instruction: on a line of its own.
 _MARK = re.compile(r"\s*(?:<[^<>\s]{2,30}>|[^<{}\"'\s].{2,40})")
 # A piece of a template -> what to call it.
@@ -150,14 +152,16 @@ def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | 
     in_text, in_parts = rendered.texts[:2]
     read = replace(read, names=rendered.names, content=_content(in_text, in_parts))
     end, is_token = _end(in_text if _has_all(in_text) else in_parts, tokenizer)
-    ends = (end,) if end and is_token else ()
+    names = tokenizer.named_tokens
+    marks = [mark for mark in _END_MARKS if mark in names and mark in template]
+    ends = tuple(dict.fromkeys([*([end] if is_token else []), *marks]))
     base = known if known is not None and _has_turns_of(known, rendered.texts[0]) else None
     return replace(
         found,
         template=read,
         base=base,
         ends=ends if base is None else (*base.ends, *(name for name in ends if name not in base.ends)),
-        stops=(end,) if end and not is_token else (),
+        stops=(end,) if end and not is_token and not ends else (),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 from gemlet.base.files import no_waiting
 from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.gemma4_tools import SchemaStyle
 from gemlet.errors import ModelFileError
@@ -214,13 +215,21 @@ def read_template_file(path: str) -> str:
 
 
 def _default(value: Any, path: str) -> str | None:
-    """``chat_template`` as tokenizer_config.json holds it: one text, or a list of named ones."""
-    if isinstance(value, list):
-        named = {str(e.get("name")): e.get("template") for e in value if isinstance(e, dict)}
-        if len(named) > 1 and "default" not in named:
-            raise ModelFileError(
-                f"{path}: chat_template has {', '.join(named)}, but none is called default; choose one and "
-                "give its text with chat_template=..."
-            )
-        value = next(iter(named.values()), None) if len(named) == 1 else named.get("default")
-    return value if isinstance(value, str) and len(value) <= _MAX_BYTES else None
+    """``chat_template`` as tokenizer_config.json holds it, a text or named ones; None where it is empty."""
+    if isinstance(value, list) and all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in value):
+        value = {entry["name"]: entry.get("template") for entry in value}
+    if isinstance(value, dict) and len(value) > 1 and "default" not in value:
+        raise ModelFileError(
+            f"{path}: chat_template has {show(', '.join(value))}, but none is called default; choose one and "
+            "give its text with chat_template=..."
+        )
+    if isinstance(value, dict):
+        value = value.get("default", next(iter(value.values()), None))
+    if not value:
+        return None
+    if not isinstance(value, str) or len(value) > _MAX_BYTES:
+        raise ModelFileError(
+            f"{path}: chat_template is {show(value)}; expected a text of up to {_MAX_BYTES} characters, or a "
+            "list of such texts with their names. Give one with chat_template=..."
+        )
+    return value
