@@ -102,6 +102,14 @@ def test_texts_of_one_request_are_apart() -> None:
     assert isinstance(rendered.texts[1], InvalidRequestError)
 
 
+def test_the_texts_of_one_request_have_a_bound_together() -> None:
+    half = "{% for i in range(300) %}{{ 'x' * 10000 }}{% endfor %}"
+    texts = run_template(half, [VALUES] * 4).texts
+    assert len(texts[0]) == 3_000_000
+    assert all(isinstance(text, UnsupportedError) for text in texts[1:])
+    assert run_template("{{ a * 500000 }}", [{"a": "\U0001f600"}]).texts == ["\U0001f600" * 500000]
+
+
 def test_any_text_goes_through() -> None:
     for text in ("", "\n", "\u2028\x00\x1b\U0001f600", "\ud800", "x" * 3_000_000):
         assert run_template("{{ a }}", [{"a": text}]).texts == [text]

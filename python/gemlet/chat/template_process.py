@@ -80,7 +80,8 @@ def run_template(template: str, variables: Sequence[Mapping[str, Any]]) -> Rende
         raise InvalidRequestError(f"messages: {size} bytes; a chat template takes up to {_MOST_REQUEST}")
     asked |= {"longest": _MOST_TEXT + 4 * size, "memory": _MEMORY + 16 * size}
     line = json.dumps(asked).encode() + b"\n"
-    answer = _process.ask(line, 8 * (_MOST_TEXT + 4 * size) * max(1, len(values)))
+    # JSON has up to 12 bytes for a character; errors are short.
+    answer = _process.ask(line, 12 * (_MOST_TEXT + 5 * size) + 2000 * len(values))
     if "error" in answer:
         raise _error(answer)
     return Rendered(

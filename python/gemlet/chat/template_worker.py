@@ -2,8 +2,8 @@
 
 Each line of its input is a request in JSON, each line of its output the answer:
 
-- ``{"template": text, "texts": [variables, ...], "longest": characters, "memory": bytes}``, and the variables
-  of each text to write
+- ``{"template": text, "texts": [variables, ...], "longest": characters, "memory": bytes}``: the variables of
+  each text to write, and the most that all texts together may have
 - ``{"names": [...], "results": [{"text": ...} or {"error": kind, "message": ...}, ...]}``, where ``names``
   are the variables that the template reads; or ``{"error": kind, "message": ...}`` for a template that cannot
   be compiled.
@@ -89,11 +89,15 @@ class Worker:
             error = _error(problem)
             return error | ({"error": "syntax"} if error["error"] == "failed" else {})
         results = []
+        left = request["longest"]
         for variables in request["texts"]:
             try:
-                results.append({"text": self._render(request["template"], variables, request["longest"])})
+                text = self._render(request["template"], variables, left)
             except Exception as problem:
                 results.append(_error(problem))
+            else:
+                left -= len(text)
+                results.append({"text": text})
         return {"names": names, "results": results}
 
     def _compile(self, text: str) -> tuple[Any, list[str]]:
