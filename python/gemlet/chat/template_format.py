@@ -79,6 +79,12 @@ class TemplateFormat(ChatFormat):
     Attributes:
         values: further variables for the template, see :meth:`with_values`.
         problem: why the template cannot be run, which every use raises; None where it can.
+
+    >>> import gemlet
+    >>> text = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end_of_turn>{% endfor %}"
+    >>> with gemlet.load(chat_template=text) as model:
+    ...     print(model.chat_format.render([{"role": "user", "content": "Hi"}]))
+    user: Hi<end_of_turn>
     """
 
     template: Template
