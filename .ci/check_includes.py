@@ -1,6 +1,11 @@
-"""The include direction of csrc/, strictly downwards:
+"""Who may include whom in csrc/, from the left to the right (ROOMS below):
 
-    base <- formats <- kernels <- backend <- model <- engine <- check, bindings
+    base <- formats <- kernels <- backend <- model <- {vision | audio} <- engine <- {check, bindings}
+
+A header and its source file are one unit, and no units include each other in a circle.
+
+CUDA's headers and .cu files belong in kernels/cuda/ and backend/cuda/. Another file may include a header of
+these two only if that header needs no header of CUDA.
 
 Instruction-set files (compiled with the flags of kernels/isa.cmake) and all they include may use nothing but
 the headers of their own operation, kernels/simd/, formats/layout.h and the compiler's intrinsics: an inline
@@ -14,9 +19,28 @@ import sys
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
-LAYERS = ["base", "formats", "kernels", "backend", "model", "engine", "check", "bindings"]
-# Where a library's headers may be included; a library not named here may not be used.
-LIBRARIES = {"pybind11": "bindings/", "cuda": "backend/cuda/"}
+# The rooms that the files of a room may include, beside their own.
+_BELOW_MODEL = ("base", "formats", "backend")
+_BELOW_ENGINE = (*_BELOW_MODEL, "model", "vision", "audio")
+_ALL = ("base", "formats", "kernels", "backend", "model", "vision", "audio", "engine")
+ROOMS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "formats": ("base",),
+    "kernels": ("base", "formats"),
+    "backend": ("base", "formats", "kernels"),
+    "model": _BELOW_MODEL,
+    "vision": (*_BELOW_MODEL, "model"),
+    "audio": (*_BELOW_MODEL, "model"),
+    "engine": _BELOW_ENGINE,
+    "check": _ALL,
+    "bindings": _ALL,
+}
+CUDA_ROOMS = ("kernels/cuda/", "backend/cuda/")
+# Headers in <> of CUDA, which come with its compiler.
+CUDA_HEADER = re.compile(r"cu|nv|thrust/|cooperative_groups|mma\.h$|device_|driver_|vector_|builtin_types")
+# Where the headers of other libraries may be included. A library that is not here may not be used.
+LIBRARIES = {"pybind11": ("bindings/",)}
+SOURCES = (".h", ".cpp", ".list", ".cu", ".cuh")
 ISA_HEADERS = {"formats/layout.h"}
 ISA_SYSTEM_HEADERS = {"immintrin.h", "arm_neon.h", "stdint.h", "stddef.h"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
@@ -31,67 +55,132 @@ def isa_tiers() -> list[str]:
     return tiers
 
 
-def includes(path: Path) -> list[tuple[str, str]]:
-    """("<" or '"', header) of every include directive."""
-    return INCLUDE.findall(path.read_text())
+class Sources:
+    """The files of a csrc/ and what they include."""
+
+    def __init__(self, root: Path) -> None:
+        self.includes: dict[str, list[tuple[str, str]]] = {
+            path.relative_to(root).as_posix(): INCLUDE.findall(path.read_text())
+            for path in sorted(root.rglob("*"))
+            if path.suffix in SOURCES
+        }
+
+    def headers(self, name: str) -> list[str]:
+        """The headers of csrc/ that a file includes itself."""
+        return [header for kind, header in self.includes[name] if kind == '"' and header in self.includes]
+
+    def needs_cuda(self, name: str) -> bool:
+        """Whether a file includes a header of CUDA, itself or through others."""
+        seen, todo = {name}, [name]
+        while todo:
+            current = todo.pop()
+            if any(kind == "<" and CUDA_HEADER.match(header) for kind, header in self.includes[current]):
+                return True
+            new = set(self.headers(current)) - seen
+            seen |= new
+            todo += new
+        return False
 
 
-def layer(name: str) -> int | None:
+def room(name: str) -> str | None:
     first = name.split("/")[0]
-    return LAYERS.index(first) if first in LAYERS else None
+    return first if "/" in name and first in ROOMS else None
 
 
-def check_layers(path: Path) -> list[str]:
-    name = path.relative_to(CSRC).as_posix()
-    own = layer(name)
+def check_rooms(sources: Sources, name: str) -> list[str]:
+    own = room(name)
     if own is None:
-        return [f"{name}: not in a layer ({', '.join(LAYERS)})"]
+        return [f"{name}: not in a room ({', '.join(ROOMS)})"]
+    in_cuda = name.startswith(CUDA_ROOMS)
     errors = []
-    for kind, header in includes(path):
+    if name.endswith((".cu", ".cuh")) and not in_cuda:
+        errors.append(f"{name}: CUDA belongs in {' and '.join(CUDA_ROOMS)} only")
+    for kind, header in sources.includes[name]:
         if kind == '"':
-            theirs = layer(header)
-            if theirs is None or not (CSRC / header).is_file():
+            theirs = room(header)
+            if theirs is None or header not in sources.includes:
                 errors.append(f'{name}: "{header}" is not a header of csrc/, named from there')
-            elif theirs > own:
-                errors.append(f'{name}: {LAYERS[own]} may not include "{header}" of {LAYERS[theirs]}')
-        elif "/" in header or header.startswith("cu"):
-            library = "cuda" if header.startswith("cu") else header.split("/")[0]
-            if library != "sys" and not name.startswith(LIBRARIES.get(library, "nowhere")):
-                errors.append(f"{name}: <{header}> belongs in {LIBRARIES.get(library, 'no layer')} only")
+            elif theirs != own and theirs not in ROOMS[own]:
+                errors.append(f'{name}: {own} may not include "{header}" of {theirs}')
+            elif header.startswith(CUDA_ROOMS) and not in_cuda and sources.needs_cuda(header):
+                errors.append(f'{name}: "{header}" includes CUDA, which only {" and ".join(CUDA_ROOMS)} may')
+        elif CUDA_HEADER.match(header):
+            if not in_cuda:
+                errors.append(f"{name}: <{header}> belongs in {' and '.join(CUDA_ROOMS)} only")
+        elif "/" in header and not header.startswith("sys/"):
+            allowed = LIBRARIES.get(header.split("/")[0], ())
+            if not name.startswith(allowed):
+                errors.append(f"{name}: <{header}> belongs in {' and '.join(allowed) or 'no room'} only")
     return errors
 
 
-def check_isa(path: Path) -> list[str]:
+def unit(name: str) -> str:
+    """A header and the source file of the same name are one unit."""
+    return name.rsplit(".", 1)[0] if name.endswith((".h", ".cpp", ".cu", ".cuh")) else name
+
+
+def check_circles(sources: Sources) -> list[str]:
+    """Every circle once, beginning at its first unit by name."""
+    arrows: dict[str, set[str]] = {}
+    for name in sources.includes:
+        arrows.setdefault(unit(name), set()).update(unit(header) for header in sources.headers(name))
+    circles: set[tuple[str, ...]] = set()
+    done: set[str] = set()
+
+    def visit(current: str, path: list[str]) -> None:
+        if current in path:
+            circle = path[path.index(current) :]
+            first = circle.index(min(circle))
+            circles.add((*circle[first:], *circle[:first], circle[first]))
+        elif current not in done:
+            for other in sorted(arrows.get(current, set()) - {current}):
+                visit(other, [*path, current])
+            done.add(current)
+
+    for start in sorted(arrows):
+        visit(start, [])
+    return [f"units include each other in a circle: {' -> '.join(circle)}" for circle in sorted(circles)]
+
+
+def check_isa(sources: Sources, name: str) -> list[str]:
     """The file and, transitively, all it includes."""
-    allowed = [path.parent.relative_to(CSRC).as_posix(), "kernels/simd"]
-    errors, seen, todo = [], {path}, [path]
+    allowed = (f"{name.rsplit('/', 1)[0]}/", "kernels/simd/")
+    errors, seen, todo = [], {name}, [name]
     while todo:
         current = todo.pop()
-        for kind, header in includes(current):
-            file = CSRC / header
+        for kind, header in sources.includes[current]:
             if kind == "<":
                 good = header in ISA_SYSTEM_HEADERS
             else:
-                good = file.parent.relative_to(CSRC).as_posix() in allowed or header in ISA_HEADERS
+                good = f"{header.rsplit('/', 1)[0]}/" in allowed or header in ISA_HEADERS
             if not good:
-                names = " of ".join(dict.fromkeys(p.relative_to(CSRC).as_posix() for p in (current, path)))
+                names = " of ".join(dict.fromkeys((current, name)))
                 errors.append(f"{names}: an instruction-set file may not include {header}")
-            elif kind == '"' and file.is_file() and file not in seen:
-                seen.add(file)
-                todo.append(file)
+            elif kind == '"' and header in sources.includes and header not in seen:
+                seen.add(header)
+                todo.append(header)
     return errors
 
 
+def isa_files(sources: Sources) -> list[str]:
+    tiers = isa_tiers()
+    return [name for name in sources.includes if name.endswith(".cpp") and Path(name).stem in tiers]
+
+
+def problems(sources: Sources) -> list[str]:
+    errors = [error for name in sources.includes for error in check_rooms(sources, name)]
+    errors += check_circles(sources)
+    return errors + [error for name in isa_files(sources) for error in check_isa(sources, name)]
+
+
 def main() -> int:
-    sources = sorted(
-        path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".list", ".cu", ".cuh")
-    )
-    isa = [path for path in sources if path.suffix == ".cpp" and path.stem in isa_tiers()]
+    sources = Sources(CSRC)
+    isa = isa_files(sources)
     if not isa:
         raise SystemExit("csrc/kernels holds no instruction-set file: teach this check where they are")
-    errors = [error for path in sources for error in check_layers(path)]
-    errors += [error for path in isa for error in check_isa(path)]
-    print("\n".join(errors) or f"{len(sources)} files ({len(isa)} for instruction sets) include downwards")
+    errors = problems(sources)
+    found = f"{len(sources.includes)} files ({len(isa)} for instruction sets)"
+    print("\n".join(errors) or f"{found} include downwards, without a circle")
     return 1 if errors else 0
 
 

@@ -2,7 +2,7 @@
 // against this interface and sees no thread and no instruction set.
 //
 // Pointers are addresses in the backend's own memory (allocate()) and spans are memory of the host, except where a
-// comment says otherwise. Nothing outside of the backend reads or writes at its addresses.
+// comment says otherwise. Nothing outside of the backend reads or writes at its addresses: backend/guarded.h proves it.
 //
 // Calls come from one thread at a time, except allocate(), upload() and download(), which may come from any.
 #pragma once
@@ -170,8 +170,8 @@ class Backend {
                               float* x) = 0;
 
   // Softmax over each row of logits [rows, experts], its `count` largest (ties: the lower index first), renormalised to
-  // sum 1 and multiplied by scale [experts]: ids and weights [rows, count], in memory of the
-  // host.
+  // sum 1 and multiplied by scale [experts]: ids and weights [rows, count], both in memory
+  // of the host.
   virtual void route(const float* logits, const float* scale, int64_t rows, int64_t experts, int64_t count,
                      int32_t* ids, float* weights) = 0;
 
@@ -194,7 +194,15 @@ class Backend {
 // grant so many threads, the backend has fewer if `fewer_will_do`; else kMemory.
 std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool fewer_will_do = false);
 
-// Throws kUnsupported in a build without CUDA.
+// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend().
+void check_cuda();
 std::unique_ptr<Backend> make_cuda_backend();
+
+// A device by its name, "cpu" or "cuda". check_device() throws what make_backend() would throw, kUnsupported for a
+// device that this build or this machine does not have, but makes nothing. The other arguments are those of
+// make_cpu_backend().
+void check_device(const std::string& name);
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int decode_threads,
+                                      bool fewer_will_do = false);
 
 }  // namespace gemlet

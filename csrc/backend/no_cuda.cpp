@@ -4,8 +4,13 @@
 
 namespace gemlet {
 
+void check_cuda() {
+  fail(ErrorCode::kUnsupported, "device is 'cuda', but this gemlet was built without CUDA; use device='cpu'");
+}
+
 std::unique_ptr<Backend> make_cuda_backend() {
-  fail(ErrorCode::kUnsupported, "device 'cuda': this gemlet was built without CUDA; use device='cpu'");
+  check_cuda();
+  return nullptr;
 }
 
 }  // namespace gemlet

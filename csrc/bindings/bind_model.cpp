@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 
+#include "backend/guarded.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
@@ -144,6 +145,8 @@ py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::ve
 }  // namespace
 
 void register_model(py::module_& m) {
+  m.def("check_device", &check_device, py::arg("name"),
+        "Raises UnsupportedError if this build or this machine does not have the device.");
   m.attr("PASS_TEXTS") = kPassTexts;     // to embed in one pass at most
   m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
@@ -181,7 +184,8 @@ void register_model(py::module_& m) {
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
-                       const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads) {
+                       const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads,
+                       const std::string& device) {
              if (threads < 0 || threads > kMaxThreads) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads,
                     ", or 0 to plan only");
@@ -196,15 +200,17 @@ void register_model(py::module_& m) {
              const BuildMode mode = threads == 0 ? BuildMode::kPlan
                                     : allocate   ? BuildMode::kAllocate
                                                  : BuildMode::kFiles;
-             return std::make_unique<ModelBuilder>(
-                 config, weight_format(weights), weight_format(embedding), kv_format(kv_cache),
-                 make_cpu_backend(std::max(threads, 1), std::max(decode_threads, 1), fewer_threads), mode,
-                 std::move(own), embedding_on_disk);
+             std::unique_ptr<Backend> backend =
+                 make_backend(device, std::max(threads, 1), std::max(decode_threads, 1), fewer_threads);
+             if (guarded_memory()) backend = make_guarded_backend(std::move(backend));
+             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
+                                                   kv_format(kv_cache), std::move(backend), mode, std::move(own),
+                                                   embedding_on_disk);
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
            py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false,
-           py::arg("fewer_threads") = false)
+           py::arg("fewer_threads") = false, py::arg("device") = "cpu")
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {

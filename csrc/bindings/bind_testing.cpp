@@ -96,6 +96,11 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
 
 }  // namespace
 
+bool& guarded_memory() {
+  static bool guarded = false;
+  return guarded;
+}
+
 void register_testing(py::module_& testing) {
   testing.def(
       "weight_formats",
@@ -113,6 +118,13 @@ void register_testing(py::module_& testing) {
 #undef GEMLET_KV_FORMAT_NAME
       },
       "The formats of the KV cache.");
+  testing.def(
+      "guard_memory", [] { guarded_memory() = true; },
+      "Models that are made from now on keep their memory closed while no operation of the backend runs. The process "
+      "crashes when anything else reads or writes there.");
+  testing.def(
+      "peek", [](const Model& model) { return int{*model.weights().embed_tokens.data}; }, py::arg("model"),
+      "The first byte of a model's embedding, read without the backend.");
   testing.def("parameter_count", &Model::parameter_count, py::arg("model"));
   testing.def("bytes_read", &Model::bytes_read, py::arg("model"),
               "Bytes of matrices, keys and values that all forward passes so far have read.");

@@ -22,6 +22,9 @@ void register_measure(pybind11::module_& m, pybind11::module_& testing);
 void register_kernels(pybind11::module_& testing);
 void register_testing(pybind11::module_& testing);
 
+// Whether models that are made from now on have guarded memory (backend/guarded.h). The GIL protects it.
+bool& guarded_memory();
+
 // The kernels of a tier, and a matmul operation, by name. Throw if this machine lacks the tier or if there is no such
 // operation.
 kernels::KernelTable kernel_table(const std::string& tier);

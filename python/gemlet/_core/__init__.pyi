@@ -28,6 +28,7 @@ __all__: list[str] = [
     "TokenSequence",
     "Turn",
     "available_memory",
+    "check_device",
     "cpu_info",
     "default_threads",
     "measure_read_bandwidth",
@@ -200,6 +201,7 @@ class ModelBuilder:
         formats: collections.abc.Mapping[str, str] = {},
         embedding_on_disk: bool = False,
         fewer_threads: bool = False,
+        device: str = "cpu",
     ) -> None: ...
     @typing.overload
     def add(
@@ -377,6 +379,11 @@ class TokenSequence:
 def available_memory(*, files: str = "") -> int:
     """
     Bytes of memory that this process may still take, of the machine's and within its cgroup's limit.
+    """
+
+def check_device(name: str) -> None:
+    """
+    Raises UnsupportedError if this build or this machine does not have the device.
     """
 
 def cpu_info() -> dict[str, typing.Any]:

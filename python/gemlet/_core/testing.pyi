@@ -18,6 +18,7 @@ __all__: list[str] = [
     "bytes_read",
     "cache_bytes",
     "choose_tier",
+    "guard_memory",
     "kernel_attention",
     "kernel_blocks",
     "kernel_entries",
@@ -29,6 +30,7 @@ __all__: list[str] = [
     "measure_peak",
     "parameter_count",
     "parse_nodes",
+    "peek",
     "prefix",
     "rope_table",
     "taps",
@@ -90,6 +92,11 @@ def choose_tier(
 ) -> tuple[str, list[str]]:
     """
     (tier, supported tiers) of a machine described by feature names and XCR0.
+    """
+
+def guard_memory() -> None:
+    """
+    Models that are made from now on keep their memory closed while no operation of the backend runs. The process crashes when anything else reads or writes there.
     """
 
 def kernel_attention(
@@ -173,6 +180,11 @@ def parameter_count(model: gemlet._core.Model) -> int: ...
 def parse_nodes(list: str) -> int:
     """
     The NUMA nodes of a list like '0-1,4', as bits.
+    """
+
+def peek(model: gemlet._core.Model) -> int:
+    """
+    The first byte of a model's embedding, read without the backend.
     """
 
 def prefix(

@@ -44,6 +44,7 @@ def make_builder(
         embedding_on_disk=options.embedding_on_disk,
         formats=dict(options.own_formats),
         fewer_threads=options.threads is None and options.decode_threads is None,
+        device=options.device,
     )
 
 

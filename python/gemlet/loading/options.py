@@ -172,10 +172,9 @@ class LoadOptions:
 
 
 def _check_device(device: str) -> None:
-    if device == "cuda":
-        raise UnsupportedError("device is 'cuda', but this gemlet was built without CUDA; use device='cpu'")
-    if device != "cpu":
-        raise UnsupportedError(f"device is {device!r}; this gemlet runs on 'cpu' only")
+    if not isinstance(device, str):
+        raise UnsupportedError(f"device is {device!r}; expected a name, like 'cpu'")
+    _core.check_device(device)
 
 
 def _check_threads(name: str, threads: int | None) -> None:
