@@ -266,6 +266,33 @@ void register_model(py::module_& m) {
            py::arg("b_dtype"), py::arg("scale"), py::arg("magnitudes") = std::vector<float>(),
            "Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. "
            "`magnitudes` [rows] are DoRA's, empty for plain LoRA.")
+      .def(
+          "add_rows",
+          [](AdapterBuilder& builder, const std::string& name, const SourceRows& rows,
+             const std::vector<int32_t>& ids) {
+            const GilRelease release;
+            builder.add_rows(name, rows, ids);
+          },
+          py::arg("name"), py::arg("rows"), py::kw_only(), py::arg("ids") = std::vector<int32_t>(),
+          "The next rows of the embedding table (\"embed_tokens\") or the output head (\"lm_head\") that the adapter "
+          "has "
+          "instead of the model's: those of the tokens `ids`, ascending, or all of them. A multiple of 16 rows, but "
+          "for "
+          "the last ones.")
+      .def(
+          "add_rows",
+          [](AdapterBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
+             const std::vector<int32_t>& ids) {
+            const SourceRows rows = array_rows(name, data, dtype);
+            const GilRelease release;
+            builder.add_rows(name, rows, ids);
+          },
+          py::arg("name"), py::arg("data"), py::arg("dtype"), py::kw_only(), py::arg("ids") = std::vector<int32_t>(),
+          "The same for rows in an array.")
+      .def("share_rows", &AdapterBuilder::share_rows,
+           "The output head takes the rows that replace those of the embedding table.")
+      .def("rows_bytes", &AdapterBuilder::rows_bytes, py::arg("name"), py::arg("count"),
+           "What add_rows() keeps of `count` rows; 0 for a name that it does not take.")
       .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
 }
 

@@ -34,16 +34,26 @@ enum class Target : uint8_t {
   kPerLayerModelProjection,
   kAltupProjection,
   kAltupUnembedProjection,
+  kEmbedTokens,
+  kLmHead,
   kCount,
 };
 
-// What an adapter adds to one matrix [rows, cols].
+// What an adapter adds to one matrix [rows, cols]; of the embedding table, to the rows of its transpose.
 struct LowRank {
-  Matrix a;  // [rank, cols]
-  Matrix b;  // [rows, rank]
+  Matrix a;  // [rank, cols]; of the embedding table [vocab, rank], to be read by row
+  Matrix b;  // [rows, rank]; of the embedding table [hidden, rank]
   float scale = 0;
   const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y
   const float* changed = nullptr;  // of AltUp's coefficients, instead of all that: the corrected matrix itself
+};
+
+// Rows that an adapter has instead of those of the embedding table or of the output head. The low-rank term, if there
+// is one, is added to them.
+struct OwnRows {
+  Matrix rows;               // [ids or vocab, hidden], in the format of the matrix that they replace
+  std::vector<int32_t> ids;  // whose they are, ascending; empty: of all tokens
+  bool empty() const { return rows.empty(); }
 };
 
 // The format of an adapter's matrices, by that of the model's weights.
@@ -65,7 +75,9 @@ class Adapter {
     const size_t place = place_of(target, index);
     return place < terms_.size() ? terms_[place].get() : nullptr;
   }
-  int64_t max_rank() const { return max_rank_; }
+  const OwnRows& embedding_rows() const { return embedding_rows_; }
+  const OwnRows& head_rows() const { return head_rows_; }
+  int64_t max_rank() const { return max_rank_; }  // at least 1
   int64_t bytes() const { return bytes_; }
 
  private:
@@ -75,10 +87,11 @@ class Adapter {
   }
   std::shared_ptr<const Model> model_;
   std::vector<std::unique_ptr<LowRank>> terms_;
+  OwnRows embedding_rows_, head_rows_;
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;
   int64_t bytes_ = 0;
-  int64_t max_rank_ = 0;
+  int64_t max_rank_ = 1;
 };
 
 }  // namespace gemlet

@@ -5,10 +5,10 @@
 #include <cmath>
 #include <optional>
 
-#include "backend/staging.h"
 #include "base/aligned_buffer.h"
 #include "base/cpu_limits.h"
 #include "base/error.h"
+#include "base/open_file.h"
 #include "formats/quantize.h"
 #include "model/model.h"
 
@@ -76,6 +76,9 @@ void correct_row(const float* b, float scale, const std::vector<float>& a, std::
   }
 }
 
+// bf12 has no room for any values that may come.
+Format own_rows_format(Format weights) { return weights == Format::kBf12 ? Format::kBf16 : weights; }
+
 double length(const std::vector<float>& values) {
   double sum = 0;
   for (const float value : values) sum += static_cast<double>(value) * static_cast<double>(value);
@@ -106,6 +109,8 @@ void AdapterBuilder::find_places(const ModelWeights& weights) {
   const auto put = [&](const std::string& slot, Target target, size_t index, const Matrix& weight) {
     if (weight.rows > 0) places_[slot] = {target, index, weight, nullptr, weight.rows, weight.cols};
   };
+  put("embed_tokens", Target::kEmbedTokens, 0, weights.embed_tokens);
+  if (!model_->config().bidirectional) put("lm_head", Target::kLmHead, 0, weights.lm_head);
   put("per_layer_model_projection", Target::kPerLayerModelProjection, 0, weights.per_layer_model_projection);
   for (size_t i = 0; i < weights.altup_projections.size(); ++i) {
     const std::string at = std::to_string(i);
@@ -135,12 +140,18 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   }
   const Place& place = found->second;
   if (adapter_->term(place.target, place.index)) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
-  const int64_t rank = a.shape.empty() ? 0 : a.shape[0];
-  if (rank < 1 || a.shape != std::vector<int64_t>{rank, place.cols} ||
-      b.shape != std::vector<int64_t>{place.rows, rank}) {
+  // Of the embedding table A comes transposed, to be read by row.
+  const bool table = place.target == Target::kEmbedTokens;
+  const int64_t rank = b.shape.size() == 2 ? b.shape[1] : 0;
+  const std::vector<int64_t> shape_a =
+      table ? std::vector<int64_t>{place.rows, rank} : std::vector<int64_t>{rank, place.cols};
+  const std::vector<int64_t> shape_b = {table ? place.cols : place.rows, rank};
+  if (rank < 1 || a.shape != shape_a || b.shape != shape_b) {
     fail(ErrorCode::kTensor, "lora_A and lora_B of '", slot, "' have shapes ", shape_text(a.shape), " and ",
-         shape_text(b.shape), ", expected [rank, ", place.cols, "] and [", place.rows, ", rank]");
+         shape_text(b.shape), ", expected ", shape_text(shape_a), " and ", shape_text(shape_b));
   }
+  if (table && !magnitudes.empty())
+    fail(ErrorCode::kTensor, "'", slot, "' has magnitudes, which gemlet does not compute");
   if (!magnitudes.empty() && static_cast<int64_t>(magnitudes.size()) != place.rows) {
     fail(ErrorCode::kTensor, "'", slot, "' has ", magnitudes.size(), " magnitudes, expected ", place.rows);
   }
@@ -149,8 +160,10 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   term->scale = scale;
   const Balance* const balance = model_->balance(slot);
   if (!place.coefs) {
-    term->a = pack(slot + " lora_A", a, balance);
-    term->b = pack(slot + " lora_B", b, nullptr);
+    term->a = allocate(format_, a.shape[0], a.shape[1]);
+    term->b = allocate(format_, b.shape[0], b.shape[1]);
+    pack(slot + " lora_A", a, term->a, 0, balance);
+    pack(slot + " lora_B", b, term->b);
   }
   if (place.coefs || !magnitudes.empty()) {
     const std::vector<float> wide_a = widened(a), wide_b = widened(b);
@@ -197,37 +210,98 @@ const float* AdapterBuilder::keep(std::span<const float> values) {
   return adapter_->storage_.back().as<float>();
 }
 
-Matrix AdapterBuilder::pack(const std::string& what, const SourceRows& source, const Balance* balance) {
-  const int64_t rows = source.shape[0], cols = source.shape[1];
-  const int64_t bytes = packed_bytes(format_, rows, cols);
+void AdapterBuilder::add_rows(const std::string& slot, const SourceRows& source, std::span<const int32_t> ids) {
+  if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
+  const auto found = places_.find(slot);
+  if (found == places_.end() || (slot != "embed_tokens" && slot != "lm_head")) {
+    fail(ErrorCode::kTensor, "'", slot, "' is not a matrix of this model whose rows an adapter can replace");
+  }
+  const Matrix& weight = found->second.weight;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < (i == 0 ? 0 : ids[i - 1] + 1) || ids[i] >= weight.rows) {
+      fail(ErrorCode::kTensor, "'", slot, "' has a row for token ", ids[i], ", expected ascending ids below ",
+           weight.rows);
+    }
+  }
+  OwnRows& own = slot == "lm_head" ? adapter_->head_rows_ : adapter_->embedding_rows_;
+  int64_t& filled = rows_filled_[slot];
+  const int64_t all = own.empty() ? (ids.empty() ? weight.rows : static_cast<int64_t>(ids.size())) : own.rows.rows;
+  const int64_t rows = source.shape.empty() ? 0 : source.shape[0];
+  if (source.shape != std::vector<int64_t>{rows, weight.cols} || rows < 1 || rows > all - filled ||
+      (rows % kPanelRows != 0 && rows != all - filled)) {
+    fail(ErrorCode::kTensor, "rows of '", slot, "' have shape ", shape_text(source.shape), ", expected up to ",
+         all - filled, " rows of ", weight.cols);
+  }
+  if (own.empty()) {
+    own.rows = allocate(own_rows_format(weight.format), all, weight.cols);
+    own.ids.assign(ids.begin(), ids.end());
+  }
+  pack(slot, source, own.rows, filled);
+  filled += rows;
+}
+
+void AdapterBuilder::share_rows() {
+  if (!adapter_ || adapter_->embedding_rows_.empty() || !adapter_->head_rows_.empty() ||
+      model_->config().bidirectional) {
+    fail(ErrorCode::kInvalidRequest, "there are no rows for the output head to share");
+  }
+  adapter_->head_rows_ = adapter_->embedding_rows_;
+}
+
+int64_t AdapterBuilder::rows_bytes(const std::string& slot, int64_t count) const {
+  const auto found = places_.find(slot);
+  if (found == places_.end()) return 0;
+  return packed_bytes(own_rows_format(found->second.weight.format), count, found->second.cols);
+}
+
+Matrix AdapterBuilder::allocate(Format format, int64_t rows, int64_t cols) {
+  const int64_t bytes = packed_bytes(format, rows, cols);
   if (bytes > available_bytes_) {
     fail(ErrorCode::kMemory, "the adapter does not fit into the memory that is free; unload another one");
   }
   available_bytes_ -= bytes;
-  DeviceMemory memory = model_->backend().allocate(static_cast<size_t>(bytes));
-  Staging staging(model_->backend(), memory.data(), bytes);
-  std::vector<float> panel(static_cast<size_t>(kPanelRows * cols));
-  for (int64_t row = 0; row < rows; row += kPanelRows) {
-    const int64_t count = std::min(kPanelRows, rows - row);
-    widen(source.data, source.type, row * cols, count * cols, panel.data());
-    for (int64_t i = 0; balance && i < count * cols; ++i) {
-      panel[static_cast<size_t>(i)] *= balance->scale[static_cast<size_t>(i % cols)];
-    }
-    if (!pack_panel(format_, panel.data(), count, cols,
-                    staging.host() + row / kPanelRows * panel_bytes(format_, cols))) {
-      fail(ErrorCode::kTensor, "'", what, "' holds NaN, infinity or a value too large for format ",
-           format_name(format_), "; the file is damaged or the training diverged");
-    }
-  }
-  staging.finish();
-  adapter_->storage_.push_back(std::move(memory));
+  adapter_->storage_.push_back(model_->backend().allocate(static_cast<size_t>(bytes)));
   adapter_->bytes_ += bytes;
   *adapter_->total_ += bytes;
-  return {format_, rows, cols, adapter_->storage_.back().data()};
+  return {format, rows, cols, adapter_->storage_.back().data()};
+}
+
+void AdapterBuilder::pack(const std::string& what, const SourceRows& source, const Matrix& matrix, int64_t first_row,
+                          const Balance* balance) {
+  const int64_t rows = source.shape[0], cols = matrix.cols;
+  const int64_t panel_size = panel_bytes(matrix.format, cols), row_bytes = source_bytes(source.type, cols);
+  std::vector<float> values(static_cast<size_t>(kPanelRows * cols));
+  AlignedBuffer panel(static_cast<size_t>(panel_size));
+  AlignedBuffer read(source.data ? 0 : static_cast<size_t>(kPanelRows * row_bytes));
+  for (int64_t row = 0; row < rows; row += kPanelRows) {
+    const int64_t count = std::min(kPanelRows, rows - row);
+    if (source.data) {
+      widen(source.data, source.type, row * cols, count * cols, values.data());
+    } else {
+      if (!read_fully(source.descriptor, source.offset + row * row_bytes, count * row_bytes, read.data())) {
+        fail(ErrorCode::kModelFile, "'", what, "': the file cannot be read or was cut short");
+      }
+      widen(read.data(), source.type, 0, count * cols, values.data());
+    }
+    for (int64_t i = 0; balance && i < count * cols; ++i) {
+      values[static_cast<size_t>(i)] *= balance->scale[static_cast<size_t>(i % cols)];
+    }
+    if (!pack_panel(matrix.format, values.data(), count, cols, panel.data())) {
+      fail(ErrorCode::kTensor, "'", what, "' holds NaN, infinity or a value too large for format ",
+           format_name(matrix.format), "; the file is damaged or the training diverged");
+    }
+    // The builder owns the memory of the matrix, which is constant for all others.
+    auto* const to = const_cast<uint8_t*>(matrix.panel((first_row + row) / kPanelRows));
+    model_->backend().upload(panel.data(), panel.size(), to);
+  }
 }
 
 std::shared_ptr<Adapter> AdapterBuilder::finish() {
   if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
+  for (const auto& [slot, filled] : rows_filled_) {
+    const OwnRows& own = slot == "lm_head" ? adapter_->head_rows_ : adapter_->embedding_rows_;
+    if (filled < own.rows.rows) fail(ErrorCode::kTensor, "'", slot, "' has ", filled, " of ", own.rows.rows, " rows");
+  }
   return std::move(adapter_);
 }
 

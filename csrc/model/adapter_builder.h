@@ -26,18 +26,29 @@ class AdapterBuilder {
   void add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale,
            std::span<const float> magnitudes = {});
 
+  // The next rows, in memory or in a file, that replace those of the embedding table ("embed_tokens") or of the output
+  // head ("lm_head"): those of the tokens `ids`, ascending, or of all tokens if `ids` is empty. A call has a multiple
+  // of 16 rows, except the last. Throws as add() does, and kModelFile.
+  void add_rows(const std::string& slot, const SourceRows& source, std::span<const int32_t> ids = {});
+
+  void share_rows();  // the output head takes the rows that replace those of the embedding table
+  int64_t rows_bytes(const std::string& slot, int64_t count) const;  // that add_rows() keeps of `count` rows
+
   std::shared_ptr<Adapter> finish();  // the builder cannot be used afterwards
 
  private:
   struct Place;
   void find_places(const ModelWeights& weights);
+  Matrix allocate(Format format, int64_t rows, int64_t cols);
   // `balance`: what the columns of the model's matrix were multiplied by, or null.
-  Matrix pack(const std::string& what, const SourceRows& source, const Balance* balance);
+  void pack(const std::string& what, const SourceRows& source, const Matrix& matrix, int64_t first_row = 0,
+            const Balance* balance = nullptr);
   const float* keep(std::span<const float> values);
 
   std::shared_ptr<Model> model_;
   std::shared_ptr<Adapter> adapter_;
-  std::map<std::string, Place> places_;  // of the matrices that an adapter can change, by slot
+  std::map<std::string, int64_t> rows_filled_;  // by add_rows()
+  std::map<std::string, Place> places_;         // of the matrices that an adapter can change, by slot
   Format format_;
   int64_t available_bytes_;
 };

@@ -58,7 +58,10 @@ class ForwardPass {
   void keep_wanted_rows();
 
   void embed_from_disk();
-  void multiply_head(const float* x, int64_t rows, float* logits);  // logits = lm_head(x)
+  void adapt_embeddings();
+  // logits = lm_head(x), for `rows` of the rows that want logits, from row `first` on.
+  void multiply_head(const float* x, int64_t first, int64_t rows, float* logits);
+  void adapt_head(const AdapterRun& run, const float* x, float* logits);
 
   // All in one call, like Backend::matmul. `index`: the layer or stream, see Target.
   void project(size_t index, std::span<const Projection> projections);

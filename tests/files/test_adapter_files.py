@@ -103,6 +103,53 @@ def test_dora_has_magnitudes_that_are_finite_and_fit(tmp_path: Path, model: geml
     refuse(write(tmp_path / "e", config, wrong), model, gemlet.TensorError, name, "NaN")
 
 
+END = "base_model.model.model.embed_tokens.{}"
+
+
+def test_the_rows_that_an_adapter_has_itself_must_fit(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "modules_to_save": ["embed_tokens"]}
+    name = END.format("weight")
+    refuse(write(tmp_path / "a", config), model, gemlet.TensorError, name, "missing")
+    rows = np.ones((96, 64), np.float32)
+    check(write(tmp_path / "b", config, {**adapter_tensors(), name: rows}), model)
+    more = {**adapter_tensors(), name: np.ones((99, 64), np.float32)}
+    refuse(
+        write(tmp_path / "c", config, more), model, gemlet.TensorError, name, "96 tokens", "merge_and_unload"
+    )
+    rows[95, 3] = np.nan
+    path = write(tmp_path / "d", config, {**adapter_tensors(), name: rows})
+    refuse(path, model, gemlet.TensorError, name, "NaN")
+
+
+def test_the_tokens_that_an_adapter_has_itself_must_fit(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "trainable_token_indices": [7, 3]}
+    name = END.format("token_adapter.trainable_tokens_delta")
+    refuse(write(tmp_path / "a", config), model, gemlet.TensorError, name, "missing")
+    tensors = {**adapter_tensors(), name: np.ones((2, 64), np.float32)}
+    check(write(tmp_path / "b", config, tensors), model)
+    far = {**config, "trainable_token_indices": [7, 96]}
+    refuse(
+        write(tmp_path / "c", far, tensors), model, gemlet.ConfigError, "trainable_token_indices", "below 96"
+    )
+    more = {**config, "trainable_token_indices": [7, 3, 4]}
+    refuse(write(tmp_path / "d", more, tensors), model, gemlet.TensorError, name, "[3, 64]")
+    both = {**tensors, END.format("weight"): np.ones((96, 64), np.float32)}
+    refuse(write(tmp_path / "e", config, both), model, gemlet.TensorError, name)
+
+
+def test_rows_of_tokens_stand_in_the_order_of_the_file(tmp_path: Path, model: gemlet.Model) -> None:
+    name = END.format("token_adapter.trainable_tokens_delta")
+    rows = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
+    found = []
+    for ids, order in (([7, 3], [0, 1]), ([3, 7], [1, 0])):
+        config = {**CONFIG, "trainable_token_indices": ids}
+        tensors = {**adapter_tensors(), name: rows[order]}
+        model.load_adapter(write(tmp_path / f"{ids[0]}", config, tensors), "own")
+        found.append(model.logits([2, 7, 3, 9], adapter="own"))
+        model.unload_adapter("own")
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_keys_with_their_default_values_are_accepted(tmp_path: Path, model: gemlet.Model) -> None:
     unset = {
         "use_dora": False,
@@ -137,8 +184,14 @@ def test_the_tensors_must_match_a_list_with_an_exclusion(tmp_path: Path, model: 
         ("peft_type", ["LORA"]),
         ("bias", "some"),
         ("lora_bias", True),
-        ("modules_to_save", ["embed_tokens", "lm_head"]),
-        ("trainable_token_indices", [1, 2]),
+        ("modules_to_save", ["embed_tokens", "score"]),
+        ("modules_to_save", "embed_tokens"),
+        ("trainable_token_indices", [1, 1]),
+        ("trainable_token_indices", [-1]),
+        ("trainable_token_indices", {"embed_tokens": []}),
+        ("trainable_token_indices", {"q_proj": [1]}),
+        ("trainable_token_indices", 5),
+        ("ensure_weight_tying", "yes"),
         ("target_parameters", ["experts.gate_up_proj"]),
         ("layer_replication", [[0, 2], [1, 3]]),
         ("use_qalora", True),
@@ -209,9 +262,11 @@ def test_patterns_that_would_hang_are_refused_in_time(tmp_path: Path, model: gem
     "name",
     [
         "base_model.model.lm_head.lora_A.weight",
-        "base_model.model.lm_head.weight",
+        "base_model.model.lm_head.lora_embedding_A",
+        "base_model.model.lm_head.bias",
         "base_model.model.model.embed_tokens.lora_embedding_A",
-        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.model.embed_tokens.lora_A.weight",
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias",
         "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight",
@@ -395,6 +450,9 @@ KEYS = st.sampled_from(
         "layers_pattern",
         "rank_pattern",
         "alpha_pattern",
+        "modules_to_save",
+        "trainable_token_indices",
+        "use_dora",
     ]
 )
 
@@ -429,6 +487,16 @@ def test_the_core_takes_only_tensors_that_fit(slot: str, message: str, model: ge
     with pytest.raises(gemlet.TensorError, match=message):
         builder.add(slot, a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
     builder.add("layers.0.q_proj", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+    rows = np.ones((32, 64), np.float32)
+    for slot, data, ids in (
+        ("layers.0.q_proj", rows, []),
+        ("lm_head", rows[:, 1:].copy(), []),
+        ("lm_head", rows[:7], []),
+        ("lm_head", rows[:2], [5, 5]),
+        ("lm_head", rows[:2], [5, 96]),
+    ):
+        with pytest.raises(gemlet.TensorError, match=slot):
+            builder.add_rows(slot, data, "f32", ids=ids)
     with pytest.raises(gemlet.TensorError, match="twice"):
         builder.add("layers.0.q_proj", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
     with pytest.raises(gemlet.TensorError, match="scale"):

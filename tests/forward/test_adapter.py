@@ -31,8 +31,8 @@ def adapted() -> Iterator[gemlet.Model]:
 
 # --- The official results -----------------------------------------------------------------------------------
 def test_every_golden_adapter_is_there() -> None:
-    assert len(NAMES) == 14
-    assert len(ON_270M) == 5
+    assert len(NAMES) == 19
+    assert len(ON_270M) == 9
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,6 +108,24 @@ def test_one_forward_pass_serves_several_adapters(base: str, weights: str, count
         )
         for name, count, logits in zip(adapters, counts, together, strict=True):
             np.testing.assert_array_equal(logits, model.logits(ids[:count], adapter=name), err_msg=f"{name}")
+
+
+@pytest.mark.parametrize("weights", ["f32", "q8"])
+@pytest.mark.parametrize("count", [2, 17], ids=["few", "many"])
+def test_one_forward_pass_serves_adapters_with_ends_of_their_own(weights: str, count: int) -> None:
+    """Each has another embedding table and another output head, whole, by row or as a low-rank term."""
+    names = ["gemma3-saved", None, "gemma3-ends", "gemma3-tokens", None, "gemma3-tied", "gemma3-dora"]
+    if count == 2:
+        names = names[:5]  # fewer than 16 rows in all
+    with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=2) as model:
+        for name in filter(None, names):
+            model.load_adapter(ADAPTERS / name)
+        ids = [2, 5, 6, 20, *range(30, 43)][:count]  # with those that gemma3-tokens changes
+        together = testing.batch_logits(
+            core_of(model), [ids] * len(names), [core_adapter(model, name) for name in names]
+        )
+        for name, logits in zip(names, together, strict=True):
+            np.testing.assert_array_equal(logits, model.logits(ids, adapter=name), err_msg=str(name))
 
 
 def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.Model) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet.adapters.adapter import AdapterFiles
+from gemlet.adapters.adapter import AdapterFiles, open_adapter
 from gemlet.errors import MemoryLimitError
 from golden.folders import HERE
-from support.adapters import ADAPTERS, ON_270M, read_golden
+from support.adapters import ADAPTERS, ON_270M, base_of, read_golden
 from support.inside import core_of
 from support.processes import run_program
 from support.programs import adapters
@@ -64,6 +64,15 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         assert 0 < model._adapters.spare_memory <= 64 << 20  # type: ignore[operator]
         for name in ON_270M:
             model.load_adapter(ADAPTERS / name)
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf12", "q4"])
+@pytest.mark.parametrize("name", ["gemma3-dora", "gemma3-ends", "gemma3-saved", "gemma3-tied", "gemma3n-linear"])
+def test_the_memory_of_an_adapter_is_known_before_it_is_built(name: str, weights: str) -> None:
+    with gemlet.load(base_of(name), weights=weights, threads=1) as model:
+        with open_adapter(ADAPTERS / name, model.config) as files:
+            planned = files.memory_bytes(core_of(model), weights)
+        assert model.load_adapter(ADAPTERS / name).memory_bytes == planned
 
 
 def test_a_name_is_given_once_and_must_be_loaded(model: gemlet.Model) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import gemlet
 from gemlet.packing.blocks import blocks
 from gemlet.sources.opening import open_model_files
-from golden.folders import HERE, read_tensors
+from golden.folders import HERE, TOLERANCE, read_tensors
 from support.adapters import ADAPTERS, base_of, read_golden, write_adapter
 from support.feeding import difference
 
@@ -91,6 +91,25 @@ def test_converted_and_cached_models_have_the_adapter_in_them(
         assert difference(other.logits(ids), expected) > 0.1
     with gemlet.load(base, **options) as plain:
         np.testing.assert_array_equal(plain.logits(ids), alone)
+
+
+@pytest.mark.parametrize("name", ["gemma3-saved", "gemma3-tied", "gemma3-tokens", "gemma3-ends"])
+def test_a_merged_output_head_of_its_own_is_in_what_is_converted_and_cached(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, base = ADAPTERS / name, HERE / "gemma3-270m"
+    ids, golden = read_golden(name)
+    with gemlet.load(base, weights="f32", threads=1, merge_adapter=path) as merged:
+        expected = merged.logits(ids)
+        assert merged.config.tie_word_embeddings == (name in ("gemma3-tied", "gemma3-tokens"))
+    assert difference(expected, golden) < TOLERANCE
+    gemlet.convert(base, tmp_path / "packed", weights="f32", threads=1, merge_adapter=path)
+    with gemlet.load(tmp_path / "packed", threads=1) as packed:
+        np.testing.assert_array_equal(packed.logits(ids), expected)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        with gemlet.load(base, weights="f32", threads=1, merge_adapter=path, cache=True) as cached:
+            np.testing.assert_array_equal(cached.logits(ids), expected)
 
 
 # --- The command line ---------------------------------------------------------------------------------------

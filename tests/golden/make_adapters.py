@@ -127,7 +127,7 @@ ADAPTERS = (
         {
             "r": 2,
             "lora_alpha": 4,
-            "target_modules": "all-linear",
+            "target_modules": ["k_proj", "gate_proj"],
             "modules_to_save": ["lm_head", "embed_tokens"],
         },
         stored="bfloat16",

@@ -12,9 +12,36 @@ void ForwardPass::embed() {
   } else {
     backend_.embed(weights_.embed_tokens, ids_, static_cast<float>(config_.embedding_scale), residual_);
   }
+  adapt_embeddings();
   tap("embed", residual_, config_.hidden_size);
   if (config_.per_layer_input_size > 0) make_per_layer_inputs();
   if (config_.altup_streams > 1) open_streams();
+}
+
+// What the rows' adapters make of it: rows of their own, and a low-rank term.
+void ForwardPass::adapt_embeddings() {
+  const int64_t hidden = config_.hidden_size;
+  const auto scale = static_cast<float>(config_.embedding_scale);
+  for (const AdapterRun& run : runs_) {
+    const std::span<const int32_t> ids(ids_.data() + run.row, static_cast<size_t>(run.rows));
+    float* const x = residual_ + run.row * hidden;
+    const OwnRows& own = run.adapter->embedding_rows();
+    if (!own.empty() && own.ids.empty()) backend_.embed(own.rows, ids, scale, x);
+    for (size_t i = 0; i < ids.size() && !own.ids.empty(); ++i) {
+      const auto found = std::lower_bound(own.ids.begin(), own.ids.end(), ids[i]);
+      if (found == own.ids.end() || *found != ids[i]) continue;
+      const auto place = static_cast<int32_t>(found - own.ids.begin());
+      backend_.embed(own.rows, {&place, 1}, scale, x + static_cast<int64_t>(i) * hidden);
+    }
+    if (const LowRank* const term = run.adapter->term(Target::kEmbedTokens, 0)) {
+      float* const low = model_.scratch.take(Region::kAdapterLow, run.rows * term->a.cols);
+      float* const delta = model_.scratch.take(Region::kAdapterDelta, run.rows * hidden);
+      backend_.embed(term->a, ids, scale * term->scale, low);
+      const Product product = {low, run.rows, &term->b, delta};
+      backend_.matmul({&product, 1});
+      backend_.add_branch(delta, nullptr, eps_, run.rows, hidden, x);
+    }
+  }
 }
 
 // Reads the panels of the ids from the file into a small table.

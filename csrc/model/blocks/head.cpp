@@ -29,21 +29,37 @@ void ForwardPass::logits() {
   float* const x = take(Region::kHeadInput, hidden);
   backend_.gather(residual_, rows, hidden, x);
   backend_.rms_norm(x, weights_.final_norm, eps_, wanted_, hidden, x);
-  if (backend_.host_memory()) return multiply_head(x, wanted_, batch_.logits);
+  if (backend_.host_memory()) return multiply_head(x, 0, wanted_, batch_.logits);
   // Other memory holds the logits of some rows at a time.
   const int64_t row_bytes = config_.vocab_size * static_cast<int64_t>(sizeof(float));
   const int64_t most = std::min(wanted_, std::max<int64_t>(1, kResidentLogitsBytes / row_bytes));
   DeviceMemory logits = backend_.allocate(static_cast<size_t>(most * row_bytes));
   for (int64_t first = 0; first < wanted_; first += most) {
     const int64_t count = std::min(most, wanted_ - first);
-    multiply_head(x + first * hidden, count, logits.as<float>());
+    multiply_head(x + first * hidden, first, count, logits.as<float>());
     backend_.download(logits.data(), static_cast<size_t>(count * row_bytes),
                       batch_.logits + first * config_.vocab_size);
   }
 }
 
-void ForwardPass::multiply_head(const float* x, int64_t rows, float* logits) {
+void ForwardPass::multiply_head(const float* x, int64_t first_row, int64_t rows, float* logits) {
   const Matrix& whole = weights_.lm_head;
+  // The rows that have an adapter, and those that the model's own head is for.
+  std::vector<AdapterRun> adapted, plain;
+  for (const Part& part : parts_) {
+    const int64_t begin = std::max<int64_t>(part.output - first_row, 0);
+    const int64_t end = std::min(part.output + part.wanted - first_row, rows);
+    if (part.adapter && begin < end) adapted.push_back({part.adapter, begin, end - begin});
+  }
+  std::sort(adapted.begin(), adapted.end(), [](const AdapterRun& a, const AdapterRun& b) { return a.row < b.row; });
+  int64_t next = 0;
+  for (const AdapterRun& run : adapted) {
+    const OwnRows& own = run.adapter->head_rows();
+    if (own.empty() || !own.ids.empty()) continue;
+    if (next < run.row) plain.push_back({nullptr, next, run.row - next});
+    next = run.row + run.rows;
+  }
+  if (next < rows) plain.push_back({nullptr, next, rows - next});
   // A head on disk is read in runs of as many pairs of panels as may be resident. Kernels in tiles take panels in
   // pairs.
   const int64_t pair_bytes = 2 * panel_bytes(whole.format, whole.cols);
@@ -51,7 +67,7 @@ void ForwardPass::multiply_head(const float* x, int64_t rows, float* logits) {
                            ? std::max<int64_t>(1, kResidentEmbeddingBytes / pair_bytes) * 2 * kPanelRows
                            : whole.rows;
   DeviceMemory resident;
-  for (int64_t first = 0; first < whole.rows; first += most) {
+  for (int64_t first = 0; first < whole.rows && !plain.empty(); first += most) {
     Matrix part = whole.part(first, std::min(most, whole.rows - first));
     const Matrix in_file = part;
     if (weights_.embedding_on_disk && !backend_.host_memory()) {
@@ -59,12 +75,55 @@ void ForwardPass::multiply_head(const float* x, int64_t rows, float* logits) {
       backend_.upload(part.data, static_cast<size_t>(part.bytes()), resident.data());
       part.data = resident.data();
     }
-    const Product product = {x, rows, &part, logits + first, whole.rows};
-    backend_.matmul({&product, 1});
+    products_.clear();
+    for (const AdapterRun& run : plain) {
+      const float* const from = x + run.row * whole.cols;
+      products_.push_back({from, run.rows, &part, logits + run.row * whole.rows + first, whole.rows});
+    }
+    backend_.matmul(products_);
     if (weights_.embedding_on_disk) model_.mapping->drop(in_file.data, in_file.bytes());
   }
+  for (const AdapterRun& run : adapted) adapt_head(run, x + run.row * whole.cols, logits + run.row * whole.rows);
   if (config_.final_softcap > 0) {
     backend_.softcap(static_cast<float>(config_.final_softcap), rows, whole.rows, logits);
+  }
+}
+
+// What an adapter makes of the logits of its rows. The buffers have room for some of the vocabulary at a time.
+void ForwardPass::adapt_head(const AdapterRun& run, const float* x, float* logits) {
+  const int64_t vocab = weights_.lm_head.rows;
+  const int64_t most = std::max<int64_t>(1, config_.hidden_size / kPanelRows) * kPanelRows;
+  float* const some = model_.scratch.take(Region::kAdapterDelta, run.rows * most);
+  const OwnRows& own = run.adapter->head_rows();
+  if (!own.empty() && own.ids.empty()) {
+    const Product product = {x, run.rows, &own.rows, logits};
+    backend_.matmul({&product, 1});
+  }
+  if (const LowRank* const term = run.adapter->term(Target::kLmHead, 0)) {
+    float* const low = model_.scratch.take(Region::kAdapterLow, run.rows * term->a.rows);
+    const Product down = {x, run.rows, &term->a, low};
+    backend_.matmul({&down, 1});
+    backend_.scale(term->scale, run.rows * term->a.rows, low);
+    for (int64_t first = 0; first < vocab; first += most) {
+      const Matrix part = term->b.part(first, std::min(most, vocab - first));
+      const Product up = {low, run.rows, &part, some};
+      backend_.matmul({&up, 1});
+      for (int64_t row = 0; row < run.rows; ++row) {
+        backend_.add_branch(some + row * part.rows, nullptr, eps_, 1, part.rows, logits + row * vocab + first);
+      }
+    }
+    if (term->gain) backend_.mul_rows(logits, term->gain, run.rows, vocab, logits);
+  }
+  const auto count = static_cast<int64_t>(own.ids.size());
+  for (int64_t first = 0; first < count; first += most) {
+    const Matrix part = own.rows.part(first, std::min(most, count - first));
+    const Product product = {x, run.rows, &part, some};
+    backend_.matmul({&product, 1});
+    for (int64_t row = 0; row < run.rows; ++row) {
+      for (int64_t i = 0; i < part.rows; ++i) {
+        backend_.copy(some + row * part.rows + i, 1, logits + row * vocab + own.ids[static_cast<size_t>(first + i)]);
+      }
+    }
   }
 }
 

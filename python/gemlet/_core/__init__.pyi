@@ -304,9 +304,40 @@ class AdapterBuilder:
         """
         Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA.
         """
+    @typing.overload
+    def add_rows(
+        self,
+        name: str,
+        rows: FileRows,
+        *,
+        ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    ) -> None:
+        """
+        The next rows of the embedding table ("embed_tokens") or the output head ("lm_head") that the adapter has instead of the model's: those of the tokens `ids`, ascending, or all of them. A multiple of 16 rows, but for the last ones.
+        """
+    @typing.overload
+    def add_rows(
+        self,
+        name: str,
+        data: numpy.ndarray,
+        dtype: str,
+        *,
+        ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    ) -> None:
+        """
+        The same for rows in an array.
+        """
     def finish(self) -> Adapter:
         """
         The adapter; the builder is spent afterwards.
+        """
+    def rows_bytes(self, name: str, count: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        What add_rows() keeps of `count` rows; 0 for a name that it does not take.
+        """
+    def share_rows(self) -> None:
+        """
+        The output head takes the rows that replace those of the embedding table.
         """
 
 class Sampler:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.adapters.peft import map_peft
 from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig, read_adapter_config
-from gemlet.adapters.terms import COEFFICIENTS, TARGETS, Terms, kind_of
+from gemlet.adapters.terms import COEFFICIENTS, TARGETS, LowRank, OwnRows, Terms, kind_of
 from gemlet.base.files import check_links
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["WEIGHTS_FILE", "Adapter", "AdapterFiles", "open_adapter"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+_BLOCK_BYTES = 32 << 20  # of a matrix that the adapter has whole, at a time
 _log = logging.getLogger("gemlet")
 
 
@@ -82,33 +83,70 @@ class AdapterFiles:
 
     def build(self, model: _core.Model) -> _core.Adapter:
         """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite."""
+        import numpy as np
+
         from gemlet import _core
 
         builder = _core.AdapterBuilder(model)
+        path = self.checkpoint.path(WEIGHTS_FILE)
         for slot, term in self.terms.low_rank.items():
             a, a_dtype = self.checkpoint.read(term.a)
             b, b_dtype = self.checkpoint.read(term.b)
+            if slot == "embed_tokens":
+                a = np.ascontiguousarray(a.T)  # the core reads it by row
             magnitudes = self._finite(term.magnitude).tolist() if term.magnitude else []
             try:
                 builder.add(
                     slot, a=a, a_dtype=a_dtype, b=b, b_dtype=b_dtype, scale=term.scale, magnitudes=magnitudes
                 )
             except TensorError as problem:
-                path = self.checkpoint.path(WEIGHTS_FILE)
                 raise TensorError(f"{path}: tensor {show(term.a)} or its lora_B: {problem}") from None
+        for slot, own in self._stored_rows().items():
+            try:
+                self._add_rows(builder, slot, own)
+            except TensorError as problem:
+                raise TensorError(f"{path}: tensor {show(own.tensor)}: {problem}") from None
+        if len(self._stored_rows()) < len(self.terms.own_rows):
+            builder.share_rows()
         return builder.finish()
+
+    def _stored_rows(self) -> dict[str, OwnRows]:
+        """Rows that are those of the embedding table and of the output head, once."""
+        rows = dict(self.terms.own_rows)
+        if rows.get("lm_head") == rows.get("embed_tokens"):
+            rows.pop("lm_head", None)
+        return rows
+
+    def _add_rows(self, builder: _core.AdapterBuilder, slot: str, own: OwnRows) -> None:
+        import numpy as np
+
+        if own.ids:
+            rows, dtype = self.checkpoint.read(own.tensor)
+            order = np.argsort(own.ids)  # the core takes them by ascending id
+            builder.add_rows(slot, np.ascontiguousarray(rows[order]), dtype, ids=sorted(own.ids))
+            return
+        for part, _, _ in self.checkpoint.file_rows(own.tensor, _BLOCK_BYTES):
+            builder.add_rows(slot, part)
+        self.checkpoint.files.check_unchanged(self.checkpoint.tensors[own.tensor].file, show(own.tensor))
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of its matrices."""
-        return max((term.rank for term in self.terms.low_rank.values()), default=0)
+        """The largest rank of its matrices, at least 1."""
+        return max((term.rank for term in self.terms.low_rank.values()), default=1)
 
-    def memory_bytes(self, weights: str) -> int:
+    def memory_bytes(self, model: _core.Model, weights: str) -> int:
         """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
+        from gemlet import _core
+
         size = 4 if weights == "f32" else 2
         total = 0
+        builder = _core.AdapterBuilder(model)
+        for slot, own in self._stored_rows().items():
+            total += builder.rows_bytes(slot, self.checkpoint.tensors[own.tensor].shape[0])
         for slot, term in self.terms.low_rank.items():
             shapes = [self.checkpoint.tensors[tensor].shape for tensor in (term.a, term.b)]
+            if slot == "embed_tokens":
+                shapes[0] = shapes[0][::-1]
             (_, cols), (rows, _) = shapes
             if kind_of(slot) in COEFFICIENTS:
                 total += 4 * rows * cols
@@ -117,10 +155,10 @@ class AdapterFiles:
             total += 4 * rows if term.magnitude else 0
         return total
 
-    def check_memory(self, room: int, weights: str, scratch: int) -> None:
+    def check_memory(self, room: int, model: _core.Model, weights: str, scratch: int) -> None:
         """Raises :class:`MemoryLimitError` if the adapter needs more than ``room`` bytes together with
         ``scratch``, which forward passes need for it and do not have yet."""
-        if (needed := self.memory_bytes(weights) + scratch) > room:
+        if (needed := self.memory_bytes(model, weights) + scratch) > room:
             part = f" ({size_text(scratch)} of it in forward passes)" if scratch else ""
             raise MemoryLimitError(
                 f"{self.folder}: the adapter needs {size_text(needed)}{part}, but max_memory leaves "
@@ -130,7 +168,7 @@ class AdapterFiles:
 
     def describe(self, name: str, memory_bytes: int) -> Adapter:
         """What a caller sees of it."""
-        kinds = [kind_of(slot) for slot in self.terms.low_rank]
+        kinds = [kind_of(slot) for slot in (*self.terms.low_rank, *self.terms.own_rows)]
         return Adapter(
             name=name,
             source=self.folder,
@@ -141,6 +179,10 @@ class AdapterFiles:
             passed_over=self.terms.passed_over,
         )
 
+    def changes(self, slot: str) -> tuple[OwnRows | None, LowRank | None]:
+        """What it makes of the weight ``slot``; (None, None): nothing."""
+        return self.terms.own_rows.get(slot), self.terms.low_rank.get(slot)
+
     def change_rows(
         self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
     ) -> Iterator[tuple[NDArray[Any], str]]:
@@ -148,18 +190,30 @@ class AdapterFiles:
         of floats (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
         import numpy as np
 
-        term = self.terms.low_rank[slot]
-        a, b = self._finite(term.a), self._finite(term.b)
-        magnitudes = self._finite(term.magnitude)[:, None] if term.magnitude else None
+        own, term = self.changes(slot)
+        some = self._finite(own.tensor) if own and own.ids else None
+        a, b = (self._finite(term.a), self._finite(term.b)) if term else (None, None)
+        magnitudes = self._finite(term.magnitude)[:, None] if term and term.magnitude else None
+        if slot == "embed_tokens" and a is not None and b is not None:
+            a, b = b.T, a.T
         first = 0
         for block, dtype in blocks:
             rows = block.shape[0]
+            values: NDArray[Any] = _float32(block, dtype)
+            if own and not own.ids:
+                values = _float32(*self.checkpoint.read_some(own.tensor, first, rows))
+            elif own and some is not None:
+                values = values.copy()
+                for place, token in enumerate(own.ids):
+                    if first <= token < first + rows:
+                        values[token - first] = some[place]
             with np.errstate(all="ignore"):  # what that makes is refused as it is packed
-                merged = _float32(block, dtype) + np.float32(term.scale) * b[first : first + rows] @ a
+                if term and a is not None and b is not None:
+                    values = values + np.float32(term.scale) * b[first : first + rows] @ a
                 if magnitudes is not None:
-                    lengths = np.linalg.norm(merged, axis=1, keepdims=True)
-                    merged *= magnitudes[first : first + rows] / lengths
-            yield merged, "f32"
+                    lengths = np.linalg.norm(values, axis=1, keepdims=True).astype(np.float32)
+                    values = values * (magnitudes[first : first + rows] / lengths)
+            yield values, "f32"
             first += rows
 
     def _finite(self, tensor: str) -> NDArray[np.float32]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 
 from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig
-from gemlet.adapters.terms import LowRank, Terms, linear_slots
+from gemlet.adapters.terms import ENDS, LowRank, OwnRows, Terms, kind_of, target_slots
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import TensorError
+from gemlet.errors import ConfigError, TensorError
 from gemlet.weights.hf_names import (
     is_tower,
     split_prefix,
@@ -26,17 +26,41 @@ from gemlet.weights.slots import expected_slots
 __all__ = ["map_peft"]
 
 _OUTER = "base_model.model."
-# PEFT leaves out the name of the adapter. Tools that save its modules write it: "lora_A.default.weight".
-_PART = re.compile(
-    r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight|lora_magnitude_vector(?:\.\w+){0,2})"
+# What a tensor is of its module. PEFT leaves out the name of the adapter; tools that save its modules write
+# it, as in "lora_A.default.weight". The last two are of the embedding table and the output head.
+_PARTS = re.compile(
+    r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
+    r"|lora_(?P<table>embedding_[AB])(?:\.\w+)?"
+    r"|lora_(?P<magnitude>magnitude)_vector(?:\.\w+){0,2}"
+    r"|(?:token_adapter\.)?trainable_(?P<tokens>tokens)_delta(?:\.\w+)?"
+    r"|(?:base_layer\.|modules_to_save\.\w+\.)?(?P<whole>weight))"
 )
+_NAMES = {
+    **{part: f"lora_{part}.weight" for part in "AB"},
+    **{part: f"lora_{part}" for part in ("embedding_A", "embedding_B")},
+    "magnitude": "lora_magnitude_vector",
+    "tokens": "token_adapter.trainable_tokens_delta",
+    "weight": "weight",
+}
 # What stands behind the prefix of a text model.
-_TRUNK = ("layers", "per_layer_model_projection", "altup_projections", "altup_unembed_projections")
+_TRUNK = (
+    "layers",
+    "embed_tokens",
+    "per_layer_model_projection",
+    "altup_projections",
+    "altup_unembed_projections",
+)
+
+_Found = dict[str, dict[str, str]]  # slot -> its tensors by what they are
 
 
 def map_peft(checkpoint: Checkpoint, file: str, adapter: AdapterConfig, config: TextConfig) -> Terms:
-    """The terms of an adapter whose tensors are in ``file``. Raises :class:`TensorError` for a tensor that is
-    missing, unexpected or does not fit the model."""
+    """What the adapter changes whose tensors are in ``file``.
+
+    Raises:
+        TensorError: a tensor is missing, unexpected or does not fit the model.
+        ConfigError: the configuration contradicts the tensors.
+    """
     return _Mapping(checkpoint, checkpoint.path(file), adapter, config).terms()
 
 
@@ -49,118 +73,199 @@ class _Mapping:
         self.adapter = adapter
         self.config = config
         self.suffix = f"; the adapter was made for {show(adapter.base_model)}" if adapter.base_model else ""
-        self.prefix = self._find_prefix()
+        self.prefix, head_prefix = self._find_prefixes()
         self.shapes = expected_slots(config)
-        self.slots = {
-            tensor_name(slot, config.family, self.prefix, "").removesuffix(".weight"): slot
-            for slot in linear_slots(config)
+        self.shapes["lm_head"] = self.shapes["embed_tokens"]
+        self.modules = {
+            slot: tensor_name(slot, config.family, self.prefix, head_prefix).removesuffix(".weight")
+            for slot in target_slots(config)
         }
 
     def terms(self) -> Terms:
         found, passed_over = self._sort()
-        terms = {}
-        for module, slot in self.slots.items():
+        low_rank = {}
+        for slot in self.modules:
             # A pattern names what it means; "all-linear" is what the tool that wrote it took for that.
-            named = not self.adapter.all_linear and self._is_target(module)
-            if module in found or named:
-                terms[slot] = self._term(module, slot, found.get(module, {}))
-        return Terms(terms, tuple(sorted(passed_over)))
+            named = not self.adapter.all_linear and self._is_target(slot)
+            if named or any(part not in ("weight", "tokens") for part in found.get(slot, ())):
+                low_rank[slot] = self._term(slot, found.get(slot, {}))
+        return Terms(low_rank, self._own_rows(found), tuple(sorted(passed_over)))
 
-    def _sort(self) -> tuple[dict[str, dict[str, str]], set[str]]:
-        """Module -> its tensors by what they are; and the modules of towers, which text does not need."""
+    def _sort(self) -> tuple[_Found, set[str]]:
+        """The tensors of each slot, and the modules of towers, which text does not need."""
         unused = {
             name.removesuffix(".weight")
             for name in unused_tensors(self.config, self.prefix, "")
             if name.startswith(f"{self.prefix}layers.")
         }
-        found: dict[str, dict[str, str]] = {}
+        slots = {module: slot for slot, module in self.modules.items()}
+        found: _Found = {}
         towers: set[str] = set()
         for tensor, info in self.checkpoint.tensors.items():
             self.checkpoint.dtype(tensor)  # raises for a type that cannot be read
             module, part = _split(tensor)
+            slot = slots.get(module, "")
+            of_ends = part in ("embedding_A", "embedding_B", "tokens", "weight")
             if is_tower(module, self.config.family):
                 towers.add(module)
             elif module in unused and part:
                 pass
-            elif module not in self.slots or not part:
-                kinds = sorted({slot.rpartition(".")[2] for slot in self.slots.values() if "layers." in slot})
+            elif not slot or not part or (of_ends and slot not in ENDS):
+                kinds = ", ".join(dict.fromkeys(map(kind_of, self.modules)))
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
-                    f"reads lora_A and lora_B of {', '.join(kinds)} in the {self.config.num_layers} layers "
-                    f"of this {self.config.family} model{self.suffix}"
+                    f"reads lora_A and lora_B of {kinds} in this {self.config.family} model of "
+                    f"{self.config.num_layers} layers, and weights of embed_tokens and lm_head{self.suffix}"
                 )
-            elif not self._is_target(module):
+            elif part not in ("tokens", "weight") and not self._is_target(slot):
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)}: target_modules in {CONFIG_FILE} does "
                     "not name it"
                 )
-            elif part in found.setdefault(module, {}):
+            elif part in found.setdefault(slot, {}):
                 raise TensorError(
-                    f"{self.where}: tensors {show(found[module][part])} and {show(tensor)} are the same one"
+                    f"{self.where}: tensors {show(found[slot][part])} and {show(tensor)} are the same one"
                 )
             else:
-                found[module][part] = tensor
+                found[slot][part] = tensor
         return found, towers
 
-    def _term(self, module: str, slot: str, found: dict[str, str]) -> LowRank:
+    def _term(self, slot: str, found: dict[str, str]) -> LowRank:
+        module, table = self.modules[slot], slot == "embed_tokens"
         rank = self.adapter.module_rank(module)
-        rows, cols = self.shapes[slot]
-        expected: dict[str, tuple[int, ...]] = {"A": (rank, cols), "B": (rows, rank)}
+        rows, cols = reversed(self.shapes[slot]) if table else self.shapes[slot]
+        a, b = ("embedding_A", "embedding_B") if table else ("A", "B")
+        expected: dict[str, tuple[int, ...]] = {a: (rank, cols), b: (rows, rank)}
+        if self.adapter.dora and table:
+            raise ConfigError(
+                f"{self.adapter.where}: use_dora is true for {module}; gemlet computes DoRA of linear "
+                "modules. Merge the adapter with PEFT's merge_and_unload() and load the result"
+            )
         if self.adapter.dora:
             expected["magnitude"] = (rows,)
-        elif "magnitude" in found:
-            raise TensorError(
-                f"{self.where}: unexpected tensor {show(found['magnitude'])}: {CONFIG_FILE} does not "
-                "set use_dora"
-            )
+        for part in found.keys() - expected.keys() - {"weight", "tokens"}:
+            hint = f": {CONFIG_FILE} does not set use_dora" if part == "magnitude" else ""
+            raise TensorError(f"{self.where}: unexpected tensor {show(found[part])}{hint}")
         for part, shape in expected.items():
-            if part not in found:
-                ending = "lora_magnitude_vector" if part == "magnitude" else f"lora_{part}.weight"
-                raise TensorError(
-                    f"{self.where}: tensor {show(f'{_OUTER}{module}.{ending}')} is missing; {CONFIG_FILE} "
-                    "names its module as a target"
-                )
-            got = self.checkpoint.tensors[found[part]].shape
-            if got != shape:
-                raise TensorError(
-                    f"{self.where}: tensor {show(found[part])} has shape {list(got)}; expected "
-                    f"{list(shape)}: rank {rank} in {CONFIG_FILE}, on a matrix of {rows} x {cols} in this "
-                    f"model{self.suffix}"
-                )
+            self._check(
+                slot, part, found, shape, f"rank {rank} in {CONFIG_FILE}, on a matrix of {rows} x {cols}"
+            )
         return LowRank(
-            a=found["A"],
-            b=found["B"],
+            a=found[a],
+            b=found[b],
             rank=rank,
             scale=self.adapter.module_scale(module),
             magnitude=found.get("magnitude", ""),
         )
 
-    def _find_prefix(self) -> str:
-        """What the modules' names in the adapter begin with: that model may have been wrapped differently."""
+    def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
+        """The rows that the adapter has itself, of the embedding table and of the output head."""
+        vocab, hidden = self.shapes["embed_tokens"]
+        saved = {name.rpartition(".")[2] for name in self.adapter.saved}
+        tokens = dict(self.adapter.tokens)
+        one = (
+            self.config.tie_word_embeddings and not self.config.bidirectional
+        )  # they are the same in the model
+        if one and tokens.get("lm_head") == tokens.get("embed_tokens"):
+            tokens.pop("lm_head", None)  # then PEFT has them once
+        rows = {}
+        for slot in ENDS if "lm_head" in self.modules else ENDS[:1]:
+            parts = found.get(slot, {})
+            follows = slot == "lm_head" and one and self.adapter.tied
+            if "weight" in parts or (slot in saved and not follows):
+                self._check(
+                    slot,
+                    "weight",
+                    parts,
+                    (vocab, hidden),
+                    f"the vocabulary has {vocab} tokens. If it was enlarged for the training, merge the "
+                    "adapter with PEFT's merge_and_unload() and load the result",
+                )
+                rows[slot] = OwnRows(parts["weight"])
+            if "tokens" in parts or slot in tokens:
+                ids = tokens.get(slot, ())
+                if slot in rows or not ids:
+                    raise TensorError(
+                        f"{self.where}: unexpected tensor {show(parts.get('tokens', slot))}: "
+                        f"trainable_token_indices in {CONFIG_FILE} has no tokens for it, or the adapter has "
+                        "all rows of this matrix"
+                    )
+                if max(ids) >= vocab:
+                    raise ConfigError(
+                        f"{self.adapter.where}: trainable_token_indices has {max(ids)}; expected tokens "
+                        f"below {vocab}"
+                    )
+                self._check(
+                    slot, "tokens", parts, (len(ids), hidden), f"trainable_token_indices in {CONFIG_FILE}"
+                )
+                rows[slot] = OwnRows(parts["tokens"], ids)
+        if one and len(rows) == 2 and not (rows["embed_tokens"].ids or rows["lm_head"].ids):
+            tensors = rows["embed_tokens"].tensor, rows["lm_head"].tensor
+            if self.checkpoint.same_values(*tensors):
+                rows["lm_head"] = rows["embed_tokens"]
+        if one and len(rows) == 1:
+            slot, own = next(iter(rows.items()))
+            other = ENDS[1 - ENDS.index(slot)]
+            shared = slot not in saved and not own.ids  # the model's own weight, which is that of both
+            if shared or (other == "lm_head" and (own.ids or self.adapter.tied)):
+                rows[other] = own
+        if one and self.adapter.tied and ("embedding_A" in found.get("embed_tokens", {})):
+            raise ConfigError(
+                f"{self.adapter.where}: ensure_weight_tying is true for an adapter of embed_tokens; merge it "
+                "with PEFT's merge_and_unload() and load the result"
+            )
+        return rows
+
+    def _check(self, slot: str, part: str, found: dict[str, str], shape: tuple[int, ...], why: str) -> None:
+        if part not in found:
+            raise TensorError(
+                f"{self.where}: tensor {show(f'{_OUTER}{self.modules[slot]}.{_NAMES[part]}')} is missing; "
+                f"{CONFIG_FILE} names its module as a target"
+            )
+        got = self.checkpoint.tensors[found[part]].shape
+        if got != shape:
+            raise TensorError(
+                f"{self.where}: tensor {show(found[part])} has shape {list(got)}; expected {list(shape)} in "
+                f"this model: {why}{self.suffix}"
+            )
+
+    def _find_prefixes(self) -> tuple[str, str]:
+        """What the names of the modules of the trunk and of the head begin with in the adapter: that model
+        may have been wrapped differently."""
+        trunk: str | None = None
+        head: str | None = None
         for tensor in self.checkpoint.tensors:
             module, part = _split(tensor)
             prefix, inner = split_prefix(module)
-            if part and inner.partition(".")[0] in _TRUNK:
-                return prefix
-        some = f", got {show(next(iter(self.checkpoint.tensors)))}" if self.checkpoint.tensors else ""
-        raise TensorError(
-            f"{self.where}: holds nothing for the layers of a text model: expected one of "
-            f"'{_OUTER}model.layers.N', '{_OUTER}model.language_model.layers.N' or a similar name{some}"
-            f"{self.suffix}"
-        )
+            if part and trunk is None and inner.partition(".")[0] in _TRUNK:
+                trunk = prefix
+            if part and head is None and inner == "lm_head":
+                head = prefix
+        if trunk is None and head is None:
+            some = f", got {show(next(iter(self.checkpoint.tensors)))}" if self.checkpoint.tensors else ""
+            raise TensorError(
+                f"{self.where}: holds nothing for the layers of a text model: expected one of "
+                f"'{_OUTER}model.layers.N', '{_OUTER}model.language_model.layers.N' or a similar name{some}"
+                f"{self.suffix}"
+            )
+        return "model." if trunk is None else trunk, head or ""
 
-    def _is_target(self, module: str) -> bool:
-        layers = f"{self.prefix}layers"
-        inside = module.startswith(f"{layers}.")
-        layer = int(module[len(layers) + 1 :].split(".")[0]) if inside else None
-        return self.adapter.targets_module(module, layers, layer)
+    def _is_target(self, slot: str) -> bool:
+        module = self.modules[slot]
+        if slot in ENDS and (
+            self.adapter.all_linear or any(name.rpartition(".")[2] == slot for name in self.adapter.saved)
+        ):
+            return False
+        layer = int(slot.split(".")[1]) if slot.startswith("layers.") else None
+        return self.adapter.targets_module(module, f"{self.prefix}layers", layer)
 
 
 def _split(tensor: str) -> tuple[str, str]:
     """The module that a tensor belongs to, and what it is of it; "" where it is something else."""
     plain = without_wrappers(tensor)
     module = plain.removeprefix(_OUTER)
-    match = _PART.fullmatch(module) if module != plain else None
+    match = _PARTS.fullmatch(module) if module != plain else None
     if match is None:
         return module, ""
-    return match["module"], match["factor"] or "magnitude"
+    parts = match.groupdict()
+    return parts.pop("module"), next(part for part in parts.values() if part)

@@ -32,6 +32,9 @@ _DEFAULTS: dict[str, Any] = {
     "exclude_modules": None,
     "use_rslora": False,
     "use_dora": False,
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+    "ensure_weight_tying": False,
     "layers_to_transform": None,
     "layers_pattern": None,
     "rank_pattern": None,
@@ -46,8 +49,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("lora_bias", "use_qalora"), (False,)),
     **dict.fromkeys(
         (
-            "modules_to_save",
-            "trainable_token_indices",
             "target_parameters",
             "layer_replication",
             "alora_invocation_tokens",
@@ -60,7 +61,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _IGNORED = frozenset(
     {
         "auto_mapping",
-        "ensure_weight_tying",
         "eva_config",
         "fan_in_fan_out",  # about Conv1D; PEFT sets it to false for every module that Gemma has
         "inference_mode",
@@ -86,6 +86,9 @@ class AdapterConfig:
         base_model: the model it was trained on, as the file says; "" where it does not.
         targets, excluded: endings of module names, or one pattern for whole names.
         layers: the layers it is limited to; None: all.
+        saved: modules that the adapter has whole, as the file names them.
+        tokens: module -> the tokens whose rows the adapter has instead of that module's.
+        tied: whether the output head follows the embedding table, where they are one in the model.
         ranks, alphas: patterns of module names -> another value than ``rank`` and ``alpha``.
     """
 
@@ -99,6 +102,9 @@ class AdapterConfig:
     excluded: str | tuple[str, ...]
     layers: frozenset[int] | None
     layers_patterns: tuple[str, ...]
+    saved: tuple[str, ...]
+    tokens: Mapping[str, tuple[int, ...]]
+    tied: bool
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     _patterns: ModulePatterns = field(default_factory=ModulePatterns, repr=False, compare=False)
@@ -195,6 +201,9 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         targets=targets,
         excluded=_names_or_pattern(keys, "exclude_modules"),
         layers=_layers(keys),
+        saved=_saved(keys),
+        tokens=_tokens(keys),
+        tied=keys.flag("ensure_weight_tying"),
         layers_patterns=_as_tuple(_names_or_pattern(keys, "layers_pattern")),
         ranks=_pattern_values(keys, "rank_pattern", lambda inner, key: inner.integer(key, _MAX_RANK)),
         alphas=_pattern_values(keys, "alpha_pattern", lambda inner, key: inner.number(key, -1e6, 1e6)),
@@ -218,6 +227,38 @@ def _names_or_pattern(keys: Keys, key: str) -> str | tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MAX_ITEMS or not all(isinstance(v, str) for v in value):
         raise keys.wrong(key, f"a string or a list of up to {_MAX_ITEMS} strings")
     return tuple(value)
+
+
+def _saved(keys: Keys) -> tuple[str, ...]:
+    names = _names_or_pattern(keys, "modules_to_save")
+    if isinstance(names, str):
+        raise keys.wrong("modules_to_save", "a list of modules")
+    for name in names:
+        if name.rpartition(".")[2] not in ("embed_tokens", "lm_head"):
+            raise keys.wrong(
+                "modules_to_save",
+                f"embed_tokens and lm_head, not {show(name)}; merge the adapter with PEFT's "
+                "merge_and_unload() and load the result",
+            )
+    return names
+
+
+def _tokens(keys: Keys) -> dict[str, tuple[int, ...]]:
+    value = keys.get("trainable_token_indices")
+    found = {"embed_tokens": value} if isinstance(value, list) else {} if value is None else value
+    expected = "token ids, each once, or an object with such lists for embed_tokens and lm_head"
+    if not isinstance(found, dict):
+        raise keys.wrong("trainable_token_indices", expected)
+    tokens = {}
+    for name, ids in found.items():
+        module = name.rpartition(".")[2]
+        plain = isinstance(ids, list) and all(type(i) is int and 0 <= i < 1 << 31 for i in ids)
+        if module not in ("embed_tokens", "lm_head") or module in tokens or not plain or not ids:
+            raise keys.wrong("trainable_token_indices", expected)
+        if len(set(ids)) < len(ids):
+            raise keys.wrong("trainable_token_indices", expected)
+        tokens[module] = tuple(ids)
+    return tokens
 
 
 def _layers(keys: Keys) -> frozenset[int] | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gemlet.config.text_config import TextConfig
 from gemlet.weights.slots import expected_slots
 
-__all__ = ["COEFFICIENTS", "TARGETS", "LowRank", "Terms", "kind_of", "linear_slots"]
+__all__ = ["COEFFICIENTS", "ENDS", "TARGETS", "LowRank", "OwnRows", "Terms", "kind_of", "target_slots"]
 
 # The linear modules of a layer, by their slots.
 _LAYER = (
@@ -16,8 +16,9 @@ _LAYER = (
     *("per_layer_input_gate", "per_layer_projection", "altup_router"),
     *("altup_prediction_coefs", "altup_correction_coefs", "laurel_left", "laurel_right"),
 )
+ENDS = ("embed_tokens", "lm_head")
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
-TARGETS = (*_LAYER, *_OUTSIDE)
+TARGETS = (*_LAYER, *_OUTSIDE, *ENDS)
 # Of them, those that the core keeps as the changed matrix itself, in f32.
 COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
@@ -33,26 +34,39 @@ class LowRank(NamedTuple):
     magnitude: str = ""
 
 
+class OwnRows(NamedTuple):
+    """Rows that an adapter has instead of those of the embedding table or the output head: the tensor
+    ``tensor`` of its file, for the tokens ``ids`` in the order of its rows; without ids for all tokens."""
+
+    tensor: str
+    ids: tuple[int, ...] = ()
+
+
 class Terms(NamedTuple):
     """What an adapter changes.
 
     Attributes:
-        low_rank: slot -> what is added to it.
+        low_rank: slot -> what is added to it. Of the embedding table, to its transpose.
+        own_rows: "embed_tokens" or "lm_head" -> what replaces rows of it, before something is added.
         passed_over: modules of its file that text does not need: of towers for images and sound.
     """
 
     low_rank: Mapping[str, LowRank]
+    own_rows: Mapping[str, OwnRows]
     passed_over: tuple[str, ...] = ()
 
 
-def linear_slots(config: TextConfig) -> list[str]:
-    """The slots of all linear modules of a text model, without the output head.
+def target_slots(config: TextConfig) -> list[str]:
+    """The slots of what an adapter can change: all linear modules of a text model, its embedding table and
+    its output head. The head has a slot of its own here, also where it is the table.
 
     >>> from gemlet.config import shape_config
-    >>> linear_slots(shape_config("gemma3-1b"))[:3]
-    ['layers.0.q_proj', 'layers.0.o_proj', 'layers.0.gate_proj']
+    >>> target_slots(shape_config("gemma3-1b"))[:3]
+    ['embed_tokens', 'lm_head', 'layers.0.q_proj']
     """
-    return [slot for slot in expected_slots(config) if kind_of(slot) in TARGETS]
+    found = [slot for slot in expected_slots(config) if kind_of(slot) in TARGETS]
+    ends = ["embed_tokens"] if config.bidirectional else list(ENDS)
+    return ends + [slot for slot in found if slot not in ends]
 
 
 def kind_of(slot: str) -> str:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.files import no_waiting
@@ -177,6 +177,23 @@ class TensorFiles:
             raise MemoryLimitError(f"no memory for the {info.nbytes} bytes of tensor {show(name)}") from None
         self.files.fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
         return array, tag
+
+    def read_some(self, name: str, first: int, count: int) -> tuple[NDArray[Any], str]:
+        """The values of :meth:`read` in ``count`` rows of a matrix from row ``first`` on."""
+        import numpy as np
+
+        tag = self.dtype(name)
+        info = self.tensors[name]
+        row_bytes = info.nbytes // info.shape[0]
+        shape = self._array_shape(info, (count, *info.shape[1:]), count * row_bytes)
+        array: NDArray[Any] = np.empty(shape, dtype=self._readable[info.dtype][1])
+        begin = info.begin + first * row_bytes
+        self.files.fill(info.file, begin, array.reshape(-1).view(np.uint8).data, show(name))
+        return array, tag
+
+    def add_alias(self, name: str, of: str) -> None:
+        """Makes the tensor ``of`` there a second time, as ``name``."""
+        self.tensors = MappingProxyType({**self.tensors, name: replace(self.tensors[of], name=name)})
 
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None

@@ -48,7 +48,7 @@ class LoadedAdapters:
             scratch = max(self.scratch, resident.core.adapter_scratch_bytes(files.max_rank))
             if self.spare_memory is not None:
                 room = self.spare_memory - resident.core.memory()["adapters"] - self.scratch
-                files.check_memory(room, resident.weights, scratch - self.scratch)
+                files.check_memory(room, resident.core, resident.weights, scratch - self.scratch)
             core = files.build(resident.core)
             adapter = files.describe(name, core.bytes)
             with resident.lock:

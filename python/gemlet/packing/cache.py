@@ -181,7 +181,7 @@ def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
     sampled = [(checkpoint, file) for file in sorted({info.file for _, _, info in places})]
     if files.adapter is not None:
         digest.update(repr(sorted(files.merged.items())).encode())
-        digest.update(repr(sorted(files.adapter.terms.low_rank.items())).encode())
+        digest.update(repr(files.adapter.terms).encode())
         sampled.append((files.adapter.checkpoint, WEIGHTS_FILE))
     _add_files(digest, sampled)
     return digest.hexdigest()[:32]

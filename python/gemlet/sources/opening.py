@@ -78,7 +78,10 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     if files.packed is not None:
         raise InvalidRequestError(f"merge_adapter: {files.name} is packed; give the original")
     adapter = open_adapter(path, files.config)
-    merged = {tensor: slot for tensor, slot in files.slots.items() if slot in adapter.terms.low_rank}
+    one = files.config.tie_word_embeddings and not files.config.bidirectional
+    if one and adapter.changes("lm_head") != adapter.changes("embed_tokens"):
+        files = _untied(files)
+    merged = {tensor: slot for tensor, slot in files.slots.items() if any(adapter.changes(slot))}
     for tensor in merged:
         dtype = files.checkpoint.dtype(tensor)
         if dtype not in ("f32", "bf16", "f16"):
@@ -88,3 +91,12 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
                 "adapter beside it with load_adapter(), or merge it into the checkpoint that has floats"
             )
     return replace(files, adapter=adapter, merged=merged)
+
+
+def _untied(files: ModelFiles) -> ModelFiles:
+    """The model with an output head of its own, which has the values of the embedding table."""
+    table = next(tensor for tensor, slot in files.slots.items() if slot == "embed_tokens")
+    head = f"{table} as lm_head"
+    files.checkpoint.add_alias(head, table)
+    config = replace(files.config, tie_word_embeddings=False)
+    return replace(files, config=config, slots={**files.slots, head: "lm_head"})
