@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gemlet
 from gemlet import _core
-from gemlet.adapters.adapter import open_adapter
+from gemlet.adapters.opening import open_adapter
 from gemlet.config import parse_config
 from gemlet.sources.opening import open_model_files
 from support.adapters import CONFIG, TARGETS, adapter_tensors

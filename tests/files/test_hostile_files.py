@@ -18,7 +18,7 @@ import pytest
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
 from fuzz.readers import ADAPTER, READERS
-from gemlet.adapters.adapter import open_adapter
+from gemlet.adapters.opening import open_adapter
 from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.config import parse_config
 from gemlet.errors import GemletError, ModelFileError, TensorError, TokenizerError

@@ -10,7 +10,8 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet.adapters.adapter import AdapterFiles, open_adapter
+from gemlet.adapters.adapter import AdapterFiles
+from gemlet.adapters.opening import open_adapter
 from gemlet.errors import MemoryLimitError
 from golden.folders import HERE
 from support.adapters import ADAPTERS, ON_270M, base_of, read_golden
@@ -67,7 +68,9 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
 
 
 @pytest.mark.parametrize("weights", ["f32", "bf12", "q4"])
-@pytest.mark.parametrize("name", ["gemma3-dora", "gemma3-ends", "gemma3-saved", "gemma3-tied", "gemma3n-linear"])
+@pytest.mark.parametrize(
+    "name", ["gemma3-dora", "gemma3-ends", "gemma3-saved", "gemma3-tied", "gemma3n-linear"]
+)
 def test_the_memory_of_an_adapter_is_known_before_it_is_built(name: str, weights: str) -> None:
     with gemlet.load(base_of(name), weights=weights, threads=1) as model:
         with open_adapter(ADAPTERS / name, model.config) as files:

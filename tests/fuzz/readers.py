@@ -23,7 +23,7 @@ import numpy as np
 
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
-from gemlet.adapters.adapter import open_adapter
+from gemlet.adapters.opening import open_adapter
 from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config import parse_config, read_config, read_end_ids, read_sampling

@@ -1,29 +1,23 @@
-"""LoRA adapters as PEFT saves them: opened and checked (:func:`open_adapter`), put beside a model's weights
+"""Adapters whose files were opened (:mod:`gemlet.adapters.opening`): put beside a model's weights
 (:meth:`AdapterFiles.build`) or added into them (:meth:`AdapterFiles.change_rows`).
 
 An adapter (Hu et al. 2021, arXiv 2106.09685) changes a matrix ``W [rows, cols]`` to ``W + scale * B A``, with
 ``A [rank, cols]`` and ``B [rows, rank]`` of a small rank. DoRA (Liu et al. 2024, arXiv 2402.09353) then gives
-every row a length of its own. The folder has ``adapter_config.json`` and ``adapter_model.safetensors``.
+every row a length of its own.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gemlet.adapters.peft import map_peft
-from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig, read_adapter_config
 from gemlet.adapters.terms import COEFFICIENTS, TARGETS, LowRank, OwnRows, Terms, kind_of
-from gemlet.base.files import check_links
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show
-from gemlet.checkpoint.safetensors_files import Checkpoint
-from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError, MemoryLimitError, ModelFileError, TensorError
+from gemlet.checkpoint.tensor_files import TensorFiles
+from gemlet.errors import MemoryLimitError, TensorError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +25,9 @@ if TYPE_CHECKING:
 
     from gemlet import _core
 
-__all__ = ["WEIGHTS_FILE", "Adapter", "AdapterFiles", "open_adapter"]
+__all__ = ["Adapter", "AdapterFiles"]
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 _BLOCK_BYTES = 32 << 20  # of a matrix that the adapter has whole, at a time
-_log = logging.getLogger("gemlet")
 
 
 @dataclass(frozen=True)
@@ -71,13 +63,15 @@ class AdapterFiles:
     """An adapter whose files have been checked against a model. A context manager; ``close()`` closes them.
 
     Attributes:
+        source: its folder or file.
+        base_model: the model it was made for, as it says itself; "" where it does not.
         terms: what it changes.
         checkpoint: its tensors.
     """
 
-    def __init__(self, folder: str, config: AdapterConfig, checkpoint: Checkpoint, terms: Terms) -> None:
-        self.folder = folder
-        self.config = config
+    def __init__(self, source: str, base_model: str, checkpoint: TensorFiles, terms: Terms) -> None:
+        self.source = source
+        self.base_model = base_model
         self.terms = terms
         self.checkpoint = checkpoint
 
@@ -88,24 +82,25 @@ class AdapterFiles:
         from gemlet import _core
 
         builder = _core.AdapterBuilder(model)
-        path = self.checkpoint.path(WEIGHTS_FILE)
         for slot, term in self.terms.low_rank.items():
             a, a_dtype = self.checkpoint.read(term.a)
             b, b_dtype = self.checkpoint.read(term.b)
-            if slot == "embed_tokens":
-                a = np.ascontiguousarray(a.T)  # the core reads it by row
+            if (slot == "embed_tokens") != term.transposed:  # of the table the core reads A by row
+                a = np.ascontiguousarray(a.T)
+            if term.transposed:
+                b = np.ascontiguousarray(b.T)
             magnitudes = self._finite(term.magnitude).tolist() if term.magnitude else []
             try:
                 builder.add(
                     slot, a=a, a_dtype=a_dtype, b=b, b_dtype=b_dtype, scale=term.scale, magnitudes=magnitudes
                 )
             except TensorError as problem:
-                raise TensorError(f"{path}: tensor {show(term.a)} or its lora_B: {problem}") from None
+                raise TensorError(f"{self._where(term.a)} or its lora_B: {problem}") from None
         for slot, own in self._stored_rows().items():
             try:
                 self._add_rows(builder, slot, own)
             except TensorError as problem:
-                raise TensorError(f"{path}: tensor {show(own.tensor)}: {problem}") from None
+                raise TensorError(f"{self._where(own.tensor)}: {problem}") from None
         if len(self._stored_rows()) < len(self.terms.own_rows):
             builder.share_rows()
         return builder.finish()
@@ -145,8 +140,10 @@ class AdapterFiles:
             total += builder.rows_bytes(slot, self.checkpoint.tensors[own.tensor].shape[0])
         for slot, term in self.terms.low_rank.items():
             shapes = [self.checkpoint.tensors[tensor].shape for tensor in (term.a, term.b)]
-            if slot == "embed_tokens":
+            if (slot == "embed_tokens") != term.transposed:
                 shapes[0] = shapes[0][::-1]
+            if term.transposed:
+                shapes[1] = shapes[1][::-1]
             (_, cols), (rows, _) = shapes
             if kind_of(slot) in COEFFICIENTS:
                 total += 4 * rows * cols
@@ -161,7 +158,7 @@ class AdapterFiles:
         if (needed := self.memory_bytes(model, weights) + scratch) > room:
             part = f" ({size_text(scratch)} of it in forward passes)" if scratch else ""
             raise MemoryLimitError(
-                f"{self.folder}: the adapter needs {size_text(needed)}{part}, but max_memory leaves "
+                f"{self.source}: the adapter needs {size_text(needed)}{part}, but max_memory leaves "
                 f"{size_text(max(0, room))}; unload another one, merge it with merge_adapter=, or load the "
                 "model with a smaller max_context"
             )
@@ -171,8 +168,8 @@ class AdapterFiles:
         kinds = [kind_of(slot) for slot in (*self.terms.low_rank, *self.terms.own_rows)]
         return Adapter(
             name=name,
-            source=self.folder,
-            base_model=self.config.base_model,
+            source=self.source,
+            base_model=self.base_model,
             ranks=tuple(sorted({term.rank for term in self.terms.low_rank.values()})),
             targets=tuple(dict.fromkeys(kind for kind in TARGETS if kind in kinds)),
             memory_bytes=memory_bytes,
@@ -193,6 +190,8 @@ class AdapterFiles:
         own, term = self.changes(slot)
         some = self._finite(own.tensor) if own and own.ids else None
         a, b = (self._finite(term.a), self._finite(term.b)) if term else (None, None)
+        if term and term.transposed and a is not None and b is not None:
+            a, b = a.T, b.T
         magnitudes = self._finite(term.magnitude)[:, None] if term and term.magnitude else None
         if slot == "embed_tokens" and a is not None and b is not None:
             a, b = b.T, a.T
@@ -219,11 +218,19 @@ class AdapterFiles:
     def _finite(self, tensor: str) -> NDArray[np.float32]:
         import numpy as np
 
+        dtype = self.checkpoint.dtype(tensor)
+        if dtype not in ("f32", "bf16", "f16"):
+            raise UnsupportedError(
+                f"{self._where(tensor)} is quantized ({dtype}); load the adapter beside the model with "
+                "load_adapter(), or merge one that has floats"
+            )
         values = _float32(*self.checkpoint.read(tensor))
         if not np.isfinite(values).all():
-            path = self.checkpoint.path(WEIGHTS_FILE)
-            raise TensorError(f"{path}: tensor {show(tensor)} holds NaN or infinity; the file is damaged")
+            raise TensorError(f"{self._where(tensor)} holds NaN or infinity; the file is damaged")
         return values
+
+    def _where(self, tensor: str) -> str:
+        return f"{self.checkpoint.path(self.checkpoint.tensors[tensor].file)}: tensor {show(tensor)}"
 
     def close(self) -> None:
         """Closes the files."""
@@ -236,47 +243,6 @@ class AdapterFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFiles:
-    """Opens the PEFT adapter in the folder ``path`` and checks all of it but the values against the model.
-
-    Every tensor has to be used, but for what a text model has no use for in its own checkpoint either: towers
-    for images and sound, and ``k_proj`` and ``v_proj`` of layers that read another one's keys and values.
-
-    Raises:
-        InvalidRequestError: ``path`` is not a path.
-        ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
-        ConfigError: ``adapter_config.json`` describes what gemlet does not compute; names the key.
-        TensorError: a tensor is missing, unexpected or does not fit the model; names it.
-    """
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in str(os.fspath(path)):
-        raise InvalidRequestError(f"adapter is {show(path)}; expected the folder of a PEFT adapter")
-    folder = str(os.fspath(path))
-    if not os.path.isdir(folder):
-        what = "is not a folder" if os.path.lexists(folder) else "no such folder"
-        raise ModelFileError(f"{folder}: {what}; expected a PEFT adapter: {CONFIG_FILE} and {WEIGHTS_FILE}")
-    check_links(folder)
-    adapter_config = read_adapter_config(folder)
-    if not os.path.lexists(os.path.join(folder, WEIGHTS_FILE)):
-        raise ModelFileError(
-            f"{folder}: holds no {WEIGHTS_FILE} (an adapter_model.bin must be saved again as safetensors)"
-        )
-    checkpoint = Checkpoint(folder, file=WEIGHTS_FILE)
-    try:
-        terms = map_peft(checkpoint, WEIGHTS_FILE, adapter_config, config)
-    except BaseException:
-        checkpoint.close()
-        raise
-    if terms.passed_over:
-        _log.warning(
-            "%s: the adapter also changes modules for images and sound, which are passed over (%d, the first "
-            "is %s)",
-            folder,
-            len(terms.passed_over),
-            terms.passed_over[0],
-        )
-    return AdapterFiles(folder, adapter_config, checkpoint, terms)
 
 
 def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -25,13 +25,15 @@ COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
 class LowRank(NamedTuple):
     """What is added to one weight: ``scale * B A``. ``a``, ``b`` and ``magnitude`` are tensors of the
-    adapter's file; with a magnitude (DoRA) every row of the sum then gets that length."""
+    adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA) every row of the sum then
+    gets that length."""
 
     a: str
     b: str
     rank: int
     scale: float
     magnitude: str = ""
+    transposed: bool = False
 
 
 class OwnRows(NamedTuple):

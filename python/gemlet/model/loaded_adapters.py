@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from gemlet import _core
-from gemlet.adapters.adapter import Adapter, open_adapter
+from gemlet.adapters.adapter import Adapter
+from gemlet.adapters.opening import open_adapter
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError

@@ -141,14 +141,14 @@ class Model:
 
     @public
     def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
-        """Loads a PEFT LoRA adapter beside the model, for requests to choose with ``adapter=name``.
+        """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
 
         Any number of adapters may be loaded, also while the model generates. Their matrices stay apart from
         the model's, ``y = W x + scale * B (A x)``: in float32 for a model with f32 weights, else in bfloat16.
         Loads take turns, and count against ``max_memory`` with what forward passes need to compute with them.
 
         Args:
-            path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+            path: a folder as PEFT or mlx-lm write it, or an adapter in GGUF, as llama.cpp takes it.
             name: what to call it; None: the folder's name.
 
         Raises:

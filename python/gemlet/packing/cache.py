@@ -27,7 +27,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemlet.adapters.adapter import WEIGHTS_FILE
 from gemlet.base.cache_entries import (
     cache_folder,
     cache_limit,
@@ -182,7 +181,8 @@ def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
     if files.adapter is not None:
         digest.update(repr(sorted(files.merged.items())).encode())
         digest.update(repr(files.adapter.terms).encode())
-        sampled.append((files.adapter.checkpoint, WEIGHTS_FILE))
+        tensors = files.adapter.checkpoint
+        sampled += [(tensors, file) for file in sorted({info.file for info in tensors.tensors.values()})]
     _add_files(digest, sampled)
     return digest.hexdigest()[:32]
 

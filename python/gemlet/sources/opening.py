@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from gemlet.adapters.adapter import open_adapter
+from gemlet.adapters.opening import open_adapter
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.sources.finding import find, find_in_folder

@@ -1,0 +1,143 @@
+"""Adapters of mlx-lm: ``adapter_config.json`` and ``adapters.safetensors``.
+
+A module's tensors are ``lora_a [cols, rank]`` and ``lora_b [rank, rows]``, the transposes of PEFT's, and with
+DoRA ``m [rows]``. The file says the scale itself. Which modules are changed, only the tensors say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gemlet.adapters.terms import LowRank, OwnRows, Terms, target_slots
+from gemlet.base.keys import Keys
+from gemlet.base.text import show
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import ConfigError, TensorError
+from gemlet.weights.hf_names import is_tower, split_prefix, tensor_name
+from gemlet.weights.slots import expected_slots
+
+__all__ = ["MLX_FILE", "MlxConfig", "map_mlx", "read_mlx_config"]
+
+MLX_FILE = "adapters.safetensors"
+_MAX_RANK = 1 << 16
+_PARTS = ("lora_a", "lora_b", "m")
+
+
+class MlxConfig(NamedTuple):
+    """What ``adapter_config.json`` says about an adapter of mlx-lm; its other keys are about training."""
+
+    where: str
+    base_model: str
+    rank: int
+    scale: float
+    dora: bool
+
+
+def read_mlx_config(raw: Mapping[str, Any], where: str) -> MlxConfig:
+    """Checks the keys that matter. Raises :class:`ConfigError`, which names the key.
+
+    >>> parameters = {"rank": 8, "scale": 20.0, "dropout": 0.0}
+    >>> read_mlx_config({"lora_parameters": parameters}, "adapter_config.json").scale
+    20.0
+    """
+    keys = Keys(raw, where, "", {"fine_tune_type": "lora", "use_dora": False, "model": None})
+    kind = keys.get("fine_tune_type")
+    if kind not in ("lora", "dora"):
+        raise keys.wrong(
+            "fine_tune_type", "'lora' or 'dora'; fuse another one with mlx_lm.fuse and load the result"
+        )
+    parameters = Keys(keys.mapping("lora_parameters"), where, "lora_parameters.")
+    if "alpha" in parameters.raw:
+        raise parameters.wrong(
+            "alpha",
+            "scale alone: versions of mlx-lm differ in what alpha means. Fuse the adapter with the "
+            "mlx_lm.fuse it was made with, and load the result",
+        )
+    parameters.refuse_unknown(frozenset({"dropout", "keys", "rank", "scale"}), {})
+    base_model = keys.get("model")
+    return MlxConfig(
+        where=where,
+        base_model=base_model if isinstance(base_model, str) else "",
+        rank=parameters.integer("rank", _MAX_RANK),
+        scale=parameters.number("scale", -1e6, 1e6),
+        dora=kind == "dora" or keys.flag("use_dora"),
+    )
+
+
+def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) -> Terms:
+    """What the adapter changes. Raises :class:`TensorError` for a tensor that is missing, unexpected or does
+    not fit the model."""
+    where = checkpoint.path(MLX_FILE)
+    found: dict[str, dict[str, str]] = {}
+    towers: set[str] = set()
+    slots: dict[str, str] = {}
+    for tensor, info in checkpoint.tensors.items():
+        checkpoint.dtype(tensor)  # raises for a type that cannot be read
+        module, _, part = tensor.rpartition(".")
+        prefix = split_prefix(module)[0]
+        if not slots and not is_tower(module, config.family):
+            names = {slot: tensor_name(slot, config.family, prefix, prefix) for slot in target_slots(config)}
+            slots = {name.removesuffix(".weight"): slot for slot, name in names.items()}
+        if is_tower(module, config.family):
+            towers.add(module)
+        elif module in slots and part in _PARTS:
+            found.setdefault(slots[module], {})[part] = tensor
+        else:
+            raise TensorError(
+                f"{where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet reads "
+                f"lora_a, lora_b and m of linear modules of this {config.family} model of "
+                f"{config.num_layers} layers"
+            )
+    if not found:
+        raise TensorError(f"{where}: holds nothing for the layers of a text model")
+    terms = {slot: _term(checkpoint, where, slot, parts, described, config) for slot, parts in found.items()}
+    if (table := terms.get("embed_tokens")) and config.tie_word_embeddings and not config.bidirectional:
+        # mlx-lm computes the output head with the table and its adapter.
+        terms["lm_head"] = LowRank(table.b, table.a, table.rank, table.scale)
+    return Terms(terms, dict[str, OwnRows](), tuple(sorted(towers)))
+
+
+def _term(
+    checkpoint: Checkpoint,
+    where: str,
+    slot: str,
+    found: Mapping[str, str],
+    described: MlxConfig,
+    config: TextConfig,
+) -> LowRank:
+    shapes = expected_slots(config)
+    rows, cols = shapes[slot if slot in shapes else "embed_tokens"]
+    if slot == "embed_tokens":
+        rows, cols = cols, rows
+        if described.dora:
+            raise ConfigError(
+                f"{described.where}: is DoRA of embed_tokens; gemlet computes DoRA of linear modules. "
+                "Fuse the adapter with mlx_lm.fuse and load the result"
+            )
+    expected: dict[str, tuple[int, ...]] = {
+        "lora_a": (cols, described.rank),
+        "lora_b": (described.rank, rows),
+    }
+    if described.dora:
+        expected["m"] = (rows,)
+    for part in found.keys() - expected.keys():
+        raise TensorError(f"{where}: unexpected tensor {show(found[part])}: the adapter is LoRA, not DoRA")
+    for part, shape in expected.items():
+        if part not in found:
+            name = next(iter(found.values())).rpartition(".")[0]
+            raise TensorError(f"{where}: tensor {show(f'{name}.{part}')} is missing")
+        got = checkpoint.tensors[found[part]].shape
+        if got != shape:
+            made_for = (
+                f"; the adapter was made for {show(described.base_model)}" if described.base_model else ""
+            )
+            raise TensorError(
+                f"{where}: tensor {show(found[part])} has shape {list(got)}; expected {list(shape)}: rank "
+                f"{described.rank}, on a matrix of {rows} x {cols} in this model{made_for}"
+            )
+    magnitude = found.get("m", "")
+    return LowRank(
+        found["lora_a"], found["lora_b"], described.rank, described.scale, magnitude, transposed=True
+    )

@@ -1,0 +1,112 @@
+"""Opening an adapter, whichever tool made it: :func:`open_adapter`."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from gemlet.adapters.adapter import AdapterFiles
+from gemlet.adapters.gguf import GGUFAdapter
+from gemlet.adapters.mlx import MLX_FILE, map_mlx, read_mlx_config
+from gemlet.adapters.peft import map_peft
+from gemlet.adapters.peft_config import CONFIG_FILE, read_adapter_config
+from gemlet.base.files import check_links
+from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_files import gguf_models
+from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
+
+__all__ = ["PEFT_FILE", "open_adapter"]
+
+PEFT_FILE = "adapter_model.safetensors"
+_EXPECTED = (
+    f"expected a folder with {CONFIG_FILE} and {PEFT_FILE} (of PEFT) or {MLX_FILE} (of mlx-lm), or a GGUF "
+    "adapter"
+)
+# Forms of the weights that are not read, with the way out.
+_OTHERS = {
+    "adapter_model.bin": "must be saved again as safetensors",
+    "adapters.npz": "was made by an old mlx-lm; a newer one writes adapters.safetensors",
+}
+_log = logging.getLogger("gemlet")
+
+
+def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFiles:
+    """Opens the adapter in the folder or GGUF file ``path`` and checks all of it but the values against the
+    model: of PEFT (LoRA and DoRA), of mlx-lm or of llama.cpp.
+
+    Every tensor has to be used, but for what a text model has no use for in its own checkpoint either: towers
+    for images and sound, which are logged, and ``k_proj`` and ``v_proj`` of layers that read another one's
+    keys and values.
+
+    Raises:
+        InvalidRequestError: ``path`` is not a path.
+        ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
+        ConfigError: the adapter's description says what gemlet does not compute; names the key.
+        TensorError: a tensor is missing, unexpected or does not fit the model; names it.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in str(os.fspath(path)):
+        raise InvalidRequestError(f"adapter is {show(path)}; {_EXPECTED}")
+    source = str(os.fspath(path))
+    if not os.path.lexists(source):
+        raise ModelFileError(f"{source}: no such folder or file; {_EXPECTED}")
+    opened = _open(source, config)
+    if names := opened.terms.passed_over:
+        _log.warning(
+            "%s: the adapter also changes modules for images and sound, which are passed over (%d, the first "
+            "is %s)",
+            source,
+            len(names),
+            names[0],
+        )
+    return opened
+
+
+def _open(source: str, config: TextConfig) -> AdapterFiles:
+    if not os.path.isdir(source):
+        if source.lower().endswith(".gguf"):
+            return _open_gguf(source, config)
+        raise ModelFileError(f"{source}: is not a folder; {_EXPECTED}")
+    check_links(source)
+    names = os.listdir(source)
+    if CONFIG_FILE not in names:
+        models = gguf_models(names)
+        if len(models) == 1:
+            return _open_gguf(os.path.join(source, models[0]), config)
+        raise ModelFileError(f"{os.path.join(source, CONFIG_FILE)}: missing; {_EXPECTED}")
+    if MLX_FILE in names and PEFT_FILE not in names:
+        return _open_mlx(source, config)
+    described = read_adapter_config(source)
+    if PEFT_FILE not in names:
+        other = next((f"; {name} {why}" for name, why in _OTHERS.items() if name in names), "")
+        raise ModelFileError(f"{source}: holds no {PEFT_FILE}{other}")
+    checkpoint = Checkpoint(source, file=PEFT_FILE)
+    try:
+        return AdapterFiles(
+            source, described.base_model, checkpoint, map_peft(checkpoint, PEFT_FILE, described, config)
+        )
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _open_mlx(source: str, config: TextConfig) -> AdapterFiles:
+    path = os.path.join(source, CONFIG_FILE)
+    described = read_mlx_config(read_json_object(path, error=ConfigError), path)
+    checkpoint = Checkpoint(source, file=MLX_FILE)
+    try:
+        return AdapterFiles(source, described.base_model, checkpoint, map_mlx(checkpoint, described, config))
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _open_gguf(path: str, config: TextConfig) -> AdapterFiles:
+    checkpoint = GGUFAdapter(path)
+    try:
+        return AdapterFiles(path, checkpoint.base_model, checkpoint, checkpoint.terms(config))
+    except BaseException:
+        checkpoint.close()
+        raise
