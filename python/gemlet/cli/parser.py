@@ -159,7 +159,7 @@ def _add_convert(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
-    parser.add_argument("--adapter", metavar="DIR", help="adapter of PEFT, mlx-lm or llama.cpp to merge in")
+    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
     _add_access(parser)
     _add_load_options(parser, "weights", "embedding", "threads", "matformer")
     parser.set_defaults(run=_run_convert)
@@ -303,7 +303,7 @@ def _add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
     _add_access(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="adapter of PEFT, mlx-lm or llama.cpp to answer with")
+    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to use")
     _add_load_options(parser)
 
 

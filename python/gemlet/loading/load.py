@@ -85,8 +85,9 @@ def load(
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
-        merge_adapter: an adapter of PEFT, mlx-lm or llama.cpp to add into the weights before they are packed (and
-            before ``matformer`` cuts). To keep it apart and choose per request: :meth:`Model.load_adapter`.
+        merge_adapter: an adapter of PEFT, mlx-lm or llama.cpp to add into the weights before they are packed
+            (and before ``matformer`` cuts). To keep it apart and choose per request:
+            :meth:`Model.load_adapter`.
         chat_template: the Jinja template to write conversations with, as text or as the path of a file, in
             the place of the model's own. One that is none of Gemma's runs in a sandbox, and needs the extra
             ``templates``. It is not for text from users, who could change what the model is told.
