@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "sources": "base config checkpoint tokenizer weights adapters chat",
     "packing": "base checkpoint weights adapters sources",
     "generation": "base tokenizer chat",
-    "model": "base config tokenizer chat adapters generation",
+    "model": "base config tokenizer chat adapters sources generation",
     "loading": "base config checkpoint tokenizer weights adapters chat sources packing generation model",
     "bench": "base config weights generation model",
     "cli": "anything",

@@ -168,6 +168,29 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "way_out"),
+    [
+        ({"peft_type": "LOHA"}, "merge_and_unload()"),
+        ({"peft_type": "IA3"}, "merge_and_unload()"),
+        ({"peft_type": "VERA"}, "merge_and_unload()"),
+        ({"peft_type": "TRAINABLE_TOKENS", "target_modules": None}, "merge_and_unload()"),
+        ({"peft_type": "PROMPT_TUNING", "target_modules": None}, "only PEFT computes it"),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "merge_and_unload()"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "merge_and_unload()"),
+        ({"modules_to_save": ["score"]}, "merge_and_unload()"),
+        ({"alora_invocation_tokens": [5]}, "in the middle of a text"),
+        ({"lora_bias": True}, "train without it"),
+    ],
+)
+def test_a_refusal_says_the_way_out(
+    changes: dict[str, Any], way_out: str, tmp_path: Path, model: gemlet.Model
+) -> None:
+    path = write(tmp_path / "a", {**CONFIG, **changes})
+    refuse(path, model, gemlet.ConfigError, next(iter(changes)), way_out)
+
+
 def test_patterns_that_would_hang_are_refused_in_time(tmp_path: Path, model: gemlet.Model) -> None:
     bomb = r"((((.?){30}){30}){30}){30}(((.?){30}){30}){30}="
     refuse(

@@ -18,7 +18,7 @@ from gemlet.cli import main
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
 from gemlet.sources.hub import is_repository
 from support.gguf_models import convert_tensors, metadata, typed, write_gguf
-from support.hub_server import COMMIT, TOKEN, hub
+from support.hub_server import COMMIT, TOKEN, hub, settings
 from support.processes import run_program
 from support.programs import hub as programs
 from support.tiny_models import CONFIGS, safetensors_bytes, weights_of, write_folder, write_shards
@@ -78,18 +78,6 @@ NEEDED = [
 
 def files_in(folder: Path) -> list[str]:
     return sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
-
-
-def settings(url: str, home: Path, **more: str) -> dict[str, str]:
-    """The environment of a process that uses the hub at ``url`` and keeps downloads in ``home``."""
-    return {
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "",
-        **more,
-    }
 
 
 @pytest.mark.extra("hub")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 COMMIT = hashlib.sha1(b"main").hexdigest()
@@ -49,6 +50,18 @@ def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def settings(url: str, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a process that uses the hub at ``url`` and keeps downloads in ``home``."""
+    return {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "",
+        **more,
+    }
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:

@@ -18,9 +18,10 @@ from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
 
-__all__ = ["PEFT_FILE", "open_adapter"]
+__all__ = ["ADAPTER_FILES", "open_adapter"]
 
 PEFT_FILE = "adapter_model.safetensors"
+ADAPTER_FILES = (CONFIG_FILE, PEFT_FILE, MLX_FILE)  # what is read of an adapter's folder
 _EXPECTED = (
     f"expected a folder with {CONFIG_FILE} and {PEFT_FILE} (of PEFT) or {MLX_FILE} (of mlx-lm), or a GGUF "
     "adapter"

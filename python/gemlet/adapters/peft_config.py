@@ -46,17 +46,21 @@ _DEFAULTS: dict[str, Any] = {
 _FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", "all", "lora_only"),  # text models have no biases: a tensor of one is refused
-    **dict.fromkeys(("lora_bias", "use_qalora"), (False,)),
-    **dict.fromkeys(
-        (
-            "target_parameters",
-            "layer_replication",
-            "alora_invocation_tokens",
-            "megatron_config",
-        ),
-        (None,),
-    ),
 }
+_MERGE = "merge the adapter with PEFT's merge_and_unload() and load the result"
+# Keys that gemlet does not follow, and what to do instead; unset ones never get here.
+_REFUSED = {
+    "lora_bias": "PEFT adds this bias only beside the model and cannot merge it; train without it",
+    "use_qalora": _MERGE,
+    "target_parameters": _MERGE,
+    "layer_replication": _MERGE,
+    "alora_invocation_tokens": "an activated LoRA begins to act in the middle of a text, which PEFT computes",
+    "megatron_config": _MERGE,
+    "use_bdlora": _MERGE,
+    "arrow_config": "it mixes several adapters; merge one of them with PEFT and load the result",
+}
+# Kinds of adapters that change what the model reads and not its weights.
+_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 # About training, or about the file.
 _IGNORED = frozenset(
     {
@@ -177,8 +181,15 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         raise ModelFileError(f"{path}: missing; expected the folder of a PEFT adapter")
     raw = read_json_object(path, error=ConfigError)
     keys = Keys({key: value for key, value in raw.items() if not _is_unset(value)}, path, "", _DEFAULTS)
-    if "peft_type" not in keys.raw:
-        raise keys.wrong("peft_type", "'LORA'")
+    kind = keys.get("peft_type")
+    if kind != "LORA":
+        way_out = f"of another kind, {_MERGE}" if isinstance(kind, str) else "with PEFT's peft_type"
+        if kind in _PROMPTS:
+            way_out = "this kind adds to the prompt what cannot be merged, and only PEFT computes it"
+        raise keys.wrong("peft_type", f"'LORA' (also DoRA and rsLoRA); {way_out}")
+    for key, way_out in _REFUSED.items():
+        if key in keys.raw:
+            raise keys.wrong(key, f"it not to be set; {way_out}")
     keys.refuse_unknown(_IGNORED, _FIXED)
     start = keys.get("init_lora_weights")
     if not any(type(start) is type(known) and start == known for known in _INITIALISATIONS):
@@ -237,8 +248,7 @@ def _saved(keys: Keys) -> tuple[str, ...]:
         if name.rpartition(".")[2] not in ("embed_tokens", "lm_head"):
             raise keys.wrong(
                 "modules_to_save",
-                f"embed_tokens and lm_head, not {show(name)}; merge the adapter with PEFT's "
-                "merge_and_unload() and load the result",
+                f"embed_tokens and lm_head, not {show(name)}; {_MERGE}",
             )
     return names
 

@@ -11,6 +11,7 @@ from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
 from gemlet.model.resident import Resident
+from gemlet.sources.adapters import find_adapter
 
 __all__ = ["LoadedAdapters"]
 
@@ -36,12 +37,19 @@ class LoadedAdapters:
         with self._resident.lock:
             return {name: adapter for name, (adapter, _) in self._loaded.items()}
 
-    def load(self, path: str | os.PathLike[str], name: str | None) -> Adapter:
-        """Loads the adapter in the folder ``path``; :meth:`gemlet.Model.load_adapter` has the errors."""
+    def load(
+        self,
+        source: str | os.PathLike[str],
+        name: str | None,
+        revision: str | None,
+        token: str | bool | None,
+    ) -> Adapter:
+        """Loads the adapter ``source``; raises as :meth:`gemlet.Model.load_adapter` does."""
         self._resident.check_open()
         if name is None:
-            name = os.path.basename(os.path.abspath(os.fspath(path)))
+            name = os.path.basename(os.path.abspath(os.fspath(source))).removesuffix(".gguf")
         self._check_name(name)
+        path = find_adapter(source, revision=revision, token=token)
         resident = self._resident
         # One load at a time, from the check to the end: what is left of max_memory is given out once.
         with open_adapter(path, self._config) as files, self._loading:

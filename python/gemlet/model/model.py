@@ -140,24 +140,30 @@ class Model:
         return self._adapters.by_name()
 
     @public
-    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
+    def load_adapter(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> Adapter:
         """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
 
-        Any number of adapters may be loaded, also while the model generates. Their matrices stay apart from
-        the model's, ``y = W x + scale * B (A x)``: in float32 for a model with f32 weights, else in bfloat16.
-        Loads take turns, and count against ``max_memory`` with what forward passes need to compute with them.
+        Any number may be loaded, also while the model generates. Their matrices stay apart from the model's,
+        in float32 for a model with f32 weights, else in bfloat16, and count against ``max_memory``.
 
         Args:
-            path: a folder as PEFT or mlx-lm write it, or an adapter in GGUF, as llama.cpp takes it.
-            name: what to call it; None: the folder's name.
+            path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.
+            name: what to call it; None: the name of the folder, the file or the repository.
+            revision, token: as in :func:`gemlet.load`, of an adapter on the hub.
 
         Raises:
             InvalidRequestError: the name is empty or taken.
-            ModelFileError: a file is missing, cut short or inconsistent.
-            ConfigError: the adapter is of a kind that gemlet does not compute; names the key.
-            TensorError: a tensor is missing, unexpected, not finite or does not fit this model; names it.
+            ModelFileError, ConfigError, TensorError: a file is missing or damaged, or describes what gemlet
+                does not compute or this model does not have; names the key or the tensor.
+            HubError: the hub cannot be reached, or does not give the adapter out.
             MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
-            ModelClosedError: the model is closed.
 
         >>> import gemlet
         >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
@@ -166,7 +172,7 @@ class Model:
         >>> adapter.name, "q_proj" in adapter.targets, result.completion_tokens > 0
         ('mine', True, True)
         """
-        return self._adapters.load(path, name)
+        return self._adapters.load(path, name, revision, token)
 
     @public
     def unload_adapter(self, name: str) -> None:

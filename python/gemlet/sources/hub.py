@@ -14,12 +14,14 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from gemlet.adapters.opening import ADAPTER_FILES
+from gemlet.adapters.peft_config import CONFIG_FILE
 from gemlet.checkpoint.gguf_files import gguf_models, split_names
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
 from gemlet.tokenizer.stored import STORED_FILE
 
-__all__ = ["download", "is_repository"]
+__all__ = ["download", "download_adapter", "is_repository"]
 
 # What gemlet reads of a repository, besides the vocabulary. A folder inside it holds something else (weights
 # of another kind, ...), but for the numbered ones of sentence-transformers: an embedding model's last layers.
@@ -145,21 +147,12 @@ class Choice(NamedTuple):
 
 def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
     """What :func:`download` of these arguments fetches; raises as it does."""
-    if not isinstance(name, str) or not is_repository(name):
-        raise InvalidRequestError(
-            f'name is {name!r}; expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file '
-            'there, like "someone/gemma-GGUF:gemma-Q4_0.gguf" or "someone/gemma-GGUF:Q4_0"'
-        )
-    check_access(revision, token)
-    name, named = plain_name(name)
-    if named is not None and revision not in (None, named):
-        raise InvalidRequestError(f"revision is {revision!r}, and the address names {named!r}; give one")
-    revision = revision or named
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise missing_extra(f"{name}: no such folder; downloading a model of this name", "hub")
-    match = _NAME.fullmatch(name)
-    repository, file, quantization = match.groups() if match else (name, None, None)
-    names, is_here = _list_files(repository, revision, token)
+    expected = (
+        'expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file there, like '
+        '"someone/gemma-GGUF:gemma-Q4_0.gguf" or "someone/gemma-GGUF:Q4_0"'
+    )
+    found, quantization = _look_up(name, revision, token, expected)
+    repository, file, names = found.repository, found.file, found.names
     if quantization is not None:
         file = _quantized(repository, names, quantization)
     elif file is None:
@@ -170,10 +163,53 @@ def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
         tokenizers = [name for name in TOKENIZER_FILES if name in names]
         if tokenizers[:1] == [STORED_FILE]:  # it has all that the others say
             tokenizers = tokenizers[:1]
-        return Choice(repository, None, names, [*_FILES, *tokenizers], ["[!0-9]*/*"], is_here, revision)
+        return found._replace(patterns=[*_FILES, *tokenizers], ignored=["[!0-9]*/*"])
     folder, name = os.path.split(file)
     patterns = [glob.escape(os.path.join(folder, part)) for part in split_names(folder, name)]
-    return Choice(repository, file, names, patterns, [], is_here, revision)
+    return found._replace(file=file, patterns=patterns)
+
+
+def download_adapter(name: str, *, revision: str | None, token: str | bool | None) -> str:
+    """Fetches the adapter ``name`` and returns its folder; of one in GGUF, the path of the file.
+
+    Raises as :func:`download` does, for a repository without an adapter too.
+    """
+    expected = 'expected an adapter on the hub, like "someone/gemma-3-1b-it-lora", or a GGUF file there'
+    found, quantization = _look_up(name, revision, token, expected)
+    repository, file, names = found.repository, found.file, found.names
+    if quantization is not None:
+        file = _quantized(repository, names, quantization)
+    if file is None and CONFIG_FILE in names:
+        return fetch(found._replace(patterns=list(ADAPTER_FILES)), token)
+    models = gguf_models(names)
+    if file is None and len(models) == 1:
+        file = models[0]
+    if file is None or file not in names:
+        raise InvalidRequestError(
+            f"{repository}: is no adapter: it has no {CONFIG_FILE}"
+            + (f" and no file {file}" if file else "")
+            + (f"; name one of its GGUF files, {_models(names)}" if models else "")
+        )
+    return fetch(found._replace(file=file, patterns=[glob.escape(file)]), token)
+
+
+def _look_up(
+    name: str, revision: str | None, token: str | bool | None, expected: str
+) -> tuple[Choice, str | None]:
+    """The repository that is named, the file in it where one is, and the quantization where one is."""
+    if not isinstance(name, str) or not is_repository(name):
+        raise InvalidRequestError(f"name is {name!r}; {expected}")
+    check_access(revision, token)
+    name, named = plain_name(name)
+    if named is not None and revision not in (None, named):
+        raise InvalidRequestError(f"revision is {revision!r}, and the address names {named!r}; give one")
+    revision = revision or named
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise missing_extra(f"{name}: no such folder; downloading a model of this name", "hub")
+    match = _NAME.fullmatch(name)
+    repository, file, quantization = match.groups() if match else (name, None, None)
+    names, is_here = _list_files(repository, revision, token)
+    return Choice(repository, file, names, [], [], is_here, revision), quantization
 
 
 def fetch(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gemlet.adapters.opening import open_adapter
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.sources.adapters import find_adapter
 from gemlet.sources.finding import find, find_in_folder
 from gemlet.sources.gguf_model import open_gguf
 from gemlet.sources.hf_folder import open_folder
@@ -53,7 +54,7 @@ def open_model_files(
     if merge_adapter is None:
         return opened
     try:
-        return _merge(opened, merge_adapter)
+        return _merge(opened, find_adapter(merge_adapter, token=token))
     except BaseException:
         opened.close()
         raise

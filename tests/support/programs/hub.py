@@ -111,3 +111,19 @@ def run_commands(name: str, folder: Path) -> str:
                 assert main([command, *model, "--revision", "v9", "--token", TOKEN, *rest]) == 1
             assert "has no revision 'v9'" in said.getvalue(), said.getvalue()
     return printed.getvalue()
+
+
+def load_adapters(base: str, ids: list[int], names: Iterable[str]) -> dict[str, Any]:
+    """The logits with each adapter beside the model, and merged with the first, or the errors."""
+    found: dict[str, Any] = {}
+    with gemlet.load(base, weights="f32", threads=1) as model:
+        for number, name in enumerate(names):
+            try:
+                adapter = model.load_adapter(name, f"a{number}")
+                found[name] = model.logits(ids, adapter=adapter.name)
+            except gemlet.GemletError as error:
+                found[name] = f"{type(error).__name__}: {error}"
+        found["name"] = model.load_adapter(next(iter(names))).name
+    with gemlet.load(base, weights="f32", threads=1, merge_adapter=next(iter(names))) as merged:
+        found["merged"] = merged.logits(ids)
+    return found

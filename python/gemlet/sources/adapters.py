@@ -1,0 +1,23 @@
+"""Which folder or file somebody means who names an adapter: :func:`find_adapter`."""
+
+from __future__ import annotations
+
+import os
+
+from gemlet.sources.hub import check_access, download_adapter, is_repository
+
+__all__ = ["find_adapter"]
+
+
+def find_adapter(
+    source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+) -> str | os.PathLike[str]:
+    """``source`` itself, or where the adapter of this name on the hub was downloaded to.
+
+    Raises what :func:`gemlet.sources.hub.download_adapter` raises. What is no name of the hub either,
+    :func:`gemlet.adapters.opening.open_adapter` refuses.
+    """
+    check_access(revision, token)
+    if not isinstance(source, str) or "\0" in source or os.path.lexists(source) or not is_repository(source):
+        return source
+    return download_adapter(source, revision=revision, token=token)
