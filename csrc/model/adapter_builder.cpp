@@ -41,24 +41,31 @@ constexpr LayerTarget kLayerTargets[] = {
     {"laurel_right", Target::kLaurelRight, [](const Layer& w) -> const Matrix& { return w.altup.laurel_right; }},
 };
 
-// The rows of a packed matrix, as float32.
+// The rows of a packed matrix, as float32. They are read a few megabytes at a time: every read waits for the pass that
+// is running.
 class Rows {
  public:
   Rows(Model& model, const Matrix& matrix)
-      : model_(model), matrix_(matrix), panel_(static_cast<size_t>(panel_bytes(matrix.format, matrix.cols))) {}
+      : model_(model), matrix_(matrix), panel_bytes_(panel_bytes(matrix.format, matrix.cols)) {
+    held_ = std::clamp<int64_t>((int64_t{4} << 20) / panel_bytes_, 1, matrix.panels());
+    panels_ = AlignedBuffer(static_cast<size_t>(held_ * panel_bytes_));
+  }
   void read(int64_t row, float* out) {  // one after the other, from the first
-    if (row % kPanelRows == 0) {
+    const int64_t panel = row / kPanelRows;
+    if (row % (held_ * kPanelRows) == 0) {
+      const int64_t count = std::min(held_, matrix_.panels() - panel);
       model_.read_weights([&](const ModelWeights&) {
-        model_.backend().download(matrix_.panel(row / kPanelRows), panel_.size(), panel_.data());
+        model_.backend().download(matrix_.panel(panel), static_cast<size_t>(count * panel_bytes_), panels_.data());
       });
     }
-    unpack_row({matrix_.format, kPanelRows, matrix_.cols, panel_.data()}, row % kPanelRows, out);
+    unpack_row({matrix_.format, held_ * kPanelRows, matrix_.cols, panels_.data()}, row % (held_ * kPanelRows), out);
   }
 
  private:
   Model& model_;
   const Matrix& matrix_;
-  AlignedBuffer panel_;
+  int64_t panel_bytes_, held_;
+  AlignedBuffer panels_;
 };
 
 std::vector<float> widened(const SourceRows& source) {
@@ -67,12 +74,23 @@ std::vector<float> widened(const SourceRows& source) {
   return values;
 }
 
-// w [cols] += scale * b [rank] A [rank, cols]
+// w [cols] += scale * b [rank] A [rank, cols], for a few columns at a time, which stay in registers.
 void correct_row(const float* b, float scale, const std::vector<float>& a, std::vector<float>& w) {
-  const size_t cols = w.size();
-  for (size_t j = 0; j < a.size() / cols; ++j) {
-    const float factor = scale * b[j];
-    for (size_t i = 0; i < cols; ++i) w[i] += factor * a[j * cols + i];
+  constexpr size_t kColumns = 32;
+  const size_t cols = w.size(), rank = a.size() / cols;
+  size_t first = 0;
+  for (; first + kColumns <= cols; first += kColumns) {
+    float sums[kColumns] = {};
+    for (size_t j = 0; j < rank; ++j) {
+      const float* const from = a.data() + j * cols + first;
+      for (size_t i = 0; i < kColumns; ++i) sums[i] += b[j] * from[i];
+    }
+    for (size_t i = 0; i < kColumns; ++i) w[first + i] += scale * sums[i];
+  }
+  for (; first < cols; ++first) {
+    float sum = 0;
+    for (size_t j = 0; j < rank; ++j) sum += b[j] * a[j * cols + first];
+    w[first] += scale * sum;
   }
 }
 

@@ -151,6 +151,13 @@ def test_a_gguf_adapter_cut_short_is_refused(tmp_path: Path) -> None:
             open_adapter(path, CONFIG).close()
 
 
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gguf_adapter(gguf_tensors("gemma3-plain"), 8.0))
+    with pytest.raises(gemlet.ModelFileError, match=r"is an adapter; .* load_adapter\(\)"):
+        gemlet.load(path)
+
+
 def test_a_folder_without_an_adapter_says_what_is_expected(tmp_path: Path) -> None:
     refuse(tmp_path, gemlet.ModelFileError, "adapter_config.json", "GGUF")
     (tmp_path / "a.txt").write_text("nothing")

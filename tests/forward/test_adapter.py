@@ -128,6 +128,52 @@ def test_one_forward_pass_serves_adapters_with_ends_of_their_own(weights: str, c
             np.testing.assert_array_equal(logits, model.logits(ids, adapter=name), err_msg=str(name))
 
 
+def test_ends_of_their_own_beside_an_embedding_on_disk(tmp_path: Path) -> None:
+    names = ["gemma3-saved", "gemma3-ends", "gemma3-tokens", "gemma3-plain"]
+    gemlet.convert(HERE / "gemma3-270m", tmp_path / "packed", weights="q8", threads=1)
+    found = []
+    for on_disk in (False, True):
+        with gemlet.load(tmp_path / "packed", threads=1, embedding_on_disk=on_disk) as model:
+            for name in names:
+                model.load_adapter(ADAPTERS / name)
+            found.append([model.logits([2, 5, 6, 20, 30], adapter=name) for name in names])
+    for name, in_memory, on_disk_logits in zip(names, *found, strict=True):
+        np.testing.assert_array_equal(in_memory, on_disk_logits, err_msg=name)
+
+
+def test_an_embedding_model_with_an_adapter_of_its_table(tmp_path: Path) -> None:
+    """There is no official result; merged and beside have to agree."""
+    random = np.random.default_rng(0)
+    folder = HERE / "embeddinggemma"
+    with gemlet.load(folder, weights="f32", threads=1) as model:
+        vocab, hidden = model.vocab_size, model.config.hidden_size
+        shapes = {
+            "embed_tokens.lora_embedding_A": (2, vocab),
+            "embed_tokens.lora_embedding_B": (hidden, 2),
+            "layers.0.self_attn.o_proj.lora_A.weight": (
+                2,
+                model.config.layers[0].num_heads * model.config.layers[0].head_dim,
+            ),
+            "layers.0.self_attn.o_proj.lora_B.weight": (hidden, 2),
+        }
+        tensors = {
+            f"base_model.model.{name}": random.normal(0, 0.2, shape).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        config = {
+            "peft_type": "LORA",
+            "r": 2,
+            "target_modules": ["embed_tokens", "layers.0.self_attn.o_proj"],
+        }
+        path = write_adapter(tmp_path / "a", config, tensors)
+        model.load_adapter(path, "mine")
+        texts = [[2, 5, 7, 1], [2, 9, 4, 3, 1]]
+        beside, plain = model.embed(texts, adapter="mine"), model.embed(texts)
+    with gemlet.load(folder, weights="f32", threads=1, merge_adapter=path) as merged:
+        np.testing.assert_allclose(merged.embed(texts), beside, atol=1e-5)
+    assert np.abs(beside - plain).max() > 0.01
+
+
 def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     whole = adapted.logits(ids, adapter="gemma3-plain")

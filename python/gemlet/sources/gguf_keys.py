@@ -20,7 +20,7 @@ from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.config.generation_defaults import read_number, read_suppressed
 from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.rope import LAYER_TYPES
-from gemlet.errors import ConfigError, TensorError
+from gemlet.errors import ConfigError, ModelFileError, TensorError
 from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name
 from gemlet.weights.slots import PER_LAYER_TABLE
 
@@ -143,6 +143,11 @@ def read_gguf_keys(
     ``rope_freqs`` are the values of the tensor of that name. Raises :class:`ConfigError` or
     :class:`ModelFileError` naming the key.
     """
+    if gguf.metadata.get("general.type") == "adapter":
+        raise ModelFileError(
+            f"{gguf.path}: is an adapter; load the model it was made for, and then this with load_adapter() "
+            "or --adapter"
+        )
     architecture = gguf.get("general.architecture", str)
     if architecture not in _MODEL_TYPES:
         what = f", {_OTHERS[architecture]}" if architecture in _OTHERS else ""
