@@ -246,6 +246,40 @@ void ModelBuilder::accept_per_layer_table(RowTable table) {
   weights_.per_layer_table = std::move(table);
 }
 
+// Norms of their own for queries and keys, in place of those of the slots, which may be in a mapped file.
+void ModelBuilder::balance_keys() {
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    std::vector<LayerWeights*> readers;  // of these keys
+    bool all_have_norms = true;
+    for (size_t j = i; j < weights_.layers.size(); ++j) {
+      if (j != i && config_.layers[j].kv_source != static_cast<int64_t>(i)) continue;
+      readers.push_back(&weights_.layers[j]);
+      all_have_norms = all_have_norms && config_.layers[j].qk_norm;
+    }
+    if (!all_have_norms || config_.layers[i].kv_source >= 0) continue;
+    const auto dim = static_cast<size_t>(config_.layers[i].head_dim);
+    const auto read = [&](const float* norm) {
+      std::vector<float> values(dim);
+      backend_->download(norm, dim * sizeof(float), values.data());
+      return values;
+    };
+    const auto write = [&](const std::vector<float>& values, const float** norm) {
+      uint8_t* const memory = allocate(static_cast<int64_t>(dim * sizeof(float)));
+      backend_->upload(values.data(), dim * sizeof(float), memory);
+      *norm = reinterpret_cast<const float*>(memory);
+    };
+    std::vector<float> keys = read(weights_.layers[i].k_norm);
+    const std::vector<float> factors = key_factors(keys);
+    for (size_t c = 0; c < dim; ++c) keys[c] /= factors[c];
+    write(keys, &weights_.layers[i].k_norm);
+    for (LayerWeights* const layer : readers) {
+      std::vector<float> queries = read(layer->q_norm);
+      for (size_t c = 0; c < dim; ++c) queries[c] *= factors[c];
+      write(queries, &layer->q_norm);
+    }
+  }
+}
+
 std::unique_ptr<Model> ModelBuilder::finish() {
   const std::lock_guard<ForkMutex> lock(mutex_);
   check_can_fill();
@@ -280,6 +314,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     size.parameters += weights_.per_layer_table.rows() * weights_.per_layer_table.cols();
   }
   if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
+  if (kv_format_ == KvFormat::kInt8) balance_keys();
   finished_ = true;
   slots_.clear();
   rows_scratch_.reset();

@@ -116,6 +116,7 @@ class ModelBuilder {
   void declare_altup(const std::string& at, AltupWeights& weights);
   void declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix);
   void declare_norm(const std::string& name, int64_t dim, const float** norm);
+  void balance_keys();
   uint8_t* allocate(int64_t bytes);
   void check_can_fill() const;
   void declare_vector(const std::string& name, std::vector<int64_t> shape, float neutral, const float** vector);

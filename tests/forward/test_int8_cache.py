@@ -1,0 +1,79 @@
+"""An int8 cache has one scale for a key. Channels of the keys are made alike first, and queries carry the
+difference, so that small channels keep their bits beside large ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import gemlet
+from golden.folders import HERE, read_golden
+from support.core_models import builder_of, layer_config, model_config
+from support.feeding import difference
+from support.inside import testing
+
+pytestmark = pytest.mark.tier
+
+# The seven differ in how layers get their keys; a golden model reacts strongly to rounding.
+NAMES = [
+    "gemma2-2b",
+    "gemma3-4b",
+    "gemma3n-sliced",
+    "gemma4-e2b",
+    "gemma4-12b",
+    "gemma4-26b-a4b",
+    "gemma4-far",
+]
+BOUND = 0.12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_computes_the_same(name: str) -> None:
+    """Also where layers share keys, where keys are values too, and where RoPE turns a part of the lanes."""
+    ids = read_golden(name)["ids"][-41:].tolist()
+    found = []
+    for kv_cache in ("f32", "int8"):
+        with gemlet.load(HERE / name, weights="f32", kv_cache=kv_cache, threads=1) as model:
+            found.append(model.logits(ids))
+    exact, rounded = found
+    assert np.linalg.norm(rounded - exact) < BOUND * np.linalg.norm(exact)
+
+
+def logits(kv_cache: str, sizes: NDArray[np.float32], head_dim: int = 32) -> NDArray[np.float32]:
+    """Of a model whose keys have channels of these sizes, and whose queries have the inverse."""
+    layers = [layer_config(head_dim=head_dim, sliding_window=0, query_scale=0.2) for _ in range(2)]
+    builder = builder_of(model_config(*layers, norm_offset=0.0), kv_cache=kv_cache)
+    for i in range(2):
+        builder.add(f"layers.{i}.k_norm", sizes, "f32")
+        builder.add(f"layers.{i}.q_norm", 1 / sizes, "f32")
+    builder.add_random(seed=4)
+    (found,) = testing.batch_logits(builder.finish(), [list(range(2, 90))], [None])
+    return np.asarray(found)
+
+
+def loss(sizes: Any) -> float:
+    sizes = np.asarray(sizes, np.float32)
+    return difference(logits("int8", sizes), logits("f32", sizes))
+
+
+def test_channels_of_different_sizes_keep_their_bits() -> None:
+    even = loss(np.ones(32))
+    assert even < 0.02
+    large = np.ones(32)
+    large[[3, 19]] = 30  # the two lanes of a pair
+    assert loss(large) < 3 * even
+
+
+def test_channels_of_zero_do_no_harm() -> None:
+    for kept in (slice(0, 0), slice(0, 3)):
+        sizes = np.zeros(32, np.float32)
+        sizes[kept] = 2
+        config = model_config(layer_config(head_dim=32, sliding_window=0), norm_offset=0.0)
+        builder = builder_of(config, kv_cache="int8")
+        builder.add("layers.0.k_norm", sizes, "f32")
+        builder.add_random(seed=4)
+        (found,) = testing.batch_logits(builder.finish(), [[2, 7, 11, 5]], [None])
+        assert np.isfinite(found).all()
