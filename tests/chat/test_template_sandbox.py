@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from gemlet.chat.template_process import run_template
 from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
+from support.chat_conversations import compiled
 from support.inside import template_process
 from support.processes import peak, run_program
 from support.programs import templates as programs
@@ -76,6 +78,22 @@ def test_what_a_template_may_do() -> None:
         "{{ strftime_now('%%') }}": "%",
     }.items():
         assert outcome(template) == expected
+
+
+def test_every_filter_and_test_of_jinja_works() -> None:
+    """Also where it imports something when it is first used: the process can open no file any more."""
+    environment = compiled("").environment
+    for name in sorted(environment.filters.keys() - {"random"}):
+        for value in ("'<b>a</b> &amp; b'", "[2, 1]", "{'a': 1}", "1.5"):
+            text = f"{{{{ {value} | {name} }}}}"
+            found = str(outcome(text)).removeprefix("the model's chat template fails on these messages: ")
+            try:
+                expected = compiled(text).render(**VALUES)
+            except Exception as error:
+                expected = f"{type(error).__name__}: {error}"
+            assert re.sub("0x[0-9a-f]+", "0x", found) == re.sub("0x[0-9a-f]+", "0x", expected)
+    for name in environment.tests:
+        assert "OSError" not in str(outcome(f"{{{{ 1 is {name} }}}}{{{{ 1 is {name}(1) }}}}"))
 
 
 def test_errors_say_whose_fault_it_is() -> None:

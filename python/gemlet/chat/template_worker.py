@@ -77,7 +77,10 @@ class Worker:
 
     def warm_up(self) -> None:
         """Makes Jinja import what it imports when it is first used, while files can still be opened."""
-        text = "{{ [1]|pprint ~ [1]|tojson ~ '1'|urlencode ~ lipsum(n=1) ~ strftime_now('%c') }}{{ 1 / 0 }}"
+        text = (
+            "{{ [1]|pprint ~ [1]|tojson ~ '1'|urlencode ~ '1'|striptags ~ '1'|wordwrap ~ lipsum(n=1) "
+            "~ strftime_now('%c') }}{{ 1 / 0 }}"
+        )
         self.answer({"template": text, "texts": [{}], "longest": 1 << 20})
         self._compiled.clear()
 
