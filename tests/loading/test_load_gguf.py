@@ -271,6 +271,7 @@ def test_inspect_says_which_format_each_type_gets(tmp_path: Path) -> None:
     assert found.plan.embedding == gemlet.inspect(tmp_path / "model.gguf", weights="q8").plan.embedding
 
 
+@pytest.mark.extra("templates")
 def test_tokenizer_chat_format_ends_and_sampling(tmp_path: Path) -> None:
     config, tensors = model_of("gemma3_text")
     entries, size = trained_entries()
