@@ -1,8 +1,9 @@
 // Attention on the CPU: which rows and which part of the cache make one task.
 //
 // Prefill: a task is up to 32 query rows of one key/value head (several tokens x the heads of a group), over all keys
-// they see. Decode: few rows and a long cache, so a task is one range of its keys; the partial results are merged in
-// order. Both rules look at the work only, never at the number of threads.
+// they see. Decode: few rows and a long cache, so a task is one piece of its keys (kPieceTokens), and the results of
+// the pieces are added in order. The kernel adds pieces in the same way, so both give the same bits, and how the work
+// is split changes nothing.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -14,18 +15,13 @@ namespace {
 
 using kernels::kMaxAttentionRows;
 
-constexpr int64_t kMaxSplitRows = 16;  // segments with more rows than this have tasks enough without splitting
+constexpr int64_t kMaxSplitRows = 8;  // segments with more rows than this have tasks enough without splitting
+constexpr int64_t kMostPartialBytes = int64_t{4} << 20;  // of the results of pieces in one call
 
 int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size; }  // rounded up
 
-// Keys in one task of a row that sees `tokens` of them: whole blocks, a sixteenth of the work, at most 512.
-constexpr int64_t kMostPieces = 16, kMostPieceBlocks = 8;
-int64_t split_tokens(int64_t tokens) {
-  return std::min(quotient(tokens, kMostPieces * kKvBlockTokens), kMostPieceBlocks) * kKvBlockTokens;
-}
-
-// Floats of a partial result: out [kMaxAttentionRows, dim], max and sum of each row.
-int64_t partial_size(int64_t head_dim) { return kMaxAttentionRows * (head_dim + 2); }
+// Floats of the result of a piece: out [rows, dim], largest score and sum of each row.
+int64_t partial_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
 
 int64_t heads_of_task(int64_t group) { return std::min(group, kMaxAttentionRows); }
 int64_t tokens_of_task(int64_t group) { return std::max<int64_t>(1, kMaxAttentionRows / heads_of_task(group)); }
@@ -37,10 +33,11 @@ struct Task {
   int64_t token, tokens;  // rows of the segment
   int64_t head, heads;    // query heads within the group
   int64_t kv_begin, kv_end;
-  int64_t partial;  // index of this task's partial result; -1 = writes the output itself
+  int64_t partial;  // where this task's result begins among those of pieces; -1 = writes the output itself
+  int64_t rows() const { return tokens * heads; }
 };
 
-// Tasks that must be merged: partial results first .. first + count - 1 of the same rows.
+// Tasks [task, task + count), whose results must be added: pieces of the same rows.
 struct Merge {
   size_t task;
   int64_t count;
@@ -65,13 +62,10 @@ KvKernels kernels_of(const kernels::KernelTable& table, KvFormat format) {
 
 }  // namespace
 
-int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const {
-  const int64_t group = num_heads / num_kv_heads;
-  const int64_t tasks =
-      num_kv_heads * quotient(group, heads_of_task(group)) * quotient(kMaxSplitRows, tokens_of_task(group));
-  const int64_t few = std::min(kMostPieces, quotient(tokens, kKvBlockTokens));
-  const int64_t pieces = std::max(few, quotient(tokens, kMostPieceBlocks * kKvBlockTokens)) + 1;  // begun anywhere
-  return tasks * pieces * partial_size(head_dim) * static_cast<int64_t>(sizeof(float));
+int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t, int64_t head_dim, int64_t tokens) const {
+  const int64_t pieces = quotient(tokens, kernels::kPieceTokens) + 1;  // begun anywhere
+  const int64_t floats = partial_floats(kMaxSplitRows * num_heads, head_dim) * pieces;
+  return std::min(kMostPartialBytes, floats * static_cast<int64_t>(sizeof(float)));
 }
 
 void CpuBackend::rope_angles(std::span<const float> frequencies, std::span<const int64_t> positions, float* cosines,
@@ -153,8 +147,10 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
         const int64_t all = segment.position + segment.rows;
         end = shape.window > 0 ? std::min(all, end + shape.window - 1) : all;
       }
-      const int64_t piece = split_tokens(end - begin);
-      const bool split = segment.rows <= kMaxSplitRows && end - begin > piece;
+      const int64_t pieces = quotient(end, kernels::kPieceTokens) - begin / kernels::kPieceTokens;
+      const int64_t floats = partial_floats(tokens * shape.num_heads, dim) * pieces;
+      const bool split = segment.rows <= kMaxSplitRows && pieces > 1 &&
+                         (partials + floats) * static_cast<int64_t>(sizeof(float)) <= kMostPartialBytes;
       for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
         for (int64_t head = 0; head < group; head += heads_per_task) {
           const int64_t heads = std::min(heads_per_task, group - head);
@@ -167,8 +163,9 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
           merges.push_back({tasks.size(), 0});
           for (int64_t at = begin; at < end; at = task.kv_end) {
             task.kv_begin = at;
-            task.kv_end = std::min(end, (at / piece + 1) * piece);
-            task.partial = partials++;
+            task.kv_end = std::min(end, (at / kernels::kPieceTokens + 1) * kernels::kPieceTokens);
+            task.partial = partials;
+            partials += partial_floats(task.rows(), dim);
             tasks.push_back(task);
             ++merges.back().count;
           }
@@ -183,9 +180,8 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
   bytes_read_.fetch_add(tokens_read * head_bytes / kKvBlockTokens, std::memory_order_relaxed);
 
   const int64_t scratch_floats = kernels::attention_scratch(dim);
-  const int64_t partial_floats = partial_size(dim);
   float* const scratches = scratch(attention_scratch_, scratch_floats * pool_.threads());
-  float* const parts = scratch(partials_, partial_floats * partials);
+  float* const parts = scratch(partials_, partials);
   const auto out_row = [&](const Task& task, int64_t r) {
     const int64_t row = task.segment->row + task.token + r / task.heads;
     return (row * shape.num_heads + task.kv_head * group + task.head + r % task.heads) * dim;
@@ -193,8 +189,8 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
 
   pool_.run(static_cast<int64_t>(tasks.size()), [&](int64_t index, int thread) {
     const Task& task = tasks[static_cast<size_t>(index)];
-    const int64_t rows = task.tokens * task.heads;
-    float* const part = task.partial >= 0 ? parts + task.partial * partial_floats : nullptr;
+    const int64_t rows = task.rows();
+    float* const part = task.partial >= 0 ? parts + task.partial : nullptr;
     std::array<const float*, kMaxAttentionRows> queries;
     std::array<float*, kMaxAttentionRows> outputs;
     std::array<int32_t, kMaxAttentionRows> positions;
@@ -217,32 +213,28 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
     args.ahead = !shape.bidirectional ? 0 : shape.window > 0 ? shape.window - 1 : task.kv_end;
     args.softcap = shape.softcap;
     args.out = outputs.data();
-    args.max = part ? part + kMaxAttentionRows * dim : nullptr;
-    args.sum = part ? args.max + kMaxAttentionRows : nullptr;
+    args.max = part ? part + rows * dim : nullptr;
+    args.sum = part ? args.max + rows : nullptr;
     args.scratch = scratches + thread * scratch_floats;
     kernel(args);
   });
 
-  for (const Merge& merge : merges) {
+  pool_.run(static_cast<int64_t>(merges.size()), [&](int64_t index, int) {
+    const Merge& merge = merges[static_cast<size_t>(index)];
     const Task& first = tasks[merge.task];
-    for (int64_t r = 0; r < first.tokens * first.heads; ++r) {
-      const float* part = parts + first.partial * partial_floats;
-      float largest = -INFINITY;
-      for (int64_t i = 0; i < merge.count; ++i) {
-        largest = std::max(largest, part[i * partial_floats + kMaxAttentionRows * dim + r]);
-      }
+    const int64_t rows = first.rows();
+    for (int64_t r = 0; r < rows; ++r) {
       float* const to = out + out_row(first, r);
       std::fill_n(to, dim, 0.0f);
-      float sum = 0.0f;
+      float largest = 0, sum = 0;
       for (int64_t i = 0; i < merge.count; ++i) {
-        const float* from = part + i * partial_floats;
-        const float weight = std::exp(from[kMaxAttentionRows * dim + r] - largest);
-        sum += weight * from[kMaxAttentionRows * (dim + 1) + r];
-        for (int64_t d = 0; d < dim; ++d) to[d] += weight * from[r * dim + d];
+        const float* const part = parts + tasks[merge.task + static_cast<size_t>(i)].partial;
+        kernels::add_piece(part + r * dim, part[rows * dim + r], part[rows * (dim + 1) + r], dim, to, largest, sum);
       }
-      for (int64_t d = 0; d < dim; ++d) to[d] /= sum;
+      const float scale = sum == 0.0f ? 1.0f : 1.0f / sum;
+      for (int64_t d = 0; d < dim; ++d) to[d] *= scale;
     }
-  }
+  });
 }
 
 }  // namespace gemlet

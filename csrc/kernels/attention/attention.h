@@ -36,12 +36,20 @@ constexpr int64_t kv_scale_bytes(int64_t element) { return element == 1 ? 2 * kK
 constexpr int64_t kv_head_bytes(int64_t head_dim, int64_t element) {
   return kv_key_bytes(head_dim, element) + kv_value_bytes(head_dim, element) + kv_scale_bytes(element);
 }
-// Floats of scratch for one call: for each row its scores, its result, and its query and weights in the form that the
-// products need; and the values of a block.
+// Floats of scratch for one call: for each row its scores, its result, the result of the pieces before, and its query
+// and weights in the form that the products need; and the values of a block.
 constexpr int64_t attention_scratch(int64_t head_dim) {
-  return kMaxAttentionRows * 2 * (kKvBlockTokens + padded_head_dim(head_dim)) +
+  return kMaxAttentionRows * (2 * kKvBlockTokens + 3 * padded_head_dim(head_dim)) +
          kKvBlockTokens * padded_head_dim(head_dim);
 }
+
+// Attention is computed in pieces of this many tokens, from multiples of it on. The results of the pieces are added one
+// after the other, each scaled to the largest score so far. So a row's result is the same bits, whether one call reads
+// all pieces or each piece is a call of its own.
+constexpr int64_t kPieceTokens = 4 * kKvBlockTokens;
+
+// Adds the result of a piece (`from`: out [head_dim], its largest score m and sum) to that of the pieces before.
+void add_piece(const float* from, float from_max, float from_sum, int64_t head_dim, float* to, float& max, float& sum);
 
 struct AttentionArgs {
   const float* const* q;         // [rows] pointers to head_dim floats

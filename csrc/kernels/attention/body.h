@@ -84,24 +84,46 @@ inline float weigh(float* row, int64_t count, float largest) {
   return sum_lanes(sums);
 }
 
+// What some of the tokens add up to, for every row: the largest score, the sum of e^(score - largest), and the values
+// with these weights.
+struct Sums {
+  float largest[kMaxAttentionRows], sum[kMaxAttentionRows];
+  float* out;  // [rows, width]
+
+  Sums(float* memory, int64_t rows, int64_t width) : out(memory) { clear(rows, width); }
+  void clear(int64_t rows, int64_t width) {
+    for (int64_t r = 0; r < rows; ++r) {
+      largest[r] = kMasked;
+      sum[r] = 0.0f;
+    }
+    __builtin_memset(out, 0, (size_t)(rows * width) * sizeof(float));
+  }
+
+  void add(const Sums& piece, int64_t rows, int64_t width) {
+    for (int64_t r = 0; r < rows; ++r) {
+      add_piece(piece.out + r * width, piece.largest[r], piece.sum[r], width, out + r * width, largest[r], sum[r]);
+    }
+  }
+};
+
 template <typename Cache>
 inline void attention(const AttentionArgs& a) {
   const int64_t width = padded_head_dim(a.head_dim);
   float* const scores = a.scratch;
-  float* const out = scores + kMaxAttentionRows * kKvBlockTokens;
-  uint8_t* const copy = (uint8_t*)(out + kMaxAttentionRows * width);
+  Sums piece(scores + kMaxAttentionRows * kKvBlockTokens, a.rows, width);
+  Sums before(piece.out + kMaxAttentionRows * width, a.rows, width);
+  float *const out = piece.out, *const largest = piece.largest, *const sum = piece.sum;
+  uint8_t* const copy = (uint8_t*)(before.out + kMaxAttentionRows * width);
   Cache cache(a, (float*)copy + kKvBlockTokens * width);
-  float largest[kMaxAttentionRows], sum[kMaxAttentionRows];
-  for (int64_t r = 0; r < a.rows; ++r) {
-    largest[r] = kMasked;
-    sum[r] = 0.0f;
-  }
-  __builtin_memset(out, 0, (size_t)(a.rows * width) * sizeof(float));
 
   for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
     const uint8_t* keys = a.blocks[block - a.first_block];
     const uint8_t* values = keys + kv_key_bytes(a.head_dim, Cache::kElement);
     const int64_t first = block * kKvBlockTokens;
+    if (first % kPieceTokens == 0 && first > a.kv_begin) {
+      before.add(piece, a.rows, width);
+      piece.clear(a.rows, width);
+    }
     const int64_t used = clamp(a.kv_end - first, 0, kKvBlockTokens);
     const int64_t panel =
         clamp(a.kv_begin - first, 0, kKvBlockTokens) / kPanelRows;  // the first one that any row may see
@@ -154,14 +176,16 @@ inline void attention(const AttentionArgs& a) {
     cache.mix(values, begin, used - begin, 0, a.rows, scores, out, next);
   }
 
+  before.add(piece, a.rows, width);
   for (int64_t r = 0; r < a.rows; ++r) {
     if (a.max) {
-      a.max[r] = largest[r];
-      a.sum[r] = sum[r];
+      a.max[r] = before.largest[r];
+      a.sum[r] = before.sum[r];
     }
-    const float scale = a.max || sum[r] == 0.0f ? 1.0f : 1.0f / sum[r];
-    for (int64_t i = 0; i < width; i += kLanes) store(out + r * width + i, load(out + r * width + i) * scale);
-    __builtin_memcpy(a.out[r], out + r * width, (size_t)a.head_dim * sizeof(float));
+    const float scale = a.max || before.sum[r] == 0.0f ? 1.0f : 1.0f / before.sum[r];
+    float* const row = before.out + r * width;
+    for (int64_t i = 0; i < width; i += kLanes) store(row + i, load(row + i) * scale);
+    __builtin_memcpy(a.out[r], row, (size_t)a.head_dim * sizeof(float));
   }
 }
 

@@ -75,16 +75,34 @@ void kv_store(const KvStoreArgs& a) {
   head.value_scales[a.slot] = value_scale;
 }
 
+// What some of the tokens add up to: the largest score, the sum of e^(score - largest), and the values with these
+// weights.
+struct Sums {
+  float* out;  // [head_dim]
+  float largest = -INFINITY, sum = 0.0f;
+
+  void clear(int64_t head_dim) {
+    for (int64_t d = 0; d < head_dim; ++d) out[d] = 0.0f;
+    largest = -INFINITY;
+    sum = 0.0f;
+  }
+};
+
 template <typename Cache>
 void attention(const AttentionArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
     float* scores = a.scratch;
-    float* out = a.scratch + kKvBlockTokens;
-    for (int64_t d = 0; d < a.head_dim; ++d) out[d] = 0.0f;
-    float largest = -INFINITY, sum = 0.0f;
+    Sums piece = {a.scratch + kKvBlockTokens}, before = {piece.out + a.head_dim};
+    piece.clear(a.head_dim);
+    before.clear(a.head_dim);
+    float *const out = piece.out, &largest = piece.largest, &sum = piece.sum;
     const int64_t position = a.positions[r];
     const int64_t oldest = a.window > 0 ? position - a.window + 1 : 0, newest = position + a.ahead;
     for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
+      if (block * kKvBlockTokens % kPieceTokens == 0) {
+        add_piece(out, largest, sum, a.head_dim, before.out, before.largest, before.sum);
+        piece.clear(a.head_dim);
+      }
       const Reader<Cache> head(a.blocks[block - a.first_block], a.head_dim);
       const bool scaled = kv_scale_bytes(head.kBytes) > 0;
       float block_max = -INFINITY;
@@ -117,12 +135,13 @@ void attention(const AttentionArgs& a) {
         }
       }
     }
+    add_piece(out, largest, sum, a.head_dim, before.out, before.largest, before.sum);
     if (a.max) {
-      a.max[r] = largest;
-      a.sum[r] = sum;
+      a.max[r] = before.largest;
+      a.sum[r] = before.sum;
     }
-    const float scale = a.max || sum == 0.0f ? 1.0f : 1.0f / sum;
-    for (int64_t d = 0; d < a.head_dim; ++d) a.out[r][d] = out[d] * scale;
+    const float scale = a.max || before.sum == 0.0f ? 1.0f : 1.0f / before.sum;
+    for (int64_t d = 0; d < a.head_dim; ++d) a.out[r][d] = before.out[d] * scale;
   }
 }
 
@@ -136,3 +155,22 @@ void attention_bf16(const AttentionArgs& a) { attention<Bf16>(a); }
 void attention_int8(const AttentionArgs& a) { attention<Int8>(a); }
 
 }  // namespace gemlet::kernels::scalar
+
+namespace gemlet::kernels {
+
+void add_piece(const float* from, float from_max, float from_sum, int64_t head_dim, float* to, float& max, float& sum) {
+  if (from_sum == 0.0f) return;
+  if (sum == 0.0f) {
+    for (int64_t d = 0; d < head_dim; ++d) to[d] = from[d];
+    max = from_max;
+    sum = from_sum;
+    return;
+  }
+  const float now = from_max > max ? from_max : max;
+  const float own = expf(max - now), other = expf(from_max - now);
+  max = now;
+  sum = sum * own + from_sum * other;
+  for (int64_t d = 0; d < head_dim; ++d) to[d] = to[d] * own + from[d] * other;
+}
+
+}  // namespace gemlet::kernels
