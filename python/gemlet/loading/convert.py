@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 
+from gemlet.base.files import checked_path
 from gemlet.base.progress import Progress, reporting
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
@@ -68,9 +69,7 @@ def convert(
     'q4'
     """
     options = LoadOptions(weights=weights, threads=threads, embedding=embedding, progress=progress)
-    path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else destination
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidRequestError(f"destination is {path!r}; expected the path of a folder to make")
+    path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
