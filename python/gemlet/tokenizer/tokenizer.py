@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gemlet.base.exit_waits import call_apart, exit_waits_for
+from gemlet.base.importing import importing
 from gemlet.base.text import show
 from gemlet.errors import ContextLengthError, InvalidRequestError, TokenizerError
 from gemlet.tokenizer.cutting import Cutter
@@ -326,7 +327,8 @@ class _SentencePiece:
     _processor: Any = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        import sentencepiece
+        with importing():
+            import sentencepiece
 
         self._make: Any = sentencepiece.SentencePieceProcessor
         self._vocabulary: Vocabulary | None = vocabulary
