@@ -201,8 +201,8 @@ def missing_extra(what: str, name: str) -> UnsupportedError:
     """The error for ``what``, which needs packages of the extra ``name`` that are not installed.
 
     >>> print(missing_extra("downloading", "hub"))
-    downloading needs the extra "hub": pip install 'gemlet[hub]', or '.[hub]' in a checkout
+    downloading needs the extra "hub": run pip install '.[hub]' in gemlet's checkout
     """
     return UnsupportedError(
-        f"{what} needs the extra \"{name}\": pip install 'gemlet[{name}]', or '.[{name}]' in a checkout"
+        f"{what} needs the extra \"{name}\": run pip install '.[{name}]' in gemlet's checkout"
     )
