@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gemlet.base.importing import importing
+from gemlet.base.handlers import undisturbed
 from gemlet.errors import (
     CancelledError,
     ConfigError,
@@ -95,7 +95,7 @@ _LAZY = {
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
-        with importing():
+        with undisturbed():
             value: object = getattr(import_module(_LAZY[name]), name)
     elif name == "__version__":
         value = _version()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from gemlet.base.importing import importing
+from gemlet.base.handlers import undisturbed
 
 __all__ = ["main"]
 
@@ -24,7 +24,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (None: the process's own) and returns its exit code."""
     try:
-        with importing():
+        with undisturbed():
             from gemlet.cli.parser import run
 
         return run(argv)

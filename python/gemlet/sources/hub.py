@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from gemlet.adapters.opening import ADAPTER_FILES
 from gemlet.adapters.peft_config import CONFIG_FILE
-from gemlet.base.importing import importing
+from gemlet.base.handlers import undisturbed
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models, split_names
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
@@ -227,7 +227,7 @@ def fetch(
 ) -> str:
     """The folder or the GGUF file, with all of its files but those of the patterns ``without``; the folder
     even of a GGUF file if ``whole``."""
-    with importing():
+    with undisturbed():
         import huggingface_hub
 
     repository, revision = choice.repository, choice.revision
@@ -247,7 +247,7 @@ def fetch(
 
 def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:
     """The files of a repository; where the hub does not say, those in the cache, and True."""
-    with importing():
+    with undisturbed():
         import huggingface_hub
         from huggingface_hub import errors
 

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from gemlet.base.exit_waits import call_apart, exit_waits_for
-from gemlet.base.importing import importing
+from gemlet.base.exit_waits import call_apart, exit_waits_for, wait_for
+from gemlet.base.handlers import undisturbed
 from gemlet.base.text import show
 from gemlet.errors import ContextLengthError, InvalidRequestError, TokenizerError
 from gemlet.tokenizer.cutting import Cutter
@@ -327,7 +327,7 @@ class _SentencePiece:
     _processor: Any = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        with importing():
+        with undisturbed():
             import sentencepiece
 
         self._make: Any = sentencepiece.SentencePieceProcessor
@@ -336,13 +336,12 @@ class _SentencePiece:
         if not vocabulary.checked:
             self._build()
             return
-        with contextlib.suppress(RuntimeError):  # no thread to be had: built at first use
+        with contextlib.suppress(RuntimeError), undisturbed():  # no thread to be had: built at first use
             self._thread.start()
 
     def __call__(self, text: str) -> list[int]:
         if self._vocabulary is not None:
-            if self._thread.ident is not None:
-                self._thread.join()  # in a fork of the process that started it, it has ended
+            wait_for(self._thread)
             self._build()
         if len(text) > _SOON_DONE:
             return call_apart(self._processor.EncodeAsIds, text)

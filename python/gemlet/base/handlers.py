@@ -1,4 +1,4 @@
-"""Importing modules late, at their first use: :func:`importing`."""
+"""Keeping signal handlers out of what must not be left in the middle: :func:`undisturbed`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["importing"]
+__all__ = ["undisturbed"]
 
 
 @contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Within, signal handlers wait until the end. What one raises, such as KeyboardInterrupt at Ctrl-C, would
-    leave half a module behind, and NumPy cannot be imported a second time.
+def undisturbed() -> Iterator[None]:
+    """Within, signal handlers wait until the end. For what takes a fraction of a second.
 
-    >>> with importing():
+    What a handler raises, such as KeyboardInterrupt at Ctrl-C, would leave half a module behind in the middle
+    of an import, and NumPy cannot be imported a second time. A process that a handler forks while a thread
+    starts would wait for ever for the thread, which is not in it.
+
+    >>> with undisturbed():
     ...     import decimal
     """
     arrived: list[int] = []
