@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gemlet.base.handlers import undisturbed
 from gemlet.errors import (
     CancelledError,
     ConfigError,
@@ -94,7 +95,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
-        value: object = getattr(import_module(_LAZY[name]), name)
+        with undisturbed():
+            value: object = getattr(import_module(_LAZY[name]), name)
     elif name == "__version__":
         value = _version()
     else:

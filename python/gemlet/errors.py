@@ -39,6 +39,9 @@ class GemletError(Exception):
     weights is 'q5'; expected one of 'auto', 'f32', 'bf16', 'bf12', 'q8', 'q4'
     """
 
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(readable(item) if isinstance(item, str) else item for item in arguments))
+
 
 class ModelFileError(GemletError, ValueError):
     """A model file is missing, cut short, or says something about itself that is not true.
@@ -183,12 +186,23 @@ class MemoryLimitError(GemletError, MemoryError):
     """
 
 
+_LONGEST = 4000  # characters
+
+
+def readable(message: str) -> str:
+    """``message``, short enough to be read, and without the surrogates by which Python writes the bytes of a
+    file name that are not UTF-8: they could not be printed."""
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    return message.encode("utf-8", "backslashreplace").decode()
+
+
 def missing_extra(what: str, name: str) -> UnsupportedError:
     """The error for ``what``, which needs packages of the extra ``name`` that are not installed.
 
     >>> print(missing_extra("downloading", "hub"))
-    downloading needs the extra "hub": pip install 'gemlet[hub]', or '.[hub]' in a checkout
+    downloading needs the extra "hub": run pip install '.[hub]' in gemlet's checkout
     """
     return UnsupportedError(
-        f"{what} needs the extra \"{name}\": pip install 'gemlet[{name}]', or '.[{name}]' in a checkout"
+        f"{what} needs the extra \"{name}\": run pip install '.[{name}]' in gemlet's checkout"
     )

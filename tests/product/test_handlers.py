@@ -22,12 +22,14 @@ def test_while_the_main_thread_does_something_else(name: str, action: str) -> No
     run_program(interrupt_work, name, action)
 
 
-# A process that a handler forks in the middle of loading or converting may hang there: it goes on with that
-# work, and threads that the work waits for are not in it. That is not promised.
-@pytest.mark.parametrize("action", ["close", "generate", "raise_error"])
+@pytest.mark.parametrize("action", ["close", "generate", "raise_error", "fork"])
 def test_while_the_main_thread_loads(action: str) -> None:
     run_program(interrupt_work, "load", action)
 
 
-def test_while_the_main_thread_converts(tmp_path: Path) -> None:
-    run_program(interrupt_work, "convert", "raise_error", environment={"TMPDIR": str(tmp_path)})
+@pytest.mark.parametrize("action", ["raise_error", "fork"])
+@pytest.mark.parametrize("name", ["convert", "cache"])
+def test_while_the_main_thread_writes(tmp_path: Path, name: str, action: str) -> None:
+    """In a forked process, the folder that is written is left to the parent."""
+    folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    run_program(interrupt_work, name, action, environment=folders)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import subprocess
 import sys
 
 import pytest
 
 import gemlet
-from support.processes import environment_of
+from support.processes import environment_of, run_program
+from support.programs.importing import interrupt_import
 
 NAMES = {
     "gemlet": """
@@ -57,6 +59,12 @@ def test_every_public_name_exists() -> None:
 
 
 # --- in a new process -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["numpy", "numpy.linalg", "numpy.matrixlib", "gemlet.model.model"])
+def test_a_signal_in_the_middle_of_an_import(module: str, number: int) -> None:
+    run_program(interrupt_import, module, int(number))
 
 
 def output_of(program: str) -> str:

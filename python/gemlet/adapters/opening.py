@@ -10,13 +10,12 @@ from gemlet.adapters.gguf import GGUFAdapter
 from gemlet.adapters.mlx import MLX_FILE, map_mlx, read_mlx_config
 from gemlet.adapters.peft import map_peft
 from gemlet.adapters.peft_config import CONFIG_FILE, read_adapter_config
-from gemlet.base.files import check_links
+from gemlet.base.files import check_links, checked_path
 from gemlet.base.strict_json import read_json_object
-from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
+from gemlet.errors import ConfigError, ModelFileError
 
 __all__ = ["ADAPTER_FILES", "open_adapter"]
 
@@ -48,9 +47,7 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
         ConfigError: the adapter's description says what gemlet does not compute; names the key.
         TensorError: a tensor is missing, unexpected or does not fit the model; names it.
     """
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in str(os.fspath(path)):
-        raise InvalidRequestError(f"adapter is {show(path)}; {_EXPECTED}")
-    source = str(os.fspath(path))
+    source = checked_path("adapter", path, _EXPECTED.removeprefix("expected "))
     if not os.path.lexists(source):
         raise ModelFileError(f"{source}: no such folder or file; {_EXPECTED}")
     opened = _open(source, config)

@@ -9,9 +9,12 @@ keeps them from evicting at the same time. The entries that were not used for th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import stat
+import time
 from collections.abc import Callable, Iterator
 
 from gemlet.base.sizes import parse_memory
@@ -20,6 +23,8 @@ from gemlet.errors import InvalidRequestError
 __all__ = ["cache_folder", "cache_limit"]
 
 _DEFAULT_LIMIT = "20GB"
+_PATIENCE = 600.0  # seconds in which another process packs the largest model
+_LOOK = 0.05  # seconds between two looks at a lock
 
 
 def cache_folder() -> str:
@@ -28,6 +33,36 @@ def cache_folder() -> str:
     if not os.path.isabs(base):  # the specification's rule for an empty or a relative path
         base = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "gemlet", "packed")
+
+
+def own_folder(*, make: bool = False) -> str:
+    """:func:`cache_folder`, made if it is missing and ``make`` says so. Raises OSError where it cannot be
+    used: whoever else owns it, or may write to it, could put other weights there."""
+    folder = cache_folder()
+    for path in (os.path.dirname(folder), folder):
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.makedirs(path, mode=0o700)
+        status = os.stat(path)
+        if status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"{path} belongs to another user")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(errno.EPERM, f"others may write to it: chmod go-w {path}")
+    return folder
+
+
+def own_entry(name: str) -> str:
+    """The path of the entry ``name``. Raises OSError if it is not there, or holds anything but files of this
+    user."""
+    entry = os.path.join(own_folder(), name)
+    if not stat.S_ISDIR(os.lstat(entry).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", entry)
+    with os.scandir(entry) as files:
+        for file in files:
+            status = file.stat(follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "not a file of this user", file.path)
+    return entry
 
 
 def cache_limit() -> int:
@@ -50,10 +85,9 @@ def cache_limit() -> int:
 def keep_entry(name: str, write: Callable[[str], object]) -> None:
     """Makes the small entry ``name``; not being able to is none to speak of: the weights' entry meets the
     same, and warns."""
-    folder = cache_folder()
-    entry = os.path.join(folder, name)
     with contextlib.suppress(OSError):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        folder = own_folder(make=True)
+        entry = os.path.join(folder, name)
         with locked(f"{entry}.lock"):
             with new_entry(entry) as made:
                 write(made)
@@ -113,8 +147,10 @@ def evict(folder: str, limit: int) -> None:
                     if free and path != lock:  # which goes by itself
                         _remove(path)
             with contextlib.suppress(OSError):  # no folder, or gone meanwhile
-                size = sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(path))
-                entries.append((os.stat(path).st_mtime_ns, size, path))
+                status = os.lstat(path)
+                if stat.S_ISDIR(status.st_mode):
+                    size = sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(path))
+                    entries.append((status.st_mtime_ns, size, path))
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total <= limit:
@@ -144,14 +180,19 @@ def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
 
 
 def _lock(path: str, wait: bool) -> int | None:
-    """The locked file ``path``, whose holder alone removes it; None if another has it."""
+    """The locked file ``path``, whose holder alone removes it; None if another has it. Raises OSError if
+    another has it for longer than ``_PATIENCE``."""
+    until = time.monotonic() + _PATIENCE if wait else None
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o600)
         is_there = False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "the lock is not a regular file", path)
+            _take(descriptor, path, until)
             # Who waited for a file that its holder has removed takes the new one, as all others do.
-            is_there = os.path.samestat(os.fstat(descriptor), os.stat(path))
+            is_there = os.path.samestat(os.fstat(descriptor), os.lstat(path))
         except BlockingIOError:
             return None
         except FileNotFoundError:
@@ -161,3 +202,19 @@ def _lock(path: str, wait: bool) -> int | None:
                 os.close(descriptor)
         if is_there:
             return descriptor
+
+
+def _take(descriptor: int, path: str, until: float | None) -> None:
+    """Locks the file. Raises BlockingIOError at once if another holds it and ``until`` is None, else
+    TimeoutError then."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if until is None:
+                raise
+            if time.monotonic() > until:
+                problem = f"another process has held {path} for {_PATIENCE:.0f} seconds"
+                raise TimeoutError(errno.ETIMEDOUT, problem) from None
+            time.sleep(_LOOK)

@@ -16,7 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["call_apart", "exit_waits_for"]
+from gemlet.base.handlers import undisturbed
+
+__all__ = ["call_apart", "exit_waits_for", "wait_for"]
 
 T = TypeVar("T")
 
@@ -26,6 +28,7 @@ _PATIENCE = (
 )
 # Before a call that comes later: by then Python has ended, unless another exit handler waits for the caller.
 _PAUSE = 0.5
+_LOOK = 0.1  # seconds between two looks whether a thread is still there
 
 _calls: deque[None] = deque()  # that are running; only its length counts
 _is_exiting = False
@@ -50,6 +53,12 @@ def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
         _calls.pop()
 
 
+def wait_for(thread: threading.Thread) -> None:
+    """Waits until the thread has ended. In a process that a signal handler forks meanwhile, it has."""
+    while thread.is_alive():
+        thread.join(_LOOK)
+
+
 def call_apart(function: Callable[..., T], *arguments: object) -> T:
     """``function(*arguments)``, which Ctrl-C interrupts: for the main thread, another thread calls it. That
     one goes on until the call ends, and its result is dropped.
@@ -70,11 +79,11 @@ def call_apart(function: Callable[..., T], *arguments: object) -> T:
 
     thread = threading.Thread(target=call, name="gemlet-call", daemon=True)
     try:
-        thread.start()
+        with undisturbed():
+            thread.start()
     except RuntimeError:  # no thread to be had
         return function(*arguments)
-    while thread.is_alive():
-        thread.join(0.1)
+    wait_for(thread)
     if errors:
         raise errors[0]
     # In a process that a signal handler forked there is no such thread, and no result.

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gemlet.base.sizes import size_text
+from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["Progress", "check_progress", "in_notebook", "reporting"]
@@ -25,7 +26,7 @@ _PAUSE = 0.1  # seconds between two changes of the line
 def check_progress(progress: Progress) -> None:
     """Raises :class:`InvalidRequestError` for what is no ``progress`` argument."""
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
-        raise InvalidRequestError(f"progress is {progress!r}; expected None, True, False or a function")
+        raise InvalidRequestError(f"progress is {show(progress)}; expected None, True, False or a function")
 
 
 def in_notebook() -> bool:

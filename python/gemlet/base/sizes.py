@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["parse_memory", "resident_bytes", "size_text"]
@@ -25,7 +26,9 @@ def parse_memory(value: int | str) -> int:
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
     size = round(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if not 0 < size < _LARGEST:
-        raise InvalidRequestError(f'max_memory is {value!r}; expected bytes, or text like "2GB" or "800MiB"')
+        raise InvalidRequestError(
+            f'max_memory is {show(value)}; expected bytes, or text like "2GB" or "800MiB"'
+        )
     return size
 
 

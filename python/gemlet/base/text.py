@@ -9,7 +9,8 @@ __all__ = ["asked_for", "show", "show_argument"]
 
 
 def show(value: object, limit: int = 80) -> str:
-    """``repr(value)``, cut to about ``limit`` characters: what a file says enters messages escaped and short.
+    """``repr(value)``, cut to about ``limit`` characters: what a file or a caller says enters messages
+    escaped and short. Survives what cannot be shown.
 
     >>> show("a" * 100, limit=12)
     "'aaa...aaaa'"
@@ -17,7 +18,10 @@ def show(value: object, limit: int = 80) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = limit
     short.maxlevel = 3
-    text = short.repr(value)
+    try:
+        text = short.repr(value)
+    except Exception:  # what a foreign __repr__ raises, or an integer of thousands of digits
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 2 * limit else text[: 2 * limit] + "..."
 
 

@@ -54,6 +54,12 @@ def chat_format_for(
     >>> ours.name, ours.render([{"role": "user", "content": "Hi"}])
     ('template', 'Hi')
     """
+    if not isinstance(model_type, str):
+        raise TypeError(f"model_type has to be a str, got {type(model_type).__name__}")
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(f"tokenizer has to be a Tokenizer, got {type(tokenizer).__name__}")
+    if template is not None and not isinstance(template, str):
+        raise TypeError(f"template has to be a str or None, got {type(template).__name__}")
     template = template if template and template.strip() else None
     known: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:

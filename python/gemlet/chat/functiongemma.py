@@ -33,14 +33,13 @@ from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
     ToolResult,
-    checked_tools,
     read_calls,
     tool_name,
     write_call,
     write_result,
     write_tool,
 )
-from gemlet.chat.messages import json_value, role_of, text_parts
+from gemlet.chat.messages import checked_tools, json_value, role_of, text_parts
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer

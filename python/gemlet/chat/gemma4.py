@@ -38,7 +38,6 @@ from gemlet.chat.gemma4_tools import (
     SchemaStyle,
     ToolResult,
     WrittenCall,
-    checked_tools,
     read_calls,
     read_list,
     tool_name,
@@ -46,7 +45,7 @@ from gemlet.chat.gemma4_tools import (
     write_result,
     write_tool,
 )
-from gemlet.chat.messages import json_value, mapping_at, role_of, text_parts
+from gemlet.chat.messages import checked_tools, json_value, mapping_at, role_of, text_parts
 from gemlet.chat.reply import GEMMA4_MARKERS
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError

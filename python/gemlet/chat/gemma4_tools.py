@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.text import show
-from gemlet.chat.base import Segments, Tools
+from gemlet.chat.base import Segments
 from gemlet.chat.messages import json_object, json_value, mapping_at
 from gemlet.errors import InvalidRequestError
 
@@ -25,7 +25,6 @@ __all__ = [
     "SchemaStyle",
     "ToolResult",
     "WrittenCall",
-    "checked_tools",
     "read_calls",
     "read_list",
     "tool_name",
@@ -210,15 +209,6 @@ def write_tool(out: Segments, tool: Any, where: str, style: SchemaStyle) -> None
             out.text("}")
     out.text("}")
     out.marker("<tool|>")
-
-
-def checked_tools(tools: Tools | None) -> list[Any]:
-    """``tools`` as a list."""
-    if tools is None:
-        return []
-    if isinstance(tools, str | bytes | Mapping):
-        raise InvalidRequestError(f"tools has to be a list of tools, got a {type(tools).__name__}")
-    return list(tools)
 
 
 def _text(value: Any) -> str:

@@ -17,6 +17,7 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = [
     "checked_messages",
+    "checked_tools",
     "json_object",
     "json_value",
     "mapping_at",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 _MAX_BITS = 8192  # of an integer; Python refuses to write much larger ones
+_JSON = (bool, int, float, str, Sequence, Mapping)
 _NOT_TEXT = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
 
 
@@ -42,7 +44,20 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
             raise InvalidRequestError(
                 f"messages[{index}] is a {kind}; expected a mapping with role and content"
             )
+        for key in ("role", "tool_calls", "tool_responses", "function_call"):
+            value = message.get(key)
+            if value is not None and not isinstance(value, _JSON):  # an array is neither true nor false
+                raise InvalidRequestError(f"messages[{index}].{key} is {show(value)}; expected JSON")
     return list(messages)
+
+
+def checked_tools(tools: Any) -> list[Any]:
+    """``tools`` as a list, empty for None."""
+    if tools is None:
+        return []
+    if isinstance(tools, str | bytes | bytearray) or not isinstance(tools, Sequence):
+        raise InvalidRequestError(f"tools: got {show(tools)}, expected a list of functions")
+    return list(tools)
 
 
 def role_of(message: Mapping[str, Any], where: str, roles: Sequence[str], format_name: str) -> str:

@@ -16,13 +16,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from gemlet.base.handlers import undisturbed
+
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (None: the process's own) and returns its exit code."""
     try:
-        from gemlet.cli.parser import run
+        with undisturbed():
+            from gemlet.cli.parser import run
 
         return run(argv)
     except KeyboardInterrupt:  # also while the modules are still being imported

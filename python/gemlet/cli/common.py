@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.errors import InvalidRequestError
 from gemlet.loading.options import command_line
@@ -149,7 +150,8 @@ def access_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def open_model(arguments: argparse.Namespace) -> Model:
     """The model that the options of :mod:`gemlet.cli.parser` describe."""
-    from gemlet.loading.load import load
+    with undisturbed():
+        from gemlet.loading.load import load
 
     template = getattr(arguments, "chat_template", None)
     options = {**load_options(arguments), **access_options(arguments)}

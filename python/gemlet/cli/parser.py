@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.common import CHAT_TOKENS
 from gemlet.loading.options import command_line
@@ -329,32 +330,37 @@ def _counts(text: str) -> list[int]:
 
 
 def _run_generate(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import generate
+    with undisturbed():
+        from gemlet.cli import generate
 
     return generate.run(arguments)
 
 
 def _run_chat(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import chat
+    with undisturbed():
+        from gemlet.cli import chat
 
     return chat.run(arguments)
 
 
 def _run_embed(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import embed
+    with undisturbed():
+        from gemlet.cli import embed
 
     return embed.run(arguments)
 
 
 def _run_inspect(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import inspect
+    with undisturbed():
+        from gemlet.cli import inspect
 
     return inspect.run(arguments)
 
 
 def _run_convert(arguments: argparse.Namespace) -> int:
-    from gemlet.cli.common import access_options, load_options
-    from gemlet.loading.convert import convert
+    with undisturbed():
+        from gemlet.cli.common import access_options, load_options
+        from gemlet.loading.convert import convert
 
     convert(
         arguments.source,
@@ -367,8 +373,9 @@ def _run_convert(arguments: argparse.Namespace) -> int:
 
 
 def _run_download(arguments: argparse.Namespace) -> int:
-    from gemlet.cli.common import access_options
-    from gemlet.sources.hub import download
+    with undisturbed():
+        from gemlet.cli.common import access_options
+        from gemlet.sources.hub import download
 
     print(download(arguments.name, **access_options(arguments)))
     return 0
@@ -393,13 +400,15 @@ def _run_tokenize(arguments: argparse.Namespace) -> int:
 
 
 def _run_info(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import info
+    with undisturbed():
+        from gemlet.cli import info
 
     return info.run(arguments)
 
 
 def _run_bench(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import bench
+    with undisturbed():
+        from gemlet.cli import bench
 
     return bench.run(arguments)
 

@@ -75,6 +75,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     ...     print("unknown key 'num_experts'" in str(error))
     True
     """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: is {show(raw)}; expected an object")
     model_type = raw.get("model_type")
     if isinstance(model_type, str) and model_type in MULTIMODAL:
         return _parse_multimodal(raw, where, model_type)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.base.progress import Progress, in_notebook, reporting
 from gemlet.chat.reply import Content, ReplyEvent, collect
-from gemlet.errors import CancelledError, GemletError, InvalidRequestError, ModelClosedError
+from gemlet.errors import CancelledError, InvalidRequestError, ModelClosedError
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Chunk, FinishReason, Generation
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
@@ -121,15 +121,11 @@ class TextStream:
                 raise StopIteration
             try:
                 chunk = self._step()
-            except GemletError as error:
+            except BaseException as error:  # also what a signal handler raised: the text so far is kept
+                chunk = self._end("cancelled")
                 asked_for = (CancelledError, ModelClosedError) if self._is_cancelled else CancelledError
                 if not isinstance(error, asked_for):
-                    self._release()
                     raise
-                chunk = self._end("cancelled")
-            except BaseException:  # what a signal handler raised
-                self._end("cancelled")
-                raise
         if self._close_is_due:
             self.close()
         return chunk
@@ -182,7 +178,7 @@ class TextStream:
         """The whole :class:`Generation`, once the stream has ended.
 
         Raises:
-            InvalidRequestError: the stream has not ended yet, or ended with an error of gemlet's.
+            InvalidRequestError: the stream has not ended yet. (One that an error ended has what came before.)
         """
         if self._result is None:
             raise InvalidRequestError("the stream has no result: iterate it to its end, or close() it, first")

@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 
+from gemlet.base.files import checked_path
 from gemlet.base.progress import Progress, reporting
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError, ModelFileError
+from gemlet.errors import CancelledError, InvalidRequestError, ModelFileError
 from gemlet.loading.builder import make_builder
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.packing.blocks import stored_bytes
@@ -67,10 +68,9 @@ def convert(
     ...         model.weights
     'q4'
     """
+    process = os.getpid()
     options = LoadOptions(weights=weights, threads=threads, embedding=embedding, progress=progress)
-    path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else destination
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidRequestError(f"destination is {path!r}; expected the path of a folder to make")
+    path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
@@ -86,7 +86,6 @@ def convert(
         options = options.with_formats(files)
         builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)
-        process = os.getpid()
         own = None  # a folder that no other conversion has, for the one that is made
         try:
             os.makedirs(parent, exist_ok=True)
@@ -98,6 +97,8 @@ def convert(
             _describe(made, files)
             if matformer is not None:
                 _rewrite_config(made, whole, matformer)
+            if os.getpid() != process:
+                raise CancelledError(f"{path}: a signal handler forked the process that writes it")
             os.rename(made, target)
         except OSError as problem:
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem

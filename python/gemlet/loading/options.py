@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gemlet import _core
 from gemlet.base.progress import Progress, check_progress
 from gemlet.base.sizes import parse_memory
+from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.weights.formats import KV_CACHES, PRESETS, Formats, check_weights, formats_of
 
@@ -138,7 +139,7 @@ class LoadOptions:
             return replace(self, max_context=longest)
         if type(given) is not int or not 1 <= given <= longest:
             raise InvalidRequestError(
-                f"max_context is {given!r}; expected 1 to {longest} tokens, the model's limit, or None"
+                f"max_context is {show(given)}; expected 1 to {longest} tokens, the model's limit, or None"
             )
         return self
 
@@ -165,7 +166,7 @@ class LoadOptions:
         ):
             if wanted not in (None, "auto", has):
                 raise InvalidRequestError(
-                    f"{name} is {wanted!r}, but {files.name} is packed as {has!r}; load the original, or "
+                    f"{name} is {show(wanted)}, but {files.name} is packed as {has!r}; load the original, or "
                     "convert it again"
                 )
         return replace(self, weights=packed.weights, embedding=packed.embedding, own_formats=packed.formats())
@@ -173,18 +174,18 @@ class LoadOptions:
 
 def _check_device(device: str) -> None:
     if not isinstance(device, str):
-        raise UnsupportedError(f"device is {device!r}; expected a name, like 'cpu'")
+        raise UnsupportedError(f"device is {show(device)}; expected a name, like 'cpu'")
     _core.check_device(device)
 
 
 def _check_threads(name: str, threads: int | None) -> None:
     if threads is not None and (type(threads) is not int or not 1 <= threads <= _core.MAX_THREADS):
-        raise InvalidRequestError(f"{name} is {threads!r}; expected 1 to {_core.MAX_THREADS}, or None")
+        raise InvalidRequestError(f"{name} is {show(threads)}; expected 1 to {_core.MAX_THREADS}, or None")
 
 
 def _check_flag(name: str, value: bool) -> None:
     if type(value) is not bool:
-        raise InvalidRequestError(f"{name} is {value!r}; expected True or False")
+        raise InvalidRequestError(f"{name} is {show(value)}; expected True or False")
 
 
 def command_line() -> dict[str, tuple[Field[Any], CommandLine]]:

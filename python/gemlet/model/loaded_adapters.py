@@ -7,6 +7,7 @@ import os
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.adapters.opening import open_adapter
+from gemlet.base.files import checked_path
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
@@ -47,7 +48,7 @@ class LoadedAdapters:
         """Loads the adapter ``source``; raises as :meth:`gemlet.Model.load_adapter` does."""
         self._resident.check_open()
         if name is None:
-            name = os.path.basename(os.path.abspath(os.fspath(source))).removesuffix(".gguf")
+            name = os.path.basename(os.path.abspath(checked_path("path", source))).removesuffix(".gguf")
         self._check_name(name)
         path = find_adapter(source, revision=revision, token=token)
         resident = self._resident
@@ -69,6 +70,8 @@ class LoadedAdapters:
     def unload(self, name: str) -> None:
         """Takes the adapter ``name`` out; raises as :meth:`find` does."""
         with self._resident.lock:
+            if name is None:
+                raise InvalidRequestError("name: got None, expected the name of a loaded adapter")
             self.find(name)
             del self._loaded[name]
 

@@ -98,11 +98,11 @@ class Reader:
         """
         if truncate is not True and truncate is not False:
             raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
-        if empty not in ("error", "zero"):
+        if not isinstance(empty, str) or empty not in ("error", "zero"):
             raise InvalidRequestError(f"empty: got {show_argument(empty)}, expected 'error' or 'zero'")
         if isinstance(texts, str):
             texts = [texts]
-        if not isinstance(texts, Iterable):
+        if not isinstance(texts, Iterable) or (isinstance(texts, np.ndarray) and texts.ndim == 0):
             raise InvalidRequestError(
                 f"texts: got {show_argument(texts)}, expected a string or a list of them"
             )

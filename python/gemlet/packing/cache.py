@@ -35,6 +35,8 @@ from gemlet.base.cache_entries import (
     locked,
     mark_used,
     new_entry,
+    own_entry,
+    own_folder,
 )
 from gemlet.base.progress import Progress, reporting
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
@@ -69,10 +71,9 @@ def packed_copy(
     if sum(nbytes for _, nbytes in builder.packed_sizes().values()) > limit:
         return None
     key = _key(files, builder, weights)
-    folder = cache_folder()
-    entry = os.path.join(folder, key)
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        folder = own_folder(make=True)
+        entry = os.path.join(folder, key)
         if (found := _open(entry, files)) is not None:
             return found
         with locked(f"{entry}.lock"):
@@ -83,9 +84,9 @@ def packed_copy(
             evict(folder, limit)
         return found
     except OSError as problem:
+        reason = problem.strerror or problem
         warnings.warn(
-            f"cache=True: {folder} cannot be used ({problem.strerror or problem}); loading without it",
-            stacklevel=4,
+            f"cache=True: {cache_folder()} cannot be used ({reason}); loading without it", stacklevel=4
         )
         return None
 
@@ -101,8 +102,8 @@ def know_float16(files: ModelFiles) -> None:
     digest = hashlib.sha256(repr(places).encode())
     _add_files(digest, [(files.checkpoint, file) for file in sorted({info.file for info in places})])
     name = f"float16-{digest.hexdigest()[:32]}"
-    path = os.path.join(cache_folder(), name, "formats.json")
     try:
+        path = os.path.join(own_entry(name), "formats.json")
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
         files.known_formats.update({name: {"bf16": "bf16", "f32": "f32"}[found[name]] for name in names})
@@ -116,7 +117,7 @@ def know_float16(files: ModelFiles) -> None:
 def _open(entry: str, files: ModelFiles) -> PackedCheckpoint | None:
     """The entry, now the last one used; None if it is not there or not whole."""
     try:
-        if not _is_as_made(entry):
+        if not _is_as_made(own_entry(os.path.basename(entry))):
             return None
         found = PackedCheckpoint(Checkpoint(entry), files.config, table_elsewhere=True)
     except (OSError, ValueError, ModelFileError, TensorError):

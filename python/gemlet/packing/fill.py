@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from gemlet.errors import readable
 from gemlet.packing.balance import balance_blocks
 from gemlet.packing.blocks import blocks, naming
 from gemlet.sources.model_files import ModelFiles
@@ -35,7 +36,7 @@ def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
             rows, cols = info.shape
             builder.set_per_layer_table(
                 descriptor=checkpoint.files.descriptor(info.file),
-                path=checkpoint.path(info.file),
+                path=readable(checkpoint.path(info.file)),
                 offset=info.begin,
                 rows=rows,
                 cols=cols,

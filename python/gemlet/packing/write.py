@@ -6,10 +6,12 @@ import json
 import os
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.exit_waits import wait_for
+from gemlet.base.handlers import undisturbed
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.errors import CancelledError, ModelFileError
 from gemlet.packing.balance import balance_blocks
@@ -66,20 +68,30 @@ def write_packed(
     head = _header(entries, _metadata(weights, described))
     crc, has_helper, process = 0, True, os.getpid()
     try:
-        with ThreadPoolExecutor(1) as helper, open(path, "xb", buffering=0) as file:
+        with open(path, "xb", buffering=0) as file:
+
+            def check_process() -> None:
+                if os.getpid() != process:
+                    raise CancelledError(f"{path}: a signal handler forked the process that writes it")
 
             def put(data: bytes | memoryview) -> None:
                 nonlocal crc, has_helper
-                if os.getpid() != process:
-                    raise CancelledError(f"{path}: a signal handler forked the process that writes it")
-                later = None
+                check_process()
+                found: list[int] = []
+                helper = Thread(target=lambda before: found.append(zlib.crc32(data, before)), args=(crc,))
                 if has_helper:
                     try:
-                        later = helper.submit(zlib.crc32, data, crc)  # while the system copies the data
+                        with undisturbed():
+                            helper.start()  # computes while the system copies the data
                     except RuntimeError:  # no thread to be had, or Python is exiting
                         has_helper = False
-                _write(file.fileno(), data)
-                crc = zlib.crc32(data, crc) if later is None else later.result()
+                try:
+                    _write(file.fileno(), data)
+                finally:
+                    if has_helper:
+                        wait_for(helper)
+                check_process()
+                crc = found[0] if has_helper else zlib.crc32(data, crc)
 
             put(head)
             for block in chain(balances, blocks(files)):

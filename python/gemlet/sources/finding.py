@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 
-from gemlet.base.files import check_links, no_waiting
+from gemlet.base.files import check_links, checked_path, no_waiting
 from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
-from gemlet.errors import InvalidRequestError, ModelFileError
+from gemlet.errors import ModelFileError
 from gemlet.sources.hub import is_repository
 from gemlet.sources.local import in_model_folders
 
@@ -22,9 +22,7 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
     if source is None:
         return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
-    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
+    path = checked_path("source", source, f"{accepted.removeprefix('expected ')}, or None for the demo model")
     if os.path.isdir(path):
         check_links(path)
         return find_in_folder(path)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from gemlet.adapters.opening import ADAPTER_FILES
 from gemlet.adapters.peft_config import CONFIG_FILE
+from gemlet.base.handlers import undisturbed
+from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models, split_names
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
@@ -90,7 +92,9 @@ def plain_name(name: str) -> tuple[str, str | None]:
 def check_access(revision: str | None, token: str | bool | None) -> None:
     """Raises :class:`InvalidRequestError` for arguments that are none."""
     if revision is not None and (not isinstance(revision, str) or not revision):
-        raise InvalidRequestError(f"revision is {revision!r}; expected a branch, a tag or a commit, or None")
+        raise InvalidRequestError(
+            f"revision is {show(revision)}; expected a branch, a tag or a commit, or None"
+        )
     if token is not None and not isinstance(token, (str, bool)):
         raise InvalidRequestError("token: expected an access token, True, False or None")
 
@@ -198,11 +202,13 @@ def _look_up(
 ) -> tuple[Choice, str | None]:
     """The repository that is named, the file in it where one is, and the quantization where one is."""
     if not isinstance(name, str) or not is_repository(name):
-        raise InvalidRequestError(f"name is {name!r}; {expected}")
+        raise InvalidRequestError(f"name is {show(name)}; {expected}")
     check_access(revision, token)
     name, named = plain_name(name)
     if named is not None and revision not in (None, named):
-        raise InvalidRequestError(f"revision is {revision!r}, and the address names {named!r}; give one")
+        raise InvalidRequestError(
+            f"revision is {show(revision)}, and the address names {show(named)}; give one"
+        )
     revision = revision or named
     if importlib.util.find_spec("huggingface_hub") is None:
         raise missing_extra(f"{name}: no such folder; downloading a model of this name", "hub")
@@ -221,7 +227,8 @@ def fetch(
 ) -> str:
     """The folder or the GGUF file, with all of its files but those of the patterns ``without``; the folder
     even of a GGUF file if ``whole``."""
-    import huggingface_hub
+    with undisturbed():
+        import huggingface_hub
 
     repository, revision = choice.repository, choice.revision
     try:
@@ -240,8 +247,9 @@ def fetch(
 
 def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:
     """The files of a repository; where the hub does not say, those in the cache, and True."""
-    import huggingface_hub
-    from huggingface_hub import errors
+    with undisturbed():
+        import huggingface_hub
+        from huggingface_hub import errors
 
     try:
         siblings = huggingface_hub.HfApi().model_info(repository, revision=revision, token=token).siblings
@@ -307,7 +315,7 @@ def explain(problem: Exception, name: str, revision: str | None) -> str:
             "in with `hf auth login`"
         )
     if isinstance(problem, errors.RevisionNotFoundError):
-        return f"has no revision {revision!r}; expected a branch, a tag or a commit"
+        return f"has no revision {show(revision)}; expected a branch, a tag or a commit"
     if isinstance(problem, errors.RepositoryNotFoundError):
         return (
             "no such folder, and no such model on the hub, or a private one; check the name, or pass a token "

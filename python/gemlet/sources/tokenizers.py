@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from gemlet.base.text import show
+from gemlet.base.files import checked_path
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.choice import chat_format_for
 from gemlet.chat.template_format import TemplateFormat
 from gemlet.chat.templates import read_template_file
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.errors import UnsupportedError
 from gemlet.tokenizer.cache import keep_vocabulary, kept_vocabulary, vocabulary_key
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.tokenizer.vocabulary import Vocabulary
@@ -64,9 +64,6 @@ def read_override(chat_template: str | os.PathLike[str] | None) -> str | None:
         return None
     if isinstance(chat_template, str) and ("{{" in chat_template or "{%" in chat_template):
         return chat_template
-    path = os.fspath(chat_template) if isinstance(chat_template, str | os.PathLike) else None
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidRequestError(
-            f"chat_template is {show(chat_template)}; expected the text of a Jinja template, or a path"
-        )
-    return read_template_file(path)
+    return read_template_file(
+        checked_path("chat_template", chat_template, "the text of a Jinja template, or a path")
+    )

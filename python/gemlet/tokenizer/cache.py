@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from gemlet.base.cache_entries import cache_folder, cache_limit, keep_entry, mark_used
+from gemlet.base.cache_entries import cache_limit, keep_entry, mark_used, own_entry
 from gemlet.errors import GemletError
 from gemlet.tokenizer.stored import STORED_FILE, read_stored, write_stored
 from gemlet.tokenizer.vocabulary import Vocabulary
@@ -28,8 +28,8 @@ def vocabulary_key(contents: Mapping[str, bytes]) -> str:
 
 def kept_vocabulary(key: str, path: str) -> Vocabulary | None:
     """The vocabulary under ``key``, read from the file ``path``; None if it is not there or not whole."""
-    entry = os.path.join(cache_folder(), f"tokenizer-{key}")
     try:
+        entry = own_entry(f"tokenizer-{key}")
         found = replace(read_stored(os.path.join(entry, STORED_FILE)), source=path)
     except (OSError, GemletError):
         return None

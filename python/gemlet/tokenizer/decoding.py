@@ -139,6 +139,8 @@ def checked_id(token_id: int, vocab_size: int) -> int:
         kind = type(token_id).__name__
         raise InvalidRequestError(f"token id {show(token_id)} is a {kind}; expected an integer") from None
     if not 0 <= value < vocab_size:
-        message = f"token id {value} is out of range; the vocabulary has {vocab_size} (0 to {vocab_size - 1})"
+        message = (
+            f"token id {show(value)} is out of range; the vocabulary has {vocab_size} (0 to {vocab_size - 1})"
+        )
         raise InvalidRequestError(message)
     return value

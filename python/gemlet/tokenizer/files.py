@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemlet.base.files import read_file
+from gemlet.base.files import checked_path, read_file
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import read_gguf
@@ -36,6 +36,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
         ModelFileError: there is no such file, it cannot be read, or it is no valid GGUF file.
         TokenizerError: the file is not a tokenizer gemlet can reproduce exactly.
     """
+    path = checked_path("path", path, "the path of a tokenizer")
     try:
         file = _find(Path(path))
         with open(file, "rb") as opened:
@@ -44,7 +45,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
         if isinstance(error, ModelFileError | TokenizerError):
             raise
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ModelFileError(f"{os.fspath(path)}: cannot be read: {reason}") from error
+        raise ModelFileError(f"{path}: cannot be read: {reason}") from error
     if file.name == STORED_FILE:
         return read_stored(file)
     if magic == b"GGUF":

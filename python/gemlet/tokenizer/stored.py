@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlet.base.handlers import undisturbed
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -37,7 +38,8 @@ _FLAGS = ("add_dummy_prefix", "may_cut")
 
 def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     """Writes the file ``path``. Raises ``OSError`` when that fails."""
-    from safetensors.numpy import save
+    with undisturbed():
+        from safetensors.numpy import save
 
     pieces = [piece.encode() for piece in vocabulary.pieces]
     tensors = {

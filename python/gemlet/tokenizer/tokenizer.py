@@ -15,8 +15,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from gemlet.base.exit_waits import call_apart, exit_waits_for
-from gemlet.errors import ContextLengthError, TokenizerError
+from gemlet.base.exit_waits import call_apart, exit_waits_for, wait_for
+from gemlet.base.handlers import undisturbed
+from gemlet.base.text import show
+from gemlet.errors import ContextLengthError, InvalidRequestError, TokenizerError
 from gemlet.tokenizer.cutting import Cutter
 from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
 from gemlet.tokenizer.files import read_vocabulary
@@ -114,8 +116,7 @@ class Tokenizer:
         >>> tokenizer.control_ids.isdisjoint(tokenizer.encode("<bos>", add_bos=False, allow_control=False))
         True
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text has to be a str, got {type(text).__name__}")
+        _check_text("text", text)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -135,6 +136,8 @@ class Tokenizer:
         >>> tokenizer.decode(tokenizer.first_ids("The door opened. " * 100000, 4))
         'The door opened'
         """
+        if type(count) is not int or count < 0:
+            raise InvalidRequestError(f"count: got {show(count)}, expected an integer from 0 on")
         most = self.most_characters(count + 1)
         if most is not None and len(text) > most:
             text = text[: self._cutter.place(text, most)]
@@ -231,6 +234,10 @@ class Tokenizer:
         >>> tokenizer.decode(ids), tokenizer.decode(ids, skip_control=False)
         ('The door opened.', '<bos>The door opened.')
         """
+        try:
+            ids = iter(ids)
+        except TypeError:
+            raise InvalidRequestError(f"ids: got {show(ids)}, expected token ids") from None
         decoder = self.stream_decoder(skip_control=skip_control)
         data = b"".join([decoder.bytes_of(identifier) for identifier in ids])
         return data.decode("utf-8", REPLACE)
@@ -275,6 +282,7 @@ class Tokenizer:
         >>> tokenizer.decode([tokenizer.piece_to_id("▁door")]), tokenizer.piece_to_id("no such piece")
         (' door', None)
         """
+        _check_text("piece", piece)
         if self._ids is None:
             self._ids = {text: identifier for identifier, text in enumerate(self._pieces) if text}
         return self._control.get(piece, self._ids.get(piece))
@@ -302,7 +310,13 @@ class Tokenizer:
         >>> tokenizer.token_id("<end_of_turn>") == tokenizer.end_of_turn_id, tokenizer.token_id("door")
         (True, None)
         """
+        _check_text("name", name)
         return self._control.get(name, self._added.get(name))
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} has to be a str, got {type(value).__name__}")
 
 
 class _SentencePiece:
@@ -313,7 +327,8 @@ class _SentencePiece:
     _processor: Any = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        import sentencepiece
+        with undisturbed():
+            import sentencepiece
 
         self._make: Any = sentencepiece.SentencePieceProcessor
         self._vocabulary: Vocabulary | None = vocabulary
@@ -321,13 +336,12 @@ class _SentencePiece:
         if not vocabulary.checked:
             self._build()
             return
-        with contextlib.suppress(RuntimeError):  # no thread to be had: built at first use
+        with contextlib.suppress(RuntimeError), undisturbed():  # no thread to be had: built at first use
             self._thread.start()
 
     def __call__(self, text: str) -> list[int]:
         if self._vocabulary is not None:
-            if self._thread.ident is not None:
-                self._thread.join()  # in a fork of the process that started it, it has ended
+            wait_for(self._thread)
             self._build()
         if len(text) > _SOON_DONE:
             return call_apart(self._processor.EncodeAsIds, text)

@@ -140,14 +140,15 @@ class AddedTokens:
         path = folder / "added_tokens.json"
         if path.is_file():
             for text, identifier in read_json_object(path, error=TokenizerError).items():
-                if identifier not in self.tokens:
+                if type(identifier) is not int or identifier not in self.tokens:
                     self.add(str(path), identifier, {"content": text, "special": text in CONTROL_NAMES})
         path = folder / "tokenizer_config.json"
         if path.is_file():
             config = read_json_object(path, error=TokenizerError)
             tokens = config.get("added_tokens_decoder")
             for key, entry in (tokens if isinstance(tokens, dict) else {}).items():
-                self.add(f"{path}: added_tokens_decoder", int(key) if key.isdecimal() else key, entry)
+                identifier = int(key) if len(key) < 10 and key.isdecimal() else key
+                self.add(f"{path}: added_tokens_decoder", identifier, entry)
             for name in ("bos", "eos", "pad", "unk"):
                 value = config.get(f"{name}_token")
                 value = value.get("content") if isinstance(value, dict) else value

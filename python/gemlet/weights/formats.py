@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gemlet import _core
+from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["PRESETS"]
@@ -37,10 +38,10 @@ def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None 
     """The formats in memory that ``weights`` (not "auto"), ``embedding`` and ``kv_cache`` stand for."""
     if embedding is not None and (not isinstance(embedding, str) or embedding not in PRESETS):
         choices = ", ".join(repr(choice) for choice in PRESETS)
-        raise InvalidRequestError(f"embedding is {embedding!r}; expected one of {choices}, or None")
-    if kv_cache is not None and kv_cache not in KV_CACHES:
+        raise InvalidRequestError(f"embedding is {show(embedding)}; expected one of {choices}, or None")
+    if kv_cache is not None and (not isinstance(kv_cache, str) or kv_cache not in KV_CACHES):
         choices = ", ".join(repr(choice) for choice in KV_CACHES)
-        raise InvalidRequestError(f"kv_cache is {kv_cache!r}; expected one of {choices}, or None")
+        raise InvalidRequestError(f"kv_cache is {show(kv_cache)}; expected one of {choices}, or None")
     preset = PRESETS[weights]
     return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
 
@@ -61,4 +62,4 @@ def auto_format(stored: str) -> str | None:
 def check_weights(weights: str) -> None:
     if not isinstance(weights, str) or (weights != "auto" and weights not in PRESETS):
         choices = ", ".join(repr(choice) for choice in ("auto", *PRESETS))
-        raise InvalidRequestError(f"weights is {weights!r}; expected one of {choices}")
+        raise InvalidRequestError(f"weights is {show(weights)}; expected one of {choices}")

@@ -25,7 +25,7 @@ from gemlet.checkpoint.gguf_format import TENSOR_TYPES
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles, TensorInfo
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import ModelFileError, TensorError
+from gemlet.errors import ModelFileError, TensorError, readable
 from gemlet.weights.formats import PRESETS
 from gemlet.weights.slots import PER_LAYER_TABLE, balance_slots, core_slots, expected_slots, takes_format
 
@@ -89,7 +89,7 @@ class PackedCheckpoint(TensorFiles):
         """Maps the file and gives the builder every weight in it; the model keeps it mapped."""
         path = self.path(SINGLE_FILE)
         sizes = builder.packed_sizes()
-        builder.map_file(self.files.descriptor(SINGLE_FILE), path)
+        builder.map_file(self.files.descriptor(SINGLE_FILE), readable(path))
         for name, info in self.tensors.items():
             if name != PER_LAYER_TABLE:
                 if info.dtype != sizes[name][0]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import shutil
 import tempfile
 
 import gemlet
 from gemlet import _core
+from gemlet.base.cache_entries import cache_folder
 from gemlet.generation import TextStream
 from support.core_models import int32, model_config, random_core
 from support.inside import context_of
@@ -85,7 +88,12 @@ class Works:
         gemlet.load(weights="q8", threads=1)
 
     def convert(self) -> None:
-        gemlet.convert(None, f"{tempfile.mkdtemp()}/packed", weights="q8")  # tests set TMPDIR
+        folder = tempfile.mkdtemp()  # tests set TMPDIR
+        gemlet.convert(None, f"{folder}/{os.getpid()}", weights="q8")
+
+    def cache(self) -> None:
+        shutil.rmtree(cache_folder(), ignore_errors=True)  # tests set XDG_CACHE_HOME
+        gemlet.load(weights="q8", threads=2, cache=True).close()
 
     def fill(self) -> None:
         random_core(model_config(vocab_size=50_000))

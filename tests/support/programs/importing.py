@@ -1,0 +1,46 @@
+"""For product/test_importing.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import gemlet
+
+
+class Interrupting:
+    """A finder that finds nothing, and sends ``number`` when ``module`` is looked for."""
+
+    def __init__(self, module: str, number: int) -> None:
+        self.module = module
+        self.number = number
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name == self.module:
+            self.module = ""
+            os.kill(os.getpid(), self.number)
+        return None
+
+
+def interrupt_import(module: str, number: int) -> None:
+    """Sends a signal while ``module`` is imported by the first use of gemlet. What its handler raises comes
+    through, and the next use works."""
+    finder = Interrupting(module, number)
+    sys.meta_path.insert(0, finder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        gemlet.load()
+    except KeyboardInterrupt:
+        assert signal.getsignal(number) is signal.default_int_handler
+        assert finder.module == ""
+        with gemlet.load() as model:
+            assert model.generate("The door", max_tokens=3, ignore_eos=True).completion_tokens == 3
+    else:
+        raise AssertionError("the handler has not raised")
