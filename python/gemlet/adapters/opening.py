@@ -10,7 +10,7 @@ from gemlet.adapters.gguf import GGUFAdapter
 from gemlet.adapters.mlx import MLX_FILE, map_mlx, read_mlx_config
 from gemlet.adapters.peft import map_peft
 from gemlet.adapters.peft_config import CONFIG_FILE, read_adapter_config
-from gemlet.base.files import check_links
+from gemlet.base.files import check_links, own_path
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models
@@ -50,7 +50,7 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in str(os.fspath(path)):
         raise InvalidRequestError(f"adapter is {show(path)}; {_EXPECTED}")
-    source = str(os.fspath(path))
+    source = own_path(str(os.fspath(path)))
     if not os.path.lexists(source):
         raise ModelFileError(f"{source}: no such folder or file; {_EXPECTED}")
     opened = _open(source, config)

@@ -9,9 +9,14 @@ import stat
 
 from gemlet.errors import ModelFileError
 
-__all__ = ["check_links", "no_waiting"]
+__all__ = ["check_links", "no_waiting", "own_path"]
 
 MAX_JSON_BYTES = 10 * 1024 * 1024
+
+
+def own_path(path: str) -> str:
+    """``path`` with the home directory in the place of a ``~`` at its beginning, as shells read it."""
+    return os.path.expanduser(path) if path.startswith("~") else path
 
 
 def no_waiting(path: str, flags: int) -> int:

@@ -64,5 +64,6 @@ def _without_frames(error: GemletError) -> GemletError:
     cause: BaseException | None = error
     while cause is not None and cause.__traceback__ is not None:
         cause.__traceback__ = None
-        cause = cause.__cause__  # not __context__, which may be what the caller is handling
+        cause.__suppress_context__ |= cause is not error  # the error's may be what the caller is handling
+        cause = cause.__cause__
     return error

@@ -14,7 +14,7 @@ import re
 import stat
 from typing import Any, overload
 
-from gemlet.base.files import no_waiting
+from gemlet.base.files import no_waiting, own_path
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
@@ -186,11 +186,12 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     ...     print(read_chat_template(folder))
     {{ messages }}
     """
-    path = os.path.join(os.fspath(folder), "chat_template.jinja")
+    folder = own_path(os.fspath(folder))
+    path = os.path.join(folder, "chat_template.jinja")
     if os.path.lexists(path):
         return read_template_file(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = os.path.join(os.fspath(folder), name)
+        path = os.path.join(folder, name)
         if os.path.lexists(path):
             found = _default(read_json_object(path, error=ModelFileError).get("chat_template"), path)
             if found is not None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gemlet.base.files import own_path
 from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
@@ -40,7 +41,7 @@ def read_config(folder: str | os.PathLike[str]) -> TextConfig:
     >>> read_config(os.path.join(os.path.dirname(gemlet.__file__), "demo")).model_type
     'gemma3_text'
     """
-    path = os.path.join(os.fspath(folder), "config.json")
+    path = os.path.join(own_path(os.fspath(folder)), "config.json")
     if not os.path.lexists(path):
         raise ModelFileError(f"{path}: missing; expected a Hugging Face model folder with a config.json")
     return parse_config(read_json_object(path, error=ConfigError), where=path)

@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 
+from gemlet.base.files import own_path
+from gemlet.base.front_door import public
 from gemlet.base.progress import Progress, reporting
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
@@ -23,6 +25,7 @@ from gemlet.tokenizer.stored import STORED_FILE, write_stored
 __all__ = ["convert"]
 
 
+@public
 def convert(
     source: str | os.PathLike[str] | None,
     destination: str | os.PathLike[str],
@@ -67,10 +70,13 @@ def convert(
     ...         model.weights
     'q4'
     """
-    options = LoadOptions(weights=weights, threads=threads, embedding=embedding, progress=progress)
+    options = LoadOptions(
+        weights=weights, threads=threads, embedding=embedding, progress=progress, matformer=matformer
+    )
     path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else destination
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidRequestError(f"destination is {path!r}; expected the path of a folder to make")
+    path = own_path(path)
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")

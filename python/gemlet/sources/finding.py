@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from gemlet.base.files import check_links, no_waiting
+from gemlet.base.files import check_links, no_waiting, own_path
 from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import InvalidRequestError, ModelFileError
@@ -25,6 +25,7 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidRequestError(f"source is {path!r}; {accepted}, or None for the demo model")
+    path = own_path(path)
     if os.path.isdir(path):
         check_links(path)
         return find_in_folder(path)

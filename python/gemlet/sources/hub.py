@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from gemlet.adapters.opening import ADAPTER_FILES
 from gemlet.adapters.peft_config import CONFIG_FILE
+from gemlet.base.front_door import public
 from gemlet.checkpoint.gguf_files import gguf_models, split_names
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
@@ -95,6 +96,7 @@ def check_access(revision: str | None, token: str | bool | None) -> None:
         raise InvalidRequestError("token: expected an access token, True, False or None")
 
 
+@public
 def download(name: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
     """Fetches the files of model ``name`` that gemlet reads and are not there yet, and returns their folder;
     of a GGUF model, the path of its (first) file.
