@@ -58,6 +58,9 @@ class ChatFormat(ABC):
     ends: tuple[str, ...]
     stops: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<gemlet.chat.{type(self).__name__} {self.name!r}>"
+
     @abstractmethod
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool

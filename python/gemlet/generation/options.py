@@ -13,7 +13,7 @@ import numpy as np
 from gemlet.base.front_door import public
 from gemlet.base.names import not_known
 from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, OPTIONS
-from gemlet.base.text import show_argument
+from gemlet.base.text import asked_for, show_argument
 from gemlet.errors import InvalidRequestError
 
 __all__ = [
@@ -122,7 +122,7 @@ def _stops(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class GenerationConfig:
     """How to generate: validated once, then immutable.
 
@@ -206,6 +206,11 @@ class GenerationConfig:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_limits_tokens", max_tokens is not None)
 
+    def __repr__(self) -> str:
+        usual = GenerationConfig()
+        own = {name: getattr(self, name) for name in _NAMES if getattr(self, name) != getattr(usual, name)}
+        return f"GenerationConfig({asked_for(own)})"
+
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken (``do_sample`` False, temperature 0 or top_p 0)."""
@@ -250,7 +255,7 @@ def resolve_config(
     return config.replace(**overrides) if overrides else config
 
 
-_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationConfig))
+_NAMES = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
 def given_options(arguments: Mapping[str, Any]) -> dict[str, Any]:

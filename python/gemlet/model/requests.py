@@ -119,6 +119,7 @@ class Requests:
                 context_length=resident.context_length,
                 decoder=decoder,
                 reply_parser=reply_parser,
+                check_model=resident.check_stream,
             )
         )
 
