@@ -40,9 +40,12 @@ class Requests:
     not_followed: dict[str, Any]
     contexts: KeptContexts | None
 
-    def continuation(self, prompt: object, settings: GenerationConfig, adapter: str | None) -> TextStream:
+    def continuation(
+        self, prompt: object, settings: GenerationConfig, adapter: str | None, allow_control: bool
+    ) -> TextStream:
         """A stream that continues ``prompt``, a text or token ids."""
-        ids = self.reader.encode(prompt) if isinstance(prompt, str) else prompt
+        allow_control = check_flag("allow_control", True if allow_control is None else allow_control)
+        ids = self.reader.encode(prompt, allow_control=allow_control) if isinstance(prompt, str) else prompt
         return self._begin(ids, settings, adapter)
 
     def reply(
