@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.front_door import public
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import ContextLengthError, InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -91,6 +92,7 @@ class ChatFormat(ABC):
         [Content(text='No')]
         """
 
+    @public
     def render(
         self,
         messages: Messages,
@@ -131,6 +133,7 @@ class ChatFormat(ABC):
         segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
         return "".join(text for text, _ in segments)
 
+    @public
     def encode_chat(
         self,
         tokenizer: Tokenizer,
