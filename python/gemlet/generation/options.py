@@ -101,7 +101,10 @@ def _token_ids(value: object) -> tuple[int, ...]:
     return tuple(_integer("suppress_tokens", item, 0, MAX_INT, expected) for item in value)
 
 
-def check_flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: object, default: bool = False) -> bool:
+    """``value`` as a bool, ``default`` for None; raises :class:`InvalidRequestError`."""
+    if value is None:
+        return default
     if not isinstance(value, (bool, np.bool_)):
         raise _invalid(name, value, "True or False")
     return bool(value)
@@ -198,8 +201,8 @@ class GenerationConfig:
         values |= {
             "seed": _seed(seed),
             "stop": _stops(() if stop is None else stop),
-            "ignore_eos": check_flag("ignore_eos", False if ignore_eos is None else ignore_eos),
-            "do_sample": check_flag("do_sample", True if do_sample is None else do_sample),
+            "ignore_eos": check_flag("ignore_eos", ignore_eos),
+            "do_sample": check_flag("do_sample", do_sample, True),
             "suppress_tokens": _token_ids(() if suppress_tokens is None else suppress_tokens),
         }
         for name, value in values.items():

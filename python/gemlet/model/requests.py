@@ -44,7 +44,7 @@ class Requests:
         self, prompt: object, settings: GenerationConfig, adapter: str | None, allow_control: bool
     ) -> TextStream:
         """A stream that continues ``prompt``, a text or token ids."""
-        allow_control = check_flag("allow_control", True if allow_control is None else allow_control)
+        allow_control = check_flag("allow_control", allow_control, True)
         ids = self.reader.encode(prompt, allow_control=allow_control) if isinstance(prompt, str) else prompt
         return self._begin(ids, settings, adapter)
 
@@ -69,11 +69,12 @@ class Requests:
             if not messages:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
+        thinking = check_flag("thinking", thinking)
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
             tools=tools,
-            thinking=check_flag("thinking", thinking),
+            thinking=thinking,
             continue_final_message=check_flag("continue_final_message", continue_final_message),
             most_tokens=self.reader.resident.context_length,
         )
