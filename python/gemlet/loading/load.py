@@ -143,7 +143,7 @@ def load(
         token=token,
         merge_adapter=merge_adapter,
         chat_template=chat_template,
-        cache=cache,
+        cache=options.cache,
     ) as files:
         if matformer is not None:
             files = files.cut(matformer)
