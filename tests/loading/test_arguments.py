@@ -15,6 +15,7 @@ import pytest
 
 import gemlet
 from gemlet.loading.options import LoadOptions
+from gemlet.sources.tokenizers import read_override
 from gemlet.weights.formats import PRESETS
 from golden.folders import HERE
 from support.processes import environment_of
@@ -144,6 +145,8 @@ def test_a_path_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: p
     demo = Path(gemlet.__file__).parent / "demo"
     shutil.copytree(demo, tmp_path / "demo")
     assert gemlet.Tokenizer.from_file("~/demo").vocab_size == gemlet.Tokenizer.from_file(demo).vocab_size
+    (tmp_path / "own.jinja").write_text("{{ messages }}")
+    assert read_override("~/own.jinja") == "{{ messages }}"
     with pytest.raises(gemlet.ModelFileError, match="no such file or folder"):
         gemlet.load("~/nothing")
 

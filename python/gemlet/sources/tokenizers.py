@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
+from gemlet.base.files import own_path
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.choice import chat_format_for
@@ -69,4 +70,4 @@ def read_override(chat_template: str | os.PathLike[str] | None) -> str | None:
         raise InvalidRequestError(
             f"chat_template is {show(chat_template)}; expected the text of a Jinja template, or a path"
         )
-    return read_template_file(path)
+    return read_template_file(own_path(path))
