@@ -234,7 +234,7 @@ def test_a_stream_that_was_not_begun_says_that_its_model_is_closed() -> None:
         assert list(cut) == []
     with pytest.raises(ModelClosedError, match="before the end of this stream"):
         list(late)
-    assert list(whole) == []  # it had ended before
+    assert list(whole) == list(cut) == []  # they had ended before
 
 
 def test_every_call_after_close_is_an_error() -> None:

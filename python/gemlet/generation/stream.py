@@ -86,7 +86,7 @@ class TextStream:
         context_length: int,
         decoder: StreamDecoder | None,
         reply_parser: ReplyReader | None = None,
-        check_model: Callable[[], None] = lambda: None,
+        why_closed: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.prompt_progress: Progress = None if in_notebook() else False
         self._sequence = sequence
@@ -105,9 +105,9 @@ class TextStream:
         self._decode_seconds = 0.0
         self._decode_steps = 0
         self._result: Generation | None = None
-        self._check_model = check_model  # raises when the model is closed
+        self._why_closed = why_closed  # what to say of a stream that its model closed
+        self._closed_early: str | None = None  # that, where the model closed this one
         self._open = True
-        self._was_closed = False  # before its end was read
         self._is_cancelled = False
         self._close_is_due = False  # asked for by what interrupted a step, such as a signal handler
         self._turn = _core.Turn()  # one step at a time, whoever asks for it
@@ -123,8 +123,8 @@ class TextStream:
                     "interrupted; ask for the next chunk after it, or close() the stream"
                 )
             if not self._open:
-                if self._was_closed:
-                    self._check_model()
+                if self._closed_early is not None:
+                    raise ModelClosedError(self._closed_early)
                 raise StopIteration
             try:
                 chunk = self._step()
@@ -189,7 +189,7 @@ class TextStream:
             if not first:
                 self._close_is_due = True
             elif self._open:
-                self._was_closed = True
+                self._closed_early = self._why_closed()
                 self._end("cancelled")
 
     @property

@@ -123,7 +123,7 @@ class Requests:
                 context_length=resident.context_length,
                 decoder=decoder,
                 reply_parser=reply_parser,
-                check_model=resident.check_stream,
+                why_closed=resident.why_closed,
             )
         )
 
