@@ -122,7 +122,7 @@ class InvalidRequestError(GemletError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt does not fit the model's context. (A reply that fills it up ends with "length".)
+    """The prompt does not fit the model's context. (A reply that fills it up ends with "context".)
 
     >>> import gemlet
     >>> with gemlet.load(max_context=8) as model:
@@ -148,7 +148,7 @@ class UnsupportedError(GemletError, RuntimeError):
 
 
 class ModelClosedError(GemletError, RuntimeError):
-    """The model was used after ``close()``.
+    """The model, or a stream of it, was used after ``close()``.
 
     >>> import gemlet
     >>> with gemlet.load() as model:

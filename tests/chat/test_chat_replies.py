@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gemlet
 from gemlet.chat import GEMMA, GEMMA4_MARKERS, Content, Reasoning, ReplyEvent, ToolCall, collect
-from gemlet.cli import chat as cli_chat
+from gemlet.cli.conversation import Conversation
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation import Generation
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
@@ -186,7 +186,7 @@ def test_reasoning_is_shown_only_on_a_terminal(
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     model = ScriptedModel(THOUGHT + "Warm.<turn|>")
-    messages: list[Any] = [QUESTION]
-    assert cli_chat._reply(model, messages, {"thinking": True}, is_terminal, stats=False)
+    chat = Conversation(model, cast(Any, model), options={"thinking": True})
+    reply = chat.ask("Weather in Oslo?")
     assert capsys.readouterr().out == ("A tool will know.\n\n" if is_terminal else "") + "Warm.\n"
-    assert messages[1:] == [{"role": "assistant", "content": "Warm.", "reasoning": "A tool will know."}]
+    assert reply.message == {"role": "assistant", "content": "Warm.", "reasoning": "A tool will know."}

@@ -59,6 +59,7 @@ def test_only_a_text_of_the_assistant_is_continued(messages: Any) -> None:
 def test_a_wish_is_true_or_false(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"{name}: got 'yes', expected True or False"):
         ScriptedModel("").chat([QUESTION], **cast(Any, {name: "yes"}))
+    assert ScriptedModel("Cold.<turn|>").chat([QUESTION], **cast(Any, {name: None})).text == "Cold."
 
 
 THOUGHT = "Hm. " * 400  # longer than the 256 tokens of a reply without a thought

@@ -200,9 +200,9 @@ def _read_adapter(config: bytes, tensors: bytes) -> None:
     folder = _write("adapter/adapter_config.json", config).parent
     _write("adapter/adapter_model.safetensors", tensors)
     with open_adapter(folder, parse_config(CONFIGS["gemma"], where="config.json")) as files:
-        for slot in files.terms:
-            block = np.ones((1, files.checkpoint.tensors[files.terms[slot].a].shape[1]), np.float32)
-            list(files.add_to_rows(slot, iter([(block, "f32")])))
+        for slot, term in files.terms.low_rank.items():
+            block = np.ones((1, files.checkpoint.tensors[term.a].shape[1]), np.float32)
+            list(files.change_rows(slot, iter([(block, "f32")])))
 
 
 def adapter_config(data: bytes) -> None:

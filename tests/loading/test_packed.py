@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import gemlet
 from gemlet.cli import main
@@ -55,10 +56,28 @@ def test_the_file_is_safetensors_with_aligned_tensors(packed: Path) -> None:
         assert entry["dtype"] == "U8"
         assert (begin + entry["data_offsets"][0]) % 64 == 0
         assert entry["shape"] == [entry["data_offsets"][1] - entry["data_offsets"][0]]
-    from safetensors import safe_open
 
-    with safe_open(packed / "model.safetensors", "numpy") as file:
-        assert set(file.keys()) == set(described)
+
+@pytest.mark.parametrize("family", ["gemma", "gemma3n_text", "gemma4_text"])
+@pytest.mark.parametrize("weights", ["f32", "bf12", "q4"])
+def test_the_package_safetensors_reads_what_was_written(tmp_path: Path, family: str, weights: str) -> None:
+    source = write_folder(tmp_path / "source", CONFIGS[family], bf16=True)
+    gemlet.convert(source, tmp_path / "packed", weights=weights, threads=1)
+    path = tmp_path / "packed" / "model.safetensors"
+    header, data = read_header(path)
+    metadata = header.pop("__metadata__")
+    with safe_open(path, "numpy") as file:
+        assert file.metadata() == metadata
+        assert set(file.keys()) == set(header)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            part = file.get_slice(name)
+            assert (part.get_dtype(), part.get_shape()) == (entry["dtype"], entry["shape"])
+            if entry["dtype"] == "U8":
+                assert file.get_tensor(name).tobytes() == data[begin:end]
+            else:
+                assert name == PER_LAYER_TABLE
+                assert entry["dtype"] == "BF16"  # which NumPy does not have
 
 
 def test_an_embedding_with_its_own_format(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_an_embedding_on_disk_needs_a_packed_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("GEMLET_CACHE_SIZE", "1kB")
     with pytest.raises(InvalidRequestError, match="no cache has its packed form"):
         gemlet.load(source, embedding_on_disk=True, cache=True)
-    for value in (1, None, "yes"):
+    for value in (1, 0, "yes"):
         for opens in (gemlet.load, gemlet.inspect):
             with pytest.raises(InvalidRequestError, match="embedding_on_disk is"):
                 opens(source, embedding_on_disk=value)  # type: ignore[operator]

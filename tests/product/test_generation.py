@@ -88,7 +88,7 @@ def test_generation_ends_when_the_context_is_full() -> None:
     with gemlet.load(max_context=32) as small:
         assert small.context_length == 32
         result = small.generate(PROMPT, max_tokens=1000, seed=1, ignore_eos=True)
-        assert result.finish_reason == "length"
+        assert result.finish_reason == "context"
         assert result.prompt_tokens + result.completion_tokens == 33  # the last token needs no room
         with pytest.raises(ContextLengthError, match=r"33 tokens.*holds 32; .*larger max_context"):
             small.generate([3] * 33)
@@ -224,6 +224,19 @@ def test_logits_do_not_depend_on_how_the_ids_are_split(model: gemlet.Model) -> N
     np.testing.assert_allclose(model.logits(ids[:70]), whole[:70], rtol=0, atol=1e-3 * np.abs(whole).max())
 
 
+def test_a_stream_that_was_not_begun_says_that_its_model_is_closed() -> None:
+    with gemlet.load(threads=1) as model:
+        late, whole = model.stream(PROMPT, max_tokens=3), model.stream(PROMPT, max_tokens=3)
+        cut = model.stream_chat("Hello", max_tokens=3)
+        assert len(list(whole)) == 3
+        next(cut)
+        cut.close()
+        assert list(cut) == []
+    with pytest.raises(ModelClosedError, match="before the end of this stream"):
+        list(late)
+    assert list(whole) == list(cut) == []  # they had ended before
+
+
 def test_every_call_after_close_is_an_error() -> None:
     model = gemlet.load()
     stream = model.stream(PROMPT, max_tokens=100, ignore_eos=True)
@@ -231,7 +244,9 @@ def test_every_call_after_close_is_an_error() -> None:
     model.close()
     model.close()
     assert stream.result.finish_reason == "cancelled"
-    assert list(stream) == []
+    for _ in range(2):
+        with pytest.raises(ModelClosedError, match="demo was closed before the end of this stream; read the"):
+            next(stream)
     assert "closed" in repr(model)
     for use in (
         lambda: model.generate(PROMPT),

@@ -7,16 +7,20 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gemlet
 from gemlet.base.sampling_options import OPTIONS
+from gemlet.config import shape_config
 from gemlet.generation import GenerationConfig, GenerationOptions
+from golden.folders import HERE
 
 MODULES = ("gemlet", "gemlet.chat", "gemlet.config", "gemlet.errors", "gemlet.generation", "gemlet.tokenizer")
 FIELDS = [field.name for field in dataclasses.fields(GenerationConfig)]
+DEMO = gemlet.Tokenizer.from_file(Path(gemlet.__file__).parent / "demo")
 WRITES = ("generate", "stream", "chat", "stream_chat")
 
 
@@ -78,6 +82,23 @@ def test_every_option_of_a_call_counts(method: str) -> None:
             assert written.completion_tokens == 3
 
 
+def test_every_public_function_answers_a_wrong_name() -> None:
+    """All functions that have options by name, but for what is fed token by token."""
+    found = {
+        name: thing
+        for name, thing in functions()
+        if inspect.isfunction(thing)
+        and any(p.kind is p.KEYWORD_ONLY for p in inspect.signature(thing).parameters.values())
+        and not name.rpartition(".")[2].startswith("_")
+        and not name.endswith(("Parser.finish", "to_core"))
+    }
+    assert {"gemlet.load", "gemlet.chat.gemma4_format", "gemlet.Tokenizer.decode"} <= found.keys()
+    for name, thing in found.items():
+        own = name.rpartition(".")[2]
+        with pytest.raises(gemlet.InvalidRequestError, match=rf"^{own}\(\) has no argument 'surprise'; "):
+            thing(surprise=1)
+
+
 def call(function: Callable[..., Any], name: str) -> str:
     with pytest.raises(gemlet.InvalidRequestError) as caught:
         function(**{name: 1})
@@ -106,6 +127,42 @@ def test_another_name_of_an_option_is_answered_with_the_right_one(name: str, mea
         assert f"did you mean {meant}?" in call(function, name)
 
 
+def test_what_is_done_in_another_way_is_said() -> None:
+    with gemlet.load(threads=1) as model:
+        with pytest.raises(
+            gemlet.InvalidRequestError, match=r"stream_chat\(\) give the text as it is written"
+        ):
+            model.chat("Hello", stream=True)  # type: ignore[call-arg]
+        with pytest.raises(gemlet.InvalidRequestError, match="the first message, of the role system"):
+            model.chat("Hello", system="Be brief.")  # type: ignore[call-arg]
+
+
 def test_a_name_that_means_nothing_is_answered_with_those_there_are() -> None:
     assert "has no argument 'colour'; it has max_tokens, temperature" in call(GenerationConfig, "colour")
     assert len(call(GenerationConfig, "x" * 10**6)) < 500
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        (lambda: shape_config("gemma-3-1b"), "gemma3-1b"),
+        (lambda: shape_config("gemma4-e2"), "gemma4-e2b"),
+        (lambda: DEMO.encode("a", add_special_tokens=False), "add_bos"),  # type: ignore[call-arg]
+        (lambda: DEMO.decode([1], skip_special_tokens=True), "skip_control"),  # type: ignore[call-arg]
+    ],
+)
+def test_other_names_are_answered_too(wrong: Callable[[], object], meant: str) -> None:
+    with pytest.raises(gemlet.GemletError, match=f"did you mean {meant}"):
+        wrong()
+
+
+def test_names_of_adapters_and_prompts() -> None:
+    with gemlet.load(HERE / "gemma3-270m", threads=1) as model:
+        model.load_adapter(HERE / "adapters" / "gemma3-plain", name="polite")
+        with pytest.raises(gemlet.InvalidRequestError, match="did you mean 'polite'"):
+            model.generate([2, 7], adapter="polit")
+    with (
+        gemlet.load(HERE / "embeddinggemma", threads=1) as model,
+        pytest.raises(gemlet.InvalidRequestError, match="Did you mean 'query'"),
+    ):
+        model.embed([[2, 5]], prompt="qeury")

@@ -91,14 +91,19 @@ def test_max_tokens(max_tokens: int) -> None:
     assert stream.result.decode_steps == max_tokens - 1
 
 
-def test_a_full_context_ends_with_length() -> None:
+def test_a_full_context_has_a_reason_of_its_own() -> None:
     stream = scripted(b"abcdefgh", prompt=6, context_length=8)
     assert len(list(stream)) == 3
-    assert (stream.result.text, stream.result.finish_reason) == ("abc", "length")
+    assert (stream.result.text, stream.result.finish_reason) == ("abc", "context")
     assert sequence_of(stream).length == 8
     full = scripted(b"abc", prompt=8, context_length=8)
     assert len(list(full)) == 1
-    assert full.result.finish_reason == "length"
+    assert full.result.finish_reason == "context"
+    both = scripted(b"abcdefgh", prompt=6, context_length=8, max_tokens=3)
+    assert [chunk.finish_reason for chunk in both] == [None, None, "length"]
+    stopped = scripted("x€".encode(), prompt=6, context_length=8, stop="\ufffd")
+    list(stopped)
+    assert stopped.result.finish_reason == "stop"
 
 
 def test_a_stop_string_across_tokens_is_never_shown() -> None:

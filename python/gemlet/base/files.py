@@ -10,15 +10,16 @@ import stat
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, ModelFileError
 
-__all__ = ["check_links", "checked_path", "no_waiting"]
+__all__ = ["check_links", "checked_path", "no_waiting", "own_path"]
 
 _MAX_PATH = 4096  # bytes
 MAX_JSON_BYTES = 10 * 1024 * 1024
 
 
 def checked_path(name: str, path: object, expected: str = "a path") -> str:
-    """``path`` as text. Raises :class:`InvalidRequestError`, naming the argument ``name``, for what is no
-    path of a file: bytes, nothing, a null byte, or one that is longer than Linux opens.
+    """``path`` as text, with the home directory for ``~``. Raises :class:`InvalidRequestError`, naming the
+    argument ``name``, for what is no path of a file: bytes, nothing, a null byte, or one that is longer than
+    Linux opens.
 
     >>> checked_path("path", "demo")
     'demo'
@@ -26,7 +27,7 @@ def checked_path(name: str, path: object, expected: str = "a path") -> str:
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(text, str) or not _may_be_a_path(text):
         raise InvalidRequestError(f"{name} is {show(path)}; expected {expected}")
-    return text
+    return own_path(text)
 
 
 def _may_be_a_path(text: str) -> bool:
@@ -34,6 +35,11 @@ def _may_be_a_path(text: str) -> bool:
         return 0 < len(os.fsencode(text)) < _MAX_PATH and "\0" not in text
     except UnicodeError:  # a surrogate that stands for no byte
         return False
+
+
+def own_path(path: str) -> str:
+    """``path`` with the home directory in the place of a ``~`` at its beginning, as shells read it."""
+    return os.path.expanduser(path) if path.startswith("~") else path
 
 
 def no_waiting(path: str, flags: int) -> int:

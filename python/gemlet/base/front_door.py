@@ -52,9 +52,22 @@ def public(function: _Function) -> _Function:
     return cast(_Function, checked)
 
 
+# What other tools have an argument for -> how it is done here.
+_OTHER_WAYS = {
+    "stream": "stream() and stream_chat() give the text as it is written",
+    "system": "a system prompt is the first message, of the role system",
+    "system_prompt": "a system prompt is the first message, of the role system",
+    "n": "call it once for each text",
+    "n_gpu_layers": "this gemlet computes on CPUs only",
+    "verbose": 'what happens is in the log "gemlet"',
+}
+
+
 def _unknown(function: Callable[..., Any], name: str, names: list[str]) -> InvalidRequestError:
     owner, _, own = function.__qualname__.rpartition(".")
     called = owner.rpartition(".")[2] if own == "__init__" else own
+    if name in _OTHER_WAYS:
+        return InvalidRequestError(f"{called}() has no argument {show(name)}; {_OTHER_WAYS[name]}")
     has = [known for known in names if known not in ("self", "cls")]
     return InvalidRequestError(f"{called}() has no argument {show(name)}{not_known(name, has, 'it has')}")
 
@@ -64,5 +77,6 @@ def _without_frames(error: GemletError) -> GemletError:
     cause: BaseException | None = error
     while cause is not None and cause.__traceback__ is not None:
         cause.__traceback__ = None
-        cause = cause.__cause__  # not __context__, which may be what the caller is handling
+        cause.__suppress_context__ |= cause is not error  # the error's may be what the caller is handling
+        cause = cause.__cause__
     return error

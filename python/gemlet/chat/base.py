@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.messages import checked_tools
 from gemlet.chat.reply_readers import TokenReplyParser
@@ -60,6 +61,9 @@ class ChatFormat(ABC):
     ends: tuple[str, ...]
     stops: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<gemlet.chat.{type(self).__name__} {self.name!r}>"
+
     @abstractmethod
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
@@ -90,6 +94,7 @@ class ChatFormat(ABC):
         [Content(text='No')]
         """
 
+    @public
     def render(
         self,
         messages: Messages,
@@ -130,6 +135,7 @@ class ChatFormat(ABC):
         segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
         return "".join(text for text, _ in segments)
 
+    @public
     def encode_chat(
         self,
         tokenizer: Tokenizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from gemlet.base.front_door import public
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.functiongemma import FUNCTION_GEMMA
 from gemlet.chat.gemma import GEMMA
@@ -24,6 +25,7 @@ _CALLS = "<start_function_call>"
 _GEMMA4_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
 
+@public
 def chat_format_for(
     model_type: str,
     tokenizer: Tokenizer,

@@ -113,7 +113,7 @@ class _Message:
     results: list[ToolResult] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gemma4Format(ChatFormat):
     """Gemma 4's format in one of its revisions.
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.hiding import Hiding
@@ -72,7 +73,7 @@ class Template:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TemplateFormat(ChatFormat):
     """See :mod:`gemlet.chat.template_format`; :func:`gemlet.chat.chat_format_for` makes one.
 
@@ -88,7 +89,7 @@ class TemplateFormat(ChatFormat):
     """
 
     template: Template
-    tokenizer: Tokenizer = field(repr=False, compare=False)
+    tokenizer: Tokenizer = field(compare=False)
     name: str = "template"
     ends: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
@@ -113,6 +114,7 @@ class TemplateFormat(ChatFormat):
             raise InvalidRequestError(f"{taken[0]}: the template gets it from gemlet")
         return replace(self, values={**self.values, **checked})
 
+    @public
     def render(
         self,
         messages: Messages,

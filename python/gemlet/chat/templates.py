@@ -14,7 +14,8 @@ import re
 import stat
 from typing import Any, overload
 
-from gemlet.base.files import no_waiting
+from gemlet.base.files import no_waiting, own_path
+from gemlet.base.front_door import public
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
@@ -126,6 +127,7 @@ _EMPTY_THOUGHT = re.compile(r"<\|channel>thought(?:\\n|\n)<channel\|>")
 def gemma4_format(template: None = None, *, per_layer_inputs: bool = False) -> Gemma4Format: ...
 @overload
 def gemma4_format(template: str | None, *, per_layer_inputs: bool = False) -> Gemma4Format | None: ...
+@public
 def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False) -> Gemma4Format | None:
     """The format of Gemma 4 that ``template`` describes.
 
@@ -169,6 +171,7 @@ def _digest(template: str) -> str:
     return hashlib.sha256(template.encode("utf-8", "replace")).hexdigest()
 
 
+@public
 def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """The text of the chat template in a Hugging Face folder, None where there is none.
 
@@ -186,11 +189,12 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     ...     print(read_chat_template(folder))
     {{ messages }}
     """
-    path = os.path.join(os.fspath(folder), "chat_template.jinja")
+    folder = own_path(os.fspath(folder))
+    path = os.path.join(folder, "chat_template.jinja")
     if os.path.lexists(path):
         return read_template_file(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = os.path.join(os.fspath(folder), name)
+        path = os.path.join(folder, name)
         if os.path.lexists(path):
             found = _default(read_json_object(path, error=ModelFileError).get("chat_template"), path)
             if found is not None:

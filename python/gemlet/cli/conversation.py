@@ -163,8 +163,7 @@ class Conversation:
         if result.finish_reason in ("stop", "cancelled"):
             return
         mark = f"cut at {result.completion_tokens} tokens"
-        full = result.prompt_tokens + result.completion_tokens >= self._model.context_length
-        if full:
+        if full := result.finish_reason == "context":
             mark += ", the context is full"
         if sys.stdout.isatty():
             print(dim(f"[{mark}]"), flush=True)

@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gemlet.base.files import own_path
+from gemlet.base.front_door import public
 from gemlet.base.keys import Keys
+from gemlet.base.names import not_known
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.config.families import FAMILIES, MULTIMODAL, Family
@@ -29,6 +32,7 @@ from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
 __all__ = ["parse_config", "read_config", "shape_config"]
 
 
+@public
 def read_config(folder: str | os.PathLike[str]) -> TextConfig:
     """Reads ``folder/config.json``.
 
@@ -40,12 +44,13 @@ def read_config(folder: str | os.PathLike[str]) -> TextConfig:
     >>> read_config(os.path.join(os.path.dirname(gemlet.__file__), "demo")).model_type
     'gemma3_text'
     """
-    path = os.path.join(os.fspath(folder), "config.json")
+    path = os.path.join(own_path(os.fspath(folder)), "config.json")
     if not os.path.lexists(path):
         raise ModelFileError(f"{path}: missing; expected a Hugging Face model folder with a config.json")
     return parse_config(read_json_object(path, error=ConfigError), where=path)
 
 
+@public
 def shape_config(name: str) -> TextConfig:
     """The configuration of a published size, by its name in ``SHAPES``, without a file.
 
@@ -56,10 +61,11 @@ def shape_config(name: str) -> TextConfig:
     35
     """
     if name not in SHAPES:
-        raise InvalidRequestError(f"unknown shape {show(name)}; expected one of {', '.join(SHAPES)}")
+        raise InvalidRequestError(f"unknown shape {show(name)}{not_known(name, SHAPES)}")
     return parse_config(SHAPES[name], where=f"shape {name}")
 
 
+@public
 def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     """The text model a parsed ``config.json`` describes; ``where`` names the file in errors.
 

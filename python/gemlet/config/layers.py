@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gemlet.base.keys import Keys
@@ -16,7 +16,7 @@ from gemlet.errors import ConfigError
 __all__ = ["LayerSpec", "default_sparsity", "is_bidirectional", "read_gguf_layers", "read_layers"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerSpec:
     """One transformer layer; the fields of the core's LayerConfig, by the same names.
 
@@ -53,6 +53,10 @@ class LayerSpec:
     experts_per_token: int = 0
     expert_intermediate_size: int = 0
     layer_scalar: bool = False
+
+    def __repr__(self) -> str:
+        own = [field for field in fields(self) if getattr(self, field.name) != field.default]
+        return f"LayerSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in own)})"
 
 
 def read_size(keys: Keys, key: str, low: int = 1) -> int:

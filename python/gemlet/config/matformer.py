@@ -18,7 +18,7 @@ from gemlet.config.layers import default_sparsity
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
-__all__ = ["cut_config", "cut_keys", "parse_matformer"]
+__all__ = ["check_matformer", "cut_config", "cut_keys", "parse_matformer"]
 
 # Name -> (layers and width of the model it is cut from, its own width, layers left out).
 NAMED: Mapping[str, tuple[int, int, int, tuple[int, ...]]] = {"E2B": (35, 16384, 8192, (20, 21, 22, 23, 24))}
@@ -26,6 +26,17 @@ _EXPECTED = (
     "expected 'E2B', a width for all layers, a list of widths, or "
     "{'intermediate_size': width or list of widths, 'skip_layers': list of layers}"
 )
+
+
+def check_matformer(matformer: object) -> None:
+    """Raises :class:`InvalidRequestError` for what cannot be cut out of any model; None is no cut."""
+    if isinstance(matformer, str) and matformer not in NAMED:
+        raise InvalidRequestError(f"matformer is {show(matformer)}; {_EXPECTED}")
+    if matformer is None or isinstance(matformer, str):
+        return
+    given = _mapping(matformer)
+    for name, value in given.items():
+        _integers(name, value)
 
 
 def cut_config(config: TextConfig, matformer: object) -> tuple[TextConfig, tuple[int, ...]]:
@@ -92,8 +103,7 @@ def cut_keys(raw: Mapping[str, Any], config: TextConfig, matformer: object) -> d
 def _read(config: TextConfig, matformer: object) -> tuple[list[int], set[int]]:
     """Widths (one for all, or one per kept layer) and the layers to skip."""
     if isinstance(matformer, str):
-        if matformer not in NAMED:
-            raise InvalidRequestError(f"matformer is {show(matformer)}; {_EXPECTED}")
+        check_matformer(matformer)
         count, full, width, left_out = NAMED[matformer]
         if [layer.intermediate_size for layer in config.layers] != [full] * count:
             raise InvalidRequestError(
@@ -101,11 +111,7 @@ def _read(config: TextConfig, matformer: object) -> tuple[list[int], set[int]]:
                 f"model has {config.num_layers} layers, the first {config.layers[0].intermediate_size} wide"
             )
         return [width], set(left_out)
-    given: Mapping[Any, Any] = (
-        matformer if isinstance(matformer, Mapping) else {"intermediate_size": matformer}
-    )
-    if not given or given.keys() - {"intermediate_size", "skip_layers"}:
-        raise InvalidRequestError(f"matformer is {show(matformer)}; {_EXPECTED}")
+    given = _mapping(matformer)
     skipped = _integers("skip_layers", given.get("skip_layers", ()))
     for layer in skipped:
         if not 0 <= layer < config.num_layers:
@@ -116,6 +122,16 @@ def _read(config: TextConfig, matformer: object) -> tuple[list[int], set[int]]:
         raise InvalidRequestError("matformer: skip_layers leaves no layer; expected at least one to be kept")
     own = [layer.intermediate_size for i, layer in enumerate(config.layers) if i not in skipped]
     return _integers("intermediate_size", given.get("intermediate_size", own)), set(skipped)
+
+
+def _mapping(matformer: object) -> Mapping[Any, Any]:
+    """A ``matformer`` that is no name, as a mapping."""
+    given: Mapping[Any, Any] = (
+        matformer if isinstance(matformer, Mapping) else {"intermediate_size": matformer}
+    )
+    if not given or given.keys() - {"intermediate_size", "skip_layers"}:
+        raise InvalidRequestError(f"matformer is {show(matformer)}; {_EXPECTED}")
+    return given
 
 
 def parse_matformer(text: str) -> object:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gemlet.base.keys import Keys
+from gemlet.base.names import did_you_mean
 from gemlet.base.strict_json import read_json_list, read_json_object
 from gemlet.base.text import show
 from gemlet.config.limits import LIMITS
@@ -45,9 +46,11 @@ class Prompts:
             return "" if self.default is None else self.texts[self.default]
         if not isinstance(name, str) or name not in self.texts:
             known = ", ".join(map(show, self.texts)) or "none"
+            meant = did_you_mean(name, self.texts)
             raise InvalidRequestError(
                 f"prompt: got {show(name)}, expected the name of one of the model's prompts ({known}), "
                 "or None; any other text goes in front of the texts themselves"
+                + (f". Did you mean {show(meant)}?" if meant else "")
             )
         return self.texts[name]
 

@@ -12,7 +12,7 @@ from gemlet.config.layers import LayerSpec
 __all__ = ["TextConfig", "embedding_scale"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextConfig:
     """The text model a ``config.json`` describes.
 
@@ -59,6 +59,13 @@ class TextConfig:
     placeholders_read_as: int | None = None
     text_ids: int | None = None
     passed_over: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<gemlet.config.TextConfig {self.family} ({self.model_type}): {self.num_layers} layers, "
+            f"hidden size {self.hidden_size}, vocabulary {self.vocab_size}, "
+            f"context {self.max_position_embeddings}>"
+        )
 
     @property
     def num_layers(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from gemlet.base.front_door import public
 from gemlet.base.names import not_known
 from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, OPTIONS
-from gemlet.base.text import show_argument
+from gemlet.base.text import asked_for, show_argument
 from gemlet.errors import InvalidRequestError
 
 __all__ = [
@@ -101,7 +101,10 @@ def _token_ids(value: object) -> tuple[int, ...]:
     return tuple(_integer("suppress_tokens", item, 0, MAX_INT, expected) for item in value)
 
 
-def check_flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: object, default: bool = False) -> bool:
+    """``value`` as a bool, ``default`` for None; raises :class:`InvalidRequestError`."""
+    if value is None:
+        return default
     if not isinstance(value, (bool, np.bool_)):
         raise _invalid(name, value, "True or False")
     return bool(value)
@@ -122,7 +125,7 @@ def _stops(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class GenerationConfig:
     """How to generate: validated once, then immutable.
 
@@ -198,13 +201,18 @@ class GenerationConfig:
         values |= {
             "seed": _seed(seed),
             "stop": _stops(() if stop is None else stop),
-            "ignore_eos": check_flag("ignore_eos", False if ignore_eos is None else ignore_eos),
-            "do_sample": check_flag("do_sample", True if do_sample is None else do_sample),
+            "ignore_eos": check_flag("ignore_eos", ignore_eos),
+            "do_sample": check_flag("do_sample", do_sample, True),
             "suppress_tokens": _token_ids(() if suppress_tokens is None else suppress_tokens),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_limits_tokens", max_tokens is not None)
+
+    def __repr__(self) -> str:
+        usual = GenerationConfig()
+        own = {name: getattr(self, name) for name in _NAMES if getattr(self, name) != getattr(usual, name)}
+        return f"GenerationConfig({asked_for(own)})"
 
     @property
     def greedy(self) -> bool:
@@ -250,7 +258,7 @@ def resolve_config(
     return config.replace(**overrides) if overrides else config
 
 
-_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationConfig))
+_NAMES = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
 def given_options(arguments: Mapping[str, Any]) -> dict[str, Any]:

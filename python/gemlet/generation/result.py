@@ -10,24 +10,24 @@ from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
 
 __all__ = ["Chunk", "FinishReason", "Generation"]
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "context", "cancelled"]
 
 
 def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Generation:
-    """A finished generation.
+    """A finished generation; ``print`` shows its text.
 
     Attributes:
         text: the continuation (without the prompt and without the stop string); empty without a tokenizer.
             Of a chat it is the answer: without reasoning and without calls of tools, but with those that
             cannot be read, as the model wrote them.
         token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
-        finish_reason: "stop" (end token or stop string), "length" (``max_tokens`` or a full context) or
-            "cancelled".
+        finish_reason: "stop" (end token or stop string), "length" (``max_tokens``), "context" (the context
+            is full) or "cancelled".
         prompt_tokens: tokens of the prompt, BOS included.
         completion_tokens: ``len(token_ids)``.
         prefill_seconds: time to run the prompt through the model.
@@ -64,6 +64,17 @@ class Generation:
     tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
     malformed_calls: list[MalformedToolCall] = dataclasses.field(default_factory=list)
     cached_tokens: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        calls = f", {len(self.tool_calls)} calls of tools" if self.tool_calls else ""
+        return (
+            f"<gemlet.Generation {text!r}: {self.completion_tokens} tokens{calls}, "
+            f"finish_reason {self.finish_reason!r}>"
+        )
 
     @property
     def message(self) -> dict[str, Any]:
@@ -109,7 +120,7 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """One step of a stream.
+    """One step of a stream; ``print`` shows its text.
 
     Attributes:
         text: text that became certain with this step; empty while half a character or the possible beginning
@@ -129,4 +140,7 @@ class Chunk:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
-    events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False)
+    events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.text

@@ -57,7 +57,9 @@ class TextStream:
     Nothing is computed before the first chunk is asked for. Each stream has a context (KV cache) of its own,
     given back when the stream ends, is closed or is left as a context manager. What a signal handler raises
     (Ctrl-C: KeyboardInterrupt) comes out of the iteration and ends the stream; the model stays usable, and
-    :attr:`result` is what there was by then. A handler may also close the stream, or the model.
+    :attr:`result` is what there was by then. A handler may also close the stream, or the model. Whoever asks
+    for the next chunk of a stream whose model was closed before its end gets a
+    :class:`~gemlet.errors.ModelClosedError`.
 
     Attributes:
         prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
@@ -84,6 +86,7 @@ class TextStream:
         context_length: int,
         decoder: StreamDecoder | None,
         reply_parser: ReplyReader | None = None,
+        why_closed: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.prompt_progress: Progress = None if in_notebook() else False
         self._sequence = sequence
@@ -102,6 +105,8 @@ class TextStream:
         self._decode_seconds = 0.0
         self._decode_steps = 0
         self._result: Generation | None = None
+        self._why_closed = why_closed  # what to say of a stream that its model closed
+        self._closed_early: str | None = None  # that, where the model closed this one
         self._open = True
         self._is_cancelled = False
         self._close_is_due = False  # asked for by what interrupted a step, such as a signal handler
@@ -118,6 +123,8 @@ class TextStream:
                     "interrupted; ask for the next chunk after it, or close() the stream"
                 )
             if not self._open:
+                if self._closed_early is not None:
+                    raise ModelClosedError(self._closed_early)
                 raise StopIteration
             try:
                 chunk = self._step()
@@ -129,6 +136,13 @@ class TextStream:
         if self._close_is_due:
             self.close()
         return chunk
+
+    def __repr__(self) -> str:
+        count = len(self._token_ids)
+        state = f"{count} token{'s' * (count != 1)} so far" if count else "not begun"
+        if not self._open:
+            state = "ended with an error" if self._result is None else f"ended: {self._result!r}"
+        return f"<gemlet.TextStream {state}>"
 
     def __enter__(self) -> TextStream:
         return self
@@ -171,6 +185,7 @@ class TextStream:
             if not first:
                 self._close_is_due = True
             elif self._open:
+                self._closed_early = self._why_closed()
                 self._end("cancelled")
 
     @property
@@ -213,11 +228,10 @@ class TextStream:
             self._events += events  # at once: an interrupt may come before the chunk is handed out
             if self._emitter.stopped:
                 reason = "stop"
-            elif (
-                len(self._token_ids) >= self._config.max_tokens
-                or self._sequence.length >= self._context_length
-            ):
+            elif len(self._token_ids) >= self._config.max_tokens:
                 reason = "length"
+            elif self._sequence.length >= self._context_length:
+                reason = "context"
         self._decode_seconds += time.perf_counter() - started
         if reason is not None:
             return self._end(reason, events, token_ids, ended=ended)
@@ -235,7 +249,7 @@ class TextStream:
         by an end token."""
         held_back = self._emitter.finish(ended=ended)
         self._events += held_back
-        if self._emitter.stopped and reason == "length":
+        if self._emitter.stopped and reason in ("length", "context"):
             reason = "stop"  # the very last characters completed a stop string
         reply = collect(self._events)
         self._result = Generation(

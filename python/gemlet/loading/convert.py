@@ -8,6 +8,7 @@ import shutil
 import tempfile
 
 from gemlet.base.files import checked_path
+from gemlet.base.front_door import public
 from gemlet.base.progress import Progress, reporting
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
@@ -24,6 +25,7 @@ from gemlet.tokenizer.stored import STORED_FILE, write_stored
 __all__ = ["convert"]
 
 
+@public
 def convert(
     source: str | os.PathLike[str] | None,
     destination: str | os.PathLike[str],
@@ -69,7 +71,9 @@ def convert(
     'q4'
     """
     process = os.getpid()
-    options = LoadOptions(weights=weights, threads=threads, embedding=embedding, progress=progress)
+    options = LoadOptions(
+        weights=weights, threads=threads, embedding=embedding, progress=progress, matformer=matformer
+    )
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from math import prod
 
+from gemlet.base.front_door import public
 from gemlet.base.sizes import parse_memory
 from gemlet.errors import MemoryLimitError
 from gemlet.loading.builder import not_packed, settle
@@ -22,6 +23,7 @@ from gemlet.weights.slots import PER_LAYER_TABLE
 __all__ = ["inspect"]
 
 
+@public
 def inspect(
     source: str | os.PathLike[str] | None = None,
     *,
@@ -55,6 +57,7 @@ def inspect(
         kv_cache=kv_cache,
         max_memory=max_memory,
         embedding_on_disk=embedding_on_disk,
+        matformer=matformer,
     )
     with open_model_files(source, revision=revision, token=token, headers_only=True) as files:
         files = replace(files, float16_as="f32")
@@ -62,7 +65,7 @@ def inspect(
             files = files.cut(matformer)
         config = files.config
         options = options.with_context(config.max_position_embeddings)
-        kept_as = files.formats_by_type() if weights == "auto" and files.packed is None else {}
+        kept_as = files.formats_by_type() if options.weights == "auto" and files.packed is None else {}
         options = options.with_formats(files)
         formats, own = options.formats, options.own_formats
         tables = {"embedding": own.get("embed_tokens", formats.embedding)}
@@ -71,9 +74,9 @@ def inspect(
         table_type = _table_type(files)
         settle(files)
         plan = plan_memory(config, options, table_type=table_type or "bf16")
-        parameters, on_disk = _parameters(files, embedding_on_disk)
+        parameters, on_disk = _parameters(files, options.embedding_on_disk)
         tensors = files.checkpoint.tensors
-        problem = str(not_packed(files)) if embedding_on_disk and files.packed is None else None
+        problem = str(not_packed(files)) if options.embedding_on_disk and files.packed is None else None
         if max_memory is not None:
             room, name = parse_memory(max_memory), "max_memory"
         else:

@@ -16,9 +16,9 @@ from gemlet.loading.memory_plan import MemoryPlan
 __all__ = ["Inspection", "layer_text"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
-    """What :func:`gemlet.inspect` found.
+    """What :func:`gemlet.inspect` found; ``print`` shows all of it.
 
     ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model, cut
     if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``formats`` are
@@ -73,6 +73,14 @@ class Inspection:
         memory = asdict(self.plan) | {"total": self.plan.total}
         fields = {name: value for name, value in vars(self).items() if name != "plan"}
         return fields | {"config": asdict(self.config), "memory": memory}
+
+    def __repr__(self) -> str:
+        runs = "runs here" if self.problem is None else f"does not run here: {show(self.problem)}"
+        return (
+            f"<gemlet.Inspection of {show(self.source)}: {self.config.family}, "
+            f"{_count(self.parameters)} parameters, weights {self.weights}, "
+            f"{size_text(self.plan.total)} of memory; {runs}>"
+        )
 
     def __str__(self) -> str:
         config = self.config

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 
+from gemlet.base.front_door import public
 from gemlet.base.progress import Progress
 from gemlet.base.sizes import parse_memory
 from gemlet.loading.builder import filled_builder, finish_model, not_packed, settle
@@ -20,6 +21,7 @@ __all__ = ["load"]
 _log = logging.getLogger("gemlet")
 
 
+@public
 def load(
     source: str | os.PathLike[str] | None = None,
     *,
@@ -141,16 +143,16 @@ def load(
         token=token,
         merge_adapter=merge_adapter,
         chat_template=chat_template,
-        cache=cache,
+        cache=options.cache,
     ) as files:
         if matformer is not None:
             files = files.cut(matformer)
-        if embedding_on_disk and files.packed is None and not cache:
+        if options.embedding_on_disk and files.packed is None and not options.cache:
             raise not_packed(files)
         if files.passed_over:
             _log.info("%s: passed over what changes nothing: %s", files.name, ", ".join(files.passed_over))
         options = options.with_context(files.config.max_position_embeddings)
-        if cache and weights == "auto":
+        if options.cache and options.weights == "auto":
             know_float16(files)
         options = options.with_formats(files)
         spare = None

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from gemlet import _core
 from gemlet.base.progress import Progress, check_progress
 from gemlet.base.sizes import parse_memory
-from gemlet.base.text import show
+from gemlet.base.text import show, show_argument
+from gemlet.config.matformer import check_matformer
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.weights.formats import KV_CACHES, PRESETS, Formats, check_weights, formats_of
+from gemlet.weights.formats import KV_CACHES, PRESETS, Formats, format_named, formats_of
 
 if TYPE_CHECKING:
     from gemlet.sources.model_files import ModelFiles
@@ -111,22 +112,31 @@ class LoadOptions:
     own_formats: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_weights(self.weights)
-        _check_device(self.device)
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        # None stands for what is not given, whatever the default is.
+        put("weights", "auto" if self.weights is None else _format("weights", self.weights, "auto"))
+        put("embedding", None if self.embedding is None else _format("embedding", self.embedding))
+        if self.kv_cache is not None:
+            put("kv_cache", format_named("kv_cache", self.kv_cache, KV_CACHES))
+        put("device", _device(self.device))
         _check_threads("threads", self.threads)
         _check_threads("decode_threads", self.decode_threads)
+        if self.max_context is not None and (type(self.max_context) is not int or self.max_context < 1):
+            raise InvalidRequestError(
+                f"max_context is {show_argument(self.max_context)}; expected 1 token or more, or None"
+            )
         if self.max_memory is not None:
             parse_memory(self.max_memory)
-        _check_flag("embedding_on_disk", self.embedding_on_disk)
-        _check_flag("cache", self.cache)
+        put("embedding_on_disk", _flag("embedding_on_disk", self.embedding_on_disk))
+        put("cache", _flag("cache", self.cache))
         check_progress(self.progress)
+        check_matformer(self.matformer)
 
     @property
     def formats(self) -> Formats:
-        """The formats in memory, once ``weights`` is not "auto" any more.
-
-        Raises :class:`InvalidRequestError` for an unknown ``embedding`` or ``kv_cache``.
-        """
+        """The formats in memory, once ``weights`` is not "auto" any more."""
         return formats_of(self.weights, self.embedding, self.kv_cache)
 
     def with_context(self, longest: int) -> LoadOptions:
@@ -137,7 +147,7 @@ class LoadOptions:
         given = self.max_context
         if given is None:
             return replace(self, max_context=longest)
-        if type(given) is not int or not 1 <= given <= longest:
+        if given > longest:
             raise InvalidRequestError(
                 f"max_context is {show(given)}; expected 1 to {longest} tokens, the model's limit, or None"
             )
@@ -172,20 +182,30 @@ class LoadOptions:
         return replace(self, weights=packed.weights, embedding=packed.embedding, own_formats=packed.formats())
 
 
-def _check_device(device: str) -> None:
+def _format(what: str, name: object, *also: str) -> str:
+    return format_named(what, name, (*also, *PRESETS))
+
+
+def _device(device: object) -> str:
+    if device is None or device == "auto":
+        return "cpu"
     if not isinstance(device, str):
-        raise UnsupportedError(f"device is {show(device)}; expected a name, like 'cpu'")
+        raise UnsupportedError(f"device is {show_argument(device)}; expected a name, like 'cpu'")
     _core.check_device(device)
+    return device
 
 
 def _check_threads(name: str, threads: int | None) -> None:
     if threads is not None and (type(threads) is not int or not 1 <= threads <= _core.MAX_THREADS):
-        raise InvalidRequestError(f"{name} is {show(threads)}; expected 1 to {_core.MAX_THREADS}, or None")
+        raise InvalidRequestError(
+            f"{name} is {show_argument(threads)}; expected 1 to {_core.MAX_THREADS}, or None"
+        )
 
 
-def _check_flag(name: str, value: bool) -> None:
-    if type(value) is not bool:
-        raise InvalidRequestError(f"{name} is {show(value)}; expected True or False")
+def _flag(name: str, value: object) -> bool:
+    if value is not None and type(value) is not bool:
+        raise InvalidRequestError(f"{name} is {show_argument(value)}; expected True or False")
+    return bool(value)
 
 
 def command_line() -> dict[str, tuple[Field[Any], CommandLine]]:

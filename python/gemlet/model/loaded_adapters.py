@@ -8,6 +8,7 @@ from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.adapters.opening import open_adapter
 from gemlet.base.files import checked_path
+from gemlet.base.names import did_you_mean
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
@@ -82,9 +83,10 @@ class LoadedAdapters:
         entry = self._loaded.get(name) if isinstance(name, str) else None
         if entry is None:
             loaded = ", ".join(map(show_argument, self._loaded)) or "none"
+            meant = did_you_mean(name, self._loaded)
             raise InvalidRequestError(
-                f"adapter: got {show_argument(name)}, expected the name of a loaded one ({loaded}); see "
-                "load_adapter()"
+                f"adapter: got {show_argument(name)}, expected the name of a loaded one ({loaded}); "
+                + (f"did you mean {show_argument(meant)}?" if meant else "see load_adapter()")
             )
         return entry[1]
 

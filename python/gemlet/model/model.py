@@ -182,12 +182,9 @@ class Model:
             InvalidRequestError: no adapter of this name is loaded.
 
         >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     try:
-        ...         model.unload_adapter("louder")
-        ...     except gemlet.InvalidRequestError as error:
-        ...         print(error)
-        adapter: got 'louder', expected the name of a loaded one (none); see load_adapter()
+        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
+        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain")
+        ...     model.unload_adapter(adapter.name)
         """
         self._adapters.unload(name)
 
@@ -303,6 +300,7 @@ class Model:
         config: GenerationConfig | None = None,
         *,
         adapter: str | None = None,
+        allow_control: bool = True,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -322,6 +320,8 @@ class Model:
             config: how to generate; None takes :attr:`generation_config`. The arguments behind ``adapter``
                 replace single values of it.
             adapter: the name of a loaded adapter to generate with; None: the model alone.
+            allow_control: a control token written in the text (``<end_of_turn>``) is that token. False takes
+                it as plain characters, as text from somebody else needs it.
             (the options of GenerationConfig)
 
         Raises:
@@ -338,8 +338,10 @@ class Model:
         >>> first.text == second.text
         True
         """
-        options = given_options(locals())
-        return run_to_end(self.stream(prompt, config, adapter=adapter, **options))
+        options: Any = given_options(locals())
+        return run_to_end(
+            self.stream(prompt, config, adapter=adapter, allow_control=allow_control, **options)
+        )
 
     @public
     @describes_options
@@ -349,6 +351,7 @@ class Model:
         config: GenerationConfig | None = None,
         *,
         adapter: str | None = None,
+        allow_control: bool = True,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -377,7 +380,7 @@ class Model:
         options = given_options(locals())
         self._check_writes("generate")
         settings = resolve_config(config, options, self.generation_config)
-        return self._requests.continuation(prompt, settings, adapter)
+        return self._requests.continuation(prompt, settings, adapter, allow_control)
 
     @public
     @describes_options
@@ -413,9 +416,7 @@ class Model:
             tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
                 {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
                 :attr:`Generation.tool_calls`; nothing is called by gemlet.
-            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought. Where
-                ``max_tokens`` is not given, thought and answer may then take all that the context has room
-                for.
+            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
             continue_final_message: the last message is the beginning of the assistant's reply, which the
                 model goes on with. The text of the result is only what the model adds.
             (the options of GenerationConfig)

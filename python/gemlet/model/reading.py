@@ -32,8 +32,11 @@ class Reader:
     tokenizer: Tokenizer | None
     config: TextConfig
 
-    def encode(self, text: str, name: str = "prompt", *, truncate: bool = False) -> list[int]:
-        """The ids of ``text``; if ``truncate``, those that the context holds.
+    def encode(
+        self, text: str, name: str = "prompt", *, truncate: bool = False, allow_control: bool = True
+    ) -> list[int]:
+        """The ids of ``text``; if ``truncate``, those that the context holds. Control tokens in it are plain
+        text unless ``allow_control``.
 
         Raises :class:`InvalidRequestError` where there is no tokenizer, and for text that is empty or no
         valid Unicode, and :class:`ContextLengthError` for one that is so long that it need not be encoded.
@@ -54,7 +57,9 @@ class Reader:
                 f"{name}: character {error.start} is half of a surrogate pair, expected valid Unicode: "
                 f"{show_argument(text[max(0, error.start - 10) : error.end])}"
             ) from None
-        return self.tokenizer.first_ids(text, room) if truncate else self.tokenizer.encode(text)
+        if truncate:
+            return self.tokenizer.first_ids(text, room)
+        return self.tokenizer.encode(text, allow_control=allow_control)
 
     def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context. A placeholder of

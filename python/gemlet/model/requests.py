@@ -40,9 +40,12 @@ class Requests:
     not_followed: dict[str, Any]
     contexts: KeptContexts | None
 
-    def continuation(self, prompt: object, settings: GenerationConfig, adapter: str | None) -> TextStream:
+    def continuation(
+        self, prompt: object, settings: GenerationConfig, adapter: str | None, allow_control: bool
+    ) -> TextStream:
         """A stream that continues ``prompt``, a text or token ids."""
-        ids = self.reader.encode(prompt) if isinstance(prompt, str) else prompt
+        allow_control = check_flag("allow_control", allow_control, True)
+        ids = self.reader.encode(prompt, allow_control=allow_control) if isinstance(prompt, str) else prompt
         return self._begin(ids, settings, adapter)
 
     def reply(
@@ -66,11 +69,12 @@ class Requests:
             if not messages:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
+        thinking = check_flag("thinking", thinking)
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
             tools=tools,
-            thinking=check_flag("thinking", thinking),
+            thinking=thinking,
             continue_final_message=check_flag("continue_final_message", continue_final_message),
             most_tokens=self.reader.resident.context_length,
         )
@@ -119,6 +123,7 @@ class Requests:
                 context_length=resident.context_length,
                 decoder=decoder,
                 reply_parser=reply_parser,
+                why_closed=resident.why_closed,
             )
         )
 

@@ -51,6 +51,15 @@ class Resident:
         if self._closed:
             raise ModelClosedError(f"the model from {self.name} is closed; load it again")
 
+    def why_closed(self) -> str | None:
+        """What to say of a stream that :meth:`close` ended; None as long as the model is open."""
+        if not self._closed:
+            return None
+        return (
+            f"the model from {self.name} was closed before the end of this stream; read the stream first, "
+            'inside the "with" block of the model'
+        )
+
     def begin(self, stream: Callable[[], TextStream]) -> TextStream:
         """The stream that ``stream`` makes, which :meth:`close` will end."""
         with self.lock:

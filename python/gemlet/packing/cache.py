@@ -24,6 +24,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,7 +176,8 @@ def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
     checkpoint = files.checkpoint
     digest = hashlib.sha256()
     versions = (FORMAT_VERSION, _core.LAYOUT_VERSION, _core.__version__)
-    digest.update(repr((versions, weights, files.config, sorted(builder.packed_sizes().items()))).encode())
+    config = sorted(asdict(replace(files.config, passed_over=())).items())
+    digest.update(repr((versions, weights, config, sorted(builder.packed_sizes().items()))).encode())
     places = [(name, slot, checkpoint.tensors[name]) for name, slot in sorted(files.slots.items())]
     digest.update(repr((places, sorted(files.cuts.items()))).encode())
     sampled = [(checkpoint, file) for file in sorted({info.file for _, _, info in places})]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from gemlet.adapters.opening import ADAPTER_FILES
 from gemlet.adapters.peft_config import CONFIG_FILE
+from gemlet.base.front_door import public
 from gemlet.base.handlers import undisturbed
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models, split_names
@@ -99,6 +100,7 @@ def check_access(revision: str | None, token: str | bool | None) -> None:
         raise InvalidRequestError("token: expected an access token, True, False or None")
 
 
+@public
 def download(name: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
     """Fetches the files of model ``name`` that gemlet reads and are not there yet, and returns their folder;
     of a GGUF model, the path of its (first) file.

@@ -38,10 +38,10 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     """
     path = checked_path("path", path, "the path of a tokenizer")
     try:
-        file = _find(Path(path))
+        file = _find(Path(path).expanduser())
         with open(file, "rb") as opened:
             magic = opened.read(4)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte in the path, or ~ of an unknown user
         if isinstance(error, ModelFileError | TokenizerError):
             raise
         reason = error.strerror if isinstance(error, OSError) else error

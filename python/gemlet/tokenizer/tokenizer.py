@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gemlet.base.exit_waits import call_apart, exit_waits_for, wait_for
+from gemlet.base.front_door import public
 from gemlet.base.handlers import undisturbed
 from gemlet.base.text import show
 from gemlet.errors import ContextLengthError, InvalidRequestError, TokenizerError
@@ -72,6 +73,7 @@ class Tokenizer:
             self._encode_text = vocabulary.merge_encoder.encode
 
     @classmethod
+    @public
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer in ``path``: a ``tokenizer.model``, a ``tokenizer.json``, a GGUF file, or a folder
         with one of them (looked for in this order). ``tokenizer_config.json`` and ``added_tokens.json``
@@ -93,6 +95,7 @@ class Tokenizer:
 
     # --- encoding -------------------------------------------------------------------------------------------
 
+    @public
     def encode(self, text: str, add_bos: bool = True, *, allow_control: bool = True) -> list[int]:
         """The token ids of ``text``.
 
@@ -216,6 +219,7 @@ class Tokenizer:
 
     # --- decoding -------------------------------------------------------------------------------------------
 
+    @public
     def decode(self, ids: Iterable[int], *, skip_control: bool = True) -> str:
         """The text of ``ids``.
 
@@ -242,6 +246,7 @@ class Tokenizer:
         data = b"".join([decoder.bytes_of(identifier) for identifier in ids])
         return data.decode("utf-8", REPLACE)
 
+    @public
     def stream_decoder(self, *, skip_control: bool = True) -> StreamDecoder:
         """A decoder for ids that arrive one at a time; see :class:`StreamDecoder`.
 

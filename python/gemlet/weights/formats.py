@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from gemlet import _core
-from gemlet.base.text import show
+from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["PRESETS"]
@@ -29,6 +30,24 @@ PRESETS = {
     "q4": Formats("q4", "q8", "bf16"),
 }
 KV_CACHES = ("f32", "bf16", "int8")
+# What other tools call the formats, in lower case -> their names here.
+_ELSEWHERE = {
+    "float32": "f32",
+    "fp32": "f32",
+    "bfloat16": "bf16",
+    "int8": "q8",
+    "q8_0": "q8",
+    "int4": "q4",
+    "q4_0": "q4",
+}
+# What no format is exactly -> the one that is probably wanted.
+_NEAREST = {
+    **dict.fromkeys(("f16", "fp16", "float16", "half"), "auto"),  # which keeps all of their values
+    **dict.fromkeys(
+        ("4bit", "nf4", "fp4", "q4_1", "q4_k", "q4_k_m", "q4_k_s", "iq4_xs", "q3_k_m", "q2_k"), "q4"
+    ),
+    **dict.fromkeys(("8bit", "fp8", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q8_k"), "q8"),
+}
 # Types of GGUF that no format holds exactly -> the format whose rounding is small beside their own error. All
 # others that no format holds exactly become q8.
 _ROUNDED_TO_Q4 = ("q2_k", "q3_k")
@@ -36,14 +55,26 @@ _ROUNDED_TO_Q4 = ("q2_k", "q3_k")
 
 def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None = None) -> Formats:
     """The formats in memory that ``weights`` (not "auto"), ``embedding`` and ``kv_cache`` stand for."""
-    if embedding is not None and (not isinstance(embedding, str) or embedding not in PRESETS):
-        choices = ", ".join(repr(choice) for choice in PRESETS)
-        raise InvalidRequestError(f"embedding is {show(embedding)}; expected one of {choices}, or None")
-    if kv_cache is not None and (not isinstance(kv_cache, str) or kv_cache not in KV_CACHES):
-        choices = ", ".join(repr(choice) for choice in KV_CACHES)
-        raise InvalidRequestError(f"kv_cache is {show(kv_cache)}; expected one of {choices}, or None")
     preset = PRESETS[weights]
     return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
+
+
+def format_named(what: str, name: object, choices: Sequence[str]) -> str:
+    """The one of ``choices`` that the argument ``what`` names, also as other tools write it.
+
+    Raises :class:`InvalidRequestError`.
+
+    >>> format_named("weights", "bfloat16", ["bf16", "q8"]), format_named("weights", "Q8_0", ["bf16", "q8"])
+    ('bf16', 'q8')
+    """
+    plain = name.lower() if isinstance(name, str) and len(name) <= 20 else ""
+    for found in (plain, _ELSEWHERE.get(plain)):
+        if found is not None and found in choices:
+            return found
+    listed = ", ".join(map(repr, choices))
+    near = _NEAREST.get(plain)
+    meant = f"; did you mean {near!r}?" if near in choices else ""
+    raise InvalidRequestError(f"{what} is {show_argument(name)}; expected one of {listed}{meant}")
 
 
 def auto_format(stored: str) -> str | None:
@@ -57,9 +88,3 @@ def auto_format(stored: str) -> str | None:
         return None
     exact = _core.source_types()[stored][2]
     return exact or ("q4" if stored in _ROUNDED_TO_Q4 else "q8")
-
-
-def check_weights(weights: str) -> None:
-    if not isinstance(weights, str) or (weights != "auto" and weights not in PRESETS):
-        choices = ", ".join(repr(choice) for choice in ("auto", *PRESETS))
-        raise InvalidRequestError(f"weights is {show(weights)}; expected one of {choices}")
