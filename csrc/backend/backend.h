@@ -59,18 +59,32 @@ struct KvSegment {
   int64_t rows;
   int64_t position;  // absolute, of that row
 };
-using AttentionSegment = KvSegment<const uint8_t>;
 using StoreSegment = KvSegment<uint8_t>;
+
+// Consecutive tokens [begin, end) that see each other in both directions.
+struct TokenSpan {
+  int64_t begin, end;
+};
+
+struct AttentionSegment : KvSegment<const uint8_t> {
+  std::span<const TokenSpan> spans;  // absolute positions; those with one of the rows, in order
+};
 
 struct AttentionShape {
   int64_t num_heads;
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t window;      // 0 = full attention
-  bool bidirectional;  // sees as far ahead, within its segment, as back
+  bool bidirectional;  // a token sees as far ahead, within its segment, as back
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
+};
+
+// How many tokens go through one pass.
+struct PassShape {
+  int64_t rows;     // of all sequences
+  int64_t longest;  // of the sequence that has most of them
 };
 
 class Backend {
@@ -80,8 +94,9 @@ class Backend {
   virtual std::string tier() const = 0;
   virtual int threads() const = 0;
   virtual int decode_threads() const = 0;
-  // A pass over `rows` tokens begins. Few rows wait for memory, many for arithmetic: each has its number of threads.
-  virtual void begin_pass(int64_t rows) = 0;
+  // A pass begins. Sequences that are being decoded wait for memory, prompts for arithmetic: each kind of pass has its
+  // number of threads.
+  virtual void begin_pass(const PassShape& shape) = 0;
 
   // Memory filled with zeros, aligned to 64 bytes at least. Throws kMemory.
   virtual DeviceMemory allocate(size_t bytes) = 0;

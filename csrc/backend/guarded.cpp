@@ -74,7 +74,7 @@ class GuardedBackend : public Backend {
   std::string tier() const override { return inner_->tier(); }
   int threads() const override { return inner_->threads(); }
   int decode_threads() const override { return inner_->decode_threads(); }
-  void begin_pass(int64_t rows) override { inner_->begin_pass(rows); }
+  void begin_pass(const PassShape& shape) override { inner_->begin_pass(shape); }
   void leave_scratch_behind() override { inner_->leave_scratch_behind(); }
   int64_t bytes_read() const override { return inner_->bytes_read(); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override {
@@ -144,7 +144,7 @@ class GuardedBackend : public Backend {
   void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k, float* v,
                       const float* q_norm, const float* k_norm, bool v_norm, float eps, const float* cosines,
                       const float* sines) override {
-    const Translated<uint8_t> translated(*this, shape, segments);
+    const Translated<StoreSegment, uint8_t> translated(*this, shape, segments);
     const int64_t rows = translated.rows, dim = shape.head_dim, keys = rows * shape.num_kv_heads * dim;
     inner_->rope_and_store(shape, translated.segments, at(q, rows * shape.num_heads * dim), at(k, keys),
                            k ? at(v, keys) : nullptr, at(q_norm, dim), at(k_norm, dim), v_norm, eps,
@@ -152,7 +152,7 @@ class GuardedBackend : public Backend {
   }
   void attention(const AttentionShape& shape, std::span<const AttentionSegment> segments, const float* q,
                  float* out) override {
-    const Translated<const uint8_t> translated(*this, shape, segments);
+    const Translated<AttentionSegment, const uint8_t> translated(*this, shape, segments);
     const int64_t floats = translated.rows * shape.num_heads * shape.head_dim;
     inner_->attention(shape, translated.segments, at(q, floats), at(out, floats));
   }
@@ -235,9 +235,9 @@ class GuardedBackend : public Backend {
   }
 
   // Segments with the blocks where they are in the inner backend's memory.
-  template <typename Byte>
+  template <typename Given, typename Byte>
   struct Translated {
-    Translated(GuardedBackend& backend, const AttentionShape& shape, std::span<const KvSegment<Byte>> given) {
+    Translated(GuardedBackend& backend, const AttentionShape& shape, std::span<const Given> given) {
       const int64_t head_bytes = backend.kv_head_bytes(shape.head_dim, shape.kv_format);
       blocks.resize(given.size());
       for (size_t i = 0; i < given.size(); ++i) {
@@ -252,7 +252,7 @@ class GuardedBackend : public Backend {
       }
     }
     std::vector<std::vector<KvHeads<Byte>>> blocks;
-    std::vector<KvSegment<Byte>> segments;
+    std::vector<Given> segments;
     int64_t rows = 0;  // of the pass
   };
 

@@ -26,12 +26,13 @@ bool set_field(Config& config, const std::string& name, const char* field, Value
 #define GEMLET_LAYER_FIELDS(X) \
   X(num_heads) X(num_kv_heads) X(head_dim) X(intermediate_size) X(query_scale) X(rope_theta) X(rope_scaling_factor) \
   X(sliding_window) X(attention_softcap) X(qk_norm) X(post_norms) X(v_norm) X(key_is_value) X(rope_partial_factor) \
-  X(kv_source) X(activation_sparsity) X(num_experts) X(experts_per_token) X(expert_intermediate_size) X(layer_scalar)
+  X(kv_source) X(activation_sparsity) X(num_experts) X(experts_per_token) X(expert_intermediate_size) X(layer_scalar) \
+  X(bidirectional_spans)
 
 #define GEMLET_MODEL_FIELDS(X) \
   X(vocab_size) X(hidden_size) X(max_context) X(rms_norm_eps) X(embedding_scale) X(final_softcap) X(norm_offset) \
   X(tied_embeddings) X(per_layer_input_size) X(per_layer_vocab_size) X(altup_streams) X(laurel_rank) X(bidirectional) \
-  X(dense_sizes) X(layers)
+  X(dense_sizes) X(longest_span) X(layers)
 // clang-format on
 
 template <typename Config, typename SetField>

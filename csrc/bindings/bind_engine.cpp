@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
+#include "bindings/tokens.h"
 #include "bindings/turn.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
@@ -18,33 +19,7 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// What the signature shows: what NumPy can make an array of.
-using TokenIds = py::typing::Union<py::array, py::typing::List<py::int_>>;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
-// Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
-std::vector<int32_t> token_ids(const py::object& ids) {
-  const py::array array = in_python([&] { return py::array::ensure(ids); });
-  if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
-  if (array.size() == 0) return {};
-  const char kind = array.dtype().kind();
-  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
-         " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
-  }
-  const auto wide =
-      in_python([&] { return py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array); });
-  if (!wide) fail(ErrorCode::kInvalidRequest, "token ids must be integers of at most 64 bits");
-  std::vector<int32_t> result(static_cast<size_t>(wide.size()));
-  for (size_t i = 0; i < result.size(); ++i) {
-    const int64_t id = wide.data()[i];
-    if (id < INT32_MIN || id > INT32_MAX) {
-      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i, " is out of range");
-    }
-    result[i] = static_cast<int32_t>(id);
-  }
-  return result;
-}
 
 py::array_t<float> logits(const Sequence& sequence) {
   auto values = std::make_unique<std::vector<float>>();
@@ -61,14 +36,15 @@ py::array_t<float> logits(const Sequence& sequence) {
 
 // A few hundred tokens take a large model many seconds, and so may one token if the weights are gigabytes or if other
 // threads use the model.
-void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits) {
+void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_logits,
+            const Tokens::SoftArrays& soft_rows, const Tokens::Spans& spans) {
   constexpr int64_t kFewTokens = 8;
   constexpr int64_t kManyBytes = int64_t{1} << 30;
   const LogitsWanted wanted = logits_wanted(wanted_logits);
-  const std::vector<int32_t> tokens = token_ids(ids);
-  const auto work = [&] { sequence.extend(tokens, wanted); };
   const Model& model = sequence.model();
-  if (static_cast<int64_t>(tokens.size()) > kFewTokens || model.decode_bytes(0) > kManyBytes || model.busy()) {
+  const Tokens tokens(ids, soft_rows, spans, model.config().hidden_size);
+  const auto work = [&] { sequence.extend(tokens.run(), wanted); };
+  if (tokens.run().rows() > kFewTokens || model.decode_bytes(0) > kManyBytes || model.busy()) {
     return run_interruptibly(work, [&] { sequence.cancel(); });
   }
   const GilRelease release;
@@ -120,7 +96,10 @@ void register_engine(py::module_& m) {
       .def_property_readonly("length", py::cpp_function(&Sequence::length, release_gil()))
       .def_property_readonly("token_ids", py::cpp_function(&Sequence::token_ids, release_gil()))
       .def("extend", &extend, py::arg("ids"), py::kw_only(), py::arg("logits") = "last",
-           "Appends tokens and keeps the logits of none, of the last or of all of them.")
+           py::arg("soft_rows") = Tokens::SoftArrays(), py::arg("spans") = Tokens::Spans(),
+           "Appends tokens and keeps the logits of none, of the last or of all of them. `soft_rows`: pairs of a first "
+           "token and float32 [rows, hidden_size], which replace the scaled embeddings there. `spans`: pairs (begin, "
+           "end) of tokens that see each other in both directions, in the layers that do this.")
       .def("fork", &Sequence::fork, release_gil(),
            "Another context with the same tokens and logits, which shares the cache of them.")
       .def("logits", &logits, "The logits of the last extend, float32 [rows, vocab].")

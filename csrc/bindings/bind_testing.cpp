@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/tokens.h"
 #include "engine/embedding.h"
 #include "engine/sequence.h"
 #include "model/kv_table.h"
@@ -22,7 +23,8 @@ using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Taps = py::typing::Dict<py::str, py::array_t<float>>;
 
 // Every tap of a fresh context, rows of all chunks one after the other.
-Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string& wanted_logits) {
+Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string& wanted_logits,
+          const Tokens::SoftArrays& soft_rows, const Tokens::Spans& spans) {
   const LogitsWanted wanted = logits_wanted(wanted_logits);
   struct Tap {
     int64_t dim;
@@ -43,8 +45,9 @@ Taps taps(const std::shared_ptr<Model>& model, const Ids& ids, const std::string
     collected["embedding"] = {model->config().embedding_size(), embedding};
   } else {
     Sequence sequence(model);
+    const Tokens tokens(ids, soft_rows, spans, model->config().hidden_size);
     const GilRelease release;
-    sequence.extend(span, wanted, &sink);
+    sequence.extend(tokens.run(), wanted, &sink);
     collected["logits"] = {model->config().vocab_size, sequence.logits()};
   }
   Taps result;
@@ -76,14 +79,14 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
   for (size_t i = 0; i < ids.size(); ++i) {
     const Adapter* const adapter = adapters[i] ? adapters[i]->get() : nullptr;
     if (adapter && !adapter->belongs_to(*model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
-    batch.segments.push_back({&tables.emplace_back(model->kv()), ids[i], LogitsWanted::kAll, adapter});
+    batch.segments.push_back({&tables.emplace_back(model->kv()), {ids[i]}, LogitsWanted::kAll, adapter});
   }
   const int64_t vocab = model->config().vocab_size;
   py::array_t<float> logits({batch.rows(), vocab});
   batch.logits = logits.mutable_data();
   {
     const GilRelease release;
-    model->forward(batch);
+    (void)model->forward(batch);  // nobody cancels it
   }
   std::vector<py::array_t<float>> result;
   int64_t row = 0;
@@ -132,6 +135,7 @@ void register_testing(py::module_& testing) {
               "Bytes of the blocks with the keys and values of a context.");
   testing.def(
       "taps", &taps, py::arg("model"), py::arg("ids"), py::arg("logits") = "all",
+      py::arg("soft_rows") = Tokens::SoftArrays(), py::arg("spans") = Tokens::Spans(),
       "Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed "
       "there, which are all ids where `logits` is 'all'.");
   testing.def("batch_logits", &batch_logits, py::arg("model"), py::arg("ids"), py::arg("adapters"),

@@ -21,6 +21,7 @@ void register_system(pybind11::module_& m, pybind11::module_& testing);
 void register_measure(pybind11::module_& m, pybind11::module_& testing);
 void register_kernels(pybind11::module_& testing);
 void register_testing(pybind11::module_& testing);
+void register_batch(pybind11::module_& testing);
 
 // Whether models that are made from now on have guarded memory (backend/guarded.h). The GIL protects it.
 bool& guarded_memory();

@@ -80,6 +80,7 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_measure(m, testing);
   gemlet::bindings::register_kernels(testing);
   gemlet::bindings::register_testing(testing);
+  gemlet::bindings::register_batch(testing);
   make_only_by_calling(m);
   make_only_by_calling(testing);
 }

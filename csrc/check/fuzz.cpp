@@ -253,8 +253,8 @@ void run(const std::shared_ptr<Model>& model, Bytes in, const std::shared_ptr<co
   constexpr std::array<int32_t, 20> kIds = {2, 3, 5, 32, 0, 7, 9, 31};
   const size_t prompt = static_cast<size_t>(in.one_in(8) ? 9 + in.below(12) : 1 + in.below(3));
   Sequence sequence(model, adapter);
-  sequence.extend(std::span(kIds).first(prompt), LogitsWanted::kAll);
-  sequence.extend(std::span(kIds).last(1), LogitsWanted::kLast);
+  sequence.extend({std::span(kIds).first(prompt)}, LogitsWanted::kAll);
+  sequence.extend({std::span(kIds).last(1)}, LogitsWanted::kLast);
   SamplerConfig config;
   config.temperature = in.one_in(4) ? 0.7 : 0;
   config.top_k = in.below(4);

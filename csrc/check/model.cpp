@@ -48,10 +48,10 @@ std::vector<float> logits(Tier tier, Format weights, KvFormat kv, int threads) {
   Random random(12);
   std::vector<int32_t> ids;
   for (int i = 0; i < 83; ++i) ids.push_back(static_cast<int32_t>(random.below(kVocab)));
-  sequence.extend(std::span(ids).first(80), LogitsWanted::kAll);
+  sequence.extend({std::span(ids).first(80)}, LogitsWanted::kAll);
   std::vector<float> result = sequence.logits();
   for (size_t i = 80; i < 83; ++i) {
-    sequence.extend(std::span(ids).subspan(i, 1), LogitsWanted::kLast);
+    sequence.extend({std::span(ids).subspan(i, 1)}, LogitsWanted::kLast);
     const std::vector<float> row = sequence.logits();
     result.insert(result.end(), row.begin(), row.end());
   }

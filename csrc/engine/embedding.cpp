@@ -1,5 +1,7 @@
 #include "engine/embedding.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "model/kv_table.h"
 
@@ -18,10 +20,11 @@ void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adap
   batch.taps = taps;
   for (size_t i = 0; i < texts.size(); ++i) {
     if (texts[i].empty()) fail(ErrorCode::kInvalidRequest, "text ", i, " has no tokens; give at least one");
-    batch.segments.push_back({&tables.emplace_back(model.kv()), texts[i], LogitsWanted::kNone, adapter});
+    batch.segments.push_back({&tables.emplace_back(model.kv()), {texts[i]}, LogitsWanted::kNone, adapter, cancel});
   }
-  batch.cancel = cancel;
-  if (!texts.empty()) model.forward(batch);
+  if (texts.empty()) return;
+  const std::vector<bool> cancelled = model.forward(batch);
+  if (std::find(cancelled.begin(), cancelled.end(), true) != cancelled.end()) fail(ErrorCode::kCancelled, "cancelled");
 }
 
 }  // namespace gemlet

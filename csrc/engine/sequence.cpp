@@ -6,6 +6,35 @@
 #include "base/error.h"
 
 namespace gemlet {
+namespace {
+
+// Where a chunk that begins at `first` ends. No chunk cuts a span.
+int64_t chunk_end(const TokenRun& tokens, std::span<const TokenSpan> spans, int64_t first) {
+  const int64_t end = std::min(first + kChunkTokens, tokens.rows());
+  for (const TokenSpan& span : spans) {
+    if (span.begin < end && end < span.end) return span.begin > first ? span.begin : span.end;
+  }
+  return end;
+}
+
+// Tokens [first, end) of `tokens`, with the parts of soft rows and the spans that are there.
+struct Chunk {
+  Chunk(const TokenRun& tokens, std::span<const TokenSpan> all_spans, int64_t first, int64_t end, int64_t hidden) {
+    for (const SoftRows& soft : tokens.soft_rows) {
+      const int64_t from = std::max(first, soft.first), to = std::min(end, soft.first + soft.rows);
+      if (from < to) soft_rows.push_back({from - first, to - from, soft.values + (from - soft.first) * hidden});
+    }
+    for (const TokenSpan& span : all_spans) {
+      if (first <= span.begin && span.end <= end) spans.push_back({span.begin - first, span.end - first});
+    }
+    run = {tokens.ids.subspan(static_cast<size_t>(first), static_cast<size_t>(end - first)), soft_rows, spans};
+  }
+  TokenRun run;
+  std::vector<SoftRows> soft_rows;
+  std::vector<TokenSpan> spans;
+};
+
+}  // namespace
 
 Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter)
     : model_(std::move(model)), adapter_(std::move(adapter)), kv_(model_->kv()) {
@@ -47,47 +76,45 @@ void Sequence::leave_torn_behind() {
   leave_behind(adapter_);
   leave_behind(kv_);
   leave_behind(ids_);
+  leave_behind(spans_);
   leave_behind(logits_);
 }
 
-void Sequence::extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps) {
+void Sequence::extend(const TokenRun& tokens, LogitsWanted wanted, const TapSink* taps) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   check_open();
   const ModelConfig& config = model_->config();
-  if (ids.empty()) fail(ErrorCode::kInvalidRequest, "there are no token ids to append; give at least one");
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || ids[i] >= config.vocab_size) {
-      fail(ErrorCode::kInvalidRequest, "token id ", ids[i], " at position ", i,
-           " is out of range: the vocabulary has ids 0 to ", config.vocab_size - 1);
-    }
+  const int64_t before = static_cast<int64_t>(ids_.size()), total = tokens.rows();
+  if (total == 0) fail(ErrorCode::kInvalidRequest, "there are no token ids to append; give at least one");
+  tokens.check(config);
+  if (before + total > config.max_context) {
+    fail(ErrorCode::kContextLength, before + total, " tokens do not fit the context of ", config.max_context,
+         " tokens; shorten the prompt");
   }
-  if (static_cast<int64_t>(ids_.size() + ids.size()) > config.max_context) {
-    fail(ErrorCode::kContextLength, static_cast<int64_t>(ids_.size() + ids.size()),
-         " tokens do not fit the context of ", config.max_context, " tokens; shorten the prompt");
-  }
-  const int64_t total = static_cast<int64_t>(ids.size());
+  const std::span<const TokenSpan> spans = config.has_spans() ? tokens.spans : std::span<const TokenSpan>();
   const int64_t rows = wanted == LogitsWanted::kNone ? 0 : wanted == LogitsWanted::kLast ? 1 : total;
   make_room_for_logits(rows);
   cancel_.store(false, std::memory_order_relaxed);
-  ids_.reserve(ids_.size() + ids.size());
+  ids_.reserve(static_cast<size_t>(before + total));
+  spans_.reserve(spans_.size() + spans.size());
   for (int64_t done = 0; done < total;) {
-    const int64_t count = std::min(kChunkTokens, total - done);
+    const int64_t end = chunk_end(tokens, spans, done);
+    const Chunk chunk(tokens, spans, done, end, config.hidden_size);
     Batch batch;
-    batch.segments = {{&kv_, ids.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), LogitsWanted::kNone,
-                       adapter_.get()}};
-    batch.cancel = &cancel_;
+    batch.segments = {{&kv_, chunk.run, LogitsWanted::kNone, adapter_.get(), &cancel_}};
     batch.taps = taps;
     Segment& segment = batch.segments[0];
     if (wanted == LogitsWanted::kAll) {
       segment.wanted = wanted;
       batch.logits = logits_->as<float>() + done * config.vocab_size;
-    } else if (wanted == LogitsWanted::kLast && done + count == total) {
+    } else if (wanted == LogitsWanted::kLast && end == total) {
       segment.wanted = wanted;
       batch.logits = logits_->as<float>();
     }
-    model_->forward(batch);
-    ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
-    done += count;
+    if (model_->forward(batch)[0]) fail(ErrorCode::kCancelled, "cancelled");
+    ids_.insert(ids_.end(), chunk.run.ids.begin(), chunk.run.ids.end());
+    for (const TokenSpan& span : chunk.spans) spans_.push_back({before + done + span.begin, before + done + span.end});
+    done = end;
   }
   logits_rows_ = rows;
 }
@@ -98,6 +125,7 @@ std::unique_ptr<Sequence> Sequence::fork() const {
   auto copy = std::make_unique<Sequence>(model_, adapter_);
   copy->kv_ = kv_.fork();
   copy->ids_ = ids_;
+  copy->spans_ = spans_;
   copy->logits_ = logits_;
   copy->logits_rows_ = logits_rows_;
   return copy;
@@ -112,6 +140,13 @@ std::unique_ptr<Sequence> Sequence::prefix(int64_t blocks) const {
          " tokens were asked for, but the ", "sequence has ", kv_.length(), " tokens");
   }
   auto copy = std::make_unique<Sequence>(model_, adapter_);
+  for (const TokenSpan& span : spans_) {
+    if (span.begin < tokens && tokens < span.end) {
+      fail(ErrorCode::kInvalidRequest, "the first ", blocks, " blocks of ", kKvBlockTokens,
+           " tokens end inside a span, whose tokens see later ones");
+    }
+    if (span.end <= tokens) copy->spans_.push_back(span);
+  }
   for (int64_t i = 0; i < blocks; ++i) copy->kv_.append(kv_.share(i));
   if (!copy->kv_.complete()) {
     fail(ErrorCode::kInvalidRequest, "a sliding window has dropped tokens that a sequence of ", tokens,

@@ -24,14 +24,16 @@ class Sequence {
   explicit Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter = nullptr);
   ~Sequence();
 
-  // Appends tokens, in chunks of kChunkTokens. Throws before anything changes if an id is out of range or if the
-  // context would overflow. If it is cancelled midway, the chunks that were done stay.
-  void extend(std::span<const int32_t> ids, LogitsWanted wanted, const TapSink* taps = nullptr);
+  // Appends tokens, in chunks of kChunkTokens. A chunk ends before a span that it would cut, and a longer span is a
+  // chunk of its own. Throws before anything changes if the tokens are not what TokenRun says or if the context would
+  // overflow. If it is cancelled midway, the chunks that were done stay.
+  void extend(const TokenRun& tokens, LogitsWanted wanted, const TapSink* taps = nullptr);
 
   // Another sequence with the same tokens and logits. The two share their keys and values.
   std::unique_ptr<Sequence> fork() const;
   // Another sequence with the first `blocks` * kKvBlockTokens tokens, without logits. It shares the keys and values of
-  // these tokens. Throws kInvalidRequest if there are fewer tokens, or if a window has dropped some that it needs.
+  // these tokens. Throws kInvalidRequest if there are fewer tokens, if a window has dropped some that it needs, or if a
+  // span goes on behind them.
   std::unique_ptr<Sequence> prefix(int64_t blocks) const;
 
   // The next token, from the last row of logits. Throws kInvalidRequest if the last extension kept none.
@@ -58,6 +60,7 @@ class Sequence {
   std::shared_ptr<const Adapter> adapter_;
   KvTable kv_;
   std::vector<int32_t> ids_;
+  std::vector<TokenSpan> spans_;           // of all tokens so far, if the model has layers that look ahead in them
   std::shared_ptr<AlignedBuffer> logits_;  // forks share it; then nobody writes to it
   int64_t logits_rows_ = 0;
   std::atomic<bool> cancel_{false};

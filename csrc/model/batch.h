@@ -8,12 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "backend/backend.h"
+#include "model/config.h"
+
 namespace gemlet {
 
 class Adapter;
 class KvTable;
 
-// Rows that one pass over a sequence has at most. Longer prompts come in chunks of this.
+// Rows that one pass over a sequence has at most, unless a span is longer. Longer prompts come in chunks of this.
 inline constexpr int64_t kChunkTokens = 512;
 
 // Texts in one pass of a bidirectional model: at most so many, and together kChunkTokens, unless it is a single longer
@@ -26,15 +29,38 @@ using TapSink = std::function<void(const std::string& name, const float* data, i
 // Which rows of a segment want logits.
 enum class LogitsWanted : uint8_t { kNone, kLast, kAll };
 
+// Ready-made embeddings of consecutive tokens, for example of an image. They take the place of the scaled rows of the
+// embedding table, and no scale is applied to them.
+struct SoftRows {
+  int64_t first;        // among the tokens
+  int64_t rows;         // 1 or more
+  const float* values;  // [rows, hidden] in host memory
+};
+
+// Consecutive tokens of a sequence. A token with a soft row has an id too, which says which per-layer row it takes.
+struct TokenRun {
+  std::span<const int32_t> ids;
+  std::span<const SoftRows> soft_rows = {};  // in order, without overlap
+  std::span<const TokenSpan> spans = {};     // in order, without overlap; [0, rows()) are the tokens
+
+  int64_t rows() const { return static_cast<int64_t>(ids.size()); }
+  // Throws kInvalidRequest if an id is not in the vocabulary, if soft rows or spans lie outside or overlap, if a value
+  // of a soft row is not finite, or if a span is longer than a pass can be.
+  void check(const ModelConfig& config) const;
+};
+
 // New tokens of one sequence, in order: a chunk of its prompt, or the one token of a decode step. A bidirectional model
 // gets all tokens of a text in one segment.
 struct Segment {
   KvTable* kv;
-  std::span<const int32_t> ids;
+  TokenRun tokens;
   LogitsWanted wanted = LogitsWanted::kLast;
   const Adapter* adapter = nullptr;  // of this model; the same one for all tokens of a sequence
+  // Once it is true, nobody wants the segment any more; from any thread. Its rows stay in the pass, so that the others
+  // keep their bits, but its cache does not grow and its part of the logits or embeddings means nothing.
+  const std::atomic<bool>* cancel = nullptr;
 
-  int64_t rows() const { return static_cast<int64_t>(ids.size()); }
+  int64_t rows() const { return tokens.rows(); }
   int64_t logits_rows() const { return wanted == LogitsWanted::kAll ? rows() : wanted == LogitsWanted::kLast ? 1 : 0; }
 };
 
@@ -42,14 +68,15 @@ struct Batch {
   std::vector<Segment> segments;
   float* logits = nullptr;      // [sum of logits_rows(), vocab]: the rows of the first segment, then the second's
   float* embeddings = nullptr;  // [segments, embedding_size], instead of logits, of a bidirectional model
-  const std::atomic<bool>* cancel = nullptr;
   const TapSink* taps = nullptr;
 
-  int64_t rows() const {
-    int64_t rows = 0;
-    for (const Segment& segment : segments) rows += segment.rows();
-    return rows;
-  }
+  int64_t rows() const;
+  PassShape shape() const;
+  // Throws kInvalidRequest or kContextLength if the model cannot run this.
+  void check(const ModelConfig& config) const;
 };
+
+// Rows of the largest pass over one sequence.
+int64_t most_rows(const ModelConfig& config);
 
 }  // namespace gemlet

@@ -27,6 +27,7 @@ constexpr Limits<int64_t> kSizeLimits[] = {
     {"altup_streams", 1, 16},
     {"laurel_rank", 0, kMaxWidth},
     {"dense_sizes", 1, kMaxWidth},
+    {"longest_span", 0, kMaxContextTokens},
     {"num_heads", 1, 1024},
     {"num_kv_heads", 1, 1024},
     {"head_dim", 2, kMaxHeadDim},
@@ -84,6 +85,9 @@ void check_layer(const ModelConfig& config, size_t index) {
     fail(ErrorCode::kConfig, where, "num_heads (", layer.num_heads, ") is not a multiple of num_kv_heads (",
          layer.num_kv_heads, ")");
   }
+  if (layer.bidirectional_spans && config.bidirectional) {
+    fail(ErrorCode::kConfig, where, "bidirectional_spans is true, but all tokens of the model see later ones");
+  }
   if (layer.head_dim % 2 != 0) {
     fail(ErrorCode::kConfig, where, "head_dim is ", layer.head_dim, ", expected an even number");
   }
@@ -115,6 +119,7 @@ void ModelConfig::validate() const {
   check_size("", "per_layer_vocab_size", per_layer_vocab_size);
   check_size("", "altup_streams", altup_streams);
   check_size("", "laurel_rank", laurel_rank);
+  check_size("", "longest_span", longest_span);
   check_number("", "rms_norm_eps", rms_norm_eps);
   check_number("", "embedding_scale", embedding_scale);
   check_number("", "final_softcap", final_softcap);
@@ -129,6 +134,10 @@ void ModelConfig::validate() const {
                  bidirectional ? kMaxDense : 0);
   for (const int64_t size : dense_sizes) check_size("", "dense_sizes", size);
   for (size_t index = 0; index < layers.size(); ++index) check_layer(*this, index);
+}
+
+bool ModelConfig::has_spans() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerConfig& layer) { return layer.bidirectional_spans; });
 }
 
 size_t ModelConfig::last_cache_layer() const {

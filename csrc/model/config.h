@@ -33,7 +33,8 @@ struct LayerConfig {
   int64_t num_experts = 0;  // routed experts beside the MLP; 0: none
   int64_t experts_per_token = 0;
   int64_t expert_intermediate_size = 0;
-  bool layer_scalar = false;  // at the end of the layer the residual is multiplied by a stored number
+  bool layer_scalar = false;         // at the end of the layer the residual is multiplied by a stored number
+  bool bidirectional_spans = false;  // tokens of a span (model/batch.h) also see the later ones of the same span
 
   // Layers of one kind share their cache blocks.
   bool same_cache(const LayerConfig& other) const {
@@ -69,6 +70,7 @@ struct ModelConfig {
   int64_t laurel_rank = 0;           // rank of the low-rank branch of AltUp layers
   bool bidirectional = false;        // an embedding model: tokens also see later ones, and a text has one output
   std::vector<int64_t> dense_sizes;  // outputs of each matrix that follows the mean over the text's tokens
+  int64_t longest_span = 0;          // the most tokens of a span; a span of up to kChunkTokens is always possible
   std::vector<LayerConfig> layers;
 
   // Throws kConfig, with the name of the field, if a value is out of range.
@@ -76,6 +78,8 @@ struct ModelConfig {
 
   // How many numbers the embedding of a text has.
   int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
+
+  bool has_spans() const;  // whether the tokens of a span see each other in any layer
 
   // The last layer that has its own cache. Once its keys and values are there, only rows that want logits are needed.
   size_t last_cache_layer() const;

@@ -41,8 +41,13 @@ void ForwardPass::add_parts(std::span<const KvGrowth> growths) {
       const int64_t outputs = config_.bidirectional ? 1 : segment.logits_rows();
       if (segment.adapter == adapter) {
         const int64_t wanted = config_.bidirectional ? segment.rows() : outputs;
-        parts_.push_back({&growths[i], adapter, rows_, segment.rows(), segment.kv->length(), wanted, output});
-        ids_.insert(ids_.end(), segment.ids.begin(), segment.ids.end());
+        const int64_t position = segment.kv->length();
+        Part& part =
+            parts_.emplace_back(Part{&segment, &growths[i], rows_, segment.rows(), position, wanted, output, {}});
+        for (const TokenSpan& span : segment.tokens.spans) {
+          part.spans.push_back({position + span.begin, position + span.end});
+        }
+        ids_.insert(ids_.end(), segment.tokens.ids.begin(), segment.tokens.ids.end());
         rows_ += segment.rows();
         wanted_ += wanted;
       }
@@ -54,11 +59,12 @@ void ForwardPass::add_parts(std::span<const KvGrowth> growths) {
 void ForwardPass::find_adapter_runs() {
   runs_.clear();
   for (const Part& part : parts_) {
-    if (!part.adapter || part.rows == 0) continue;
-    if (!runs_.empty() && runs_.back().adapter == part.adapter) {
+    const Adapter* const adapter = part.segment->adapter;
+    if (!adapter || part.rows == 0) continue;
+    if (!runs_.empty() && runs_.back().adapter == adapter) {
       runs_.back().rows += part.rows;
     } else {
-      runs_.push_back({part.adapter, part.row, part.rows});
+      runs_.push_back({adapter, part.row, part.rows});
     }
   }
 }
@@ -109,6 +115,7 @@ void ForwardPass::keep_wanted_rows() {
     part.row = static_cast<int64_t>(kept.size()) - part.wanted;
     part.rows = part.wanted;
     part.position += skipped;
+    std::erase_if(part.spans, [&](const TokenSpan& span) { return span.end <= part.position; });
   }
   // [blocks, rows, dim] -> [blocks, wanted, dim]. Rows only move to the front, so this works in place if done in order.
   const auto keep = [&](float* x, int64_t blocks, int64_t dim) {

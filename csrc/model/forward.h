@@ -25,12 +25,13 @@ class ForwardPass {
  private:
   // The rows of one segment that are still in the pass.
   struct Part {
+    const Segment* segment;
     const KvGrowth* kv;
-    const Adapter* adapter;
     int64_t row, rows;
     int64_t position;  // absolute, of the first row
     int64_t wanted;    // the last rows that matter to the end: those that want logits, or all of a bidirectional model
     int64_t output;    // its first row among the batch's logits, or its text among the embeddings
+    std::vector<TokenSpan> spans;  // those with one of the rows, as absolute positions
   };
   // One matrix applied to x [rows, cols], with what the rows' adapters make of it.
   struct Projection {
@@ -58,6 +59,7 @@ class ForwardPass {
   void keep_wanted_rows();
 
   void embed_from_disk();
+  void put_soft_rows();
   void adapt_embeddings();
   // logits = lm_head(x), for `rows` of the rows that want logits, from row `first` on.
   void multiply_head(const float* x, int64_t first, int64_t rows, float* logits);

@@ -78,10 +78,6 @@ int64_t expansion_bytes(const ModelWeights& weights, const Backend& backend) {
 
 }  // namespace
 
-int64_t most_rows(const ModelConfig& config) {
-  return config.bidirectional ? config.max_context : std::min(config.max_context, kChunkTokens);
-}
-
 int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend, int threads) {
   int64_t attention = 0;
   for (const LayerConfig& c : config.layers) {

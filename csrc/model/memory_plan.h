@@ -19,9 +19,6 @@ struct MemoryPlan {
   int64_t on_disk = 0;      // the per-layer table, and the embedding if it is on disk
 };
 
-// Rows of the largest pass over one sequence.
-int64_t most_rows(const ModelConfig& config);
-
 // What a pass over most_rows() keeps in memory: the scratch of the model, that of the backend on `threads` threads, and
 // one row of logits. Of the weights only shapes and formats matter.
 int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend, int threads);

@@ -13,34 +13,7 @@ namespace gemlet {
 Model::Model(ModelParts parts, std::vector<DeviceMemory> storage, ModelSize size)
     : parts_(std::move(parts)), storage_(std::move(storage)), size_(size) {}
 
-void Model::check(const Batch& batch) const {
-  const ModelConfig& config = parts_.config;
-  if (config.bidirectional != (batch.embeddings != nullptr)) {
-    fail(ErrorCode::kInvalidRequest, "the model makes ", config.bidirectional ? "embeddings of whole texts" : "text",
-         ", nothing else");
-  }
-  for (const Segment& segment : batch.segments) {
-    for (const int32_t id : segment.ids) {
-      if (id < 0 || id >= config.vocab_size) {
-        fail(ErrorCode::kInvalidRequest, "token id ", id, " is out of range: the vocabulary has ids 0 to ",
-             config.vocab_size - 1);
-      }
-    }
-    if (!config.bidirectional && segment.logits_rows() > 0 && !batch.logits) {
-      fail(ErrorCode::kInternal, "a segment wants logits, but the batch has no memory for them");
-    }
-    if (config.bidirectional && segment.kv->length() > 0) {
-      fail(ErrorCode::kInvalidRequest, "a text to be embedded must come as a whole, in one segment");
-    }
-    const int64_t after = segment.kv->length() + segment.rows();
-    if (after > config.max_context) {
-      fail(ErrorCode::kContextLength, after, " tokens do not fit the context of ", config.max_context,
-           "; shorten the prompt, or load with a larger max_context if the model allows it");
-    }
-  }
-}
-
-void Model::forward(const Batch& batch) {
+std::vector<bool> Model::forward(const Batch& batch) {
   const std::lock_guard<ForkMutex> lock(mutex_);
   const auto check_open = [&] {
     if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
@@ -48,26 +21,34 @@ void Model::forward(const Batch& batch) {
   check_open();
   if (mutex_.torn()) leave_torn_behind();
   check_files();
-  check(batch);
+  batch.check(parts_.config);
   std::vector<KvGrowth> growths;
   growths.reserve(batch.segments.size());
   for (const Segment& segment : batch.segments) growths.emplace_back(*segment.kv, segment.rows());
-  const auto check_cancelled = [&] {
+  std::vector<bool> cancelled(batch.segments.size());
+  const auto all_cancelled = [&] {
     check_open();
-    if (batch.cancel && batch.cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
+    for (size_t i = 0; i < cancelled.size(); ++i) {
+      const std::atomic<bool>* const cancel = batch.segments[i].cancel;
+      if (cancel && cancel->load(std::memory_order_relaxed)) cancelled[i] = true;
+    }
+    return std::find(cancelled.begin(), cancelled.end(), false) == cancelled.end();
   };
 
-  parts_.backend->begin_pass(batch.rows());
+  parts_.backend->begin_pass(batch.shape());
   ForwardPass pass(parts_, batch, growths);
   pass.embed();
   for (size_t index = 0; index < parts_.config.layers.size(); ++index) {
-    check_cancelled();
+    if (all_cancelled()) return cancelled;
     pass.layer(index);
   }
-  check_cancelled();
+  if (all_cancelled()) return cancelled;
   parts_.config.bidirectional ? pass.embeddings() : pass.logits();
   check_files();
-  for (KvGrowth& growth : growths) growth.commit();
+  for (size_t i = 0; i < growths.size(); ++i) {
+    if (!cancelled[i]) growths[i].commit();
+  }
+  return cancelled;
 }
 
 int64_t Model::decode_bytes(int64_t depth) const {

@@ -48,10 +48,11 @@ class Model {
   Backend& backend() { return *parts_.backend; }
 
   // Advances every segment by its tokens: appends to its cache and writes the logits or embeddings that the batch
-  // wants. All or nothing: if it throws, no cache has grown. It looks at `cancel` between layers, and ends with
-  // Error{kCancelled} if that is set. Throws kClosed after close(), also in the middle of a pass; kModelFile if a file
-  // that it reads was changed, also during the pass.
-  void forward(const Batch& batch);
+  // wants. If it throws, no cache has grown. Returns for each segment whether it was cancelled: it looks at their
+  // flags between layers, and stops when all of them are cancelled. Throws kInvalidRequest for a wrong segment, before
+  // anything runs; kClosed after close(), also in the middle of a pass; kModelFile if a file that it reads was changed,
+  // also during the pass.
+  [[nodiscard]] std::vector<bool> forward(const Batch& batch);
 
   bool busy() const { return mutex_.held(); }  // with a pass, at this moment
 
@@ -74,7 +75,6 @@ class Model {
   ~Model();
 
  private:
-  void check(const Batch& batch) const;
   void check_files() const;
   // After a fork: a thread of the parent may have been changing these parts, and is not in this process.
   void leave_torn_behind();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from .config import Layer
 from .model import Cache, Model
 
 Array = NDArray[Any]
+Spans = Sequence[tuple[int, int]]
 
 
-def attention(model: Model, index: int, x: Array, positions: Array, cache: Cache) -> Array:
+def attention(model: Model, index: int, x: Array, positions: Array, cache: Cache, spans: Spans = ()) -> Array:
     """Normed x [n, d] at absolute positions [n] -> o_proj output [n, d].
 
-    A layer with its own keys appends them to the cache. Its x has every token of the call.
+    A layer with its own keys appends them to the cache. Its x has every token of the call. `spans` are
+    absolute positions (begin, end).
     """
     layer, at, n = model.config.layers[index], f"layers.{index}", len(x)
     q = model.linear(x, f"{at}.q_proj").reshape(n, layer.num_heads, layer.head_dim)
@@ -32,7 +35,7 @@ def attention(model: Model, index: int, x: Array, positions: Array, cache: Cache
     k, v = spread(k, layer), spread(v, layer)
     scores = q.transpose(1, 0, 2) @ k.transpose(1, 2, 0) * x.dtype.type(layer.query_scale)  # [H, n, T']
     scores = blocks.softcap(scores, layer.attention_softcap)  # before the mask
-    scores = np.where(visible(layer, positions, len(k)), scores, -np.inf)
+    scores = np.where(visible(layer, positions, len(k), spans), scores, -np.inf)
     mixed = blocks.softmax(scores) @ v.transpose(1, 0, 2)  # [H, n, h]
     return model.linear(mixed.transpose(1, 0, 2).reshape(n, -1), f"{at}.o_proj")
 
@@ -55,11 +58,15 @@ def spread(x: Array, layer: Layer) -> Array:
     return np.repeat(x, layer.num_heads // layer.num_kv_heads, axis=1)
 
 
-def visible(layer: Layer, positions: Array, keys: int) -> Array:
+def visible(layer: Layer, positions: Array, keys: int, spans: Spans = ()) -> Array:
     """[n, keys] of bool: whether the query at positions[i] sees the key. The newest key is at
     positions[-1]."""
     query, key = positions[:, None], np.arange(positions[-1] + 1 - keys, positions[-1] + 1)[None]
     back = key > query - layer.sliding_window if layer.sliding_window else key >= 0
     if layer.bidirectional:
         return back & (key < query + layer.sliding_window if layer.sliding_window else key >= 0)
-    return back & (key <= query)
+    ahead = key <= query
+    if layer.bidirectional_spans:
+        for begin, end in spans:
+            ahead |= (begin <= query) & (query < end) & (begin <= key) & (key < end)
+    return back & ahead

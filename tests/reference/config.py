@@ -100,6 +100,7 @@ class Layer:
     experts_per_token: int = 0  # 0 = no mixture of experts beside the MLP
     layer_scalar: bool = False
     bidirectional: bool = False  # a query sees as far ahead as back
+    bidirectional_spans: bool = False  # tokens of a span, such as an image, see each other both ways
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def read_config(folder: Path) -> Config:
                 post_norms=family not in ("gemma", "vaultgemma"),
                 v_norm=new,
                 bidirectional=both_ways,
+                bidirectional_spans=has_spans(family, given, kind),
             )
         )
     if family == "gemma3n_text":
@@ -174,6 +176,14 @@ def read_config(folder: Path) -> Config:
         altup_streams=given["altup_num_inputs"] if family == "gemma3n_text" else 1,
         dense_layers=len(list(folder.glob("*_Dense"))),
     )
+
+
+def has_spans(family: str, given: dict[str, Any], kind: str) -> bool:
+    """Whether the tokens of an image see each other: all layers of Gemma 3, local ones of some Gemma 4."""
+    rule = given.get("use_bidirectional_attention")
+    if family.startswith("gemma4"):
+        return rule == "vision" and kind == "sliding_attention"
+    return family == "gemma3_text" and not rule
 
 
 def layer_types(family: str, given: dict[str, Any]) -> list[str]:

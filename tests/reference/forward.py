@@ -6,6 +6,7 @@ compute on stream 0), d the hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,15 @@ def forward(
     cache: Cache | None = None,
     taps: dict[str, Array] | None = None,
     last_only: bool = False,
+    soft_rows: Sequence[tuple[int, Array]] = (),
+    spans: attending.Spans = (),
 ) -> Array:
     """Logits [n, vocab] of ids [n]. The ids follow the tokens in the cache.
 
     `taps`, if given, receives the named intermediate results of tests/golden. With `last_only` the result is
     the logits [1, vocab] of the last token, and the layers that share keys and values run for that token
-    only.
+    only. `soft_rows` are pairs of a first token and its ready-made embeddings [rows, d]. `spans` are pairs
+    (begin, end) of tokens that see each other both ways. Both count from the first of `ids`.
     """
     config, weights = model.config, model.weights
     cache = Cache() if cache is None else cache
@@ -38,6 +42,9 @@ def forward(
 
     embedded = weights["embed_tokens"][ids]
     embedded = taps["embed"] = embedded * embedded.dtype.type(config.embedding_scale)
+    for first, rows in soft_rows:  # they are not scaled
+        embedded[first : first + len(rows)] = rows
+    absolute = [(cache.length + begin, cache.length + end) for begin, end in spans]
     p = np.zeros((len(ids), len(config.layers), 0), embedded.dtype)
     if config.per_layer_input_size:
         p = per_layer_inputs.per_layer_inputs(model, ids, embedded)
@@ -49,7 +56,7 @@ def forward(
     for index in range(len(config.layers)):
         if last_only and index == first_sharing:
             x, p, positions = x[:, -1:], p[-1:], positions[-1:]
-        x = decoder_layer(model, index, x, p[:, index], positions, cache, taps)
+        x = decoder_layer(model, index, x, p[:, index], positions, cache, taps, absolute)
     cache.advance(len(ids), config.layers)
 
     merged = altup.close_streams(model, x[:, -1:] if last_only else x)
@@ -70,7 +77,14 @@ def embedding(model: Model, ids: Array, taps: dict[str, Array] | None = None) ->
 
 
 def decoder_layer(
-    model: Model, index: int, x: Array, p: Array, positions: Array, cache: Cache, taps: dict[str, Array]
+    model: Model,
+    index: int,
+    x: Array,
+    p: Array,
+    positions: Array,
+    cache: Cache,
+    taps: dict[str, Array],
+    spans: attending.Spans,
 ) -> Array:
     """Streams x [S, n, d] and the per-layer inputs p [n, P] -> streams after the layer."""
     config, layer, at = model.config, model.config.layers[index], f"layers.{index}"
@@ -81,7 +95,7 @@ def decoder_layer(
 
     y = altup.predict(model, index, x) if streams else x
     u = model.norm(y[0], f"{at}.pre_attention_norm")
-    branch = taps[f"{at}.attention"] = attending.attention(model, index, u, positions, cache)
+    branch = taps[f"{at}.attention"] = attending.attention(model, index, u, positions, cache, spans)
     z = y[0] + post(branch, "post_attention_norm")
     if streams:
         z = altup.with_laurel(z, altup.laurel(model, index, u))

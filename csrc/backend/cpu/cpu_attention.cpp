@@ -33,6 +33,7 @@ struct Task {
   int64_t token, tokens;  // rows of the segment
   int64_t head, heads;    // query heads within the group
   int64_t kv_begin, kv_end;
+  int64_t ahead;    // how many tokens after its own a row sees, up to kv_end
   int64_t partial;  // where this task's result begins among those of pieces; -1 = writes the output itself
   int64_t rows() const { return tokens * heads; }
 };
@@ -138,14 +139,22 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       for (const KvBlock& block : segment.kv.blocks) kv_blocks_.push_back(block.head(segment.kv.first_head + kv_head));
     }
     const int64_t tokens_per_task = tokens_of_task(group);
-    for (int64_t token = 0; token < segment.rows; token += tokens_per_task) {
-      const int64_t tokens = std::min(tokens_per_task, segment.rows - token);
-      const int64_t first_position = segment.position + token;
-      const int64_t begin = shape.window > 0 ? std::max<int64_t>(0, first_position - shape.window + 1) : 0;
-      int64_t end = first_position + tokens;
-      if (shape.bidirectional) {
-        const int64_t all = segment.position + segment.rows;
-        end = shape.window > 0 ? std::min(all, end + shape.window - 1) : all;
+    const int64_t last = segment.position + segment.rows;
+    auto span = segment.spans.begin();
+    for (int64_t token = 0, tokens = 0; token < segment.rows; token += tokens) {
+      const int64_t position = segment.position + token;
+      while (span != segment.spans.end() && span->end <= position) ++span;
+      const bool in_span = span != segment.spans.end() && span->begin <= position;
+      // Rows of a task see alike: all of them are in the same span, or none is in a span.
+      const int64_t border = span == segment.spans.end() ? last : in_span ? span->end : span->begin;
+      tokens = std::min(tokens_per_task, border - position);
+      const int64_t begin = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;
+      int64_t end = position + tokens, ahead = 0;
+      if (in_span) {
+        end = ahead = border;
+      } else if (shape.bidirectional) {
+        ahead = shape.window > 0 ? shape.window - 1 : last;
+        end = std::min(last, end + ahead);
       }
       const int64_t pieces = quotient(end, kernels::kPieceTokens) - begin / kernels::kPieceTokens;
       const int64_t floats = partial_floats(tokens * shape.num_heads, dim) * pieces;
@@ -155,7 +164,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
         for (int64_t head = 0; head < group; head += heads_per_task) {
           const int64_t heads = std::min(heads_per_task, group - head);
           const size_t blocks = first_blocks + static_cast<size_t>(kv_head) * count;
-          Task task = {&segment, blocks, kv_head, token, tokens, head, heads, begin, end, -1};
+          Task task = {&segment, blocks, kv_head, token, tokens, head, heads, begin, end, ahead, -1};
           if (!split) {
             tasks.push_back(task);
             continue;
@@ -210,7 +219,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
     args.kv_begin = task.kv_begin;
     args.kv_end = task.kv_end;
     args.window = shape.window;
-    args.ahead = !shape.bidirectional ? 0 : shape.window > 0 ? shape.window - 1 : task.kv_end;
+    args.ahead = task.ahead;
     args.softcap = shape.softcap;
     args.out = outputs.data();
     args.max = part ? part + rows * dim : nullptr;

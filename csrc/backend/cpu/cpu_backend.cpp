@@ -10,8 +10,12 @@
 namespace gemlet {
 namespace {
 
-// A pass over at most this many tokens counts as decoding.
-constexpr int64_t kDecodeRows = 8;
+// A pass counts as decoding if no sequence has more new tokens than this, and all of them together no more than that.
+constexpr int64_t kDecodeTokens = 8;
+constexpr int64_t kDecodeRows = 16;
+
+// A product of at most so many rows waits for its weights, one of more rows for arithmetic.
+constexpr int64_t kFewRows = 8;
 
 // Bytes of weights in a task of few rows: long enough to stream, short enough to even out the threads.
 constexpr int64_t kTaskBytes = 64 * 1024;
@@ -54,7 +58,10 @@ std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool 
   return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads, fewer_will_do);
 }
 
-void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
+void CpuBackend::begin_pass(const PassShape& shape) {
+  const bool decode = shape.longest <= kDecodeTokens && shape.rows <= kDecodeRows;
+  pool_.use(decode ? decode_threads_ : threads_);
+}
 
 DeviceMemory CpuBackend::allocate(size_t bytes) {
   auto pages = std::make_unique<Pages>(bytes);
@@ -185,12 +192,12 @@ void CpuBackend::matmul(std::span<const Product> products) {
     const int64_t y_stride = product.y_stride > 0 ? product.y_stride : weight.rows;
     int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
     int64_t row_block = pieces_of(product.rows, std::max<int64_t>(kActivationBytes / input.stride, 16));
-    if (product.rows > kDecodeRows) {
+    if (product.rows > kFewRows) {
       const int64_t most = std::max<int64_t>(weight.panels() / (kTasksPerThread * threads()), 1);
       run = std::clamp<int64_t>(kWeightBytes / stride, 1, most);
     }
     const bool tiles = input.operation->activations == kernels::Activations::kTiles;
-    const bool expand = weight.format == Format::kBf12 && product.rows > kDecodeRows && !tiles;
+    const bool expand = weight.format == Format::kBf12 && product.rows > kFewRows && !tiles;
     if (expand) {  // once for as many rows as tiles take
       run = std::clamp<int64_t>(kWeightBytes / kernels::expanded_bytes(1, weight.cols), 1, run);
       row_block = pieces_of(product.rows, kTileRowBlock);

@@ -35,7 +35,8 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
   for (const Part& part : parts_) {
     if (part.rows == 0) continue;
     stores.push_back({with_keys ? part.kv->slots(index) : KvView<uint8_t>{}, part.row, part.rows, part.position});
-    segments.push_back({part.kv->table().view(index), part.row, part.rows, part.position});
+    segments.push_back({{part.kv->table().view(index), part.row, part.rows, part.position}, {}});
+    if (c.bidirectional_spans) segments.back().spans = part.spans;
   }
   const Rope& rope = rope_of(c);
   backend_.rope_and_store(shape, stores, keys_alone ? nullptr : q, with_keys ? k : nullptr, v, w.q_norm, w.k_norm,

@@ -1,4 +1,4 @@
-// The tokens' rows of the embedding table, scaled.
+// What the residual begins with: the tokens' rows of the embedding table, scaled, or their soft rows.
 #include <algorithm>
 
 #include "backend/staging.h"
@@ -13,6 +13,7 @@ void ForwardPass::embed() {
     backend_.embed(weights_.embed_tokens, ids_, static_cast<float>(config_.embedding_scale), residual_);
   }
   adapt_embeddings();
+  put_soft_rows();
   tap("embed", residual_, config_.hidden_size);
   if (config_.per_layer_input_size > 0) make_per_layer_inputs();
   if (config_.altup_streams > 1) open_streams();
@@ -40,6 +41,16 @@ void ForwardPass::adapt_embeddings() {
       const Product product = {low, run.rows, &term->b, delta};
       backend_.matmul({&product, 1});
       backend_.add_branch(delta, nullptr, eps_, run.rows, hidden, x);
+    }
+  }
+}
+
+void ForwardPass::put_soft_rows() {
+  const int64_t hidden = config_.hidden_size;
+  for (const Part& part : parts_) {
+    for (const SoftRows& soft : part.segment->tokens.soft_rows) {
+      const auto bytes = static_cast<size_t>(soft.rows * hidden) * sizeof(float);
+      backend_.upload(soft.values, bytes, residual_ + (part.row + soft.first) * hidden);
     }
   }
 }

@@ -49,7 +49,8 @@ void ForwardPass::multiply_head(const float* x, int64_t first_row, int64_t rows,
   for (const Part& part : parts_) {
     const int64_t begin = std::max<int64_t>(part.output - first_row, 0);
     const int64_t end = std::min(part.output + part.wanted - first_row, rows);
-    if (part.adapter && begin < end) adapted.push_back({part.adapter, begin, end - begin});
+    const Adapter* const adapter = part.segment->adapter;
+    if (adapter && begin < end) adapted.push_back({adapter, begin, end - begin});
   }
   std::sort(adapted.begin(), adapted.end(), [](const AdapterRun& a, const AdapterRun& b) { return a.row < b.row; });
   int64_t next = 0;

@@ -49,6 +49,8 @@ class LayerConfig:
     @property
     def attention_softcap(self) -> float: ...
     @property
+    def bidirectional_spans(self) -> bool: ...
+    @property
     def expert_intermediate_size(self) -> int: ...
     @property
     def experts_per_token(self) -> int: ...
@@ -106,6 +108,8 @@ class ModelConfig:
     def laurel_rank(self) -> int: ...
     @property
     def layers(self) -> list[LayerConfig]: ...
+    @property
+    def longest_span(self) -> int: ...
     @property
     def max_context(self) -> int: ...
     @property
@@ -386,9 +390,20 @@ class TokenSequence:
         """
         Frees the cache.
         """
-    def extend(self, ids: numpy.ndarray | list[int], *, logits: str = "last") -> None:
+    def extend(
+        self,
+        ids: numpy.ndarray | list[int],
+        *,
+        logits: str = "last",
+        soft_rows: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, numpy.ndarray]
+        ] = [],
+        spans: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ] = [],
+    ) -> None:
         """
-        Appends tokens and keeps the logits of none, of the last or of all of them.
+        Appends tokens and keeps the logits of none, of the last or of all of them. `soft_rows`: pairs of a first token and float32 [rows, hidden_size], which replace the scaled embeddings there. `spans`: pairs (begin, end) of tokens that see each other in both directions, in the layers that do this.
         """
     def fork(self) -> TokenSequence:
         """

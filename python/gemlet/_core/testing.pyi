@@ -13,11 +13,14 @@ import numpy.typing
 import gemlet._core
 
 __all__: list[str] = [
+    "Context",
     "MatmulRun",
+    "Step",
     "batch_logits",
     "bytes_read",
     "cache_bytes",
     "choose_tier",
+    "forward",
     "guard_memory",
     "kernel_attention",
     "kernel_blocks",
@@ -65,6 +68,35 @@ class MatmulRun:
         Bytes of weights that a run reads.
         """
 
+class Context:
+    """
+    The keys and values of one sequence, which forward() advances.
+    """
+    def __init__(self, model: gemlet._core.Model, adapter: gemlet._core.Adapter | None = None) -> None: ...
+    @property
+    def cache_bytes(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
+class Step:
+    """
+    New tokens of a context, for forward().
+    """
+    def __init__(
+        self,
+        context: Context,
+        ids: numpy.ndarray | list[int],
+        *,
+        logits: str = "last",
+        soft_rows: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, numpy.ndarray]
+        ] = [],
+        spans: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ] = [],
+        cancel_at: str = "",
+    ) -> None: ...
+
 def batch_logits(
     model: gemlet._core.Model,
     ids: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
@@ -92,6 +124,11 @@ def choose_tier(
 ) -> tuple[str, list[str]]:
     """
     (tier, supported tiers) of a machine described by feature names and XCR0.
+    """
+
+def forward(steps: collections.abc.Sequence[Step]) -> list[numpy.typing.NDArray[numpy.float32] | None]:
+    """
+    One pass over several contexts: of each step the logits that it wants, float32 [rows, vocab], or None if it was cancelled. A step is cancelled when the pass makes the tap that its `cancel_at` names; 'start': before the pass.
     """
 
 def guard_memory() -> None:
@@ -203,7 +240,13 @@ def rope_table(
     """
 
 def taps(
-    model: gemlet._core.Model, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], logits: str = "all"
+    model: gemlet._core.Model,
+    ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+    logits: str = "all",
+    soft_rows: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, numpy.ndarray]] = [],
+    spans: collections.abc.Sequence[
+        tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+    ] = [],
 ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
     """
     Intermediate activations of a fresh context by name, float32 [rows, dim]: as many rows as the pass computed there, which are all ids where `logits` is 'all'.

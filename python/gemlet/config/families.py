@@ -117,7 +117,8 @@ class Family:
     sliding; 0: all are global. ``query_scale``: the score scale is ``head_dim ** -0.5``,
     ``query_pre_attn_scalar ** -0.5`` or 1. ``rope``: one theta serves all layers ("flat"), sliding and global
     layers have one each ("nested"), or that and the old spelling means nothing ("nested only").
-    ``norm_offset`` is added to every norm weight.
+    ``norm_offset`` is added to every norm weight. ``bidirectional_spans``: the tokens of an image see each
+    other, in all layers; a Gemma 4 file says in ``use_bidirectional_attention`` if sliding layers do this.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Family:
     v_norm: bool = False
     layer_scalar: bool = False
     last_layer_is_global: bool = False
+    bidirectional_spans: bool = False
     ignored: frozenset[str] = _IGNORED
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _FIXED)
 
@@ -241,7 +243,7 @@ _GEMMA4: dict[str, Any] = _GEMMA4_UNIFIED | {
     "top_k_experts": None,
     "moe_intermediate_size": None,
 }
-# "vision" lets the tokens of an image see each other; text stays causal.
+# "vision" lets the tokens of an image see each other, in sliding layers; text stays causal.
 _FIXED_GEMMA4 = _FIXED | {"use_bidirectional_attention": (None, False, "vision")}
 
 _FAMILY_GEMMA4 = Family(
@@ -284,6 +286,7 @@ FAMILIES: Mapping[str, Family] = {
         global_theta=1000000.0,
         qk_norm=True,
         post_norms=True,
+        bidirectional_spans=True,
         fixed=_FIXED | {"use_bidirectional_attention": (False, None, True)},
     ),
     "gemma3n_text": Family(

@@ -26,6 +26,7 @@ class LayerSpec:
     means none. ``rope_partial_factor`` is the share of the pairs that rotate; ``kv_source`` the earlier layer
     whose keys and values this one reads, -1 for its own; ``activation_sparsity`` how many standard deviations
     above their mean the gate's values start to count, None where all do; ``num_experts`` 0 means none.
+    ``bidirectional_spans``: the tokens of an image see each other in both directions.
 
     >>> from gemlet.config import shape_config
     >>> last = shape_config("gemma4-e2b").layers[-1]
@@ -53,6 +54,7 @@ class LayerSpec:
     experts_per_token: int = 0
     expert_intermediate_size: int = 0
     layer_scalar: bool = False
+    bidirectional_spans: bool = False
 
     def __repr__(self) -> str:
         own = [field for field in fields(self) if getattr(self, field.name) != field.default]
@@ -89,6 +91,7 @@ def read_layers(keys: Keys, family: Family) -> tuple[LayerSpec, ...]:
             v_norm=family.v_norm,
             rope_partial_factor=rope[kind].partial_factor,
             layer_scalar=family.layer_scalar,
+            bidirectional_spans=_has_spans(keys, family, kind),
         )
         for kind, width in zip(types, widths, strict=True)
     ]
@@ -122,6 +125,13 @@ def _read_window(keys: Keys) -> int:
 
 def is_bidirectional(keys: Keys) -> bool:
     return keys.get("use_bidirectional_attention") is True
+
+
+def _has_spans(keys: Keys, family: Family, kind: str) -> bool:
+    rule = keys.get("use_bidirectional_attention")
+    if rule == "vision":
+        return kind == "sliding_attention"
+    return family.bidirectional_spans and not rule  # of an embedding model, all tokens see each other
 
 
 def _read_layer_types(keys: Keys, family: Family, num_layers: int) -> list[str]:

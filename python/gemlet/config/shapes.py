@@ -38,7 +38,7 @@ def _gemma4(**keys: Any) -> dict[str, Any]:
 def _large_gemma4(**keys: Any) -> dict[str, Any]:
     """The sizes without per-layer inputs: a longer context, a wider window, k = v in global layers."""
     large = {"max_position_embeddings": 262144, "sliding_window": 1024, "hidden_size_per_layer_input": 0}
-    return _gemma4(attention_k_eq_v=True, **large, **keys)
+    return _gemma4(attention_k_eq_v=True, use_bidirectional_attention="vision", **large, **keys)
 
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {

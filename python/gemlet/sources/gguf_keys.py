@@ -378,6 +378,8 @@ def _read_gemma4(
         ),
         **_read_per_layer_inputs(data, shapes),
     }
+    # The file does not say it. Of the published models, those without per-layer inputs do.
+    keys["use_bidirectional_attention"] = None if keys["hidden_size_per_layer_input"] else "vision"
     if data.get("expert_count", 0):
         keys |= {
             "enable_moe_block": True,

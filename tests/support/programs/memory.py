@@ -100,18 +100,25 @@ def fill_caches() -> None:
     assert core.memory()["kv_cache"] == 0
 
 
-def fill_a_context(weights: str) -> None:
+def fill_a_context(weights: str, longest_span: int) -> None:
     layer = layer_config(
-        num_heads=16, num_kv_heads=8, head_dim=256, sliding_window=0, intermediate_size=2**13
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=256,
+        sliding_window=0,
+        intermediate_size=2**13,
+        bidirectional_spans=True,
     )
-    builder = builder_of(model_config(layer, layer, max_context=1024), weights, kv_cache="bf16")
+    config = model_config(layer, layer, max_context=1024, longest_span=longest_span)
+    builder = builder_of(config, weights, kv_cache="bf16")
     plan = builder.plan()
     builder.add_random(seed=1)
     core = builder.finish()
     before = resident()
     sequence = _core.TokenSequence(core)
-    for count in (1008, 16):
-        sequence.extend(np.full(count, 5, np.int32))
+    spans = [(3, 3 + longest_span)] if longest_span else []
+    sequence.extend(np.full(1008, 5, np.int32), spans=spans)
+    sequence.extend(np.full(16, 5, np.int32))
     grown = (resident() - before) * 2**20
     planned = plan["kv_cache"] + plan["activations"]
     assert planned - 2e6 < grown < planned + 1e6, (grown, plan)

@@ -1,0 +1,48 @@
+#include "bindings/tokens.h"
+
+#include "base/error.h"
+#include "bindings/gil.h"
+
+namespace py = pybind11;
+
+namespace gemlet::bindings {
+
+std::vector<int32_t> token_ids(const py::object& ids) {
+  const py::array array = in_python([&] { return py::array::ensure(ids); });
+  if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
+  if (array.size() == 0) return {};
+  const char kind = array.dtype().kind();
+  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
+    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
+         " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
+  }
+  const auto wide =
+      in_python([&] { return py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array); });
+  if (!wide) fail(ErrorCode::kInvalidRequest, "token ids must be integers of at most 64 bits");
+  std::vector<int32_t> result(static_cast<size_t>(wide.size()));
+  for (size_t i = 0; i < result.size(); ++i) {
+    const int64_t id = wide.data()[i];
+    if (id < INT32_MIN || id > INT32_MAX) {
+      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i, " is out of range");
+    }
+    result[i] = static_cast<int32_t>(id);
+  }
+  return result;
+}
+
+Tokens::Tokens(const py::object& ids, SoftArrays soft_rows, const Spans& spans, int64_t hidden_size)
+    : ids_(token_ids(ids)), arrays_(std::move(soft_rows)) {
+  constexpr int kFlags = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+  for (const auto& [first, array] : arrays_) {
+    const bool floats = array.dtype().is(py::dtype::of<float>()) && (~array.flags() & kFlags) == 0;
+    if (!floats || array.ndim() != 2 || array.shape(1) != hidden_size) {
+      fail(ErrorCode::kInvalidRequest, "soft rows must be a C-contiguous float32 array [rows, ", hidden_size, "], got ",
+           py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>(), " ",
+           py::str(array.attr("shape")).cast<std::string>());
+    }
+    soft_rows_.push_back({first, array.shape(0), static_cast<const float*>(array.data())});
+  }
+  for (const auto& [begin, end] : spans) spans_.push_back({begin, end});
+}
+
+}  // namespace gemlet::bindings

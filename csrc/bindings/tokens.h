@@ -1,0 +1,39 @@
+// Tokens as Python gives them.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+#include <pybind11/typing.h>
+
+#include <utility>
+#include <vector>
+
+#include "model/batch.h"
+
+namespace gemlet::bindings {
+
+// What the signature shows: what NumPy can make an array of.
+using TokenIds = pybind11::typing::Union<pybind11::array, pybind11::typing::List<pybind11::int_>>;
+
+// Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
+std::vector<int32_t> token_ids(const pybind11::object& ids);
+
+// Ids, soft rows as (first token, float32 [rows, hidden]), and spans as (begin, end). Throws kInvalidRequest for
+// arrays of another type or shape; the rest is checked by TokenRun.
+class Tokens {
+ public:
+  using SoftArrays = std::vector<std::pair<int64_t, pybind11::array>>;
+  using Spans = std::vector<std::pair<int64_t, int64_t>>;
+
+  Tokens(const pybind11::object& ids, SoftArrays soft_rows, const Spans& spans, int64_t hidden_size);
+
+  TokenRun run() const { return {ids_, soft_rows_, spans_}; }
+
+ private:
+  std::vector<int32_t> ids_;
+  SoftArrays arrays_;  // own what soft_rows_ points to
+  std::vector<SoftRows> soft_rows_;
+  std::vector<TokenSpan> spans_;
+};
+
+}  // namespace gemlet::bindings
