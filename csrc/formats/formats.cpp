@@ -66,7 +66,7 @@ int64_t element_bytes(KvFormat format) {
   return 0;
 }
 
-int32_t zero_point(Format format) { return format == Format::kQ4 ? 8 : format == Format::kQ8 ? 128 : 0; }
+int32_t zero_point(Format format) { return format == Format::kQ4 ? kQ4Zero : format == Format::kQ8 ? kQ8Zero : 0; }
 
 int64_t padded_cols(Format format, int64_t cols) {
   int64_t unit = kSuperblock;

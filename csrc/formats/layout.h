@@ -23,6 +23,12 @@ constexpr int64_t kQ4BlockBytes = kPanelRows * kBlock / 2;
 constexpr int64_t kQ8SuperblockBytes = kScaleBytes + 2 * kQ8BlockBytes;
 constexpr int64_t kQ4SuperblockBytes = kScaleBytes + 2 * kQ4BlockBytes;
 constexpr uint16_t kLeastScale = 1;  // the least f16 above zero, 2^-24
+constexpr int kQ8Zero = 128;         // added to q, so that it is unsigned
+constexpr int kQ4Zero = 8;
+static_assert(kLineBytes == 64 && kScaleBytes == kLineBytes, "the scales of a superblock are a line");
+static_assert(kQ8SuperblockBytes == 17 * kLineBytes && kQ4SuperblockBytes == 9 * kLineBytes);
+static_assert(kBlock == 32, "the halves of a q4 block are 16 columns apart");
+static_assert(kQ8Zero == 128, "adding it flips the highest bit");
 
 // bf12: superblocks of 8 columns, which are four lines in bf16 and three in bf12.
 constexpr int kBf12Columns = 8;
@@ -31,6 +37,8 @@ constexpr int64_t kBf12ExpandedBytes = 4 * kLineBytes;  // of a superblock in bf
 constexpr int kBf12Words = kPanelRows * kBf12Columns;   // weights of a superblock
 constexpr uint16_t kBf12Kept = 0x807f;                  // sign and mantissa of bf16, which bf12 stores as they are
 constexpr uint16_t kBf12Code = 0x0780;                  // the code of an exponent, where its base can be added
+static_assert(kBf12ExpandedBytes == 2 * kBf12Words && kBf12SuperblockBytes * 8 == kBf12Words * 12);
+static_assert((kBf12Kept & kBf12Code) == 0 && kSuperblock % kBf12Columns == 0);
 static constexpr int64_t bf12_superblocks(int64_t cols) { return (cols + kBf12Columns - 1) / kBf12Columns; }
 // The exceptions of a panel: where they begin, how many bytes they have, and how many fit. `cols` may be padded or not.
 static constexpr int64_t bf12_exceptions_at(int64_t cols) {
@@ -49,9 +57,12 @@ static constexpr int64_t most_bf12_exceptions(int64_t cols) {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileColumns = kLineBytes / 2;
 constexpr int64_t kTileBytes = kTileRows * kLineBytes;
+static_assert(kTileRows == kPanelRows && kTileColumns == kBlock);
 
 // The KV cache.
 constexpr int64_t kKvBlockTokens = 64;  // of a block
 constexpr int64_t kMaxHeadDim = 1024;   // the largest head that attention takes
+constexpr int kKvInt8Zero = 128;        // added to the numbers of the int8 cache, so that they are unsigned
+static_assert(kKvBlockTokens % kSuperblock == 0 && kMaxHeadDim % kPanelRows == 0);
 
 }  // namespace gemlet

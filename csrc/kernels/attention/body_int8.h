@@ -43,8 +43,8 @@ struct Row16 {
         __builtin_memcpy(to + 4, (const uint8_t*)&low + 4 * unit, 4);
       }
     }
-    high_offset = -128 * sum_lanes(high_sum);
-    low_offset = -128 * sum_lanes(low_sum);
+    high_offset = -kKvInt8Zero * sum_lanes(high_sum);
+    low_offset = -kKvInt8Zero * sum_lanes(low_sum);
   }
 };
 

@@ -38,7 +38,7 @@ struct Int8Element {
   }
   VI bits(VF x) const {
     const VF rounded = round(x * inverse);
-    return __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI) + 128;
+    return __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI) + kKvInt8Zero;
   }
 };
 

@@ -30,9 +30,9 @@ struct Int8 {
   }
   static uint8_t write(float v, float scale) {
     const float steps = scale > kZeroKvPeak / 127.0f ? v / scale : 0.0f;
-    return static_cast<uint8_t>((steps == steps && fabsf(steps) <= 127.5f ? lrintf(steps) : 0) + 128);
+    return static_cast<uint8_t>((steps == steps && fabsf(steps) <= 127.5f ? lrintf(steps) : 0) + kKvInt8Zero);
   }
-  static float read(uint8_t v) { return static_cast<float>(v) - 128.0f; }
+  static float read(uint8_t v) { return static_cast<float>(v) - static_cast<float>(kKvInt8Zero); }
 };
 
 // The index of (output o, column c) in a packed matrix of `cols` columns.

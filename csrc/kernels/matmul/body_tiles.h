@@ -65,7 +65,7 @@ inline void store_line(uint8_t* to, VI line) { __builtin_memcpy(to, &line, sizeo
 struct Q8Block {
   static constexpr int64_t kBytes = kQ8BlockBytes;
   static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
-    const VF zero = scale * -128.0f;
+    const VF zero = scale * (float)-kQ8Zero;
     for (int j = 0; j < 8; ++j) {
       const VI four = load_i32(lines + j * kLineBytes);
       VF w[4];
