@@ -76,6 +76,22 @@ def test_names_with_the_adapter_in_them_are_read(tmp_path: Path, model: gemlet.M
     check(write(tmp_path / "b", tensors=wrapped), model)
 
 
+def test_all_linear_is_what_the_tool_took_for_it_in_every_layer(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "target_modules": "all-linear"}
+    some = {name: t for name, t in adapter_tensors().items() if "self_attn" in name}
+    check(write(tmp_path / "a", config, some), model)
+    del some[Q.format("A")], some[Q.format("B")]
+    refuse(write(tmp_path / "b", config, some), model, gemlet.TensorError, Q.format("A"), "missing")
+
+
+def test_towers_saved_whole_are_passed_over(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "modules_to_save": ["multi_modal_projector", "model.vision_tower"]}
+    name = "base_model.model.model.multi_modal_projector.mm_input_projection_weight"
+    path = write(tmp_path / "a", config, {**adapter_tensors(), name: np.ones((4, 4), np.float32)})
+    with open_adapter(path, model.config) as files:
+        assert len(files.terms.passed_over) == 1
+
+
 def test_keys_with_their_default_values_are_accepted(tmp_path: Path, model: gemlet.Model) -> None:
     unset = {
         "use_dora": False,

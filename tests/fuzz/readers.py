@@ -20,6 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 import gemlet
 from fuzz.mutate import mutate_json, mutate_safetensors
@@ -32,8 +33,10 @@ from gemlet.loading.inspect import inspect
 from gemlet.tokenizer import Tokenizer
 from gemlet.tokenizer import stored as _stored_vocabulary
 from gemlet.tokenizer.files import read_vocabulary
+from gemlet.weights.gguf_names import gguf_name
 from gemlet.weights.hf_names import tensor_name
 from gemlet.weights.slots import expected_slots
+from support.adapter_forms import gguf_adapter
 from support.gguf_models import convert_tensors, metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
 from support.tokenizer_files import tokenizer_json as make_tokenizer_json
@@ -181,28 +184,59 @@ MODULES: dict[str, Any] = {
         "activation_function": "torch.nn.modules.linear.Identity",
     },
 }
+MLX = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0}}
 ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]}
 
 
 @cache
+def _factors() -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Slot -> A and B, of some matrices of the tiny Gemma."""
+    shapes = expected_slots(parse_config(CONFIGS["gemma"], where="config.json"))
+    return {
+        slot: (np.ones((2, *cols), np.float32), np.ones((rows, 2), np.float32))
+        for slot, (rows, *cols) in shapes.items()
+        if slot.endswith(("q_proj", "down_proj"))
+    }
+
+
+@cache
 def _adapter_tensors() -> bytes:
-    model = parse_config(CONFIGS["gemma"], where="config.json")
     tensors = {}
-    for slot, (rows, *cols) in expected_slots(model).items():
-        if slot.endswith(("q_proj", "down_proj")):
-            at = "base_model.model." + tensor_name(slot, "gemma", "model.", "").removesuffix("weight")
-            tensors[f"{at}lora_A.weight"] = np.ones((2, *cols), np.float32)
-            tensors[f"{at}lora_B.weight"] = np.ones((rows, 2), np.float32)
+    for slot, (a, b) in _factors().items():
+        at = "base_model.model." + tensor_name(slot, "gemma", "model.", "").removesuffix("weight")
+        tensors |= {f"{at}lora_A.weight": a, f"{at}lora_B.weight": b}
     return safetensors_bytes(tensors)
+
+
+@cache
+def _mlx_tensors() -> bytes:
+    tensors = {}
+    for slot, (a, b) in _factors().items():
+        at = tensor_name(slot, "gemma", "model.", "").removesuffix("weight")
+        tensors |= {f"{at}lora_a": np.ascontiguousarray(a.T), f"{at}lora_b": np.ascontiguousarray(b.T)}
+    return safetensors_bytes(tensors)
+
+
+def _gguf_adapters() -> list[bytes]:
+    tensors = {}
+    for slot, pair in _factors().items():
+        tensors |= {f"{gguf_name(slot)}.lora_{factor}": t for factor, t in zip("ab", pair, strict=True)}
+    return [gguf_adapter(tensors, 4.0)]
+
+
+def _use_adapter(path: Path) -> None:
+    model = parse_config(CONFIGS["gemma"], where="config.json")
+    shapes = expected_slots(model)
+    shapes["lm_head"] = shapes["embed_tokens"]
+    with open_adapter(path, model) as files:
+        for slot in {*files.terms.low_rank, *files.terms.own_rows}:
+            list(files.change_rows(slot, iter([(np.ones((1, shapes[slot][1]), np.float32), "f32")])))
 
 
 def _read_adapter(config: bytes, tensors: bytes) -> None:
     folder = _write("adapter/adapter_config.json", config).parent
     _write("adapter/adapter_model.safetensors", tensors)
-    with open_adapter(folder, parse_config(CONFIGS["gemma"], where="config.json")) as files:
-        for slot, term in files.terms.low_rank.items():
-            block = np.ones((1, files.checkpoint.tensors[term.a].shape[1]), np.float32)
-            list(files.change_rows(slot, iter([(block, "f32")])))
+    _use_adapter(folder)
 
 
 def adapter_config(data: bytes) -> None:
@@ -213,6 +247,24 @@ def adapter(data: bytes) -> None:
     _read_adapter(json.dumps(ADAPTER).encode(), data)
 
 
+def _read_mlx(config: bytes, tensors: bytes) -> None:
+    folder = _write("mlx/adapter_config.json", config).parent
+    _write("mlx/adapters.safetensors", tensors)
+    _use_adapter(folder)
+
+
+def adapter_mlx(data: bytes) -> None:
+    _read_mlx(json.dumps(MLX).encode(), data)
+
+
+def adapter_mlx_config(data: bytes) -> None:
+    _read_mlx(data, _mlx_tensors())
+
+
+def adapter_gguf(data: bytes) -> None:
+    _use_adapter(_write("adapter.gguf", data))
+
+
 def _adapter_configs() -> list[bytes]:
     patterns = {"rank_pattern": {r"layers\.\d+\.mlp": 2}, "alpha_pattern": {"q_proj": 2}, "use_rslora": True}
     regex = {
@@ -220,7 +272,8 @@ def _adapter_configs() -> list[bytes]:
         "exclude_modules": ["lm_head"],
         "layers_to_transform": [0, 1, 2],
     }
-    return [json.dumps({**ADAPTER, **more}).encode() for more in ({}, patterns, regex)]
+    ends = {"modules_to_save": [], "trainable_token_indices": None, "use_dora": False}
+    return [json.dumps({**ADAPTER, **more}).encode() for more in ({}, patterns, regex, ends)]
 
 
 def _use(tokenizer: Tokenizer) -> None:
@@ -299,6 +352,9 @@ READERS = {
     "tokenizer_stored": Reader(tokenizer_stored, _stored_tokenizers, mutate=mutate_safetensors),
     "adapter": Reader(adapter, lambda: [_adapter_tensors()], mutate=mutate_safetensors),
     "adapter_config": Reader(adapter_config, _adapter_configs, mutate=mutate_json),
+    "adapter_mlx": Reader(adapter_mlx, lambda: [_mlx_tensors()], mutate=mutate_safetensors),
+    "adapter_mlx_config": Reader(adapter_mlx_config, lambda: [json.dumps(MLX).encode()], mutate=mutate_json),
+    "adapter_gguf": Reader(adapter_gguf, _gguf_adapters),
     "gguf": Reader(gguf, lambda: [trained_gguf()]),
     "gguf_model": Reader(gguf_model, _gguf_models),
 }

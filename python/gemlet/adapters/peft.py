@@ -33,7 +33,7 @@ _PARTS = re.compile(
     r"|lora_(?P<table>embedding_[AB])(?:\.\w+)?"
     r"|lora_(?P<magnitude>magnitude)_vector(?:\.\w+){0,2}"
     r"|(?:token_adapter\.)?trainable_(?P<tokens>tokens)_delta(?:\.\w+)?"
-    r"|(?:base_layer\.|modules_to_save\.\w+\.)?(?P<whole>weight))"
+    r"|(?:base_layer\.|modules_to_save\.(?:\w+\.)?)?(?P<whole>weight))"
 )
 _NAMES = {
     **{part: f"lora_{part}.weight" for part in "AB"},
@@ -83,10 +83,11 @@ class _Mapping:
 
     def terms(self) -> Terms:
         found, passed_over = self._sort()
+        kinds = {kind_of(slot) for slot in found}
         low_rank = {}
         for slot in self.modules:
-            # A pattern names what it means; "all-linear" is what the tool that wrote it took for that.
-            named = not self.adapter.all_linear and self._is_target(slot)
+            # Names and patterns say what they mean; "all-linear" is what a tool took for it, in all layers.
+            named = self._is_target(slot) and (not self.adapter.all_linear or kind_of(slot) in kinds)
             if named or any(part not in ("weight", "tokens") for part in found.get(slot, ())):
                 low_rank[slot] = self._term(slot, found.get(slot, {}))
         return Terms(low_rank, self._own_rows(found), tuple(sorted(passed_over)))

@@ -18,6 +18,7 @@ from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, ModelFileError
+from gemlet.weights.hf_names import TOWERS, split_prefix
 
 __all__ = ["AdapterConfig", "read_adapter_config"]
 
@@ -77,6 +78,7 @@ _IGNORED = frozenset(
         "task_type",
     }
 )
+_TOWERS = tuple({tower for towers in TOWERS.values() for tower in towers})
 # How training began; any other way also changed the model's own weights.
 _INITIALISATIONS = (True, "gaussian", "eva", "orthogonal")
 
@@ -245,7 +247,8 @@ def _saved(keys: Keys) -> tuple[str, ...]:
     if isinstance(names, str):
         raise keys.wrong("modules_to_save", "a list of modules")
     for name in names:
-        if name.rpartition(".")[2] not in ("embed_tokens", "lm_head"):
+        tower = f"{split_prefix(name)[1]}.".startswith(_TOWERS)
+        if name.rpartition(".")[2] not in ("embed_tokens", "lm_head") and not tower:
             raise keys.wrong(
                 "modules_to_save",
                 f"embed_tokens and lm_head, not {show(name)}; {_MERGE}",
