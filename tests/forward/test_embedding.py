@@ -358,6 +358,32 @@ def test_command_line(
     assert "writes text and makes no embeddings" in capsys.readouterr().err
 
 
+def test_the_command_line_cuts_long_texts_and_says_so(
+    reader: gemlet.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["one", "word " * 40, "two", "more " * 40]
+    with gemlet.load(reader.source, threads=1, max_context=16) as model:
+        expected = model.embed(texts, truncate=True)
+    options = ["--model", reader.source, "--max-context", "16", "--threads", "1"]
+    assert main(["embed", *texts, *options]) == 0
+    output, errors = capsys.readouterr()
+    np.testing.assert_allclose([json.loads(line) for line in output.splitlines()], expected, atol=1e-7)
+    assert errors == (
+        "gemlet: note: texts 2, 4 are longer than the context of 16 tokens and cut there; --no-truncate "
+        "refuses this\n"
+    )
+    assert main(["embed", *texts, *options, "--no-truncate"]) == 1
+    assert "2 texts are wrong and none was computed, at 1, 3" in capsys.readouterr().err
+    assert main(["embed", "", *texts, *options]) == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("gemlet: error: texts[0]: it is empty")
+    assert main(["embed", "", "word " * 40, *options, "--empty", "zero"]) == 0
+    output, errors = capsys.readouterr()
+    assert set(json.loads(output.splitlines()[0])) == {0.0}
+    assert errors.startswith("gemlet: note: text 2 is longer")
+
+
 def test_inspect_describes_an_embedding_model() -> None:
     found = gemlet.inspect(FOLDER)
     text = str(found)
