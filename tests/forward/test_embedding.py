@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 import gemlet
-from gemlet.cli import main
 from gemlet.config import parse_config, read_config
 from gemlet.model.embedding import passes
 from golden.folders import BY_NAME, EMBEDDING_NAMES, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
@@ -340,48 +338,6 @@ def test_wrong_prompts(tmp_path: Path, changes: dict[str, Any], message: str) ->
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts | changes))
     with pytest.raises(gemlet.ConfigError, match=message):
         gemlet.load(folder)
-
-
-def test_command_line(
-    reader: gemlet.Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = reader.embed(["one", "two"], "note", 8)
-    assert (
-        main(["embed", "one", "two", "--model", reader.source, "--prompt", "note", "--dimensions", "8"]) == 0
-    )
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    np.testing.assert_allclose(np.array(rows), expected, atol=1e-7)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\r\ntwo\n")))
-    assert main(["embed", "--model", reader.source, "--prompt", "note", "--dimensions", "8"]) == 0
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
-    assert main(["embed", "one"]) == 1
-    assert "writes text and makes no embeddings" in capsys.readouterr().err
-
-
-def test_the_command_line_cuts_long_texts_and_says_so(
-    reader: gemlet.Model, capsys: pytest.CaptureFixture[str]
-) -> None:
-    texts = ["one", "word " * 40, "two", "more " * 40]
-    with gemlet.load(reader.source, threads=1, max_context=16) as model:
-        expected = model.embed(texts, truncate=True)
-    options = ["--model", reader.source, "--max-context", "16", "--threads", "1"]
-    assert main(["embed", *texts, *options]) == 0
-    output, errors = capsys.readouterr()
-    np.testing.assert_allclose([json.loads(line) for line in output.splitlines()], expected, atol=1e-7)
-    assert errors == (
-        "gemlet: note: texts 2, 4 are longer than the context of 16 tokens and cut there; --no-truncate "
-        "refuses this\n"
-    )
-    assert main(["embed", *texts, *options, "--no-truncate"]) == 1
-    assert "2 texts are wrong and none was computed, at 1, 3" in capsys.readouterr().err
-    assert main(["embed", "", *texts, *options]) == 1
-    output, errors = capsys.readouterr()
-    assert output == ""
-    assert errors.startswith("gemlet: error: texts[0]: it is empty")
-    assert main(["embed", "", "word " * 40, *options, "--empty", "zero"]) == 0
-    output, errors = capsys.readouterr()
-    assert set(json.loads(output.splitlines()[0])) == {0.0}
-    assert errors.startswith("gemlet: note: text 2 is longer")
 
 
 def test_inspect_describes_an_embedding_model() -> None:
