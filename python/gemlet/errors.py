@@ -112,6 +112,9 @@ class TokenizerError(GemletError, ValueError):
 class InvalidRequestError(GemletError, ValueError):
     """A caller's argument is wrong: sampling values, token ids, an empty prompt, malformed messages.
 
+    Attributes:
+        indices: of a list of texts, the places of those that are wrong.
+
     >>> import gemlet
     >>> try:
     ...     gemlet.GenerationConfig(temperature=-1)
@@ -119,6 +122,8 @@ class InvalidRequestError(GemletError, ValueError):
     ...     print(error)
     temperature: got -1, expected a number from 0 (greedy) to 100
     """
+
+    indices: tuple[int, ...] = ()
 
 
 class ContextLengthError(InvalidRequestError):

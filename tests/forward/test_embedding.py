@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 import gemlet
-from gemlet.cli import main
 from gemlet.config import parse_config, read_config
 from gemlet.model.embedding import passes
 from golden.folders import BY_NAME, EMBEDDING_NAMES, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
@@ -340,22 +338,6 @@ def test_wrong_prompts(tmp_path: Path, changes: dict[str, Any], message: str) ->
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts | changes))
     with pytest.raises(gemlet.ConfigError, match=message):
         gemlet.load(folder)
-
-
-def test_command_line(
-    reader: gemlet.Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = reader.embed(["one", "two"], "note", 8)
-    assert (
-        main(["embed", "one", "two", "--model", reader.source, "--prompt", "note", "--dimensions", "8"]) == 0
-    )
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    np.testing.assert_allclose(np.array(rows), expected, atol=1e-7)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\r\ntwo\n")))
-    assert main(["embed", "--model", reader.source, "--prompt", "note", "--dimensions", "8"]) == 0
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
-    assert main(["embed", "one"]) == 1
-    assert "writes text and makes no embeddings" in capsys.readouterr().err
 
 
 def test_inspect_describes_an_embedding_model() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import sys
+import time
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 import gemlet
 from gemlet.base import progress
 from gemlet.base.progress import reporting
+from gemlet.bench import run_bench
 from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 
@@ -136,3 +140,32 @@ def test_the_steps_of_random_weights_add_up_and_may_end_it() -> None:
 
     with pytest.raises(ZeroDivisionError):
         random_model("gemma3-270m", LoadOptions(weights="q4", threads=1, progress=stop))
+
+
+def make_random_weights() -> None:
+    random_model("gemma3-1b", LoadOptions(weights="q4", threads=1, progress=False))
+
+
+def measure_bandwidth() -> None:
+    with gemlet.load(threads=1, progress=False) as model:
+        run_bench(model, prompt=[8], generate=[0], repetitions=2)
+
+
+@pytest.mark.parametrize("work", [make_random_weights, measure_bandwidth])
+def test_a_signal_ends_it_soon(work: Callable[[], None]) -> None:
+    """What may take many seconds ends soon after a handler has raised, as one does for Ctrl-C."""
+    raised: list[float] = []
+
+    def interrupt(*_: object) -> None:
+        raised.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.15)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert time.monotonic() - raised[0] < 2  # a quarter of a second where nothing else is running
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

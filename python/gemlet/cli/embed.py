@@ -5,19 +5,37 @@ from __future__ import annotations
 import argparse
 import json
 
-from gemlet.cli.common import load_adapter, open_model, read_standard_input, write
+from gemlet.cli.common import load_adapter, note, open_model, read_standard_input, write
+from gemlet.errors import InvalidRequestError
 
 __all__ = ["run"]
+
+_SHOWN = 16
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command: a line for each text, in their order."""
     texts = arguments.texts or _read_lines()
     with open_model(arguments) as model:
-        vectors = model.embed(texts, arguments.prompt, arguments.dimensions, **load_adapter(model, arguments))
+        options = {"empty": arguments.empty, **load_adapter(model, arguments)}
+        try:
+            vectors = model.embed(texts, arguments.prompt, arguments.dimensions, **options)
+        except InvalidRequestError as error:  # before anything is computed
+            if arguments.no_truncate:
+                raise
+            vectors = model.embed(texts, arguments.prompt, arguments.dimensions, truncate=True, **options)
+            _say_what_was_cut(error.indices, model.context_length)
         for vector in vectors.tolist():
             write(json.dumps([round(number, 8) for number in vector]) + "\n")
     return 0
+
+
+def _say_what_was_cut(places: tuple[int, ...], context: int) -> None:
+    listed = ", ".join(str(place + 1) for place in places[:_SHOWN])
+    if len(places) > _SHOWN:
+        listed += f" and {len(places) - _SHOWN} more"
+    what = f"text {listed} is" if len(places) == 1 else f"texts {listed} are"
+    note(f"{what} longer than the context of {context} tokens and cut there; --no-truncate refuses this")
 
 
 def _read_lines() -> list[str]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
+from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.loading.options import command_line
+from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; the namespace it returns has ``run``, to be called with the namespace itself."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="gemlet",
         description="Run Gemma models on the CPU. Without --model, a small demo model that comes with the "
         "package answers.",
@@ -127,6 +129,17 @@ def _add_embed(commands: Any) -> None:
     _add_model(parser)
     parser.add_argument(
         "--prompt", metavar="NAME", help="what the texts are: query, document, ... (default: nothing)"
+    )
+    parser.add_argument(
+        "--no-truncate",
+        action="store_true",
+        help="refuse a text that is longer than the context (default: cut it, and say so)",
+    )
+    parser.add_argument(
+        "--empty",
+        choices=["error", "zero"],
+        default="error",
+        help="what to do with an empty text: stop, or print zeros (default error)",
     )
     parser.add_argument("--dimensions", type=int, metavar="N", help="keep the first N numbers (default: all)")
     parser.set_defaults(run=_run_embed)
@@ -291,14 +304,15 @@ def _add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
         if how.kind is None:
             parser.add_argument(*flags, action="store_true", help=how.help)
         else:
-            parser.add_argument(
-                *flags,
-                type=how.kind,
-                metavar=how.metavar,
-                choices=how.choices,
-                default=field.default,
-                help=how.help,
-            )
+            # With choices, LoadOptions says which there are: it knows what other tools call them, too.
+            kind: Any = checked(partial(_option_named, name)) if how.choices else how.kind
+            metavar = f"{{{','.join(how.choices)}}}" if how.choices else how.metavar
+            parser.add_argument(*flags, type=kind, metavar=metavar, default=field.default, help=how.help)
+
+
+def _option_named(name: str, text: str) -> Any:
+    given: dict[str, Any] = {name: text}
+    return getattr(LoadOptions(**given), name)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -124,14 +124,16 @@ class Reader:
             except InvalidRequestError as error:
                 wrong.append(error)
                 places.append(i)
-        if len(wrong) == 1:
-            raise wrong[0]
         if wrong:
-            listed = ", ".join(map(str, places[:_SHOWN])) + (", ..." if len(places) > _SHOWN else "")
-            kind = ContextLengthError if all(isinstance(e, ContextLengthError) for e in wrong) else None
-            raise (kind or InvalidRequestError)(
-                f"{wrong[0]}; {len(wrong)} texts are wrong and none was computed, at {listed}"
-            )
+            problem = wrong[0]
+            if len(wrong) > 1:
+                listed = ", ".join(map(str, places[:_SHOWN])) + (", ..." if len(places) > _SHOWN else "")
+                kind = ContextLengthError if all(isinstance(e, ContextLengthError) for e in wrong) else None
+                problem = (kind or InvalidRequestError)(
+                    f"{problem}; {len(wrong)} texts are wrong and none was computed, at {listed}"
+                )
+            problem.indices = tuple(places)
+            raise problem
         return found
 
     def _text_to_embed(self, text: object, prompt: str, index: int, truncate: bool) -> list[int]:

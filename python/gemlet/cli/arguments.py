@@ -1,0 +1,88 @@
+"""A parser of command lines that answers what it does not know with what was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from gemlet.base.names import did_you_mean
+from gemlet.errors import GemletError
+
+__all__ = ["ArgumentParser", "checked"]
+
+# What other tools call an option in short -> what gemlet calls it.
+_SHORT_ELSEWHERE = {
+    "-m": "--model",
+    "-hf": "--model",
+    "-c": "--max-context",
+    "-n": "--max-tokens",
+    "-s": "--seed",
+    "-f": "--file",
+    "-sys": "--system",
+    "-p": "the text as an argument of its own",
+}
+_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Takes an underscore for a hyphen in the name of an option, and names the nearest option or command in
+    its errors."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        given = None if args is None else self._with_hyphens(args)
+        found, unknown = super().parse_known_args(given, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        choice = _CHOICE.search(message)
+        if choice is not None:
+            known = [name.strip(" '") for name in choice[2].split(",")]
+            if near := difflib.get_close_matches(choice[1].lower(), known, 1):
+                message += f"; did you mean {near[0]}?"
+        super().error("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+    def _with_hyphens(self, arguments: Sequence[str]) -> list[str]:
+        """``--max_tokens`` as ``--max-tokens``, up to ``--``."""
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        return [*map(self._with_hyphen, arguments[:end]), *arguments[end:]]
+
+    def _with_hyphen(self, argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        hyphened = name.replace("_", "-")
+        known = self._option_string_actions
+        return hyphened + equals + value if name not in known and hyphened in known else argument
+
+    def _meant(self, unknown: Sequence[str]) -> str:
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        by_name = {name[2:].replace("-", "_"): name for name in options}
+        for argument in unknown:
+            if argument.startswith("-"):
+                name = argument.partition("=")[0]
+                meant = _SHORT_ELSEWHERE.get(name)
+                if meant is None or (meant.startswith("--") and meant not in options):
+                    near = did_you_mean(name.lstrip("-").replace("source", "model"), by_name)
+                    meant = None if near is None else by_name[near]
+                return f"; did you mean {meant}?" if meant else "; --help lists the options"
+        return "; put quotes around a text of several words" if len(unknown) > 1 or self._takes_text() else ""
+
+    def _takes_text(self) -> bool:
+        return any(not action.option_strings for action in self._actions)
+
+
+def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What argparse takes for the type of an option: errors of gemlet become errors of usage."""
+
+    def convert(text: str) -> Any:
+        try:
+            return check(text)
+        except GemletError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
