@@ -31,7 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test of an extra (the marker ``extra``) is skipped where packages of it are not installed."""
+    """A test of an extra (the marker ``extra``) is skipped where packages of it are not installed, and one of
+    the trained model (``real``) where GEMLET_REAL_MODEL does not name its file."""
+    if item.get_closest_marker("real") and not os.environ.get("GEMLET_REAL_MODEL"):
+        pytest.skip(
+            "GEMLET_REAL_MODEL does not name the GGUF file of a real model that the README tells how to get"
+        )
     for marker in item.iter_markers("extra"):
         reason = why_absent(marker.args[0])
         if reason and item.config.getoption("need_extras"):

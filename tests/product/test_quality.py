@@ -5,12 +5,9 @@ benchmarks/quality.py measures it, prints the table and explains the columns.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,26 +15,12 @@ import pytest
 
 import gemlet
 from support.inside import core_of
-from support.paths import ROOT
+from support.quality import quality
 
 pytestmark = pytest.mark.tier
 
 LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}  # KL divergence to f32 weights, nats per token
 CHUNK, CHUNKS = 512, 8
-
-
-def load_quality() -> ModuleType:
-    path = ROOT / "benchmarks" / "quality.py"
-    spec = importlib.util.spec_from_file_location("quality", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["quality"] = module  # dataclasses look up their module
-    spec.loader.exec_module(module)
-    return module
-
-
-quality = load_quality()
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +79,21 @@ def test_fewer_bits_take_fewer_bytes_and_are_further_away(measured: dict[str, An
         assert measured[better].bytes > measured[worse].bytes
 
 
-def test_the_measure_itself(chunks: list[Any]) -> None:
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_measure_itself(chunks: list[Any], every: int) -> None:
     """It is compared with the definition, computed from the logits of the public interface."""
     with gemlet.load(weights="f32", threads=1) as f32, gemlet.load(weights="q4", threads=1) as q4:
         part = chunks[0][:100]
         logits = [model.logits(part).astype(np.float64) for model in (f32, q4)]
         p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for x in logits)
-        row = quality.measure(core_of(f32), {"q4": core_of(q4)}, [part])["q4"]
+        row = quality.measure(core_of(f32), {"q4": core_of(q4)}, [part], every)["q4"]
+    following = part[1:][::every]
+    p, q = p[::every], q[::every]
     kl = (p * np.log(p / q)).sum(axis=-1)
     assert row.kl == pytest.approx(kl.mean(), rel=1e-3)
     assert row.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-3)
     assert row.top_1 == np.mean(p.argmax(axis=-1) == q.argmax(axis=-1))
-    assert row.perplexity == pytest.approx(np.exp(-np.log(q[np.arange(99), part[1:]]).mean()), rel=1e-5)
-    assert row.tokens == 100
+    likelihoods = q[np.arange(len(following)), following]
+    assert row.perplexity == pytest.approx(np.exp(-np.log(likelihoods).mean()), rel=1e-5)
+    assert row.kl_worst == pytest.approx(kl.max(), rel=1e-3)
+    assert row.tokens == 100 // every
