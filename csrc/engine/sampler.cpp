@@ -17,7 +17,7 @@ constexpr size_t kLanes = 32;
 
 }  // namespace
 
-Sampler::Sampler(const SamplerConfig& config) : config_(config), state_(config.seed) {
+Sampler::Sampler(const SamplerConfig& config) : config_(config), drawn_(config.drawn) {
   const auto check = [](bool good, const char* name, double value, const char* expected) {
     if (!good) fail(ErrorCode::kInvalidRequest, name, " is ", value, ", expected ", expected);
   };
@@ -47,8 +47,8 @@ void Sampler::leave_torn_behind() {
 
 // splitmix64: the same stream on every platform, unlike the standard library's distributions.
 double Sampler::uniform() {
-  state_ += 0x9e3779b97f4a7c15u;
-  uint64_t x = state_;
+  ++drawn_;
+  uint64_t x = config_.seed + drawn_ * 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   x ^= x >> 31;

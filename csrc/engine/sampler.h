@@ -19,12 +19,15 @@ struct SamplerConfig {
   uint64_t seed = 0;
   int64_t vocab_limit = 0;          // ids from here on are never chosen; 0 = no limit
   std::vector<int32_t> suppressed;  // ids that are never chosen
+  uint64_t drawn = 0;               // random numbers that were drawn before: continues where another sampler stopped
 };
 
 class Sampler {
  public:
   explicit Sampler(const SamplerConfig& config);  // throws kInvalidRequest for values out of range
   ~Sampler();
+
+  const SamplerConfig& config() const { return config_; }
 
   // logits [vocab]; history: the tokens that the repetition penalty applies to. Throws kInvalidRequest if the logits
   // hold NaN or infinity.
@@ -45,7 +48,7 @@ class Sampler {
 
   ForkMutex mutex_;  // sample() from several threads takes turns
   SamplerConfig config_;
-  uint64_t state_;
+  uint64_t drawn_;
   std::vector<float> penalized_;
   std::vector<Candidate> candidates_;
   std::vector<double> weights_;

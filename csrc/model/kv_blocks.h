@@ -68,6 +68,7 @@ class KvPool {
   int64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }  // of blocks with a reference
   // No slab is allocated that would take bytes() above this.
   void set_limit(int64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
+  int64_t room() const { return limit_.load(std::memory_order_relaxed) - used_bytes(); }  // for more blocks
 
  private:
   friend class KvBlockRef;

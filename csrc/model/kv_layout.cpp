@@ -55,6 +55,13 @@ int64_t KvLayout::bytes_per_token(bool sliding) const {
   return bytes;
 }
 
+int64_t KvLayout::bytes_of(int64_t tokens) const {
+  const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
+  int64_t bytes = 0;
+  for (const Kind& kind : kinds) bytes += std::min(kind.peak_blocks, blocks) * kind.block_bytes();
+  return bytes;
+}
+
 int64_t KvLayout::peak_bytes() const {
   int64_t bytes = 0;
   for (const Kind& kind : kinds) bytes += std::max(kind.peak_blocks, texts_blocks) * kind.block_bytes();

@@ -1,0 +1,28 @@
+#include "base/event.h"
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#include <ctime>
+
+namespace gemlet {
+
+static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
+
+void Event::notify() {
+  value_.fetch_add(1, std::memory_order_release);
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&value_), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+void Event::wait(uint32_t seen, std::chrono::nanoseconds patience) const {
+  constexpr int64_t kSecond = 1'000'000'000;
+  if (patience.count() <= 0 || value() != seen) return;
+  timespec time = {};
+  time.tv_sec = static_cast<time_t>(patience.count() / kSecond);
+  time.tv_nsec = static_cast<long>(patience.count() % kSecond);
+  syscall(SYS_futex, reinterpret_cast<const uint32_t*>(&value_), FUTEX_WAIT_PRIVATE, seen, &time, nullptr, 0);
+}
+
+}  // namespace gemlet

@@ -1,0 +1,176 @@
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+#include "bindings/bindings.h"
+#include "bindings/gil.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+namespace gemlet::bindings {
+namespace {
+
+// How often a waiting thread lets signal handlers run.
+constexpr std::chrono::milliseconds kSlice(20);
+constexpr double kMostSeconds = 1e9;
+
+using Seconds = std::chrono::duration<double>;
+
+// Longer than that is for ever.
+std::optional<std::chrono::nanoseconds> duration(const std::optional<double>& seconds, const char* name) {
+  if (!seconds) return std::nullopt;
+  if (!(*seconds >= 0)) fail(ErrorCode::kInvalidRequest, name, " is ", *seconds, ", expected seconds >= 0");
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Seconds(std::min(*seconds, kMostSeconds)));
+}
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kContext:
+      return "context";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kTimeout:
+      return "timeout";
+    case FinishReason::kNone:
+    case FinishReason::kFailed:
+      break;
+  }
+  return nullptr;
+}
+
+// A request whose reader is an object of Python. It ends with that.
+class Ticket {
+ public:
+  explicit Ticket(std::shared_ptr<Request> request) : request_(std::move(request)) {}
+  ~Ticket() { request_->cancel(); }
+  Ticket(const Ticket&) = delete;
+  Ticket& operator=(const Ticket&) = delete;
+  Request& operator*() const { return *request_; }
+  Request* operator->() const { return request_.get(); }
+
+ private:
+  const std::shared_ptr<Request> request_;
+};
+
+// The engine is closed without Python's lock: its worker may be in the middle of a layer.
+struct CloseEngine {
+  void operator()(Engine* engine) const {
+    const GilRelease release;
+    delete engine;
+  }
+};
+
+void wait(Engine& engine, const Event& news, uint32_t seen, const std::optional<double>& seconds) {
+  const auto patience = duration(seconds, "patience");
+  const auto start = std::chrono::steady_clock::now();
+  while (news.value() == seen) {
+    std::chrono::nanoseconds slice = kSlice;
+    if (patience) {
+      const auto left = *patience - (std::chrono::steady_clock::now() - start);
+      if (left <= std::chrono::nanoseconds(0)) return;
+      slice = std::min<std::chrono::nanoseconds>(slice, left);
+    }
+    {
+      const GilRelease release;
+      engine.wait(news, seen, slice);
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
+}  // namespace
+
+void register_requests(py::module_& m) {
+  using release_gil = py::call_guard<GilRelease>;
+  py::class_<Event, std::shared_ptr<Event>>(m, "News", py::is_final(),
+                                            "A number that changes when a request has tokens to take, or has ended.")
+      .def(py::init<>())
+      .def_property_readonly("value", &Event::value);
+
+  py::class_<Ticket>(m, "Request", py::is_final(),
+                     "A text that the engine continues until it ends or this object does.")
+      .def(
+          "take",
+          [](const Ticket& ticket) {
+            const Request::Output output = ticket->take();
+            return std::make_pair(
+                output.ids, std::optional<std::string>(name_of(output.reason)
+                                                           ? std::make_optional<std::string>(name_of(output.reason))
+                                                           : std::nullopt));
+          },
+          "The token ids since the last call, and why the text has ended: 'stop', 'length', 'context', 'cancelled', "
+          "'timeout', or None. Does not wait. Raises the error that ended it.")
+      .def(
+          "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")
+      .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); });
+
+  py::class_<Engine, std::unique_ptr<Engine, CloseEngine>>(m, "Engine", py::is_final(),
+                                                           "Continues many texts of a model at once.")
+      .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t prefix_cache_bytes) {
+             if (most_running < 1 || most_running > kChunkTokens) {
+               fail(ErrorCode::kInvalidRequest, "most_running is ", most_running, ", expected 1 to ", kChunkTokens);
+             }
+             if (prefix_cache_bytes < 0) {
+               fail(ErrorCode::kInvalidRequest, "prefix_cache_bytes is ", prefix_cache_bytes, ", expected >= 0");
+             }
+             return std::unique_ptr<Engine, CloseEngine>(new Engine(model, {most_running, prefix_cache_bytes}));
+           }),
+           py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("prefix_cache_bytes") = 0)
+      .def(
+          "submit",
+          [](Engine& engine, const TokenIds& prompt, const Sampler& sampler, const std::shared_ptr<Event>& news,
+             int64_t max_tokens, std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter,
+             int64_t priority, const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt) {
+            RequestOptions options;
+            options.prompt = token_ids(prompt);
+            options.sampler = sampler.config();
+            options.news = news;
+            options.max_tokens = max_tokens;
+            options.end_ids = std::move(end_ids);
+            options.adapter = adapter.value_or(nullptr);
+            options.priority = priority;
+            if (const auto patience = duration(timeout, "timeout")) {
+              options.deadline = RequestOptions::Clock::now() + *patience;
+            }
+            options.most_unread = most_unread;
+            options.cache_salt = cache_salt;
+            const GilRelease release;
+            return std::make_unique<Ticket>(engine.submit(std::move(options)));
+          },
+          py::arg("prompt"), py::kw_only(), py::arg("sampler").none(false), py::arg("news").none(false),
+          py::arg("max_tokens"), py::arg("end_ids") = std::vector<int32_t>(), py::arg("adapter") = py::none(),
+          py::arg("priority") = 0, py::arg("timeout") = py::none(), py::arg("most_unread") = 16,
+          py::arg("cache_salt") = 0, "Begins to continue the token ids of a prompt [n].")
+      .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
+           "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")
+      .def(
+          "stats",
+          [](const Engine& engine) {
+            const EngineStats stats = engine.stats();
+            py::dict result;
+            result["running"] = stats.running;
+            result["waiting"] = stats.waiting;
+            result["steps"] = stats.steps;
+            result["prompt_tokens"] = stats.prompt_tokens;
+            result["cached_tokens"] = stats.cached_tokens;
+            result["generated_tokens"] = stats.generated_tokens;
+            result["preemptions"] = stats.preemptions;
+            result["prefix_cache_bytes"] = stats.prefix_cache_bytes;
+            result["kv_bytes"] = stats.kv_bytes;
+            result["step_seconds"] = stats.step_seconds;
+            return result;
+          },
+          "Counts since the engine began, and what is in use now.")
+      .def("close", &Engine::close, release_gil(), "Ends all requests ('cancelled') and waits for the worker.");
+}
+
+}  // namespace gemlet::bindings

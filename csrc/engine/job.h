@@ -1,0 +1,32 @@
+// A request as the engine's worker sees it. Only the worker touches it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "model/kv_table.h"
+
+namespace gemlet {
+
+struct Job {
+  std::shared_ptr<Request> request;
+  uint64_t number;  // in order of arrival
+  KvTable kv;
+  std::vector<int32_t> ids;  // prompt and generated
+  std::unique_ptr<Sampler> sampler;
+  bool paused = false;      // its reader is slow
+  int64_t kept_blocks = 0;  // that the prefix cache has
+
+  int64_t priority() const { return request->options.priority; }
+  int64_t remaining() const { return static_cast<int64_t>(ids.size()) - kv.length(); }  // tokens to compute
+  bool is_writing() const { return remaining() == 1; }
+  std::span<const int32_t> next(int64_t tokens) const {
+    return std::span(ids).subspan(static_cast<size_t>(kv.length()), static_cast<size_t>(tokens));
+  }
+};
+
+}  // namespace gemlet

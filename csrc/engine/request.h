@@ -1,0 +1,72 @@
+// A request to continue a text: what was asked for, how far it is, and the tokens that wait for its reader.
+//
+// Everything here but the constants changes under fork_safe_mutex(), for short moments, and so is whole in a forked
+// process. What the forward pass needs besides, the keys and values, the engine can compute again from the ids: after
+// a fork, and when memory runs out.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/error.h"
+#include "base/event.h"
+#include "engine/sampler.h"
+#include "model/adapter.h"
+
+namespace gemlet {
+
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled, kTimeout, kFailed };
+
+struct RequestOptions {
+  using Clock = std::chrono::steady_clock;
+
+  std::vector<int32_t> prompt;
+  std::shared_ptr<const Adapter> adapter;  // null: the model alone
+  SamplerConfig sampler;
+  std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
+  int64_t max_tokens = 0;                     // at least 1
+  int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
+  std::optional<Clock::time_point> deadline;  // ends it with kTimeout
+  int64_t most_unread = 16;                   // the request pauses while its reader has so many tokens to take
+  uint64_t cache_salt = 0;                    // only requests with the same salt share what was computed
+  std::shared_ptr<Event> news;                // for the reader: take() has something. Requests may share it. Not null.
+};
+
+class Request {
+ public:
+  struct Output {
+    std::vector<int32_t> ids;                   // chosen since the last take()
+    FinishReason reason = FinishReason::kNone;  // not kNone: these are the last ones
+  };
+
+  explicit Request(RequestOptions asked) : options(std::move(asked)) {}
+
+  const RequestOptions options;
+
+  // The tokens that are there, and whether more will come. Does not wait. Throws the error of a request that failed,
+  // after its last tokens.
+  Output take();
+  // Ends with kCancelled at the next opportunity, unless it has ended already.
+  void cancel();
+
+  // Tokens of the prompt whose keys and values were there already.
+  int64_t cached_tokens() const { return cached_tokens_.load(std::memory_order_relaxed); }
+
+ private:
+  friend class Engine;
+
+  std::vector<int32_t> generated_;
+  size_t taken_ = 0;  // of them
+  FinishReason reason_ = FinishReason::kNone;
+  std::optional<Error> error_;  // of kFailed
+  std::atomic<bool> cancelled_{false};
+  std::atomic<int64_t> cached_tokens_{0};
+  Event* engine_event_ = nullptr;  // to be told when the reader takes or cancels
+  uint32_t forks_ = 0;             // the process that computes it
+};
+
+}  // namespace gemlet

@@ -1,0 +1,55 @@
+// Which requests advance in the next step, and by how many tokens. A step has no phases: texts that are being written
+// advance by one token while chunks of prompts are read beside them.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "engine/job.h"
+
+namespace gemlet {
+
+class Scheduler {
+ public:
+  struct Limits {
+    int64_t rows = 512;    // of a step
+    int64_t running = 32;  // requests that hold a place
+  };
+  struct Part {
+    Job* job;
+    int64_t tokens;
+  };
+
+  explicit Scheduler(Limits limits) : limits_(limits) {}
+
+  // Behind all that wait with the same or a higher priority.
+  void add(std::unique_ptr<Job> job);
+  // Back to the front of those that wait with its priority.
+  void put_back(Job* job);
+  std::unique_ptr<Job> remove(Job* job);
+
+  // The next one that may begin, or null; begin() lets it.
+  Job* next_waiting() const;
+  void begin(Job* job);
+
+  // The next step. While texts are being written, at most `prompt_tokens` of prompts are read beside them. A quarter of
+  // them goes to the prompt that has waited longest and the rest to the one that is done soonest, so that neither a
+  // long prompt nor a short one waits for the others.
+  std::vector<Part> plan(int64_t prompt_tokens) const;
+
+  // The running job to give up when memory runs out: of the lowest priority, the last one that came. Null if there is
+  // only one.
+  Job* victim() const;
+
+  const std::vector<std::unique_ptr<Job>>& running() const { return running_; }
+  const std::deque<std::unique_ptr<Job>>& waiting() const { return waiting_; }
+
+ private:
+  const Limits limits_;
+  std::vector<std::unique_ptr<Job>> running_;  // in the order in which they began
+  std::deque<std::unique_ptr<Job>> waiting_;   // in the order in which they will begin
+};
+
+}  // namespace gemlet
