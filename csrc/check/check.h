@@ -8,11 +8,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/cpu_features.h"
+#include "model/model.h"
 
 namespace gemlet::check {
 
@@ -92,7 +94,15 @@ void check_kv_store(std::string_view operation, const Tiers& tiers);
 void check_attention(std::string_view operation, const Tiers& tiers);
 void check_rowwise(std::string_view operation, const Tiers& tiers);
 
+// A random model with full attention, sliding windows and soft-capping, of kSmallVocab tokens and a context of 256.
+constexpr int64_t kSmallVocab = 301;
+std::shared_ptr<Model> small_model(Tier tier, Format weights, KvFormat kv, int threads);
+
 // Compares the logits of small random models in `tier` with those of the scalar tier, in every weight format.
 void check_model(Tier tier);
+
+// Many threads submit random requests to an engine at once: some are cancelled, run out of time or of memory, or share
+// prefixes. Every text must be one that the model writes, and every block must come back.
+void check_engine(Tier tier);
 
 }  // namespace gemlet::check

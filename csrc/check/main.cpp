@@ -70,6 +70,7 @@ void run(const char* expected) {
     std::printf("%s:%s\n", std::string(operation).c_str(), names.c_str());
   }
   check_model(choice.tier);
+  check_engine(choice.tier);
 }
 
 }  // namespace

@@ -12,11 +12,9 @@
 namespace gemlet::check {
 namespace {
 
-constexpr int64_t kVocab = 301;
-
 ModelConfig small_config() {
   ModelConfig config;
-  config.vocab_size = kVocab;
+  config.vocab_size = kSmallVocab;
   config.hidden_size = 96;
   config.max_context = 256;
   config.rms_norm_eps = 1e-6;
@@ -42,12 +40,10 @@ ModelConfig small_config() {
 
 // The logits of all 80 tokens of a prompt, and of each of 3 decoded tokens.
 std::vector<float> logits(Tier tier, Format weights, KvFormat kv, int threads) {
-  ModelBuilder builder(small_config(), weights, weights, kv, std::make_unique<CpuBackend>(tier, threads, threads));
-  builder.add_random(11);
-  Sequence sequence(std::shared_ptr<Model>(builder.finish()));
+  Sequence sequence(small_model(tier, weights, kv, threads));
   Random random(12);
   std::vector<int32_t> ids;
-  for (int i = 0; i < 83; ++i) ids.push_back(static_cast<int32_t>(random.below(kVocab)));
+  for (int i = 0; i < 83; ++i) ids.push_back(static_cast<int32_t>(random.below(kSmallVocab)));
   sequence.extend({std::span(ids).first(80)}, LogitsWanted::kAll);
   std::vector<float> result = sequence.logits();
   for (size_t i = 80; i < 83; ++i) {
@@ -71,6 +67,12 @@ constexpr Case kCases[] = {
 };
 
 }  // namespace
+
+std::shared_ptr<Model> small_model(Tier tier, Format weights, KvFormat kv, int threads) {
+  ModelBuilder builder(small_config(), weights, weights, kv, std::make_unique<CpuBackend>(tier, threads, threads));
+  builder.add_random(11);
+  return builder.finish();
+}
 
 void check_model(Tier tier) {
   std::printf("model, worst logit:");

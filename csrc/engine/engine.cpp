@@ -44,6 +44,7 @@ struct Engine::State {
   Scheduler scheduler;
   PrefixCache cache;
   StepTimes times;
+  bool memory_is_short = false;  // none begins before another has ended
   AlignedBuffer logits;
   uint64_t arrivals = 0;
 
@@ -256,6 +257,7 @@ void Engine::State::collect() {
 // Lets requests begin while there are places, and memory for their texts.
 void Engine::State::begin_waiting() {
   while (Job* const job = scheduler.next_waiting()) {
+    if (memory_is_short && !scheduler.running().empty()) break;
     cache.forget_gone_adapters();
     if (job->kv.length() == 0) {
       const int64_t cached = cache.restore(root_of(*job->request), job->ids, job->kv);
@@ -317,6 +319,7 @@ bool Engine::State::forward(const std::vector<Scheduler::Part>& parts) {
 
 void Engine::State::make_room(const Error& error) {
   if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1))) return;
+  memory_is_short = true;
   if (Job* const job = scheduler.victim()) {
     job->kv = KvTable(model->kv());
     job->kept_blocks = 0;
@@ -381,6 +384,7 @@ void Engine::State::sample(const std::vector<Scheduler::Part>& parts) {
 
 void Engine::State::end(Job* job, FinishReason reason, const Error* error) {
   const std::unique_ptr<Job> owned = scheduler.remove(job);
+  memory_is_short = false;
   Request& request = *owned->request;
   {
     const Lock lock(fork_safe_mutex());
@@ -388,6 +392,8 @@ void Engine::State::end(Job* job, FinishReason reason, const Error* error) {
     if (error) request.error_ = *error;
     request.engine_event_ = nullptr;
     live.erase(std::find(live.begin(), live.end(), owned->request));
+    stats.running = static_cast<int64_t>(scheduler.running().size());
+    stats.waiting = static_cast<int64_t>(scheduler.waiting().size());
   }
   request.options.news->notify();
 }
