@@ -5,6 +5,7 @@
 #include <system_error>
 #include <thread>
 
+#include "base/aligned_buffer.h"
 #include "base/fork_mutex.h"
 #include "engine/step_times.h"
 
