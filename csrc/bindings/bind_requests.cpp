@@ -115,16 +115,21 @@ void register_requests(py::module_& m) {
 
   py::class_<Engine, std::unique_ptr<Engine, CloseEngine>>(m, "Engine", py::is_final(),
                                                            "Continues many texts of a model at once.")
-      .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t prefix_cache_bytes) {
+      .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t kv_bytes,
+                       int64_t prefix_cache_bytes) {
              if (most_running < 1 || most_running > kChunkTokens) {
                fail(ErrorCode::kInvalidRequest, "most_running is ", most_running, ", expected 1 to ", kChunkTokens);
              }
-             if (prefix_cache_bytes < 0) {
-               fail(ErrorCode::kInvalidRequest, "prefix_cache_bytes is ", prefix_cache_bytes, ", expected >= 0");
+             if (kv_bytes < 0 || prefix_cache_bytes < 0) {
+               fail(ErrorCode::kInvalidRequest, "kv_bytes is ", kv_bytes, " and prefix_cache_bytes ",
+                    prefix_cache_bytes, ", expected 0 or more");
              }
-             return std::unique_ptr<Engine, CloseEngine>(new Engine(model, {most_running, prefix_cache_bytes}));
+             return std::unique_ptr<Engine, CloseEngine>(
+                 new Engine(model, {most_running, kv_bytes, prefix_cache_bytes}));
            }),
-           py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("prefix_cache_bytes") = 0)
+           py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("kv_bytes") = INT64_MAX,
+           py::arg("prefix_cache_bytes") = 0,
+           "Texts that advance together at most, and bytes for keys and values besides those of one whole context.")
       .def(
           "submit",
           [](Engine& engine, const TokenIds& prompt, const Sampler& sampler, const std::shared_ptr<Event>& news,
@@ -156,7 +161,7 @@ void register_requests(py::module_& m) {
           "stats",
           [](const Engine& engine) {
             const EngineStats stats = engine.stats();
-            py::dict result;
+            py::typing::Dict<py::str, py::typing::Union<py::int_, py::float_>> result;
             result["running"] = stats.running;
             result["waiting"] = stats.waiting;
             result["steps"] = stats.steps;

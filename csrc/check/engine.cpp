@@ -83,12 +83,12 @@ void check_text(const std::shared_ptr<Model>& model, const Written& written) {
 void check_engine(Tier tier) {
   begin_case("engine", tier, "under load");
   const std::shared_ptr<Model> model = small_model(tier, Format::kF32, KvFormat::kF32, 2);
-  // Room for one and a half of the longest texts, so that memory runs out often.
-  model->kv().set_limit(3 * model->kv().layout().peak_bytes() / 2);
   std::vector<Written> texts;
   int64_t preemptions = 0, cached = 0;
   {
-    Engine engine(model, {6, model->kv().layout().peak_bytes() / 2});
+    // Room for one and a half of the longest texts, so that memory runs out often.
+    const int64_t half = model->kv().layout().peak_bytes() / 2;
+    Engine engine(model, {6, half, half});
     Random random(21);
     std::vector<Tokens> beginnings = {{}};
     for (int i = 0; i < 3; ++i) beginnings.push_back(random_tokens(random, 70 + 40 * i));

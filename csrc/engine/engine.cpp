@@ -68,6 +68,9 @@ Engine::Engine(std::shared_ptr<Model> model, EngineOptions options)
   if (model_->config().bidirectional) {
     fail(ErrorCode::kUnsupported, "the model makes embeddings of texts and cannot continue one");
   }
+  KvPool& kv = model_->kv();
+  const int64_t own = kv.layout().peak_bytes();
+  kv.set_limit(options_.kv_bytes > INT64_MAX - own ? INT64_MAX : own + options_.kv_bytes);
 }
 
 Engine::~Engine() { close(); }

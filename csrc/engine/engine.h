@@ -27,6 +27,7 @@ namespace gemlet {
 
 struct EngineOptions {
   int64_t most_running = 32;       // requests that advance together
+  int64_t kv_bytes = INT64_MAX;    // for the keys and values of all texts, besides those of one as long as the context
   int64_t prefix_cache_bytes = 0;  // of memory for texts that have ended; 0: none
 };
 

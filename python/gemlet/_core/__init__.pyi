@@ -19,11 +19,14 @@ __all__: list[str] = [
     "PASS_TOKENS",
     "Adapter",
     "AdapterBuilder",
+    "Engine",
     "FileRows",
     "LayerConfig",
     "Model",
     "ModelBuilder",
     "ModelConfig",
+    "News",
+    "Request",
     "Sampler",
     "TokenSequence",
     "Turn",
@@ -421,6 +424,79 @@ class TokenSequence:
     def length(self) -> int: ...
     @property
     def token_ids(self) -> list[int]: ...
+
+class News:
+    """
+    A number that changes when a request has tokens to take, or has ended.
+    """
+    def __init__(self) -> None: ...
+    @property
+    def value(self) -> int: ...
+
+class Request:
+    """
+    A text that the engine continues until it ends or this object does.
+    """
+    def cancel(self) -> None:
+        """
+        Ends the text at the next opportunity.
+        """
+    def take(self) -> tuple[list[int], str | None]:
+        """
+        The token ids since the last call, and why the text has ended: 'stop', 'length', 'context', 'cancelled', 'timeout', or None. Does not wait. Raises the error that ended it.
+        """
+    @property
+    def cached_tokens(self) -> int: ...
+
+class Engine:
+    """
+    Continues many texts of a model at once.
+    """
+    def __init__(
+        self,
+        model: Model,
+        *,
+        most_running: typing.SupportsInt | typing.SupportsIndex = 32,
+        kv_bytes: typing.SupportsInt | typing.SupportsIndex = 9223372036854775807,
+        prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        Texts that advance together at most, and bytes for keys and values besides those of one whole context.
+        """
+    def close(self) -> None:
+        """
+        Ends all requests ('cancelled') and waits for the worker.
+        """
+    def stats(self) -> dict[str, int | float]:
+        """
+        Counts since the engine began, and what is in use now.
+        """
+    def submit(
+        self,
+        prompt: numpy.ndarray | list[int],
+        *,
+        sampler: Sampler,
+        news: News,
+        max_tokens: typing.SupportsInt | typing.SupportsIndex,
+        end_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        adapter: Adapter | None = None,
+        priority: typing.SupportsInt | typing.SupportsIndex = 0,
+        timeout: typing.SupportsFloat | typing.SupportsIndex | None = None,
+        most_unread: typing.SupportsInt | typing.SupportsIndex = 16,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> Request:
+        """
+        Begins to continue the token ids of a prompt [n].
+        """
+    def wait(
+        self,
+        news: News,
+        seen: typing.SupportsInt | typing.SupportsIndex,
+        patience: typing.SupportsFloat | typing.SupportsIndex | None = None,
+    ) -> None:
+        """
+        Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.
+        """
 
 def available_memory(*, files: str = "") -> int:
     """

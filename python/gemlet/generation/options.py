@@ -19,6 +19,7 @@ from gemlet.errors import InvalidRequestError
 __all__ = [
     "GenerationConfig",
     "GenerationOptions",
+    "ManyGenerationOptions",
     "check_flag",
     "describes_options",
     "given_options",
@@ -26,7 +27,22 @@ __all__ = [
 ]
 
 
-class GenerationOptions(TypedDict, total=False):
+class _OptionsOfAll(TypedDict, total=False):
+    """Those that have the same form for one prompt and for several."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
+    do_sample: bool | None
+    suppress_tokens: Sequence[int] | None
+
+
+class GenerationOptions(_OptionsOfAll, total=False):
     """The options of :class:`GenerationConfig`, for programs that hand them on:
     ``model.generate(prompt, **options)``.
 
@@ -35,17 +51,13 @@ class GenerationOptions(TypedDict, total=False):
     20
     """
 
-    max_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
     seed: int | None
-    stop: str | Sequence[str] | None
-    ignore_eos: bool | None
-    do_sample: bool | None
-    suppress_tokens: Sequence[int] | None
+
+
+class ManyGenerationOptions(_OptionsOfAll, total=False):
+    """Those of a call with several prompts."""
+
+    seed: int | Sequence[int] | None
 
 
 MOST_STOPS = 16

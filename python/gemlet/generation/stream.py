@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.progress import Progress, in_notebook, reporting
-from gemlet.chat.reply import Content, ReplyEvent, collect
+from gemlet.chat.reply import Content, ReplyEvent
 from gemlet.errors import CancelledError, InvalidRequestError, ModelClosedError
-from gemlet.generation.options import GenerationConfig
+from gemlet.generation.answer import Answer, Timing
 from gemlet.generation.result import Chunk, FinishReason, Generation
-from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
-from gemlet.tokenizer.decoding import StreamDecoder
 
 __all__ = ["Context", "TextStream"]
 
@@ -80,30 +78,17 @@ class TextStream:
         sequence: Context,
         sampler: _core.Sampler,
         prompt_ids: NDArray[np.int32],
-        config: GenerationConfig,
-        seed: int,
-        end_ids: frozenset[int],
+        answer: Answer,
         context_length: int,
-        decoder: StreamDecoder | None,
-        reply_parser: ReplyReader | None = None,
         why_closed: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.prompt_progress: Progress = None if in_notebook() else False
         self._sequence = sequence
         self._sampler = sampler
         self._prompt_ids = prompt_ids
-        self._config = config
-        self._seed = seed
-        self._end_ids = frozenset() if config.ignore_eos else end_ids
+        self._answer = answer
         self._context_length = context_length
-        # What reads the tokens: of a chat its format's parser, else the decoder alone.
-        self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
-        self._events: list[ReplyEvent] = []
-        self._token_ids: list[int] = []
-        self._cached_tokens = 0
-        self._prefill_seconds = 0.0
-        self._decode_seconds = 0.0
-        self._decode_steps = 0
+        self._timing = Timing()
         self._result: Generation | None = None
         self._why_closed = why_closed  # what to say of a stream that its model closed
         self._closed_early: str | None = None  # that, where the model closed this one
@@ -138,7 +123,7 @@ class TextStream:
         return chunk
 
     def __repr__(self) -> str:
-        count = len(self._token_ids)
+        count = len(self._answer.token_ids)
         state = f"{count} token{'s' * (count != 1)} so far" if count else "not begun"
         if not self._open:
             state = "ended with an error" if self._result is None else f"ended: {self._result!r}"
@@ -203,72 +188,33 @@ class TextStream:
         """One forward pass (the whole prompt at first, then the last token) and the token sampled from it."""
         if self._is_cancelled:
             return self._end("cancelled")
+        answer, timing = self._answer, self._timing
         started = time.perf_counter()
-        if not self._token_ids:
-            self._cached_tokens = self._sequence.length
-            ids = self._prompt_ids[self._cached_tokens :]
+        if not answer.token_ids:
+            timing.cached_tokens = self._sequence.length
+            ids = self._prompt_ids[timing.cached_tokens :]
             with reporting(self.prompt_progress, "reading the prompt", len(ids), "tokens") as advance:
                 prefill(self._sequence, ids, lambda: self._is_cancelled, advance)
-            self._prefill_seconds = time.perf_counter() - started
+            timing.prefill_seconds = time.perf_counter() - started
             started = time.perf_counter()
         else:
-            self._sequence.extend(np.array(self._token_ids[-1:], dtype=np.int32))
-            self._decode_steps += 1
-        reason: FinishReason | None = None
-        token_ids: list[int] = []
-        events: list[ReplyEvent] = []
+            self._sequence.extend(np.array(answer.token_ids[-1:], dtype=np.int32))
+            timing.decode_steps += 1
         token_id = self._sequence.sample(self._sampler)
-        ended = token_id in self._end_ids
-        if ended:
-            reason = "stop"
-        else:
-            token_ids.append(token_id)
-            self._token_ids.append(token_id)
-            events = self._emitter.push(token_id)
-            self._events += events  # at once: an interrupt may come before the chunk is handed out
-            if self._emitter.stopped:
-                reason = "stop"
-            elif len(self._token_ids) >= self._config.max_tokens:
-                reason = "length"
-            elif self._sequence.length >= self._context_length:
-                reason = "context"
-        self._decode_seconds += time.perf_counter() - started
-        if reason is not None:
-            return self._end(reason, events, token_ids, ended=ended)
-        return _chunk(events, token_ids, None)
+        events, reason = answer.push(token_id)
+        if reason is None and self._sequence.length >= self._context_length:
+            reason = "context"
+        token_ids = [] if answer.ended else [token_id]
+        timing.decode_seconds += time.perf_counter() - started
+        return _chunk(events, token_ids, None) if reason is None else self._end(reason, events, token_ids)
 
     def _end(
-        self,
-        reason: FinishReason,
-        events: Sequence[ReplyEvent] = (),
-        token_ids: Sequence[int] = (),
-        *,
-        ended: bool = False,
+        self, reason: FinishReason, events: Sequence[ReplyEvent] = (), token_ids: Sequence[int] = ()
     ) -> Chunk:
-        """Ends the stream: its last chunk is ``events`` (already recorded) and what was held back. ``ended``:
-        by an end token."""
-        held_back = self._emitter.finish(ended=ended)
-        self._events += held_back
-        if self._emitter.stopped and reason in ("length", "context"):
-            reason = "stop"  # the very last characters completed a stop string
-        reply = collect(self._events)
-        self._result = Generation(
-            text=reply.content,
-            token_ids=list(self._token_ids),
-            finish_reason=reason,
-            prompt_tokens=len(self._prompt_ids),
-            cached_tokens=self._cached_tokens,
-            completion_tokens=len(self._token_ids),
-            prefill_seconds=self._prefill_seconds,
-            decode_seconds=self._decode_seconds,
-            decode_steps=self._decode_steps,
-            seed=self._seed,
-            reasoning=reply.reasoning,
-            tool_calls=reply.tool_calls,
-            malformed_calls=reply.malformed,
-        )
+        """Ends the stream: its last chunk is ``events`` (already recorded) and what was held back."""
+        held_back, self._result = self._answer.end(reason, self._timing)
         self._release()
-        return _chunk([*events, *held_back], token_ids, reason)
+        return _chunk([*events, *held_back], token_ids, self._result.finish_reason)
 
     def _release(self) -> None:
         self._open = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,17 @@ from gemlet.base.front_door import public
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import UnsupportedError
-from gemlet.generation.options import GenerationConfig, describes_options, given_options, resolve_config
+from gemlet.generation.options import (
+    GenerationConfig,
+    GenerationOptions,
+    ManyGenerationOptions,
+    describes_options,
+    given_options,
+    resolve_config,
+)
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
+from gemlet.model.batch import ManyPrompts, Prompt
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
 from gemlet.model.kept_contexts import KeptContexts
 from gemlet.model.loaded_adapters import LoadedAdapters
@@ -27,6 +34,9 @@ from gemlet.model.reading import Reader
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Model"]
 
@@ -57,10 +67,7 @@ class Model:
 
     >>> import gemlet
     >>> with gemlet.load() as model:
-    ...     answer = model.generate("The door opened", max_tokens=12, seed=7)
-    >>> answer.finish_reason, answer.completion_tokens
-    ('length', 12)
-    >>> model.weights, model.kv_cache, model.context_length, model.vocab_size
+    ...     model.weights, model.kv_cache, model.context_length, model.vocab_size
     ('bf16', 'bf16', 1024, 4096)
     """
 
@@ -89,7 +96,7 @@ class Model:
         self.load_seconds = load_seconds
         self._prompts = prompts
         self._not_followed = dict(not_followed or {})
-        self._resident = resident = Resident(core, source)
+        self._resident = resident = Resident(core, source, spare_memory, writes=prompts is None)
         self.weights, self.kv_cache = resident.weights, resident.kv_cache
         self.threads, self.decode_threads, self.tier = (
             resident.threads,
@@ -111,11 +118,8 @@ class Model:
         self.close()
 
     def memory(self) -> dict[str, int]:
-        """Bytes in memory now, by use.
-
-        "weights" and "embedding"; "kv_cache" of all streams that have not ended, with its places for tokens
-        to come; "adapters", one that was unloaded among them as long as a stream uses it. And what one token
-        takes of the cache in the layers without ("kv_cache_per_token") and with a sliding window
+        """Bytes in memory now: "weights", "embedding", "adapters", and "kv_cache" of all texts. And what one
+        token takes of the cache in layers without ("kv_cache_per_token") and with a window
         ("kv_cache_per_window_token").
 
         >>> import gemlet
@@ -160,8 +164,7 @@ class Model:
 
         Raises:
             InvalidRequestError: the name is empty or taken.
-            ModelFileError, ConfigError, TensorError: a file is missing or damaged, or describes what gemlet
-                does not compute or this model does not have; names the key or the tensor.
+            ModelFileError, ConfigError, TensorError: it is damaged, or not for gemlet or this model.
             HubError: the hub cannot be reached, or does not give the adapter out.
             MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
 
@@ -198,11 +201,6 @@ class Model:
         >>> model.close()
         >>> stream.result.finish_reason, stream.result.completion_tokens
         ('cancelled', 1)
-        >>> try:
-        ...     model.generate("The door opened")
-        ... except gemlet.ModelClosedError as error:
-        ...     print(error)
-        the model from demo is closed; load it again
         """
         self._resident.close()
         self._adapters.clear()
@@ -232,7 +230,7 @@ class Model:
         >>> logits.dtype, logits.ndim
         (dtype('float32'), 2)
         """
-        self._check_writes("logits")
+        self._resident.check_writes("logits")
         tokens = self._reader.checked(ids, "ids")
         return all_logits(self._resident.core, self._adapters.find(adapter), tokens, self.source)
 
@@ -256,19 +254,16 @@ class Model:
             texts: one text, or several; instead of a text also token ids, which are taken as they are.
                 Around a text come BOS and EOS, and white space at its ends does not count.
             prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for what is
-                searched for, "document" for what is searched. None: the model's default, which is none for
-                EmbeddingGemma.
-            dimensions: keep so many numbers of each vector, from the first on, and divide by the length
-                again: what models trained as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow,
-                EmbeddingGemma at 512, 256 and 128. None: all.
+                searched for, "document" for what is searched. None: the model's default.
+            dimensions: keep the first numbers of each vector, and divide by the length again. Models trained
+                as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow it. None: all.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
             truncate: cut a text that is longer than the context instead of raising.
             empty: "error", or "zero" for a row of zeros where a text is empty.
 
         Returns:
-            float32 ``[n, dimensions]``, a row for each text.
-
-        All texts are checked before any is computed, and an error names the place of every one that is wrong.
+            float32 ``[n, dimensions]``, a row for each text. All are checked before any is computed, and an
+            error names the place of every one that is wrong.
 
         Raises:
             UnsupportedError: the model writes text and makes no embeddings.
@@ -278,12 +273,9 @@ class Model:
             ModelClosedError: the model is closed.
 
         >>> import gemlet
-        >>> with gemlet.load() as model:  # which writes text
-        ...     try:
-        ...         model.embed("The door")
-        ...     except gemlet.UnsupportedError as error:
-        ...         print("EmbeddingGemma" in str(error))
-        True
+        >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
+        ...     model.embed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4).shape
+        (2, 4)
         """
         self._resident.check_open()
         prompts = writes_no_text(self._prompts, self.source)
@@ -292,11 +284,31 @@ class Model:
         low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
         return embed_all(self._resident, ids, low_rank, count, divide=divide)
 
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        adapter: str | None = None,
+        allow_control: bool = True,
+        **options: Unpack[GenerationOptions],
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompt: ManyPrompts,
+        config: GenerationConfig | None = None,
+        *,
+        adapter: str | None = None,
+        allow_control: bool = True,
+        **options: Unpack[ManyGenerationOptions],
+    ) -> list[Generation]: ...
     @public
     @describes_options
     def generate(
         self,
-        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
+        prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
         *,
         adapter: str | None = None,
@@ -307,21 +319,24 @@ class Model:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool | None = None,
         do_sample: bool | None = None,
         suppress_tokens: Sequence[int] | None = None,
-    ) -> Generation:
-        """Continues ``prompt`` and returns the whole continuation.
+    ) -> Generation | list[Generation]:
+        """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
+
+        The texts of a list advance together, which is faster than one after the other. ``seed`` is one for
+        all or a list of them; each text is what it would be alone.
 
         Args:
-            prompt: text (encoded with one BOS) or token ids, which are taken as they are.
+            prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
             config: how to generate; None takes :attr:`generation_config`. The arguments behind ``adapter``
                 replace single values of it.
             adapter: the name of a loaded adapter to generate with; None: the model alone.
-            allow_control: a control token written in the text (``<end_of_turn>``) is that token. False takes
-                it as plain characters, as text from somebody else needs it.
+            allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
+                text from somebody else, takes it as plain characters.
             (the options of GenerationConfig)
 
         Raises:
@@ -339,9 +354,9 @@ class Model:
         True
         """
         options: Any = given_options(locals())
-        return run_to_end(
-            self.stream(prompt, config, adapter=adapter, allow_control=allow_control, **options)
-        )
+        self._resident.check_writes("generate")
+        defaults = self.generation_config
+        return self._requests.generate(prompt, config, defaults, options, adapter, allow_control)
 
     @public
     @describes_options
@@ -373,12 +388,11 @@ class Model:
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     text = "".join(chunk.text for chunk in model.stream("The door", max_tokens=5, temperature=0))
-        >>> text != ""
-        True
+        ...     len(list(model.stream("The door", max_tokens=5, temperature=0)))
+        5
         """
         options = given_options(locals())
-        self._check_writes("generate")
+        self._resident.check_writes("generate")
         settings = resolve_config(config, options, self.generation_config)
         return self._requests.continuation(prompt, settings, adapter, allow_control)
 
@@ -422,8 +436,7 @@ class Model:
             (the options of GenerationConfig)
 
         Raises:
-            UnsupportedError: the model has no chat format or no tokenizer; or tools or thinking are asked of
-                a format without (Gemma 4 has both).
+            UnsupportedError: the model has no chat format, or tools or thinking are asked of one without.
             InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
 
         >>> import gemlet
@@ -433,8 +446,8 @@ class Model:
         True
         """
         options: Any = {"tools": tools, "thinking": thinking, **given_options(locals())}
-        options["continue_final_message"] = continue_final_message
-        return run_to_end(self.stream_chat(messages, config, adapter=adapter, **options))
+        options |= {"continue_final_message": continue_final_message, "adapter": adapter}
+        return run_to_end(self.stream_chat(messages, config, **options))
 
     @public
     @describes_options
@@ -468,22 +481,13 @@ class Model:
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     stream = model.stream_chat([{"role": "user", "content": "Who is there?"}], max_tokens=4)
-        ...     text = "".join(chunk.text for chunk in stream)
-        >>> stream.result.prompt_tokens > 4
-        True
+        ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
+        4
         """
         options = given_options(locals())
-        self._check_writes("chat")
+        self._resident.check_writes("chat")
         settings = resolve_config(config, options, self.generation_config)
-        return self._requests.reply(
-            messages,
-            settings,
-            adapter,
-            tools=tools,
-            thinking=thinking,
-            continue_final_message=continue_final_message,
-        )
+        return self._requests.reply(messages, settings, adapter, tools, thinking, continue_final_message)
 
     @property
     def _reader(self) -> Reader:
@@ -494,8 +498,3 @@ class Model:
         return Requests(
             self._reader, self._adapters, self.chat_format, self.end_ids, self._not_followed, self._contexts
         )
-
-    def _check_writes(self, what: str) -> None:
-        self._resident.check_open()
-        if self._prompts is not None:
-            raise UnsupportedError(f"{what}: {self.source} makes embeddings and writes no text; use embed()")

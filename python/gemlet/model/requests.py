@@ -13,9 +13,12 @@ from gemlet import _core
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag
+from gemlet.generation.answer import Answer, Prepared
+from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag, resolve_config
+from gemlet.generation.result import Generation
 from gemlet.generation.sampling import make_sampler, warn_of_not_followed
-from gemlet.generation.stream import Context, TextStream
+from gemlet.generation.stream import Context, TextStream, run_to_end
+from gemlet.model.batch import generate_all, prompts_of, seeds_of
 from gemlet.model.kept_contexts import KeptContexts
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
@@ -44,16 +47,13 @@ class Requests:
         self, prompt: object, settings: GenerationConfig, adapter: str | None, allow_control: bool
     ) -> TextStream:
         """A stream that continues ``prompt``, a text or token ids."""
-        allow_control = check_flag("allow_control", allow_control, True)
-        ids = self.reader.encode(prompt, allow_control=allow_control) if isinstance(prompt, str) else prompt
-        return self._begin(ids, settings, adapter)
+        return self._begin(self._encoded(prompt, allow_control), settings, adapter)
 
     def reply(
         self,
         messages: str | Sequence[Mapping[str, Any]],
         settings: GenerationConfig,
         adapter: str | None,
-        *,
         tools: Sequence[Mapping[str, Any]] | None,
         thinking: bool,
         continue_final_message: bool,
@@ -84,6 +84,36 @@ class Requests:
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
         return self._begin(ids, settings, adapter, chat_format)
 
+    def generate(
+        self,
+        prompt: object,
+        config: GenerationConfig | None,
+        defaults: GenerationConfig,
+        options: dict[str, Any],
+        adapter: str | None,
+        allow_control: bool,
+    ) -> Generation | list[Generation]:
+        """The continuation of ``prompt``, or of each of several. All are checked before any is computed."""
+        prompts = prompts_of(prompt)
+        if prompts is None:
+            return run_to_end(
+                self.continuation(prompt, resolve_config(config, options, defaults), adapter, allow_control)
+            )
+        prepared = []
+        for index, seed in enumerate(seeds_of(options.pop("seed", None), len(prompts))):
+            own = resolve_config(config, options if seed is None else {**options, "seed": seed}, defaults)
+            ids = self._encoded(prompts[index], allow_control, f"prompt[{index}]")
+            prepared.append(self._prepare(ids, own, adapter, name=f"prompt[{index}]"))
+        return generate_all(self.reader.resident, prepared, None)
+
+    def _encoded(self, prompt: object, allow_control: bool, name: str = "prompt") -> object:
+        allow_control = check_flag("allow_control", allow_control, True)
+        return (
+            self.reader.encode(prompt, name, allow_control=allow_control)
+            if isinstance(prompt, str)
+            else prompt
+        )
+
     def _begin(
         self,
         ids: object,
@@ -91,8 +121,29 @@ class Requests:
         adapter: str | None,
         chat_format: ChatFormat | None = None,
     ) -> TextStream:
+        resident = self.reader.resident
+        prepared = self._prepare(ids, settings, adapter, chat_format)
+        return resident.begin(
+            lambda: TextStream(
+                sequence=self._context(prepared.adapter, prepared.ids),
+                sampler=prepared.sampler,
+                prompt_ids=prepared.ids,
+                answer=prepared.answer,
+                context_length=resident.context_length,
+                why_closed=resident.why_closed,
+            )
+        )
+
+    def _prepare(
+        self,
+        ids: object,
+        settings: GenerationConfig,
+        adapter: str | None,
+        chat_format: ChatFormat | None = None,
+        name: str = "prompt",
+    ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
-        tokens = self.reader.checked(ids)
+        tokens = self.reader.checked(ids, name)
         warn_of_not_followed(resident.name, self.not_followed)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if tokenizer is not None and chat_format is not None:
@@ -112,20 +163,15 @@ class Requests:
         config = self.reader.config
         limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
         sampler, seed = make_sampler(settings, vocab_limit=limit, never=config.placeholder_ids)
-        return resident.begin(
-            lambda: TextStream(
-                sequence=self._context(self.adapters.find(adapter), tokens),
-                sampler=sampler,
-                prompt_ids=tokens,
-                config=settings,
-                seed=seed,
-                end_ids=end_ids,
-                context_length=resident.context_length,
-                decoder=decoder,
-                reply_parser=reply_parser,
-                why_closed=resident.why_closed,
-            )
+        answer = Answer(
+            prompt_tokens=len(tokens),
+            config=settings,
+            seed=seed,
+            end_ids=end_ids,
+            decoder=decoder,
+            reply_parser=reply_parser,
         )
+        return Prepared(tokens, answer, sampler, self.adapters.find(adapter))
 
     def _context(self, adapter: _core.Adapter | None, ids: NDArray[np.int32]) -> Context:
         core = self.reader.resident.core

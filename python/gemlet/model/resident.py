@@ -6,11 +6,13 @@ import weakref
 from collections.abc import Callable
 
 from gemlet import _core
-from gemlet.errors import ModelClosedError
+from gemlet.errors import ModelClosedError, UnsupportedError
 from gemlet.generation.stream import TextStream
 from gemlet.model.kept_contexts import KeptContexts
 
 __all__ = ["Resident"]
+
+_MOST_RUNNING = 32  # texts that advance together
 
 
 class Resident:
@@ -25,7 +27,7 @@ class Resident:
             is added, after it. Whoever holds it asks :meth:`check_open` first.
     """
 
-    def __init__(self, core: _core.Model, name: str) -> None:
+    def __init__(self, core: _core.Model, name: str, spare_memory: int | None, *, writes: bool) -> None:
         self.core = core
         self.name = name
         self.weights = core.weights
@@ -36,6 +38,9 @@ class Resident:
         self.context_length = core.config.max_context
         self.vocab_size = core.config.vocab_size
         self.lock = _core.Turn()
+        self._spare_memory = spare_memory
+        self._writes = writes
+        self._engine: _core.Engine | None = None
         self._closed = False
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
         self._keepers: weakref.WeakSet[KeptContexts] = weakref.WeakSet()
@@ -60,6 +65,12 @@ class Resident:
             'inside the "with" block of the model'
         )
 
+    def check_writes(self, what: str) -> None:
+        """Raises :class:`UnsupportedError` if the model makes embeddings. It must be open."""
+        self.check_open()
+        if not self._writes:
+            raise UnsupportedError(f"{what}: {self.name} makes embeddings and writes no text; use embed()")
+
     def begin(self, stream: Callable[[], TextStream]) -> TextStream:
         """The stream that ``stream`` makes, which :meth:`close` will end."""
         with self.lock:
@@ -67,6 +78,21 @@ class Resident:
             begun = stream()
             self._streams.add(begun)
         return begun
+
+    def engine(self) -> _core.Engine:
+        """What continues many texts at once, in half of the memory that is left."""
+        with self.lock:
+            self.check_open()
+            if self._engine is None:
+                spare = _core.available_memory() if self._spare_memory is None else self._spare_memory
+                room = spare // 2
+                logits = 4 * self.vocab_size  # bytes of one text
+                most = max(1, min(_MOST_RUNNING, room // (4 * logits)))
+                room = max(0, room - most * logits)
+                self._engine = _core.Engine(
+                    self.core, most_running=most, kv_bytes=room, prefix_cache_bytes=room // 4
+                )
+        return self._engine
 
     def add(self, contexts: KeptContexts) -> None:
         """What keeps contexts, until :meth:`close`."""
@@ -80,6 +106,9 @@ class Resident:
         with self.lock:
             self._closed = True
             streams, keepers = list(self._streams), list(self._keepers)
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
         for stream in streams:
             stream.close()
         for keeper in keepers:

@@ -1,0 +1,101 @@
+"""From the tokens of a generation to its text, and to the reason why it ends: :class:`Answer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
+from gemlet.chat.reply import ReplyEvent, collect
+from gemlet.generation.options import GenerationConfig
+from gemlet.generation.result import FinishReason, Generation
+from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
+from gemlet.tokenizer.decoding import StreamDecoder
+
+__all__ = ["Answer", "Prepared", "Timing"]
+
+
+@dataclass
+class Timing:
+    """What a generation took; the attributes are those of :class:`Generation`."""
+
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    decode_steps: int = 0
+    cached_tokens: int = 0
+
+
+class Answer:
+    """Takes the tokens of one generation.
+
+    Attributes:
+        token_ids: those that belong to the text.
+        ended: whether an end token came.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        config: GenerationConfig,
+        seed: int,
+        end_ids: frozenset[int],
+        decoder: StreamDecoder | None,
+        reply_parser: ReplyReader | None = None,
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.config = config
+        self.seed = seed
+        self.end_ids = frozenset() if config.ignore_eos else end_ids
+        self.token_ids: list[int] = []
+        self.ended = False
+        # What reads the tokens: of a chat its format's parser, else the decoder alone.
+        self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
+        self._events: list[ReplyEvent] = []
+
+    def push(self, token_id: int) -> tuple[list[ReplyEvent], FinishReason | None]:
+        """What the token makes certain, and the reason if it is the last one."""
+        if token_id in self.end_ids:
+            self.ended = True
+            return [], "stop"
+        self.token_ids.append(token_id)
+        events = self._emitter.push(token_id)
+        self._events += events  # at once: an interrupt may come before they are handed out
+        if self._emitter.stopped:
+            return events, "stop"
+        return events, "length" if len(self.token_ids) >= self.config.max_tokens else None
+
+    def end(self, reason: FinishReason, timing: Timing) -> tuple[list[ReplyEvent], Generation]:
+        """What was held back, and the whole generation."""
+        held_back = self._emitter.finish(ended=self.ended)
+        self._events += held_back
+        if self._emitter.stopped and reason in ("length", "context"):
+            reason = "stop"  # the very last characters completed a stop string
+        reply = collect(self._events)
+        return held_back, Generation(
+            text=reply.content,
+            token_ids=list(self.token_ids),
+            finish_reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=timing.cached_tokens,
+            completion_tokens=len(self.token_ids),
+            prefill_seconds=timing.prefill_seconds,
+            decode_seconds=timing.decode_seconds,
+            decode_steps=timing.decode_steps,
+            seed=self.seed,
+            reasoning=reply.reasoning,
+            tool_calls=reply.tool_calls,
+            malformed_calls=reply.malformed,
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become."""
+
+    ids: NDArray[np.int32]
+    answer: Answer
+    sampler: _core.Sampler
+    adapter: _core.Adapter | None
