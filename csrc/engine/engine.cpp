@@ -389,6 +389,7 @@ void Engine::State::sample(const std::vector<Scheduler::Part>& parts) {
 void Engine::State::end(Job* job, FinishReason reason, const Error* error) {
   const std::unique_ptr<Job> owned = scheduler.remove(job);
   memory_is_short = false;
+  owned->kv = KvTable(model->kv());  // before the reader knows
   Request& request = *owned->request;
   {
     const Lock lock(fork_safe_mutex());

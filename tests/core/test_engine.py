@@ -1,0 +1,237 @@
+"""The engine: many texts at once are what each would be alone, whatever ends, waits or runs out of memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gemlet
+from gemlet import _core
+from support.core_models import layer_config, model_config, random_core, sampler
+
+IDS = np.random.default_rng(4).integers(0, 96, 3000).astype(np.int32)
+
+pytestmark = pytest.mark.tier
+
+tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
+
+
+def small_core(**changes: Any) -> _core.Model:
+    layers = layer_config(sliding_window=100), layer_config(sliding_window=0)
+    return random_core(model_config(*layers, max_context=700), **changes)
+
+
+class Reader:
+    """Requests of one reader."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self.engine = engine
+        self.news = _core.News()
+
+    def submit(self, ids: Any, *, seed: int = 1, max_tokens: int = 20, **options: Any) -> _core.Request:
+        choose = options.pop("sampler", None) or sampler(seed=seed)
+        return self.engine.submit(ids, sampler=choose, news=self.news, max_tokens=max_tokens, **options)
+
+    def read(self, *requests: _core.Request) -> list[tuple[list[int], str | None]]:
+        """All tokens of each, and why it ended."""
+        texts: list[list[int]] = [[] for _ in requests]
+        reasons: list[str | None] = [None] * len(requests)
+        while None in reasons:
+            seen = self.news.value
+            for i, request in enumerate(requests):
+                if reasons[i] is None:
+                    ids, reasons[i] = request.take()
+                    texts[i] += ids
+            if None in reasons:
+                self.engine.wait(self.news, seen, 10.0)
+        return list(zip(texts, reasons, strict=True))
+
+
+def alone(core: _core.Model, ids: Any, seed: int, count: int) -> list[int]:
+    sequence, choose = _core.TokenSequence(core), sampler(seed=seed)
+    sequence.extend(ids)
+    found = [sequence.sample(choose)]
+    while len(found) < count:
+        sequence.extend(found[-1:])
+        found.append(sequence.sample(choose))
+    return found
+
+
+@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
+@pytest.mark.parametrize("weights", ["f32", "q4"])
+@pytest.mark.parametrize("kv_cache", ["f32", "int8"])
+def test_each_text_is_what_it_would_be_alone(weights: str, kv_cache: str) -> None:
+    """Prompts of 1 to 600 tokens are read in pieces beside texts that are being written."""
+    core = small_core(weights=weights, kv_cache=kv_cache)
+    reader = Reader(_core.Engine(core, most_running=4, prefix_cache_bytes=1 << 24))
+    prompts = [IDS[i : i + length] for i, length in enumerate((600, 1, 64, 65, 300, 7, 600, 128))]
+    requests = [reader.submit(ids, seed=i, max_tokens=30) for i, ids in enumerate(prompts)]
+    for i, (text, reason) in enumerate(reader.read(*requests)):
+        assert (text, reason) == (alone(core, prompts[i], i, 30), "length"), i
+
+
+@pytest.mark.parametrize("length", [64, 65, 129, 400])
+def test_a_second_text_takes_the_blocks_of_the_first(length: int) -> None:
+    """At least one token of a prompt is computed. With a window of 100, old blocks are dropped on the way."""
+    core = small_core()
+    engine = _core.Engine(core, prefix_cache_bytes=1 << 24)
+    reader = Reader(engine)
+    first = reader.submit(IDS[:length])
+    cold = reader.read(first)
+    second = reader.submit(IDS[:length])
+    assert reader.read(second) == cold
+    assert first.cached_tokens == 0
+    assert second.cached_tokens == (length - 1) // 64 * 64
+    other = reader.submit(np.concatenate([IDS[1:2], IDS[1:length]]))
+    salted = reader.submit(IDS[:length], cache_salt=7)
+    reader.read(other, salted)
+    assert other.cached_tokens == salted.cached_tokens == 0
+
+
+def test_blocks_come_back_and_the_cache_stays_in_its_limit() -> None:
+    core = small_core()
+    limit = 1 << 16
+    engine = _core.Engine(core, prefix_cache_bytes=limit)
+    reader = Reader(engine)
+    for start in range(0, 2000, 200):
+        reader.read(reader.submit(IDS[start : start + 200]))
+        assert 0 < engine.stats()["prefix_cache_bytes"] <= limit
+    assert core.memory()["kv_cache_used"] == engine.stats()["prefix_cache_bytes"]
+    del engine, reader
+    assert core.memory()["kv_cache_used"] == 0
+
+
+def test_a_text_that_memory_has_no_room_for_waits_and_is_the_same() -> None:
+    """The engine has room for one whole context, and 12 texts together need more."""
+    core = small_core()
+    engine = _core.Engine(core, kv_bytes=0)
+    reader = Reader(engine)
+    prompts = [IDS[20 * i : 20 * i + 150] for i in range(12)]
+    together = reader.read(*[reader.submit(ids, seed=i, max_tokens=200) for i, ids in enumerate(prompts)])
+    apart = [reader.read(reader.submit(ids, seed=i, max_tokens=200))[0] for i, ids in enumerate(prompts)]
+    assert [reason for _, reason in together] == ["length"] * 12
+    if not tiles:
+        assert together == apart
+    assert core.memory()["kv_cache_used"] == 0
+
+
+def test_reasons_to_end() -> None:
+    core = small_core()
+    reader = Reader(_core.Engine(core))
+    text = alone(core, IDS[:50], 1, 20)
+    assert reader.read(reader.submit(IDS[:50], end_ids=[text[5]])) == [(text[: text.index(text[5])], "stop")]
+    ids, reason = reader.read(reader.submit(IDS[:690], max_tokens=1000))[0]
+    assert (len(ids), reason) == (11, "context")
+    cancelled = reader.submit(IDS[:50], max_tokens=600)
+    cancelled.cancel()
+    assert reader.read(cancelled)[0][1] == "cancelled"
+    assert reader.read(reader.submit(IDS[:50], timeout=0.0))[0] == ([], "timeout")
+
+
+def test_a_slow_reader_holds_up_nobody() -> None:
+    """It has at most so many tokens waiting, and goes on when they are taken."""
+    core = small_core()
+    engine = _core.Engine(core)
+    slow, quick = Reader(engine), Reader(engine)
+    request = slow.submit(IDS[:50], max_tokens=100, most_unread=3)
+    assert len(quick.read(quick.submit(IDS[:50], max_tokens=100))[0][0]) == 100
+    found, reason = request.take()
+    assert (len(found), reason) == (3, None)
+    rest, reason = slow.read(request)[0]
+    assert (len(found) + len(rest), reason) == (100, "length")
+    if not tiles:
+        assert found + rest == alone(core, IDS[:50], 1, 100)
+
+
+def test_the_higher_priority_goes_first() -> None:
+    core = small_core()
+    reader = Reader(_core.Engine(core, most_running=1))
+    running = reader.submit(IDS[:50], max_tokens=200, most_unread=1)  # holds the only place
+    while not running.take()[0]:
+        time.sleep(0.001)
+    later = [
+        reader.submit(IDS[:20], max_tokens=300, most_unread=1, priority=priority) for priority in (0, 0, 5)
+    ]
+    running.cancel()
+    found: list[list[int]] = [[]]
+    while not any(found):
+        found = [request.take()[0] for request in later]
+    assert [bool(ids) for ids in found] == [False, False, True]
+
+
+def test_requests_that_are_refused() -> None:
+    core = small_core()
+    engine = _core.Engine(core)
+    reader = Reader(engine)
+    with pytest.raises(gemlet.InvalidRequestError, match="at least one"):
+        reader.submit([])
+    with pytest.raises(gemlet.InvalidRequestError, match="token id 96 at position 1"):
+        reader.submit([1, 96])
+    with pytest.raises(gemlet.ContextLengthError, match="701 tokens"):
+        reader.submit(IDS[:701])
+    with pytest.raises(gemlet.InvalidRequestError, match="max_tokens is 0"):
+        reader.submit([1], max_tokens=0)
+    with pytest.raises(gemlet.InvalidRequestError, match="timeout"):
+        reader.submit([1], timeout=float("nan"))
+    with pytest.raises(gemlet.InvalidRequestError, match="most_running"):
+        _core.Engine(core, most_running=0)
+    engine.close()
+    engine.close()
+    with pytest.raises(gemlet.ModelClosedError):
+        reader.submit([1])
+
+
+def test_an_error_ends_the_requests_and_not_the_engine() -> None:
+    """The model is closed under the engine: every request raises, and so does a later one."""
+    core = small_core()
+    reader = Reader(_core.Engine(core))
+    requests = [reader.submit(IDS[:300], max_tokens=300) for _ in range(3)]
+    core.close()
+    for request in requests:
+        with pytest.raises(gemlet.ModelClosedError):
+            reader.read(request)
+    with pytest.raises(gemlet.ModelClosedError):
+        reader.submit([1])
+
+
+def test_a_request_ends_with_its_object() -> None:
+    core = small_core()
+    engine = _core.Engine(core)
+    reader = Reader(engine)
+    request = reader.submit(IDS[:50], max_tokens=600)
+    while engine.stats()["running"] == 0:
+        time.sleep(0.001)
+    del request
+    deadline = time.monotonic() + 10
+    while engine.stats()["running"] and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert engine.stats()["running"] == 0
+    assert core.memory()["kv_cache_used"] == 0
+
+
+@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
+def test_a_forked_child_goes_on_with_the_texts() -> None:
+    """It computes them again from their tokens. The parent goes on as well."""
+    core = small_core()
+    reader = Reader(_core.Engine(core))
+    expected = alone(core, IDS[:200], 1, 200)
+    request = reader.submit(IDS[:200], max_tokens=200, most_unread=1)
+    begun: list[int] = []
+    while len(begun) < 5:
+        seen = reader.news.value
+        begun += request.take()[0]
+        reader.engine.wait(reader.news, seen, 1.0)
+    child = os.fork()
+    if child == 0:
+        try:
+            ids, reason = reader.read(request)[0]
+            os._exit(0 if (begun + ids, reason) == (expected, "length") else 1)
+        except BaseException:
+            os._exit(2)
+    ids, reason = reader.read(request)[0]
+    assert (begun + ids, reason) == (expected, "length")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,111 @@
+"""generate() with a list of prompts."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gemlet
+from gemlet import _core
+
+PROMPTS = ["The door opened", "Once upon a time", "She said that"]
+
+tiles = "amx" in _core.cpu_info()["tier"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    with gemlet.load() as model:
+        yield model
+
+
+@pytest.mark.tier
+@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
+def test_each_result_is_the_one_alone(model: gemlet.Model) -> None:
+    options: Any = {"max_tokens": 25, "stop": ["the"]}
+    together = model.generate(PROMPTS * 12, seed=3, **options)
+    assert len(together) == 36
+    for prompt, one in zip(PROMPTS * 12, together, strict=True):
+        lone = model.generate(prompt, seed=3, **options)
+        assert (one.text, one.token_ids, one.finish_reason) == (lone.text, lone.token_ids, lone.finish_reason)
+        assert (one.seed, one.prompt_tokens) == (3, lone.prompt_tokens)
+
+
+def test_seeds(model: gemlet.Model) -> None:
+    same = [result.seed for result in model.generate(PROMPTS, max_tokens=2, seed=[5, 6, 7])]
+    assert same == [5, 6, 7]
+    assert len({result.seed for result in model.generate(PROMPTS, max_tokens=2)}) == 3
+    with pytest.raises(gemlet.InvalidRequestError, match="seed: got 2 of them, expected one, or 3"):
+        model.generate(PROMPTS, seed=[1, 2])
+
+
+def test_what_is_a_list_of_prompts(model: gemlet.Model) -> None:
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode("The door")
+    assert isinstance(model.generate(ids, max_tokens=2), gemlet.Generation)
+    assert isinstance(model.generate(np.array(ids), max_tokens=2), gemlet.Generation)
+    for many in (["The door"], [ids], ("The door", "A cat"), [np.array(ids)]):
+        result: Any = model.generate(many, max_tokens=2)  # type: ignore[call-overload]
+        assert isinstance(result, list)
+        assert len(result) == len(many)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "prompt: it is empty"),
+        (["", "a"], r"prompt\[0\]: it is empty"),
+        (["a", 1], r"prompt\[1\]: got 1, expected a text or a list of token ids"),
+        (["a", []], r"prompt\[1\]: it is empty"),
+        (["a", [99999]], r"prompt\[1\]: token id 99999"),
+        (["a", "b" * 100_000], r"prompt\[1\]: "),
+    ],
+)
+def test_all_are_checked_before_any_is_computed(model: gemlet.Model, prompts: Any, message: str) -> None:
+    with pytest.raises(gemlet.InvalidRequestError) as caught:
+        model.generate(prompts, max_tokens=2)
+    assert re.match(message, str(caught.value))
+
+
+def test_threads_share_the_engine(model: gemlet.Model) -> None:
+    results: list[list[gemlet.Generation]] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(model.generate(PROMPTS, max_tokens=20, temperature=0)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    texts = [[result.text for result in one] for one in results]
+    assert len(texts) == 4
+    if not tiles:
+        assert texts == [texts[0]] * 4
+
+
+def test_closing_the_model_ends_all() -> None:
+    """Each text is cut, or was not begun yet."""
+    with gemlet.load() as model:
+        ended: list[Any] = []
+
+        def run() -> None:
+            try:
+                ended.append(model.generate(PROMPTS, max_tokens=900, ignore_eos=True))
+            except gemlet.ModelClosedError as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while not model.memory()["kv_cache"]:
+            time.sleep(0.001)
+    thread.join(20)
+    assert not thread.is_alive()
+    if isinstance(ended[0], list):
+        assert {result.finish_reason for result in ended[0]} <= {"cancelled", "length"}
+    with pytest.raises(gemlet.ModelClosedError):
+        model.generate(PROMPTS)
