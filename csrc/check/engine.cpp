@@ -67,7 +67,7 @@ void check_text(const std::shared_ptr<Model>& model, const Written& written) {
   Tokens ids = written.prompt;
   ids.insert(ids.end(), written.generated.begin(), written.generated.end() - 1);
   Sequence sequence(model);
-  sequence.extend(ids, LogitsWanted::kAll);
+  sequence.extend({ids}, LogitsWanted::kAll);
   const std::vector<float> logits = sequence.logits();
   for (size_t i = 0; i < written.generated.size(); ++i) {
     const auto row = logits.begin() + static_cast<int64_t>(written.prompt.size() - 1 + i) * kSmallVocab;

@@ -46,7 +46,8 @@ struct Engine::State {
   PrefixCache cache;
   StepTimes times;
   bool memory_is_short = false;  // none begins before another has ended
-  AlignedBuffer logits;
+  AlignedBuffer logits;          // of the last pass
+  std::vector<int64_t> rows;     // of each part of the last pass: its row of logits, -1 if it has none
   uint64_t arrivals = 0;
 
   bool step();
@@ -286,25 +287,30 @@ void Engine::State::begin_waiting() {
 // Returns false if no request has advanced.
 bool Engine::State::forward(const std::vector<Scheduler::Part>& parts) {
   Batch batch;
-  int64_t rows = 0;
-  for (const Scheduler::Part& part : parts) {
+  rows.assign(parts.size(), -1);
+  int64_t count = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const Scheduler::Part& part = parts[i];
+    const Request& request = *part.job->request;
     const bool is_last = part.tokens == part.job->remaining();
-    batch.segments.push_back({&part.job->kv, part.job->next(part.tokens),
+    if (is_last) rows[i] = count++;
+    batch.segments.push_back({&part.job->kv,
+                              {part.job->next(part.tokens)},
                               is_last ? LogitsWanted::kLast : LogitsWanted::kNone,
-                              part.job->request->options.adapter.get()});
-    rows += is_last ? 1 : 0;
+                              request.options.adapter.get(),
+                              &request.cancelled_});
   }
   try {
-    const size_t bytes = static_cast<size_t>(rows * model->config().vocab_size) * sizeof(float);
+    const size_t bytes = static_cast<size_t>(count * model->config().vocab_size) * sizeof(float);
     if (logits.size() < bytes) logits = AlignedBuffer(bytes);
     batch.logits = logits.as<float>();
-    if (parts.size() == 1) batch.cancel = &parts[0].job->request->cancelled_;
-    model->forward(batch);
+    const std::vector<bool> cancelled = model->forward(batch);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (cancelled[i]) rows[i] = -1;
+    }
     return true;
   } catch (const Error& error) {
     switch (error.code()) {
-      case ErrorCode::kCancelled:
-        break;
       case ErrorCode::kMemory:
         make_room(error);
         break;
@@ -346,12 +352,12 @@ void Engine::State::sample(const std::vector<Scheduler::Part>& parts) {
   std::vector<std::pair<Job*, Error>> failed;
   const ModelConfig& config = model->config();
   const size_t vocab = static_cast<size_t>(config.vocab_size);
-  const float* row = logits.as<float>();
-  for (const Scheduler::Part& part : parts) {
-    Job* const job = part.job;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Job* const job = parts[i].job;
     job->kept_blocks = cache.keep(root_of(*job->request), job->ids, job->kv, job->kept_blocks);
-    if (job->remaining() > 0) continue;
+    if (rows[i] < 0) continue;
     try {
+      const float* const row = logits.as<float>() + static_cast<size_t>(rows[i]) * vocab;
       const int32_t id = job->sampler->sample({row, vocab}, job->ids);
       const RequestOptions& options = job->request->options;
       const bool is_end = std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
@@ -369,7 +375,6 @@ void Engine::State::sample(const std::vector<Scheduler::Part>& parts) {
     } catch (const Error& error) {
       failed.emplace_back(job, error);
     }
-    row += vocab;
   }
   {
     const Lock lock(fork_safe_mutex());
