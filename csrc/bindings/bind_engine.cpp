@@ -53,29 +53,6 @@ void extend(Sequence& sequence, const TokenIds& ids, const std::string& wanted_l
 
 }  // namespace
 
-std::vector<int32_t> token_ids(const py::object& ids) {
-  const py::array array = in_python([&] { return py::array::ensure(ids); });
-  if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
-  if (array.size() == 0) return {};
-  const char kind = array.dtype().kind();
-  if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
-         " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
-  }
-  const auto wide =
-      in_python([&] { return py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array); });
-  if (!wide) fail(ErrorCode::kInvalidRequest, "token ids must be integers of at most 64 bits");
-  std::vector<int32_t> result(static_cast<size_t>(wide.size()));
-  for (size_t i = 0; i < result.size(); ++i) {
-    const int64_t id = wide.data()[i];
-    if (id < INT32_MIN || id > INT32_MAX) {
-      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i, " is out of range");
-    }
-    result[i] = static_cast<int32_t>(id);
-  }
-  return result;
-}
-
 LogitsWanted logits_wanted(const std::string& name) {
   if (name == "none") return LogitsWanted::kNone;
   if (name == "last") return LogitsWanted::kLast;

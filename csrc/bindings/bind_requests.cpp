@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/tokens.h"
 #include "engine/engine.h"
 
 namespace py = pybind11;

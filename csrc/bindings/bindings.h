@@ -2,12 +2,9 @@
 // use.
 #pragma once
 
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/typing.h>
 
 #include <string>
-#include <vector>
 
 #include "kernels/registry.h"
 #include "model/model.h"
@@ -15,11 +12,6 @@
 namespace gemlet::bindings {
 
 LogitsWanted logits_wanted(const std::string& name);  // "none", "last" or "all"
-
-// What the signature of a function that takes token ids shows: what NumPy can make an array of.
-using TokenIds = pybind11::typing::Union<pybind11::array, pybind11::typing::List<pybind11::int_>>;
-// Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
-std::vector<int32_t> token_ids(const pybind11::object& ids);
 
 void register_facts(pybind11::module_& m);
 void register_config(pybind11::module_& m);

@@ -43,9 +43,9 @@ void check_spans(const TokenRun& tokens, const ModelConfig& config) {
       fail(ErrorCode::kInvalidRequest, "a span has the tokens from ", span.begin, " up to ", span.end,
            ", expected 1 or more among the tokens ", free, " to ", tokens.rows() - 1, " that are in none yet");
     }
-    if (config.has_spans() && span.end - span.begin > most_rows(config)) {
+    if (config.has_spans() && span.end - span.begin > config.most_rows()) {
       fail(ErrorCode::kInvalidRequest, "a span has ", span.end - span.begin, " tokens, but the model was loaded for ",
-           most_rows(config), " at most (longest_span)");
+           config.most_rows(), " at most (longest_span)");
     }
     free = span.end;
   }
@@ -65,11 +65,6 @@ void check_segment(const Segment& segment, const ModelConfig& config) {
 }
 
 }  // namespace
-
-int64_t most_rows(const ModelConfig& config) {
-  if (config.bidirectional) return config.max_context;
-  return std::min(config.max_context, std::max(kChunkTokens, config.longest_span));
-}
 
 void TokenRun::check(const ModelConfig& config) const {
   check_ids(ids, config);

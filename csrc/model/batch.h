@@ -16,13 +16,6 @@ namespace gemlet {
 class Adapter;
 class KvTable;
 
-// Rows that one pass over a sequence has at most, unless a span is longer. Longer prompts come in chunks of this.
-inline constexpr int64_t kChunkTokens = 512;
-
-// Texts in one pass of a bidirectional model: at most so many, and together kChunkTokens, unless it is a single longer
-// one.
-inline constexpr int64_t kPassTexts = 32;
-
 // Receives intermediate activations: name, float32 [rows, dim].
 using TapSink = std::function<void(const std::string& name, const float* data, int64_t rows, int64_t dim)>;
 
@@ -75,8 +68,5 @@ struct Batch {
   // Throws kInvalidRequest or kContextLength if the model cannot run this.
   void check(const ModelConfig& config) const;
 };
-
-// Rows of the largest pass over one sequence.
-int64_t most_rows(const ModelConfig& config);
 
 }  // namespace gemlet

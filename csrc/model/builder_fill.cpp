@@ -334,6 +334,7 @@ void ModelBuilder::add_random(uint64_t seed, const std::function<void(int64_t)>&
     if (slot.rows_filled > 0) continue;
     if (slot.is_balance) {
       slot.balance->settled = true;
+      if (done) done(slot.packed_bytes(slot.rows()));
       continue;
     }
     if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");

@@ -146,4 +146,8 @@ size_t ModelConfig::last_cache_layer() const {
   return last;
 }
 
+int64_t ModelConfig::most_rows() const {
+  return bidirectional ? max_context : std::min(max_context, std::max(kChunkTokens, longest_span));
+}
+
 }  // namespace gemlet

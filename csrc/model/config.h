@@ -11,6 +11,13 @@
 
 namespace gemlet {
 
+// Rows that one pass over a sequence has at most, unless a span is longer. Longer prompts come in chunks of this.
+inline constexpr int64_t kChunkTokens = 512;
+
+// Texts in one pass of a bidirectional model: at most so many, and together kChunkTokens, unless it is a single longer
+// one.
+inline constexpr int64_t kPassTexts = 32;
+
 struct LayerConfig {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
@@ -80,6 +87,9 @@ struct ModelConfig {
   int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
 
   bool has_spans() const;  // whether the tokens of a span see each other in any layer
+
+  // Rows of the largest pass over one sequence.
+  int64_t most_rows() const;
 
   // The last layer that has its own cache. Once its keys and values are there, only rows that want logits are needed.
   size_t last_cache_layer() const;

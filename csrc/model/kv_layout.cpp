@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "model/batch.h"
 
 namespace gemlet {
 namespace {
@@ -31,7 +30,7 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend&
       int64_t peak = whole;
       // What the first token of a chunk sees, and the chunk. Both may begin and end anywhere inside a block.
       if (layer.sliding_window > 0 && !config.bidirectional) {
-        peak = std::min(peak, blocks_of(layer.sliding_window - 1 + most_rows(config)) + 1);
+        peak = std::min(peak, blocks_of(layer.sliding_window - 1 + config.most_rows()) + 1);
       }
       kinds.push_back(
           {layer.sliding_window, backend.kv_head_bytes(layer.head_dim, format), layer.num_kv_heads, 0, whole, peak});

@@ -33,7 +33,7 @@ std::vector<std::vector<const Matrix*>> calls_of(const ModelWeights& weights) {
 
 // Bytes of the inputs of the largest call, in the forms that its products take.
 int64_t prepared_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend) {
-  const int64_t rows = most_rows(config);
+  const int64_t rows = config.most_rows();
   int64_t most = 0;
   for (const std::vector<const Matrix*>& call : calls_of(weights)) {
     std::set<Format> formats;
@@ -84,7 +84,7 @@ int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights,
     const int64_t seen = c.sliding_window > 0 ? std::min(c.sliding_window, config.max_context) : config.max_context;
     attention = std::max(attention, backend.attention_bytes(c.num_heads, c.num_kv_heads, c.head_dim, seen));
   }
-  return most_rows(config) * Scratch::floats_per_row(config, 0) * kFloatBytes +
+  return config.most_rows() * Scratch::floats_per_row(config, 0) * kFloatBytes +
          prepared_bytes(config, weights, backend) + attention + expansion_bytes(weights, backend) * threads +
          config.vocab_size * kFloatBytes;
 }
@@ -97,7 +97,7 @@ int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_forma
     widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
   }
   const int64_t floats = Scratch::floats_per_row(config, max_rank) - Scratch::floats_per_row(config, 0);
-  const int64_t rows = most_rows(config);
+  const int64_t rows = config.most_rows();
   // Rows with different adapters share no prepared input with the product of the weights.
   return rows * floats * kFloatBytes + backend.prepared_bytes({adapter_format, max_rank, widest}, rows);
 }

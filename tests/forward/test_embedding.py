@@ -95,8 +95,8 @@ def test_golden_notices_a_mistake(monkeypatch: pytest.MonkeyPatch, mistake: str)
         return
     seen = reference_attention.visible
 
-    def visible(layer: Any, positions: Any, keys: int) -> Any:
-        return seen(replace(layer, **change) if layer.sliding_window else layer, positions, keys)
+    def visible(layer: Any, positions: Any, keys: int, spans: Any) -> Any:
+        return seen(replace(layer, **change) if layer.sliding_window else layer, positions, keys, spans)
 
     monkeypatch.setattr(reference_attention, "visible", visible)
     assert error(embedding(model, golden["ids"]), golden["embedding"]) > 50 * TOLERANCE

@@ -219,9 +219,9 @@ def exact_gelu(x: Any) -> Any:
     return 0.5 * x * (1 + np.sign(x) * (1 - series * np.exp(-z * z)))
 
 
-def looking_ahead(layer: Layer, positions: Any, keys: int) -> Any:
+def looking_ahead(layer: Layer, positions: Any, keys: int, spans: Any) -> Any:
     following = np.eye(len(positions), keys, 1 + keys - len(positions), dtype=bool)
-    return VISIBLE(layer, positions, keys) | following
+    return VISIBLE(layer, positions, keys, spans) | following
 
 
 def values_are_finished_keys(model: Model, index: int, x: Any, positions: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,6 @@ def test_other_spellings_of_clients() -> None:
 def test_one_table_of_options() -> None:
     """The names of the table, of the overrides and of the configuration are the same."""
     assert set(OPTIONS) < set(GenerationOptions.__annotations__)
-    assert set(GenerationOptions.__annotations__) == set(vars(GenerationConfig()))
+    assert set(GenerationOptions.__annotations__) == {one.name for one in fields(GenerationConfig)}
     for name, option in OPTIONS.items():
         assert getattr(GenerationConfig(), name) == option.default

@@ -187,10 +187,12 @@ def _format(what: str, name: object, *also: str) -> str:
 
 
 def _device(device: object) -> str:
-    if device is None or device == "auto":
+    if device is None:
         return "cpu"
     if not isinstance(device, str):
         raise UnsupportedError(f"device is {show_argument(device)}; expected a name, like 'cpu'")
+    if device == "auto":
+        return "cpu"
     _core.check_device(device)
     return device
 
