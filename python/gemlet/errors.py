@@ -39,8 +39,10 @@ class GemletError(Exception):
     weights is 'q5'; expected one of 'auto', 'f32', 'bf16', 'bf12', 'q8', 'q4'
     """
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*(readable(item) if isinstance(item, str) else item for item in arguments))
+    # Not in __init__: the core raises these errors, and must not run Python code meanwhile. A thread that
+    # Python ends there, because the process exits, would end the process with SIGABRT.
+    def __str__(self) -> str:
+        return readable(super().__str__())
 
 
 class ModelFileError(GemletError, ValueError):

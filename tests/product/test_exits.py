@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gemlet import errors
 from support.processes import start_program
 from support.programs.exits import end_server, end_while_busy
 from support.programs.works import WORKS
@@ -45,3 +46,10 @@ def test_other_ends(name: str, end: str, tmp_path: Path) -> None:
 def test_an_http_server_with_a_thread_for_each_request(end: str) -> None:
     done = start_program(end_server, end)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_making_an_error_runs_no_python_code() -> None:
+    """The core makes errors where a thread must not be ended: Python would end it within such code."""
+    for name in errors.__all__:
+        ours = [kind for kind in getattr(errors, name).__mro__ if kind.__module__ == errors.__name__]
+        assert not any({"__init__", "__new__"} & vars(kind).keys() for kind in ours)
