@@ -15,6 +15,7 @@ import gemlet.model.requests
 from gemlet import _core
 from gemlet.chat import Gemma4Format
 from gemlet.chat.templates import CANONICAL
+from gemlet.config import shape_config
 from support.replies import gemma4_tokenizer
 
 
@@ -58,7 +59,7 @@ class ScriptedModel(gemlet.Model):
         core_config = SimpleNamespace(max_context=4096, vocab_size=vocab)
         super().__init__(
             core=cast(Any, MagicMock(config=core_config, next_sequence=self.next_sequence)),
-            config=cast(Any, None),
+            config=shape_config("gemma4-31b"),
             tokenizer=gemma4_tokenizer(),
             chat_format=chat_format or Gemma4Format(CANONICAL, True),
             end_ids=frozenset({1}),

@@ -171,9 +171,9 @@ class Model:
         >>> import gemlet
         >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
         ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain", name="mine")
-        ...     result = model.generate([2, 7, 11], max_tokens=8, temperature=0, adapter="mine")
-        >>> adapter.name, "q_proj" in adapter.targets, result.completion_tokens > 0
-        ('mine', True, True)
+        ...     result = model.generate([2, 7, 11], max_tokens=8, adapter="mine")
+        >>> adapter.name, adapter.ranks
+        ('mine', (4,))
         """
         return self._adapters.load(path, name, revision, token)
 
