@@ -9,8 +9,9 @@ import pytest
 
 import gemlet
 from gemlet import GenerationConfig
+from gemlet.chat import GEMMA4_MARKERS, TokenReplyParser, collect
 from gemlet.errors import InvalidRequestError
-from support.replies import QUOTE
+from support.replies import QUOTE, gemma4_tokenizer
 from support.scripted import ScriptedModel, follow_scripts, ids_of
 
 QUESTION = {"role": "user", "content": "Weather in Oslo?"}
@@ -110,6 +111,34 @@ def test_the_end_of_the_reply_ends_a_call(written: str, end: str) -> None:
     ]
     assert events == stream.result.tool_calls
     assert stream.result.text == ""
+
+
+@pytest.mark.parametrize("written", [
+    "call:weather(city:'Oslo')",
+    ":weather{city:Oslo}",
+    "weather{city=Oslo}",
+    f'call:weather{{city:"Oslo{QUOTE}}}',
+    f"call:weather{{@city:{QUOTE}Oslo{QUOTE}}}",
+    f"call:weather{{city:{QUOTE}Os{{lo{QUOTE}",
+    "call:weather{city:[Oslo",
+    '{"name": "weather", "arguments": {"city": "Oslo"}}',
+    "call:weather{city:Oslo}}",
+    "call:weather{city:Oslo, Norway}",
+    f"call:weather{{city:{QUOTE}Oslo",
+    "weather",
+    "",
+])  # fmt: skip
+@pytest.mark.parametrize("end", ["<tool_call|>", "<turn|>"])
+def test_a_call_is_the_same_token_by_token_and_at_once(written: str, end: str) -> None:
+    ids = ids_of(f"Let me look.<|tool_call>{written}{end}")
+    at_once = TokenReplyParser(gemma4_tokenizer(), GEMMA4_MARKERS)
+    expected = collect(at_once.push(ids) + at_once.finish())
+    reply = ScriptedModel([*ids, *ids_of("<turn|>")]).chat([QUESTION], tools=[WEATHER])
+    assert (reply.text, reply.tool_calls) == (expected.content, expected.tool_calls)
+    assert [call.raw for call in reply.malformed_calls] == [call.raw for call in expected.malformed]
+    assert len(reply.tool_calls) + len(reply.malformed_calls) == 1
+    visible = f"<|tool_call>{written}" in reply.text
+    assert visible == bool(reply.malformed_calls)
 
 
 @pytest.mark.parametrize("how", ["max_tokens", "close"])
