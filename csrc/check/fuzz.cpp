@@ -350,10 +350,22 @@ void add_adapter(Bytes in) {
     const float scale = in.one_in(4) ? std::bit_cast<float>(static_cast<uint32_t>(in.number(4))) : 2.0f;
     const std::vector<uint8_t> data_a = in.data(source_bytes(type, a[0] * a[1]));
     const std::vector<uint8_t> data_b = in.data(source_bytes(type, b[0] * b[1]));
+    std::vector<float> magnitudes;
+    if (in.one_in(4)) magnitudes.assign(static_cast<size_t>(in.one_in(8) ? in.below(100) : b[0]), 0.5f);
     expect_errors([&] {
       builder.add("layers." + layer + "." + kNames[static_cast<size_t>(name)], {a, type, data_a.data()},
-                  {b, type, data_b.data()}, scale);
+                  {b, type, data_b.data()}, scale, magnitudes);
     });
+  }
+  if (in.one_in(2)) {
+    std::vector<int32_t> ids(static_cast<size_t>(in.one_in(2) ? in.below(8) : 0));
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(in.one_in(16) ? in.size() : 3 * i);
+    const int64_t rows = in.one_in(16) ? in.below(100) : ids.empty() ? kVocab : static_cast<int64_t>(ids.size());
+    const SourceType type = kTypes[static_cast<size_t>(in.below(3))];
+    const std::vector<uint8_t> data = in.data(source_bytes(type, rows * 24));
+    const char* const slot = in.one_in(2) ? "lm_head" : "embed_tokens";
+    expect_errors([&] { builder.add_rows(slot, {{rows, 24}, type, data.data()}, ids); });
+    if (in.one_in(4)) expect_errors([&] { builder.share_rows(); });
   }
   expect_errors([&] { run(model, in, builder.finish()); });
 }
