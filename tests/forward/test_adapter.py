@@ -31,8 +31,8 @@ def adapted() -> Iterator[gemlet.Model]:
 
 # --- The official results -----------------------------------------------------------------------------------
 def test_every_golden_adapter_is_there() -> None:
-    assert len(NAMES) == 19
-    assert len(ON_270M) == 9
+    assert len(NAMES) == 22
+    assert len(ON_270M) == 12
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -145,6 +145,27 @@ ADAPTERS = (
         stored="bfloat16",
     ),
     AdapterVariant(
+        "gemma3-tied-lora",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+    ),
+    AdapterVariant(
+        "gemma3-table",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3-tokens-apart",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q_proj"],
+            "trainable_token_indices": {"embed_tokens": [7, 3], "lm_head": [9, 4, 2]},
+        },
+    ),
+    AdapterVariant(
         "gemma3-untied-head",
         "gemma3-untied",
         {

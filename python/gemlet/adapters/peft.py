@@ -210,11 +210,6 @@ class _Mapping:
             shared = slot not in saved and not own.ids  # the model's own weight, which is that of both
             if shared or (other == "lm_head" and (own.ids or self.adapter.tied)):
                 rows[other] = own
-        if one and self.adapter.tied and ("embedding_A" in found.get("embed_tokens", {})):
-            raise ConfigError(
-                f"{self.adapter.where}: ensure_weight_tying is true for an adapter of embed_tokens; merge it "
-                "with PEFT's merge_and_unload() and load the result"
-            )
         return rows
 
     def _check(self, slot: str, part: str, found: dict[str, str], shape: tuple[int, ...], why: str) -> None:
@@ -251,12 +246,18 @@ class _Mapping:
             )
         return "model." if trunk is None else trunk, head or ""
 
+    def _is_one(self) -> bool:
+        """Whether the output head is the embedding table in the model."""
+        return self.config.tie_word_embeddings and not self.config.bidirectional
+
     def _is_target(self, slot: str) -> bool:
         module = self.modules[slot]
         if slot in ENDS and (
             self.adapter.all_linear or any(name.rpartition(".")[2] == slot for name in self.adapter.saved)
         ):
             return False
+        if slot == "lm_head" and self.adapter.tied and self._is_one() and self._is_target("embed_tokens"):
+            return True  # PEFT then adapts both
         layer = int(slot.split(".")[1]) if slot.startswith("layers.") else None
         return self.adapter.targets_module(module, f"{self.prefix}layers", layer)
 
