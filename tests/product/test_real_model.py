@@ -28,7 +28,7 @@ pytestmark = pytest.mark.real
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TOKENS, EVERY = 1024, 4
 KL = {"bf16": 3e-4, "bf12": 3e-4, "q8": 4e-3, "q4": 0.25}  # q4 as llama.cpp rounds to Q4_0: 0.33
-WORST = {"bf16": 0.01, "bf12": 0.01, "q8": 0.1, "q4": 4.0}
+WORST = {"bf16": 0.03, "bf12": 0.03, "q8": 0.1, "q4": 6.0}
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_divergence_from_f32(measured: dict[str, Any], weights: str) -> None:
 
 
 def test_an_int8_cache(path: Path, models: dict[str, gemlet.Model]) -> None:
-    """Of 2,048 tokens, every sixteenth."""
-    chunks = quality.read_chunks(path, quality.HELD_OUT, 2048, 1)
+    """Of 1,024 tokens, every eighth."""
+    chunks = quality.read_chunks(path, quality.HELD_OUT, TOKENS, 1)
     with gemlet.load(path, weights="f32", kv_cache="int8") as int8:
-        row = quality.measure(core_of(models["f32"]), {"int8": core_of(int8)}, chunks, 16)["int8"]
-    assert 0 < row.kl < 2e-3, row
+        row = quality.measure(core_of(models["f32"]), {"int8": core_of(int8)}, chunks, 8)["int8"]
+    assert 0 < row.kl < 3e-3, row
     assert row.kl_worst < 0.05, row
