@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import gemlet
-from gemlet.chat import GEMMA, ChatFormat, chat_format_for, gemma4_format
+from gemlet.chat import FUNCTION_GEMMA, GEMMA, ChatFormat, chat_format_for, gemma4_format
 from gemlet.config import parse_config
 from golden.folders import HERE
 
@@ -147,8 +147,22 @@ def test_tokenizers(model: gemlet.Model) -> None:
     refuse("count", lambda value: tokenizer.first_ids("Hi", value))
 
 
-@pytest.mark.parametrize("chat_format", [GEMMA, gemma4_format()], ids=lambda chat_format: chat_format.name)
-def test_chat_formats(model: gemlet.Model, chat_format: ChatFormat) -> None:
+@pytest.mark.parametrize("chat_format", [GEMMA, gemma4_format(), FUNCTION_GEMMA], ids=lambda f: f.name)
+def test_chat_formats(chat_format: ChatFormat) -> None:
+    refuse_in_chats(chat_format)
+
+
+@pytest.mark.extra("templates")
+def test_chats_of_a_template(model: gemlet.Model) -> None:
+    assert model.tokenizer is not None
+    template = "{% for m in messages %}<start_of_turn>{{ m.role }} {{ m.content }}{% endfor %}{{ tools }}"
+    found = chat_format_for("gemma3_text", model.tokenizer, template=template)
+    assert found is not None
+    assert found.name == "template"
+    refuse_in_chats(found)
+
+
+def refuse_in_chats(chat_format: ChatFormat) -> None:
     for name in options_of(chat_format.render):
         refuse(name, lambda value, name=name: chat_format.render(**{"messages": [USER], name: value}))
     keys = ("role", "content", "tool_calls", "name", "reasoning")

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.base.front_door import public
-from gemlet.base.text import show
-from gemlet.chat.messages import checked_tools
+from gemlet.chat.messages import check_flags, checked_tools
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import ContextLengthError, InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -202,13 +201,11 @@ class ChatFormat(ABC):
         add_generation_prompt: bool,
         continue_final_message: bool,
     ) -> Segments:
-        for name, flag in (
-            ("thinking", thinking),
-            ("add_generation_prompt", add_generation_prompt),
-            ("continue_final_message", continue_final_message),
-        ):
-            if flag is not True and flag is not False:
-                raise InvalidRequestError(f"{name}: got {show(flag)}, expected True or False")
+        check_flags(
+            thinking=thinking,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         tools = checked_tools(tools)
         if not continue_final_message:
             return self.segments(messages, tools, thinking, add_generation_prompt)

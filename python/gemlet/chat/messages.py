@@ -16,6 +16,7 @@ from gemlet.chat.tool_calls import MAX_DEPTH
 from gemlet.errors import InvalidRequestError
 
 __all__ = [
+    "check_flags",
     "checked_messages",
     "checked_tools",
     "json_object",
@@ -49,6 +50,13 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
             if value is not None and not isinstance(value, _JSON):  # an array is neither true nor false
                 raise InvalidRequestError(f"messages[{index}].{key} is {show(value)}; expected JSON")
     return list(messages)
+
+
+def check_flags(**flags: object) -> None:
+    """Raises :class:`InvalidRequestError` for an argument that is neither True nor False."""
+    for name, flag in flags.items():
+        if flag is not True and flag is not False:
+            raise InvalidRequestError(f"{name}: got {show(flag)}, expected True or False")
 
 
 def checked_tools(tools: Any) -> list[Any]:

@@ -22,8 +22,16 @@ from typing import Any
 from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.gemma4_tools import read_list
 from gemlet.chat.hiding import Hiding
-from gemlet.chat.messages import checked_messages, json_value, refuse_other_than_text, role_of
+from gemlet.chat.messages import (
+    check_flags,
+    checked_messages,
+    checked_tools,
+    json_value,
+    refuse_other_than_text,
+    role_of,
+)
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.chat.template_process import run_template
 from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
@@ -165,6 +173,12 @@ class TemplateFormat(ChatFormat):
         add_generation_prompt: bool,
         continue_final_message: bool,
     ) -> dict[str, Any]:
+        check_flags(
+            thinking=thinking,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        tools = checked_tools(tools)
         if self.problem is not None:
             raise UnsupportedError(str(self.problem))
         names = self.template.names
@@ -214,7 +228,7 @@ class TemplateFormat(ChatFormat):
         reasoning = next((read[key] for key in _REASONING if read.get(key) is not None), None)
         if reasoning is not None:
             read = {"thinking": reasoning, **read, "reasoning_content": reasoning}
-        for call in read.get("tool_calls") or ():
+        for call in read_list(read.get("tool_calls"), f"{where}.tool_calls"):
             _parse_arguments(call, where)
         return {key: value for key, value in read.items() if value is not None}
 
