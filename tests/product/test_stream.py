@@ -12,6 +12,7 @@ from gemlet import GenerationConfig
 from gemlet._core import PASS_TOKENS
 from gemlet.errors import CancelledError, InvalidRequestError
 from gemlet.generation import Chunk, TextStream
+from gemlet.generation.answer import Answer
 from support.scripted import ScriptedSequence
 
 pytestmark = pytest.mark.tier
@@ -52,11 +53,14 @@ def scripted(
         sequence=cast(Any, sequence or ScriptedSequence(list(script))),
         sampler=cast(Any, None),
         prompt_ids=np.ones(prompt, dtype=np.int32),
-        config=GenerationConfig(**options),
-        seed=0,
-        end_ids=frozenset({END}),
+        answer=Answer(
+            prompt_tokens=prompt,
+            config=GenerationConfig(**options),
+            seed=0,
+            end_ids=frozenset({END}),
+            decoder=ByteDecoder() if decoder is None else None if decoder == "none" else decoder,
+        ),
         context_length=context_length,
-        decoder=ByteDecoder() if decoder is None else None if decoder == "none" else decoder,
     )
 
 
