@@ -81,12 +81,6 @@ struct AttentionShape {
   KvFormat kv_format;
 };
 
-// How many tokens go through one pass.
-struct PassShape {
-  int64_t rows;     // of all sequences
-  int64_t longest;  // of the sequence that has most of them
-};
-
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -94,9 +88,9 @@ class Backend {
   virtual std::string tier() const = 0;
   virtual int threads() const = 0;
   virtual int decode_threads() const = 0;
-  // A pass begins. Sequences that are being decoded wait for memory, prompts for arithmetic: each kind of pass has its
-  // number of threads.
-  virtual void begin_pass(const PassShape& shape) = 0;
+  // A pass over `rows` tokens of all sequences begins. Few rows wait for memory, many for arithmetic: each kind of pass
+  // has its number of threads.
+  virtual void begin_pass(int64_t rows) = 0;
 
   // Memory filled with zeros, aligned to 64 bytes at least. Throws kMemory.
   virtual DeviceMemory allocate(size_t bytes) = 0;

@@ -74,7 +74,7 @@ class GuardedBackend : public Backend {
   std::string tier() const override { return inner_->tier(); }
   int threads() const override { return inner_->threads(); }
   int decode_threads() const override { return inner_->decode_threads(); }
-  void begin_pass(const PassShape& shape) override { inner_->begin_pass(shape); }
+  void begin_pass(int64_t rows) override { inner_->begin_pass(rows); }
   void leave_scratch_behind() override { inner_->leave_scratch_behind(); }
   int64_t bytes_read() const override { return inner_->bytes_read(); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override {

@@ -78,12 +78,6 @@ int64_t Batch::rows() const {
   return rows;
 }
 
-PassShape Batch::shape() const {
-  PassShape shape = {rows(), 0};
-  for (const Segment& segment : segments) shape.longest = std::max(shape.longest, segment.rows());
-  return shape;
-}
-
 void Batch::check(const ModelConfig& config) const {
   if (config.bidirectional != (embeddings != nullptr)) {
     fail(ErrorCode::kInvalidRequest, "the model makes ", config.bidirectional ? "embeddings of whole texts" : "text",

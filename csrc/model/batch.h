@@ -64,7 +64,6 @@ struct Batch {
   const TapSink* taps = nullptr;
 
   int64_t rows() const;
-  PassShape shape() const;
   // Throws kInvalidRequest or kContextLength if the model cannot run this.
   void check(const ModelConfig& config) const;
 };

@@ -35,7 +35,7 @@ std::vector<bool> Model::forward(const Batch& batch) {
     return std::find(cancelled.begin(), cancelled.end(), false) == cancelled.end();
   };
 
-  parts_.backend->begin_pass(batch.shape());
+  parts_.backend->begin_pass(batch.rows());
   ForwardPass pass(parts_, batch, growths);
   pass.embed();
   for (size_t index = 0; index < parts_.config.layers.size(); ++index) {

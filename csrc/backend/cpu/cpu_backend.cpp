@@ -10,11 +10,11 @@
 namespace gemlet {
 namespace {
 
-// A pass counts as decoding if no sequence has more new tokens than this, and all of them together no more than that.
-constexpr int64_t kDecodeTokens = 8;
-constexpr int64_t kDecodeRows = 16;
+// A pass of at most so many rows has the threads for decoding. From about 8 rows on arithmetic decides, whether they
+// are sequences or a prompt (benchmarks/SPEED.md).
+constexpr int64_t kDecodeRows = 8;
 
-// A product of at most so many rows waits for its weights, one of more rows for arithmetic.
+// A product of at most so many rows is cut into small tasks. With more rows large ones are faster.
 constexpr int64_t kFewRows = 8;
 
 // Bytes of weights in a task of few rows: long enough to stream, short enough to even out the threads.
@@ -58,10 +58,7 @@ std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool 
   return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads, fewer_will_do);
 }
 
-void CpuBackend::begin_pass(const PassShape& shape) {
-  const bool decode = shape.longest <= kDecodeTokens && shape.rows <= kDecodeRows;
-  pool_.use(decode ? decode_threads_ : threads_);
-}
+void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }
 
 DeviceMemory CpuBackend::allocate(size_t bytes) {
   auto pages = std::make_unique<Pages>(bytes);

@@ -38,7 +38,7 @@ class CpuBackend final : public Backend {
   std::string tier() const override { return std::string(tier_name(tier_)); }
   int threads() const override { return threads_; }
   int decode_threads() const override { return decode_threads_; }
-  void begin_pass(const PassShape& shape) override;
+  void begin_pass(int64_t rows) override;
   DeviceMemory allocate(size_t bytes) override;
   void upload(const void* host, size_t bytes, void* memory) override;
   void download(const void* memory, size_t bytes, void* host) override;
