@@ -12,7 +12,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gemlet.errors import GemletError, InvalidRequestError, ModelFileError, TokenizerError
+from gemlet.errors import GemletError, ModelFileError, TokenizerError
 from gemlet.tokenizer import Tokenizer
 from gemlet.tokenizer.sentencepiece_model import build_model
 from support.texts import crafted_text, relaxed
@@ -205,7 +205,7 @@ def refused(path: Path, *words: str, error: type[GemletError] = TokenizerError) 
 def test_no_such_file(tmp_path: Path) -> None:
     refused(tmp_path / "absent.model", "absent.model", error=ModelFileError)
     refused(tmp_path, "tokenizer.model, tokenizer.json or *.gguf", error=ModelFileError)
-    refused(tmp_path / "nul\0", "nul", error=InvalidRequestError)
+    refused(tmp_path / "nul\0", "nul", error=ModelFileError)
     save(tmp_path, "a.gguf", trained_gguf())
     save(tmp_path, "b.gguf", trained_gguf())
     refused(tmp_path, "a.gguf, b.gguf")

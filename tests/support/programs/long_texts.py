@@ -27,7 +27,7 @@ def interrupt_encoding(text: str, times: int) -> float:
         os.kill(os.getpid(), signal.SIGINT)
 
     long_text = text * times
-    threading.Timer(0.2, press).start()
+    threading.Timer(0.05, press).start()
     try:
         tokenizer.encode(long_text)
     except KeyboardInterrupt:
@@ -41,5 +41,5 @@ def exit_in_a_long_call() -> None:
     assert tokenizer is not None
     thread = threading.Thread(target=tokenizer.encode, args=(UNCUT[0] * UNCUT[1],), daemon=True)
     thread.start()
-    time.sleep(0.2)
+    time.sleep(0.05)
     assert thread.is_alive()
