@@ -36,7 +36,10 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
         ModelFileError: there is no such file, it cannot be read, or it is no valid GGUF file.
         TokenizerError: the file is not a tokenizer gemlet can reproduce exactly.
     """
-    path = checked_path("path", path, "the path of a tokenizer")
+    if not isinstance(path, (str, Path)) or not str(
+        path
+    ):  # text that names no file is a ModelFileError below
+        path = checked_path("path", path, "the path of a tokenizer")
     try:
         file = _find(Path(path).expanduser())
         with open(file, "rb") as opened:
