@@ -98,7 +98,7 @@ def test_peak_memory_at_a_real_shape(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_start_takes_milliseconds(tmp_path: Path, hole_path: Path) -> None:
     """The shape is that of a 1B model. It is packed with 262,144 pieces, or in the cache without a tokenizer.
-    The time is that of load() without the imports, the best of four new processes."""
+    The time is processor time of load() without the imports, the best of four new processes."""
     source, packed = hole_path / "source", tmp_path / "packed"
     write_real_shape_hole(source, "gemma3-1b")
     (source / "tokenizer.json").write_text(json.dumps(gemma4_json()))

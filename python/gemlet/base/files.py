@@ -10,7 +10,7 @@ import stat
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, ModelFileError
 
-__all__ = ["check_links", "checked_path", "no_waiting", "own_path"]
+__all__ = ["check_links", "checked_path", "no_waiting", "own_path", "read_from_start"]
 
 _MAX_PATH = 4096  # bytes
 MAX_JSON_BYTES = 10 * 1024 * 1024
@@ -47,6 +47,17 @@ def no_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def read_from_start(descriptor: int, most: int) -> bytes:
+    """The first bytes of an open file, at most ``most``. A process that a signal handler forks meanwhile may
+    read the same file: its place in the file, which both share, is not used."""
+    parts: list[bytes] = []
+    done = 0
+    while done < most and (part := os.pread(descriptor, most - done, done)):
+        parts.append(part)
+        done += len(part)
+    return b"".join(parts)
+
+
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """What is in the file ``path``. Raises :class:`ModelFileError` when it cannot be read or is larger than
     ``max_bytes``.
@@ -58,7 +69,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
             if not stat.S_ISREG(status.st_mode):
                 raise ModelFileError(f"{where}: not a regular file")
             # One more than allowed, as it may grow; read() takes memory for all that it is asked.
-            data = file.read(status.st_size + 1) if status.st_size <= max_bytes else None
+            data = read_from_start(file.fileno(), status.st_size + 1) if status.st_size <= max_bytes else None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
         if isinstance(problem, ModelFileError):
             raise

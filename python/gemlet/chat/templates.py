@@ -14,7 +14,7 @@ import re
 import stat
 from typing import Any, overload
 
-from gemlet.base.files import no_waiting, own_path
+from gemlet.base.files import no_waiting, own_path, read_from_start
 from gemlet.base.front_door import public
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
@@ -208,7 +208,7 @@ def read_template_file(path: str) -> str:
         with open(path, "rb", opener=no_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ModelFileError(f"{path}: not a regular file")
-            data = file.read(_MAX_BYTES + 1)
+            data = read_from_start(file.fileno(), _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes; expected a chat template")
         return data.decode("utf-8")

@@ -105,6 +105,8 @@ def convert(
                 raise CancelledError(f"{path}: a signal handler forked the process that writes it")
             os.rename(made, target)
         except OSError as problem:
+            if os.getpid() != process:  # the parent has taken the folder away
+                raise CancelledError(f"{path}: a signal handler forked the process that writes it") from None
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
         finally:
             if own is not None and os.getpid() == process:  # a signal handler may have forked

@@ -39,6 +39,7 @@ from gemlet.base.cache_entries import (
     own_entry,
     own_folder,
 )
+from gemlet.base.files import read_from_start
 from gemlet.base.progress import Progress, reporting
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
@@ -153,8 +154,8 @@ def _is_as_made(entry: str) -> bool:
     """Whether the weights file holds what was written: by its stamp, or else by reading it. Raises OSError or
     ValueError where there is no file or no stamp.
     """
-    with open(os.path.join(entry, _STAMP), encoding="ascii") as file:
-        size, modified, crc = map(int, file.read(99).split())
+    with open(os.path.join(entry, _STAMP), "rb") as file:
+        size, modified, crc = map(int, read_from_start(file.fileno(), 99).split())
     found = 0
     with open(os.path.join(entry, SINGLE_FILE), "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
@@ -162,8 +163,8 @@ def _is_as_made(entry: str) -> bool:
             return True
         if status.st_size != size:
             return False
-        while chunk := file.read(_CHUNK):
-            found = zlib.crc32(chunk, found)
+        for start in range(0, size, _CHUNK):
+            found = zlib.crc32(os.pread(file.fileno(), _CHUNK, start), found)
     if found == crc:
         with contextlib.suppress(OSError):
             _stamp(entry, crc)

@@ -67,12 +67,13 @@ def write_packed(
             described[PER_LAYER_TABLE] = [files.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
     crc, has_helper, process = 0, True, os.getpid()
+
+    def check_process() -> None:
+        if os.getpid() != process:
+            raise CancelledError(f"{path}: a signal handler forked the process that writes it")
+
     try:
         with open(path, "xb", buffering=0) as file:
-
-            def check_process() -> None:
-                if os.getpid() != process:
-                    raise CancelledError(f"{path}: a signal handler forked the process that writes it")
 
             def put(data: bytes | memoryview) -> None:
                 nonlocal crc, has_helper
@@ -106,6 +107,7 @@ def write_packed(
                     advance(len(array) * row_bytes)
             os.fsync(file.fileno())
     except OSError as problem:
+        check_process()
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
     return crc
 

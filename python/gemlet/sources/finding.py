@@ -88,6 +88,6 @@ def _begins_as_gguf(path: str) -> bool:
     """Ollama keeps its files under names without an ending."""
     try:
         with open(path, "rb", opener=no_waiting) as file:
-            return file.read(4) == b"GGUF"
+            return os.pread(file.fileno(), 4, 0) == b"GGUF"
     except OSError:
         return False

@@ -43,7 +43,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     try:
         file = _find(Path(path).expanduser())
         with open(file, "rb") as opened:
-            magic = opened.read(4)
+            magic = os.pread(opened.fileno(), 4, 0)
     except (OSError, ValueError, RuntimeError) as error:  # a null byte in the path, or ~ of an unknown user
         if isinstance(error, ModelFileError | TokenizerError):
             raise
