@@ -27,9 +27,9 @@ def test_while_the_main_thread_loads(action: str) -> None:
     run_program(interrupt_work, "load", action)
 
 
-@pytest.mark.parametrize("action", ["raise_error", "fork"])
 @pytest.mark.parametrize("name", ["convert", "cache"])
-def test_while_the_main_thread_writes(tmp_path: Path, name: str, action: str) -> None:
-    """In a forked process, the folder that is written is left to the parent."""
+def test_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
+    """A handler that forks here is not promised to do no harm: until it notices, the child writes to the same
+    folder."""
     folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    run_program(interrupt_work, name, action, environment=folders)
+    run_program(interrupt_work, name, "raise_error", environment=folders)
