@@ -67,7 +67,7 @@ def test_the_options_are_the_same_everywhere() -> None:
                 assert types[name] == int | Sequence[int] | None
             else:
                 assert types[name] == hints[name]
-            assert f"            {name}: " in function.__doc__
+            assert f"\n    {name}: " in inspect.cleandoc(function.__doc__)
 
 
 @pytest.mark.parametrize("method", WRITES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import numbers
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict, TypeVar
@@ -284,7 +286,7 @@ def given_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_MARK = "            (the options of GenerationConfig)\n"
+_MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 
 
 def describes_options(function: _Function) -> _Function:
@@ -292,6 +294,8 @@ def describes_options(function: _Function) -> _Function:
     GenerationConfig)" in the docstring of ``function``.
     """
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
-        described = GenerationConfig.__doc__.partition("    Args:\n")[2].partition("\n\n")[0]
-        function.__doc__ = function.__doc__.replace(_MARK, textwrap.indent(described, "    ") + "\n")
+        # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
+        described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
+        lines = textwrap.dedent(described) + "\n"
+        function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
     return function
