@@ -14,7 +14,7 @@
 namespace gemlet::check {
 namespace {
 
-constexpr int kReaders = 4, kRequests = 40;  // requests of each reader
+constexpr int kReaders = 4, kRequests = 12;  // requests of each reader
 constexpr int64_t kContext = 256;
 
 // How far below the largest logit a token may lie that counts as the likeliest: what rounding explains.
