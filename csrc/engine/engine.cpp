@@ -51,6 +51,7 @@ struct Engine::State {
   uint64_t arrivals = 0;
 
   bool step();
+  bool step_or_fail();
   std::chrono::nanoseconds patience() const;
   void collect();
   void begin_waiting();
@@ -141,7 +142,7 @@ void Engine::work(const std::shared_ptr<State>& state) {
       const Lock lock(fork_safe_mutex());
       if (state->closing) break;
     }
-    if (!state->step()) state->event.wait(seen, state->patience());
+    if (!state->step_or_fail()) state->event.wait(seen, state->patience());
   }
   state->end_all(FinishReason::kCancelled);
 }
@@ -157,7 +158,7 @@ void Engine::wait(const Event& news, uint32_t seen, std::chrono::nanoseconds pat
   }
   if (idle && idle->stepping.try_lock()) {
     const Lock lock(idle->stepping, std::adopt_lock);
-    if (idle->step()) return;
+    if (idle->step_or_fail()) return;
   }
   news.wait(seen, patience);
 }
@@ -209,6 +210,19 @@ bool Engine::State::step() {
     stats.step_seconds += seconds;
   }
   sample(parts);
+  return true;
+}
+
+// What nobody else has caught ends all requests, and the worker goes on.
+bool Engine::State::step_or_fail() {
+  try {
+    return step();
+  } catch (const Error& error) {
+    end_all(FinishReason::kFailed, &error);
+  } catch (const std::bad_alloc&) {
+    const Error error(ErrorCode::kMemory, "there is no memory for a step of the engine");
+    end_all(FinishReason::kFailed, &error);
+  }
   return true;
 }
 
