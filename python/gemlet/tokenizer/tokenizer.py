@@ -337,16 +337,20 @@ class _SentencePiece:
 
         self._make: Any = sentencepiece.SentencePieceProcessor
         self._vocabulary: Vocabulary | None = vocabulary
-        self._thread = threading.Thread(target=self._try_to_build, name="gemlet-tokenizer")
+        # A thread that never runs would keep this object, and so itself, until Python looks for circles.
+        self._thread: threading.Thread | None = None
         if not vocabulary.checked:
             self._build()
             return
         with contextlib.suppress(RuntimeError), undisturbed():  # no thread to be had: built at first use
-            self._thread.start()
+            thread = threading.Thread(target=self._try_to_build, name="gemlet-tokenizer")
+            thread.start()
+            self._thread = thread
 
     def __call__(self, text: str) -> list[int]:
         if self._vocabulary is not None:
-            wait_for(self._thread)
+            if self._thread is not None:
+                wait_for(self._thread)
             self._build()
         if len(text) > _SOON_DONE:
             return call_apart(self._processor.EncodeAsIds, text)

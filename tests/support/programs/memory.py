@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -41,10 +43,14 @@ def open_and_close() -> None:
     def use() -> None:
         with gemlet.load(threads=2) as model:
             model.generate("The", max_tokens=3)
+            model.generate(["The", "A"], max_tokens=3)
+            list(model.stream("The", max_tokens=3))
+            model.chat([{"role": "user", "content": "Hi"}], max_tokens=3)
 
     # malloc keeps arenas for threads, and tokenizers are built in their own threads.
-    for _ in range(40):
+    for _ in range(20):
         use()
+    gc.disable()  # what is closed goes at once, not when Python looks for circles
     before = resident()
     for _ in range(60):
         use()
