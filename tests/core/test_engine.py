@@ -44,7 +44,7 @@ class Reader:
             seen = self.news.value
             for i, request in enumerate(requests):
                 if reasons[i] is None:
-                    ids, reasons[i] = request.take()
+                    ids, reasons[i], _ = request.take()
                     texts[i] += ids
             if None in reasons:
                 self.engine.wait(self.news, seen, 10.0)
@@ -139,7 +139,7 @@ def test_a_slow_reader_holds_up_nobody() -> None:
     slow, quick = Reader(engine), Reader(engine)
     request = slow.submit(IDS[:50], max_tokens=100, most_unread=3)
     assert len(quick.read(quick.submit(IDS[:50], max_tokens=100))[0][0]) == 100
-    found, reason = request.take()
+    found, reason, _ = request.take()
     assert (len(found), reason) == (3, None)
     rest, reason = slow.read(request)[0]
     assert (len(found) + len(rest), reason) == (100, "length")
