@@ -187,6 +187,7 @@ void Engine::close() {
     const Lock lock(state->stepping);
     state->end_all(FinishReason::kCancelled);
   }
+  state->cache.clear();
 }
 
 // --- What the worker does -------------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ void Engine::State::collect() {
     SamplerConfig sampler = request->options.sampler;
     sampler.drawn += sampler.temperature > 0 ? generated.size() : 0;
     scheduler.add(std::make_unique<Job>(
-        Job{request, ++arrivals, KvTable(model->kv()), std::move(ids), std::make_unique<Sampler>(sampler)}));
+        Job{request, ++arrivals, KvTable(model->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)}));
   }
   std::for_each(scheduler.running().begin(), scheduler.running().end(), add);
   std::for_each(scheduler.waiting().begin(), scheduler.waiting().end(), add);
@@ -279,7 +280,8 @@ void Engine::State::begin_waiting() {
     if (memory_is_short && !scheduler.running().empty()) break;
     cache.forget_gone_adapters();
     if (job->kv.length() == 0) {
-      const int64_t cached = cache.restore(root_of(*job->request), job->ids, job->kv);
+      const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
+      const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
         job->request->cached_tokens_.store(cached, std::memory_order_relaxed);
@@ -345,7 +347,7 @@ void Engine::State::make_room(const Error& error) {
   if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1))) return;
   memory_is_short = true;
   if (Job* const job = scheduler.victim()) {
-    job->kv = KvTable(model->kv());
+    job->kv = KvTable(model->kv(), true);
     job->kept_blocks = 0;
     scheduler.put_back(job);
     const Lock lock(fork_safe_mutex());
@@ -368,7 +370,7 @@ void Engine::State::sample(const std::vector<Scheduler::Part>& parts) {
   const size_t vocab = static_cast<size_t>(config.vocab_size);
   for (size_t i = 0; i < parts.size(); ++i) {
     Job* const job = parts[i].job;
-    job->kept_blocks = cache.keep(root_of(*job->request), job->ids, job->kv, job->kept_blocks);
+    job->kept_blocks = cache.keep(root_of(*job->request), job->ids, job->kv, job->kept_blocks, false);
     if (rows[i] < 0) continue;
     try {
       const float* const row = logits.as<float>() + static_cast<size_t>(rows[i]) * vocab;
@@ -408,8 +410,9 @@ void Engine::State::sample(const std::vector<Scheduler::Part>& parts) {
 void Engine::State::end(Job* job, FinishReason reason, const Error* error) {
   const std::unique_ptr<Job> owned = scheduler.remove(job);
   memory_is_short = false;
-  owned->kv = KvTable(model->kv());  // before the reader knows
   Request& request = *owned->request;
+  if (reason != FinishReason::kFailed) cache.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
+  owned->kv = KvTable(model->kv());  // before the reader knows
   {
     const Lock lock(fork_safe_mutex());
     request.reason_ = reason;
