@@ -142,6 +142,7 @@ void Engine::close() {
     const Lock lock(state->stepping);
     state->end_all(FinishReason::kCancelled);
   }
+  state->forget();
 }
 
 }  // namespace gemlet

@@ -96,7 +96,7 @@ void Engine::State::collect() {
     SamplerConfig sampler = request->options.sampler;
     sampler.drawn += sampler.temperature > 0 ? generated.size() : 0;
     scheduler_.add(std::make_unique<Job>(
-        Job{request, ++arrivals_, KvTable(model_->kv()), std::move(ids), std::make_unique<Sampler>(sampler)}));
+        Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)}));
   }
   std::for_each(scheduler_.running().begin(), scheduler_.running().end(), add);
   std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), add);
@@ -117,7 +117,8 @@ void Engine::State::begin_waiting() {
     if (memory_is_short_ && !scheduler_.running().empty()) break;
     cache_.forget_gone_adapters();
     if (job->kv.length() == 0 && job->wanted() == Wanted::kText) {
-      const int64_t cached = cache_.restore(root_of(*job->request), job->ids, job->kv);
+      const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
+      const int64_t cached = cache_.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
         job->request->cached_tokens_.store(cached, std::memory_order_relaxed);
@@ -188,7 +189,7 @@ void Engine::State::make_room(const Error& error) {
   if (cache_.give_up(std::max<int64_t>(cache_.bytes() / 4, 1))) return;
   memory_is_short_ = true;
   if (Job* const job = scheduler_.victim()) {
-    job->kv = KvTable(model_->kv());
+    job->kv = KvTable(model_->kv(), true);
     job->kept_blocks = 0;
     scheduler_.put_back(job);
     const Lock lock(fork_safe_mutex());
@@ -211,7 +212,7 @@ void Engine::State::hand_out(const Parts& parts) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
     if (job->wanted() != Wanted::kEmbedding) {
-      job->kept_blocks = cache_.keep(root_of(request), job->ids, job->kv, job->kept_blocks);
+      job->kept_blocks = cache_.keep(root_of(request), job->ids, job->kv, job->kept_blocks, false);
     }
     if (request.generated_.empty()) request.read_tokens_.store(job->kv.length(), std::memory_order_relaxed);
     if (rows_[i] < 0) {
@@ -288,8 +289,11 @@ FinishReason Engine::State::next_rows(Job& job, const float* values, int64_t tok
 void Engine::State::end(Job* job, FinishReason reason, const Error* error) {
   const std::unique_ptr<Job> owned = scheduler_.remove(job);
   memory_is_short_ = false;
-  owned->kv = KvTable(model_->kv());  // before the reader knows
   Request& request = *owned->request;
+  if (reason != FinishReason::kFailed && owned->wanted() != Wanted::kEmbedding) {
+    cache_.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
+  }
+  owned->kv = KvTable(model_->kv());  // before the reader knows
   {
     const Lock lock(fork_safe_mutex());
     request.reason_ = reason;

@@ -41,6 +41,7 @@ struct Engine::State {
   // How long the worker may wait: until the next deadline of a request that does not advance.
   std::chrono::nanoseconds patience() const;
   void end_all(FinishReason reason, const Error* error = nullptr);
+  void forget() { cache_.clear(); }
 
   std::mutex stepping;  // where the system grants no worker, callers of wait() take turns
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import numbers
 import re
 import textwrap
@@ -23,6 +24,7 @@ __all__ = [
     "GenerationOptions",
     "ManyGenerationOptions",
     "check_flag",
+    "check_timeout",
     "describes_options",
     "given_options",
     "resolve_config",
@@ -122,6 +124,13 @@ def check_flag(name: str, value: object, default: bool = False) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise _invalid(name, value, "True or False")
     return bool(value)
+
+
+def check_timeout(value: object) -> float | None:
+    """Seconds, None for no limit; raises :class:`InvalidRequestError`."""
+    if value is None:
+        return None
+    return _real("timeout", value, 0.0, math.inf, "seconds, at least 0, or None")
 
 
 def _stops(value: object) -> tuple[str, ...]:
