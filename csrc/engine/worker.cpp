@@ -303,6 +303,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     live.erase(std::find(live.begin(), live.end(), owned->request));
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+    stats.prefix_cache_bytes = cache_.bytes();
   }
   request.options.news->notify();
 }
