@@ -88,7 +88,7 @@ void check_engine(Tier tier) {
   {
     // Room for one and a half of the longest texts, so that memory runs out often.
     const int64_t half = model->kv().layout().peak_bytes() / 2;
-    Engine engine(model, {6, half, half});
+    Engine engine(model, {6, half, {half}});
     Random random(21);
     std::vector<Tokens> beginnings = {{}};
     for (int i = 0; i < 3; ++i) beginnings.push_back(random_tokens(random, 70 + 40 * i));

@@ -26,7 +26,7 @@ PrefixCache::Root root_of(const Request& request) { return {request.options.adap
 // The part under fork_safe_mutex() is whole in a forked process. The rest is the worker's.
 struct Engine::State {
   State(const std::shared_ptr<Model>& of, EngineOptions options)
-      : model(of), scheduler({kChunkTokens, options.most_running}), cache(model->kv(), options.prefix_cache_bytes) {}
+      : model(of), scheduler({kChunkTokens, options.most_running}), cache(model->kv(), options.prefix_cache, event) {}
 
   // Under fork_safe_mutex().
   const uint32_t forks = fork_generation();
@@ -170,6 +170,13 @@ EngineStats Engine::stats() const {
   return stats;
 }
 
+std::shared_ptr<PrefixCache> Engine::prefix_cache() {
+  const Lock lock(fork_safe_mutex());
+  State& state = this->state();
+  if (state.closing) fail(ErrorCode::kClosed, "the engine is closed; load the model again");
+  return {state_, &state.cache};
+}
+
 void Engine::close() {
   std::shared_ptr<State> state;
   std::thread worker;
@@ -187,7 +194,7 @@ void Engine::close() {
     const Lock lock(state->stepping);
     state->end_all(FinishReason::kCancelled);
   }
-  state->cache.clear();
+  state->cache.close();
 }
 
 // --- What the worker does -------------------------------------------------------------------------------------------
@@ -258,8 +265,10 @@ void Engine::State::collect() {
     ids.insert(ids.end(), generated.begin(), generated.end());
     SamplerConfig sampler = request->options.sampler;
     sampler.drawn += sampler.temperature > 0 ? generated.size() : 0;
-    scheduler.add(std::make_unique<Job>(
-        Job{request, ++arrivals, KvTable(model->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)}));
+    auto job = std::make_unique<Job>(
+        Job{request, ++arrivals, KvTable(model->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)});
+    job->reading = cache.look_up(root_of(*request), job->ids);
+    scheduler.add(std::move(job));
   }
   std::for_each(scheduler.running().begin(), scheduler.running().end(), add);
   std::for_each(scheduler.waiting().begin(), scheduler.waiting().end(), add);
@@ -280,6 +289,8 @@ void Engine::State::begin_waiting() {
     if (memory_is_short && !scheduler.running().empty()) break;
     cache.forget_gone_adapters();
     if (job->kv.length() == 0) {
+      if (job->reading) cache.add(root_of(*job->request), *job->reading);
+      job->reading.reset();
       const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
       const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
@@ -294,10 +305,11 @@ void Engine::State::begin_waiting() {
     if (missing > 0 && !scheduler.running().empty() && !cache.give_up(missing)) break;
     scheduler.begin(job);
   }
+  const int64_t cached_bytes = cache.bytes();
   const Lock lock(fork_safe_mutex());
   stats.running = static_cast<int64_t>(scheduler.running().size());
   stats.waiting = static_cast<int64_t>(scheduler.waiting().size());
-  stats.prefix_cache_bytes = cache.bytes();
+  stats.prefix_cache_bytes = cached_bytes;
 }
 
 // Returns false if no request has advanced.
@@ -344,7 +356,14 @@ bool Engine::State::forward(const std::vector<Scheduler::Part>& parts) {
 }
 
 void Engine::State::make_room(const Error& error) {
-  if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1))) return;
+  if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1)) || cache.abandon()) return;
+  bool was_read = false;  // from the disk, for texts that wait
+  for (const auto& job : scheduler.waiting()) {
+    if (!job->reading || !job->reading->is_done) continue;
+    was_read = was_read || !job->reading->found.empty();
+    job->reading.reset();
+  }
+  if (was_read) return;
   memory_is_short = true;
   if (Job* const job = scheduler.victim()) {
     job->kv = KvTable(model->kv(), true);
