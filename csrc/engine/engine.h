@@ -59,6 +59,7 @@ class Engine {
   void wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience);
 
   EngineStats stats() const;
+  int64_t row_width() const;  // of what a request gets besides tokens: the vocabulary, or an embedding
 
   // The engine's prefix cache, in this process.
   std::shared_ptr<PrefixCache> prefix_cache();

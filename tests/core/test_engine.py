@@ -86,7 +86,7 @@ def test_a_slow_reader_holds_up_nobody() -> None:
     slow, quick = Reader(engine), Reader(engine)
     request = slow.submit(IDS[:50], max_tokens=100, most_unread=3)
     assert len(quick.read(quick.submit(IDS[:50], max_tokens=100))[0][0]) == 100
-    found, reason = request.take()
+    found, reason, _ = request.take()
     assert (len(found), reason) == (3, None)
     rest, reason = slow.read(request)[0]
     assert (len(found) + len(rest), reason) == (100, "length")

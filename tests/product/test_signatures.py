@@ -59,7 +59,8 @@ def test_the_options_are_the_same_everywhere() -> None:
         function = getattr(gemlet.Model, method)
         taken = inspect.signature(function).parameters
         types = typing.get_type_hints(function)
-        assert [name for name in taken if name in FIELDS] == FIELDS
+        assert list(taken)[-len(FIELDS) :] == FIELDS
+        assert not {"options", "kwargs"} & (taken.keys() | types.keys())
         for name in FIELDS:
             assert taken[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert taken[name].default is None

@@ -27,7 +27,7 @@ class Reader:
             seen = self.news.value
             for i, request in enumerate(requests):
                 if reasons[i] is None:
-                    ids, reasons[i] = request.take()
+                    ids, reasons[i], _ = request.take()
                     texts[i] += ids
             if None in reasons:
                 self.engine.wait(self.news, seen, 10.0)

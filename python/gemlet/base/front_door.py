@@ -49,6 +49,7 @@ def public(function: _Function) -> _Function:
                 raise
             raise _without_frames(error)  # noqa: B904  the same error
 
+    checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
     return cast(_Function, checked)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import numbers
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -23,6 +24,7 @@ __all__ = [
     "GenerationOptions",
     "ManyGenerationOptions",
     "check_flag",
+    "check_timeout",
     "describes_options",
     "given_options",
     "resolve_config",
@@ -122,6 +124,13 @@ def check_flag(name: str, value: object, default: bool = False) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise _invalid(name, value, "True or False")
     return bool(value)
+
+
+def check_timeout(value: object) -> float | None:
+    """Seconds, None for no limit; raises :class:`InvalidRequestError`."""
+    if value is None:
+        return None
+    return _real("timeout", value, 0.0, math.inf, "seconds, at least 0, or None")
 
 
 def _stops(value: object) -> tuple[str, ...]:
@@ -275,24 +284,35 @@ def resolve_config(
 _NAMES = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
-def given_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of :class:`GenerationConfig` among the ``arguments`` of a call; None stands for one that is
-    not given.
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``options`` of a call without those that are None, which stands for one that is not given.
 
-    >>> given_options({"prompt": "Hello", "seed": 1, "stop": None})
+    >>> given_options({"seed": 1, "stop": None})
     {'seed': 1}
     """
-    return {name: value for name, value in arguments.items() if name in _NAMES and value is not None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
+_TYPES = {f"Unpack[{types.__name__}]": types for types in (GenerationOptions, ManyGenerationOptions)}
 
 
 def describes_options(function: _Function) -> _Function:
-    """Puts what :class:`GenerationConfig` says of its arguments in the place of the line "(the options of
-    GenerationConfig)" in the docstring of ``function``.
+    """Makes help(), completion and :func:`inspect.signature` show every option of a ``function`` that takes
+    ``**options: Unpack[GenerationOptions]`` (or of :class:`ManyGenerationOptions`), with None as its default.
+
+    In the docstring, what :class:`GenerationConfig` says of its arguments takes the place of the line "(the
+    options of GenerationConfig)".
     """
+    signature = inspect.signature(function)
+    *others, rest = signature.parameters.values()
+    types = get_type_hints(_TYPES[rest.annotation])
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [inspect.Parameter(name, keyword, default=None, annotation=types[name]) for name in _NAMES]
+    function.__signature__ = signature.replace(parameters=[*others, *own])  # type: ignore[attr-defined]
+    hints = {name: hint for name, hint in function.__annotations__.items() if name != rest.name}
+    function.__annotations__ = {**hints, **types}
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]

@@ -313,17 +313,7 @@ class Model:
         *,
         adapter: str | None = None,
         allow_control: bool = True,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
+        **options: Unpack[ManyGenerationOptions],
     ) -> Generation | list[Generation]:
         """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
 
@@ -353,10 +343,9 @@ class Model:
         >>> first.text == second.text
         True
         """
-        options: Any = given_options(locals())
         self._resident.check_writes("generate")
-        defaults = self.generation_config
-        return self._requests.generate(prompt, config, defaults, options, adapter, allow_control)
+        given, defaults = given_options(options), self.generation_config
+        return self._requests.generate(prompt, config, defaults, given, adapter, allow_control)
 
     @public
     @describes_options
@@ -367,17 +356,7 @@ class Model:
         *,
         adapter: str | None = None,
         allow_control: bool = True,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> TextStream:
         """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
 
@@ -391,9 +370,8 @@ class Model:
         ...     len(list(model.stream("The door", max_tokens=5, temperature=0)))
         5
         """
-        options = given_options(locals())
         self._resident.check_writes("generate")
-        settings = resolve_config(config, options, self.generation_config)
+        settings = resolve_config(config, given_options(options), self.generation_config)
         return self._requests.continuation(prompt, settings, adapter, allow_control)
 
     @public
@@ -407,17 +385,7 @@ class Model:
         thinking: bool = False,
         continue_final_message: bool = False,
         adapter: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
@@ -445,9 +413,17 @@ class Model:
         >>> reply.completion_tokens <= 6
         True
         """
-        options: Any = {"tools": tools, "thinking": thinking, **given_options(locals())}
-        options |= {"continue_final_message": continue_final_message, "adapter": adapter}
-        return run_to_end(self.stream_chat(messages, config, **options))
+        return run_to_end(
+            self.stream_chat(
+                messages,
+                config,
+                tools=tools,
+                thinking=thinking,
+                continue_final_message=continue_final_message,
+                adapter=adapter,
+                **options,
+            )
+        )
 
     @public
     @describes_options
@@ -460,17 +436,7 @@ class Model:
         thinking: bool = False,
         continue_final_message: bool = False,
         adapter: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
 
@@ -484,9 +450,8 @@ class Model:
         ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
         4
         """
-        options = given_options(locals())
         self._resident.check_writes("chat")
-        settings = resolve_config(config, options, self.generation_config)
+        settings = resolve_config(config, given_options(options), self.generation_config)
         return self._requests.reply(messages, settings, adapter, tools, thinking, continue_final_message)
 
     @property
