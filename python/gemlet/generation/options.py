@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import numbers
-import re
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict, TypeVar, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
@@ -25,8 +22,6 @@ __all__ = [
     "ManyGenerationOptions",
     "check_flag",
     "check_timeout",
-    "describes_options",
-    "given_options",
     "resolve_config",
 ]
 
@@ -282,40 +277,3 @@ def resolve_config(
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(GenerationConfig))
-
-
-def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``options`` of a call without those that are None, which stands for one that is not given.
-
-    >>> given_options({"seed": 1, "stop": None})
-    {'seed': 1}
-    """
-    return {name: value for name, value in options.items() if value is not None}
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
-_TYPES = {f"Unpack[{types.__name__}]": types for types in (GenerationOptions, ManyGenerationOptions)}
-
-
-def describes_options(function: _Function) -> _Function:
-    """Makes help(), completion and :func:`inspect.signature` show every option of a ``function`` that takes
-    ``**options: Unpack[GenerationOptions]`` (or of :class:`ManyGenerationOptions`), with None as its default.
-
-    In the docstring, what :class:`GenerationConfig` says of its arguments takes the place of the line "(the
-    options of GenerationConfig)".
-    """
-    signature = inspect.signature(function)
-    *others, rest = signature.parameters.values()
-    types = get_type_hints(_TYPES[rest.annotation])
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [inspect.Parameter(name, keyword, default=None, annotation=types[name]) for name in _NAMES]
-    function.__signature__ = signature.replace(parameters=[*others, *own])  # type: ignore[attr-defined]
-    hints = {name: hint for name, hint in function.__annotations__.items() if name != rest.name}
-    function.__annotations__ = {**hints, **types}
-    if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
-        # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
-        described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
-        lines = textwrap.dedent(described) + "\n"
-        function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
-    return function

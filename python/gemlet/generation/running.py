@@ -117,7 +117,11 @@ class RunningText:
             written = len(self.answer.token_ids)
             if reason is None and self.prompt_tokens + written > self._context_length:
                 reason = "context"
-            return self._chunk(events, [token_id], None) if reason is None else self.end(reason, events, [token_id])
+            return (
+                self._chunk(events, [token_id], None)
+                if reason is None
+                else self.end(reason, events, [token_id])
+            )
         if self._error is not None:
             raise self._error
         if self._reason is None:
@@ -142,6 +146,8 @@ class RunningText:
         if self._request is not None:
             self._request.cancel()
 
-    def _chunk(self, events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:
+    def _chunk(
+        self, events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None
+    ) -> Chunk:
         text = "".join(event.text for event in events if isinstance(event, Content))
         return Chunk(text, list(token_ids), reason, events, self._index)

@@ -34,6 +34,7 @@ class TextStream:
     Attributes:
         prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
             and in notebooks, and so on as for :func:`gemlet.load`. By default it shows in notebooks only.
+        news: changes when there may be another chunk.
 
     >>> import gemlet
     >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
@@ -59,7 +60,7 @@ class TextStream:
         self._live = deque(self._texts)  # those that have not ended; the next one to look at first
         self._find_engine = engine
         self._engine: Engine | None = None
-        self._news = _core.News(readable=readable)
+        self.news = _core.News(readable=readable)
         self._ahead = ahead
         self._why_closed = why_closed  # what to say of a stream that its model closed
         self._closed_early: str | None = None  # that, where the model closed this one
@@ -87,6 +88,29 @@ class TextStream:
         if self._close_is_due:
             self.close()
         return chunk
+
+    def poll(self) -> tuple[Chunk | None, int]:
+        """The next chunk if it is there, and the value of :attr:`news` before the look. Does not wait, but
+        the first call begins. Raises what ``next`` raises."""
+        with self._turn as first:
+            self._check_turn(first)
+            seen = self.news.value
+            try:
+                self._begin()
+                return self._ready(), seen
+            except BaseException:
+                self._fail(wait=False)
+                raise
+
+    def poll_closed(self) -> int | None:
+        """Ends the texts, without waiting. None if the engine has given back what they took, else the value
+        of :attr:`news` before the look."""
+        with self._turn:
+            seen = self.news.value
+            self._end_all(wait=False)
+            for text in self._texts:
+                text.read()
+            return None if all(text.is_over for text in self._texts) else seen
 
     def __repr__(self) -> str:
         count = sum(len(text.answer.token_ids) for text in self._texts)
@@ -151,7 +175,9 @@ class TextStream:
                 has what came before.)
         """
         if len(self._texts) != 1:
-            raise InvalidRequestError(f"the stream has {len(self._texts)} texts: their results are in results")
+            raise InvalidRequestError(
+                f"the stream has {len(self._texts)} texts: their results are in results"
+            )
         return self.results[0]
 
     @property
@@ -169,9 +195,7 @@ class TextStream:
         """
         results = [text.result for text in self._texts if text.result is not None]
         if len(results) < len(self._texts):
-            raise InvalidRequestError(
-                "the stream has no result: iterate it to its end, or close() it, first"
-            )
+            raise InvalidRequestError("the stream has no result: iterate it to its end, or close() it, first")
         return results
 
     def _check_turn(self, first: bool) -> None:
@@ -191,7 +215,7 @@ class TextStream:
             engine = self._engine = self._find_engine()
             if not self._is_cancelled:
                 for text in self._texts:
-                    text.begin(engine, self._news, self._ahead)
+                    text.begin(engine, self.news, self._ahead)
         return self._engine
 
     def _ready(self) -> Chunk | None:
@@ -214,37 +238,40 @@ class TextStream:
         engine, unread = self._begin(), not any(text.answer.token_ids for text in self._texts)
         total = sum(text.prompt_tokens for text in self._texts)
         shown = self.prompt_progress is not False and unread
-        with reporting(self.prompt_progress if shown else False, "reading the prompt", total, "tokens") as advance:
+        with reporting(
+            self.prompt_progress if shown else False, "reading the prompt", total, "tokens"
+        ) as advance:
             known = 0
             while True:
-                seen = self._news.value
+                seen = self.news.value
                 chunk = self._ready()
                 if chunk is not None:
                     return chunk
-                engine.wait(self._news, seen, _SOON if shown else None)
+                engine.wait(self.news, seen, _SOON if shown else None)
                 if shown:
                     read = sum(text.read_tokens for text in self._texts)
                     advance(read - known)
                     known = read
 
-    def _fail(self) -> None:
+    def _fail(self, *, wait: bool = True) -> None:
         """After an error: all texts end with what they have."""
         self._failed = True
-        self._end_all()
+        self._end_all(wait=wait)
 
-    def _end_all(self) -> None:
+    def _end_all(self, *, wait: bool = True) -> None:
         while self._live:
             self._live.popleft().end("cancelled")
-        self._release()
+        if wait:
+            self._release()
 
     def _release(self) -> None:
         """Waits until the engine has given back what the texts took."""
         for text in self._texts:
             while not text.is_over and self._engine is not None:
-                seen = self._news.value
+                seen = self.news.value
                 text.read()
                 if not text.is_over:
-                    self._engine.wait(self._news, seen)
+                    self._engine.wait(self.news, seen)
 
 
 def run_to_end(stream: TextStream, ended: Callable[[int], None] = lambda count: None) -> list[Generation]:

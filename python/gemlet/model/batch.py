@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
+from gemlet.generation.result import Generation
 
-__all__ = ["ManyPrompts", "Prompt", "prompts_of", "seeds_of"]
+__all__ = ["ManyPrompts", "Prompt", "prompts_of", "same_form", "seeds_of"]
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray[np.integer[Any]]]
@@ -43,3 +44,8 @@ def seeds_of(seed: object, count: int) -> list[Any]:
             f"seed: got {len(seed)} of them, expected one, or {count} as for the prompts"
         )
     return list(seed)
+
+
+def same_form(prompt: object, results: list[Generation]) -> Generation | list[Generation]:
+    """The results as the prompts were given: the only one of a single prompt."""
+    return results[0] if prompts_of(prompt) is None else results

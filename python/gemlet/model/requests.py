@@ -6,14 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.progress import reporting
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared
-from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag, check_timeout, resolve_config
+from gemlet.generation.options import (
+    MOST_STOPS,
+    GenerationConfig,
+    check_flag,
+    check_timeout,
+    resolve_config,
+)
+from gemlet.generation.result import Generation
 from gemlet.generation.sampling import make_sampler, warn_of_not_followed
-from gemlet.generation.stream import AHEAD, TextStream
+from gemlet.generation.stream import AHEAD, TextStream, run_to_end
 from gemlet.model.batch import prompts_of, seeds_of
+from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
 
@@ -26,6 +35,7 @@ class Requests:
 
     Attributes:
         end_ids: the tokens that end every generation.
+        defaults: how to generate where a call does not say.
         not_followed: what the model's files ask for and gemlet does not do; emptied when it has been said.
     """
 
@@ -33,45 +43,37 @@ class Requests:
     adapters: LoadedAdapters
     chat_format: ChatFormat | None
     end_ids: frozenset[int]
+    defaults: GenerationConfig
     not_followed: dict[str, Any]
 
-    def continuations(
-        self,
-        prompt: object,
-        config: GenerationConfig | None,
-        defaults: GenerationConfig,
-        options: dict[str, Any],
-        adapter: str | None,
-        allow_control: bool,
-        timeout: float | None,
+    def texts(
+        self, prompt: object, config: GenerationConfig | None, options: Mapping[str, Any]
     ) -> list[Prepared]:
         """What continues ``prompt``, or each of several. All are checked before any is computed."""
-        allow_control = check_flag("allow_control", allow_control, True)
+        self.reader.resident.check_writes("generate")
+        allow_control = check_flag("allow_control", options.get("allow_control"), True)
+        given = generation_options(options)
         prompts = prompts_of(prompt)
         names = ["prompt"] if prompts is None else [f"prompt[{i}]" for i in range(len(prompts))]
-        if prompts is None:
-            prompts = [prompt]
-            seeds = [options.pop("seed", None)]
-        else:
-            seeds = seeds_of(options.pop("seed", None), len(prompts))
+        seeds = (
+            [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
+        )
         prepared = []
-        for name, one, seed in zip(names, prompts, seeds, strict=True):
-            own = resolve_config(config, options if seed is None else {**options, "seed": seed}, defaults)
+        for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
+            own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
             ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
-            prepared.append(self._prepare(ids, own, adapter, timeout, name=name))
+            prepared.append(self._prepare(ids, own, options, name=name))
         return prepared
 
     def reply(
         self,
         messages: str | Sequence[Mapping[str, Any]],
-        settings: GenerationConfig,
-        adapter: str | None,
-        tools: Sequence[Mapping[str, Any]] | None,
-        thinking: bool,
-        continue_final_message: bool,
-        timeout: float | None,
+        config: GenerationConfig | None,
+        options: Mapping[str, Any],
     ) -> Prepared:
         """What replies to the conversation ``messages``; a string is a message of the user."""
+        self.reader.resident.check_writes("chat")
+        settings = resolve_config(config, generation_options(options), self.defaults)
         tokenizer, chat_format = self.reader.tokenizer, self.chat_format
         if chat_format is None or tokenizer is None:
             missing = "tokenizer" if tokenizer is None else "chat format"
@@ -82,22 +84,33 @@ class Requests:
             if not messages:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
-        thinking = check_flag("thinking", thinking)
+        thinking = check_flag("thinking", options.get("thinking"))
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=tools,
+            tools=options.get("tools"),
             thinking=thinking,
-            continue_final_message=check_flag("continue_final_message", continue_final_message),
+            continue_final_message=check_flag(
+                "continue_final_message", options.get("continue_final_message")
+            ),
             most_tokens=self.reader.resident.context_length,
         )
         # A system message may ask for a thought too; the marker comes from the format alone.
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._prepare(ids, settings, adapter, timeout, chat_format)
+        return self._prepare(ids, settings, options, chat_format)
 
-    def stream(self, prepared: Sequence[Prepared], *, ahead: int = AHEAD, readable: bool = False) -> TextStream:
+    def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
+        """The whole texts, with a bar on terminals where there are several."""
+        # Nobody reads slowly here.
+        stream = self.stream(prepared, ahead=max(one.answer.config.max_tokens for one in prepared))
+        with reporting(None if len(prepared) > 1 else False, "generating", len(prepared), "texts") as ended:
+            return run_to_end(stream, ended)
+
+    def stream(
+        self, prepared: Sequence[Prepared], *, ahead: int = AHEAD, readable: bool = False
+    ) -> TextStream:
         """A stream of what was prepared. ``readable``: for those who wait in an event loop."""
         resident = self.reader.resident
         return resident.begin(
@@ -115,8 +128,7 @@ class Requests:
         self,
         ids: object,
         settings: GenerationConfig,
-        adapter: str | None,
-        timeout: float | None,
+        options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
         name: str = "prompt",
     ) -> Prepared:
@@ -149,4 +161,5 @@ class Requests:
             decoder=decoder,
             reply_parser=reply_parser,
         )
-        return Prepared(tokens, answer, sampler, self.adapters.find(adapter), check_timeout(timeout))
+        adapter = self.adapters.find(options.get("adapter"))
+        return Prepared(tokens, answer, sampler, adapter, check_timeout(options.get("timeout")))
