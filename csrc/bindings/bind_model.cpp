@@ -296,7 +296,12 @@ void register_model(py::module_& m) {
            "The output head takes the rows that replace those of the embedding table.")
       .def("rows_bytes", &AdapterBuilder::rows_bytes, py::arg("name"), py::arg("count"),
            "What add_rows() keeps of `count` rows; 0 for a name that it does not take.")
-      .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
+      .def(
+          "finish",
+          [](AdapterBuilder& builder, const py::bytes& digest) { return builder.finish(digest_of(digest, "digest")); },
+          py::arg("digest") = py::bytes(),
+          "The adapter; the builder is spent afterwards. `digest`: 32 bytes of its content, by which a prefix cache on "
+          "disk knows it.");
 }
 
 }  // namespace gemlet::bindings

@@ -125,6 +125,13 @@ EngineStats Engine::stats() const {
   return stats;
 }
 
+std::shared_ptr<PrefixCache> Engine::prefix_cache() {
+  const Lock lock(fork_safe_mutex());
+  Worker& worker = this->worker();
+  if (worker.closing) fail(ErrorCode::kClosed, "the engine is closed; load the model again");
+  return {worker_, &worker.cache};
+}
+
 void Engine::close() {
   std::shared_ptr<Worker> worker;
   std::thread thread;
@@ -142,7 +149,7 @@ void Engine::close() {
     const Lock lock(worker->stepping);
     worker->end_all(FinishReason::kCancelled);
   }
-  worker->forget();
+  worker->cache.close();
 }
 
 }  // namespace gemlet

@@ -42,6 +42,9 @@ class Engine {
   EngineStats stats() const;
   int64_t row_width() const;  // of what a request gets besides tokens: the vocabulary, or an embedding
 
+  // The engine's prefix cache, in this process.
+  std::shared_ptr<PrefixCache> prefix_cache();
+
   // Ends all requests with kCancelled and waits for the worker. What is submitted later throws kClosed.
   void close();
 

@@ -19,8 +19,8 @@ PrefixCache::Root root_of(const Request& request) { return {request.options.adap
 
 Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)
     : model_(of),
-      scheduler_({kChunkTokens, options.most_running, of->config().bidirectional}),
-      cache_(of->kv(), options.prefix_cache_bytes) {}
+      cache(of->kv(), options.prefix_cache, event),
+      scheduler_({kChunkTokens, options.most_running, of->config().bidirectional}) {}
 
 // Returns false if there was nothing to compute.
 bool Worker::step() {
@@ -95,8 +95,10 @@ void Worker::collect() {
     ids.insert(ids.end(), generated.begin(), generated.end());
     SamplerConfig sampler = request->options.sampler;
     sampler.drawn += sampler.temperature > 0 ? generated.size() : 0;
-    scheduler_.add(std::make_unique<Job>(
-        Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)}));
+    auto job = std::make_unique<Job>(
+        Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)});
+    if (job->wanted() == Wanted::kText) job->reading = cache.look_up(root_of(*request), job->ids);
+    scheduler_.add(std::move(job));
   }
   std::for_each(scheduler_.running().begin(), scheduler_.running().end(), add);
   std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), add);
@@ -115,10 +117,12 @@ void Worker::collect() {
 void Worker::begin_waiting() {
   while (Job* const job = scheduler_.next_waiting()) {
     if (memory_is_short_ && !scheduler_.running().empty()) break;
-    cache_.forget_gone_adapters();
+    cache.forget_gone_adapters();
     if (job->kv.length() == 0 && job->wanted() == Wanted::kText) {
+      if (job->reading) cache.add(root_of(*job->request), *job->reading);
+      job->reading.reset();
       const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
-      const int64_t cached = cache_.restore(root_of(*job->request), job->ids, most, job->kv);
+      const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
         job->request->cached_tokens_.store(cached, std::memory_order_relaxed);
@@ -128,13 +132,14 @@ void Worker::begin_waiting() {
     }
     const int64_t needed = model_->kv().layout().bytes_of(static_cast<int64_t>(job->ids.size()) + 1) - job->kv.bytes();
     const int64_t missing = needed - model_->kv().room();
-    if (missing > 0 && !scheduler_.running().empty() && !cache_.give_up(missing)) break;
+    if (missing > 0 && !scheduler_.running().empty() && !cache.give_up(missing)) break;
     scheduler_.begin(job);
   }
+  const int64_t cached_bytes = cache.bytes();
   const Lock lock(fork_safe_mutex());
   stats.running = static_cast<int64_t>(scheduler_.running().size());
   stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
-  stats.prefix_cache_bytes = cache_.bytes();
+  stats.prefix_cache_bytes = cached_bytes;
 }
 
 // Returns false if no request has advanced.
@@ -186,7 +191,14 @@ bool Worker::forward(const Parts& parts) {
 }
 
 void Worker::make_room(const Error& error) {
-  if (cache_.give_up(std::max<int64_t>(cache_.bytes() / 4, 1))) return;
+  if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1)) || cache.abandon()) return;
+  bool was_read = false;  // from the disk, for texts that wait
+  for (const auto& job : scheduler_.waiting()) {
+    if (!job->reading || !job->is_ready()) continue;
+    was_read = was_read || !job->reading->found.empty();
+    job->reading.reset();
+  }
+  if (was_read) return;
   memory_is_short_ = true;
   if (Job* const job = scheduler_.victim()) {
     job->kv = KvTable(model_->kv(), true);
@@ -212,7 +224,7 @@ void Worker::hand_out(const Parts& parts) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
     if (job->wanted() != Wanted::kEmbedding) {
-      job->kept_blocks = cache_.keep(root_of(request), job->ids, job->kv, job->kept_blocks, false);
+      job->kept_blocks = cache.keep(root_of(request), job->ids, job->kv, job->kept_blocks, false);
     }
     if (request.generated_.empty()) request.read_tokens_.store(job->kv.length(), std::memory_order_relaxed);
     if (rows_[i] < 0) {
@@ -292,7 +304,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
   memory_is_short_ = false;
   Request& request = *owned->request;
   if (reason != FinishReason::kFailed && owned->wanted() != Wanted::kEmbedding) {
-    cache_.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
+    cache.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
   {
@@ -303,7 +315,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     live.erase(std::find(live.begin(), live.end(), owned->request));
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
-    stats.prefix_cache_bytes = cache_.bytes();
+    stats.prefix_cache_bytes = cache.bytes();
   }
   request.options.news->notify();
 }

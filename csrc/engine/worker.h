@@ -23,6 +23,10 @@ namespace gemlet {
 
 // The part under fork_safe_mutex() is whole in a forked process. The rest is the worker's.
 struct Worker {
+ private:
+  const std::shared_ptr<Model> model_;
+
+ public:
   Worker(const std::shared_ptr<Model>& of, const EngineOptions& options);
 
   // Under fork_safe_mutex().
@@ -41,9 +45,9 @@ struct Worker {
   // How long the worker may wait: until the next deadline of a request that does not advance.
   std::chrono::nanoseconds patience() const;
   void end_all(FinishReason reason, const Error* error = nullptr);
-  void forget() { cache_.clear(); }
 
   std::mutex stepping;  // where the system grants no worker, callers of wait() take turns
+  PrefixCache cache;    // any thread may use it
 
  private:
   using Parts = std::vector<Scheduler::Part>;
@@ -61,9 +65,7 @@ struct Worker {
   void end(Job* job, FinishReason reason, const Error* error = nullptr);
   void fail_parts(const Parts& parts, const Error& error);
 
-  const std::shared_ptr<Model> model_;
   Scheduler scheduler_;
-  PrefixCache cache_;
   StepTimes times_;
   bool memory_is_short_ = false;  // none begins before another has ended
   AlignedBuffer outputs_;         // of the last pass: rows of logits, or of embeddings
