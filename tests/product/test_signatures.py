@@ -142,7 +142,7 @@ def test_what_is_done_in_another_way_is_said() -> None:
 
 
 def test_a_name_that_means_nothing_is_answered_with_those_there_are() -> None:
-    assert "has no argument 'colour'; it has max_tokens, temperature" in call(GenerationConfig, "colour")
+    assert "has no argument 'colour'; it has max_tokens, min_tokens" in call(GenerationConfig, "colour")
     assert len(call(GenerationConfig, "x" * 10**6)) < 500
 
 

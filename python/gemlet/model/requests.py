@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation.answer import Answer, Prepared
-from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag, resolve_config
+from gemlet.generation.answer import Answer, Prepared, ends_of
+from gemlet.generation.option_values import check_flag
+from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.sampling import make_sampler, warn_of_not_followed
+from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
 from gemlet.generation.stream import Context, TextStream, run_to_end
 from gemlet.model.batch import generate_all, prompts_of, seeds_of
 from gemlet.model.kept_contexts import KeptContexts
@@ -144,6 +146,7 @@ class Requests:
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
+        check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if tokenizer is not None and chat_format is not None:
@@ -162,7 +165,14 @@ class Requests:
         limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
         config = self.reader.config
         limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
-        sampler, seed = make_sampler(settings, vocab_limit=limit, never=config.placeholder_ids)
+        sampler, seed = make_sampler(
+            settings,
+            vocab_limit=limit,
+            never=config.placeholder_ids,
+            end_ids=ends_of(settings, end_ids),
+            prompt_tokens=len(tokens),
+            tokenizer=tokenizer,
+        )
         answer = Answer(
             prompt_tokens=len(tokens),
             config=settings,
