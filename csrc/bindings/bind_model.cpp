@@ -123,7 +123,10 @@ std::map<std::string, int64_t> memory(const Model& model) {
       weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
   result["embedding"] = weights.embedding_on_disk ? std::min(embedding, kResidentEmbeddingBytes) : embedding;
-  result["kv_cache"] = model.kv().bytes();
+  // Free blocks between those that are in use belong to the running texts, if there are any.
+  const int64_t kept = model.kv().kept_bytes(), all = model.kv().bytes();
+  result["prefix_cache"] = kept == model.kv().used_bytes() ? all : kept;
+  result["kv_cache"] = all - result["prefix_cache"];
   result["kv_cache_used"] = model.kv().used_bytes();
   result["adapters"] = model.adapter_bytes();
   result["kv_cache_per_token"] = model.kv().layout().bytes_per_token(false);

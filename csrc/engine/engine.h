@@ -59,6 +59,7 @@ class Engine {
   void wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience);
 
   EngineStats stats() const;
+  int64_t row_width() const;  // of what a request gets besides tokens: the vocabulary, or an embedding
 
   // Ends all requests with kCancelled and waits for the worker. What is submitted later throws kClosed.
   void close();

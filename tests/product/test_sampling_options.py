@@ -10,6 +10,7 @@ import pytest
 import gemlet
 from gemlet import _core
 from support import sampling_reference as reference
+from support.engine_reader import Reader
 
 PROMPT = "the sea and the sea and the sea and the sea and"
 
@@ -105,8 +106,8 @@ def test_a_text_that_begins_again_goes_on_as_before(model: gemlet.Model) -> None
     core = model._resident.core
     tokenizer = model.tokenizer
     assert tokenizer is not None
-    engine, news = _core.Engine(core, kv_bytes=0), _core.News()
-    ids = tokenizer.encode(PROMPT)
+    engine = _core.Engine(core, kv_bytes=0)
+    reader, ids = Reader(engine), tokenizer.encode(PROMPT)
 
     def begin(seed: int) -> _core.Request:
         sampler = _core.Sampler(
@@ -121,24 +122,11 @@ def test_a_text_that_begins_again_goes_on_as_before(model: gemlet.Model) -> None
             min_tokens=400,
             end_ids=[1],
         )
-        return engine.submit(ids, sampler=sampler, news=news, max_tokens=400, most_unread=400)
+        return reader.submit(ids, sampler=sampler, max_tokens=400, most_unread=400)
 
-    def read(*requests: _core.Request) -> list[list[int]]:
-        texts: list[list[int]] = [[] for _ in requests]
-        left = set(range(len(requests)))
-        while left:
-            seen = news.value
-            for i in list(left):
-                found, reason = requests[i].take()
-                texts[i] += found
-                left -= {i} if reason else set()
-            if left:
-                engine.wait(news, seen, 10.0)
-        return texts
-
-    together = read(*[begin(seed) for seed in range(8)])
+    together = reader.read(*[begin(seed) for seed in range(8)])
     assert engine.stats()["preemptions"] > 0
-    assert together == [read(begin(seed))[0] for seed in range(8)]
+    assert together == [reader.read(begin(seed))[0] for seed in range(8)]
 
 
 def test_ids_that_end_the_text(model: gemlet.Model) -> None:

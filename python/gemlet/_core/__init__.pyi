@@ -461,7 +461,18 @@ class News:
     """
     A number that changes when a request has tokens to take, or has ended.
     """
-    def __init__(self) -> None: ...
+    def __init__(self, *, readable: bool = False) -> None:
+        """
+        `readable`: with a file descriptor that is readable after each change, until clear().
+        """
+    def clear(self) -> None:
+        """
+        Makes the descriptor unreadable until the next change.
+        """
+    def fileno(self) -> int:
+        """
+        The descriptor, -1 if there is none.
+        """
     @property
     def value(self) -> int: ...
 
@@ -473,12 +484,19 @@ class Request:
         """
         Ends the text at the next opportunity.
         """
-    def take(self) -> tuple[list[int], str | None]:
+    def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32]]:
         """
-        The token ids since the last call, and why the text has ended: 'stop', 'length', 'context', 'cancelled', 'timeout', or None. Does not wait. Raises the error that ended it.
+        What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', 'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding. Does not wait. Raises the error that ended it.
         """
     @property
     def cached_tokens(self) -> int: ...
+    @property
+    def read_tokens(self) -> int: ...
+    @property
+    def times(self) -> tuple[float, float, float, int]:
+        """
+        Seconds until its first pass, from there to the first token and from there to the last one, and how many passes wrote after the first token.
+        """
 
 class Engine:
     """
@@ -507,9 +525,10 @@ class Engine:
         self,
         prompt: numpy.ndarray | list[int],
         *,
-        sampler: Sampler,
+        sampler: Sampler | None = None,
         news: News,
-        max_tokens: typing.SupportsInt | typing.SupportsIndex,
+        wanted: str = "text",
+        max_tokens: typing.SupportsInt | typing.SupportsIndex = 1,
         end_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         adapter: Adapter | None = None,
         priority: typing.SupportsInt | typing.SupportsIndex = 0,
@@ -518,7 +537,7 @@ class Engine:
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Request:
         """
-        Begins to continue the token ids of a prompt [n].
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings.
         """
     def wait(
         self,

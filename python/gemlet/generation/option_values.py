@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from gemlet.errors import InvalidRequestError
 __all__ = [
     "check_flag",
     "check_number",
+    "check_timeout",
     "invalid",
     "one_seed",
     "strings",
@@ -117,6 +119,13 @@ def check_flag(name: str, value: object, default: bool = False) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise invalid(name, value, "True or False")
     return bool(value)
+
+
+def check_timeout(value: object) -> float | None:
+    """Seconds, None for no limit; raises :class:`InvalidRequestError`."""
+    if value is None:
+        return None
+    return _real("timeout", value, 0.0, math.inf, "seconds, at least 0, or None")
 
 
 def strings(name: str, value: object) -> tuple[str, ...]:

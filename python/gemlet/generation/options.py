@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.front_door import public
+from gemlet.base.keyword_options import shows_options
 from gemlet.base.names import not_known
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.text import asked_for, show_argument
@@ -31,10 +29,11 @@ __all__ = [
     "GenerationConfig",
     "GenerationOptions",
     "ManyGenerationOptions",
-    "describes_options",
-    "given_options",
     "resolve_config",
 ]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _OptionsOfAll(TypedDict, total=False):
@@ -99,30 +98,10 @@ _OPTIONS = {
     "do_sample": _Option(True, check_flag),
 }
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _shows_options(function: _Function, defaults: Mapping[str, Any]) -> _Function:
-    """Puts the options in the place of ``**options`` in what :func:`inspect.signature` and
-    :func:`typing.get_type_hints` say of ``function``."""
-    signature = inspect.signature(function)
-    *others, rest = signature.parameters.values()
-    types = get_type_hints(_TYPES[rest.annotation])
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [
-        inspect.Parameter(name, keyword, default=defaults[name], annotation=types[name]) for name in _OPTIONS
-    ]
-    function.__signature__ = signature.replace(parameters=[*others, *own])  # type: ignore[attr-defined]
-    hints = {name: hint for name, hint in function.__annotations__.items() if name != rest.name}
-    function.__annotations__ = {**hints, **types}
-    return function
-
-
-_TYPES = {f"Unpack[{types.__name__}]": types for types in (GenerationOptions, ManyGenerationOptions)}
-
 
 def _shows_defaults(function: _Function) -> _Function:
-    return _shows_options(function, {name: option.default for name, option in _OPTIONS.items()})
+    defaults = {name: option.default for name, option in _OPTIONS.items()}
+    return shows_options(function, get_type_hints(GenerationOptions), defaults)
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -212,7 +191,7 @@ class GenerationConfig:
     @public
     @_shows_defaults
     def __init__(self, **options: Unpack[GenerationOptions]) -> None:
-        given = given_options(options)
+        given = {name: value for name, value in options.items() if value is not None}
         for name, (default, check) in _OPTIONS.items():
             object.__setattr__(self, name, check(name, given[name]) if name in given else default)
         object.__setattr__(self, "_limits_tokens", "max_tokens" in given)
@@ -269,30 +248,3 @@ def resolve_config(
     elif not isinstance(config, GenerationConfig):
         raise invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
     return config.replace(**overrides) if overrides else config
-
-
-def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``options`` of a call without those that are None, which stands for one that is not given.
-
-    >>> given_options({"seed": 1, "stop": None})
-    {'seed': 1}
-    """
-    return {name: value for name, value in options.items() if value is not None}
-
-
-_MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
-
-
-def describes_options(function: _Function) -> _Function:
-    """Makes help(), completion and :func:`inspect.signature` show every option of a ``function`` that takes
-    ``**options: Unpack[GenerationOptions]`` (or of :class:`ManyGenerationOptions`), with None as its default.
-
-    In the docstring, what :class:`GenerationConfig` says of its arguments takes the place of the line "(the
-    options of GenerationConfig)".
-    """
-    if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
-        # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
-        described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
-        lines = textwrap.dedent(described) + "\n"
-        function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
-    return _shows_options(function, dict.fromkeys(_OPTIONS))
