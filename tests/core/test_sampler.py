@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 import gemlet
 from gemlet import _core
 from support import sampling_reference as reference
-from support.core_models import int32
+from support.core_models import int32, layer_config, model_config, random_core, sampler
+from support.engine_reader import Reader
 from support.inside import testing
 
 VOCAB = 1000
@@ -138,15 +139,13 @@ def test_breakers_of_several_tokens(text: list[int], breakers: Any, after: int) 
     """A repetition of the whole text, put behind itself, counts as far as the last breaker."""
     logits = np.zeros(20, np.float32)
     ids = int32(*text, 17, *text)
-    sampler = _core.Sampler(
-        temperature=1.0,
-        seed=1,
+    choose = sampler(
         dry_multiplier=1.0,
         dry_base=2.0,
         dry_allowed_length=1,
         dry_breakers=_core.SequenceBreakers(breakers),
     )
-    found = dict(testing.distribution(sampler, logits, ids))
+    found = dict(testing.distribution(choose, logits, ids))
     penalty = np.log(found[19] / found[17])
     assert penalty == pytest.approx(2.0 ** (after - 1) if after else 0.0)
 
@@ -172,9 +171,9 @@ def test_tokens_come_as_often_as_they_should(options: dict[str, Any]) -> None:
     """Chi squared of 20,000 draws, within six standard deviations."""
     logits = made(3, 40) / 6
     values = {"temperature": 1.0, "seed": 5, **options}
-    sampler, count = _core.Sampler(**values), 20_000
+    choose, count = _core.Sampler(**values), 20_000
     wanted = chances(logits, int32(), **options)
-    drawn = np.bincount([sampler.sample(logits, int32()) for _ in range(count)], minlength=40)
+    drawn = np.bincount([choose.sample(logits, int32()) for _ in range(count)], minlength=40)
     assert set(np.flatnonzero(drawn)) <= wanted.keys()
     usual = {i: chance for i, chance in wanted.items() if chance * count >= 5}
     squares = sum((drawn[i] - chance * count) ** 2 / (chance * count) for i, chance in usual.items())
@@ -211,6 +210,40 @@ def test_wrong_ids() -> None:
     wild = int32(-5, 2**31 - 1, 3, -5, 2**31 - 1)
     for penalties in ({}, {"repetition_penalty": 2.0}, {"dry_multiplier": 1.0, "no_repeat_ngram": 2}):
         assert len(chances(logits, wild, 0, **beyond, **penalties)) in (VOCAB, VOCAB - 1)
+
+
+@pytest.mark.tier
+@pytest.mark.skipif(
+    "amx" in _core.cpu_info()["tier"], reason="tiles round activations: the bits depend on the pass"
+)
+def test_a_text_that_begins_again_goes_on_as_before() -> None:
+    """An engine without memory for all texts puts some back, and computes them again from their ids."""
+    core, ids = (
+        random_core(
+            model_config(layer_config(sliding_window=100), layer_config(sliding_window=0), max_context=700)
+        ),
+        np.arange(4, dtype=np.int32).repeat(9),
+    )
+    engine = _core.Engine(core, kv_bytes=0)
+    reader = Reader(engine)
+
+    def begin(seed: int) -> _core.Request:
+        choose = sampler(
+            seed=seed,
+            top_k=64,
+            prompt_tokens=len(ids),
+            frequency_penalty=0.5,
+            repetition_penalty=1.1,
+            dry_multiplier=0.8,
+            no_repeat_ngram=3,
+            min_tokens=400,
+            end_ids=[1],
+        )
+        return reader.submit(ids, sampler=choose, max_tokens=400, most_unread=400)
+
+    together = reader.read(*[begin(seed) for seed in range(8)])
+    assert engine.stats()["preemptions"] > 0
+    assert together == [reader.read(begin(seed))[0] for seed in range(8)]
 
 
 # --- log probabilities

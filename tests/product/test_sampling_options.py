@@ -10,7 +10,6 @@ import pytest
 import gemlet
 from gemlet import _core
 from support import sampling_reference as reference
-from support.engine_reader import Reader
 
 PROMPT = "the sea and the sea and the sea and the sea and"
 
@@ -98,35 +97,6 @@ def test_each_text_of_a_list_is_what_it_would_be_alone(model: gemlet.Model) -> N
         alone = model.generate(prompt, max_tokens=30, seed=seed, **ALL)
         assert result.token_ids == alone.token_ids
         assert list(model.stream(prompt, max_tokens=30, seed=seed, **ALL))[-1].finish_reason
-
-
-@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
-def test_a_text_that_begins_again_goes_on_as_before(model: gemlet.Model) -> None:
-    """An engine without memory for all texts puts some back, and computes them again from their ids."""
-    core = model._resident.core
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
-    engine = _core.Engine(core, kv_bytes=0)
-    reader, ids = Reader(engine), tokenizer.encode(PROMPT)
-
-    def begin(seed: int) -> _core.Request:
-        sampler = _core.Sampler(
-            temperature=1.0,
-            seed=seed,
-            top_k=64,
-            prompt_tokens=len(ids),
-            frequency_penalty=0.5,
-            repetition_penalty=1.1,
-            dry_multiplier=0.8,
-            no_repeat_ngram=3,
-            min_tokens=400,
-            end_ids=[1],
-        )
-        return reader.submit(ids, sampler=sampler, max_tokens=400, most_unread=400)
-
-    together = reader.read(*[begin(seed) for seed in range(8)])
-    assert engine.stats()["preemptions"] > 0
-    assert together == [reader.read(begin(seed))[0] for seed in range(8)]
 
 
 def test_ids_that_end_the_text(model: gemlet.Model) -> None:
