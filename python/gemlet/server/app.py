@@ -16,6 +16,9 @@ from starlette.routing import Route, Router
 
 from gemlet.errors import GemletError
 from gemlet.server import (
+    anthropic_messages,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -46,6 +49,15 @@ ROUTES: Sequence[tuple[str, str, Endpoint, str | None]] = (
     ("POST", "/v1/embeddings", openai_embeddings.embeddings, "use"),
     ("GET", "/v1/models", openai_models.models, "use"),
     ("GET", "/v1/models/{name:path}", openai_models.model, "use"),
+    ("POST", "/v1/messages", anthropic_messages.messages, "use"),
+    ("POST", "/v1/messages/count_tokens", anthropic_messages.count_tokens, "use"),
+    ("POST", "/api/chat", ollama.chat, "use"),
+    ("POST", "/api/generate", ollama.generate, "use"),
+    ("POST", "/api/embed", ollama.embeddings, "use"),
+    ("GET", "/api/tags", ollama_models.tags, "use"),
+    ("GET", "/api/ps", ollama_models.ps, "use"),
+    ("POST", "/api/show", ollama_models.show, "use"),
+    ("GET", "/api/version", ollama_models.version, "use"),
     ("GET", "/v1/usage", operations.usage, "use"),
     ("POST", "/tokenize", operations.tokenize, "use"),
     ("POST", "/detokenize", operations.detokenize, "use"),

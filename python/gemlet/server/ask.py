@@ -7,11 +7,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import anyio
+import anyio.to_thread
+
 from gemlet.chat.reply import Reasoning, Reply, ReplyEvent, ToolCall, collect
-from gemlet.generation.result import Chunk
+from gemlet.generation.result import Chunk, Generation
 from gemlet.server.call import Call
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
+
+_LONG = 20_000  # characters
 
 __all__ = ["Ask", "Choice", "Running", "finish_reason"]
 
@@ -45,6 +50,13 @@ class Ask:
             return [self] * count
         return [replace(self, options={**self.options, "seed": (seed + i) % 2**64}) for i in range(count)]
 
+    @property
+    def is_long(self) -> bool:
+        """Whether its text is so long that encoding it takes more than a moment."""
+        if self.messages is None:
+            return isinstance(self.prompt, str) and len(self.prompt) > _LONG
+        return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
+
     def begin(self) -> Any:
         """The stream that answers; raises :class:`Problem`."""
         model: Any = self.served.model
@@ -62,28 +74,35 @@ class Ask:
         except Exception as error:
             raise self.problem_of(error) from error
 
-    def check_prompt(self, most: int) -> None:
-        """Raises :class:`Problem` if the prompt has more than ``most`` tokens."""
+    def count_prompt(self, most: int | None = None) -> int:
+        """The tokens of the prompt. Raises :class:`Problem` for a wrong one, and for one that is sure to
+        have more than ``most``."""
         model = self.served.model
         try:
             if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
-                count = len(
-                    model.chat_format.encode_chat(
-                        model.tokenizer,
-                        self.messages,
-                        tools=self.tools,
-                        thinking=self.thinking,
-                        continue_final_message=self.continue_final,
-                        most_tokens=most,
-                    )
+                ids = model.chat_format.encode_chat(
+                    model.tokenizer,
+                    self.messages,
+                    not self.continue_final,
+                    tools=self.tools,
+                    thinking=self.thinking,
+                    continue_final_message=self.continue_final,
+                    most_tokens=most,
                 )
-            elif isinstance(self.prompt, str) and model.tokenizer is not None:
-                model.tokenizer.check_length(len(self.prompt), most, "prompt")
-                count = len(model.tokenizer.encode(self.prompt, allow_control=False))
-            else:
-                count = len(self.prompt or ())
+                return len(ids)
+            if self.messages is not None:
+                raise Problem(400, f"{self.served.name} has no chat format", code="unsupported")
+            if isinstance(self.prompt, str) and model.tokenizer is not None:
+                if most is not None:
+                    model.tokenizer.check_length(len(self.prompt), most, "prompt")
+                return len(model.tokenizer.encode(self.prompt, allow_control=False))
         except Exception as error:
             raise self.problem_of(error) from error
+        return len(self.prompt or ())
+
+    def check_prompt(self, most: int) -> None:
+        """Raises :class:`Problem` if the prompt has more than ``most`` tokens."""
+        count = self.count_prompt(most)
         if count > most:
             raise Problem(
                 400,
@@ -93,6 +112,14 @@ class Ask:
 
     def problem_of(self, error: BaseException) -> Problem:
         return problem_of(error, hidden=self.served.model.source, shown=self.served.name)
+
+
+def _length(value: Any) -> int:
+    """Characters of text in JSON."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_length, inner))
 
 
 @dataclass
@@ -106,6 +133,20 @@ class Choice:
     has_called: bool = False  # its only call is complete
     reasoning_tokens: int = 0
     is_over: bool = False
+
+    @property
+    def result(self) -> Generation:
+        """The whole generation; it has ended."""
+        result: Generation = self.stream.result
+        return result
+
+    def stop_string(self) -> str | None:
+        """Which stop string ended the reply; its tokens are in the result, its text is not."""
+        tokenizer, stops = self.ask.served.model.tokenizer, self.ask.options.get("stop", ())
+        if self.finish != "stop" or not stops or tokenizer is None:
+            return None
+        written, text = tokenizer.decode(self.result.token_ids), self.reply.content
+        return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
 
     @property
     def reply(self) -> Reply:
@@ -125,11 +166,15 @@ class Running:
     choices: list[Choice] = field(default_factory=list)
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def start(self) -> Running:
+    async def start(self, threads: anyio.CapacityLimiter) -> Running:
         """Begins all; raises :class:`Problem` for one that is wrong, and the call then ends the others."""
         self.call.closers.append(self.aclose)
         for ask in self.asks:
-            self.choices.append(Choice(ask, ask.begin()))
+            # A long text takes a while to encode, in which the event loop is to go on.
+            stream = (
+                await anyio.to_thread.run_sync(ask.begin, limiter=threads) if ask.is_long else ask.begin()
+            )
+            self.choices.append(Choice(ask, stream))
         return self
 
     def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
@@ -195,7 +240,7 @@ class Running:
     def end(self) -> None:
         """All have come to their end: what there was is counted, and the call is settled."""
         call = self.call
-        results = [choice.stream.result for choice in self.choices]
+        results = [choice.result for choice in self.choices]
         call.prompt_tokens = self.prompt_tokens
         call.cached_tokens = results[0].cached_tokens
         call.completion_tokens = sum(result.completion_tokens for result in results)

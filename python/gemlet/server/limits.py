@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gemlet.server.ask import Ask
 from gemlet.server.call import Call
 from gemlet.server.problems import Problem
 
@@ -118,13 +116,6 @@ class Limiter:
             window.add(1, now)
         call.headers |= _headers(state, now, in_flight)
         state.running.append(call)
-
-    def check(self, call: Call, asks: Sequence[Ask]) -> None:
-        """Raises :class:`Problem` for a prompt that is longer than the key allows."""
-        most = None if call.key is None else call.key.limits.max_prompt
-        if most is not None:
-            for ask in asks:
-                ask.check_prompt(most)
 
     def _leave(self, call: Call) -> None:
         self.running -= 1

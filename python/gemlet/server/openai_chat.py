@@ -68,7 +68,7 @@ async def chat(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
     ask = _ask(fields, served, most, service.settings.request_seconds)
-    running = service.start(ask.times(fields.get("n", 1)), call)
+    running = await service.start(ask.times(fields.get("n", 1)), call)
     head = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": "chat.completion",

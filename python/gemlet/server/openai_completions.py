@@ -67,7 +67,7 @@ async def completions(request: Request) -> Response:
             fields.get("n", 1)
         )
     ]
-    running = service.start(asks, call)
+    running = await service.start(asks, call)
     head = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",

@@ -32,6 +32,7 @@ class _Protocol(H11Protocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.access_log = False  # it would write paths as clients send them
         self.idle_since = time.monotonic()
 
     def on_response_complete(self) -> None:
@@ -61,7 +62,7 @@ class Server(uvicorn.Server):
                 loop="asyncio",
                 lifespan="on",
                 log_config=None,
-                access_log=False,  # it would write paths as clients send them
+                access_log=False,
                 proxy_headers=False,
                 server_header=False,
                 backlog=_BACKLOG,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from starlette.requests import Request
 
 from gemlet.server.answers import StreamAnswer, as_line
@@ -73,15 +74,18 @@ class Service:
         most = given.pop() if given else default or served.model.context_length
         return most if limit is None else min(most, limit)
 
-    def start(self, asks: Sequence[Ask], call: Call) -> Running:
+    async def start(self, asks: Sequence[Ask], call: Call) -> Running:
         """Begins the replies. Until they end, the request has a place among those that run."""
         if len(asks) > MOST_CHOICES:
             raise Problem(
                 400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
             )
-        self.limiter.check(call, asks)
+        most = None if call.key is None else call.key.limits.max_prompt
+        if most is not None:
+            for ask in asks:
+                await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
         call.at_end.append(self.metrics.count)
-        return Running(asks, call).start()
+        return await Running(asks, call).start(self.threads)
 
     def stream(
         self, pieces: AsyncIterator[bytes], request: Request, *, ping: bytes | None = b": ping\n\n"
