@@ -7,7 +7,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +79,13 @@ class RunningServer:
 
 
 @contextmanager
-def serving(settings: Any = None, specs: Sequence[Any] | None = None) -> Iterator[RunningServer]:
-    """A server, ready; without ``specs`` it serves the demo model."""
+def serving(
+    settings: Any = None,
+    specs: Sequence[Any] | None = None,
+    while_starting: Callable[[RunningServer], None] = lambda _: None,
+) -> Iterator[RunningServer]:
+    """A server, ready; without ``specs`` it serves the demo model. ``while_starting`` is called before it is
+    ready."""
     from gemlet.server.run import Server, bind
     from gemlet.server.settings import ModelSpec, Settings
 
@@ -92,7 +97,11 @@ def serving(settings: Any = None, specs: Sequence[Any] | None = None) -> Iterato
     try:
         running = RunningServer(listener.getsockname()[1], server)
         end = time.monotonic() + 60
-        while not server.started or running.ask("GET", "/ready").status != 200:
+        while not server.started:
+            assert thread.is_alive(), "the server ended"
+            time.sleep(0.01)
+        while_starting(running)
+        while running.ask("GET", "/ready").status != 200:
             assert thread.is_alive(), "the server ended"
             assert time.monotonic() < end, "the server is not ready"
             time.sleep(0.02)

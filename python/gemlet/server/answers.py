@@ -113,10 +113,14 @@ class StreamAnswer(Response):
         except Exception as error:
             problem = problem_of(error)
             self._call.problem = problem.code or problem.kind
-            self._call.settle()
+            await self._call.close()
             await self._put(self._on_error(problem))
             if problem.status == 500:
+                await self._end()
                 raise
+        await self._end()
+
+    async def _end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _put(self, piece: bytes) -> None:

@@ -52,6 +52,13 @@ class Call:
         for action in actions:
             action(self)
 
+    async def close(self) -> None:
+        """Gives back what the request took, and settles it; harmless when that is done."""
+        closers, self.closers = self.closers, []
+        for close in closers:
+            await close()
+        self.settle()
+
     def seconds(self) -> float:
         return time.monotonic() - self.started
 

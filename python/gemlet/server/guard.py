@@ -90,12 +90,11 @@ class Guard:
             call.problem = problem.code or problem.kind
             if problem.status == 500:
                 _log_failure(call, error)
+            await call.close()
             if not call.status:
                 await _send_problem(problem, scope, call, sending)
         finally:
-            for close in call.closers:
-                await close()
-            call.settle()
+            await call.close()
             self._metrics.count_response(call)
             log_call(call)
 
@@ -167,6 +166,8 @@ async def _send_problem(problem: Problem, scope: Scope, call: Call, send: Send) 
 
 def _log_failure(call: Call, error: BaseException) -> None:
     """Where it happened, and of which kind; not its message, which may quote a prompt."""
+    while isinstance(error, Problem) and error.__cause__ is not None:
+        error = error.__cause__
     frames = traceback.extract_tb(error.__traceback__)
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     _log.error("failure", extra={"fields": {"id": call.id, "error": type(error).__name__, "where": where}})

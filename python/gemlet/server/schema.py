@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemlet.base.keys import says_nothing
 from gemlet.base.names import not_known
 from gemlet.base.text import show
 from gemlet.server.problems import Problem
@@ -38,6 +37,11 @@ __all__ = [
 
 def wrong(where: str, value: object, expected: str) -> Problem:
     return Problem(400, f"{where}: got {show(value)}, expected {expected}", param=where)
+
+
+def says_nothing(value: object) -> bool:
+    """Whether it is null, false, "", [] or {}: what a client sends for a field that it does not use."""
+    return value is None or value is False or value in ("", [], {})
 
 
 class Kind(ABC):
