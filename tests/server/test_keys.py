@@ -227,6 +227,18 @@ def test_usage(server: RunningServer, store: Any) -> None:
     assert next(r for r in store.usage() if r["key"] == "counted")["requests"] == 3
 
 
+def test_usage_while_another_process_keeps_the_file_locked(server: RunningServer, store: Any) -> None:
+    key = create(store, "locked")
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("begin immediate")
+    assert server.post(CHAT, BODY, key=key).status == 200
+    other.execute("commit")
+    other.close()
+    assert server.post(CHAT, BODY, key=key).status == 200
+    (row,) = server.ask("GET", "/v1/usage", key=key).json["data"]
+    assert row["requests"] == 2
+
+
 def test_limits_begin_with_what_was_used_before(server: RunningServer, store: Any) -> None:
     """The windows of a server that starts anew know the usage in the file."""
     from gemlet.server.call import Call

@@ -210,6 +210,8 @@ def test_unknown_fields(server: RunningServer) -> None:
         "temprature",
     )
     assert "did you mean temperature?" in answer.error["message"]
+    half = server.post(CHAT, b'{"half \\ud83d": 1}')
+    assert (half.status, half.error["code"]) == (400, "unknown_field")
     assert server.post(CHAT, {**body, "surprise": None, "other": [], "more": {}}).status == 200
     with serving(Settings(unknown_fields="ignore")) as open_:
         assert open_.post(CHAT, {**body, "temprature": 0.5}).status == 200

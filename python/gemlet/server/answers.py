@@ -22,8 +22,13 @@ _Result = TypeVar("_Result")
 
 
 def as_line(value: object) -> bytes:
-    """JSON without line breaks."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """JSON without line breaks. Half of a surrogate pair, which errors may quote, becomes JSON's escape.
+
+    >>> as_line({"a": chr(0xD83D)}).decode()
+    '{"a":"\\\\ud83d"}'
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
 
 
 class JSONAnswer(Response):

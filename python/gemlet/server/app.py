@@ -39,6 +39,7 @@ __all__ = ["ROUTES", "make_app"]
 
 _log = logging.getLogger("gemlet.server")
 _THREADS = 2
+_PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -95,7 +96,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        store = None if settings.keys is None else KeyStore(settings.keys)
+        store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
         limiter.store = guard.keys = store
         guard.service = Service(
             settings,

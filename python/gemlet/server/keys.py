@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import sqlite3
@@ -20,6 +21,7 @@ from gemlet.server.problems import Problem
 
 __all__ = ["RIGHTS", "Key", "KeyStore", "Limits"]
 
+_log = logging.getLogger("gemlet.server")
 RIGHTS = ("use", "metrics")
 _LARGEST = 1 << 62
 _SCHEMA = """
@@ -94,19 +96,21 @@ class KeyStore:
     Args:
         path: the SQLite file.
         create: make it if it is not there, readable by its owner alone.
+        patience: seconds to wait for another process that writes.
 
     Raises:
         ModelFileError: it cannot be opened, or is something else.
     """
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
+    def __init__(self, path: str, *, create: bool = False, patience: float = 5.0) -> None:
         self.path = path
+        self._pending: dict[tuple[str, str, int], list[int]] = {}  # usage that is not yet in the file
         try:
             if create:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             elif not os.path.isfile(path):
                 raise ModelFileError(f"{path}: there is no such file; gemlet keys create NAME --db {path}")
-            self._db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=patience, isolation_level=None)
             self._prepare()
         except (OSError, sqlite3.Error) as error:
             raise ModelFileError(f"{path}: cannot be used as a file of keys: {error}") from None
@@ -124,6 +128,7 @@ class KeyStore:
             self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
+        self._write_usage()
         self._db.close()
 
     def create(
@@ -204,13 +209,27 @@ class KeyStore:
     # --- usage ----------------------------------------------------------------------------------------------
 
     def add_usage(self, key: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Counts a request that has ended."""
-        self._db.execute(
-            "insert into usage values (?, ?, ?, 1, ?, ?) on conflict (key, model, hour) do update set "
-            "requests = requests + 1, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-            "completion_tokens = completion_tokens + excluded.completion_tokens",
-            (key, model, int(time.time()) // 3600, prompt_tokens, completion_tokens),
-        )
+        """Counts a request that has ended. If another process keeps the file locked, it is written later."""
+        place = key, model, int(time.time()) // 3600
+        counts = self._pending.setdefault(place, [0, 0, 0])
+        for i, count in enumerate((1, prompt_tokens, completion_tokens)):
+            counts[i] += count
+        self._write_usage()
+
+    def _write_usage(self) -> None:
+        try:
+            for place in list(self._pending):
+                self._db.execute(
+                    "insert into usage values (?, ?, ?, ?, ?, ?) "
+                    "on conflict (key, model, hour) do update set "
+                    "requests = requests + excluded.requests, "
+                    "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+                    "completion_tokens = completion_tokens + excluded.completion_tokens",
+                    (*place, *self._pending[place]),
+                )
+                del self._pending[place]
+        except sqlite3.Error as error:
+            _log.error("usage not written", extra={"fields": {"error": str(error)}})
 
     def recent(self, key: str) -> list[tuple[float, int, int]]:
         """Age in seconds, requests and tokens of each hour of the last day."""
