@@ -154,7 +154,14 @@ void register_model(py::module_& m) {
   m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
-      .def_property_readonly("bytes", &Adapter::bytes);
+      .def_property_readonly("bytes", &Adapter::bytes)
+      .def_property_readonly(
+          "digest",
+          [](const Adapter& adapter) {
+            const auto& digest = adapter.digest();
+            return py::bytes(reinterpret_cast<const char*>(digest.data()), digest.size());
+          },
+          "What AdapterBuilder.finish() was given.");
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
