@@ -158,10 +158,14 @@ void register_model(py::module_& m) {
       .def_property_readonly(
           "digest",
           [](const Adapter& adapter) {
-            const auto& digest = adapter.digest();
-            return py::bytes(reinterpret_cast<const char*>(digest.data()), digest.size());
+            std::string text;
+            for (const uint8_t byte : adapter.digest()) {
+              text.push_back("0123456789abcdef"[byte >> 4]);
+              text.push_back("0123456789abcdef"[byte & 15]);
+            }
+            return text;
           },
-          "What AdapterBuilder.finish() was given.");
+          "What AdapterBuilder.finish() was given, in hexadecimal.");
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })

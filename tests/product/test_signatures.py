@@ -64,7 +64,7 @@ def test_the_options_are_the_same_everywhere() -> None:
         for name in FIELDS:
             assert taken[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert taken[name].default is None
-            if method == "generate" and name == "seed":  # one for each of several prompts
+            if method in ("generate", "stream") and name == "seed":  # one for each of several prompts
                 assert types[name] == int | Sequence[int] | None
             else:
                 assert types[name] == hints[name]

@@ -136,9 +136,9 @@ class Adapter:
     @property
     def bytes(self) -> int: ...
     @property
-    def digest(self) -> bytes:
+    def digest(self) -> str:
         """
-        What AdapterBuilder.finish() was given.
+        What AdapterBuilder.finish() was given, in hexadecimal.
         """
 
 class Model:

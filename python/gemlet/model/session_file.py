@@ -154,7 +154,7 @@ def _computed_by(requests: Requests, adapter: _core.Adapter | None) -> str:
     model = requests.reader.resident.prefix_cache.model_digest.hex()
     if adapter is None or not model:
         return model
-    return f"{model} {adapter.digest.hex()}"
+    return f"{model} {adapter.digest}"
 
 
 def _write(descriptor: int, data: bytes) -> None:
