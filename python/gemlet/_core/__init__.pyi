@@ -28,6 +28,7 @@ __all__: list[str] = [
     "News",
     "Request",
     "Sampler",
+    "SequenceBreakers",
     "TokenSequence",
     "Turn",
     "available_memory",
@@ -307,9 +308,10 @@ class AdapterBuilder:
         b_dtype: str,
         scale: typing.SupportsFloat | typing.SupportsIndex,
         magnitudes: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+        bias: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA.
+        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA; `bias` [rows] is added to B (A x), or empty.
         """
     @typing.overload
     def add_rows(
@@ -347,6 +349,23 @@ class AdapterBuilder:
         The output head takes the rows that replace those of the embedding table.
         """
 
+class SequenceBreakers:
+    """
+    Short sequences of tokens across which a repetition does not count.
+    """
+    def __init__(
+        self,
+        groups: collections.abc.Sequence[
+            tuple[
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            ]
+        ],
+    ) -> None:
+        """
+        Pairs (heads, tail): each of the ids `heads` with the ids `tail` behind it is one of the sequences.
+        """
+
 class Sampler:
     """
     Chooses tokens from logits, and keeps the random state.
@@ -355,13 +374,27 @@ class Sampler:
         self,
         *,
         temperature: typing.SupportsFloat | typing.SupportsIndex,
-        top_k: typing.SupportsInt | typing.SupportsIndex,
-        top_p: typing.SupportsFloat | typing.SupportsIndex,
-        min_p: typing.SupportsFloat | typing.SupportsIndex,
-        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex,
-        seed: typing.SupportsInt | typing.SupportsIndex,
-        vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        typical_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dry_multiplier: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dry_base: typing.SupportsFloat | typing.SupportsIndex = 1.75,
+        dry_allowed_length: typing.SupportsInt | typing.SupportsIndex = 2,
+        dry_breakers: SequenceBreakers | None = None,
+        no_repeat_ngram: typing.SupportsInt | typing.SupportsIndex = 0,
+        logit_bias: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+        ] = [],
+        min_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        end_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         suppressed: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        prompt_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     def sample(
         self,
@@ -369,7 +402,7 @@ class Sampler:
         history: numpy.ndarray | list[int],
     ) -> int:
         """
-        The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.
+        The next token id from logits [vocab]. `history` is the text so far: the ids of the prompt, of which there are `prompt_tokens`, and those that were generated.
         """
 
 class Turn:
@@ -429,7 +462,18 @@ class News:
     """
     A number that changes when a request has tokens to take, or has ended.
     """
-    def __init__(self) -> None: ...
+    def __init__(self, *, readable: bool = False) -> None:
+        """
+        `readable`: with a file descriptor that is readable after each change, until clear().
+        """
+    def clear(self) -> None:
+        """
+        Makes the descriptor unreadable until the next change.
+        """
+    def fileno(self) -> int:
+        """
+        The descriptor, -1 if there is none.
+        """
     @property
     def value(self) -> int: ...
 
@@ -441,12 +485,19 @@ class Request:
         """
         Ends the text at the next opportunity.
         """
-    def take(self) -> tuple[list[int], str | None]:
+    def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32]]:
         """
-        The token ids since the last call, and why the text has ended: 'stop', 'length', 'context', 'cancelled', 'timeout', or None. Does not wait. Raises the error that ended it.
+        What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', 'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding. Does not wait. Raises the error that ended it.
         """
     @property
     def cached_tokens(self) -> int: ...
+    @property
+    def read_tokens(self) -> int: ...
+    @property
+    def times(self) -> tuple[float, float, float, int]:
+        """
+        Seconds until its first pass, from there to the first token and from there to the last one, and how many passes wrote after the first token.
+        """
 
 class Engine:
     """
@@ -475,9 +526,10 @@ class Engine:
         self,
         prompt: numpy.ndarray | list[int],
         *,
-        sampler: Sampler,
+        sampler: Sampler | None = None,
         news: News,
-        max_tokens: typing.SupportsInt | typing.SupportsIndex,
+        wanted: str = "text",
+        max_tokens: typing.SupportsInt | typing.SupportsIndex = 1,
         end_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         adapter: Adapter | None = None,
         priority: typing.SupportsInt | typing.SupportsIndex = 0,
@@ -486,7 +538,7 @@ class Engine:
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Request:
         """
-        Begins to continue the token ids of a prompt [n].
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings.
         """
     def wait(
         self,

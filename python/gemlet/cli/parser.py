@@ -337,6 +337,23 @@ def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str = "") -> None
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"
     )
+    group.add_argument(
+        "--stop-token-ids", type=_counts, metavar="ID[,ID]", help="end before these tokens too"
+    )
+    group.add_argument("--suppress-tokens", type=_counts, metavar="ID[,ID]", help="never write these tokens")
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        type=_bias,
+        metavar="ID=NUMBER",
+        help="add to the logit of a token; may be given several times",
+    )
+    group.add_argument(
+        "--dry-sequence-breakers",
+        action="append",
+        metavar="TEXT",
+        help="no repetition reaches across this text; may be given several times",
+    )
 
 
 def _counts(text: str) -> list[int]:
@@ -344,6 +361,16 @@ def _counts(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token_id, _, number = text.partition("=")
+    try:
+        return int(token_id), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a token id and a number, such as 5=-2.5, got {text!r}"
+        ) from None
 
 
 def _run_generate(arguments: argparse.Namespace) -> int:

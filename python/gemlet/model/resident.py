@@ -8,7 +8,6 @@ from collections.abc import Callable
 from gemlet import _core
 from gemlet.errors import ModelClosedError, UnsupportedError
 from gemlet.generation.stream import TextStream
-from gemlet.model.kept_contexts import KeptContexts
 
 __all__ = ["Resident"]
 
@@ -43,7 +42,6 @@ class Resident:
         self._engine: _core.Engine | None = None
         self._closed = False
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
-        self._keepers: weakref.WeakSet[KeptContexts] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         state = (
@@ -80,7 +78,7 @@ class Resident:
         return begun
 
     def engine(self) -> _core.Engine:
-        """What continues many texts at once, in half of the memory that is left."""
+        """What computes for all requests, in half of the memory that is left."""
         with self.lock:
             self.check_open()
             if self._engine is None:
@@ -94,23 +92,15 @@ class Resident:
                 )
         return self._engine
 
-    def add(self, contexts: KeptContexts) -> None:
-        """What keeps contexts, until :meth:`close`."""
-        with self.lock:
-            self.check_open()
-            self._keepers.add(contexts)
-
     def close(self) -> None:
         """Ends the streams, then gives the memory back. May be called by a signal handler, and in a forked
         process."""
         with self.lock:
             self._closed = True
-            streams, keepers = list(self._streams), list(self._keepers)
+            streams = list(self._streams)
             engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
         for stream in streams:
             stream.close()
-        for keeper in keepers:
-            keeper.close()
         self.core.close()
