@@ -145,6 +145,7 @@ class RunningText:
             timing.cached_tokens = self._request.cached_tokens
         held_back, self.result = self.answer.end(reason, timing)
         self.cancel()
+        self._prepared = None
         self._forget()
         return self._chunk([*events, *held_back], token_ids, self.result.finish_reason)
 
