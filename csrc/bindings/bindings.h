@@ -17,6 +17,7 @@ LogitsWanted logits_wanted(const std::string& name);  // "none", "last" or "all"
 void register_facts(pybind11::module_& m);
 void register_config(pybind11::module_& m);
 void register_model(pybind11::module_& m);
+void register_sampler(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
 void register_requests(pybind11::module_& m);
 void register_prefix_cache(pybind11::module_& m);

@@ -15,7 +15,8 @@ namespace gemlet {
 
 class Model;
 
-// The matrices that an adapter may correct. Those of one kind have an index: the layer, the stream of AltUp, or 0.
+// The matrices that an adapter may correct. Those of one kind have an index: the layer, the stream of AltUp, or 0. Of
+// an expert it is the layer + its number * the number of layers.
 enum class Target : uint8_t {
   kQProj,
   kKProj,
@@ -35,6 +36,8 @@ enum class Target : uint8_t {
   kPerLayerModelProjection,
   kAltupProjection,
   kAltupUnembedProjection,
+  kExpertGateUp,
+  kExpertDown,
   kEmbedTokens,
   kLmHead,
   kCount,
@@ -43,9 +46,11 @@ enum class Target : uint8_t {
 // What an adapter adds to one matrix [rows, cols]; of the embedding table, to the rows of its transpose.
 struct LowRank {
   Matrix a;  // [rank, cols]; of the embedding table [vocab, rank], to be read by row
-  Matrix b;  // [rows, rank]; of the embedding table [hidden, rank]
+  Matrix
+      b;  // [rows, rank]; of the embedding table [hidden, rank]. One column more is a bias, which is added to B (A x)
   float scale = 0;
-  const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y
+  const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y;
+                                   // of the embedding table [hidden]
   const float* changed = nullptr;  // of AltUp's coefficients, instead of all that: the corrected matrix itself
 };
 

@@ -29,6 +29,7 @@ __all__: list[str] = [
     "PrefixCache",
     "Request",
     "Sampler",
+    "SequenceBreakers",
     "TokenSequence",
     "Turn",
     "available_memory",
@@ -313,9 +314,10 @@ class AdapterBuilder:
         b_dtype: str,
         scale: typing.SupportsFloat | typing.SupportsIndex,
         magnitudes: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+        bias: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA.
+        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA; `bias` [rows] is added to B (A x), or empty.
         """
     @typing.overload
     def add_rows(
@@ -353,6 +355,23 @@ class AdapterBuilder:
         The output head takes the rows that replace those of the embedding table.
         """
 
+class SequenceBreakers:
+    """
+    Short sequences of tokens across which a repetition does not count.
+    """
+    def __init__(
+        self,
+        groups: collections.abc.Sequence[
+            tuple[
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            ]
+        ],
+    ) -> None:
+        """
+        Pairs (heads, tail): each of the ids `heads` with the ids `tail` behind it is one of the sequences.
+        """
+
 class Sampler:
     """
     Chooses tokens from logits, and keeps the random state.
@@ -361,13 +380,27 @@ class Sampler:
         self,
         *,
         temperature: typing.SupportsFloat | typing.SupportsIndex,
-        top_k: typing.SupportsInt | typing.SupportsIndex,
-        top_p: typing.SupportsFloat | typing.SupportsIndex,
-        min_p: typing.SupportsFloat | typing.SupportsIndex,
-        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex,
-        seed: typing.SupportsInt | typing.SupportsIndex,
-        vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        typical_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dry_multiplier: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dry_base: typing.SupportsFloat | typing.SupportsIndex = 1.75,
+        dry_allowed_length: typing.SupportsInt | typing.SupportsIndex = 2,
+        dry_breakers: SequenceBreakers | None = None,
+        no_repeat_ngram: typing.SupportsInt | typing.SupportsIndex = 0,
+        logit_bias: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+        ] = [],
+        min_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        end_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         suppressed: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        prompt_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     def sample(
         self,
@@ -375,7 +408,7 @@ class Sampler:
         history: numpy.ndarray | list[int],
     ) -> int:
         """
-        The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.
+        The next token id from logits [vocab]. `history` is the text so far: the ids of the prompt, of which there are `prompt_tokens`, and those that were generated.
         """
 
 class Turn:
