@@ -19,8 +19,14 @@ from gemlet.generation.async_stream import AsyncTextStream, run_async
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
-from gemlet.model.batch import ManyPrompts, Prompt, same_form
-from gemlet.model.call_options import ChatOptions, ManyTextOptions, TextOptions, takes_options
+from gemlet.model.batch import ManyPrompts, Prompt, arranged
+from gemlet.model.call_options import (
+    ChatOptions,
+    GenerateOptions,
+    ManyTextOptions,
+    TextOptions,
+    takes_options,
+)
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
@@ -283,9 +289,19 @@ class Model:
     @overload
     def generate(
         self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        n: int,
+        best_of: int | None = None,
+        **options: Unpack[TextOptions],
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self,
         prompt: ManyPrompts,
         config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
+        **options: Unpack[GenerateOptions],
     ) -> list[Generation]: ...
     @public
     @takes_options
@@ -293,7 +309,7 @@ class Model:
         self,
         prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
+        **options: Unpack[GenerateOptions],
     ) -> Generation | list[Generation]:
         """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
 
@@ -307,7 +323,11 @@ class Model:
             adapter: the name of a loaded adapter to generate with; None: the model alone.
             allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
                 text from somebody else, takes it as plain characters.
+            echo: the text of each result begins with its prompt.
             timeout: seconds after which a text ends with what there is and the reason "timeout".
+            n: give a list of so many continuations of each prompt, at most 16, with the seeds ``seed``,
+                ``seed + 1`` and so on. The prompt is read once.
+            best_of: write so many, and give the ``n`` that the model finds most probable per token.
             (the options of GenerationConfig)
 
         Raises:
@@ -325,7 +345,7 @@ class Model:
         True
         """
         prepared = self._requests.texts(prompt, config, options)
-        return same_form(prompt, self._requests.run(prepared))
+        return arranged(prompt, options, self._requests.run(prepared))
 
     @public
     @takes_options
@@ -357,7 +377,7 @@ class Model:
         self,
         prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
+        **options: Unpack[GenerateOptions],
     ) -> Generation | list[Generation]:
         """:meth:`generate` for programs with an event loop. A task that is cancelled ends its texts.
 
@@ -368,7 +388,7 @@ class Model:
         """
         prepared = self._requests.texts(prompt, config, options)
         stream = self._requests.stream(prepared, readable=True)
-        return same_form(prompt, await run_async(AsyncTextStream(stream)))
+        return arranged(prompt, options, await run_async(AsyncTextStream(stream)))
 
     @public
     @takes_options
