@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,11 @@ from gemlet.base.sampling_options import OPTIONS
 from gemlet.config import shape_config
 from gemlet.generation import GenerationConfig, GenerationOptions
 from golden.folders import HERE
+from support.public import functions
 
-MODULES = ("gemlet", "gemlet.chat", "gemlet.config", "gemlet.errors", "gemlet.generation", "gemlet.tokenizer")
 FIELDS = [field.name for field in dataclasses.fields(GenerationConfig)]
 DEMO = gemlet.Tokenizer.from_file(Path(gemlet.__file__).parent / "demo")
 WRITES = ("generate", "stream", "chat", "stream_chat")
-
-
-def functions() -> Iterator[tuple[str, Any]]:
-    """Every public class and function, with the methods and properties of the classes."""
-    for module in map(importlib.import_module, MODULES):
-        for name in module.__all__:
-            thing = getattr(module, name)
-            if inspect.isfunction(thing) or inspect.isclass(thing):
-                yield f"{module.__name__}.{name}", thing
-            for key, member in vars(thing).items() if inspect.isclass(thing) else ():
-                member = getattr(member, "fget", getattr(member, "__func__", member))
-                if inspect.isfunction(member):
-                    yield f"{module.__name__}.{name}.{key}", member
 
 
 def test_type_hints_of_everything_public_can_be_had() -> None:

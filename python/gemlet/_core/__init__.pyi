@@ -309,9 +309,10 @@ class AdapterBuilder:
         b_dtype: str,
         scale: typing.SupportsFloat | typing.SupportsIndex,
         magnitudes: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+        bias: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA.
+        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA; `bias` [rows] is added to B (A x), or empty.
         """
     @typing.overload
     def add_rows(

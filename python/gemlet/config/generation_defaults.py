@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from gemlet.base.front_door import public
 from gemlet.base.keys import Keys, says_nothing
 from gemlet.base.sampling_options import MAX_SUPPRESSED, MOST_STOP_CHARACTERS, MOST_STOPS, OPTIONS
 from gemlet.base.strict_json import read_json_object
@@ -15,6 +16,7 @@ from gemlet.errors import ConfigError
 __all__ = ["Sampling", "read_end_ids", "read_number", "read_recommended", "read_sampling", "read_suppressed"]
 
 
+@public
 def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozenset[int]:
     """The ids that end a text: ``eos_token_id`` of the config and of ``generation_config.json``, if present.
 
@@ -109,6 +111,7 @@ class Sampling(NamedTuple):
     passed_over: tuple[str, ...]
 
 
+@public
 def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The sampling values that ``generation_config.json`` recommends, by their names in GenerationConfig.
 

@@ -189,7 +189,7 @@ def _format(what: str, name: object, *also: str) -> str:
 def _device(device: object) -> str:
     if device is None:
         return "cpu"
-    if not isinstance(device, str):
+    if not isinstance(device, str) or not device.isprintable():
         raise UnsupportedError(f"device is {show_argument(device)}; expected a name, like 'cpu'")
     if device == "auto":
         return "cpu"
