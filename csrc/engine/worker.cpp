@@ -267,11 +267,16 @@ FinishReason Worker::next_token(Job& job, const float* logits) {
   const RequestOptions& options = request.options;
   const int32_t id = job.sampler->sample({logits, static_cast<size_t>(row_width())}, job.ids);
   const bool is_end = std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
+  std::optional<Logprobs> logprobs;
+  if (options.logprobs && !is_end) {
+    logprobs = logprobs_.read({logits, static_cast<size_t>(row_width())}, id, *options.logprobs);
+  }
   if (!is_end) job.ids.push_back(id);
   {
     const Lock lock(fork_safe_mutex());
     count_step(request, true);
     if (!is_end) {
+      if (logprobs) request.logprobs_.push_back(std::move(*logprobs));
       request.generated_.push_back(id);
       ++stats.generated_tokens;
     }

@@ -13,6 +13,7 @@
 #include "base/fork_mutex.h"
 #include "engine/engine_options.h"
 #include "engine/job.h"
+#include "engine/logprobs.h"
 #include "engine/prefix_cache.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
@@ -67,6 +68,7 @@ struct Worker {
 
   Scheduler scheduler_;
   StepTimes times_;
+  LogprobReader logprobs_;
   bool memory_is_short_ = false;  // none begins before another has ended
   AlignedBuffer outputs_;         // of the last pass: rows of logits, or of embeddings
   std::vector<int64_t> rows_;     // of each part of the last pass: its first row there, -1 if it has none
