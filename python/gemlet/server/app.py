@@ -23,12 +23,14 @@ from gemlet.server import (
     openai_completions,
     openai_embeddings,
     openai_models,
+    openai_responses,
     operations,
 )
 from gemlet.server.answers import JSONAnswer
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import call_of
 from gemlet.server.guard import Guard
+from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.keys import KeyStore
 from gemlet.server.limits import Limiter
 from gemlet.server.metrics import Metrics
@@ -68,6 +70,9 @@ ROUTES: Sequence[Way] = (
     Way(
         "POST", "/v1/embeddings", openai_embeddings.embeddings, "use", openai_embeddings.EMBEDDINGS, ["input"]
     ),
+    Way("POST", "/v1/responses", openai_responses.respond, "use", openai_responses.RESPONSES, ["input"]),
+    Way("GET", "/v1/responses/{name}", openai_responses.response),
+    Way("DELETE", "/v1/responses/{name}", openai_responses.delete),
     Way("GET", "/v1/models", openai_models.models),
     Way("GET", "/v1/models/{name:path}", openai_models.model),
     Way(
@@ -138,6 +143,7 @@ def make_app(
             Bodies(settings.max_body, settings.max_bodies, settings.body_seconds),
             limiter,
             metrics,
+            KeptResponses(settings.max_kept),
             anyio.CapacityLimiter(_THREADS),
         )
         loading = asyncio.create_task(_load(models, on_failure))

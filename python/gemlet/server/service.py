@@ -15,6 +15,7 @@ from gemlet.server.ask import Ask, Running
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import Call, call_of
 from gemlet.server.fields import MOST_CHOICES
+from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.limits import Limiter
 from gemlet.server.metrics import Metrics
 from gemlet.server.models import Models, Served
@@ -42,6 +43,7 @@ class Service:
     bodies: Bodies
     limiter: Limiter
     metrics: Metrics
+    kept: KeptResponses
     threads: anyio.CapacityLimiter
 
     async def read(
