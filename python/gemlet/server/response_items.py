@@ -1,4 +1,4 @@
-"""The items of ``/v1/responses``: those of a request become messages, and a reply becomes those of an answer."""
+"""The items of ``/v1/responses``, in requests and in answers."""
 
 from __future__ import annotations
 
@@ -134,7 +134,10 @@ class OutputItems:
     def _begin(self, kind: str) -> list[dict[str, Any]]:
         name = f"{'msg' if kind == 'message' else 'rs'}_{secrets.token_hex(12)}"
         item: dict[str, Any] = {"type": kind, "id": name, "status": "in_progress", "content": []}
-        item.update({"role": "assistant"} if kind == "message" else {"summary": []})
+        if kind == "message":
+            item["role"] = "assistant"
+        else:
+            item["summary"] = []
         self.items.append(item)
         self._is_open = True
         added = self._item("added")
