@@ -124,7 +124,10 @@ std::map<std::string, int64_t> memory(const Model& model) {
       weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
   result["embedding"] = weights.embedding_on_disk ? std::min(embedding, kResidentEmbeddingBytes) : embedding;
-  result["kv_cache"] = model.kv().bytes();
+  // Free blocks between those that are in use belong to the running texts, if there are any.
+  const int64_t kept = model.kv().kept_bytes(), all = model.kv().bytes();
+  result["prefix_cache"] = kept == model.kv().used_bytes() ? all : kept;
+  result["kv_cache"] = all - result["prefix_cache"];
   result["kv_cache_used"] = model.kv().used_bytes();
   result["adapters"] = model.adapter_bytes();
   result["kv_cache_per_token"] = model.kv().layout().bytes_per_token(false);
@@ -152,7 +155,18 @@ void register_model(py::module_& m) {
   m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
-      .def_property_readonly("bytes", &Adapter::bytes);
+      .def_property_readonly("bytes", &Adapter::bytes)
+      .def_property_readonly(
+          "digest",
+          [](const Adapter& adapter) {
+            std::string text;
+            for (const uint8_t byte : adapter.digest()) {
+              text.push_back("0123456789abcdef"[byte >> 4]);
+              text.push_back("0123456789abcdef"[byte & 15]);
+            }
+            return text;
+          },
+          "What AdapterBuilder.finish() was given, in hexadecimal.");
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
@@ -295,7 +309,12 @@ void register_model(py::module_& m) {
            "The output head takes the rows that replace those of the embedding table.")
       .def("rows_bytes", &AdapterBuilder::rows_bytes, py::arg("name"), py::arg("count"),
            "What add_rows() keeps of `count` rows; 0 for a name that it does not take.")
-      .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
+      .def(
+          "finish",
+          [](AdapterBuilder& builder, const py::bytes& digest) { return builder.finish(digest_of(digest, "digest")); },
+          py::arg("digest") = py::bytes(),
+          "The adapter; the builder is spent afterwards. `digest`: 32 bytes of its content, by which a prefix cache on "
+          "disk knows it.");
 }
 
 }  // namespace gemlet::bindings

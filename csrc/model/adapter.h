@@ -3,6 +3,7 @@
 // one or none.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <vector>
@@ -84,6 +85,8 @@ class Adapter {
   const OwnRows& head_rows() const { return head_rows_; }
   int64_t max_rank() const { return max_rank_; }  // at least 1
   int64_t bytes() const { return bytes_; }
+  // Of its content; zeros: not known.
+  const std::array<uint8_t, 32>& digest() const { return digest_; }
 
  private:
   friend class AdapterBuilder;
@@ -96,6 +99,7 @@ class Adapter {
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;
   int64_t bytes_ = 0;
+  std::array<uint8_t, 32> digest_ = {};
   int64_t max_rank_ = 1;
 };
 

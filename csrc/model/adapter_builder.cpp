@@ -360,12 +360,13 @@ void AdapterBuilder::pack(const std::string& what, const SourceRows& source, con
   }
 }
 
-std::shared_ptr<Adapter> AdapterBuilder::finish() {
+std::shared_ptr<Adapter> AdapterBuilder::finish(const std::array<uint8_t, 32>& digest) {
   if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
   for (const auto& [slot, filled] : rows_filled_) {
     const OwnRows& own = slot == "lm_head" ? adapter_->head_rows_ : adapter_->embedding_rows_;
     if (filled < own.rows.rows) fail(ErrorCode::kTensor, "'", slot, "' has ", filled, " of ", own.rows.rows, " rows");
   }
+  adapter_->digest_ = digest;
   return std::move(adapter_);
 }
 

@@ -34,7 +34,8 @@ class AdapterBuilder {
   void share_rows();  // the output head takes the rows that replace those of the embedding table
   int64_t rows_bytes(const std::string& slot, int64_t count) const;  // that add_rows() keeps of `count` rows
 
-  std::shared_ptr<Adapter> finish();  // the builder cannot be used afterwards
+  // The builder cannot be used afterwards. `digest`: of the adapter's content; zeros: not known.
+  std::shared_ptr<Adapter> finish(const std::array<uint8_t, 32>& digest = {});
 
  private:
   struct Place;

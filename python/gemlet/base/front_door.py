@@ -66,6 +66,7 @@ def public(function: _Function) -> _Function:
                 raise
             raise InvalidRequestError(wrong) from None
 
+    checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
     return cast(_Function, checked)
 
 
