@@ -153,7 +153,8 @@ void register_requests(py::module_& m) {
   py::class_<Engine, std::unique_ptr<Engine, CloseEngine>>(m, "Engine", py::is_final(),
                                                            "Continues many texts of a model at once.")
       .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t kv_bytes,
-                       int64_t prefix_cache_bytes) {
+                       int64_t prefix_cache_bytes, const std::optional<std::string>& prefix_cache_folder,
+                       int64_t prefix_cache_folder_bytes, const py::bytes& model_digest) {
              if (most_running < 1 || most_running > kChunkTokens) {
                fail(ErrorCode::kInvalidRequest, "most_running is ", most_running, ", expected 1 to ", kChunkTokens);
              }
@@ -161,12 +162,18 @@ void register_requests(py::module_& m) {
                fail(ErrorCode::kInvalidRequest, "kv_bytes is ", kv_bytes, " and prefix_cache_bytes ",
                     prefix_cache_bytes, ", expected 0 or more");
              }
+             PrefixCache::Options prefix_cache = {prefix_cache_bytes, digest_of(model_digest, "model_digest")};
+             if (prefix_cache_folder) {
+               prefix_cache.folder = std::make_shared<DiskFolder>(*prefix_cache_folder, prefix_cache_folder_bytes);
+             }
              return std::unique_ptr<Engine, CloseEngine>(
-                 new Engine(model, {most_running, kv_bytes, prefix_cache_bytes}));
+                 new Engine(model, {most_running, kv_bytes, std::move(prefix_cache)}));
            }),
            py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("kv_bytes") = INT64_MAX,
-           py::arg("prefix_cache_bytes") = 0,
-           "Texts that advance together at most, and bytes for keys and values besides those of one whole context.")
+           py::arg("prefix_cache_bytes") = 0, py::arg("prefix_cache_folder") = py::none(),
+           py::arg("prefix_cache_folder_bytes") = 0, py::arg("model_digest") = py::bytes(),
+           "Texts that advance together at most, and bytes for keys and values besides those of one whole context. "
+           "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model.")
       .def(
           "submit",
           [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,
@@ -197,6 +204,7 @@ void register_requests(py::module_& m) {
           "Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those "
           "after "
           "each token, 'embedding' is for models that make embeddings.")
+      .def_property_readonly("prefix_cache", &Engine::prefix_cache, "What it keeps of texts that have ended.")
       .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
            "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")
       .def(

@@ -15,7 +15,7 @@ using Lock = std::lock_guard<std::mutex>;
 }  // namespace
 
 Engine::Engine(std::shared_ptr<Model> model, EngineOptions options)
-    : model_(std::move(model)), options_(options), state_(std::make_shared<State>(model_, options)) {
+    : model_(std::move(model)), options_(options), worker_(std::make_shared<Worker>(model_, options)) {
   KvPool& kv = model_->kv();
   const int64_t own = kv.layout().peak_bytes();
   kv.set_limit(options_.kv_bytes > INT64_MAX - own ? INT64_MAX : own + options_.kv_bytes);
@@ -23,18 +23,18 @@ Engine::Engine(std::shared_ptr<Model> model, EngineOptions options)
 
 Engine::~Engine() { close(); }
 
-// The state of this process, under fork_safe_mutex(). After a fork: a new one, with the requests of the old.
-Engine::State& Engine::state() {
-  if (state_->forks != fork_generation()) {
-    auto fresh = std::make_shared<State>(model_, options_);
-    fresh->live = state_->live;
-    fresh->submitted = state_->live;
-    fresh->closing = state_->closing;
+// The worker of this process, under fork_safe_mutex(). After a fork: a new one, with the requests of the old.
+Worker& Engine::worker() {
+  if (worker_->forks != fork_generation()) {
+    auto fresh = std::make_shared<Worker>(model_, options_);
+    fresh->live = worker_->live;
+    fresh->submitted = worker_->live;
+    fresh->closing = worker_->closing;
     for (const auto& request : fresh->live) request->engine_event_ = &fresh->event;
-    leave_behind(state_);  // the parent's worker may have been changing it
-    state_ = std::move(fresh);
+    leave_behind(worker_);  // the parent's worker may have been changing it
+    worker_ = std::move(fresh);
   }
-  return *state_;
+  return *worker_;
 }
 
 std::shared_ptr<Request> Engine::submit(RequestOptions options) {
@@ -66,45 +66,45 @@ std::shared_ptr<Request> Engine::submit(RequestOptions options) {
   auto request = std::make_shared<Request>(std::move(options));
 
   const Lock lock(fork_safe_mutex());
-  State& state = this->state();
-  if (state.closing) fail(ErrorCode::kClosed, "the engine is closed; load the model again");
-  request->engine_event_ = &state.event;
-  state.live.push_back(request);
-  state.submitted.push_back(request);
-  start_worker(state);
-  state.event.notify();
+  Worker& worker = this->worker();
+  if (worker.closing) fail(ErrorCode::kClosed, "the engine is closed; load the model again");
+  request->engine_event_ = &worker.event;
+  worker.live.push_back(request);
+  worker.submitted.push_back(request);
+  start(worker);
+  worker.event.notify();
   return request;
 }
 
-void Engine::start_worker(State& state) {
-  if (state.has_worker) return;
+void Engine::start(Worker& worker) {
+  if (worker.has_thread) return;
   try {
-    state.worker = std::thread(&Engine::work, state_);
-    state.has_worker = true;
+    worker.thread = std::thread(&Engine::work, worker_);
+    worker.has_thread = true;
   } catch (const std::system_error&) {  // wait() computes instead
   }
 }
 
-void Engine::work(const std::shared_ptr<State>& state) {
+void Engine::work(const std::shared_ptr<Worker>& worker) {
   for (;;) {
-    const uint32_t seen = state->event.value();
+    const uint32_t seen = worker->event.value();
     {
       const Lock lock(fork_safe_mutex());
-      if (state->closing) break;
+      if (worker->closing) break;
     }
-    if (!state->step_or_fail()) state->event.wait(seen, state->patience());
+    if (!worker->step_or_fail()) worker->event.wait(seen, worker->patience());
   }
-  state->end_all(FinishReason::kCancelled);
+  worker->end_all(FinishReason::kCancelled);
 }
 
 void Engine::wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience) {
   if (news.value() != seen) return;
-  std::shared_ptr<State> idle;
+  std::shared_ptr<Worker> idle;
   {
     const Lock lock(fork_safe_mutex());
-    State& state = this->state();
-    if (!state.live.empty()) start_worker(state);
-    if (!state.has_worker) idle = state_;
+    Worker& worker = this->worker();
+    if (!worker.live.empty()) start(worker);
+    if (!worker.has_thread) idle = worker_;
   }
   if (idle && idle->stepping.try_lock()) {
     const Lock lock(idle->stepping, std::adopt_lock);
@@ -120,29 +120,36 @@ int64_t Engine::row_width() const {
 
 EngineStats Engine::stats() const {
   const Lock lock(fork_safe_mutex());
-  EngineStats stats = state_->stats;
+  EngineStats stats = worker_->stats;
   stats.kv_bytes = model_->kv().used_bytes();
   return stats;
 }
 
+std::shared_ptr<PrefixCache> Engine::prefix_cache() {
+  const Lock lock(fork_safe_mutex());
+  Worker& worker = this->worker();
+  if (worker.closing) fail(ErrorCode::kClosed, "the engine is closed; load the model again");
+  return {worker_, &worker.cache};
+}
+
 void Engine::close() {
-  std::shared_ptr<State> state;
-  std::thread worker;
+  std::shared_ptr<Worker> worker;
+  std::thread thread;
   {
     const Lock lock(fork_safe_mutex());
-    this->state().closing = true;
-    state = state_;
-    for (const auto& request : state->live) request->cancelled_.store(true, std::memory_order_relaxed);
-    worker = std::move(state->worker);
+    this->worker().closing = true;
+    worker = worker_;
+    for (const auto& request : worker->live) request->cancelled_.store(true, std::memory_order_relaxed);
+    thread = std::move(worker->thread);
   }
-  state->event.notify();
-  if (worker.joinable()) {
-    worker.join();
+  worker->event.notify();
+  if (thread.joinable()) {
+    thread.join();
   } else {
-    const Lock lock(state->stepping);
-    state->end_all(FinishReason::kCancelled);
+    const Lock lock(worker->stepping);
+    worker->end_all(FinishReason::kCancelled);
   }
-  state->forget();
+  worker->cache.close();
 }
 
 }  // namespace gemlet

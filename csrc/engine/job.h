@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/disk_cache.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "model/kv_table.h"
@@ -22,12 +23,14 @@ struct Job {
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
   std::unique_ptr<Sampler> sampler;
-  bool paused = false;      // its reader is slow
-  int64_t kept_blocks = 0;  // that the prefix cache has
+  bool paused = false;                                    // its reader is slow
+  int64_t kept_blocks = 0;                                // that the prefix cache has
+  std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
 
   Wanted wanted() const { return request->options.wanted; }
   int64_t priority() const { return request->options.priority; }
   int64_t remaining() const { return static_cast<int64_t>(ids.size()) - kv.length(); }  // tokens to compute
+  bool is_ready() const { return !reading || reading->is_done.load(std::memory_order_acquire); }
   bool is_writing() const { return remaining() == 1; }
   // Of which at most so many in one step.
   int64_t most_tokens() const { return wanted() == Wanted::kLogits ? std::min(remaining(), kLogitsRows) : remaining(); }

@@ -1,6 +1,10 @@
 #include "engine/prefix_cache.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+
+#include "base/error.h"
 
 namespace gemlet {
 namespace {
@@ -20,7 +24,10 @@ std::span<const int32_t> tokens_of_block(std::span<const int32_t> ids, int64_t i
 
 }  // namespace
 
-PrefixCache::PrefixCache(KvPool& pool, int64_t most_bytes) : pool_(pool), most_bytes_(most_bytes) {}
+PrefixCache::PrefixCache(KvPool& pool, const Options& options, Event& news)
+    : pool_(pool), most_bytes_(options.most_bytes), model_(options.model) {
+  if (options.folder) disk_ = std::make_unique<DiskCache>(options.folder, pool, news);
+}
 PrefixCache::~PrefixCache() = default;
 
 int64_t PrefixCache::bytes() const {
@@ -87,6 +94,7 @@ int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const 
   const int64_t end = is_end ? table.length() : full * kKvBlockTokens;
   if (most_bytes_ == 0 || end <= from * kKvBlockTokens) return full;
   const Lock lock(mutex_);
+  const std::optional<KvOwner> owner = owner_of(root);
   Children* children = &roots_[root];
   std::vector<Entry*> path;
   for (int64_t index = 0; index * kKvBlockTokens < end; ++index) {
@@ -97,7 +105,12 @@ int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const 
       if (there == children->end()) break;  // it was given up meanwhile, and with it all that came behind
       path.push_back(there->second.get());
     } else {
-      path.push_back(put(parent, *children, tokens, table, index));
+      bool is_new = false;
+      path.push_back(put(parent, *children, tokens, table.share(index), &is_new));
+      if (disk_ && is_new && owner) {
+        disk_->write(*owner, ids.first(static_cast<size_t>(index * kKvBlockTokens) + tokens.size()),
+                     path.back()->blocks);
+      }
     }
     children = &path.back()->children;
   }
@@ -108,11 +121,11 @@ int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const 
 
 // The entry of these tokens, which may have more; else a new one, in the place of one that has fewer.
 PrefixCache::Entry* PrefixCache::put(Entry* parent, Children& children, std::span<const int32_t> tokens,
-                                     const KvTable& table, int64_t index) {
+                                     std::vector<KvBlockRef> blocks, bool* is_new) {
   const auto behind = children.lower_bound({tokens.begin(), tokens.end()});
   if (behind != children.end() && begins_with(behind->first, tokens)) {
     Entry& entry = *behind->second;
-    if (entry.tokens->size() == tokens.size()) fill(entry, table.share(index));
+    if (entry.tokens->size() == tokens.size()) fill(entry, std::move(blocks));
     return &entry;
   }
   if (behind != children.begin()) {
@@ -124,7 +137,8 @@ PrefixCache::Entry* PrefixCache::put(Entry* parent, Children& children, std::spa
   Entry& entry = *place->second;
   entry.blocks.resize(pool_.layout().kinds.size());
   entry.whole.place = entries_.insert(entries_.end(), &entry);
-  fill(entry, table.share(index));
+  fill(entry, std::move(blocks));
+  if (is_new) *is_new = true;
   return &entry;
 }
 
@@ -223,10 +237,93 @@ void PrefixCache::remove(Entry& entry) {
   siblings->erase(siblings->find(*entry.tokens));
 }
 
-void PrefixCache::clear() {
+void PrefixCache::close() {
+  std::unique_ptr<DiskCache> disk;  // ends after the lock
+  {
+    const Lock lock(mutex_);
+    disk = std::move(disk_);
+    while (!entries_.empty()) remove(*entries_.front());
+    roots_.clear();
+  }
+}
+
+// --- On disk --------------------------------------------------------------------------------------------------------
+
+// What a text's keys and values depend on; nothing if that cannot be told to another process.
+std::optional<KvOwner> PrefixCache::owner_of(const Root& root) const {
+  KvOwner owner = {model_, {}, root.salt};
+  if (const std::shared_ptr<const Adapter> adapter = root.adapter.lock()) {
+    owner.adapter = adapter->digest();
+    if (owner.adapter == Digest()) return std::nullopt;
+  }
+  return owner.model == Digest() ? std::nullopt : std::make_optional(owner);
+}
+
+std::shared_ptr<DiskCache::Reading> PrefixCache::look_up(const Root& root, std::span<const int32_t> ids) {
   const Lock lock(mutex_);
-  while (!entries_.empty()) remove(*entries_.front());
-  roots_.clear();
+  const std::optional<KvOwner> owner = owner_of(root);
+  if (!disk_ || !owner) return nullptr;
+  const auto most = static_cast<int64_t>(ids.size()) - 1;
+  const int64_t known = find(roots_[root], ids, most).usable;
+  return known >= most ? nullptr : disk_->read(*owner, ids, known / kKvBlockTokens, known);
+}
+
+void PrefixCache::add(const Root& root, const DiskCache::Reading& reading) {
+  if (reading.found.empty() || most_bytes_ == 0) return;
+  const Lock lock(mutex_);
+  Children* children = &roots_[root];
+  std::vector<Entry*> path;
+  for (int64_t index = 0; index < reading.from; ++index) {
+    const std::span<const int32_t> tokens = tokens_of_block(reading.ids, index);
+    const auto there = children->find({tokens.begin(), tokens.end()});
+    if (there == children->end()) return;  // it was given up meanwhile
+    path.push_back(there->second.get());
+    children = &path.back()->children;
+  }
+  for (const DiskCache::Block& block : reading.found) {
+    std::vector<KvBlockRef> blocks;
+    for (const KvBlockRef& one : block.blocks) blocks.push_back(one.share());
+    path.push_back(put(path.empty() ? nullptr : path.back(), *children, block.ids, std::move(blocks)));
+    children = &path.back()->children;
+  }
+  use(path, static_cast<int64_t>(path.size()) * kKvBlockTokens);
+  if (bytes_ > most_bytes_) give_up_locked(bytes_ - most_bytes_);
+}
+
+int64_t PrefixCache::save(const Root& root, std::span<const int32_t> ids, int descriptor) {
+  const std::optional<KvOwner> owner = owner_of(root);
+  if (!owner) return 0;
+  KvTable table(pool_);
+  const int64_t length = restore(root, ids, static_cast<int64_t>(ids.size()), table);
+  for (int64_t at = 0; at < length; at += kKvBlockTokens) {
+    const auto end = static_cast<size_t>(std::min(at + kKvBlockTokens, length));
+    const std::vector<uint8_t> record = encode_record(pool_, *owner, ids.first(end), table.share(at / kKvBlockTokens));
+    if (!write_fully(descriptor, record)) fail(ErrorCode::kModelFile, "cannot be written; is the disk full?");
+  }
+  return length;
+}
+
+int64_t PrefixCache::load(const Root& root, std::span<const int32_t> ids, int descriptor, int64_t at) {
+  const std::optional<KvOwner> owner = owner_of(root);
+  struct stat status;
+  if (!owner || fstat(descriptor, &status) != 0 || at == status.st_size) return 0;
+  const std::vector<bool> all(pool_.layout().kinds.size(), true);
+  KvTable table(pool_, true);
+  while (at < status.st_size) {
+    const auto record = KvRecord::open(descriptor, at, status.st_size, pool_, *owner);
+    std::vector<KvBlockRef> blocks;
+    const bool is_next = record && table.length() % kKvBlockTokens == 0 && record->ids().size() <= ids.size() &&
+                         static_cast<int64_t>(record->ids().size() - record->own_ids().size()) == table.length() &&
+                         begins_with(ids, record->ids()) && record->read(descriptor, all, pool_, blocks);
+    if (!is_next) {
+      fail(ErrorCode::kModelFile, "is damaged: what is at byte ", at, " are not the keys and values of its text");
+    }
+    table.append(std::move(blocks), static_cast<int64_t>(record->own_ids().size()));
+    at += record->bytes();
+  }
+  if (!table.complete()) fail(ErrorCode::kModelFile, "is damaged: it lacks keys and values of its text");
+  keep(root, ids, table, 0, true);
+  return table.length();
 }
 
 void PrefixCache::forget_gone_adapters() {

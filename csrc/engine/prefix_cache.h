@@ -9,6 +9,9 @@
 // was not used for the longest time goes first; an entry goes after its children, and with both parts. A text begins at
 // the longest prefix whose windows are complete.
 //
+// On disk (disk_cache.h), if there is a folder, new entries are written behind. What a text finds there is added to the
+// tree before the text begins.
+//
 // Any thread may call; each call is whole.
 #pragma once
 
@@ -17,9 +20,11 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "engine/disk_cache.h"
 #include "model/adapter.h"
 #include "model/kv_table.h"
 
@@ -27,8 +32,13 @@ namespace gemlet {
 
 class PrefixCache {
  public:
-  // Keeps at most so many bytes of blocks; 0: nothing.
-  PrefixCache(KvPool& pool, int64_t most_bytes);
+  struct Options {
+    int64_t most_bytes = 0;                        // of blocks; 0: nothing is kept
+    Digest model = {};                             // zeros: not known, and nothing leaves the process
+    std::shared_ptr<DiskFolder> folder = nullptr;  // null: none
+  };
+  // `news` is told when something was read from the disk.
+  PrefixCache(KvPool& pool, const Options& options, Event& news);
   ~PrefixCache();
 
   struct Root {
@@ -48,6 +58,19 @@ class PrefixCache {
   // full. `from`: blocks that are kept already. Returns how many full ones are kept now.
   int64_t keep(const Root& root, std::span<const int32_t> ids, const KvTable& table, int64_t from, bool is_end);
 
+  // Begins to read what the disk has of a text, if that may be more than what is here; else null. add() takes it once
+  // it is done.
+  std::shared_ptr<DiskCache::Reading> look_up(const Root& root, std::span<const int32_t> ids);
+  void add(const Root& root, const DiskCache::Reading& reading);
+  // Forgets what waits to be written to the disk. Returns whether there was anything.
+  bool abandon() { return disk_ && disk_->abandon(); }
+
+  // Appends what is kept of a text to an open file, as records. Returns of how many tokens.
+  int64_t save(const Root& root, std::span<const int32_t> ids, int descriptor);
+  // Keeps what is in the file from byte `at` on. Throws kModelFile if that is anything but records of this text and
+  // model, and kMemory.
+  int64_t load(const Root& root, std::span<const int32_t> ids, int descriptor, int64_t at);
+
   // The kept text that has the most first tokens in common with `ids`.
   struct Nearest {
     int64_t common = 0;         // tokens that are the same
@@ -62,7 +85,8 @@ class PrefixCache {
   bool give_up(int64_t bytes);
   // Gives up the entries of adapters that are gone.
   void forget_gone_adapters();
-  void clear();
+  // Gives up all, and writes what waits for the disk.
+  void close();
 
   int64_t bytes() const;  // of the blocks that entries refer to
 
@@ -91,16 +115,20 @@ class PrefixCache {
   };
 
   Path find(Children& children, std::span<const int32_t> ids, int64_t most) const;
-  Entry* put(Entry* parent, Children& children, std::span<const int32_t> tokens, const KvTable& table, int64_t index);
+  Entry* put(Entry* parent, Children& children, std::span<const int32_t> tokens, std::vector<KvBlockRef> blocks,
+             bool* is_new = nullptr);
   void fill(Entry& entry, std::vector<KvBlockRef> blocks);
   void use(const std::vector<Entry*>& path, int64_t length);
   void touch(std::list<Entry*>& uses, Use& use);
   void drop_window(Entry& entry);
   void remove(Entry& entry);  // and its children
   bool give_up_locked(int64_t bytes);
+  std::optional<KvOwner> owner_of(const Root& root) const;
 
   KvPool& pool_;
   const int64_t most_bytes_;
+  const Digest model_;
+  std::unique_ptr<DiskCache> disk_;
   mutable std::mutex mutex_;  // of all below
   int64_t bytes_ = 0;
   uint64_t time_ = 0;

@@ -77,6 +77,7 @@ class Request {
 
  private:
   friend class Engine;
+  friend struct Worker;
 
   std::vector<int32_t> generated_;
   size_t taken_ = 0;           // of them

@@ -37,7 +37,9 @@ std::unique_ptr<Job> Scheduler::remove(Job* job) {
 
 Job* Scheduler::next_waiting() const {
   const bool is_full = static_cast<int64_t>(running_.size()) >= limits_.running;
-  return is_full || waiting_.empty() ? nullptr : waiting_.front().get();
+  if (is_full) return nullptr;
+  const auto next = std::find_if(waiting_.begin(), waiting_.end(), [](const auto& job) { return job->is_ready(); });
+  return next == waiting_.end() ? nullptr : next->get();
 }
 
 void Scheduler::begin(Job* job) { running_.push_back(remove(job)); }

@@ -17,13 +17,13 @@ PrefixCache::Root root_of(const Request& request) { return {request.options.adap
 
 }  // namespace
 
-Engine::State::State(const std::shared_ptr<Model>& of, const EngineOptions& options)
+Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)
     : model_(of),
-      scheduler_({kChunkTokens, options.most_running, of->config().bidirectional}),
-      cache_(of->kv(), options.prefix_cache_bytes) {}
+      cache(of->kv(), options.prefix_cache, event),
+      scheduler_({kChunkTokens, options.most_running, of->config().bidirectional}) {}
 
 // Returns false if there was nothing to compute.
-bool Engine::State::step() {
+bool Worker::step() {
   collect();
   begin_waiting();
   const std::vector<Scheduler::Part> parts = scheduler_.plan(times_.prompt_tokens());
@@ -51,7 +51,7 @@ bool Engine::State::step() {
 }
 
 // What nobody else has caught ends all requests, and the worker goes on.
-bool Engine::State::step_or_fail() {
+bool Worker::step_or_fail() {
   try {
     return step();
   } catch (const Error& error) {
@@ -64,7 +64,7 @@ bool Engine::State::step_or_fail() {
 }
 
 // Until the next deadline of a request that does not advance.
-std::chrono::nanoseconds Engine::State::patience() const {
+std::chrono::nanoseconds Worker::patience() const {
   std::chrono::nanoseconds patience = kLong;
   const auto look = [&](const std::unique_ptr<Job>& job) {
     const auto& deadline = job->request->options.deadline;
@@ -76,7 +76,7 @@ std::chrono::nanoseconds Engine::State::patience() const {
 }
 
 // New requests, those that end without a token, and those whose readers are slow.
-void Engine::State::collect() {
+void Worker::collect() {
   std::vector<std::pair<std::shared_ptr<Request>, std::vector<int32_t>>> fresh;
   std::vector<Job*> jobs;
   const auto add = [&](const std::unique_ptr<Job>& job) { jobs.push_back(job.get()); };
@@ -95,8 +95,10 @@ void Engine::State::collect() {
     ids.insert(ids.end(), generated.begin(), generated.end());
     SamplerConfig sampler = request->options.sampler;
     sampler.drawn += sampler.temperature > 0 ? generated.size() : 0;
-    scheduler_.add(std::make_unique<Job>(
-        Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)}));
+    auto job = std::make_unique<Job>(
+        Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)});
+    if (job->wanted() == Wanted::kText) job->reading = cache.look_up(root_of(*request), job->ids);
+    scheduler_.add(std::move(job));
   }
   std::for_each(scheduler_.running().begin(), scheduler_.running().end(), add);
   std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), add);
@@ -112,13 +114,15 @@ void Engine::State::collect() {
 }
 
 // Lets requests begin while there are places, and memory for their texts.
-void Engine::State::begin_waiting() {
+void Worker::begin_waiting() {
   while (Job* const job = scheduler_.next_waiting()) {
     if (memory_is_short_ && !scheduler_.running().empty()) break;
-    cache_.forget_gone_adapters();
+    cache.forget_gone_adapters();
     if (job->kv.length() == 0 && job->wanted() == Wanted::kText) {
+      if (job->reading) cache.add(root_of(*job->request), *job->reading);
+      job->reading.reset();
       const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
-      const int64_t cached = cache_.restore(root_of(*job->request), job->ids, most, job->kv);
+      const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
         job->request->cached_tokens_.store(cached, std::memory_order_relaxed);
@@ -128,17 +132,18 @@ void Engine::State::begin_waiting() {
     }
     const int64_t needed = model_->kv().layout().bytes_of(static_cast<int64_t>(job->ids.size()) + 1) - job->kv.bytes();
     const int64_t missing = needed - model_->kv().room();
-    if (missing > 0 && !scheduler_.running().empty() && !cache_.give_up(missing)) break;
+    if (missing > 0 && !scheduler_.running().empty() && !cache.give_up(missing)) break;
     scheduler_.begin(job);
   }
+  const int64_t cached_bytes = cache.bytes();
   const Lock lock(fork_safe_mutex());
   stats.running = static_cast<int64_t>(scheduler_.running().size());
   stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
-  stats.prefix_cache_bytes = cache_.bytes();
+  stats.prefix_cache_bytes = cached_bytes;
 }
 
 // Returns false if no request has advanced.
-bool Engine::State::forward(const Parts& parts) {
+bool Worker::forward(const Parts& parts) {
   Batch batch;
   const ModelConfig& config = model_->config();
   rows_.assign(parts.size(), -1);
@@ -185,8 +190,15 @@ bool Engine::State::forward(const Parts& parts) {
   return false;
 }
 
-void Engine::State::make_room(const Error& error) {
-  if (cache_.give_up(std::max<int64_t>(cache_.bytes() / 4, 1))) return;
+void Worker::make_room(const Error& error) {
+  if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1)) || cache.abandon()) return;
+  bool was_read = false;  // from the disk, for texts that wait
+  for (const auto& job : scheduler_.waiting()) {
+    if (!job->reading || !job->is_ready()) continue;
+    was_read = was_read || !job->reading->found.empty();
+    job->reading.reset();
+  }
+  if (was_read) return;
   memory_is_short_ = true;
   if (Job* const job = scheduler_.victim()) {
     job->kv = KvTable(model_->kv(), true);
@@ -199,25 +211,26 @@ void Engine::State::make_room(const Error& error) {
   end(scheduler_.running().front().get(), FinishReason::kFailed, &error);
 }
 
-int64_t Engine::State::row_width() const {
+int64_t Worker::row_width() const {
   const ModelConfig& config = model_->config();
   return config.bidirectional ? config.embedding_size() : config.vocab_size;
 }
 
 // What the pass computed goes to the readers.
-void Engine::State::hand_out(const Parts& parts) {
+void Worker::hand_out(const Parts& parts) {
   std::vector<std::pair<Job*, FinishReason>> ended;
   std::vector<std::pair<Job*, Error>> failed;
   for (size_t i = 0; i < parts.size(); ++i) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
     if (job->wanted() != Wanted::kEmbedding) {
-      job->kept_blocks = cache_.keep(root_of(request), job->ids, job->kv, job->kept_blocks, false);
+      job->kept_blocks = cache.keep(root_of(request), job->ids, job->kv, job->kept_blocks, false);
     }
     if (request.generated_.empty()) request.read_tokens_.store(job->kv.length(), std::memory_order_relaxed);
     if (rows_[i] < 0) {
       const Lock lock(fork_safe_mutex());
       count_step(request, false);
+      request.options.news->notify();  // who shows how much was read may look
       continue;
     }
     const float* const values = outputs_.as<float>() + rows_[i] * row_width();
@@ -237,7 +250,7 @@ void Engine::State::hand_out(const Parts& parts) {
 }
 
 // Under fork_safe_mutex(): the time of this step counts for the request. `wrote`: it got a token.
-void Engine::State::count_step(Request& request, bool wrote) const {
+void Worker::count_step(Request& request, bool wrote) const {
   const double seconds = seconds_since(step_start_);
   if (request.has_first_) {
     request.times_.writing += seconds;
@@ -249,7 +262,7 @@ void Engine::State::count_step(Request& request, bool wrote) const {
 }
 
 // Chooses the next token of a text from its logits.
-FinishReason Engine::State::next_token(Job& job, const float* logits) {
+FinishReason Worker::next_token(Job& job, const float* logits) {
   Request& request = *job.request;
   const RequestOptions& options = request.options;
   const int32_t id = job.sampler->sample({logits, static_cast<size_t>(row_width())}, job.ids);
@@ -270,7 +283,7 @@ FinishReason Engine::State::next_token(Job& job, const float* logits) {
 }
 
 // Hands out the rows of logits after `tokens` more tokens, or an embedding.
-FinishReason Engine::State::next_rows(Job& job, const float* values, int64_t tokens) {
+FinishReason Worker::next_rows(Job& job, const float* values, int64_t tokens) {
   Request& request = *job.request;
   int64_t count = 1, known = 0;
   if (job.wanted() == Wanted::kLogits) {
@@ -286,14 +299,15 @@ FinishReason Engine::State::next_rows(Job& job, const float* values, int64_t tok
   return job.remaining() == 0 ? FinishReason::kStop : FinishReason::kNone;
 }
 
-void Engine::State::end(Job* job, FinishReason reason, const Error* error) {
+void Worker::end(Job* job, FinishReason reason, const Error* error) {
   const std::unique_ptr<Job> owned = scheduler_.remove(job);
   memory_is_short_ = false;
   Request& request = *owned->request;
   if (reason != FinishReason::kFailed && owned->wanted() != Wanted::kEmbedding) {
-    cache_.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
+    cache.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
+  const int64_t cached_bytes = cache.bytes();
   {
     const Lock lock(fork_safe_mutex());
     request.reason_ = reason;
@@ -302,17 +316,18 @@ void Engine::State::end(Job* job, FinishReason reason, const Error* error) {
     live.erase(std::find(live.begin(), live.end(), owned->request));
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+    stats.prefix_cache_bytes = cached_bytes;
   }
   request.options.news->notify();
 }
 
-void Engine::State::end_all(FinishReason reason, const Error* error) {
+void Worker::end_all(FinishReason reason, const Error* error) {
   collect();
   while (!scheduler_.running().empty()) end(scheduler_.running().front().get(), reason, error);
   while (!scheduler_.waiting().empty()) end(scheduler_.waiting().front().get(), reason, error);
 }
 
-void Engine::State::fail_parts(const std::vector<Scheduler::Part>& parts, const Error& error) {
+void Worker::fail_parts(const std::vector<Scheduler::Part>& parts, const Error& error) {
   for (const Scheduler::Part& part : parts) end(part.job, FinishReason::kFailed, &error);
 }
 

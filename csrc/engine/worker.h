@@ -1,4 +1,4 @@
-// What the engine's worker computes, in one process: see engine.h for the steps.
+// What computes the steps of an engine (see engine.h), in one process.
 #pragma once
 
 #include <chrono>
@@ -11,7 +11,7 @@
 #include "base/aligned_buffer.h"
 #include "base/event.h"
 #include "base/fork_mutex.h"
-#include "engine/engine.h"
+#include "engine/engine_options.h"
 #include "engine/job.h"
 #include "engine/prefix_cache.h"
 #include "engine/request.h"
@@ -22,8 +22,12 @@
 namespace gemlet {
 
 // The part under fork_safe_mutex() is whole in a forked process. The rest is the worker's.
-struct Engine::State {
-  State(const std::shared_ptr<Model>& of, const EngineOptions& options);
+struct Worker {
+ private:
+  const std::shared_ptr<Model> model_;
+
+ public:
+  Worker(const std::shared_ptr<Model>& of, const EngineOptions& options);
 
   // Under fork_safe_mutex().
   const uint32_t forks = fork_generation();
@@ -31,8 +35,8 @@ struct Engine::State {
   std::vector<std::shared_ptr<Request>> submitted;  // of them, those that the worker has not seen
   EngineStats stats;
   bool closing = false;
-  bool has_worker = false;
-  std::thread worker;
+  bool has_thread = false;
+  std::thread thread;
 
   Event event;  // for the worker: there may be work
 
@@ -41,9 +45,9 @@ struct Engine::State {
   // How long the worker may wait: until the next deadline of a request that does not advance.
   std::chrono::nanoseconds patience() const;
   void end_all(FinishReason reason, const Error* error = nullptr);
-  void forget() { cache_.clear(); }
 
   std::mutex stepping;  // where the system grants no worker, callers of wait() take turns
+  PrefixCache cache;    // any thread may use it
 
  private:
   using Parts = std::vector<Scheduler::Part>;
@@ -61,9 +65,7 @@ struct Engine::State {
   void end(Job* job, FinishReason reason, const Error* error = nullptr);
   void fail_parts(const Parts& parts, const Error& error);
 
-  const std::shared_ptr<Model> model_;
   Scheduler scheduler_;
-  PrefixCache cache_;
   StepTimes times_;
   bool memory_is_short_ = false;  // none begins before another has ended
   AlignedBuffer outputs_;         // of the last pass: rows of logits, or of embeddings

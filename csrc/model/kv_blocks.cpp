@@ -156,4 +156,18 @@ void KvPool::copy(size_t kind, KvBlock from, WritableKvBlock to) {
   }
 }
 
+void KvPool::download(size_t kind, KvBlock from, uint8_t* to) const {
+  const KvLayout::Kind& sizes = layout_.kinds[kind];
+  for (int64_t head = 0; head < sizes.heads(); ++head) {
+    backend_.download(from.head(head), static_cast<size_t>(sizes.head_bytes), to + head * sizes.head_bytes);
+  }
+}
+
+void KvPool::upload(size_t kind, const uint8_t* from, WritableKvBlock to) {
+  const KvLayout::Kind& sizes = layout_.kinds[kind];
+  for (int64_t head = 0; head < sizes.heads(); ++head) {
+    backend_.upload(from + head * sizes.head_bytes, static_cast<size_t>(sizes.head_bytes), to.head(head));
+  }
+}
+
 }  // namespace gemlet

@@ -68,6 +68,9 @@ class KvPool {
 
   // to = from
   void copy(size_t kind, KvBlock from, WritableKvBlock to);
+  // Its heads, one after the other, in memory of the host [block_bytes()]. Any thread may call these.
+  void download(size_t kind, KvBlock from, uint8_t* to) const;
+  void upload(size_t kind, const uint8_t* from, WritableKvBlock to);
 
   int64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }            // of all slabs
   int64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }  // of blocks with a reference

@@ -38,10 +38,10 @@ class AsyncTextStream:
     async def __anext__(self) -> Chunk:
         try:
             while True:
-                chunk, seen = self._stream.poll()
+                chunk, seen = self._stream._poll()
                 if chunk is not None:
                     return chunk
-                await _change_of(self._stream.news, seen)
+                await _change_of(self._stream._news, seen)
         except StopIteration:
             raise StopAsyncIteration from None
         except BaseException:  # asyncio.CancelledError, too
@@ -66,8 +66,8 @@ class AsyncTextStream:
     async def aclose(self) -> None:
         """Cancels the stream if it has not ended, and waits until what it took is given back."""
         self._stream.cancel()
-        while (seen := self._stream.poll_closed()) is not None:
-            await _change_of(self._stream.news, seen)
+        while (seen := self._stream._poll_closed()) is not None:
+            await _change_of(self._stream._news, seen)
 
     @property
     def result(self) -> Generation:

@@ -15,7 +15,6 @@ from gemlet.generation.running import Engine, RunningText
 __all__ = ["AHEAD", "TextStream", "run_to_end"]
 
 AHEAD = 16  # tokens that are written before the reader asks for them
-_SOON = 0.1  # seconds between two looks at how much of a prompt was read
 
 
 class TextStream:
@@ -34,7 +33,6 @@ class TextStream:
     Attributes:
         prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
             and in notebooks, and so on as for :func:`gemlet.load`. By default it shows in notebooks only.
-        news: changes when there may be another chunk.
 
     >>> import gemlet
     >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
@@ -60,7 +58,7 @@ class TextStream:
         self._live = deque(self._texts)  # those that have not ended; the next one to look at first
         self._find_engine = engine
         self._engine: Engine | None = None
-        self.news = _core.News(readable=readable)
+        self._news = _core.News(readable=readable)
         self._ahead = ahead
         self._why_closed = why_closed  # what to say of a stream that its model closed
         self._closed_early: str | None = None  # that, where the model closed this one
@@ -89,12 +87,12 @@ class TextStream:
             self.close()
         return chunk
 
-    def poll(self) -> tuple[Chunk | None, int]:
-        """The next chunk if it is there, and the value of :attr:`news` before the look. Does not wait, but
+    def _poll(self) -> tuple[Chunk | None, int]:
+        """The next chunk if it is there, and the value of the news before the look. Does not wait, but
         the first call begins. Raises what ``next`` raises."""
         with self._turn as first:
             self._check_turn(first)
-            seen = self.news.value
+            seen = self._news.value
             try:
                 self._begin()
                 return self._ready(), seen
@@ -102,11 +100,11 @@ class TextStream:
                 self._fail(wait=False)
                 raise
 
-    def poll_closed(self) -> int | None:
+    def _poll_closed(self) -> int | None:
         """Ends the texts, without waiting. None if the engine has given back what they took, else the value
-        of :attr:`news` before the look."""
+        of the news before the look."""
         with self._turn:
-            seen = self.news.value
+            seen = self._news.value
             self._end_all(wait=False)
             for text in self._texts:
                 text.read()
@@ -215,7 +213,7 @@ class TextStream:
             engine = self._engine = self._find_engine()
             if not self._is_cancelled:
                 for text in self._texts:
-                    text.begin(engine, self.news, self._ahead)
+                    text.begin(engine, self._news, self._ahead)
         return self._engine
 
     def _ready(self) -> Chunk | None:
@@ -235,23 +233,19 @@ class TextStream:
         return None
 
     def _wait_for_chunk(self) -> Chunk:
-        engine, unread = self._begin(), not any(text.answer.token_ids for text in self._texts)
-        total = sum(text.prompt_tokens for text in self._texts)
-        shown = self.prompt_progress is not False and unread
-        with reporting(
-            self.prompt_progress if shown else False, "reading the prompt", total, "tokens"
-        ) as advance:
-            known = 0
+        engine, is_new = self._begin(), not any(text.answer.token_ids for text in self._texts)
+        total, known = sum(text.prompt_tokens for text in self._texts), 0
+        progress = self.prompt_progress if is_new else False
+        with reporting(progress, "reading the prompt", total, "tokens") as advance:
             while True:
-                seen = self.news.value
+                seen = self._news.value
                 chunk = self._ready()
+                read = sum(text.read_tokens for text in self._texts)
+                advance(read - known)
+                known = read
                 if chunk is not None:
                     return chunk
-                engine.wait(self.news, seen, _SOON if shown else None)
-                if shown:
-                    read = sum(text.read_tokens for text in self._texts)
-                    advance(read - known)
-                    known = read
+                engine.wait(self._news, seen)
 
     def _fail(self, *, wait: bool = True) -> None:
         """After an error: all texts end with what they have."""
@@ -268,10 +262,10 @@ class TextStream:
         """Waits until the engine has given back what the texts took."""
         for text in self._texts:
             while not text.is_over and self._engine is not None:
-                seen = self.news.value
+                seen = self._news.value
                 text.read()
                 if not text.is_over:
-                    self._engine.wait(self.news, seen)
+                    self._engine.wait(self._news, seen)
 
 
 def run_to_end(stream: TextStream, ended: Callable[[int], None] = lambda count: None) -> list[Generation]:

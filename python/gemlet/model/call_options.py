@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
+from gemlet.base.keyword_options import shows_options
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
 
 __all__ = ["ChatOptions", "ManyTextOptions", "TextOptions", "generation_options", "takes_options"]
@@ -64,21 +65,12 @@ def takes_options(function: _Function) -> _Function:
     In the docstring, what :class:`GenerationConfig` says of its arguments takes the place of the line "(the
     options of GenerationConfig)".
     """
-    signature = inspect.signature(function)
-    *others, rest = signature.parameters.values()
+    *_, rest = inspect.signature(function).parameters.values()
     types = get_type_hints(_TYPES[rest.annotation])
     names = [*(name for name in types if name not in _GENERATION), *_GENERATION]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [
-        inspect.Parameter(name, keyword, default=_DEFAULTS.get(name), annotation=types[name])
-        for name in names
-    ]
-    function.__signature__ = signature.replace(parameters=[*others, *own])  # type: ignore[attr-defined]
-    hints = {name: hint for name, hint in function.__annotations__.items() if name != rest.name}
-    function.__annotations__ = {**hints, **types}
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
         lines = textwrap.dedent(described) + "\n"
         function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
-    return function
+    return shows_options(function, types, {name: _DEFAULTS.get(name) for name in names})

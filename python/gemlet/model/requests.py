@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.progress import reporting
+from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation.answer import Answer, Prepared
-from gemlet.generation.options import (
-    MOST_STOPS,
-    GenerationConfig,
-    check_flag,
-    check_timeout,
-    resolve_config,
-)
+from gemlet.generation.answer import Answer, Prepared, ends_of
+from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.sampling import make_sampler, warn_of_not_followed
+from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
 from gemlet.generation.stream import AHEAD, TextStream, run_to_end
 from gemlet.model.batch import prompts_of, seeds_of
 from gemlet.model.call_options import generation_options
@@ -134,6 +130,7 @@ class Requests:
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
+        check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if tokenizer is not None and chat_format is not None:
@@ -152,7 +149,14 @@ class Requests:
         limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
         config = self.reader.config
         limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
-        sampler, seed = make_sampler(settings, vocab_limit=limit, never=config.placeholder_ids)
+        sampler, seed = make_sampler(
+            settings,
+            vocab_limit=limit,
+            never=config.placeholder_ids,
+            end_ids=ends_of(settings, end_ids),
+            prompt_tokens=len(tokens),
+            tokenizer=tokenizer,
+        )
         answer = Answer(
             prompt_tokens=len(tokens),
             config=settings,
