@@ -6,12 +6,12 @@
 namespace gemlet {
 namespace {
 
-constexpr double kRate = 0.1;          // at which a chance follows what happens
-constexpr double kGrant = 0.01;        // of a step, for each step: what trying may cost
-constexpr double kMostSaved = 3;       // steps on an account
-constexpr double kLeastGain = 0.03;    // of a step
-constexpr int64_t kBeyondKnown = 3;    // rows more than any step had so far
-constexpr int64_t kPatience = 100;     // steps between two looks whether a row still costs too much
+constexpr double kRate = 0.1;        // at which a chance follows what happens
+constexpr double kGrant = 0.01;      // of a step, for each step: what trying may cost
+constexpr double kMostSaved = 3;     // steps on an account
+constexpr double kLeastGain = 0.03;  // of a step
+constexpr int64_t kBeyondKnown = 3;  // rows more than any step had so far
+constexpr int64_t kPatience = 100;   // steps between two looks whether a row still costs too much
 
 // A guessed token that could go through the pass.
 struct Candidate {
@@ -26,6 +26,16 @@ void Drafts::propose(std::span<const int32_t> ids, int64_t most) {
   draft_ = drafter_ && most > 0 ? drafter_->propose(ids, most) : Draft();
 }
 
+std::span<const int32_t> Drafts::behind(int32_t last) {
+  run_.assign(1, last);
+  run_.insert(run_.end(), taken().begin(), taken().end());
+  return run_;
+}
+
+int64_t Drafts::take(int64_t most) {
+  return taken_ = std::clamp<int64_t>(most, 0, static_cast<int64_t>(draft_.ids.size()));
+}
+
 bool Drafts::check(int64_t index, int32_t id) {
   if (index >= static_cast<int64_t>(draft_.ids.size())) return false;
   const bool is_right = draft_.ids[static_cast<size_t>(index)] == id;
@@ -38,10 +48,9 @@ void Drafts::account(double time, int64_t tokens) {
   account_ = std::min(kMostSaved, account_ + static_cast<double>(tokens) - time + kGrant);
 }
 
-int64_t choose_drafts(std::span<Drafts* const> texts, int64_t most, StepTimes& times) {
-  const auto writers = static_cast<int64_t>(texts.size());
-  const double alone = times.writing(writers);
-  most = std::min({most, StepTimes::kMostRows - writers, times.most_known() + kBeyondKnown - writers});
+int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times) {
+  const double alone = times.writing(rows);
+  most = std::min({most, StepTimes::kMostRows - rows, times.most_known() + kBeyondKnown - rows});
   if (alone == 0 || most <= 0) return 0;
   std::vector<Candidate> candidates;
   for (size_t i = 0; i < texts.size(); ++i) {
@@ -60,7 +69,7 @@ int64_t choose_drafts(std::span<Drafts* const> texts, int64_t most, StepTimes& t
   double expected = 0, most_gained = kLeastGain;
   for (int64_t count = 1; count <= most; ++count) {
     expected += candidates[static_cast<size_t>(count - 1)].chance;
-    const double gain = expected / static_cast<double>(writers) - (times.writing(writers + count) / alone - 1);
+    const double gain = expected / static_cast<double>(rows) - (times.writing(rows + count) / alone - 1);
     if (gain <= most_gained) continue;
     most_gained = gain;
     best = count;

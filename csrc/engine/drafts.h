@@ -26,12 +26,14 @@ class Drafts {
  public:
   explicit Drafts(std::unique_ptr<Drafter> drafter) : drafter_(std::move(drafter)) {}
 
-  // A guess of at most `most` tokens; none of them goes through a pass before choose().
+  // A guess of at most `most` tokens; none of them is taken yet.
   void propose(std::span<const int32_t> ids, int64_t most);
   // Those that go through the pass.
   std::span<const int32_t> taken() const { return std::span(draft_.ids).first(static_cast<size_t>(taken_)); }
-  void take_none() { taken_ = 0; }
-  void take_all() { taken_ = static_cast<int64_t>(draft_.ids.size()); }
+  // `last`, and those after it. Valid until the next call.
+  std::span<const int32_t> behind(int32_t last);
+  // Takes at most `most` of them, without choose_drafts(). Returns how many.
+  int64_t take(int64_t most);
 
   // Token `index` after the text was chosen. Returns whether there is a row of logits after it: it was guessed, and
   // went through the pass.
@@ -40,16 +42,18 @@ class Drafts {
   void account(double time, int64_t tokens);
 
  private:
-  friend int64_t choose_drafts(std::span<Drafts* const> texts, int64_t most, StepTimes& times);
+  friend int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
 
   const std::unique_ptr<Drafter> drafter_;
   Draft draft_;
+  std::vector<int32_t> run_;
   int64_t taken_ = 0;
   std::array<double, kDraftKinds> chances_ = {0.4, 0.6, 0.8};  // that the next token of a guess is right
   double account_ = 0.5;                                       // in steps
 };
 
-// Takes guessed tokens of the texts of a step, at most `most` in all, that only writes. Returns how many.
-int64_t choose_drafts(std::span<Drafts* const> texts, int64_t most, StepTimes& times);
+// Takes guessed tokens, at most `most` in all, of the texts of a step that only writes and has `rows` rows without
+// them. Returns how many.
+int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
 
 }  // namespace gemlet

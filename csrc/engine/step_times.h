@@ -61,8 +61,8 @@ class StepTimes {
     return rows > kMostRows ? 0 : rows;
   }
 
-  double writing_ = 0;                             // seconds of a step that only writes
-  double reading_ = 0;                             // seconds for a token of a prompt
+  double writing_ = 0;                              // seconds of a step that only writes
+  double reading_ = 0;                              // seconds for a token of a prompt
   std::array<double, kMostRows + 1> of_rows_ = {};  // seconds of a step that only writes so many
   int64_t declined_ = 0;
 };
