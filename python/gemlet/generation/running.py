@@ -54,6 +54,7 @@ class RunningText:
 
     Attributes:
         result: the whole generation, once the text has ended.
+        prompt_ids: int32 ``[n]``.
         is_over: whether the engine has given back what the text took.
     """
 
@@ -61,7 +62,9 @@ class RunningText:
         self.answer = prepared.answer
         self.result: Generation | None = None
         self.is_over = True
-        self._prepared = prepared
+        self.prompt_ids = prepared.ids
+        self._prepared: Prepared | None = prepared  # until it begins
+        self._read_tokens = 0
         self._index = index
         self._context_length = context_length
         self._request: _Request | None = None
@@ -72,16 +75,19 @@ class RunningText:
     @property
     def prompt_tokens(self) -> int:
         """How many tokens the prompt has."""
-        return len(self._prepared.ids)
+        return len(self.prompt_ids)
 
     @property
     def read_tokens(self) -> int:
         """How many of them have been read."""
-        return 0 if self._request is None else self._request.read_tokens
+        if self._request is not None:
+            self._read_tokens = self._request.read_tokens
+        return self._read_tokens
 
     def begin(self, engine: Engine, news: _core.News, ahead: int) -> None:
         """Asks the engine for the text, of which it writes ``ahead`` tokens more than were taken."""
         prepared, config = self._prepared, self.answer.config
+        assert prepared is not None
         self._request = engine.submit(
             prepared.ids,
             sampler=prepared.sampler,
@@ -92,6 +98,7 @@ class RunningText:
             timeout=prepared.timeout,
             most_unread=ahead,
         )
+        self._prepared = None  # and with it the adapter
         self.is_over = False
 
     def read(self) -> None:
@@ -102,10 +109,11 @@ class RunningText:
             ids, reason, _ = self._request.take()
         except GemletError as error:
             self._error, self.is_over = error, True
-            return
-        self._ids.extend(ids)
-        if reason is not None:
-            self._reason, self.is_over = cast(FinishReason, reason), True
+        else:
+            self._ids.extend(ids)
+            if reason is not None:
+                self._reason, self.is_over = cast(FinishReason, reason), True
+        self._forget()
 
     def next_chunk(self) -> Chunk | None:
         """The next chunk, if there is one. The last one ends the text."""
@@ -117,11 +125,9 @@ class RunningText:
             written = len(self.answer.token_ids)
             if reason is None and self.prompt_tokens + written > self._context_length:
                 reason = "context"
-            return (
-                self._chunk(events, [token_id], None)
-                if reason is None
-                else self.end(reason, events, [token_id])
-            )
+            if reason is None:
+                return self._chunk(events, [token_id], None)
+            return self.end(reason, events, [token_id])
         if self._error is not None:
             raise self._error
         if self._reason is None:
@@ -139,7 +145,15 @@ class RunningText:
             timing.cached_tokens = self._request.cached_tokens
         held_back, self.result = self.answer.end(reason, timing)
         self.cancel()
+        self._prepared = None
+        self._forget()
         return self._chunk([*events, *held_back], token_ids, self.result.finish_reason)
+
+    def _forget(self) -> None:
+        """Lets go of the request, and with it of the adapter, once both sides have ended it."""
+        if self.is_over and self.result is not None and self._request is not None:
+            self._read_tokens = self._request.read_tokens
+            self._request = None
 
     def cancel(self) -> None:
         """The engine may stop. Does not wait."""
