@@ -28,7 +28,7 @@ class _Request(Protocol):
     @property
     def read_tokens(self) -> int: ...
     @property
-    def times(self) -> tuple[float, float, float, int]: ...
+    def times(self) -> tuple[float, float, float, int, int]: ...
     @property
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
     def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
@@ -221,7 +221,7 @@ class RunningText:
         """Ends the text: its last chunk is ``events`` (already recorded) and what was held back."""
         timing = Timing()
         if self._request is not None:
-            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps = self._request.times
+            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, _ = self._request.times
             timing.cached_tokens = self._request.cached_tokens
         if self._scoring is not None:
             timing.prefill_seconds += self._scoring.times[1]
