@@ -126,10 +126,12 @@ void Worker::begin_waiting() {
   while (Job* const job = scheduler_.next_waiting()) {
     if (memory_is_short_ && !scheduler_.running().empty()) break;
     cache.forget_gone_adapters();
-    if (job->kv.length() == 0 && job->wanted() == Wanted::kText) {
+    const bool is_text = job->wanted() == Wanted::kText;
+    if (job->kv.length() == 0 && (is_text || job->before_rows() > 0)) {
       if (job->reading) cache.add(root_of(*job->request), *job->reading);
       job->reading.reset();
-      const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
+      // One has to be computed for its logits.
+      const int64_t most = is_text ? static_cast<int64_t>(job->ids.size()) - 1 : job->before_rows();
       const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
@@ -185,7 +187,7 @@ bool Worker::forward(const Parts& parts) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const auto& [job, tokens] = parts[i];
     Segment segment = {&job->kv, {job->next(tokens)}, LogitsWanted::kNone};
-    if (job->wanted() == Wanted::kLogits) {
+    if (job->wanted() == Wanted::kLogits && job->before_rows() == 0) {
       segment.wanted = LogitsWanted::kAll;
     } else if (job->wanted() == Wanted::kText && tokens == job->remaining()) {
       segment.wanted = LogitsWanted::kLast;
@@ -362,7 +364,8 @@ FinishReason Worker::next_rows(Job& job, const float* values, int64_t tokens) {
   if (job.wanted() == Wanted::kLogits) {
     // Of a text that is read again, after a fork or because memory ran out, the reader has the first rows.
     count = tokens;
-    known = std::clamp<int64_t>(request.handed_rows_ - (job.kv.length() - tokens), 0, count);
+    const int64_t first = job.kv.length() - tokens - request.options.first_row;
+    known = std::clamp<int64_t>(request.handed_rows_ - first, 0, count);
   }
   std::vector<float> own(values + known * row_width(), values + count * row_width());
   const Lock lock(fork_safe_mutex());

@@ -86,6 +86,17 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Model.session": (model.session, {}),
         "gemlet.Model.load_session": (model.load_session, {"path": on.folder / "none"}),
         "gemlet.Model.explain_prefix": (model.explain_prefix, {"prompt": "a"}),
+        "gemlet.Model.score": (model.score, {"text": "a b"}),
+        "gemlet.Model.choose": (model.choose, {"prompt": "a", "choices": ["b"]}),
+        "gemlet.Model.log_likelihoods": (model.log_likelihoods, {"prompt": "a", "choices": ["b"]}),
+        "gemlet.Session.chat": (lambda **o: model.session().chat(**o), {"message": "a", "max_tokens": 1}),
+        "gemlet.Session.stream_chat": (lambda **o: model.session().stream_chat(**o), {"message": "a"}),
+        "gemlet.Session.generate": (
+            lambda **o: model.session().generate(**o),
+            {"prompt": "a", "max_tokens": 1},
+        ),
+        "gemlet.Session.stream": (lambda **o: model.session().stream(**o), {"prompt": "a"}),
+        "gemlet.Session.save": (model.session().save, {"path": on.folder / "none" / "a"}),
         "gemlet.Model.embed": (on.embedder.embed, {"texts": [[2, 3]]}),
         "gemlet.Model.logits": (model.logits, {"ids": [2]}),
         "gemlet.Model.load_adapter": (model.load_adapter, {"path": on.folder / "none"}),
@@ -162,7 +173,16 @@ def calls(on: Loaded) -> dict[str, Call]:
 
 # What gemlet alone calls, and what takes any values.
 NOT_CALLED = {
-    *("Model", "TextStream", "Tokenizer", "StreamDecoder", "Sampler"),
+    *(
+        "Model",
+        "TextStream",
+        "AsyncTextStream",
+        "Session",
+        "Session.load",
+        "Tokenizer",
+        "StreamDecoder",
+        "Sampler",
+    ),
     *("GenerationConfig.replace", "TemplateFormat.with_values"),
 }
 

@@ -592,9 +592,10 @@ class Engine:
         most_unread: typing.SupportsInt | typing.SupportsIndex = 16,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
         logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
+        first_row: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Request:
         """
-        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings.
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings.
         """
     def wait(
         self,

@@ -77,11 +77,11 @@ class Remembering:
     @public
     def explain_prefix(
         self,
-        /,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
         *,
         adapter: str | None = None,
-        **options: Any,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
     ) -> PrefixReport:
         """How much of a prompt need not be computed now, and where it parts from the nearest text that the
         prefix cache has: the byte that broke the reuse. Nothing is computed.
@@ -89,7 +89,7 @@ class Remembering:
         Args:
             prompt: as in :meth:`generate`; or messages, as in :meth:`chat`.
             adapter: the name of a loaded adapter; None: the model alone.
-            options: those of :meth:`chat` that change the prompt, for messages: ``tools``, ``thinking``.
+            tools, thinking: for messages, as in :meth:`chat`.
 
         Raises:
             InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
@@ -102,14 +102,7 @@ class Remembering:
         (13, '<bos>The door', ' closed and', 3)
         """
         requests = self.requests
-        given = {**options, "adapter": adapter}
-        is_chat = not isinstance(prompt, (str, np.ndarray)) and any(
-            isinstance(one, Mapping) for one in prompt
-        )
-        if is_chat:
-            prepared = requests.reply(prompt, None, given)  # type: ignore[arg-type]
-        else:
-            (prepared,) = requests.texts(prompt, None, given)
+        prepared = requests.of(prompt, {"adapter": adapter, "tools": tools, "thinking": thinking})
         ids = [int(token) for token in prepared.ids]
         resident = requests.reader.resident
         return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)

@@ -70,6 +70,13 @@ class Requests:
                 prepared.append(replace(text, follows=first))
         return prepared
 
+    def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
+        """What continues ``prompt``, or replies to it where it is a list of messages."""
+        if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt):
+            return self.reply(prompt, None, options)
+        (prepared,) = self.texts(prompt, None, options)
+        return prepared
+
     def reply(
         self,
         messages: str | Sequence[Mapping[str, Any]],
