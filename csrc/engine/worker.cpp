@@ -384,6 +384,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
   const int64_t cached_bytes = cache.bytes();
+  const std::shared_ptr<Event> news = request.options.news;
   {
     const Lock lock(fork_safe_mutex());
     request.reason_ = reason;
@@ -393,8 +394,10 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
     stats.prefix_cache_bytes = cached_bytes;
+    // The reader knows from here on. What the request holds, such as an adapter, goes when the reader lets it go.
+    if (owned->request.use_count() > 1) owned->request.reset();
   }
-  request.options.news->notify();
+  news->notify();
 }
 
 void Worker::end_all(FinishReason reason, const Error* error) {
