@@ -118,7 +118,7 @@ class Model(Texts, Remembering):
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     stream = model.stream("The door", max_tokens=4)
+        ...     stream = model.stream("The door", max_tokens=100)
         ...     before, chunk, during = model.memory(), next(stream), model.memory()
         >>> before["kv_cache"], during["kv_cache"] > 4 * during["kv_cache_per_token"] > 0
         (0, True)

@@ -99,7 +99,7 @@ class Remembering:
         ...     result = model.generate("The door opened and", max_tokens=1)
         ...     report = model.explain_prefix("The door closed and")
         >>> report.byte, report.before, report.prompt, report.cached_tokens
-        (8, '<bos>The door', ' closed and', 3)
+        (13, '<bos>The door', ' closed and', 3)
         """
         requests = self._requests
         given = {**options, "adapter": adapter}
