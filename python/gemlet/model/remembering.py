@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet.base.front_door import public
+from gemlet.model.call_options import PromptOptions, takes_options
 from gemlet.model.prefix_report import PrefixReport, prefix_report
 from gemlet.model.requests import Requests
 from gemlet.model.session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Remembering"]
 
@@ -76,12 +80,11 @@ class Remembering:
         return Session.load(path, self._requests)
 
     @public
+    @takes_options
     def explain_prefix(
         self: _Asked,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
-        *,
-        adapter: str | None = None,
-        **options: Any,
+        **options: Unpack[PromptOptions],
     ) -> PrefixReport:
         """How much of a prompt need not be computed now, and where it parts from the nearest text that the
         prefix cache has: the byte that broke the reuse. Nothing is computed.
@@ -102,14 +105,13 @@ class Remembering:
         (13, '<bos>The door', ' closed and', 3)
         """
         requests = self._requests
-        given = {**options, "adapter": adapter}
         is_chat = not isinstance(prompt, (str, np.ndarray)) and any(
             isinstance(one, Mapping) for one in prompt
         )
         if is_chat:
-            prepared = requests.reply(prompt, None, given)  # type: ignore[arg-type]
+            prepared = requests.reply(prompt, None, options)  # type: ignore[arg-type]
         else:
-            (prepared,) = requests.texts(prompt, None, given)
+            (prepared,) = requests.texts(prompt, None, options)
         ids = [int(token) for token in prepared.ids]
         resident = requests.reader.resident
         return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)
