@@ -15,6 +15,7 @@ __all__ = [
     "ChatOptions",
     "GenerateOptions",
     "ManyTextOptions",
+    "PromptOptions",
     "TextOptions",
     "generation_options",
     "takes_options",
@@ -47,18 +48,26 @@ class GenerateOptions(ManyTextOptions, total=False):
     best_of: int | None
 
 
-class ChatOptions(_RequestOptions, GenerationOptions, total=False):
-    """Those of a reply to a conversation."""
-
+class _OfChat(_RequestOptions, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     thinking: bool
     continue_final_message: bool
 
 
+class ChatOptions(_OfChat, GenerationOptions, total=False):
+    """Those of a reply to a conversation."""
+
+
+class PromptOptions(_OfChat, total=False):
+    """Those that say what the tokens of a prompt are."""
+
+    allow_control: bool
+
+
 _DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
 _TYPES = {
     f"Unpack[{types.__name__}]": types
-    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions)
+    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions)
 }
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
@@ -86,7 +95,7 @@ def takes_options(function: _Function) -> _Function:
     """
     *_, rest = inspect.signature(function).parameters.values()
     types = get_type_hints(_TYPES[rest.annotation])
-    names = [*(name for name in types if name not in _GENERATION), *_GENERATION]
+    names = sorted(types, key=lambda name: _GENERATION.index(name) if name in _GENERATION else -1)
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]

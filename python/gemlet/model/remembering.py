@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet.base.front_door import public
+from gemlet.model.call_options import PromptOptions, takes_options
 from gemlet.model.prefix_report import PrefixReport, prefix_report
 from gemlet.model.requests import Requests
 from gemlet.model.session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Remembering"]
 
@@ -75,13 +79,11 @@ class Remembering:
         return Session.load(path, self.requests)
 
     @public
+    @takes_options
     def explain_prefix(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
-        *,
-        adapter: str | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        thinking: bool = False,
+        **options: Unpack[PromptOptions],
     ) -> PrefixReport:
         """How much of a prompt need not be computed now, and where it parts from the nearest text that the
         prefix cache has: the byte that broke the reuse. Nothing is computed.
@@ -102,7 +104,7 @@ class Remembering:
         (13, '<bos>The door', ' closed and', 3)
         """
         requests = self.requests
-        prepared = requests.of(prompt, {"adapter": adapter, "tools": tools, "thinking": thinking})
+        prepared = requests.of(prompt, options)
         ids = [int(token) for token in prepared.ids]
         resident = requests.reader.resident
         return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)
