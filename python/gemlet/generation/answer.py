@@ -100,10 +100,11 @@ class Answer:
 @dataclass(frozen=True)
 class Prepared:
     """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
-    after ``timeout`` seconds."""
+    after ``timeout`` seconds, and shares what was computed with texts of the same ``cache_salt`` alone."""
 
     ids: NDArray[np.int32]
     answer: Answer
     sampler: _core.Sampler
     adapter: _core.Adapter | None
     timeout: float | None = None
+    cache_salt: int = 0

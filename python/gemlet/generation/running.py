@@ -45,6 +45,7 @@ class Engine(Protocol):
         adapter: _core.Adapter | None,
         timeout: float | None,
         most_unread: int,
+        cache_salt: int,
     ) -> _Request: ...
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
 
@@ -91,6 +92,7 @@ class RunningText:
             adapter=prepared.adapter,
             timeout=prepared.timeout,
             most_unread=ahead,
+            cache_salt=prepared.cache_salt,
         )
         self.is_over = False
 

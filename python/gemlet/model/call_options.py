@@ -17,6 +17,7 @@ __all__ = ["ChatOptions", "ManyTextOptions", "TextOptions", "generation_options"
 class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
+    cache_salt: str | None
 
 
 class _OfText(_RequestOptions, total=False):

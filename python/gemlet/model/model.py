@@ -307,12 +307,12 @@ class Model(Remembering):
 
         Args:
             prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
-            config: how to generate; None takes :attr:`generation_config`. The arguments behind ``timeout``
-                replace single values of it.
+            config: how to generate, :attr:`generation_config` for None; single options replace values of it.
             adapter: the name of a loaded adapter to generate with; None: the model alone.
             allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
                 text from somebody else, takes it as plain characters.
             timeout: seconds after which a text ends with what there is and the reason "timeout".
+            cache_salt: a text shares what was computed only with texts of the same salt, or also without one.
             (the options of GenerationConfig)
 
         Raises:
@@ -410,7 +410,7 @@ class Model(Remembering):
                 where the format has no system role, a system message joins the first user turn. A string is
                 the only message, of the user. :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
-            adapter, timeout: as in :meth:`generate`.
+            adapter, timeout, cache_salt: as in :meth:`generate`.
             tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
                 {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
                 :attr:`Generation.tool_calls`; nothing is called by gemlet.

@@ -89,7 +89,8 @@ class Remembering:
         Args:
             prompt: as in :meth:`generate`; or messages, as in :meth:`chat`.
             adapter: the name of a loaded adapter; None: the model alone.
-            options: those of :meth:`chat` that change the prompt, for messages: ``tools``, ``thinking``.
+            options: ``cache_salt``, and for messages those of :meth:`chat` that change the prompt: ``tools``,
+                ``thinking``.
 
         Raises:
             InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
@@ -112,4 +113,10 @@ class Remembering:
             (prepared,) = requests.texts(prompt, None, given)
         ids = [int(token) for token in prepared.ids]
         resident = requests.reader.resident
-        return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)
+        return prefix_report(
+            resident.engine().prefix_cache,
+            ids,
+            prepared.adapter,
+            requests.reader.tokenizer,
+            prepared.cache_salt,
+        )
