@@ -118,7 +118,8 @@ class Answer:
 @dataclass(frozen=True)
 class Prepared:
     """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
-    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``."""
+    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
+    shares what was computed with texts of the same ``cache_salt`` alone."""
 
     ids: NDArray[np.int32]
     answer: Answer
@@ -126,3 +127,4 @@ class Prepared:
     adapter: _core.Adapter | None
     timeout: float | None = None
     follows: Prepared | None = None
+    cache_salt: int = 0

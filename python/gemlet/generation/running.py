@@ -51,6 +51,7 @@ class Engine(Protocol):
         timeout: float | None = None,
         most_unread: int = 16,
         logprobs: int | None = None,
+        cache_salt: int = 0,
     ) -> _Request: ...
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
 
@@ -150,6 +151,7 @@ class RunningText:
             timeout=timeout,
             most_unread=ahead,
             logprobs=config.logprobs,
+            cache_salt=prepared.cache_salt,
         )
 
     def _begin_scoring(self, engine: Engine, news: _core.News) -> None:

@@ -25,6 +25,7 @@ __all__ = [
 class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
+    cache_salt: str | None
 
 
 class _OfText(_RequestOptions, total=False):

@@ -247,8 +247,7 @@ class Model:
 
         Args:
             prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
-            config: how to generate; None takes :attr:`generation_config`. The arguments behind ``timeout``
-                replace single values of it.
+            config: how to generate, :attr:`generation_config` for None; single options replace values of it.
             adapter: the name of a loaded adapter to generate with; None: the model alone.
             allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
                 text from somebody else, takes it as plain characters.
@@ -257,6 +256,7 @@ class Model:
             n: give a list of so many continuations of each prompt, at most 16, with the seeds ``seed``,
                 ``seed + 1`` and so on. The prompt is read once.
             best_of: write so many, and give the ``n`` that the model finds most probable per token.
+            cache_salt: a text shares what was computed only with texts of the same salt, or also without one.
             (the options of GenerationConfig)
 
         Raises:
@@ -354,7 +354,7 @@ class Model:
                 where the format has no system role, a system message joins the first user turn. A string is
                 the only message, of the user. :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
-            adapter, timeout: as in :meth:`generate`.
+            adapter, timeout, cache_salt: as in :meth:`generate`.
             tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
                 {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
                 :attr:`Generation.tool_calls`; nothing is called by gemlet.

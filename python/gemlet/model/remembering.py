@@ -107,4 +107,10 @@ class Remembering:
         prepared = requests.of(prompt, options)
         ids = [int(token) for token in prepared.ids]
         resident = requests.reader.resident
-        return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)
+        return prefix_report(
+            resident.engine().prefix_cache,
+            ids,
+            prepared.adapter,
+            requests.reader.tokenizer,
+            prepared.cache_salt,
+        )

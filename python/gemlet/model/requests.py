@@ -12,7 +12,7 @@ from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
-from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
@@ -193,4 +193,5 @@ class Requests:
             echo=echo,
         )
         adapter = self.adapters.find(options.get("adapter"))
-        return Prepared(tokens, answer, sampler, adapter, check_timeout(options.get("timeout")))
+        timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
+        return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt)
