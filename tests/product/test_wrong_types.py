@@ -5,6 +5,7 @@ Every function that can be called with something is in ``CALLS``; a new one has 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import warnings
@@ -78,6 +79,13 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Model.stream": (model.stream, prompt),
         "gemlet.Model.chat": (model.chat, messages),
         "gemlet.Model.stream_chat": (model.stream_chat, messages),
+        "gemlet.Model.agenerate": (lambda **options: asyncio.run(model.agenerate(**options)), prompt),
+        "gemlet.Model.astream": (model.astream, prompt),
+        "gemlet.Model.achat": (lambda **options: asyncio.run(model.achat(**options)), messages),
+        "gemlet.Model.astream_chat": (model.astream_chat, messages),
+        "gemlet.Model.session": (model.session, {}),
+        "gemlet.Model.load_session": (model.load_session, {"path": on.folder / "none"}),
+        "gemlet.Model.explain_prefix": (model.explain_prefix, {"prompt": "a"}),
         "gemlet.Model.embed": (on.embedder.embed, {"texts": [[2, 3]]}),
         "gemlet.Model.logits": (model.logits, {"ids": [2]}),
         "gemlet.Model.load_adapter": (model.load_adapter, {"path": on.folder / "none"}),

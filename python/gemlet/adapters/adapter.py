@@ -128,7 +128,7 @@ class AdapterFiles:
         found = hashlib.blake2b(repr(self.terms).encode(), digest_size=32)
         for name in sorted({info.file for info in self.checkpoint.tensors.values()}):
             descriptor, at = self.checkpoint.files.descriptor(name), 0
-            while part := os.pread(descriptor, _BLOCK_BYTES, at):
+            while part := os.pread(descriptor, 1 << 20, at):
                 found.update(part)
                 at += len(part)
         return found.digest()

@@ -75,7 +75,9 @@ _OTHER_WAYS = {
     "stream": "stream() and stream_chat() give the text as it is written",
     "system": "a system prompt is the first message, of the role system",
     "system_prompt": "a system prompt is the first message, of the role system",
-    "n": "call it once for each text",
+    "n": "call it once for each text, or generate() with n",
+    "best_of": "generate() chooses among texts; a stream has given them already",
+    "echo": "generate() and stream() have it",
     "n_gpu_layers": "this gemlet computes on CPUs only",
     "verbose": 'what happens is in the log "gemlet"',
 }
