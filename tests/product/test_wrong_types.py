@@ -164,6 +164,11 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.config.shape_config": (config.shape_config, {"name": "gemma3-1b"}),
         "gemlet.config.TextConfig.to_core": (model.config.to_core, {"weights": "f32"}),
     }
+    session, message = model.session(), {"message": USER, "max_tokens": 1}
+    found |= {
+        "gemlet.Session.save": (session.save, {"path": on.folder / "none" / "a"}),
+        "gemlet.Model.session": (model.session, {}),
+    }
     template = chat.chat_format_for("gemma3_text", tokenizer, template=TEMPLATE)
     formats = (chat.GEMMA, chat.gemma4_format(), chat.FUNCTION_GEMMA, template)
     for chat_format in formats:

@@ -202,7 +202,7 @@ class Session:
 
         Raises:
             InvalidRequestError: the last reply is still being written, or ``path`` is no path.
-            OSError: the file cannot be written.
+            ModelFileError: the file cannot be written.
 
         >>> import gemlet, os, tempfile
         >>> with gemlet.load() as model, tempfile.TemporaryDirectory() as folder:
