@@ -19,6 +19,7 @@ from __future__ import annotations
 from gemlet.chat.base import ChatFormat, Segments
 from gemlet.chat.choice import chat_format_for
 from gemlet.chat.functiongemma import FUNCTION_GEMMA, FunctionGemmaFormat
+from gemlet.chat.functions import describe_function
 from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.reply import (
@@ -30,6 +31,7 @@ from gemlet.chat.reply import (
     ReplyEvent,
     ReplyParser,
     ToolCall,
+    ToolCallPiece,
     collect,
 )
 from gemlet.chat.reply_readers import TextReplyParser, TokenReplyParser
@@ -56,8 +58,10 @@ __all__ = [
     "TextReplyParser",
     "TokenReplyParser",
     "ToolCall",
+    "ToolCallPiece",
     "chat_format_for",
     "collect",
+    "describe_function",
     "gemma4_format",
     "read_chat_template",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gemlet.base.front_door import public
@@ -15,7 +15,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["ChatFormat", "Segments"]
 
 Messages = Sequence[Mapping[str, Any]]
-Tools = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
 
 
 class Segments(list[tuple[str, bool]]):
@@ -75,7 +75,15 @@ class ChatFormat(ABC):
         """
 
     @abstractmethod
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
         """What reads the reply to a prompt: token ids in, text, reasoning and tool calls out.
 
         It begins in the state in which the prompt ends: after an empty thought, inside an open one, behind
@@ -84,6 +92,9 @@ class ChatFormat(ABC):
         Args:
             tokenizer: the model's.
             prompt_ids: the prompt, as of :meth:`encode_chat`.
+            tools: those of the prompt. Where calls have no tokens of their own, the text of a reply to a
+                prompt with tools is searched for them.
+            pieces: give calls while they are written, too (:class:`ToolCallPiece`).
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA
@@ -111,7 +122,8 @@ class ChatFormat(ABC):
         Args:
             messages: the conversation so far; at least one message.
             add_generation_prompt: end with the beginning of the model's turn.
-            tools: functions the model may call, ``{"type": "function", "function": {...}}`` each.
+            tools: functions the model may call: ``{"type": "function", "function": {...}}``, or only what
+                stands behind ``"function"``, or Python functions (:func:`gemlet.chat.describe_function`).
             thinking: let the model think before it answers.
             continue_final_message: the last message is the beginning of the model's reply, which the model
                 goes on with: its turn is left open, without white space at its end. There is no prompt for

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.conversation import read_conversation
@@ -143,8 +144,16 @@ class FunctionGemmaFormat(ChatFormat):
             out.begin_turn("model")
         return out
 
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        return TokenReplyParser(tokenizer, REPLY_MARKERS, prompt_ids)
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
+        return TokenReplyParser(tokenizer, REPLY_MARKERS, prompt_ids, pieces=pieces)
 
 
 class _Writer(Segments):

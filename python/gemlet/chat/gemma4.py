@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.conversation import read_conversation
@@ -155,8 +156,18 @@ class Gemma4Format(ChatFormat):
             self._write_generation_prompt(out, around[-2], thinking)
         return out
 
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        return TokenReplyParser(tokenizer, GEMMA4_MARKERS, prompt_ids, thought_end=self.revision.thought_end)
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
+        return TokenReplyParser(
+            tokenizer, GEMMA4_MARKERS, prompt_ids, thought_end=self.revision.thought_end, pieces=pieces
+        )
 
     # --- writing --------------------------------------------------------------------------------------------
 

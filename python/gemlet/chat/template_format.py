@@ -154,9 +154,17 @@ class TemplateFormat(ChatFormat):
         text = self._run({**special, **hidden}, continue_final_message)
         return self._hiding.segments(text, stands_for)
 
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
         if self.base is not None:
-            return self.base.reply_parser(tokenizer, prompt_ids)
+            return self.base.reply_parser(tokenizer, prompt_ids, tools=tools, pieces=pieces)
         return TokenReplyParser(tokenizer, dict.fromkeys((*self.ends, "<eos>"), "turn_end"))
 
     @cached_property
@@ -211,6 +219,8 @@ class TemplateFormat(ChatFormat):
         if role == "developer" and role not in self.template.text:
             read["role"] = "system"
         content = read.get("content")
+        if role == "tool" and isinstance(content, dict):
+            content = read["content"] = json.dumps(content, ensure_ascii=False)
         if content is not None and not isinstance(content, str | list):
             raise InvalidRequestError(
                 f"{where}: content is {show(content)}; expected a string or a list of parts"

@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.base.front_door import public
-from gemlet.chat.base import ChatFormat
+from gemlet.chat.base import ChatFormat, Tools
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError
 from gemlet.generation.options import (
     GenerationConfig,
     GenerationOptions,
     ManyGenerationOptions,
+    check_flag,
     describes_options,
     given_options,
     resolve_config,
 )
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
+from gemlet.generation.tool_loop import Approve, reply_with_tools
 from gemlet.model.batch import ManyPrompts, Prompt
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
 from gemlet.model.kept_contexts import KeptContexts
@@ -381,9 +384,13 @@ class Model:
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         thinking: bool = False,
         continue_final_message: bool = False,
+        run_tools: bool = False,
+        max_tool_rounds: int = 8,
+        approve: Approve | None = None,
         adapter: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generation:
@@ -395,9 +402,11 @@ class Model:
                 the only message, of the user. :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
             adapter: as in :meth:`generate`.
-            tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
-                {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
-                :attr:`Generation.tool_calls`; nothing is called by gemlet.
+            tools: functions the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
+                "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
+                functions (:func:`gemlet.chat.describe_function`). Calls are in
+                :attr:`Generation.tool_calls`; nothing is called, except with ``run_tools``.
+            tool_choice: "auto", or "none" to leave the tools out.
             thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
             continue_final_message: the last message is the beginning of the assistant's reply, which the
                 model goes on with. The text of the result is only what the model adds.
@@ -413,17 +422,26 @@ class Model:
         >>> reply.completion_tokens <= 6
         True
         """
-        return run_to_end(
-            self.stream_chat(
-                messages,
-                config,
-                tools=tools,
-                thinking=thinking,
-                continue_final_message=continue_final_message,
-                adapter=adapter,
-                **options,
+
+        def reply(messages: str | Sequence[Mapping[str, Any]]) -> Generation:
+            return run_to_end(
+                self.stream_chat(
+                    messages,
+                    config,
+                    tools=tools,
+                    tool_choice=tool_choice,
+                    thinking=thinking,
+                    continue_final_message=continue_final_message,
+                    adapter=adapter,
+                    **options,
+                )
             )
-        )
+
+        if check_flag("run_tools", run_tools):
+            return reply_with_tools(reply, messages, tools, max_tool_rounds, approve)
+        if approve is not None:
+            raise InvalidRequestError("approve: no function is run without run_tools=True")
+        return reply(messages)
 
     @public
     @describes_options
@@ -432,7 +450,8 @@ class Model:
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         thinking: bool = False,
         continue_final_message: bool = False,
         adapter: str | None = None,
@@ -440,7 +459,8 @@ class Model:
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
 
-        Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete.
+        Reasoning and calls of tools come as :attr:`Chunk.events`: a call in pieces as it is written, the
+        first with its name, and whole when it is complete. No function is called.
 
         Args:
             (the options of GenerationConfig)
@@ -452,7 +472,9 @@ class Model:
         """
         self._resident.check_writes("chat")
         settings = resolve_config(config, given_options(options), self.generation_config)
-        return self._requests.reply(messages, settings, adapter, tools, thinking, continue_final_message)
+        return self._requests.reply(
+            messages, settings, adapter, tools, tool_choice, thinking, continue_final_message
+        )
 
     @property
     def _reader(self) -> Reader:

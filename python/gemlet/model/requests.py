@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.chat.base import ChatFormat
+from gemlet.base.text import show
+from gemlet.chat.base import ChatFormat, Tools
 from gemlet.chat.gemma4 import THINK
+from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared
 from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag, resolve_config
@@ -54,7 +56,8 @@ class Requests:
         messages: str | Sequence[Mapping[str, Any]],
         settings: GenerationConfig,
         adapter: str | None,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Tools | None,
+        tool_choice: str | Mapping[str, Any] | None,
         thinking: bool,
         continue_final_message: bool,
     ) -> TextStream:
@@ -70,10 +73,16 @@ class Requests:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
         thinking = check_flag("thinking", thinking)
+        declared, forced = chosen_tools(tools, tool_choice)
+        if forced:
+            raise UnsupportedError(
+                f"tool_choice: got {show(tool_choice)}, which needs a grammar for the reply; this gemlet has "
+                'none yet. Use "auto", and ask for the call in the prompt'
+            )
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=tools,
+            tools=declared,
             thinking=thinking,
             continue_final_message=check_flag("continue_final_message", continue_final_message),
             most_tokens=self.reader.resident.context_length,
@@ -82,7 +91,7 @@ class Requests:
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._begin(ids, settings, adapter, chat_format)
+        return self._begin(ids, settings, adapter, chat_format, declared)
 
     def generate(
         self,
@@ -120,9 +129,10 @@ class Requests:
         settings: GenerationConfig,
         adapter: str | None,
         chat_format: ChatFormat | None = None,
+        tools: Sequence[Any] = (),
     ) -> TextStream:
         resident = self.reader.resident
-        prepared = self._prepare(ids, settings, adapter, chat_format)
+        prepared = self._prepare(ids, settings, adapter, chat_format, tools)
         return resident.begin(
             lambda: TextStream(
                 sequence=self._context(prepared.adapter, prepared.ids),
@@ -140,6 +150,7 @@ class Requests:
         settings: GenerationConfig,
         adapter: str | None,
         chat_format: ChatFormat | None = None,
+        tools: Sequence[Any] = (),
         name: str = "prompt",
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
@@ -151,7 +162,7 @@ class Requests:
             if chat_format.stops:
                 stops = (*chat_format.stops, *settings.stop)[:MOST_STOPS]
                 settings = settings.replace(stop=stops)
-            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
+            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist(), tools=tools, pieces=True)
         elif tokenizer is not None:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from gemlet.generation.result import Generation
-from gemlet.generation.stream import TextStream, run_to_end
+from gemlet.generation.stream import TextStream
 from gemlet.model.kept_contexts import KeptContexts
 from gemlet.model.model import Model
 
@@ -50,7 +50,7 @@ class Session:
 
     def chat(self, *arguments: Any, **options: Any) -> Generation:
         """Replies, as :meth:`gemlet.Model.chat` does, with the same arguments."""
-        return run_to_end(self.stream_chat(*arguments, **options))
+        return self._model.chat(*arguments, **options)
 
     def close(self) -> None:
         """Gives the memory back. Closing twice is harmless."""
