@@ -7,6 +7,8 @@ sandbox and in a process of its own (:mod:`.template_process`).
 - :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
 - :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
 - :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`);
+- :data:`SHIELD_GEMMA`: ShieldGemma, which judges texts by a guideline (:mod:`.shieldgemma`);
+- :class:`TranslateGemmaFormat`: TranslateGemma (:mod:`.translategemma`);
 - :class:`TemplateFormat`: a template of the model's own (:mod:`.template_format`).
 
 The other direction, from a reply's tokens to its text, its reasoning and its tool calls, is
@@ -35,13 +37,16 @@ from gemlet.chat.reply import (
     collect,
 )
 from gemlet.chat.reply_readers import TextReplyParser, TokenReplyParser
+from gemlet.chat.shieldgemma import SHIELD_GEMMA, ShieldGemmaFormat
 from gemlet.chat.template_format import TemplateFormat
 from gemlet.chat.templates import gemma4_format, read_chat_template
+from gemlet.chat.translategemma import TranslateGemmaFormat
 
 __all__ = [
     "FUNCTION_GEMMA",
     "GEMMA",
     "GEMMA4_MARKERS",
+    "SHIELD_GEMMA",
     "ChatFormat",
     "Content",
     "FunctionGemmaFormat",
@@ -54,11 +59,13 @@ __all__ = [
     "ReplyEvent",
     "ReplyParser",
     "Segments",
+    "ShieldGemmaFormat",
     "TemplateFormat",
     "TextReplyParser",
     "TokenReplyParser",
     "ToolCall",
     "ToolCallPiece",
+    "TranslateGemmaFormat",
     "chat_format_for",
     "collect",
     "describe_function",

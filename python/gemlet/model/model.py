@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.base.front_door import public
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Tools
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
@@ -54,7 +55,6 @@ class Model:
     Attributes:
         config: what ``config.json`` says.
         tokenizer: None where the model came without one; prompts are then token ids and the text stays empty.
-        chat_format: how a conversation becomes a prompt; None where the model has none.
         end_ids: the tokens that end a generation.
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
@@ -91,7 +91,7 @@ class Model:
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.chat_format = chat_format
+        self._chat_format = [chat_format]  # in a list, which copies of this object for conversations share
         self.end_ids = end_ids
         self.generation_config = generation_config or GenerationConfig()
         self.source = source
@@ -134,6 +134,23 @@ class Model:
         """
         self._resident.check_open()
         return self._resident.core.memory()
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How a conversation becomes a prompt; None where the model has no way. Another one may be assigned.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.chat_format
+        <gemlet.chat.GemmaFormat 'gemma'>
+        """
+        return self._chat_format[0]
+
+    @chat_format.setter
+    def chat_format(self, chat_format: ChatFormat | None) -> None:
+        if chat_format is not None and not isinstance(chat_format, ChatFormat):
+            raise InvalidRequestError(f"chat_format: got {show(chat_format)}, expected a ChatFormat or None")
+        self._chat_format[0] = chat_format
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -423,19 +440,11 @@ class Model:
         True
         """
 
+        asked: Any = {"tools": tools, "tool_choice": tool_choice, "thinking": thinking, "adapter": adapter}
+        asked |= {"continue_final_message": continue_final_message, **options}
+
         def reply(messages: str | Sequence[Mapping[str, Any]]) -> Generation:
-            return run_to_end(
-                self.stream_chat(
-                    messages,
-                    config,
-                    tools=tools,
-                    tool_choice=tool_choice,
-                    thinking=thinking,
-                    continue_final_message=continue_final_message,
-                    adapter=adapter,
-                    **options,
-                )
-            )
+            return run_to_end(self.stream_chat(messages, config, **asked))
 
         if check_flag("run_tools", run_tools):
             return reply_with_tools(reply, messages, tools, max_tool_rounds, approve)
