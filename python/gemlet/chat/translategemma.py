@@ -73,8 +73,8 @@ class TranslateGemmaFormat(ChatFormat):
 
     >>> formatted = TranslateGemmaFormat({"de": "German", "en": "English"})
     >>> chosen = formatted.with_values(source_lang_code="de", target_lang_code="en")
-    >>> print(chosen.render([{"role": "user", "content": "Guten Tag"}])[24:71])
-    You are a professional German (de) to English (
+    >>> chosen.render([{"role": "user", "content": "Guten Tag"}]).splitlines()[1][:51]
+    'You are a professional German (de) to English (en) '
     """
 
     languages: Mapping[str, str]
