@@ -27,7 +27,7 @@ from gemlet.cli.conversation import Conversation
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation import Generation
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from support.scripted import ScriptedModel, follow_scripts, ids_of
+from support.scripted import ScriptedModel, ids_of
 
 WEATHER = {
     "type": "function",
@@ -39,11 +39,6 @@ WEATHER = {
 }
 QUESTION = {"role": "user", "content": "Weather in Oslo?"}
 THOUGHT = "<|channel>thought\nA tool will know.\n<channel|>"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow_scripts(monkeypatch)
 
 
 def test_a_tool_loop_from_the_question_to_the_answer() -> None:

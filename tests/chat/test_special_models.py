@@ -14,7 +14,6 @@ import gemlet
 from gemlet.chat import SHIELD_GEMMA, ShieldGemmaFormat, TranslateGemmaFormat, chat_format_for
 from gemlet.chat.shieldgemma import POLICIES
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.model.session import Session
 from gemlet.tokenizer import Tokenizer
 from support.tokenizer_files import trained_model
 
@@ -175,16 +174,13 @@ def test_a_model_judges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_format_that_is_assigned() -> None:
-    with gemlet.load() as model, Session(model) as session:
-        before = session.chat("Hi", max_tokens=1).prompt_tokens
+    with gemlet.load() as model:
+        before = model.chat("Hi", max_tokens=1).prompt_tokens
         model.chat_format = SHIELD_GEMMA.with_values(guideline="No.")
-        assert (
-            session.chat("Hi", max_tokens=1).prompt_tokens
-            == model.chat("Hi", max_tokens=1).prompt_tokens
-            > before
-        )
+        assert model.chat("Hi", max_tokens=1).prompt_tokens > before
+        assert model.session().chat("Hi", max_tokens=1).prompt_tokens > before
         model.chat_format = None
         with pytest.raises(UnsupportedError, match="no chat format"):
-            session.chat("Hi")
+            model.chat("Hi")
         with pytest.raises(InvalidRequestError, match="chat_format: got 'gemma'"):
             model.chat_format = "gemma"  # type: ignore[assignment]

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-import gemlet
+from gemlet import Generation
 from gemlet.chat import GEMMA, ToolCall, ToolCallPiece
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.model.session import Session
-from support.scripted import ScriptedModel, follow_scripts
+from support.scripted import ScriptedModel
 
 QUESTION = {"role": "user", "content": "Well?"}
 Q = '<|"|>'
@@ -30,12 +29,7 @@ def double(x: int) -> int:
     return 2 * x
 
 
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow_scripts(monkeypatch)
-
-
-def results(reply: gemlet.Generation) -> list[Any]:
+def results(reply: Generation) -> list[Any]:
     return [message["content"] for message in reply.messages if message["role"] == "tool"]
 
 
@@ -127,7 +121,7 @@ def test_the_rounds_are_limited(rounds: int) -> None:
     reply = model.chat([QUESTION], tools=[double], run_tools=True, max_tool_rounds=rounds)
     assert reply.tool_calls == [ToolCall("double", {"x": 1})]
     assert results(reply) == ["2"] * rounds
-    assert len(model.started) == rounds + 1
+    assert len(model.engine.requests) == rounds + 1
 
 
 def test_a_reply_that_was_cut_off_is_not_run() -> None:
@@ -213,6 +207,18 @@ def test_a_choice_of_tools() -> None:
 
 
 def test_a_session_runs_functions_too() -> None:
-    with gemlet.load() as model, Session(model) as session:
-        reply = session.chat("Hi", tools=[double], run_tools=True, max_tokens=4, seed=1)
-    assert reply.messages == [reply.message]
+    model = ScriptedModel(calls("double{x:4}"), "8.<turn|>", "Yes.<turn|>")
+    session = model.session()
+    reply = session.chat("Well?", tools=[double], run_tools=True)
+    assert (reply.text, results(reply)) == ("8.", ["8"])
+    assert session.messages == [QUESTION, *reply.messages]
+    session.chat("Sure?")
+    assert "response:double{" in model.asked[2]
+
+
+def test_nobody_goes_on_with_a_message_and_runs_functions() -> None:
+    begun = [QUESTION, {"role": "assistant", "content": "It"}]
+    with pytest.raises(InvalidRequestError, match="continue_final_message"):
+        ScriptedModel("").chat(begun, tools=[double], run_tools=True, continue_final_message=True)
+    with pytest.raises(InvalidRequestError, match="empty"):
+        ScriptedModel("").chat("", tools=[double], run_tools=True)

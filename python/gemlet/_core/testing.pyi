@@ -20,6 +20,7 @@ __all__: list[str] = [
     "bytes_read",
     "cache_bytes",
     "choose_tier",
+    "distribution",
     "forward",
     "guard_memory",
     "kernel_attention",
@@ -30,6 +31,7 @@ __all__: list[str] = [
     "kernel_rowwise",
     "kv_formats",
     "limit_kv_cache",
+    "logprobs",
     "measure_peak",
     "parameter_count",
     "parse_nodes",
@@ -126,6 +128,15 @@ def choose_tier(
     (tier, supported tiers) of a machine described by feature names and XCR0.
     """
 
+def distribution(
+    sampler: gemlet._core.Sampler,
+    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    history: numpy.ndarray | list[int],
+) -> list[tuple[int, float]]:
+    """
+    What Sampler.sample() draws from: pairs (token id, probability).
+    """
+
 def forward(steps: collections.abc.Sequence[Step]) -> list[numpy.typing.NDArray[numpy.float32] | None]:
     """
     One pass over several contexts: of each step the logits that it wants, float32 [rows, vocab], or None if it was cancelled. A step is cancelled when the pass makes the tap that its `cancel_at` names; 'start': before the pass.
@@ -204,6 +215,15 @@ def kv_formats() -> list[str]:
 def limit_kv_cache(model: gemlet._core.Model, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     From now on the caches of all contexts together take no memory that would exceed this.
+    """
+
+def logprobs(
+    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    chosen: typing.SupportsInt | typing.SupportsIndex,
+    top: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[float, list[tuple[int, float]]]:
+    """
+    The log probability of a token in logits [vocab], and pairs (token id, log probability) of the `top` likeliest.
     """
 
 def measure_peak(

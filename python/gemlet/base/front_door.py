@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from gemlet.base.argument_types import wrong_argument
 from gemlet.base.names import not_known
 from gemlet.base.text import show
 from gemlet.errors import GemletError, InvalidRequestError
@@ -21,8 +22,9 @@ def public(function: _Function) -> _Function:
     """A function of the public interface.
 
     An argument that it does not have raises :class:`InvalidRequestError`, with the name that is probably
-    meant. The traceback of what gemlet raises on purpose ends here: the message says all, and the frames
-    below speak of gemlet's insides. ``GEMLET_TRACEBACK=full`` in the environment keeps them.
+    meant, and so does one of a wrong type, instead of what Python raised inside. The traceback of what gemlet
+    raises on purpose ends here: the message says all, and the frames below speak of gemlet's insides.
+    ``GEMLET_TRACEBACK=full`` in the environment keeps them.
 
     >>> @public
     ... def generate(prompt, *, max_tokens=256):
@@ -48,6 +50,11 @@ def public(function: _Function) -> _Function:
             if os.environ.get("GEMLET_TRACEBACK") == "full":
                 raise
             raise _without_frames(error)  # noqa: B904  the same error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError):
+            wrong = wrong_argument(function, arguments, options)
+            if wrong is None:
+                raise
+            raise InvalidRequestError(wrong) from None
 
     checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
     return cast(_Function, checked)

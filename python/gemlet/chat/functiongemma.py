@@ -94,6 +94,7 @@ class FunctionGemmaFormat(ChatFormat):
     markers = ("<bos>", "<start_of_turn>", "<end_of_turn>", *_TOKENS.values())
     ends = ("<end_of_turn>", "<start_function_response>")
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:

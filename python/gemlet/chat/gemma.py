@@ -59,6 +59,7 @@ class GemmaFormat(ChatFormat):
     def __init__(self, *, prompts_tools: bool = True) -> None:
         self.prompts_tools = prompts_tools
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:

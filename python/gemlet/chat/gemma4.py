@@ -140,6 +140,7 @@ class Gemma4Format(ChatFormat):
         """The family and the revision, for messages and :func:`gemlet.inspect`."""
         return f"gemma4, {'' if self.is_exact else 'nearest to '}{self.revision.name}"
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:

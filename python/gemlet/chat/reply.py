@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gemlet.base.front_door import public
 from gemlet.chat.call_pieces import PieceWriter
 from gemlet.chat.loose_calls import repair_call
 from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
@@ -148,6 +149,7 @@ class Reply:
     malformed: list[MalformedToolCall] = field(default_factory=list)
 
 
+@public
 def collect(events: Iterable[ReplyEvent]) -> Reply:
     """The events of a reply put together.
 
@@ -211,6 +213,7 @@ class ReplyParser:
     ([], [], [ToolCall(name='now', arguments={'zone': 2})])
     """
 
+    @public
     def __init__(self, markers: Mapping[str, str], *, thought_end: str = "\n", pieces: bool = False) -> None:
         self._markers = markers
         self._pieces = pieces
@@ -235,6 +238,7 @@ class ReplyParser:
         elif self._state == "header":
             self._line = ""
 
+    @public
     def text(self, text: str) -> list[ReplyEvent]:
         """Ordinary text; markers written in it are text."""
         if not text:
@@ -252,6 +256,7 @@ class ReplyParser:
             return [Content(text)]
         return []
 
+    @public
     def marker(self, name: str) -> list[ReplyEvent]:
         """A control token."""
         kind = self._markers.get(name)
@@ -291,6 +296,7 @@ class ReplyParser:
             self._piece_writer = PieceWriter() if self._pieces else None
         return events
 
+    @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
         """The end of the stream: what was held back, and a call that was cut off.
 

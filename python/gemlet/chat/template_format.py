@@ -106,6 +106,7 @@ class TemplateFormat(ChatFormat):
     problem: UnsupportedError | None = None
     markers: tuple[str, ...] = ()
 
+    @public
     def with_values(self, **values: Any) -> TemplateFormat:
         """This format with further variables for the template, such as ShieldGemma's ``guideline``.
 
@@ -135,6 +136,7 @@ class TemplateFormat(ChatFormat):
         values = self._values(messages, tools, thinking, add_generation_prompt, continue_final_message)
         return self._run(values, continue_final_message)
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:

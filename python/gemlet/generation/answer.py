@@ -14,7 +14,7 @@ from gemlet.generation.result import FinishReason, Generation
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
 from gemlet.tokenizer.decoding import StreamDecoder
 
-__all__ = ["Answer", "Prepared", "Timing"]
+__all__ = ["Answer", "Prepared", "Timing", "ends_of"]
 
 
 @dataclass
@@ -27,10 +27,16 @@ class Timing:
     cached_tokens: int = 0
 
 
+def ends_of(config: GenerationConfig, end_ids: frozenset[int]) -> frozenset[int]:
+    """The tokens that end a generation, of a model with these ``end_ids``."""
+    return frozenset(config.stop_token_ids) | (frozenset() if config.ignore_eos else end_ids)
+
+
 class Answer:
     """Takes the tokens of one generation.
 
     Attributes:
+        end_ids: those that end it.
         token_ids: those that belong to the text.
         ended: whether an end token came.
     """
@@ -48,7 +54,7 @@ class Answer:
         self.prompt_tokens = prompt_tokens
         self.config = config
         self.seed = seed
-        self.end_ids = frozenset() if config.ignore_eos else end_ids
+        self.end_ids = ends_of(config, end_ids)
         self.token_ids: list[int] = []
         self.ended = False
         # What reads the tokens: of a chat its format's parser, else the decoder alone.
@@ -61,7 +67,7 @@ class Answer:
             self.ended = True
             return [], "stop"
         self.token_ids.append(token_id)
-        events = self._emitter.push(token_id)
+        events = self._emitter.push(token_id, may_stop=len(self.token_ids) > self.config.min_tokens)
         self._events += events  # at once: an interrupt may come before they are handed out
         if self._emitter.stopped:
             return events, "stop"
@@ -93,9 +99,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become."""
+    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
+    after ``timeout`` seconds."""
 
     ids: NDArray[np.int32]
     answer: Answer
     sampler: _core.Sampler
     adapter: _core.Adapter | None
+    timeout: float | None = None

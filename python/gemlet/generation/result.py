@@ -10,7 +10,7 @@ from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
 
 __all__ = ["Chunk", "FinishReason", "Generation"]
 
-FinishReason = Literal["stop", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "context", "cancelled", "timeout"]
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -27,21 +27,21 @@ class Generation:
             cannot be read, as the model wrote them.
         token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
         finish_reason: "stop" (end token or stop string), "length" (``max_tokens``), "context" (the context
-            is full) or "cancelled".
+            is full), "timeout" or "cancelled".
         prompt_tokens: tokens of the prompt, BOS included.
         completion_tokens: ``len(token_ids)``.
-        prefill_seconds: time to run the prompt through the model.
-        decode_seconds: time spent after that on sampling, decoding and feeding tokens back; the time in which
-            the caller of a stream did something else is not in it.
-        decode_steps: single-token forward passes in ``decode_seconds`` (the first token needs none).
+        prefill_seconds: time of the forward passes up to the first token.
+        decode_seconds: time of those after that, sampling included; the time in which the text waited for the
+            reader of its stream is not in it.
+        decode_steps: forward passes in ``decode_seconds`` (the first token needs none).
         seed: the seed that was used, so that a run without one can be repeated.
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
         earlier_messages: what was added to the conversation before this reply, where gemlet ran tools:
             replies with calls, and the results. The other attributes are those of the last reply.
-        cached_tokens: tokens at the beginning of the prompt that were not computed, because the conversation
-            had them from its last turn.
+        cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
+            began with them, too.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -145,6 +145,7 @@ class Chunk:
         finish_reason: None, but in the last chunk: see :class:`Generation`.
         events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCallPiece,
             ToolCall and MalformedToolCall of :mod:`gemlet.chat`.
+        index: which prompt the step continues, where the stream has several.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -157,6 +158,7 @@ class Chunk:
     token_ids: list[int]
     finish_reason: FinishReason | None
     events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False, repr=False)
+    index: int = 0
 
     def __str__(self) -> str:
         return self.text

@@ -14,22 +14,38 @@ from gemlet.chat.functions import PythonTool
 from gemlet.chat.messages import checked_messages, json_value
 from gemlet.chat.reply import ToolCall
 from gemlet.errors import InvalidRequestError
+from gemlet.generation.option_values import check_flag
 from gemlet.generation.result import Generation
 
-__all__ = ["Approve", "reply_with_tools"]
+__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools"]
 
 Approve = Callable[[ToolCall], bool]
-_Messages = list[Mapping[str, Any]]
-_MOST_ROUNDS = 1000
+Conversation = str | Sequence[Mapping[str, Any]]
+MOST_ROUNDS = 8  # where nothing is said
+_LARGEST = 1000
+_OWN = ("run_tools", "max_tool_rounds", "approve")
 _log = logging.getLogger("gemlet")
 
 
+def runs_tools(options: Mapping[str, Any]) -> bool:
+    """Whether the ``options`` of a chat ask to run tools.
+
+    Raises:
+        InvalidRequestError: it is neither True nor False, or there is somebody to approve what is not run.
+
+    >>> runs_tools({"run_tools": True, "tools": []})
+    True
+    """
+    runs = check_flag("run_tools", options.get("run_tools"))
+    if options.get("approve") is not None and not runs:
+        raise InvalidRequestError("approve: no function is run without run_tools=True")
+    return runs
+
+
 def reply_with_tools(
-    ask: Callable[[_Messages], Generation],
-    messages: str | Sequence[Mapping[str, Any]],
-    tools: Sequence[Any] | None,
-    max_rounds: int,
-    approve: Approve | None,
+    ask: Callable[[Conversation, Mapping[str, Any]], Generation],
+    messages: Conversation,
+    options: Mapping[str, Any],
 ) -> Generation:
     """Asks the model, runs the functions that its reply calls, asks again with their results, and so on until
     a reply calls none or the rounds are used up.
@@ -38,11 +54,10 @@ def reply_with_tools(
     fit, what the function raised, a refusal. An interrupt (KeyboardInterrupt and the like) goes through.
 
     Args:
-        ask: gives the reply to a conversation.
-        messages: the conversation, which is not changed.
-        tools: Python functions.
-        max_rounds: how many replies' calls are run at most.
-        approve: asked before each call; anything but True refuses it. None: every call is run.
+        ask: adds messages to the conversation, and the model's reply to them; the other argument are the
+            options for the reply.
+        messages: the first messages to add.
+        options: those of :meth:`gemlet.Model.chat`.
 
     Returns:
         The last reply, with all messages that were added (:attr:`Generation.messages`).
@@ -54,40 +69,45 @@ def reply_with_tools(
     ...     return 2 * x
     >>> calls = [ToolCall("double", {"x": 4})], []
     >>> replies = iter([Generation("", [], "stop", 1, 1, 0.0, 0.0, 1, 0, tool_calls=made) for made in calls])
-    >>> done = reply_with_tools(lambda messages: next(replies), "Hi", [double], 8, None)
+    >>> done = reply_with_tools(lambda messages, options: next(replies), "Hi", {"tools": [double]})
     >>> [(message["role"], message["content"]) for message in done.messages]
     [('assistant', ''), ('tool', '8'), ('assistant', '')]
     """
-    functions = _functions(tools)
-    if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or not 0 <= max_rounds <= _MOST_ROUNDS:
+    functions = _functions(options.get("tools"))
+    rounds = options.get("max_tool_rounds")
+    rounds = MOST_ROUNDS if rounds is None else rounds
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 0 <= rounds <= _LARGEST:
         raise InvalidRequestError(
-            f"max_tool_rounds: got {show(max_rounds)}, expected a number from 0 to {_MOST_ROUNDS}"
+            f"max_tool_rounds: got {show(rounds)}, expected a number from 0 to {_LARGEST}"
         )
+    approve = options.get("approve")
     if approve is not None and not callable(approve):
         raise InvalidRequestError(f"approve: got {show(approve)}, expected a function of the call, or None")
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}] if messages else []
-    conversation: _Messages = checked_messages(messages)
+    if options.get("continue_final_message"):
+        raise InvalidRequestError("continue_final_message: does not go together with run_tools")
+    asked = {name: value for name, value in options.items() if name not in _OWN}
+    is_text = isinstance(messages, str) and messages
+    reply = ask(messages if is_text else checked_messages(messages or []), asked)
     added: list[dict[str, Any]] = []
-    for done in range(max_rounds + 1):
-        reply = ask([*conversation, *added])
+    for _ in range(rounds):
         # A reply that was cut off may lack calls; it is for the caller to decide.
-        if not reply.tool_calls or reply.finish_reason != "stop" or done == max_rounds:
+        if not reply.tool_calls or reply.finish_reason != "stop":
             break
-        added.append(reply.message)
-        for call in reply.tool_calls:
-            added.append(
-                {
-                    "role": "tool",
-                    "tool_call_id": call.id,
-                    "name": call.name,
-                    "content": _run(functions, call, approve),
-                }
-            )
+        results = [
+            {
+                "role": "tool",
+                "tool_call_id": call.id,
+                "name": call.name,
+                "content": _run(functions, call, approve),
+            }
+            for call in reply.tool_calls
+        ]
+        added += [reply.message, *results]
+        reply = ask(results, asked)
     return dataclasses.replace(reply, earlier_messages=added)
 
 
-def _functions(tools: Sequence[Any] | None) -> dict[str, PythonTool]:
+def _functions(tools: Any) -> dict[str, PythonTool]:
     if not isinstance(tools, Sequence) or isinstance(tools, str | bytes) or not tools:
         raise InvalidRequestError("run_tools: there are no tools; expected tools=[a Python function, ...]")
     found: dict[str, PythonTool] = {}

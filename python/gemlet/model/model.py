@@ -12,29 +12,22 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.base.front_door import public
-from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Tools
+from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError
-from gemlet.generation.options import (
-    GenerationConfig,
-    GenerationOptions,
-    ManyGenerationOptions,
-    check_flag,
-    describes_options,
-    given_options,
-    resolve_config,
-)
+from gemlet.generation.async_stream import AsyncTextStream, run_async
+from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
-from gemlet.generation.stream import TextStream, run_to_end
-from gemlet.generation.tool_loop import Approve, reply_with_tools
-from gemlet.model.batch import ManyPrompts, Prompt
+from gemlet.generation.stream import TextStream
+from gemlet.model.batch import ManyPrompts, Prompt, same_form
+from gemlet.model.call_options import ManyTextOptions, TextOptions, takes_options
+from gemlet.model.chatting import Chatting
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
-from gemlet.model.kept_contexts import KeptContexts
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
+from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.model.reading import Reader
+from gemlet.model.remembering import Remembering
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -45,12 +38,12 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 
-class Model:
+class Model(Chatting, Remembering):
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
-    It may be shared by threads: each generation has a context of its own, and the forward passes of
-    concurrent generations take turns. Use it as a context manager, or call :meth:`close`, to give its memory
-    back; what is called on it afterwards raises :class:`~gemlet.errors.ModelClosedError`.
+    It may be shared by threads, and by tasks of an event loop: what is asked of it at a time advances
+    together, step by step. Use it as a context manager, or call :meth:`close`, to give its memory back; what
+    is called on it afterwards raises :class:`~gemlet.errors.ModelClosedError`.
 
     Attributes:
         config: what ``config.json`` says.
@@ -88,10 +81,11 @@ class Model:
         prompts: Prompts | None = None,
         spare_memory: int | None = None,
         not_followed: Mapping[str, Any] | None = None,
+        prefix_cache: PrefixCacheOptions | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self._chat_format = [chat_format]  # in a list, which copies of this object for conversations share
+        self.chat_format = chat_format
         self.end_ids = end_ids
         self.generation_config = generation_config or GenerationConfig()
         self.source = source
@@ -99,16 +93,13 @@ class Model:
         self.load_seconds = load_seconds
         self._prompts = prompts
         self._not_followed = dict(not_followed or {})
-        self._resident = resident = Resident(core, source, spare_memory, writes=prompts is None)
-        self.weights, self.kv_cache = resident.weights, resident.kv_cache
-        self.threads, self.decode_threads, self.tier = (
-            resident.threads,
-            resident.decode_threads,
-            resident.tier,
+        self._resident = own = Resident(
+            core, source, spare_memory, writes=prompts is None, prefix_cache=prefix_cache
         )
-        self.context_length, self.vocab_size = resident.context_length, resident.vocab_size
+        self.weights, self.kv_cache, self.tier = own.weights, own.kv_cache, own.tier
+        self.threads, self.decode_threads = own.threads, own.decode_threads
+        self.context_length, self.vocab_size = own.context_length, own.vocab_size
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
-        self._contexts: KeptContexts | None = None  # those of a conversation, in its own copy of this object
 
     def __repr__(self) -> str:
         return f"<gemlet.Model {self._resident!r}>"
@@ -121,9 +112,9 @@ class Model:
         self.close()
 
     def memory(self) -> dict[str, int]:
-        """Bytes in memory now: "weights", "embedding", "adapters", and "kv_cache" of all texts. And what one
-        token takes of the cache in layers without ("kv_cache_per_token") and with a window
-        ("kv_cache_per_window_token").
+        """Bytes in memory now: "weights", "embedding", "adapters", "kv_cache" of the texts that run, and
+        "prefix_cache" of what is only kept. And what one token takes of the cache in layers without
+        ("kv_cache_per_token") and with a window ("kv_cache_per_window_token").
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -134,23 +125,6 @@ class Model:
         """
         self._resident.check_open()
         return self._resident.core.memory()
-
-    @property
-    def chat_format(self) -> ChatFormat | None:
-        """How a conversation becomes a prompt; None where the model has no way. Another one may be assigned.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     model.chat_format
-        <gemlet.chat.GemmaFormat 'gemma'>
-        """
-        return self._chat_format[0]
-
-    @chat_format.setter
-    def chat_format(self, chat_format: ChatFormat | None) -> None:
-        if chat_format is not None and not isinstance(chat_format, ChatFormat):
-            raise InvalidRequestError(f"chat_format: got {show(chat_format)}, expected a ChatFormat or None")
-        self._chat_format[0] = chat_format
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -252,7 +226,7 @@ class Model:
         """
         self._resident.check_writes("logits")
         tokens = self._reader.checked(ids, "ids")
-        return all_logits(self._resident.core, self._adapters.find(adapter), tokens, self.source)
+        return all_logits(self._resident, self._adapters.find(adapter), tokens)
 
     @public
     def embed(
@@ -309,31 +283,22 @@ class Model:
         self,
         prompt: Prompt,
         config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[TextOptions],
     ) -> Generation: ...
     @overload
     def generate(
         self,
         prompt: ManyPrompts,
         config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        **options: Unpack[ManyGenerationOptions],
+        **options: Unpack[ManyTextOptions],
     ) -> list[Generation]: ...
     @public
-    @describes_options
+    @takes_options
     def generate(
         self,
         prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        **options: Unpack[ManyGenerationOptions],
+        **options: Unpack[ManyTextOptions],
     ) -> Generation | list[Generation]:
         """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
 
@@ -342,11 +307,12 @@ class Model:
 
         Args:
             prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
-            config: how to generate; None takes :attr:`generation_config`. The arguments behind ``adapter``
+            config: how to generate; None takes :attr:`generation_config`. The arguments behind ``timeout``
                 replace single values of it.
             adapter: the name of a loaded adapter to generate with; None: the model alone.
             allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
                 text from somebody else, takes it as plain characters.
+            timeout: seconds after which a text ends with what there is and the reason "timeout".
             (the options of GenerationConfig)
 
         Raises:
@@ -363,24 +329,21 @@ class Model:
         >>> first.text == second.text
         True
         """
-        self._resident.check_writes("generate")
-        given, defaults = given_options(options), self.generation_config
-        return self._requests.generate(prompt, config, defaults, given, adapter, allow_control)
+        prepared = self._requests.texts(prompt, config, options)
+        return same_form(prompt, self._requests.run(prepared))
 
     @public
-    @describes_options
+    @takes_options
     def stream(
         self,
-        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
+        prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[ManyTextOptions],
     ) -> TextStream:
         """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
 
-        The request is checked here; the work is done as the returned :class:`TextStream` is iterated.
+        The request is checked here; the work begins with the first chunk that is asked of the returned
+        :class:`TextStream`. Of several prompts the chunks come mixed, as they are written.
 
         Args:
             (the options of GenerationConfig)
@@ -390,100 +353,47 @@ class Model:
         ...     len(list(model.stream("The door", max_tokens=5, temperature=0)))
         5
         """
-        self._resident.check_writes("generate")
-        settings = resolve_config(config, given_options(options), self.generation_config)
-        return self._requests.continuation(prompt, settings, adapter, allow_control)
+        prepared = self._requests.texts(prompt, config, options)
+        return self._requests.stream(prepared)
 
     @public
-    @describes_options
-    def chat(
+    @takes_options
+    async def agenerate(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        thinking: bool = False,
-        continue_final_message: bool = False,
-        run_tools: bool = False,
-        max_tool_rounds: int = 8,
-        approve: Approve | None = None,
-        adapter: str | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> Generation:
-        """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
+        **options: Unpack[ManyTextOptions],
+    ) -> Generation | list[Generation]:
+        """:meth:`generate` for programs with an event loop. A task that is cancelled ends its texts.
 
-        Args:
-            messages: roles system (or developer), user and assistant, and tool for the result of a call;
-                where the format has no system role, a system message joins the first user turn. A string is
-                the only message, of the user. :attr:`Generation.message` is the reply in this form.
-            config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
-            adapter: as in :meth:`generate`.
-            tools: functions the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
-                "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
-                functions (:func:`gemlet.chat.describe_function`). Calls are in
-                :attr:`Generation.tool_calls`; nothing is called, except with ``run_tools``.
-            tool_choice: "auto", or "none" to leave the tools out.
-            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
-            continue_final_message: the last message is the beginning of the assistant's reply, which the
-                model goes on with. The text of the result is only what the model adds.
-            (the options of GenerationConfig)
+        >>> import asyncio, gemlet
+        >>> with gemlet.load() as model:
+        ...     asyncio.run(model.agenerate("The door", max_tokens=5)).completion_tokens
+        5
+        """
+        prepared = self._requests.texts(prompt, config, options)
+        stream = self._requests.stream(prepared, readable=True)
+        return same_form(prompt, await run_async(AsyncTextStream(stream)))
 
-        Raises:
-            UnsupportedError: the model has no chat format, or tools or thinking are asked of one without.
-            InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
+    @public
+    @takes_options
+    def astream(
+        self,
+        prompt: Prompt | ManyPrompts,
+        config: GenerationConfig | None = None,
+        **options: Unpack[ManyTextOptions],
+    ) -> AsyncTextStream:
+        """:meth:`stream` for programs with an event loop: ``async for chunk in model.astream(prompt)``.
+
+        The request is checked here. No thread waits for the text.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     reply = model.chat("Who is there?", max_tokens=6)
-        >>> reply.completion_tokens <= 6
-        True
+        ...     model.astream("The door")
+        <gemlet.AsyncTextStream not begun>
         """
-
-        asked: Any = {"tools": tools, "tool_choice": tool_choice, "thinking": thinking, "adapter": adapter}
-        asked |= {"continue_final_message": continue_final_message, **options}
-
-        def reply(messages: str | Sequence[Mapping[str, Any]]) -> Generation:
-            return run_to_end(self.stream_chat(messages, config, **asked))
-
-        if check_flag("run_tools", run_tools):
-            return reply_with_tools(reply, messages, tools, max_tool_rounds, approve)
-        if approve is not None:
-            raise InvalidRequestError("approve: no function is run without run_tools=True")
-        return reply(messages)
-
-    @public
-    @describes_options
-    def stream_chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        config: GenerationConfig | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        thinking: bool = False,
-        continue_final_message: bool = False,
-        adapter: str | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> TextStream:
-        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
-
-        Reasoning and calls of tools come as :attr:`Chunk.events`: a call in pieces as it is written, the
-        first with its name, and whole when it is complete. No function is called.
-
-        Args:
-            (the options of GenerationConfig)
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
-        4
-        """
-        self._resident.check_writes("chat")
-        settings = resolve_config(config, given_options(options), self.generation_config)
-        return self._requests.reply(
-            messages, settings, adapter, tools, tool_choice, thinking, continue_final_message
-        )
+        prepared = self._requests.texts(prompt, config, options)
+        return AsyncTextStream(self._requests.stream(prepared, readable=True))
 
     @property
     def _reader(self) -> Reader:
@@ -491,6 +401,5 @@ class Model:
 
     @property
     def _requests(self) -> Requests:
-        return Requests(
-            self._reader, self._adapters, self.chat_format, self.end_ids, self._not_followed, self._contexts
-        )
+        asked = self.generation_config, self._not_followed
+        return Requests(self._reader, self._adapters, self.chat_format, self.end_ids, *asked)

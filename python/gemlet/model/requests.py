@@ -1,4 +1,4 @@
-"""From what is asked of a model to the stream that answers: :class:`Requests`."""
+"""From what is asked of a model to what its engine computes: :class:`Requests`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gemlet import _core
+from gemlet.base.progress import reporting
+from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Tools
+from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation.answer import Answer, Prepared
-from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag, resolve_config
+from gemlet.generation.answer import Answer, Prepared, ends_of
+from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.sampling import make_sampler, warn_of_not_followed
-from gemlet.generation.stream import Context, TextStream, run_to_end
-from gemlet.model.batch import generate_all, prompts_of, seeds_of
-from gemlet.model.kept_contexts import KeptContexts
+from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
+from gemlet.generation.stream import AHEAD, TextStream, run_to_end
+from gemlet.model.batch import prompts_of, seeds_of
+from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
 
@@ -34,7 +33,7 @@ class Requests:
 
     Attributes:
         end_ids: the tokens that end every generation.
-        contexts: where the context of a stream comes from; None: it is a new one.
+        defaults: how to generate where a call does not say.
         not_followed: what the model's files ask for and gemlet does not do; emptied when it has been said.
     """
 
@@ -42,26 +41,37 @@ class Requests:
     adapters: LoadedAdapters
     chat_format: ChatFormat | None
     end_ids: frozenset[int]
+    defaults: GenerationConfig
     not_followed: dict[str, Any]
-    contexts: KeptContexts | None
 
-    def continuation(
-        self, prompt: object, settings: GenerationConfig, adapter: str | None, allow_control: bool
-    ) -> TextStream:
-        """A stream that continues ``prompt``, a text or token ids."""
-        return self._begin(self._encoded(prompt, allow_control), settings, adapter)
+    def texts(
+        self, prompt: object, config: GenerationConfig | None, options: Mapping[str, Any]
+    ) -> list[Prepared]:
+        """What continues ``prompt``, or each of several. All are checked before any is computed."""
+        self.reader.resident.check_writes("generate")
+        allow_control = check_flag("allow_control", options.get("allow_control"), True)
+        given = generation_options(options)
+        prompts = prompts_of(prompt)
+        names = ["prompt"] if prompts is None else [f"prompt[{i}]" for i in range(len(prompts))]
+        seeds = (
+            [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
+        )
+        prepared = []
+        for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
+            own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
+            ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
+            prepared.append(self._prepare(ids, own, options, name=name))
+        return prepared
 
     def reply(
         self,
         messages: str | Sequence[Mapping[str, Any]],
-        settings: GenerationConfig,
-        adapter: str | None,
-        tools: Tools | None,
-        tool_choice: str | Mapping[str, Any] | None,
-        thinking: bool,
-        continue_final_message: bool,
-    ) -> TextStream:
-        """A stream that replies to the conversation ``messages``; a string is a message of the user."""
+        config: GenerationConfig | None,
+        options: Mapping[str, Any],
+    ) -> Prepared:
+        """What replies to the conversation ``messages``; a string is a message of the user."""
+        self.reader.resident.check_writes("chat")
+        settings = resolve_config(config, generation_options(options), self.defaults)
         tokenizer, chat_format = self.reader.tokenizer, self.chat_format
         if chat_format is None or tokenizer is None:
             missing = "tokenizer" if tokenizer is None else "chat format"
@@ -72,74 +82,48 @@ class Requests:
             if not messages:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
-        thinking = check_flag("thinking", thinking)
-        declared, forced = chosen_tools(tools, tool_choice)
+        thinking = check_flag("thinking", options.get("thinking"))
+        tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
         if forced:
             raise UnsupportedError(
-                f"tool_choice: got {show(tool_choice)}, which needs a grammar for the reply; this gemlet has "
-                'none yet. Use "auto", and ask for the call in the prompt'
+                f"tool_choice: got {show(options.get('tool_choice'))}, which needs a grammar for the reply; "
+                'this gemlet has none yet. Use "auto", and ask for the call in the prompt'
             )
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=declared,
+            tools=tools,
             thinking=thinking,
-            continue_final_message=check_flag("continue_final_message", continue_final_message),
+            continue_final_message=check_flag(
+                "continue_final_message", options.get("continue_final_message")
+            ),
             most_tokens=self.reader.resident.context_length,
         )
         # A system message may ask for a thought too; the marker comes from the format alone.
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._begin(ids, settings, adapter, chat_format, declared)
+        return self._prepare(ids, settings, options, chat_format, tools)
 
-    def generate(
-        self,
-        prompt: object,
-        config: GenerationConfig | None,
-        defaults: GenerationConfig,
-        options: dict[str, Any],
-        adapter: str | None,
-        allow_control: bool,
-    ) -> Generation | list[Generation]:
-        """The continuation of ``prompt``, or of each of several. All are checked before any is computed."""
-        prompts = prompts_of(prompt)
-        if prompts is None:
-            return run_to_end(
-                self.continuation(prompt, resolve_config(config, options, defaults), adapter, allow_control)
-            )
-        prepared = []
-        for index, seed in enumerate(seeds_of(options.pop("seed", None), len(prompts))):
-            own = resolve_config(config, options if seed is None else {**options, "seed": seed}, defaults)
-            ids = self._encoded(prompts[index], allow_control, f"prompt[{index}]")
-            prepared.append(self._prepare(ids, own, adapter, name=f"prompt[{index}]"))
-        return generate_all(self.reader.resident, prepared, None)
+    def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
+        """The whole texts, with a bar on terminals where there are several."""
+        # Nobody reads slowly here.
+        stream = self.stream(prepared, ahead=max(one.answer.config.max_tokens for one in prepared))
+        with reporting(None if len(prepared) > 1 else False, "generating", len(prepared), "texts") as ended:
+            return run_to_end(stream, ended)
 
-    def _encoded(self, prompt: object, allow_control: bool, name: str = "prompt") -> object:
-        allow_control = check_flag("allow_control", allow_control, True)
-        return (
-            self.reader.encode(prompt, name, allow_control=allow_control)
-            if isinstance(prompt, str)
-            else prompt
-        )
-
-    def _begin(
-        self,
-        ids: object,
-        settings: GenerationConfig,
-        adapter: str | None,
-        chat_format: ChatFormat | None = None,
-        tools: Sequence[Any] = (),
+    def stream(
+        self, prepared: Sequence[Prepared], *, ahead: int = AHEAD, readable: bool = False
     ) -> TextStream:
+        """A stream of what was prepared. ``readable``: for those who wait in an event loop."""
         resident = self.reader.resident
-        prepared = self._prepare(ids, settings, adapter, chat_format, tools)
         return resident.begin(
             lambda: TextStream(
-                sequence=self._context(prepared.adapter, prepared.ids),
-                sampler=prepared.sampler,
-                prompt_ids=prepared.ids,
-                answer=prepared.answer,
+                prepared,
+                engine=resident.engine,
                 context_length=resident.context_length,
+                ahead=ahead,
+                readable=readable,
                 why_closed=resident.why_closed,
             )
         )
@@ -148,13 +132,14 @@ class Requests:
         self,
         ids: object,
         settings: GenerationConfig,
-        adapter: str | None,
+        options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
         tools: Sequence[Any] = (),
         name: str = "prompt",
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
+        check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if tokenizer is not None and chat_format is not None:
@@ -173,7 +158,14 @@ class Requests:
         limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
         config = self.reader.config
         limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
-        sampler, seed = make_sampler(settings, vocab_limit=limit, never=config.placeholder_ids)
+        sampler, seed = make_sampler(
+            settings,
+            vocab_limit=limit,
+            never=config.placeholder_ids,
+            end_ids=ends_of(settings, end_ids),
+            prompt_tokens=len(tokens),
+            tokenizer=tokenizer,
+        )
         answer = Answer(
             prompt_tokens=len(tokens),
             config=settings,
@@ -182,12 +174,5 @@ class Requests:
             decoder=decoder,
             reply_parser=reply_parser,
         )
-        return Prepared(tokens, answer, sampler, self.adapters.find(adapter))
-
-    def _context(self, adapter: _core.Adapter | None, ids: NDArray[np.int32]) -> Context:
-        core = self.reader.resident.core
-        return (
-            _core.TokenSequence(core, adapter)
-            if self.contexts is None
-            else self.contexts.begin(core, adapter, ids)
-        )
+        adapter = self.adapters.find(options.get("adapter"))
+        return Prepared(tokens, answer, sampler, adapter, check_timeout(options.get("timeout")))

@@ -53,7 +53,7 @@ from gemlet.weights.packed_file import FORMAT_VERSION, PackedCheckpoint
 if TYPE_CHECKING:
     from gemlet import _core
 
-__all__ = ["know_float16", "packed_copy"]
+__all__ = ["know_float16", "model_digest", "packed_copy"]
 
 _SAMPLES = 64  # of a file, spread over it: what a file rewritten within one tick of the clock differs in
 _SAMPLE_BYTES = 4096
@@ -171,7 +171,28 @@ def _is_as_made(entry: str) -> bool:
     return found == crc
 
 
+def model_digest(
+    files: ModelFiles, builder: _core.ModelBuilder, *, weights: str, kernels: tuple[str, ...]
+) -> bytes:
+    """32 bytes that tell the model in ``files`` from all others, as it is computed by ``kernels``.
+
+    Of each file they cover its size, the times of its last changes and samples of its content.
+    """
+    digest = _digest(files, builder, weights)
+    digest.update(repr(kernels).encode())
+    if files.packed is not None:
+        checkpoint = files.checkpoint
+        _add_files(
+            digest, [(checkpoint, name) for name in sorted({i.file for i in checkpoint.tensors.values()})]
+        )
+    return digest.digest()
+
+
 def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
+    return _digest(files, builder, weights).hexdigest()[:32]
+
+
+def _digest(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> hashlib._Hash:
     from gemlet import _core
 
     checkpoint = files.checkpoint
@@ -188,7 +209,7 @@ def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
         tensors = files.adapter.checkpoint
         sampled += [(tensors, file) for file in sorted({info.file for info in tensors.tensors.values()})]
     _add_files(digest, sampled)
-    return digest.hexdigest()[:32]
+    return digest
 
 
 def _add_files(digest: hashlib._Hash, sampled: Iterable[tuple[TensorFiles, str]]) -> None:
