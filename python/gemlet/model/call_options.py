@@ -15,6 +15,7 @@ from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 
 __all__ = [
     "ChatOptions",
+    "GenerateOptions",
     "ManyTextOptions",
     "TextOptions",
     "ToolOptions",
@@ -30,6 +31,7 @@ class _RequestOptions(TypedDict, total=False):
 
 class _OfText(_RequestOptions, total=False):
     allow_control: bool
+    echo: bool
 
 
 class TextOptions(_OfText, GenerationOptions, total=False):
@@ -37,7 +39,15 @@ class TextOptions(_OfText, GenerationOptions, total=False):
 
 
 class ManyTextOptions(_OfText, ManyGenerationOptions, total=False):
-    """Those where there may be several prompts."""
+    """Those where there may be several texts."""
+
+    n: int | None
+
+
+class GenerateOptions(ManyTextOptions, total=False):
+    """Those where all texts are written before any is given."""
+
+    best_of: int | None
 
 
 class ChatOptions(_RequestOptions, GenerationOptions, total=False):
@@ -59,12 +69,13 @@ class ToolOptions(ChatOptions, total=False):
 
 _DEFAULTS: dict[str, Any] = {
     "allow_control": True,
+    "echo": False,
     "thinking": False,
     "continue_final_message": False,
     "run_tools": False,
     "max_tool_rounds": MOST_ROUNDS,
 }
-_ALL = (TextOptions, ManyTextOptions, ChatOptions, ToolOptions)
+_ALL = (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, ToolOptions)
 _TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)

@@ -102,7 +102,9 @@ class Session:
         """
 
         def ask(added: Any, options: Mapping[str, Any]) -> Generation:
-            return run_to_end(self.stream_chat(added, config, **options))[0]
+            (reply,) = run_to_end(self.stream_chat(added, config, **options))
+            self._add_turn()
+            return reply
 
         if not runs_tools(options):
             return ask(message, options)
@@ -156,7 +158,9 @@ class Session:
         >>> second.prompt_tokens > first.prompt_tokens + 4
         True
         """
-        return run_to_end(self.stream(prompt, config, **options))[0]
+        (result,) = run_to_end(self.stream(prompt, config, **options))
+        self._add_turn()
+        return result
 
     @public
     def stream(
