@@ -165,6 +165,7 @@ def calls(on: Loaded) -> dict[str, Call]:
                 chat_format.reply_parser,
                 {"tokenizer": tokenizer, "prompt_ids": [2]},
             ),
+            f"{kind}.call_grammar": (chat_format.call_grammar, {"tools": [{"name": "f"}]}),
             f"{kind}.segments": (
                 chat_format.segments,
                 {"messages": [USER], "tools": None, "thinking": False, "add_generation_prompt": True},

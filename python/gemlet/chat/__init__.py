@@ -18,7 +18,7 @@ The other direction, from a reply's tokens to its text, its reasoning and its to
 
 from __future__ import annotations
 
-from gemlet.chat.base import ChatFormat, Segments
+from gemlet.chat.base import CallGrammar, ChatFormat, Segments
 from gemlet.chat.choice import chat_format_for
 from gemlet.chat.functiongemma import FUNCTION_GEMMA, FunctionGemmaFormat
 from gemlet.chat.functions import describe_function
@@ -47,6 +47,7 @@ __all__ = [
     "GEMMA",
     "GEMMA4_MARKERS",
     "SHIELD_GEMMA",
+    "CallGrammar",
     "ChatFormat",
     "Content",
     "FunctionGemmaFormat",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.chat.messages import check_flags, checked_tools
 from gemlet.chat.reply_readers import TokenReplyParser
-from gemlet.errors import ContextLengthError, InvalidRequestError
+from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["ChatFormat", "Segments"]
+__all__ = ["CallGrammar", "ChatFormat", "Segments"]
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
@@ -37,6 +38,22 @@ class Segments(list[tuple[str, bool]]):
     def text(self, text: str) -> None:
         """Appends ``text``, in which no control token is seen, whatever it spells."""
         self.append((text, False))
+
+
+@dataclass(frozen=True)
+class CallGrammar:
+    """A grammar of replies that call functions.
+
+    Attributes:
+        lark: its text; the rule of the whole reply is ``start``.
+        control: the control tokens that stand in it by their names.
+
+    >>> CallGrammar('start: "[now()]"', ()).control
+    ()
+    """
+
+    lark: str
+    control: tuple[str, ...]
 
 
 class ChatFormat(ABC):
@@ -105,6 +122,25 @@ class ChatFormat(ABC):
         >>> GEMMA.reply_parser(tokenizer, prompt).push(tokenizer.encode("Nobody", add_bos=False)[:1])
         [Content(text='No')]
         """
+
+    @public
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        """What a reply has to look like that calls one or more of the functions ``names``; of a single one,
+        just once.
+
+        Args:
+            tools: as of :meth:`render`.
+            names: those of functions in ``tools``; None for all of them.
+
+        Raises:
+            UnsupportedError: the format has no calls.
+            InvalidRequestError: a malformed tool, or none of the names is one.
+
+        >>> from gemlet.chat import GEMMA
+        >>> GEMMA.call_grammar([{"name": "now"}, {"name": "then"}], ["now"]).lark.splitlines()[1:3]
+        ['start: "[" call "]"', 'call: "now(" "" ")"']
+        """
+        raise UnsupportedError(f"tools: the chat format {self.name} has no calls of its own")
 
     @public
     def render(

@@ -29,7 +29,8 @@ from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
+from gemlet.chat.call_grammar import named_tools, native_grammar
 from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
@@ -144,6 +145,10 @@ class FunctionGemmaFormat(ChatFormat):
         if add_generation_prompt and before != "results":
             out.begin_turn("model")
         return out
+
+    @public
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        return native_grammar(*named_tools(tools, names), _TOKENS)
 
     @public
     def reply_parser(

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.base.front_door import public
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
+from gemlet.chat.call_grammar import named_tools, python_grammar
 from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import ToolResult, read_calls, tool_name
 from gemlet.chat.messages import checked_tools, json_value, role_of, text_parts
@@ -82,6 +83,10 @@ class GemmaFormat(ChatFormat):
         return out
 
     @public
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        return python_grammar(*named_tools(tools, names))
+
+    @public
     def reply_parser(
         self,
         tokenizer: Tokenizer,
@@ -90,9 +95,10 @@ class GemmaFormat(ChatFormat):
         tools: Tools | None = None,
         pieces: bool = False,
     ) -> TokenReplyParser:
-        if not tools:
+        declared = checked_tools(tools)
+        if not declared:
             return TokenReplyParser(tokenizer, _MARKERS, prompt_ids)
-        parameters = parameters_of(checked_tools(tools))
+        parameters = parameters_of(declared)
         return PromptedReplyParser(tokenizer, _MARKERS, prompt_ids, parameters=parameters, pieces=pieces)
 
     def _turns(self, messages: Messages, tools: Sequence[Any]) -> list[tuple[str, str]]:

@@ -33,7 +33,8 @@ from typing import Any, Literal
 
 from gemlet.base.front_door import public
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
+from gemlet.chat.call_grammar import named_tools, native_grammar
 from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
@@ -156,6 +157,10 @@ class Gemma4Format(ChatFormat):
         if add_generation_prompt:
             self._write_generation_prompt(out, around[-2], thinking)
         return out
+
+    @public
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        return native_grammar(*named_tools(tools, names), {})
 
     @public
     def reply_parser(

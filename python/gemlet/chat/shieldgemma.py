@@ -30,7 +30,7 @@ from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma import GEMMA
-from gemlet.chat.messages import checked_messages, text_parts
+from gemlet.chat.messages import checked_messages, checked_tools, text_parts
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -102,13 +102,15 @@ class ShieldGemmaFormat(ChatFormat):
         of one of the four in the model card.
 
         Raises:
-            InvalidRequestError: not one of both is given, or there is no such policy.
+            InvalidRequestError: both are given, or there is no such policy.
 
         >>> SHIELD_GEMMA.with_values(policy="hate").policy
         'hate'
         """
-        if (guideline is None) is (policy is None):
-            raise InvalidRequestError("guideline, policy: expected one of them")
+        if guideline is policy is None:
+            return self
+        if guideline is not None and policy is not None:
+            raise InvalidRequestError("guideline and policy are given; expected one of them")
         if policy is not None and policy not in POLICIES:
             raise InvalidRequestError(f"policy: got {show(policy)}, expected one of {', '.join(POLICIES)}")
         if guideline is not None and not isinstance(guideline, str):
@@ -118,7 +120,7 @@ class ShieldGemmaFormat(ChatFormat):
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
-        for asked, what in ((tools, "tools"), (thinking, "thinking")):
+        for asked, what in ((checked_tools(tools), "tools"), (thinking, "thinking")):
             if asked:
                 raise UnsupportedError(f"{what}: the chat format {self.name} has none; it judges texts only")
         read = checked_messages(messages)

@@ -21,7 +21,7 @@ from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma4_tools import read_list
 from gemlet.chat.hiding import Hiding
 from gemlet.chat.messages import (
@@ -155,6 +155,12 @@ class TemplateFormat(ChatFormat):
         hidden, stands_for = self._hiding.hide(values)
         text = self._run({**special, **hidden}, continue_final_message)
         return self._hiding.segments(text, stands_for)
+
+    @public
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        if self.base is None:
+            return super().call_grammar(tools, names)
+        return self.base.call_grammar(tools, names)
 
     @public
     def reply_parser(
