@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from gemlet.base.bench_defaults import PROMPT_LENGTHS, REPLY_LENGTHS
 from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
@@ -288,16 +289,18 @@ def _add_bench(commands: Any) -> None:
     )
     _add_access(parser)
     add_load_options(parser)
-    parser.add_argument(
-        "-p",
-        type=_counts,
-        default=[512],
-        metavar="N[,N]",
-        help="prompt lengths for pp; 0: none (default 512)",
-    )
-    parser.add_argument(
-        "-n", type=_counts, default=[128], metavar="N[,N]", help="token counts for tg; 0: none (default 128)"
-    )
+    for flag, what, default in (
+        ("-p", "prompt lengths for pp", PROMPT_LENGTHS),
+        ("-n", "token counts for tg", REPLY_LENGTHS),
+    ):
+        shown = ",".join(map(str, default))
+        parser.add_argument(
+            flag,
+            type=_counts,
+            default=list(default),
+            metavar="N[,N]",
+            help=f"{what}; 0: none (default {shown})",
+        )
     parser.add_argument(
         "-d", type=int, default=0, metavar="DEPTH", help="tokens already in the context (default 0)"
     )

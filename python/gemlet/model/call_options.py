@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.keyword_options import shows_options
+from gemlet.chat.base import Tools
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
+from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 
 __all__ = [
     "ChatOptions",
@@ -17,6 +19,7 @@ __all__ = [
     "ManyTextOptions",
     "PromptOptions",
     "TextOptions",
+    "ToolOptions",
     "generation_options",
     "takes_options",
 ]
@@ -50,7 +53,8 @@ class GenerateOptions(ManyTextOptions, total=False):
 
 
 class _OfChat(_RequestOptions, total=False):
-    tools: Sequence[Mapping[str, Any]] | None
+    tools: Tools | None
+    tool_choice: str | Mapping[str, Any] | None
     thinking: bool
     continue_final_message: bool
 
@@ -65,11 +69,24 @@ class PromptOptions(_OfChat, total=False):
     allow_control: bool
 
 
-_DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
-_TYPES = {
-    f"Unpack[{types.__name__}]": types
-    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions)
+class ToolOptions(ChatOptions, total=False):
+    """Those of a reply before which tools may be run."""
+
+    run_tools: bool
+    max_tool_rounds: int
+    approve: Approve | None
+
+
+_DEFAULTS: dict[str, Any] = {
+    "allow_control": True,
+    "echo": False,
+    "thinking": False,
+    "continue_final_message": False,
+    "run_tools": False,
+    "max_tool_rounds": MOST_ROUNDS,
 }
+_ALL = (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions, ToolOptions)
+_TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from gemlet.base.progress import reporting
 from gemlet.base.sampling_options import MOST_STOPS
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
+from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
 from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
@@ -97,10 +99,16 @@ class Requests:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
         thinking = check_flag("thinking", options.get("thinking"))
+        tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
+        if forced:
+            raise UnsupportedError(
+                f"tool_choice: got {show(options.get('tool_choice'))}, which needs a grammar for the reply; "
+                'this gemlet has none yet. Use "auto", and ask for the call in the prompt'
+            )
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=options.get("tools"),
+            tools=tools,
             thinking=thinking,
             continue_final_message=check_flag(
                 "continue_final_message", options.get("continue_final_message")
@@ -111,7 +119,7 @@ class Requests:
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._prepare(ids, settings, options, chat_format)
+        return self._prepare(ids, settings, options, chat_format, tools)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -151,6 +159,7 @@ class Requests:
         settings: GenerationConfig,
         options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
+        tools: Sequence[Any] = (),
         name: str = "prompt",
         echo: str = "",
     ) -> Prepared:
@@ -164,7 +173,7 @@ class Requests:
             if chat_format.stops:
                 stops = (*chat_format.stops, *settings.stop)[:MOST_STOPS]
                 settings = settings.replace(stop=stops)
-            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
+            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist(), tools=tools, pieces=True)
         elif tokenizer is not None:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:
