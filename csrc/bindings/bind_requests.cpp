@@ -22,6 +22,7 @@ constexpr std::chrono::milliseconds kSlice(20);
 constexpr double kMostSeconds = 1e9;
 
 using Seconds = std::chrono::duration<double>;
+using Mask = py::array_t<uint32_t, py::array::c_style>;
 
 // Longer than that is for ever.
 std::optional<std::chrono::nanoseconds> duration(const std::optional<double>& seconds, const char* name) {
@@ -139,6 +140,22 @@ void register_requests(py::module_& m) {
           "Raises the error that ended it.")
       .def(
           "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")
+      .def(
+          "set_mask",
+          [](const Ticket& ticket, int64_t position, const std::optional<Mask>& mask) {
+            TokenMask bits;
+            if (mask) {
+              if (mask->ndim() != 1 || mask->size() * 32 < ticket.width) {
+                fail(ErrorCode::kInvalidRequest, "the mask has ", mask->size(), " numbers in ", mask->ndim(),
+                     " dimensions, expected 32 bits in each and a bit for each of ", ticket.width, " ids");
+              }
+              bits.assign(mask->data(), mask->data() + mask->size());
+            }
+            ticket->set_mask(position, std::move(bits));
+          },
+          py::arg("position"), py::arg("mask"),
+          "Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the "
+          "lowest first; None: all. The engine chooses none before.")
       .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); })
       .def_property_readonly("read_tokens", [](const Ticket& ticket) { return ticket->read_tokens(); })
       .def_property_readonly(
@@ -179,7 +196,7 @@ void register_requests(py::module_& m) {
           [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,
              const std::shared_ptr<Event>& news, const std::string& wanted, int64_t max_tokens,
              std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter, int64_t priority,
-             const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt) {
+             const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt, bool masked) {
             RequestOptions options;
             options.wanted = wanted_of(wanted);
             options.prompt = token_ids(prompt);
@@ -194,16 +211,17 @@ void register_requests(py::module_& m) {
             }
             options.most_unread = most_unread;
             options.cache_salt = cache_salt;
+            options.masked = masked;
             const GilRelease release;
             return std::make_unique<Ticket>(engine.submit(std::move(options)), engine.row_width());
           },
           py::arg("prompt"), py::kw_only(), py::arg("sampler") = py::none(), py::arg("news").none(false),
           py::arg("wanted") = "text", py::arg("max_tokens") = 1, py::arg("end_ids") = std::vector<int32_t>(),
           py::arg("adapter") = py::none(), py::arg("priority") = 0, py::arg("timeout") = py::none(),
-          py::arg("most_unread") = 16, py::arg("cache_salt") = 0,
+          py::arg("most_unread") = 16, py::arg("cache_salt") = 0, py::arg("masked") = false,
           "Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those "
-          "after "
-          "each token, 'embedding' is for models that make embeddings.")
+          "after each token, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for "
+          "Request.set_mask().")
       .def_property_readonly("prefix_cache", &Engine::prefix_cache, "What it keeps of texts that have ended.")
       .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
            "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")

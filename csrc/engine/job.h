@@ -24,6 +24,7 @@ struct Job {
   std::vector<int32_t> ids;  // prompt and generated
   std::unique_ptr<Sampler> sampler;
   bool paused = false;                                    // its reader is slow
+  std::vector<float> held = {};                           // the logits of its next token, whose mask is missing
   int64_t kept_blocks = 0;                                // that the prefix cache has
   std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
 
@@ -32,6 +33,7 @@ struct Job {
   int64_t remaining() const { return static_cast<int64_t>(ids.size()) - kv.length(); }  // tokens to compute
   bool is_ready() const { return !reading || reading->is_done.load(std::memory_order_acquire); }
   bool is_writing() const { return remaining() == 1; }
+  bool waits_for_reader() const { return paused || !held.empty(); }
   // Of which at most so many in one step.
   int64_t most_tokens() const { return wanted() == Wanted::kLogits ? std::min(remaining(), kLogitsRows) : remaining(); }
   std::span<const int32_t> next(int64_t tokens) const {

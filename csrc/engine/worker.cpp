@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 namespace gemlet {
 namespace {
@@ -25,6 +26,7 @@ Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)
 // Returns false if there was nothing to compute.
 bool Worker::step() {
   collect();
+  choose_held();
   begin_waiting();
   const std::vector<Scheduler::Part> parts = scheduler_.plan(times_.prompt_tokens());
   if (parts.empty()) return false;
@@ -203,6 +205,7 @@ void Worker::make_room(const Error& error) {
   if (Job* const job = scheduler_.victim()) {
     job->kv = KvTable(model_->kv(), true);
     job->kept_blocks = 0;
+    job->held.clear();
     scheduler_.put_back(job);
     const Lock lock(fork_safe_mutex());
     ++stats.preemptions;
@@ -216,10 +219,23 @@ int64_t Worker::row_width() const {
   return config.bidirectional ? config.embedding_size() : config.vocab_size;
 }
 
+// Calls next(), which returns whether the job has ended.
+template <typename Next>
+void Worker::hand_out(Job* job, Ends& ends, Next next) {
+  try {
+    const FinishReason reason = next();
+    job->request->options.news->notify();
+    if (reason != FinishReason::kNone) ends.ended.emplace_back(job, reason);
+  } catch (const Error& error) {
+    ends.failed.emplace_back(job, error);
+  } catch (const std::bad_alloc&) {
+    ends.failed.emplace_back(job, Error(ErrorCode::kMemory, "there is no memory for what a request computed"));
+  }
+}
+
 // What the pass computed goes to the readers.
 void Worker::hand_out(const Parts& parts) {
-  std::vector<std::pair<Job*, FinishReason>> ended;
-  std::vector<std::pair<Job*, Error>> failed;
+  Ends ends;
   for (size_t i = 0; i < parts.size(); ++i) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
@@ -234,19 +250,30 @@ void Worker::hand_out(const Parts& parts) {
       continue;
     }
     const float* const values = outputs_.as<float>() + rows_[i] * row_width();
-    try {
-      const FinishReason reason =
-          job->wanted() == Wanted::kText ? next_token(*job, values) : next_rows(*job, values, parts[i].tokens);
-      request.options.news->notify();
-      if (reason != FinishReason::kNone) ended.emplace_back(job, reason);
-    } catch (const Error& error) {
-      failed.emplace_back(job, error);
-    } catch (const std::bad_alloc&) {
-      failed.emplace_back(job, Error(ErrorCode::kMemory, "there is no memory for what a request computed"));
-    }
+    hand_out(job, ends, [&] {
+      return job->wanted() == Wanted::kText ? next_token(*job, values, false)
+                                            : next_rows(*job, values, parts[i].tokens);
+    });
   }
-  for (const auto& [job, reason] : ended) end(job, reason);
-  for (const auto& [job, error] : failed) end(job, FinishReason::kFailed, &error);
+  end(ends);
+}
+
+// The next tokens of texts that waited for a mask which is there now.
+void Worker::choose_held() {
+  Ends ends;
+  for (const auto& job : scheduler_.running()) {
+    if (job->held.empty() || !mask_of(*job)) continue;
+    const std::vector<float> logits = std::exchange(job->held, {});
+    hand_out(job.get(), ends, [&] { return next_token(*job, logits.data(), true); });
+  }
+  end(ends);
+}
+
+// Which tokens the reader lets be next; null if it has not said so yet.
+std::shared_ptr<const TokenMask> Worker::mask_of(const Job& job) {
+  const Lock lock(fork_safe_mutex());
+  const Request& request = *job.request;
+  return request.mask_position_ == request.generated_.size() ? request.mask_ : nullptr;
 }
 
 // Under fork_safe_mutex(): the time of this step counts for the request. `wrote`: it got a token.
@@ -261,16 +288,25 @@ void Worker::count_step(Request& request, bool wrote) const {
   request.has_first_ |= wrote;
 }
 
-// Chooses the next token of a text from its logits.
-FinishReason Worker::next_token(Job& job, const float* logits) {
+// Chooses the next token of a text from its logits, or keeps them until its mask is there. `held`: they were kept.
+FinishReason Worker::next_token(Job& job, const float* logits, bool held) {
   Request& request = *job.request;
   const RequestOptions& options = request.options;
-  const int32_t id = job.sampler->sample({logits, static_cast<size_t>(row_width())}, job.ids);
+  const auto width = static_cast<size_t>(row_width());
+  const std::shared_ptr<const TokenMask> mask = options.masked ? mask_of(job) : nullptr;
+  if (options.masked && !mask) {
+    job.held.assign(logits, logits + width);
+    const Lock lock(fork_safe_mutex());
+    count_step(request, false);
+    return FinishReason::kNone;
+  }
+  const std::span<const uint32_t> allowed = mask ? std::span(*mask) : std::span<const uint32_t>();
+  const int32_t id = job.sampler->sample({logits, width}, job.ids, allowed);
   const bool is_end = std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
   if (!is_end) job.ids.push_back(id);
   {
     const Lock lock(fork_safe_mutex());
-    count_step(request, true);
+    held ? void(request.has_first_ = true) : count_step(request, true);
     if (!is_end) {
       request.generated_.push_back(id);
       ++stats.generated_tokens;
@@ -318,6 +354,11 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     stats.prefix_cache_bytes = cache.bytes();
   }
   request.options.news->notify();
+}
+
+void Worker::end(const Ends& ends) {
+  for (const auto& [job, reason] : ends.ended) end(job, reason);
+  for (const auto& [job, error] : ends.failed) end(job, FinishReason::kFailed, &error);
 }
 
 void Worker::end_all(FinishReason reason, const Error* error) {

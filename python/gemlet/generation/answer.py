@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.chat.reply import ReplyEvent, collect
+from gemlet.generation.masked import GrammarPlan
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import FinishReason, Generation
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
@@ -100,10 +101,11 @@ class Answer:
 @dataclass(frozen=True)
 class Prepared:
     """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
-    after ``timeout`` seconds."""
+    after ``timeout`` seconds. Its text follows the grammar of ``plan``."""
 
     ids: NDArray[np.int32]
     answer: Answer
     sampler: _core.Sampler
     adapter: _core.Adapter | None
     timeout: float | None = None
+    plan: GrammarPlan | None = None

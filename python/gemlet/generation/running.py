@@ -13,6 +13,7 @@ from gemlet import _core
 from gemlet.chat.reply import Content, ReplyEvent
 from gemlet.errors import GemletError
 from gemlet.generation.answer import Prepared, Timing
+from gemlet.generation.masked import Masks
 from gemlet.generation.result import Chunk, FinishReason, Generation
 
 __all__ = ["Engine", "RunningText"]
@@ -29,6 +30,7 @@ class _Request(Protocol):
     def times(self) -> tuple[float, float, float, int]: ...
     def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
     def cancel(self) -> None: ...
+    def set_mask(self, position: int, mask: NDArray[np.uint32] | None) -> None: ...
 
 
 class Engine(Protocol):
@@ -45,6 +47,7 @@ class Engine(Protocol):
         adapter: _core.Adapter | None,
         timeout: float | None,
         most_unread: int,
+        masked: bool,
     ) -> _Request: ...
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
 
@@ -62,6 +65,7 @@ class RunningText:
         self.result: Generation | None = None
         self.is_over = True
         self._prepared = prepared
+        self._masks = None if prepared.plan is None else Masks(prepared.plan)
         self._index = index
         self._context_length = context_length
         self._request: _Request | None = None
@@ -91,8 +95,10 @@ class RunningText:
             adapter=prepared.adapter,
             timeout=prepared.timeout,
             most_unread=ahead,
+            masked=self._masks is not None,
         )
         self.is_over = False
+        self._next_mask([])
 
     def read(self) -> None:
         """Takes what the engine has for this text. Does not wait."""
@@ -105,7 +111,28 @@ class RunningText:
             return
         self._ids.extend(ids)
         if reason is not None:
-            self._reason, self.is_over = cast(FinishReason, reason), True
+            self._reason, self.is_over = self._reason or cast(FinishReason, reason), True
+        self._next_mask(ids)
+
+    def _next_mask(self, ids: Sequence[int]) -> None:
+        """Behind ``ids``: says which token may be next. The engine computes its logits meanwhile."""
+        masks, request = self._masks, self._request
+        if masks is None or request is None or masks.is_complete or self._error is not None:
+            return
+        if not ids and masks.count:
+            return
+        try:
+            masks.push(ids)
+            mask = masks.next()
+        except GemletError as error:
+            self._error = error
+            request.cancel()
+            return
+        if masks.is_complete:  # the end token need not be waited for
+            self._reason = "stop"
+            request.cancel()
+        elif not self.is_over:
+            request.set_mask(masks.count, mask)
 
     def next_chunk(self) -> Chunk | None:
         """The next chunk, if there is one. The last one ends the text."""
@@ -117,6 +144,8 @@ class RunningText:
             written = len(self.answer.token_ids)
             if reason is None and self.prompt_tokens + written > self._context_length:
                 reason = "context"
+            if reason == "length" and not self._ids and self._is_complete:
+                self.answer.ended, reason = True, "stop"
             return (
                 self._chunk(events, [token_id], None)
                 if reason is None
@@ -140,6 +169,10 @@ class RunningText:
         held_back, self.result = self.answer.end(reason, timing)
         self.cancel()
         return self._chunk([*events, *held_back], token_ids, self.result.finish_reason)
+
+    @property
+    def _is_complete(self) -> bool:
+        return self._masks is not None and self._masks.is_complete
 
     def cancel(self) -> None:
         """The engine may stop. Does not wait."""
