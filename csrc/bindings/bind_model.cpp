@@ -155,7 +155,18 @@ void register_model(py::module_& m) {
   m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
-      .def_property_readonly("bytes", &Adapter::bytes);
+      .def_property_readonly("bytes", &Adapter::bytes)
+      .def_property_readonly(
+          "digest",
+          [](const Adapter& adapter) {
+            std::string text;
+            for (const uint8_t byte : adapter.digest()) {
+              text.push_back("0123456789abcdef"[byte >> 4]);
+              text.push_back("0123456789abcdef"[byte & 15]);
+            }
+            return text;
+          },
+          "What AdapterBuilder.finish() was given, in hexadecimal.");
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })

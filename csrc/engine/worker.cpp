@@ -343,6 +343,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     cache.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
+  const int64_t cached_bytes = cache.bytes();
   {
     const Lock lock(fork_safe_mutex());
     request.reason_ = reason;
@@ -351,7 +352,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     live.erase(std::find(live.begin(), live.end(), owned->request));
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
-    stats.prefix_cache_bytes = cache.bytes();
+    stats.prefix_cache_bytes = cached_bytes;
   }
   request.options.news->notify();
 }

@@ -321,7 +321,6 @@ def _ignore(server: RunningServer) -> None:
         server.post(CHAT, {"messages": QUESTION})
 
 
-@pytest.mark.skipif(not hasattr(gemlet.Model, "astream"), reason="needs the engine's asynchronous interface")
 def test_the_command() -> None:
     """gemlet serve answers, writes its log as lines of JSON, and SIGTERM ends it with 0."""
     command = [sys.executable, "-m", "gemlet", "serve", "--port", "0"]

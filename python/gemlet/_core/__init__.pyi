@@ -26,6 +26,7 @@ __all__: list[str] = [
     "ModelBuilder",
     "ModelConfig",
     "News",
+    "PrefixCache",
     "Request",
     "Sampler",
     "SequenceBreakers",
@@ -135,6 +136,11 @@ class Adapter:
     """
     @property
     def bytes(self) -> int: ...
+    @property
+    def digest(self) -> str:
+        """
+        What AdapterBuilder.finish() was given, in hexadecimal.
+        """
 
 class Model:
     """
@@ -336,9 +342,9 @@ class AdapterBuilder:
         """
         The same for rows in an array.
         """
-    def finish(self) -> Adapter:
+    def finish(self, digest: bytes = b"") -> Adapter:
         """
-        The adapter; the builder is spent afterwards.
+        The adapter; the builder is spent afterwards. `digest`: 32 bytes of its content, by which a prefix cache on disk knows it.
         """
     def rows_bytes(self, name: str, count: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
@@ -458,6 +464,44 @@ class TokenSequence:
     @property
     def token_ids(self) -> list[int]: ...
 
+class PrefixCache:
+    """
+    Keys and values of texts that have ended.
+    """
+    def load(
+        self,
+        ids: numpy.ndarray | list[int],
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
+        at: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        adapter: Adapter | None = None,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
+        """
+        Keeps what save() has written from byte `at` to the end of the file. Returns of how many tokens.
+        """
+    def nearest(
+        self,
+        ids: numpy.ndarray | list[int],
+        *,
+        adapter: Adapter | None = None,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> tuple[int, int, list[int]]:
+        """
+        Of the kept text that has the most first tokens in common with `ids`: how many that are, how many of them a text can begin with, and the tokens that the kept text goes on with, a few.
+        """
+    def save(
+        self,
+        ids: numpy.ndarray | list[int],
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        adapter: Adapter | None = None,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
+        """
+        Appends what is kept of a text to an open file. Returns of how many tokens.
+        """
+
 class News:
     """
     A number that changes when a request has tokens to take, or has ended.
@@ -510,9 +554,12 @@ class Engine:
         most_running: typing.SupportsInt | typing.SupportsIndex = 32,
         kv_bytes: typing.SupportsInt | typing.SupportsIndex = 9223372036854775807,
         prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        prefix_cache_folder: str | None = None,
+        prefix_cache_folder_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        model_digest: bytes = b"",
     ) -> None:
         """
-        Texts that advance together at most, and bytes for keys and values besides those of one whole context.
+        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model.
         """
     def close(self) -> None:
         """
@@ -548,6 +595,11 @@ class Engine:
     ) -> None:
         """
         Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.
+        """
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        """
+        What it keeps of texts that have ended.
         """
 
 def available_memory(*, files: str = "") -> int:

@@ -8,6 +8,8 @@ every row a length of its own.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -118,7 +120,17 @@ class AdapterFiles:
                 raise TensorError(f"{self._where(own.tensor)}: {problem}") from None
         if len(self._stored_rows()) < len(self.terms.own_rows):
             builder.share_rows()
-        return builder.finish()
+        return builder.finish(self.digest())
+
+    def digest(self) -> bytes:
+        """32 bytes of its content: of all files with its tensors, and what it makes of them."""
+        found = hashlib.blake2b(repr(self.terms).encode(), digest_size=32)
+        for name in sorted({info.file for info in self.checkpoint.tensors.values()}):
+            descriptor, at = self.checkpoint.files.descriptor(name), 0
+            while part := os.pread(descriptor, _BLOCK_BYTES, at):
+                found.update(part)
+                at += len(part)
+        return found.digest()
 
     def _add_experts(
         self,

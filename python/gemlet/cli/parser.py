@@ -161,7 +161,8 @@ def _add_inspect(commands: Any) -> None:
     _add_access(parser)
     add_load_options(
         parser,
-        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk", "matformer"),
+        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
+        *("prefix_cache", "prefix_cache_size", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run_inspect)

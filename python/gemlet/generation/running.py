@@ -57,6 +57,7 @@ class RunningText:
 
     Attributes:
         result: the whole generation, once the text has ended.
+        prompt_ids: int32 ``[n]``.
         is_over: whether the engine has given back what the text took.
     """
 
@@ -64,7 +65,9 @@ class RunningText:
         self.answer = prepared.answer
         self.result: Generation | None = None
         self.is_over = True
-        self._prepared = prepared
+        self.prompt_ids = prepared.ids
+        self._prepared: Prepared | None = prepared  # until it begins
+        self._read_tokens = 0
         self._masks = None if prepared.plan is None else Masks(prepared.plan)
         self._index = index
         self._context_length = context_length
@@ -76,16 +79,19 @@ class RunningText:
     @property
     def prompt_tokens(self) -> int:
         """How many tokens the prompt has."""
-        return len(self._prepared.ids)
+        return len(self.prompt_ids)
 
     @property
     def read_tokens(self) -> int:
         """How many of them have been read."""
-        return 0 if self._request is None else self._request.read_tokens
+        if self._request is not None:
+            self._read_tokens = self._request.read_tokens
+        return self._read_tokens
 
     def begin(self, engine: Engine, news: _core.News, ahead: int) -> None:
         """Asks the engine for the text, of which it writes ``ahead`` tokens more than were taken."""
         prepared, config = self._prepared, self.answer.config
+        assert prepared is not None
         self._request = engine.submit(
             prepared.ids,
             sampler=prepared.sampler,
@@ -97,6 +103,7 @@ class RunningText:
             most_unread=ahead,
             masked=self._masks is not None,
         )
+        self._prepared = None  # and with it the adapter
         self.is_over = False
         self._next_mask([])
 
@@ -108,31 +115,32 @@ class RunningText:
             ids, reason, _ = self._request.take()
         except GemletError as error:
             self._error, self.is_over = error, True
-            return
-        self._ids.extend(ids)
-        if reason is not None:
-            self._reason, self.is_over = self._reason or cast(FinishReason, reason), True
-        self._next_mask(ids)
+        else:
+            self._ids.extend(ids)
+            if reason is not None:
+                self._reason, self.is_over = self._reason or cast(FinishReason, reason), True
+            if ids:
+                self._next_mask(ids)
+        self._forget()
 
     def _next_mask(self, ids: Sequence[int]) -> None:
         """Behind ``ids``: says which token may be next. The engine computes its logits meanwhile."""
         masks, request = self._masks, self._request
-        if masks is None or request is None or masks.is_complete or self._error is not None:
+        if masks is None or request is None or masks.is_complete:
             return
-        if not ids and masks.count:
+        if self._error is not None or self.result is not None:
             return
         try:
             masks.push(ids)
             mask = masks.next()
+            if masks.is_complete:  # the end token need not be waited for
+                self._reason = "stop"
+                request.cancel()
+            elif not self.is_over:
+                request.set_mask(masks.count, mask)
         except GemletError as error:
             self._error = error
             request.cancel()
-            return
-        if masks.is_complete:  # the end token need not be waited for
-            self._reason = "stop"
-            request.cancel()
-        elif not self.is_over:
-            request.set_mask(masks.count, mask)
 
     def next_chunk(self) -> Chunk | None:
         """The next chunk, if there is one. The last one ends the text."""
@@ -146,11 +154,9 @@ class RunningText:
                 reason = "context"
             if reason == "length" and not self._ids and self._is_complete:
                 self.answer.ended, reason = True, "stop"
-            return (
-                self._chunk(events, [token_id], None)
-                if reason is None
-                else self.end(reason, events, [token_id])
-            )
+            if reason is None:
+                return self._chunk(events, [token_id], None)
+            return self.end(reason, events, [token_id])
         if self._error is not None:
             raise self._error
         if self._reason is None:
@@ -168,11 +174,18 @@ class RunningText:
             timing.cached_tokens = self._request.cached_tokens
         held_back, self.result = self.answer.end(reason, timing)
         self.cancel()
+        self._forget()
         return self._chunk([*events, *held_back], token_ids, self.result.finish_reason)
 
     @property
     def _is_complete(self) -> bool:
         return self._masks is not None and self._masks.is_complete
+
+    def _forget(self) -> None:
+        """Lets go of the request, and with it of the adapter, once both sides have ended it."""
+        if self.is_over and self.result is not None and self._request is not None:
+            self._read_tokens = self._request.read_tokens
+            self._request = None
 
     def cancel(self) -> None:
         """The engine may stop. Does not wait."""

@@ -24,7 +24,9 @@ from gemlet.model.call_options import ChatOptions, ManyTextOptions, TextOptions,
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
+from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.model.reading import Reader
+from gemlet.model.remembering import Remembering
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 
-class Model:
+class Model(Remembering):
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
     It may be shared by threads, and by tasks of an event loop: what is asked of it at a time advances
@@ -79,6 +81,7 @@ class Model:
         prompts: Prompts | None = None,
         spare_memory: int | None = None,
         not_followed: Mapping[str, Any] | None = None,
+        prefix_cache: PrefixCacheOptions | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -90,7 +93,9 @@ class Model:
         self.load_seconds = load_seconds
         self._prompts = prompts
         self._not_followed = dict(not_followed or {})
-        self._resident = own = Resident(core, source, spare_memory, writes=prompts is None)
+        self._resident = own = Resident(
+            core, source, spare_memory, writes=prompts is None, prefix_cache=prefix_cache
+        )
         self.weights, self.kv_cache, self.tier = own.weights, own.kv_cache, own.tier
         self.threads, self.decode_threads = own.threads, own.decode_threads
         self.context_length, self.vocab_size = own.context_length, own.vocab_size
@@ -107,9 +112,9 @@ class Model:
         self.close()
 
     def memory(self) -> dict[str, int]:
-        """Bytes in memory now: "weights", "embedding", "adapters", and "kv_cache" of all texts. And what one
-        token takes of the cache in layers without ("kv_cache_per_token") and with a window
-        ("kv_cache_per_window_token").
+        """Bytes in memory now: "weights", "embedding", "adapters", "kv_cache" of the texts that run, and
+        "prefix_cache" of what is only kept. And what one token takes of the cache in layers without
+        ("kv_cache_per_token") and with a window ("kv_cache_per_window_token").
 
         >>> import gemlet
         >>> with gemlet.load() as model:

@@ -54,13 +54,13 @@ _OPTIONS: Mapping[str, Kind] = {
             "min_p",
             "seed",
             "presence_penalty",
+            "typical_p",
             "frequency_penalty",
         )
     },
     **dict.fromkeys(_RUNNER, Ignored()),
     "repeat_last_n": Refused("gemlet's penalty counts the whole text", -1),
     "tfs_z": Refused("gemlet does not do this", 1, 1.0),
-    "typical_p": Refused("gemlet does not do this yet", 1, 1.0),
     "mirostat": Refused("gemlet does not do this", 0),
     "penalize_newline": Refused("gemlet's penalty counts the whole text", True),
 }
