@@ -48,12 +48,11 @@ class Grammar:
         self.size = vocabulary.size
         self.text_ids = vocabulary.text_ids
         self.usable_ids = vocabulary.text_ids | bits_of(vocabulary.ids_of(text.control), vocabulary.size + 1)
-        self._vocabulary = vocabulary
         self._matcher = matcher
 
     def begin(self) -> GrammarState:
         """The state at the beginning of a text."""
-        with self._vocabulary.lock:
+        with _lock:
             return GrammarState(self, self._matcher.deep_copy())
 
 
@@ -119,7 +118,6 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._llguidance = _import()
-        self.lock = threading.Lock()
         self.size = tokenizer.vocab_size
         self.names = tokenizer.named_tokens
         tokens = tokenizer.token_bytes()
@@ -134,14 +132,14 @@ class _Vocabulary:
         return [self.names[name] for name in names]
 
     def compile(self, text: GrammarText) -> Grammar:
-        with self.lock:
+        with _lock:
             known = self._grammars.get(text)
             if known is not None:
                 self._grammars.move_to_end(text)
                 return known
         _try(text)
         module = self._llguidance
-        with self.lock:
+        with _lock:
             if self._tokenizer is None:
                 self._tokenizer = module.LLTokenizer(module.TokenizerWrapper(self._wrapped))
                 self._wrapped = _Tokens([], [])
@@ -150,7 +148,7 @@ class _Vocabulary:
         if matcher.is_error():
             raise _refused(text.name, matcher.get_error())
         grammar = Grammar(text, self, matcher)
-        with self.lock:
+        with _lock:
             self._grammars[text] = grammar
             while len(self._grammars) > _KEPT:
                 self._grammars.popitem(last=False)
@@ -217,18 +215,10 @@ def _not_started() -> GemletError:
     )
 
 
-def _forget() -> None:
-    """In a forked child: some thread of the parent may hold the lock."""
-    global _lock
-    _lock = threading.Lock()
-    for vocabulary in _vocabularies.values():
-        vocabulary.lock = threading.Lock()
-
-
-_lock = threading.Lock()
+_lock = threading.RLock()  # of what follows; also while llguidance is imported or has a lock of its own
 _vocabularies: WeakKeyDictionary[Tokenizer, _Vocabulary] = WeakKeyDictionary()
 _process = LimitedProcess(
     grammar_worker.__file__, grammar_worker.HELLO, _folders, _not_started
 ).end_with_python()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # a child would wait for ever for what another thread was doing
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
