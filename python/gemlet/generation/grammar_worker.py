@@ -19,7 +19,7 @@ import sys
 import threading
 from typing import Any
 
-CPU_SECONDS = 2.0  # for a grammar
+CPU_SECONDS = 1.0  # for a grammar
 HELLO = b"gemlet grammars\n"
 MEMORY = 192 << 20  # bytes beside those of the process before its first grammar
 STACK = 512 << 10

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import gemlet
-from support.processes import in_fork
+from support.hostile_grammars import HOSTILE
+from support.processes import in_fork, peak, resident
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
 
@@ -43,3 +45,14 @@ def without_llguidance() -> list[str]:
     except gemlet.GemletError as error:
         return [type(error).__name__, str(error)]
     return []
+
+
+def peak_of_hostile() -> float:
+    """By how many MiB this process has grown at most, after a text of each hostile grammar."""
+    with gemlet.load() as model:
+        model.generate("It was", choice=["fine"], max_tokens=9)
+        before = resident()
+        for options in HOSTILE.values():
+            with contextlib.suppress(gemlet.InvalidRequestError):
+                model.generate("It was", max_tokens=60, temperature=5.0, seed=1, **options())
+        return peak() - before
