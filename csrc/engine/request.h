@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/event.h"
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
 
@@ -38,6 +39,7 @@ struct RequestOptions {
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
   int64_t max_tokens = 1;                     // at least 1
   bool masked = false;                        // no token of a kText is chosen before set_mask() for it
+  std::optional<size_t> logprobs;             // give those of each token, and of so many of the likeliest
   int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
   int64_t most_unread = 16;                   // the request pauses while its reader has so many tokens to take
@@ -49,6 +51,7 @@ class Request {
  public:
   struct Output {
     std::vector<int32_t> ids;                   // chosen since the last take()
+    std::vector<Logprobs> logprobs;             // of each of them, if they are wanted
     std::vector<float> values;                  // [rows, width] since the last take(): logits, or the embedding
     FinishReason reason = FinishReason::kNone;  // not kNone: these are the last ones
   };
@@ -56,8 +59,9 @@ class Request {
   struct Times {
     double waiting = 0;  // until its first pass
     double reading = 0;  // in passes up to its first token
-    double writing = 0;  // in passes after that
-    int64_t steps = 0;   // passes after that
+    double writing = 0;  // in steps after that
+    int64_t steps = 0;   // after that
+    int64_t tokens = 0;  // chosen after that, an end token too
   };
 
   explicit Request(RequestOptions asked) : options(std::move(asked)) {}
@@ -85,6 +89,7 @@ class Request {
 
   std::vector<int32_t> generated_;
   size_t taken_ = 0;                       // of them
+  std::vector<Logprobs> logprobs_;         // of those that were not taken
   std::shared_ptr<const TokenMask> mask_;  // of the next one, if there were mask_position_ when it came
   size_t mask_position_ = 0;
   std::vector<float> values_;  // that wait for the reader
@@ -96,9 +101,10 @@ class Request {
   const RequestOptions::Clock::time_point submitted_ = RequestOptions::Clock::now();
   std::optional<RequestOptions::Clock::time_point> began_;
   Times times_;
-  bool has_first_ = false;         // token
-  Event* engine_event_ = nullptr;  // to be told when the reader takes or cancels
-  uint32_t forks_ = 0;             // the process that computes it
+  RequestOptions::Clock::time_point counted_;  // until when times_ are complete
+  bool has_first_ = false;                     // token
+  Event* engine_event_ = nullptr;              // to be told when the reader takes or cancels
+  uint32_t forks_ = 0;                         // the process that computes it
 };
 
 }  // namespace gemlet

@@ -13,6 +13,7 @@
 #include "base/fork_mutex.h"
 #include "engine/engine_options.h"
 #include "engine/job.h"
+#include "engine/logprobs.h"
 #include "engine/prefix_cache.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
@@ -60,12 +61,14 @@ struct Worker {
   void collect();
   void choose_held();
   void begin_waiting();
+  int64_t draft(const Parts& parts, int64_t read);
   bool forward(const Parts& parts);
   void make_room(const Error& error);
   void hand_out(const Parts& parts);
   template <typename Next>
   void hand_out(Job* job, Ends& ends, Next next);
   static std::shared_ptr<const TokenMask> mask_of(const Job& job);
+  FinishReason next_tokens(Job& job, const float* logits);
   FinishReason next_token(Job& job, const float* logits, bool held);
   FinishReason next_rows(Job& job, const float* values, int64_t tokens);
   int64_t row_width() const;
@@ -74,9 +77,13 @@ struct Worker {
   void end(const Ends& ends);
   void fail_parts(const Parts& parts, const Error& error);
 
+  const EngineOptions options_;
   Scheduler scheduler_;
   StepTimes times_;
+  LogprobReader logprobs_;
   bool memory_is_short_ = false;  // none begins before another has ended
+  bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
+  double slowed_ = 1;             // how many times as long guesses made the last step
   AlignedBuffer outputs_;         // of the last pass: rows of logits, or of embeddings
   std::vector<int64_t> rows_;     // of each part of the last pass: its first row there, -1 if it has none
   uint64_t arrivals_ = 0;

@@ -148,6 +148,23 @@ class Choice:
         written, text = tokenizer.decode(self.result.token_ids), self.reply.content
         return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
 
+    def result_message(self) -> dict[str, Any]:
+        """The reply as the message to append to the conversation, in OpenAI's form."""
+        reply = self.reply
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+        if reply.reasoning:
+            message["reasoning"] = reply.reasoning
+        if reply.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in reply.tool_calls
+            ]
+        return message
+
     @property
     def reply(self) -> Reply:
         """What has arrived so far, put together."""
