@@ -49,6 +49,7 @@ IN_FUNCTIONS = {
     "importlib.metadata": "slow",
     "subprocess": "slow",
     "jinja2": "an extra",
+    "llguidance": "an extra",
     "huggingface_hub": "an extra",
     "tqdm": "an extra",
     "tomllib": "an extra before Python 3.11",

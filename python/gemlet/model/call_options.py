@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.keyword_options import shows_options
@@ -29,6 +29,10 @@ class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
     cache_salt: str | None
+    json_schema: Mapping[str, Any] | str | type | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
 
 
 class _OfText(_RequestOptions, total=False):
@@ -77,6 +81,13 @@ class ToolOptions(ChatOptions, total=False):
     approve: Approve | None
 
 
+_OF_FORMS = """\
+json_schema: the text is JSON of this schema: a mapping, JSON text or a model class of pydantic. This and the
+    next three need the extra "grammar"; at most one of them. A thought or a call of a tool may come first.
+regex: the whole text matches this regular expression.
+choice: the text is one of these.
+grammar: the text follows this grammar in llguidance's form of Lark.
+"""
 _DEFAULTS: dict[str, Any] = {
     "allow_control": True,
     "echo": False,
@@ -117,6 +128,6 @@ def takes_options(function: _Function) -> _Function:
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
-        lines = textwrap.dedent(described) + "\n"
+        lines = _OF_FORMS + textwrap.dedent(described) + "\n"
         function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
     return shows_options(function, types, {name: _DEFAULTS.get(name) for name in names})
