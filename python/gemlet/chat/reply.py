@@ -193,6 +193,7 @@ _State = Literal[
     "over",  # the model's turn has ended, or another's begun; whatever follows is not part of the reply
 ]
 _CHANNEL = "thought"
+AsideKind = Literal["thought", "call"]
 
 
 class ReplyParser:
@@ -237,6 +238,12 @@ class ReplyParser:
             self._state = "between"
         elif self._state == "header":
             self._line = ""
+
+    @property
+    def aside(self) -> AsideKind | None:
+        """In what kind of part the text is, beside the answer."""
+        kinds: dict[str, AsideKind] = {"channel": "thought", "thought": "thought", "call": "call"}
+        return kinds.get(self._state)
 
     @public
     def text(self, text: str) -> list[ReplyEvent]:

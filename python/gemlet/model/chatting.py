@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from gemlet.base.front_door import public
-from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat
-from gemlet.errors import InvalidRequestError
 from gemlet.generation.async_stream import AsyncTextStream, run_async
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
@@ -23,38 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["Chatting"]
 
 
-class _Asked(Protocol):
-    @property
-    def _requests(self) -> Requests: ...
-
-
+@dataclass(frozen=True)
 class Chatting:
     """Replies to conversations, whole or step by step."""
 
-    _chat_format: ChatFormat | None
-
-    @property
-    def chat_format(self) -> ChatFormat | None:
-        """How a conversation becomes a prompt; None where the model has no way. Another one may be assigned;
-        sessions that have begun keep theirs.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     model.chat_format
-        <gemlet.chat.GemmaFormat 'gemma'>
-        """
-        return self._chat_format
-
-    @chat_format.setter
-    def chat_format(self, chat_format: ChatFormat | None) -> None:
-        if chat_format is not None and not isinstance(chat_format, ChatFormat):
-            raise InvalidRequestError(f"chat_format: got {show(chat_format)}, expected a ChatFormat or None")
-        self._chat_format = chat_format
+    requests: Requests
 
     @public
     @takes_options
     def chat(
-        self: _Asked,
+        self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         **options: Unpack[ToolOptions],
@@ -96,18 +72,18 @@ class Chatting:
 
         def ask(added: Conversation, options: Mapping[str, Any]) -> Generation:
             conversation.extend([{"role": "user", "content": added}] if isinstance(added, str) else added)
-            reply = self._requests.run([self._requests.reply(conversation, config, options)])[0]
+            reply = self.requests.run([self.requests.reply(conversation, config, options)])[0]
             conversation.append(reply.message)
             return reply
 
         if not runs_tools(options):
-            return self._requests.run([self._requests.reply(messages, config, options)])[0]
+            return self.requests.run([self.requests.reply(messages, config, options)])[0]
         return reply_with_tools(ask, messages, options)
 
     @public
     @takes_options
     def stream_chat(
-        self: _Asked,
+        self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         **options: Unpack[ChatOptions],
@@ -125,12 +101,12 @@ class Chatting:
         ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
         4
         """
-        return self._requests.stream([self._requests.reply(messages, config, options)])
+        return self.requests.stream([self.requests.reply(messages, config, options)])
 
     @public
     @takes_options
     async def achat(
-        self: _Asked,
+        self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         **options: Unpack[ChatOptions],
@@ -142,13 +118,13 @@ class Chatting:
         ...     asyncio.run(model.achat("Who is there?", max_tokens=6)).completion_tokens <= 6
         True
         """
-        prepared = self._requests.reply(messages, config, options)
-        return (await run_async(AsyncTextStream(self._requests.stream([prepared], readable=True))))[0]
+        prepared = self.requests.reply(messages, config, options)
+        return (await run_async(AsyncTextStream(self.requests.stream([prepared], readable=True))))[0]
 
     @public
     @takes_options
     def astream_chat(
-        self: _Asked,
+        self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
         **options: Unpack[ChatOptions],
@@ -160,5 +136,5 @@ class Chatting:
         ...     model.astream_chat("Who is there?")
         <gemlet.AsyncTextStream not begun>
         """
-        prepared = self._requests.reply(messages, config, options)
-        return AsyncTextStream(self._requests.stream([prepared], readable=True))
+        prepared = self.requests.reply(messages, config, options)
+        return AsyncTextStream(self.requests.stream([prepared], readable=True))
