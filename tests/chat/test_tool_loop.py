@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gemlet import Generation
-from gemlet.chat import GEMMA, ToolCall, ToolCallPiece
+from gemlet.chat import GEMMA, ToolCall
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from support.scripted import ScriptedModel
 
@@ -161,8 +161,9 @@ def test_what_cannot_be_run() -> None:
 def test_a_stream_gives_calls_in_pieces() -> None:
     model = ScriptedModel(calls(f"double{{x:{Q}long text{Q}}}"))
     stream = model.stream_chat([QUESTION], tools=[double])
-    events = [event for chunk in stream for event in chunk.events]
-    pieces = [event for event in events if isinstance(event, ToolCallPiece)]
+    chunks = list(stream)
+    pieces = [piece for chunk in chunks for piece in chunk.call_pieces]
+    assert [event for chunk in chunks for event in chunk.events] == stream.result.tool_calls
     assert len(pieces) > 2
     assert pieces[0].name == "double"
     assert json.loads("".join(piece.arguments for piece in pieces)) == {"x": "long text"}

@@ -30,7 +30,7 @@ from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma import GEMMA
-from gemlet.chat.messages import checked_messages, checked_tools, text_parts
+from gemlet.chat.messages import check_flags, checked_messages, checked_tools, text_parts
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -120,6 +120,7 @@ class ShieldGemmaFormat(ChatFormat):
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
+        check_flags(thinking=thinking, add_generation_prompt=add_generation_prompt)
         for asked, what in ((checked_tools(tools), "tools"), (thinking, "thinking")):
             if asked:
                 raise UnsupportedError(f"{what}: the chat format {self.name} has none; it judges texts only")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
-from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
+from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall, ToolCallPiece
 
 __all__ = ["Chunk", "FinishReason", "Generation", "TokenLogprob"]
 
@@ -170,10 +170,12 @@ class Chunk:
             of a stop string is held back. The texts of a stream's chunks add up to :attr:`Generation.text`.
         token_ids: the tokens of this step (none in a last chunk that only ends the stream).
         finish_reason: None, but in the last chunk: see :class:`Generation`.
-        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCallPiece,
-            ToolCall and MalformedToolCall of :mod:`gemlet.chat`.
+        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
+            MalformedToolCall of :mod:`gemlet.chat`.
         index: which prompt the step continues, where the stream has several.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
+        call_pieces: of a chat, the calls of tools that are being written, in pieces (:class:`ToolCallPiece`);
+            a call is among the events when it is complete.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -188,6 +190,7 @@ class Chunk:
     events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False, repr=False)
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
+    call_pieces: list[ToolCallPiece] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text

@@ -90,8 +90,8 @@ class Chatting:
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
 
-        Reasoning and calls of tools come as :attr:`Chunk.events`: a call in pieces as it is written, the
-        first with its name, and whole when it is complete. No function is called.
+        Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete, and as
+        :attr:`Chunk.call_pieces` while it is written, its name first. No function is called.
 
         Args:
             (the options of GenerationConfig)
