@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -9,6 +10,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/logprobs.h"
 #include "bindings/tokens.h"
 #include "engine/engine.h"
 
@@ -59,7 +61,8 @@ class Ticket {
   Request& operator*() const { return *request_; }
   Request* operator->() const { return request_.get(); }
 
-  const int64_t width;  // of its rows
+  const int64_t width;                   // of its rows
+  std::vector<Logprobs> taken_logprobs;  // of the last take()
 
  private:
   const std::shared_ptr<Request> request_;
@@ -77,6 +80,13 @@ Wanted wanted_of(const std::string& name) {
   if (name == "logits") return Wanted::kLogits;
   if (name == "embedding") return Wanted::kEmbedding;
   fail(ErrorCode::kInvalidRequest, "wanted is '", name, "', expected 'text', 'logits' or 'embedding'");
+}
+
+DraftUse drafts_of(const std::string& name) {
+  if (name == "never") return DraftUse::kNever;
+  if (name == "paying") return DraftUse::kWherePaying;
+  if (name == "always") return DraftUse::kAlways;
+  fail(ErrorCode::kInvalidRequest, "drafts is '", name, "', expected 'never', 'paying' or 'always'");
 }
 
 // The engine is closed without Python's lock: its worker may be in the middle of a layer.
@@ -128,8 +138,9 @@ void register_requests(py::module_& m) {
                      "A text that the engine continues until it ends or this object does.")
       .def(
           "take",
-          [](const Ticket& ticket) {
+          [](Ticket& ticket) {
             Request::Output output = ticket->take();
+            ticket.taken_logprobs = std::move(output.logprobs);
             const char* const reason = name_of(output.reason);
             return std::make_tuple(std::move(output.ids), reason ? std::optional<std::string>(reason) : std::nullopt,
                                    rows_of(std::move(output.values), ticket.width));
@@ -139,22 +150,27 @@ void register_requests(py::module_& m) {
           "Raises the error that ended it.")
       .def(
           "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")
+      .def_property_readonly(
+          "logprobs", [](const Ticket& ticket) { return pairs_of(ticket.taken_logprobs); },
+          "Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, "
+          "and pairs (token id, log probability) of the likeliest tokens.")
       .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); })
       .def_property_readonly("read_tokens", [](const Ticket& ticket) { return ticket->read_tokens(); })
       .def_property_readonly(
           "times",
           [](const Ticket& ticket) {
             const Request::Times times = ticket->times();
-            return std::make_tuple(times.waiting, times.reading, times.writing, times.steps);
+            return std::make_tuple(times.waiting, times.reading, times.writing, times.steps, times.tokens);
           },
-          "Seconds until its first pass, from there to the first token and from there to the last one, and how many "
-          "passes wrote after the first token.");
+          "Seconds until its first pass, from there to the first token and from there to the last one; how many steps "
+          "came after the first token, and how many tokens they chose, an end token too.");
 
   py::class_<Engine, std::unique_ptr<Engine, CloseEngine>>(m, "Engine", py::is_final(),
                                                            "Continues many texts of a model at once.")
       .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t kv_bytes,
                        int64_t prefix_cache_bytes, const std::optional<std::string>& prefix_cache_folder,
-                       int64_t prefix_cache_folder_bytes, const py::bytes& model_digest) {
+                       int64_t prefix_cache_folder_bytes, const py::bytes& model_digest, const std::string& drafts,
+                       int64_t most_drafted) {
              if (most_running < 1 || most_running > kChunkTokens) {
                fail(ErrorCode::kInvalidRequest, "most_running is ", most_running, ", expected 1 to ", kChunkTokens);
              }
@@ -167,19 +183,25 @@ void register_requests(py::module_& m) {
                prefix_cache.folder = std::make_shared<DiskFolder>(*prefix_cache_folder, prefix_cache_folder_bytes);
              }
              return std::unique_ptr<Engine, CloseEngine>(
-                 new Engine(model, {most_running, kv_bytes, std::move(prefix_cache)}));
+                 new Engine(model, {most_running, kv_bytes, std::move(prefix_cache), drafts_of(drafts),
+                                    std::clamp<int64_t>(most_drafted, 0, StepTimes::kMostRows - 1)}));
            }),
            py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("kv_bytes") = INT64_MAX,
            py::arg("prefix_cache_bytes") = 0, py::arg("prefix_cache_folder") = py::none(),
            py::arg("prefix_cache_folder_bytes") = 0, py::arg("model_digest") = py::bytes(),
+           py::arg("drafts") = "paying", py::arg("most_drafted") = StepTimes::kMostRows - 1,
            "Texts that advance together at most, and bytes for keys and values besides those of one whole context. "
-           "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model.")
+           "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. "
+           "`drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many "
+           "in a "
+           "step.")
       .def(
           "submit",
           [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,
              const std::shared_ptr<Event>& news, const std::string& wanted, int64_t max_tokens,
              std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter, int64_t priority,
-             const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt) {
+             const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt,
+             std::optional<size_t> logprobs) {
             RequestOptions options;
             options.wanted = wanted_of(wanted);
             options.prompt = token_ids(prompt);
@@ -194,13 +216,14 @@ void register_requests(py::module_& m) {
             }
             options.most_unread = most_unread;
             options.cache_salt = cache_salt;
+            options.logprobs = logprobs;
             const GilRelease release;
             return std::make_unique<Ticket>(engine.submit(std::move(options)), engine.row_width());
           },
           py::arg("prompt"), py::kw_only(), py::arg("sampler") = py::none(), py::arg("news").none(false),
           py::arg("wanted") = "text", py::arg("max_tokens") = 1, py::arg("end_ids") = std::vector<int32_t>(),
           py::arg("adapter") = py::none(), py::arg("priority") = 0, py::arg("timeout") = py::none(),
-          py::arg("most_unread") = 16, py::arg("cache_salt") = 0,
+          py::arg("most_unread") = 16, py::arg("cache_salt") = 0, py::arg("logprobs") = py::none(),
           "Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those "
           "after "
           "each token, 'embedding' is for models that make embeddings.")
@@ -218,6 +241,8 @@ void register_requests(py::module_& m) {
             result["prompt_tokens"] = stats.prompt_tokens;
             result["cached_tokens"] = stats.cached_tokens;
             result["generated_tokens"] = stats.generated_tokens;
+            result["drafted_tokens"] = stats.drafted_tokens;
+            result["accepted_tokens"] = stats.accepted_tokens;
             result["preemptions"] = stats.preemptions;
             result["prefix_cache_bytes"] = stats.prefix_cache_bytes;
             result["kv_bytes"] = stats.kv_bytes;

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/event.h"
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
 
@@ -34,9 +35,10 @@ struct RequestOptions {
   Wanted wanted = Wanted::kText;
   std::vector<int32_t> prompt;
   std::shared_ptr<const Adapter> adapter;     // null: the model alone
-  SamplerConfig sampler;                      // this and the next two are for kText
+  SamplerConfig sampler;                      // this and the next three are for kText
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
   int64_t max_tokens = 1;                     // at least 1
+  std::optional<size_t> logprobs;             // give those of each token, and of so many of the likeliest
   int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
   int64_t most_unread = 16;                   // the request pauses while its reader has so many tokens to take
@@ -48,6 +50,7 @@ class Request {
  public:
   struct Output {
     std::vector<int32_t> ids;                   // chosen since the last take()
+    std::vector<Logprobs> logprobs;             // of each of them, if they are wanted
     std::vector<float> values;                  // [rows, width] since the last take(): logits, or the embedding
     FinishReason reason = FinishReason::kNone;  // not kNone: these are the last ones
   };
@@ -55,8 +58,9 @@ class Request {
   struct Times {
     double waiting = 0;  // until its first pass
     double reading = 0;  // in passes up to its first token
-    double writing = 0;  // in passes after that
-    int64_t steps = 0;   // passes after that
+    double writing = 0;  // in steps after that
+    int64_t steps = 0;   // after that
+    int64_t tokens = 0;  // chosen after that, an end token too
   };
 
   explicit Request(RequestOptions asked) : options(std::move(asked)) {}
@@ -80,9 +84,10 @@ class Request {
   friend struct Worker;
 
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;           // of them
-  std::vector<float> values_;  // that wait for the reader
-  int64_t handed_rows_ = 0;    // of logits, those included
+  size_t taken_ = 0;                // of them
+  std::vector<Logprobs> logprobs_;  // of those that were not taken
+  std::vector<float> values_;       // that wait for the reader
+  int64_t handed_rows_ = 0;         // of logits, those included
   FinishReason reason_ = FinishReason::kNone;
   std::optional<Error> error_;  // of kFailed
   std::atomic<bool> cancelled_{false};
@@ -90,9 +95,10 @@ class Request {
   const RequestOptions::Clock::time_point submitted_ = RequestOptions::Clock::now();
   std::optional<RequestOptions::Clock::time_point> began_;
   Times times_;
-  bool has_first_ = false;         // token
-  Event* engine_event_ = nullptr;  // to be told when the reader takes or cancels
-  uint32_t forks_ = 0;             // the process that computes it
+  RequestOptions::Clock::time_point counted_;  // until when times_ are complete
+  bool has_first_ = false;                     // token
+  Event* engine_event_ = nullptr;              // to be told when the reader takes or cancels
+  uint32_t forks_ = 0;                         // the process that computes it
 };
 
 }  // namespace gemlet

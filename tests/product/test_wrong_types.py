@@ -5,6 +5,7 @@ Every function that can be called with something is in ``CALLS``; a new one has 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import warnings
@@ -78,6 +79,13 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Model.stream": (model.stream, prompt),
         "gemlet.Model.chat": (model.chat, messages),
         "gemlet.Model.stream_chat": (model.stream_chat, messages),
+        "gemlet.Model.agenerate": (lambda **options: asyncio.run(model.agenerate(**options)), prompt),
+        "gemlet.Model.astream": (model.astream, prompt),
+        "gemlet.Model.achat": (lambda **options: asyncio.run(model.achat(**options)), messages),
+        "gemlet.Model.astream_chat": (model.astream_chat, messages),
+        "gemlet.Model.session": (model.session, {}),
+        "gemlet.Model.load_session": (model.load_session, {"path": on.folder / "none"}),
+        "gemlet.Model.explain_prefix": (model.explain_prefix, {"prompt": "a"}),
         "gemlet.Model.embed": (on.embedder.embed, {"texts": [[2, 3]]}),
         "gemlet.Model.logits": (model.logits, {"ids": [2]}),
         "gemlet.Model.load_adapter": (model.load_adapter, {"path": on.folder / "none"}),
@@ -205,3 +213,16 @@ def error_of(function: Callable[..., object], arguments: Mapping[str, Any]) -> B
     if isinstance(made, gemlet.Model | gemlet.TextStream):
         made.close()
     return None
+
+
+def test_none_means_not_given(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(loaded.folder))
+    for name, (function, works) in calls(loaded).items():
+        without = error_of(function, works)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is not parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+                if name == "gemlet.convert":
+                    works = {**works, "destination": loaded.folder / parameter.name / "none"}
+                    without = None
+                found = error_of(function, {**works, parameter.name: None})
+                assert repr(found) == repr(without), (name, parameter.name)

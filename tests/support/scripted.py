@@ -28,8 +28,9 @@ class ScriptedRequest:
         self.given: list[int] = []
         self.cancelled = threading.Event()
         self.cached_tokens = 0
+        self.logprobs: list[Any] = []
         self.read_tokens = 0
-        self.times = (0.0, 0.0, 0.0, 0)
+        self.times = (0.0, 0.0, 0.0, 0, 0)
         self._script = iter(script)
         self._max_tokens = max_tokens
         self._end_ids = end_ids

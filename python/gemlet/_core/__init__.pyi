@@ -36,6 +36,7 @@ __all__: list[str] = [
     "check_device",
     "cpu_info",
     "default_threads",
+    "logprobs",
     "measure_read_bandwidth",
     "number_limits",
     "return_free_memory",
@@ -536,11 +537,16 @@ class Request:
     @property
     def cached_tokens(self) -> int: ...
     @property
+    def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
+        """
+        Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, and pairs (token id, log probability) of the likeliest tokens.
+        """
+    @property
     def read_tokens(self) -> int: ...
     @property
-    def times(self) -> tuple[float, float, float, int]:
+    def times(self) -> tuple[float, float, float, int, int]:
         """
-        Seconds until its first pass, from there to the first token and from there to the last one, and how many passes wrote after the first token.
+        Seconds until its first pass, from there to the first token and from there to the last one; how many steps came after the first token, and how many tokens they chose, an end token too.
         """
 
 class Engine:
@@ -557,9 +563,11 @@ class Engine:
         prefix_cache_folder: str | None = None,
         prefix_cache_folder_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
         model_digest: bytes = b"",
+        drafts: str = "paying",
+        most_drafted: typing.SupportsInt | typing.SupportsIndex = 14,
     ) -> None:
         """
-        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model.
+        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many in a step.
         """
     def close(self) -> None:
         """
@@ -583,6 +591,7 @@ class Engine:
         timeout: typing.SupportsFloat | typing.SupportsIndex | None = None,
         most_unread: typing.SupportsInt | typing.SupportsIndex = 16,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+        logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> Request:
         """
         Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings.
@@ -620,6 +629,15 @@ def cpu_info() -> dict[str, typing.Any]:
 def default_threads(*, files: str = "") -> tuple[int, str]:
     """
     Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.
+    """
+
+def logprobs(
+    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    ids: numpy.ndarray | list[int],
+    top: typing.SupportsInt | typing.SupportsIndex,
+) -> list[tuple[float, list[tuple[int, float]]]]:
+    """
+    Of each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) of the `top` likeliest.
     """
 
 def measure_read_bandwidth(

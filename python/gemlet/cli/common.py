@@ -127,7 +127,7 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from gemlet.generation.options import GenerationConfig
 
     lists = ("stop", "stop_token_ids", "suppress_tokens", "logit_bias", "dry_sequence_breakers")
-    names = (*OPTIONS, "seed", *lists)
+    names = (*OPTIONS, "seed", "logprobs", *lists)
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     GenerationConfig(**given)
     return given

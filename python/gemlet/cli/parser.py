@@ -350,6 +350,12 @@ def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str = "") -> None
         help="add to the logit of a token; may be given several times",
     )
     group.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="with --json: log probabilities of tokens, and of N likely ones",
+    )
+    group.add_argument(
         "--dry-sequence-breakers",
         action="append",
         metavar="TEXT",

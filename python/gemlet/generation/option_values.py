@@ -14,6 +14,7 @@ from gemlet.base.sampling_options import (
     MAX_BIASES,
     MAX_INT,
     MAX_SUPPRESSED,
+    MOST_ALTERNATIVES,
     MOST_STOP_CHARACTERS,
     MOST_STOP_IDS,
     MOST_STOPS,
@@ -32,6 +33,7 @@ __all__ = [
     "strings",
     "token_biases",
     "token_ids",
+    "top_count",
 ]
 
 _MAX_BREAKER_CHARACTERS = 40
@@ -113,6 +115,11 @@ def token_biases(name: str, value: object) -> tuple[tuple[int, float], ...]:
             raise InvalidRequestError(f"{name}: the token id {token_id} is in it twice")
         biases[token_id] = _real(name, bias, -_MAX_BIAS, _MAX_BIAS, expected)
     return tuple(sorted(biases.items()))
+
+
+def top_count(name: str, value: object) -> int:
+    """How many tokens to give log probabilities of."""
+    return _integer(name, value, 0, MOST_ALTERNATIVES, f"None or an integer from 0 to {MOST_ALTERNATIVES}")
 
 
 def check_flag(name: str, value: object, default: bool = False) -> bool:

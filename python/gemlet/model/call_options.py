@@ -11,7 +11,14 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 from gemlet.base.keyword_options import shows_options
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
 
-__all__ = ["ChatOptions", "ManyTextOptions", "TextOptions", "generation_options", "takes_options"]
+__all__ = [
+    "ChatOptions",
+    "GenerateOptions",
+    "ManyTextOptions",
+    "TextOptions",
+    "generation_options",
+    "takes_options",
+]
 
 
 class _RequestOptions(TypedDict, total=False):
@@ -22,6 +29,7 @@ class _RequestOptions(TypedDict, total=False):
 
 class _OfText(_RequestOptions, total=False):
     allow_control: bool
+    echo: bool
 
 
 class TextOptions(_OfText, GenerationOptions, total=False):
@@ -29,7 +37,15 @@ class TextOptions(_OfText, GenerationOptions, total=False):
 
 
 class ManyTextOptions(_OfText, ManyGenerationOptions, total=False):
-    """Those where there may be several prompts."""
+    """Those where there may be several texts."""
+
+    n: int | None
+
+
+class GenerateOptions(ManyTextOptions, total=False):
+    """Those where all texts are written before any is given."""
+
+    best_of: int | None
 
 
 class ChatOptions(_RequestOptions, GenerationOptions, total=False):
@@ -40,8 +56,11 @@ class ChatOptions(_RequestOptions, GenerationOptions, total=False):
     continue_final_message: bool
 
 
-_DEFAULTS = {"allow_control": True, "thinking": False, "continue_final_message": False}
-_TYPES = {f"Unpack[{types.__name__}]": types for types in (TextOptions, ManyTextOptions, ChatOptions)}
+_DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
+_TYPES = {
+    f"Unpack[{types.__name__}]": types
+    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions)
+}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +18,17 @@ from gemlet.generation.async_stream import AsyncTextStream, run_async
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
-from gemlet.model.batch import ManyPrompts, Prompt, same_form
-from gemlet.model.call_options import ChatOptions, ManyTextOptions, TextOptions, takes_options
+from gemlet.model.call_options import ChatOptions, takes_options
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
+from gemlet.model.parts import method_of
 from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.model.reading import Reader
 from gemlet.model.remembering import Remembering
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
+from gemlet.model.texts import Texts
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 
-class Model(Remembering):
+class Model(Texts):
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
     It may be shared by threads, and by tasks of an event loop: what is asked of it at a time advances
@@ -118,7 +118,7 @@ class Model(Remembering):
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     stream = model.stream("The door", max_tokens=4)
+        ...     stream = model.stream("The door", max_tokens=100)
         ...     before, chunk, during = model.memory(), next(stream), model.memory()
         >>> before["kv_cache"], during["kv_cache"] > 4 * during["kv_cache_per_token"] > 0
         (0, True)
@@ -137,53 +137,8 @@ class Model(Remembering):
         """
         return self._adapters.by_name()
 
-    @public
-    def load_adapter(
-        self,
-        path: str | os.PathLike[str],
-        name: str | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-    ) -> Adapter:
-        """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
-
-        Any number may be loaded, also while the model generates. Their matrices stay apart from the model's,
-        in float32 for a model with f32 weights, else in bfloat16, and count against ``max_memory``.
-
-        Args:
-            path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.
-            name: what to call it; None: the name of the folder, the file or the repository.
-            revision, token: as in :func:`gemlet.load`, of an adapter on the hub.
-
-        Raises:
-            InvalidRequestError: the name is empty or taken.
-            ModelFileError, ConfigError, TensorError: it is damaged, or not for gemlet or this model.
-            HubError: the hub cannot be reached, or does not give the adapter out.
-            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
-
-        >>> import gemlet
-        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
-        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain", name="mine")
-        ...     result = model.generate([2, 7, 11], max_tokens=8, adapter="mine")
-        >>> adapter.name, adapter.ranks
-        ('mine', (4,))
-        """
-        return self._adapters.load(path, name, revision, token)
-
-    @public
-    def unload_adapter(self, name: str) -> None:
-        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
-
-        Raises:
-            InvalidRequestError: no adapter of this name is loaded.
-
-        >>> import gemlet
-        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
-        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain")
-        ...     model.unload_adapter(adapter.name)
-        """
-        self._adapters.unload(name)
+    load_adapter = method_of("_adapters", LoadedAdapters.load_adapter)
+    unload_adapter = method_of("_adapters", LoadedAdapters.unload_adapter)
 
     def close(self) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
@@ -277,123 +232,6 @@ class Model(Remembering):
         ids = self._reader.for_embedding(texts, prompts.find(prompt), truncate=truncate, empty=empty)
         low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
         return embed_all(self._resident, ids, low_rank, count, divide=divide)
-
-    @overload
-    def generate(
-        self,
-        prompt: Prompt,
-        config: GenerationConfig | None = None,
-        **options: Unpack[TextOptions],
-    ) -> Generation: ...
-    @overload
-    def generate(
-        self,
-        prompt: ManyPrompts,
-        config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
-    ) -> list[Generation]: ...
-    @public
-    @takes_options
-    def generate(
-        self,
-        prompt: Prompt | ManyPrompts,
-        config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
-    ) -> Generation | list[Generation]:
-        """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
-
-        The texts of a list advance together, which is faster than one after the other. ``seed`` is one for
-        all or a list of them; each text is what it would be alone.
-
-        Args:
-            prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
-            config: how to generate, :attr:`generation_config` for None; single options replace values of it.
-            adapter: the name of a loaded adapter to generate with; None: the model alone.
-            allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
-                text from somebody else, takes it as plain characters.
-            timeout: seconds after which a text ends with what there is and the reason "timeout".
-            cache_salt: a text shares what was computed only with texts of the same salt, or also without one.
-            (the options of GenerationConfig)
-
-        Raises:
-            InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
-                is not loaded, or text for a model without tokenizer.
-            ContextLengthError: the prompt does not fit the context.
-            ModelClosedError: the model is closed.
-            KeyboardInterrupt: Ctrl-C; the model stays usable.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     first = model.generate("The door opened", max_tokens=9, seed=3)
-        ...     second = model.generate("The door opened", max_tokens=9, seed=3)
-        >>> first.text == second.text
-        True
-        """
-        prepared = self._requests.texts(prompt, config, options)
-        return same_form(prompt, self._requests.run(prepared))
-
-    @public
-    @takes_options
-    def stream(
-        self,
-        prompt: Prompt | ManyPrompts,
-        config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
-    ) -> TextStream:
-        """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
-
-        The request is checked here; the work begins with the first chunk that is asked of the returned
-        :class:`TextStream`. Of several prompts the chunks come mixed, as they are written.
-
-        Args:
-            (the options of GenerationConfig)
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     len(list(model.stream("The door", max_tokens=5, temperature=0)))
-        5
-        """
-        prepared = self._requests.texts(prompt, config, options)
-        return self._requests.stream(prepared)
-
-    @public
-    @takes_options
-    async def agenerate(
-        self,
-        prompt: Prompt | ManyPrompts,
-        config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
-    ) -> Generation | list[Generation]:
-        """:meth:`generate` for programs with an event loop. A task that is cancelled ends its texts.
-
-        >>> import asyncio, gemlet
-        >>> with gemlet.load() as model:
-        ...     asyncio.run(model.agenerate("The door", max_tokens=5)).completion_tokens
-        5
-        """
-        prepared = self._requests.texts(prompt, config, options)
-        stream = self._requests.stream(prepared, readable=True)
-        return same_form(prompt, await run_async(AsyncTextStream(stream)))
-
-    @public
-    @takes_options
-    def astream(
-        self,
-        prompt: Prompt | ManyPrompts,
-        config: GenerationConfig | None = None,
-        **options: Unpack[ManyTextOptions],
-    ) -> AsyncTextStream:
-        """:meth:`stream` for programs with an event loop: ``async for chunk in model.astream(prompt)``.
-
-        The request is checked here. No thread waits for the text.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     model.astream("The door")
-        <gemlet.AsyncTextStream not begun>
-        """
-        prepared = self._requests.texts(prompt, config, options)
-        return AsyncTextStream(self._requests.stream(prepared, readable=True))
 
     @public
     @takes_options
@@ -489,6 +327,14 @@ class Model(Remembering):
         """
         prepared = self._requests.reply(messages, config, options)
         return AsyncTextStream(self._requests.stream([prepared], readable=True))
+
+    session = method_of("_remembering", Remembering.session)
+    load_session = method_of("_remembering", Remembering.load_session)
+    explain_prefix = method_of("_remembering", Remembering.explain_prefix)
+
+    @property
+    def _remembering(self) -> Remembering:
+        return Remembering(self._requests)
 
     @property
     def _reader(self) -> Reader:

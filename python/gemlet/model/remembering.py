@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,15 @@ from gemlet.model.session import Session
 __all__ = ["Remembering"]
 
 
-class _Asked(Protocol):
-    @property
-    def _requests(self) -> Requests: ...
-
-
+@dataclass(frozen=True)
 class Remembering:
     """Sessions, and what the prefix cache has of a prompt."""
 
+    requests: Requests
+
     @public
     def session(
-        self: _Asked,
+        self,
         messages: Sequence[Mapping[str, Any]] | None = None,
         *,
         adapter: str | None = None,
@@ -50,11 +49,11 @@ class Remembering:
         >>> session
         <gemlet.Session conversation of 2 messages>
         """
-        self._requests.reader.resident.check_writes("session")
-        return Session(self._requests, messages, adapter)
+        self.requests.reader.resident.check_writes("session")
+        return Session(self.requests, messages, adapter)
 
     @public
-    def load_session(self: _Asked, path: str | os.PathLike[str]) -> Session:
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
         """The session that :meth:`Session.save` wrote into the file ``path``. It need not be computed again
         if this model wrote it, with the same formats on the same kind of CPU.
 
@@ -72,12 +71,13 @@ class Remembering:
         ...         print(error)
         missing: cannot be read: No such file or directory
         """
-        self._requests.reader.resident.check_writes("load_session")
-        return Session.load(path, self._requests)
+        self.requests.reader.resident.check_writes("load_session")
+        return Session.load(path, self.requests)
 
     @public
     def explain_prefix(
-        self: _Asked,
+        self,
+        /,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
         *,
         adapter: str | None = None,
@@ -100,9 +100,9 @@ class Remembering:
         ...     result = model.generate("The door opened and", max_tokens=1)
         ...     report = model.explain_prefix("The door closed and")
         >>> report.byte, report.before, report.prompt, report.cached_tokens
-        (8, '<bos>The door', ' closed and', 3)
+        (13, '<bos>The door', ' closed and', 3)
         """
-        requests = self._requests
+        requests = self.requests
         given = {**options, "adapter": adapter}
         is_chat = not isinstance(prompt, (str, np.ndarray)) and any(
             isinstance(one, Mapping) for one in prompt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gemlet.base.progress import reporting
@@ -17,7 +17,7 @@ from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
 from gemlet.generation.stream import AHEAD, TextStream, run_to_end
-from gemlet.model.batch import prompts_of, seeds_of
+from gemlet.model.batch import counts_of, prompts_of, seeds_of
 from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
@@ -45,20 +45,29 @@ class Requests:
     def texts(
         self, prompt: object, config: GenerationConfig | None, options: Mapping[str, Any]
     ) -> list[Prepared]:
-        """What continues ``prompt``, or each of several. All are checked before any is computed."""
+        """What continues ``prompt``, or each of several; of each as many as the options ``n`` or ``best_of``
+        say, with seeds that follow one another. All are checked before any is computed."""
         self.reader.resident.check_writes("generate")
         allow_control = check_flag("allow_control", options.get("allow_control"), True)
-        given = generation_options(options)
+        echo = check_flag("echo", options.get("echo"))
+        given, (_, count) = generation_options(options), counts_of(options)
         prompts = prompts_of(prompt)
         names = ["prompt"] if prompts is None else [f"prompt[{i}]" for i in range(len(prompts))]
         seeds = (
             [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
         )
-        prepared = []
+        prepared: list[Prepared] = []
         for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
             own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
+            if options.get("best_of") is not None and own.logprobs is None:
+                own = own.replace(logprobs=0)
             ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
-            prepared.append(self._prepare(ids, own, options, name=name))
+            first = self._prepare(ids, own, options, name=name, echo=self._echo(one) if echo else "")
+            prepared.append(first)
+            for i in range(1, count):
+                other = own.replace(seed=(first.answer.seed + i) % 2**64)
+                text = self._prepare(ids, other, options, name=name, echo=self._echo(one) if echo else "")
+                prepared.append(replace(text, follows=first))
         return prepared
 
     def reply(
@@ -120,6 +129,15 @@ class Requests:
             )
         )
 
+    def _echo(self, prompt: object) -> str:
+        """The text of a prompt."""
+        if isinstance(prompt, str):
+            return prompt
+        tokenizer = self.reader.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(f"echo: {self.reader.resident.name} has no tokenizer, so no text")
+        return tokenizer.decode(self.reader.checked(prompt, "prompt").tolist())
+
     def _prepare(
         self,
         ids: object,
@@ -127,6 +145,7 @@ class Requests:
         options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
         name: str = "prompt",
+        echo: str = "",
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
@@ -164,6 +183,7 @@ class Requests:
             end_ids=end_ids,
             decoder=decoder,
             reply_parser=reply_parser,
+            echo=echo,
         )
         adapter = self.adapters.find(options.get("adapter"))
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))

@@ -99,7 +99,9 @@ class Session:
         >>> session.messages[-1] == reply.message
         True
         """
-        return run_to_end(self.stream_chat(message, config, **options))[0]
+        (reply,) = run_to_end(self.stream_chat(message, config, **options))
+        self._add_turn()
+        return reply
 
     @public
     def stream_chat(
@@ -149,7 +151,9 @@ class Session:
         >>> second.prompt_tokens > first.prompt_tokens + 4
         True
         """
-        return run_to_end(self.stream(prompt, config, **options))[0]
+        (result,) = run_to_end(self.stream(prompt, config, **options))
+        self._add_turn()
+        return result
 
     @public
     def stream(
