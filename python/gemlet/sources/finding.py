@@ -85,8 +85,8 @@ def find_in_folder(folder: str) -> str:
     parts = sorted(name for name in names if name.lower().endswith(".gguf"))
     if parts and not models and not has:
         raise ModelFileError(
-            f"{folder}: holds only parts of GGUF models ({', '.join(parts[:8])}): for images, draft tokens or "
-            "a quantization, or without the first part; add the model's own file"
+            f"{folder}: holds only parts of GGUF models ({', '.join(parts[:8])}): for images, for draft "
+            "tokens or for a quantization, or without the first part; add the model's own file"
         )
     return os.path.join(folder, models[0]) if models else folder
 
