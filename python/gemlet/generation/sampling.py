@@ -113,15 +113,14 @@ def check_ids(config: GenerationConfig, vocab_size: int) -> None:
 
 
 def warn_of_not_followed(source: str, values: dict[str, object]) -> None:
-    """Says in the log which keys of a model's ``generation_config.json`` gemlet does not follow, and empties
-    ``values``: it is said once."""
+    """Says in the log which keys of a model's files gemlet does not follow, and empties ``values``: it is
+    said once."""
     if not values:
         return
     asked = asked_for(values)
     values.clear()
     _log.warning(
-        "%s: generation_config.json asks for %s, which gemlet does not do; the text may differ from the "
-        "reference's",
+        "%s: the checkpoint asks for %s, which gemlet does not do; the text may differ from the reference's",
         source,
         asked,
     )
