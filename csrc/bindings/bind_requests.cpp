@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -81,6 +82,13 @@ Wanted wanted_of(const std::string& name) {
   fail(ErrorCode::kInvalidRequest, "wanted is '", name, "', expected 'text', 'logits' or 'embedding'");
 }
 
+DraftUse drafts_of(const std::string& name) {
+  if (name == "never") return DraftUse::kNever;
+  if (name == "paying") return DraftUse::kWherePaying;
+  if (name == "always") return DraftUse::kAlways;
+  fail(ErrorCode::kInvalidRequest, "drafts is '", name, "', expected 'never', 'paying' or 'always'");
+}
+
 // The engine is closed without Python's lock: its worker may be in the middle of a layer.
 struct CloseEngine {
   void operator()(Engine* engine) const {
@@ -152,16 +160,17 @@ void register_requests(py::module_& m) {
           "times",
           [](const Ticket& ticket) {
             const Request::Times times = ticket->times();
-            return std::make_tuple(times.waiting, times.reading, times.writing, times.steps);
+            return std::make_tuple(times.waiting, times.reading, times.writing, times.steps, times.tokens);
           },
-          "Seconds until its first pass, from there to the first token and from there to the last one, and how many "
-          "passes wrote after the first token.");
+          "Seconds until its first pass, from there to the first token and from there to the last one; how many steps "
+          "came after the first token, and how many tokens they chose, an end token too.");
 
   py::class_<Engine, std::unique_ptr<Engine, CloseEngine>>(m, "Engine", py::is_final(),
                                                            "Continues many texts of a model at once.")
       .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t kv_bytes,
                        int64_t prefix_cache_bytes, const std::optional<std::string>& prefix_cache_folder,
-                       int64_t prefix_cache_folder_bytes, const py::bytes& model_digest) {
+                       int64_t prefix_cache_folder_bytes, const py::bytes& model_digest, const std::string& drafts,
+                       int64_t most_drafted) {
              if (most_running < 1 || most_running > kChunkTokens) {
                fail(ErrorCode::kInvalidRequest, "most_running is ", most_running, ", expected 1 to ", kChunkTokens);
              }
@@ -174,13 +183,18 @@ void register_requests(py::module_& m) {
                prefix_cache.folder = std::make_shared<DiskFolder>(*prefix_cache_folder, prefix_cache_folder_bytes);
              }
              return std::unique_ptr<Engine, CloseEngine>(
-                 new Engine(model, {most_running, kv_bytes, std::move(prefix_cache)}));
+                 new Engine(model, {most_running, kv_bytes, std::move(prefix_cache), drafts_of(drafts),
+                                    std::clamp<int64_t>(most_drafted, 0, StepTimes::kMostRows - 1)}));
            }),
            py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("kv_bytes") = INT64_MAX,
            py::arg("prefix_cache_bytes") = 0, py::arg("prefix_cache_folder") = py::none(),
            py::arg("prefix_cache_folder_bytes") = 0, py::arg("model_digest") = py::bytes(),
+           py::arg("drafts") = "paying", py::arg("most_drafted") = StepTimes::kMostRows - 1,
            "Texts that advance together at most, and bytes for keys and values besides those of one whole context. "
-           "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model.")
+           "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. "
+           "`drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many "
+           "in a "
+           "step.")
       .def(
           "submit",
           [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,
@@ -227,6 +241,8 @@ void register_requests(py::module_& m) {
             result["prompt_tokens"] = stats.prompt_tokens;
             result["cached_tokens"] = stats.cached_tokens;
             result["generated_tokens"] = stats.generated_tokens;
+            result["drafted_tokens"] = stats.drafted_tokens;
+            result["accepted_tokens"] = stats.accepted_tokens;
             result["preemptions"] = stats.preemptions;
             result["prefix_cache_bytes"] = stats.prefix_cache_bytes;
             result["kv_bytes"] = stats.kv_bytes;

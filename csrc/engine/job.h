@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/disk_cache.h"
+#include "engine/drafts.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "model/kv_table.h"
@@ -23,6 +24,8 @@ struct Job {
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
   std::unique_ptr<Sampler> sampler;
+  std::unique_ptr<Drafts> drafts = nullptr;               // of a text
+  int64_t unread = 0;                                     // tokens that its reader has not taken
   bool paused = false;                                    // its reader is slow
   int64_t kept_blocks = 0;                                // that the prefix cache has
   std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
@@ -37,6 +40,7 @@ struct Job {
   std::span<const int32_t> next(int64_t tokens) const {
     return std::span(ids).subspan(static_cast<size_t>(kv.length()), static_cast<size_t>(tokens));
   }
+  int64_t drafted() const { return drafts ? static_cast<int64_t>(drafts->taken().size()) : 0; }
 };
 
 }  // namespace gemlet

@@ -58,8 +58,9 @@ class Request {
   struct Times {
     double waiting = 0;  // until its first pass
     double reading = 0;  // in passes up to its first token
-    double writing = 0;  // in passes after that
-    int64_t steps = 0;   // passes after that
+    double writing = 0;  // in steps after that
+    int64_t steps = 0;   // after that
+    int64_t tokens = 0;  // chosen after that, an end token too
   };
 
   explicit Request(RequestOptions asked) : options(std::move(asked)) {}
@@ -94,9 +95,10 @@ class Request {
   const RequestOptions::Clock::time_point submitted_ = RequestOptions::Clock::now();
   std::optional<RequestOptions::Clock::time_point> began_;
   Times times_;
-  bool has_first_ = false;         // token
-  Event* engine_event_ = nullptr;  // to be told when the reader takes or cancels
-  uint32_t forks_ = 0;             // the process that computes it
+  RequestOptions::Clock::time_point counted_;  // until when times_ are complete
+  bool has_first_ = false;                     // token
+  Event* engine_event_ = nullptr;              // to be told when the reader takes or cancels
+  uint32_t forks_ = 0;                         // the process that computes it
 };
 
 }  // namespace gemlet

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 namespace gemlet {
 namespace {
@@ -20,6 +21,7 @@ PrefixCache::Root root_of(const Request& request) { return {request.options.adap
 Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)
     : model_(of),
       cache(of->kv(), options.prefix_cache, event),
+      options_(options),
       scheduler_({kChunkTokens, options.most_running, of->config().bidirectional}) {}
 
 // Returns false if there was nothing to compute.
@@ -31,6 +33,7 @@ bool Worker::step() {
   int64_t writers = 0, read = 0;
   for (const Scheduler::Part& part : parts) part.job->is_writing() ? ++writers : read += part.tokens;
   step_start_ = Clock::now();
+  const int64_t drafted = draft(parts, read);
   {
     const Lock lock(fork_safe_mutex());
     for (const Scheduler::Part& part : parts) {
@@ -39,11 +42,13 @@ bool Worker::step() {
   }
   if (!forward(parts)) return true;
   const double seconds = seconds_since(step_start_);
-  times_.add(writers, read, seconds);
+  times_.add(writers + drafted, drafted, read, seconds);
+  slowed_ = drafted > 0 ? times_.writing(writers + drafted) / times_.writing(writers) : 1;
   {
     const Lock lock(fork_safe_mutex());
     ++stats.steps;
     stats.prompt_tokens += read;
+    stats.drafted_tokens += drafted;
     stats.step_seconds += seconds;
   }
   hand_out(parts);
@@ -86,8 +91,8 @@ void Worker::collect() {
     submitted.clear();
     for (const auto& job : scheduler_.running()) {
       const Request& request = *job->request;
-      const auto unread = static_cast<int64_t>(request.generated_.size() - request.taken_);
-      job->paused = unread >= request.options.most_unread || !request.values_.empty();
+      job->unread = static_cast<int64_t>(request.generated_.size() - request.taken_);
+      job->paused = job->unread >= request.options.most_unread || !request.values_.empty();
     }
   }
   for (auto& [request, generated] : fresh) {
@@ -97,7 +102,10 @@ void Worker::collect() {
     sampler.drawn += sampler.temperature > 0 ? generated.size() : 0;
     auto job = std::make_unique<Job>(
         Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)});
-    if (job->wanted() == Wanted::kText) job->reading = cache.look_up(root_of(*request), job->ids);
+    if (job->wanted() == Wanted::kText) {
+      job->reading = cache.look_up(root_of(*request), job->ids);
+      if (options_.drafts != DraftUse::kNever) job->drafts = std::make_unique<Drafts>(std::make_unique<PromptLookup>());
+    }
     scheduler_.add(std::move(job));
   }
   std::for_each(scheduler_.running().begin(), scheduler_.running().end(), add);
@@ -142,6 +150,32 @@ void Worker::begin_waiting() {
   stats.prefix_cache_bytes = cached_bytes;
 }
 
+// Guesses about the texts that are being written. Returns how many guessed tokens go through the pass: none where
+// prompts are read, too, because arithmetic takes the time there.
+int64_t Worker::draft(const Parts& parts, int64_t read) {
+  std::vector<Drafts*> texts;
+  for (const Scheduler::Part& part : parts) {
+    Job& job = *part.job;
+    if (!job.drafts) continue;
+    const RequestOptions& options = job.request->options;
+    const auto length = static_cast<int64_t>(job.ids.size());
+    const int64_t written = length - static_cast<int64_t>(options.prompt.size());
+    int64_t most = 0;
+    if (job.is_writing() && written > 0) {
+      most = std::min({options_.most_drafted, options.max_tokens - written - 1, options.most_unread - job.unread - 1,
+                       model_->config().max_context - length});
+    }
+    job.drafts->propose(job.ids, most);
+    texts.push_back(job.drafts.get());
+  }
+  if (read > 0 || std::exchange(drafts_wait_, false)) return 0;
+  const auto rows = static_cast<int64_t>(parts.size());
+  if (options_.drafts == DraftUse::kWherePaying) return choose_drafts(texts, rows, options_.most_drafted, times_);
+  int64_t room = std::min(options_.most_drafted, StepTimes::kMostRows - rows), count = 0;
+  for (Drafts* const text : texts) count += text->take(room - count);
+  return count;
+}
+
 // Returns false if no request has advanced.
 bool Worker::forward(const Parts& parts) {
   Batch batch;
@@ -156,6 +190,10 @@ bool Worker::forward(const Parts& parts) {
     } else if (job->wanted() == Wanted::kText && tokens == job->remaining()) {
       segment.wanted = LogitsWanted::kLast;
     }
+    if (job->drafted() > 0) {
+      segment.tokens.ids = job->drafts->behind(job->ids.back());
+      segment.wanted = LogitsWanted::kAll;
+    }
     const int64_t outputs = job->wanted() == Wanted::kEmbedding ? 1 : segment.logits_rows();
     if (outputs > 0) rows_[i] = count;
     count += outputs;
@@ -165,7 +203,10 @@ bool Worker::forward(const Parts& parts) {
   }
   try {
     const size_t bytes = static_cast<size_t>(count * row_width()) * sizeof(float);
-    if (outputs_.size() < bytes || outputs_.size() / 4 > bytes) outputs_ = AlignedBuffer(bytes);
+    // With room for what another step may guess.
+    const int64_t rows = options_.drafts == DraftUse::kNever ? 0 : options_.most_drafted + 1;
+    const size_t least = std::max(bytes, static_cast<size_t>(rows * row_width()) * sizeof(float));
+    if (outputs_.size() < bytes || outputs_.size() > std::max(4 * bytes, least)) outputs_ = AlignedBuffer(least);
     (config.bidirectional ? batch.embeddings : batch.logits) = outputs_.as<float>();
     const std::vector<bool> cancelled = model_->forward(batch);
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -191,6 +232,7 @@ bool Worker::forward(const Parts& parts) {
 }
 
 void Worker::make_room(const Error& error) {
+  drafts_wait_ = true;
   if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1)) || cache.abandon()) return;
   bool was_read = false;  // from the disk, for texts that wait
   for (const auto& job : scheduler_.waiting()) {
@@ -223,11 +265,13 @@ void Worker::hand_out(const Parts& parts) {
   for (size_t i = 0; i < parts.size(); ++i) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
-    if (job->wanted() != Wanted::kEmbedding) {
+    const auto keep = [&] {  // what is certain
+      if (job->wanted() == Wanted::kEmbedding) return;
       job->kept_blocks = cache.keep(root_of(request), job->ids, job->kv, job->kept_blocks, false);
-    }
+    };
     if (request.generated_.empty()) request.read_tokens_.store(job->kv.length(), std::memory_order_relaxed);
     if (rows_[i] < 0) {
+      keep();
       const Lock lock(fork_safe_mutex());
       count_step(request, false);
       request.options.news->notify();  // who shows how much was read may look
@@ -236,8 +280,9 @@ void Worker::hand_out(const Parts& parts) {
     const float* const values = outputs_.as<float>() + rows_[i] * row_width();
     try {
       const FinishReason reason =
-          job->wanted() == Wanted::kText ? next_token(*job, values) : next_rows(*job, values, parts[i].tokens);
+          job->wanted() == Wanted::kText ? next_tokens(*job, values) : next_rows(*job, values, parts[i].tokens);
       request.options.news->notify();
+      keep();
       if (reason != FinishReason::kNone) ended.emplace_back(job, reason);
     } catch (const Error& error) {
       failed.emplace_back(job, error);
@@ -249,16 +294,38 @@ void Worker::hand_out(const Parts& parts) {
   for (const auto& [job, error] : failed) end(job, FinishReason::kFailed, &error);
 }
 
-// Under fork_safe_mutex(): the time of this step counts for the request. `wrote`: it got a token.
+// Under fork_safe_mutex(): the time of this step so far counts for the request. `wrote`: it got a token.
 void Worker::count_step(Request& request, bool wrote) const {
-  const double seconds = seconds_since(step_start_);
+  const bool is_new = request.counted_ < step_start_;
+  const Clock::time_point now = Clock::now();
+  const double seconds = std::chrono::duration<double>(now - std::max(step_start_, request.counted_)).count();
+  request.counted_ = now;
   if (request.has_first_) {
     request.times_.writing += seconds;
-    ++request.times_.steps;
+    request.times_.steps += is_new ? 1 : 0;
+    request.times_.tokens += wrote ? 1 : 0;
   } else {
     request.times_.reading += seconds;
   }
   request.has_first_ |= wrote;
+}
+
+// Chooses the next token of a text, and those after it for as long as its guesses are right.
+FinishReason Worker::next_tokens(Job& job, const float* logits) {
+  if (!job.drafts) return next_token(job, logits);
+  const int64_t certain = job.kv.length() - job.drafted();
+  int64_t right = 0;
+  FinishReason reason;
+  for (;;) {
+    reason = next_token(job, logits + right * row_width());
+    if (reason != FinishReason::kNone || !job.drafts->check(right, job.ids.back())) break;
+    ++right;
+  }
+  job.kv.truncate(certain + right);
+  job.drafts->account(slowed_, 1 + right);
+  const Lock lock(fork_safe_mutex());
+  stats.accepted_tokens += right;
+  return reason;
 }
 
 // Chooses the next token of a text from its logits.
@@ -284,7 +351,8 @@ FinishReason Worker::next_token(Job& job, const float* logits) {
   if (is_end) return FinishReason::kStop;
   const auto generated = static_cast<int64_t>(job.ids.size() - options.prompt.size());
   if (generated >= options.max_tokens) return FinishReason::kLength;
-  return job.kv.length() >= model_->config().max_context ? FinishReason::kContext : FinishReason::kNone;
+  const bool is_full = static_cast<int64_t>(job.ids.size()) > model_->config().max_context;
+  return is_full ? FinishReason::kContext : FinishReason::kNone;
 }
 
 // Hands out the rows of logits after `tokens` more tokens, or an embedding.

@@ -56,9 +56,11 @@ struct Worker {
   bool step();
   void collect();
   void begin_waiting();
+  int64_t draft(const Parts& parts, int64_t read);
   bool forward(const Parts& parts);
   void make_room(const Error& error);
   void hand_out(const Parts& parts);
+  FinishReason next_tokens(Job& job, const float* logits);
   FinishReason next_token(Job& job, const float* logits);
   FinishReason next_rows(Job& job, const float* values, int64_t tokens);
   int64_t row_width() const;
@@ -66,10 +68,13 @@ struct Worker {
   void end(Job* job, FinishReason reason, const Error* error = nullptr);
   void fail_parts(const Parts& parts, const Error& error);
 
+  const EngineOptions options_;
   Scheduler scheduler_;
   StepTimes times_;
   LogprobReader logprobs_;
   bool memory_is_short_ = false;  // none begins before another has ended
+  bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
+  double slowed_ = 1;             // how many times as long guesses made the last step
   AlignedBuffer outputs_;         // of the last pass: rows of logits, or of embeddings
   std::vector<int64_t> rows_;     // of each part of the last pass: its first row there, -1 if it has none
   uint64_t arrivals_ = 0;

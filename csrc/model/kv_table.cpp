@@ -65,6 +65,19 @@ void KvTable::append(std::vector<KvBlockRef> blocks, int64_t tokens) {
   drop_unseen();
 }
 
+void KvTable::truncate(int64_t length) {
+  if (length < 0 || length > length_) fail(ErrorCode::kInternal, "a table cannot be cut to more tokens than it has");
+  const int64_t blocks = (length + kKvBlockTokens - 1) / kKvBlockTokens;
+  for (Kind& kind : kinds_) {
+    // Blocks behind the end stay in reserve, but for those that another table has too.
+    auto count = static_cast<size_t>(std::max<int64_t>(blocks - kind.first_block, 0));
+    while (count < kind.refs.size() && kind.refs[count].write()) ++count;
+    kind.keep(count);
+  }
+  length_ = length;
+  if (!complete()) fail(ErrorCode::kInternal, "a window has dropped tokens that are needed again");
+}
+
 KvView<const uint8_t> KvTable::view(size_t layer) const {
   const KvLayout::Place& place = pool_->layout().layers[layer];
   const Kind& kind = kinds_[place.kind];

@@ -27,6 +27,9 @@ class KvTable {
   // Appends the first 1 to 64 tokens of blocks that a table has shared. A kind with a window may lack those that no
   // later token will see. The length must be a multiple of 64.
   void append(std::vector<KvBlockRef> blocks, int64_t tokens = kKvBlockTokens);
+  // Takes the last tokens back, so that `length` are left. A table that drops late can take back those of its last
+  // pass, because it still has what the first of them saw.
+  void truncate(int64_t length);
   bool complete() const;  // it has all tokens that the next one sees
 
   // The blocks of a layer. Valid until the table changes.

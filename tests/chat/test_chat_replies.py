@@ -181,7 +181,7 @@ def test_reasoning_is_shown_only_on_a_terminal(
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     model = ScriptedModel(THOUGHT + "Warm.<turn|>")
-    chat = Conversation(model, cast(Any, model), options={"thinking": True})
+    chat = Conversation(model, options={"thinking": True})
     reply = chat.ask("Weather in Oslo?")
     assert capsys.readouterr().out == ("A tool will know.\n\n" if is_terminal else "") + "Warm.\n"
     assert reply.message == {"role": "assistant", "content": "Warm.", "reasoning": "A tool will know."}

@@ -247,3 +247,16 @@ def error_of(function: Callable[..., object], arguments: Mapping[str, Any]) -> B
     if isinstance(made, gemlet.Model | gemlet.TextStream):
         made.close()
     return None
+
+
+def test_none_means_not_given(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(loaded.folder))
+    for name, (function, works) in calls(loaded).items():
+        without = error_of(function, works)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is not parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+                if name == "gemlet.convert":
+                    works = {**works, "destination": loaded.folder / parameter.name / "none"}
+                    without = None
+                found = error_of(function, {**works, parameter.name: None})
+                assert repr(found) == repr(without), (name, parameter.name)

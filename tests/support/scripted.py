@@ -30,7 +30,7 @@ class ScriptedRequest:
         self.cached_tokens = 0
         self.logprobs: list[Any] = []
         self.read_tokens = 0
-        self.times = (0.0, 0.0, 0.0, 0)
+        self.times = (0.0, 0.0, 0.0, 0, 0)
         self._script = iter(script)
         self._max_tokens = max_tokens
         self._end_ids = end_ids

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from support.async_streams import install
-
 
 @dataclass
 class Answer:
@@ -89,7 +87,6 @@ def serving(
     from gemlet.server.run import Server, bind
     from gemlet.server.settings import ModelSpec, Settings
 
-    install()
     listener = bind("127.0.0.1", 0)
     server = Server(settings or Settings(port=0), specs or [ModelSpec("demo")])
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))

@@ -12,6 +12,7 @@ from typing import Any
 from gemlet.cli.common import load_options, note
 from gemlet.errors import GemletError, InvalidRequestError
 from gemlet.loading.inspect import inspect
+from gemlet.loading.options import LoadOptions
 from gemlet.server.keys import KeyStore
 from gemlet.server.run import serve
 from gemlet.server.settings import (
@@ -43,9 +44,8 @@ def _read(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
         values, specs = read_file_of_settings(arguments.config)
     values |= {n: getattr(arguments, n) for n in setting_fields() if getattr(arguments, n) is not None}
     options = load_options(arguments)
-    changed = {
-        name: value for name, value in options.items() if value not in (None, False) and value != "auto"
-    }
+    usual = LoadOptions()
+    changed = {name: value for name, value in options.items() if value != getattr(usual, name)}
     if arguments.model:
         specs = [_spec(text, changed) for text in arguments.model]
     elif not specs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ class _Request(Protocol):
     @property
     def read_tokens(self) -> int: ...
     @property
-    def times(self) -> tuple[float, float, float, int]: ...
+    def times(self) -> tuple[float, float, float, int, int]: ...
     @property
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
     def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
@@ -76,6 +77,7 @@ class RunningText:
         self._index = index
         self._context_length = context_length
         self._after = after
+        self._read_tokens = 0
         self._begun: tuple[Engine, _core.News, int] | None = None
         self._began = 0.0
         self._scoring: _Request | None = None  # for the log probabilities of the prompt
@@ -93,7 +95,9 @@ class RunningText:
     @property
     def read_tokens(self) -> int:
         """How many of them have been read."""
-        return max((one.read_tokens for one in (self._scoring, self._request) if one is not None), default=0)
+        found = [one.read_tokens for one in (self._scoring, self._request) if one is not None]
+        self._read_tokens = max([self._read_tokens, *found])
+        return self._read_tokens
 
     @property
     def has_read_prompt(self) -> bool:
@@ -119,6 +123,7 @@ class RunningText:
                 self.is_over = True  # it ended before it was asked for
         except GemletError as error:
             self._error, self.is_over = error, True
+        self._forget()
 
     def _ask(self) -> None:
         """Asks the engine for the text, as soon as the prompt is there as it is wanted."""
@@ -196,11 +201,9 @@ class RunningText:
             written = len(self.answer.token_ids)
             if reason is None and self.prompt_tokens + written > self._context_length:
                 reason = "context"
-            return (
-                self._chunk(events, [token_id], None, logprob)
-                if reason is None
-                else self.end(reason, events, [token_id], logprob)
-            )
+            if reason is None:
+                return self._chunk(events, [token_id], None, logprob)
+            return self.end(reason, events, [token_id], logprob)
         if self._error is not None:
             raise self._error
         if self._reason is None:
@@ -218,14 +221,22 @@ class RunningText:
         """Ends the text: its last chunk is ``events`` (already recorded) and what was held back."""
         timing = Timing()
         if self._request is not None:
-            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps = self._request.times
+            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, _ = self._request.times
             timing.cached_tokens = self._request.cached_tokens
         if self._scoring is not None:
             timing.prefill_seconds += self._scoring.times[1]
             timing.cached_tokens = self._scoring.cached_tokens
         held_back, self.result = self.answer.end(reason, timing)
         self.cancel()
+        self._forget()
         return self._chunk([*events, *held_back], token_ids, self.result.finish_reason, logprob)
+
+    def _forget(self) -> None:
+        """Lets go of the requests, and with them of the adapter, once both sides have ended the text."""
+        if self.result is not None and self.is_over:
+            self._read_tokens = self.read_tokens
+            self._scoring = self._request = self._after = None
+            self._prepared = replace(self._prepared, adapter=None)
 
     def cancel(self) -> None:
         """The engine may stop. Does not wait."""

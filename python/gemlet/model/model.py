@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ from gemlet.model.call_options import ChatOptions, takes_options
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
+from gemlet.model.parts import method_of
 from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.model.reading import Reader
 from gemlet.model.remembering import Remembering
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 
-class Model(Texts, Remembering):
+class Model(Texts):
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
     It may be shared by threads, and by tasks of an event loop: what is asked of it at a time advances
@@ -137,53 +137,8 @@ class Model(Texts, Remembering):
         """
         return self._adapters.by_name()
 
-    @public
-    def load_adapter(
-        self,
-        path: str | os.PathLike[str],
-        name: str | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-    ) -> Adapter:
-        """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
-
-        Any number may be loaded, also while the model generates. Their matrices stay apart from the model's,
-        in float32 for a model with f32 weights, else in bfloat16, and count against ``max_memory``.
-
-        Args:
-            path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.
-            name: what to call it; None: the name of the folder, the file or the repository.
-            revision, token: as in :func:`gemlet.load`, of an adapter on the hub.
-
-        Raises:
-            InvalidRequestError: the name is empty or taken.
-            ModelFileError, ConfigError, TensorError: it is damaged, or not for gemlet or this model.
-            HubError: the hub cannot be reached, or does not give the adapter out.
-            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
-
-        >>> import gemlet
-        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
-        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain", name="mine")
-        ...     result = model.generate([2, 7, 11], max_tokens=8, adapter="mine")
-        >>> adapter.name, adapter.ranks
-        ('mine', (4,))
-        """
-        return self._adapters.load(path, name, revision, token)
-
-    @public
-    def unload_adapter(self, name: str) -> None:
-        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
-
-        Raises:
-            InvalidRequestError: no adapter of this name is loaded.
-
-        >>> import gemlet
-        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
-        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain")
-        ...     model.unload_adapter(adapter.name)
-        """
-        self._adapters.unload(name)
+    load_adapter = method_of("_adapters", LoadedAdapters.load_adapter)
+    unload_adapter = method_of("_adapters", LoadedAdapters.unload_adapter)
 
     def close(self) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
@@ -372,6 +327,14 @@ class Model(Texts, Remembering):
         """
         prepared = self._requests.reply(messages, config, options)
         return AsyncTextStream(self._requests.stream([prepared], readable=True))
+
+    session = method_of("_remembering", Remembering.session)
+    load_session = method_of("_remembering", Remembering.load_session)
+    explain_prefix = method_of("_remembering", Remembering.explain_prefix)
+
+    @property
+    def _remembering(self) -> Remembering:
+        return Remembering(self._requests)
 
     @property
     def _reader(self) -> Reader:

@@ -28,6 +28,12 @@ class PrefixReport:
         before: the last of the text that both have.
         prompt: what the prompt goes on with.
         kept: what the kept text goes on with; "" where it ends there.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     result = model.generate("The door opened and", max_tokens=1)
+    ...     print(model.explain_prefix("The door opened and"))
+    4 of 5 tokens are cached
     """
 
     prompt_tokens: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["Remembering"]
 
 
-class _Asked(Protocol):
-    @property
-    def _requests(self) -> Requests: ...
-
-
+@dataclass(frozen=True)
 class Remembering:
     """Sessions, and what the prefix cache has of a prompt."""
 
+    requests: Requests
+
     @public
     def session(
-        self: _Asked,
+        self,
         messages: Sequence[Mapping[str, Any]] | None = None,
         *,
         adapter: str | None = None,
@@ -54,11 +53,11 @@ class Remembering:
         >>> session
         <gemlet.Session conversation of 2 messages>
         """
-        self._requests.reader.resident.check_writes("session")
-        return Session(self._requests, messages, adapter)
+        self.requests.reader.resident.check_writes("session")
+        return Session(self.requests, messages, adapter)
 
     @public
-    def load_session(self: _Asked, path: str | os.PathLike[str]) -> Session:
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
         """The session that :meth:`Session.save` wrote into the file ``path``. It need not be computed again
         if this model wrote it, with the same formats on the same kind of CPU.
 
@@ -76,13 +75,14 @@ class Remembering:
         ...         print(error)
         missing: cannot be read: No such file or directory
         """
-        self._requests.reader.resident.check_writes("load_session")
-        return Session.load(path, self._requests)
+        self.requests.reader.resident.check_writes("load_session")
+        return Session.load(path, self.requests)
 
     @public
     @takes_options
     def explain_prefix(
-        self: _Asked,
+        self,
+        /,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
         **options: Unpack[PromptOptions],
     ) -> PrefixReport:
@@ -104,7 +104,7 @@ class Remembering:
         >>> report.byte, report.before, report.prompt, report.cached_tokens
         (13, '<bos>The door', ' closed and', 3)
         """
-        requests = self._requests
+        requests = self.requests
         is_chat = not isinstance(prompt, (str, np.ndarray)) and any(
             isinstance(one, Mapping) for one in prompt
         )

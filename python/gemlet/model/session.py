@@ -229,7 +229,7 @@ class Session:
         return SessionState(self._messages, self._ids, self._is_text, self._adapter)
 
     def _with_adapter(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        if "adapter" in options:
+        if options.get("adapter") is not None:
             raise InvalidRequestError("adapter: a session has one for all of its turns; name it in session()")
         return {**options, "adapter": self._adapter}
 

@@ -40,6 +40,7 @@ from gemlet.base.cache_entries import (
     own_folder,
 )
 from gemlet.base.files import read_from_start
+from gemlet.base.handlers import only_in
 from gemlet.base.progress import Progress, reporting
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
@@ -131,16 +132,18 @@ def _open(entry: str, files: ModelFiles) -> PackedCheckpoint | None:
 def _make(
     entry: str, files: ModelFiles, builder: _core.ModelBuilder, weights: str, progress: Progress
 ) -> None:
-    with new_entry(entry) as made, reporting(progress, "loading", stored_bytes(files)) as advance:
+    process = os.getpid()
+    with new_entry(entry, process) as made, reporting(progress, "loading", stored_bytes(files)) as advance:
         path = os.path.join(made, SINGLE_FILE)
         try:
-            crc = write_packed(path, files, builder, advance, weights=weights, table=False)
+            crc = write_packed(path, files, builder, advance, weights=weights, table=False, process=process)
         except GemletError as problem:
             if isinstance(problem.__cause__, OSError):  # the cache's disk, not the model's files
                 raise problem.__cause__ from None
             raise
-        _stamp(made, crc)
-        note_source(made, files.name)
+        with only_in(process, made):
+            _stamp(made, crc)
+            note_source(made, files.name)
 
 
 def _stamp(entry: str, crc: int) -> None:

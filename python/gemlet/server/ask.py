@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from gemlet.chat.reply import Reasoning, Reply, ReplyEvent, ToolCall, collect
+from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation
 from gemlet.server.call import Call
 from gemlet.server.models import Served
@@ -26,7 +27,7 @@ class Ask:
     """One reply that is asked of a model.
 
     Attributes:
-        prompt: a text, in which control tokens are plain text, or token ids; None for a chat.
+        prompt: a text, in which control tokens are plain text, or token ids; not of a chat.
         messages: the conversation, in OpenAI's form; None for a continuation.
         options: of :class:`gemlet.GenerationConfig`.
         one_call: the reply ends behind its first call of a tool.
@@ -35,7 +36,7 @@ class Ask:
 
     served: Served
     options: Mapping[str, Any]
-    prompt: str | Sequence[int] | None = None
+    prompt: str | Sequence[int] = ()
     messages: Sequence[Mapping[str, Any]] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     thinking: bool = False
@@ -57,10 +58,10 @@ class Ask:
             return isinstance(self.prompt, str) and len(self.prompt) > _LONG
         return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
 
-    def begin(self) -> Any:
+    def begin(self) -> AsyncTextStream:
         """The stream that answers; raises :class:`Problem`."""
-        model: Any = self.served.model
-        common = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
+        model = self.served.model
+        common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
@@ -98,7 +99,7 @@ class Ask:
                 return len(model.tokenizer.encode(self.prompt, allow_control=False))
         except Exception as error:
             raise self.problem_of(error) from error
-        return len(self.prompt or ())
+        return len(self.prompt)
 
     def check_prompt(self, most: int) -> None:
         """Raises :class:`Problem` if the prompt has more than ``most`` tokens."""
@@ -127,7 +128,7 @@ class Choice:
     """One of the replies that run."""
 
     ask: Ask
-    stream: Any
+    stream: AsyncTextStream
     events: list[ReplyEvent] = field(default_factory=list)
     finish: str = ""
     has_called: bool = False  # its only call is complete
@@ -137,8 +138,7 @@ class Choice:
     @property
     def result(self) -> Generation:
         """The whole generation; it has ended."""
-        result: Generation = self.stream.result
-        return result
+        return self.stream.result
 
     def stop_string(self) -> str | None:
         """Which stop string ended the reply; its tokens are in the result, its text is not."""
@@ -147,6 +147,23 @@ class Choice:
             return None
         written, text = tokenizer.decode(self.result.token_ids), self.reply.content
         return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
+
+    def result_message(self) -> dict[str, Any]:
+        """The reply as the message to append to the conversation, in OpenAI's form."""
+        reply = self.reply
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+        if reply.reasoning:
+            message["reasoning"] = reply.reasoning
+        if reply.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in reply.tool_calls
+            ]
+        return message
 
     @property
     def reply(self) -> Reply:

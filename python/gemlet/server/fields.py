@@ -7,7 +7,7 @@ library's own table, so an option that the library learns is an option of the se
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.base.sampling_options import MAX_INT, OPTIONS
@@ -80,27 +80,27 @@ class Biases(Kind):
 _LIBRARY = {field.name for field in dataclasses.fields(GenerationConfig)}
 _NOT_YET = "gemlet does not do this yet"
 
-# Options that the library is to learn: how a request writes them, and the value that asks for nothing.
-_LATER: Mapping[str, tuple[Kind | None, Any]] = {
-    "presence_penalty": (Number(-2, 2), 0),
-    "frequency_penalty": (Number(-2, 2), 0),
-    "logit_bias": (Biases(), None),
+# Options that the library is to learn: the kind of value, and the values that ask for nothing.
+_LATER: Mapping[str, tuple[Kind, Sequence[Any]]] = {
+    "presence_penalty": (Number(-2, 2), (0, 0.0)),
+    "frequency_penalty": (Number(-2, 2), (0, 0.0)),
+    "typical_p": (Number(0, 1), (1, 1.0)),
+    "min_tokens": (Integer(0, MAX_INT), (0,)),
+    "logit_bias": (Biases(), ()),
+    "stop_token_ids": (ListOf(Integer(0, MAX_INT), 64), ()),
 }
 
 GENERATION: Mapping[str, Kind] = {
+    **{
+        name: kind if name in _LIBRARY else Refused(_NOT_YET, *neutral)
+        for name, (kind, neutral) in _LATER.items()
+    },
     **{
         name: Integer(int(option.low), int(option.high))
         if option.kind is int
         else Number(option.low, option.high)
         for name, option in OPTIONS.items()
         if name != "max_tokens"
-    },
-    **{
-        name: kind
-        if kind is not None and name in _LIBRARY
-        else Refused(_NOT_YET, neutral, float(neutral or 0))
-        for name, (kind, neutral) in _LATER.items()
-        if name not in OPTIONS
     },
     "seed": Integer(-(2**63), 2**64 - 1),
     "stop": STOP,
@@ -142,7 +142,6 @@ NOT_DONE: Mapping[str, Kind] = {
     "grammar": Refused(_GRAMMAR),
     "json_schema": Refused(_GRAMMAR),
     "thinking_token_budget": Refused(_NOT_YET),
-    "min_tokens": Refused(_NOT_YET, 0),
     "best_of": Refused("gemlet does not rank replies yet; ask for n", 1),
     "return_token_ids": Refused(_NOT_YET, False),
     "use_beam_search": Refused("gemlet does not search beams", False),

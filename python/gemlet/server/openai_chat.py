@@ -32,7 +32,7 @@ from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object
 from gemlet.server.schema import Choice as OneOf
-from gemlet.server.service import event, service_of
+from gemlet.server.service import event, fields_of, service_of
 
 __all__ = ["CHAT", "MESSAGES", "chat", "usage_of"]
 
@@ -64,7 +64,7 @@ CHAT: Mapping[str, Kind] = {
 
 async def chat(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, CHAT, ["messages"])
+    fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
     ask = _ask(fields, served, most, service.settings.request_seconds)

@@ -26,7 +26,7 @@ from gemlet.server.fields import (
 )
 from gemlet.server.openai_chat import FINGERPRINT, usage_of
 from gemlet.server.schema import Either, Integer, Kind, ListOf, Refused, Text
-from gemlet.server.service import event, service_of
+from gemlet.server.service import event, fields_of, service_of
 
 __all__ = ["COMPLETIONS", "PROMPT", "completions"]
 
@@ -56,7 +56,7 @@ COMPLETIONS: Mapping[str, Kind] = {
 
 async def completions(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, COMPLETIONS, ["prompt"])
+    fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", default=_DEFAULT_TOKENS)
     options = {**library_options(fields), "max_tokens": most}

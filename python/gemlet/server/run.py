@@ -93,6 +93,7 @@ def bind(host: str, port: int) -> socket.socket:
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind(address)
+            found.listen(_BACKLOG)
         except OSError:
             found.close()
             raise
