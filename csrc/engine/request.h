@@ -25,7 +25,7 @@ enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled,
 // What is wanted of the prompt.
 enum class Wanted : uint8_t {
   kText,       // its continuation, token by token
-  kLogits,     // the logits after each of its tokens
+  kLogits,     // the logits after each of its tokens, from number `first_row` on
   kEmbedding,  // its embedding, from a bidirectional model
 };
 
@@ -34,6 +34,7 @@ struct RequestOptions {
 
   Wanted wanted = Wanted::kText;
   std::vector<int32_t> prompt;
+  int64_t first_row = 0;
   std::shared_ptr<const Adapter> adapter;     // null: the model alone
   SamplerConfig sampler;                      // this and the next three are for kText
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it

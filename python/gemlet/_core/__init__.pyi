@@ -600,10 +600,11 @@ class Engine:
         most_unread: typing.SupportsInt | typing.SupportsIndex = 16,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
         logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
+        first_row: typing.SupportsInt | typing.SupportsIndex = 0,
         masked: bool = False,
     ) -> Request:
         """
-        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for Request.set_mask().
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for Request.set_mask().
         """
     def wait(
         self,

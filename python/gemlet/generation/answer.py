@@ -119,8 +119,9 @@ class Answer:
 @dataclass(frozen=True)
 class Prepared:
     """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
-    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``. Its text
-    follows the grammar of ``plan``."""
+    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
+    shares what was computed with texts of the same ``cache_salt`` alone. Its text follows the grammar of
+    ``plan``."""
 
     ids: NDArray[np.int32]
     answer: Answer
@@ -128,4 +129,5 @@ class Prepared:
     adapter: _core.Adapter | None
     timeout: float | None = None
     follows: Prepared | None = None
+    cache_salt: int = 0
     plan: GrammarPlan | None = None

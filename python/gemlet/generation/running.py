@@ -53,6 +53,7 @@ class Engine(Protocol):
         timeout: float | None = None,
         most_unread: int = 16,
         logprobs: int | None = None,
+        cache_salt: int = 0,
         masked: bool = False,
     ) -> _Request: ...
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
@@ -154,6 +155,7 @@ class RunningText:
             timeout=timeout,
             most_unread=ahead,
             logprobs=config.logprobs,
+            cache_salt=prepared.cache_salt,
             masked=self._masks is not None,
         )
         self._next_mask([])

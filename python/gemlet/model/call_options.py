@@ -15,6 +15,7 @@ __all__ = [
     "ChatOptions",
     "GenerateOptions",
     "ManyTextOptions",
+    "PromptOptions",
     "TextOptions",
     "generation_options",
     "takes_options",
@@ -24,6 +25,12 @@ __all__ = [
 class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
+    cache_salt: str | None
+
+
+class _Forms(TypedDict, total=False):
+    """Of which a text has at most one (:mod:`gemlet.generation.grammar_text`)."""
+
     json_schema: Mapping[str, Any] | str | type | None
     regex: str | None
     choice: Sequence[str] | None
@@ -35,11 +42,11 @@ class _OfText(_RequestOptions, total=False):
     echo: bool
 
 
-class TextOptions(_OfText, GenerationOptions, total=False):
+class TextOptions(_OfText, _Forms, GenerationOptions, total=False):
     """Those of a text that continues a prompt."""
 
 
-class ManyTextOptions(_OfText, ManyGenerationOptions, total=False):
+class ManyTextOptions(_OfText, _Forms, ManyGenerationOptions, total=False):
     """Those where there may be several texts."""
 
     n: int | None
@@ -51,12 +58,20 @@ class GenerateOptions(ManyTextOptions, total=False):
     best_of: int | None
 
 
-class ChatOptions(_RequestOptions, GenerationOptions, total=False):
-    """Those of a reply to a conversation."""
-
+class _OfChat(_RequestOptions, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     thinking: bool
     continue_final_message: bool
+
+
+class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
+    """Those of a reply to a conversation."""
+
+
+class PromptOptions(_OfChat, total=False):
+    """Those that say what the tokens of a prompt are."""
+
+    allow_control: bool
 
 
 _OF_FORMS = """\
@@ -69,7 +84,7 @@ grammar: the text follows this grammar in llguidance's form of Lark.
 _DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
 _TYPES = {
     f"Unpack[{types.__name__}]": types
-    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions)
+    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions)
 }
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
@@ -97,7 +112,7 @@ def takes_options(function: _Function) -> _Function:
     """
     *_, rest = inspect.signature(function).parameters.values()
     types = get_type_hints(_TYPES[rest.annotation])
-    names = [*(name for name in types if name not in _GENERATION), *_GENERATION]
+    names = sorted(types, key=lambda name: _GENERATION.index(name) if name in _GENERATION else -1)
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]

@@ -17,7 +17,7 @@ from gemlet.generation.answer import Answer, Prepared, ends_of
 from gemlet.generation.grammar import compile_grammar
 from gemlet.generation.grammar_text import grammar_text
 from gemlet.generation.masked import GrammarPlan
-from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
@@ -73,6 +73,13 @@ class Requests:
                 other = own.replace(seed=(first.answer.seed + i) % 2**64)
                 text = self._prepare(ids, other, options, name=name, echo=self._echo(one) if echo else "")
                 prepared.append(replace(text, follows=first))
+        return prepared
+
+    def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
+        """What continues ``prompt``, or replies to it where it is a list of messages."""
+        if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt):
+            return self.reply(prompt, None, options)
+        (prepared,) = self.texts(prompt, None, options)
         return prepared
 
     def reply(
@@ -196,9 +203,9 @@ class Requests:
             echo=echo,
         )
         adapter = self.adapters.find(options.get("adapter"))
-        timeout = check_timeout(options.get("timeout"))
+        timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
         plan = self._plan(options, end_ids, answer.end_ids, asides, reply_parser)
-        return Prepared(tokens, answer, sampler, adapter, timeout, plan=plan)
+        return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt, plan=plan)
 
     def _plan(
         self,
