@@ -133,7 +133,7 @@ def _refusal(message: str) -> dict[str, Any]:
 
 
 async def _post(app: App, path: str, content: bytes) -> tuple[str, int, Any]:
-    """Asks the application as an HTTP server would: the id that it gives the request, the status, the body."""
+    """Asks the application as an HTTP server would: its id for the request, the status, the body."""
     name, status, parts = "", 500, []
     unsent = [{"type": "http.request", "body": content, "more_body": False}]
 
