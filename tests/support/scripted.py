@@ -29,7 +29,7 @@ class ScriptedRequest:
         self.cancelled = threading.Event()
         self.cached_tokens = 0
         self.read_tokens = 0
-        self.times = (0.0, 0.0, 0.0, 0)
+        self.times = (0.0, 0.0, 0.0, 0, 0)
         self._script = iter(script)
         self._max_tokens = max_tokens
         self._end_ids = end_ids

@@ -538,9 +538,9 @@ class Request:
     @property
     def read_tokens(self) -> int: ...
     @property
-    def times(self) -> tuple[float, float, float, int]:
+    def times(self) -> tuple[float, float, float, int, int]:
         """
-        Seconds until its first pass, from there to the first token and from there to the last one, and how many passes wrote after the first token.
+        Seconds until its first pass, from there to the first token and from there to the last one; how many steps came after the first token, and how many tokens they chose, an end token too.
         """
 
 class Engine:
@@ -557,9 +557,11 @@ class Engine:
         prefix_cache_folder: str | None = None,
         prefix_cache_folder_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
         model_digest: bytes = b"",
+        drafts: str = "paying",
+        most_drafted: typing.SupportsInt | typing.SupportsIndex = 14,
     ) -> None:
         """
-        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model.
+        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many in a step.
         """
     def close(self) -> None:
         """
