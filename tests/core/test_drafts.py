@@ -1,4 +1,4 @@
-"""Guessed tokens: texts, blocks and the prefix cache are as without them, and guesses that do not pay are few."""
+"""Guessed tokens: texts and blocks are as without them, and guesses that do not pay are few."""
 
 from __future__ import annotations
 
