@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "model": "base config tokenizer chat adapters sources generation",
     "loading": "base config checkpoint tokenizer weights adapters chat sources packing generation model",
     "bench": "base config weights generation model",
+    "evaluate": "base model",
     "server": "base chat loading generation model",
     "cli": "anything",
 }

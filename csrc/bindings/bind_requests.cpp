@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/logprobs.h"
 #include "bindings/tokens.h"
 #include "engine/engine.h"
 
@@ -60,7 +61,8 @@ class Ticket {
   Request& operator*() const { return *request_; }
   Request* operator->() const { return request_.get(); }
 
-  const int64_t width;  // of its rows
+  const int64_t width;                   // of its rows
+  std::vector<Logprobs> taken_logprobs;  // of the last take()
 
  private:
   const std::shared_ptr<Request> request_;
@@ -136,8 +138,9 @@ void register_requests(py::module_& m) {
                      "A text that the engine continues until it ends or this object does.")
       .def(
           "take",
-          [](const Ticket& ticket) {
+          [](Ticket& ticket) {
             Request::Output output = ticket->take();
+            ticket.taken_logprobs = std::move(output.logprobs);
             const char* const reason = name_of(output.reason);
             return std::make_tuple(std::move(output.ids), reason ? std::optional<std::string>(reason) : std::nullopt,
                                    rows_of(std::move(output.values), ticket.width));
@@ -147,6 +150,10 @@ void register_requests(py::module_& m) {
           "Raises the error that ended it.")
       .def(
           "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")
+      .def_property_readonly(
+          "logprobs", [](const Ticket& ticket) { return pairs_of(ticket.taken_logprobs); },
+          "Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, "
+          "and pairs (token id, log probability) of the likeliest tokens.")
       .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); })
       .def_property_readonly("read_tokens", [](const Ticket& ticket) { return ticket->read_tokens(); })
       .def_property_readonly(
@@ -193,7 +200,8 @@ void register_requests(py::module_& m) {
           [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,
              const std::shared_ptr<Event>& news, const std::string& wanted, int64_t max_tokens,
              std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter, int64_t priority,
-             const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt) {
+             const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt,
+             std::optional<size_t> logprobs, int64_t first_row) {
             RequestOptions options;
             options.wanted = wanted_of(wanted);
             options.prompt = token_ids(prompt);
@@ -208,16 +216,18 @@ void register_requests(py::module_& m) {
             }
             options.most_unread = most_unread;
             options.cache_salt = cache_salt;
+            options.logprobs = logprobs;
+            options.first_row = first_row;
             const GilRelease release;
             return std::make_unique<Ticket>(engine.submit(std::move(options)), engine.row_width());
           },
           py::arg("prompt"), py::kw_only(), py::arg("sampler") = py::none(), py::arg("news").none(false),
           py::arg("wanted") = "text", py::arg("max_tokens") = 1, py::arg("end_ids") = std::vector<int32_t>(),
           py::arg("adapter") = py::none(), py::arg("priority") = 0, py::arg("timeout") = py::none(),
-          py::arg("most_unread") = 16, py::arg("cache_salt") = 0,
+          py::arg("most_unread") = 16, py::arg("cache_salt") = 0, py::arg("logprobs") = py::none(),
+          py::arg("first_row") = 0,
           "Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those "
-          "after "
-          "each token, 'embedding' is for models that make embeddings.")
+          "after each token from number `first_row` on, 'embedding' is for models that make embeddings.")
       .def_property_readonly("prefix_cache", &Engine::prefix_cache, "What it keeps of texts that have ended.")
       .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
            "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")

@@ -5,7 +5,10 @@
 #include <optional>
 #include <utility>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
+#include "bindings/logprobs.h"
 #include "bindings/tokens.h"
 #include "engine/repetition.h"
 #include "engine/sampler.h"
@@ -17,6 +20,23 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Ids = std::vector<int32_t>;
+
+LogprobPairs logprobs(const Floats& rows, const TokenIds& chosen, size_t top) {
+  const Ids ids = token_ids(chosen);
+  if (rows.ndim() != 2 || static_cast<size_t>(rows.shape(0)) != ids.size()) {
+    fail(ErrorCode::kInvalidRequest, "logits has ", rows.ndim(), " dimensions, expected a row for each of ", ids.size(),
+         " ids");
+  }
+  const auto vocab = static_cast<size_t>(rows.shape(1));
+  const float* const data = rows.data();
+  std::vector<Logprobs> found;
+  {
+    const GilRelease release;
+    LogprobReader reader;
+    for (size_t i = 0; i < ids.size(); ++i) found.push_back(reader.read({data + i * vocab, vocab}, ids[i], top));
+  }
+  return pairs_of(found);
+}
 
 }  // namespace
 
@@ -73,6 +93,10 @@ void register_sampler(py::module_& m) {
           py::arg("logits"), py::arg("history"),
           "The next token id from logits [vocab]. `history` is the text so far: the ids of the prompt, of which there "
           "are `prompt_tokens`, and those that were generated.");
+
+  m.def("logprobs", &logprobs, py::arg("logits"), py::arg("ids"), py::arg("top"),
+        "Of each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) "
+        "of the `top` likeliest.");
 }
 
 }  // namespace gemlet::bindings

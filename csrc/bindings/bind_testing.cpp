@@ -10,7 +10,6 @@
 #include "bindings/gil.h"
 #include "bindings/tokens.h"
 #include "engine/embedding.h"
-#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 #include "model/kv_table.h"
@@ -156,17 +155,6 @@ void register_testing(py::module_& testing) {
       },
       py::arg("sampler").none(false), py::arg("logits"), py::arg("history"),
       "What Sampler.sample() draws from: pairs (token id, probability).");
-  testing.def(
-      "logprobs",
-      [](const Floats& row, int32_t chosen, size_t top) {
-        const Logprobs found = LogprobReader().read({row.data(), static_cast<size_t>(row.size())}, chosen, top);
-        std::vector<std::pair<int32_t, float>> best;
-        for (const TokenLogprob& one : found.top) best.emplace_back(one.id, one.logprob);
-        return std::make_pair(found.chosen.logprob, best);
-      },
-      py::arg("logits"), py::arg("chosen"), py::arg("top"),
-      "The log probability of a token in logits [vocab], and pairs (token id, log probability) of the `top` "
-      "likeliest.");
   testing.def(
       "prefix", [](const Sequence& sequence, int64_t blocks) { return sequence.prefix(blocks); }, py::arg("sequence"),
       py::arg("blocks"), py::call_guard<GilRelease>(),

@@ -13,6 +13,8 @@ Request::Output Request::take() {
   if (error_ && output.ids.empty() && values_.empty()) throw *error_;
   const bool was_full = !values_.empty() || output.ids.size() >= static_cast<size_t>(options.most_unread);
   taken_ = generated_.size();
+  output.logprobs = std::move(logprobs_);
+  logprobs_.clear();
   output.values = std::move(values_);
   values_.clear();
   if (!error_) output.reason = reason_;

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/event.h"
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
 
@@ -24,7 +25,7 @@ enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled,
 // What is wanted of the prompt.
 enum class Wanted : uint8_t {
   kText,       // its continuation, token by token
-  kLogits,     // the logits after each of its tokens
+  kLogits,     // the logits after each of its tokens, from number `first_row` on
   kEmbedding,  // its embedding, from a bidirectional model
 };
 
@@ -33,10 +34,12 @@ struct RequestOptions {
 
   Wanted wanted = Wanted::kText;
   std::vector<int32_t> prompt;
+  int64_t first_row = 0;
   std::shared_ptr<const Adapter> adapter;     // null: the model alone
-  SamplerConfig sampler;                      // this and the next two are for kText
+  SamplerConfig sampler;                      // this and the next three are for kText
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
   int64_t max_tokens = 1;                     // at least 1
+  std::optional<size_t> logprobs;             // give those of each token, and of so many of the likeliest
   int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
   int64_t most_unread = 16;                   // the request pauses while its reader has so many tokens to take
@@ -48,6 +51,7 @@ class Request {
  public:
   struct Output {
     std::vector<int32_t> ids;                   // chosen since the last take()
+    std::vector<Logprobs> logprobs;             // of each of them, if they are wanted
     std::vector<float> values;                  // [rows, width] since the last take(): logits, or the embedding
     FinishReason reason = FinishReason::kNone;  // not kNone: these are the last ones
   };
@@ -81,9 +85,10 @@ class Request {
   friend struct Worker;
 
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;           // of them
-  std::vector<float> values_;  // that wait for the reader
-  int64_t handed_rows_ = 0;    // of logits, those included
+  size_t taken_ = 0;                // of them
+  std::vector<Logprobs> logprobs_;  // of those that were not taken
+  std::vector<float> values_;       // that wait for the reader
+  int64_t handed_rows_ = 0;         // of logits, those included
   FinishReason reason_ = FinishReason::kNone;
   std::optional<Error> error_;  // of kFailed
   std::atomic<bool> cancelled_{false};

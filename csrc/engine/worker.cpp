@@ -126,10 +126,12 @@ void Worker::begin_waiting() {
   while (Job* const job = scheduler_.next_waiting()) {
     if (memory_is_short_ && !scheduler_.running().empty()) break;
     cache.forget_gone_adapters();
-    if (job->kv.length() == 0 && job->wanted() == Wanted::kText) {
+    const bool is_text = job->wanted() == Wanted::kText;
+    if (job->kv.length() == 0 && (is_text || job->before_rows() > 0)) {
       if (job->reading) cache.add(root_of(*job->request), *job->reading);
       job->reading.reset();
-      const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
+      // One has to be computed for its logits.
+      const int64_t most = is_text ? static_cast<int64_t>(job->ids.size()) - 1 : job->before_rows();
       const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
@@ -185,7 +187,7 @@ bool Worker::forward(const Parts& parts) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const auto& [job, tokens] = parts[i];
     Segment segment = {&job->kv, {job->next(tokens)}, LogitsWanted::kNone};
-    if (job->wanted() == Wanted::kLogits) {
+    if (job->wanted() == Wanted::kLogits && job->before_rows() == 0) {
       segment.wanted = LogitsWanted::kAll;
     } else if (job->wanted() == Wanted::kText && tokens == job->remaining()) {
       segment.wanted = LogitsWanted::kLast;
@@ -334,11 +336,16 @@ FinishReason Worker::next_token(Job& job, const float* logits) {
   const RequestOptions& options = request.options;
   const int32_t id = job.sampler->sample({logits, static_cast<size_t>(row_width())}, job.ids);
   const bool is_end = std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
+  std::optional<Logprobs> logprobs;
+  if (options.logprobs && !is_end) {
+    logprobs = logprobs_.read({logits, static_cast<size_t>(row_width())}, id, *options.logprobs);
+  }
   if (!is_end) job.ids.push_back(id);
   {
     const Lock lock(fork_safe_mutex());
     count_step(request, true);
     if (!is_end) {
+      if (logprobs) request.logprobs_.push_back(std::move(*logprobs));
       request.generated_.push_back(id);
       ++stats.generated_tokens;
     }
@@ -357,7 +364,8 @@ FinishReason Worker::next_rows(Job& job, const float* values, int64_t tokens) {
   if (job.wanted() == Wanted::kLogits) {
     // Of a text that is read again, after a fork or because memory ran out, the reader has the first rows.
     count = tokens;
-    known = std::clamp<int64_t>(request.handed_rows_ - (job.kv.length() - tokens), 0, count);
+    const int64_t first = job.kv.length() - tokens - request.options.first_row;
+    known = std::clamp<int64_t>(request.handed_rows_ - first, 0, count);
   }
   std::vector<float> own(values + known * row_width(), values + count * row_width());
   const Lock lock(fork_safe_mutex());
@@ -376,6 +384,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
   const int64_t cached_bytes = cache.bytes();
+  const std::shared_ptr<Event> news = request.options.news;
   {
     const Lock lock(fork_safe_mutex());
     request.reason_ = reason;
@@ -385,8 +394,10 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
     stats.prefix_cache_bytes = cached_bytes;
+    // The reader knows from here on. What the request holds, such as an adapter, goes when the reader lets it go.
+    if (owned->request.use_count() > 1) owned->request.reset();
   }
-  request.options.news->notify();
+  news->notify();
 }
 
 void Worker::end_all(FinishReason reason, const Error* error) {

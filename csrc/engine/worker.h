@@ -13,6 +13,7 @@
 #include "base/fork_mutex.h"
 #include "engine/engine_options.h"
 #include "engine/job.h"
+#include "engine/logprobs.h"
 #include "engine/prefix_cache.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
@@ -70,6 +71,7 @@ struct Worker {
   const EngineOptions options_;
   Scheduler scheduler_;
   StepTimes times_;
+  LogprobReader logprobs_;
   bool memory_is_short_ = false;  // none begins before another has ended
   bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
   double slowed_ = 1;             // how many times as long guesses made the last step

@@ -256,27 +256,32 @@ def test_logprobs(vocab: int, scale: float) -> None:
     exact = logits.astype(np.float64)
     exact -= exact.max() + np.log(np.exp(exact - exact.max()).sum())
     order = np.lexsort((np.arange(vocab), -exact))
-    for chosen in (0, vocab // 2, vocab - 1):
-        found, top = testing.logprobs(logits, chosen, 20)
+    chosen_ids = int32(0, vocab // 2, vocab - 1)
+    for chosen, (found, top) in zip(
+        chosen_ids.tolist(), _core.logprobs(np.stack([logits] * 3), chosen_ids, 20), strict=True
+    ):
         assert found == pytest.approx(exact[chosen], rel=1e-6, abs=2e-6)
         assert [i for i, _ in top] == order[:20].tolist()
         assert [value for _, value in top] == pytest.approx(exact[order[:20]], rel=1e-6, abs=2e-6)
-    assert testing.logprobs(logits, 0, 0)[1] == []
+    assert _core.logprobs(logits[None], [0], 0)[0][1] == []
 
 
 def test_logprobs_of_what_is_no_distribution() -> None:
     logits = made(0, 50)
     for chosen in (-1, 50):
         with pytest.raises(gemlet.InvalidRequestError, match="no logit of the token id"):
-            testing.logprobs(logits, chosen, 1)
+            _core.logprobs(logits[None], [chosen], 1)
     for value in (np.nan, np.inf):
         bad = logits.copy()
         bad[49] = value
         with pytest.raises(gemlet.TensorError, match="overflowed"):
-            testing.logprobs(bad, 1, 1)
+            _core.logprobs(bad[None], [1], 1)
     with pytest.raises(gemlet.InvalidRequestError, match="no logit is finite"):
-        testing.logprobs(np.full(50, -np.inf, np.float32), 1, 1)
+        _core.logprobs(np.full((1, 50), -np.inf, np.float32), [1], 1)
     logits[3] = -np.inf
-    found, top = testing.logprobs(logits, 3, 50)
+    found, top = _core.logprobs(logits[None], [3], 50)[0]
     assert found == -np.inf
     assert top[-1] == (3, -np.inf)
+    for rows in (logits, logits[None, None], np.stack([logits] * 2)):
+        with pytest.raises(gemlet.InvalidRequestError, match="expected a row for each of 1 ids"):
+            _core.logprobs(rows, [3], 1)

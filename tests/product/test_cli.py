@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -10,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import gemlet
 from gemlet.cli import main
-from gemlet.cli.common import for_terminal, one_line, warnings_in_a_line
+from gemlet.cli.common import for_terminal, one_line, read_standard_input, warnings_in_a_line
 from support.commands import GEMLET, PATIENCE, PROMPT, failed, run
 
 # generate
@@ -37,6 +39,16 @@ def test_prompt_from_standard_input(ending: str) -> None:
     piped = json.loads(run("generate", "-", *options, stdin=(PROMPT + ending).encode()).stdout)
     assert piped["token_ids"] == given["token_ids"]
     assert piped["prompt_tokens"] == given["prompt_tokens"]
+
+
+def test_standard_input_is_read_up_to_what_a_context_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = io.BytesIO(b"x" * 1000)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=read))
+    with pytest.raises(gemlet.ContextLengthError, match="prompt: standard input has more than"):
+        read_standard_input("prompt", 99)
+    assert read.tell() == 100
+    read.seek(990)
+    assert read_standard_input("prompt", 10) == "x" * 10
 
 
 def test_json_for_machines() -> None:
@@ -82,6 +94,40 @@ def test_json_for_machines() -> None:
         assert report[name] > 0
     for name in ("prefill_tokens_per_second", "decode_tokens_per_second"):
         assert report[name] > 0
+
+
+def test_every_sampling_option() -> None:
+    numbers = {
+        "max_tokens": 12,
+        "min_tokens": 4,
+        "typical_p": 0.9,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "no_repeat_ngram_size": 3,
+        "dry_multiplier": 0.8,
+        "dry_base": 1.5,
+        "dry_allowed_length": 3,
+        "seed": 7,
+        "logprobs": 1,
+    }
+    given = [part for name, value in numbers.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    done = run(
+        *("generate", PROMPT, "--json", "--threads", "1", *given),
+        *("--logit-bias", "479=-2.5", "--logit-bias", "20=1", "--suppress-tokens", "5,6"),
+        *("--stop-token-ids", "395", "--dry-sequence-breakers", "door", "--dry-sequence-breakers", "\n"),
+    )
+    report = json.loads(done.stdout)
+    with gemlet.load(threads=1) as model:
+        expected = model.generate(
+            PROMPT,
+            logit_bias={479: -2.5, 20: 1},
+            suppress_tokens=[5, 6],
+            stop_token_ids=395,
+            dry_sequence_breakers=["door", "\n"],
+            **numbers,  # type: ignore[arg-type]
+        )
+    assert report["token_ids"] == expected.token_ids
+    assert [one["token_id"] for one in report["logprobs"]] == expected.token_ids
 
 
 def test_stats_go_to_standard_error() -> None:
@@ -160,6 +206,9 @@ def test_a_prompt_that_is_not_utf8_is_refused() -> None:
         ["generate"],
         ["generate", PROMPT, "--max-tokens", "many"],
         ["generate", PROMPT, "--weights", "q5"],
+        ["generate", PROMPT, "--logit-bias", "5"],
+        ["generate", PROMPT, "--logit-bias", "x=1"],
+        ["generate", PROMPT, "--suppress-tokens", "5,x"],
         ["generate", PROMPT, "--no-such-option"],
         ["sing"],
         ["bench", "-p", "1,x"],

@@ -47,7 +47,7 @@ def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
         assert set(model.generate(PROMPT, suppress_tokens=likely, **options).token_ids).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely)).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely, repetition_penalty=1.3)).isdisjoint(likely)
-    named = folder(tmp_path / "named", suppress_tokens=likely)
+    named = folder(tmp_path / "named", suppress_tokens=[-1, *likely])  # -1 stands for none
     with gemlet.load(named, threads=1) as model:
         assert model.generation_config.suppress_tokens == tuple(likely)
         assert set(greedy(model)).isdisjoint(likely)
@@ -70,7 +70,7 @@ def test_suppressed_tokens_of_gguf(tmp_path: Path) -> None:
         assert set(greedy(model)).isdisjoint(likely)
 
 
-@pytest.mark.parametrize("ids", [[96], [-1], ["1"], 5, [True], [1.0]])
+@pytest.mark.parametrize("ids", [[96], [-2], ["1"], 5, [True], [1.0]])
 def test_wrong_suppressed_tokens_are_named(tmp_path: Path, ids: Any) -> None:
     with pytest.raises(gemlet.ConfigError, match=r"suppress_tokens is .*; expected up to"):
         gemlet.load(folder(tmp_path / "a", suppress_tokens=ids))

@@ -240,7 +240,7 @@ def test_an_error_in_a_step_propagates_after_what_came_before() -> None:
 def test_several_texts_come_in_turn_with_their_index() -> None:
     prepared = [scripted(script) for script in (b"abc", b"xy" + bytes([END]))]
     stream = TextStream(
-        [cast(Any, one._texts[0]._prepared) for one in prepared],
+        [one._texts[0]._prepared for one in prepared],
         engine=lambda: ScriptedEngine(b"abcd", b"xy" + bytes([END])),
         context_length=5,
     )

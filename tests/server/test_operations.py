@@ -240,6 +240,20 @@ def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
     assert server.post(CHAT, {**body, **nothing}).status == 200
 
 
+def test_the_published_document(server: RunningServer) -> None:
+    """It has every route, and no field that requests may not have."""
+    from gemlet.server.app import ROUTES
+
+    found = server.ask("GET", "/openapi.json").json
+    assert found["openapi"] == "3.1.0"
+    assert sum(len(operations) for operations in found["paths"].values()) == len(ROUTES)
+    body = found["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["messages"]
+    assert body["properties"]["n"] == {"type": "integer", "minimum": 1, "maximum": 16}
+    assert "response_format" not in body["properties"]
+    assert "user" not in body["properties"]
+
+
 def test_settings_of_a_file(tmp_path: Path) -> None:
     from gemlet.server.settings import ModelSpec, Settings, read_file_of_settings
 

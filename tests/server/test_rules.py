@@ -140,7 +140,7 @@ def test_every_route_needs_a_key(locked: tuple[RunningServer, str]) -> None:
     from gemlet.server.guard import OPEN
 
     server, _ = locked
-    for method, path, _, right in ROUTES:
+    for method, path, _, right, *_ in ROUTES:
         plain = re.sub(r"\{.*\}", "demo", path)
         assert (right is None) is ((method, path) in OPEN)
         expected = 200 if right is None else 401
@@ -289,6 +289,30 @@ def test_what_is_no_json_object(server: RunningServer, body: bytes) -> None:
 def test_a_compressed_body(server: RunningServer) -> None:
     answer = server.post("/v1/chat/completions", b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
     assert answer.status == 415
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_one_key_does_not_see_what_another_has_in_the_cache(
+    locked: tuple[RunningServer, str], path: str
+) -> None:
+    from gemlet.server.keys import KeyStore
+
+    server, _ = locked
+    store = KeyStore(server.server.app.service.settings.keys)
+    one, other = store.create(f"one of {path}"), store.create(f"another of {path}")
+    store.close()
+    body = {"messages": QUESTION} if "chat" in path else {"input": "Who is there?"}
+
+    def cached(key: str, **more: str) -> int:
+        usage = server.post(path, {**body, **more}, key=key).json["usage"]
+        details = usage.get("prompt_tokens_details") or usage["input_tokens_details"]
+        return int(details["cached_tokens"])
+
+    assert cached(one) == 0
+    assert cached(one) > 0
+    assert cached(other) == 0
+    assert cached(one, cache_salt="mine") == 0
+    assert cached(one, cache_salt="mine") > 0
 
 
 # --- pickle, metrics, logs ----------------------------------------------------------------------------------

@@ -17,7 +17,11 @@ def functions() -> Iterator[tuple[str, Any]]:
             thing = getattr(module, name)
             if inspect.isfunction(thing) or inspect.isclass(thing):
                 yield f"{module.__name__}.{name}", thing
-            for key, member in vars(thing).items() if inspect.isclass(thing) else ():
+            bases = reversed(inspect.getmro(thing)) if inspect.isclass(thing) else ()
+            own = {}
+            for base in bases:
+                own |= vars(base) if base.__module__.startswith("gemlet") else {}
+            for key, member in own.items():
                 member = getattr(member, "fget", getattr(member, "__func__", member))
                 if inspect.isfunction(member):
                     yield f"{module.__name__}.{name}.{key}", member

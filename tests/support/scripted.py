@@ -28,6 +28,7 @@ class ScriptedRequest:
         self.given: list[int] = []
         self.cancelled = threading.Event()
         self.cached_tokens = 0
+        self.logprobs: list[Any] = []
         self.read_tokens = 0
         self.times = (0.0, 0.0, 0.0, 0, 0)
         self._script = iter(script)

@@ -36,6 +36,7 @@ __all__: list[str] = [
     "check_device",
     "cpu_info",
     "default_threads",
+    "logprobs",
     "measure_read_bandwidth",
     "number_limits",
     "return_free_memory",
@@ -536,6 +537,11 @@ class Request:
     @property
     def cached_tokens(self) -> int: ...
     @property
+    def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
+        """
+        Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, and pairs (token id, log probability) of the likeliest tokens.
+        """
+    @property
     def read_tokens(self) -> int: ...
     @property
     def times(self) -> tuple[float, float, float, int, int]:
@@ -585,9 +591,11 @@ class Engine:
         timeout: typing.SupportsFloat | typing.SupportsIndex | None = None,
         most_unread: typing.SupportsInt | typing.SupportsIndex = 16,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+        logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
+        first_row: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Request:
         """
-        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings.
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings.
         """
     def wait(
         self,
@@ -622,6 +630,15 @@ def cpu_info() -> dict[str, typing.Any]:
 def default_threads(*, files: str = "") -> tuple[int, str]:
     """
     Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.
+    """
+
+def logprobs(
+    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    ids: numpy.ndarray | list[int],
+    top: typing.SupportsInt | typing.SupportsIndex,
+) -> list[tuple[float, list[tuple[int, float]]]]:
+    """
+    Of each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) of the `top` likeliest.
     """
 
 def measure_read_bandwidth(

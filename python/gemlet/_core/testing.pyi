@@ -32,7 +32,6 @@ __all__: list[str] = [
     "kernel_rowwise",
     "kv_formats",
     "limit_kv_cache",
-    "logprobs",
     "measure_peak",
     "parameter_count",
     "parse_nodes",
@@ -226,15 +225,6 @@ def kv_formats() -> list[str]:
 def limit_kv_cache(model: gemlet._core.Model, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     From now on the caches of all contexts together take no memory that would exceed this.
-    """
-
-def logprobs(
-    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    chosen: typing.SupportsInt | typing.SupportsIndex,
-    top: typing.SupportsInt | typing.SupportsIndex,
-) -> tuple[float, list[tuple[int, float]]]:
-    """
-    The log probability of a token in logits [vocab], and pairs (token id, log probability) of the `top` likeliest.
     """
 
 def measure_peak(

@@ -80,6 +80,7 @@ class AdapterFiles:
         self.terms = terms
         self.checkpoint = checkpoint
         self._table_gains: NDArray[np.float32] | None = None
+        self._last_stack: tuple[LowRank, NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def build(self, model: _core.Model) -> _core.Adapter:
         """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite."""
@@ -242,7 +243,7 @@ class AdapterFiles:
         blocks = read()
         own, term = self.changes(slot)
         some = self._finite(own.tensor) if own and own.ids else None
-        a, b = (self._finite(term.a), self._finite(term.b)) if term else (None, None)
+        a, b = self._factors(term) if term else (None, None)
         if term and a is not None and b is not None:
             if term.experts:
                 a, b = _of_expert(term, a, b, entry)
@@ -278,6 +279,14 @@ class AdapterFiles:
                     values = values * (magnitudes[first : first + rows] / lengths)
             yield values, "f32"
             first += rows
+
+    def _factors(self, term: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A and B; those of the last stack of experts are kept, as every expert has a part of them."""
+        kept, a, b = self._last_stack or (None, None, None)
+        if kept != term or a is None or b is None:
+            a, b = self._finite(term.a), self._finite(term.b)
+            self._last_stack = (term, a, b) if term.experts else None
+        return a, b
 
     def _gains(
         self,

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_BIASES",
     "MAX_INT",
     "MAX_SUPPRESSED",
+    "MOST_ALTERNATIVES",
     "MOST_STOPS",
     "MOST_STOP_CHARACTERS",
     "MOST_STOP_IDS",
@@ -26,6 +27,7 @@ MAX_BIASES = 1024
 MOST_STOPS = 16  # strings that end a text
 MOST_STOP_CHARACTERS = 256  # of one
 MOST_STOP_IDS = 1024
+MOST_ALTERNATIVES = 20  # tokens with their log probabilities, beside the one that was chosen
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,10 @@ def read_number(keys: Keys, key: str, name: str) -> int | float:
 
 
 def read_suppressed(keys: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
-    """A list of token ids that are never to be generated."""
+    """A list of token ids that are never to be generated; -1 stands for none."""
     ids = keys.get(key)
+    if isinstance(ids, list):
+        ids = [i for i in ids if not (type(i) is int and i == -1)]
     if (
         not isinstance(ids, list)
         or len(ids) > MAX_SUPPRESSED

@@ -20,6 +20,7 @@ from gemlet.generation.option_values import (
     strings,
     token_biases,
     token_ids,
+    top_count,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class _OptionsOfAll(TypedDict, total=False):
     stop_token_ids: int | Sequence[int] | None
     ignore_eos: bool | None
     do_sample: bool | None
+    logprobs: int | None
+    prompt_logprobs: int | None
 
 
 class GenerationOptions(_OptionsOfAll, total=False):
@@ -96,6 +99,8 @@ _OPTIONS = {
     "stop_token_ids": _Option((), token_ids),
     "ignore_eos": _Option(False, check_flag),
     "do_sample": _Option(True, check_flag),
+    "logprobs": _Option(None, top_count),
+    "prompt_logprobs": _Option(None, top_count),
 }
 
 
@@ -152,6 +157,10 @@ class GenerationConfig:
             those, they are not part of it.
         ignore_eos: do not end at the model's end tokens.
         do_sample: False is greedy whatever the temperature.
+        logprobs: 0 to 20: give the log probability of every token that is generated, and of so many of the
+            most likely ones (:attr:`Generation.logprobs`): as the model has them, before any other option
+            counts.
+        prompt_logprobs: 0 to 20: the same for the tokens of the prompt (:attr:`Generation.prompt_logprobs`).
 
     None for an option takes its default.
 
@@ -186,6 +195,8 @@ class GenerationConfig:
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
     do_sample: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
     _limits_tokens: ClassVar[bool]  # of each instance, but no option
 
     @public

@@ -8,13 +8,35 @@ from typing import Any, Literal
 
 from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
 
-__all__ = ["Chunk", "FinishReason", "Generation"]
+__all__ = ["Chunk", "FinishReason", "Generation", "TokenLogprob"]
 
 FinishReason = Literal["stop", "length", "context", "cancelled", "timeout"]
 
 
 def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """How probable the model found a token, in its own distribution: before temperature, penalties, filters.
+
+    Attributes:
+        token_id: the token.
+        logprob: the natural logarithm of its probability.
+        top: the most likely tokens at its place, as pairs (token id, log probability): as many as were asked
+            for.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     result = model.generate("The door", max_tokens=4, temperature=0, logprobs=2)
+    >>> [one.top[0] == (one.token_id, one.logprob) for one in result.logprobs]
+    [True, True, True, True]
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,8 +62,13 @@ class Generation:
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
+        earlier_messages: what was added to the conversation before this reply, where gemlet ran tools:
+            replies with calls, and the results. The other attributes are those of the last reply.
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
             began with them, too.
+        logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
+        prompt_logprobs: how probable it found each token of the prompt after those before it: None for the
+            first token. None as a whole unless it was asked for.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -66,6 +93,9 @@ class Generation:
     tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
     malformed_calls: list[MalformedToolCall] = dataclasses.field(default_factory=list)
     cached_tokens: int = 0
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    earlier_messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     decode_tokens: int = 0
 
     def __str__(self) -> str:
@@ -111,6 +141,19 @@ class Generation:
         return message
 
     @property
+    def messages(self) -> list[dict[str, Any]]:
+        """All messages to append to the conversation: :attr:`message`, and before it what gemlet added when
+        it ran tools.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     reply = model.chat("Who is there?", max_tokens=6)
+        >>> reply.messages == [reply.message]
+        True
+        """
+        return [*self.earlier_messages, self.message]
+
+    @property
     def prefill_tokens_per_second(self) -> float:
         """Prompt tokens that were computed, per second of prefill (0.0 when no prompt was run)."""
         return _rate(self.prompt_tokens - self.cached_tokens, self.prefill_seconds)
@@ -130,9 +173,10 @@ class Chunk:
             of a stop string is held back. The texts of a stream's chunks add up to :attr:`Generation.text`.
         token_ids: the tokens of this step (none in a last chunk that only ends the stream).
         finish_reason: None, but in the last chunk: see :class:`Generation`.
-        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
-            MalformedToolCall of :mod:`gemlet.chat`.
+        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCallPiece,
+            ToolCall and MalformedToolCall of :mod:`gemlet.chat`.
         index: which prompt the step continues, where the stream has several.
+        logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -146,6 +190,7 @@ class Chunk:
     finish_reason: FinishReason | None
     events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False, repr=False)
     index: int = 0
+    logprobs: list[TokenLogprob] | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -54,7 +54,11 @@ class TextStream:
         why_closed: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.prompt_progress: Progress = None if in_notebook() else False
-        self._texts = [RunningText(one, i, context_length) for i, one in enumerate(prepared)]
+        self._texts: list[RunningText] = []
+        for i, one in enumerate(prepared):
+            followed = next((j for j, other in enumerate(prepared[:i]) if other is one.follows), None)
+            after = None if followed is None else self._texts[followed]
+            self._texts.append(RunningText(one, i, context_length, after))
         self._live = deque(self._texts)  # those that have not ended; the next one to look at first
         self._find_engine = engine
         self._engine: Engine | None = None

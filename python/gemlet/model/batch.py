@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.result import Generation
 
-__all__ = ["ManyPrompts", "Prompt", "prompts_of", "same_form", "seeds_of"]
+__all__ = ["ManyPrompts", "Prompt", "arranged", "counts_of", "prompts_of", "seeds_of"]
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray[np.integer[Any]]]
 _KINDS = (str, list, tuple, np.ndarray)
+_MOST = 16  # continuations of a prompt
 
 
 def prompts_of(prompt: object) -> list[object] | None:
@@ -46,6 +48,33 @@ def seeds_of(seed: object, count: int) -> list[Any]:
     return list(seed)
 
 
-def same_form(prompt: object, results: list[Generation]) -> Generation | list[Generation]:
-    """The results as the prompts were given: the only one of a single prompt."""
-    return results[0] if prompts_of(prompt) is None else results
+def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
+    """How many continuations of each prompt are wanted (``n``), and of how many written ones
+    (``best_of``)."""
+    n, best_of = (options.get(name) for name in ("n", "best_of"))
+    for name, value in (("n", n), ("best_of", best_of)):
+        wrong = isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MOST
+        if value is not None and wrong:
+            raise InvalidRequestError(
+                f"{name}: got {show_argument(value)}, expected an integer from 1 to {_MOST}"
+            )
+    count = 1 if n is None else int(n)
+    if best_of is not None and best_of < count:
+        raise InvalidRequestError(f"best_of: got {best_of}, expected at least n, {count}")
+    return count, count if best_of is None else int(best_of)
+
+
+def arranged(
+    prompt: object, options: Mapping[str, Any], results: list[Generation]
+) -> Generation | list[Generation]:
+    """The results as they were asked for: the best of each prompt's, and a single one by itself."""
+    count, written = counts_of(options)
+    if options.get("best_of") is not None:
+        groups = [results[start : start + written] for start in range(0, len(results), written)]
+        results = [one for group in groups for one in sorted(group, key=_mean_logprob, reverse=True)[:count]]
+    return results[0] if prompts_of(prompt) is None and options.get("n") is None else results
+
+
+def _mean_logprob(result: Generation) -> float:
+    logprobs = result.logprobs or []
+    return sum(one.logprob for one in logprobs) / len(logprobs) if logprobs else -math.inf

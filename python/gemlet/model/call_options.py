@@ -5,22 +5,35 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.keyword_options import shows_options
+from gemlet.chat.base import Tools
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
+from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 
-__all__ = ["ChatOptions", "ManyTextOptions", "TextOptions", "generation_options", "takes_options"]
+__all__ = [
+    "ChatOptions",
+    "GenerateOptions",
+    "ManyTextOptions",
+    "PromptOptions",
+    "TextOptions",
+    "ToolOptions",
+    "generation_options",
+    "takes_options",
+]
 
 
 class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
+    cache_salt: str | None
 
 
 class _OfText(_RequestOptions, total=False):
     allow_control: bool
+    echo: bool
 
 
 class TextOptions(_OfText, GenerationOptions, total=False):
@@ -28,19 +41,52 @@ class TextOptions(_OfText, GenerationOptions, total=False):
 
 
 class ManyTextOptions(_OfText, ManyGenerationOptions, total=False):
-    """Those where there may be several prompts."""
+    """Those where there may be several texts."""
+
+    n: int | None
 
 
-class ChatOptions(_RequestOptions, GenerationOptions, total=False):
-    """Those of a reply to a conversation."""
+class GenerateOptions(ManyTextOptions, total=False):
+    """Those where all texts are written before any is given."""
 
-    tools: Sequence[Mapping[str, Any]] | None
+    best_of: int | None
+
+
+class _OfChat(_RequestOptions, total=False):
+    tools: Tools | None
+    tool_choice: str | Mapping[str, Any] | None
     thinking: bool
     continue_final_message: bool
 
 
-_DEFAULTS = {"allow_control": True, "thinking": False, "continue_final_message": False}
-_TYPES = {f"Unpack[{types.__name__}]": types for types in (TextOptions, ManyTextOptions, ChatOptions)}
+class ChatOptions(_OfChat, GenerationOptions, total=False):
+    """Those of a reply to a conversation."""
+
+
+class PromptOptions(_OfChat, total=False):
+    """Those that say what the tokens of a prompt are."""
+
+    allow_control: bool
+
+
+class ToolOptions(ChatOptions, total=False):
+    """Those of a reply before which tools may be run."""
+
+    run_tools: bool
+    max_tool_rounds: int
+    approve: Approve | None
+
+
+_DEFAULTS: dict[str, Any] = {
+    "allow_control": True,
+    "echo": False,
+    "thinking": False,
+    "continue_final_message": False,
+    "run_tools": False,
+    "max_tool_rounds": MOST_ROUNDS,
+}
+_ALL = (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions, ToolOptions)
+_TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 
@@ -67,7 +113,7 @@ def takes_options(function: _Function) -> _Function:
     """
     *_, rest = inspect.signature(function).parameters.values()
     types = get_type_hints(_TYPES[rest.annotation])
-    names = [*(name for name in types if name not in _GENERATION), *_GENERATION]
+    names = sorted(types, key=lambda name: _GENERATION.index(name) if name in _GENERATION else -1)
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]

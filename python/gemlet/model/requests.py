@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gemlet.base.progress import reporting
 from gemlet.base.sampling_options import MOST_STOPS
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
+from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
-from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
 from gemlet.generation.stream import AHEAD, TextStream, run_to_end
-from gemlet.model.batch import prompts_of, seeds_of
+from gemlet.model.batch import counts_of, prompts_of, seeds_of
 from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
@@ -45,20 +47,36 @@ class Requests:
     def texts(
         self, prompt: object, config: GenerationConfig | None, options: Mapping[str, Any]
     ) -> list[Prepared]:
-        """What continues ``prompt``, or each of several. All are checked before any is computed."""
+        """What continues ``prompt``, or each of several; of each as many as the options ``n`` or ``best_of``
+        say, with seeds that follow one another. All are checked before any is computed."""
         self.reader.resident.check_writes("generate")
         allow_control = check_flag("allow_control", options.get("allow_control"), True)
-        given = generation_options(options)
+        echo = check_flag("echo", options.get("echo"))
+        given, (_, count) = generation_options(options), counts_of(options)
         prompts = prompts_of(prompt)
         names = ["prompt"] if prompts is None else [f"prompt[{i}]" for i in range(len(prompts))]
         seeds = (
             [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
         )
-        prepared = []
+        prepared: list[Prepared] = []
         for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
             own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
+            if options.get("best_of") is not None and own.logprobs is None:
+                own = own.replace(logprobs=0)
             ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
-            prepared.append(self._prepare(ids, own, options, name=name))
+            first = self._prepare(ids, own, options, name=name, echo=self._echo(one) if echo else "")
+            prepared.append(first)
+            for i in range(1, count):
+                other = own.replace(seed=(first.answer.seed + i) % 2**64)
+                text = self._prepare(ids, other, options, name=name, echo=self._echo(one) if echo else "")
+                prepared.append(replace(text, follows=first))
+        return prepared
+
+    def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
+        """What continues ``prompt``, or replies to it where it is a list of messages."""
+        if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt):
+            return self.reply(prompt, None, options)
+        (prepared,) = self.texts(prompt, None, options)
         return prepared
 
     def reply(
@@ -81,10 +99,16 @@ class Requests:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
         thinking = check_flag("thinking", options.get("thinking"))
+        tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
+        if forced:
+            raise UnsupportedError(
+                f"tool_choice: got {show(options.get('tool_choice'))}, which needs a grammar for the reply; "
+                'this gemlet has none yet. Use "auto", and ask for the call in the prompt'
+            )
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=options.get("tools"),
+            tools=tools,
             thinking=thinking,
             continue_final_message=check_flag(
                 "continue_final_message", options.get("continue_final_message")
@@ -95,7 +119,7 @@ class Requests:
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._prepare(ids, settings, options, chat_format)
+        return self._prepare(ids, settings, options, chat_format, tools)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -120,13 +144,24 @@ class Requests:
             )
         )
 
+    def _echo(self, prompt: object) -> str:
+        """The text of a prompt."""
+        if isinstance(prompt, str):
+            return prompt
+        tokenizer = self.reader.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(f"echo: {self.reader.resident.name} has no tokenizer, so no text")
+        return tokenizer.decode(self.reader.checked(prompt, "prompt").tolist())
+
     def _prepare(
         self,
         ids: object,
         settings: GenerationConfig,
         options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
+        tools: Sequence[Any] = (),
         name: str = "prompt",
+        echo: str = "",
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
@@ -138,7 +173,7 @@ class Requests:
             if chat_format.stops:
                 stops = (*chat_format.stops, *settings.stop)[:MOST_STOPS]
                 settings = settings.replace(stop=stops)
-            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
+            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist(), tools=tools, pieces=True)
         elif tokenizer is not None:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:
@@ -164,6 +199,8 @@ class Requests:
             end_ids=end_ids,
             decoder=decoder,
             reply_parser=reply_parser,
+            echo=echo,
         )
         adapter = self.adapters.find(options.get("adapter"))
-        return Prepared(tokens, answer, sampler, adapter, check_timeout(options.get("timeout")))
+        timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
+        return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt)

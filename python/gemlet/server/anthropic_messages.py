@@ -33,7 +33,7 @@ from gemlet.server.schema import (
 from gemlet.server.schema import (
     Choice as OneOf,
 )
-from gemlet.server.service import event, service_of
+from gemlet.server.service import event, fields_of, service_of
 
 __all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
 
@@ -100,7 +100,7 @@ MESSAGES: Mapping[str, Kind] = {
 async def messages(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     call.headers["request-id"] = call.id
-    fields = await service.fields(request, MESSAGES, ["model", "messages", "max_tokens"])
+    fields = fields_of(request)
     served = service.find(call, fields["model"])
     most = service.reply_tokens(call, served, fields, "max_tokens")
     options = {**library_options(fields), "max_tokens": most}
@@ -123,7 +123,7 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     call.headers["request-id"] = call.id
-    fields = await service.fields(request, COUNT, ["model", "messages"])
+    fields = fields_of(request)
     ask = _ask(fields, service.find(call, fields["model"]), {}, None)
     count = await anyio.to_thread.run_sync(ask.count_prompt, limiter=service.threads)
     call.settle()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -23,16 +23,21 @@ from gemlet.server import (
     openai_completions,
     openai_embeddings,
     openai_models,
+    openai_responses,
     operations,
 )
+from gemlet.server.answers import JSONAnswer
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import call_of
 from gemlet.server.guard import Guard
+from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.keys import KeyStore
 from gemlet.server.limits import Limiter
 from gemlet.server.metrics import Metrics
 from gemlet.server.models import Models
-from gemlet.server.service import Service
+from gemlet.server.openapi import document
+from gemlet.server.schema import Kind
+from gemlet.server.service import FIELDS, Service, service_of
 from gemlet.server.settings import ModelSpec, Settings
 
 __all__ = ["ROUTES", "make_app"]
@@ -43,41 +48,75 @@ _PATIENCE = 0.1  # seconds in which the event loop waits for another process tha
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-# Method, path, what answers, and the right that a key needs. The guard lets nobody else in.
-ROUTES: Sequence[tuple[str, str, Endpoint, str | None]] = (
-    ("POST", "/v1/chat/completions", openai_chat.chat, "use"),
-    ("POST", "/v1/completions", openai_completions.completions, "use"),
-    ("POST", "/v1/embeddings", openai_embeddings.embeddings, "use"),
-    ("GET", "/v1/models", openai_models.models, "use"),
-    ("GET", "/v1/models/{name:path}", openai_models.model, "use"),
-    ("POST", "/v1/messages", anthropic_messages.messages, "use"),
-    ("POST", "/v1/messages/count_tokens", anthropic_messages.count_tokens, "use"),
-    ("POST", "/api/chat", ollama.chat, "use"),
-    ("POST", "/api/generate", ollama.generate, "use"),
-    ("POST", "/api/embed", ollama.embeddings, "use"),
-    ("GET", "/api/tags", ollama_models.tags, "use"),
-    ("GET", "/api/ps", ollama_models.ps, "use"),
-    ("POST", "/api/show", ollama_models.show, "use"),
-    ("GET", "/api/version", ollama_models.version, "use"),
-    ("GET", "/v1/usage", operations.usage, "use"),
-    ("POST", "/tokenize", operations.tokenize, "use"),
-    ("POST", "/detokenize", operations.detokenize, "use"),
-    ("GET", "/health", operations.health, None),
-    ("GET", "/ready", operations.ready, None),
-    ("GET", "/version", operations.version, "use"),
-    ("GET", "/metrics", operations.metrics, "metrics"),
+
+class Way(NamedTuple):
+    """A route: method and path, what answers, the right that a key needs, and the fields of the body."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    right: str | None = "use"
+    table: Mapping[str, Kind] | None = None
+    required: Sequence[str] = ()
+
+
+# The guard lets nobody in who has no key, but to those without a right.
+ROUTES: Sequence[Way] = (
+    Way("POST", "/v1/chat/completions", openai_chat.chat, "use", openai_chat.CHAT, ["messages"]),
+    Way(
+        *("POST", "/v1/completions", openai_completions.completions, "use"),
+        *(openai_completions.COMPLETIONS, ["prompt"]),
+    ),
+    Way(
+        "POST", "/v1/embeddings", openai_embeddings.embeddings, "use", openai_embeddings.EMBEDDINGS, ["input"]
+    ),
+    Way("POST", "/v1/responses", openai_responses.respond, "use", openai_responses.RESPONSES, ["input"]),
+    Way("GET", "/v1/responses/{name}", openai_responses.response),
+    Way("DELETE", "/v1/responses/{name}", openai_responses.delete),
+    Way("GET", "/v1/models", openai_models.models),
+    Way("GET", "/v1/models/{name:path}", openai_models.model),
+    Way(
+        *("POST", "/v1/messages", anthropic_messages.messages, "use"),
+        *(anthropic_messages.MESSAGES, ["model", "messages", "max_tokens"]),
+    ),
+    Way(
+        *("POST", "/v1/messages/count_tokens", anthropic_messages.count_tokens, "use"),
+        *(anthropic_messages.COUNT, ["model", "messages"]),
+    ),
+    Way("POST", "/api/chat", ollama.chat, "use", ollama.CHAT, ["model", "messages"]),
+    Way("POST", "/api/generate", ollama.generate, "use", ollama.GENERATE, ["model"]),
+    Way("POST", "/api/embed", ollama.embeddings, "use", ollama.EMBED, ["model", "input"]),
+    Way("POST", "/api/show", ollama_models.show, "use", ollama_models.SHOW),
+    Way("GET", "/api/tags", ollama_models.tags),
+    Way("GET", "/api/ps", ollama_models.ps),
+    Way("GET", "/api/version", ollama_models.version),
+    Way("POST", "/tokenize", operations.tokenize, "use", operations.TOKENIZE),
+    Way("POST", "/detokenize", operations.detokenize, "use", operations.DETOKENIZE, ["tokens"]),
+    Way("GET", "/v1/usage", operations.usage),
+    Way("GET", "/version", operations.version),
+    Way("GET", "/openapi.json", lambda _: _openapi()),
+    Way("GET", "/health", operations.health, None),
+    Way("GET", "/ready", operations.ready, None),
+    Way("GET", "/metrics", operations.metrics, "metrics"),
 )
 
 
-def _route(method: str, path: str, endpoint: Endpoint, right: str | None) -> Route:
+async def _openapi() -> Response:
+    return JSONAnswer(document([(way.method, way.path, way.table, way.required) for way in ROUTES]))
+
+
+def _route(way: Way) -> Route:
     async def answer(request: Request) -> Response:
         call = call_of(request)
-        call.route = path
-        if call.key is not None and right is not None:
-            call.key.check_right(right)
-        return await endpoint(request)
+        call.route = way.path
+        if call.key is not None and way.right is not None:
+            call.key.check_right(way.right)
+        if way.table is not None:
+            service = service_of(request)
+            request.scope[FIELDS] = await service.read(request, way.table, way.required)
+        return await way.endpoint(request)
 
-    return Route(path, answer, methods=[method])
+    return Route(way.path, answer, methods=[way.method])
 
 
 def make_app(
@@ -104,6 +143,7 @@ def make_app(
             Bodies(settings.max_body, settings.max_bodies, settings.body_seconds),
             limiter,
             metrics,
+            KeptResponses(settings.max_kept),
             anyio.CapacityLimiter(_THREADS),
         )
         loading = asyncio.create_task(_load(models, on_failure))
@@ -116,7 +156,7 @@ def make_app(
                 store.close()
 
     # Without Starlette around the router: the guard turns errors into answers.
-    router = Router([_route(*route) for route in ROUTES], redirect_slashes=False, lifespan=lifespan)
+    router = Router([_route(way) for way in ROUTES], redirect_slashes=False, lifespan=lifespan)
     guard = Guard(
         router,
         metrics,

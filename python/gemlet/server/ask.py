@@ -30,6 +30,7 @@ class Ask:
         prompt: a text, in which control tokens are plain text, or token ids; not of a chat.
         messages: the conversation, in OpenAI's form; None for a continuation.
         options: of :class:`gemlet.GenerationConfig`.
+        salt: what was computed is shared only with asks of the same salt.
         one_call: the reply ends behind its first call of a tool.
         seconds: how long it may take.
     """
@@ -42,6 +43,7 @@ class Ask:
     thinking: bool = False
     continue_final: bool = False
     one_call: bool = False
+    salt: str | None = None
     seconds: float | None = None
 
     def times(self, count: int) -> list[Ask]:
@@ -62,6 +64,7 @@ class Ask:
         """The stream that answers; raises :class:`Problem`."""
         model = self.served.model
         common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
+        common["cache_salt"] = self.salt
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
@@ -147,6 +150,23 @@ class Choice:
             return None
         written, text = tokenizer.decode(self.result.token_ids), self.reply.content
         return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
+
+    def result_message(self) -> dict[str, Any]:
+        """The reply as the message to append to the conversation, in OpenAI's form."""
+        reply = self.reply
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+        if reply.reasoning:
+            message["reasoning"] = reply.reasoning
+        if reply.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in reply.tool_calls
+            ]
+        return message
 
     @property
     def reply(self) -> Reply:

@@ -31,7 +31,7 @@ from gemlet.server.schema import (
     Refused,
     Text,
 )
-from gemlet.server.service import Service, service_of
+from gemlet.server.service import Service, fields_of, service_of
 
 __all__ = ["CHAT", "EMBED", "GENERATE", "chat", "embeddings", "find", "generate"]
 
@@ -103,7 +103,7 @@ def find(service: Service, request: Request, name: str) -> Served:
 
 async def chat(request: Request) -> Response:
     service = service_of(request)
-    fields = await service.fields(request, CHAT, ["model", "messages"])
+    fields = fields_of(request)
     served = find(service, request, fields["model"])
     conversation = [_message(m, f"messages[{i}]") for i, m in enumerate(fields["messages"])]
     ask = _ask(service, request, served, fields, messages=conversation, tools=fields.get("tools"))
@@ -112,7 +112,7 @@ async def chat(request: Request) -> Response:
 
 async def generate(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, GENERATE, ["model"])
+    fields = fields_of(request)
     served = find(service, request, fields["model"])
     prompt = fields.get("prompt", "")
     if not prompt:  # clients do this to have the model loaded
@@ -130,7 +130,7 @@ async def generate(request: Request) -> Response:
 
 async def embeddings(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, EMBED, ["model", "input"])
+    fields = fields_of(request)
     served = find(service, request, fields["model"])
     given, most = fields["input"], None if call.key is None else call.key.limits.max_prompt
     texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]

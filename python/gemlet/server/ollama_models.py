@@ -18,7 +18,7 @@ from gemlet.server.models import Served
 from gemlet.server.ollama import find
 from gemlet.server.openai_models import allowed
 from gemlet.server.schema import Flag, Kind
-from gemlet.server.service import service_of
+from gemlet.server.service import fields_of, service_of
 
 __all__ = ["SHOW", "ps", "show", "tags", "version"]
 
@@ -69,7 +69,7 @@ async def ps(request: Request) -> Response:
 
 async def show(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, SHOW)
+    fields = fields_of(request)
     served = find(service, request, fields.get("model") or fields.get("name") or "")
     call.settle()
     model, config = served.model, served.model.config

@@ -24,6 +24,7 @@ from gemlet.server.fields import (
     NAME,
     NOT_DONE,
     REPLY,
+    SALT,
     STREAM,
     TOOLS,
     library_options,
@@ -32,7 +33,7 @@ from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object
 from gemlet.server.schema import Choice as OneOf
-from gemlet.server.service import event, service_of
+from gemlet.server.service import event, fields_of, service_of
 
 __all__ = ["CHAT", "MESSAGES", "chat", "usage_of"]
 
@@ -55,6 +56,7 @@ CHAT: Mapping[str, Kind] = {
     "chat_template_kwargs": Object({"enable_thinking": Flag(), "thinking": Flag()}),
     "continue_final_message": Flag(),
     "add_generation_prompt": Flag(),
+    "cache_salt": SALT,
     **GENERATION,
     **STREAM,
     **IGNORED,
@@ -64,7 +66,7 @@ CHAT: Mapping[str, Kind] = {
 
 async def chat(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, CHAT, ["messages"])
+    fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
     ask = _ask(fields, served, most, service.settings.request_seconds)
@@ -99,6 +101,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         tools=tools,
         thinking=_thinking(fields),
         continue_final=continues,
+        salt=fields.get("cache_salt"),
         one_call=one_call,
         seconds=seconds,
     )

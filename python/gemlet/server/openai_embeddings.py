@@ -18,7 +18,7 @@ from gemlet.server.fields import IGNORED, NAME, TOKENS
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.schema import Choice, Either, Integer, Kind, ListOf, Text
-from gemlet.server.service import service_of
+from gemlet.server.service import fields_of, service_of
 
 __all__ = ["EMBEDDINGS", "embed", "embeddings"]
 
@@ -42,7 +42,7 @@ EMBEDDINGS: Mapping[str, Kind] = {
 
 async def embeddings(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, EMBEDDINGS, ["input"])
+    fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     given = fields["input"]
     texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]

@@ -18,7 +18,7 @@ from gemlet.server.models import Served
 from gemlet.server.openai_chat import MESSAGES, in_one_spelling
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.schema import Flag, Kind, Text
-from gemlet.server.service import service_of
+from gemlet.server.service import fields_of, service_of
 
 __all__ = [
     "DETOKENIZE",
@@ -76,7 +76,7 @@ async def usage(request: Request) -> Response:
 
 async def tokenize(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, TOKENIZE)
+    fields = fields_of(request)
     if ("prompt" in fields) is ("messages" in fields):
         raise Problem(400, "send prompt or messages, one of them", param="prompt")
     served = service.find(call, fields.get("model"))
@@ -108,7 +108,7 @@ def _encode(served: Served, fields: Mapping[str, Any]) -> list[int]:
 
 async def detokenize(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    fields = await service.fields(request, DETOKENIZE, ["tokens"])
+    fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     if served.model.tokenizer is None:
         raise Problem(400, f"{served.name} has no tokenizer", code="unsupported")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ from gemlet.server.ask import Ask, Running
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import Call, call_of
 from gemlet.server.fields import MOST_CHOICES
+from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.limits import Limiter
 from gemlet.server.metrics import Metrics
 from gemlet.server.models import Models, Served
@@ -22,8 +23,9 @@ from gemlet.server.problems import Problem, as_json
 from gemlet.server.schema import Kind, read
 from gemlet.server.settings import Settings
 
-__all__ = ["Service", "service_of"]
+__all__ = ["FIELDS", "Service", "event", "fields_of", "service_of"]
 
+FIELDS = "gemlet.fields"  # where the router puts the fields of a request
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 
@@ -41,12 +43,14 @@ class Service:
     bodies: Bodies
     limiter: Limiter
     metrics: Metrics
+    kept: KeptResponses
     threads: anyio.CapacityLimiter
 
-    async def fields(
+    async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """The checked fields of the request's body."""
+        """The checked fields of the request's body. The request has a place among those that run, from here
+        on until its call settles."""
         self.models.check_ready()
         self.limiter.enter(call_of(request))
         body = await self.bodies.json(request)
@@ -75,11 +79,13 @@ class Service:
         return most if limit is None else min(most, limit)
 
     async def start(self, asks: Sequence[Ask], call: Call) -> Running:
-        """Begins the replies. Until they end, the request has a place among those that run."""
+        """Begins the replies. What is computed for a key is shared with no other key."""
         if len(asks) > MOST_CHOICES:
             raise Problem(
                 400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
             )
+        if call.key is not None:
+            asks = [replace(ask, salt=f"{call.key.id} {ask.salt or ''}") for ask in asks]
         most = None if call.key is None else call.key.limits.max_prompt
         if most is not None:
             for ask in asks:
@@ -115,6 +121,12 @@ def service_of(request: Request) -> Service:
     service = request.app.service
     assert isinstance(service, Service)
     return service
+
+
+def fields_of(request: Request) -> dict[str, Any]:
+    """The checked fields of the request's body."""
+    fields: dict[str, Any] = request.scope[FIELDS]
+    return fields
 
 
 def event(value: object, name: str | None = None) -> bytes:

@@ -134,6 +134,9 @@ class Settings:
     max_bodies: int = _setting(
         256_000_000, "all bodies together that are being read (default 256MB)", _size, "SIZE"
     )
+    max_kept: int = _setting(
+        64_000_000, "responses that later requests may go on with, in memory (default 64MB)", _size, "SIZE"
+    )
     body_seconds: float = _setting(
         30.0, "how long a body may take to arrive (default 30)", _seconds(0.1, 3600), "S"
     )
