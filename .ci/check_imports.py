@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "model": "base config tokenizer chat adapters sources generation",
     "loading": "base config checkpoint tokenizer weights adapters chat sources packing generation model",
     "bench": "base config weights generation model",
+    "server": "base chat loading generation model",
     "cli": "anything",
 }
 FREE = {"errors", "_core"}
@@ -49,6 +50,8 @@ IN_FUNCTIONS = {
     "jinja2": "an extra",
     "huggingface_hub": "an extra",
     "tqdm": "an extra",
+    "tomllib": "an extra before Python 3.11",
+    "tomli": "an extra",
 }
 MOST_LINES = 500
 PLACES = ("python", "tests", "benchmarks", ".ci")

@@ -21,7 +21,6 @@ import numpy as np
 
 from gemlet import _core
 from gemlet.config import TextConfig, shape_config
-from gemlet.generation.stream import prefill
 from gemlet.loading.builder import make_builder
 from gemlet.loading.options import LoadOptions
 
@@ -49,7 +48,7 @@ def seconds_per_token(core: _core.Model, ids: np.ndarray) -> float:
 def seconds_of_prefill(core: _core.Model, ids: np.ndarray) -> float:
     sequence = _core.TokenSequence(core)
     started = time.perf_counter()
-    prefill(sequence, ids)
+    sequence.extend(ids)
     return time.perf_counter() - started
 
 

@@ -1,6 +1,7 @@
 #include "base/event.h"
 
 #include <linux/futex.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -11,9 +12,24 @@ namespace gemlet {
 
 static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
 
+Event::Event(Descriptor descriptor) {
+  if (descriptor == Descriptor::kReadable) descriptor_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+}
+
+Event::~Event() {
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+void Event::clear_descriptor() const {
+  uint64_t count;
+  if (descriptor_ >= 0 && read(descriptor_, &count, sizeof(count)) < 0) return;  // it was not readable
+}
+
 void Event::notify() {
   value_.fetch_add(1, std::memory_order_release);
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&value_), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+  const uint64_t one = 1;
+  if (descriptor_ >= 0 && write(descriptor_, &one, sizeof(one)) < 0) return;  // full: it is readable
 }
 
 void Event::wait(uint32_t seen, std::chrono::nanoseconds patience) const {

@@ -10,6 +10,19 @@ namespace gemlet {
 
 class Event {
  public:
+  enum class Descriptor : uint8_t { kNone, kReadable };
+
+  // With a descriptor, which poll() and its like find readable after notify(): for those who wait for many things at
+  // once. There is none where the system grants none.
+  explicit Event(Descriptor descriptor = Descriptor::kNone);
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  int descriptor() const { return descriptor_; }  // -1: none
+  // Makes it unreadable until the next notify().
+  void clear_descriptor() const;
+
   uint32_t value() const { return value_.load(std::memory_order_acquire); }
   // Wakes all who wait.
   void notify();
@@ -18,6 +31,7 @@ class Event {
 
  private:
   std::atomic<uint32_t> value_{0};
+  int descriptor_ = -1;
 };
 
 }  // namespace gemlet

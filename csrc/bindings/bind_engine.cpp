@@ -11,15 +11,12 @@
 #include "bindings/interruptible.h"
 #include "bindings/tokens.h"
 #include "bindings/turn.h"
-#include "engine/sampler.h"
 #include "engine/sequence.h"
 
 namespace py = pybind11;
 
 namespace gemlet::bindings {
 namespace {
-
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 py::array_t<float> logits(const Sequence& sequence) {
   auto values = std::make_unique<std::vector<float>>();
@@ -62,24 +59,6 @@ LogitsWanted logits_wanted(const std::string& name) {
 
 void register_engine(py::module_& m) {
   using release_gil = py::call_guard<GilRelease>;
-  py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits, and keeps the random state.")
-      .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double repetition_penalty,
-                       uint64_t seed, int64_t vocab_limit, std::vector<int32_t> suppressed) {
-             const SamplerConfig config = {temperature,        top_k, top_p,       min_p,
-                                           repetition_penalty, seed,  vocab_limit, std::move(suppressed)};
-             return std::make_unique<Sampler>(config);
-           }),
-           py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-           py::arg("repetition_penalty"), py::arg("seed"), py::arg("vocab_limit") = 0,
-           py::arg("suppressed") = std::vector<int32_t>())
-      .def(
-          "sample",
-          [](Sampler& sampler, const Floats& row, const TokenIds& history) {
-            return sampler.sample({row.data(), static_cast<size_t>(row.size())}, token_ids(history));
-          },
-          py::arg("logits"), py::arg("history"),
-          "The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.");
-
   py::class_<Turn>(m, "Turn", py::is_final(),
                    "A lock: `with turn as first:`, where `first` is False if this thread has it already.")
       .def(py::init<>())

@@ -87,10 +87,11 @@ py::array_t<uint8_t> pack_source(ModelBuilder& builder, const std::string& name,
 }
 
 void add_low_rank(AdapterBuilder& builder, const std::string& name, const py::array& a, const std::string& a_dtype,
-                  const py::array& b, const std::string& b_dtype, float scale, const std::vector<float>& magnitudes) {
+                  const py::array& b, const std::string& b_dtype, float scale, const std::vector<float>& magnitudes,
+                  const std::vector<float>& bias) {
   const SourceRows rows_a = array_rows(name, a, a_dtype), rows_b = array_rows(name, b, b_dtype);
   const GilRelease release;
-  builder.add(name, rows_a, rows_b, scale, magnitudes);
+  builder.add(name, rows_a, rows_b, scale, magnitudes, bias);
 }
 
 py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,
@@ -123,7 +124,10 @@ std::map<std::string, int64_t> memory(const Model& model) {
       weights.embed_tokens.bytes() + (model.config().tied_embeddings ? 0 : weights.lm_head.bytes());
   result["weights"] = model.weight_bytes() - embedding;
   result["embedding"] = weights.embedding_on_disk ? std::min(embedding, kResidentEmbeddingBytes) : embedding;
-  result["kv_cache"] = model.kv().bytes();
+  // Free blocks between those that are in use belong to the running texts, if there are any.
+  const int64_t kept = model.kv().kept_bytes(), all = model.kv().bytes();
+  result["prefix_cache"] = kept == model.kv().used_bytes() ? all : kept;
+  result["kv_cache"] = all - result["prefix_cache"];
   result["kv_cache_used"] = model.kv().used_bytes();
   result["adapters"] = model.adapter_bytes();
   result["kv_cache_per_token"] = model.kv().layout().bytes_per_token(false);
@@ -151,7 +155,18 @@ void register_model(py::module_& m) {
   m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
-      .def_property_readonly("bytes", &Adapter::bytes);
+      .def_property_readonly("bytes", &Adapter::bytes)
+      .def_property_readonly(
+          "digest",
+          [](const Adapter& adapter) {
+            std::string text;
+            for (const uint8_t byte : adapter.digest()) {
+              text.push_back("0123456789abcdef"[byte >> 4]);
+              text.push_back("0123456789abcdef"[byte & 15]);
+            }
+            return text;
+          },
+          "What AdapterBuilder.finish() was given, in hexadecimal.");
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), "Weights ready to run; made by ModelBuilder.")
       .def_property_readonly("config", [](const Model& model) { return model.config(); })
       .def_property_readonly("threads", [](Model& model) { return model.backend().threads(); })
@@ -264,8 +279,9 @@ void register_model(py::module_& m) {
       .def(py::init<std::shared_ptr<Model>>(), py::arg("model").none(false))
       .def("add", &add_low_rank, py::arg("name"), py::kw_only(), py::arg("a"), py::arg("a_dtype"), py::arg("b"),
            py::arg("b_dtype"), py::arg("scale"), py::arg("magnitudes") = std::vector<float>(),
+           py::arg("bias") = std::vector<float>(),
            "Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. "
-           "`magnitudes` [rows] are DoRA's, empty for plain LoRA.")
+           "`magnitudes` [rows] are DoRA's, empty for plain LoRA; `bias` [rows] is added to B (A x), or empty.")
       .def(
           "add_rows",
           [](AdapterBuilder& builder, const std::string& name, const SourceRows& rows,
@@ -293,7 +309,12 @@ void register_model(py::module_& m) {
            "The output head takes the rows that replace those of the embedding table.")
       .def("rows_bytes", &AdapterBuilder::rows_bytes, py::arg("name"), py::arg("count"),
            "What add_rows() keeps of `count` rows; 0 for a name that it does not take.")
-      .def("finish", &AdapterBuilder::finish, "The adapter; the builder is spent afterwards.");
+      .def(
+          "finish",
+          [](AdapterBuilder& builder, const py::bytes& digest) { return builder.finish(digest_of(digest, "digest")); },
+          py::arg("digest") = py::bytes(),
+          "The adapter; the builder is spent afterwards. `digest`: 32 bytes of its content, by which a prefix cache on "
+          "disk knows it.");
 }
 
 }  // namespace gemlet::bindings

@@ -1,5 +1,7 @@
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -8,6 +10,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/logprobs.h"
 #include "bindings/tokens.h"
 #include "engine/engine.h"
 
@@ -51,16 +54,40 @@ const char* name_of(FinishReason reason) {
 // A request whose reader is an object of Python. It ends with that.
 class Ticket {
  public:
-  explicit Ticket(std::shared_ptr<Request> request) : request_(std::move(request)) {}
+  Ticket(std::shared_ptr<Request> request, int64_t of_rows) : width(of_rows), request_(std::move(request)) {}
   ~Ticket() { request_->cancel(); }
   Ticket(const Ticket&) = delete;
   Ticket& operator=(const Ticket&) = delete;
   Request& operator*() const { return *request_; }
   Request* operator->() const { return request_.get(); }
 
+  const int64_t width;                   // of its rows
+  std::vector<Logprobs> taken_logprobs;  // of the last take()
+
  private:
   const std::shared_ptr<Request> request_;
 };
+
+// float32 [rows, width]
+py::array_t<float> rows_of(std::vector<float> values, int64_t width) {
+  auto* const own = new std::vector<float>(std::move(values));
+  const py::capsule owner(own, [](void* data) { delete static_cast<std::vector<float>*>(data); });
+  return py::array_t<float>({static_cast<int64_t>(own->size()) / width, width}, own->data(), owner);
+}
+
+Wanted wanted_of(const std::string& name) {
+  if (name == "text") return Wanted::kText;
+  if (name == "logits") return Wanted::kLogits;
+  if (name == "embedding") return Wanted::kEmbedding;
+  fail(ErrorCode::kInvalidRequest, "wanted is '", name, "', expected 'text', 'logits' or 'embedding'");
+}
+
+DraftUse drafts_of(const std::string& name) {
+  if (name == "never") return DraftUse::kNever;
+  if (name == "paying") return DraftUse::kWherePaying;
+  if (name == "always") return DraftUse::kAlways;
+  fail(ErrorCode::kInvalidRequest, "drafts is '", name, "', expected 'never', 'paying' or 'always'");
+}
 
 // The engine is closed without Python's lock: its worker may be in the middle of a layer.
 struct CloseEngine {
@@ -94,30 +121,56 @@ void register_requests(py::module_& m) {
   using release_gil = py::call_guard<GilRelease>;
   py::class_<Event, std::shared_ptr<Event>>(m, "News", py::is_final(),
                                             "A number that changes when a request has tokens to take, or has ended.")
-      .def(py::init<>())
-      .def_property_readonly("value", &Event::value);
+      .def(py::init([](bool readable) {
+             auto event = std::make_shared<Event>(readable ? Event::Descriptor::kReadable : Event::Descriptor::kNone);
+             if (readable && event->descriptor() < 0) {
+               fail(ErrorCode::kMemory, "the system grants no more file descriptors; close some");
+             }
+             return event;
+           }),
+           py::kw_only(), py::arg("readable") = false,
+           "`readable`: with a file descriptor that is readable after each change, until clear().")
+      .def_property_readonly("value", &Event::value)
+      .def("fileno", &Event::descriptor, "The descriptor, -1 if there is none.")
+      .def("clear", &Event::clear_descriptor, "Makes the descriptor unreadable until the next change.");
 
   py::class_<Ticket>(m, "Request", py::is_final(),
                      "A text that the engine continues until it ends or this object does.")
       .def(
           "take",
-          [](const Ticket& ticket) {
-            const Request::Output output = ticket->take();
-            return std::make_pair(
-                output.ids, std::optional<std::string>(name_of(output.reason)
-                                                           ? std::make_optional<std::string>(name_of(output.reason))
-                                                           : std::nullopt));
+          [](Ticket& ticket) {
+            Request::Output output = ticket->take();
+            ticket.taken_logprobs = std::move(output.logprobs);
+            const char* const reason = name_of(output.reason);
+            return std::make_tuple(std::move(output.ids), reason ? std::optional<std::string>(reason) : std::nullopt,
+                                   rows_of(std::move(output.values), ticket.width));
           },
-          "The token ids since the last call, and why the text has ended: 'stop', 'length', 'context', 'cancelled', "
-          "'timeout', or None. Does not wait. Raises the error that ended it.")
+          "What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', "
+          "'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding. Does not wait. "
+          "Raises the error that ended it.")
       .def(
           "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")
-      .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); });
+      .def_property_readonly(
+          "logprobs", [](const Ticket& ticket) { return pairs_of(ticket.taken_logprobs); },
+          "Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, "
+          "and pairs (token id, log probability) of the likeliest tokens.")
+      .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); })
+      .def_property_readonly("read_tokens", [](const Ticket& ticket) { return ticket->read_tokens(); })
+      .def_property_readonly(
+          "times",
+          [](const Ticket& ticket) {
+            const Request::Times times = ticket->times();
+            return std::make_tuple(times.waiting, times.reading, times.writing, times.steps, times.tokens);
+          },
+          "Seconds until its first pass, from there to the first token and from there to the last one; how many steps "
+          "came after the first token, and how many tokens they chose, an end token too.");
 
   py::class_<Engine, std::unique_ptr<Engine, CloseEngine>>(m, "Engine", py::is_final(),
                                                            "Continues many texts of a model at once.")
       .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t kv_bytes,
-                       int64_t prefix_cache_bytes) {
+                       int64_t prefix_cache_bytes, const std::optional<std::string>& prefix_cache_folder,
+                       int64_t prefix_cache_folder_bytes, const py::bytes& model_digest, const std::string& drafts,
+                       int64_t most_drafted) {
              if (most_running < 1 || most_running > kChunkTokens) {
                fail(ErrorCode::kInvalidRequest, "most_running is ", most_running, ", expected 1 to ", kChunkTokens);
              }
@@ -125,20 +178,34 @@ void register_requests(py::module_& m) {
                fail(ErrorCode::kInvalidRequest, "kv_bytes is ", kv_bytes, " and prefix_cache_bytes ",
                     prefix_cache_bytes, ", expected 0 or more");
              }
+             PrefixCache::Options prefix_cache = {prefix_cache_bytes, digest_of(model_digest, "model_digest")};
+             if (prefix_cache_folder) {
+               prefix_cache.folder = std::make_shared<DiskFolder>(*prefix_cache_folder, prefix_cache_folder_bytes);
+             }
              return std::unique_ptr<Engine, CloseEngine>(
-                 new Engine(model, {most_running, kv_bytes, prefix_cache_bytes}));
+                 new Engine(model, {most_running, kv_bytes, std::move(prefix_cache), drafts_of(drafts),
+                                    std::clamp<int64_t>(most_drafted, 0, StepTimes::kMostRows - 1)}));
            }),
            py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("kv_bytes") = INT64_MAX,
-           py::arg("prefix_cache_bytes") = 0,
-           "Texts that advance together at most, and bytes for keys and values besides those of one whole context.")
+           py::arg("prefix_cache_bytes") = 0, py::arg("prefix_cache_folder") = py::none(),
+           py::arg("prefix_cache_folder_bytes") = 0, py::arg("model_digest") = py::bytes(),
+           py::arg("drafts") = "paying", py::arg("most_drafted") = StepTimes::kMostRows - 1,
+           "Texts that advance together at most, and bytes for keys and values besides those of one whole context. "
+           "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. "
+           "`drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many "
+           "in a "
+           "step.")
       .def(
           "submit",
-          [](Engine& engine, const TokenIds& prompt, const Sampler& sampler, const std::shared_ptr<Event>& news,
-             int64_t max_tokens, std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter,
-             int64_t priority, const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt) {
+          [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,
+             const std::shared_ptr<Event>& news, const std::string& wanted, int64_t max_tokens,
+             std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter, int64_t priority,
+             const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt,
+             std::optional<size_t> logprobs) {
             RequestOptions options;
+            options.wanted = wanted_of(wanted);
             options.prompt = token_ids(prompt);
-            options.sampler = sampler.config();
+            if (sampler) options.sampler = (*sampler)->config();
             options.news = news;
             options.max_tokens = max_tokens;
             options.end_ids = std::move(end_ids);
@@ -149,13 +216,18 @@ void register_requests(py::module_& m) {
             }
             options.most_unread = most_unread;
             options.cache_salt = cache_salt;
+            options.logprobs = logprobs;
             const GilRelease release;
-            return std::make_unique<Ticket>(engine.submit(std::move(options)));
+            return std::make_unique<Ticket>(engine.submit(std::move(options)), engine.row_width());
           },
-          py::arg("prompt"), py::kw_only(), py::arg("sampler").none(false), py::arg("news").none(false),
-          py::arg("max_tokens"), py::arg("end_ids") = std::vector<int32_t>(), py::arg("adapter") = py::none(),
-          py::arg("priority") = 0, py::arg("timeout") = py::none(), py::arg("most_unread") = 16,
-          py::arg("cache_salt") = 0, "Begins to continue the token ids of a prompt [n].")
+          py::arg("prompt"), py::kw_only(), py::arg("sampler") = py::none(), py::arg("news").none(false),
+          py::arg("wanted") = "text", py::arg("max_tokens") = 1, py::arg("end_ids") = std::vector<int32_t>(),
+          py::arg("adapter") = py::none(), py::arg("priority") = 0, py::arg("timeout") = py::none(),
+          py::arg("most_unread") = 16, py::arg("cache_salt") = 0, py::arg("logprobs") = py::none(),
+          "Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those "
+          "after "
+          "each token, 'embedding' is for models that make embeddings.")
+      .def_property_readonly("prefix_cache", &Engine::prefix_cache, "What it keeps of texts that have ended.")
       .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
            "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")
       .def(
@@ -169,6 +241,8 @@ void register_requests(py::module_& m) {
             result["prompt_tokens"] = stats.prompt_tokens;
             result["cached_tokens"] = stats.cached_tokens;
             result["generated_tokens"] = stats.generated_tokens;
+            result["drafted_tokens"] = stats.drafted_tokens;
+            result["accepted_tokens"] = stats.accepted_tokens;
             result["preemptions"] = stats.preemptions;
             result["prefix_cache_bytes"] = stats.prefix_cache_bytes;
             result["kv_bytes"] = stats.kv_bytes;

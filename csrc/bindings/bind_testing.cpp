@@ -10,6 +10,7 @@
 #include "bindings/gil.h"
 #include "bindings/tokens.h"
 #include "engine/embedding.h"
+#include "engine/sampler.h"
 #include "engine/sequence.h"
 #include "model/kv_table.h"
 #include "model/rope.h"
@@ -146,6 +147,14 @@ void register_testing(py::module_& testing) {
   testing.def(
       "limit_kv_cache", [](Model& model, int64_t bytes) { model.kv().set_limit(bytes); }, py::arg("model"),
       py::arg("bytes"), "From now on the caches of all contexts together take no memory that would exceed this.");
+  using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+  testing.def(
+      "distribution",
+      [](Sampler& sampler, const Floats& row, const TokenIds& history) {
+        return sampler.distribution({row.data(), static_cast<size_t>(row.size())}, token_ids(history));
+      },
+      py::arg("sampler").none(false), py::arg("logits"), py::arg("history"),
+      "What Sampler.sample() draws from: pairs (token id, probability).");
   testing.def(
       "prefix", [](const Sequence& sequence, int64_t blocks) { return sequence.prefix(blocks); }, py::arg("sequence"),
       py::arg("blocks"), py::call_guard<GilRelease>(),

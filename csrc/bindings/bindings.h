@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "engine/kv_record.h"
 #include "kernels/registry.h"
 #include "model/model.h"
 
@@ -16,13 +17,18 @@ LogitsWanted logits_wanted(const std::string& name);  // "none", "last" or "all"
 void register_facts(pybind11::module_& m);
 void register_config(pybind11::module_& m);
 void register_model(pybind11::module_& m);
+void register_sampler(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
 void register_requests(pybind11::module_& m);
+void register_prefix_cache(pybind11::module_& m);
 void register_system(pybind11::module_& m, pybind11::module_& testing);
 void register_measure(pybind11::module_& m, pybind11::module_& testing);
 void register_kernels(pybind11::module_& testing);
 void register_testing(pybind11::module_& testing);
 void register_batch(pybind11::module_& testing);
+
+// 32 bytes, or none for zeros.
+Digest digest_of(const pybind11::bytes& bytes, const char* name);
 
 // Whether models that are made from now on have guarded memory (backend/guarded.h). The GIL protects it.
 bool& guarded_memory();

@@ -76,7 +76,9 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_facts(m);
   gemlet::bindings::register_config(m);
   gemlet::bindings::register_model(m);
+  gemlet::bindings::register_sampler(m);
   gemlet::bindings::register_engine(m);
+  gemlet::bindings::register_prefix_cache(m);
   gemlet::bindings::register_requests(m);
   gemlet::bindings::register_measure(m, testing);
   gemlet::bindings::register_kernels(testing);

@@ -1,7 +1,10 @@
 // Checks the engine under load. ThreadSanitizer watches this in CI.
+#include <stdlib.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -33,10 +36,52 @@ struct Written {
   FinishReason reason = FinishReason::kNone;
 };
 
+// A folder for the disk cache, removed in the end. Empty where there is none to be had.
+class Folder {
+ public:
+  Folder() {
+    std::error_code error;
+    std::string made = (std::filesystem::temp_directory_path(error) / "gemlet-check-XXXXXX").string();
+    if (!error && mkdtemp(made.data())) path_ = made;
+  }
+  ~Folder() {
+    std::error_code error;
+    if (!path_.empty()) std::filesystem::remove_all(path_, error);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// Texts that others begin like, some of them to any length.
+class Beginnings {
+ public:
+  explicit Beginnings(Random& random) {
+    for (int i = 0; i < 3; ++i) texts_.push_back(random_tokens(random, 70 + 40 * i));
+  }
+  Tokens some(Random& random) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Tokens& text = texts_[static_cast<size_t>(random.below(static_cast<int64_t>(texts_.size())))];
+    const int64_t length = std::min<int64_t>(static_cast<int64_t>(text.size()), 150);
+    return {text.begin(), text.begin() + (random.below(3) == 0 ? length : random.below(length + 1))};
+  }
+  void add(Tokens text) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    texts_.push_back(std::move(text));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Tokens> texts_;
+};
+
 // Reads one text to its end, or cancels it after a while.
-Written read(Engine& engine, Random& random, const std::vector<Tokens>& beginnings) {
+Written read(Engine& engine, Random& random, Beginnings& beginnings) {
   RequestOptions options;
-  options.prompt = beginnings[static_cast<size_t>(random.below(static_cast<int64_t>(beginnings.size())))];
+  options.prompt = beginnings.some(random);
   const Tokens rest = random_tokens(random, 1 + random.below(60));
   options.prompt.insert(options.prompt.end(), rest.begin(), rest.end());
   options.sampler.temperature = 0;
@@ -83,15 +128,20 @@ void check_text(const std::shared_ptr<Model>& model, const Written& written) {
 void check_engine(Tier tier) {
   begin_case("engine", tier, "under load");
   const std::shared_ptr<Model> model = small_model(tier, Format::kF32, KvFormat::kF32, 2);
+  const Folder folder;
   std::vector<Written> texts;
   int64_t preemptions = 0, cached = 0;
   {
     // Room for one and a half of the longest texts, so that memory runs out often.
     const int64_t half = model->kv().layout().peak_bytes() / 2;
-    Engine engine(model, {6, half, half});
+    PrefixCache::Options kept = {half};
+    if (!folder.path().empty()) {
+      kept.model.fill(1);
+      kept.folder = std::make_shared<DiskFolder>(folder.path(), 20 * half);
+    }
+    Engine engine(model, {6, half, kept});
     Random random(21);
-    std::vector<Tokens> beginnings = {{}};
-    for (int i = 0; i < 3; ++i) beginnings.push_back(random_tokens(random, 70 + 40 * i));
+    Beginnings beginnings(random);
     std::mutex mutex;
     std::exception_ptr error;
     std::vector<std::thread> readers;
@@ -101,6 +151,9 @@ void check_engine(Tier tier) {
         for (int i = 0; i < kRequests; ++i) {
           try {
             Written written = read(engine, own, beginnings);
+            Tokens text = written.prompt;
+            text.insert(text.end(), written.generated.begin(), written.generated.end());
+            beginnings.add(std::move(text));
             const std::lock_guard<std::mutex> lock(mutex);
             texts.push_back(std::move(written));
           } catch (...) {
@@ -114,6 +167,15 @@ void check_engine(Tier tier) {
     if (error) std::rethrow_exception(error);
     preemptions = engine.stats().preemptions;
     cached = engine.stats().cached_tokens;
+    // Nothing runs any more: every block that is in use is one of the cache.
+    const std::shared_ptr<PrefixCache> cache = engine.prefix_cache();
+    while (cache->abandon()) {
+    }
+    const KvPool& kv = model->kv();
+    if (kv.used_bytes() != kv.kept_bytes() || kv.used_bytes() != cache->bytes()) {
+      failed(std::to_string(kv.used_bytes()) + " bytes of blocks are in use, " + std::to_string(kv.kept_bytes()) +
+             " are kept, and the cache has " + std::to_string(cache->bytes()));
+    }
   }
   if (model->kv().used_bytes() != 0) failed("blocks of keys and values were not given back");
   int64_t tokens = 0;

@@ -17,32 +17,13 @@
 #include <memory>
 #include <vector>
 
-#include "engine/job.h"
-#include "engine/prefix_cache.h"
+#include "engine/engine_options.h"
 #include "engine/request.h"
-#include "engine/scheduler.h"
 #include "model/model.h"
 
 namespace gemlet {
 
-struct EngineOptions {
-  int64_t most_running = 32;       // requests that advance together
-  int64_t kv_bytes = INT64_MAX;    // for the keys and values of all texts, besides those of one as long as the context
-  int64_t prefix_cache_bytes = 0;  // of memory for texts that have ended; 0: none
-};
-
-// Since the engine began. Times are in seconds.
-struct EngineStats {
-  int64_t running = 0, waiting = 0;  // requests, now
-  int64_t steps = 0;
-  int64_t prompt_tokens = 0;  // computed
-  int64_t cached_tokens = 0;  // not computed, thanks to the prefix cache
-  int64_t generated_tokens = 0;
-  int64_t preemptions = 0;
-  int64_t prefix_cache_bytes = 0;  // now
-  int64_t kv_bytes = 0;            // of blocks in use, now
-  double step_seconds = 0;
-};
+struct Worker;
 
 class Engine {
  public:
@@ -59,20 +40,22 @@ class Engine {
   void wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience);
 
   EngineStats stats() const;
+  int64_t row_width() const;  // of what a request gets besides tokens: the vocabulary, or an embedding
+
+  // The engine's prefix cache, in this process.
+  std::shared_ptr<PrefixCache> prefix_cache();
 
   // Ends all requests with kCancelled and waits for the worker. What is submitted later throws kClosed.
   void close();
 
  private:
-  struct State;  // of one process
-
-  State& state();  // of this process
-  void start_worker(State& state);
-  static void work(const std::shared_ptr<State>& state);
+  Worker& worker();  // of this process
+  void start(Worker& worker);
+  static void work(const std::shared_ptr<Worker>& worker);
 
   const std::shared_ptr<Model> model_;
   const EngineOptions options_;
-  std::shared_ptr<State> state_;
+  std::shared_ptr<Worker> worker_;
 };
 
 }  // namespace gemlet

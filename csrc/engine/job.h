@@ -1,16 +1,22 @@
 // A request as the engine's worker sees it. Only the worker touches it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "engine/disk_cache.h"
+#include "engine/drafts.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "model/kv_table.h"
 
 namespace gemlet {
+
+// Rows of logits that a request for them gets from one step. Of Gemma 3 they take 134 MB.
+inline constexpr int64_t kLogitsRows = 128;
 
 struct Job {
   std::shared_ptr<Request> request;
@@ -18,15 +24,23 @@ struct Job {
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
   std::unique_ptr<Sampler> sampler;
-  bool paused = false;      // its reader is slow
-  int64_t kept_blocks = 0;  // that the prefix cache has
+  std::unique_ptr<Drafts> drafts = nullptr;               // of a text
+  int64_t unread = 0;                                     // tokens that its reader has not taken
+  bool paused = false;                                    // its reader is slow
+  int64_t kept_blocks = 0;                                // that the prefix cache has
+  std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
 
+  Wanted wanted() const { return request->options.wanted; }
   int64_t priority() const { return request->options.priority; }
   int64_t remaining() const { return static_cast<int64_t>(ids.size()) - kv.length(); }  // tokens to compute
+  bool is_ready() const { return !reading || reading->is_done.load(std::memory_order_acquire); }
   bool is_writing() const { return remaining() == 1; }
+  // Of which at most so many in one step.
+  int64_t most_tokens() const { return wanted() == Wanted::kLogits ? std::min(remaining(), kLogitsRows) : remaining(); }
   std::span<const int32_t> next(int64_t tokens) const {
     return std::span(ids).subspan(static_cast<size_t>(kv.length()), static_cast<size_t>(tokens));
   }
+  int64_t drafted() const { return drafts ? static_cast<int64_t>(drafts->taken().size()) : 0; }
 };
 
 }  // namespace gemlet

@@ -1,93 +1,333 @@
 #include "engine/prefix_cache.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+
+#include "base/error.h"
 
 namespace gemlet {
 namespace {
 
-std::vector<int32_t> tokens_of_block(std::span<const int32_t> ids, int64_t index) {
-  const auto block = ids.subspan(static_cast<size_t>(index * kKvBlockTokens), static_cast<size_t>(kKvBlockTokens));
-  return {block.begin(), block.end()};
+int64_t common_tokens(std::span<const int32_t> a, std::span<const int32_t> b) {
+  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
+}
+
+bool begins_with(std::span<const int32_t> text, std::span<const int32_t> beginning) {
+  return common_tokens(text, beginning) == static_cast<int64_t>(beginning.size());
+}
+
+std::span<const int32_t> tokens_of_block(std::span<const int32_t> ids, int64_t index) {
+  const std::span<const int32_t> rest = ids.subspan(static_cast<size_t>(index * kKvBlockTokens));
+  return rest.first(std::min(rest.size(), static_cast<size_t>(kKvBlockTokens)));
 }
 
 }  // namespace
 
-PrefixCache::PrefixCache(const KvPool& pool, int64_t most_bytes) : pool_(pool), most_bytes_(most_bytes) {}
+PrefixCache::PrefixCache(KvPool& pool, const Options& options, Event& news)
+    : pool_(pool), most_bytes_(options.most_bytes), model_(options.model) {
+  if (options.folder) disk_ = std::make_unique<DiskCache>(options.folder, pool, news);
+}
 PrefixCache::~PrefixCache() = default;
 
-int64_t PrefixCache::restore(const Root& root, std::span<const int32_t> ids, KvTable& table) {
-  const auto found = roots_.find(root);
-  if (found == roots_.end()) return 0;
-  const int64_t most = (static_cast<int64_t>(ids.size()) - 1) / kKvBlockTokens;
-  std::vector<Entry*> path;
-  Children* children = &found->second;
-  while (static_cast<int64_t>(path.size()) < most) {
-    const auto next = children->find(tokens_of_block(ids, static_cast<int64_t>(path.size())));
-    if (next == children->end()) break;
-    path.push_back(next->second.get());
-    children = &path.back()->children;
-  }
-  for (auto entry = path.rbegin(); entry != path.rend(); ++entry) used(**entry);
-  // The longest prefix whose windows are complete. Nearly always this is the whole path.
-  for (size_t length = path.size(); length > 0; --length) {
-    KvTable longer = table.fork();
-    for (size_t i = 0; i < length; ++i) {
-      std::vector<KvBlockRef> blocks;
-      for (const KvBlockRef& block : path[i]->blocks) blocks.push_back(block.share());
-      longer.append(std::move(blocks));
-    }
-    if (!longer.complete()) continue;
-    table = std::move(longer);
-    return table.length();
-  }
-  return 0;
+int64_t PrefixCache::bytes() const {
+  const Lock lock(mutex_);
+  return bytes_;
 }
 
-int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const KvTable& table, int64_t from) {
-  const int64_t full = table.length() / kKvBlockTokens;
-  if (most_bytes_ == 0 || full == from) return full;
-  Children* children = &roots_[root];
-  Entry* parent = nullptr;
-  std::vector<Entry*> path;
-  for (int64_t index = 0; index < full; ++index) {
-    auto [place, is_new] = children->try_emplace(tokens_of_block(ids, index));
-    if (is_new) {
-      if (index < from) {  // it was given up meanwhile, and with it all that came behind
-        children->erase(place);
-        break;
-      }
-      auto entry = std::make_unique<Entry>(Entry{parent, children, &place->first, table.share(index), 0});
-      for (size_t kind = 0; kind < entry->blocks.size(); ++kind) {
-        if (entry->blocks[kind]) entry->bytes += pool_.layout().kinds[kind].block_bytes();
-      }
-      bytes_ += entry->bytes;
-      entry->use = uses_.insert(uses_.end(), entry.get());
-      place->second = std::move(entry);
-    }
-    parent = place->second.get();
-    path.push_back(parent);
-    children = &parent->children;
+// The entries with the first tokens of `ids`, and how many of these a text can begin with, at most `most`.
+PrefixCache::Path PrefixCache::find(Children& roots, std::span<const int32_t> ids, int64_t most) const {
+  Path path;
+  Children* children = &roots;
+  while (path.common < static_cast<int64_t>(ids.size())) {
+    const auto index = static_cast<int64_t>(path.entries.size());
+    const std::span<const int32_t> block = tokens_of_block(ids, index);
+    // In the order of the keys, the one with the longest common beginning is a neighbour of the block's place.
+    const auto behind = children->lower_bound({block.begin(), block.end()});
+    Entry* best = nullptr;
+    int64_t longest = 0;
+    const auto look = [&](Children::iterator place) {
+      const int64_t common = common_tokens(place->first, block);
+      if (common > longest) best = place->second.get();
+      longest = std::max(longest, common);
+    };
+    if (behind != children->end()) look(behind);
+    if (behind != children->begin()) look(std::prev(behind));
+    if (!best) break;
+    path.entries.push_back(best);
+    path.common += longest;
+    if (longest < kKvBlockTokens) break;
+    children = &best->children;
   }
-  for (auto entry = path.rbegin(); entry != path.rend(); ++entry) used(**entry);
-  if (bytes_ > most_bytes_) give_up(bytes_ - most_bytes_);
+  const std::vector<KvLayout::Kind>& kinds = pool_.layout().kinds;
+  std::vector<int64_t> first(kinds.size(), 0);  // the first block of those that are there without a gap up to here
+  for (size_t i = 0; i < path.entries.size(); ++i) {
+    const int64_t end = std::min({static_cast<int64_t>(i + 1) * kKvBlockTokens, path.common, most});
+    bool is_complete = true;
+    for (size_t kind = 0; kind < kinds.size(); ++kind) {
+      if (!path.entries[i]->blocks[kind]) first[kind] = static_cast<int64_t>(i) + 1;
+      is_complete = is_complete && first[kind] * kKvBlockTokens <= kinds[kind].oldest_seen(end);
+    }
+    if (is_complete) path.usable = end;
+  }
+  return path;
+}
+
+int64_t PrefixCache::restore(const Root& root, std::span<const int32_t> ids, int64_t most, KvTable& table) {
+  const Lock lock(mutex_);
+  const auto found = roots_.find(root);
+  if (found == roots_.end()) return 0;
+  Path path = find(found->second, ids, most);
+  path.entries.resize(static_cast<size_t>((path.usable + kKvBlockTokens - 1) / kKvBlockTokens));
+  use(path.entries, path.usable);
+  for (const Entry* const entry : path.entries) {
+    std::vector<KvBlockRef> blocks;
+    for (const KvBlockRef& block : entry->blocks) blocks.push_back(block.share());
+    table.append(std::move(blocks), std::min(kKvBlockTokens, path.usable - table.length()));
+  }
+  return path.usable;
+}
+
+int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const KvTable& table, int64_t from,
+                          bool is_end) {
+  const int64_t full = table.length() / kKvBlockTokens;
+  const int64_t end = is_end ? table.length() : full * kKvBlockTokens;
+  if (most_bytes_ == 0 || end <= from * kKvBlockTokens) return full;
+  const Lock lock(mutex_);
+  const std::optional<KvOwner> owner = owner_of(root);
+  Children* children = &roots_[root];
+  std::vector<Entry*> path;
+  for (int64_t index = 0; index * kKvBlockTokens < end; ++index) {
+    Entry* const parent = path.empty() ? nullptr : path.back();
+    const std::span<const int32_t> tokens = tokens_of_block(ids.first(static_cast<size_t>(end)), index);
+    if (index < from) {
+      const auto there = children->find({tokens.begin(), tokens.end()});
+      if (there == children->end()) break;  // it was given up meanwhile, and with it all that came behind
+      path.push_back(there->second.get());
+    } else {
+      bool is_new = false;
+      path.push_back(put(parent, *children, tokens, table.share(index), &is_new));
+      if (disk_ && is_new && owner) {
+        disk_->write(*owner, ids.first(static_cast<size_t>(index * kKvBlockTokens) + tokens.size()),
+                     path.back()->blocks);
+      }
+    }
+    children = &path.back()->children;
+  }
+  use(path, end);
+  if (bytes_ > most_bytes_) give_up_locked(bytes_ - most_bytes_);
   return full;
 }
 
+// The entry of these tokens, which may have more; else a new one, in the place of one that has fewer.
+PrefixCache::Entry* PrefixCache::put(Entry* parent, Children& children, std::span<const int32_t> tokens,
+                                     std::vector<KvBlockRef> blocks, bool* is_new) {
+  const auto behind = children.lower_bound({tokens.begin(), tokens.end()});
+  if (behind != children.end() && begins_with(behind->first, tokens)) {
+    Entry& entry = *behind->second;
+    if (entry.tokens->size() == tokens.size()) fill(entry, std::move(blocks));
+    return &entry;
+  }
+  if (behind != children.begin()) {
+    const auto before = std::prev(behind);
+    if (begins_with(tokens, before->first)) remove(*before->second);
+  }
+  const auto place = children.emplace_hint(behind, Tokens(tokens.begin(), tokens.end()), nullptr);
+  place->second = std::make_unique<Entry>(Entry{parent, &children, &place->first, {}});
+  Entry& entry = *place->second;
+  entry.blocks.resize(pool_.layout().kinds.size());
+  entry.whole.place = entries_.insert(entries_.end(), &entry);
+  fill(entry, std::move(blocks));
+  if (is_new) *is_new = true;
+  return &entry;
+}
+
+// Takes the blocks that the entry lacks.
+void PrefixCache::fill(Entry& entry, std::vector<KvBlockRef> blocks) {
+  for (size_t kind = 0; kind < blocks.size(); ++kind) {
+    if (entry.blocks[kind] || !blocks[kind]) continue;
+    entry.blocks[kind] = blocks[kind].keep();
+    bytes_ += pool_.layout().kinds[kind].block_bytes();
+    if (pool_.layout().kinds[kind].window == 0 || entry.has_window) continue;
+    entry.has_window = true;
+    entry.window = {++time_, windows_.insert(windows_.end(), &entry)};
+  }
+}
+
+void PrefixCache::touch(std::list<Entry*>& uses, Use& use) {
+  use.time = ++time_;
+  uses.splice(uses.end(), uses, use.place);
+}
+
+// A text used the first `length` tokens of a path.
+void PrefixCache::use(const std::vector<Entry*>& path, int64_t length) {
+  int64_t oldest = length;
+  for (const KvLayout::Kind& kind : pool_.layout().kinds) {
+    if (kind.window > 0) oldest = std::min(oldest, kind.oldest_seen(length));
+  }
+  for (size_t i = path.size(); i-- > 0;) {
+    touch(entries_, path[i]->whole);
+    if (path[i]->has_window && static_cast<int64_t>(i + 1) * kKvBlockTokens > oldest) touch(windows_, path[i]->window);
+  }
+}
+
+PrefixCache::Nearest PrefixCache::nearest(const Root& root, std::span<const int32_t> ids) {
+  const Lock lock(mutex_);
+  Nearest nearest;
+  const auto found = roots_.find(root);
+  if (found == roots_.end()) return nearest;
+  const Path path = find(found->second, ids, static_cast<int64_t>(ids.size()));
+  nearest.common = path.common;
+  nearest.usable = path.usable;
+  const int64_t in_last = path.common - (static_cast<int64_t>(path.entries.size()) - 1) * kKvBlockTokens;
+  const Children* children = &found->second;
+  if (!path.entries.empty()) {
+    const Entry& last = *path.entries.back();
+    nearest.next.assign(last.tokens->begin() + in_last, last.tokens->end());
+    children = &last.children;
+  }
+  while (static_cast<int64_t>(nearest.next.size()) < kShown && !children->empty()) {
+    const Entry& entry = *children->begin()->second;
+    nearest.next.insert(nearest.next.end(), entry.tokens->begin(), entry.tokens->end());
+    children = &entry.children;
+  }
+  nearest.next.resize(std::min(nearest.next.size(), static_cast<size_t>(kShown)));
+  return nearest;
+}
+
 bool PrefixCache::give_up(int64_t bytes) {
+  const Lock lock(mutex_);
+  return give_up_locked(bytes);
+}
+
+// A child is never used later than its parent, so the first entry has no children.
+bool PrefixCache::give_up_locked(int64_t bytes) {
   const int64_t before = bytes_;
-  while (!uses_.empty() && before - bytes_ < bytes) remove(*uses_.front());
+  while (!entries_.empty() && before - bytes_ < bytes) {
+    Entry& entry = *entries_.front();
+    if (!windows_.empty() && windows_.front()->window.time < entry.whole.time) {
+      drop_window(*windows_.front());
+    } else {
+      remove(entry);
+    }
+  }
   return bytes_ < before;
 }
 
-// A child is never used later than its parent, so the first of uses_ has no children.
+void PrefixCache::drop_window(Entry& entry) {
+  if (!entry.has_window) return;
+  entry.has_window = false;
+  windows_.erase(entry.window.place);
+  for (size_t kind = 0; kind < entry.blocks.size(); ++kind) {
+    const KvLayout::Kind& sizes = pool_.layout().kinds[kind];
+    if (sizes.window == 0 || !entry.blocks[kind]) continue;
+    entry.blocks[kind] = KvBlockRef();
+    bytes_ -= sizes.block_bytes();
+  }
+}
+
 void PrefixCache::remove(Entry& entry) {
-  bytes_ -= entry.bytes;
-  uses_.erase(entry.use);
+  while (!entry.children.empty()) remove(*entry.children.begin()->second);
+  drop_window(entry);
+  for (size_t kind = 0; kind < entry.blocks.size(); ++kind) {
+    if (entry.blocks[kind]) bytes_ -= pool_.layout().kinds[kind].block_bytes();
+  }
+  entries_.erase(entry.whole.place);
   Children* const siblings = entry.siblings;
   siblings->erase(siblings->find(*entry.tokens));
 }
 
+void PrefixCache::close() {
+  std::unique_ptr<DiskCache> disk;  // ends after the lock
+  {
+    const Lock lock(mutex_);
+    disk = std::move(disk_);
+    while (!entries_.empty()) remove(*entries_.front());
+    roots_.clear();
+  }
+}
+
+// --- On disk --------------------------------------------------------------------------------------------------------
+
+// What a text's keys and values depend on; nothing if that cannot be told to another process.
+std::optional<KvOwner> PrefixCache::owner_of(const Root& root) const {
+  KvOwner owner = {model_, {}, root.salt};
+  if (const std::shared_ptr<const Adapter> adapter = root.adapter.lock()) {
+    owner.adapter = adapter->digest();
+    if (owner.adapter == Digest()) return std::nullopt;
+  }
+  return owner.model == Digest() ? std::nullopt : std::make_optional(owner);
+}
+
+std::shared_ptr<DiskCache::Reading> PrefixCache::look_up(const Root& root, std::span<const int32_t> ids) {
+  const Lock lock(mutex_);
+  const std::optional<KvOwner> owner = owner_of(root);
+  if (!disk_ || !owner) return nullptr;
+  const auto most = static_cast<int64_t>(ids.size()) - 1;
+  const int64_t known = find(roots_[root], ids, most).usable;
+  return known >= most ? nullptr : disk_->read(*owner, ids, known / kKvBlockTokens, known);
+}
+
+void PrefixCache::add(const Root& root, const DiskCache::Reading& reading) {
+  if (reading.found.empty() || most_bytes_ == 0) return;
+  const Lock lock(mutex_);
+  Children* children = &roots_[root];
+  std::vector<Entry*> path;
+  for (int64_t index = 0; index < reading.from; ++index) {
+    const std::span<const int32_t> tokens = tokens_of_block(reading.ids, index);
+    const auto there = children->find({tokens.begin(), tokens.end()});
+    if (there == children->end()) return;  // it was given up meanwhile
+    path.push_back(there->second.get());
+    children = &path.back()->children;
+  }
+  for (const DiskCache::Block& block : reading.found) {
+    std::vector<KvBlockRef> blocks;
+    for (const KvBlockRef& one : block.blocks) blocks.push_back(one.share());
+    path.push_back(put(path.empty() ? nullptr : path.back(), *children, block.ids, std::move(blocks)));
+    children = &path.back()->children;
+  }
+  use(path, static_cast<int64_t>(path.size()) * kKvBlockTokens);
+  if (bytes_ > most_bytes_) give_up_locked(bytes_ - most_bytes_);
+}
+
+int64_t PrefixCache::save(const Root& root, std::span<const int32_t> ids, int descriptor) {
+  const std::optional<KvOwner> owner = owner_of(root);
+  if (!owner) return 0;
+  KvTable table(pool_);
+  const int64_t length = restore(root, ids, static_cast<int64_t>(ids.size()), table);
+  for (int64_t at = 0; at < length; at += kKvBlockTokens) {
+    const auto end = static_cast<size_t>(std::min(at + kKvBlockTokens, length));
+    const std::vector<uint8_t> record = encode_record(pool_, *owner, ids.first(end), table.share(at / kKvBlockTokens));
+    if (!write_fully(descriptor, record)) fail(ErrorCode::kModelFile, "cannot be written; is the disk full?");
+  }
+  return length;
+}
+
+int64_t PrefixCache::load(const Root& root, std::span<const int32_t> ids, int descriptor, int64_t at) {
+  const std::optional<KvOwner> owner = owner_of(root);
+  struct stat status;
+  if (!owner || fstat(descriptor, &status) != 0 || at == status.st_size) return 0;
+  const std::vector<bool> all(pool_.layout().kinds.size(), true);
+  KvTable table(pool_, true);
+  while (at < status.st_size) {
+    const auto record = KvRecord::open(descriptor, at, status.st_size, pool_, *owner);
+    std::vector<KvBlockRef> blocks;
+    const bool is_next = record && table.length() % kKvBlockTokens == 0 && record->ids().size() <= ids.size() &&
+                         static_cast<int64_t>(record->ids().size() - record->own_ids().size()) == table.length() &&
+                         begins_with(ids, record->ids()) && record->read(descriptor, all, pool_, blocks);
+    if (!is_next) {
+      fail(ErrorCode::kModelFile, "is damaged: what is at byte ", at, " are not the keys and values of its text");
+    }
+    table.append(std::move(blocks), static_cast<int64_t>(record->own_ids().size()));
+    at += record->bytes();
+  }
+  if (!table.complete()) fail(ErrorCode::kModelFile, "is damaged: it lacks keys and values of its text");
+  keep(root, ids, table, 0, true);
+  return table.length();
+}
+
 void PrefixCache::forget_gone_adapters() {
+  const Lock lock(mutex_);
   const std::weak_ptr<const Adapter> none;
   for (auto root = roots_.begin(); root != roots_.end();) {
     const auto& adapter = root->first.adapter;
@@ -96,13 +336,13 @@ void PrefixCache::forget_gone_adapters() {
       ++root;
       continue;
     }
-    std::vector<Entry*> entries;
-    for (Entry* const entry : uses_) {
+    std::vector<Entry*> gone;
+    for (Entry* const entry : entries_) {
       const Entry* top = entry;
       while (top->parent) top = top->parent;
-      if (top->siblings == &root->second) entries.push_back(entry);
+      if (top->siblings == &root->second) gone.push_back(entry);
     }
-    for (Entry* const entry : entries) remove(*entry);  // children come before their parents
+    for (Entry* const entry : gone) remove(*entry);  // children come before their parents
     root = roots_.erase(root);
   }
 }

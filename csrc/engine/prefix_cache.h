@@ -1,19 +1,30 @@
 // Keys and values that were computed before, found by the tokens they belong to: a tree whose edges are blocks of
-// kKvBlockTokens tokens. Tokens are compared one by one, so that nobody can make two texts look the same. Only texts
-// with the same adapter and the same salt share a tree.
+// kKvBlockTokens tokens, or fewer where a text has ended. Tokens are compared one by one, so that nobody can make two
+// texts look the same. Only texts with the same adapter and the same salt share a tree. A text is its ids alone: soft
+// rows and spans must not come here.
 //
-// An entry holds references to blocks of the pool, which tables share. Under the byte limit, the entry that was not
-// used for the longest time goes first, from the ends of the branches. Of a layer with a sliding window, an entry may
-// lack the block; a text then begins at the longest prefix whose window is complete.
+// A text may take a block in part: the table that takes it copies it before it writes. An entry holds references to
+// blocks of the pool, which tables share. It has two parts: the blocks of layers that see everything, and those of
+// layers with a sliding window, which only texts need that go on within the window. Under the byte limit, the part that
+// was not used for the longest time goes first; an entry goes after its children, and with both parts. A text begins at
+// the longest prefix whose windows are complete.
+//
+// On disk (disk_cache.h), if there is a folder, new entries are written behind. What a text finds there is added to the
+// tree before the text begins.
+//
+// Any thread may call; each call is whole.
 #pragma once
 
 #include <cstdint>
 #include <list>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "engine/disk_cache.h"
 #include "model/adapter.h"
 #include "model/kv_table.h"
 
@@ -21,8 +32,13 @@ namespace gemlet {
 
 class PrefixCache {
  public:
-  // Keeps at most so many bytes of blocks; 0: nothing.
-  PrefixCache(const KvPool& pool, int64_t most_bytes);
+  struct Options {
+    int64_t most_bytes = 0;                        // of blocks; 0: nothing is kept
+    Digest model = {};                             // zeros: not known, and nothing leaves the process
+    std::shared_ptr<DiskFolder> folder = nullptr;  // null: none
+  };
+  // `news` is told when something was read from the disk.
+  PrefixCache(KvPool& pool, const Options& options, Event& news);
   ~PrefixCache();
 
   struct Root {
@@ -34,43 +50,91 @@ class PrefixCache {
     }
   };
 
-  // Appends to an empty table the keys and values of as many of the first tokens as are known, whole blocks and at
-  // least one token fewer than `ids` has. Returns how many tokens.
-  int64_t restore(const Root& root, std::span<const int32_t> ids, KvTable& table);
+  // Appends to an empty table the keys and values of as many of the first tokens as are known, at most `most`. Returns
+  // how many tokens.
+  int64_t restore(const Root& root, std::span<const int32_t> ids, int64_t most, KvTable& table);
 
-  // Keeps the full blocks of a table that holds the first tokens of `ids`. `from`: blocks that are kept already.
-  // Returns how many are kept now.
-  int64_t keep(const Root& root, std::span<const int32_t> ids, const KvTable& table, int64_t from);
+  // Keeps the full blocks of a table that holds the first tokens of `ids`; if `is_end`, the last one too if it is not
+  // full. `from`: blocks that are kept already. Returns how many full ones are kept now.
+  int64_t keep(const Root& root, std::span<const int32_t> ids, const KvTable& table, int64_t from, bool is_end);
 
-  // Gives up entries until at least so many bytes were freed, or nothing is left. Blocks that a table shares count,
-  // too, though they stay. Returns whether anything was given up.
+  // Begins to read what the disk has of a text, if that may be more than what is here; else null. add() takes it once
+  // it is done.
+  std::shared_ptr<DiskCache::Reading> look_up(const Root& root, std::span<const int32_t> ids);
+  void add(const Root& root, const DiskCache::Reading& reading);
+  // Forgets what waits to be written to the disk. Returns whether there was anything.
+  bool abandon() { return disk_ && disk_->abandon(); }
+
+  // Appends what is kept of a text to an open file, as records. Returns of how many tokens.
+  int64_t save(const Root& root, std::span<const int32_t> ids, int descriptor);
+  // Keeps what is in the file from byte `at` on. Throws kModelFile if that is anything but records of this text and
+  // model, and kMemory.
+  int64_t load(const Root& root, std::span<const int32_t> ids, int descriptor, int64_t at);
+
+  // The kept text that has the most first tokens in common with `ids`.
+  struct Nearest {
+    int64_t common = 0;         // tokens that are the same
+    int64_t usable = 0;         // of them, those that a text can begin with: the rest lacks blocks of windows
+    std::vector<int32_t> next;  // what the kept text goes on with, kShown tokens at most
+  };
+  static constexpr int64_t kShown = 16;
+  Nearest nearest(const Root& root, std::span<const int32_t> ids);
+
+  // Gives up parts until at least so many bytes were freed, or nothing is left. Blocks that a table shares count, too,
+  // though they stay. Returns whether anything was given up.
   bool give_up(int64_t bytes);
   // Gives up the entries of adapters that are gone.
   void forget_gone_adapters();
+  // Gives up all, and writes what waits for the disk.
+  void close();
 
-  int64_t bytes() const { return bytes_; }  // of the blocks that entries refer to
+  int64_t bytes() const;  // of the blocks that entries refer to
 
  private:
   struct Entry;
-  using Children = std::map<std::vector<int32_t>, std::unique_ptr<Entry>>;
+  using Lock = std::lock_guard<std::mutex>;
+  using Tokens = std::vector<int32_t>;
+  // No key is the beginning of another one.
+  using Children = std::map<Tokens, std::unique_ptr<Entry>>;
+  struct Use {
+    uint64_t time = 0;
+    std::list<Entry*>::iterator place = {};  // in the list of all
+  };
   struct Entry {
     Entry* parent;
-    Children* siblings;                  // where this entry stands
-    const std::vector<int32_t>* tokens;  // its key there
-    std::vector<KvBlockRef> blocks;      // of each kind of layer
-    int64_t bytes;
+    Children* siblings;              // where this entry stands
+    const Tokens* tokens;            // its key there
+    std::vector<KvBlockRef> blocks;  // of each kind of layer; those with a window may be missing
     Children children = {};
-    std::list<Entry*>::iterator use = {};  // its place in uses_
+    Use whole = {}, window = {};  // window: only if it has such blocks
+    bool has_window = false;
+  };
+  struct Path {
+    std::vector<Entry*> entries;  // the last one perhaps in part
+    int64_t common = 0, usable = 0;
   };
 
-  void used(Entry& entry) { uses_.splice(uses_.end(), uses_, entry.use); }
-  void remove(Entry& entry);  // without children
+  Path find(Children& children, std::span<const int32_t> ids, int64_t most) const;
+  Entry* put(Entry* parent, Children& children, std::span<const int32_t> tokens, std::vector<KvBlockRef> blocks,
+             bool* is_new = nullptr);
+  void fill(Entry& entry, std::vector<KvBlockRef> blocks);
+  void use(const std::vector<Entry*>& path, int64_t length);
+  void touch(std::list<Entry*>& uses, Use& use);
+  void drop_window(Entry& entry);
+  void remove(Entry& entry);  // and its children
+  bool give_up_locked(int64_t bytes);
+  std::optional<KvOwner> owner_of(const Root& root) const;
 
-  const KvPool& pool_;
+  KvPool& pool_;
   const int64_t most_bytes_;
+  const Digest model_;
+  std::unique_ptr<DiskCache> disk_;
+  mutable std::mutex mutex_;  // of all below
   int64_t bytes_ = 0;
+  uint64_t time_ = 0;
   std::map<Root, Children> roots_;
-  std::list<Entry*> uses_;  // the last one was used last. A parent stands behind its children.
+  std::list<Entry*> entries_;  // the last one was used last. A parent stands behind its children.
+  std::list<Entry*> windows_;  // those with blocks of windows, in that order
 };
 
 }  // namespace gemlet

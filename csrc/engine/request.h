@@ -1,4 +1,4 @@
-// A request to continue a text: what was asked for, how far it is, and the tokens that wait for its reader.
+// A request to a model, such as to continue a text: what was asked for, how far it is, and what waits for its reader.
 //
 // Everything here but the constants changes under fork_safe_mutex(), for short moments, and so is whole in a forked
 // process. What the forward pass needs besides, the keys and values, the engine can compute again from the ids: after
@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/event.h"
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
 
@@ -21,14 +22,23 @@ namespace gemlet {
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled, kTimeout, kFailed };
 
+// What is wanted of the prompt.
+enum class Wanted : uint8_t {
+  kText,       // its continuation, token by token
+  kLogits,     // the logits after each of its tokens
+  kEmbedding,  // its embedding, from a bidirectional model
+};
+
 struct RequestOptions {
   using Clock = std::chrono::steady_clock;
 
+  Wanted wanted = Wanted::kText;
   std::vector<int32_t> prompt;
-  std::shared_ptr<const Adapter> adapter;  // null: the model alone
-  SamplerConfig sampler;
+  std::shared_ptr<const Adapter> adapter;     // null: the model alone
+  SamplerConfig sampler;                      // this and the next three are for kText
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
-  int64_t max_tokens = 0;                     // at least 1
+  int64_t max_tokens = 1;                     // at least 1
+  std::optional<size_t> logprobs;             // give those of each token, and of so many of the likeliest
   int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
   int64_t most_unread = 16;                   // the request pauses while its reader has so many tokens to take
@@ -40,7 +50,17 @@ class Request {
  public:
   struct Output {
     std::vector<int32_t> ids;                   // chosen since the last take()
+    std::vector<Logprobs> logprobs;             // of each of them, if they are wanted
+    std::vector<float> values;                  // [rows, width] since the last take(): logits, or the embedding
     FinishReason reason = FinishReason::kNone;  // not kNone: these are the last ones
+  };
+  // Seconds so far.
+  struct Times {
+    double waiting = 0;  // until its first pass
+    double reading = 0;  // in passes up to its first token
+    double writing = 0;  // in steps after that
+    int64_t steps = 0;   // after that
+    int64_t tokens = 0;  // chosen after that, an end token too
   };
 
   explicit Request(RequestOptions asked) : options(std::move(asked)) {}
@@ -55,18 +75,30 @@ class Request {
 
   // Tokens of the prompt whose keys and values were there already.
   int64_t cached_tokens() const { return cached_tokens_.load(std::memory_order_relaxed); }
+  // Tokens of the prompt that were read, those included.
+  int64_t read_tokens() const { return read_tokens_.load(std::memory_order_relaxed); }
+  Times times() const;
 
  private:
   friend class Engine;
+  friend struct Worker;
 
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;  // of them
+  size_t taken_ = 0;                // of them
+  std::vector<Logprobs> logprobs_;  // of those that were not taken
+  std::vector<float> values_;       // that wait for the reader
+  int64_t handed_rows_ = 0;         // of logits, those included
   FinishReason reason_ = FinishReason::kNone;
   std::optional<Error> error_;  // of kFailed
   std::atomic<bool> cancelled_{false};
-  std::atomic<int64_t> cached_tokens_{0};
-  Event* engine_event_ = nullptr;  // to be told when the reader takes or cancels
-  uint32_t forks_ = 0;             // the process that computes it
+  std::atomic<int64_t> cached_tokens_{0}, read_tokens_{0};
+  const RequestOptions::Clock::time_point submitted_ = RequestOptions::Clock::now();
+  std::optional<RequestOptions::Clock::time_point> began_;
+  Times times_;
+  RequestOptions::Clock::time_point counted_;  // until when times_ are complete
+  bool has_first_ = false;                     // token
+  Event* engine_event_ = nullptr;              // to be told when the reader takes or cancels
+  uint32_t forks_ = 0;                         // the process that computes it
 };
 
 }  // namespace gemlet

@@ -37,17 +37,32 @@ std::unique_ptr<Job> Scheduler::remove(Job* job) {
 
 Job* Scheduler::next_waiting() const {
   const bool is_full = static_cast<int64_t>(running_.size()) >= limits_.running;
-  return is_full || waiting_.empty() ? nullptr : waiting_.front().get();
+  if (is_full) return nullptr;
+  const auto next = std::find_if(waiting_.begin(), waiting_.end(), [](const auto& job) { return job->is_ready(); });
+  return next == waiting_.end() ? nullptr : next->get();
 }
 
 void Scheduler::begin(Job* job) { running_.push_back(remove(job)); }
 
+std::vector<Scheduler::Part> Scheduler::whole_texts() const {
+  std::vector<Part> parts;
+  int64_t rows = 0;
+  for (const auto& job : running_) {
+    rows += job->remaining();
+    if (!parts.empty() && rows > limits_.rows) break;
+    parts.push_back({job.get(), job->remaining()});
+  }
+  return parts;
+}
+
 std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
+  if (limits_.whole) return whole_texts();
   std::vector<Part> parts;
   std::vector<Job*> readers;
   for (const auto& job : running_) {
+    if (job->paused) continue;
     if (job->is_writing()) {
-      if (!job->paused) parts.push_back({job.get(), 1});
+      parts.push_back({job.get(), 1});
     } else {
       readers.push_back(job.get());
     }
@@ -63,11 +78,11 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
   std::stable_sort(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->remaining() < b->remaining();
   });
-  const int64_t share = std::min(oldest->remaining(), std::max(left / 4, std::min(left, kLeastPiece)));
+  const int64_t share = std::min(oldest->most_tokens(), std::max(left / 4, std::min(left, kLeastPiece)));
   left -= share;
   for (Job* const job : readers) {
     const int64_t own = job == oldest ? share : 0;
-    const int64_t more = std::min(left, job->remaining() - own);
+    const int64_t more = std::min(left, job->most_tokens() - own);
     left -= more;
     if (own + more > 0) parts.push_back({job, own + more});
   }

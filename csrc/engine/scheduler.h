@@ -16,6 +16,7 @@ class Scheduler {
   struct Limits {
     int64_t rows = 512;    // of a step
     int64_t running = 32;  // requests that hold a place
+    bool whole = false;    // a text goes through in one step, even if it is longer than a step
   };
   struct Part {
     Job* job;
@@ -47,6 +48,8 @@ class Scheduler {
   const std::deque<std::unique_ptr<Job>>& waiting() const { return waiting_; }
 
  private:
+  std::vector<Part> whole_texts() const;
+
   const Limits limits_;
   std::vector<std::unique_ptr<Job>> running_;  // in the order in which they began
   std::deque<std::unique_ptr<Job>> waiting_;   // in the order in which they will begin

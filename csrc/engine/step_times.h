@@ -1,8 +1,10 @@
 // How long steps take. It tells how much of a prompt may be read while texts are being written: as much as doubles the
-// time of a step, so that those who read the texts wait about twice as long for a token, and no longer.
+// time of a step, so that those who read the texts wait about twice as long for a token, and no longer. And it tells
+// what guessed tokens cost (engine/drafts.h).
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 
@@ -11,6 +13,9 @@ namespace gemlet {
 class StepTimes {
  public:
   static constexpr int64_t kLeast = 16, kMost = 512;
+  // Steps that write are told apart up to so many rows. From 16 on, tiles may round differently, so that a text would
+  // depend on the guesses about it.
+  static constexpr int64_t kMostRows = 15;
 
   // Tokens of prompts for a step that also writes.
   int64_t prompt_tokens() const {
@@ -18,20 +23,48 @@ class StepTimes {
     return std::clamp(static_cast<int64_t>(writing_ / reading_), kLeast, kMost);
   }
 
-  // A step wrote to `writers` texts and read `read` tokens of prompts.
-  void add(int64_t writers, int64_t read, double seconds) {
-    if (read == 0) follow(writing_, seconds);
+  // A step had `rows` rows of texts that are being written, `guesses` of them guessed tokens, and read `read` tokens of
+  // prompts.
+  void add(int64_t rows, int64_t guesses, int64_t read, double seconds) {
+    if (read == 0 && guesses == 0) follow(writing_, seconds);
+    if (read == 0 && rows <= kMostRows) follow_best(of_rows_[static_cast<size_t>(rows)], seconds);
     if (read >= kLeast) {
-      const double alone = writers > 0 ? std::max(seconds - writing_, 0.1 * seconds) : seconds;
+      const double alone = rows > 0 ? std::max(seconds - writing_, 0.1 * seconds) : seconds;
       follow(reading_, alone / static_cast<double>(read));
     }
   }
 
+  // Seconds of a step that only writes, with so many rows, at most kMostRows; 0: nobody knows. They tend to the
+  // shortest times, because other programs disturb many steps.
+  double writing(int64_t rows) const {
+    constexpr double kRise = 0.1;  // for each row, where nothing larger is known
+    const int64_t known = nearest(rows, -1), larger = nearest(rows, 1);
+    if (known == 0) return 0;
+    const double base = of_rows_[static_cast<size_t>(known)], more = static_cast<double>(rows - known);
+    if (larger == 0) return base * (1 + kRise * more);
+    const double top = std::max(base, of_rows_[static_cast<size_t>(larger)]);
+    return larger == known ? base : base + (top - base) * more / static_cast<double>(larger - known);
+  }
+  // Once in `patience` calls.
+  bool is_time_to_try(int64_t patience) { return ++declined_ % patience == 0; }
+  // The largest number of rows that is known.
+  int64_t most_known() const { return nearest(kMostRows, -1); }
+
  private:
   static void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
+  static void follow_best(double& best, double value) {
+    best += (best == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
+  }
+  // The next number of rows from `rows` on that is known, 0 if there is none.
+  int64_t nearest(int64_t rows, int64_t direction) const {
+    while (rows > 0 && rows <= kMostRows && of_rows_[static_cast<size_t>(rows)] == 0) rows += direction;
+    return rows > kMostRows ? 0 : rows;
+  }
 
-  double writing_ = 0;  // seconds of a step that only writes
-  double reading_ = 0;  // seconds for a token of a prompt
+  double writing_ = 0;                              // seconds of a step that only writes
+  double reading_ = 0;                              // seconds for a token of a prompt
+  std::array<double, kMostRows + 1> of_rows_ = {};  // seconds of a step that only writes so many
+  int64_t declined_ = 0;
 };
 
 }  // namespace gemlet

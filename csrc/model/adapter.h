@@ -3,6 +3,7 @@
 // one or none.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <vector>
@@ -14,7 +15,8 @@ namespace gemlet {
 
 class Model;
 
-// The matrices that an adapter may correct. Those of one kind have an index: the layer, the stream of AltUp, or 0.
+// The matrices that an adapter may correct. Those of one kind have an index: the layer, the stream of AltUp, or 0. Of
+// an expert it is the layer + its number * the number of layers.
 enum class Target : uint8_t {
   kQProj,
   kKProj,
@@ -34,6 +36,8 @@ enum class Target : uint8_t {
   kPerLayerModelProjection,
   kAltupProjection,
   kAltupUnembedProjection,
+  kExpertGateUp,
+  kExpertDown,
   kEmbedTokens,
   kLmHead,
   kCount,
@@ -42,9 +46,11 @@ enum class Target : uint8_t {
 // What an adapter adds to one matrix [rows, cols]; of the embedding table, to the rows of its transpose.
 struct LowRank {
   Matrix a;  // [rank, cols]; of the embedding table [vocab, rank], to be read by row
-  Matrix b;  // [rows, rank]; of the embedding table [hidden, rank]
+  Matrix
+      b;  // [rows, rank]; of the embedding table [hidden, rank]. One column more is a bias, which is added to B (A x)
   float scale = 0;
-  const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y
+  const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y;
+                                   // of the embedding table [hidden]
   const float* changed = nullptr;  // of AltUp's coefficients, instead of all that: the corrected matrix itself
 };
 
@@ -79,6 +85,8 @@ class Adapter {
   const OwnRows& head_rows() const { return head_rows_; }
   int64_t max_rank() const { return max_rank_; }  // at least 1
   int64_t bytes() const { return bytes_; }
+  // Of its content; zeros: not known.
+  const std::array<uint8_t, 32>& digest() const { return digest_; }
 
  private:
   friend class AdapterBuilder;
@@ -91,6 +99,7 @@ class Adapter {
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;
   int64_t bytes_ = 0;
+  std::array<uint8_t, 32> digest_ = {};
   int64_t max_rank_ = 1;
 };
 

@@ -136,10 +136,16 @@ void AdapterBuilder::find_places(const ModelWeights& weights) {
     put("altup_unembed_projections." + at, Target::kAltupUnembedProjection, i, weights.altup_unembed_projections[i]);
   }
   const int64_t streams = model_->config().altup_streams;
+  const size_t layers = weights.layers.size();
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const std::string at = "layers." + std::to_string(i) + ".";
     const LayerWeights& layer = weights.layers[i];
     for (const LayerTarget& known : kLayerTargets) put(at + known.name, known.target, i, known.weight(layer));
+    for (size_t e = 0; e < layer.experts.gate_up.size(); ++e) {
+      const std::string expert = at + "experts." + std::to_string(e) + ".";
+      put(expert + "gate_up", Target::kExpertGateUp, i + e * layers, layer.experts.gate_up[e]);
+      put(expert + "down", Target::kExpertDown, i + e * layers, layer.experts.down[e]);
+    }
     if (layer.altup.prediction_coefs) {
       places_[at + "altup_prediction_coefs"] = {Target::kAltupPrediction, i,      {}, layer.altup.prediction_coefs,
                                                 streams * streams,        streams};
@@ -150,7 +156,7 @@ void AdapterBuilder::find_places(const ModelWeights& weights) {
 }
 
 void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale,
-                         std::span<const float> magnitudes) {
+                         std::span<const float> magnitudes, std::span<const float> bias) {
   if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
   const auto found = places_.find(slot);
   if (found == places_.end()) {
@@ -168,10 +174,13 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
     fail(ErrorCode::kTensor, "lora_A and lora_B of '", slot, "' have shapes ", shape_text(a.shape), " and ",
          shape_text(b.shape), ", expected ", shape_text(shape_a), " and ", shape_text(shape_b));
   }
-  if (table && !magnitudes.empty())
-    fail(ErrorCode::kTensor, "'", slot, "' has magnitudes, which gemlet does not compute");
-  if (!magnitudes.empty() && static_cast<int64_t>(magnitudes.size()) != place.rows) {
-    fail(ErrorCode::kTensor, "'", slot, "' has ", magnitudes.size(), " magnitudes, expected ", place.rows);
+  const int64_t outputs = shape_b[0];
+  if (!magnitudes.empty() && static_cast<int64_t>(magnitudes.size()) != outputs) {
+    fail(ErrorCode::kTensor, "'", slot, "' has ", magnitudes.size(), " magnitudes, expected ", outputs);
+  }
+  if (!bias.empty() && (static_cast<int64_t>(bias.size()) != outputs || table || place.coefs || !magnitudes.empty())) {
+    fail(ErrorCode::kTensor, "'", slot, "' has a bias of ", bias.size(), " values, expected ", outputs,
+         " of a matrix without magnitudes, or none");
   }
   if (!std::isfinite(scale)) fail(ErrorCode::kTensor, "the scale of '", slot, "' is not finite");
   auto term = std::make_unique<LowRank>();
@@ -179,11 +188,23 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   const Balance* const balance = model_->balance(slot);
   if (!place.coefs) {
     term->a = allocate(format_, a.shape[0], a.shape[1]);
-    term->b = allocate(format_, b.shape[0], b.shape[1]);
+    term->b = allocate(format_, outputs, rank + (bias.empty() ? 0 : 1));
     pack(slot + " lora_A", a, term->a, 0, balance);
-    pack(slot + " lora_B", b, term->b);
+    std::vector<float> joined;  // B and the bias behind it
+    if (!bias.empty()) {
+      const std::vector<float> wide_b = widened(b);
+      for (size_t i = 0; i < bias.size(); ++i) {
+        const auto from = wide_b.begin() + static_cast<std::ptrdiff_t>(i) * rank;
+        joined.insert(joined.end(), from, from + rank);
+        joined.push_back(bias[i]);
+      }
+    }
+    const SourceRows with_bias = {{outputs, rank + 1}, SourceType::kF32, reinterpret_cast<uint8_t*>(joined.data())};
+    pack(slot + " lora_B", bias.empty() ? b : with_bias, term->b);
   }
-  if (place.coefs || !magnitudes.empty()) {
+  if (table && !magnitudes.empty()) {
+    term->gain = keep(table_gains(place, widened(a), widened(b), scale, magnitudes));
+  } else if (place.coefs || !magnitudes.empty()) {
     const std::vector<float> wide_a = widened(a), wide_b = widened(b);
     std::vector<float> row(static_cast<size_t>(place.cols)), changed, gains;
     std::optional<Rows> rows;
@@ -215,7 +236,32 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   const size_t at = Adapter::place_of(place.target, place.index);
   if (at >= adapter_->terms_.size()) adapter_->terms_.resize(at + 1);
   adapter_->terms_[at] = std::move(term);
-  adapter_->max_rank_ = std::max(adapter_->max_rank_, rank);
+  adapter_->max_rank_ = std::max(adapter_->max_rank_, rank + (bias.empty() ? 0 : 1));
+}
+
+// DoRA of the embedding table gives lengths to its columns.
+std::vector<float> AdapterBuilder::table_gains(const Place& place, std::span<const float> a, std::span<const float> b,
+                                               float scale, std::span<const float> magnitudes) const {
+  const auto rank = static_cast<size_t>(a.size()) / static_cast<size_t>(place.rows);
+  std::vector<float> row(static_cast<size_t>(place.cols)), gains;
+  std::vector<float> transposed(b.size());  // [rank, hidden]
+  for (size_t c = 0; c < row.size(); ++c) {
+    for (size_t j = 0; j < rank; ++j) transposed[j * row.size() + c] = b[c * rank + j];
+  }
+  std::vector<double> squares(row.size(), 0.0);
+  Rows rows(*model_, place.weight);
+  for (int64_t i = 0; i < place.rows; ++i) {
+    rows.read(i, row.data());
+    correct_row(a.data() + static_cast<size_t>(i) * rank, scale, transposed, row);
+    for (size_t c = 0; c < row.size(); ++c) squares[c] += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+  }
+  for (size_t c = 0; c < row.size(); ++c) {
+    gains.push_back(static_cast<float>(magnitudes[c] / std::sqrt(squares[c])));
+    if (!std::isfinite(gains.back())) {
+      fail(ErrorCode::kTensor, "'embed_tokens' becomes NaN or infinity with its lora_A, lora_B and magnitudes");
+    }
+  }
+  return gains;
 }
 
 const float* AdapterBuilder::keep(std::span<const float> values) {
@@ -314,12 +360,13 @@ void AdapterBuilder::pack(const std::string& what, const SourceRows& source, con
   }
 }
 
-std::shared_ptr<Adapter> AdapterBuilder::finish() {
+std::shared_ptr<Adapter> AdapterBuilder::finish(const std::array<uint8_t, 32>& digest) {
   if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
   for (const auto& [slot, filled] : rows_filled_) {
     const OwnRows& own = slot == "lm_head" ? adapter_->head_rows_ : adapter_->embedding_rows_;
     if (filled < own.rows.rows) fail(ErrorCode::kTensor, "'", slot, "' has ", filled, " of ", own.rows.rows, " rows");
   }
+  adapter_->digest_ = digest;
   return std::move(adapter_);
 }
 

@@ -20,11 +20,11 @@ class AdapterBuilder {
   ~AdapterBuilder();
 
   // A [rank, cols] and B [rows, rank], in memory, of the matrix that ModelBuilder calls `slot` ("layers.3.q_proj").
-  // `magnitudes` [rows] are DoRA's, empty for plain LoRA: the lengths that the rows of the corrected matrix get.
-  // Throws kTensor if an adapter cannot change that matrix, for a shape that does not fit and for values that are not
-  // finite; kMemory.
+  // `magnitudes` [rows] are DoRA's, empty for plain LoRA: the lengths that the rows of the corrected matrix get. `bias`
+  // [rows] is added to B (A x), or empty. Throws kTensor if an adapter cannot change that matrix, for a shape that does
+  // not fit and for values that are not finite; kMemory.
   void add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale,
-           std::span<const float> magnitudes = {});
+           std::span<const float> magnitudes = {}, std::span<const float> bias = {});
 
   // The next rows, in memory or in a file, that replace those of the embedding table ("embed_tokens") or of the output
   // head ("lm_head"): those of the tokens `ids`, ascending, or of all tokens if `ids` is empty. A call has a multiple
@@ -34,7 +34,8 @@ class AdapterBuilder {
   void share_rows();  // the output head takes the rows that replace those of the embedding table
   int64_t rows_bytes(const std::string& slot, int64_t count) const;  // that add_rows() keeps of `count` rows
 
-  std::shared_ptr<Adapter> finish();  // the builder cannot be used afterwards
+  // The builder cannot be used afterwards. `digest`: of the adapter's content; zeros: not known.
+  std::shared_ptr<Adapter> finish(const std::array<uint8_t, 32>& digest = {});
 
  private:
   struct Place;
@@ -44,6 +45,8 @@ class AdapterBuilder {
   void pack(const std::string& what, const SourceRows& source, const Matrix& matrix, int64_t first_row = 0,
             const Balance* balance = nullptr);
   const float* keep(std::span<const float> values);
+  std::vector<float> table_gains(const Place& place, std::span<const float> a, std::span<const float> b, float scale,
+                                 std::span<const float> magnitudes) const;
 
   std::shared_ptr<Model> model_;
   std::shared_ptr<Adapter> adapter_;

@@ -45,6 +45,21 @@ class ForwardPass {
     const Adapter* adapter;
     int64_t row, rows;
   };
+  // What an adapter adds to a product of some rows.
+  struct Correction {
+    const LowRank* term;
+    const float* x;  // [rows, cols]
+    float* y;        // [rows, dim]
+    int64_t rows;
+    float* low = nullptr;    // [rows, columns of B] A x
+    float* delta = nullptr;  // [rows, dim] B (A x)
+  };
+  // The (row, choice) pairs of a layer in the order of their experts.
+  struct ExpertRows {
+    size_t layer;
+    std::span<const int64_t> first;    // of each expert, and the end
+    std::span<const int32_t> sources;  // the row of each pair
+  };
   struct Rope {
     const LayerConfig* kind;
     float* cosines;  // [rows, head_dim / 2]
@@ -68,10 +83,16 @@ class ForwardPass {
   // All in one call, like Backend::matmul. `index`: the layer or stream, see Target.
   void project(size_t index, std::span<const Projection> projections);
   void project(size_t index, const Projection& projection) { project(index, {&projection, 1}); }
+  // products_, and what adapters add to them, as many at a time as the buffers have room for.
+  void multiply(std::span<Correction> corrections);
+  void correct(std::span<Correction> corrections, int64_t low_floats, int64_t delta_floats);
+  void push_low(const LowRank& term, const float* x, int64_t rows, float* low);
   // branch_ = o_proj(attention(normed_)). With `keys_alone` only the keys and values of normed_ go into the cache.
   void attention(size_t index, bool keys_alone = false);
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
   void add_experts(size_t index);  // branch_ = norm(branch_) + norm(experts(residual_))
+  void multiply_experts(const ExpertRows& routed, Target target, std::span<const Matrix> weights, const float* x,
+                        float* y);
 
   void make_per_layer_inputs();
   void per_layer_input(size_t index, const float* x);  // branch_ = projection(gelu(gate(x)) * this layer's input)

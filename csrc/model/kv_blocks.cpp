@@ -13,6 +13,7 @@ struct KvSlab {
   size_t kind;
   DeviceMemory memory;
   std::vector<int32_t> references;  // to each block; 0: it is free
+  std::vector<int32_t> kept;        // of them, those that only keep it
   int64_t free;                     // blocks
 
   int64_t blocks() const { return static_cast<int64_t>(references.size()); }
@@ -32,14 +33,17 @@ Block block_of(Slab& slab, int64_t head_bytes, int64_t index) {
 }  // namespace
 
 KvBlockRef::~KvBlockRef() {
-  if (slab_) slab_->pool->release(slab_, index_);
+  if (slab_) slab_->pool->release(slab_, index_, is_kept_);
 }
 
-KvBlockRef KvBlockRef::share() const {
+KvBlockRef KvBlockRef::share() const { return another(false); }
+KvBlockRef KvBlockRef::keep() const { return another(true); }
+
+KvBlockRef KvBlockRef::another(bool is_kept) const {
   if (!slab_) return {};
   const Lock lock(fork_safe_mutex());
-  ++slab_->references[static_cast<size_t>(index_)];
-  return {slab_, index_};
+  slab_->pool->count(*slab_, index_, 1, is_kept ? 1 : 0);
+  return {slab_, index_, is_kept};
 }
 
 KvBlock KvBlockRef::read() const {
@@ -107,17 +111,34 @@ KvSlab* KvPool::add_slab(size_t kind, int64_t blocks) {
          "; end another sequence, or allow more");
   }
   auto slab = std::make_unique<KvSlab>();
-  *slab = {this, kind, backend_.allocate(static_cast<size_t>(blocks * block_bytes)),
-           std::vector<int32_t>(static_cast<size_t>(blocks), 0), blocks};
+  *slab = {this,
+           kind,
+           backend_.allocate(static_cast<size_t>(blocks * block_bytes)),
+           std::vector<int32_t>(static_cast<size_t>(blocks), 0),
+           std::vector<int32_t>(static_cast<size_t>(blocks), 0),
+           blocks};
   slabs_[kind].push_back(std::move(slab));
   bytes_ += blocks * block_bytes;
   return slabs_[kind].back().get();
 }
 
-void KvPool::release(KvSlab* slab, int64_t index) {
+void KvPool::count(KvSlab& slab, int64_t index, int32_t references, int32_t kept) {
+  int32_t& all = slab.references[static_cast<size_t>(index)];
+  int32_t& keepers = slab.kept[static_cast<size_t>(index)];
+  const bool was_only_kept = all > 0 && all == keepers;
+  all += references;
+  keepers += kept;
+  const bool is_only_kept = all > 0 && all == keepers;
+  if (was_only_kept != is_only_kept) {
+    kept_bytes_ += (is_only_kept ? 1 : -1) * layout_.kinds[slab.kind].block_bytes();
+  }
+}
+
+void KvPool::release(KvSlab* slab, int64_t index, bool is_kept) {
   std::unique_ptr<KvSlab> done;  // unmapped after the lock
   const Lock lock(fork_safe_mutex());
-  if (--slab->references[static_cast<size_t>(index)] > 0) return;
+  count(*slab, index, -1, is_kept ? -1 : 0);
+  if (slab->references[static_cast<size_t>(index)] > 0) return;
   const int64_t block_bytes = layout_.kinds[slab->kind].block_bytes();
   used_bytes_ -= block_bytes;
   if (++slab->free < slab->blocks()) return;
@@ -132,6 +153,20 @@ void KvPool::copy(size_t kind, KvBlock from, WritableKvBlock to) {
   const KvLayout::Kind& sizes = layout_.kinds[kind];
   for (int64_t head = 0; head < sizes.heads(); ++head) {
     backend_.copy_bytes(from.head(head), sizes.head_bytes, to.head(head));
+  }
+}
+
+void KvPool::download(size_t kind, KvBlock from, uint8_t* to) const {
+  const KvLayout::Kind& sizes = layout_.kinds[kind];
+  for (int64_t head = 0; head < sizes.heads(); ++head) {
+    backend_.download(from.head(head), static_cast<size_t>(sizes.head_bytes), to + head * sizes.head_bytes);
+  }
+}
+
+void KvPool::upload(size_t kind, const uint8_t* from, WritableKvBlock to) {
+  const KvLayout::Kind& sizes = layout_.kinds[kind];
+  for (int64_t head = 0; head < sizes.heads(); ++head) {
+    backend_.upload(from + head * sizes.head_bytes, static_cast<size_t>(sizes.head_bytes), to.head(head));
   }
 }
 

@@ -34,18 +34,23 @@ class KvBlockRef {
 
   explicit operator bool() const { return slab_ != nullptr; }
   KvBlockRef share() const;  // another reference to the same block
+  // Another one, of a text that has ended: it keeps the block for later texts. See KvPool::kept_bytes().
+  KvBlockRef keep() const;
   KvBlock read() const;
   std::optional<WritableKvBlock> write();  // nothing if there is another reference
 
  private:
   friend class KvPool;
-  KvBlockRef(KvSlab* slab, int64_t index) : slab_(slab), index_(index) {}
+  KvBlockRef(KvSlab* slab, int64_t index, bool is_kept = false) : slab_(slab), index_(index), is_kept_(is_kept) {}
+  KvBlockRef another(bool is_kept) const;
   void swap(KvBlockRef& other) noexcept {
     std::swap(slab_, other.slab_);
     std::swap(index_, other.index_);
+    std::swap(is_kept_, other.is_kept_);
   }
   KvSlab* slab_ = nullptr;
   int64_t index_ = 0;
+  bool is_kept_ = false;
 };
 
 class KvPool {
@@ -63,9 +68,13 @@ class KvPool {
 
   // to = from
   void copy(size_t kind, KvBlock from, WritableKvBlock to);
+  // Its heads, one after the other, in memory of the host [block_bytes()]. Any thread may call these.
+  void download(size_t kind, KvBlock from, uint8_t* to) const;
+  void upload(size_t kind, const uint8_t* from, WritableKvBlock to);
 
   int64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }            // of all slabs
   int64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }  // of blocks with a reference
+  int64_t kept_bytes() const { return kept_bytes_.load(std::memory_order_relaxed); }  // of those that are only kept
   // No slab is allocated that would take bytes() above this.
   void set_limit(int64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
   int64_t room() const { return limit_.load(std::memory_order_relaxed) - used_bytes(); }  // for more blocks
@@ -78,12 +87,13 @@ class KvPool {
   };
   Run find_free(size_t kind, int64_t most, const KvBlockRef* last) const;
   KvSlab* add_slab(size_t kind, int64_t blocks);
-  void release(KvSlab* slab, int64_t index);
+  void count(KvSlab& slab, int64_t index, int32_t references, int32_t kept);  // adds to them, under the lock
+  void release(KvSlab* slab, int64_t index, bool is_kept);
 
   const KvLayout layout_;
   Backend& backend_;
   std::vector<std::vector<std::unique_ptr<KvSlab>>> slabs_;  // of each kind
-  std::atomic<int64_t> bytes_{0}, used_bytes_{0};
+  std::atomic<int64_t> bytes_{0}, used_bytes_{0}, kept_bytes_{0};
   std::atomic<int64_t> limit_{INT64_MAX};
 };
 

@@ -5,6 +5,7 @@
 // same place.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -26,6 +27,8 @@ struct KvLayout {
     int64_t layer_bytes() const { return head_bytes * layer_heads; }
     int64_t block_bytes() const { return head_bytes * heads(); }
     int64_t slab_blocks() const;  // the most that are allocated at once
+    // The oldest token that the next one sees, of a sequence with `length` tokens.
+    int64_t oldest_seen(int64_t length) const { return window == 0 ? 0 : std::max<int64_t>(0, length - window + 1); }
   };
   struct Place {
     size_t kind;

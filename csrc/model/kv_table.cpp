@@ -25,7 +25,7 @@ int64_t KvTable::bytes() const {
 }
 
 KvTable KvTable::fork() const {
-  KvTable copy(*pool_);
+  KvTable copy(*pool_, drops_late_);
   copy.length_ = length_;
   for (size_t kind = 0; kind < kinds_.size(); ++kind) {
     const Kind& from = kinds_[kind];
@@ -47,7 +47,7 @@ std::vector<KvBlockRef> KvTable::share(int64_t index) const {
   return blocks;
 }
 
-void KvTable::append(std::vector<KvBlockRef> blocks) {
+void KvTable::append(std::vector<KvBlockRef> blocks, int64_t tokens) {
   if (length_ % kKvBlockTokens != 0) fail(ErrorCode::kInternal, "a block was appended behind one that is not full");
   const int64_t index = length_ / kKvBlockTokens;
   for (size_t i = 0; i < kinds_.size(); ++i) {
@@ -61,8 +61,21 @@ void KvTable::append(std::vector<KvBlockRef> blocks) {
       kind.first_block = index + 1;
     }
   }
-  length_ += kKvBlockTokens;
+  length_ += tokens;
   drop_unseen();
+}
+
+void KvTable::truncate(int64_t length) {
+  if (length < 0 || length > length_) fail(ErrorCode::kInternal, "a table cannot be cut to more tokens than it has");
+  const int64_t blocks = (length + kKvBlockTokens - 1) / kKvBlockTokens;
+  for (Kind& kind : kinds_) {
+    // Blocks behind the end stay in reserve, but for those that another table has too.
+    auto count = static_cast<size_t>(std::max<int64_t>(blocks - kind.first_block, 0));
+    while (count < kind.refs.size() && kind.refs[count].write()) ++count;
+    kind.keep(count);
+  }
+  length_ = length;
+  if (!complete()) fail(ErrorCode::kInternal, "a window has dropped tokens that are needed again");
 }
 
 KvView<const uint8_t> KvTable::view(size_t layer) const {
@@ -71,14 +84,9 @@ KvView<const uint8_t> KvTable::view(size_t layer) const {
   return {kind.blocks, kind.first_block, place.first_head};
 }
 
-int64_t KvTable::oldest_seen(size_t kind) const {
-  const int64_t window = pool_->layout().kinds[kind].window;
-  return window == 0 ? 0 : std::max<int64_t>(0, length_ - window + 1);
-}
-
 bool KvTable::complete() const {
   for (size_t kind = 0; kind < kinds_.size(); ++kind) {
-    if (kinds_[kind].first_block * kKvBlockTokens > oldest_seen(kind)) return false;
+    if (kinds_[kind].first_block * kKvBlockTokens > pool_->layout().kinds[kind].oldest_seen(length_)) return false;
   }
   return true;
 }
@@ -86,7 +94,7 @@ bool KvTable::complete() const {
 void KvTable::drop_unseen() {
   for (size_t i = 0; i < kinds_.size(); ++i) {
     Kind& kind = kinds_[i];
-    const int64_t unseen = oldest_seen(i) / kKvBlockTokens - kind.first_block;
+    const int64_t unseen = pool_->layout().kinds[i].oldest_seen(length_) / kKvBlockTokens - kind.first_block;
     const int64_t count = std::min(unseen, static_cast<int64_t>(kind.refs.size()));
     if (count <= 0) continue;
     kind.refs.erase(kind.refs.begin(), kind.refs.begin() + count);
@@ -97,6 +105,7 @@ void KvTable::drop_unseen() {
 
 KvGrowth::KvGrowth(KvTable& table, int64_t tokens) : table_(&table), tokens_(tokens) {
   if (!table.complete()) fail(ErrorCode::kInternal, "the table lacks tokens that its next token sees");
+  table.drop_unseen();
   for (const KvTable::Kind& kind : table.kinds_) kinds_.push_back({kind.refs.size()});
   try {
     const int64_t last_block = (table.length_ + tokens - 1) / kKvBlockTokens;
@@ -146,7 +155,7 @@ KvView<uint8_t> KvGrowth::slots(size_t layer) const {
 
 void KvGrowth::commit() {
   table_->length_ += tokens_;
-  table_->drop_unseen();
+  if (!table_->drops_late_) table_->drop_unseen();
   table_ = nullptr;
 }
 

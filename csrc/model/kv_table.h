@@ -10,7 +10,10 @@ namespace gemlet {
 
 class KvTable {
  public:
-  explicit KvTable(KvPool& pool) : pool_(&pool), kinds_(pool.layout().kinds.size()) {}
+  // Blocks that no later token sees are dropped when a pass is over; if `drops_late`, when the next one begins, so that
+  // there is time to share them.
+  explicit KvTable(KvPool& pool, bool drops_late = false)
+      : pool_(&pool), kinds_(pool.layout().kinds.size()), drops_late_(drops_late) {}
 
   int64_t length() const { return length_; }  // tokens
   int64_t bytes() const;                      // of its blocks; a block of several tables counts in each of them
@@ -18,12 +21,15 @@ class KvTable {
   // A table with the same tokens. Both share all blocks. Whoever appends first copies the last block if it is not full.
   KvTable fork() const;
 
-  // References to the blocks of tokens [64 index, 64 index + 64), one for each kind of layer. All of these tokens must
-  // be in the table. A reference is empty if the table has dropped the block.
+  // References to the blocks of tokens [64 index, 64 index + 64), one for each kind of layer; the last block may hold
+  // fewer. A reference is empty if the table has dropped the block.
   std::vector<KvBlockRef> share(int64_t index) const;
-  // Appends blocks that a table has shared. A kind with a window may lack those that no later token will see. The
-  // length must be a multiple of 64.
-  void append(std::vector<KvBlockRef> blocks);
+  // Appends the first 1 to 64 tokens of blocks that a table has shared. A kind with a window may lack those that no
+  // later token will see. The length must be a multiple of 64.
+  void append(std::vector<KvBlockRef> blocks, int64_t tokens = kKvBlockTokens);
+  // Takes the last tokens back, so that `length` are left. A table that drops late can take back those of its last
+  // pass, because it still has what the first of them saw.
+  void truncate(int64_t length);
   bool complete() const;  // it has all tokens that the next one sees
 
   // The blocks of a layer. Valid until the table changes.
@@ -38,12 +44,12 @@ class KvTable {
     void sync();                   // blocks = where refs are, for those that were added
     void keep(size_t count);       // the first ones
   };
-  int64_t oldest_seen(size_t kind) const;  // the oldest token that the next one sees
   void drop_unseen();
 
   KvPool* pool_;
   std::vector<Kind> kinds_;
   int64_t length_ = 0;
+  bool drops_late_;
 };
 
 // Room in a table for the tokens of one pass, and the right to write there. Without commit(), the table is in the end

@@ -93,13 +93,18 @@ int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_forma
                                  int64_t max_rank) {
   if (max_rank == 0) return 0;
   int64_t widest = config.hidden_size;  // input of a matrix that an adapter may correct
+  int64_t routed = 1;                   // of an expert's, for each row
   for (const LayerConfig& layer : config.layers) {
     widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
+    if (layer.num_experts > 0) routed = std::max(routed, layer.experts_per_token);
   }
   const int64_t floats = Scratch::floats_per_row(config, max_rank) - Scratch::floats_per_row(config, 0);
   const int64_t rows = config.most_rows();
   // Rows with different adapters share no prepared input with the product of the weights.
-  return rows * floats * kFloatBytes + backend.prepared_bytes({adapter_format, max_rank, widest}, rows);
+  const int64_t prepared =
+      std::max(backend.prepared_bytes({adapter_format, max_rank, widest}, rows),
+               backend.prepared_bytes({adapter_format, max_rank, config.hidden_size}, rows * routed));
+  return rows * floats * kFloatBytes + prepared;
 }
 
 }  // namespace gemlet

@@ -56,6 +56,7 @@ class Scratch {
 
   // The region, of which `floats` are going to be used. Throws kInternal if it has fewer.
   float* take(Region region, int64_t floats);
+  int64_t floats(Region region) const { return places_[static_cast<size_t>(region)].floats; }  // it has in this pass
 
   void release() { memory_ = DeviceMemory(); }
 

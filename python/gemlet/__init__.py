@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from gemlet.loading.load import load
     from gemlet.loading.options import Matformer
     from gemlet.model.model import Model
+    from gemlet.model.prefix_report import PrefixReport
+    from gemlet.model.session import Session
     from gemlet.sources.hub import download
     from gemlet.tokenizer import Tokenizer
 
@@ -59,7 +61,9 @@ __all__ = [
     "Model",
     "ModelClosedError",
     "ModelFileError",
+    "PrefixReport",
     "Progress",
+    "Session",
     "TensorError",
     "TextStream",
     "Tokenizer",
@@ -82,7 +86,9 @@ _LAZY = {
     "Inspection": "gemlet.loading.inspection",
     "Matformer": "gemlet.loading.options",
     "Model": "gemlet.model.model",
+    "PrefixReport": "gemlet.model.prefix_report",
     "Progress": "gemlet.base.progress",
+    "Session": "gemlet.model.session",
     "TextStream": "gemlet.generation",
     "Tokenizer": "gemlet.tokenizer",
     "ToolCall": "gemlet.chat",

@@ -27,7 +27,6 @@ from gemlet.base.progress import Progress, reporting
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError
-from gemlet.generation.stream import prefill
 from gemlet.model.model import Model
 from gemlet.weights.slots import expected_slots
 
@@ -244,9 +243,9 @@ def _time_prefill(model: Model, count: int, depth: int) -> float:
     sequence = _core.TokenSequence(model._resident.core)
     try:
         if depth:
-            prefill(sequence, ids[:depth])
+            sequence.extend(ids[:depth])
         started = time.perf_counter()
-        prefill(sequence, ids[depth:])
+        sequence.extend(ids[depth:])
         return time.perf_counter() - started
     finally:
         sequence.close()
@@ -257,7 +256,7 @@ def _time_decode(model: Model, count: int, depth: int) -> float:
     ids = _random_ids(model, depth + 1 + count)
     sequence = _core.TokenSequence(model._resident.core)
     try:
-        prefill(sequence, ids[: depth + 1])
+        sequence.extend(ids[: depth + 1])
         started = time.perf_counter()
         for position in range(depth + 1, depth + 1 + count):
             sequence.extend(ids[position : position + 1])

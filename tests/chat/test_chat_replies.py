@@ -18,7 +18,7 @@ from gemlet.cli.conversation import Conversation
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation import Generation
 from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, joined
-from support.scripted import ScriptedModel, follow_scripts, ids_of
+from support.scripted import ScriptedModel, ids_of
 
 WEATHER = {
     "type": "function",
@@ -30,11 +30,6 @@ WEATHER = {
 }
 QUESTION = {"role": "user", "content": "Weather in Oslo?"}
 THOUGHT = "<|channel>thought\nA tool will know.\n<channel|>"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow_scripts(monkeypatch)
 
 
 def test_a_tool_loop_from_the_question_to_the_answer() -> None:
@@ -186,7 +181,7 @@ def test_reasoning_is_shown_only_on_a_terminal(
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     model = ScriptedModel(THOUGHT + "Warm.<turn|>")
-    chat = Conversation(model, cast(Any, model), options={"thinking": True})
+    chat = Conversation(model, options={"thinking": True})
     reply = chat.ask("Weather in Oslo?")
     assert capsys.readouterr().out == ("A tool will know.\n\n" if is_terminal else "") + "Warm.\n"
     assert reply.message == {"role": "assistant", "content": "Warm.", "reasoning": "A tool will know."}

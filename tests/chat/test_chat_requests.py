@@ -12,15 +12,10 @@ from gemlet import GenerationConfig
 from gemlet.chat import GEMMA4_MARKERS, TokenReplyParser, collect
 from gemlet.errors import InvalidRequestError
 from support.replies import QUOTE, gemma4_tokenizer
-from support.scripted import ScriptedModel, follow_scripts, ids_of
+from support.scripted import ScriptedModel, ids_of
 
 QUESTION = {"role": "user", "content": "Weather in Oslo?"}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Weather now"}}
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow_scripts(monkeypatch)
 
 
 def test_the_beginning_of_a_reply_is_continued() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from support.core_models import layer_config, model_config, random_core, sampler
+from support.core_models import layer_config, model_config, random_core
+from support.engine_reader import Reader, alone
 
 IDS = np.random.default_rng(4).integers(0, 96, 3000).astype(np.int32)
 
@@ -25,42 +26,6 @@ def small_core(**changes: Any) -> _core.Model:
     return random_core(model_config(*layers, max_context=700), **changes)
 
 
-class Reader:
-    """Requests of one reader."""
-
-    def __init__(self, engine: _core.Engine) -> None:
-        self.engine = engine
-        self.news = _core.News()
-
-    def submit(self, ids: Any, *, seed: int = 1, max_tokens: int = 20, **options: Any) -> _core.Request:
-        choose = options.pop("sampler", None) or sampler(seed=seed)
-        return self.engine.submit(ids, sampler=choose, news=self.news, max_tokens=max_tokens, **options)
-
-    def read(self, *requests: _core.Request) -> list[tuple[list[int], str | None]]:
-        """All tokens of each, and why it ended."""
-        texts: list[list[int]] = [[] for _ in requests]
-        reasons: list[str | None] = [None] * len(requests)
-        while None in reasons:
-            seen = self.news.value
-            for i, request in enumerate(requests):
-                if reasons[i] is None:
-                    ids, reasons[i] = request.take()
-                    texts[i] += ids
-            if None in reasons:
-                self.engine.wait(self.news, seen, 10.0)
-        return list(zip(texts, reasons, strict=True))
-
-
-def alone(core: _core.Model, ids: Any, seed: int, count: int) -> list[int]:
-    sequence, choose = _core.TokenSequence(core), sampler(seed=seed)
-    sequence.extend(ids)
-    found = [sequence.sample(choose)]
-    while len(found) < count:
-        sequence.extend(found[-1:])
-        found.append(sequence.sample(choose))
-    return found
-
-
 @pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("kv_cache", ["f32", "int8"])
@@ -72,24 +37,6 @@ def test_each_text_is_what_it_would_be_alone(weights: str, kv_cache: str) -> Non
     requests = [reader.submit(ids, seed=i, max_tokens=30) for i, ids in enumerate(prompts)]
     for i, (text, reason) in enumerate(reader.read(*requests)):
         assert (text, reason) == (alone(core, prompts[i], i, 30), "length"), i
-
-
-@pytest.mark.parametrize("length", [64, 65, 129, 400])
-def test_a_second_text_takes_the_blocks_of_the_first(length: int) -> None:
-    """At least one token of a prompt is computed. With a window of 100, old blocks are dropped on the way."""
-    core = small_core()
-    engine = _core.Engine(core, prefix_cache_bytes=1 << 24)
-    reader = Reader(engine)
-    first = reader.submit(IDS[:length])
-    cold = reader.read(first)
-    second = reader.submit(IDS[:length])
-    assert reader.read(second) == cold
-    assert first.cached_tokens == 0
-    assert second.cached_tokens == (length - 1) // 64 * 64
-    other = reader.submit(np.concatenate([IDS[1:2], IDS[1:length]]))
-    salted = reader.submit(IDS[:length], cache_salt=7)
-    reader.read(other, salted)
-    assert other.cached_tokens == salted.cached_tokens == 0
 
 
 def test_blocks_come_back_and_the_cache_stays_in_its_limit() -> None:
@@ -139,7 +86,7 @@ def test_a_slow_reader_holds_up_nobody() -> None:
     slow, quick = Reader(engine), Reader(engine)
     request = slow.submit(IDS[:50], max_tokens=100, most_unread=3)
     assert len(quick.read(quick.submit(IDS[:50], max_tokens=100))[0][0]) == 100
-    found, reason = request.take()
+    found, reason, _ = request.take()
     assert (len(found), reason) == (3, None)
     rest, reason = slow.read(request)[0]
     assert (len(found) + len(rest), reason) == (100, "length")

@@ -125,7 +125,7 @@ def test_the_tensors_must_match_a_list_with_an_exclusion(tmp_path: Path, model: 
         ("peft_type", None),
         ("peft_type", ["LORA"]),
         ("bias", "some"),
-        ("lora_bias", True),
+        ("lora_bias", "yes"),
         ("modules_to_save", ["embed_tokens", "score"]),
         ("modules_to_save", "embed_tokens"),
         ("trainable_token_indices", [1, 1]),
@@ -134,7 +134,9 @@ def test_the_tensors_must_match_a_list_with_an_exclusion(tmp_path: Path, model: 
         ("trainable_token_indices", {"q_proj": [1]}),
         ("trainable_token_indices", 5),
         ("ensure_weight_tying", "yes"),
-        ("target_parameters", ["experts.gate_up_proj"]),
+        ("target_parameters", "experts.gate_up_proj"),
+        ("target_parameters", [1]),
+        ("kasa_config", {"a": 1}),
         ("layer_replication", [[0, 2], [1, 3]]),
         ("use_qalora", True),
         ("alora_invocation_tokens", [5]),
@@ -190,14 +192,12 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
         ({"peft_type": "LOHA"}, "merge_and_unload()"),
         ({"peft_type": "IA3"}, "merge_and_unload()"),
         ({"peft_type": "VERA"}, "merge_and_unload()"),
-        ({"peft_type": "TRAINABLE_TOKENS", "target_modules": None}, "merge_and_unload()"),
         ({"peft_type": "PROMPT_TUNING", "target_modules": None}, "only PEFT computes it"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "merge_and_unload()"),
+        ({"kasa_config": {"a": 1}}, "merge_and_unload()"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "merge_and_unload()"),
         ({"modules_to_save": ["score"]}, "merge_and_unload()"),
         ({"alora_invocation_tokens": [5]}, "in the middle of a text"),
-        ({"lora_bias": True}, "train without it"),
     ],
 )
 def test_a_refusal_says_the_way_out(
@@ -474,8 +474,8 @@ def test_the_core_takes_only_tensors_that_fit(slot: str, message: str, model: ge
 # --- Merging ------------------------------------------------------------------------------------------------
 def test_a_wrong_adapter_closes_the_files_of_the_model(tmp_path: Path) -> None:
     base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
-    path = write(tmp_path / "a", {**CONFIG, "lora_bias": True})
-    with pytest.raises(gemlet.ConfigError, match="lora_bias"):
+    path = write(tmp_path / "a", {**CONFIG, "use_qalora": True})
+    with pytest.raises(gemlet.ConfigError, match="use_qalora"):
         open_model_files(base, merge_adapter=path)
     with pytest.raises(gemlet.ModelFileError, match="no such folder"):
         gemlet.load(base, merge_adapter=tmp_path / "none")

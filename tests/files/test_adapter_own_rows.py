@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 import gemlet
+from golden.folders import read_tensors
 from support.adapter_checks import check, refuse
-from support.adapters import CONFIG, adapter_tensors
+from support.adapters import ADAPTERS, CONFIG, adapter_tensors, base_of
 from support.adapters import write_adapter as write
 from support.tiny_models import CONFIGS, write_folder
 
@@ -81,3 +83,96 @@ def test_rows_of_tokens_stand_in_the_order_of_the_file(tmp_path: Path, model: ge
         found.append(model.logits([2, 7, 3, 9], adapter="own"))
         model.unload_adapter("own")
     np.testing.assert_array_equal(found[0], found[1])
+
+
+# --- Biases, and adapters of tokens alone -------------------------------------------------------------------
+def test_a_bias_of_b_must_be_there_and_fit(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "lora_bias": True, "target_modules": "model.layers.0.self_attn.q_proj"}
+    pair = {Q.format(factor): adapter_tensors()[Q.format(factor)] for factor in "AB"}
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias"
+    refuse(write(tmp_path / "a", config, pair), model, gemlet.TensorError, name, "missing")
+    ones = np.ones(128, np.float32)
+    check(write(tmp_path / "b", config, {**pair, name: ones}), model)
+    plain = {**config, "lora_bias": False}
+    refuse(write(tmp_path / "c", plain, {**pair, name: ones}), model, gemlet.TensorError, name, "lora_bias")
+    refuse(write(tmp_path / "d", config, {**pair, name: ones[1:]}), model, gemlet.TensorError, name, "127")
+    wrong = {**pair, name: np.full(128, np.inf, np.float32)}
+    refuse(write(tmp_path / "e", config, wrong), model, gemlet.TensorError, name, "infinity")
+    table = {**config, "target_modules": ["embed_tokens"]}
+    end = {
+        END.format("lora_embedding_A"): np.ones((2, 96), np.float32),
+        END.format("lora_embedding_B"): np.ones((64, 2), np.float32),
+    }
+    refuse(write(tmp_path / "f", table, end), model, gemlet.ConfigError, "lora_bias", "embed_tokens")
+
+
+TOKENS = {"peft_type": "TRAINABLE_TOKENS", "token_indices": [7, 3], "target_modules": "model.embed_tokens"}
+ROWS = np.ones((2, 64), np.float32)
+
+
+@pytest.mark.parametrize("target", ["model.embed_tokens", "embed_tokens", ["embed_tokens"], None])
+def test_an_adapter_of_tokens_alone(target: object, tmp_path: Path, model: gemlet.Model) -> None:
+    name = END.format("trainable_tokens_delta")
+    path = write(tmp_path / "a", {**TOKENS, "target_modules": target}, {name: ROWS})
+    adapter = model.load_adapter(path, "tokens")
+    try:
+        assert adapter.targets == ("embed_tokens", "lm_head")  # which are one in this model
+        assert adapter.ranks == ()
+    finally:
+        model.unload_adapter("tokens")
+
+
+def test_an_adapter_of_tokens_alone_must_fit(tmp_path: Path, model: gemlet.Model) -> None:
+    name = END.format("trainable_tokens_delta")
+    refuse(write(tmp_path / "a", TOKENS, {name: ROWS[:1]}), model, gemlet.TensorError, name, "[2, 64]")
+    head = "base_model.model.lm_head.trainable_tokens_delta"
+    both = {name: ROWS, head: 2 * ROWS}
+    refuse(write(tmp_path / "b", TOKENS, both), model, gemlet.TensorError, name, head, "differ")
+    check(write(tmp_path / "c", TOKENS, {name: ROWS, head: ROWS}), model)
+    far = {**TOKENS, "token_indices": [7, 96]}
+    refuse(write(tmp_path / "d", far, {name: ROWS}), model, gemlet.ConfigError, "below 96")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("token_indices", None),
+        ("token_indices", []),
+        ("token_indices", [3, 3]),
+        ("token_indices", [True, 3]),
+        ("token_indices", "7"),
+        ("target_modules", ["q_proj"]),
+        ("target_modules", ["embed_tokens", "q_proj"]),
+        ("target_modules", "(embed"),
+        ("target_modules", 5),
+        ("a_key_of_the_future", 1),
+    ],
+)
+def test_a_wrong_key_of_tokens_alone_is_named(
+    key: str, value: object, tmp_path: Path, model: gemlet.Model
+) -> None:
+    tensors = {END.format("trainable_tokens_delta"): ROWS}
+    refuse(write(tmp_path / "a", {**TOKENS, key: value}, tensors), model, gemlet.ConfigError, key)
+
+
+# --- Experts ------------------------------------------------------------------------------------------------
+def test_stacks_of_experts_must_fit(tmp_path: Path) -> None:
+    config = json.loads((ADAPTERS / "gemma4-routed" / "adapter_config.json").read_text())
+    tensors = dict(read_tensors(ADAPTERS / "gemma4-routed" / "adapter_model.safetensors"))
+    inner, outer = (f"base_model.model.model.layers.1.experts.{w}lora_A.weight" for w in ("base_layer.", ""))
+    with gemlet.load(base_of("gemma4-routed"), weights="f32", threads=1) as experts:
+        for name, wrong in ((inner, tensors[inner][1:]), (outer, tensors[outer][:, 1:])):
+            path = write(tmp_path / "a", config, {**tensors, name: wrong})
+            refuse(path, experts, gemlet.TensorError, name, "rank 2", str(list(wrong.shape)))
+        less = {name: t for name, t in tensors.items() if name != inner}
+        refuse(write(tmp_path / "a", config, less), experts, gemlet.TensorError, inner, "missing")
+        one = {**config, "target_parameters": ["experts.down_proj"]}  # then nothing is wrapped twice
+        refuse(write(tmp_path / "a", one, tensors), experts, gemlet.TensorError, "base_layer", "unexpected")
+        wrong = tensors[outer].copy()
+        wrong[-1, -1] = np.nan
+        path = write(tmp_path / "a", config, {**tensors, outer: wrong})
+        refuse(path, experts, gemlet.TensorError, outer, "experts.8.down", "NaN")
+        alone = {name: t for name, t in tensors.items() if ".experts." in name}
+        for key in ("use_dora", "lora_bias"):
+            path = write(tmp_path / "a", {**config, "target_modules": [], key: True}, alone)
+            refuse(path, experts, gemlet.GemletError, key)

@@ -25,6 +25,8 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
         ["surprise", "more", "empty", "nested"],
     ),
     ("gemma3_text", {"expert_intermediate_size": None}, ["expert_intermediate_size"]),
+    ("gemma2", {"chunk_size_feed_forward": None}, ["chunk_size_feed_forward"]),
+    ("gemma3_text", {"is_encoder_decoder": None}, ["is_encoder_decoder"]),
     ("gemma2", {"quantization_config": {}}, ["quantization_config"]),
     ("gemma2", {"quantization_config": {"quant_method": None, "bits": None}}, ["quantization_config"]),
     (

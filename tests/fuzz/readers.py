@@ -230,7 +230,8 @@ def _use_adapter(path: Path) -> None:
     shapes["lm_head"] = shapes["embed_tokens"]
     with open_adapter(path, model) as files:
         for slot in {*files.terms.low_rank, *files.terms.own_rows}:
-            list(files.change_rows(slot, iter([(np.ones((1, shapes[slot][1]), np.float32), "f32")])))
+            row = np.ones((1, shapes[slot][1]), np.float32), "f32"
+            list(files.change_rows(slot, lambda row=row: iter([row])))  # type: ignore[misc]
 
 
 def _read_adapter(config: bytes, tensors: bytes) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
@@ -47,12 +47,14 @@ TEXT = r"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|u
 
 @dataclass(frozen=True)
 class AdapterVariant:
-    """An adapter: its golden checkpoint, the arguments of LoraConfig, and the type of its tensors."""
+    """An adapter: its golden checkpoint, the arguments of its configuration, the type of its tensors, and the
+    class of its configuration."""
 
     name: str
     base: str
     options: dict[str, Any] = field(default_factory=dict)
     stored: str = "float32"
+    kind: Any = LoraConfig
 
 
 ADAPTERS = (
@@ -192,6 +194,58 @@ ADAPTERS = (
         },
     ),
     AdapterVariant("gemma4-experts", "gemma4-26b-a4b", {"r": 2, "lora_alpha": 4, "target_modules": TEXT}),
+    # The stacked matrices of routed experts.
+    AdapterVariant(
+        "gemma4-routed",
+        "gemma4-26b-a4b",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": r"model\.(language_model\.)?layers\.\d+\.self_attn\.q_proj",
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+        },
+    ),
+    AdapterVariant(
+        "gemma4-routed-down",
+        "gemma4-26b-a4b",
+        {
+            "r": 3,
+            "lora_alpha": 9,
+            "use_rslora": True,
+            "target_modules": [],
+            "target_parameters": ["experts.down_proj"],
+            "alpha_pattern": {"layers.1.experts.down_proj": 2},
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3-bias",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "lora_bias": True, "target_modules": ["q_proj", "down_proj", "lm_head"]},
+    ),
+    AdapterVariant(
+        "gemma3-dora-table",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["embed_tokens", "k_proj"]},
+    ),
+    AdapterVariant(
+        "gemma3-only-tokens",
+        "gemma3-270m",
+        {"token_indices": [5, 30, 6, 20]},
+        kind=TrainableTokensConfig,
+    ),
+    AdapterVariant(
+        "gemma3-only-head-tokens",
+        "gemma3-270m",
+        {"token_indices": [7, 3], "target_modules": ["lm_head"]},
+        kind=TrainableTokensConfig,
+    ),
+    AdapterVariant(
+        "gemma3-untied-tokens",
+        "gemma3-untied",
+        {"token_indices": [9, 4, 33], "target_modules": ["lm_head", "embed_tokens"]},
+        kind=TrainableTokensConfig,
+    ),
 )
 BY_ADAPTER = {variant.name: variant for variant in ADAPTERS}
 
@@ -211,10 +265,12 @@ def make(variant: AdapterVariant, folder: Path) -> None:
     ids = torch.randint(4, text_stack(base).embed_tokens.num_embeddings, (1, TOKENS))
     ids[0, 0] = 2
     plain = logits_of(base, ids)
-    model = get_peft_model(base, LoraConfig(**variant.options))
+    model = get_peft_model(base, variant.kind(**variant.options))
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if ".lora_A." in name:
+            if ".lora_B." in name and name.endswith(".bias"):
+                weight.copy_(torch.randn(weight.shape) * 0.05)
+            elif ".lora_A." in name:
                 weight.copy_(torch.randn(weight.shape) / weight.shape[1] ** 0.5)
             elif ".lora_B." in name:
                 weight.copy_(torch.randn(weight.shape) * 0.2)
@@ -236,7 +292,7 @@ def make(variant: AdapterVariant, folder: Path) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = variant.base
     for key in ("target_modules", "exclude_modules"):
-        if isinstance(config[key], list):
+        if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -262,6 +318,10 @@ def main() -> None:
         sys.exit(f"golden adapters are made with {VERSIONS}, this is {found}")
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # a warning inside PEFT
+    # PEFT follows patterns for parameters too, and says that it does not.
+    warnings.filterwarnings("ignore", ".*alpha_pattern keys did not match", RuntimeWarning)
+    warnings.filterwarnings("ignore", ".*LoRA tensor.s. have invalid shape", UserWarning)  # a bias is one
+    warnings.filterwarnings("ignore", ".*merging LoRA weights won't be possible", UserWarning)
     warnings.filterwarnings("ignore", "(?s).*tie_word_embeddings|.*save_embedding_layers", UserWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

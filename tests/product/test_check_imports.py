@@ -83,8 +83,8 @@ def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
             "put it at the top",
         ),
         (
-            {"server": "from gemlet.errors import GemletError"},
-            "python/gemlet/server.py: server is not in MAY_IMPORT",
+            {"surprise": "from gemlet.errors import GemletError"},
+            "python/gemlet/surprise.py: surprise is not in MAY_IMPORT",
         ),
         (
             {"base/text": "from gemlet.base import json", "base/json": "from gemlet.base.text import show"},

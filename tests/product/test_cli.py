@@ -84,6 +84,40 @@ def test_json_for_machines() -> None:
         assert report[name] > 0
 
 
+def test_every_sampling_option() -> None:
+    numbers = {
+        "max_tokens": 12,
+        "min_tokens": 4,
+        "typical_p": 0.9,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "no_repeat_ngram_size": 3,
+        "dry_multiplier": 0.8,
+        "dry_base": 1.5,
+        "dry_allowed_length": 3,
+        "seed": 7,
+        "logprobs": 1,
+    }
+    given = [part for name, value in numbers.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    done = run(
+        *("generate", PROMPT, "--json", "--threads", "1", *given),
+        *("--logit-bias", "479=-2.5", "--logit-bias", "20=1", "--suppress-tokens", "5,6"),
+        *("--stop-token-ids", "395", "--dry-sequence-breakers", "door", "--dry-sequence-breakers", "\n"),
+    )
+    report = json.loads(done.stdout)
+    with gemlet.load(threads=1) as model:
+        expected = model.generate(
+            PROMPT,
+            logit_bias={479: -2.5, 20: 1},
+            suppress_tokens=[5, 6],
+            stop_token_ids=395,
+            dry_sequence_breakers=["door", "\n"],
+            **numbers,  # type: ignore[arg-type]
+        )
+    assert report["token_ids"] == expected.token_ids
+    assert [one["token_id"] for one in report["logprobs"]] == expected.token_ids
+
+
 def test_stats_go_to_standard_error() -> None:
     done = run("generate", PROMPT, "--max-tokens", "8", "--seed", "1", "--stats")
     assert done.returncode == 0
@@ -160,6 +194,9 @@ def test_a_prompt_that_is_not_utf8_is_refused() -> None:
         ["generate"],
         ["generate", PROMPT, "--max-tokens", "many"],
         ["generate", PROMPT, "--weights", "q5"],
+        ["generate", PROMPT, "--logit-bias", "5"],
+        ["generate", PROMPT, "--logit-bias", "x=1"],
+        ["generate", PROMPT, "--suppress-tokens", "5,x"],
         ["generate", PROMPT, "--no-such-option"],
         ["sing"],
         ["bench", "-p", "1,x"],

@@ -187,7 +187,7 @@ def test_ctrl_c_ends_a_chat_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: TextStream) -> Chunk:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TextStream, "_step", interrupt)
+    monkeypatch.setattr(TextStream, "_begin", interrupt)
     lines = io.StringIO("One\nTwo\n")
     monkeypatch.setattr(sys, "stdin", lines)
     assert main(["chat"]) == 130

@@ -30,7 +30,7 @@ def model() -> Any:
 def prompt_of(model: gemlet.Model, text: str, **options: Any) -> list[int]:
     """The prompt that a stream begins with; its first logits are those of these ids."""
     stream = model.stream(text, max_tokens=1, temperature=0, **options)
-    ids = [int(i) for i in stream._prompt_ids]
+    ids = [int(i) for i in stream._texts[0]._prepared.ids]
     assert len(list(stream)) == 1
     assert stream.result.prompt_tokens == len(ids)
     return ids

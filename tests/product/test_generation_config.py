@@ -39,6 +39,21 @@ def test_defaults_are_those_of_gemma() -> None:
         *(("top_p", v) for v in (-0.5, 1.0001, math.nan, math.inf, True, [0.5])),
         *(("min_p", v) for v in (-0.001, 1.001, math.nan, math.inf, False, 1j)),
         *(("repetition_penalty", v) for v in (0.0, -1.0, math.nan, math.inf, 1000.0, True)),
+        *(("typical_p", v) for v in (0.0, -0.5, 1.1, math.nan, True)),
+        *(("frequency_penalty", v) for v in (-2.1, 2.1, math.nan, "1")),
+        *(("presence_penalty", v) for v in (-2.1, math.inf, None.__class__)),
+        *(("no_repeat_ngram_size", v) for v in (-1, 2.5, True)),
+        *(("dry_multiplier", v) for v in (-0.1, 101.0, math.nan)),
+        *(("dry_base", v) for v in (0.9, 101.0)),
+        *(("dry_allowed_length", v) for v in (0, 1.5)),
+        *(("dry_sequence_breakers", v) for v in ("", [1], ["a"] * 17, "a" * 41, "\ud800", {"a": 1})),
+        *(("min_tokens", v) for v in (-1, 1.5, True)),
+        *(
+            ("logit_bias", v)
+            for v in (5, [5], {"a": 1}, {-1: 1}, {1: "a"}, {1: 101.0}, {1: math.nan}, {1.5: 1})
+        ),
+        *(("logit_bias", v) for v in ({True: 1}, {i: 0 for i in range(1025)}, [(1, 2, 3)], "5")),
+        *(("stop_token_ids", v) for v in (-1, [-1], ["1"], [True], "1", [1] * 1025, {1})),
         *(("seed", v) for v in (-2, 2**64, 1.0, True, "7", math.nan)),
         *(("stop", v) for v in ("", [""], ["a", ""], [1], 5, b"x", {"a": 1}, ["a"] * 17, "a" * 257)),
         *(("ignore_eos", v) for v in (0, 1, "yes")),
@@ -75,6 +90,30 @@ def test_stop_becomes_a_tuple() -> None:
     assert GenerationConfig(stop="END").stop == ("END",)
     assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
     assert GenerationConfig(stop=("a",)).stop == ("a",)
+
+
+def test_biases_become_pairs() -> None:
+    config = GenerationConfig(logit_bias={"7": 1, 5: -2.5})  # type: ignore[dict-item]
+    assert config.logit_bias == ((5, -2.5), (7, 1.0))
+    assert config.replace(temperature=0).logit_bias == config.logit_bias
+    assert hash(config) == hash(GenerationConfig(logit_bias={5: -2.5, 7: 1}))
+    with pytest.raises(InvalidRequestError, match="logit_bias: the token id 5 is in it twice"):
+        GenerationConfig(logit_bias={"5": 1, 5: 1})  # type: ignore[dict-item]
+
+
+def test_ids_become_a_tuple() -> None:
+    assert GenerationConfig(stop_token_ids=5).stop_token_ids == (5,)
+    assert GenerationConfig(stop_token_ids=[5, 5]).stop_token_ids == (5, 5)
+    assert GenerationConfig(suppress_tokens=np.array([1, 2])).suppress_tokens == (1, 2)  # type: ignore[arg-type]
+
+
+def test_least_and_most_tokens() -> None:
+    assert GenerationConfig(min_tokens=300).max_tokens == 300
+    assert GenerationConfig(min_tokens=3).max_tokens == 256
+    assert GenerationConfig(min_tokens=300).replace(min_tokens=1).max_tokens == 256
+    assert GenerationConfig(min_tokens=5, max_tokens=5).min_tokens == 5
+    with pytest.raises(InvalidRequestError, match="min_tokens: got 6, expected at most max_tokens, 5"):
+        GenerationConfig(min_tokens=6, max_tokens=5)
 
 
 def test_config_is_frozen_and_replaceable() -> None:
@@ -142,6 +181,19 @@ def reference_stop(text: str, stops: list[str]) -> tuple[str, bool]:
         if found:
             return text[: end - max(map(len, found))], True
     return text, False
+
+
+@pytest.mark.parametrize("cut", range(9))
+def test_stop_strings_that_may_not_stop_yet_are_text(cut: int) -> None:
+    text = "aabaabab"
+    scanner = StopScanner(["aab", "ab"])
+    shown = scanner.push(text[:cut], may_stop=False)
+    assert not scanner.stopped
+    shown += scanner.push(text[cut:]) + scanner.flush()
+    # Of what ends behind the cut, the first counts.
+    ends = next((end for end in (3, 6, 8) if end > cut), None)
+    assert scanner.stopped == (ends is not None)
+    assert shown == {3: "", 6: "aab", 8: "aabaab", None: text}[ends]
 
 
 few_letters = st.text(alphabet="ab ", max_size=12)

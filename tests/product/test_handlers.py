@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from golden.folders import HERE
 from support.processes import run_program
+from support.programs.forking_writers import WORKS, fork_while_writing
 from support.programs.handlers import ACTIONS, interrupt_work
 
 
@@ -27,9 +29,15 @@ def test_while_the_main_thread_loads(action: str) -> None:
     run_program(interrupt_work, "load", action)
 
 
+@pytest.mark.parametrize("action", ["raise_error", "fork"])
 @pytest.mark.parametrize("name", ["convert", "cache"])
-def test_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
-    """A handler that forks here is not promised to do no harm: until it notices, the child writes to the same
-    folder."""
+def test_while_the_main_thread_writes(tmp_path: Path, name: str, action: str) -> None:
+    """In a forked process, the folder that is written is left to the parent."""
     folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    run_program(interrupt_work, name, "raise_error", environment=folders)
+    run_program(interrupt_work, name, action, environment=folders)
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_a_process_forked_while_a_folder_is_written_leaves_it_alone(tmp_path: Path, name: str) -> None:
+    model = str(HERE / "gemma3-1b")
+    assert run_program(fork_while_writing, name, model, str(tmp_path), 15) > 5

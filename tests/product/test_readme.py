@@ -26,6 +26,7 @@ FOLDERS = (
     ".",
     "python",
     "python/gemlet/demo",
+    "python/gemlet/server",
     "benchmarks",
     "csrc",
     "tests",

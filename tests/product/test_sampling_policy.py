@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import fields
@@ -46,7 +47,7 @@ def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
         assert set(model.generate(PROMPT, suppress_tokens=likely, **options).token_ids).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely)).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely, repetition_penalty=1.3)).isdisjoint(likely)
-    named = folder(tmp_path / "named", suppress_tokens=likely)
+    named = folder(tmp_path / "named", suppress_tokens=[-1, *likely])  # -1 stands for none
     with gemlet.load(named, threads=1) as model:
         assert model.generation_config.suppress_tokens == tuple(likely)
         assert set(greedy(model)).isdisjoint(likely)
@@ -69,23 +70,23 @@ def test_suppressed_tokens_of_gguf(tmp_path: Path) -> None:
         assert set(greedy(model)).isdisjoint(likely)
 
 
-@pytest.mark.parametrize("ids", [[96], [-1], ["1"], 5, [True], [1.0]])
+@pytest.mark.parametrize("ids", [[96], [-2], ["1"], 5, [True], [1.0]])
 def test_wrong_suppressed_tokens_are_named(tmp_path: Path, ids: Any) -> None:
     with pytest.raises(gemlet.ConfigError, match=r"suppress_tokens is .*; expected up to"):
         gemlet.load(folder(tmp_path / "a", suppress_tokens=ids))
 
 
 def test_what_gemlet_does_not_do_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = folder(tmp_path / "a", no_repeat_ngram_size=3, typical_p=0.9, num_beams=1, bad_words_ids=None)
+    path = folder(tmp_path / "a", num_beams=3, eta_cutoff=0.9, epsilon_cutoff=0.0, bad_words_ids=None)
     found = gemlet.inspect(path)
-    assert found.not_followed == {"no_repeat_ngram_size": 3, "typical_p": 0.9}
-    assert "not done   no_repeat_ngram_size=3, typical_p=0.9" in str(found)
+    assert found.not_followed == {"num_beams": 3, "eta_cutoff": 0.9}
+    assert "not done   num_beams=3, eta_cutoff=0.9" in str(found)
     with caplog.at_level(logging.WARNING, "gemlet"), gemlet.load(path, threads=1) as model:
         assert not caplog.records
         greedy(model)
         greedy(model)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "asks for no_repeat_ngram_size=3, typical_p=0.9, which gemlet does not do" in caplog.text
+    assert "asks for num_beams=3, eta_cutoff=0.9, which gemlet does not do" in caplog.text
 
 
 def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:
@@ -95,6 +96,41 @@ def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:
     assert found.passed_over == ("surprise",)
     with gemlet.load(path, threads=1) as model:
         assert model.generation_config.top_k == 0
+
+
+def test_what_a_file_recommends_is_done(tmp_path: Path) -> None:
+    wanted = {
+        "typical_p": 0.9,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "no_repeat_ngram_size": 2,
+    }
+    path = folder(tmp_path / "a", min_new_tokens=7, **wanted)
+    assert gemlet.inspect(path).not_followed == {}
+    with gemlet.load(path, threads=1) as model:
+        config = model.generation_config
+        assert {name: getattr(config, name) for name in wanted} == wanted
+        assert config.min_tokens == 7
+        text = PROMPT + model.generate(PROMPT, max_tokens=40, temperature=0, ignore_eos=True).token_ids
+    pairs = list(itertools.pairwise(text))
+    assert len(pairs) == len(set(pairs))
+
+
+@pytest.mark.parametrize(
+    ("given", "stops"), [("END", ("END",)), (["a", "b"], ("a", "b")), ([], ()), (None, ()), ("", ())]
+)
+def test_stop_strings_of_a_file(tmp_path: Path, given: Any, stops: tuple[str, ...]) -> None:
+    path = folder(tmp_path / "a", stop_strings=given)
+    assert gemlet.inspect(path).not_followed == {}
+    with gemlet.load(path, threads=1) as model:
+        assert model.generation_config.stop == stops
+
+
+@pytest.mark.parametrize("given", [5, [5], [""], ["a"] * 17, {"a": 1}, "a" * 257])
+def test_wrong_stop_strings_are_named(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(gemlet.ConfigError, match=r"stop_strings is .*; expected up to"):
+        gemlet.load(folder(tmp_path / "a", stop_strings=given))
 
 
 @pytest.mark.parametrize("value", [64, 64.0])

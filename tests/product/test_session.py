@@ -1,14 +1,14 @@
-"""A conversation computes only what is new in a turn, and gives what a fresh computation gives."""
+"""A session: one conversation or text that goes on, computes only what is new, and outlives its process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gemlet
-from gemlet.model.session import Session
 
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
 # More tokens than the sliding window of the demo model.
@@ -21,101 +21,195 @@ def model() -> Iterator[gemlet.Model]:
         yield loaded
 
 
-@pytest.fixture
-def session(model: gemlet.Model) -> Iterator[Session]:
-    with Session(model) as opened:
-        yield opened
-    assert model.memory()["kv_cache"] == 0
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[gemlet.Model]:
+    """The same model, which keeps nothing."""
+    with gemlet.load(weights="f32", kv_cache="f32", threads=1, prefix_cache=False) as loaded:
+        yield loaded
 
 
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def turn(session: Session, model: gemlet.Model, messages: list[dict[str, Any]]) -> gemlet.Generation:
-    """A reply in the session, after checking that it is the reply of a fresh computation."""
-    reply = session.chat(messages, **OPTIONS)
-    fresh = model.chat(messages, **OPTIONS)
-    assert reply.token_ids == fresh.token_ids
-    assert fresh.cached_tokens == 0
-    return reply
+@pytest.mark.parametrize("opening", ["Who was there?", LONG], ids=["short", "beyond the window"])
+def test_a_turn_computes_only_what_is_new(model: gemlet.Model, fresh: gemlet.Model, opening: str) -> None:
+    """And says what a computation of everything says."""
+    session = model.session()
+    before = 0
+    for text in (opening, "And then?", "Why?"):
+        messages = [*session.messages, user(text)]
+        reply = session.chat(text, **OPTIONS)
+        expected = fresh.chat(messages, **OPTIONS)
+        assert (reply.token_ids, expected.cached_tokens) == (expected.token_ids, 0)
+        assert session.messages == [*messages, reply.message]
+        if before:
+            assert reply.cached_tokens >= before - 1
+        before = reply.prompt_tokens
+    assert reply.prompt_tokens - reply.cached_tokens < 32
 
 
-@pytest.mark.parametrize("opening", ["Who is there?", LONG], ids=["short", "beyond the window"])
-def test_a_turn_computes_only_what_is_new(model: gemlet.Model, session: Session, opening: str) -> None:
-    messages = [user(opening)]
-    first = turn(session, model, messages)
-    assert first.cached_tokens == 0
-    for _ in range(3):
-        before = first.prompt_tokens + first.completion_tokens
-        messages += [first.message, user("And then?")]
-        second = turn(session, model, messages)
-        # A last token at which the reply was cut has gone through no pass yet.
-        assert second.cached_tokens in (first.prompt_tokens, before - (first.finish_reason == "length"))
-        assert second.prompt_tokens - second.cached_tokens < 32
-        first = second
-
-
-def test_the_logits_are_those_of_a_fresh_computation(model: gemlet.Model, session: Session) -> None:
-    first = session.chat([user(LONG)], **OPTIONS)
-    messages = [user(LONG), first.message, user("And then?")]
-    for seed in range(3):  # at temperature 2 a small difference would show in the text
-        options = {"max_tokens": 20, "temperature": 2.0, "top_k": 0, "top_p": 1.0, "seed": seed}
-        assert session.chat(messages, **options).token_ids == model.chat(messages, **options).token_ids
-
-
-def test_another_text_of_the_reply(model: gemlet.Model, session: Session) -> None:
-    first = turn(session, model, [user("Who is there?")])
-    edited = [user("Who is there?"), {"role": "assistant", "content": "Nobody."}, user("And then?")]
-    assert turn(session, model, edited).cached_tokens == first.prompt_tokens
-
-
-def test_a_turn_that_is_taken_back(model: gemlet.Model, session: Session) -> None:
-    messages = [user("Who is there?")]
-    messages += [turn(session, model, messages).message]
-    first = turn(session, model, [*messages, user("And then?")])
-    second = turn(session, model, [*messages, user("Why?")])
-    assert second.cached_tokens == first.cached_tokens > 4
-
-
-def test_another_conversation(model: gemlet.Model, session: Session) -> None:
-    turn(session, model, [user("Who is there?")])
-    assert turn(session, model, [user("Good evening, what is it?")]).cached_tokens == 0
-
-
-def test_a_turn_that_was_cut_short_is_not_lost(model: gemlet.Model, session: Session) -> None:
-    messages = [user(LONG * 2)]
-    stream = session.stream_chat(messages, **OPTIONS)
+def test_streams_are_added_when_they_end(model: gemlet.Model) -> None:
+    session = model.session([{"role": "system", "content": "Answer."}])
+    stream = session.stream_chat("Who is it?", **OPTIONS)
     next(stream)
+    with pytest.raises(gemlet.InvalidRequestError, match="still being written"):
+        session.chat("And then?")
+    with pytest.raises(gemlet.InvalidRequestError, match="still being written"):
+        _ = session.messages
     stream.close()
-    assert turn(session, model, messages).cached_tokens == 0  # one token has to be left
-    assert turn(session, model, [*messages, stream.result.message, user("And then?")]).cached_tokens > 512
+    assert session.messages[1:] == [user("Who is it?"), stream.result.message]
 
 
-def test_streams_of_one_session_at_the_same_time(model: gemlet.Model, session: Session) -> None:
-    messages = [user("Who is there?")]
-    streams = [session.stream_chat(messages, **OPTIONS) for _ in range(2)]
-    for pair in zip(*streams, strict=True):
-        assert pair[0] == pair[1]
-    assert turn(session, model, [*messages, streams[0].result.message, user("Why?")]).cached_tokens > 4
+def test_a_turn_without_a_token_leaves_nothing(model: gemlet.Model) -> None:
+    session = model.session()
+    session.stream_chat("Who is it?").close()
+    with pytest.raises(gemlet.InvalidRequestError):
+        session.chat([{"role": "nobody", "content": "x"}])
+    with pytest.raises(gemlet.InvalidRequestError):
+        session.chat("x", max_tokens=0)
+    assert session.messages == []
 
 
-def test_closing_gives_the_memory_back(model: gemlet.Model) -> None:
-    with Session(model) as session:
-        stream = session.stream_chat([user("Who is there?")], **OPTIONS)
-        next(stream)
-        assert model.memory()["kv_cache"] > 0
-    stream.close()  # after the session
-    assert model.memory()["kv_cache"] == 0
+def test_several_messages_in_one_turn(model: gemlet.Model) -> None:
+    session = model.session()
+    session.chat([user("Who is it?"), {"role": "assistant", "content": "I."}, user("Who?")], **OPTIONS)
+    assert [message["role"] for message in session.messages] == ["user", "assistant", "user", "assistant"]
+    session.messages.clear()  # a copy
+    assert len(session.messages) == 4
 
 
-def test_the_model_closes_the_session() -> None:
+def test_a_text_goes_on(model: gemlet.Model, fresh: gemlet.Model) -> None:
+    session = model.session()
+    first = session.generate("The door opened", **OPTIONS)
+    second = session.generate(" and then", **OPTIONS)
+    assert second.cached_tokens >= first.prompt_tokens + first.completion_tokens - 1
+    ids = [*model.tokenizer.encode("The door opened"), *first.token_ids]  # type: ignore[union-attr]
+    ids += model.tokenizer.encode(" and then", add_bos=False)  # type: ignore[union-attr]
+    assert second.token_ids == fresh.generate(ids, **OPTIONS).token_ids
+    assert session.token_ids == [*ids, *second.token_ids]
+    third = session.generate([7, 8, 9], **OPTIONS)
+    assert third.prompt_tokens == second.prompt_tokens + second.completion_tokens + 3
+
+
+def test_what_does_not_go_together(model: gemlet.Model) -> None:
+    talk, text = model.session(), model.session()
+    talk.chat("Who?", **OPTIONS)
+    text.generate("Who", **OPTIONS)
+    with pytest.raises(gemlet.InvalidRequestError, match="is a conversation"):
+        talk.generate("Who")
+    with pytest.raises(gemlet.InvalidRequestError, match="is a text"):
+        text.chat("Who?")
+    with pytest.raises(gemlet.InvalidRequestError, match="in session"):
+        talk.chat("Who?", adapter="mine")
+    with pytest.raises(gemlet.InvalidRequestError, match="whole replies"):
+        talk.chat("Who?", continue_final_message=True)
+    with pytest.raises(gemlet.InvalidRequestError, match="adapter"):
+        model.session(adapter="missing")
+    with pytest.raises(gemlet.InvalidRequestError):
+        model.session("Who?")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("opening", ["Who is it?", LONG], ids=["short", "beyond the window"])
+def test_saved_and_loaded_in_another_process(
+    model: gemlet.Model, fresh: gemlet.Model, tmp_path: Path, opening: str
+) -> None:
+    session = model.session()
+    first = session.chat(opening, **OPTIONS)
+    path = tmp_path / "talk"
+    session.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with gemlet.load(weights="f32", kv_cache="f32", threads=1) as other:
+        again = other.load_session(path)
+        assert again.messages == session.messages
+        assert again.token_ids == session.token_ids
+        reply = again.chat("And then?", **OPTIONS)
+        assert reply.cached_tokens >= first.prompt_tokens - 1
+    expected = fresh.chat([*session.messages, user("And then?")], **OPTIONS)
+    assert reply.token_ids == expected.token_ids
+    with gemlet.load(weights="q8", threads=1) as other:  # whose keys and values are others
+        again = other.load_session(path)
+        assert again.messages == session.messages
+        assert again.chat("And then?", **OPTIONS).cached_tokens == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["talk"]
+
+
+def test_a_saved_text_goes_on(model: gemlet.Model, tmp_path: Path) -> None:
+    session = model.session()
+    session.generate("The door opened", **OPTIONS)
+    session.save(tmp_path / "text")
+    again = model.load_session(tmp_path / "text")
+    options = {**OPTIONS, "max_tokens": 5}
+    assert again.generate(" and", **options).token_ids == session.generate(" and", **options).token_ids
+
+
+def test_an_empty_session_is_saved(model: gemlet.Model, tmp_path: Path) -> None:
+    model.session().save(tmp_path / "empty")
+    assert model.load_session(tmp_path / "empty").messages == []
+
+
+def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
+    folder = "tests/golden/adapters/gemma3-plain"
+    with gemlet.load("tests/golden/gemma3-270m") as model:
+        model.load_adapter(folder, name="mine")
+        session = model.session(adapter="mine")
+        session.generate([2, 7, 11] * 30, **OPTIONS)
+        session.save(tmp_path / "text")
+    with gemlet.load("tests/golden/gemma3-270m") as model:
+        with pytest.raises(gemlet.InvalidRequestError, match="mine"):
+            model.load_session(tmp_path / "text")
+        model.load_adapter(folder, name="mine")
+        again = model.load_session(tmp_path / "text")
+        assert again.generate([9], **OPTIONS).cached_tokens > 90
+        assert again.token_ids[: len(session.token_ids)] == session.token_ids
+
+
+Change = Callable[[bytes], bytes]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda data: b"", "not a session"),
+        (lambda data: b"hello\n" + data, "not a session"),
+        (lambda data: data.replace(b"session 1 ", b"session 2 ", 1), "version 2"),
+        (lambda data: data[:100], "cut short"),
+        (lambda data: data.replace(b"conversation", b"conversatioX", 1), "kind"),
+        (lambda data: data[:-7], "damaged"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged"),
+        (lambda data: data + b"more", "damaged"),
+        (lambda data: data.replace(b'"role": "user"', b'"role": [[[[]]]', 1), "talk"),
+    ],
+)
+def test_damaged_files_are_refused(model: gemlet.Model, tmp_path: Path, change: Change, match: str) -> None:
+    session = model.session()
+    session.chat(LONG, **OPTIONS)
+    path = tmp_path / "talk"
+    session.save(path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(gemlet.ModelFileError, match=match) as raised:
+        model.load_session(path)
+    assert str(path) in str(raised.value)
+
+
+def test_places_without_a_session(model: gemlet.Model, tmp_path: Path) -> None:
+    with pytest.raises(gemlet.ModelFileError, match="No such file"):
+        model.load_session(tmp_path / "missing")
+    with pytest.raises(gemlet.ModelFileError):
+        model.load_session(tmp_path)
+    with pytest.raises(OSError, match="No such file"):
+        model.session().save(tmp_path / "missing" / "talk")
+
+
+def test_a_closed_model(tmp_path: Path) -> None:
     model = gemlet.load(threads=1)
-    session = Session(model)
-    session.chat([user("Who is there?")], **OPTIONS)
+    session = model.session()
+    session.chat("Who?", **OPTIONS)
     model.close()
     with pytest.raises(gemlet.ModelClosedError):
-        session.chat([user("Who is there?")])
+        session.chat("Who?")
     with pytest.raises(gemlet.ModelClosedError):
-        Session(model)
-    session.close()
+        model.session()
+    with pytest.raises(gemlet.ModelClosedError):
+        session.save(tmp_path / "talk")
+    assert len(session.messages) == 2

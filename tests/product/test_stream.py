@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from gemlet import GenerationConfig
-from gemlet._core import PASS_TOKENS
-from gemlet.errors import CancelledError, InvalidRequestError
+from gemlet.errors import InvalidRequestError
 from gemlet.generation import Chunk, TextStream
-from gemlet.generation.answer import Answer
-from support.scripted import ScriptedSequence
+from gemlet.generation.answer import Answer, Prepared
+from support.scripted import ScriptedEngine, ScriptedRequest
 
 pytestmark = pytest.mark.tier
 
@@ -46,26 +45,25 @@ def scripted(
     prompt: int = 3,
     context_length: int = 10_000,
     decoder: Any = None,
-    sequence: Any = None,
+    engine: Any = None,
     **options: Any,
 ) -> TextStream:
+    answer = Answer(
+        prompt_tokens=prompt,
+        config=GenerationConfig(**options),
+        seed=0,
+        end_ids=frozenset({END}),
+        decoder=ByteDecoder() if decoder is None else None if decoder == "none" else decoder,
+    )
     return TextStream(
-        sequence=cast(Any, sequence or ScriptedSequence(list(script))),
-        sampler=cast(Any, None),
-        prompt_ids=np.ones(prompt, dtype=np.int32),
-        answer=Answer(
-            prompt_tokens=prompt,
-            config=GenerationConfig(**options),
-            seed=0,
-            end_ids=frozenset({END}),
-            decoder=ByteDecoder() if decoder is None else None if decoder == "none" else decoder,
-        ),
+        [Prepared(np.ones(prompt, dtype=np.int32), answer, cast(Any, None), None)],
+        engine=lambda: engine or ScriptedEngine(list(script)),
         context_length=context_length,
     )
 
 
-def sequence_of(stream: TextStream) -> Any:
-    return stream._sequence
+def request_of(stream: TextStream) -> Any:
+    return cast(Any, stream._engine).requests[0]
 
 
 def test_an_end_token_ends_the_text_and_is_not_part_of_it() -> None:
@@ -73,8 +71,8 @@ def test_an_end_token_ends_the_text_and_is_not_part_of_it() -> None:
     assert list(stream) == [Chunk("o", [111], None), Chunk("k", [107], None), Chunk("", [], "stop")]
     result = stream.result
     assert (result.text, result.token_ids, result.finish_reason) == ("ok", [111, 107], "stop")
-    assert (result.prompt_tokens, result.completion_tokens, result.decode_steps) == (3, 2, 2)
-    assert sequence_of(stream).closed
+    assert (result.prompt_tokens, result.completion_tokens) == (3, 2)
+    assert request_of(stream).cancelled.is_set()
     assert list(stream) == []
 
 
@@ -91,15 +89,12 @@ def test_max_tokens(max_tokens: int) -> None:
     assert len(list(stream)) == max_tokens
     assert stream.result.text == "abcdefgh"[:max_tokens]
     assert stream.result.finish_reason == "length"
-    # The last token is not fed back, because nobody needs its logits.
-    assert stream.result.decode_steps == max_tokens - 1
 
 
 def test_a_full_context_has_a_reason_of_its_own() -> None:
     stream = scripted(b"abcdefgh", prompt=6, context_length=8)
     assert len(list(stream)) == 3
     assert (stream.result.text, stream.result.finish_reason) == ("abc", "context")
-    assert sequence_of(stream).length == 8
     full = scripted(b"abc", prompt=8, context_length=8)
     assert len(list(full)) == 1
     assert full.result.finish_reason == "context"
@@ -142,26 +137,13 @@ def test_a_stop_string_completed_by_the_last_flush_counts() -> None:
     assert (stream.result.text, stream.result.finish_reason) == ("x", "stop")
 
 
-@pytest.mark.parametrize(
-    "tokens",
-    [1, PASS_TOKENS - 1, PASS_TOKENS, PASS_TOKENS + 1, 2 * PASS_TOKENS, 2 * PASS_TOKENS + 7],
-)
-def test_prefill_in_chunks_wants_only_the_last_logits(tokens: int) -> None:
-    stream = scripted(b"a", prompt=tokens, max_tokens=1)
-    list(stream)
-    calls = sequence_of(stream).calls
-    assert sum(count for count, _ in calls) == tokens
-    assert max(count for count, _ in calls) <= PASS_TOKENS
-    assert [logits for _, logits in calls] == ["none"] * (len(calls) - 1) + ["last"]
-
-
 def test_nothing_runs_before_the_first_chunk_is_asked_for() -> None:
-    stream = scripted(b"abc")
-    assert sequence_of(stream).calls == []
+    engine = ScriptedEngine(b"abc")
+    stream = scripted(b"", engine=engine)
     with pytest.raises(InvalidRequestError, match="no result"):
         _ = stream.result
     stream.close()
-    assert sequence_of(stream).calls == []
+    assert engine.requests == []
     assert (stream.result.finish_reason, stream.result.text) == ("cancelled", "")
 
 
@@ -175,21 +157,31 @@ def test_cancel_between_steps() -> None:
     stream.cancel()  # after the end it does nothing, and does not touch the closed sequence
 
 
-def test_cancel_from_another_thread_interrupts_a_running_step() -> None:
-    class Endless(ScriptedSequence):
-        def extend(self, ids: Any, *, logits: str = "last") -> None:
-            super().extend(ids, logits=logits)
-            if len(ids) == 1:
-                running.set()
-                assert self.cancelled.wait(10)
-                raise CancelledError("cancelled")
+class Waiting(ScriptedEngine):
+    """Has one token, then none until the request is cancelled."""
 
-    running = threading.Event()
-    stream = scripted(b"", sequence=Endless([97, 98]))
+    class kind(ScriptedRequest):  # noqa: N801
+        def take(self) -> tuple[list[int], str | None, Any]:
+            if self.given and not self.cancelled.is_set():
+                return [], None, []
+            return super().take()
+
+    def __init__(self) -> None:
+        super().__init__(b"ab")
+        self.waiting = threading.Event()
+
+    def wait(self, news: Any, seen: int, patience: float | None = None) -> None:
+        self.waiting.set()
+        assert self.requests[0].cancelled.wait(10)
+
+
+def test_cancel_from_another_thread_interrupts_a_running_step() -> None:
+    engine = Waiting()
+    stream = scripted(b"", engine=engine)
     seen: list[Chunk] = []
     thread = threading.Thread(target=lambda: seen.extend(stream))
     thread.start()
-    assert running.wait(10)
+    assert engine.waiting.wait(10)
     stream.cancel()
     thread.join(10)
     assert not thread.is_alive()
@@ -198,17 +190,11 @@ def test_cancel_from_another_thread_interrupts_a_running_step() -> None:
 
 
 def test_close_from_another_thread_waits_for_the_step() -> None:
-    class Slow(ScriptedSequence):
-        def extend(self, ids: Any, *, logits: str = "last") -> None:
-            running.set()
-            assert self.cancelled.wait(10)
-            super().extend(ids, logits=logits)  # asserts that the sequence is not closed yet
-
-    running = threading.Event()
-    stream = scripted(b"", sequence=Slow([97, 98]))
+    engine = Waiting()
+    stream = scripted(b"", engine=engine)
 
     def close() -> None:
-        assert running.wait(10)
+        assert engine.waiting.wait(10)
         stream.close()
 
     closer = threading.Thread(target=close)
@@ -216,61 +202,51 @@ def test_close_from_another_thread_waits_for_the_step() -> None:
     chunks = list(stream)
     closer.join(10)
     assert not closer.is_alive()
-    assert sequence_of(stream).closed
+    assert request_of(stream).cancelled.is_set()
     assert stream.result.finish_reason == "cancelled"
     assert len(chunks) <= 2
 
 
-def test_cancel_stops_between_two_chunks_of_a_prefill() -> None:
-    class CancelledMidway(ScriptedSequence):
-        def extend(self, ids: Any, *, logits: str = "last") -> None:
-            super().extend(ids, logits=logits)
-            stream.cancel()
-
-    stream = scripted(b"", sequence=CancelledMidway([97]), prompt=3 * PASS_TOKENS)
-    assert list(stream) == [Chunk("", [], "cancelled")]
-    assert len(sequence_of(stream).calls) == 1
-
-
 def test_ctrl_c_propagates_and_leaves_a_result() -> None:
-    class Interrupted(ScriptedSequence):
-        def extend(self, ids: Any, *, logits: str = "last") -> None:
-            super().extend(ids, logits=logits)
-            if len(self.calls) == 3:
+    class Interrupted(Waiting):
+        def wait(self, news: Any, seen: int, patience: float | None = None) -> None:
+            if not self.waiting.is_set():
+                self.waiting.set()
                 raise KeyboardInterrupt
 
-    stream = scripted(b"", sequence=Interrupted([97, 98, 99]))
+    stream = scripted(b"", engine=Interrupted())
     with pytest.raises(KeyboardInterrupt):
         list(stream)
-    assert sequence_of(stream).closed
-    assert (stream.result.text, stream.result.finish_reason) == ("ab", "cancelled")
+    assert request_of(stream).cancelled.is_set()
+    assert (stream.result.text, stream.result.finish_reason) == ("a", "cancelled")
     assert list(stream) == []
 
 
-def test_an_error_in_a_step_propagates_and_frees_the_context() -> None:
-    class Broken(ScriptedSequence):
-        def sample(self, sampler: object) -> int:
-            raise InvalidRequestError("the logits are not finite")
+def test_an_error_in_a_step_propagates_after_what_came_before() -> None:
+    class Broken(ScriptedEngine):
+        class kind(ScriptedRequest):  # noqa: N801
+            def next_token(self) -> int:
+                if self.given:
+                    raise InvalidRequestError("the logits are not finite")
+                return super().next_token()
 
-    stream = scripted(b"", sequence=Broken([]))
+    stream = scripted(b"", engine=Broken(b"ab"))
+    assert next(stream).text == "a"
     with pytest.raises(InvalidRequestError, match="not finite"):
         next(stream)
-    assert sequence_of(stream).closed
-    assert (stream.result.finish_reason, stream.result.text) == ("cancelled", "")
+    assert (stream.result.finish_reason, stream.result.text) == ("cancelled", "a")
 
 
-def test_decode_time_does_not_count_the_time_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("gemlet.generation.stream.time.perf_counter", lambda: clock[0])
-
-    class Timed(ScriptedSequence):
-        def extend(self, ids: Any, *, logits: str = "last") -> None:
-            super().extend(ids, logits=logits)
-            clock[0] += 3.0 if len(ids) > 1 else 0.5
-
-    stream = scripted(b"", sequence=Timed(list(b"abcde")), prompt=6, max_tokens=5)
-    for _ in stream:
-        clock[0] += 100.0
-    assert (stream.result.prefill_seconds, stream.result.decode_seconds) == (3.0, 2.0)
-    assert stream.result.prefill_tokens_per_second == 2.0
-    assert stream.result.decode_tokens_per_second == 2.0
+def test_several_texts_come_in_turn_with_their_index() -> None:
+    prepared = [scripted(script) for script in (b"abc", b"xy" + bytes([END]))]
+    stream = TextStream(
+        [one._texts[0]._prepared for one in prepared],
+        engine=lambda: ScriptedEngine(b"abcd", b"xy" + bytes([END])),
+        context_length=5,
+    )
+    chunks = [(chunk.index, chunk.text, chunk.finish_reason) for chunk in stream]
+    assert [chunk[1:] for chunk in chunks if chunk[0] == 0] == [("a", None), ("b", None), ("c", "context")]
+    assert [chunk[1:] for chunk in chunks if chunk[0] == 1] == [("x", None), ("y", None), ("", "stop")]
+    assert [result.text for result in stream.results] == ["abc", "xy"]
+    with pytest.raises(InvalidRequestError, match="2 texts"):
+        _ = stream.result

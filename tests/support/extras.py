@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from support.paths import ROOT
 
 if sys.version_info >= (3, 11):
@@ -18,11 +20,16 @@ else:
 
 
 def extras() -> dict[str, list[str]]:
-    """Name of each extra -> the packages it lists, without those of other extras that it includes."""
+    """Name of each extra -> the packages it lists for this Python, without those of other extras that it
+    includes."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed: dict[str, list[str]] = project["optional-dependencies"]
     return {
-        extra: [name for name in map(package_name, requirements) if name != project["name"]]
+        extra: [
+            name
+            for name in map(package_name, filter(is_for_this_python, requirements))
+            if name != project["name"]
+        ]
         for extra, requirements in listed.items()
     }
 
@@ -34,6 +41,12 @@ def package_name(requirement: str) -> str:
     'ray'
     """
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+
+
+def is_for_this_python(requirement: str) -> bool:
+    """Whether the condition of a requirement holds, if it has one."""
+    marker = Requirement(requirement).marker  # pytest needs this package too
+    return marker is None or marker.evaluate()
 
 
 def optional(module: str) -> Any:

@@ -1,17 +1,16 @@
-"""A context that needs no model, and a model that gives the replies of a script."""
+"""An engine that needs no model, and a model that gives the replies of a script."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock
 
 import numpy as np
-import pytest
 
 import gemlet
-import gemlet.model.requests
 from gemlet import _core
 from gemlet.chat import Gemma4Format
 from gemlet.chat.templates import CANONICAL
@@ -19,46 +18,72 @@ from gemlet.config import shape_config
 from support.replies import gemma4_tokenizer
 
 
-class ScriptedSequence:
-    """A context that gives the tokens of a script instead of those of a model."""
+class ScriptedRequest:
+    """Gives the tokens of a script, one each time it is asked."""
 
-    def __init__(self, script: list[int]) -> None:
-        self.script = iter(script)
-        self.token_ids: list[int] = []
-        self.calls: list[tuple[int, str]] = []
-        self.closed = False
+    def __init__(
+        self, script: Sequence[int], prompt: list[int], max_tokens: int, end_ids: Sequence[int]
+    ) -> None:
+        self.prompt = prompt
+        self.given: list[int] = []
         self.cancelled = threading.Event()
+        self.cached_tokens = 0
+        self.logprobs: list[Any] = []
+        self.read_tokens = 0
+        self.times = (0.0, 0.0, 0.0, 0, 0)
+        self._script = iter(script)
+        self._max_tokens = max_tokens
+        self._end_ids = end_ids
 
-    @property
-    def length(self) -> int:
-        return len(self.token_ids)
+    def take(self) -> tuple[list[int], str | None, Any]:
+        none = np.empty((0, 0), np.float32)
+        if self.cancelled.is_set():
+            return [], "cancelled", none
+        if len(self.given) >= self._max_tokens:
+            return [], "length", none
+        self.read_tokens = len(self.prompt)
+        token_id = self.next_token()
+        if token_id in self._end_ids:
+            return [], "stop", none
+        self.given.append(token_id)
+        return [token_id], None, none
 
-    def extend(self, ids: Any, *, logits: str = "last") -> None:
-        assert not self.closed
-        assert ids.dtype == np.int32
-        self.calls.append((len(ids), logits))
-        self.token_ids += ids.tolist()
-
-    def sample(self, sampler: object) -> int:
-        return next(self.script)
+    def next_token(self) -> int:
+        return next(self._script)
 
     def cancel(self) -> None:
-        assert not self.closed
         self.cancelled.set()
 
-    def close(self) -> None:
-        self.closed = True
+
+class ScriptedEngine:
+    """Each request takes the next script."""
+
+    kind = ScriptedRequest
+
+    def __init__(self, *scripts: Sequence[int]) -> None:
+        self.scripts = list(scripts)
+        self.requests: list[ScriptedRequest] = []
+
+    def submit(
+        self, prompt: Any, *, news: _core.News, max_tokens: int, end_ids: Sequence[int], **others: Any
+    ) -> ScriptedRequest:
+        assert prompt.dtype == np.int32
+        self.requests.append(self.kind(self.scripts.pop(0), prompt.tolist(), max_tokens, end_ids))
+        return self.requests[-1]
+
+    def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None:
+        raise AssertionError("there is always something to take")
 
 
 class ScriptedModel(gemlet.Model):
-    """A Gemma 4 with given replies, after :func:`follow_scripts`. ``asked`` lists the texts that it was asked
-    to continue."""
+    """A Gemma 4 with given replies. ``asked`` lists the texts that it was asked to continue, with what it
+    went on from."""
 
     def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
         vocab = gemma4_tokenizer().vocab_size
         core_config = SimpleNamespace(max_context=4096, vocab_size=vocab)
         super().__init__(
-            core=cast(Any, MagicMock(config=core_config, next_sequence=self.next_sequence)),
+            core=cast(Any, MagicMock(config=core_config)),
             config=shape_config("gemma4-31b"),
             tokenizer=gemma4_tokenizer(),
             chat_format=chat_format or Gemma4Format(CANONICAL, True),
@@ -66,31 +91,20 @@ class ScriptedModel(gemlet.Model):
             source="script",
             load_seconds=0.0,
         )
-        self.sequences = [
-            ScriptedSequence(ids_of(reply) if isinstance(reply, str) else reply) for reply in replies
-        ]
-        self.started: list[ScriptedSequence] = []
+        self.engine = ScriptedEngine(
+            *(ids_of(reply) if isinstance(reply, str) else reply for reply in replies)
+        )
+        self._resident.engine = lambda: self.engine  # type: ignore[method-assign, assignment, return-value]
 
     @property
     def asked(self) -> list[str]:
         decode = gemma4_tokenizer().decode
-        return [decode(sequence.token_ids, skip_control=False) for sequence in self.started]
-
-    def next_sequence(self) -> ScriptedSequence:
-        self.started.append(self.sequences.pop(0))
-        return self.started[-1]
+        return [
+            decode(request.prompt + request.given[:-1], skip_control=False)
+            for request in self.engine.requests
+        ]
 
 
 def ids_of(text: str) -> list[int]:
     """The token ids of a reply of Gemma 4."""
     return gemma4_tokenizer().encode(text, add_bos=False)
-
-
-def follow_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the rest of a test, a scripted model that asks for a sequence gets one of its own."""
-
-    def sequence(core: Any, adapter: Any) -> Any:
-        scripted = getattr(core, "next_sequence", None)
-        return scripted() if scripted else _core.TokenSequence(core, adapter)
-
-    monkeypatch.setattr(gemlet.model.requests, "_core", SimpleNamespace(TokenSequence=sequence))

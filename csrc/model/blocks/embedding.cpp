@@ -41,6 +41,7 @@ void ForwardPass::adapt_embeddings() {
       const Product product = {low, run.rows, &term->b, delta};
       backend_.matmul({&product, 1});
       backend_.add_branch(delta, nullptr, eps_, run.rows, hidden, x);
+      if (term->gain) backend_.mul_rows(x, term->gain, run.rows, hidden, x);
     }
   }
 }

@@ -1,5 +1,6 @@
 // Mixture of experts beside the MLP (Gemma 4 26B-A4B). A router picks the best few experts for each token. Rows are
 // grouped by expert, so that each expert is read once and a decode step reads only the experts that it routes to.
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -42,21 +43,39 @@ void ForwardPass::add_experts(size_t index) {
   backend_.rms_norm(residual_, w.pre_moe_norm, eps_, rows_, hidden, normed_);
   backend_.gather(normed_, sources, hidden, inputs);
 
-  std::vector<Product> up, down;
-  for (int64_t e = 0; e < c.num_experts; ++e) {
-    const int64_t begin = first[static_cast<size_t>(e)], count = first[static_cast<size_t>(e) + 1] - begin;
-    if (count == 0) continue;
-    up.push_back({inputs + begin * hidden, count, &w.gate_up[static_cast<size_t>(e)], gate_up + begin * 2 * width});
-    down.push_back({activated + begin * width, count, &w.down[static_cast<size_t>(e)], outputs + begin * hidden});
-  }
-  backend_.matmul(up);
+  const ExpertRows routed_rows = {index, first, sources};
+  multiply_experts(routed_rows, Target::kExpertGateUp, w.gate_up, inputs, gate_up);
   backend_.gelu_mul(gate_up, 2 * width, gate_up + width, 2 * width, routed, width, activated);
-  backend_.matmul(down);
+  multiply_experts(routed_rows, Target::kExpertDown, w.down, activated, outputs);
   backend_.combine(outputs, places, shares, c.experts_per_token, hidden, normed_);
   tap_layer(index, "moe", normed_, hidden);
 
   backend_.rms_norm(branch_, w.post_dense_norm, eps_, rows_, hidden, branch_);
   backend_.add_branch(normed_, w.post_moe_norm, eps_, rows_, hidden, branch_);
+}
+
+// y of every routed row = its expert's matrix * x. The rows of an expert are in the order of the pass, so those of an
+// adapter stand together.
+void ForwardPass::multiply_experts(const ExpertRows& routed, Target target, std::span<const Matrix> weights,
+                                   const float* x, float* y) {
+  products_.clear();
+  std::vector<Correction> corrections;
+  for (size_t e = 0; e < weights.size(); ++e) {
+    const Matrix& weight = weights[e];
+    const int64_t begin = routed.first[e], end = routed.first[e + 1];
+    if (begin == end) continue;
+    products_.push_back({x + begin * weight.cols, end - begin, &weight, y + begin * weight.rows});
+    const auto sources = routed.sources.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    for (const AdapterRun& run : runs_) {
+      const LowRank* const term = run.adapter->term(target, routed.layer + e * config_.layers.size());
+      if (!term) continue;
+      const auto from = std::lower_bound(sources.begin(), sources.end(), run.row);
+      const int64_t rows = std::lower_bound(from, sources.end(), run.row + run.rows) - from;
+      const int64_t at = begin + (from - sources.begin());
+      if (rows > 0) corrections.push_back({term, x + at * weight.cols, y + at * weight.rows, rows});
+    }
+  }
+  multiply(corrections);
 }
 
 }  // namespace gemlet

@@ -101,10 +101,11 @@ void ForwardPass::adapt_head(const AdapterRun& run, const float* x, float* logit
     backend_.matmul({&product, 1});
   }
   if (const LowRank* const term = run.adapter->term(Target::kLmHead, 0)) {
-    float* const low = model_.scratch.take(Region::kAdapterLow, run.rows * term->a.rows);
-    const Product down = {x, run.rows, &term->a, low};
-    backend_.matmul({&down, 1});
-    backend_.scale(term->scale, run.rows * term->a.rows, low);
+    float* const low = model_.scratch.take(Region::kAdapterLow, run.rows * term->b.cols);
+    products_.clear();
+    push_low(*term, x, run.rows, low);
+    backend_.matmul(products_);
+    backend_.scale(term->scale, run.rows * term->b.cols, low);
     for (int64_t first = 0; first < vocab; first += most) {
       const Matrix part = term->b.part(first, std::min(most, vocab - first));
       const Product up = {low, run.rows, &part, some};

@@ -26,14 +26,17 @@ __all__: list[str] = [
     "ModelBuilder",
     "ModelConfig",
     "News",
+    "PrefixCache",
     "Request",
     "Sampler",
+    "SequenceBreakers",
     "TokenSequence",
     "Turn",
     "available_memory",
     "check_device",
     "cpu_info",
     "default_threads",
+    "logprobs",
     "measure_read_bandwidth",
     "number_limits",
     "return_free_memory",
@@ -134,6 +137,11 @@ class Adapter:
     """
     @property
     def bytes(self) -> int: ...
+    @property
+    def digest(self) -> str:
+        """
+        What AdapterBuilder.finish() was given, in hexadecimal.
+        """
 
 class Model:
     """
@@ -307,9 +315,10 @@ class AdapterBuilder:
         b_dtype: str,
         scale: typing.SupportsFloat | typing.SupportsIndex,
         magnitudes: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+        bias: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA.
+        Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA; `bias` [rows] is added to B (A x), or empty.
         """
     @typing.overload
     def add_rows(
@@ -334,9 +343,9 @@ class AdapterBuilder:
         """
         The same for rows in an array.
         """
-    def finish(self) -> Adapter:
+    def finish(self, digest: bytes = b"") -> Adapter:
         """
-        The adapter; the builder is spent afterwards.
+        The adapter; the builder is spent afterwards. `digest`: 32 bytes of its content, by which a prefix cache on disk knows it.
         """
     def rows_bytes(self, name: str, count: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
@@ -347,6 +356,23 @@ class AdapterBuilder:
         The output head takes the rows that replace those of the embedding table.
         """
 
+class SequenceBreakers:
+    """
+    Short sequences of tokens across which a repetition does not count.
+    """
+    def __init__(
+        self,
+        groups: collections.abc.Sequence[
+            tuple[
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            ]
+        ],
+    ) -> None:
+        """
+        Pairs (heads, tail): each of the ids `heads` with the ids `tail` behind it is one of the sequences.
+        """
+
 class Sampler:
     """
     Chooses tokens from logits, and keeps the random state.
@@ -355,13 +381,27 @@ class Sampler:
         self,
         *,
         temperature: typing.SupportsFloat | typing.SupportsIndex,
-        top_k: typing.SupportsInt | typing.SupportsIndex,
-        top_p: typing.SupportsFloat | typing.SupportsIndex,
-        min_p: typing.SupportsFloat | typing.SupportsIndex,
-        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex,
-        seed: typing.SupportsInt | typing.SupportsIndex,
-        vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        typical_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dry_multiplier: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dry_base: typing.SupportsFloat | typing.SupportsIndex = 1.75,
+        dry_allowed_length: typing.SupportsInt | typing.SupportsIndex = 2,
+        dry_breakers: SequenceBreakers | None = None,
+        no_repeat_ngram: typing.SupportsInt | typing.SupportsIndex = 0,
+        logit_bias: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+        ] = [],
+        min_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        end_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         suppressed: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        vocab_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        prompt_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     def sample(
         self,
@@ -369,7 +409,7 @@ class Sampler:
         history: numpy.ndarray | list[int],
     ) -> int:
         """
-        The next token id from logits [vocab]. The repetition penalty applies to the ids of `history`.
+        The next token id from logits [vocab]. `history` is the text so far: the ids of the prompt, of which there are `prompt_tokens`, and those that were generated.
         """
 
 class Turn:
@@ -425,11 +465,60 @@ class TokenSequence:
     @property
     def token_ids(self) -> list[int]: ...
 
+class PrefixCache:
+    """
+    Keys and values of texts that have ended.
+    """
+    def load(
+        self,
+        ids: numpy.ndarray | list[int],
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
+        at: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        adapter: Adapter | None = None,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
+        """
+        Keeps what save() has written from byte `at` to the end of the file. Returns of how many tokens.
+        """
+    def nearest(
+        self,
+        ids: numpy.ndarray | list[int],
+        *,
+        adapter: Adapter | None = None,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> tuple[int, int, list[int]]:
+        """
+        Of the kept text that has the most first tokens in common with `ids`: how many that are, how many of them a text can begin with, and the tokens that the kept text goes on with, a few.
+        """
+    def save(
+        self,
+        ids: numpy.ndarray | list[int],
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        adapter: Adapter | None = None,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
+        """
+        Appends what is kept of a text to an open file. Returns of how many tokens.
+        """
+
 class News:
     """
     A number that changes when a request has tokens to take, or has ended.
     """
-    def __init__(self) -> None: ...
+    def __init__(self, *, readable: bool = False) -> None:
+        """
+        `readable`: with a file descriptor that is readable after each change, until clear().
+        """
+    def clear(self) -> None:
+        """
+        Makes the descriptor unreadable until the next change.
+        """
+    def fileno(self) -> int:
+        """
+        The descriptor, -1 if there is none.
+        """
     @property
     def value(self) -> int: ...
 
@@ -441,12 +530,24 @@ class Request:
         """
         Ends the text at the next opportunity.
         """
-    def take(self) -> tuple[list[int], str | None]:
+    def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32]]:
         """
-        The token ids since the last call, and why the text has ended: 'stop', 'length', 'context', 'cancelled', 'timeout', or None. Does not wait. Raises the error that ended it.
+        What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', 'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding. Does not wait. Raises the error that ended it.
         """
     @property
     def cached_tokens(self) -> int: ...
+    @property
+    def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
+        """
+        Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, and pairs (token id, log probability) of the likeliest tokens.
+        """
+    @property
+    def read_tokens(self) -> int: ...
+    @property
+    def times(self) -> tuple[float, float, float, int, int]:
+        """
+        Seconds until its first pass, from there to the first token and from there to the last one; how many steps came after the first token, and how many tokens they chose, an end token too.
+        """
 
 class Engine:
     """
@@ -459,9 +560,14 @@ class Engine:
         most_running: typing.SupportsInt | typing.SupportsIndex = 32,
         kv_bytes: typing.SupportsInt | typing.SupportsIndex = 9223372036854775807,
         prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        prefix_cache_folder: str | None = None,
+        prefix_cache_folder_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        model_digest: bytes = b"",
+        drafts: str = "paying",
+        most_drafted: typing.SupportsInt | typing.SupportsIndex = 14,
     ) -> None:
         """
-        Texts that advance together at most, and bytes for keys and values besides those of one whole context.
+        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many in a step.
         """
     def close(self) -> None:
         """
@@ -475,18 +581,20 @@ class Engine:
         self,
         prompt: numpy.ndarray | list[int],
         *,
-        sampler: Sampler,
+        sampler: Sampler | None = None,
         news: News,
-        max_tokens: typing.SupportsInt | typing.SupportsIndex,
+        wanted: str = "text",
+        max_tokens: typing.SupportsInt | typing.SupportsIndex = 1,
         end_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         adapter: Adapter | None = None,
         priority: typing.SupportsInt | typing.SupportsIndex = 0,
         timeout: typing.SupportsFloat | typing.SupportsIndex | None = None,
         most_unread: typing.SupportsInt | typing.SupportsIndex = 16,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+        logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> Request:
         """
-        Begins to continue the token ids of a prompt [n].
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings.
         """
     def wait(
         self,
@@ -496,6 +604,11 @@ class Engine:
     ) -> None:
         """
         Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.
+        """
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        """
+        What it keeps of texts that have ended.
         """
 
 def available_memory(*, files: str = "") -> int:
@@ -516,6 +629,15 @@ def cpu_info() -> dict[str, typing.Any]:
 def default_threads(*, files: str = "") -> tuple[int, str]:
     """
     Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.
+    """
+
+def logprobs(
+    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    ids: numpy.ndarray | list[int],
+    top: typing.SupportsInt | typing.SupportsIndex,
+) -> list[tuple[float, list[tuple[int, float]]]]:
+    """
+    Of each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) of the `top` likeliest.
     """
 
 def measure_read_bandwidth(

@@ -20,6 +20,7 @@ __all__: list[str] = [
     "bytes_read",
     "cache_bytes",
     "choose_tier",
+    "distribution",
     "forward",
     "guard_memory",
     "kernel_attention",
@@ -124,6 +125,15 @@ def choose_tier(
 ) -> tuple[str, list[str]]:
     """
     (tier, supported tiers) of a machine described by feature names and XCR0.
+    """
+
+def distribution(
+    sampler: gemlet._core.Sampler,
+    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    history: numpy.ndarray | list[int],
+) -> list[tuple[int, float]]:
+    """
+    What Sampler.sample() draws from: pairs (token id, probability).
     """
 
 def forward(steps: collections.abc.Sequence[Step]) -> list[numpy.typing.NDArray[numpy.float32] | None]:

@@ -8,7 +8,9 @@ every row a length of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,15 @@ from gemlet.base.sizes import size_text
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import MemoryLimitError, TensorError, UnsupportedError
+from gemlet.weights.slots import core_slots
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from gemlet import _core
+
+    Blocks = Iterator[tuple[NDArray[Any], str]]
 
 __all__ = ["Adapter", "AdapterFiles"]
 
@@ -74,6 +79,8 @@ class AdapterFiles:
         self.base_model = base_model
         self.terms = terms
         self.checkpoint = checkpoint
+        self._table_gains: NDArray[np.float32] | None = None
+        self._last_stack: tuple[LowRank, NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def build(self, model: _core.Model) -> _core.Adapter:
         """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite."""
@@ -85,14 +92,25 @@ class AdapterFiles:
         for slot, term in self.terms.low_rank.items():
             a, a_dtype = self.checkpoint.read(term.a)
             b, b_dtype = self.checkpoint.read(term.b)
+            if term.experts:
+                self._add_experts(builder, slot, term, (a, a_dtype), (b, b_dtype))
+                continue
             if (slot == "embed_tokens") != term.transposed:  # of the table the core reads A by row
                 a = np.ascontiguousarray(a.T)
             if term.transposed:
                 b = np.ascontiguousarray(b.T)
             magnitudes = self._finite(term.magnitude).tolist() if term.magnitude else []
+            bias = self._finite(term.bias).tolist() if term.bias else []
             try:
                 builder.add(
-                    slot, a=a, a_dtype=a_dtype, b=b, b_dtype=b_dtype, scale=term.scale, magnitudes=magnitudes
+                    slot,
+                    a=a,
+                    a_dtype=a_dtype,
+                    b=b,
+                    b_dtype=b_dtype,
+                    scale=term.scale,
+                    magnitudes=magnitudes,
+                    bias=bias,
                 )
             except TensorError as problem:
                 raise TensorError(f"{self._where(term.a)} or its lora_B: {problem}") from None
@@ -103,7 +121,34 @@ class AdapterFiles:
                 raise TensorError(f"{self._where(own.tensor)}: {problem}") from None
         if len(self._stored_rows()) < len(self.terms.own_rows):
             builder.share_rows()
-        return builder.finish()
+        return builder.finish(self.digest())
+
+    def digest(self) -> bytes:
+        """32 bytes of its content: of all files with its tensors, and what it makes of them."""
+        found = hashlib.blake2b(repr(self.terms).encode(), digest_size=32)
+        for name in sorted({info.file for info in self.checkpoint.tensors.values()}):
+            descriptor, at = self.checkpoint.files.descriptor(name), 0
+            while part := os.pread(descriptor, 1 << 20, at):
+                found.update(part)
+                at += len(part)
+        return found.digest()
+
+    def _add_experts(
+        self,
+        builder: _core.AdapterBuilder,
+        slot: str,
+        term: LowRank,
+        a: tuple[NDArray[Any], str],
+        b: tuple[NDArray[Any], str],
+    ) -> None:
+        import numpy as np
+
+        for part, entry in core_slots(slot, (term.experts,)):
+            one_a, one_b = (np.ascontiguousarray(x) for x in _of_expert(term, a[0], b[0], entry))
+            try:
+                builder.add(part, a=one_a, a_dtype=a[1], b=one_b, b_dtype=b[1], scale=term.scale)
+            except TensorError as problem:
+                raise TensorError(f"{self._where(term.a)} or its lora_B: {problem}") from None
 
     def _stored_rows(self) -> dict[str, OwnRows]:
         """Rows that are those of the embedding table and of the output head, once."""
@@ -126,8 +171,8 @@ class AdapterFiles:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of its matrices, at least 1."""
-        return max((term.rank for term in self.terms.low_rank.values()), default=1)
+        """The largest rank of its matrices, at least 1; a bias counts as one more."""
+        return max((term.rank + bool(term.bias) for term in self.terms.low_rank.values()), default=1)
 
     def memory_bytes(self, model: _core.Model, weights: str) -> int:
         """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
@@ -148,7 +193,12 @@ class AdapterFiles:
             if kind_of(slot) in COEFFICIENTS:
                 total += 4 * rows * cols
                 continue
-            total += sum(-(-high // 16) * 16 * (-(-wide * size // 4) * 4) for high, wide in shapes)
+            if term.experts:
+                shapes = [(term.rank, cols), (rows, term.rank)]
+            elif term.bias:
+                shapes[1] = rows, term.rank + 1
+            packed = sum(-(-high // 16) * 16 * (-(-wide * size // 4) * 4) for high, wide in shapes)
+            total += packed * max(1, term.experts)
             total += 4 * rows if term.magnitude else 0
         return total
 
@@ -178,23 +228,36 @@ class AdapterFiles:
 
     def changes(self, slot: str) -> tuple[OwnRows | None, LowRank | None]:
         """What it makes of the weight ``slot``; (None, None): nothing."""
+        if slot.endswith(("experts_gate", "experts_up")):  # which GGUF files have apart
+            slot = f"{slot.rpartition('.')[0]}.experts_gate_up"
         return self.terms.own_rows.get(slot), self.terms.low_rank.get(slot)
 
     def change_rows(
-        self, slot: str, blocks: Iterator[tuple[NDArray[Any], str]]
+        self, slot: str, read: Callable[[], Blocks], entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """The weight ``slot`` as the adapter makes it, in float32, for blocks of its rows from the first on:
-        of floats (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
+        """The weight ``slot``, or the matrix ``entry`` of a stack, as the adapter makes it, in float32.
+        ``read`` gives blocks of its rows from the first on: of floats
+        (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
         import numpy as np
 
+        blocks = read()
         own, term = self.changes(slot)
         some = self._finite(own.tensor) if own and own.ids else None
-        a, b = (self._finite(term.a), self._finite(term.b)) if term else (None, None)
-        if term and term.transposed and a is not None and b is not None:
-            a, b = a.T, b.T
+        a, b = self._factors(term) if term else (None, None)
+        if term and a is not None and b is not None:
+            if term.experts:
+                a, b = _of_expert(term, a, b, entry)
+            if slot.endswith("experts_up"):
+                b = b[len(b) // 2 :]
+            if term.transposed:
+                a, b = a.T, b.T
         magnitudes = self._finite(term.magnitude)[:, None] if term and term.magnitude else None
-        if slot == "embed_tokens" and a is not None and b is not None:
+        gains = None
+        if slot == "embed_tokens" and term and a is not None and b is not None:
             a, b = b.T, a.T
+            if magnitudes is not None:
+                gains = self._gains(magnitudes[:, 0], np.float32(term.scale), a, b, read)
+                magnitudes = None
         first = 0
         for block, dtype in blocks:
             rows = block.shape[0]
@@ -209,11 +272,43 @@ class AdapterFiles:
             with np.errstate(all="ignore"):  # what that makes is refused as it is packed
                 if term and a is not None and b is not None:
                     values = values + np.float32(term.scale) * b[first : first + rows] @ a
+                if gains is not None:
+                    values = values * gains
                 if magnitudes is not None:
                     lengths = np.linalg.norm(values, axis=1, keepdims=True).astype(np.float32)
                     values = values * (magnitudes[first : first + rows] / lengths)
             yield values, "f32"
             first += rows
+
+    def _factors(self, term: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A and B; those of the last stack of experts are kept, as every expert has a part of them."""
+        kept, a, b = self._last_stack or (None, None, None)
+        if kept != term or a is None or b is None:
+            a, b = self._finite(term.a), self._finite(term.b)
+            self._last_stack = (term, a, b) if term.experts else None
+        return a, b
+
+    def _gains(
+        self,
+        magnitudes: NDArray[np.float32],
+        scale: np.float32,
+        a: NDArray[np.float32],
+        b: NDArray[np.float32],
+        read: Callable[[], Blocks],
+    ) -> NDArray[np.float32]:
+        """What DoRA multiplies the columns of the embedding table by: their lengths are over all tokens."""
+        import numpy as np
+
+        if self._table_gains is None:
+            squares = np.zeros(a.shape[1])
+            first = 0
+            with np.errstate(all="ignore"):
+                for block, dtype in read():
+                    values = _float32(block, dtype) + scale * b[first : first + len(block)] @ a
+                    squares += np.square(values, dtype=np.float64).sum(axis=0)
+                    first += len(block)
+                self._table_gains = (magnitudes / np.sqrt(squares)).astype(np.float32)
+        return self._table_gains
 
     def _finite(self, tensor: str) -> NDArray[np.float32]:
         import numpy as np
@@ -243,6 +338,14 @@ class AdapterFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _of_expert(
+    term: LowRank, a: NDArray[Any], b: NDArray[Any], entry: int | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A and B of one of several experts."""
+    all_a, all_b = a.reshape(term.experts, term.rank, -1), b.reshape(len(b), term.rank, term.experts)
+    return all_a[entry], all_b[:, :, entry]
 
 
 def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 
-from gemlet.adapters.terms import ENDS, LowRank, Terms, target_slots
+from gemlet.adapters.terms import ENDS, EXPERTS, LowRank, Terms, kind_of, target_slots
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint
 from gemlet.config.text_config import TextConfig
@@ -74,7 +74,7 @@ class GGUFAdapter(GGUFCheckpoint):
         slots = {
             gguf_name(slot): slot
             for slot in target_slots(config)
-            if slot not in ENDS and not slot.startswith("altup_")
+            if slot not in ENDS and not slot.startswith("altup_") and kind_of(slot) not in EXPERTS
         }
         for tensor in self.tensors:
             self.dtype(tensor)  # raises for a type that cannot be read

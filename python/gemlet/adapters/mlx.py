@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gemlet.adapters.terms import LowRank, OwnRows, Terms, target_slots
+from gemlet.adapters.terms import EXPERTS, LowRank, OwnRows, Terms, kind_of, target_slots
 from gemlet.base.keys import Keys
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -78,7 +78,11 @@ def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) ->
         module, _, part = tensor.rpartition(".")
         prefix = split_prefix(module)[0]
         if not slots and not is_tower(module, config.family):
-            names = {slot: tensor_name(slot, config.family, prefix, prefix) for slot in target_slots(config)}
+            names = {
+                slot: tensor_name(slot, config.family, prefix, prefix)
+                for slot in target_slots(config)
+                if kind_of(slot) not in EXPERTS
+            }
             slots = {name.removesuffix(".weight"): slot for slot, name in names.items()}
         if is_tower(module, config.family):
             towers.add(module)
@@ -111,9 +115,9 @@ def _term(
     rows, cols = shapes[slot if slot in shapes else "embed_tokens"]
     if slot == "embed_tokens":
         rows, cols = cols, rows
-        if described.dora:
+        if described.dora:  # mlx-lm gives lengths to the rows of a table, PEFT to its columns
             raise ConfigError(
-                f"{described.where}: is DoRA of embed_tokens; gemlet computes DoRA of linear modules. "
+                f"{described.where}: is DoRA of embed_tokens, which gemlet does not compute as mlx-lm does. "
                 "Fuse the adapter with mlx_lm.fuse and load the result"
             )
     expected: dict[str, tuple[int, ...]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig
-from gemlet.adapters.terms import ENDS, LowRank, OwnRows, Terms, kind_of, target_slots
+from gemlet.adapters.terms import COEFFICIENTS, ENDS, EXPERTS, LowRank, OwnRows, Terms, kind_of, target_slots
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
@@ -30,6 +30,7 @@ _OUTER = "base_model.model."
 # it, as in "lora_A.default.weight". The last two are of the embedding table and the output head.
 _PARTS = re.compile(
     r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
+    r"|lora_B(?:\.\w+)?\.(?P<bias>bias)"
     r"|lora_(?P<table>embedding_[AB])(?:\.\w+)?"
     r"|lora_(?P<magnitude>magnitude)_vector(?:\.\w+){0,2}"
     r"|(?:token_adapter\.)?trainable_(?P<tokens>tokens)_delta(?:\.\w+)?"
@@ -38,6 +39,7 @@ _PARTS = re.compile(
 _NAMES = {
     **{part: f"lora_{part}.weight" for part in "AB"},
     **{part: f"lora_{part}" for part in ("embedding_A", "embedding_B")},
+    "bias": "lora_B.bias",
     "magnitude": "lora_magnitude_vector",
     "tokens": "token_adapter.trainable_tokens_delta",
     "weight": "weight",
@@ -80,12 +82,20 @@ class _Mapping:
             slot: tensor_name(slot, config.family, self.prefix, head_prefix).removesuffix(".weight")
             for slot in target_slots(config)
         }
+        # What the module is called in the file: PEFT wraps the experts of a layer once for each stack.
+        self.stored = {slot: name for slot, name in self.modules.items() if kind_of(slot) not in EXPERTS}
+        for layer in range(config.num_layers):
+            slots = [slot for kind in EXPERTS if (slot := f"layers.{layer}.{kind}") in self.modules]
+            targets = [slot for slot in slots if self._is_target(slot)]
+            for place, slot in enumerate(targets):
+                experts = self.modules[slot].rpartition(".")[0]
+                self.stored[slot] = experts + ".base_layer" * (len(targets) - 1 - place)
 
     def terms(self) -> Terms:
         found, passed_over = self._sort()
         kinds = {kind_of(slot) for slot in found}
         low_rank = {}
-        for slot in self.modules:
+        for slot in self.stored:
             # Names and patterns say what they mean; "all-linear" is what a tool took for it, in all layers.
             named = self._is_target(slot) and (not self.adapter.all_linear or kind_of(slot) in kinds)
             if named or any(part not in ("weight", "tokens") for part in found.get(slot, ())):
@@ -99,7 +109,7 @@ class _Mapping:
             for name in unused_tensors(self.config, self.prefix, "")
             if name.startswith(f"{self.prefix}layers.")
         }
-        slots = {module: slot for slot, module in self.modules.items()}
+        slots = {module: slot for slot, module in self.stored.items()}
         found: _Found = {}
         towers: set[str] = set()
         for tensor, info in self.checkpoint.tensors.items():
@@ -112,7 +122,7 @@ class _Mapping:
             elif module in unused and part:
                 pass
             elif not slot or not part or (of_ends and slot not in ENDS):
-                kinds = ", ".join(dict.fromkeys(map(kind_of, self.modules)))
+                kinds = ", ".join(dict.fromkeys(map(kind_of, self.stored)))
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
                     f"reads lora_A and lora_B of {kinds} in this {self.config.family} model of "
@@ -134,18 +144,19 @@ class _Mapping:
     def _term(self, slot: str, found: dict[str, str]) -> LowRank:
         module, table = self.modules[slot], slot == "embed_tokens"
         rank = self.adapter.module_rank(module)
-        rows, cols = reversed(self.shapes[slot]) if table else self.shapes[slot]
+        *stack, rows, cols = reversed(self.shapes[slot]) if table else self.shapes[slot]
+        experts = stack[0] if stack else 0
         a, b = ("embedding_A", "embedding_B") if table else ("A", "B")
-        expected: dict[str, tuple[int, ...]] = {a: (rank, cols), b: (rows, rank)}
-        if self.adapter.dora and table:
-            raise ConfigError(
-                f"{self.adapter.where}: use_dora is true for {module}; gemlet computes DoRA of linear "
-                "modules. Merge the adapter with PEFT's merge_and_unload() and load the result"
-            )
+        ranks = rank * max(1, experts)
+        expected: dict[str, tuple[int, ...]] = {a: (ranks, cols), b: (rows, ranks)}
+        self._check_kind(slot, found)
         if self.adapter.dora:
             expected["magnitude"] = (rows,)
+        if self.adapter.bias:
+            expected["bias"] = (rows,)
         for part in found.keys() - expected.keys() - {"weight", "tokens"}:
-            hint = f": {CONFIG_FILE} does not set use_dora" if part == "magnitude" else ""
+            keys = {"magnitude": "use_dora", "bias": "lora_bias"}
+            hint = f": {CONFIG_FILE} does not set {keys[part]}" if part in keys else ""
             raise TensorError(f"{self.where}: unexpected tensor {show(found[part])}{hint}")
         for part, shape in expected.items():
             self._check(
@@ -157,7 +168,26 @@ class _Mapping:
             rank=rank,
             scale=self.adapter.module_scale(module),
             magnitude=found.get("magnitude", ""),
+            bias=found.get("bias", ""),
+            experts=experts,
         )
+
+    def _check_kind(self, slot: str, found: dict[str, str]) -> None:
+        """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
+        kind, adapter = kind_of(slot), self.adapter
+        wrong = ""
+        if adapter.dora and kind in EXPERTS:
+            wrong = "use_dora is true"
+        elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
+            if "tokens" in found or any(name.rpartition(".")[2] == kind for name in adapter.saved):
+                wrong = "use_dora is true beside rows of the adapter's own"
+        elif adapter.bias and kind in (*EXPERTS, *COEFFICIENTS, "embed_tokens"):
+            wrong = "lora_bias is true"
+        if wrong:
+            raise ConfigError(
+                f"{adapter.where}: {wrong} for {self.modules[slot]}, which gemlet does not compute; train "
+                "the adapter without it, or merge it with PEFT's merge_and_unload() where PEFT can"
+            )
 
     def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
         """The rows that the adapter has itself, of the embedding table and of the output head."""
@@ -167,6 +197,7 @@ class _Mapping:
         one = (
             self.config.tie_word_embeddings and not self.config.bidirectional
         )  # they are the same in the model
+        self._check_tied_tokens(found)
         if one and tokens.get("lm_head") == tokens.get("embed_tokens"):
             tokens.pop("lm_head", None)  # then PEFT has them once
         rows = {}
@@ -212,10 +243,22 @@ class _Mapping:
                 rows[other] = own
         return rows
 
+    def _check_tied_tokens(self, found: _Found) -> None:
+        """TRAINABLE_TOKENS stores the rows of a tied output head once more."""
+        table, head = (found.get(slot, {}).get("tokens") for slot in ENDS)
+        if not (self._is_one() and table and head) or "lm_head" in self.adapter.tokens:
+            return
+        if not self.checkpoint.same_values(table, head):
+            raise TensorError(
+                f"{self.where}: tensors {show(table)} and {show(head)} differ, but the output head of this "
+                f"model is its embedding table{self.suffix}"
+            )
+        del found["lm_head"]["tokens"]
+
     def _check(self, slot: str, part: str, found: dict[str, str], shape: tuple[int, ...], why: str) -> None:
         if part not in found:
             raise TensorError(
-                f"{self.where}: tensor {show(f'{_OUTER}{self.modules[slot]}.{_NAMES[part]}')} is missing; "
+                f"{self.where}: tensor {show(f'{_OUTER}{self.stored[slot]}.{_NAMES[part]}')} is missing; "
                 f"{CONFIG_FILE} names its module as a target"
             )
         got = self.checkpoint.tensors[found[part]].shape
@@ -252,6 +295,8 @@ class _Mapping:
 
     def _is_target(self, slot: str) -> bool:
         module = self.modules[slot]
+        if kind_of(slot) in EXPERTS:
+            return self.adapter.targets_parameter(module)
         if slot in ENDS and (
             self.adapter.all_linear or any(name.rpartition(".")[2] == slot for name in self.adapter.saved)
         ):

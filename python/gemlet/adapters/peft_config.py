@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemlet.adapters.name_patterns import ModulePatterns, PatternError
+from gemlet.adapters.terms import ENDS
 from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, ModelFileError
-from gemlet.weights.hf_names import TOWERS, split_prefix
+from gemlet.weights.hf_names import PREFIXES, TOWERS, split_prefix
 
 __all__ = ["AdapterConfig", "read_adapter_config"]
 
@@ -42,6 +43,14 @@ _DEFAULTS: dict[str, Any] = {
     "alpha_pattern": None,
     "init_lora_weights": True,
     "base_model_name_or_path": None,
+    "lora_bias": False,
+    "target_parameters": None,
+}
+# Of TRAINABLE_TOKENS, which has rows of its own and nothing else.
+_TOKENS_DEFAULTS: dict[str, Any] = {
+    "token_indices": None,
+    "target_modules": "embed_tokens",
+    "base_model_name_or_path": None,
 }
 # Keys that may only have these values; unset ones never get here.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -51,13 +60,12 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _MERGE = "merge the adapter with PEFT's merge_and_unload() and load the result"
 # Keys that gemlet does not follow, and what to do instead; unset ones never get here.
 _REFUSED = {
-    "lora_bias": "PEFT adds this bias only beside the model and cannot merge it; train without it",
     "use_qalora": _MERGE,
-    "target_parameters": _MERGE,
     "layer_replication": _MERGE,
     "alora_invocation_tokens": "an activated LoRA begins to act in the middle of a text, which PEFT computes",
     "megatron_config": _MERGE,
     "use_bdlora": _MERGE,
+    "kasa_config": "it also changed the model's own weights; " + _MERGE,
     "arrow_config": "it mixes several adapters; merge one of them with PEFT and load the result",
 }
 # Kinds of adapters that change what the model reads and not its weights.
@@ -67,6 +75,7 @@ _IGNORED = frozenset(
     {
         "auto_mapping",
         "eva_config",
+        "init_weights",
         "fan_in_fan_out",  # about Conv1D; PEFT sets it to false for every module that Gemma has
         "inference_mode",
         "lora_dropout",
@@ -93,6 +102,8 @@ class AdapterConfig:
         targets, excluded: endings of module names, or one pattern for whole names.
         layers: the layers it is limited to; None: all.
         saved: modules that the adapter has whole, as the file names them.
+        parameters: endings of names of parameters, those of experts, that it changes as stacks.
+        bias: whether B has a bias.
         tokens: module -> the tokens whose rows the adapter has instead of that module's.
         tied: whether the output head follows the embedding table, where they are one in the model.
         ranks, alphas: patterns of module names -> another value than ``rank`` and ``alpha``.
@@ -104,6 +115,8 @@ class AdapterConfig:
     alpha: float
     rslora: bool
     dora: bool
+    bias: bool
+    parameters: tuple[str, ...]
     targets: str | tuple[str, ...]
     excluded: str | tuple[str, ...]
     layers: frozenset[int] | None
@@ -136,6 +149,10 @@ class AdapterConfig:
         ):
             return False
         return layer in self.layers
+
+    def targets_parameter(self, name: str) -> bool:
+        """Whether the adapter changes the parameter ``name``, which is not the weight of a module."""
+        return self._listed("target_parameters", self.parameters, name)
 
     def module_rank(self, name: str) -> int:
         """The rank of the module ``name``."""
@@ -182,7 +199,10 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     if not os.path.lexists(path):
         raise ModelFileError(f"{path}: missing; expected the folder of a PEFT adapter")
     raw = read_json_object(path, error=ConfigError)
-    keys = Keys({key: value for key, value in raw.items() if not _is_unset(value)}, path, "", _DEFAULTS)
+    found = {key: value for key, value in raw.items() if not _is_unset(value)}
+    if raw.get("peft_type") == "TRAINABLE_TOKENS":
+        return _only_tokens(Keys(found, path, "", _TOKENS_DEFAULTS))
+    keys = Keys(found, path, "", _DEFAULTS)
     kind = keys.get("peft_type")
     if kind != "LORA":
         way_out = f"of another kind, {_MERGE}" if isinstance(kind, str) else "with PEFT's peft_type"
@@ -202,7 +222,10 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         )
     base_model = keys.get("base_model_name_or_path")
     targets = _names_or_pattern(keys, "target_modules")
-    if not targets:
+    parameters = _names_or_pattern(keys, "target_parameters")
+    if isinstance(parameters, str):
+        raise keys.wrong("target_parameters", "a list of parameters")
+    if not targets and not parameters:
         raise keys.wrong("target_modules", "the names of modules, or a pattern")
     return AdapterConfig(
         where=path,
@@ -211,6 +234,8 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         alpha=keys.number("lora_alpha", -1e6, 1e6),
         rslora=keys.flag("use_rslora"),
         dora=keys.flag("use_dora"),
+        bias=keys.flag("lora_bias"),
+        parameters=parameters,
         targets=targets,
         excluded=_names_or_pattern(keys, "exclude_modules"),
         layers=_layers(keys),
@@ -220,6 +245,49 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         layers_patterns=_as_tuple(_names_or_pattern(keys, "layers_pattern")),
         ranks=_pattern_values(keys, "rank_pattern", lambda inner, key: inner.integer(key, _MAX_RANK)),
         alphas=_pattern_values(keys, "alpha_pattern", lambda inner, key: inner.number(key, -1e6, 1e6)),
+    )
+
+
+def _only_tokens(keys: Keys) -> AdapterConfig:
+    """The configuration of an adapter that has rows of its own for some tokens, and nothing else."""
+    keys.refuse_unknown(_IGNORED, {"peft_type": ("TRAINABLE_TOKENS",)})
+    ids = _ids(keys, "token_indices", keys.get("token_indices"), "token ids, each once")
+    modules = _names_or_pattern(keys, "target_modules")
+    patterns = ModulePatterns()
+    tokens = {}
+    for end in ENDS:
+        places = (end, *(f"{prefix}{end}" for pair in PREFIXES for prefix in pair))
+        try:
+            if (
+                any(name.rpartition(".")[2] == end for name in modules)
+                if isinstance(modules, tuple)
+                else modules == end or any(patterns.fullmatch(modules, place) for place in places)
+            ):
+                tokens[end] = ids
+        except PatternError as problem:
+            raise keys.wrong("target_modules", f"a pattern that gemlet can match: {problem}") from None
+    others = [n for n in modules if n.rpartition(".")[2] not in ENDS] if isinstance(modules, tuple) else []
+    if not tokens or others:
+        raise keys.wrong("target_modules", "embed_tokens, lm_head or both")
+    base_model = keys.get("base_model_name_or_path")
+    return AdapterConfig(
+        where=keys.where,
+        base_model=base_model if isinstance(base_model, str) else "",
+        rank=1,
+        alpha=1.0,
+        rslora=False,
+        dora=False,
+        bias=False,
+        parameters=(),
+        targets=(),
+        excluded=(),
+        layers=None,
+        saved=(),
+        tokens=tokens,
+        tied=False,
+        layers_patterns=(),
+        ranks={},
+        alphas={},
     )
 
 
@@ -248,7 +316,7 @@ def _saved(keys: Keys) -> tuple[str, ...]:
         raise keys.wrong("modules_to_save", "a list of modules")
     for name in names:
         tower = f"{split_prefix(name)[1]}.".startswith(_TOWERS)
-        if name.rpartition(".")[2] not in ("embed_tokens", "lm_head") and not tower:
+        if name.rpartition(".")[2] not in ENDS and not tower:
             raise keys.wrong(
                 "modules_to_save",
                 f"embed_tokens and lm_head, not {show(name)}; {_MERGE}",
@@ -265,13 +333,18 @@ def _tokens(keys: Keys) -> dict[str, tuple[int, ...]]:
     tokens = {}
     for name, ids in found.items():
         module = name.rpartition(".")[2]
-        plain = isinstance(ids, list) and all(type(i) is int and 0 <= i < 1 << 31 for i in ids)
-        if module not in ("embed_tokens", "lm_head") or module in tokens or not plain or not ids:
+        if module not in ENDS or module in tokens:
             raise keys.wrong("trainable_token_indices", expected)
-        if len(set(ids)) < len(ids):
-            raise keys.wrong("trainable_token_indices", expected)
-        tokens[module] = tuple(ids)
+        tokens[module] = _ids(keys, "trainable_token_indices", ids, expected)
     return tokens
+
+
+def _ids(keys: Keys, key: str, ids: object, expected: str) -> tuple[int, ...]:
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
+        raise keys.wrong(key, expected)
+    if not ids or len(set(ids)) < len(ids):
+        raise keys.wrong(key, expected)
+    return tuple(ids)
 
 
 def _layers(keys: Keys) -> frozenset[int] | None:

@@ -8,7 +8,17 @@ from typing import NamedTuple
 from gemlet.config.text_config import TextConfig
 from gemlet.weights.slots import expected_slots
 
-__all__ = ["COEFFICIENTS", "ENDS", "TARGETS", "LowRank", "OwnRows", "Terms", "kind_of", "target_slots"]
+__all__ = [
+    "COEFFICIENTS",
+    "ENDS",
+    "EXPERTS",
+    "TARGETS",
+    "LowRank",
+    "OwnRows",
+    "Terms",
+    "kind_of",
+    "target_slots",
+]
 
 # The linear modules of a layer, by their slots.
 _LAYER = (
@@ -16,17 +26,21 @@ _LAYER = (
     *("per_layer_input_gate", "per_layer_projection", "altup_router"),
     *("altup_prediction_coefs", "altup_correction_coefs", "laurel_left", "laurel_right"),
 )
+# The matrices of routed experts, stacked.
+EXPERTS = ("experts_gate_up", "experts_down")
 ENDS = ("embed_tokens", "lm_head")
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
-TARGETS = (*_LAYER, *_OUTSIDE, *ENDS)
+TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, *ENDS)
 # Of them, those that the core keeps as the changed matrix itself, in f32.
 COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
 
 class LowRank(NamedTuple):
-    """What is added to one weight: ``scale * B A``. ``a``, ``b`` and ``magnitude`` are tensors of the
-    adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA) every row of the sum then
-    gets that length."""
+    """What is added to one weight: ``scale * B A``. ``a``, ``b``, ``magnitude`` and ``bias`` are tensors of
+    the adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA) every row of the sum
+    then gets that length, or of the embedding table every column. ``scale * bias`` is added to the product
+    with the weight. Of ``experts`` stacked matrices, A is [experts * rank, cols], and B [rows, rank *
+    experts], where neighbours belong to different experts."""
 
     a: str
     b: str
@@ -34,6 +48,8 @@ class LowRank(NamedTuple):
     scale: float
     magnitude: str = ""
     transposed: bool = False
+    bias: str = ""
+    experts: int = 0
 
 
 class OwnRows(NamedTuple):
@@ -59,8 +75,8 @@ class Terms(NamedTuple):
 
 
 def target_slots(config: TextConfig) -> list[str]:
-    """The slots of what an adapter can change: all linear modules of a text model, its embedding table and
-    its output head. The head has a slot of its own here, also where it is the table.
+    """The slots of what an adapter can change: all linear modules of a text model, its routed experts, its
+    embedding table and its output head. The head has a slot of its own here, also where it is the table.
 
     >>> from gemlet.config import shape_config
     >>> target_slots(shape_config("gemma3-1b"))[:3]

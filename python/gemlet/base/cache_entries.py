@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 
+from gemlet.base.handlers import only_in, undisturbed
 from gemlet.base.sizes import parse_memory
 from gemlet.errors import InvalidRequestError
 
@@ -88,8 +89,9 @@ def keep_entry(name: str, write: Callable[[str], object]) -> None:
     with contextlib.suppress(OSError):
         folder = own_folder(make=True)
         entry = os.path.join(folder, name)
+        process = os.getpid()
         with locked(f"{entry}.lock"):
-            with new_entry(entry) as made:
+            with new_entry(entry, process) as made, only_in(process, made):
                 write(made)
             evict(folder, cache_limit())
 
@@ -110,20 +112,22 @@ def mark_used(entry: str) -> None:
 
 
 @contextlib.contextmanager
-def new_entry(entry: str) -> Iterator[str]:
+def new_entry(entry: str, process: int) -> Iterator[str]:
     """A new folder, which takes the place of whatever is at ``entry`` when all has gone well. For who holds
-    the entry's lock."""
+    the entry's lock, and is ``process``."""
     made = f"{entry}.tmp"
-    process = os.getpid()
-    _remove(made)  # what a killed process left
-    os.mkdir(made, mode=0o700)
     try:
+        with only_in(process, made):
+            _remove(made)  # what a killed process left
+            os.mkdir(made, mode=0o700)
         yield made
-        _remove(entry)
-        os.rename(made, entry)
+        with only_in(process, made):
+            _remove(entry)
+            os.rename(made, entry)
     finally:
-        if os.getpid() == process:  # a signal handler may have forked
-            _remove(made)
+        with undisturbed():
+            if os.getpid() == process:
+                _remove(made)
 
 
 def _remove(path: str) -> None:
@@ -166,23 +170,32 @@ def evict(folder: str, limit: int) -> None:
 def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
     """While no other process is in here; False, and not alone, where one is and ``wait`` is not set. The lock
     of a process ends with it, however it ends."""
-    descriptor = _lock(path, wait)
     process = os.getpid()
+    held: list[int] = []  # the locked file
+    until = time.monotonic() + (_PATIENCE if wait else 0)
     try:
-        yield descriptor is not None
+        while True:
+            with only_in(process, path):
+                held += _try_to_lock(path)
+            if held or not wait:
+                break
+            if time.monotonic() > until:
+                problem = f"another process has held {path} for {_PATIENCE:.0f} seconds"
+                raise TimeoutError(errno.ETIMEDOUT, problem)
+            time.sleep(_LOOK)
+        yield bool(held)
     finally:
-        if descriptor is not None and os.getpid() == process:  # a signal handler may have forked
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked processes have the descriptor as well
-        if descriptor is not None:
-            os.close(descriptor)
+        with undisturbed():
+            for descriptor in held:
+                if os.getpid() == process:  # forked processes have the descriptor as well
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
 
 
-def _lock(path: str, wait: bool) -> int | None:
-    """The locked file ``path``, whose holder alone removes it; None if another has it. Raises OSError if
-    another has it for longer than ``_PATIENCE``."""
-    until = time.monotonic() + _PATIENCE if wait else None
+def _try_to_lock(path: str) -> list[int]:
+    """The locked file ``path``, whose holder alone removes it; nothing if another has it."""
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags, 0o600)
@@ -190,31 +203,15 @@ def _lock(path: str, wait: bool) -> int | None:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "the lock is not a regular file", path)
-            _take(descriptor, path, until)
-            # Who waited for a file that its holder has removed takes the new one, as all others do.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed it just now.
             is_there = os.path.samestat(os.fstat(descriptor), os.lstat(path))
         except BlockingIOError:
-            return None
+            return []
         except FileNotFoundError:
             pass
         finally:
             if not is_there:
                 os.close(descriptor)
         if is_there:
-            return descriptor
-
-
-def _take(descriptor: int, path: str, until: float | None) -> None:
-    """Locks the file. Raises BlockingIOError at once if another holds it and ``until`` is None, else
-    TimeoutError then."""
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if until is None:
-                raise
-            if time.monotonic() > until:
-                problem = f"another process has held {path} for {_PATIENCE:.0f} seconds"
-                raise TimeoutError(errno.ETIMEDOUT, problem) from None
-            time.sleep(_LOOK)
+            return [descriptor]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from gemlet.base.argument_types import wrong_argument
 from gemlet.base.names import not_known
 from gemlet.base.text import show
 from gemlet.errors import GemletError, InvalidRequestError
@@ -20,35 +21,52 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def public(function: _Function) -> _Function:
     """A function of the public interface.
 
+    None for an argument that has a default means that it is not given, as clients send it.
+
     An argument that it does not have raises :class:`InvalidRequestError`, with the name that is probably
-    meant. The traceback of what gemlet raises on purpose ends here: the message says all, and the frames
-    below speak of gemlet's insides. ``GEMLET_TRACEBACK=full`` in the environment keeps them.
+    meant, and so does one of a wrong type, instead of what Python raised inside. The traceback of what gemlet
+    raises on purpose ends here: the message says all, and the frames below speak of gemlet's insides.
+    ``GEMLET_TRACEBACK=full`` in the environment keeps them.
 
     >>> @public
     ... def generate(prompt, *, max_tokens=256):
-    ...     return prompt
+    ...     return max_tokens
+    >>> generate("Hello", max_tokens=None)
+    256
     >>> try:
     ...     generate("Hello", max_new_tokens=5)
     ... except InvalidRequestError as error:
     ...     print(error)
     generate() has no argument 'max_new_tokens'; did you mean max_tokens? It has prompt, max_tokens
     """
-    parameters = inspect.signature(function).parameters.values()
+    parameters = list(inspect.signature(function).parameters.values())
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
     known = frozenset(names)
+    defaults = {p.name: p.default for p in parameters if p.default not in (p.empty, None)}
 
     @functools.wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:
         try:
             if not takes_all and not options.keys() <= known:
                 raise _unknown(function, next(name for name in options if name not in known), names)
+            if any(value is None for value in options.values()):
+                options = {n: v for n, v in options.items() if v is not None or n not in defaults}
+            if any(value is None for value in arguments):
+                given = [defaults.get(n) if v is None else v for n, v in zip(names, arguments, strict=False)]
+                arguments = (*given, *arguments[len(given) :])
             return function(*arguments, **options)
         except GemletError as error:
             if os.environ.get("GEMLET_TRACEBACK") == "full":
                 raise
             raise _without_frames(error)  # noqa: B904  the same error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError):
+            wrong = wrong_argument(function, arguments, options)
+            if wrong is None:
+                raise
+            raise InvalidRequestError(wrong) from None
 
+    checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
     return cast(_Function, checked)
 
 
@@ -57,7 +75,9 @@ _OTHER_WAYS = {
     "stream": "stream() and stream_chat() give the text as it is written",
     "system": "a system prompt is the first message, of the role system",
     "system_prompt": "a system prompt is the first message, of the role system",
-    "n": "call it once for each text",
+    "n": "call it once for each text, or generate() with n",
+    "best_of": "generate() chooses among texts; a stream has given them already",
+    "echo": "generate() and stream() have it",
     "n_gpu_layers": "this gemlet computes on CPUs only",
     "verbose": 'what happens is in the log "gemlet"',
 }

@@ -1,13 +1,17 @@
-"""Keeping signal handlers out of what must not be left in the middle: :func:`undisturbed`."""
+"""Keeping signal handlers out of what must not be left in the middle: :func:`undisturbed`, and out of files
+that only one process may write: :func:`only_in`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["undisturbed"]
+from gemlet.errors import CancelledError
+
+__all__ = ["only_in", "undisturbed"]
 
 
 @contextlib.contextmanager
@@ -41,3 +45,19 @@ def undisturbed() -> Iterator[None]:
                 signal.signal(number, handler)
         for again in arrived:
             signal.raise_signal(again)
+
+
+@contextlib.contextmanager
+def only_in(process: int, what: str) -> Iterator[None]:
+    """A step of writing ``what``, which ``process`` has begun; :func:`undisturbed`.
+
+    A process that a signal handler forks goes on where its parent was interrupted, between two steps, and has
+    the parent's files. Here it raises :class:`CancelledError`, before it changes anything.
+
+    >>> with only_in(os.getpid(), "a folder"):
+    ...     pass
+    """
+    with undisturbed():
+        if os.getpid() != process:
+            raise CancelledError(f"{what}: a signal handler forked the process that writes it")
+        yield

@@ -66,10 +66,13 @@ class Keys:
     def refuse_unknown(self, ignored: frozenset[str], fixed: Mapping[str, tuple[Any, ...]]) -> None:
         """An error for a key neither read nor ignored, and for one of ``fixed`` with another value.
 
-        An unknown key whose value says nothing (:func:`says_nothing`) is passed over.
+        An unknown key whose value says nothing (:func:`says_nothing`) is passed over, and so is null where
+        one of ``fixed`` is zero or false.
         """
         for key, value in self.raw.items():
-            if key in fixed:
+            if key in fixed and value is None and not all(fixed[key]):
+                self.pass_over(key)
+            elif key in fixed:
                 # type() too: 0 == False and 1.0 == 1 in Python
                 if not any(type(value) is type(choice) and value == choice for choice in fixed[key]):
                     supported = " or ".join(show(c) for c in fixed[key])

@@ -9,10 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MAX_INT", "MAX_SUPPRESSED", "OPTIONS", "Number"]
+__all__ = [
+    "MAX_BIASES",
+    "MAX_INT",
+    "MAX_SUPPRESSED",
+    "MOST_ALTERNATIVES",
+    "MOST_STOPS",
+    "MOST_STOP_CHARACTERS",
+    "MOST_STOP_IDS",
+    "OPTIONS",
+    "Number",
+]
 
 MAX_INT = 2**31 - 1
 MAX_SUPPRESSED = 1 << 16  # token ids in a list of those that are never generated
+MAX_BIASES = 1024
+MOST_STOPS = 16  # strings that end a text
+MOST_STOP_CHARACTERS = 256  # of one
+MOST_STOP_IDS = 1024
+MOST_ALTERNATIVES = 20  # tokens with their log probabilities, beside the one that was chosen
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,7 @@ class Number:
         metavar, help: for the command line.
         gguf: the name in ``general.sampling.*``; None where GGUF has none.
         in_files: whether a model's files may recommend a value.
+        key: the name in ``generation_config.json``; None: the option's own.
     """
 
     default: int | float
@@ -36,6 +52,7 @@ class Number:
     help: str
     gguf: str | None = None
     in_files: bool = True
+    key: str | None = None
 
     @property
     def kind(self) -> type[Any]:
@@ -46,6 +63,15 @@ class Number:
 OPTIONS = {
     "max_tokens": Number(
         256, 1, MAX_INT, f"an integer from 1 to {MAX_INT}", "N", "most tokens to write", in_files=False
+    ),
+    "min_tokens": Number(
+        0,
+        0,
+        MAX_INT,
+        f"an integer from 0 to {MAX_INT}",
+        "N",
+        "write no end before N tokens (default 0)",
+        key="min_new_tokens",
     ),
     "temperature": Number(
         1.0, 0.0, 100.0, "a number from 0 (greedy) to 100", "T", "0 is greedy (default: the model's)", "temp"
@@ -77,6 +103,14 @@ OPTIONS = {
         "drop what is rarer than P times the likeliest",
         "min_p",
     ),
+    "typical_p": Number(
+        1.0,
+        2**-53,
+        1.0,
+        "a number above 0 to 1 (keep all)",
+        "P",
+        "keep what is as surprising as usual; 1 keeps all",
+    ),
     "repetition_penalty": Number(
         1.0,
         0.01,
@@ -85,5 +119,56 @@ OPTIONS = {
         "R",
         "above 1 repeats less (default 1)",
         "penalty_repeat",
+    ),
+    "frequency_penalty": Number(
+        0.0,
+        -2.0,
+        2.0,
+        "a number from -2 to 2 (0 is none)",
+        "F",
+        "above 0 writes a token less, the more often it was written",
+    ),
+    "presence_penalty": Number(
+        0.0,
+        -2.0,
+        2.0,
+        "a number from -2 to 2 (0 is none)",
+        "F",
+        "above 0 writes a token less, once it was written",
+    ),
+    "no_repeat_ngram_size": Number(
+        0,
+        0,
+        MAX_INT,
+        f"an integer from 0 (repeat freely) to {MAX_INT}",
+        "N",
+        "never write the same N tokens in a row twice",
+    ),
+    "dry_multiplier": Number(
+        0.0,
+        0.0,
+        100.0,
+        "a number from 0 (off) to 100",
+        "M",
+        "above 0 shortens repetitions (DRY); 0.8 is usual",
+        in_files=False,
+    ),
+    "dry_base": Number(
+        1.75,
+        1.0,
+        100.0,
+        "a number from 1 to 100",
+        "B",
+        "how fast DRY's penalty grows (default 1.75)",
+        in_files=False,
+    ),
+    "dry_allowed_length": Number(
+        2,
+        1,
+        MAX_INT,
+        f"an integer from 1 to {MAX_INT}",
+        "N",
+        "repetitions that DRY lets pass (default 2)",
+        in_files=False,
     ),
 }

@@ -14,8 +14,9 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
 _LARGEST = 1 << 62
 
 
-def parse_memory(value: int | str) -> int:
-    """Bytes of a ``max_memory`` argument: a number of bytes, or text such as "2GB", "1.5 GiB", "800MB".
+def parse_memory(value: int | str, name: str = "max_memory") -> int:
+    """Bytes of an argument such as ``max_memory``: a number of bytes, or text such as "2GB", "1.5 GiB",
+    "800MB". Errors call it ``name``.
 
     >>> parse_memory("2GB"), parse_memory("1.5GiB"), parse_memory(4096)
     (2000000000, 1610612736, 4096)
@@ -26,9 +27,7 @@ def parse_memory(value: int | str) -> int:
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
     size = round(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if not 0 < size < _LARGEST:
-        raise InvalidRequestError(
-            f'max_memory is {show(value)}; expected bytes, or text like "2GB" or "800MiB"'
-        )
+        raise InvalidRequestError(f'{name} is {show(value)}; expected bytes, or text like "2GB" or "800MiB"')
     return size
 
 

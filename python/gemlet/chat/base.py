@@ -28,10 +28,12 @@ class Segments(list[tuple[str, bool]]):
     [('<start_of_turn>', True), ('user', False)]
     """
 
+    @public
     def marker(self, name: str) -> None:
         """Appends the control token ``name``. An empty name only parts the texts beside it."""
         self.append((name, True))
 
+    @public
     def text(self, text: str) -> None:
         """Appends ``text``, in which no control token is seen, whatever it spells."""
         self.append((text, False))
@@ -221,6 +223,7 @@ class ChatFormat(ABC):
             del out[-2:]
         return out
 
+    @public
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The tokens that end a reply: those of :attr:`ends`, and the end of the text.
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.conversation import read_conversation
@@ -93,6 +94,7 @@ class FunctionGemmaFormat(ChatFormat):
     markers = ("<bos>", "<start_of_turn>", "<end_of_turn>", *_TOKENS.values())
     ends = ("<end_of_turn>", "<start_function_response>")
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
@@ -143,6 +145,7 @@ class FunctionGemmaFormat(ChatFormat):
             out.begin_turn("model")
         return out
 
+    @public
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
         return TokenReplyParser(tokenizer, REPLY_MARKERS, prompt_ids)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.front_door import public
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.conversation import read_conversation
 from gemlet.chat.messages import role_of, text_parts
@@ -44,6 +45,7 @@ class GemmaFormat(ChatFormat):
     markers = ("<bos>", "<start_of_turn>", "<end_of_turn>")
     ends = ("<end_of_turn>",)
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
@@ -66,6 +68,7 @@ class GemmaFormat(ChatFormat):
             out.text("model\n")
         return out
 
+    @public
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
         kinds = {"<start_of_turn>": "turn_start", "<end_of_turn>": "turn_end", "<eos>": "turn_end"}
         return TokenReplyParser(tokenizer, kinds, prompt_ids)

@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.conversation import read_conversation
@@ -139,6 +140,7 @@ class Gemma4Format(ChatFormat):
         """The family and the revision, for messages and :func:`gemlet.inspect`."""
         return f"gemma4, {'' if self.is_exact else 'nearest to '}{self.revision.name}"
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
@@ -155,6 +157,7 @@ class Gemma4Format(ChatFormat):
             self._write_generation_prompt(out, around[-2], thinking)
         return out
 
+    @public
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
         return TokenReplyParser(tokenizer, GEMMA4_MARKERS, prompt_ids, thought_end=self.revision.thought_end)
 

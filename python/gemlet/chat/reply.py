@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gemlet.base.front_door import public
 from gemlet.chat.loose_calls import repair_call
 from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
 
@@ -113,6 +114,7 @@ class Reply:
     malformed: list[MalformedToolCall] = field(default_factory=list)
 
 
+@public
 def collect(events: Iterable[ReplyEvent]) -> Reply:
     """The events of a reply put together.
 
@@ -175,6 +177,7 @@ class ReplyParser:
     ([], [], [ToolCall(name='now', arguments={'zone': 2})])
     """
 
+    @public
     def __init__(self, markers: Mapping[str, str], *, thought_end: str = "\n") -> None:
         self._markers = markers
         self._thought_end = thought_end
@@ -196,6 +199,7 @@ class ReplyParser:
         elif self._state == "header":
             self._line = ""
 
+    @public
     def text(self, text: str) -> list[ReplyEvent]:
         """Ordinary text; markers written in it are text."""
         if not text:
@@ -213,6 +217,7 @@ class ReplyParser:
             return [Content(text)]
         return []
 
+    @public
     def marker(self, name: str) -> list[ReplyEvent]:
         """A control token."""
         kind = self._markers.get(name)
@@ -251,6 +256,7 @@ class ReplyParser:
             self._between_thoughts = "\n\n"
         return events
 
+    @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
         """The end of the stream: what was held back, and a call that was cut off.
 

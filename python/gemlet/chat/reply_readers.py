@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from gemlet.base.front_door import public
+from gemlet.base.text import show
 from gemlet.chat.reply import GEMMA4_MARKERS, ReplyEvent, ReplyParser
+from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["TextReplyParser", "TokenReplyParser"]
@@ -38,6 +41,7 @@ class TokenReplyParser:
     'Nobody.'
     """
 
+    @public
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -56,6 +60,7 @@ class TokenReplyParser:
         self._decoder.finish()
         self._parser.begin()
 
+    @public
     def push(self, ids: Iterable[int]) -> list[ReplyEvent]:
         """The events that ``ids``, the next tokens of the reply, make certain.
 
@@ -71,6 +76,7 @@ class TokenReplyParser:
                 events += self._parser.text(self._decoder.push(token_id))
         return events
 
+    @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
         """The end of the reply: the events that were held back. ``ended``: as of :class:`ReplyParser`."""
         return self._parser.text(self._decoder.finish()) + self._parser.finish(ended=ended)
@@ -91,10 +97,15 @@ class TextReplyParser:
     [Reasoning(text='Easy.'), Content(text='4')]
     """
 
+    @public
     def __init__(
         self, markers: Mapping[str, str] = GEMMA4_MARKERS, prompt: str = "", *, thought_end: str = "\n"
     ) -> None:
         self._parser = ReplyParser(markers, thought_end=thought_end)
+        if not markers or not all(markers):
+            raise InvalidRequestError(
+                f"markers: got {show(markers)}, expected texts of markers and their kinds"
+            )
         self._pattern = re.compile("|".join(re.escape(name) for name in markers))
         self._beginnings = {name[:n] for name in markers for n in range(1, len(name))}
         self._longest = max(map(len, markers))
@@ -104,6 +115,7 @@ class TextReplyParser:
         self._parser.text(self._take_pending())
         self._parser.begin()
 
+    @public
     def push(self, text: str) -> list[ReplyEvent]:
         """The events that ``text`` makes certain; the possible beginning of a marker is held back."""
         text = self._pending + text
@@ -119,6 +131,7 @@ class TextReplyParser:
         self._pending = text[keep:]
         return events + self._parser.text(text[start:keep])
 
+    @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
         """The end of the reply: the events that were held back. ``ended``: as of :class:`ReplyParser`."""
         return self._parser.text(self._take_pending()) + self._parser.finish(ended=ended)

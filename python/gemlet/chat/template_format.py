@@ -106,6 +106,7 @@ class TemplateFormat(ChatFormat):
     problem: UnsupportedError | None = None
     markers: tuple[str, ...] = ()
 
+    @public
     def with_values(self, **values: Any) -> TemplateFormat:
         """This format with further variables for the template, such as ShieldGemma's ``guideline``.
 
@@ -135,6 +136,7 @@ class TemplateFormat(ChatFormat):
         values = self._values(messages, tools, thinking, add_generation_prompt, continue_final_message)
         return self._run(values, continue_final_message)
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
@@ -154,6 +156,7 @@ class TemplateFormat(ChatFormat):
         text = self._run({**special, **hidden}, continue_final_message)
         return self._hiding.segments(text, stands_for)
 
+    @public
     def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
         if self.base is not None:
             return self.base.reply_parser(tokenizer, prompt_ids)

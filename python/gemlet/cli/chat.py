@@ -20,7 +20,6 @@ from gemlet.cli.common import (
 from gemlet.cli.conversation import Conversation
 from gemlet.cli.keyboard import Keyboard
 from gemlet.errors import GemletError, InvalidRequestError
-from gemlet.model.session import Session
 
 __all__ = ["run"]
 
@@ -51,10 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     interactive = question is None and sys.stdin.isatty() and sys.stdout.isatty()
     if interactive and arguments.json:
         raise InvalidRequestError("--json: give the question on the command line, or in a file or a pipe")
-    with open_model(arguments) as model, Session(model) as session:
+    with open_model(arguments) as model:
         chat = Conversation(
             model,
-            session,
             system=arguments.system,
             options=options | load_adapter(model, arguments),
             drops=arguments.context_full == "drop",

@@ -126,7 +126,8 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that were given; the others are the model's own. Raises for a wrong value."""
     from gemlet.generation.options import GenerationConfig
 
-    names = (*OPTIONS, "seed", "stop")
+    lists = ("stop", "stop_token_ids", "suppress_tokens", "logit_bias", "dry_sequence_breakers")
+    names = (*OPTIONS, "seed", "logprobs", *lists)
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     GenerationConfig(**given)
     return given

@@ -15,7 +15,6 @@ from gemlet.errors import ContextLengthError, UnsupportedError
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
 from gemlet.model.model import Model
-from gemlet.model.session import Session
 
 __all__ = ["Conversation"]
 
@@ -23,7 +22,7 @@ _Message = dict[str, Any]
 
 
 class Conversation:
-    """Turns of a user and of the model in ``session``; each is a question and its reply.
+    """Turns of a user and of the model; each is a question and its reply.
 
     Args:
         system: instructions that precede all turns; None: none.
@@ -38,7 +37,6 @@ class Conversation:
     def __init__(
         self,
         model: Model,
-        session: Session,
         *,
         system: str | None = None,
         options: dict[str, Any],
@@ -50,7 +48,6 @@ class Conversation:
             raise UnsupportedError(f"{model.source} has no chat format; use gemlet generate")
         self._model = model
         self._tokenizer, self._format = model.tokenizer, model.chat_format
-        self._session = session
         self._opening = [{"role": "system", "content": system}] if system else []
         self._options = options
         self._drops = drops
@@ -90,7 +87,7 @@ class Conversation:
         Raises what :meth:`gemlet.Model.stream_chat` raises.
         """
         question = {"role": "user", "content": text}
-        stream = self._session.stream_chat(self._with_room_for(question), **self._options)
+        stream = self._model.stream_chat(self._with_room_for(question), **self._options)
         with stream, contextlib.suppress(*([KeyboardInterrupt] if keep_after_ctrl_c else [])):
             self._show(stream)
         result = stream.result

@@ -12,6 +12,7 @@ from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
+from gemlet.cli.serving import add_keys, add_serve
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -30,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_chat(commands)
     _add_embed(commands)
+    add_serve(commands, add_load_options)
+    add_keys(commands)
     _add_inspect(commands)
     _add_convert(commands)
     _add_download(commands)
@@ -156,9 +159,10 @@ def _add_inspect(commands: Any) -> None:
         "model", nargs="?", metavar="DIR_OR_FILE", help="as for --model; without it, the demo model"
     )
     _add_access(parser)
-    _add_load_options(
+    add_load_options(
         parser,
-        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk", "matformer"),
+        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
+        *("prefix_cache", "prefix_cache_size", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run_inspect)
@@ -175,7 +179,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
     _add_access(parser)
-    _add_load_options(parser, "weights", "embedding", "threads", "matformer")
+    add_load_options(parser, "weights", "embedding", "threads", "matformer")
     parser.set_defaults(run=_run_convert)
 
 
@@ -261,7 +265,7 @@ def _add_bench(commands: Any) -> None:
         help="random weights at a real shape, for example gemma3-1b or gemma3-270m",
     )
     _add_access(parser)
-    _add_load_options(parser)
+    add_load_options(parser)
     parser.add_argument(
         "-p",
         type=_counts,
@@ -295,7 +299,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
+def add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
     """The options ``names`` of :class:`LoadOptions`; without names all that the command line has."""
     options = command_line()
     for name in names or options:
@@ -319,7 +323,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     _add_model_source(parser)
     _add_access(parser)
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to use")
-    _add_load_options(parser)
+    add_load_options(parser)
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str = "") -> None:
@@ -334,6 +338,29 @@ def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str = "") -> None
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"
     )
+    group.add_argument(
+        "--stop-token-ids", type=_counts, metavar="ID[,ID]", help="end before these tokens too"
+    )
+    group.add_argument("--suppress-tokens", type=_counts, metavar="ID[,ID]", help="never write these tokens")
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        type=_bias,
+        metavar="ID=NUMBER",
+        help="add to the logit of a token; may be given several times",
+    )
+    group.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="with --json: log probabilities of tokens, and of N likely ones",
+    )
+    group.add_argument(
+        "--dry-sequence-breakers",
+        action="append",
+        metavar="TEXT",
+        help="no repetition reaches across this text; may be given several times",
+    )
 
 
 def _counts(text: str) -> list[int]:
@@ -341,6 +368,16 @@ def _counts(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token_id, _, number = text.partition("=")
+    try:
+        return int(token_id), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a token id and a number, such as 5=-2.5, got {text!r}"
+        ) from None
 
 
 def _run_generate(arguments: argparse.Namespace) -> int:

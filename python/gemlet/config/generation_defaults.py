@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from gemlet.base.front_door import public
 from gemlet.base.keys import Keys, says_nothing
-from gemlet.base.sampling_options import MAX_SUPPRESSED, OPTIONS
+from gemlet.base.sampling_options import MAX_SUPPRESSED, MOST_STOP_CHARACTERS, MOST_STOPS, OPTIONS
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.limits import LIMITS
 from gemlet.config.text_config import TextConfig
@@ -15,6 +16,7 @@ from gemlet.errors import ConfigError
 __all__ = ["Sampling", "read_end_ids", "read_number", "read_recommended", "read_sampling", "read_suppressed"]
 
 
+@public
 def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozenset[int]:
     """The ids that end a text: ``eos_token_id`` of the config and of ``generation_config.json``, if present.
 
@@ -52,24 +54,18 @@ _NOT_FOLLOWED: dict[str, Any] = {
     "forced_bos_token_id": None,
     "forced_decoder_ids": None,
     "forced_eos_token_id": None,
-    "frequency_penalty": 0.0,
     "guidance_scale": 1.0,
     "max_time": None,
     "min_length": 0,
-    "min_new_tokens": 0,
-    "no_repeat_ngram_size": 0,
     "num_beam_groups": 1,
     "num_beams": 1,
     "penalty_alpha": 0.0,
-    "presence_penalty": 0.0,
     "sequence_bias": None,
-    "stop_strings": None,
     "top_h": None,
-    "typical_p": 1.0,
     "watermarking_config": None,
 }
-_IN_FILES = {name: option for name, option in OPTIONS.items() if option.in_files}
-_FOLLOWED = {"eos_token_id", "do_sample", "suppress_tokens", *_IN_FILES}
+_IN_FILES = {name: option.key or name for name, option in OPTIONS.items() if option.in_files}
+_FOLLOWED = {"eos_token_id", "do_sample", "suppress_tokens", "stop_strings", *_IN_FILES.values()}
 # What every file has, and what says how the reference computes or reports.
 _BOOKKEEPING = {
     "_from_model_config",
@@ -115,6 +111,7 @@ class Sampling(NamedTuple):
     passed_over: tuple[str, ...]
 
 
+@public
 def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The sampling values that ``generation_config.json`` recommends, by their names in GenerationConfig.
 
@@ -138,11 +135,13 @@ def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Samplin
     values: dict[str, Any] = {}
     if keys.get("do_sample") is not None:
         values["do_sample"] = keys.flag("do_sample")
-    for name in _IN_FILES:
-        if keys.get(name) is not None:
-            values[name] = read_number(keys, name, name)
+    for name, key in _IN_FILES.items():
+        if keys.get(key) is not None:
+            values[name] = read_number(keys, key, name)
     if keys.get("suppress_tokens") is not None:
         values["suppress_tokens"] = read_suppressed(keys, "suppress_tokens", vocab_size)
+    if not says_nothing(keys.get("stop_strings")):
+        values["stop"] = _read_stops(keys)
     not_followed = {
         key: value
         for key, value in keys.raw.items()
@@ -163,8 +162,10 @@ def read_number(keys: Keys, key: str, name: str) -> int | float:
 
 
 def read_suppressed(keys: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
-    """A list of token ids that are never to be generated."""
+    """A list of token ids that are never to be generated; -1 stands for none."""
     ids = keys.get(key)
+    if isinstance(ids, list):
+        ids = [i for i in ids if not (type(i) is int and i == -1)]
     if (
         not isinstance(ids, list)
         or len(ids) > MAX_SUPPRESSED
@@ -172,6 +173,20 @@ def read_suppressed(keys: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
     ):
         raise keys.wrong(key, f"up to {MAX_SUPPRESSED} token ids from 0 to {vocab_size - 1}")
     return tuple(sorted(set(ids)))
+
+
+def _read_stops(keys: Keys) -> tuple[str, ...]:
+    stops = keys.get("stop_strings")
+    stops = (stops,) if isinstance(stops, str) else stops
+    if (
+        not isinstance(stops, (list, tuple))
+        or len(stops) > MOST_STOPS
+        or any(not isinstance(stop, str) or not 1 <= len(stop) <= MOST_STOP_CHARACTERS for stop in stops)
+    ):
+        raise keys.wrong(
+            "stop_strings", f"up to {MOST_STOPS} strings of 1 to {MOST_STOP_CHARACTERS} characters"
+        )
+    return tuple(stops)
 
 
 def _generation_keys(folder: str | os.PathLike[str]) -> Keys | None:

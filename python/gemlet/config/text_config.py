@@ -7,7 +7,10 @@ import struct
 from dataclasses import dataclass, field
 
 from gemlet import _core
+from gemlet.base.front_door import public
+from gemlet.base.text import show
 from gemlet.config.layers import LayerSpec
+from gemlet.errors import InvalidRequestError
 
 __all__ = ["TextConfig", "embedding_scale"]
 
@@ -77,6 +80,7 @@ class TextConfig:
         """Numbers in an embedding."""
         return self.dense_sizes[-1] if self.dense_sizes else self.hidden_size
 
+    @public
     def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
         """The core's form of this configuration for ``weights`` ("f32", "bf16", "bf12", "q8" or "q4").
 
@@ -86,10 +90,13 @@ class TextConfig:
         >>> shape_config("gemma3-1b").to_core(weights="q4", max_context=4096).max_context
         4096
         """
+        context = self.max_position_embeddings if max_context is None else max_context
+        if not 1 <= context < 1 << 31:
+            raise InvalidRequestError(f"max_context: got {show(max_context)}, expected 1 to 2147483647")
         return _core.ModelConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
-            max_context=self.max_position_embeddings if max_context is None else max_context,
+            max_context=context,
             rms_norm_eps=self.rms_norm_eps,
             embedding_scale=embedding_scale(self.hidden_size, weights),
             layers=[_core.LayerConfig(**vars(layer)) for layer in self.layers],
@@ -105,6 +112,7 @@ class TextConfig:
         )
 
 
+@public
 def embedding_scale(hidden_size: int, weights: str) -> float:
     """The factor on embedding rows: sqrt(hidden_size), rounded to bfloat16 unless ``weights`` is "f32".
 
@@ -114,6 +122,8 @@ def embedding_scale(hidden_size: int, weights: str) -> float:
     >>> embedding_scale(640, "bf16"), embedding_scale(1152, "q4")
     (25.25, 34.0)
     """
+    if not 1 <= hidden_size < 1 << 31:
+        raise InvalidRequestError(f"hidden_size: got {show(hidden_size)}, expected 1 to 2147483647")
     exact = math.sqrt(hidden_size)
     if weights == "f32":
         return exact

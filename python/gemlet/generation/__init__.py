@@ -10,7 +10,15 @@
 from __future__ import annotations
 
 from gemlet.generation.options import GenerationConfig, GenerationOptions
-from gemlet.generation.result import Chunk, FinishReason, Generation
+from gemlet.generation.result import Chunk, FinishReason, Generation, TokenLogprob
 from gemlet.generation.stream import TextStream
 
-__all__ = ["Chunk", "FinishReason", "Generation", "GenerationConfig", "GenerationOptions", "TextStream"]
+__all__ = [
+    "Chunk",
+    "FinishReason",
+    "Generation",
+    "GenerationConfig",
+    "GenerationOptions",
+    "TextStream",
+    "TokenLogprob",
+]

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.chat.reply import ReplyEvent, collect
+from gemlet.chat.reply import Content, ReplyEvent, collect
 from gemlet.generation.options import GenerationConfig
-from gemlet.generation.result import FinishReason, Generation
+from gemlet.generation.result import FinishReason, Generation, TokenLogprob
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
 from gemlet.tokenizer.decoding import StreamDecoder
 
-__all__ = ["Answer", "Prepared", "Timing"]
+__all__ = ["Answer", "Prepared", "Timing", "ends_of"]
 
 
 @dataclass
@@ -27,11 +27,19 @@ class Timing:
     cached_tokens: int = 0
 
 
+def ends_of(config: GenerationConfig, end_ids: frozenset[int]) -> frozenset[int]:
+    """The tokens that end a generation, of a model with these ``end_ids``."""
+    return frozenset(config.stop_token_ids) | (frozenset() if config.ignore_eos else end_ids)
+
+
 class Answer:
     """Takes the tokens of one generation.
 
     Attributes:
+        end_ids: those that end it.
         token_ids: those that belong to the text.
+        logprobs: of each of these, if they are wanted.
+        prompt_logprobs: of each token of the prompt, if they are wanted and known.
         ended: whether an end token came.
     """
 
@@ -44,24 +52,34 @@ class Answer:
         end_ids: frozenset[int],
         decoder: StreamDecoder | None,
         reply_parser: ReplyReader | None = None,
+        echo: str = "",
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.config = config
         self.seed = seed
-        self.end_ids = frozenset() if config.ignore_eos else end_ids
+        self.end_ids = ends_of(config, end_ids)
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] | None = None if config.logprobs is None else []
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.ended = False
+        self._echo: list[ReplyEvent] = [Content(echo)] if echo else []  # comes first
         # What reads the tokens: of a chat its format's parser, else the decoder alone.
         self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
         self._events: list[ReplyEvent] = []
 
-    def push(self, token_id: int) -> tuple[list[ReplyEvent], FinishReason | None]:
+    def push(
+        self, token_id: int, logprob: TokenLogprob | None = None
+    ) -> tuple[list[ReplyEvent], FinishReason | None]:
         """What the token makes certain, and the reason if it is the last one."""
         if token_id in self.end_ids:
             self.ended = True
             return [], "stop"
         self.token_ids.append(token_id)
-        events = self._emitter.push(token_id)
+        if self.logprobs is not None and logprob is not None:
+            self.logprobs.append(logprob)
+        events = self._take_echo() + self._emitter.push(
+            token_id, may_stop=len(self.token_ids) > self.config.min_tokens
+        )
         self._events += events  # at once: an interrupt may come before they are handed out
         if self._emitter.stopped:
             return events, "stop"
@@ -69,7 +87,7 @@ class Answer:
 
     def end(self, reason: FinishReason, timing: Timing) -> tuple[list[ReplyEvent], Generation]:
         """What was held back, and the whole generation."""
-        held_back = self._emitter.finish(ended=self.ended)
+        held_back = self._take_echo() + self._emitter.finish(ended=self.ended)
         self._events += held_back
         if self._emitter.stopped and reason in ("length", "context"):
             reason = "stop"  # the very last characters completed a stop string
@@ -88,14 +106,23 @@ class Answer:
             reasoning=reply.reasoning,
             tool_calls=reply.tool_calls,
             malformed_calls=reply.malformed,
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
+
+    def _take_echo(self) -> list[ReplyEvent]:
+        echo, self._echo = self._echo, []
+        return echo
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become."""
+    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
+    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``."""
 
     ids: NDArray[np.int32]
     answer: Answer
     sampler: _core.Sampler
     adapter: _core.Adapter | None
+    timeout: float | None = None
+    follows: Prepared | None = None

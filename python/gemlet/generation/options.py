@@ -1,47 +1,68 @@
-"""How to generate: :class:`GenerationConfig` and the checks on its values."""
+"""How to generate: :class:`GenerationConfig`, and what makes its options those of every function."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import numbers
-import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.front_door import public
+from gemlet.base.keyword_options import shows_options
 from gemlet.base.names import not_known
-from gemlet.base.sampling_options import MAX_INT, MAX_SUPPRESSED, OPTIONS
+from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.text import asked_for, show_argument
 from gemlet.errors import InvalidRequestError
+from gemlet.generation.option_values import (
+    check_flag,
+    check_number,
+    invalid,
+    one_seed,
+    strings,
+    token_biases,
+    token_ids,
+    top_count,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "GenerationConfig",
     "GenerationOptions",
     "ManyGenerationOptions",
-    "check_flag",
-    "describes_options",
-    "given_options",
     "resolve_config",
 ]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _OptionsOfAll(TypedDict, total=False):
     """Those that have the same form for one prompt and for several."""
 
     max_tokens: int | None
+    min_tokens: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    typical_p: float | None
     repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    no_repeat_ngram_size: int | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_sequence_breakers: str | Sequence[str] | None
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    suppress_tokens: Sequence[int] | None
     stop: str | Sequence[str] | None
+    stop_token_ids: int | Sequence[int] | None
     ignore_eos: bool | None
     do_sample: bool | None
-    suppress_tokens: Sequence[int] | None
+    logprobs: int | None
+    prompt_logprobs: int | None
 
 
 class GenerationOptions(_OptionsOfAll, total=False):
@@ -62,81 +83,30 @@ class ManyGenerationOptions(_OptionsOfAll, total=False):
     seed: int | Sequence[int] | None
 
 
-MOST_STOPS = 16
-_MAX_STOP_CHARACTERS = 256
+class _Option(NamedTuple):
+    default: Any
+    check: Callable[[str, object], Any]  # of a value that is not None; returns it as GenerationConfig has it
 
 
-def _invalid(name: str, value: object, expected: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}: got {show_argument(value)}, expected {expected}")
+# In the order in which they are shown.
+_OPTIONS = {
+    **{name: _Option(number.default, check_number) for name, number in OPTIONS.items()},
+    "dry_sequence_breakers": _Option(("\n", ":", '"', "*"), strings),
+    "logit_bias": _Option((), token_biases),
+    "suppress_tokens": _Option((), token_ids),
+    "seed": _Option(None, one_seed),
+    "stop": _Option((), strings),
+    "stop_token_ids": _Option((), token_ids),
+    "ignore_eos": _Option(False, check_flag),
+    "do_sample": _Option(True, check_flag),
+    "logprobs": _Option(None, top_count),
+    "prompt_logprobs": _Option(None, top_count),
+}
 
 
-def _integer(name: str, value: object, low: int, high: int, expected: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
-        raise _invalid(name, value, expected)
-    return int(value)
-
-
-def _real(name: str, value: object, low: float, high: float, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise _invalid(name, value, expected)
-    try:
-        number = float(value)
-    except (OverflowError, ValueError):
-        raise _invalid(name, value, expected) from None
-    if not low <= number <= high:  # also false for NaN
-        raise _invalid(name, value, expected)
-    return number
-
-
-def _number(name: str, value: object) -> int | float:
-    """A number of the table, its default for None."""
-    option = OPTIONS[name]
-    if value is None:
-        return option.default
-    if option.kind is float:
-        return _real(name, value, option.low, option.high, option.meaning)
-    if isinstance(value, float) and value.is_integer():  # 64.0, as JSON may have it
-        value = int(value)
-    return max(0, _integer(name, value, int(option.low), int(option.high), option.meaning))  # top_k -1: all
-
-
-def _seed(value: object) -> int | None:
-    """A seed; None, for a new one every time, where it is None or -1, as other tools write it."""
-    if value is None:
-        return None
-    seed = _integer("seed", value, -1, 2**64 - 1, "None (or -1) for a new one, or an integer up to 2**64 - 1")
-    return None if seed == -1 else seed
-
-
-def _token_ids(value: object) -> tuple[int, ...]:
-    expected = f"up to {MAX_SUPPRESSED} token ids"
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > MAX_SUPPRESSED:
-        raise _invalid("suppress_tokens", value, expected)
-    return tuple(_integer("suppress_tokens", item, 0, MAX_INT, expected) for item in value)
-
-
-def check_flag(name: str, value: object, default: bool = False) -> bool:
-    """``value`` as a bool, ``default`` for None; raises :class:`InvalidRequestError`."""
-    if value is None:
-        return default
-    if not isinstance(value, (bool, np.bool_)):
-        raise _invalid(name, value, "True or False")
-    return bool(value)
-
-
-def _stops(value: object) -> tuple[str, ...]:
-    expected = (
-        f"a string or up to {MOST_STOPS} strings, each of 1 to {_MAX_STOP_CHARACTERS} characters "
-        "(an empty one would stop everywhere)"
-    )
-    if isinstance(value, str):
-        value = (value,)
-    if not isinstance(value, Sequence) or len(value) > MOST_STOPS:
-        raise _invalid("stop", value, expected)
-    for stop in value:
-        if not isinstance(stop, str) or not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
-            raise _invalid("stop", stop, expected)
-    return tuple(value)
+def _shows_defaults(function: _Function) -> _Function:
+    defaults = {name: option.default for name, option in _OPTIONS.items()}
+    return shows_options(function, get_type_hints(GenerationOptions), defaults)
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -144,24 +114,53 @@ class GenerationConfig:
     """How to generate: validated once, then immutable.
 
     The defaults are the ones Google publishes for Gemma 3 (``temperature`` 1, ``top_k`` 64, ``top_p`` 0.95).
-    A token is drawn from the logits after, in this order, ``repetition_penalty`` (Keskar et al. 2019, "CTRL",
-    section 4.1: positive logits of tokens already seen are divided by it, negative ones multiplied),
-    ``temperature``, ``top_k``, ``top_p`` (Holtzman et al. 2020) and ``min_p`` (Nguyen et al. 2024).
+    A token is drawn from the logits after, in this order, ``logit_bias``, ``repetition_penalty``,
+    ``frequency_penalty``, ``presence_penalty``, DRY, ``no_repeat_ngram_size``, ``min_tokens`` and
+    ``suppress_tokens``, then ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``typical_p``, as in
+    transformers. All of it depends on the tokens of the text alone.
 
     Args:
         max_tokens: most tokens to generate, at least 1. Generation also ends where the context is full. None:
             256, but all that the context has room for in a chat in which the model thinks first.
+        min_tokens: generate no end token, and find no stop string, before this many tokens.
         temperature: 0 to 100; 0 always takes the most likely token (greedy).
+        top_p: 0 to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all, 0 is greedy
+            (Holtzman et al. 2020).
         top_k: keep the k most likely tokens; 0 (or -1) keeps all.
-        top_p: 0 to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all, 0 is greedy.
-        min_p: 0 to below 1: drop tokens less likely than this fraction of the most likely one; 0 keeps all.
-        repetition_penalty: 0.01 to 100; above 1 discourages tokens of the prompt and of the text so far.
+        min_p: 0 to below 1: drop tokens less likely than this fraction of the most likely one; 0 keeps all
+            (Nguyen et al. 2024).
+        typical_p: above 0 to 1: keep the tokens whose surprise is nearest to the expected one and whose
+            probabilities sum to this; 1 keeps all (Meister et al. 2022).
+        repetition_penalty: 0.01 to 100; above 1 discourages tokens of the prompt and of the text so far: it
+            divides their positive logits and multiplies the negative ones (Keskar et al. 2019, as in
+            transformers).
+        frequency_penalty: -2 to 2; is taken off a token's logit for each time that it was generated. The
+            prompt does not count (OpenAI, vLLM).
+        presence_penalty: -2 to 2; is taken off the logit of each token that was generated. The prompt does
+            not count.
+        no_repeat_ngram_size: no so many tokens in a row come twice, in prompt and text together (as in
+            transformers); 0 lets them.
+        dry_multiplier: 0 to 100; above 0 a token that would continue a repetition of prompt or text loses
+            ``dry_multiplier * dry_base ** (length - dry_allowed_length)``, where the tokens before it repeat
+            ``length`` earlier ones, at least ``dry_allowed_length`` (DRY, as in llama.cpp). 0.8 is usual.
+        dry_base: 1 to 100, see ``dry_multiplier``.
+        dry_allowed_length: at least 1, see ``dry_multiplier``.
+        dry_sequence_breakers: up to 16 strings. A token that contains one ends what counts as repetition, and
+            so do tokens that make one up together.
+        logit_bias: ``{token id: number}``, -100 to 100, added to the logits; the ids may be strings, as in
+            JSON. Kept as a tuple of pairs.
+        suppress_tokens: ids of tokens that are never generated.
         seed: 0 to 2**64 - 1; the same seed gives the same output on any number of threads; None takes a new
             one every time (:attr:`Generation.seed` tells which).
         stop: a string or up to 16 strings that end the text; they may span tokens and are not part of it.
+        stop_token_ids: a token id, or up to 1024, that end the text, beside the model's end tokens. Like
+            those, they are not part of it.
         ignore_eos: do not end at the model's end tokens.
         do_sample: False is greedy whatever the temperature.
-        suppress_tokens: ids of tokens that are never generated.
+        logprobs: 0 to 20: give the log probability of every token that is generated, and of so many of the
+            most likely ones (:attr:`Generation.logprobs`): as the model has them, before any other option
+            counts.
+        prompt_logprobs: 0 to 20: the same for the tokens of the prompt (:attr:`Generation.prompt_logprobs`).
 
     None for an option takes its default.
 
@@ -175,57 +174,46 @@ class GenerationConfig:
     """
 
     max_tokens: int
+    min_tokens: int
     temperature: float
-    top_k: int
     top_p: float
+    top_k: int
     min_p: float
+    typical_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    no_repeat_ngram_size: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_sequence_breakers: tuple[str, ...]
+    logit_bias: tuple[tuple[int, float], ...]
+    suppress_tokens: tuple[int, ...]
     seed: int | None
     stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
     ignore_eos: bool
     do_sample: bool
-    suppress_tokens: tuple[int, ...]
+    logprobs: int | None
+    prompt_logprobs: int | None
     _limits_tokens: ClassVar[bool]  # of each instance, but no option
 
     @public
-    def __init__(
-        self,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = 1.0,
-        top_k: int | None = 64,
-        top_p: float | None = 0.95,
-        min_p: float | None = 0.0,
-        repetition_penalty: float | None = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = (),
-        ignore_eos: bool | None = False,
-        do_sample: bool | None = True,
-        suppress_tokens: Sequence[int] | None = (),
-    ) -> None:
-        given = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-        }
-        values: dict[str, Any] = {name: _number(name, value) for name, value in given.items()}
-        values |= {
-            "seed": _seed(seed),
-            "stop": _stops(() if stop is None else stop),
-            "ignore_eos": check_flag("ignore_eos", ignore_eos),
-            "do_sample": check_flag("do_sample", do_sample, True),
-            "suppress_tokens": _token_ids(() if suppress_tokens is None else suppress_tokens),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_limits_tokens", max_tokens is not None)
+    @_shows_defaults
+    def __init__(self, **options: Unpack[GenerationOptions]) -> None:
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, (default, check) in _OPTIONS.items():
+            object.__setattr__(self, name, check(name, given[name]) if name in given else default)
+        object.__setattr__(self, "_limits_tokens", "max_tokens" in given)
+        if self.min_tokens > self.max_tokens:
+            if self.limits_tokens:
+                raise invalid("min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}")
+            object.__setattr__(self, "max_tokens", self.min_tokens)
 
     def __repr__(self) -> str:
         usual = GenerationConfig()
-        own = {name: getattr(self, name) for name in _NAMES if getattr(self, name) != getattr(usual, name)}
+        own = {name: getattr(self, name) for name in _OPTIONS if getattr(self, name) != getattr(usual, name)}
         return f"GenerationConfig({asked_for(own)})"
 
     @property
@@ -251,13 +239,14 @@ class GenerationConfig:
         >>> careful.replace(top_k=1).temperature
         0.7
         """
-        names = [field.name for field in dataclasses.fields(self)]
         for name in overrides:
-            if name not in names:
+            if name not in _OPTIONS:
                 raise InvalidRequestError(
-                    f"{show_argument(name)} is not a generation option{not_known(name, names)}"
+                    f"{show_argument(name)} is not a generation option{not_known(name, _OPTIONS)}"
                 )
-        values = {name: getattr(self, name) for name in names if name != "max_tokens" or self.limits_tokens}
+        values = {
+            name: getattr(self, name) for name in _OPTIONS if name != "max_tokens" or self.limits_tokens
+        }
         return GenerationConfig(**values | overrides)
 
 
@@ -268,34 +257,5 @@ def resolve_config(
     if config is None:
         config = defaults
     elif not isinstance(config, GenerationConfig):
-        raise _invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
+        raise invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
     return config.replace(**overrides) if overrides else config
-
-
-_NAMES = tuple(field.name for field in dataclasses.fields(GenerationConfig))
-
-
-def given_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of :class:`GenerationConfig` among the ``arguments`` of a call; None stands for one that is
-    not given.
-
-    >>> given_options({"prompt": "Hello", "seed": 1, "stop": None})
-    {'seed': 1}
-    """
-    return {name: value for name, value in arguments.items() if name in _NAMES and value is not None}
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
-
-
-def describes_options(function: _Function) -> _Function:
-    """Puts what :class:`GenerationConfig` says of its arguments in the place of the line "(the options of
-    GenerationConfig)" in the docstring of ``function``.
-    """
-    if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
-        # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
-        described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
-        lines = textwrap.dedent(described) + "\n"
-        function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
-    return function

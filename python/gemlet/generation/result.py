@@ -8,13 +8,35 @@ from typing import Any, Literal
 
 from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
 
-__all__ = ["Chunk", "FinishReason", "Generation"]
+__all__ = ["Chunk", "FinishReason", "Generation", "TokenLogprob"]
 
-FinishReason = Literal["stop", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "context", "cancelled", "timeout"]
 
 
 def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """How probable the model found a token, in its own distribution: before temperature, penalties, filters.
+
+    Attributes:
+        token_id: the token.
+        logprob: the natural logarithm of its probability.
+        top: the most likely tokens at its place, as pairs (token id, log probability): as many as were asked
+            for.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     result = model.generate("The door", max_tokens=4, temperature=0, logprobs=2)
+    >>> [one.top[0] == (one.token_id, one.logprob) for one in result.logprobs]
+    [True, True, True, True]
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -27,19 +49,22 @@ class Generation:
             cannot be read, as the model wrote them.
         token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
         finish_reason: "stop" (end token or stop string), "length" (``max_tokens``), "context" (the context
-            is full) or "cancelled".
+            is full), "timeout" or "cancelled".
         prompt_tokens: tokens of the prompt, BOS included.
         completion_tokens: ``len(token_ids)``.
-        prefill_seconds: time to run the prompt through the model.
-        decode_seconds: time spent after that on sampling, decoding and feeding tokens back; the time in which
-            the caller of a stream did something else is not in it.
-        decode_steps: single-token forward passes in ``decode_seconds`` (the first token needs none).
+        prefill_seconds: time of the forward passes up to the first token.
+        decode_seconds: time of those after that, sampling included; the time in which the text waited for the
+            reader of its stream is not in it.
+        decode_steps: forward passes in ``decode_seconds`` (the first token needs none).
         seed: the seed that was used, so that a run without one can be repeated.
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
-        cached_tokens: tokens at the beginning of the prompt that were not computed, because the conversation
-            had them from its last turn.
+        cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
+            began with them, too.
+        logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
+        prompt_logprobs: how probable it found each token of the prompt after those before it: None for the
+            first token. None as a whole unless it was asked for.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -64,6 +89,8 @@ class Generation:
     tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
     malformed_calls: list[MalformedToolCall] = dataclasses.field(default_factory=list)
     cached_tokens: int = 0
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -129,6 +156,8 @@ class Chunk:
         finish_reason: None, but in the last chunk: see :class:`Generation`.
         events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
             MalformedToolCall of :mod:`gemlet.chat`.
+        index: which prompt the step continues, where the stream has several.
+        logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -141,6 +170,8 @@ class Chunk:
     token_ids: list[int]
     finish_reason: FinishReason | None
     events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False, repr=False)
+    index: int = 0
+    logprobs: list[TokenLogprob] | None = None
 
     def __str__(self) -> str:
         return self.text

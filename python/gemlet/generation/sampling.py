@@ -4,35 +4,112 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 from gemlet import _core
 from gemlet.base.text import asked_for
+from gemlet.errors import InvalidRequestError
 from gemlet.generation.options import GenerationConfig
+from gemlet.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["make_sampler", "warn_of_not_followed"]
+__all__ = ["check_ids", "make_sampler", "warn_of_not_followed"]
 
 _log = logging.getLogger("gemlet")
 
 
 def make_sampler(
-    config: GenerationConfig, *, vocab_limit: int, never: Sequence[int] = ()
+    config: GenerationConfig,
+    *,
+    vocab_limit: int,
+    never: Sequence[int] = (),
+    end_ids: Iterable[int] = (),
+    prompt_tokens: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[_core.Sampler, int]:
-    """The sampler and its seed, a new one where ``config`` has none. Ids from ``vocab_limit`` on are never
-    sampled (0: no limit), and those in ``never`` neither."""
+    """The sampler and its seed, a new one where ``config`` has none.
+
+    Args:
+        vocab_limit: ids from here on are never sampled (0: no limit).
+        never: further ids that are not.
+        end_ids: what ends the text, which ``min_tokens`` puts off.
+        prompt_tokens: how many of the text's tokens are its prompt.
+        tokenizer: what the strings of ``dry_sequence_breakers`` are looked up in.
+    """
     # 32 bits are enough to tell runs apart, and short enough to type again.
     seed = int.from_bytes(os.urandom(4), "little") if config.seed is None else config.seed
+    breakers = None
+    if config.dry_multiplier > 0 and tokenizer is not None:
+        breakers = _sequence_breakers(tokenizer, config.dry_sequence_breakers)
     sampler = _core.Sampler(
         temperature=0.0 if config.greedy else config.temperature,
         top_k=config.top_k,
         top_p=1.0 if config.greedy else config.top_p,  # 0 means greedy
         min_p=config.min_p,
+        typical_p=config.typical_p,
         repetition_penalty=config.repetition_penalty,
-        seed=seed,
-        vocab_limit=vocab_limit,
+        frequency_penalty=config.frequency_penalty,
+        presence_penalty=config.presence_penalty,
+        dry_multiplier=config.dry_multiplier,
+        dry_base=config.dry_base,
+        dry_allowed_length=config.dry_allowed_length,
+        dry_breakers=breakers,
+        no_repeat_ngram=config.no_repeat_ngram_size,
+        logit_bias=list(config.logit_bias),
+        min_tokens=config.min_tokens,
+        end_ids=sorted(end_ids) if config.min_tokens else [],
         suppressed=sorted({*config.suppress_tokens, *never}),
+        vocab_limit=vocab_limit,
+        seed=seed,
+        prompt_tokens=prompt_tokens,
     )
     return sampler, seed
+
+
+_MOST_KEPT = 8
+_kept: WeakKeyDictionary[Tokenizer, dict[tuple[str, ...], _core.SequenceBreakers]] = WeakKeyDictionary()
+
+
+def _sequence_breakers(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> _core.SequenceBreakers:
+    """What :func:`_find_breakers` gives, kept for the next request."""
+    kept = _kept.setdefault(tokenizer, {})
+    found = kept.get(breakers)
+    if found is None:
+        found = _find_breakers(tokenizer, breakers)
+        if len(kept) >= _MOST_KEPT:
+            kept.clear()
+        kept[breakers] = found
+    return found
+
+
+def _find_breakers(tokenizer: Tokenizer, breakers: Iterable[str]) -> _core.SequenceBreakers:
+    """The tokens that make up one of the strings ``breakers``: those that contain it, and those that end with
+    its beginning, before the tokens of the rest (as llama.cpp looks for them)."""
+    decoder = tokenizer.stream_decoder(skip_control=False)
+    texts = [decoder.bytes_of(token_id) for token_id in range(tokenizer.vocab_size)]
+    groups: list[tuple[list[int], list[int]]] = []
+    for breaker in breakers:
+        for cut in range(len(breaker), 0, -1):
+            beginning, rest = breaker[:cut].encode(), breaker[cut:]
+            makes_up = bytes.endswith if rest else bytes.__contains__
+            heads = [token_id for token_id, text in enumerate(texts) if makes_up(text, beginning)]
+            groups.append((heads, tokenizer.encode(rest, add_bos=False)))
+    return _core.SequenceBreakers(groups)
+
+
+def check_ids(config: GenerationConfig, vocab_size: int) -> None:
+    """Raises :class:`InvalidRequestError` for a token id that the model does not have."""
+    given = {
+        "logit_bias": [token_id for token_id, _ in config.logit_bias],
+        "suppress_tokens": config.suppress_tokens,
+        "stop_token_ids": config.stop_token_ids,
+    }
+    for name, ids in given.items():
+        highest = max(ids, default=0)
+        if highest >= vocab_size:
+            raise InvalidRequestError(
+                f"{name}: got the token id {highest}, expected integers from 0 to {vocab_size - 1}"
+            )
 
 
 def warn_of_not_followed(source: str, values: dict[str, object]) -> None:

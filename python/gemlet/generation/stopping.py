@@ -60,8 +60,11 @@ class StopScanner:
         self._pending = ""
         self.stopped = False
 
-    def push(self, text: str) -> str:
-        """Adds ``text``; returns what is now known to belong to no stop string. A match sets ``stopped``."""
+    def push(self, text: str, may_stop: bool = True) -> str:
+        """Adds ``text``; returns what is now known to belong to no stop string. A match sets ``stopped``.
+
+        Unless it ``may_stop``, a stop string that ``text`` completes is text like any other.
+        """
         if self.stopped:
             return ""
         if not self._stops:
@@ -75,7 +78,9 @@ class StopScanner:
                     length = self._tables[which][length - 1]
                 if stop[length] == character:
                     length += 1
-                if length == len(stop):
+                if length == len(stop) and not may_stop:
+                    length = self._tables[which][length - 1]
+                elif length == len(stop):
                     self.stopped = True
                     return self._take(position + 1 - length)
                 self._matched[which] = length
@@ -121,9 +126,9 @@ class ReplyEmitter:
         """Whether a stop string has been completed; nothing is emitted after it."""
         return self._scanner.stopped
 
-    def push(self, token_id: int) -> list[ReplyEvent]:
+    def push(self, token_id: int, *, may_stop: bool = True) -> list[ReplyEvent]:
         """What ``token_id`` makes certain (often nothing, sometimes more than the token itself)."""
-        return self._scan(self._reader.push((token_id,)))
+        return self._scan(self._reader.push((token_id,)), may_stop)
 
     def finish(self, *, ended: bool) -> list[ReplyEvent]:
         """What was held back: bytes of an unfinished character, the beginning of a stop string.
@@ -133,11 +138,11 @@ class ReplyEmitter:
         events = self._scan(self._reader.finish(ended=ended))
         return events + _content(self._scanner.flush())
 
-    def _scan(self, events: Iterable[ReplyEvent]) -> list[ReplyEvent]:
+    def _scan(self, events: Iterable[ReplyEvent], may_stop: bool = True) -> list[ReplyEvent]:
         shown: list[ReplyEvent] = []
         for event in events:
             if isinstance(event, Content):
-                shown += _content(self._scanner.push(event.text))
+                shown += _content(self._scanner.push(event.text, may_stop))
             elif not self.stopped:
                 shown += [*_content(self._scanner.flush()), event]
         return shown

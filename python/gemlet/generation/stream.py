@@ -1,63 +1,34 @@
-"""The loop that generates text: :class:`TextStream`.
-
-One loop serves every interface: prefill the prompt in chunks, then sample a token, show it, feed it back.
-"""
+"""Text as it is written: :class:`TextStream`."""
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.progress import Progress, in_notebook, reporting
-from gemlet.chat.reply import Content, ReplyEvent
-from gemlet.errors import CancelledError, InvalidRequestError, ModelClosedError
-from gemlet.generation.answer import Answer, Timing
-from gemlet.generation.result import Chunk, FinishReason, Generation
+from gemlet.errors import InvalidRequestError, ModelClosedError
+from gemlet.generation.answer import Prepared
+from gemlet.generation.result import Chunk, Generation
+from gemlet.generation.running import Engine, RunningText
 
-__all__ = ["Context", "TextStream"]
+__all__ = ["AHEAD", "TextStream", "run_to_end"]
 
-
-class Context(Protocol):
-    """What a stream computes with: a :class:`_core.TokenSequence`, or what stands for one."""
-
-    @property
-    def length(self) -> int: ...
-    def extend(self, ids: NDArray[np.int32], *, logits: str = "last") -> None: ...
-    def sample(self, sampler: _core.Sampler, /) -> int: ...
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-def prefill(
-    sequence: Context,
-    ids: NDArray[np.int32],
-    is_cancelled: Callable[[], bool] = lambda: False,
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Runs ``ids`` int32 ``[n]`` through the model in chunks and leaves the logits of the last one."""
-    chunk = _core.PASS_TOKENS  # between two chunks Python runs: Ctrl-C and cancel() take effect there
-    for start in range(0, len(ids), chunk):
-        if is_cancelled():
-            raise CancelledError("cancelled during prefill")
-        is_last = start + chunk >= len(ids)
-        sequence.extend(ids[start : start + chunk], logits="last" if is_last else "none")
-        advance(min(chunk, len(ids) - start))
+AHEAD = 16  # tokens that are written before the reader asks for them
 
 
 class TextStream:
-    """The token loop as an iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
+    """An iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
 
-    Nothing is computed before the first chunk is asked for. Each stream has a context (KV cache) of its own,
-    given back when the stream ends, is closed or is left as a context manager. What a signal handler raises
-    (Ctrl-C: KeyboardInterrupt) comes out of the iteration and ends the stream; the model stays usable, and
-    :attr:`result` is what there was by then. A handler may also close the stream, or the model. Whoever asks
-    for the next chunk of a stream whose model was closed before its end gets a
-    :class:`~gemlet.errors.ModelClosedError`.
+    Nothing is computed before the first chunk is asked for. From then on the model's engine writes, at most
+    a few tokens more than were asked for. What the stream takes of the KV cache is given back when it ends,
+    is closed or is left as a context manager. What a signal handler raises (Ctrl-C: KeyboardInterrupt) comes
+    out of the iteration and ends the stream; the model stays usable, and :attr:`result` is what there was by
+    then. A handler may also close the stream, or the model. Whoever asks for the next chunk of a stream whose
+    model was closed before its end gets a :class:`~gemlet.errors.ModelClosedError`.
+
+    The stream of several prompts gives the chunks of all of them as they come; :attr:`Chunk.index` says whose
+    a chunk is.
 
     Attributes:
         prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
@@ -74,25 +45,28 @@ class TextStream:
 
     def __init__(
         self,
+        prepared: Sequence[Prepared],
         *,
-        sequence: Context,
-        sampler: _core.Sampler,
-        prompt_ids: NDArray[np.int32],
-        answer: Answer,
+        engine: Callable[[], Engine],
         context_length: int,
+        ahead: int = AHEAD,
+        readable: bool = False,
         why_closed: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.prompt_progress: Progress = None if in_notebook() else False
-        self._sequence = sequence
-        self._sampler = sampler
-        self._prompt_ids = prompt_ids
-        self._answer = answer
-        self._context_length = context_length
-        self._timing = Timing()
-        self._result: Generation | None = None
+        self._texts: list[RunningText] = []
+        for i, one in enumerate(prepared):
+            followed = next((j for j, other in enumerate(prepared[:i]) if other is one.follows), None)
+            after = None if followed is None else self._texts[followed]
+            self._texts.append(RunningText(one, i, context_length, after))
+        self._live = deque(self._texts)  # those that have not ended; the next one to look at first
+        self._find_engine = engine
+        self._engine: Engine | None = None
+        self._news = _core.News(readable=readable)
+        self._ahead = ahead
         self._why_closed = why_closed  # what to say of a stream that its model closed
         self._closed_early: str | None = None  # that, where the model closed this one
-        self._open = True
+        self._failed = False
         self._is_cancelled = False
         self._close_is_due = False  # asked for by what interrupted a step, such as a signal handler
         self._turn = _core.Turn()  # one step at a time, whoever asks for it
@@ -102,31 +76,50 @@ class TextStream:
 
     def __next__(self) -> Chunk:
         with self._turn as first:
-            if not first:
-                raise InvalidRequestError(
-                    "the stream is in the middle of a step that this code (a signal handler or finalizer) "
-                    "interrupted; ask for the next chunk after it, or close() the stream"
-                )
-            if not self._open:
-                if self._closed_early is not None:
-                    raise ModelClosedError(self._closed_early)
-                raise StopIteration
+            self._check_turn(first)
             try:
-                chunk = self._step()
-            except BaseException as error:  # also what a signal handler raised: the text so far is kept
-                chunk = self._end("cancelled")
-                asked_for = (CancelledError, ModelClosedError) if self._is_cancelled else CancelledError
-                if not isinstance(error, asked_for):
-                    raise
+                self._begin()
+                chunk = self._ready()
+                if chunk is None:
+                    chunk = self._wait_for_chunk()
+                if not self._live:
+                    self._release()
+            except BaseException:  # also what a signal handler raised: the text so far is kept
+                self._fail()
+                raise
         if self._close_is_due:
             self.close()
         return chunk
 
+    def _poll(self) -> tuple[Chunk | None, int]:
+        """The next chunk if it is there, and the value of the news before the look. Does not wait, but
+        the first call begins. Raises what ``next`` raises."""
+        with self._turn as first:
+            self._check_turn(first)
+            seen = self._news.value
+            try:
+                self._begin()
+                return self._ready(), seen
+            except BaseException:
+                self._fail(wait=False)
+                raise
+
+    def _poll_closed(self) -> int | None:
+        """Ends the texts, without waiting. None if the engine has given back what they took, else the value
+        of the news before the look."""
+        with self._turn:
+            seen = self._news.value
+            self._end_all(wait=False)
+            for text in self._texts:
+                text.read()
+            return None if all(text.is_over for text in self._texts) else seen
+
     def __repr__(self) -> str:
-        count = len(self._answer.token_ids)
+        count = sum(len(text.answer.token_ids) for text in self._texts)
         state = f"{count} token{'s' * (count != 1)} so far" if count else "not begun"
-        if not self._open:
-            state = "ended with an error" if self._result is None else f"ended: {self._result!r}"
+        if not self._live:
+            ended = repr(self._texts[0].result) if len(self._texts) == 1 else f"{len(self._texts)} texts"
+            state = "ended with an error" if self._failed else f"ended: {ended}"
         return f"<gemlet.TextStream {state}>"
 
     def __enter__(self) -> TextStream:
@@ -148,11 +141,11 @@ class TextStream:
         ('cancelled', 1)
         """
         self._is_cancelled = True
-        if self._open:
-            self._sequence.cancel()
+        for text in self._texts:
+            text.cancel()
 
     def close(self) -> None:
-        """Cancels the stream if it has not ended, waits for a running step, and gives its context back.
+        """Cancels the stream if it has not ended, and waits until what it took is given back.
 
         A signal handler that interrupted a step need not wait: the step ends the stream when it goes on.
 
@@ -164,71 +157,125 @@ class TextStream:
         >>> list(stream), stream.result.finish_reason, stream.result.text == first.text
         ([], 'cancelled', True)
         """
-        if self._open:
+        if self._live:
             self.cancel()
         with self._turn as first:
             if not first:
                 self._close_is_due = True
-            elif self._open:
+                return
+            if self._live:
                 self._closed_early = self._why_closed()
-                self._end("cancelled")
+                self._end_all()
+            self._release()
 
     @property
     def result(self) -> Generation:
         """The whole :class:`Generation`, once the stream has ended.
 
         Raises:
-            InvalidRequestError: the stream has not ended yet. (One that an error ended has what came before.)
+            InvalidRequestError: the stream has not ended yet, or has several texts. (One that an error ended
+                has what came before.)
         """
-        if self._result is None:
+        if len(self._texts) != 1:
+            raise InvalidRequestError(
+                f"the stream has {len(self._texts)} texts: their results are in results"
+            )
+        return self.results[0]
+
+    @property
+    def results(self) -> list[Generation]:
+        """The whole :class:`Generation` of each prompt, once the stream has ended.
+
+        Raises:
+            InvalidRequestError: the stream has not ended yet.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model, model.stream(["The door", "A star"], max_tokens=3) as stream:
+        ...     indices = sorted(chunk.index for chunk in stream)
+        >>> indices, [result.completion_tokens for result in stream.results]
+        ([0, 0, 0, 1, 1, 1], [3, 3])
+        """
+        results = [text.result for text in self._texts if text.result is not None]
+        if len(results) < len(self._texts):
             raise InvalidRequestError("the stream has no result: iterate it to its end, or close() it, first")
-        return self._result
+        return results
 
-    def _step(self) -> Chunk:
-        """One forward pass (the whole prompt at first, then the last token) and the token sampled from it."""
-        if self._is_cancelled:
-            return self._end("cancelled")
-        answer, timing = self._answer, self._timing
-        started = time.perf_counter()
-        if not answer.token_ids:
-            timing.cached_tokens = self._sequence.length
-            ids = self._prompt_ids[timing.cached_tokens :]
-            with reporting(self.prompt_progress, "reading the prompt", len(ids), "tokens") as advance:
-                prefill(self._sequence, ids, lambda: self._is_cancelled, advance)
-            timing.prefill_seconds = time.perf_counter() - started
-            started = time.perf_counter()
-        else:
-            self._sequence.extend(np.array(answer.token_ids[-1:], dtype=np.int32))
-            timing.decode_steps += 1
-        token_id = self._sequence.sample(self._sampler)
-        events, reason = answer.push(token_id)
-        if reason is None and self._sequence.length >= self._context_length:
-            reason = "context"
-        token_ids = [] if answer.ended else [token_id]
-        timing.decode_seconds += time.perf_counter() - started
-        return _chunk(events, token_ids, None) if reason is None else self._end(reason, events, token_ids)
+    def _check_turn(self, first: bool) -> None:
+        if not first:
+            raise InvalidRequestError(
+                "the stream is in the middle of a step that this code (a signal handler or finalizer) "
+                "interrupted; ask for the next chunk after it, or close() the stream"
+            )
+        if self._live:
+            return
+        if self._closed_early is not None:
+            raise ModelClosedError(self._closed_early)
+        raise StopIteration
 
-    def _end(
-        self, reason: FinishReason, events: Sequence[ReplyEvent] = (), token_ids: Sequence[int] = ()
-    ) -> Chunk:
-        """Ends the stream: its last chunk is ``events`` (already recorded) and what was held back."""
-        held_back, self._result = self._answer.end(reason, self._timing)
-        self._release()
-        return _chunk([*events, *held_back], token_ids, self._result.finish_reason)
+    def _begin(self) -> Engine:
+        if self._engine is None:
+            engine = self._engine = self._find_engine()
+            if not self._is_cancelled:
+                for text in self._texts:
+                    text.begin(engine, self._news, self._ahead)
+        return self._engine
+
+    def _ready(self) -> Chunk | None:
+        """A chunk that is there, of the texts in turn."""
+        for _ in range(len(self._live)):
+            text = self._live[0]
+            if self._is_cancelled:
+                chunk: Chunk | None = text.end("cancelled")
+            else:
+                text.read()
+                chunk = text.next_chunk()
+            self._live.rotate(-1)
+            if text.result is not None:
+                self._live.remove(text)
+            if chunk is not None:
+                return chunk
+        return None
+
+    def _wait_for_chunk(self) -> Chunk:
+        engine, is_new = self._begin(), not any(text.answer.token_ids for text in self._texts)
+        total, known = sum(text.prompt_tokens for text in self._texts), 0
+        progress = self.prompt_progress if is_new else False
+        with reporting(progress, "reading the prompt", total, "tokens") as advance:
+            while True:
+                seen = self._news.value
+                chunk = self._ready()
+                read = sum(text.read_tokens for text in self._texts)
+                advance(read - known)
+                known = read
+                if chunk is not None:
+                    return chunk
+                engine.wait(self._news, seen)
+
+    def _fail(self, *, wait: bool = True) -> None:
+        """After an error: all texts end with what they have."""
+        self._failed = True
+        self._end_all(wait=wait)
+
+    def _end_all(self, *, wait: bool = True) -> None:
+        while self._live:
+            self._live.popleft().end("cancelled")
+        if wait:
+            self._release()
 
     def _release(self) -> None:
-        self._open = False
-        self._sequence.close()
+        """Waits until the engine has given back what the texts took."""
+        for text in self._texts:
+            while not text.is_over and self._engine is not None:
+                seen = self._news.value
+                text.read()
+                if not text.is_over:
+                    self._engine.wait(self._news, seen)
 
 
-def run_to_end(stream: TextStream) -> Generation:
-    """What the stream gives in all."""
+def run_to_end(stream: TextStream, ended: Callable[[int], None] = lambda count: None) -> list[Generation]:
+    """What the stream gives in all; calls ``ended(1)`` for each text that ends."""
     with stream:
-        for _ in stream:
-            pass
-    return stream.result
-
-
-def _chunk(events: list[ReplyEvent], token_ids: Sequence[int], reason: FinishReason | None) -> Chunk:
-    text = "".join(event.text for event in events if isinstance(event, Content))
-    return Chunk(text, list(token_ids), reason, events)
+        for chunk in stream:
+            if chunk.finish_reason is not None:
+                ended(1)
+    return stream.results

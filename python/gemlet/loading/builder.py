@@ -14,8 +14,9 @@ from gemlet.errors import InvalidRequestError
 from gemlet.generation.options import GenerationConfig
 from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
+from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.packing.blocks import stored_bytes
-from gemlet.packing.cache import packed_copy
+from gemlet.packing.cache import model_digest, packed_copy
 from gemlet.packing.fill import fill, set_table
 from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -68,6 +69,15 @@ def filled_builder(files: ModelFiles, options: LoadOptions) -> _core.ModelBuilde
     return builder
 
 
+def digest_of(files: ModelFiles, options: LoadOptions) -> bytes:
+    """32 bytes of all that keys and values depend on besides the tokens and an adapter."""
+    from gemlet import _core
+
+    builder = make_builder(files.config, options, allocate=False, plan_only=True)
+    kernels = _core.cpu_info()["tier"], options.device, options.formats.kv_cache
+    return model_digest(files, builder, weights=options.weights, kernels=kernels)
+
+
 def not_packed(files: ModelFiles) -> InvalidRequestError:
     return InvalidRequestError(
         f"embedding_on_disk: {files.name} is not packed, and no cache has its packed form; make a packed "
@@ -88,6 +98,7 @@ def finish_model(
     prompts: Prompts | None = None,
     spare_memory: int | None = None,
     not_followed: Mapping[str, Any] | None = None,
+    prefix_cache: PrefixCacheOptions | None = None,
 ) -> Model:
     """The model from a builder that has all weights; ``started`` is when loading began."""
     if tokenizer is not None and tokenizer.end_of_turn_id is not None:
@@ -104,6 +115,7 @@ def finish_model(
         spare_memory=spare_memory,
         prompts=prompts,
         not_followed=not_followed,
+        prefix_cache=prefix_cache,
     )
 
 

@@ -9,11 +9,12 @@ import tempfile
 
 from gemlet.base.files import checked_path
 from gemlet.base.front_door import public
+from gemlet.base.handlers import only_in, undisturbed
 from gemlet.base.progress import Progress, reporting
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import CancelledError, InvalidRequestError, ModelFileError
+from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.loading.builder import make_builder
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.packing.blocks import stored_bytes
@@ -92,25 +93,25 @@ def convert(
         parent, name = os.path.split(target)
         own = None  # a folder that no other conversion has, for the one that is made
         try:
-            os.makedirs(parent, exist_ok=True)
-            own = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
-            made = os.path.join(own, name)
-            os.mkdir(made)
+            with only_in(process, path):
+                os.makedirs(parent, exist_ok=True)
+                own = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
+                made = os.path.join(own, name)
+                os.mkdir(made)
             with reporting(progress, "converting", stored_bytes(files, table=True)) as advance:
-                write_packed(f"{made}/model.safetensors", files, builder, advance, weights=options.weights)
-            _describe(made, files)
-            if matformer is not None:
-                _rewrite_config(made, whole, matformer)
-            if os.getpid() != process:
-                raise CancelledError(f"{path}: a signal handler forked the process that writes it")
-            os.rename(made, target)
+                packed = f"{made}/model.safetensors"
+                write_packed(packed, files, builder, advance, weights=options.weights, process=process)
+            with only_in(process, path):
+                _describe(made, files)
+                if matformer is not None:
+                    _rewrite_config(made, whole, matformer)
+                os.rename(made, target)
         except OSError as problem:
-            if os.getpid() != process:  # the parent has taken the folder away
-                raise CancelledError(f"{path}: a signal handler forked the process that writes it") from None
             raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
         finally:
-            if own is not None and os.getpid() == process:  # a signal handler may have forked
-                shutil.rmtree(own, ignore_errors=True)
+            with undisturbed():
+                if own is not None and os.getpid() == process:
+                    shutil.rmtree(own, ignore_errors=True)
 
 
 def _describe(folder: str, files: ModelFiles) -> None:

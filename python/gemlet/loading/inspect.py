@@ -33,6 +33,8 @@ def inspect(
     max_context: int | None = None,
     max_memory: int | str | None = None,
     embedding_on_disk: bool = False,
+    prefix_cache: bool | str | os.PathLike[str] = True,
+    prefix_cache_size: int | str | None = None,
     matformer: Matformer = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -57,6 +59,8 @@ def inspect(
         kv_cache=kv_cache,
         max_memory=max_memory,
         embedding_on_disk=embedding_on_disk,
+        prefix_cache=prefix_cache,
+        prefix_cache_size=prefix_cache_size,
         matformer=matformer,
     )
     with open_model_files(source, revision=revision, token=token, headers_only=True) as files:

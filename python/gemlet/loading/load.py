@@ -9,7 +9,7 @@ import time
 from gemlet.base.front_door import public
 from gemlet.base.progress import Progress
 from gemlet.base.sizes import parse_memory
-from gemlet.loading.builder import filled_builder, finish_model, not_packed, settle
+from gemlet.loading.builder import digest_of, filled_builder, finish_model, not_packed, settle
 from gemlet.loading.memory_plan import check_memory
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.model.model import Model
@@ -38,6 +38,8 @@ def load(
     merge_adapter: str | os.PathLike[str] | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     cache: bool = False,
+    prefix_cache: bool | str | os.PathLike[str] = True,
+    prefix_cache_size: int | str | None = None,
     progress: Progress = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -96,6 +98,13 @@ def load(
         cache: keeps the packed weights and the parsed vocabulary in the user's cache directory
             (``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default
             20 GB, the longest unused leaving first), and uses them the next time.
+        prefix_cache: keeps what was computed of texts, their keys and values. A text that begins like an
+            earlier one, such as the next turn of a chat, reads only what is new. True: in memory, until the
+            model is closed. False: not at all. A folder: on disk too, so that the next process goes on; it
+            must be writable for this user alone. It holds what was in the texts.
+        prefix_cache_size: the most that is kept, as in ``max_memory``; what was not used longest goes first.
+            Without a folder, of the memory, which then counts in the plan; None: a quarter of what all texts
+            share, an eighth of what is left. With a folder, of the folder; None: 10 GB.
         progress: None shows a line on terminals and in notebooks if packing takes a while (a bar where tqdm
             is installed), True everywhere, False nowhere; or a function that is called with the bytes done
             and the bytes in all. What it raises cancels the loading and passes through, and so does Ctrl-C:
@@ -132,6 +141,8 @@ def load(
         kv_cache=kv_cache,
         max_memory=max_memory,
         embedding_on_disk=embedding_on_disk,
+        prefix_cache=prefix_cache,
+        prefix_cache_size=prefix_cache_size,
         device=device,
         matformer=matformer,
         cache=cache,
@@ -159,6 +170,7 @@ def load(
         if max_memory is not None:
             settle(files)
             spare = check_memory(parse_memory(max_memory), files.config, options)
+        kept_texts = options.prefix_cache_options(digest_of(files, options))
         return finish_model(
             filled_builder(files, options),
             files.config,
@@ -171,4 +183,5 @@ def load(
             source=files.name,
             started=started,
             spare_memory=spare,
+            prefix_cache=kept_texts,
         )

@@ -23,9 +23,10 @@ class MemoryPlan:
 
     ``embedding`` is, where it stays on disk, what is resident of it at a time; ``kv_cache`` that of one text
     as long as the context, dropped blocks that still share memory with others included; ``activations`` those
-    of a full chunk of a prompt with its logits; ``process``
-    what this process had resident when the plan was made: Python, NumPy, the tokenizer. ``on_disk`` is read
-    from the file while the model runs and is no part of the total.
+    of a full chunk of a prompt with its logits; ``prefix_cache`` what is kept of texts that have ended, if
+    ``prefix_cache_size`` says how much of the memory (else it takes a part of what the plan leaves);
+    ``process`` what this process had resident when the plan was made: Python, NumPy, the tokenizer.
+    ``on_disk`` is read from the file while the model runs and is no part of the total.
 
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), LoadOptions(weights="q4", max_context=4096))
@@ -36,19 +37,22 @@ class MemoryPlan:
     weights: int
     embedding: int
     kv_cache: int
+    prefix_cache: int
     activations: int
     process: int
     on_disk: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.embedding + self.kv_cache + self.activations + self.process
+        kept = self.kv_cache + self.prefix_cache
+        return self.weights + self.embedding + kept + self.activations + self.process
 
     def __str__(self) -> str:
         parts = [
             f"weights {size_text(self.weights)}",
             f"embedding {size_text(self.embedding)}",
             f"KV cache {size_text(self.kv_cache)}",
+            *([f"prefix cache {size_text(self.prefix_cache)}"] if self.prefix_cache else []),
             f"activations {size_text(self.activations)}",
             f"process {size_text(self.process)}",
         ]
@@ -63,7 +67,8 @@ def plan_memory(config: TextConfig, options: LoadOptions, *, table_type: str = "
     """
     builder = make_builder(config, options, plan_only=True)
     plan = builder.plan(table_type=table_type, threads=options.threads or 0)
-    return MemoryPlan(process=resident_bytes(), **plan)
+    kept = 0 if config.bidirectional else options.kept_texts or 0
+    return MemoryPlan(process=resident_bytes(), prefix_cache=kept, **plan)
 
 
 def check_memory(limit: int, config: TextConfig, options: LoadOptions, *, name: str = "max_memory") -> int:
@@ -90,6 +95,8 @@ def check_memory(limit: int, config: TextConfig, options: LoadOptions, *, name: 
     smallest = partial(plan_of, weights="q4", embedding="q4", own_formats={})
     if options.weights == "q4" and options.embedding is None and smallest().total <= limit:
         remedies.append('embedding="q4"')
+    if plan.prefix_cache and plan.total - plan.prefix_cache <= limit:
+        remedies.append("a smaller prefix_cache_size")
     if not options.embedding_on_disk and plan_of(embedding_on_disk=True).total <= limit:
         remedies.append("embedding_on_disk=True")
     if not remedies and (context := _largest_context(smallest, longest, limit)):  # no single change is enough

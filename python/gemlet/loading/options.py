@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gemlet import _core
+from gemlet.base.files import checked_path
 from gemlet.base.progress import Progress, check_progress
 from gemlet.base.sizes import parse_memory
 from gemlet.base.text import show, show_argument
 from gemlet.config.matformer import check_matformer
 from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.model.prefix_cache import PrefixCacheOptions, folder_for_texts
 from gemlet.weights.formats import KV_CACHES, PRESETS, Formats, format_named, formats_of
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandLine", "LoadOptions", "Matformer", "command_line"]
 
+_FOLDER_SIZE = "10GB"  # of a prefix cache on disk
 Matformer = str | int | Sequence[int] | Mapping[str, Any] | None
 
 
@@ -96,6 +100,14 @@ class LoadOptions:
             "keep the embedding out of memory; the model has to be packed, or --cache given", kind=None
         ),
     )
+    prefix_cache: bool | str | os.PathLike[str] = field(
+        default=True,
+        metadata=_shown("folder that keeps what was computed of texts, for the next start", metavar="FOLDER"),
+    )
+    prefix_cache_size: int | str | None = field(
+        default=None,
+        metadata=_shown("the most it keeps there; without a folder, in memory", metavar="SIZE"),
+    )
     device: str = "cpu"
     matformer: Matformer = field(
         default=None,
@@ -129,6 +141,7 @@ class LoadOptions:
             )
         if self.max_memory is not None:
             parse_memory(self.max_memory)
+        put("prefix_cache", _prefix_cache(self.prefix_cache, self.prefix_cache_size))
         put("embedding_on_disk", _flag("embedding_on_disk", self.embedding_on_disk))
         put("cache", _flag("cache", self.cache))
         check_progress(self.progress)
@@ -138,6 +151,33 @@ class LoadOptions:
     def formats(self) -> Formats:
         """The formats in memory, once ``weights`` is not "auto" any more."""
         return formats_of(self.weights, self.embedding, self.kv_cache)
+
+    @property
+    def kept_texts(self) -> int | None:
+        """Bytes of memory for the keys and values of texts that have ended; None: as much as is left for it.
+
+        >>> LoadOptions(prefix_cache_size="1GB").kept_texts, LoadOptions(prefix_cache=False).kept_texts
+        (1000000000, 0)
+        """
+        if self.prefix_cache is False:
+            return 0
+        in_memory = self.prefix_cache is True and self.prefix_cache_size is not None
+        return self._prefix_cache_size if in_memory else None
+
+    def prefix_cache_options(self, model_digest: bytes = b"") -> PrefixCacheOptions:
+        """What these options say of the prefix cache. Makes its folder.
+
+        Raises :class:`InvalidRequestError` for a folder that cannot be used.
+        """
+        if isinstance(self.prefix_cache, bool):
+            return PrefixCacheOptions(self.kept_texts, model_digest=model_digest)
+        folder = folder_for_texts(os.fspath(self.prefix_cache))
+        return PrefixCacheOptions(None, folder, self._prefix_cache_size, model_digest)
+
+    @property
+    def _prefix_cache_size(self) -> int:
+        size = _FOLDER_SIZE if self.prefix_cache_size is None else self.prefix_cache_size
+        return parse_memory(size, "prefix_cache_size")
 
     def with_context(self, longest: int) -> LoadOptions:
         """These options for a model whose texts have at most ``longest`` tokens: ``max_context`` is a number.
@@ -189,12 +229,22 @@ def _format(what: str, name: object, *also: str) -> str:
 def _device(device: object) -> str:
     if device is None:
         return "cpu"
-    if not isinstance(device, str):
+    if not isinstance(device, str) or not device.isprintable():
         raise UnsupportedError(f"device is {show_argument(device)}; expected a name, like 'cpu'")
     if device == "auto":
         return "cpu"
     _core.check_device(device)
     return device
+
+
+def _prefix_cache(where: object, size: int | str | None) -> bool | str:
+    if size is not None:
+        parse_memory(size, "prefix_cache_size")
+        if where is False:
+            raise InvalidRequestError("prefix_cache_size goes with a prefix cache, but prefix_cache is False")
+    if where is None or isinstance(where, bool):
+        return where is not False
+    return checked_path("prefix_cache", where, "True, False or the path of a folder")
 
 
 def _check_threads(name: str, threads: int | None) -> None:

@@ -51,4 +51,5 @@ def random_model(name: str, options: LoadOptions | None = None, *, seed: int = 0
         source=name,
         started=started,
         spare_memory=spare,
+        prefix_cache=options.prefix_cache_options(),
     )

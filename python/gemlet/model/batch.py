@@ -1,27 +1,24 @@
-"""Many texts continued at once, by the core's engine: :func:`generate_all`."""
+"""One prompt or several, as a caller gives them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any, cast
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemlet import _core
-from gemlet.base.progress import Progress, reporting
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
-from gemlet.generation.answer import Prepared, Timing
-from gemlet.generation.result import FinishReason, Generation
-from gemlet.model.resident import Resident
+from gemlet.generation.result import Generation
 
-__all__ = ["ManyPrompts", "Prompt", "generate_all", "prompts_of", "seeds_of"]
+__all__ = ["ManyPrompts", "Prompt", "arranged", "counts_of", "prompts_of", "seeds_of"]
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray[np.integer[Any]]]
 _KINDS = (str, list, tuple, np.ndarray)
+_MOST = 16  # continuations of a prompt
 
 
 def prompts_of(prompt: object) -> list[object] | None:
@@ -51,70 +48,33 @@ def seeds_of(seed: object, count: int) -> list[Any]:
     return list(seed)
 
 
-class _Running:
-    """One of the texts: reads its tokens from the engine as they come."""
-
-    def __init__(self, prepared: Prepared, engine: _core.Engine, news: _core.News) -> None:
-        self.answer = prepared.answer
-        self.result: Generation | None = None
-        self._began = time.perf_counter()
-        self._first: float | None = None  # when the first token came
-        self._request = engine.submit(
-            prepared.ids,
-            sampler=prepared.sampler,
-            news=news,
-            max_tokens=prepared.answer.config.max_tokens,
-            end_ids=sorted(prepared.answer.end_ids),
-            adapter=prepared.adapter,
-            # Nobody reads slowly here: all texts are read in turn, as soon as there is news.
-            most_unread=max(16, prepared.answer.config.max_tokens),
-        )
-
-    def read(self) -> None:
-        """Takes the tokens that are there; sets ``result`` with the last one."""
-        ids, core_reason = self._request.take()
-        if ids and self._first is None:
-            self._first = time.perf_counter()
-        reason = cast("FinishReason | None", core_reason)
-        self.answer.ended = reason == "stop"
-        for token_id in ids:
-            _, ending = self.answer.push(token_id)
-            if ending is not None:
-                reason, self.answer.ended = ending, False
-                break
-        if reason is None:
-            return
-        self.cancel()
-        now = time.perf_counter()
-        first = now if self._first is None else self._first
-        steps = max(0, len(self.answer.token_ids) - 1)
-        timing = Timing(first - self._began, now - first, steps, self._request.cached_tokens)
-        _, self.result = self.answer.end(reason, timing)
-
-    def cancel(self) -> None:
-        self._request.cancel()
+def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
+    """How many continuations of each prompt are wanted (``n``), and of how many written ones
+    (``best_of``)."""
+    n, best_of = (options.get(name) for name in ("n", "best_of"))
+    for name, value in (("n", n), ("best_of", best_of)):
+        wrong = isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MOST
+        if value is not None and wrong:
+            raise InvalidRequestError(
+                f"{name}: got {show_argument(value)}, expected an integer from 1 to {_MOST}"
+            )
+    count = 1 if n is None else int(n)
+    if best_of is not None and best_of < count:
+        raise InvalidRequestError(f"best_of: got {best_of}, expected at least n, {count}")
+    return count, count if best_of is None else int(best_of)
 
 
-def generate_all(resident: Resident, prepared: Sequence[Prepared], progress: Progress) -> list[Generation]:
-    """The continuation of each, in their order. What a signal handler raises ends all of them."""
-    engine, news = resident.engine(), _core.News()
-    running: list[_Running] = []
-    try:
-        for one in prepared:
-            running.append(_Running(one, engine, news))
-        with reporting(progress, "generating", len(running), "texts") as advance:
-            waiting = running
-            while waiting:
-                seen = news.value
-                for text in waiting:
-                    text.read()
-                left = [text for text in waiting if text.result is None]
-                if len(left) < len(waiting):
-                    advance(len(waiting) - len(left))
-                else:
-                    engine.wait(news, seen)
-                waiting = left
-    finally:
-        for text in running:
-            text.cancel()
-    return [text.result for text in running if text.result is not None]
+def arranged(
+    prompt: object, options: Mapping[str, Any], results: list[Generation]
+) -> Generation | list[Generation]:
+    """The results as they were asked for: the best of each prompt's, and a single one by itself."""
+    count, written = counts_of(options)
+    if options.get("best_of") is not None:
+        groups = [results[start : start + written] for start in range(0, len(results), written)]
+        results = [one for group in groups for one in sorted(group, key=_mean_logprob, reverse=True)[:count]]
+    return results[0] if prompts_of(prompt) is None and options.get("n") is None else results
+
+
+def _mean_logprob(result: Generation) -> float:
+    logprobs = result.logprobs or []
+    return sum(one.logprob for one in logprobs) / len(logprobs) if logprobs else -math.inf

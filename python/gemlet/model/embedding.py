@@ -1,8 +1,8 @@
-"""From texts to the forward passes of an embedding model, and from their results to unit vectors."""
+"""From the texts that an embedding model reads to unit vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,9 @@ from gemlet.base.text import show_argument
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
 from gemlet.model.resident import Resident
+from gemlet.model.rows import rows_of
 
-__all__ = ["checked_dimensions", "embed_all", "passes", "unit_vectors", "writes_no_text"]
+__all__ = ["checked_dimensions", "embed_all", "unit_vectors", "writes_no_text"]
 
 
 def writes_no_text(prompts: Prompts | None, source: str) -> Prompts:
@@ -34,24 +35,6 @@ def checked_dimensions(dimensions: object, size: int) -> int:
             f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
         )
     return count
-
-
-def passes(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[list[int]]]:
-    """``texts`` in groups for one forward pass each, none of more than ``most_tokens`` but a single text.
-
-    They are large enough not to wait for the weights, and take no more memory than the core plans for.
-    """
-    limit = min(_core.PASS_TOKENS, most_tokens)
-    group: list[list[int]] = []
-    tokens = 0
-    for text in texts:
-        if group and (tokens + len(text) > limit or len(group) == _core.PASS_TEXTS):
-            yield group
-            group, tokens = [], 0
-        group.append(list(text))
-        tokens += len(text)
-    if group:
-        yield group
 
 
 def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True) -> NDArray[np.float32]:
@@ -79,8 +62,6 @@ def embed_all(
     if ``divide``."""
     result = np.zeros((len(texts), count), dtype=np.float32)
     places = [i for i, text in enumerate(texts) if text]  # a text without tokens stays zero
-    for group in passes([texts[i] for i in places], resident.context_length):
-        vectors = resident.core.embed(group, adapter)
-        result[places[: len(group)]] = unit_vectors(vectors[:, :count], resident.name, divide=divide)
-        del places[: len(group)]
+    for index, vector in rows_of(resident, [texts[i] for i in places], adapter, "embedding"):
+        result[places[index]] = unit_vectors(vector[:, :count], resident.name, divide=divide)[0]
     return result

@@ -8,6 +8,7 @@ from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.adapters.opening import open_adapter
 from gemlet.base.files import checked_path
+from gemlet.base.front_door import public
 from gemlet.base.names import did_you_mean
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
@@ -39,22 +40,46 @@ class LoadedAdapters:
         with self._resident.lock:
             return {name: adapter for name, (adapter, _) in self._loaded.items()}
 
-    def load(
+    @public
+    def load_adapter(
         self,
-        source: str | os.PathLike[str],
-        name: str | None,
-        revision: str | None,
-        token: str | bool | None,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> Adapter:
-        """Loads the adapter ``source``; raises as :meth:`gemlet.Model.load_adapter` does."""
+        """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
+
+        Any number may be loaded, also while the model generates. Their matrices stay apart from the model's,
+        in float32 for a model with f32 weights, else in bfloat16, and count against ``max_memory``.
+
+        Args:
+            path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.
+            name: what to call it; None: the name of the folder, the file or the repository.
+            revision, token: as in :func:`gemlet.load`, of an adapter on the hub.
+
+        Raises:
+            InvalidRequestError: the name is empty or taken.
+            ModelFileError, ConfigError, TensorError: it is damaged, or not for gemlet or this model.
+            HubError: the hub cannot be reached, or does not give the adapter out.
+            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
+
+        >>> import gemlet
+        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
+        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain", name="mine")
+        ...     result = model.generate([2, 7, 11], max_tokens=8, adapter="mine")
+        >>> adapter.name, adapter.ranks
+        ('mine', (4,))
+        """
         self._resident.check_open()
         if name is None:
-            name = os.path.basename(os.path.abspath(checked_path("path", source))).removesuffix(".gguf")
+            name = os.path.basename(os.path.abspath(checked_path("path", path))).removesuffix(".gguf")
         self._check_name(name)
-        path = find_adapter(source, revision=revision, token=token)
+        found = find_adapter(path, revision=revision, token=token)
         resident = self._resident
         # One load at a time, from the check to the end: what is left of max_memory is given out once.
-        with open_adapter(path, self._config) as files, self._loading:
+        with open_adapter(found, self._config) as files, self._loading:
             self._check_name(name)
             scratch = max(self.scratch, resident.core.adapter_scratch_bytes(files.max_rank))
             if self.spare_memory is not None:
@@ -68,8 +93,18 @@ class LoadedAdapters:
                 self.scratch = scratch
         return adapter
 
-    def unload(self, name: str) -> None:
-        """Takes the adapter ``name`` out; raises as :meth:`find` does."""
+    @public
+    def unload_adapter(self, name: str) -> None:
+        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
+
+        Raises:
+            InvalidRequestError: no adapter of this name is loaded.
+
+        >>> import gemlet
+        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
+        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain")
+        ...     model.unload_adapter(adapter.name)
+        """
         with self._resident.lock:
             if name is None:
                 raise InvalidRequestError("name: got None, expected the name of a loaded adapter")

@@ -7,19 +7,17 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.errors import MemoryLimitError, TensorError
+from gemlet.model.resident import Resident
+from gemlet.model.rows import rows_of
 
 __all__ = ["all_logits"]
 
-# Rows of logits computed at a time: bounds the core's own buffer to 128 * vocab_size floats (134 MB for
-# Gemma 3).
-_CHUNK = 128
-
 
 def all_logits(
-    core: _core.Model, adapter: _core.Adapter | None, tokens: NDArray[np.int32], source: str
+    resident: Resident, adapter: _core.Adapter | None, tokens: NDArray[np.int32]
 ) -> NDArray[np.float32]:
     """float32 ``[n, vocab_size]`` for int32 ``[n]``; :meth:`gemlet.Model.logits` has the errors."""
-    vocab_size = core.config.vocab_size
+    vocab_size = resident.vocab_size
     try:
         result = np.empty((len(tokens), vocab_size), dtype=np.float32)
     except MemoryError:
@@ -27,15 +25,11 @@ def all_logits(
         raise MemoryLimitError(
             f"logits: {len(tokens)} rows of {vocab_size} need {size} bytes; pass fewer ids"
         ) from None
-    sequence = _core.TokenSequence(core, adapter)
-    try:
-        for start in range(0, len(tokens), _CHUNK):
-            stop = start + _CHUNK
-            sequence.extend(tokens[start:stop], logits="all")
-            result[start:stop] = sequence.logits()
-            _check_finite(result[start:stop], start, source)
-    finally:
-        sequence.close()
+    start = 0
+    for _, rows in rows_of(resident, [tokens], adapter, "logits"):
+        result[start : start + len(rows)] = rows
+        _check_finite(rows, start, resident.name)
+        start += len(rows)
     return result
 
 

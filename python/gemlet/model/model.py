@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +14,21 @@ from gemlet.base.front_door import public
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
-from gemlet.generation.options import (
-    GenerationConfig,
-    GenerationOptions,
-    ManyGenerationOptions,
-    describes_options,
-    given_options,
-    resolve_config,
-)
+from gemlet.generation.async_stream import AsyncTextStream, run_async
+from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
-from gemlet.generation.stream import TextStream, run_to_end
-from gemlet.model.batch import ManyPrompts, Prompt
+from gemlet.generation.stream import TextStream
+from gemlet.model.call_options import ChatOptions, takes_options
 from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
-from gemlet.model.kept_contexts import KeptContexts
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
+from gemlet.model.parts import method_of
+from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.model.reading import Reader
+from gemlet.model.remembering import Remembering
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
+from gemlet.model.texts import Texts
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -41,12 +37,12 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 
-class Model:
+class Model(Texts):
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
-    It may be shared by threads: each generation has a context of its own, and the forward passes of
-    concurrent generations take turns. Use it as a context manager, or call :meth:`close`, to give its memory
-    back; what is called on it afterwards raises :class:`~gemlet.errors.ModelClosedError`.
+    It may be shared by threads, and by tasks of an event loop: what is asked of it at a time advances
+    together, step by step. Use it as a context manager, or call :meth:`close`, to give its memory back; what
+    is called on it afterwards raises :class:`~gemlet.errors.ModelClosedError`.
 
     Attributes:
         config: what ``config.json`` says.
@@ -85,6 +81,7 @@ class Model:
         prompts: Prompts | None = None,
         spare_memory: int | None = None,
         not_followed: Mapping[str, Any] | None = None,
+        prefix_cache: PrefixCacheOptions | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -96,16 +93,13 @@ class Model:
         self.load_seconds = load_seconds
         self._prompts = prompts
         self._not_followed = dict(not_followed or {})
-        self._resident = resident = Resident(core, source, spare_memory, writes=prompts is None)
-        self.weights, self.kv_cache = resident.weights, resident.kv_cache
-        self.threads, self.decode_threads, self.tier = (
-            resident.threads,
-            resident.decode_threads,
-            resident.tier,
+        self._resident = own = Resident(
+            core, source, spare_memory, writes=prompts is None, prefix_cache=prefix_cache
         )
-        self.context_length, self.vocab_size = resident.context_length, resident.vocab_size
+        self.weights, self.kv_cache, self.tier = own.weights, own.kv_cache, own.tier
+        self.threads, self.decode_threads = own.threads, own.decode_threads
+        self.context_length, self.vocab_size = own.context_length, own.vocab_size
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
-        self._contexts: KeptContexts | None = None  # those of a conversation, in its own copy of this object
 
     def __repr__(self) -> str:
         return f"<gemlet.Model {self._resident!r}>"
@@ -118,13 +112,13 @@ class Model:
         self.close()
 
     def memory(self) -> dict[str, int]:
-        """Bytes in memory now: "weights", "embedding", "adapters", and "kv_cache" of all texts. And what one
-        token takes of the cache in layers without ("kv_cache_per_token") and with a window
-        ("kv_cache_per_window_token").
+        """Bytes in memory now: "weights", "embedding", "adapters", "kv_cache" of the texts that run, and
+        "prefix_cache" of what is only kept. And what one token takes of the cache in layers without
+        ("kv_cache_per_token") and with a window ("kv_cache_per_window_token").
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     stream = model.stream("The door", max_tokens=4)
+        ...     stream = model.stream("The door", max_tokens=100)
         ...     before, chunk, during = model.memory(), next(stream), model.memory()
         >>> before["kv_cache"], during["kv_cache"] > 4 * during["kv_cache_per_token"] > 0
         (0, True)
@@ -143,53 +137,8 @@ class Model:
         """
         return self._adapters.by_name()
 
-    @public
-    def load_adapter(
-        self,
-        path: str | os.PathLike[str],
-        name: str | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-    ) -> Adapter:
-        """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
-
-        Any number may be loaded, also while the model generates. Their matrices stay apart from the model's,
-        in float32 for a model with f32 weights, else in bfloat16, and count against ``max_memory``.
-
-        Args:
-            path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.
-            name: what to call it; None: the name of the folder, the file or the repository.
-            revision, token: as in :func:`gemlet.load`, of an adapter on the hub.
-
-        Raises:
-            InvalidRequestError: the name is empty or taken.
-            ModelFileError, ConfigError, TensorError: it is damaged, or not for gemlet or this model.
-            HubError: the hub cannot be reached, or does not give the adapter out.
-            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
-
-        >>> import gemlet
-        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
-        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain", name="mine")
-        ...     result = model.generate([2, 7, 11], max_tokens=8, adapter="mine")
-        >>> adapter.name, adapter.ranks
-        ('mine', (4,))
-        """
-        return self._adapters.load(path, name, revision, token)
-
-    @public
-    def unload_adapter(self, name: str) -> None:
-        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
-
-        Raises:
-            InvalidRequestError: no adapter of this name is loaded.
-
-        >>> import gemlet
-        >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
-        ...     adapter = model.load_adapter("tests/golden/adapters/gemma3-plain")
-        ...     model.unload_adapter(adapter.name)
-        """
-        self._adapters.unload(name)
+    load_adapter = method_of("_adapters", LoadedAdapters.load_adapter)
+    unload_adapter = method_of("_adapters", LoadedAdapters.unload_adapter)
 
     def close(self) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
@@ -232,7 +181,7 @@ class Model:
         """
         self._resident.check_writes("logits")
         tokens = self._reader.checked(ids, "ids")
-        return all_logits(self._resident.core, self._adapters.find(adapter), tokens, self.source)
+        return all_logits(self._resident, self._adapters.find(adapter), tokens)
 
     @public
     def embed(
@@ -284,140 +233,13 @@ class Model:
         low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
         return embed_all(self._resident, ids, low_rank, count, divide=divide)
 
-    @overload
-    def generate(
-        self,
-        prompt: Prompt,
-        config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        **options: Unpack[GenerationOptions],
-    ) -> Generation: ...
-    @overload
-    def generate(
-        self,
-        prompt: ManyPrompts,
-        config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        **options: Unpack[ManyGenerationOptions],
-    ) -> list[Generation]: ...
     @public
-    @describes_options
-    def generate(
-        self,
-        prompt: Prompt | ManyPrompts,
-        config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
-    ) -> Generation | list[Generation]:
-        """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
-
-        The texts of a list advance together, which is faster than one after the other. ``seed`` is one for
-        all or a list of them; each text is what it would be alone.
-
-        Args:
-            prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
-            config: how to generate; None takes :attr:`generation_config`. The arguments behind ``adapter``
-                replace single values of it.
-            adapter: the name of a loaded adapter to generate with; None: the model alone.
-            allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
-                text from somebody else, takes it as plain characters.
-            (the options of GenerationConfig)
-
-        Raises:
-            InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
-                is not loaded, or text for a model without tokenizer.
-            ContextLengthError: the prompt does not fit the context.
-            ModelClosedError: the model is closed.
-            KeyboardInterrupt: Ctrl-C; the model stays usable.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     first = model.generate("The door opened", max_tokens=9, seed=3)
-        ...     second = model.generate("The door opened", max_tokens=9, seed=3)
-        >>> first.text == second.text
-        True
-        """
-        options: Any = given_options(locals())
-        self._resident.check_writes("generate")
-        defaults = self.generation_config
-        return self._requests.generate(prompt, config, defaults, options, adapter, allow_control)
-
-    @public
-    @describes_options
-    def stream(
-        self,
-        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
-        config: GenerationConfig | None = None,
-        *,
-        adapter: str | None = None,
-        allow_control: bool = True,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
-    ) -> TextStream:
-        """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
-
-        The request is checked here; the work is done as the returned :class:`TextStream` is iterated.
-
-        Args:
-            (the options of GenerationConfig)
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     len(list(model.stream("The door", max_tokens=5, temperature=0)))
-        5
-        """
-        options = given_options(locals())
-        self._resident.check_writes("generate")
-        settings = resolve_config(config, options, self.generation_config)
-        return self._requests.continuation(prompt, settings, adapter, allow_control)
-
-    @public
-    @describes_options
+    @takes_options
     def chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        thinking: bool = False,
-        continue_final_message: bool = False,
-        adapter: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Generation:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
@@ -426,7 +248,7 @@ class Model:
                 where the format has no system role, a system message joins the first user turn. A string is
                 the only message, of the user. :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
-            adapter: as in :meth:`generate`.
+            adapter, timeout: as in :meth:`generate`.
             tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
                 {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
                 :attr:`Generation.tool_calls`; nothing is called by gemlet.
@@ -445,32 +267,16 @@ class Model:
         >>> reply.completion_tokens <= 6
         True
         """
-        options: Any = {"tools": tools, "thinking": thinking, **given_options(locals())}
-        options |= {"continue_final_message": continue_final_message, "adapter": adapter}
-        return run_to_end(self.stream_chat(messages, config, **options))
+        prepared = self._requests.reply(messages, config, options)
+        return self._requests.run([prepared])[0]
 
     @public
-    @describes_options
+    @takes_options
     def stream_chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        thinking: bool = False,
-        continue_final_message: bool = False,
-        adapter: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        do_sample: bool | None = None,
-        suppress_tokens: Sequence[int] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
 
@@ -484,10 +290,51 @@ class Model:
         ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
         4
         """
-        options = given_options(locals())
-        self._resident.check_writes("chat")
-        settings = resolve_config(config, options, self.generation_config)
-        return self._requests.reply(messages, settings, adapter, tools, thinking, continue_final_message)
+        return self._requests.stream([self._requests.reply(messages, config, options)])
+
+    @public
+    @takes_options
+    async def achat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Generation:
+        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text.
+
+        >>> import asyncio, gemlet
+        >>> with gemlet.load() as model:
+        ...     asyncio.run(model.achat("Who is there?", max_tokens=6)).completion_tokens <= 6
+        True
+        """
+        prepared = self._requests.reply(messages, config, options)
+        return (await run_async(AsyncTextStream(self._requests.stream([prepared], readable=True))))[0]
+
+    @public
+    @takes_options
+    def astream_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncTextStream:
+        """:meth:`stream_chat` for programs with an event loop.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.astream_chat("Who is there?")
+        <gemlet.AsyncTextStream not begun>
+        """
+        prepared = self._requests.reply(messages, config, options)
+        return AsyncTextStream(self._requests.stream([prepared], readable=True))
+
+    session = method_of("_remembering", Remembering.session)
+    load_session = method_of("_remembering", Remembering.load_session)
+    explain_prefix = method_of("_remembering", Remembering.explain_prefix)
+
+    @property
+    def _remembering(self) -> Remembering:
+        return Remembering(self._requests)
 
     @property
     def _reader(self) -> Reader:
@@ -495,6 +342,5 @@ class Model:
 
     @property
     def _requests(self) -> Requests:
-        return Requests(
-            self._reader, self._adapters, self.chat_format, self.end_ids, self._not_followed, self._contexts
-        )
+        asked = self.generation_config, self._not_followed
+        return Requests(self._reader, self._adapters, self.chat_format, self.end_ids, *asked)

@@ -33,7 +33,13 @@ class Reader:
     config: TextConfig
 
     def encode(
-        self, text: str, name: str = "prompt", *, truncate: bool = False, allow_control: bool = True
+        self,
+        text: str,
+        name: str = "prompt",
+        *,
+        truncate: bool = False,
+        allow_control: bool = True,
+        add_bos: bool = True,
     ) -> list[int]:
         """The ids of ``text``; if ``truncate``, those that the context holds. Control tokens in it are plain
         text unless ``allow_control``.
@@ -59,7 +65,7 @@ class Reader:
             ) from None
         if truncate:
             return self.tokenizer.first_ids(text, room)
-        return self.tokenizer.encode(text, allow_control=allow_control)
+        return self.tokenizer.encode(text, add_bos, allow_control=allow_control)
 
     def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context. A placeholder of

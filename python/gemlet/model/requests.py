@@ -1,25 +1,24 @@
-"""From what is asked of a model to the stream that answers: :class:`Requests`."""
+"""From what is asked of a model to what its engine computes: :class:`Requests`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gemlet import _core
+from gemlet.base.progress import reporting
+from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.generation.answer import Answer, Prepared
-from gemlet.generation.options import MOST_STOPS, GenerationConfig, check_flag, resolve_config
+from gemlet.generation.answer import Answer, Prepared, ends_of
+from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
-from gemlet.generation.sampling import make_sampler, warn_of_not_followed
-from gemlet.generation.stream import Context, TextStream, run_to_end
-from gemlet.model.batch import generate_all, prompts_of, seeds_of
-from gemlet.model.kept_contexts import KeptContexts
+from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
+from gemlet.generation.stream import AHEAD, TextStream, run_to_end
+from gemlet.model.batch import counts_of, prompts_of, seeds_of
+from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
 
@@ -32,7 +31,7 @@ class Requests:
 
     Attributes:
         end_ids: the tokens that end every generation.
-        contexts: where the context of a stream comes from; None: it is a new one.
+        defaults: how to generate where a call does not say.
         not_followed: what the model's files ask for and gemlet does not do; emptied when it has been said.
     """
 
@@ -40,25 +39,46 @@ class Requests:
     adapters: LoadedAdapters
     chat_format: ChatFormat | None
     end_ids: frozenset[int]
+    defaults: GenerationConfig
     not_followed: dict[str, Any]
-    contexts: KeptContexts | None
 
-    def continuation(
-        self, prompt: object, settings: GenerationConfig, adapter: str | None, allow_control: bool
-    ) -> TextStream:
-        """A stream that continues ``prompt``, a text or token ids."""
-        return self._begin(self._encoded(prompt, allow_control), settings, adapter)
+    def texts(
+        self, prompt: object, config: GenerationConfig | None, options: Mapping[str, Any]
+    ) -> list[Prepared]:
+        """What continues ``prompt``, or each of several; of each as many as the options ``n`` or ``best_of``
+        say, with seeds that follow one another. All are checked before any is computed."""
+        self.reader.resident.check_writes("generate")
+        allow_control = check_flag("allow_control", options.get("allow_control"), True)
+        echo = check_flag("echo", options.get("echo"))
+        given, (_, count) = generation_options(options), counts_of(options)
+        prompts = prompts_of(prompt)
+        names = ["prompt"] if prompts is None else [f"prompt[{i}]" for i in range(len(prompts))]
+        seeds = (
+            [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
+        )
+        prepared: list[Prepared] = []
+        for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
+            own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
+            if options.get("best_of") is not None and own.logprobs is None:
+                own = own.replace(logprobs=0)
+            ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
+            first = self._prepare(ids, own, options, name=name, echo=self._echo(one) if echo else "")
+            prepared.append(first)
+            for i in range(1, count):
+                other = own.replace(seed=(first.answer.seed + i) % 2**64)
+                text = self._prepare(ids, other, options, name=name, echo=self._echo(one) if echo else "")
+                prepared.append(replace(text, follows=first))
+        return prepared
 
     def reply(
         self,
         messages: str | Sequence[Mapping[str, Any]],
-        settings: GenerationConfig,
-        adapter: str | None,
-        tools: Sequence[Mapping[str, Any]] | None,
-        thinking: bool,
-        continue_final_message: bool,
-    ) -> TextStream:
-        """A stream that replies to the conversation ``messages``; a string is a message of the user."""
+        config: GenerationConfig | None,
+        options: Mapping[str, Any],
+    ) -> Prepared:
+        """What replies to the conversation ``messages``; a string is a message of the user."""
+        self.reader.resident.check_writes("chat")
+        settings = resolve_config(config, generation_options(options), self.defaults)
         tokenizer, chat_format = self.reader.tokenizer, self.chat_format
         if chat_format is None or tokenizer is None:
             missing = "tokenizer" if tokenizer is None else "chat format"
@@ -69,81 +89,67 @@ class Requests:
             if not messages:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
-        thinking = check_flag("thinking", thinking)
+        thinking = check_flag("thinking", options.get("thinking"))
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=tools,
+            tools=options.get("tools"),
             thinking=thinking,
-            continue_final_message=check_flag("continue_final_message", continue_final_message),
+            continue_final_message=check_flag(
+                "continue_final_message", options.get("continue_final_message")
+            ),
             most_tokens=self.reader.resident.context_length,
         )
         # A system message may ask for a thought too; the marker comes from the format alone.
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._begin(ids, settings, adapter, chat_format)
+        return self._prepare(ids, settings, options, chat_format)
 
-    def generate(
-        self,
-        prompt: object,
-        config: GenerationConfig | None,
-        defaults: GenerationConfig,
-        options: dict[str, Any],
-        adapter: str | None,
-        allow_control: bool,
-    ) -> Generation | list[Generation]:
-        """The continuation of ``prompt``, or of each of several. All are checked before any is computed."""
-        prompts = prompts_of(prompt)
-        if prompts is None:
-            return run_to_end(
-                self.continuation(prompt, resolve_config(config, options, defaults), adapter, allow_control)
-            )
-        prepared = []
-        for index, seed in enumerate(seeds_of(options.pop("seed", None), len(prompts))):
-            own = resolve_config(config, options if seed is None else {**options, "seed": seed}, defaults)
-            ids = self._encoded(prompts[index], allow_control, f"prompt[{index}]")
-            prepared.append(self._prepare(ids, own, adapter, name=f"prompt[{index}]"))
-        return generate_all(self.reader.resident, prepared, None)
+    def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
+        """The whole texts, with a bar on terminals where there are several."""
+        # Nobody reads slowly here.
+        stream = self.stream(prepared, ahead=max(one.answer.config.max_tokens for one in prepared))
+        with reporting(None if len(prepared) > 1 else False, "generating", len(prepared), "texts") as ended:
+            return run_to_end(stream, ended)
 
-    def _encoded(self, prompt: object, allow_control: bool, name: str = "prompt") -> object:
-        allow_control = check_flag("allow_control", allow_control, True)
-        return (
-            self.reader.encode(prompt, name, allow_control=allow_control)
-            if isinstance(prompt, str)
-            else prompt
-        )
-
-    def _begin(
-        self,
-        ids: object,
-        settings: GenerationConfig,
-        adapter: str | None,
-        chat_format: ChatFormat | None = None,
+    def stream(
+        self, prepared: Sequence[Prepared], *, ahead: int = AHEAD, readable: bool = False
     ) -> TextStream:
+        """A stream of what was prepared. ``readable``: for those who wait in an event loop."""
         resident = self.reader.resident
-        prepared = self._prepare(ids, settings, adapter, chat_format)
         return resident.begin(
             lambda: TextStream(
-                sequence=self._context(prepared.adapter, prepared.ids),
-                sampler=prepared.sampler,
-                prompt_ids=prepared.ids,
-                answer=prepared.answer,
+                prepared,
+                engine=resident.engine,
                 context_length=resident.context_length,
+                ahead=ahead,
+                readable=readable,
                 why_closed=resident.why_closed,
             )
         )
+
+    def _echo(self, prompt: object) -> str:
+        """The text of a prompt."""
+        if isinstance(prompt, str):
+            return prompt
+        tokenizer = self.reader.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(f"echo: {self.reader.resident.name} has no tokenizer, so no text")
+        return tokenizer.decode(self.reader.checked(prompt, "prompt").tolist())
 
     def _prepare(
         self,
         ids: object,
         settings: GenerationConfig,
-        adapter: str | None,
+        options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
         name: str = "prompt",
+        echo: str = "",
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
+        check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
         end_ids, decoder, reply_parser = self.end_ids, None, None
         if tokenizer is not None and chat_format is not None:
@@ -162,7 +168,14 @@ class Requests:
         limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
         config = self.reader.config
         limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
-        sampler, seed = make_sampler(settings, vocab_limit=limit, never=config.placeholder_ids)
+        sampler, seed = make_sampler(
+            settings,
+            vocab_limit=limit,
+            never=config.placeholder_ids,
+            end_ids=ends_of(settings, end_ids),
+            prompt_tokens=len(tokens),
+            tokenizer=tokenizer,
+        )
         answer = Answer(
             prompt_tokens=len(tokens),
             config=settings,
@@ -170,13 +183,7 @@ class Requests:
             end_ids=end_ids,
             decoder=decoder,
             reply_parser=reply_parser,
+            echo=echo,
         )
-        return Prepared(tokens, answer, sampler, self.adapters.find(adapter))
-
-    def _context(self, adapter: _core.Adapter | None, ids: NDArray[np.int32]) -> Context:
-        core = self.reader.resident.core
-        return (
-            _core.TokenSequence(core, adapter)
-            if self.contexts is None
-            else self.contexts.begin(core, adapter, ids)
-        )
+        adapter = self.adapters.find(options.get("adapter"))
+        return Prepared(tokens, answer, sampler, adapter, check_timeout(options.get("timeout")))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gemlet import _core
 from gemlet.errors import ModelClosedError, UnsupportedError
 from gemlet.generation.stream import TextStream
-from gemlet.model.kept_contexts import KeptContexts
+from gemlet.model.prefix_cache import PrefixCacheOptions
 
 __all__ = ["Resident"]
 
@@ -23,11 +23,20 @@ class Resident:
     Attributes:
         core: the core's model.
         name: where the model came from, for people to read.
+        prefix_cache: what is kept of texts that have ended.
         lock: guards what may not change while :meth:`close` ends everything: no stream begins, and no adapter
             is added, after it. Whoever holds it asks :meth:`check_open` first.
     """
 
-    def __init__(self, core: _core.Model, name: str, spare_memory: int | None, *, writes: bool) -> None:
+    def __init__(
+        self,
+        core: _core.Model,
+        name: str,
+        spare_memory: int | None,
+        *,
+        writes: bool,
+        prefix_cache: PrefixCacheOptions | None = None,
+    ) -> None:
         self.core = core
         self.name = name
         self.weights = core.weights
@@ -38,12 +47,12 @@ class Resident:
         self.context_length = core.config.max_context
         self.vocab_size = core.config.vocab_size
         self.lock = _core.Turn()
+        self.prefix_cache = prefix_cache or PrefixCacheOptions()
         self._spare_memory = spare_memory
         self._writes = writes
         self._engine: _core.Engine | None = None
         self._closed = False
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
-        self._keepers: weakref.WeakSet[KeptContexts] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         state = (
@@ -80,7 +89,7 @@ class Resident:
         return begun
 
     def engine(self) -> _core.Engine:
-        """What continues many texts at once, in half of the memory that is left."""
+        """What computes for all requests, in half of the memory that is left."""
         with self.lock:
             self.check_open()
             if self._engine is None:
@@ -89,28 +98,19 @@ class Resident:
                 logits = 4 * self.vocab_size  # bytes of one text
                 most = max(1, min(_MOST_RUNNING, room // (4 * logits)))
                 room = max(0, room - most * logits)
-                self._engine = _core.Engine(
-                    self.core, most_running=most, kv_bytes=room, prefix_cache_bytes=room // 4
-                )
+                shared = self.prefix_cache.for_engine(room)
+                self._engine = _core.Engine(self.core, most_running=most, **shared)
         return self._engine
-
-    def add(self, contexts: KeptContexts) -> None:
-        """What keeps contexts, until :meth:`close`."""
-        with self.lock:
-            self.check_open()
-            self._keepers.add(contexts)
 
     def close(self) -> None:
         """Ends the streams, then gives the memory back. May be called by a signal handler, and in a forked
         process."""
         with self.lock:
             self._closed = True
-            streams, keepers = list(self._streams), list(self._keepers)
+            streams = list(self._streams)
             engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
         for stream in streams:
             stream.close()
-        for keeper in keepers:
-            keeper.close()
         self.core.close()

@@ -1,57 +1,258 @@
-"""A conversation that does not compute its beginning again with every turn: :class:`Session`."""
+"""One conversation, or one text, that goes on: :class:`Session`."""
 
 from __future__ import annotations
 
-import copy
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet.base.front_door import public
+from gemlet.base.text import show_argument
+from gemlet.chat.messages import checked_messages
+from gemlet.errors import InvalidRequestError
+from gemlet.generation.answer import Prepared
+from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
-from gemlet.model.kept_contexts import KeptContexts
-from gemlet.model.model import Model
+from gemlet.model.requests import Requests
+from gemlet.model.session_file import SessionState, read_session, write_session
 
 __all__ = ["Session"]
 
+_Message = dict[str, Any]
+
 
 class Session:
-    """Replies to the turns of one conversation. A turn computes only what its prompt does not share with the
-    turn before.
+    """One conversation with a model, or one text that it goes on with; made by :meth:`gemlet.Model.session`.
 
-    The result is that of :meth:`gemlet.Model.stream_chat`, but for rounding: the same tokens may be computed
-    in other portions, as for prompts of another length. Use it as a context manager, or call :meth:`close`,
-    to give the memory back; closing the model does so too. A conversation that goes on in another way, or is
-    another one, is computed from where it differs, or from the beginning.
+    It adds each message and its reply to :attr:`messages`, and can be saved. A turn computes only what is
+    new, as long as the model's prefix cache has what came before. :meth:`chat` and :meth:`generate` do not
+    go together: the first call decides which it is. A session is for one thread at a time.
 
     >>> import gemlet
-    >>> messages = [{"role": "user", "content": "Who is there?"}]
-    >>> with gemlet.load() as model, Session(model) as session:
-    ...     first = session.chat(messages, max_tokens=6)
-    ...     messages += [first.message, {"role": "user", "content": "Go on."}]
-    ...     second = session.chat(messages, max_tokens=6)
-    >>> first.cached_tokens, second.cached_tokens > 4
-    (0, True)
+    >>> with gemlet.load() as model:
+    ...     session = model.session([{"role": "system", "content": "Answer briefly."}])
+    ...     first = session.chat("Who is there?", max_tokens=6, seed=1)
+    ...     second = session.chat("Go on.", max_tokens=6, seed=1)
+    >>> [message["role"] for message in session.messages]
+    ['system', 'user', 'assistant', 'user', 'assistant']
+    >>> second.cached_tokens >= first.prompt_tokens - 1
+    True
     """
 
-    def __init__(self, model: Model) -> None:
-        self._kept = KeptContexts()
-        model._resident.add(self._kept)
-        self._model = copy.copy(model)  # shares everything with the model, except where contexts come from
-        self._model._contexts = self._kept
+    def __init__(self, requests: Requests, messages: object, adapter: str | None) -> None:
+        requests.adapters.find(adapter)  # or says that there is none
+        self._requests = requests
+        self._adapter = adapter
+        self._messages: list[_Message] = _taken(messages) if messages else []
+        self._ids = np.zeros(0, np.int32)  # of all that was computed last: a prompt and its reply
+        self._is_text = False
+        self._turn: tuple[list[_Message], Prepared, TextStream] | None = (
+            None  # the last one, if not added yet
+        )
 
-    def __enter__(self) -> Session:
-        return self
+    def __repr__(self) -> str:
+        what = "text" if self._is_text else "conversation"
+        size = f"{len(self._ids)} tokens" if self._is_text else f"{len(self._messages)} messages"
+        return f"<gemlet.Session {what} of {size}>"
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation so far, in OpenAI's form. A copy.
 
-    def stream_chat(self, *arguments: Any, **options: Any) -> TextStream:
-        """Replies step by step, as :meth:`gemlet.Model.stream_chat` does, with the same arguments."""
-        return self._model.stream_chat(*arguments, **options)
+        Raises:
+            InvalidRequestError: the last reply is still being written.
+        """
+        self._add_turn()
+        return [dict(message) for message in self._messages]
 
-    def chat(self, *arguments: Any, **options: Any) -> Generation:
-        """Replies, as :meth:`gemlet.Model.chat` does, with the same arguments."""
-        return run_to_end(self.stream_chat(*arguments, **options))
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens of the last prompt and of what was written after it.
 
-    def close(self) -> None:
-        """Gives the memory back. Closing twice is harmless."""
-        self._kept.close()
+        Raises:
+            InvalidRequestError: the last reply is still being written.
+        """
+        self._add_turn()
+        return [int(token) for token in self._ids]
+
+    @public
+    def chat(
+        self,
+        message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Replies to ``message``: a text of the user, a message, or several, such as results of tools. Both
+        are then part of the conversation.
+
+        ``config`` and ``options`` are those of :meth:`gemlet.Model.chat`, without ``adapter``, and so are
+        the errors. A call that raises leaves the conversation as it was.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     session = model.session()
+        ...     reply = session.chat("Who is there?", max_tokens=6)
+        >>> session.messages[-1] == reply.message
+        True
+        """
+        (reply,) = run_to_end(self.stream_chat(message, config, **options))
+        self._add_turn()
+        return reply
+
+    @public
+    def stream_chat(
+        self,
+        message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> TextStream:
+        """Replies step by step. What there is when the stream ends is part of the conversation, unless it
+        ended without a token.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     session = model.session()
+        ...     chunks = list(session.stream_chat("Who is there?", max_tokens=4))
+        >>> len(session.messages)
+        2
+        """
+        self._add_turn()
+        if self._is_text:
+            raise InvalidRequestError("chat: this session is a text; go on with generate(), or begin another")
+        if options.get("continue_final_message"):
+            raise InvalidRequestError(
+                "continue_final_message: a session adds whole replies; use Model.chat()"
+            )
+        added = _taken([{"role": "user", "content": message}] if isinstance(message, str) else message)
+        prepared = self._requests.reply([*self._messages, *added], config, self._with_adapter(options))
+        return self._begin(added, prepared)
+
+    @public
+    def generate(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
+        config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Goes on with the text so far and ``prompt``: a text, or token ids, which are taken as they are.
+
+        ``config`` and ``options`` are those of :meth:`gemlet.Model.generate`, without ``adapter``, and so are
+        the errors.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     session = model.session()
+        ...     first = session.generate("The door opened", max_tokens=4)
+        ...     second = session.generate(" and then", max_tokens=4)
+        >>> second.prompt_tokens > first.prompt_tokens + 4
+        True
+        """
+        (result,) = run_to_end(self.stream(prompt, config, **options))
+        self._add_turn()
+        return result
+
+    @public
+    def stream(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
+        config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> TextStream:
+        """Goes on step by step, as :meth:`generate` does.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     len(list(model.session().stream("The door opened", max_tokens=4)))
+        4
+        """
+        self._add_turn()
+        if self._messages:
+            raise InvalidRequestError("generate: this session is a conversation; go on with chat()")
+        reader = self._requests.reader
+        ids = prompt
+        if len(self._ids) or not isinstance(prompt, str):
+            if isinstance(prompt, str):
+                allow_control = options.get("allow_control", True)
+                ids = reader.encode(prompt, add_bos=False, allow_control=allow_control)
+            ids = np.concatenate([self._ids, reader.checked(ids)])
+        (prepared,) = self._requests.texts(ids, config, self._with_adapter(options))
+        stream = self._begin([], prepared)
+        self._is_text = True
+        return stream
+
+    @public
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the session into the file ``path``, with what is kept of its keys and values. Only the user
+        may read it. A file that is there is replaced when the new one is whole.
+
+        The file is for :meth:`gemlet.Model.load_session`. Another model, or another version of gemlet, takes
+        the messages alone.
+
+        Raises:
+            InvalidRequestError: the last reply is still being written, or ``path`` is no path.
+            OSError: the file cannot be written.
+
+        >>> import gemlet, os, tempfile
+        >>> with gemlet.load() as model, tempfile.TemporaryDirectory() as folder:
+        ...     session = model.session()
+        ...     reply = session.chat("Who is there?", max_tokens=6)
+        ...     session.save(f"{folder}/talk.session")
+        ...     again = model.load_session(f"{folder}/talk.session")
+        ...     again.messages == session.messages
+        True
+        """
+        self._add_turn()
+        write_session(path, self._requests, self._state)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], requests: Requests) -> Session:
+        """The session that is in ``path``; raises as :meth:`gemlet.Model.load_session` does."""
+        state = read_session(path, requests)
+        session = cls(requests, None, state.adapter)
+        session._messages, session._ids, session._is_text = state.messages, state.ids, state.is_text
+        return session
+
+    @property
+    def _state(self) -> SessionState:
+        return SessionState(self._messages, self._ids, self._is_text, self._adapter)
+
+    def _with_adapter(self, options: dict[str, Any]) -> dict[str, Any]:
+        if "adapter" in options:
+            raise InvalidRequestError("adapter: a session has one for all of its turns; name it in session()")
+        return {**options, "adapter": self._adapter}
+
+    def _begin(self, added: list[_Message], prepared: Prepared) -> TextStream:
+        stream = self._requests.stream([prepared])
+        self._turn = added, prepared, stream
+        return stream
+
+    def _add_turn(self) -> None:
+        """The last turn becomes part of the session."""
+        if self._turn is None:
+            return
+        added, prepared, stream = self._turn
+        try:
+            result = stream.result
+        except InvalidRequestError:
+            raise InvalidRequestError(
+                "the session's last reply is still being written: read its stream to the end, or close() it, "
+                "first"
+            ) from None
+        self._turn = None
+        if not result.token_ids and result.finish_reason in ("cancelled", "timeout"):
+            return
+        self._ids = np.concatenate([prepared.ids, np.array(result.token_ids, np.int32)])
+        if not self._is_text:
+            self._messages += [*added, result.message]
+
+
+def _taken(messages: object) -> list[_Message]:
+    """Copies of messages in OpenAI's form."""
+    given = [messages] if isinstance(messages, Mapping) else messages
+    if isinstance(given, str):
+        raise InvalidRequestError(f"messages: got {show_argument(given)}, expected a list of messages")
+    return [dict(message) for message in checked_messages(given)]

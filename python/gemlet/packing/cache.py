@@ -40,6 +40,7 @@ from gemlet.base.cache_entries import (
     own_folder,
 )
 from gemlet.base.files import read_from_start
+from gemlet.base.handlers import only_in
 from gemlet.base.progress import Progress, reporting
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
@@ -53,7 +54,7 @@ from gemlet.weights.packed_file import FORMAT_VERSION, PackedCheckpoint
 if TYPE_CHECKING:
     from gemlet import _core
 
-__all__ = ["know_float16", "packed_copy"]
+__all__ = ["know_float16", "model_digest", "packed_copy"]
 
 _SAMPLES = 64  # of a file, spread over it: what a file rewritten within one tick of the clock differs in
 _SAMPLE_BYTES = 4096
@@ -131,16 +132,18 @@ def _open(entry: str, files: ModelFiles) -> PackedCheckpoint | None:
 def _make(
     entry: str, files: ModelFiles, builder: _core.ModelBuilder, weights: str, progress: Progress
 ) -> None:
-    with new_entry(entry) as made, reporting(progress, "loading", stored_bytes(files)) as advance:
+    process = os.getpid()
+    with new_entry(entry, process) as made, reporting(progress, "loading", stored_bytes(files)) as advance:
         path = os.path.join(made, SINGLE_FILE)
         try:
-            crc = write_packed(path, files, builder, advance, weights=weights, table=False)
+            crc = write_packed(path, files, builder, advance, weights=weights, table=False, process=process)
         except GemletError as problem:
             if isinstance(problem.__cause__, OSError):  # the cache's disk, not the model's files
                 raise problem.__cause__ from None
             raise
-        _stamp(made, crc)
-        note_source(made, files.name)
+        with only_in(process, made):
+            _stamp(made, crc)
+            note_source(made, files.name)
 
 
 def _stamp(entry: str, crc: int) -> None:
@@ -171,7 +174,28 @@ def _is_as_made(entry: str) -> bool:
     return found == crc
 
 
+def model_digest(
+    files: ModelFiles, builder: _core.ModelBuilder, *, weights: str, kernels: tuple[str, ...]
+) -> bytes:
+    """32 bytes that tell the model in ``files`` from all others, as it is computed by ``kernels``.
+
+    Of each file they cover its size, the times of its last changes and samples of its content.
+    """
+    digest = _digest(files, builder, weights)
+    digest.update(repr(kernels).encode())
+    if files.packed is not None:
+        checkpoint = files.checkpoint
+        _add_files(
+            digest, [(checkpoint, name) for name in sorted({i.file for i in checkpoint.tensors.values()})]
+        )
+    return digest.digest()
+
+
 def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
+    return _digest(files, builder, weights).hexdigest()[:32]
+
+
+def _digest(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> hashlib._Hash:
     from gemlet import _core
 
     checkpoint = files.checkpoint
@@ -188,7 +212,7 @@ def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
         tensors = files.adapter.checkpoint
         sampled += [(tensors, file) for file in sorted({info.file for info in tensors.tensors.values()})]
     _add_files(digest, sampled)
-    return digest.hexdigest()[:32]
+    return digest
 
 
 def _add_files(digest: hashlib._Hash, sampled: Iterable[tuple[TensorFiles, str]]) -> None:

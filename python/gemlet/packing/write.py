@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -11,9 +12,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.exit_waits import wait_for
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import only_in
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
-from gemlet.errors import CancelledError, ModelFileError
+from gemlet.errors import ModelFileError
 from gemlet.packing.balance import balance_blocks
 from gemlet.packing.blocks import blocks, naming, table_blocks
 from gemlet.sources.model_files import ModelFiles
@@ -34,13 +35,14 @@ def write_packed(
     *,
     weights: str,
     table: bool = True,
+    process: int,
 ) -> int:
     """Writes the new file ``path``: every tensor of ``files`` packed as ``builder`` (made without memory of
     its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
     Returns the CRC-32 of the file.
 
-    Raises :class:`ModelFileError` when it cannot be written, and what reading and packing raise; the file is
-    then incomplete and the caller's to remove.
+    Raises :class:`ModelFileError` when it cannot be written, :class:`CancelledError` in another process than
+    ``process``, and what reading and packing raise; the file is then incomplete and the caller's to remove.
     """
     sizes, shapes = builder.packed_sizes(), builder.tensors()
     tensors = files.checkpoint.tensors
@@ -66,32 +68,27 @@ def write_packed(
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [files.checkpoint.dtype(table_name), list(info.shape)]
     head = _header(entries, _metadata(weights, described))
-    crc, has_helper, process = 0, True, os.getpid()
-
-    def check_process() -> None:
-        if os.getpid() != process:
-            raise CancelledError(f"{path}: a signal handler forked the process that writes it")
-
+    crc, has_helper = 0, True
     try:
-        with open(path, "xb", buffering=0) as file:
+        with contextlib.ExitStack() as opened:
+            with only_in(process, path):
+                file = opened.enter_context(open(path, "xb", buffering=0))
 
             def put(data: bytes | memoryview) -> None:
                 nonlocal crc, has_helper
-                check_process()
                 found: list[int] = []
                 helper = Thread(target=lambda before: found.append(zlib.crc32(data, before)), args=(crc,))
-                if has_helper:
-                    try:
-                        with undisturbed():
-                            helper.start()  # computes while the system copies the data
-                    except RuntimeError:  # no thread to be had, or Python is exiting
-                        has_helper = False
-                try:
-                    _write(file.fileno(), data)
-                finally:
+                with only_in(process, path):
                     if has_helper:
-                        wait_for(helper)
-                check_process()
+                        try:
+                            helper.start()  # computes while the system copies the data
+                        except RuntimeError:  # no thread to be had, or Python is exiting
+                            has_helper = False
+                    try:
+                        _write(file.fileno(), data)
+                    finally:
+                        if has_helper:
+                            wait_for(helper)
                 crc = found[0] if has_helper else zlib.crc32(data, crc)
 
             put(head)
@@ -107,7 +104,6 @@ def write_packed(
                     advance(len(array) * row_bytes)
             os.fsync(file.fileno())
     except OSError as problem:
-        check_process()
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
     return crc
 

@@ -89,9 +89,14 @@ class ModelFiles:
         info = self.checkpoint.tensors[name]
         if cut is not None and cut.rows:
             block_bytes = min(block_bytes, cut.end_row * (info.nbytes // info.shape[0]))
-        rows = self.checkpoint.read_rows(name, block_bytes, entry=entry)
+
+        def read() -> Iterator[tuple[NDArray[Any], str]]:
+            return self.checkpoint.read_rows(name, block_bytes, entry=entry)
+
         if self.adapter is not None and name in self.merged:
-            rows = self.adapter.change_rows(self.merged[name], rows)
+            rows = self.adapter.change_rows(self.merged[name], read, entry)
+        else:
+            rows = read()
         return rows if cut is None else cut.apply(rows, info.shape[1])
 
     def is_changed(self, name: str) -> bool:

@@ -79,6 +79,12 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     if files.packed is not None:
         raise InvalidRequestError(f"merge_adapter: {files.name} is packed; give the original")
     adapter = open_adapter(path, files.config)
+    if any(term.bias for term in adapter.terms.low_rank.values()):
+        adapter.close()
+        raise UnsupportedError(
+            f"merge_adapter: {adapter.source} has biases (lora_bias), and the model has none to add them to; "
+            "load it beside the model with load_adapter()"
+        )
     one = files.config.tie_word_embeddings and not files.config.bidirectional
     if one and adapter.changes("lm_head") != adapter.changes("embed_tokens"):
         files = _untied(files)

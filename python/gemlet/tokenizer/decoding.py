@@ -8,6 +8,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, TokenizerError
 from gemlet.tokenizer.sentencepiece_model import BYTE
@@ -52,6 +53,7 @@ class StreamDecoder:
         self._strips = self._strips_first_space = strips_first_space
         self._decoder = _incremental_decoder(errors=REPLACE)
 
+    @public
     def push(self, token_id: int) -> str:
         """The text that is certain now; may be empty.
 
@@ -80,6 +82,7 @@ class StreamDecoder:
         self._strips = self._strips_first_space
         return rest
 
+    @public
     def bytes_of(self, token_id: int) -> bytes:
         """The UTF-8 bytes ``token_id`` adds to the text; errors as of :meth:`push`.
 

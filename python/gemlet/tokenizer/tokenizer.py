@@ -130,6 +130,7 @@ class Tokenizer:
             ids += part
         return self._with_bos(ids) if add_bos else ids
 
+    @public
     def first_ids(self, text: str, count: int) -> list[int]:
         """The first ``count`` of the ids of :meth:`encode`, for which little more of ``text`` is read than it
         takes. The errors are the same.
@@ -151,6 +152,7 @@ class Tokenizer:
                 break
         return self._with_bos(ids)[:count]
 
+    @public
     def most_characters(self, tokens: int) -> int | None:
         """The most characters that a text of so many tokens has; None where there is no limit, because the
         vocabulary lets white space vanish or makes one token of unknown characters.
@@ -162,6 +164,7 @@ class Tokenizer:
         longest = self._cutter.longest
         return None if longest is None else tokens * longest
 
+    @public
     def check_length(self, characters: int, tokens: int, name: str, remedy: str = "shorten it") -> None:
         """Raises :class:`ContextLengthError`, naming ``name``, if a text of so many ``characters`` cannot fit
         into a context of so many ``tokens``. This takes no time, unlike encoding the text.
@@ -177,10 +180,8 @@ class Tokenizer:
             return
         most = self.most_characters(tokens)
         if most is not None and characters > most:
-            raise ContextLengthError(
-                f"{name}: {characters} characters, but the context holds {tokens} tokens, which are at most "
-                f"{most} characters; {remedy}"
-            )
+            held = f"the context holds {show(tokens)} tokens, which are at most {show(most)} characters"
+            raise ContextLengthError(f"{name}: {show(characters)} characters, but {held}; {remedy}")
 
     def _parts(self, text: str, allow_control: bool) -> Iterator[list[int]]:
         """The ids of ``text`` without a BOS of their own, part by part."""
@@ -207,6 +208,7 @@ class Tokenizer:
             start += 1
         return [self.bos_id, *ids[start:]]
 
+    @public
     def split(self, text: str) -> list[str | int]:
         """``text`` cut at the control and added tokens that are written in it: the texts between them, and
         their ids.
@@ -266,6 +268,7 @@ class Tokenizer:
 
     # --- the vocabulary -------------------------------------------------------------------------------------
 
+    @public
     def id_to_piece(self, token_id: int) -> str:
         """The piece of an id as the vocabulary writes it (a space as U+2581).
 
@@ -279,6 +282,7 @@ class Tokenizer:
         """
         return self._pieces[checked_id(token_id, self.vocab_size)]
 
+    @public
     def piece_to_id(self, piece: str) -> int | None:
         """The id of a piece as the vocabulary writes it (a space as U+2581), None where it has no such piece.
 
@@ -307,6 +311,7 @@ class Tokenizer:
         """
         return {**self._added, **self._control}
 
+    @public
     def token_id(self, name: str) -> int | None:
         """The id of the control or added token ``name``, None where there is none.
 

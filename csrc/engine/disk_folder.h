@@ -1,0 +1,62 @@
+// A folder that keeps the keys and values of texts between processes: a file for each block of a text, named by
+// checksums of what comes before and of the whole, in which kv_record.h has the tokens themselves.
+//
+// Any number of processes may use it. A file appears by renaming, whole or not at all. What is damaged, a link or a
+// pipe, somebody else's, or of another text is not there. Nothing is flushed to the disk: what a power cut leaves half
+// written fails its checksum. Above its size, the files that were not used for the longest time are removed, after
+// those that only they lead to.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/kv_record.h"
+
+namespace gemlet {
+
+// The name of the block of a text that ends at `tokens`: `before` and `whole` are the checksums of the text up to its
+// block and with it.
+struct BlockName {
+  uint64_t before = 0, whole = 0;
+  int64_t tokens = 0;
+  std::string text() const;
+  static bool parse(const std::string& text, BlockName& name);
+};
+
+class DiskFolder {
+ public:
+  // Throws kInvalidRequest if it is no folder of this user, or if others may write to it.
+  DiskFolder(const std::string& path, int64_t most_bytes);
+  ~DiskFolder();
+  DiskFolder(const DiskFolder&) = delete;
+  DiskFolder& operator=(const DiskFolder&) = delete;
+
+  // The name of the block of `ids` that follows `before` and ends with the ids.
+  static BlockName name_of(const KvOwner& owner, const BlockName& before, std::span<const int32_t> ids);
+
+  // An open file, or -1: not a regular file of this user. `bytes` is its size.
+  int open(const BlockName& name, int64_t& bytes) const;
+  bool has(const BlockName& name, int64_t bytes) const;  // and marks it as used
+  // False if it could not be written.
+  bool write(const BlockName& name, std::span<const uint8_t> bytes);
+  void remove(const BlockName& name) const;
+  void mark_used(int descriptor) const;
+  // The blocks that may follow a text whose checksum is `before`.
+  std::vector<BlockName> following(uint64_t before) const;
+
+ private:
+  struct Entry;
+  void make_room();
+  template <typename See>
+  void list(const See& see) const;
+
+  int descriptor_ = -1;
+  const int64_t most_bytes_;
+  // Only for the one thread that writes.
+  int64_t bytes_ = -1;  // of all entries; -1: not counted yet
+  int64_t writes_ = 0;  // since they were counted
+};
+
+}  // namespace gemlet

@@ -1,0 +1,59 @@
+// How much of a guess about a text goes through a pass.
+//
+// A pass over the last token of a text and k guessed ones costs more time than one over the last token alone, but less
+// than k + 1 passes, as long as the CPU waits for the weights. From the logits of all these rows the text's own sampler
+// chooses tokens one after the other, as it would without guesses, up to the first one that was guessed wrong. So the
+// text is the same, and a step gives it 1 to k + 1 tokens.
+//
+// Guesses cost time, so a step takes them only where that pays: it knows how long steps with more rows take
+// (engine/step_times.h) and how often the guesses about each text have been right. Guesses that do not go through a
+// pass are compared, too, with what is chosen. And no text may lose: each has an account of what it gained and lost,
+// also by the guesses about others in its steps. Once it has lost more than it gained and a hundredth of its tokens,
+// its steps take no guesses for a while.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "engine/drafter.h"
+#include "engine/step_times.h"
+
+namespace gemlet {
+
+class Drafts {
+ public:
+  explicit Drafts(std::unique_ptr<Drafter> drafter) : drafter_(std::move(drafter)) {}
+
+  // A guess of at most `most` tokens; none of them is taken yet.
+  void propose(std::span<const int32_t> ids, int64_t most);
+  // Those that go through the pass.
+  std::span<const int32_t> taken() const { return std::span(draft_.ids).first(static_cast<size_t>(taken_)); }
+  // `last`, and those after it. Valid until the next call.
+  std::span<const int32_t> behind(int32_t last);
+  // Takes at most `most` of them, without choose_drafts(). Returns how many.
+  int64_t take(int64_t most);
+
+  // Token `index` after the text was chosen. Returns whether there is a row of logits after it: it was guessed, and
+  // went through the pass.
+  bool check(int64_t index, int32_t id);
+  // A step has taken `time` times as long as it would without guesses, and gave `tokens`.
+  void account(double time, int64_t tokens);
+
+ private:
+  friend int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
+
+  const std::unique_ptr<Drafter> drafter_;
+  Draft draft_;
+  std::vector<int32_t> run_;
+  int64_t taken_ = 0;
+  std::array<double, kDraftKinds> chances_ = {0.4, 0.6, 0.8};  // that the next token of a guess is right
+  double account_ = 0.5;                                       // in steps
+};
+
+// Takes guessed tokens, at most `most` in all, of the texts of a step that only writes and has `rows` rows without
+// them. Returns how many.
+int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
+
+}  // namespace gemlet

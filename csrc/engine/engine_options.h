@@ -1,0 +1,37 @@
+// What an engine is made with, and what it counts.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/prefix_cache.h"
+#include "engine/step_times.h"
+
+namespace gemlet {
+
+// Whether tokens of a text are guessed, see engine/drafts.h.
+enum class DraftUse : uint8_t { kNever, kWherePaying, kAlways };
+
+struct EngineOptions {
+  int64_t most_running = 32;     // requests that advance together
+  int64_t kv_bytes = INT64_MAX;  // for the keys and values of all texts, besides those of one as long as the context
+  PrefixCache::Options prefix_cache = {};  // of texts that have ended
+  DraftUse drafts = DraftUse::kWherePaying;
+  int64_t most_drafted = StepTimes::kMostRows - 1;  // guessed tokens in a step: each takes a row of logits
+};
+
+// Since the engine began. Times are in seconds.
+struct EngineStats {
+  int64_t running = 0, waiting = 0;  // requests, now
+  int64_t steps = 0;
+  int64_t prompt_tokens = 0;  // computed
+  int64_t cached_tokens = 0;  // not computed, thanks to the prefix cache
+  int64_t generated_tokens = 0;
+  int64_t drafted_tokens = 0;   // guessed tokens that went through a pass
+  int64_t accepted_tokens = 0;  // those of them that were right
+  int64_t preemptions = 0;
+  int64_t prefix_cache_bytes = 0;  // now
+  int64_t kv_bytes = 0;            // of blocks in use, now
+  double step_seconds = 0;
+};
+
+}  // namespace gemlet

@@ -1,0 +1,43 @@
+// What changes logits before a token is chosen from them: biases, penalties, and tokens that may not come. The order is
+// that of Hugging Face's generate(), as far as it has the step. All depends on the ids of the text alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/sampler_config.h"
+
+namespace gemlet {
+
+class LogitsProcessors {
+ public:
+  // `config` lives longer.
+  explicit LogitsProcessors(const SamplerConfig& config) : config_(config) {}
+
+  // Whether apply() would change anything for a text of so many tokens.
+  bool change_logits(size_t tokens) const;
+  // logits [vocab]; history: the prompt and what was generated.
+  void apply(std::span<float> logits, std::span<const int32_t> history);
+
+  // Forgets buffers that another thread was changing during a fork.
+  void leave_torn_behind();
+
+ private:
+  bool may_end(size_t tokens) const;
+  void penalize_repetition(std::span<float> logits, std::span<const int32_t> history);
+  void penalize_generated(std::span<float> logits, std::span<const int32_t> generated);
+  void penalize_long_repetition(std::span<float> logits, std::span<const int32_t> history);
+  void forbid_repeated_ngrams(std::span<float> logits, std::span<const int32_t> history) const;
+  void count(std::span<const int32_t> ids, size_t vocab);
+
+  const SamplerConfig& config_;
+  std::vector<uint32_t> counts_;         // of each id of the vocabulary; 0 between two steps
+  std::vector<int32_t> counted_;         // those that are not 0
+  std::vector<size_t> repeated_;         // repeated_lengths() of the history
+  std::vector<int32_t> longest_ids_;     // that would continue a repetition
+  std::vector<size_t> longest_lengths_;  // of each id of the vocabulary, of the longest such repetition
+};
+
+}  // namespace gemlet

@@ -1,0 +1,39 @@
+// Where a text repeats itself.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+namespace gemlet {
+
+// lengths[d], for d from 1 to ids.size(): how many tokens at the end of `ids` are the same as those at its end without
+// the last d tokens. In linear time (the Z function, Gusfield 1997, of the reversed text).
+void repeated_lengths(std::span<const int32_t> ids, std::vector<size_t>& lengths);
+
+// Short sequences of tokens, such as the end of a line, across which a repetition does not count.
+class SequenceBreakers {
+ public:
+  // Each of the heads with the tail behind it. Without a tail, every head alone.
+  struct Group {
+    std::vector<int32_t> heads;
+    std::vector<int32_t> tail;
+  };
+
+  explicit SequenceBreakers(std::vector<Group> groups);
+
+  // Whether the token alone is one.
+  bool is_breaker(int32_t id) const;
+
+  // How many tokens follow the last one in `ids`; all, if there is none. Of those that begin with the same token, the
+  // longest counts.
+  size_t tokens_after_last(std::span<const int32_t> ids) const;
+
+ private:
+  std::vector<Group> groups_;
+  std::unordered_map<int32_t, std::vector<size_t>> groups_of_;  // of a head, the longest tail first
+};
+
+}  // namespace gemlet

@@ -1,0 +1,48 @@
+// What a text asks of the choice of its tokens: plain numbers and ids, checked.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "engine/repetition.h"
+
+namespace gemlet {
+
+// Makes it unlikely that a text goes on as it did before (DRY). A token that would make a repetition longer loses
+// multiplier * base^(length of the repetition so far - allowed_length), if that length is at least allowed_length.
+struct DryConfig {
+  double multiplier = 0.0;  // 0: none
+  double base = 1.75;       // >= 1
+  int64_t allowed_length = 2;
+  std::shared_ptr<const SequenceBreakers> breakers;  // no repetition reaches across these; null: there are none
+};
+
+// The members stand in the order in which they count. All ids are at least 0, and ids beyond the logits are passed
+// over.
+struct SamplerConfig {
+  std::vector<std::pair<int32_t, float>> logit_bias;  // added to the logits of these ids
+  double repetition_penalty = 1.0;  // > 0; divides positive and multiplies negative logits of all tokens so far
+  double frequency_penalty = 0.0;   // taken off a generated token's logit for each time that it was generated
+  double presence_penalty = 0.0;    // taken off every generated token's logit, once
+  DryConfig dry;
+  int64_t no_repeat_ngram = 0;      // no so many tokens come a second time in the same order; 0: no matter
+  int64_t min_tokens = 0;           // so many are generated before one of these ids may be
+  std::vector<int32_t> end_ids;     //
+  std::vector<int32_t> suppressed;  // never chosen
+  int64_t vocab_limit = 0;          // ids from here on are never chosen; 0: no limit
+  double temperature = 1.0;         // 0: greedy, and the rest is without effect
+  int64_t top_k = 0;                // 0: all
+  double top_p = 1.0;               // in (0, 1]
+  double min_p = 0.0;               // in [0, 1): least probability relative to the likeliest token's
+  double typical_p = 1.0;           // in (0, 1]
+  uint64_t seed = 0;
+  uint64_t drawn = 0;         // random numbers that were drawn before: continues where another sampler stopped
+  int64_t prompt_tokens = 0;  // at the beginning of every history; what follows them was generated
+};
+
+// Throws kInvalidRequest, naming the value that is out of range.
+void check_sampler_config(const SamplerConfig& config);
+
+}  // namespace gemlet

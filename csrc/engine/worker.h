@@ -1,0 +1,84 @@
+// What computes the steps of an engine (see engine.h), in one process.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "base/event.h"
+#include "base/fork_mutex.h"
+#include "engine/engine_options.h"
+#include "engine/job.h"
+#include "engine/logprobs.h"
+#include "engine/prefix_cache.h"
+#include "engine/request.h"
+#include "engine/scheduler.h"
+#include "engine/step_times.h"
+#include "model/model.h"
+
+namespace gemlet {
+
+// The part under fork_safe_mutex() is whole in a forked process. The rest is the worker's.
+struct Worker {
+ private:
+  const std::shared_ptr<Model> model_;
+
+ public:
+  Worker(const std::shared_ptr<Model>& of, const EngineOptions& options);
+
+  // Under fork_safe_mutex().
+  const uint32_t forks = fork_generation();
+  std::vector<std::shared_ptr<Request>> live;       // all that have not ended
+  std::vector<std::shared_ptr<Request>> submitted;  // of them, those that the worker has not seen
+  EngineStats stats;
+  bool closing = false;
+  bool has_thread = false;
+  std::thread thread;
+
+  Event event;  // for the worker: there may be work
+
+  // Returns false if there was nothing to compute. What nobody else has caught ends all requests.
+  bool step_or_fail();
+  // How long the worker may wait: until the next deadline of a request that does not advance.
+  std::chrono::nanoseconds patience() const;
+  void end_all(FinishReason reason, const Error* error = nullptr);
+
+  std::mutex stepping;  // where the system grants no worker, callers of wait() take turns
+  PrefixCache cache;    // any thread may use it
+
+ private:
+  using Parts = std::vector<Scheduler::Part>;
+
+  bool step();
+  void collect();
+  void begin_waiting();
+  int64_t draft(const Parts& parts, int64_t read);
+  bool forward(const Parts& parts);
+  void make_room(const Error& error);
+  void hand_out(const Parts& parts);
+  FinishReason next_tokens(Job& job, const float* logits);
+  FinishReason next_token(Job& job, const float* logits);
+  FinishReason next_rows(Job& job, const float* values, int64_t tokens);
+  int64_t row_width() const;
+  void count_step(Request& request, bool wrote) const;
+  void end(Job* job, FinishReason reason, const Error* error = nullptr);
+  void fail_parts(const Parts& parts, const Error& error);
+
+  const EngineOptions options_;
+  Scheduler scheduler_;
+  StepTimes times_;
+  LogprobReader logprobs_;
+  bool memory_is_short_ = false;  // none begins before another has ended
+  bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
+  double slowed_ = 1;             // how many times as long guesses made the last step
+  AlignedBuffer outputs_;         // of the last pass: rows of logits, or of embeddings
+  std::vector<int64_t> rows_;     // of each part of the last pass: its first row there, -1 if it has none
+  uint64_t arrivals_ = 0;
+  RequestOptions::Clock::time_point step_start_;
+};
+
+}  // namespace gemlet

@@ -1,0 +1,100 @@
+"""``gemlet serve``: models over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gemlet.cli.common import load_options, note
+from gemlet.errors import GemletError, InvalidRequestError
+from gemlet.loading.inspect import inspect
+from gemlet.loading.options import LoadOptions
+from gemlet.server.keys import KeyStore
+from gemlet.server.run import serve
+from gemlet.server.settings import (
+    ModelSpec,
+    Settings,
+    check_specs,
+    checked_alias,
+    default_alias,
+    read_file_of_settings,
+    setting_fields,
+)
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns when a signal ends it."""
+    settings, specs = _read(arguments)
+    if arguments.check:
+        return _check(settings, specs)
+    return serve(settings, specs, lambda url: note(f"listening on {url}"))
+
+
+def _read(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
+    """What the file says, with what the flags say in its place."""
+    values: dict[str, Any] = {}
+    specs: list[ModelSpec] = []
+    if arguments.config is not None:
+        values, specs = read_file_of_settings(arguments.config)
+    values |= {n: getattr(arguments, n) for n in setting_fields() if getattr(arguments, n) is not None}
+    options = load_options(arguments)
+    usual = LoadOptions()
+    changed = {name: value for name, value in options.items() if value != getattr(usual, name)}
+    if arguments.model:
+        specs = [_spec(text, changed) for text in arguments.model]
+    elif not specs:
+        specs = [ModelSpec(default_alias(None), None, changed)]
+    elif changed:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise InvalidRequestError(f"{names}: the models are in {arguments.config}; put the option there")
+    if arguments.adapter:
+        adapters = dict(_named(text, "--adapter") for text in arguments.adapter)
+        specs[0] = dataclasses.replace(specs[0], adapters={**specs[0].adapters, **adapters})
+    check_specs(specs)
+    return Settings(**values), specs
+
+
+def _spec(text: str, options: dict[str, Any]) -> ModelSpec:
+    alias, equals, source = text.partition("=")
+    if not equals:
+        return ModelSpec(default_alias(text), text, options)
+    return ModelSpec(checked_alias(alias), source or None, options)
+
+
+def _named(text: str, flag: str) -> tuple[str, str]:
+    alias, equals, path = text.partition("=")
+    if not equals or not path:
+        raise InvalidRequestError(f"{flag}: got {text!r}, expected ALIAS=PATH")
+    return checked_alias(alias), path
+
+
+def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
+    """Prints what would be served; 1 if some of it cannot be."""
+    problems = []
+    shown: dict[str, Any] = {"server": dataclasses.asdict(settings), "models": {}}
+    if settings.keys is not None:
+        try:
+            store = KeyStore(settings.keys)
+            shown["keys"] = sum(key["revoked"] is None for key in store.all())
+            store.close()
+        except GemletError as error:
+            problems.append(f"keys: {error}")
+    for spec in specs:
+        options = {n: v for n, v in spec.options.items() if n not in ("cache", "threads", "decode_threads")}
+        options.pop("chat_template", None)
+        try:
+            found = inspect(spec.source, **options)
+            if found.problem:
+                problems.append(f"models.{spec.name}: {found.problem}")
+            shown["models"][spec.name] = {"source": found.source, "memory": found.plan.total}
+        except GemletError as error:
+            problems.append(f"models.{spec.name}: {error}")
+    print(json.dumps({**shown, "problems": problems}, indent=2))
+    sys.stdout.flush()
+    return 1 if problems else 0

@@ -1,0 +1,117 @@
+"""The grammar of ``gemlet serve`` and ``gemlet keys``, and what both begin with."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from gemlet.base.handlers import undisturbed
+from gemlet.cli.arguments import checked
+from gemlet.errors import missing_extra
+from gemlet.server.settings import setting_fields
+
+__all__ = ["add_keys", "add_serve"]
+
+
+def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="answer requests of other programs over HTTP",
+        description="Serve models over HTTP, with the interfaces of OpenAI, Anthropic and Ollama. Without "
+        "--keys, only programs of this machine may ask. Needs the extra 'serve'.",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="[ALIAS=]SOURCE",
+        help="a Hugging Face folder, a GGUF file, or a model's name on the hub; may be given several times; "
+        "without it, the demo model",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="ALIAS=PATH",
+        help="LoRA adapter of the first model, served as a model of this name; may be given several times",
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings and models in TOML; flags replace them")
+    parser.add_argument(
+        "--check", action="store_true", help="say what would be served, and what is wrong, and exit"
+    )
+    group = parser.add_argument_group("server")
+    for name, setting in setting_fields().items():
+        flag, how = f"--{name.replace('_', '-')}", setting.metadata
+        if setting.default is False:
+            group.add_argument(flag, action="store_true", default=None, help=how["help"])
+        elif setting.default == ():
+            group.add_argument(flag, action="append", metavar=how["metavar"], help=how["help"])
+        else:
+            kind = checked(how["check"])
+            group.add_argument(flag, type=kind, metavar=how["metavar"], help=how["help"])
+    add_load_options(parser)
+    parser.set_defaults(run=_run_serve)
+
+
+def add_keys(commands: Any) -> None:
+    parser = commands.add_parser(
+        "keys",
+        help="who may use gemlet serve, and how much",
+        description="Make, list and revoke the keys of gemlet serve, and show what they have used.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    create = actions.add_parser("create", help="make a key, and print it: only its hash is kept")
+    create.add_argument("name", metavar="NAME", help="whose it is")
+    for flag, what in (
+        ("--requests-per-minute", "most requests in 60 seconds"),
+        ("--requests-per-hour", "most requests in an hour"),
+        ("--tokens-per-minute", "most tokens, of prompts and replies, in 60 seconds"),
+        ("--tokens-per-day", "most tokens in 24 hours"),
+        ("--concurrent", "most requests at a time"),
+        ("--max-prompt", "longest prompt in tokens"),
+        ("--max-reply", "longest reply in tokens"),
+    ):
+        create.add_argument(flag, type=int, metavar="N", help=f"{what} (default: no limit)")
+    create.add_argument(
+        "--models",
+        action="append",
+        metavar="ALIAS",
+        help="a model or adapter that it may use; may be given several times (default: all)",
+    )
+    create.add_argument(
+        "--rights",
+        action="append",
+        metavar="RIGHT",
+        help="use, or metrics to read /metrics; may be given several times (default: use)",
+    )
+    listing = actions.add_parser("list", help="show the keys and their limits")
+    revoke = actions.add_parser("revoke", help="make a key worthless, at once")
+    revoke.add_argument("name", metavar="NAME", help="its name or id")
+    usage = actions.add_parser("usage", help="show requests and tokens by day, key and model")
+    usage.add_argument("--days", type=int, default=30, metavar="N", help="how far back (default 30)")
+    for action in (create, listing, revoke, usage):
+        action.add_argument("--db", metavar="FILE", required=True, help="the file of keys")
+    for action in (listing, usage):
+        action.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run_keys)
+
+
+def _run_serve(arguments: argparse.Namespace) -> int:
+    try:
+        with undisturbed():
+            from gemlet.cli import serve
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "gemlet":
+            raise
+        raise missing_extra("gemlet serve", "serve") from None
+    return serve.run(arguments)
+
+
+def _run_keys(arguments: argparse.Namespace) -> int:
+    try:
+        with undisturbed():
+            from gemlet.cli import keys
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "gemlet":
+            raise
+        raise missing_extra("gemlet keys", "serve") from None
+    return keys.run(arguments)

@@ -1,0 +1,260 @@
+"""A text while an engine continues it: :class:`RunningText`."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
+from gemlet.chat.reply import Content, ReplyEvent
+from gemlet.errors import GemletError
+from gemlet.generation.answer import Prepared, Timing
+from gemlet.generation.result import Chunk, FinishReason, Generation, TokenLogprob
+
+__all__ = ["Engine", "RunningText"]
+
+
+class _Request(Protocol):
+    """What a text needs of a :class:`_core.Request`."""
+
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def read_tokens(self) -> int: ...
+    @property
+    def times(self) -> tuple[float, float, float, int, int]: ...
+    @property
+    def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
+    def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
+    def cancel(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What a stream needs of a :class:`_core.Engine`."""
+
+    def submit(
+        self,
+        prompt: NDArray[np.int32],
+        *,
+        news: _core.News,
+        wanted: str = "text",
+        sampler: _core.Sampler | None = None,
+        max_tokens: int = 1,
+        end_ids: Sequence[int] = (),
+        adapter: _core.Adapter | None = None,
+        timeout: float | None = None,
+        most_unread: int = 16,
+        logprobs: int | None = None,
+    ) -> _Request: ...
+    def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
+
+
+class RunningText:
+    """One text of a stream. Its tokens wait here until somebody asks for the next chunk.
+
+    A text whose prompt another one reads (``after``) begins when that has been read: then the engine need not
+    read it again. Where log probabilities of the prompt are wanted, the engine first gives the logits after
+    each of its tokens.
+
+    Attributes:
+        result: the whole generation, once the text has ended.
+        is_over: whether the engine has given back what the text took.
+    """
+
+    def __init__(
+        self, prepared: Prepared, index: int, context_length: int, after: RunningText | None = None
+    ) -> None:
+        self.answer = prepared.answer
+        self.result: Generation | None = None
+        self.is_over = True
+        self._prepared = prepared
+        self._index = index
+        self._context_length = context_length
+        self._after = after
+        self._read_tokens = 0
+        self._begun: tuple[Engine, _core.News, int] | None = None
+        self._began = 0.0
+        self._scoring: _Request | None = None  # for the log probabilities of the prompt
+        self._request: _Request | None = None
+        self._ids: deque[int] = deque()  # not handed out yet
+        self._logprobs: deque[TokenLogprob] = deque()  # of these
+        self._reason: FinishReason | None = None  # why none will follow these
+        self._error: GemletError | None = None  # or what is to be raised after them
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self._prepared.ids)
+
+    @property
+    def read_tokens(self) -> int:
+        """How many of them have been read."""
+        found = [one.read_tokens for one in (self._scoring, self._request) if one is not None]
+        self._read_tokens = max([self._read_tokens, *found])
+        return self._read_tokens
+
+    @property
+    def has_read_prompt(self) -> bool:
+        """Whether the first token is there, or none will come."""
+        return bool(self._ids or self.answer.token_ids) or self.is_over or self.result is not None
+
+    def begin(self, engine: Engine, news: _core.News, ahead: int) -> None:
+        """Asks the engine for the text, of which it writes ``ahead`` tokens more than were taken."""
+        self._begun, self._began = (engine, news, ahead), time.monotonic()
+        self.is_over = False
+        self._ask()
+
+    def read(self) -> None:
+        """Takes what the engine has for this text. Does not wait."""
+        if self.is_over:
+            return
+        try:
+            if self._request is None:
+                self._ask()
+            if self._request is not None:
+                self._take(self._request)
+            elif self.result is not None and self._scoring is None:
+                self.is_over = True  # it ended before it was asked for
+        except GemletError as error:
+            self._error, self.is_over = error, True
+        self._forget()
+
+    def _ask(self) -> None:
+        """Asks the engine for the text, as soon as the prompt is there as it is wanted."""
+        if self._begun is None or (self._scoring is None and self.result is not None):
+            return
+        if self._after is not None and not self._after.has_read_prompt:
+            return
+        engine, news, ahead = self._begun
+        prepared, config = self._prepared, self.answer.config
+        if config.prompt_logprobs is not None and self.answer.prompt_logprobs is None:
+            self._begin_scoring(engine, news)
+        if self._scoring is not None and not self._score(self._scoring, config.prompt_logprobs or 0):
+            return
+        timeout = prepared.timeout
+        if timeout is not None:
+            timeout = max(0.0, timeout - (time.monotonic() - self._began))
+        self._request = engine.submit(
+            prepared.ids,
+            sampler=prepared.sampler,
+            news=news,
+            max_tokens=config.max_tokens,
+            end_ids=sorted(self.answer.end_ids),
+            adapter=prepared.adapter,
+            timeout=timeout,
+            most_unread=ahead,
+            logprobs=config.logprobs,
+        )
+
+    def _begin_scoring(self, engine: Engine, news: _core.News) -> None:
+        prepared = self._prepared
+        known = None if self._after is None else self._after.answer.prompt_logprobs
+        if known is not None and len(known) == len(prepared.ids):
+            self.answer.prompt_logprobs = list(known)
+            return
+        self.answer.prompt_logprobs = [None]
+        if len(prepared.ids) > 1:
+            self._scoring = engine.submit(
+                prepared.ids[:-1],
+                wanted="logits",
+                news=news,
+                adapter=prepared.adapter,
+                timeout=prepared.timeout,
+            )
+
+    def _score(self, scoring: _Request, top: int) -> bool:
+        """Takes the logits that are there; whether they were the last ones, and the text is wanted."""
+        known, ids = self.answer.prompt_logprobs or [], self._prepared.ids
+        _, reason, rows = scoring.take()
+        if len(rows):
+            chosen = ids[len(known) : len(known) + len(rows)]
+            known += map(_token_logprob, chosen.tolist(), _core.logprobs(rows, chosen, top))
+        if reason is None:
+            return False
+        if len(known) < len(ids) or self.result is not None:
+            self._reason, self.is_over = cast(FinishReason, reason), True
+            return False
+        return True
+
+    def _take(self, request: _Request) -> None:
+        ids, reason, _ = request.take()
+        self._ids.extend(ids)
+        if self.answer.logprobs is not None:
+            self._logprobs.extend(map(_token_logprob, ids, request.logprobs))
+        if reason is not None:
+            self._reason, self.is_over = cast(FinishReason, reason), True
+
+    def next_chunk(self) -> Chunk | None:
+        """The next chunk, if there is one. The last one ends the text."""
+        if self.result is not None:
+            return None
+        if self._ids:
+            token_id = self._ids.popleft()
+            logprob = self._logprobs.popleft() if self._logprobs else None
+            events, reason = self.answer.push(token_id, logprob)
+            written = len(self.answer.token_ids)
+            if reason is None and self.prompt_tokens + written > self._context_length:
+                reason = "context"
+            if reason is None:
+                return self._chunk(events, [token_id], None, logprob)
+            return self.end(reason, events, [token_id], logprob)
+        if self._error is not None:
+            raise self._error
+        if self._reason is None:
+            return None
+        self.answer.ended = self._reason == "stop"
+        return self.end(self._reason)
+
+    def end(
+        self,
+        reason: FinishReason,
+        events: Sequence[ReplyEvent] = (),
+        token_ids: Sequence[int] = (),
+        logprob: TokenLogprob | None = None,
+    ) -> Chunk:
+        """Ends the text: its last chunk is ``events`` (already recorded) and what was held back."""
+        timing = Timing()
+        if self._request is not None:
+            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, _ = self._request.times
+            timing.cached_tokens = self._request.cached_tokens
+        if self._scoring is not None:
+            timing.prefill_seconds += self._scoring.times[1]
+            timing.cached_tokens = self._scoring.cached_tokens
+        held_back, self.result = self.answer.end(reason, timing)
+        self.cancel()
+        self._forget()
+        return self._chunk([*events, *held_back], token_ids, self.result.finish_reason, logprob)
+
+    def _forget(self) -> None:
+        """Lets go of the requests, and with them of the adapter, once both sides have ended the text."""
+        if self.result is not None and self.is_over:
+            self._read_tokens = self.read_tokens
+            self._scoring = self._request = self._after = None
+            self._prepared = replace(self._prepared, adapter=None)
+
+    def cancel(self) -> None:
+        """The engine may stop. Does not wait."""
+        for request in (self._scoring, self._request):
+            if request is not None:
+                request.cancel()
+
+    def _chunk(
+        self,
+        events: list[ReplyEvent],
+        token_ids: Sequence[int],
+        reason: FinishReason | None,
+        logprob: TokenLogprob | None,
+    ) -> Chunk:
+        text = "".join(event.text for event in events if isinstance(event, Content))
+        logprobs = None if self.answer.logprobs is None else [logprob] if logprob is not None else []
+        return Chunk(text, list(token_ids), reason, events, self._index, logprobs)
+
+
+def _token_logprob(token_id: int, found: tuple[float, list[tuple[int, float]]]) -> TokenLogprob:
+    return TokenLogprob(token_id, found[0], tuple(found[1]))

@@ -1,0 +1,95 @@
+"""The arguments by name of what one asks of a model: those of a request, and the generation options."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar, get_type_hints
+
+from gemlet.base.keyword_options import shows_options
+from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
+
+__all__ = [
+    "ChatOptions",
+    "GenerateOptions",
+    "ManyTextOptions",
+    "TextOptions",
+    "generation_options",
+    "takes_options",
+]
+
+
+class _RequestOptions(TypedDict, total=False):
+    adapter: str | None
+    timeout: float | None
+
+
+class _OfText(_RequestOptions, total=False):
+    allow_control: bool
+    echo: bool
+
+
+class TextOptions(_OfText, GenerationOptions, total=False):
+    """Those of a text that continues a prompt."""
+
+
+class ManyTextOptions(_OfText, ManyGenerationOptions, total=False):
+    """Those where there may be several texts."""
+
+    n: int | None
+
+
+class GenerateOptions(ManyTextOptions, total=False):
+    """Those where all texts are written before any is given."""
+
+    best_of: int | None
+
+
+class ChatOptions(_RequestOptions, GenerationOptions, total=False):
+    """Those of a reply to a conversation."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    thinking: bool
+    continue_final_message: bool
+
+
+_DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
+_TYPES = {
+    f"Unpack[{types.__name__}]": types
+    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions)
+}
+_GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
+_MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
+
+
+def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of :class:`GenerationConfig` among the ``options`` of a call. None stands for one that is not
+    given.
+
+    >>> generation_options({"seed": 1, "stop": None, "adapter": "mine"})
+    {'seed': 1}
+    """
+    return {name: value for name, value in options.items() if name in _GENERATION and value is not None}
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def takes_options(function: _Function) -> _Function:
+    """Makes help(), completion and :func:`inspect.signature` show every option of a ``function`` that takes
+    ``**options: Unpack[ChatOptions]`` (or one of the other types of this module).
+
+    In the docstring, what :class:`GenerationConfig` says of its arguments takes the place of the line "(the
+    options of GenerationConfig)".
+    """
+    *_, rest = inspect.signature(function).parameters.values()
+    types = get_type_hints(_TYPES[rest.annotation])
+    names = [*(name for name in types if name not in _GENERATION), *_GENERATION]
+    if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
+        # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
+        described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
+        lines = textwrap.dedent(described) + "\n"
+        function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
+    return shows_options(function, types, {name: _DEFAULTS.get(name) for name in names})

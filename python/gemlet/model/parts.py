@@ -1,0 +1,34 @@
+"""Methods of the public :class:`gemlet.Model` that its parts have: :func:`method_of`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+__all__ = ["method_of"]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def method_of(
+    part: str, method: Callable[Concatenate[Any, _Arguments], _Result]
+) -> Callable[Concatenate[Any, _Arguments], _Result]:
+    """A method that calls ``method`` of the attribute ``part``, with its signature and docstring.
+
+    >>> class Model:
+    ...     name = "gemma"
+    ...     shout = method_of("name", str.upper)
+    >>> Model().shout()
+    'GEMMA'
+    """
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **options: Any) -> _Result:
+        if not arguments:  # without a model: it says what is missing
+            return method(**options)  # type: ignore[call-arg]
+        model, *others = arguments
+        return method(getattr(model, part), *others, **options)
+
+    return cast("Callable[Concatenate[Any, _Arguments], _Result]", call)

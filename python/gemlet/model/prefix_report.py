@@ -1,0 +1,81 @@
+"""How much of a prompt need not be computed, and where it parts from what was: :class:`PrefixReport`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gemlet import _core
+from gemlet.base.text import show
+from gemlet.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["PrefixReport", "prefix_report"]
+
+_AROUND = 16  # tokens that are shown
+
+
+@dataclass(frozen=True)
+class PrefixReport:
+    """What :meth:`gemlet.Model.explain_prefix` found.
+
+    Attributes:
+        prompt_tokens: of the prompt.
+        cached_tokens: of them, those that need not be computed.
+        common_tokens: those that the prompt has in common with the nearest kept text. They are more than
+            ``cached_tokens`` where sliding windows need what was given up.
+        byte: where the two part, in the UTF-8 text of the prompt, control tokens written by name; None where
+            the kept text has the whole prompt, or where the model has no tokenizer.
+        before: the last of the text that both have.
+        prompt: what the prompt goes on with.
+        kept: what the kept text goes on with; "" where it ends there.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     result = model.generate("The door opened and", max_tokens=1)
+    ...     print(model.explain_prefix("The door opened and"))
+    4 of 5 tokens are cached
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    common_tokens: int
+    byte: int | None = None
+    before: str = ""
+    prompt: str = ""
+    kept: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.cached_tokens} of {self.prompt_tokens} tokens are cached"
+        if self.byte is None:
+            return text
+        ends = "ends" if not self.kept else f"has {show(self.kept)}"
+        return (
+            f"{text}; at token {self.common_tokens}, byte {self.byte}, after {show(self.before)}, the prompt "
+            f"has {show(self.prompt)} where the nearest kept text {ends}"
+        )
+
+
+def prefix_report(
+    cache: _core.PrefixCache,
+    ids: Sequence[int],
+    adapter: _core.Adapter | None,
+    tokenizer: Tokenizer | None,
+) -> PrefixReport:
+    """Compares the prompt ``ids`` with what ``cache`` has."""
+    common, usable, kept = cache.nearest(list(ids), adapter=adapter)
+    found = PrefixReport(len(ids), min(usable, len(ids) - 1), common)
+    if tokenizer is None or common == len(ids):
+        return found
+
+    def text(part: Sequence[int]) -> str:
+        return tokenizer.decode(part, skip_control=False)
+
+    return PrefixReport(
+        found.prompt_tokens,
+        found.cached_tokens,
+        found.common_tokens,
+        byte=len(text(ids[:common]).encode("utf-8", "surrogatepass")),
+        before=text(ids[max(0, common - _AROUND) : common]),
+        prompt=text(ids[common : common + _AROUND]),
+        kept=text(kept),
+    )

@@ -1,0 +1,115 @@
+"""The part of the public :class:`gemlet.Model` that is about what it remembers: :class:`Remembering`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet.base.front_door import public
+from gemlet.model.prefix_report import PrefixReport, prefix_report
+from gemlet.model.requests import Requests
+from gemlet.model.session import Session
+
+__all__ = ["Remembering"]
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """Sessions, and what the prefix cache has of a prompt."""
+
+    requests: Requests
+
+    @public
+    def session(
+        self,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> Session:
+        """One conversation, or one text, that goes on: a :class:`Session`.
+
+        Args:
+            messages: how the conversation begins, for example with a system message; None: with nothing.
+            adapter: the name of a loaded adapter to generate with; None: the model alone.
+
+        Raises:
+            UnsupportedError: the model makes embeddings.
+            InvalidRequestError: malformed messages, or an adapter that is not loaded.
+            ModelClosedError: the model is closed.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     session = model.session()
+        ...     reply = session.chat("Who is there?", max_tokens=6)
+        >>> session
+        <gemlet.Session conversation of 2 messages>
+        """
+        self.requests.reader.resident.check_writes("session")
+        return Session(self.requests, messages, adapter)
+
+    @public
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """The session that :meth:`Session.save` wrote into the file ``path``. It need not be computed again
+        if this model wrote it, with the same formats on the same kind of CPU.
+
+        Raises:
+            ModelFileError: the file is missing, no session, of another version, or damaged.
+            InvalidRequestError: its adapter is not loaded.
+            UnsupportedError: the model makes embeddings.
+            ModelClosedError: the model is closed.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     try:
+        ...         model.load_session("missing")
+        ...     except gemlet.ModelFileError as error:
+        ...         print(error)
+        missing: cannot be read: No such file or directory
+        """
+        self.requests.reader.resident.check_writes("load_session")
+        return Session.load(path, self.requests)
+
+    @public
+    def explain_prefix(
+        self,
+        /,
+        prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
+        *,
+        adapter: str | None = None,
+        **options: Any,
+    ) -> PrefixReport:
+        """How much of a prompt need not be computed now, and where it parts from the nearest text that the
+        prefix cache has: the byte that broke the reuse. Nothing is computed.
+
+        Args:
+            prompt: as in :meth:`generate`; or messages, as in :meth:`chat`.
+            adapter: the name of a loaded adapter; None: the model alone.
+            options: those of :meth:`chat` that change the prompt, for messages: ``tools``, ``thinking``.
+
+        Raises:
+            InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     result = model.generate("The door opened and", max_tokens=1)
+        ...     report = model.explain_prefix("The door closed and")
+        >>> report.byte, report.before, report.prompt, report.cached_tokens
+        (13, '<bos>The door', ' closed and', 3)
+        """
+        requests = self.requests
+        given = {**options, "adapter": adapter}
+        is_chat = not isinstance(prompt, (str, np.ndarray)) and any(
+            isinstance(one, Mapping) for one in prompt
+        )
+        if is_chat:
+            prepared = requests.reply(prompt, None, given)  # type: ignore[arg-type]
+        else:
+            (prepared,) = requests.texts(prompt, None, given)
+        ids = [int(token) for token in prepared.ids]
+        resident = requests.reader.resident
+        return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)

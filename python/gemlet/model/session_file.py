@@ -1,0 +1,163 @@
+"""A session in a file: :func:`write_session`, :func:`read_session`.
+
+    gemlet session 1 NNNN\\n      the version, and the bytes of what follows
+    a JSON object                what was said, and all tokens; zeros up to a multiple of 64 bytes
+    records                      the keys and values of the tokens, as the core writes them
+
+The first two parts are all that a session is. The records save computing: they are used by the model, the
+adapter and the kernels that wrote them, and passed over by all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
+from gemlet.base.files import checked_path, no_waiting, read_from_start
+from gemlet.base.strict_json import parse_json_object
+from gemlet.base.text import show
+from gemlet.chat.messages import checked_messages
+from gemlet.errors import InvalidRequestError, MemoryLimitError, ModelFileError
+from gemlet.model.requests import Requests
+
+__all__ = ["SessionState", "read_session", "write_session"]
+
+_VERSION = 1
+_FIRST = re.compile(rb"gemlet session (\d{1,6}) (\d{1,9})\n")
+_FIRST_BYTES = 64
+_MOST_BYTES = 64 << 20  # of the JSON object
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """What a session is: its messages, the ids int32 ``[n]`` that were computed last, whether it is a text
+    without messages, and its adapter's name."""
+
+    messages: list[dict[str, Any]]
+    ids: NDArray[np.int32]
+    is_text: bool
+    adapter: str | None
+
+
+def write_session(path: str | os.PathLike[str], requests: Requests, state: SessionState) -> None:
+    """Writes the file ``path``, whole or not at all. Raises OSError."""
+    path = checked_path("path", path, "the path of a file")
+    adapter = requests.adapters.find(state.adapter)
+    described = {
+        "kind": "text" if state.is_text else "conversation",
+        "source": requests.reader.resident.name,
+        "computed_by": _computed_by(requests, adapter),
+        "adapter": state.adapter,
+        "messages": state.messages,
+        "token_ids": state.ids.tolist(),
+    }
+    data = json.dumps(described, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    first = b"gemlet session %d %d\n" % (_VERSION, len(data))
+    data = first + data
+    made = f"{path}.{secrets.token_hex(8)}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    process = os.getpid()
+    try:
+        with open(os.open(made, flags, 0o600), "wb", buffering=0) as file:
+            _write(file.fileno(), data + bytes(-len(data) % 64))
+            if len(state.ids):
+                try:
+                    cache = requests.reader.resident.engine().prefix_cache
+                    cache.save(state.ids, file.fileno(), adapter=adapter)
+                except ModelFileError as error:
+                    raise OSError(f"{path}: {error}") from None
+            os.fsync(file.fileno())
+        os.replace(made, path)
+    finally:
+        if os.getpid() == process:  # a signal handler may have forked
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(made)
+
+
+def read_session(path: str | os.PathLike[str], requests: Requests) -> SessionState:
+    """What is in the file ``path``; its keys and values go to the prefix cache, if they are this model's.
+
+    Raises :class:`ModelFileError` for a file that is no session or damaged, and
+    :class:`InvalidRequestError` if its adapter is not loaded.
+    """
+    path = checked_path("path", path, "the path of a file")
+    try:
+        with open(path, "rb", opener=no_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelFileError(f"{path}: not a regular file")
+            return _read(path, file.fileno(), status.st_size, requests)
+    except OSError as problem:
+        raise ModelFileError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionState:
+    first = _FIRST.match(read_from_start(descriptor, _FIRST_BYTES))
+    if first is None:
+        raise ModelFileError(f"{path}: is not a session; expected a file that Session.save() wrote")
+    version, length = int(first[1]), int(first[2])
+    if version != _VERSION:
+        raise ModelFileError(f"{path}: is of version {version}, expected {_VERSION}")
+    end = first.end() + length
+    if length > _MOST_BYTES or end > size:
+        raise ModelFileError(
+            f"{path}: was cut short: it says that {length} bytes follow its first line, but has "
+            f"{size - first.end()}"
+        )
+    data = read_from_start(descriptor, end)[first.end() :]
+    described = parse_json_object(data, where=path, error=ModelFileError)
+    state = _checked(path, described, requests)
+    adapter = requests.adapters.find(state.adapter)
+    if len(state.ids) and described.get("computed_by") == _computed_by(requests, adapter) != "":
+        at = end + -end % 64
+        try:
+            cache = requests.reader.resident.engine().prefix_cache
+            cache.load(state.ids, descriptor, min(at, size), adapter=adapter)
+        except MemoryLimitError:
+            pass  # there is no room: it is computed again
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from None
+    return state
+
+
+def _checked(path: str, described: dict[str, Any], requests: Requests) -> SessionState:
+    kind, adapter, ids = (described.get(key) for key in ("kind", "adapter", "token_ids"))
+    if kind not in ("text", "conversation"):
+        raise ModelFileError(f"{path}: kind is {show(kind)}; expected 'text' or 'conversation'")
+    if adapter is not None and not isinstance(adapter, str):
+        raise ModelFileError(f"{path}: adapter is {show(adapter)}; expected a name or null")
+    messages = described.get("messages")
+    try:
+        found = [dict(message) for message in checked_messages(messages)] if messages else []
+        if not isinstance(messages, list) or not isinstance(ids, list):
+            raise InvalidRequestError("messages and token_ids have to be lists")
+        if (kind == "text") and found:
+            raise InvalidRequestError("a text has no messages")
+        tokens = requests.reader.checked(ids, "token_ids") if ids else np.zeros(0, np.int32)
+    except InvalidRequestError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+    return SessionState(found, tokens, kind == "text", adapter)
+
+
+def _computed_by(requests: Requests, adapter: _core.Adapter | None) -> str:
+    """What keys and values depend on besides the tokens; "" if it is not known."""
+    model = requests.reader.resident.prefix_cache.model_digest.hex()
+    if adapter is None or not model:
+        return model
+    return f"{model} {adapter.digest}"
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

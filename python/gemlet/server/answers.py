@@ -1,0 +1,151 @@
+"""Answers that watch their client: the work ends when the connection does, and a stream is never silent for
+long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gemlet.server.call import Call
+from gemlet.server.problems import ClientGone, Problem, problem_of
+
+__all__ = ["JSONAnswer", "StreamAnswer", "as_line", "while_connected"]
+
+_Result = TypeVar("_Result")
+
+
+def as_line(value: object) -> bytes:
+    """JSON without line breaks. Half of a surrogate pair, which errors may quote, becomes JSON's escape.
+
+    >>> as_line({"a": chr(0xD83D)}).decode()
+    '{"a":"\\\\ud83d"}'
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+class JSONAnswer(Response):
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return as_line(content)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any, Any, None]) -> _Result:
+    """What ``work`` returns; :class:`ClientGone` if a watcher returns before, and the work is cancelled."""
+    tasks: list[asyncio.Task[Any]] = [asyncio.ensure_future(task) for task in (work, *watchers)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            result: _Result = tasks[0].result()
+            return result
+        raise ClientGone
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What ``work`` returns. It is cancelled when the client goes away; then :class:`ClientGone` is raised.
+
+    The body has to be read before.
+    """
+    return await _first_of(work, _gone(request.receive))
+
+
+class StreamAnswer(Response):
+    """Pieces of an answer as they come.
+
+    Args:
+        pieces: what to send. An error that they raise is sent as ``on_error`` writes it, and ends the answer.
+        ping: what to send when there was nothing for ``ping_seconds``; None sends nothing.
+        stuck_seconds: a client that takes nothing for so long is taken for gone.
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes],
+        call: Call,
+        *,
+        media_type: str,
+        on_error: Callable[[Problem], bytes],
+        ping: bytes | None,
+        ping_seconds: float,
+        stuck_seconds: float,
+    ) -> None:
+        super().__init__(None, media_type=media_type)
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-store"
+        self.headers["x-accel-buffering"] = "no"  # proxies are to pass on what they get at once
+        self._pieces = pieces
+        self._call = call
+        self._on_error = on_error
+        self._ping = ping
+        self._ping_seconds = ping_seconds
+        self._stuck_seconds = stuck_seconds
+        self._sent = time.monotonic()
+        self._sending = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await _first_of(self._produce(), _gone(receive), self._watch())
+
+    async def _produce(self) -> None:
+        try:
+            try:
+                async for piece in self._pieces:
+                    await self._put(piece)
+            finally:
+                close = getattr(self._pieces, "aclose", None)
+                if close is not None:
+                    await close()
+        except ClientGone:
+            raise
+        except Exception as error:
+            problem = problem_of(error)
+            self._call.problem = problem.code or problem.kind
+            await self._call.close()
+            await self._put(self._on_error(problem))
+            if problem.status == 500:
+                await self._end()
+                raise
+        await self._end()
+
+    async def _end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _put(self, piece: bytes) -> None:
+        if not self._sending:
+            self._sent = time.monotonic()
+        self._sending += 1
+        try:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        finally:
+            self._sending -= 1
+        self._sent = time.monotonic()
+
+    async def _watch(self) -> None:
+        """Pings a client that waits; returns when one is stuck."""
+        pause = min(self._ping_seconds, self._stuck_seconds) / 2
+        while True:
+            await asyncio.sleep(pause)
+            silent = time.monotonic() - self._sent
+            if self._sending:
+                if silent > self._stuck_seconds:
+                    return
+            elif self._ping is not None and silent >= self._ping_seconds:
+                await self._put(self._ping)

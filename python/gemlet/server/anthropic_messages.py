@@ -1,0 +1,320 @@
+"""Anthropic's messages: ``POST /v1/messages`` and ``/v1/messages/count_tokens``."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
+from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.ask import Ask, Choice, Running
+from gemlet.server.call import Call, call_of
+from gemlet.server.fields import GENERATION, MOST_TOOLS, NAME, REPLY, library_options
+from gemlet.server.models import Served
+from gemlet.server.problems import Problem
+from gemlet.server.schema import (
+    Anything,
+    Either,
+    Flag,
+    Ignored,
+    Kind,
+    ListOf,
+    Number,
+    Object,
+    Refused,
+    Text,
+)
+from gemlet.server.schema import (
+    Choice as OneOf,
+)
+from gemlet.server.service import event, fields_of, service_of
+
+__all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
+
+_TEXT = Text()
+_BLOCKS = ListOf(Anything(dict), 1 << 12)
+_CONTENT = Either("a text or a list of blocks", _TEXT, _BLOCKS)
+_NO_CACHE = Ignored()  # cache_control: what prompts have in common is kept anyway
+
+COUNT: Mapping[str, Kind] = {
+    "model": NAME,
+    "messages": ListOf(
+        Object({"role": OneOf("user", "assistant"), "content": _CONTENT}, ["role", "content"]), 1 << 16, 1
+    ),
+    "system": _CONTENT,
+    "tools": ListOf(
+        Object(
+            {
+                "type": OneOf("custom"),
+                "name": Text(64, 1),
+                "description": Text(1 << 16),
+                "input_schema": Anything(dict),
+                "cache_control": _NO_CACHE,
+            },
+            ["name", "input_schema"],
+        ),
+        MOST_TOOLS,
+    ),
+    "tool_choice": Object(
+        {
+            "type": OneOf("auto", "any", "tool", "none"),
+            "name": Text(64),
+            "disable_parallel_tool_use": Flag(),
+        },
+        ["type"],
+    ),
+    "thinking": Object(
+        {
+            "type": OneOf("enabled", "disabled", "adaptive"),
+            "budget_tokens": Refused("gemlet does not limit thoughts yet; leave it out"),
+            "display": Ignored(),
+        },
+        ["type"],
+    ),
+    "cache_control": _NO_CACHE,
+    "output_config": Refused("structured output and effort are not done yet"),
+}
+MESSAGES: Mapping[str, Kind] = {
+    **COUNT,
+    "max_tokens": REPLY,
+    "stop_sequences": ListOf(Text(256, 1), 16),
+    "stream": Flag(),
+    "temperature": Number(0, 1),
+    "top_k": GENERATION["top_k"],
+    "top_p": GENERATION["top_p"],
+    "metadata": Ignored(),
+    "service_tier": Ignored(),
+    "inference_geo": Ignored(),
+    "container": Refused("gemlet runs no containers"),
+    "context_management": Refused("gemlet does not edit conversations"),
+    "mcp_servers": Refused("gemlet calls no servers"),
+}
+
+
+async def messages(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    call.headers["request-id"] = call.id
+    fields = fields_of(request)
+    served = service.find(call, fields["model"])
+    most = service.reply_tokens(call, served, fields, "max_tokens")
+    options = {**library_options(fields), "max_tokens": most}
+    if fields.get("stop_sequences"):
+        options["stop"] = fields["stop_sequences"]
+    ask = _ask(fields, served, options, service.settings.request_seconds)
+    running = await service.start([ask], call)
+    head = {
+        "id": f"msg_{secrets.token_hex(12)}",
+        "type": "message",
+        "role": "assistant",
+        "model": served.name,
+    }
+    if fields.get("stream"):
+        ping = event({"type": "ping"}, "ping")
+        return service.stream(_pieces(running, head), request, ping=ping)
+    return JSONAnswer(await while_connected(request, _whole(running, head)))
+
+
+async def count_tokens(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    call.headers["request-id"] = call.id
+    fields = fields_of(request)
+    ask = _ask(fields, service.find(call, fields["model"]), {}, None)
+    count = await anyio.to_thread.run_sync(ask.count_prompt, limiter=service.threads)
+    call.settle()
+    return JSONAnswer({"input_tokens": count})
+
+
+def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], seconds: float | None) -> Ask:
+    choice = fields.get("tool_choice", {"type": "auto"})
+    if choice["type"] in ("any", "tool"):
+        raise Problem(
+            400, "tool_choice: gemlet cannot force a call yet; send auto or none", code="unsupported"
+        )
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": tool["name"],
+                "description": tool.get("description", ""),
+                "parameters": tool["input_schema"],
+            },
+        }
+        for tool in fields.get("tools", ())
+        if choice["type"] != "none"
+    ]
+    conversation = [*_system(fields.get("system")), *_conversation(fields["messages"])]
+    return Ask(
+        served,
+        options,
+        messages=conversation,
+        tools=tools or None,
+        thinking=fields.get("thinking", {"type": "disabled"})["type"] != "disabled",
+        continue_final=conversation[-1]["role"] == "assistant",
+        one_call=choice.get("disable_parallel_tool_use", False),
+        seconds=seconds,
+    )
+
+
+# --- from Anthropic's messages to OpenAI's ------------------------------------------------------------------
+
+
+def _system(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": _texts(content, "system")}] if content else []
+
+
+def _conversation(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A message of the user with results of tools becomes several messages."""
+    found: list[dict[str, Any]] = []
+    for index, message in enumerate(given):
+        where, content = f"messages[{index}].content", message["content"]
+        if isinstance(content, str):
+            found.append({"role": message["role"], "content": content})
+        elif message["role"] == "user":
+            results = [block for block in content if block.get("type") == "tool_result"]
+            found += [_result(block, where) for block in results]
+            rest = [block for block in content if block.get("type") != "tool_result"]
+            if rest or not results:
+                found.append({"role": "user", "content": _texts(rest, where)})
+        else:
+            found.append(_assistant(content, where))
+    return found
+
+
+def _texts(content: Any, where: str) -> Any:
+    if isinstance(content, str):
+        return content
+    return [{"type": "text", "text": _text(block, f"{where}[{i}]")} for i, block in enumerate(content)]
+
+
+def _text(block: Mapping[str, Any], where: str) -> str:
+    if block.get("type") != "text":
+        kind = block.get("type") if block.get("type") in _KINDS else "of an unknown type"
+        raise Problem(400, f"{where}: the block is {kind}; gemlet takes text here", param=where)
+    return _TEXT.check(block.get("text"), f"{where}.text")
+
+
+_KINDS = ("image", "document", "search_result", "tool_use", "tool_result", "thinking", "redacted_thinking")
+
+
+def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    called = Text(256, 1).check(block.get("tool_use_id"), f"{where}.tool_use_id")
+    content = _CONTENT.check(block.get("content", ""), f"{where}.content")
+    return {"role": "tool", "tool_call_id": called, "content": _texts(content, where)}
+
+
+def _assistant(content: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    texts, thoughts, calls = [], [], []
+    for i, block in enumerate(content):
+        kind, place = block.get("type"), f"{where}[{i}]"
+        if kind == "thinking":
+            thoughts.append(_TEXT.check(block.get("thinking"), f"{place}.thinking"))
+        elif kind == "tool_use":
+            function = {
+                "name": Text(64, 1).check(block.get("name"), f"{place}.name"),
+                "arguments": Anything(dict).check(block.get("input"), f"{place}.input"),
+            }
+            called = Text(256, 1).check(block.get("id"), f"{place}.id")
+            calls.append({"id": called, "type": "function", "function": function})
+        else:
+            texts.append(_text(block, place))
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
+    if thoughts:
+        message["reasoning"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+# --- and back -----------------------------------------------------------------------------------------------
+
+
+def _usage(call: Call) -> dict[str, int]:
+    return {
+        "input_tokens": call.prompt_tokens - call.cached_tokens,
+        "cache_read_input_tokens": call.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": call.completion_tokens,
+    }
+
+
+def _reason(choice: Choice) -> dict[str, Any]:
+    """``stop_reason`` and ``stop_sequence``."""
+    stop = choice.stop_string()
+    if stop is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    names = {"length": "max_tokens", "context": "model_context_window_exceeded"}
+    if choice.finish == "stop" and choice.reply.tool_calls:
+        names["stop"] = "tool_use"
+    return {"stop_reason": names.get(choice.finish, "end_turn"), "stop_sequence": None}
+
+
+def _block(happened: ReplyEvent) -> dict[str, Any] | None:
+    """The block that an event begins, still empty."""
+    if isinstance(happened, Content):
+        return {"type": "text", "text": ""}
+    if isinstance(happened, Reasoning):
+        return {"type": "thinking", "thinking": "", "signature": ""}
+    if isinstance(happened, ToolCall):
+        return {"type": "tool_use", "id": happened.id, "name": happened.name, "input": {}}
+    return None
+
+
+async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
+    async for _ in running:
+        pass
+    running.end()
+    (choice,) = running.choices
+    blocks: list[dict[str, Any]] = []
+    for happened in choice.events:
+        begun = _block(happened)
+        if begun is None:
+            continue
+        if isinstance(happened, ToolCall):
+            blocks.append({**begun, "input": happened.arguments})
+            continue
+        if not blocks or blocks[-1]["type"] != begun["type"]:
+            blocks.append(begun)
+        blocks[-1][blocks[-1]["type"]] += getattr(happened, "text", "")
+    return {**head, "content": blocks, **_reason(choice), "usage": _usage(running.call)}
+
+
+async def _pieces(running: Running, head: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    """The prompt's tokens are known at the end, so ``message_delta`` has them."""
+    nothing = {"stop_reason": None, "stop_sequence": None, "usage": _usage(Call())}
+    yield event({"type": "message_start", "message": {**head, "content": [], **nothing}}, "message_start")
+    index, kind = -1, ""
+    async for _, chunk in running:
+        for happened in chunk.events:
+            begun = _block(happened)
+            if begun is None:
+                continue
+            if begun["type"] != kind or kind == "tool_use":
+                if kind:
+                    yield event({"type": "content_block_stop", "index": index}, "content_block_stop")
+                index, kind = index + 1, begun["type"]
+                start = {"type": "content_block_start", "index": index, "content_block": begun}
+                yield event(start, "content_block_start")
+            delta = {"type": "content_block_delta", "index": index, "delta": _delta(happened)}
+            yield event(delta, "content_block_delta")
+    if kind:
+        yield event({"type": "content_block_stop", "index": index}, "content_block_stop")
+    running.end()
+    end = {"type": "message_delta", "delta": _reason(running.choices[0]), "usage": _usage(running.call)}
+    yield event(end, "message_delta")
+    yield event({"type": "message_stop"}, "message_stop")
+
+
+def _delta(happened: ReplyEvent) -> dict[str, Any]:
+    if isinstance(happened, Content):
+        return {"type": "text_delta", "text": happened.text}
+    if isinstance(happened, Reasoning):
+        return {"type": "thinking_delta", "thinking": happened.text}
+    assert isinstance(happened, ToolCall)
+    arguments = json.dumps(happened.arguments, ensure_ascii=False)
+    return {"type": "input_json_delta", "partial_json": arguments}

@@ -1,0 +1,189 @@
+"""The ASGI application: its routes, and what begins and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from gemlet.errors import GemletError
+from gemlet.server import (
+    anthropic_messages,
+    ollama,
+    ollama_models,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_models,
+    openai_responses,
+    operations,
+)
+from gemlet.server.answers import JSONAnswer
+from gemlet.server.bodies import Bodies
+from gemlet.server.call import call_of
+from gemlet.server.guard import Guard
+from gemlet.server.kept_responses import KeptResponses
+from gemlet.server.keys import KeyStore
+from gemlet.server.limits import Limiter
+from gemlet.server.metrics import Metrics
+from gemlet.server.models import Models
+from gemlet.server.openapi import document
+from gemlet.server.schema import Kind
+from gemlet.server.service import FIELDS, Service, service_of
+from gemlet.server.settings import ModelSpec, Settings
+
+__all__ = ["ROUTES", "make_app"]
+
+_log = logging.getLogger("gemlet.server")
+_THREADS = 2
+_PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Way(NamedTuple):
+    """A route: method and path, what answers, the right that a key needs, and the fields of the body."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    right: str | None = "use"
+    table: Mapping[str, Kind] | None = None
+    required: Sequence[str] = ()
+
+
+# The guard lets nobody in who has no key, but to those without a right.
+ROUTES: Sequence[Way] = (
+    Way("POST", "/v1/chat/completions", openai_chat.chat, "use", openai_chat.CHAT, ["messages"]),
+    Way(
+        *("POST", "/v1/completions", openai_completions.completions, "use"),
+        *(openai_completions.COMPLETIONS, ["prompt"]),
+    ),
+    Way(
+        "POST", "/v1/embeddings", openai_embeddings.embeddings, "use", openai_embeddings.EMBEDDINGS, ["input"]
+    ),
+    Way("POST", "/v1/responses", openai_responses.respond, "use", openai_responses.RESPONSES, ["input"]),
+    Way("GET", "/v1/responses/{name}", openai_responses.response),
+    Way("DELETE", "/v1/responses/{name}", openai_responses.delete),
+    Way("GET", "/v1/models", openai_models.models),
+    Way("GET", "/v1/models/{name:path}", openai_models.model),
+    Way(
+        *("POST", "/v1/messages", anthropic_messages.messages, "use"),
+        *(anthropic_messages.MESSAGES, ["model", "messages", "max_tokens"]),
+    ),
+    Way(
+        *("POST", "/v1/messages/count_tokens", anthropic_messages.count_tokens, "use"),
+        *(anthropic_messages.COUNT, ["model", "messages"]),
+    ),
+    Way("POST", "/api/chat", ollama.chat, "use", ollama.CHAT, ["model", "messages"]),
+    Way("POST", "/api/generate", ollama.generate, "use", ollama.GENERATE, ["model"]),
+    Way("POST", "/api/embed", ollama.embeddings, "use", ollama.EMBED, ["model", "input"]),
+    Way("POST", "/api/show", ollama_models.show, "use", ollama_models.SHOW),
+    Way("GET", "/api/tags", ollama_models.tags),
+    Way("GET", "/api/ps", ollama_models.ps),
+    Way("GET", "/api/version", ollama_models.version),
+    Way("POST", "/tokenize", operations.tokenize, "use", operations.TOKENIZE),
+    Way("POST", "/detokenize", operations.detokenize, "use", operations.DETOKENIZE, ["tokens"]),
+    Way("GET", "/v1/usage", operations.usage),
+    Way("GET", "/version", operations.version),
+    Way("GET", "/openapi.json", lambda _: _openapi()),
+    Way("GET", "/health", operations.health, None),
+    Way("GET", "/ready", operations.ready, None),
+    Way("GET", "/metrics", operations.metrics, "metrics"),
+)
+
+
+async def _openapi() -> Response:
+    return JSONAnswer(document([(way.method, way.path, way.table, way.required) for way in ROUTES]))
+
+
+def _route(way: Way) -> Route:
+    async def answer(request: Request) -> Response:
+        call = call_of(request)
+        call.route = way.path
+        if call.key is not None and way.right is not None:
+            call.key.check_right(way.right)
+        if way.table is not None:
+            service = service_of(request)
+            request.scope[FIELDS] = await service.read(request, way.table, way.required)
+        return await way.endpoint(request)
+
+    return Route(way.path, answer, methods=[way.method])
+
+
+def make_app(
+    settings: Settings,
+    specs: Sequence[ModelSpec],
+    on_failure: Callable[[BaseException], None] = lambda _: None,
+) -> Guard:
+    """The application. Its lifespan opens the file of keys, and loads the models beside the event loop.
+
+    Args:
+        on_failure: is told when a model cannot be loaded.
+    """
+    models = Models(specs)
+    metrics = Metrics(lambda: _gauges(models), vllm=settings.vllm_metrics)
+    limiter = Limiter(settings.max_requests)
+
+    @asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
+        limiter.store = guard.keys = store
+        guard.service = Service(
+            settings,
+            models,
+            Bodies(settings.max_body, settings.max_bodies, settings.body_seconds),
+            limiter,
+            metrics,
+            KeptResponses(settings.max_kept),
+            anyio.CapacityLimiter(_THREADS),
+        )
+        loading = asyncio.create_task(_load(models, on_failure))
+        try:
+            yield
+        finally:
+            await asyncio.wait([loading])
+            await anyio.to_thread.run_sync(models.close)
+            if store is not None:
+                store.close()
+
+    # Without Starlette around the router: the guard turns errors into answers.
+    router = Router([_route(way) for way in ROUTES], redirect_slashes=False, lifespan=lifespan)
+    guard = Guard(
+        router,
+        metrics,
+        asks_for_keys=settings.keys is not None,
+        hosts=settings.allowed_hosts,
+        origins=settings.allowed_origins,
+    )
+    return guard
+
+
+async def _load(models: Models, on_failure: Callable[[BaseException], None]) -> None:
+    try:
+        await anyio.to_thread.run_sync(models.load)
+    except Exception as error:
+        told = {"error": type(error).__name__}
+        if isinstance(error, GemletError | OSError):  # about files, and nobody's prompt
+            told["message"] = str(error)
+        _log.error("loading failed", extra={"fields": told})
+        on_failure(error)
+        return
+    _log.info("ready", extra={"fields": {"models": [served.name for served in models]}})
+
+
+def _gauges(models: Models) -> Mapping[str, Mapping[str, float]]:
+    return {alias: _engine_gauges(model) for alias, model in models.loaded} if models.is_ready else {}
+
+
+def _engine_gauges(model: Any) -> Mapping[str, float]:
+    memory = model.memory()
+    return {f"memory_{name}_bytes": float(memory[name]) for name in ("weights", "kv_cache", "adapters")}

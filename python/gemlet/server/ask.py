@@ -1,0 +1,311 @@
+"""The one internal request: what every dialect is translated into, and how it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from gemlet.chat.reply import Reasoning, Reply, ReplyEvent, ToolCall, collect
+from gemlet.generation.async_stream import AsyncTextStream
+from gemlet.generation.result import Chunk, Generation
+from gemlet.server.call import Call
+from gemlet.server.models import Served
+from gemlet.server.problems import Problem, problem_of
+
+_LONG = 20_000  # characters
+
+__all__ = ["Ask", "Choice", "Running", "finish_reason"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One reply that is asked of a model.
+
+    Attributes:
+        prompt: a text, in which control tokens are plain text, or token ids; not of a chat.
+        messages: the conversation, in OpenAI's form; None for a continuation.
+        options: of :class:`gemlet.GenerationConfig`.
+        one_call: the reply ends behind its first call of a tool.
+        seconds: how long it may take.
+    """
+
+    served: Served
+    options: Mapping[str, Any]
+    prompt: str | Sequence[int] = ()
+    messages: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    thinking: bool = False
+    continue_final: bool = False
+    one_call: bool = False
+    seconds: float | None = None
+
+    def times(self, count: int) -> list[Ask]:
+        """The ask ``count`` times; a seed that is given counts up."""
+        seed = self.options.get("seed")
+        if count == 1 or seed is None:
+            return [self] * count
+        return [replace(self, options={**self.options, "seed": (seed + i) % 2**64}) for i in range(count)]
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its text is so long that encoding it takes more than a moment."""
+        if self.messages is None:
+            return isinstance(self.prompt, str) and len(self.prompt) > _LONG
+        return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
+
+    def begin(self) -> AsyncTextStream:
+        """The stream that answers; raises :class:`Problem`."""
+        model = self.served.model
+        common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
+        try:
+            if self.messages is None:
+                return model.astream(self.prompt, allow_control=False, **common)
+            return model.astream_chat(
+                self.messages,
+                tools=self.tools,
+                thinking=self.thinking,
+                continue_final_message=self.continue_final,
+                **common,
+            )
+        except Exception as error:
+            raise self.problem_of(error) from error
+
+    def count_prompt(self, most: int | None = None) -> int:
+        """The tokens of the prompt. Raises :class:`Problem` for a wrong one, and for one that is sure to
+        have more than ``most``."""
+        model = self.served.model
+        try:
+            if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
+                ids = model.chat_format.encode_chat(
+                    model.tokenizer,
+                    self.messages,
+                    not self.continue_final,
+                    tools=self.tools,
+                    thinking=self.thinking,
+                    continue_final_message=self.continue_final,
+                    most_tokens=most,
+                )
+                return len(ids)
+            if self.messages is not None:
+                raise Problem(400, f"{self.served.name} has no chat format", code="unsupported")
+            if isinstance(self.prompt, str) and model.tokenizer is not None:
+                if most is not None:
+                    model.tokenizer.check_length(len(self.prompt), most, "prompt")
+                return len(model.tokenizer.encode(self.prompt, allow_control=False))
+        except Exception as error:
+            raise self.problem_of(error) from error
+        return len(self.prompt)
+
+    def check_prompt(self, most: int) -> None:
+        """Raises :class:`Problem` if the prompt has more than ``most`` tokens."""
+        count = self.count_prompt(most)
+        if count > most:
+            raise Problem(
+                400,
+                f"the prompt has {count} tokens; this key may send {most}",
+                code="context_length_exceeded",
+            )
+
+    def problem_of(self, error: BaseException) -> Problem:
+        return problem_of(error, hidden=self.served.model.source, shown=self.served.name)
+
+
+def _length(value: Any) -> int:
+    """Characters of text in JSON."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_length, inner))
+
+
+@dataclass
+class Choice:
+    """One of the replies that run."""
+
+    ask: Ask
+    stream: AsyncTextStream
+    events: list[ReplyEvent] = field(default_factory=list)
+    finish: str = ""
+    has_called: bool = False  # its only call is complete
+    reasoning_tokens: int = 0
+    is_over: bool = False
+
+    @property
+    def result(self) -> Generation:
+        """The whole generation; it has ended."""
+        return self.stream.result
+
+    def stop_string(self) -> str | None:
+        """Which stop string ended the reply; its tokens are in the result, its text is not."""
+        tokenizer, stops = self.ask.served.model.tokenizer, self.ask.options.get("stop", ())
+        if self.finish != "stop" or not stops or tokenizer is None:
+            return None
+        written, text = tokenizer.decode(self.result.token_ids), self.reply.content
+        return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
+
+    def result_message(self) -> dict[str, Any]:
+        """The reply as the message to append to the conversation, in OpenAI's form."""
+        reply = self.reply
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+        if reply.reasoning:
+            message["reasoning"] = reply.reasoning
+        if reply.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in reply.tool_calls
+            ]
+        return message
+
+    @property
+    def reply(self) -> Reply:
+        """What has arrived so far, put together."""
+        return collect(self.events)
+
+
+@dataclass
+class Running:
+    """The replies to one request, which run together.
+
+    Iterate it for ``(index, chunk)``, call :meth:`end` when it has ended, and :meth:`aclose` in any case.
+    """
+
+    asks: Sequence[Ask]
+    call: Call
+    choices: list[Choice] = field(default_factory=list)
+    _pumps: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self, threads: anyio.CapacityLimiter) -> Running:
+        """Begins all; raises :class:`Problem` for one that is wrong, and the call then ends the others."""
+        self.call.closers.append(self.aclose)
+        for ask in self.asks:
+            # A long text takes a while to encode, in which the event loop is to go on.
+            stream = (
+                await anyio.to_thread.run_sync(ask.begin, limiter=threads) if ask.is_long else ask.begin()
+            )
+            self.choices.append(Choice(ask, stream))
+        return self
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
+        return self._one() if len(self.choices) == 1 else self._all()
+
+    async def _one(self) -> AsyncIterator[tuple[int, Chunk]]:
+        async for chunk in self._chunks(self.choices[0]):
+            yield 0, chunk
+
+    async def _all(self) -> AsyncIterator[tuple[int, Chunk]]:
+        arrived: asyncio.Queue[tuple[int, Chunk | BaseException | None]] = asyncio.Queue(64)
+
+        async def pump(index: int, choice: Choice) -> None:
+            try:
+                async for chunk in self._chunks(choice):
+                    await arrived.put((index, chunk))
+                await arrived.put((index, None))
+            except Exception as error:
+                await arrived.put((index, error))
+
+        self._pumps = [asyncio.create_task(pump(i, choice)) for i, choice in enumerate(self.choices)]
+        left = len(self.choices)
+        while left:
+            index, item = await arrived.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield index, item
+
+    async def _chunks(self, choice: Choice) -> AsyncIterator[Chunk]:
+        call = self.call
+        try:
+            async for chunk in choice.stream:
+                if call.first_token is None:
+                    call.first_token = call.seconds()
+                if choice.has_called:
+                    continue  # what was computed before the cancelling was noticed
+                call.completion_tokens += len(chunk.token_ids)
+                if any(isinstance(event, Reasoning) for event in chunk.events):
+                    choice.reasoning_tokens += len(chunk.token_ids)
+                if choice.ask.one_call and (kept := _to_first_call(chunk)) is not None:
+                    choice.has_called = True
+                    choice.stream.cancel()
+                    chunk = kept
+                if chunk.finish_reason == "timeout":
+                    raise Problem(
+                        504,
+                        "the reply took longer than the server allows",
+                        kind="timeout_error",
+                        code="timeout",
+                    )
+                if chunk.finish_reason == "cancelled":
+                    raise Problem(503, "the server is stopping", kind="unavailable_error")
+                choice.events += chunk.events
+                choice.finish = chunk.finish_reason or choice.finish
+                yield chunk
+        except Exception as error:
+            raise choice.ask.problem_of(error) from error
+        choice.is_over = True
+
+    def end(self) -> None:
+        """All have come to their end: what there was is counted, and the call is settled."""
+        call = self.call
+        results = [choice.result for choice in self.choices]
+        call.prompt_tokens = self.prompt_tokens
+        call.cached_tokens = results[0].cached_tokens
+        call.completion_tokens = sum(result.completion_tokens for result in results)
+        call.finish = self.choices[0].finish
+        call.settle()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Those of each prompt once, however many replies it has."""
+        counts = {id(c.ask.prompt if c.ask.messages is None else c.ask.messages): c for c in self.choices}
+        return sum(choice.stream.result.prompt_tokens for choice in counts.values())
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return sum(choice.reasoning_tokens for choice in self.choices)
+
+    async def aclose(self) -> None:
+        """Ends what still runs, and gives its memory back."""
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for choice in self.choices:
+            if not choice.is_over:
+                choice.stream.cancel()
+        for choice in self.choices:
+            await choice.stream.aclose()
+        if any(not choice.is_over for choice in self.choices):
+            self._count_what_there_was()
+
+    def _count_what_there_was(self) -> None:
+        try:
+            self.call.prompt_tokens = self.prompt_tokens
+        except Exception:  # a stream that an error ended has no result
+            return
+
+
+def _to_first_call(chunk: Chunk) -> Chunk | None:
+    """The chunk up to its first call of a tool, as the last one; None where it has no call."""
+    for place, event in enumerate(chunk.events):
+        if isinstance(event, ToolCall):
+            events = chunk.events[: place + 1]
+            text = "".join(getattr(e, "text", "") for e in events if not isinstance(e, Reasoning))
+            return replace(chunk, text=text, events=events, finish_reason="stop")
+    return None
+
+
+def finish_reason(reason: str, *, has_calls: bool) -> str:
+    """OpenAI's name for the library's finish reason."""
+    if has_calls and reason == "stop":
+        return "tool_calls"
+    return {"context": "length", "cancelled": "stop"}.get(reason, reason)

@@ -1,0 +1,73 @@
+"""What the server knows of one HTTP request while it runs: :class:`Call`, for limits, metrics and the log."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+
+if TYPE_CHECKING:
+    from gemlet.server.keys import Key
+
+__all__ = ["Call", "call_of"]
+
+_PLACE = "gemlet.call"
+
+
+@dataclass
+class Call:
+    """A request and what became of it. Nothing in it is text of a prompt or of a reply.
+
+    Attributes:
+        key: whose it is; None where the server has no keys.
+        route: the path as the server writes it, "" for one that it does not have.
+        at_end: what is done once, when the work has ended and before the client is told so.
+        closers: what gives back memory when the request is over, however it ended.
+    """
+
+    id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
+    started: float = field(default_factory=time.monotonic)
+    key: Key | None = None
+    method: str = ""
+    route: str = ""
+    status: int = 0
+    model: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    first_token: float | None = None  # seconds from the beginning
+    finish: str = ""
+    problem: str = ""
+    headers: dict[str, str] = field(default_factory=dict)  # of the answer
+    at_end: list[Callable[[Call], None]] = field(default_factory=list)
+    closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Does what is to be done at the end, once."""
+        actions, self.at_end = self.at_end, []
+        for action in actions:
+            action(self)
+
+    async def close(self) -> None:
+        """Gives back what the request took, and settles it; harmless when that is done."""
+        closers, self.closers = self.closers, []
+        for close in closers:
+            await close()
+        self.settle()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def put_into(self, scope: object) -> None:
+        scope[_PLACE] = self  # type: ignore[index]
+
+
+def call_of(request: Request) -> Call:
+    """The call that the guard has put into the request."""
+    call = request.scope[_PLACE]
+    assert isinstance(call, Call)
+    return call

@@ -1,0 +1,169 @@
+"""The fields of requests that several dialects share, and which of OpenAI's gemlet does not do.
+
+This is the one place that says what is refused by name. Numbers that say how tokens are chosen come from the
+library's own table, so an option that the library learns is an option of the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemlet.base.sampling_options import MAX_INT, OPTIONS
+from gemlet.base.text import show
+from gemlet.generation.options import GenerationConfig
+from gemlet.server.problems import Problem
+from gemlet.server.schema import (
+    Choice,
+    Either,
+    Flag,
+    Ignored,
+    Integer,
+    Kind,
+    ListOf,
+    Number,
+    Object,
+    Refused,
+    Text,
+)
+
+__all__ = [
+    "EFFORTS",
+    "GENERATION",
+    "IGNORED",
+    "MOST_CHOICES",
+    "NAME",
+    "NOT_DONE",
+    "REPLY",
+    "STOP",
+    "STREAM",
+    "TOKENS",
+    "TOOLS",
+    "library_options",
+]
+
+MOST_CHOICES = 16  # of n, over all prompts of a request
+MOST_TOOLS = 128
+MOST_BIASES = 1024
+NAME = Text(256, 1)
+REPLY = Integer(1, MAX_INT)  # tokens
+TOKENS = ListOf(Integer(0, MAX_INT), 1 << 22, 1)
+STOP = Either(
+    "a string of 1 to 256 characters, or a list of up to 16", Text(256, 1), ListOf(Text(256, 1), 16)
+)
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_FUNCTION = Object({"name": Text(64, 1), "description": Text(1 << 16)}, ["name"], open=True)
+TOOLS = ListOf(
+    Object({"type": Choice("function"), "function": _FUNCTION}, ["function"], open=True), MOST_TOOLS
+)
+
+
+class Biases(Kind):
+    """``logit_bias``: token ids as strings, each with a number from -100 to 100."""
+
+    def check(self, value: Any, where: str) -> dict[int, float]:
+        if not isinstance(value, dict) or len(value) > MOST_BIASES:
+            raise Problem(
+                400, f"{where}: got {show(value)}, expected at most {MOST_BIASES} token ids", param=where
+            )
+        for token in value:
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise Problem(400, f"{where}: {show(token)} is no token id", param=where)
+        number = Number(-100, 100)
+        return {int(token): number.check(bias, f"{where}.{token}") for token, bias in value.items()}
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "object", "additionalProperties": Number(-100, 100).describe()}
+
+
+_LIBRARY = {field.name for field in dataclasses.fields(GenerationConfig)}
+_NOT_YET = "gemlet does not do this yet"
+
+# Options that the library is to learn: the kind of value, and the values that ask for nothing.
+_LATER: Mapping[str, tuple[Kind, Sequence[Any]]] = {
+    "presence_penalty": (Number(-2, 2), (0, 0.0)),
+    "frequency_penalty": (Number(-2, 2), (0, 0.0)),
+    "typical_p": (Number(0, 1), (1, 1.0)),
+    "min_tokens": (Integer(0, MAX_INT), (0,)),
+    "logit_bias": (Biases(), ()),
+    "stop_token_ids": (ListOf(Integer(0, MAX_INT), 64), ()),
+}
+
+GENERATION: Mapping[str, Kind] = {
+    **{
+        name: kind if name in _LIBRARY else Refused(_NOT_YET, *neutral)
+        for name, (kind, neutral) in _LATER.items()
+    },
+    **{
+        name: Integer(int(option.low), int(option.high))
+        if option.kind is int
+        else Number(option.low, option.high)
+        for name, option in OPTIONS.items()
+        if name != "max_tokens"
+    },
+    "seed": Integer(-(2**63), 2**64 - 1),
+    "stop": STOP,
+    "ignore_eos": Flag(),
+}
+
+STREAM: Mapping[str, Kind] = {
+    "stream": Flag(),
+    "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Ignored()}),
+}
+
+# What changes no answer. (OpenAI keeps a completion for ``store``; gemlet keeps none.)
+IGNORED: Mapping[str, Kind] = dict.fromkeys(
+    (
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prediction",
+        "cache_prompt",
+    ),
+    Ignored(),
+)
+
+_GRAMMAR = "structured output is not done yet; ask for the form in words"
+NOT_DONE: Mapping[str, Kind] = {
+    "logprobs": Refused(_NOT_YET, False),
+    "top_logprobs": Refused(_NOT_YET, 0),
+    "prompt_logprobs": Refused(_NOT_YET),
+    "response_format": Refused(_GRAMMAR, {"type": "text"}),
+    "structured_outputs": Refused(_GRAMMAR),
+    "guided_json": Refused(_GRAMMAR),
+    "guided_regex": Refused(_GRAMMAR),
+    "guided_choice": Refused(_GRAMMAR),
+    "guided_grammar": Refused(_GRAMMAR),
+    "grammar": Refused(_GRAMMAR),
+    "json_schema": Refused(_GRAMMAR),
+    "thinking_token_budget": Refused(_NOT_YET),
+    "best_of": Refused("gemlet does not rank replies yet; ask for n", 1),
+    "return_token_ids": Refused(_NOT_YET, False),
+    "use_beam_search": Refused("gemlet does not search beams", False),
+    "priority": Refused(_NOT_YET, 0),
+    "cache_salt": Refused(_NOT_YET),
+    "skip_special_tokens": Refused("control tokens are never part of the text", True),
+    "chat_template": Refused("a request cannot bring a template"),
+    "modalities": Refused("gemlet writes text", ["text"]),
+    "audio": Refused("gemlet writes text"),
+    "verbosity": Refused("gemlet has no such setting; say it in words", "medium"),
+    "web_search_options": Refused("gemlet does not search the web"),
+    "functions": Refused("the older form of tools; send tools"),
+    "function_call": Refused("the older form of tools; send tool_choice", "none", "auto"),
+}
+
+
+def library_options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :class:`GenerationConfig` among the fields of a request.
+
+    OpenAI's seeds may be negative; those are the ones 2**64 above.
+    """
+    found = {name: value for name, value in fields.items() if name in GENERATION}
+    if "seed" in found:
+        found["seed"] %= 2**64
+    return found

@@ -1,0 +1,173 @@
+"""What stands in front of every route: host names, origins, keys, ids of requests, the log. It denies by
+default: a path that nobody named needs a key like all others."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Collection
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gemlet.server.answers import as_line
+from gemlet.server.call import Call
+from gemlet.server.keys import Key, KeyStore
+from gemlet.server.logs import log_call
+from gemlet.server.metrics import Metrics
+from gemlet.server.problems import ClientGone, Problem, as_json, problem_of
+
+__all__ = ["OPEN", "Guard"]
+
+_log = logging.getLogger("gemlet.server")
+OPEN = {("GET", "/health"), ("GET", "/ready")}  # what needs no key
+# A name or an IPv4 address, or an IPv6 address in brackets; then a port.
+_HOST = re.compile(
+    r"((?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?){1,32}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?"
+)
+_ORIGIN = re.compile(r"https?://(\S+)")
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Guard:
+    """An ASGI application around another.
+
+    Args:
+        asks_for_keys: whether the server has keys; :attr:`keys` are they, once the file is open.
+        hosts: the names that a Host header may have; empty: those of loopback without keys, else all.
+        origins: those of web pages that may send requests, beside the server's own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        asks_for_keys: bool,
+        hosts: Collection[str] = (),
+        origins: Collection[str] = (),
+    ) -> None:
+        self.app = app
+        self.keys: KeyStore | None = None
+        self.service: Any = None  # of gemlet.server.service; None before the lifespan
+        self._asks_for_keys = asks_for_keys
+        self._metrics = metrics
+        self._hosts = {host.lower() for host in hosts or (() if asks_for_keys else _LOOPBACK)}
+        self._origins = {origin.lower().rstrip("/") for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = Call(method=scope["method"][:16])
+        call.put_into(scope)
+        scope["app"] = self  # the router raises what it has no route for, and requests find the service
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                headers = {"x-request-id": call.id, "x-content-type-options": "nosniff", **call.headers}
+                message["headers"] = [
+                    *message["headers"],
+                    *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+                ]
+            await send(message)
+
+        try:
+            self._check_host(scope)
+            call.key = self._who(scope)
+            await self.app(scope, receive, sending)
+        except ClientGone:
+            call.status, call.problem = call.status or 499, "client_gone"
+        except Exception as error:
+            problem = problem_of(error)
+            call.problem = problem.code or problem.kind
+            if problem.status == 500:
+                _log_failure(call, error)
+            await call.close()
+            if not call.status:
+                await _send_problem(problem, scope, call, sending)
+        finally:
+            await call.close()
+            self._metrics.count_response(call)
+            log_call(call)
+
+    def _check_host(self, scope: Scope) -> None:
+        """Refuses malformed names of hosts, and those of a page that had its name point here."""
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if match is None or int(match[2] or 0) > 65535:
+            raise Problem(400, "the request needs one well-formed Host header", code="bad_host")
+        name = match[1].lower().rstrip(".")
+        if self._hosts and name not in self._hosts:
+            raise Problem(
+                403,
+                "this server does not answer under this host name; --allowed-hosts adds one",
+                kind="permission_error",
+                code="bad_host",
+            )
+        for header, value in scope["headers"]:
+            if header == b"origin":
+                origin = value.decode("latin-1").lower()
+                found = _ORIGIN.fullmatch(origin)
+                own = found is not None and found[1] == hosts[0].lower()
+                if not own and origin not in self._origins:
+                    raise Problem(
+                        403,
+                        "requests of web pages of another origin are refused; --allowed-origins adds one",
+                        kind="permission_error",
+                        code="bad_origin",
+                    )
+
+    def _who(self, scope: Scope) -> Key | None:
+        if not self._asks_for_keys or (scope["method"], scope["path"]) in OPEN:
+            return None
+        sent: list[bytes] = []
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                kind, _, token = value.partition(b" ")
+                sent.append(token.strip() if kind.lower() == b"bearer" else b"")
+            elif name == b"x-api-key":
+                sent.append(value)
+        # The official client of Anthropic may send both.
+        token = sent[0] if sent and len(set(sent)) == 1 else b""
+        key = None if self.keys is None else self.keys.find(token)
+        if key is None:
+            raise Problem(
+                401,
+                "a valid key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
+                kind="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return key
+
+
+async def _send_problem(problem: Problem, scope: Scope, call: Call, send: Send) -> None:
+    body = as_line(as_json(problem, scope["path"], call.id))
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
+    if problem.status in (408, 413):
+        headers["connection"] = "close"  # what is left of the body is not read
+    await send(
+        {
+            "type": "http.response.start",
+            "status": problem.status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _log_failure(call: Call, error: BaseException) -> None:
+    """Where it happened, and of which kind; not its message, which may quote a prompt."""
+    while isinstance(error, Problem) and error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    _log.error("failure", extra={"fields": {"id": call.id, "error": type(error).__name__, "where": where}})

@@ -1,0 +1,66 @@
+"""Conversations of ``/v1/responses`` that a later request may go on with: in memory, of bounded size."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet.server.answers import as_line
+
+__all__ = ["Kept", "KeptResponses"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A response, and the conversation up to its end.
+
+    Attributes:
+        owner: the id of the key that it belongs to; None without keys.
+        messages: without the instructions, which each request has of its own.
+    """
+
+    owner: str | None
+    response: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]]
+    size: int
+
+
+class KeptResponses:
+    """The last responses; of all together at most ``most`` bytes.
+
+    >>> kept = KeptResponses(1000)
+    >>> kept.put(None, {"id": "resp_1"}, [])
+    >>> kept.find(None, "resp_1").response, kept.find("somebody", "resp_1")
+    ({'id': 'resp_1'}, None)
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._size = 0
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+
+    def put(
+        self, owner: str | None, response: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]
+    ) -> None:
+        size = len(as_line([response, messages]))
+        self._kept[response["id"]] = Kept(owner, response, messages, size)
+        self._size += size
+        while self._size > self._most:
+            _, oldest = self._kept.popitem(last=False)
+            self._size -= oldest.size
+
+    def find(self, owner: str | None, name: str) -> Kept | None:
+        found = self._kept.get(name)
+        if found is None or found.owner != owner:
+            return None
+        self._kept.move_to_end(name)
+        return found
+
+    def remove(self, owner: str | None, name: str) -> bool:
+        found = self.find(owner, name)
+        if found is not None:
+            del self._kept[name]
+            self._size -= found.size
+        return found is not None

@@ -1,0 +1,185 @@
+"""Who may do how much: sliding windows of requests and tokens per key, and how many run at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gemlet.server.call import Call
+from gemlet.server.problems import Problem
+
+if TYPE_CHECKING:
+    from gemlet.server.keys import Key, KeyStore
+
+__all__ = ["Limiter", "Window"]
+
+_PARTS = 60  # of a window; what is counted leaves it at most a part too late
+
+
+class Window:
+    """What was counted in the last ``seconds``, of which there may be ``limit``.
+
+    >>> window = Window(limit=2, seconds=60)
+    >>> window.add(1, now=0.0), window.add(1, now=30.0), window.wait(now=31.0) > 29
+    (None, None, True)
+    >>> window.used(now=62.0), window.wait(now=62.0)
+    (1, 0.0)
+    """
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self._parts: deque[list[float]] = deque()  # [beginning, count]
+        self._used = 0
+
+    def add(self, count: int, now: float) -> None:
+        part = self.seconds / _PARTS
+        begin = now // part * part
+        if not self._parts or self._parts[-1][0] < begin:
+            self._parts.append([begin, 0])
+        self._parts[-1][1] += count
+        self._used += count
+
+    def used(self, now: float) -> int:
+        part = self.seconds / _PARTS
+        while self._parts and self._parts[0][0] + part + self.seconds <= now:
+            self._used -= int(self._parts.popleft()[1])
+        return self._used
+
+    def wait(self, now: float, running: int = 0) -> float:
+        """Seconds until there is room; 0 where there is. ``running`` is counted, but not yet added."""
+        used = self.used(now) + running
+        if used < self.limit:
+            return 0.0
+        part = self.seconds / _PARTS
+        for begin, count in self._parts:
+            used -= int(count)
+            if used < self.limit:
+                return max(0.1, begin + part + self.seconds - now)
+        return self.seconds
+
+
+@dataclass
+class _State:
+    """What one key uses."""
+
+    requests: list[Window]
+    tokens: list[Window]
+    running: list[Call] = field(default_factory=list)
+
+
+class Limiter:
+    """Admits requests, and counts what they used.
+
+    Args:
+        most: requests that are read or answered at a time, of all keys together.
+        store: where the keys and their usage are; None: there are no keys.
+    """
+
+    def __init__(self, most: int, store: KeyStore | None = None) -> None:
+        self.most = most
+        self.running = 0
+        self.store = store
+        self._states: dict[str, tuple[Key, _State]] = {}
+
+    def enter(self, call: Call) -> None:
+        """A request that wants work, before its body is read; raises :class:`Problem`. It has its place
+        until the call settles."""
+        if self.running >= self.most:
+            raise Problem(
+                503,
+                "the server is busy; try again",
+                kind="overloaded_error",
+                code="overloaded",
+                headers={"Retry-After": "1"},
+            )
+        if call.key is not None:
+            self._enter(call, call.key)
+        self.running += 1
+        call.at_end.append(self._leave)
+
+    def _enter(self, call: Call, key: Key) -> None:
+        state, now = self._state(key, time.monotonic()), time.monotonic()
+        in_flight = sum(other.prompt_tokens + other.completion_tokens for other in state.running)
+        call.headers |= _headers(state, now, in_flight)
+        limit = key.limits.concurrent
+        if limit is not None and len(state.running) >= limit:
+            raise _too_many("concurrent requests", limit, 1)
+        for windows, running, what in ((state.requests, 0, "requests"), (state.tokens, in_flight, "tokens")):
+            for window in windows:
+                wait = window.wait(now, running)
+                if wait > 0:
+                    raise _too_many(f"{what} in {_span(window.seconds)}", window.limit, wait)
+        for window in state.requests:
+            window.add(1, now)
+        call.headers |= _headers(state, now, in_flight)
+        state.running.append(call)
+
+    def _leave(self, call: Call) -> None:
+        self.running -= 1
+        key = call.key
+        if key is None:
+            return
+        tokens = call.prompt_tokens + call.completion_tokens
+        state = self._state(key, time.monotonic())
+        state.running.remove(call)
+        for window in state.tokens:
+            window.add(tokens, time.monotonic())
+        if self.store is not None:
+            self.store.add_usage(key.id, call.model, call.prompt_tokens, call.completion_tokens)
+
+    def _state(self, key: Key, now: float) -> _State:
+        """The state of a key; a limit that was changed meanwhile begins anew from the durable usage."""
+        found = self._states.get(key.id)
+        if found is not None and found[0].limits == key.limits:
+            return found[1]
+        limits = key.limits
+        state = _State(
+            [
+                Window(limit, seconds)
+                for limit, seconds in ((limits.requests_per_minute, 60.0), (limits.requests_per_hour, 3600.0))
+                if limit is not None
+            ],
+            [
+                Window(limit, seconds)
+                for limit, seconds in ((limits.tokens_per_minute, 60.0), (limits.tokens_per_day, 86400.0))
+                if limit is not None
+            ],
+            [] if found is None else found[1].running,
+        )
+        for age, requests, tokens in [] if self.store is None else self.store.recent(key.id):
+            for window, count in [(w, requests) for w in state.requests] + [
+                (w, tokens) for w in state.tokens
+            ]:
+                if age < window.seconds:
+                    window.add(count, now - age)
+        self._states[key.id] = key, state
+        return state
+
+
+def _span(seconds: float) -> str:
+    return {60.0: "a minute", 3600.0: "an hour", 86400.0: "a day"}[seconds]
+
+
+def _too_many(what: str, limit: int, wait: float) -> Problem:
+    return Problem(
+        429,
+        f"this key may have {limit} {what}; try again in {wait:.0f} s",
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(max(1, round(wait + 0.5)))},
+    )
+
+
+def _headers(state: _State, now: float, in_flight: int) -> dict[str, str]:
+    """OpenAI's headers, of the window with the least left."""
+    headers: dict[str, str] = {}
+    for name, windows, running in (("requests", state.requests, 0), ("tokens", state.tokens, in_flight)):
+        if windows:
+            left, window = min(((w.limit - w.used(now) - running, w) for w in windows), key=lambda x: x[0])
+            headers[f"x-ratelimit-limit-{name}"] = str(window.limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(max(0, left))
+            headers[f"x-ratelimit-reset-{name}"] = f"{window.wait(now, running):.1f}s"
+    return headers

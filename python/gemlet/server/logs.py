@@ -1,0 +1,59 @@
+"""The log: a JSON object a line, with lengths, ids and times. It has no text of a prompt or a reply."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+from gemlet.server.call import Call
+
+__all__ = ["JSONLines", "log_call", "to_stderr"]
+
+_log = logging.getLogger("gemlet.server")
+
+
+class JSONLines(logging.Formatter):
+    """A record as a line: its time, level and message, and the ``fields`` of its ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+        return json.dumps(line)
+
+
+def to_stderr() -> logging.Handler:
+    """A handler for the loggers of gemlet's server and of uvicorn."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines())
+    return handler
+
+
+def log_call(call: Call) -> None:
+    """The line of a request that has ended."""
+    fields = {
+        "id": call.id,
+        "key": None if call.key is None else call.key.id,
+        "method": call.method,
+        "route": call.route or None,
+        "status": call.status,
+        "problem": call.problem or None,
+        "model": call.model or None,
+        "prompt_tokens": call.prompt_tokens,
+        "cached_tokens": call.cached_tokens,
+        "completion_tokens": call.completion_tokens,
+        "finish": call.finish or None,
+        "first_token_seconds": None if call.first_token is None else round(call.first_token, 6),
+        "seconds": round(call.seconds(), 6),
+    }
+    _log.info(
+        "request", extra={"fields": {name: value for name, value in fields.items() if value is not None}}
+    )

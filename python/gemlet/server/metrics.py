@@ -1,0 +1,119 @@
+"""``/metrics``: counters and histograms of what requests did, gauges of what the engines do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from gemlet.server.call import Call
+
+__all__ = ["CONTENT_TYPE", "Gauges", "Metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LABELS = ("model_name", "engine")
+# Steps of histograms: vLLM's, so that its boards fit.
+_FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
+    *(640, 2560),
+)
+_PER_TOKEN = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80),
+)
+_WHOLE = (*(0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680),)
+_TOKENS = tuple(float(step * 10**power) for power in range(7) for step in (1, 2, 5))
+
+# Alias of a model -> name and value of each gauge.
+Gauges = Callable[[], Mapping[str, Mapping[str, float]]]
+
+
+class _Set:
+    """The metrics under one prefix."""
+
+    def __init__(self, prefix: str, registry: CollectorRegistry) -> None:
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(f"{prefix}:{name}", help, (*_LABELS, *labels), registry=registry)
+
+        def histogram(name: str, help: str, steps: tuple[float, ...]) -> Histogram:
+            return Histogram(f"{prefix}:{name}", help, _LABELS, buckets=steps, registry=registry)
+
+        self.prompt_tokens = counter("prompt_tokens", "tokens of prompts")
+        self.generation_tokens = counter("generation_tokens", "tokens that were written")
+        self.cache_queries = counter("prefix_cache_queries", "tokens of prompts that could have been kept")
+        self.cache_hits = counter("prefix_cache_hits", "tokens of prompts that were kept from before")
+        self.success = counter("request_success", "requests that ended", "finished_reason")
+        self.first_token = histogram("time_to_first_token_seconds", "until the first token", _FIRST_TOKEN)
+        self.per_token = histogram(
+            "request_time_per_output_token_seconds", "mean time between the tokens of a reply", _PER_TOKEN
+        )
+        self.whole = histogram("e2e_request_latency_seconds", "from the request to its end", _WHOLE)
+        self.prompt_length = histogram("request_prompt_tokens", "tokens of a prompt", _TOKENS)
+        self.reply_length = histogram("request_generation_tokens", "tokens of a reply", _TOKENS)
+
+    def count(self, call: Call) -> None:
+        labels = (call.model, "0")
+        seconds = call.seconds()
+        self.prompt_tokens.labels(*labels).inc(call.prompt_tokens)
+        self.generation_tokens.labels(*labels).inc(call.completion_tokens)
+        self.cache_queries.labels(*labels).inc(call.prompt_tokens)
+        self.cache_hits.labels(*labels).inc(call.cached_tokens)
+        self.success.labels(*labels, call.finish or "abort").inc()
+        self.whole.labels(*labels).observe(seconds)
+        self.prompt_length.labels(*labels).observe(call.prompt_tokens)
+        self.reply_length.labels(*labels).observe(call.completion_tokens)
+        if call.first_token is not None:
+            self.first_token.labels(*labels).observe(call.first_token)
+            if call.completion_tokens > 1:
+                pace = (seconds - call.first_token) / (call.completion_tokens - 1)
+                self.per_token.labels(*labels).observe(pace)
+
+
+class Metrics:
+    """All metrics of a server.
+
+    Args:
+        gauges: asks the engines.
+        vllm: gives vLLM's names too.
+    """
+
+    def __init__(self, gauges: Gauges, *, vllm: bool = False) -> None:
+        self.registry = CollectorRegistry()
+        self._prefixes = ["gemlet", *(["vllm"] if vllm else [])]
+        self._sets = [_Set(prefix, self.registry) for prefix in self._prefixes]
+        self._responses = Counter(
+            "gemlet:http_responses",
+            "answers by route and status",
+            ("route", "status"),
+            registry=self.registry,
+        )
+        self._gauges = gauges
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the registry asks for the gauges."""
+        found: dict[str, GaugeMetricFamily] = {}
+        for alias, values in self._gauges().items():
+            for name, value in values.items():
+                for prefix in self._prefixes:
+                    full = f"{prefix}:{name}"
+                    family = found.setdefault(
+                        full, GaugeMetricFamily(full, name.replace("_", " "), labels=_LABELS)
+                    )
+                    family.add_metric((alias, "0"), value)
+        yield from found.values()
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: the registry is not to ask the engines before they are there."""
+        return iter(())
+
+    def count(self, call: Call) -> None:
+        """A request of a model that has ended."""
+        for metrics in self._sets:
+            metrics.count(call)
+
+    def count_response(self, call: Call) -> None:
+        self._responses.labels(call.route or "other", str(call.status)).inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

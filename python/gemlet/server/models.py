@@ -1,0 +1,93 @@
+"""The models that the server serves, by alias; adapters are models of their own name."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gemlet.loading.load import load
+from gemlet.model.model import Model
+from gemlet.server.problems import Problem
+from gemlet.server.settings import ModelSpec
+
+__all__ = ["Models", "Served"]
+
+_log = logging.getLogger("gemlet.server")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, or one of its adapters, under the name by which requests ask for it."""
+
+    name: str
+    model: Model
+    adapter: str | None = None
+    parent: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Models:
+    """The models by alias; empty until :meth:`load` has ended."""
+
+    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+        self.specs = list(specs)
+        self.is_ready = False
+        self._served: dict[str, Served] = {}
+        self._models: list[Model] = []
+
+    def load(self) -> None:
+        """Loads all of them, in a thread of the caller's. Raises what :func:`gemlet.load` does."""
+        for spec in self.specs:
+            model = load(spec.source, progress=False, **spec.options)
+            self._models.append(model)
+            self._add(Served(spec.name, model))
+            for name, path in spec.adapters.items():
+                model.load_adapter(path, name=name)
+                self._add(Served(name, model, adapter=name, parent=spec.name))
+        self.is_ready = True
+
+    def _add(self, served: Served) -> None:
+        self._served[served.name] = served
+
+    def close(self) -> None:
+        self.is_ready = False
+        for model in self._models:
+            model.close()
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(self._served.values())
+
+    @property
+    def loaded(self) -> Sequence[tuple[str, Model]]:
+        """Alias and model, without the adapters."""
+        return [(served.name, served.model) for served in self if served.adapter is None]
+
+    def check_ready(self) -> None:
+        """Raises :class:`Problem` until the models are loaded."""
+        if not self.is_ready:
+            raise Problem(
+                503,
+                "the model is being loaded",
+                kind="unavailable_error",
+                code="loading",
+                headers={"Retry-After": "2"},
+            )
+
+    def find(self, name: str | None) -> Served:
+        """The model ``name``; the first of all for None. Raises :class:`Problem`."""
+        self.check_ready()
+        if name is None:
+            return next(iter(self._served.values()))
+        found = self._served.get(name)
+        if found is None:
+            known = ", ".join(self._served)
+            raise Problem(
+                404,
+                f"there is no model of this name here; there are {known}",
+                kind="not_found_error",
+                param="model",
+                code="model_not_found",
+            )
+        return found

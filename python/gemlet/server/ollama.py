@@ -1,0 +1,257 @@
+"""Ollama's ``/api/chat``, ``/generate`` and ``/embed``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemlet.chat.reply import Content, Reasoning, Reply, ToolCall, collect
+from gemlet.server.answers import JSONAnswer, as_line, while_connected
+from gemlet.server.ask import Ask, Running
+from gemlet.server.call import call_of
+from gemlet.server.fields import GENERATION, NAME, STOP, TOOLS, library_options
+from gemlet.server.models import Served
+from gemlet.server.openai_chat import MESSAGES
+from gemlet.server.openai_embeddings import INPUT, embed
+from gemlet.server.problems import Problem
+from gemlet.server.schema import (
+    Choice,
+    Either,
+    Flag,
+    Ignored,
+    Integer,
+    Kind,
+    Object,
+    Refused,
+    Text,
+)
+from gemlet.server.service import Service, fields_of, service_of
+
+__all__ = ["CHAT", "EMBED", "GENERATE", "chat", "embeddings", "find", "generate"]
+
+# What says how Ollama itself runs a model, and what does nothing without mirostat.
+_RUNNER = (
+    *("num_keep", "num_batch", "num_gpu", "main_gpu", "low_vram", "use_mmap", "use_mlock", "num_thread"),
+    *("numa", "f16_kv", "mirostat_tau", "mirostat_eta"),
+)
+_OPTIONS: Mapping[str, Kind] = {
+    "num_predict": Integer(-2, 2**31 - 1),
+    "num_ctx": Integer(1, 2**31 - 1),
+    "repeat_penalty": GENERATION["repetition_penalty"],
+    "stop": STOP,
+    **{
+        name: GENERATION[name]
+        for name in (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "seed",
+            "presence_penalty",
+            "typical_p",
+            "frequency_penalty",
+        )
+    },
+    **dict.fromkeys(_RUNNER, Ignored()),
+    "repeat_last_n": Refused("gemlet's penalty counts the whole text", -1),
+    "tfs_z": Refused("gemlet does not do this", 1, 1.0),
+    "mirostat": Refused("gemlet does not do this", 0),
+    "penalize_newline": Refused("gemlet's penalty counts the whole text", True),
+}
+_EVERYWHERE: Mapping[str, Kind] = {
+    "model": NAME,
+    "options": Object(_OPTIONS),
+    "keep_alive": Ignored(),  # models stay as long as the server runs
+}
+_REPLY: Mapping[str, Kind] = {
+    **_EVERYWHERE,
+    "stream": Flag(),
+    "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
+    "format": Refused("structured output is not done yet; ask for the form in words"),
+    "logprobs": Refused("gemlet does not do this yet", False),
+    "top_logprobs": Refused("gemlet does not do this yet", 0),
+}
+CHAT: Mapping[str, Kind] = {**_REPLY, "messages": MESSAGES, "tools": TOOLS}
+GENERATE: Mapping[str, Kind] = {
+    **_REPLY,
+    "prompt": Text(),
+    "system": Text(),
+    "raw": Flag(),
+    "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
+    "images": Refused("this model takes text only"),
+    "template": Refused("a request cannot bring a template"),
+    "context": Refused("send the conversation to /api/chat"),
+}
+EMBED: Mapping[str, Kind] = {
+    **_EVERYWHERE,
+    "input": INPUT,
+    "truncate": Flag(),
+    "dimensions": Integer(1, 1 << 16),
+}
+
+
+def find(service: Service, request: Request, name: str) -> Served:
+    """The model ``name``; Ollama's clients put the tag ``latest`` behind it."""
+    return service.find(call_of(request), name.removesuffix(":latest"))
+
+
+async def chat(request: Request) -> Response:
+    service = service_of(request)
+    fields = fields_of(request)
+    served = find(service, request, fields["model"])
+    conversation = [_message(m, f"messages[{i}]") for i, m in enumerate(fields["messages"])]
+    ask = _ask(service, request, served, fields, messages=conversation, tools=fields.get("tools"))
+    return await _answer(service, request, ask, fields, _as_message)
+
+
+async def generate(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    fields = fields_of(request)
+    served = find(service, request, fields["model"])
+    prompt = fields.get("prompt", "")
+    if not prompt:  # clients do this to have the model loaded
+        call.settle()
+        loaded = {"response": "", "done": True, "done_reason": "load"}
+        return JSONAnswer({"model": fields["model"], "created_at": _now(), **loaded})
+    if fields.get("raw"):
+        ask = _ask(service, request, served, fields, prompt=prompt)
+    else:
+        system = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
+        conversation = [*system, {"role": "user", "content": prompt}]
+        ask = _ask(service, request, served, fields, messages=conversation)
+    return await _answer(service, request, ask, fields, _as_response)
+
+
+async def embeddings(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    fields = fields_of(request)
+    served = find(service, request, fields["model"])
+    given, most = fields["input"], None if call.key is None else call.key.limits.max_prompt
+    texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    call.at_end.append(service.metrics.count)
+    begun = time.monotonic_ns()
+    work = anyio.to_thread.run_sync(
+        embed,
+        served,
+        texts,
+        None,
+        fields.get("dimensions"),
+        most,
+        fields.get("truncate", True),
+        limiter=service.threads,
+        abandon_on_cancel=True,
+    )
+    vectors, call.prompt_tokens = await while_connected(request, work)
+    call.finish = "stop"
+    call.settle()
+    return JSONAnswer(
+        {
+            "model": fields["model"],
+            "embeddings": vectors.tolist(),
+            "total_duration": time.monotonic_ns() - begun,
+            "load_duration": 0,
+            "prompt_eval_count": call.prompt_tokens,
+        }
+    )
+
+
+def _ask(service: Service, request: Request, served: Served, fields: Mapping[str, Any], **what: Any) -> Ask:
+    options = fields.get("options", {})
+    room, most = served.model.context_length, options.get("num_predict", -1)
+    if options.get("num_ctx", 0) > room:
+        raise Problem(400, f"num_ctx: the context of this model holds {room} tokens here", param="num_ctx")
+    if most == 0:
+        raise Problem(400, "num_predict: got 0, expected -1 or 1 and more", param="num_predict")
+    limits = {"num_predict": most} if most > 0 else {}
+    named = library_options(options)
+    if "repeat_penalty" in options:
+        named["repetition_penalty"] = options["repeat_penalty"]
+    named["max_tokens"] = service.reply_tokens(call_of(request), served, limits, "num_predict")
+    seconds = service.settings.request_seconds
+    return Ask(served, named, thinking=bool(fields.get("think")), seconds=seconds, **what)
+
+
+def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """In OpenAI's form: reasoning and the name of a tool are called otherwise."""
+    if message.get("images"):
+        raise Problem(400, f"{where}: images; this model takes text only", param=where)
+    found = {
+        name: value for name, value in message.items() if name not in ("images", "thinking", "tool_name")
+    }
+    if message.get("thinking"):
+        found["reasoning"] = message["thinking"]
+    if message.get("tool_name"):
+        found["name"] = message["tool_name"]
+    return found
+
+
+# --- the reply ----------------------------------------------------------------------------------------------
+
+
+def _as_message(reply: Reply) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+    if reply.reasoning:
+        message["thinking"] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": call.arguments}} for call in reply.tool_calls
+        ]
+    return {"message": message}
+
+
+def _as_response(reply: Reply) -> dict[str, Any]:
+    return {"response": reply.content, **({"thinking": reply.reasoning} if reply.reasoning else {})}
+
+
+async def _answer(
+    service: Service, request: Request, ask: Ask, fields: Mapping[str, Any], form: Any
+) -> Response:
+    running = await service.start([ask], call_of(request))
+    name = fields["model"]
+    if fields.get("stream", True):
+        return service.stream(_pieces(running, name, form), request, ping=None)
+    return JSONAnswer(await while_connected(request, _whole(running, name, form)))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def _end(running: Running) -> dict[str, Any]:
+    """The reason and the counts of the last line; durations are in nanoseconds."""
+    running.end()
+    (choice,) = running.choices
+    result = choice.result
+    return {
+        "done": True,
+        "done_reason": {"context": "length"}.get(choice.finish, choice.finish),
+        "total_duration": round(running.call.seconds() * 1e9),
+        "load_duration": 0,
+        "prompt_eval_count": result.prompt_tokens,
+        "prompt_eval_duration": round(result.prefill_seconds * 1e9),
+        "eval_count": result.completion_tokens,
+        "eval_duration": round(result.decode_seconds * 1e9),
+    }
+
+
+async def _whole(running: Running, name: str, form: Any) -> dict[str, Any]:
+    async for _ in running:
+        pass
+    end = _end(running)
+    return {"model": name, "created_at": _now(), **form(running.choices[0].reply), **end}
+
+
+async def _pieces(running: Running, name: str, form: Any) -> AsyncIterator[bytes]:
+    async for _, chunk in running:
+        shown: Sequence[Any] = [e for e in chunk.events if isinstance(e, Content | Reasoning | ToolCall)]
+        if shown:
+            line = {"model": name, "created_at": _now(), **form(collect(shown)), "done": False}
+            yield as_line(line) + b"\n"
+    end = _end(running)
+    yield as_line({"model": name, "created_at": _now(), **form(Reply()), **end}) + b"\n"

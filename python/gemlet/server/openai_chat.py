@@ -1,0 +1,227 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemlet import _core
+from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
+from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.ask import Ask, Choice, Running, finish_reason
+from gemlet.server.call import call_of
+from gemlet.server.fields import (
+    EFFORTS,
+    GENERATION,
+    IGNORED,
+    MOST_CHOICES,
+    NAME,
+    NOT_DONE,
+    REPLY,
+    STREAM,
+    TOOLS,
+    library_options,
+)
+from gemlet.server.models import Served
+from gemlet.server.problems import Problem
+from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object
+from gemlet.server.schema import Choice as OneOf
+from gemlet.server.service import event, fields_of, service_of
+
+__all__ = ["CHAT", "MESSAGES", "chat", "usage_of"]
+
+MOST_MESSAGES = 1 << 16
+MESSAGES = ListOf(Anything(dict), MOST_MESSAGES, 1)  # the chat format reads them
+FINGERPRINT = f"gemlet-{_core.__version__}"
+
+CHAT: Mapping[str, Kind] = {
+    "model": NAME,
+    "messages": MESSAGES,
+    "max_tokens": REPLY,
+    "max_completion_tokens": REPLY,
+    "n": Integer(1, MOST_CHOICES),
+    "tools": TOOLS,
+    "tool_choice": Either(
+        "auto, none, required, or a function", OneOf("auto", "none", "required"), Anything(dict)
+    ),
+    "parallel_tool_calls": Flag(),
+    "reasoning_effort": OneOf(*EFFORTS),
+    "chat_template_kwargs": Object({"enable_thinking": Flag(), "thinking": Flag()}),
+    "continue_final_message": Flag(),
+    "add_generation_prompt": Flag(),
+    **GENERATION,
+    **STREAM,
+    **IGNORED,
+    **NOT_DONE,
+}
+
+
+async def chat(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    fields = fields_of(request)
+    served = service.find(call, fields.get("model"))
+    most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
+    ask = _ask(fields, served, most, service.settings.request_seconds)
+    running = await service.start(ask.times(fields.get("n", 1)), call)
+    head = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": served.name,
+        "system_fingerprint": FINGERPRINT,
+    }
+    if fields.get("stream"):
+        wants_usage = fields.get("stream_options", {}).get("include_usage", False)
+        head["object"] = "chat.completion.chunk"
+        return service.stream(_pieces(running, head, wants_usage), request)
+    return JSONAnswer(await while_connected(request, _whole(running, head)))
+
+
+def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -> Ask:
+    tools, one_call = _tools(fields)
+    continues = fields.get("continue_final_message", False)
+    if fields.get("add_generation_prompt", not continues) is continues:
+        raise Problem(
+            400,
+            "add_generation_prompt has to be the opposite of continue_final_message",
+            param="add_generation_prompt",
+        )
+    return Ask(
+        served,
+        {**library_options(fields), "max_tokens": most},
+        messages=[in_one_spelling(message) for message in fields["messages"]],
+        tools=tools,
+        thinking=_thinking(fields),
+        continue_final=continues,
+        one_call=one_call,
+        seconds=seconds,
+    )
+
+
+def in_one_spelling(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message that comes back: reasoning has two names, and only one of them counts."""
+    if "reasoning" in message and "reasoning_content" in message:
+        return {name: value for name, value in message.items() if name != "reasoning_content"}
+    return message
+
+
+def _tools(fields: Mapping[str, Any]) -> tuple[list[Any] | None, bool]:
+    choice = fields.get("tool_choice", "auto")
+    if choice not in ("auto", "none"):
+        raise Problem(
+            400,
+            "tool_choice: gemlet cannot force a call yet; send auto or none",
+            param="tool_choice",
+            code="unsupported",
+        )
+    tools = fields.get("tools") or None
+    return (None if choice == "none" else tools), fields.get("parallel_tool_calls") is False
+
+
+def _thinking(fields: Mapping[str, Any]) -> bool:
+    said = fields.get("chat_template_kwargs", {})
+    asked = [said[name] for name in ("enable_thinking", "thinking") if name in said]
+    if "reasoning_effort" in fields:
+        asked.append(fields["reasoning_effort"] not in ("none", "minimal"))
+    if len(set(asked)) > 1:
+        raise Problem(
+            400, "reasoning_effort and chat_template_kwargs contradict each other", param="reasoning_effort"
+        )
+    return asked[0] if asked else False
+
+
+def usage_of(running: Running) -> dict[str, Any]:
+    """The tokens of a request; its replies have ended."""
+    call = running.call
+    return {
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.completion_tokens,
+        "total_tokens": call.prompt_tokens + call.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": call.cached_tokens,
+            "text_tokens": call.prompt_tokens,
+            "audio_tokens": 0,
+            "image_tokens": 0,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": running.reasoning_tokens,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        async for _ in running:
+            pass
+        running.end()
+        choices = [_choice(index, choice) for index, choice in enumerate(running.choices)]
+        return {**head, "choices": choices, "usage": usage_of(running)}
+    finally:
+        await running.aclose()
+
+
+def _choice(index: int, choice: Choice) -> dict[str, Any]:
+    reply = choice.reply
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
+    if reply.reasoning:
+        message["reasoning"] = message["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        message["content"] = reply.content or None
+        message["tool_calls"] = [tool_call(call) for call in reply.tool_calls]
+    reason = finish_reason(choice.finish, has_calls=bool(reply.tool_calls))
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+
+def tool_call(call: ToolCall) -> dict[str, Any]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) -> AsyncIterator[bytes]:
+    """The events of a stream. Every choice begins with its role and ends with its reason."""
+    more = {"usage": None} if wants_usage else {}
+
+    def piece(index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return event({**head, "choices": [choice], **more})
+
+    try:
+        calls = [0] * len(running.choices)
+        for index in range(len(calls)):
+            yield piece(index, {"role": "assistant", "content": ""})
+        async for index, chunk in running:
+            for delta in _deltas(chunk.events, calls, index):
+                yield piece(index, delta)
+            if chunk.finish_reason is not None:
+                yield piece(index, {}, finish_reason(chunk.finish_reason, has_calls=calls[index] > 0))
+        running.end()
+        if wants_usage:
+            yield event({**head, "choices": [], "usage": usage_of(running)})
+        yield b"data: [DONE]\n\n"
+    finally:
+        await running.aclose()
+
+
+def _deltas(events: list[ReplyEvent], calls: list[int], index: int) -> list[dict[str, Any]]:
+    deltas: list[dict[str, Any]] = []
+    for happened in events:
+        if isinstance(happened, Content):
+            deltas.append({"content": happened.text})
+        elif isinstance(happened, Reasoning):
+            deltas.append({"reasoning": happened.text, "reasoning_content": happened.text})
+        elif isinstance(happened, ToolCall):
+            call, place = tool_call(happened), calls[index]
+            calls[index] += 1
+            arguments = call["function"].pop("arguments")
+            call["function"]["arguments"] = ""
+            deltas.append({"tool_calls": [{"index": place, **call}]})
+            deltas.append({"tool_calls": [{"index": place, "function": {"arguments": arguments}}]})
+    return deltas

@@ -1,0 +1,113 @@
+"""``POST /v1/completions``: the older interface, which continues texts."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.ask import Ask, Running, finish_reason
+from gemlet.server.call import call_of
+from gemlet.server.fields import (
+    GENERATION,
+    IGNORED,
+    MOST_CHOICES,
+    NAME,
+    NOT_DONE,
+    REPLY,
+    STREAM,
+    TOKENS,
+    library_options,
+)
+from gemlet.server.openai_chat import FINGERPRINT, usage_of
+from gemlet.server.schema import Either, Integer, Kind, ListOf, Refused, Text
+from gemlet.server.service import event, fields_of, service_of
+
+__all__ = ["COMPLETIONS", "PROMPT", "completions"]
+
+_DEFAULT_TOKENS = 16  # as OpenAI's
+
+PROMPT = Either(
+    f"a text, up to {MOST_CHOICES} texts, token ids, or up to {MOST_CHOICES} lists of them",
+    Text(least=1),
+    TOKENS,
+    ListOf(Text(least=1), MOST_CHOICES, 1),
+    ListOf(TOKENS, MOST_CHOICES, 1),
+)
+COMPLETIONS: Mapping[str, Kind] = {
+    "model": NAME,
+    "prompt": PROMPT,
+    "max_tokens": REPLY,
+    "n": Integer(1, MOST_CHOICES),
+    **GENERATION,
+    **STREAM,
+    **IGNORED,
+    **NOT_DONE,
+    "logprobs": Refused("gemlet does not do this yet"),
+    "echo": Refused("gemlet does not do this yet", False),
+    "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
+}
+
+
+async def completions(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    fields = fields_of(request)
+    served = service.find(call, fields.get("model"))
+    most = service.reply_tokens(call, served, fields, "max_tokens", default=_DEFAULT_TOKENS)
+    options = {**library_options(fields), "max_tokens": most}
+    asks = [
+        ask
+        for prompt in _prompts(fields["prompt"])
+        for ask in Ask(served, options, prompt=prompt, seconds=service.settings.request_seconds).times(
+            fields.get("n", 1)
+        )
+    ]
+    running = await service.start(asks, call)
+    head = {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": served.name,
+        "system_fingerprint": FINGERPRINT,
+    }
+    if fields.get("stream"):
+        wants_usage = fields.get("stream_options", {}).get("include_usage", False)
+        return service.stream(_pieces(running, head, wants_usage), request)
+    return JSONAnswer(await while_connected(request, _whole(running, head)))
+
+
+def _prompts(given: Any) -> list[Any]:
+    """A text and a list of ids are one prompt, a list of either several."""
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+
+
+def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
+    async for _ in running:
+        pass
+    running.end()
+    choices = [
+        _choice(i, choice.reply.content, finish_reason(choice.finish, has_calls=False))
+        for i, choice in enumerate(running.choices)
+    ]
+    return {**head, "choices": choices, "usage": usage_of(running)}
+
+
+async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) -> AsyncIterator[bytes]:
+    more = {"usage": None} if wants_usage else {}
+    async for index, chunk in running:
+        if chunk.text or chunk.finish_reason is not None:
+            reason = chunk.finish_reason and finish_reason(chunk.finish_reason, has_calls=False)
+            yield event({**head, "choices": [_choice(index, chunk.text, reason)], **more})
+    running.end()
+    if wants_usage:
+        yield event({**head, "choices": [], "usage": usage_of(running)})
+    yield b"data: [DONE]\n\n"

@@ -1,0 +1,226 @@
+"""OpenAI's responses: ``POST /v1/responses``, and ``GET`` and ``DELETE`` of one that is kept."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.ask import Ask, Running
+from gemlet.server.call import call_of
+from gemlet.server.fields import (
+    EFFORTS,
+    GENERATION,
+    IGNORED,
+    MOST_TOOLS,
+    NAME,
+    NOT_DONE,
+    REPLY,
+    library_options,
+)
+from gemlet.server.kept_responses import Kept
+from gemlet.server.problems import Problem
+from gemlet.server.response_items import OutputItems, conversation_of
+from gemlet.server.schema import Anything, Choice, Either, Flag, Ignored, Kind, ListOf, Object, Refused, Text
+from gemlet.server.service import Service, event, fields_of, service_of
+
+__all__ = ["RESPONSES", "delete", "respond", "response"]
+
+_TOOL = Object(
+    {
+        "type": Choice("function"),
+        "name": Text(64, 1),
+        "description": Text(1 << 16),
+        "parameters": Anything(dict),
+        "strict": Ignored(),
+    },
+    ["type", "name"],
+)
+RESPONSES: Mapping[str, Kind] = {
+    "model": NAME,
+    "input": Either("a text or a list of items", Text(least=1), ListOf(Anything(dict), 1 << 16, 1)),
+    "instructions": Text(),
+    "previous_response_id": Text(100, 1),
+    "store": Flag(),
+    "max_output_tokens": REPLY,
+    "reasoning": Object(
+        {
+            "effort": Choice(*EFFORTS),
+            "summary": Ignored(),
+            "generate_summary": Ignored(),
+            "context": Ignored(),
+        }
+    ),
+    "tools": ListOf(_TOOL, MOST_TOOLS),
+    "tool_choice": Either("auto or none", Choice("auto", "none"), Refused("gemlet cannot force a call yet")),
+    "parallel_tool_calls": Flag(),
+    "stream": Flag(),
+    "stream_options": Ignored(),
+    **GENERATION,
+    **{name: kind for name, kind in IGNORED.items() if name != "store"},
+    **NOT_DONE,
+    "include": Ignored(),
+    "truncation": Refused("gemlet does not shorten conversations", "disabled"),
+    "text": Refused("structured output is not done yet", {"format": {"type": "text"}}),
+    "background": Refused("gemlet answers while you wait", False),
+    "conversation": Refused("send previous_response_id"),
+    "prompt": Refused("gemlet keeps no prompts"),
+    "max_tool_calls": Refused("gemlet calls no tools itself"),
+}
+
+
+async def respond(request: Request) -> Response:
+    service, call, fields = service_of(request), call_of(request), fields_of(request)
+    served = service.find(call, fields.get("model"))
+    owner = None if call.key is None else call.key.id
+    before = _before(service, owner, fields.get("previous_response_id"))
+    said = [*(before.messages if before is not None else ()), *conversation_of(fields["input"])]
+    system = [{"role": "system", "content": fields["instructions"]}] if fields.get("instructions") else []
+    most = service.reply_tokens(call, served, fields, "max_output_tokens")
+    tools = [
+        {"type": "function", "function": {n: v for n, v in tool.items() if n != "type"}}
+        for tool in fields.get("tools", ())
+        if fields.get("tool_choice", "auto") != "none"
+    ]
+    effort = fields.get("reasoning", {}).get("effort", "none")
+    ask = Ask(
+        served,
+        {**library_options(fields), "max_tokens": most},
+        messages=[*system, *said],
+        tools=tools or None,
+        thinking=effort not in ("none", "minimal"),
+        one_call=fields.get("parallel_tool_calls") is False,
+        seconds=service.settings.request_seconds,
+    )
+    running = await service.start([ask], call)
+    head = _head(fields, served.name)
+
+    def keep(answer: Mapping[str, Any]) -> None:
+        if fields.get("store", True):
+            reply = running.choices[0].result_message()
+            service.kept.put(owner, answer, [*said, reply])
+
+    if fields.get("stream"):
+        return service.stream(_pieces(running, head, keep), request)
+    return JSONAnswer(await while_connected(request, _whole(running, head, keep)))
+
+
+async def response(request: Request) -> Response:
+    return JSONAnswer(_found(request).response)
+
+
+async def delete(request: Request) -> Response:
+    found = _found(request)
+    name = found.response["id"]
+    service_of(request).kept.remove(found.owner, name)
+    return JSONAnswer({"id": name, "object": "response", "deleted": True})
+
+
+def _found(request: Request) -> Kept:
+    key = call_of(request).key
+    found = _before(service_of(request), None if key is None else key.id, request.path_params["name"])
+    assert found is not None
+    return found
+
+
+def _before(service: Service, owner: str | None, name: str | None) -> Kept | None:
+    """The response that a request goes on with; another key's is as unknown as one that is not kept."""
+    if name is None:
+        return None
+    found = service.kept.find(owner, name)
+    if found is None:
+        raise Problem(
+            404,
+            "there is no such response; gemlet keeps the last ones, in memory",
+            kind="not_found_error",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return found
+
+
+def _head(fields: Mapping[str, Any], model: str) -> dict[str, Any]:
+    reasoning = fields.get("reasoning", {})
+    return {
+        "id": f"resp_{secrets.token_hex(16)}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "instructions": fields.get("instructions"),
+        "max_output_tokens": fields.get("max_output_tokens"),
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": fields.get("parallel_tool_calls", True),
+        "previous_response_id": fields.get("previous_response_id"),
+        "reasoning": {"effort": reasoning.get("effort"), "summary": None},
+        "store": fields.get("store", True),
+        "temperature": fields.get("temperature"),
+        "text": {"format": {"type": "text"}},
+        "tool_choice": fields.get("tool_choice", "auto"),
+        "tools": fields.get("tools", []),
+        "top_p": fields.get("top_p"),
+        "truncation": "disabled",
+        "usage": None,
+        "metadata": {},
+    }
+
+
+def _ended(running: Running, head: Mapping[str, Any], items: OutputItems) -> dict[str, Any]:
+    running.end()
+    call, finish = running.call, running.choices[0].finish
+    is_cut = finish in ("length", "context")
+    return {
+        **head,
+        "status": "incomplete" if is_cut else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "output": items.items,
+        "usage": {
+            "input_tokens": call.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": call.cached_tokens},
+            "output_tokens": call.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": running.reasoning_tokens},
+            "total_tokens": call.prompt_tokens + call.completion_tokens,
+        },
+    }
+
+
+_Keep = Callable[[Mapping[str, Any]], None]
+
+
+async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> dict[str, Any]:
+    items = OutputItems()
+    async for _, chunk in running:
+        for happened in chunk.events:
+            items.push(happened)
+    items.finish()
+    answer = _ended(running, head, items)
+    keep(answer)
+    return answer
+
+
+async def _pieces(running: Running, head: Mapping[str, Any], keep: _Keep) -> AsyncIterator[bytes]:
+    items, number = OutputItems(), 0
+
+    def numbered(found: Mapping[str, Any]) -> bytes:
+        nonlocal number
+        number += 1
+        return event({**found, "sequence_number": number - 1}, found["type"])
+
+    yield numbered({"type": "response.created", "response": head})
+    yield numbered({"type": "response.in_progress", "response": head})
+    async for _, chunk in running:
+        for happened in chunk.events:
+            for found in items.push(happened):
+                yield numbered(found)
+    for found in items.finish():
+        yield numbered(found)
+    answer = _ended(running, head, items)
+    keep(answer)
+    yield numbered({"type": f"response.{answer['status']}", "response": answer})

@@ -1,0 +1,116 @@
+"""What an operator asks (health, version, metrics, usage), and ``/tokenize`` and ``/detokenize``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemlet import _core
+from gemlet.server.answers import JSONAnswer
+from gemlet.server.call import call_of
+from gemlet.server.fields import NAME, TOKENS, TOOLS
+from gemlet.server.metrics import CONTENT_TYPE
+from gemlet.server.models import Served
+from gemlet.server.openai_chat import MESSAGES, in_one_spelling
+from gemlet.server.problems import Problem, problem_of
+from gemlet.server.schema import Flag, Kind, Text
+from gemlet.server.service import fields_of, service_of
+
+__all__ = [
+    "DETOKENIZE",
+    "TOKENIZE",
+    "detokenize",
+    "health",
+    "metrics",
+    "ready",
+    "tokenize",
+    "usage",
+    "version",
+]
+
+_MOST_CHARACTERS = 1 << 20  # of a text to tokenize, which may be longer than the context
+
+TOKENIZE: Mapping[str, Kind] = {
+    "model": NAME,
+    "prompt": Text(_MOST_CHARACTERS),
+    "messages": MESSAGES,
+    "tools": TOOLS,
+    "add_special_tokens": Flag(),
+    "add_generation_prompt": Flag(),
+}
+DETOKENIZE: Mapping[str, Kind] = {"model": NAME, "tokens": TOKENS}
+
+
+async def health(request: Request) -> Response:
+    """200 and {"status": "ok"}; 503 until the models are loaded."""
+    service_of(request).models.check_ready()
+    return JSONAnswer({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    """200 while new requests are welcome; 503 before, and when the server is stopping."""
+    service_of(request).models.check_ready()
+    return JSONAnswer({"status": "ready"})
+
+
+async def version(request: Request) -> Response:
+    return JSONAnswer({"version": _core.__version__})
+
+
+async def metrics(request: Request) -> Response:
+    return Response(service_of(request).metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+
+async def usage(request: Request) -> Response:
+    """What the key of the request has used, by day and model."""
+    store, key = service_of(request).limiter.store, call_of(request).key
+    if store is None or key is None:
+        raise Problem(404, "the server has no keys, so it counts nobody's usage", kind="not_found_error")
+    rows = [{n: v for n, v in row.items() if n != "key"} for row in store.usage(key.id)]
+    return JSONAnswer({"object": "list", "key": key.name, "data": rows})
+
+
+async def tokenize(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    fields = fields_of(request)
+    if ("prompt" in fields) is ("messages" in fields):
+        raise Problem(400, "send prompt or messages, one of them", param="prompt")
+    served = service.find(call, fields.get("model"))
+    ids = await anyio.to_thread.run_sync(_encode, served, fields, limiter=service.threads)
+    call.settle()
+    return JSONAnswer({"count": len(ids), "max_model_len": served.model.context_length, "tokens": ids})
+
+
+def _encode(served: Served, fields: Mapping[str, Any]) -> list[int]:
+    model = served.model
+    try:
+        if model.tokenizer is None:
+            raise Problem(400, f"{served.name} has no tokenizer", code="unsupported")
+        if "prompt" in fields:
+            add_bos = fields.get("add_special_tokens", True)
+            return model.tokenizer.encode(fields["prompt"], add_bos, allow_control=False)
+        if model.chat_format is None:
+            raise Problem(400, f"{served.name} has no chat format", code="unsupported")
+        return model.chat_format.encode_chat(
+            model.tokenizer,
+            [in_one_spelling(message) for message in fields["messages"]],
+            fields.get("add_generation_prompt", True),
+            tools=fields.get("tools"),
+            most_tokens=_MOST_CHARACTERS,
+        )
+    except Exception as error:
+        raise problem_of(error, hidden=model.source, shown=served.name) from error
+
+
+async def detokenize(request: Request) -> Response:
+    service, call = service_of(request), call_of(request)
+    fields = fields_of(request)
+    served = service.find(call, fields.get("model"))
+    if served.model.tokenizer is None:
+        raise Problem(400, f"{served.name} has no tokenizer", code="unsupported")
+    call.settle()
+    return JSONAnswer({"prompt": served.model.tokenizer.decode(fields["tokens"], skip_control=False)})

@@ -1,0 +1,131 @@
+"""What goes wrong with a request: :class:`Problem`, and how each dialect writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from gemlet.errors import (
+    ContextLengthError,
+    GemletError,
+    InvalidRequestError,
+    MemoryLimitError,
+    ModelClosedError,
+    TokenizerError,
+    UnsupportedError,
+)
+
+__all__ = ["ClientGone", "Problem", "as_json", "problem_of"]
+
+
+class ClientGone(Exception):  # noqa: N818  an event, no error
+    """The client has closed the connection; nobody is there to get an answer."""
+
+
+class Problem(Exception):  # noqa: N818  what clients get to see
+    """An answer that is an error.
+
+    Attributes:
+        status: of HTTP.
+        kind, param, code: ``type``, ``param`` and ``code`` of OpenAI's form.
+        headers: further ones of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+_OVERLOADED = {"Retry-After": "1"}
+
+
+def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Problem:
+    """What a client is told of ``error``. What the library says of a request names its source, which may be
+    a path of this machine: ``shown`` stands for ``hidden`` in it.
+
+    >>> problem_of(ContextLengthError("prompt: too long")).code
+    'context_length_exceeded'
+    >>> problem_of(ZeroDivisionError("secret")).message
+    'the server failed; its log says why'
+    """
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):  # of the router
+        said = {404: "there is no such path here", 405: "this path has other methods"}.get(error.status_code)
+        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        return Problem(error.status_code, said or error.detail, kind=kind, headers=error.headers)
+    message = str(error).replace(hidden, shown) if hidden else str(error)
+    if isinstance(error, ContextLengthError):
+        return Problem(400, message, code="context_length_exceeded")
+    if isinstance(error, InvalidRequestError | TokenizerError):
+        return Problem(400, message, param=_argument(message))
+    if isinstance(error, UnsupportedError):
+        return Problem(400, message, code="unsupported")
+    if isinstance(error, MemoryLimitError):
+        return Problem(503, message, kind="overloaded_error", code="overloaded", headers=_OVERLOADED)
+    if isinstance(error, ModelClosedError):
+        return Problem(503, "the server is stopping", kind="unavailable_error", headers=_OVERLOADED)
+    if isinstance(error, GemletError):
+        return Problem(500, message, kind="server_error")
+    return Problem(500, "the server failed; its log says why", kind="server_error")
+
+
+def _argument(message: str) -> str | None:
+    """The argument that a message of the library begins with: "temperature: got -1, expected ..."."""
+    name = message.partition(":")[0]
+    return name if name.replace("_", "").isalnum() and len(name) < 40 else None
+
+
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def as_json(problem: Problem, path: str, request_id: str) -> dict[str, Any]:
+    """``problem`` in the form of the dialect that the path belongs to.
+
+    >>> as_json(Problem(404, "no such model"), "/api/chat", "req_1")
+    {'error': 'no such model'}
+    """
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC.get(
+            problem.status, "api_error" if problem.status >= 500 else "invalid_request_error"
+        )
+        return {
+            "type": "error",
+            "error": {"type": kind, "message": problem.message},
+            "request_id": request_id,
+        }
+    if path.startswith("/api/"):
+        return {"error": problem.message}
+    return {
+        "error": {
+            "message": problem.message,
+            "type": problem.kind,
+            "param": problem.param,
+            "code": problem.code,
+        }
+    }

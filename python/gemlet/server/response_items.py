@@ -1,0 +1,182 @@
+"""The items of ``/v1/responses``, in requests and in answers."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
+from gemlet.server.problems import Problem
+from gemlet.server.schema import Choice, Text
+
+__all__ = ["OutputItems", "conversation_of"]
+
+_TEXT = Text()
+_ROLE = Choice("user", "assistant", "system", "developer")
+_PARTS = ("input_text", "output_text", "text")
+
+
+def conversation_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of an ``input``. A thought and the calls that follow it belong to one message.
+
+    >>> conversation_of([{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}])
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    found: list[dict[str, Any]] = []
+    for index, item in enumerate(given):
+        where, kind = f"input[{index}]", item.get("type", "message")
+        if kind == "message":
+            role = _ROLE.check(item.get("role"), f"{where}.role")
+            text = _text(item.get("content"), f"{where}.content", _PARTS)
+            if role == "assistant" and found and found[-1].get("content") == "" and _is_open(found[-1]):
+                found[-1]["content"] = text
+            else:
+                found.append({"role": role, "content": text})
+        elif kind == "reasoning":
+            thought = _text(item.get("content") or [], f"{where}.content", ("reasoning_text",))
+            found.append({"role": "assistant", "content": "", "reasoning": thought})
+        elif kind == "function_call":
+            function = {
+                "name": Text(64, 1).check(item.get("name"), f"{where}.name"),
+                "arguments": _TEXT.check(item.get("arguments"), f"{where}.arguments"),
+            }
+            called = Text(256, 1).check(item.get("call_id"), f"{where}.call_id")
+            if not found or found[-1]["role"] != "assistant":
+                found.append({"role": "assistant", "content": ""})
+            calls = found[-1].setdefault("tool_calls", [])
+            calls.append({"id": called, "type": "function", "function": function})
+        elif kind == "function_call_output":
+            called = Text(256, 1).check(item.get("call_id"), f"{where}.call_id")
+            text = _text(item.get("output"), f"{where}.output", _PARTS)
+            found.append({"role": "tool", "tool_call_id": called, "content": text})
+        else:
+            raise Problem(
+                400,
+                f"{where}: items of this type are not supported; gemlet takes message, reasoning, "
+                "function_call and function_call_output",
+                param=where,
+                code="unsupported",
+            )
+    return found
+
+
+def _is_open(message: Mapping[str, Any]) -> bool:
+    """Whether it is a thought whose answer is still to come."""
+    return "reasoning" in message and "tool_calls" not in message
+
+
+def _text(content: Any, where: str, kinds: Sequence[str]) -> str:
+    if isinstance(content, str):
+        return _TEXT.check(content, where)
+    if not isinstance(content, list):
+        raise Problem(400, f"{where}: expected a text or a list of parts", param=where)
+    texts = []
+    for index, part in enumerate(content):
+        place = f"{where}[{index}]"
+        if not isinstance(part, dict) or part.get("type") not in kinds:
+            raise Problem(400, f"{place}: expected a part of the type {' or '.join(kinds)}", param=place)
+        texts.append(_TEXT.check(part.get("text"), f"{place}.text"))
+    return "".join(texts)
+
+
+class OutputItems:
+    """Makes items of the events of a reply; :meth:`push` and :meth:`finish` give what a stream says of them.
+
+    >>> items = OutputItems()
+    >>> [found["type"] for found in items.push(Content("Hi"))]
+    ['response.output_item.added', 'response.content_part.added', 'response.output_text.delta']
+    >>> _ = items.finish()
+    >>> items.items[0]["content"][0]["text"]
+    'Hi'
+    """
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+        self._is_open = False
+
+    def push(self, happened: ReplyEvent) -> list[dict[str, Any]]:
+        if isinstance(happened, ToolCall):
+            return [*self.finish(), *self._call(happened)]
+        if not isinstance(happened, Content | Reasoning):
+            return []
+        is_text = isinstance(happened, Content)
+        kind = "message" if is_text else "reasoning"
+        found = []
+        if not self._is_open or self.items[-1]["type"] != kind:
+            found = [*self.finish(), *self._begin(kind)]
+        self._part["text"] += happened.text
+        name = "output_text" if is_text else "reasoning_text"
+        more: dict[str, Any] = {"logprobs": []} if is_text else {}
+        return [*found, self._said(f"response.{name}.delta", delta=happened.text, **more)]
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Ends the item that is open, if there is one."""
+        if not self._is_open:
+            return []
+        self._is_open = False
+        item, part = self.items[-1], self._part
+        item["status"] = "completed"
+        more: dict[str, Any] = {"logprobs": []} if part["type"] == "output_text" else {}
+        done = [self._said(f"response.{part['type']}.done", text=part["text"], **more)]
+        if part["type"] == "output_text":
+            done.append(self._said("response.content_part.done", part=dict(part)))
+        return [*done, self._item("done")]
+
+    @property
+    def _part(self) -> dict[str, Any]:
+        part: dict[str, Any] = self.items[-1]["content"][0]
+        return part
+
+    def _begin(self, kind: str) -> list[dict[str, Any]]:
+        name = f"{'msg' if kind == 'message' else 'rs'}_{secrets.token_hex(12)}"
+        item: dict[str, Any] = {"type": kind, "id": name, "status": "in_progress", "content": []}
+        if kind == "message":
+            item["role"] = "assistant"
+        else:
+            item["summary"] = []
+        self.items.append(item)
+        self._is_open = True
+        added = self._item("added")
+        if kind == "message":
+            item["content"] = [{"type": "output_text", "text": "", "annotations": []}]
+            return [added, self._said("response.content_part.added", part=dict(self._part))]
+        item["content"] = [{"type": "reasoning_text", "text": ""}]
+        return [added]
+
+    def _call(self, call: ToolCall) -> list[dict[str, Any]]:
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        item = {
+            "type": "function_call",
+            "id": f"fc_{secrets.token_hex(12)}",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": "",
+            "status": "in_progress",
+        }
+        self.items.append(item)
+        added, place = self._item("added"), {"item_id": item["id"], "output_index": len(self.items) - 1}
+        item |= {"arguments": arguments, "status": "completed"}
+        base = "response.function_call_arguments"
+        return [
+            added,
+            {"type": f"{base}.delta", **place, "delta": arguments},
+            {"type": f"{base}.done", **place, "arguments": arguments, "name": call.name},
+            self._item("done"),
+        ]
+
+    def _item(self, what: str) -> dict[str, Any]:
+        index = len(self.items) - 1
+        return {
+            "type": f"response.output_item.{what}",
+            "output_index": index,
+            "item": dict(self.items[index]),
+        }
+
+    def _said(self, kind: str, **more: Any) -> dict[str, Any]:
+        index = len(self.items) - 1
+        place = {"item_id": self.items[index]["id"], "output_index": index, "content_index": 0}
+        return {"type": kind, **place, **more}

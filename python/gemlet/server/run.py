@@ -1,0 +1,142 @@
+"""Running the application under uvicorn: the socket, signals, idle connections, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gemlet.errors import UnsupportedError
+from gemlet.server.app import make_app
+from gemlet.server.logs import to_stderr
+from gemlet.server.settings import ModelSpec, Settings
+
+__all__ = ["Server", "bind", "serve"]
+
+_BACKLOG = 1024
+
+
+class _Protocol(H11Protocol):
+    """A connection that remembers since when it has been waiting for a request."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.access_log = False  # it would write paths as clients send them
+        self.idle_since = time.monotonic()
+
+    def on_response_complete(self) -> None:
+        self.idle_since = time.monotonic()
+        super().on_response_complete()
+
+    @property
+    def is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with the application of the settings.
+
+    Attributes:
+        failure: why a model could not be loaded; then the server ends.
+    """
+
+    def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:
+        self.failure: BaseException | None = None
+        self.app = make_app(settings, specs, self._fail)
+        super().__init__(
+            uvicorn.Config(
+                self.app,
+                http=_Protocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=max(1, round(settings.idle_seconds)),
+                timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]
+            )
+        )
+        self._idle_seconds = settings.idle_seconds
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Closes connections that send no request, or only the beginning of one."""
+        oldest = time.monotonic() - self._idle_seconds
+        for connection in list(self.server_state.connections) if counter % 5 == 0 else ():
+            if isinstance(connection, _Protocol) and connection.is_idle and connection.idle_since < oldest:
+                connection.transport.close()
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises :class:`UnsupportedError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen(_BACKLOG)
+        except OSError:
+            found.close()
+            raise
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnsupportedError(f"cannot listen on {host}, port {port}: {reason}") from None
+    return found
+
+
+def serve(settings: Settings, specs: Sequence[ModelSpec], say: Callable[[str], None]) -> int:
+    """Serves until a signal says stop; the exit code. ``say`` is told the address.
+
+    Raises:
+        UnsupportedError: the address cannot be listened on.
+        GemletError: a model cannot be loaded.
+    """
+    listener = bind(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    _allow_many_connections()
+    handler = to_stderr()
+    loggers = [logging.getLogger(name) for name in ("gemlet.server", "uvicorn.error")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    # uvicorn raises the signal again when it is done; stopping was all that was asked for.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _done)
+    server = Server(settings, specs)
+    say(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    with contextlib.closing(listener):
+        asyncio.run(server.serve(sockets=[listener]))
+    if server.failure is not None:
+        raise server.failure
+    return 0
+
+
+def _done(number: int, frame: FrameType | None) -> None:
+    return None
+
+
+def _allow_many_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard and sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

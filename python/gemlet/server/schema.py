@@ -1,0 +1,277 @@
+"""What a field of a request may hold: kinds with a range each, and the tables that are made of them.
+
+A table maps the name of a field to its kind. A kind checks a value, and describes itself as a JSON schema for
+the published OpenAPI document. :class:`Ignored` and :class:`Refused` are kinds too: of fields that change no
+answer, and of those that gemlet does not do. The policy for all others is one: a field that no table names
+is refused, unless its value says nothing (null, false, "", [], {}) or the server was told to ignore them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet.base.names import not_known
+from gemlet.base.text import show
+from gemlet.server.problems import Problem
+
+__all__ = [
+    "Anything",
+    "Choice",
+    "Either",
+    "Flag",
+    "Ignored",
+    "Integer",
+    "Kind",
+    "ListOf",
+    "Number",
+    "Object",
+    "Refused",
+    "Text",
+    "read",
+]
+
+
+def wrong(where: str, value: object, expected: str) -> Problem:
+    return Problem(400, f"{where}: got {show(value)}, expected {expected}", param=where)
+
+
+def says_nothing(value: object) -> bool:
+    """Whether it is null, false, "", [] or {}: what a client sends for a field that it does not use."""
+    return value is None or value is False or value in ("", [], {})
+
+
+class Kind(ABC):
+    """What a value may be."""
+
+    @abstractmethod
+    def check(self, value: Any, where: str) -> Any:
+        """``value`` as the server uses it; raises :class:`Problem`, naming the place ``where``."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The JSON schema."""
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A string of at most ``most`` characters, which is valid Unicode."""
+
+    most: int = 1 << 25
+    least: int = 0
+
+    def check(self, value: Any, where: str) -> str:
+        if not isinstance(value, str) or not self.least <= len(value) <= self.most:
+            raise wrong(where, value, f"a string of {self.least} to {self.most} characters")
+        if not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise Problem(
+                    400, f"{where}: half of a surrogate pair, expected valid Unicode", param=where
+                ) from None
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": self.least, "maxLength": self.most}
+
+
+@dataclass(frozen=True)
+class Integer(Kind):
+    low: int
+    high: int
+
+    def check(self, value: Any, where: str) -> int:
+        if isinstance(value, float) and value.is_integer():  # 64.0, as some clients write integers
+            value = int(value)
+        if type(value) is not int or not self.low <= value <= self.high:
+            raise wrong(where, value, f"an integer from {self.low} to {self.high}")
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "integer", "minimum": self.low, "maximum": self.high}
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    low: float
+    high: float
+
+    def check(self, value: Any, where: str) -> float:
+        if type(value) not in (int, float) or not self.low <= value <= self.high or not math.isfinite(value):
+            raise wrong(where, value, f"a number from {self.low:g} to {self.high:g}")
+        return float(value)
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "number", "minimum": self.low, "maximum": self.high}
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    def check(self, value: Any, where: str) -> bool:
+        if value is not True and value is not False:
+            raise wrong(where, value, "true or false")
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
+
+class Choice(Kind):
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def check(self, value: Any, where: str) -> str:
+        if not isinstance(value, str) or value not in self.choices:
+            raise wrong(where, value, f"one of {', '.join(self.choices)}")
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.choices)}
+
+
+@dataclass(frozen=True)
+class ListOf(Kind):
+    item: Kind
+    most: int
+    least: int = 0
+
+    def check(self, value: Any, where: str) -> list[Any]:
+        if not isinstance(value, list) or not self.least <= len(value) <= self.most:
+            found = f"a list of {len(value)}" if isinstance(value, list) else show(value)
+            raise Problem(
+                400, f"{where}: got {found}, expected a list of {self.least} to {self.most}", param=where
+            )
+        return [self.item.check(item, f"{where}[{i}]") for i, item in enumerate(value)]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "type": "array",
+            "items": self.item.describe(),
+            "minItems": self.least,
+            "maxItems": self.most,
+        }
+
+
+@dataclass(frozen=True)
+class Object(Kind):
+    """An object of the ``fields``; others are passed over if ``open``, else refused."""
+
+    fields: Mapping[str, Kind]
+    required: Sequence[str] = ()
+    open: bool = False
+
+    def check(self, value: Any, where: str) -> dict[str, Any]:
+        return read(value, self.fields, self.required, where=where, ignore_unknown=self.open)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": {name: kind.describe() for name, kind in self.fields.items()},
+            "required": list(self.required),
+        }
+
+
+class Either(Kind):
+    """The first of the kinds that takes the value; ``expected`` says in words what they are."""
+
+    def __init__(self, expected: str, *kinds: Kind) -> None:
+        self.expected = expected
+        self.kinds = kinds
+
+    def check(self, value: Any, where: str) -> Any:
+        for kind in self.kinds:
+            try:
+                return kind.check(value, where)
+            except Problem:
+                continue
+        raise wrong(where, value, self.expected)
+
+    def describe(self) -> dict[str, Any]:
+        return {"anyOf": [kind.describe() for kind in self.kinds]}
+
+
+@dataclass(frozen=True)
+class Anything(Kind):
+    """What a later reader checks; the limit on the body bounds its size."""
+
+    what: type = object
+
+    def check(self, value: Any, where: str) -> Any:
+        if not isinstance(value, self.what):
+            raise wrong(where, value, "an object")
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "object"} if self.what is dict else {}
+
+
+class Ignored(Kind):
+    """A field that changes no answer."""
+
+    def check(self, value: Any, where: str) -> None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {"description": "accepted, and changes nothing"}
+
+
+class Refused(Kind):
+    """A field that gemlet does not do, unless it has one of the values that ask for nothing."""
+
+    def __init__(self, why: str, *unless: Any) -> None:
+        self.why = why
+        self.unless = unless
+
+    def check(self, value: Any, where: str) -> None:
+        if says_nothing(value) or any(type(value) is type(x) and value == x for x in self.unless):
+            return None
+        raise Problem(400, f"{where}: {self.why}", param=where, code="unsupported")
+
+    def describe(self) -> dict[str, Any]:
+        return {"description": f"not supported: {self.why}", "enum": [None, *self.unless]}
+
+
+def read(
+    body: Any,
+    table: Mapping[str, Kind],
+    required: Sequence[str] = (),
+    *,
+    where: str = "",
+    ignore_unknown: bool = False,
+) -> dict[str, Any]:
+    """The fields of ``body`` that the table has and whose value is not null, checked.
+
+    >>> read({"seed": 7, "user": None}, {"seed": Integer(0, 9)})
+    {'seed': 7}
+    >>> read({"sed": 7}, {"seed": Integer(0, 9)})
+    Traceback (most recent call last):
+    gemlet.server.problems.Problem: sed is no field of this request; did you mean seed? Known are seed
+    """
+    if not isinstance(body, dict):
+        raise wrong(where or "body", body, "a JSON object")
+    found: dict[str, Any] = {}
+    for name, value in body.items():
+        place = f"{where}.{name[:100]}" if where else name[:100]
+        kind = table.get(name)
+        if kind is None:
+            if not ignore_unknown and not says_nothing(value):
+                known = [n for n, k in table.items() if not isinstance(k, Ignored | Refused)]
+                raise Problem(
+                    400,
+                    f"{place} is no field of {where or 'this request'}{not_known(name, known)}",
+                    param=place,
+                    code="unknown_field",
+                )
+        elif value is not None:
+            checked = kind.check(value, place)
+            if checked is not None:
+                found[name] = checked
+    for name in required:
+        if name not in found:
+            place = f"{where}.{name}" if where else name
+            raise Problem(400, f"{place} is missing", param=place, code="missing_field")
+    return found

@@ -1,0 +1,137 @@
+"""What the endpoints share: :class:`Service`, and how an endpoint begins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+
+from gemlet.server.answers import StreamAnswer, as_line
+from gemlet.server.ask import Ask, Running
+from gemlet.server.bodies import Bodies
+from gemlet.server.call import Call, call_of
+from gemlet.server.fields import MOST_CHOICES
+from gemlet.server.kept_responses import KeptResponses
+from gemlet.server.limits import Limiter
+from gemlet.server.metrics import Metrics
+from gemlet.server.models import Models, Served
+from gemlet.server.problems import Problem, as_json
+from gemlet.server.schema import Kind, read
+from gemlet.server.settings import Settings
+
+__all__ = ["FIELDS", "Service", "event", "fields_of", "service_of"]
+
+FIELDS = "gemlet.fields"  # where the router puts the fields of a request
+EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
+
+
+@dataclass
+class Service:
+    """The parts of a running server.
+
+    Attributes:
+        threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
+    """
+
+    settings: Settings
+    models: Models
+    bodies: Bodies
+    limiter: Limiter
+    metrics: Metrics
+    kept: KeptResponses
+    threads: anyio.CapacityLimiter
+
+    async def read(
+        self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The checked fields of the request's body. The request has a place among those that run, from here
+        on until its call settles."""
+        self.models.check_ready()
+        self.limiter.enter(call_of(request))
+        body = await self.bodies.json(request)
+        return read(body, table, required, ignore_unknown=self.settings.unknown_fields == "ignore")
+
+    def find(self, call: Call, name: str | None) -> Served:
+        """The model of a request; raises :class:`Problem` for one that the key may not use."""
+        served = self.models.find(name)
+        if call.key is not None:
+            call.key.check_model(served.name)
+        call.model = served.name
+        return served
+
+    def reply_tokens(
+        self, call: Call, served: Served, fields: Mapping[str, Any], *names: str, default: int | None = None
+    ) -> int:
+        """The most tokens of a reply, which one of the fields ``names`` says; without one it is ``default``,
+        else what the context has room for. Raises :class:`Problem` for more than the key allows."""
+        given = {fields[name] for name in names if name in fields}
+        if len(given) > 1:
+            raise Problem(400, f"{' and '.join(names)} differ; send one of them", param=names[-1])
+        limit = call.key.limits.max_reply if call.key is not None else None
+        if given and limit is not None and max(given) > limit:
+            raise Problem(400, f"{names[0]}: this key may ask for replies of {limit} tokens", param=names[0])
+        most = given.pop() if given else default or served.model.context_length
+        return most if limit is None else min(most, limit)
+
+    async def start(self, asks: Sequence[Ask], call: Call) -> Running:
+        """Begins the replies."""
+        if len(asks) > MOST_CHOICES:
+            raise Problem(
+                400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
+            )
+        most = None if call.key is None else call.key.limits.max_prompt
+        if most is not None:
+            for ask in asks:
+                await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
+        call.at_end.append(self.metrics.count)
+        return await Running(asks, call).start(self.threads)
+
+    def stream(
+        self, pieces: AsyncIterator[bytes], request: Request, *, ping: bytes | None = b": ping\n\n"
+    ) -> StreamAnswer:
+        """Server-sent events, or lines of JSON where there is no ping."""
+        call, path = call_of(request), request.scope["path"]
+
+        def on_error(problem: Problem) -> bytes:
+            body = as_line(as_json(problem, path, call.id))
+            if ping is None:
+                return body + b"\n"
+            named = b"event: error\n" if path.startswith("/v1/messages") else b""
+            return named + b"data: " + body + b"\n\n"
+
+        return StreamAnswer(
+            pieces,
+            call,
+            media_type=LINES if ping is None else EVENTS,
+            on_error=on_error,
+            ping=ping,
+            ping_seconds=self.settings.ping_seconds,
+            stuck_seconds=self.settings.stuck_seconds,
+        )
+
+
+def service_of(request: Request) -> Service:
+    service = request.app.service
+    assert isinstance(service, Service)
+    return service
+
+
+def fields_of(request: Request) -> dict[str, Any]:
+    """The checked fields of the request's body."""
+    fields: dict[str, Any] = request.scope[FIELDS]
+    return fields
+
+
+def event(value: object, name: str | None = None) -> bytes:
+    """A server-sent event.
+
+    >>> event({"a": 1}, "ping")
+    b'event: ping\\ndata: {"a":1}\\n\\n'
+    """
+    named = b"" if name is None else f"event: {name}\n".encode()
+    return named + b"data: " + as_line(value) + b"\n\n"

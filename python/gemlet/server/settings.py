@@ -1,0 +1,283 @@
+"""What the server is told, by flags and by a file in TOML: :class:`Settings`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gemlet.base.files import read_file
+from gemlet.base.names import not_known
+from gemlet.base.sizes import parse_memory
+from gemlet.base.text import show
+from gemlet.errors import ConfigError, InvalidRequestError
+from gemlet.loading.options import LoadOptions
+
+__all__ = [
+    "ModelSpec",
+    "Settings",
+    "check_specs",
+    "checked_alias",
+    "default_alias",
+    "read_file_of_settings",
+    "setting_fields",
+]
+
+_MOST_BYTES = 1 << 20
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,18}", value) else value
+        if type(number) is not int or not low <= number <= high:
+            raise InvalidRequestError(f"got {show(value)}, expected an integer from {low} to {high}")
+        return number
+
+    return check
+
+
+def _seconds(low: float, high: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        try:
+            number = float(value) if not isinstance(value, bool) else -1.0
+        except (TypeError, ValueError, OverflowError):
+            number = -1.0
+        if not low <= number <= high:
+            raise InvalidRequestError(f"got {show(value)}, expected seconds from {low:g} to {high:g}")
+        return number
+
+    return check
+
+
+def _size(value: Any) -> int:
+    try:
+        size = parse_memory(int(value) if isinstance(value, str) and value.isdigit() else value)
+    except InvalidRequestError:
+        size = 0
+    if not 1024 <= size <= 1 << 32:
+        raise InvalidRequestError(f'got {show(value)}, expected a size from 1 kB to 4 GB such as "32MB"')
+    return size
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 4096 or "\0" in value:
+        raise InvalidRequestError(f"got {show(value)}, expected text")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise InvalidRequestError(f"got {show(value)}, expected one of {', '.join(choices)}")
+        return str(value)
+
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if value is not True and value is not False:
+        raise InvalidRequestError(f"got {show(value)}, expected true or false")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > 256:
+        raise InvalidRequestError(f"got {show(value)}, expected a list of texts")
+    return tuple(map(_text, value))
+
+
+def _setting(default: Any, help: str, check: Callable[[Any], Any], metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "check": check, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server behaves. Each is a flag of ``gemlet serve`` and a key of ``[server]`` in the file.
+
+    Raises:
+        InvalidRequestError: a value is out of range, or two do not go together.
+
+    >>> Settings(port=8080).port
+    8080
+    """
+
+    host: str = _setting("127.0.0.1", "address to listen on (default 127.0.0.1)", _text, "ADDRESS")
+    port: int = _setting(8000, "port; 0: any free one (default 8000)", _integer(0, 65535), "PORT")
+    keys: str | None = _setting(
+        None,
+        "file of keys, as gemlet keys makes it; without it the server listens on loopback alone",
+        _text,
+        "FILE",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), "host names that requests may name; may be given several times", _texts, "NAME"
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        (), "origins of web pages that may send requests; may be given several times", _texts, "ORIGIN"
+    )
+    unknown_fields: str = _setting(
+        "refuse",
+        "what to do with a field of a request that gemlet does not know: refuse or ignore (default refuse)",
+        _one_of("refuse", "ignore"),
+        "POLICY",
+    )
+    max_requests: int = _setting(
+        256, "most requests at a time; others get 503 (default 256)", _integer(1, 100_000), "N"
+    )
+    max_body: int = _setting(32_000_000, "longest body of a request (default 32MB)", _size, "SIZE")
+    max_bodies: int = _setting(
+        256_000_000, "all bodies together that are being read (default 256MB)", _size, "SIZE"
+    )
+    max_kept: int = _setting(
+        64_000_000, "responses that later requests may go on with, in memory (default 64MB)", _size, "SIZE"
+    )
+    body_seconds: float = _setting(
+        30.0, "how long a body may take to arrive (default 30)", _seconds(0.1, 3600), "S"
+    )
+    request_seconds: float = _setting(
+        600.0, "how long a reply may take (default 600)", _seconds(0.1, 86400), "S"
+    )
+    ping_seconds: float = _setting(
+        15.0, "pause after which a stream sends a sign of life (default 15)", _seconds(0.1, 600), "S"
+    )
+    stuck_seconds: float = _setting(
+        60.0, "a client that takes nothing for so long is gone (default 60)", _seconds(0.1, 3600), "S"
+    )
+    idle_seconds: float = _setting(
+        30.0, "how long a connection may stay open without a request (default 30)", _seconds(0.1, 3600), "S"
+    )
+    drain_seconds: float = _setting(
+        30.0, "how long running replies may go on after SIGTERM (default 30)", _seconds(0, 3600), "S"
+    )
+    vllm_metrics: bool = _setting(False, "give the metrics under vLLM's names too", _flag)
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            if value is None and setting.default is None:
+                continue
+            try:
+                value = setting.metadata["check"](value)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"{setting.name}: {error}") from None
+            object.__setattr__(self, setting.name, value)
+        if self.keys is None and self.host not in LOOPBACK:
+            raise InvalidRequestError(
+                f"host: got {show(self.host)}, but without keys the server listens on loopback alone; make a "
+                "file of keys with gemlet keys create, and give it with --keys"
+            )
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to load.
+
+    Attributes:
+        name: the alias.
+        source: as of :func:`gemlet.load`; None: the demo model.
+        options: those of :func:`gemlet.load`.
+        adapters: alias -> path.
+    """
+
+    name: str
+    source: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+
+
+def setting_fields() -> Mapping[str, dataclasses.Field[Any]]:
+    """The settings by name, with ``help``, ``check`` and ``metavar`` as metadata."""
+    return {setting.name: setting for setting in dataclasses.fields(Settings)}
+
+
+def checked_alias(name: str) -> str:
+    """``name``, if a model can be called so; raises :class:`InvalidRequestError`."""
+    if not _ALIAS.fullmatch(name):
+        raise InvalidRequestError(
+            f"models: got the alias {show(name)}, expected up to 200 letters, digits and . _ : / @ + -"
+        )
+    return name
+
+
+def default_alias(source: str | None) -> str:
+    """What a model is called that nobody gave a name.
+
+    >>> default_alias(None), default_alias("google/gemma-3-1b-it"), default_alias("/models/my model.gguf")
+    ('demo', 'google/gemma-3-1b-it', 'my-model.gguf')
+    """
+    if source is None:
+        return "demo"
+    if _ALIAS.fullmatch(source) and not os.path.exists(source):
+        return source
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(source))).strip("-.") or "model"
+
+
+def read_file_of_settings(path: str) -> tuple[dict[str, Any], list[ModelSpec]]:
+    """The settings and the models of a file in TOML.
+
+    Raises:
+        ConfigError: it is no TOML, or has a key that gemlet does not know.
+        ModelFileError: it cannot be read.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        document = tomllib.loads(read_file(path, _MOST_BYTES).decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is no TOML: {error}") from None
+    _check_names(path, document, ("server", "models"), "the file")
+    server, models = document.get("server", {}), document.get("models", {})
+    if not isinstance(server, dict) or not isinstance(models, dict):
+        raise ConfigError(f"{path}: server and models have to be tables")
+    _check_names(path, server, tuple(setting_fields()), "[server]")
+    try:
+        return server, [_spec(path, name, table) for name, table in models.items()]
+    except InvalidRequestError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+_NOT_FOR_FILES = ("progress", "own_formats", "device")
+
+
+def _spec(path: str, name: str, table: Any) -> ModelSpec:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: [models.{name}] has to be a table")
+    options = [f.name for f in dataclasses.fields(LoadOptions) if f.name not in _NOT_FOR_FILES]
+    _check_names(
+        path, table, ("source", "adapters", "chat_template", "revision", *options), f"[models.{name}]"
+    )
+    adapters = table.get("adapters", {})
+    if not isinstance(adapters, dict) or not all(isinstance(value, str) for value in adapters.values()):
+        raise ConfigError(f"{path}: [models.{name}.adapters] has to be a table of names and paths")
+    source = table.get("source")
+    if source is not None and not isinstance(source, str):
+        raise ConfigError(f"{path}: source of [models.{name}] is {show(source)}; expected text")
+    given = {key: value for key, value in table.items() if key not in ("source", "adapters")}
+    LoadOptions(**{key: value for key, value in given.items() if key in options})
+    return ModelSpec(
+        checked_alias(name), source, given, {checked_alias(alias): place for alias, place in adapters.items()}
+    )
+
+
+def _check_names(path: str, table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name in table:
+        if name not in known:
+            raise ConfigError(f"{path}: {where} has no key {show(name)}{not_known(name, known)}")
+
+
+def check_specs(specs: Sequence[ModelSpec]) -> None:
+    """Raises :class:`InvalidRequestError` for an alias that two models or adapters have."""
+    seen: set[str] = set()
+    for spec in specs:
+        for name in (spec.name, *spec.adapters):
+            if name in seen:
+                raise InvalidRequestError(f"models: two are called {show(name)}; give each its own alias")
+            seen.add(name)

@@ -1,0 +1,15 @@
+"""A server that tests share, and the clients that speak with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.servers import RunningServer, serving
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with serving() as running:
+        yield running

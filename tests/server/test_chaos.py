@@ -1,0 +1,170 @@
+"""Requests of every kind of nonsense: no answer is a failure of the server, and nothing is lost meanwhile."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from support.servers import RunningServer, serving
+
+pytestmark = pytest.mark.extra("serve")
+QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": QUESTION,
+        "max_tokens": 2,
+        "stream": True,
+        "tools": [TOOL],
+        "stop": ["x"],
+    },
+    "/v1/completions": {"prompt": ["The door"], "max_tokens": 2, "seed": 1, "n": 2},
+    "/v1/embeddings": {"input": "x", "encoding_format": "float"},
+    "/v1/messages": {
+        "model": "demo",
+        "max_tokens": 2,
+        "system": [{"type": "text", "text": "x"}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "x"}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}]},
+        ],
+    },
+    "/v1/messages/count_tokens": {"model": "demo", "messages": QUESTION},
+    "/api/chat": {"model": "demo", "messages": QUESTION, "options": {"num_predict": 2}},
+    "/api/generate": {"model": "demo", "prompt": "The", "options": {"num_predict": 2, "top_k": 3}},
+    "/api/embed": {"model": "demo", "input": ["x"]},
+    "/api/show": {"model": "demo"},
+    "/tokenize": {"messages": QUESTION},
+    "/detokenize": {"tokens": [5, 6]},
+}
+ODD: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        -(2**64),
+        10**400,
+        1e308,
+        -0.0,
+        0.5,
+        "",
+        "x",
+        "\x00",
+        "\ud83d",
+    ),
+    *("<end_of_turn>", "é" * 300, [], [[]], [None], {}, {"": {}}, {"type": "text"}, {"role": "user"}, "demo"),
+    *([{"role": "tool", "content": "x"}], {"type": "image", "source": {"url": "http://x"}}, [1, "x"], "null"),
+]
+ALLOWED = {200, 400, 403, 404, 413}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    from gemlet.server.settings import Settings
+
+    with serving(Settings(max_body=100_000, idle_seconds=2)) as running:
+        yield running
+
+
+def mutated(value: Any, random_: random.Random) -> Any:
+    """``value`` with something odd somewhere in it."""
+    if random_.random() < 0.15 or not isinstance(value, dict | list) or not value:
+        return random_.choice(ODD)
+    if isinstance(value, list):
+        place = random_.randrange(len(value))
+        return [mutated(item, random_) if i == place else item for i, item in enumerate(value)]
+    name = random_.choice(
+        [*value, random_.choice(["temperature", "n", "stop", "tools", "options", "x\ud83d"])]
+    )
+    return {**value, name: mutated(value.get(name, {}), random_)}
+
+
+def assert_nothing_is_lost(server: RunningServer) -> None:
+    server.wait_idle()
+    end = time.monotonic() + 10
+    model = server.server.app.service.models.loaded[0][1]
+    while model.memory()["kv_cache"]:
+        assert time.monotonic() < end, "blocks of the cache are lost"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_odd_fields(server: RunningServer, path: str) -> None:
+    random_ = random.Random(path)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    for _ in range(150):
+        body = mutated(BODIES[path], random_)
+        if random_.random() < 0.3:
+            body = mutated(body, random_)
+        connection.request("POST", path, json.dumps(body))
+        response = connection.getresponse()
+        answer = response.read()
+        assert response.status in ALLOWED, f"{body}: {response.status} {answer[:300]!r}"
+        if response.status != 200:
+            assert json.loads(answer)["error"], body
+    connection.close()
+    assert_nothing_is_lost(server)
+
+
+def test_odd_bytes(server: RunningServer) -> None:
+    random_ = random.Random(1)
+    whole = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 74\r\n\r\n"
+        + json.dumps({"messages": QUESTION, "max_tokens": 2}).encode()
+    )
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(random_.randrange(1, 6)):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(data[: random_.randrange(1, len(data) + 1)])
+            connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            try:
+                while piece := connection.recv(65536):
+                    answer += piece
+            except ConnectionResetError:
+                continue
+        assert b" 500 " not in answer.split(b"\r\n")[0]
+    assert_nothing_is_lost(server)
+    assert server.ask("GET", "/health").status == 200
+
+
+def test_clients_that_go_at_any_moment(server: RunningServer) -> None:
+    random_ = random.Random(2)
+
+    def hasty(seed: int) -> None:
+        pick = random.Random(seed)
+        for _ in range(15):
+            path = pick.choice(list(BODIES))
+            body = json.dumps(
+                {**BODIES[path], **({"max_tokens": 200} if "max_tokens" in BODIES[path] else {})}
+            )
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+                whole = (head + body).encode()
+                connection.sendall(whole[: pick.randrange(1, len(whole)) if pick.random() < 0.3 else None])
+                time.sleep(pick.random() * 0.02)
+
+    threads = [threading.Thread(target=hasty, args=(random_.random(),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert_nothing_is_lost(server)
+    answer = server.post("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 2})
+    assert answer.status == 200

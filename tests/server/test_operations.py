@@ -1,0 +1,360 @@
+"""What an operator does: starting, readiness, metrics, several models, settings, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import gemlet
+from gemlet.cli import main
+from gemlet.errors import ConfigError, GemletError, InvalidRequestError
+from support.extras import optional
+from support.paths import ROOT
+from support.processes import environment_of
+from support.scripted_streams import chunk, saying
+from support.servers import RunningServer, serving
+
+pytestmark = pytest.mark.extra("serve")
+CHAT = "/v1/chat/completions"
+QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
+GOLDEN = ROOT / "tests/golden"
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[RunningServer]:
+    """The demo model, a model with an adapter, and one of embeddings."""
+    from gemlet.server.settings import ModelSpec
+
+    adapter = {"tuned": str(GOLDEN / "adapters/gemma3-plain")}
+    specs = [
+        ModelSpec("demo"),
+        ModelSpec("tiny", str(GOLDEN / "gemma3-270m"), {"weights": "f32"}, adapter),
+        ModelSpec("vectors", str(GOLDEN / "embeddinggemma")),
+    ]
+    with serving(specs=specs) as running:
+        yield running
+
+
+def test_models_and_adapters(several: RunningServer) -> None:
+    listed = {model["id"]: model["parent"] for model in several.ask("GET", "/v1/models").json["data"]}
+    assert listed == {"demo": None, "tiny": None, "tuned": "tiny", "vectors": None}
+    ids = [2, 7, 11]
+    with gemlet.load(GOLDEN / "gemma3-270m", weights="f32") as model:
+        model.load_adapter(GOLDEN / "adapters/gemma3-plain", name="tuned")
+        expected = [
+            model.generate(ids, max_tokens=8, temperature=0, adapter=name).token_ids
+            for name in (None, "tuned")
+        ]
+    assert expected[0] != expected[1]
+    for name, token_ids in zip(("tiny", "tuned"), expected, strict=True):
+        body = {"model": name, "prompt": ids, "max_tokens": 8, "temperature": 0}
+        answer = several.post("/v1/completions", body)
+        assert answer.json["usage"]["completion_tokens"] == len(token_ids)
+        assert answer.json["model"] == name
+
+
+def test_a_path_of_this_machine_is_not_told(several: RunningServer) -> None:
+    for path, body in (
+        ("/v1/completions", {"model": "tiny", "prompt": "text"}),
+        (CHAT, {"model": "tiny", "messages": QUESTION}),
+        ("/v1/embeddings", {"model": "tiny", "input": "x"}),
+        ("/v1/embeddings", {"model": "vectors", "input": "x"}),
+        ("/v1/completions", {"model": "vectors", "prompt": [7]}),
+        ("/tokenize", {"model": "tiny", "prompt": "x"}),
+    ):
+        answer = several.post(path, body)
+        assert answer.status == 400, path
+        assert str(ROOT) not in answer.body.decode()
+        assert "golden" not in answer.body.decode()
+
+
+@pytest.mark.extra("test-serve")
+def test_embeddings(several: RunningServer) -> None:
+    texts = [[2, 5, 7, 1], [2, 9, 4, 3, 1]]
+    with gemlet.load(GOLDEN / "embeddinggemma") as model:
+        expected = model.embed(texts, dimensions=8)
+    openai = optional("openai")
+    with openai.OpenAI(base_url=f"{several.url}/v1", api_key="none", max_retries=0) as client:
+        # The client asks for base64 unless told otherwise.
+        for more in ({}, {"encoding_format": "float"}):
+            found = client.embeddings.create(model="vectors", input=texts, dimensions=8, **more)
+            np.testing.assert_array_equal(np.float32([item.embedding for item in found.data]), expected)
+            assert found.usage.prompt_tokens == 9
+    body = {"model": "vectors", "input": texts[0], "dimensions": 8, "encoding_format": "base64"}
+    packed = several.post("/v1/embeddings", body).json["data"][0]["embedding"]
+    assert struct.unpack("<8f", base64.b64decode(packed)) == tuple(map(float, expected[0]))
+    answer = several.post("/api/embed", {"model": "vectors", "input": texts, "dimensions": 8})
+    np.testing.assert_array_equal(np.float32(answer.json["embeddings"]), expected)
+    assert (
+        several.post("/v1/embeddings", {"model": "vectors", "input": texts, "dimensions": 10**4}).status
+        == 400
+    )
+
+
+def test_tokenize_and_detokenize(server: RunningServer) -> None:
+    with gemlet.load() as model:
+        tokenizer, chat_format = model.tokenizer, model.chat_format
+        assert tokenizer is not None
+        assert chat_format is not None
+        ids, chat = tokenizer.encode("The door opened"), chat_format.encode_chat(tokenizer, QUESTION)
+    answer = server.post("/tokenize", {"prompt": "The door opened"}).json
+    assert answer == {"count": len(ids), "max_model_len": 1024, "tokens": ids}
+    assert (
+        server.post("/tokenize", {"prompt": "The door opened", "add_special_tokens": False}).json["tokens"]
+        == ids[1:]
+    )
+    assert server.post("/tokenize", {"messages": QUESTION}).json["tokens"] == chat
+    assert server.post("/detokenize", {"tokens": ids[1:]}).json == {"prompt": "The door opened"}
+    assert server.post("/detokenize", {"tokens": [10**6]}).status == 400
+    assert server.post("/tokenize", {}).status == 400
+    assert server.running() == 0
+
+
+def test_it_is_not_ready_until_the_model_is() -> None:
+    from gemlet.server.models import Models
+
+    go, load = threading.Event(), Models.load
+
+    def slowly(self: Any) -> None:
+        go.wait(30)
+        load(self)
+
+    found: list[tuple[int, int]] = []
+
+    def look(server: RunningServer) -> None:
+        found.extend((server.ask("GET", path).status, 0) for path in ("/health", "/ready", "/version"))
+        answer = server.post(CHAT, {"messages": QUESTION})
+        found.append((answer.status, answer.error["code"]))
+        assert answer.headers["retry-after"]
+        go.set()
+
+    with mock.patch.object(Models, "load", slowly), serving(while_starting=look) as server:
+        assert found == [(503, 0), (503, 0), (200, 0), (503, "loading")]
+        assert server.ask("GET", "/health").json == {"status": "ok"}
+        assert server.post(CHAT, {"messages": QUESTION, "max_tokens": 1}).status == 200
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
+    from gemlet.server.run import Server, bind
+    from gemlet.server.settings import ModelSpec, Settings
+
+    server = Server(Settings(), [ModelSpec("x", str(tmp_path))])
+    listener = bind("127.0.0.1", 0)
+    asyncio.run(server.serve(sockets=[listener]))
+    listener.close()
+    assert isinstance(server.failure, GemletError)
+
+
+def test_metrics() -> None:
+    from gemlet.server.settings import Settings
+
+    with serving(Settings(vllm_metrics=True)) as server:
+        body = {"messages": QUESTION, "max_tokens": 5, "ignore_eos": True}
+        usage = server.post(CHAT, body).json["usage"]
+        server.post(CHAT, {**body, "stream": True})
+        server.post(CHAT, {**body, "n": 0})
+        server.wait_idle()
+        answer = server.ask("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    text = answer.body.decode()
+
+    def value(name: str, **labels: str) -> float:
+        inside = ",".join(f'{key}="{labels[key]}"' for key in sorted(labels))
+        found = re.search(rf"^{re.escape(name)}{{{re.escape(inside)}}} (\S+)$", text, re.MULTILINE)
+        assert found, f"{name} {inside}\n{text}"
+        return float(found[1])
+
+    model = {"engine": "0", "model_name": "demo"}
+    for prefix in ("gemlet", "vllm"):
+        assert value(f"{prefix}:generation_tokens_total", **model) == 10
+        assert value(f"{prefix}:prompt_tokens_total", **model) == 2 * usage["prompt_tokens"]
+        assert value(f"{prefix}:request_success_total", **model, finished_reason="length") == 2
+        assert value(f"{prefix}:time_to_first_token_seconds_count", **model) == 2
+        assert value(f"{prefix}:e2e_request_latency_seconds_count", **model) == 2
+    assert value("gemlet:http_responses_total", route=CHAT, status="200") == 2
+    assert value("gemlet:http_responses_total", route=CHAT, status="400") == 1
+
+
+def test_no_paths_of_clients_in_metrics(server: RunningServer) -> None:
+    for i in range(5):
+        assert server.ask("GET", f"/secret-{i}").status == 404
+    server.wait_idle()
+    assert b"secret" not in server.ask("GET", "/metrics").body
+
+
+def test_unknown_fields(server: RunningServer) -> None:
+    from gemlet.server.settings import Settings
+
+    body = {"messages": QUESTION, "max_tokens": 1}
+    answer = server.post(CHAT, {**body, "temprature": 0.5})
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (
+        400,
+        "unknown_field",
+        "temprature",
+    )
+    assert "did you mean temperature?" in answer.error["message"]
+    half = server.post(CHAT, b'{"half \\ud83d": 1}')
+    assert (half.status, half.error["code"]) == (400, "unknown_field")
+    assert server.post(CHAT, {**body, "surprise": None, "other": [], "more": {}}).status == 200
+    with serving(Settings(unknown_fields="ignore")) as open_:
+        assert open_.post(CHAT, {**body, "temprature": 0.5}).status == 200
+        assert open_.post(CHAT, {**body, "response_format": {"type": "json_object"}}).status == 400
+
+
+def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
+    body = {"messages": QUESTION, "max_tokens": 1}
+    for name, value in {
+        "response_format": {"type": "json_object"},
+        "structured_outputs": {"json": {}},
+        "best_of": 2,
+        "functions": [{"name": "f"}],
+        "web_search_options": {"x": 1},
+        "audio": {"voice": "x"},
+    }.items():
+        answer = server.post(CHAT, {**body, name: value})
+        assert (answer.status, answer.error["param"], answer.error["code"]) == (400, name, "unsupported")
+    nothing = {
+        "response_format": {"type": "text"},
+        "n": 1,
+        "modalities": ["text"],
+        "user": "x",
+        "store": True,
+    }
+    assert server.post(CHAT, {**body, **nothing}).status == 200
+
+
+def test_the_published_document(server: RunningServer) -> None:
+    """It has every route, and no field that requests may not have."""
+    from gemlet.server.app import ROUTES
+
+    found = server.ask("GET", "/openapi.json").json
+    assert found["openapi"] == "3.1.0"
+    assert sum(len(operations) for operations in found["paths"].values()) == len(ROUTES)
+    body = found["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["messages"]
+    assert body["properties"]["n"] == {"type": "integer", "minimum": 1, "maximum": 16}
+    assert "response_format" not in body["properties"]
+    assert "user" not in body["properties"]
+
+
+def test_settings_of_a_file(tmp_path: Path) -> None:
+    from gemlet.server.settings import ModelSpec, Settings, read_file_of_settings
+
+    path = tmp_path / "serve.toml"
+    path.write_text(
+        '[server]\nport = 9000\nmax_body = "4MB"\n[models.small]\nsource = "folder"\nweights = "q4"\n'
+        '[models.small.adapters]\nmine = "adapter"\n[models.demo]\n'
+    )
+    values, specs = read_file_of_settings(str(path))
+    assert Settings(**values).max_body == 4_000_000
+    assert specs == [
+        ModelSpec("small", "folder", {"weights": "q4"}, {"mine": "adapter"}),
+        ModelSpec("demo"),
+    ]
+    for wrong, message in (
+        ("[server]\nprot = 1", "did you mean port"),
+        ("[models.x]\nwieghts = 'q4'", "did you mean weights"),
+        ("[models.x]\nweights = 'q5'", "weights is 'q5'"),
+        ("[modles]", "did you mean models"),
+        ("[server", "is no TOML"),
+        ("[models.x]\nsource = 5", "expected text"),
+        ("[models.'a b']", "alias"),
+        ("server = 5", "tables"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            read_file_of_settings(str(path))
+    for name, value in (("port", 70000), ("ping_seconds", "soon"), ("max_body", 5), ("unknown_fields", "x")):
+        with pytest.raises(InvalidRequestError, match=name):
+            Settings(**{name: value})
+
+
+def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text("[server]\nport = 9000\n[models.demo]\nweights = 'q8'\n")
+    assert main(["serve", "--config", str(path), "--check", "--drain-seconds", "5"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["server"]["port"], shown["server"]["drain_seconds"]) == (9000, 5)
+    assert list(shown["models"]) == ["demo"]
+    assert main(["serve", "--check", "--model", f"x={tmp_path}", "--keys", str(tmp_path / "no.db")]) == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 2
+    assert main(["serve", "--check", "--model", "demo=", "--model", "demo="]) == 1
+    assert main(["serve", "--check", "--host", "0.0.0.0"]) == 1
+    assert main(["serve", "--check", "--config", str(path), "--weights", "q4"]) == 1
+
+
+def test_stopping_waits_for_replies() -> None:
+    from gemlet.chat import Content
+    from gemlet.server.settings import Settings
+
+    with serving(Settings(drain_seconds=20)) as server, saying(0.6, chunk(Content("Yes"), reason="stop")):
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(server.post(CHAT, {"messages": QUESTION})))
+        thread.start()
+        while not server.running():
+            time.sleep(0.01)
+        server.server.should_exit = True
+        thread.join(20)
+    assert answers[0].json["choices"][0]["message"]["content"] == "Yes"
+
+
+def test_stopping_waits_no_longer_than_it_may() -> None:
+    from gemlet.server.settings import Settings
+
+    with serving(Settings(drain_seconds=0.3)) as server, saying(60.0) as begun:
+        thread = threading.Thread(target=lambda: _ignore(server))
+        thread.start()
+        while not begun:
+            time.sleep(0.01)
+        started = time.monotonic()
+        server.server.should_exit = True
+        thread.join(20)
+        assert time.monotonic() - started < 5
+    assert begun[0].was_closed
+
+
+def _ignore(server: RunningServer) -> None:
+    with contextlib.suppress(OSError):
+        server.post(CHAT, {"messages": QUESTION})
+
+
+def test_the_command() -> None:
+    """gemlet serve answers, writes its log as lines of JSON, and SIGTERM ends it with 0."""
+    command = [sys.executable, "-m", "gemlet", "serve", "--port", "0"]
+    process = subprocess.Popen(command, env=environment_of(), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stderr.readline())
+        assert found
+        server = RunningServer(int(found[1]), None)
+        end = time.monotonic() + 60
+        while server.ask("GET", "/ready").status != 200:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert server.post(CHAT, {"messages": QUESTION, "max_tokens": 2}).status == 200
+        os.kill(process.pid, signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    assert "request" in events
+    assert "ready" in events

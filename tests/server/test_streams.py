@@ -1,0 +1,178 @@
+"""Streams that are silent, fail, take too long, or whose client goes away or gets stuck."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gemlet.chat import Content
+from gemlet.errors import MemoryLimitError
+from support.scripted_streams import chunk, saying
+from support.servers import RunningServer, serving
+
+pytestmark = pytest.mark.extra("serve")
+QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
+ROUTES = {
+    "/v1/chat/completions": {"messages": QUESTION},
+    "/v1/completions": {"prompt": "The"},
+    "/v1/messages": {"model": "demo", "messages": QUESTION, "max_tokens": 9},
+    "/api/chat": {"model": "demo", "messages": QUESTION},
+    "/api/generate": {"model": "demo", "prompt": "The"},
+}
+END = chunk(Content("."), reason="stop")
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[RunningServer]:
+    """A server that pings early and loses patience soon."""
+    from gemlet.server.settings import Settings
+
+    with serving(Settings(ping_seconds=0.1, stuck_seconds=0.5, idle_seconds=0.5)) as running:
+        yield running
+
+
+def begin(server: RunningServer, path: str, **more: Any) -> socket.socket:
+    """Sends a request and leaves the answer in the connection."""
+    body = json.dumps({**ROUTES[path], "stream": True, **more}).encode()
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def until(condition: Any, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+def test_pings_while_a_prompt_is_read(quick: RunningServer, path: str) -> None:
+    with saying(0.5, chunk(Content("Yes")), END):
+        body = quick.post(path, {**ROUTES[path], "stream": True}).body
+    ping = b"event: ping\n" if path == "/v1/messages" else b": ping\n\n"
+    assert body.count(ping) >= 2
+    assert body.index(ping) < body.index(b"Yes")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("stream", [True, False])
+def test_work_stops_when_the_client_goes(quick: RunningServer, path: str, stream: bool) -> None:
+    with saying(chunk(Content("Yes")), 30.0, END) as begun:
+        connection = begin(quick, path, stream=stream)
+        until(lambda: begun)
+        time.sleep(0.05)
+        assert quick.running() == 1
+        started = time.monotonic()
+        connection.close()
+        quick.wait_idle()
+        assert time.monotonic() - started < 2
+    assert begun[0].was_cancelled
+    assert begun[0].was_closed
+
+
+def test_a_real_model_stops(quick: RunningServer) -> None:
+    connection = begin(quick, "/v1/completions", max_tokens=900, ignore_eos=True)
+    connection.recv(300)
+    connection.close()
+    quick.wait_idle(5)
+    with_model = quick.server.app.service.models.loaded[0][1]
+    until(lambda: with_model.memory()["kv_cache"] == 0)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_an_error_in_the_middle(quick: RunningServer, path: str) -> None:
+    error = MemoryLimitError("no memory for the next block")
+    with saying(chunk(Content("Yes")), error) as begun:
+        body = quick.post(path, {**ROUTES[path], "stream": True}).body
+        whole = quick.post(path, {**ROUTES[path], "stream": False})
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    last = json.loads(lines[-1].removeprefix(b"data: "))
+    assert "no memory" in str(last["error"])
+    assert b"[DONE]" not in body
+    assert whole.status == 503
+    assert "retry-after" in whole.headers
+    assert all(stream.was_closed for stream in begun)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_what_nobody_expected(quick: RunningServer, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    with saying(ZeroDivisionError("pomegranate")):
+        whole = quick.post(path, {**ROUTES[path], "stream": False})
+        body = quick.post(path, {**ROUTES[path], "stream": True}).body
+    assert whole.status == 500
+    assert b"pomegranate" not in whole.body + body
+    assert b"the server failed" in whole.body
+    assert b"the server failed" in body
+
+    def failures() -> list[Any]:
+        return [record for record in caplog.records if record.getMessage() == "failure"]
+
+    until(lambda: len(failures()) == 2)
+    assert [record.fields["error"] for record in failures()] == ["ZeroDivisionError"] * 2
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(("reason", "status"), [("timeout", 504), ("cancelled", 503)])
+def test_a_reply_that_the_server_ended(quick: RunningServer, path: str, reason: str, status: int) -> None:
+    with saying(chunk(Content("Yes")), chunk(reason=reason)):
+        assert quick.post(path, {**ROUTES[path], "stream": False}).status == status
+        assert b"error" in quick.post(path, {**ROUTES[path], "stream": True}).body
+
+
+def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
+    large = chunk(Content("x" * 100_000))
+    with saying(*[large] * 200, END) as begun:
+        connection = begin(quick, "/v1/chat/completions")
+        until(lambda: begun and begun[0].was_closed)
+        quick.wait_idle()
+        connection.close()
+    assert begun[0].was_cancelled
+
+
+def test_connections_that_send_nothing_or_half_a_request(quick: RunningServer) -> None:
+    for sent in (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"):
+        with socket.create_connection(("127.0.0.1", quick.port), timeout=20) as connection:
+            connection.sendall(sent)
+            started = time.monotonic()
+            assert connection.recv(1000) == b""
+            assert time.monotonic() - started < 5
+
+
+def test_stuck_clients_do_not_hold_up_a_fast_one(quick: RunningServer) -> None:
+    def once() -> float:
+        started = time.perf_counter()
+        assert quick.ask("GET", "/health").status == 200
+        return time.perf_counter() - started
+
+    alone = sorted(once() for _ in range(20))[10]
+    stuck = [socket.create_connection(("127.0.0.1", quick.port)) for _ in range(100)]
+    for connection in stuck:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+        )
+    beside = sorted(once() for _ in range(20))[10]
+    for connection in stuck:
+        connection.close()
+    quick.wait_idle()
+    assert beside < 20 * alone + 0.05
+
+
+def test_too_many_requests_at_a_time() -> None:
+    from gemlet.server.settings import Settings
+
+    with serving(Settings(max_requests=1)) as server, saying(5.0, END) as begun:
+        connection = begin(server, "/v1/chat/completions")
+        until(lambda: begun)
+        answer = server.post("/v1/chat/completions", {"messages": QUESTION})
+        assert (answer.status, answer.error["code"]) == (503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        assert server.ask("GET", "/health").status == 200
+        connection.close()
+        server.wait_idle()

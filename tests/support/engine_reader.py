@@ -1,0 +1,45 @@
+"""Requests of the core's engine, read to their ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gemlet import _core
+from support.core_models import sampler
+
+
+class Reader:
+    """Requests of one reader."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self.engine = engine
+        self.news = _core.News()
+
+    def submit(self, ids: Any, *, seed: int = 1, max_tokens: int = 20, **options: Any) -> _core.Request:
+        choose = options.pop("sampler", None) or sampler(seed=seed)
+        return self.engine.submit(ids, sampler=choose, news=self.news, max_tokens=max_tokens, **options)
+
+    def read(self, *requests: _core.Request) -> list[tuple[list[int], str | None]]:
+        """All tokens of each, and why it ended."""
+        texts: list[list[int]] = [[] for _ in requests]
+        reasons: list[str | None] = [None] * len(requests)
+        while None in reasons:
+            seen = self.news.value
+            for i, request in enumerate(requests):
+                if reasons[i] is None:
+                    ids, reasons[i], _ = request.take()
+                    texts[i] += ids
+            if None in reasons:
+                self.engine.wait(self.news, seen, 10.0)
+        return list(zip(texts, reasons, strict=True))
+
+
+def alone(core: _core.Model, ids: Any, seed: int, count: int) -> list[int]:
+    """What a sequence of its own goes on with."""
+    sequence, choose = _core.TokenSequence(core), sampler(seed=seed)
+    sequence.extend(ids)
+    found = [sequence.sample(choose)]
+    while len(found) < count:
+        sequence.extend(found[-1:])
+        found.append(sequence.sample(choose))
+    return found

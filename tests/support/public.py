@@ -1,0 +1,27 @@
+"""Everything public: the functions, classes and methods that the modules of the package name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+MODULES = ("gemlet", "gemlet.chat", "gemlet.config", "gemlet.errors", "gemlet.generation", "gemlet.tokenizer")
+
+
+def functions() -> Iterator[tuple[str, Any]]:
+    """Every public class and function, with the methods and properties of the classes."""
+    for module in map(importlib.import_module, MODULES):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                yield f"{module.__name__}.{name}", thing
+            bases = reversed(inspect.getmro(thing)) if inspect.isclass(thing) else ()
+            own = {}
+            for base in bases:
+                own |= vars(base) if base.__module__.startswith("gemlet") else {}
+            for key, member in own.items():
+                member = getattr(member, "fget", getattr(member, "__func__", member))
+                if inspect.isfunction(member):
+                    yield f"{module.__name__}.{name}.{key}", member

@@ -1,0 +1,74 @@
+"""Streams that say what a test wants, in the place of those of a model: calls of tools, thoughts, silence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from gemlet.chat import Content
+from gemlet.generation import Chunk, Generation
+
+
+def chunk(*events: Any, reason: Any = None) -> Chunk:
+    text = "".join(event.text for event in events if isinstance(event, Content))
+    return Chunk(text, [7] if events else [], reason, list(events))
+
+
+class ScriptedStream:
+    """An asynchronous stream of these steps: chunks to give, seconds to wait, errors to raise.
+
+    ``was_cancelled`` and ``was_closed`` say what the server did with it.
+    """
+
+    def __init__(self, steps: Sequence[Any]) -> None:
+        self._steps = list(steps)
+        self._tokens = 0
+        self._reason: Any = None
+        self.was_cancelled = False
+        self.was_closed = False
+
+    def __aiter__(self) -> ScriptedStream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while self._steps and not self.was_cancelled:
+            step = self._steps.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, Chunk):
+                self._tokens += len(step.token_ids)
+                self._reason = step.finish_reason
+                return step
+            await asyncio.sleep(step)
+        if self._reason is None:
+            self._reason = "cancelled"
+            return chunk(reason="cancelled")
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        self.was_cancelled = True
+
+    async def aclose(self) -> None:
+        self.was_closed = True
+
+    @property
+    def result(self) -> Generation:
+        return Generation(
+            "", [7] * self._tokens, self._reason or "cancelled", 5, self._tokens, 0.0, 0.0, 0, 1
+        )
+
+
+@contextmanager
+def saying(*steps: Any) -> Iterator[list[ScriptedStream]]:
+    """Every request is answered by these steps; the list gets the streams that began."""
+    begun: list[ScriptedStream] = []
+
+    def begin(self: object) -> ScriptedStream:
+        begun.append(ScriptedStream(steps))
+        return begun[-1]
+
+    with mock.patch("gemlet.server.ask.Ask.begin", begin):
+        yield begun

@@ -1,0 +1,110 @@
+"""A server in a thread of the test's process, on a free port of loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Any:
+        return self.json["error"]
+
+
+@dataclass
+class RunningServer:
+    """A server that runs; :meth:`ask` sends it one request."""
+
+    port: int
+    server: Any
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        key: str | None = None,
+    ) -> Answer:
+        """``body`` is sent as it is if it is bytes, else as JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        sent = dict(headers or {})
+        if key is not None:
+            sent["Authorization"] = f"Bearer {key}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, data, sent)
+            response = connection.getresponse()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, found, response.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: object, **more: Any) -> Answer:
+        return self.ask("POST", path, body, **more)
+
+    def running(self) -> int:
+        """How many requests have a place."""
+        return int(self.server.app.service.limiter.running)
+
+    def wait_idle(self, seconds: float = 10) -> None:
+        end = time.monotonic() + seconds
+        while self.running():
+            assert time.monotonic() < end, f"{self.running()} requests still run"
+            time.sleep(0.01)
+
+
+@contextmanager
+def serving(
+    settings: Any = None,
+    specs: Sequence[Any] | None = None,
+    while_starting: Callable[[RunningServer], None] = lambda _: None,
+) -> Iterator[RunningServer]:
+    """A server, ready; without ``specs`` it serves the demo model. ``while_starting`` is called before it is
+    ready."""
+    from gemlet.server.run import Server, bind
+    from gemlet.server.settings import ModelSpec, Settings
+
+    listener = bind("127.0.0.1", 0)
+    server = Server(settings or Settings(port=0), specs or [ModelSpec("demo")])
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    try:
+        running = RunningServer(listener.getsockname()[1], server)
+        end = time.monotonic() + 60
+        while not server.started:
+            assert thread.is_alive(), "the server ended"
+            time.sleep(0.01)
+        while_starting(running)
+        while running.ask("GET", "/ready").status != 200:
+            assert thread.is_alive(), "the server ended"
+            assert time.monotonic() < end, "the server is not ready"
+            time.sleep(0.02)
+        yield running
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listener.close()
+        assert not thread.is_alive(), "the server does not end"
