@@ -253,7 +253,9 @@ class RunningText:
         timing = Timing()
         if self._request is not None:
             times = self._request.times
-            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, timing.decode_tokens = times
+            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, timing.decode_tokens = (
+                times
+            )
             timing.cached_tokens = self._request.cached_tokens
         if self._scoring is not None:
             timing.prefill_seconds += self._scoring.times[1]

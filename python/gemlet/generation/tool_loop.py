@@ -17,13 +17,13 @@ from gemlet.errors import InvalidRequestError
 from gemlet.generation.option_values import check_flag
 from gemlet.generation.result import Generation
 
-__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools"]
+__all__ = ["LOOP_OPTIONS", "MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools"]
 
 Approve = Callable[[ToolCall], bool]
 Conversation = str | Sequence[Mapping[str, Any]]
 MOST_ROUNDS = 8  # where nothing is said
 _LARGEST = 1000
-_OWN = ("run_tools", "max_tool_rounds", "approve")
+LOOP_OPTIONS = ("run_tools", "max_tool_rounds", "approve")
 _log = logging.getLogger("gemlet")
 
 
@@ -85,7 +85,7 @@ def reply_with_tools(
         raise InvalidRequestError(f"approve: got {show(approve)}, expected a function of the call, or None")
     if options.get("continue_final_message"):
         raise InvalidRequestError("continue_final_message: does not go together with run_tools")
-    asked = {name: value for name, value in options.items() if name not in _OWN}
+    asked = {name: value for name, value in options.items() if name not in LOOP_OPTIONS}
     is_text = isinstance(messages, str) and messages
     reply = ask(messages if is_text else checked_messages(messages or []), asked)
     added: list[dict[str, Any]] = []
