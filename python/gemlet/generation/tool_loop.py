@@ -17,13 +17,12 @@ from gemlet.errors import InvalidRequestError
 from gemlet.generation.option_values import check_flag
 from gemlet.generation.result import Generation
 
-__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools"]
+__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools", "without_own"]
 
 Approve = Callable[[ToolCall], bool]
 Conversation = str | Sequence[Mapping[str, Any]]
 MOST_ROUNDS = 8  # where nothing is said
 _LARGEST = 1000
-_OWN = ("run_tools", "max_tool_rounds", "approve")
 _log = logging.getLogger("gemlet")
 
 
@@ -40,6 +39,16 @@ def runs_tools(options: Mapping[str, Any]) -> bool:
     if options.get("approve") is not None and not runs:
         raise InvalidRequestError("approve: no function is run without run_tools=True")
     return runs
+
+
+def without_own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``options`` for a single reply.
+
+    >>> without_own({"run_tools": True, "seed": 1})
+    {'seed': 1}
+    """
+    own = ("run_tools", "max_tool_rounds", "approve")
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def reply_with_tools(
@@ -85,7 +94,7 @@ def reply_with_tools(
         raise InvalidRequestError(f"approve: got {show(approve)}, expected a function of the call, or None")
     if options.get("continue_final_message"):
         raise InvalidRequestError("continue_final_message: does not go together with run_tools")
-    asked = {name: value for name, value in options.items() if name not in _OWN}
+    asked = without_own(options)
     is_text = isinstance(messages, str) and messages
     reply = ask(messages if is_text else checked_messages(messages or []), asked)
     added: list[dict[str, Any]] = []
@@ -103,6 +112,8 @@ def reply_with_tools(
             for call in reply.tool_calls
         ]
         added += [reply.message, *results]
+        if asked.get("tool_choice") != "none":  # who has to call a tool has done so
+            asked["tool_choice"] = "auto"
         reply = ask(results, asked)
     return dataclasses.replace(reply, earlier_messages=added)
 
