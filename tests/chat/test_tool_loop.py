@@ -191,6 +191,10 @@ def test_a_choice_of_tools() -> None:
     model.chat([QUESTION], tools=[double], tool_choice="auto")
     assert ["declaration:double" in asked for asked in model.asked] == [False, True]
     named = {"type": "function", "function": {"name": "double"}}
+    refused = ScriptedModel(calls("double{x:1}")).chat(
+        [QUESTION], tools=[double], tool_choice="none", run_tools=True
+    )
+    assert results(refused) == []
     for wrong, tools in (
         ("required", None),
         (named, None),

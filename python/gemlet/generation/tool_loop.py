@@ -95,12 +95,15 @@ def reply_with_tools(
     if options.get("continue_final_message"):
         raise InvalidRequestError("continue_final_message: does not go together with run_tools")
     asked = without_own(options)
+    chosen = asked.get("tool_choice")
+    chosen = chosen if isinstance(chosen, str) else None
     is_text = isinstance(messages, str) and messages
     reply = ask(messages if is_text else checked_messages(messages or []), asked)
     added: list[dict[str, Any]] = []
     for _ in range(rounds):
-        # A reply that was cut off may lack calls; it is for the caller to decide.
-        if not reply.tool_calls or reply.finish_reason != "stop":
+        # A reply that was cut off may lack calls; it is for the caller to decide. And without tools to
+        # choose from, a call is none that was asked for.
+        if not reply.tool_calls or reply.finish_reason != "stop" or chosen == "none":
             break
         results = [
             {
@@ -112,8 +115,7 @@ def reply_with_tools(
             for call in reply.tool_calls
         ]
         added += [reply.message, *results]
-        if asked.get("tool_choice") != "none":  # who has to call a tool has done so
-            asked["tool_choice"] = "auto"
+        asked["tool_choice"] = "auto"  # who had to call a tool has done so
         reply = ask(results, asked)
     return dataclasses.replace(reply, earlier_messages=added)
 
