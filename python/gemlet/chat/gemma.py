@@ -27,7 +27,7 @@ from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
 from gemlet.chat.call_grammar import named_tools, python_grammar
 from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import ToolResult, read_calls, tool_name
-from gemlet.chat.messages import check_flags, checked_tools, json_value, role_of, text_parts
+from gemlet.chat.messages import checked_tools, json_value, role_of, text_parts
 from gemlet.chat.prompted_tools import PromptedReplyParser, instruction, parameters_of, write_results
 from gemlet.chat.python_calls import write_calls
 from gemlet.chat.reply_readers import TokenReplyParser
@@ -57,10 +57,7 @@ class GemmaFormat(ChatFormat):
     markers = ("<bos>", "<start_of_turn>", "<end_of_turn>")
     ends = ("<end_of_turn>",)
 
-    @public
-    def __init__(self, *, prompts_tools: bool = True) -> None:
-        check_flags(prompts_tools=prompts_tools)
-        self.prompts_tools = prompts_tools
+    prompts_tools = True
 
     @public
     def segments(

@@ -34,14 +34,13 @@ def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
     ([], [])
     """
     read = checked_tools(tools)
-    if choice is not None and not isinstance(choice, (str, Mapping)):
-        raise InvalidRequestError(f"tool_choice: got {show(choice)}, expected {_EXPECTED}")
-    if choice is None or choice == "auto":
+    word = choice if isinstance(choice, str) else None
+    if choice is None or word == "auto":
         return read, []
-    if choice == "none":
+    if word == "none":
         return [], []
     names = [_name(tool) for tool in read]
-    if choice == "required":
+    if word == "required":
         if not names:
             raise InvalidRequestError("tool_choice: 'required', but there are no tools to call")
         return read, names

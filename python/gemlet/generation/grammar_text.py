@@ -9,9 +9,10 @@ from typing import Any
 
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
+from gemlet.chat.base import CallGrammar
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["FORMS", "MOST_BYTES", "GrammarText", "grammar_text"]
+__all__ = ["FORMS", "MOST_BYTES", "GrammarText", "call_text", "grammar_text"]
 
 FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments, of which a call has at most one
 MOST_BYTES = 256 << 10
@@ -57,6 +58,15 @@ def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
         value
     )
     return GrammarText(name, lark + _NO_FORCING)
+
+
+def call_text(grammar: CallGrammar) -> GrammarText:
+    """The grammar of a reply that has to call tools.
+
+    >>> call_text(CallGrammar('start: "[now()]"', ())).name
+    'tool_choice'
+    """
+    return GrammarText("tool_choice", _checked("tool_choice", grammar.lark) + _NO_FORCING, grammar.control)
 
 
 def _of_schema(value: object) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from gemlet.base.progress import reporting
 from gemlet.base.sampling_options import MOST_STOPS
-from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.chat.reply import AsideKind
@@ -17,7 +16,7 @@ from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
 from gemlet.generation.grammar import compile_grammar
-from gemlet.generation.grammar_text import grammar_text
+from gemlet.generation.grammar_text import GrammarText, call_text, grammar_text
 from gemlet.generation.masked import GrammarPlan
 from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
@@ -105,11 +104,10 @@ class Requests:
             messages = [{"role": "user", "content": messages}]
         thinking = check_flag("thinking", options.get("thinking"))
         tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
-        if forced:
-            raise UnsupportedError(
-                f"tool_choice: got {show(options.get('tool_choice'))}, which needs a grammar for the reply; "
-                'this gemlet has none yet. Use "auto", and ask for the call in the prompt'
-            )
+        form = grammar_text(options)
+        if forced and form is not None:
+            raise InvalidRequestError(f"{form.name}: a reply that has to call tools has the form of a call")
+        form = call_text(chat_format.call_grammar(tools, forced)) if forced else form
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
@@ -125,9 +123,9 @@ class Requests:
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
         asides: list[AsideKind] = ["thought"] if thinks else []
-        if tools:
+        if tools and not forced:
             asides.append("call")
-        return self._prepare(ids, settings, options, chat_format, tools, asides=asides)
+        return self._prepare(ids, settings, options, chat_format, tools, asides=asides, form=form)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -171,6 +169,7 @@ class Requests:
         name: str = "prompt",
         asides: Sequence[AsideKind] = (),
         echo: str = "",
+        form: GrammarText | None = None,
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
@@ -213,19 +212,18 @@ class Requests:
         )
         adapter = self.adapters.find(options.get("adapter"))
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
-        plan = self._plan(options, end_ids, answer.end_ids, asides, reply_parser)
+        plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)
         return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt, plan=plan)
 
     def _plan(
         self,
-        options: Mapping[str, Any],
+        text: GrammarText | None,
         end_ids: frozenset[int],
         stop_ids: frozenset[int],
         asides: Sequence[AsideKind],
         parser: TokenReplyParser | None,
     ) -> GrammarPlan | None:
-        """What the text has to follow, if ``options`` say so. ``asides`` may come before its answer."""
-        text = grammar_text(options)
+        """What a text of the form ``text`` has to follow. ``asides`` may come before its answer."""
         if text is None:
             return None
         resident, tokenizer = self.reader.resident, self.reader.tokenizer

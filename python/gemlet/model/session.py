@@ -17,7 +17,7 @@ from gemlet.generation.answer import Prepared
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
-from gemlet.generation.tool_loop import LOOP_OPTIONS, reply_with_tools, runs_tools
+from gemlet.generation.tool_loop import reply_with_tools, runs_tools, without_own
 from gemlet.model.call_options import ChatOptions, TextOptions, ToolOptions, takes_options
 from gemlet.model.requests import Requests
 from gemlet.model.session_file import SessionState, read_session, write_session
@@ -112,7 +112,7 @@ class Session:
             return reply
 
         if not runs_tools(options):
-            return ask(message, {n: value for n, value in options.items() if n not in LOOP_OPTIONS})
+            return ask(message, without_own(options))
         return reply_with_tools(ask, [message] if isinstance(message, Mapping) else message, options)
 
     @public
