@@ -215,14 +215,14 @@ def test_unknown_fields(server: RunningServer) -> None:
     assert server.post(CHAT, {**body, "surprise": None, "other": [], "more": {}}).status == 200
     with serving(Settings(unknown_fields="ignore")) as open_:
         assert open_.post(CHAT, {**body, "temprature": 0.5}).status == 200
-        assert open_.post(CHAT, {**body, "response_format": {"type": "json_object"}}).status == 400
+        assert open_.post(CHAT, {**body, "guided_regex": "x"}).status == 400
 
 
 def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
     body = {"messages": QUESTION, "max_tokens": 1}
     for name, value in {
-        "response_format": {"type": "json_object"},
-        "structured_outputs": {"json": {}},
+        "grammar": "start: x",
+        "guided_json": {"type": "object"},
         "best_of": 2,
         "functions": [{"name": "f"}],
         "web_search_options": {"x": 1},
@@ -250,7 +250,7 @@ def test_the_published_document(server: RunningServer) -> None:
     body = found["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["required"] == ["messages"]
     assert body["properties"]["n"] == {"type": "integer", "minimum": 1, "maximum": 16}
-    assert "response_format" not in body["properties"]
+    assert "best_of" not in body["properties"]
     assert "user" not in body["properties"]
 
 
