@@ -187,6 +187,9 @@ def test_metrics() -> None:
         assert value(f"{prefix}:prompt_tokens_total", **model) == 2 * usage["prompt_tokens"]
         assert value(f"{prefix}:request_success_total", **model, finished_reason="length") == 2
         assert value(f"{prefix}:time_to_first_token_seconds_count", **model) == 2
+        assert value(f"{prefix}:num_requests_running", **model) == 0
+        assert value(f"{prefix}:steps_total", **model) >= 10
+        assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
         assert value(f"{prefix}:e2e_request_latency_seconds_count", **model) == 2
     assert value("gemlet:http_responses_total", route=CHAT, status="200") == 2
     assert value("gemlet:http_responses_total", route=CHAT, status="400") == 1
