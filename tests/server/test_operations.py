@@ -70,6 +70,17 @@ def test_models_and_adapters(several: RunningServer) -> None:
         assert answer.json["model"] == name
 
 
+def test_the_deep_check(several: RunningServer) -> None:
+    from gemlet.server import operations
+
+    before = several.server.app.service.models.loaded[0][1].stats()["generated_tokens"]
+    assert several.ask("GET", "/health?deep=1").json == {"status": "ok"}
+    assert several.server.app.service.models.loaded[0][1].stats()["generated_tokens"] == before + 1
+    with mock.patch.object(operations, "_DEADLINE", 0.0):
+        assert several.ask("GET", "/health?deep=1").status == 503
+        assert several.ask("GET", "/health").status == 200
+
+
 def test_a_path_of_this_machine_is_not_told(several: RunningServer) -> None:
     for path, body in (
         ("/v1/completions", {"model": "tiny", "prompt": "text"}),
