@@ -103,11 +103,8 @@ def test_tool_choice(server: RunningServer, ask: Any) -> None:
         assert error.value.param == "tool_choice"
     for choice in ("none", "auto"):
         assert ask(tools=TOOLS, tool_choice=choice, max_tokens=1).choices
-<<<<<<< HEAD
-=======
     with pytest.raises(openai.BadRequestError, match="there is no tool 'other'"):
         ask(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "other"}})
->>>>>>> serve
 
 
 def test_thinking(server: RunningServer, ask: Any) -> None:
