@@ -181,6 +181,7 @@ def calls(on: Loaded) -> dict[str, Call]:
     )
     found |= {
         "gemlet.chat.describe_function": (chat.describe_function, {"function": double}),
+        "gemlet.chat.GemmaFormat": (chat.GemmaFormat, {}),
         "gemlet.chat.ShieldGemmaFormat.with_values": (judge.with_values, {"guideline": "No."}),
         "gemlet.chat.TranslateGemmaFormat.with_values": (translate.with_values, {"source_lang_code": "de"}),
     }
