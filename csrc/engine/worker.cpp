@@ -136,8 +136,7 @@ void Worker::begin_waiting() {
       const int64_t most = is_text ? static_cast<int64_t>(job->ids.size()) - 1 : job->before_rows();
       const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
-      // What it computed itself before it was put back does not count.
-      if (cached > 0 && !job->request->began_) {
+      if (cached > 0 && job->request->generated_.empty()) {
         job->request->cached_tokens_.store(cached, std::memory_order_relaxed);
         const Lock lock(fork_safe_mutex());
         stats.cached_tokens += cached;

@@ -127,14 +127,3 @@ def test_memory_tells_running_texts_and_kept_ones_apart() -> None:
 def test_no_cache() -> None:
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=0))
     assert cached(reader, IDS[:300]) == cached(reader, IDS[:300]) == 0
-
-
-def test_what_a_text_computed_itself_does_not_count() -> None:
-    """Texts are put back while they are read, because memory runs out, and find their own blocks later."""
-    core = core_of()
-    engine = _core.Engine(core, kv_bytes=0, prefix_cache_bytes=1 << 24)
-    reader = Reader(engine)
-    requests = [reader.submit(IDS[700 * i : 700 * i + 690], max_tokens=100) for i in range(5)]
-    reader.read(*requests)
-    assert [request.cached_tokens for request in requests] == [0] * 5
-    assert engine.stats()["cached_tokens"] == 0
