@@ -30,6 +30,20 @@ def test_on_in_memory_by_default() -> None:
         assert model.memory()["prefix_cache"] == 0
 
 
+def test_texts_of_another_salt_are_not_seen() -> None:
+    with gemlet.load(threads=1) as model:
+        assert cached(model, cache_salt="one") == 0
+        assert cached(model, cache_salt="one") > 0
+        assert cached(model, cache_salt="two") == cached(model) == 0
+        assert model.explain_prefix(TEXT, cache_salt="one").cached_tokens > 0
+        assert model.explain_prefix(TEXT, cache_salt="three").cached_tokens == 0
+        for salt in ("", "x" * 257, 5, True, b"x"):
+            with pytest.raises(
+                gemlet.InvalidRequestError, match=r"cache_salt: got .*, expected None, or 1 to 256"
+            ):
+                model.generate("x", cache_salt=salt)
+
+
 def test_a_size_is_kept_and_counts_in_the_plan() -> None:
     plain, found = gemlet.inspect().plan, gemlet.inspect(prefix_cache_size="1MB").plan
     assert (plain.prefix_cache, found.prefix_cache) == (0, 10**6)

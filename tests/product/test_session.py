@@ -197,7 +197,7 @@ def test_places_without_a_session(model: gemlet.Model, tmp_path: Path) -> None:
         model.load_session(tmp_path / "missing")
     with pytest.raises(gemlet.ModelFileError):
         model.load_session(tmp_path)
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(gemlet.ModelFileError, match="cannot be written: No such file"):
         model.session().save(tmp_path / "missing" / "talk")
 
 

@@ -291,6 +291,30 @@ def test_a_compressed_body(server: RunningServer) -> None:
     assert answer.status == 415
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_one_key_does_not_see_what_another_has_in_the_cache(
+    locked: tuple[RunningServer, str], path: str
+) -> None:
+    from gemlet.server.keys import KeyStore
+
+    server, _ = locked
+    store = KeyStore(server.server.app.service.settings.keys)
+    one, other = store.create(f"one of {path}"), store.create(f"another of {path}")
+    store.close()
+    body = {"messages": QUESTION} if "chat" in path else {"input": "Who is there?"}
+
+    def cached(key: str, **more: str) -> int:
+        usage = server.post(path, {**body, **more}, key=key).json["usage"]
+        details = usage.get("prompt_tokens_details") or usage["input_tokens_details"]
+        return int(details["cached_tokens"])
+
+    assert cached(one) == 0
+    assert cached(one) > 0
+    assert cached(other) == 0
+    assert cached(one, cache_salt="mine") == 0
+    assert cached(one, cache_salt="mine") > 0
+
+
 # --- pickle, metrics, logs ----------------------------------------------------------------------------------
 
 

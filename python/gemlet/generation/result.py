@@ -60,6 +60,8 @@ class Generation:
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
+        earlier_messages: what was added to the conversation before this reply, where gemlet ran tools:
+            replies with calls, and the results. The other attributes are those of the last reply.
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
             began with them, too.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
@@ -91,6 +93,7 @@ class Generation:
     cached_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    earlier_messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         return self.text
@@ -135,6 +138,19 @@ class Generation:
         return message
 
     @property
+    def messages(self) -> list[dict[str, Any]]:
+        """All messages to append to the conversation: :attr:`message`, and before it what gemlet added when
+        it ran tools.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     reply = model.chat("Who is there?", max_tokens=6)
+        >>> reply.messages == [reply.message]
+        True
+        """
+        return [*self.earlier_messages, self.message]
+
+    @property
     def prefill_tokens_per_second(self) -> float:
         """Prompt tokens that were computed, per second of prefill (0.0 when no prompt was run)."""
         return _rate(self.prompt_tokens - self.cached_tokens, self.prefill_seconds)
@@ -154,8 +170,8 @@ class Chunk:
             of a stop string is held back. The texts of a stream's chunks add up to :attr:`Generation.text`.
         token_ids: the tokens of this step (none in a last chunk that only ends the stream).
         finish_reason: None, but in the last chunk: see :class:`Generation`.
-        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
-            MalformedToolCall of :mod:`gemlet.chat`.
+        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCallPiece,
+            ToolCall and MalformedToolCall of :mod:`gemlet.chat`.
         index: which prompt the step continues, where the stream has several.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.keyword_options import shows_options
+from gemlet.chat.base import Tools
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
+from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 
 __all__ = [
     "ChatOptions",
@@ -17,6 +19,7 @@ __all__ = [
     "ManyTextOptions",
     "PromptOptions",
     "TextOptions",
+    "ToolOptions",
     "generation_options",
     "takes_options",
 ]
@@ -25,6 +28,11 @@ __all__ = [
 class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
+    cache_salt: str | None
+    json_schema: Mapping[str, Any] | str | type | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
 
 
 class _OfText(_RequestOptions, total=False):
@@ -49,7 +57,8 @@ class GenerateOptions(ManyTextOptions, total=False):
 
 
 class _OfChat(_RequestOptions, total=False):
-    tools: Sequence[Mapping[str, Any]] | None
+    tools: Tools | None
+    tool_choice: str | Mapping[str, Any] | None
     thinking: bool
     continue_final_message: bool
 
@@ -64,11 +73,31 @@ class PromptOptions(_OfChat, total=False):
     allow_control: bool
 
 
-_DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
-_TYPES = {
-    f"Unpack[{types.__name__}]": types
-    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions)
+class ToolOptions(ChatOptions, total=False):
+    """Those of a reply before which tools may be run."""
+
+    run_tools: bool
+    max_tool_rounds: int
+    approve: Approve | None
+
+
+_OF_FORMS = """\
+json_schema: the text is JSON of this schema: a mapping, JSON text or a model class of pydantic. This and the
+    next three need the extra "grammar"; at most one of them. A thought or a call of a tool may come first.
+regex: the whole text matches this regular expression.
+choice: the text is one of these.
+grammar: the text follows this grammar in llguidance's form of Lark.
+"""
+_DEFAULTS: dict[str, Any] = {
+    "allow_control": True,
+    "echo": False,
+    "thinking": False,
+    "continue_final_message": False,
+    "run_tools": False,
+    "max_tool_rounds": MOST_ROUNDS,
 }
+_ALL = (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions, ToolOptions)
+_TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 
@@ -99,6 +128,6 @@ def takes_options(function: _Function) -> _Function:
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
-        lines = textwrap.dedent(described) + "\n"
+        lines = _OF_FORMS + textwrap.dedent(described) + "\n"
         function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
     return shows_options(function, types, {name: _DEFAULTS.get(name) for name in names})

@@ -82,7 +82,6 @@ class Remembering:
     @takes_options
     def explain_prefix(
         self,
-        /,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
         **options: Unpack[PromptOptions],
     ) -> PrefixReport:
@@ -92,7 +91,7 @@ class Remembering:
         Args:
             prompt: as in :meth:`generate`; or messages, as in :meth:`chat`.
             adapter: the name of a loaded adapter; None: the model alone.
-            options: those of :meth:`chat` that change the prompt, for messages: ``tools``, ``thinking``.
+            tools, thinking: for messages, as in :meth:`chat`.
 
         Raises:
             InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
@@ -105,13 +104,13 @@ class Remembering:
         (13, '<bos>The door', ' closed and', 3)
         """
         requests = self.requests
-        is_chat = not isinstance(prompt, (str, np.ndarray)) and any(
-            isinstance(one, Mapping) for one in prompt
-        )
-        if is_chat:
-            prepared = requests.reply(prompt, None, options)  # type: ignore[arg-type]
-        else:
-            (prepared,) = requests.texts(prompt, None, options)
+        prepared = requests.of(prompt, options)
         ids = [int(token) for token in prepared.ids]
         resident = requests.reader.resident
-        return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)
+        return prefix_report(
+            resident.engine().prefix_cache,
+            ids,
+            prepared.adapter,
+            requests.reader.tokenizer,
+            prepared.cache_salt,
+        )

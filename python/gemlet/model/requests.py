@@ -8,11 +8,18 @@ from typing import Any
 
 from gemlet.base.progress import reporting
 from gemlet.base.sampling_options import MOST_STOPS
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
+from gemlet.chat.reply import AsideKind
+from gemlet.chat.reply_readers import TokenReplyParser
+from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
-from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.grammar import compile_grammar
+from gemlet.generation.grammar_text import grammar_text
+from gemlet.generation.masked import GrammarPlan
+from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
@@ -70,6 +77,13 @@ class Requests:
                 prepared.append(replace(text, follows=first))
         return prepared
 
+    def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
+        """What continues ``prompt``, or replies to it where it is a list of messages."""
+        if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt):
+            return self.reply(prompt, None, options)
+        (prepared,) = self.texts(prompt, None, options)
+        return prepared
+
     def reply(
         self,
         messages: str | Sequence[Mapping[str, Any]],
@@ -90,10 +104,16 @@ class Requests:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
         thinking = check_flag("thinking", options.get("thinking"))
+        tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
+        if forced:
+            raise UnsupportedError(
+                f"tool_choice: got {show(options.get('tool_choice'))}, which needs a grammar for the reply; "
+                'this gemlet has none yet. Use "auto", and ask for the call in the prompt'
+            )
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=options.get("tools"),
+            tools=tools,
             thinking=thinking,
             continue_final_message=check_flag(
                 "continue_final_message", options.get("continue_final_message")
@@ -104,7 +124,10 @@ class Requests:
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._prepare(ids, settings, options, chat_format)
+        asides: list[AsideKind] = ["thought"] if thinks else []
+        if tools:
+            asides.append("call")
+        return self._prepare(ids, settings, options, chat_format, tools, asides=asides)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -144,20 +167,23 @@ class Requests:
         settings: GenerationConfig,
         options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
+        tools: Sequence[Any] = (),
         name: str = "prompt",
+        asides: Sequence[AsideKind] = (),
         echo: str = "",
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
         check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
-        end_ids, decoder, reply_parser = self.end_ids, None, None
+        end_ids, decoder = self.end_ids, None
+        reply_parser: TokenReplyParser | None = None
         if tokenizer is not None and chat_format is not None:
             end_ids = end_ids | chat_format.end_ids(tokenizer)
             if chat_format.stops:
                 stops = (*chat_format.stops, *settings.stop)[:MOST_STOPS]
                 settings = settings.replace(stop=stops)
-            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
+            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist(), tools=tools, pieces=True)
         elif tokenizer is not None:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:
@@ -186,4 +212,29 @@ class Requests:
             echo=echo,
         )
         adapter = self.adapters.find(options.get("adapter"))
-        return Prepared(tokens, answer, sampler, adapter, check_timeout(options.get("timeout")))
+        timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
+        plan = self._plan(options, end_ids, answer.end_ids, asides, reply_parser)
+        return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt, plan=plan)
+
+    def _plan(
+        self,
+        options: Mapping[str, Any],
+        end_ids: frozenset[int],
+        stop_ids: frozenset[int],
+        asides: Sequence[AsideKind],
+        parser: TokenReplyParser | None,
+    ) -> GrammarPlan | None:
+        """What the text has to follow, if ``options`` say so. ``asides`` may come before its answer."""
+        text = grammar_text(options)
+        if text is None:
+            return None
+        resident, tokenizer = self.reader.resident, self.reader.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(
+                f"{text.name}: {resident.name} has no tokenizer, so no text to give a form"
+            )
+        grammar = compile_grammar(text, tokenizer)
+        found = [] if parser is None else parser.asides
+        begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
+        possible = [one for one in found if one.kind in asides]
+        return GrammarPlan(grammar, resident.vocab_size, end_ids, stop_ids, possible, begins_in)

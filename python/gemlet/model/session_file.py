@@ -50,7 +50,7 @@ class SessionState:
 
 
 def write_session(path: str | os.PathLike[str], requests: Requests, state: SessionState) -> None:
-    """Writes the file ``path``, whole or not at all. Raises OSError."""
+    """Writes the file ``path``, whole or not at all. Raises :class:`ModelFileError`."""
     path = checked_path("path", path, "the path of a file")
     adapter = requests.adapters.find(state.adapter)
     described = {
@@ -75,9 +75,11 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
                     cache = requests.reader.resident.engine().prefix_cache
                     cache.save(state.ids, file.fileno(), adapter=adapter)
                 except ModelFileError as error:
-                    raise OSError(f"{path}: {error}") from None
+                    raise ModelFileError(f"{path}: {error}") from None
             os.fsync(file.fileno())
         os.replace(made, path)
+    except OSError as problem:
+        raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from None
     finally:
         if os.getpid() == process:  # a signal handler may have forked
             with contextlib.suppress(FileNotFoundError):

@@ -30,6 +30,7 @@ class Ask:
         prompt: a text, in which control tokens are plain text, or token ids; not of a chat.
         messages: the conversation, in OpenAI's form; None for a continuation.
         options: of :class:`gemlet.GenerationConfig`.
+        salt: what was computed is shared only with asks of the same salt.
         one_call: the reply ends behind its first call of a tool.
         seconds: how long it may take.
     """
@@ -42,6 +43,7 @@ class Ask:
     thinking: bool = False
     continue_final: bool = False
     one_call: bool = False
+    salt: str | None = None
     seconds: float | None = None
 
     def times(self, count: int) -> list[Ask]:
@@ -62,6 +64,7 @@ class Ask:
         """The stream that answers; raises :class:`Problem`."""
         model = self.served.model
         common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
+        common["cache_salt"] = self.salt
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)

@@ -36,6 +36,7 @@ __all__ = [
     "NAME",
     "NOT_DONE",
     "REPLY",
+    "SALT",
     "STOP",
     "STREAM",
     "TOKENS",
@@ -52,6 +53,7 @@ TOKENS = ListOf(Integer(0, MAX_INT), 1 << 22, 1)
 STOP = Either(
     "a string of 1 to 256 characters, or a list of up to 16", Text(256, 1), ListOf(Text(256, 1), 16)
 )
+SALT = Text(128, 1)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _FUNCTION = Object({"name": Text(64, 1), "description": Text(1 << 16)}, ["name"], open=True)
 TOOLS = ListOf(
@@ -146,7 +148,6 @@ NOT_DONE: Mapping[str, Kind] = {
     "return_token_ids": Refused(_NOT_YET, False),
     "use_beam_search": Refused("gemlet does not search beams", False),
     "priority": Refused(_NOT_YET, 0),
-    "cache_salt": Refused(_NOT_YET),
     "skip_special_tokens": Refused("control tokens are never part of the text", True),
     "chat_template": Refused("a request cannot bring a template"),
     "modalities": Refused("gemlet writes text", ["text"]),

@@ -24,6 +24,7 @@ from gemlet.server.fields import (
     NAME,
     NOT_DONE,
     REPLY,
+    SALT,
     STREAM,
     TOOLS,
     library_options,
@@ -55,6 +56,7 @@ CHAT: Mapping[str, Kind] = {
     "chat_template_kwargs": Object({"enable_thinking": Flag(), "thinking": Flag()}),
     "continue_final_message": Flag(),
     "add_generation_prompt": Flag(),
+    "cache_salt": SALT,
     **GENERATION,
     **STREAM,
     **IGNORED,
@@ -99,6 +101,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         tools=tools,
         thinking=_thinking(fields),
         continue_final=continues,
+        salt=fields.get("cache_salt"),
         one_call=one_call,
         seconds=seconds,
     )

@@ -20,6 +20,7 @@ from gemlet.server.fields import (
     NAME,
     NOT_DONE,
     REPLY,
+    SALT,
     STREAM,
     TOKENS,
     library_options,
@@ -43,6 +44,7 @@ COMPLETIONS: Mapping[str, Kind] = {
     "model": NAME,
     "prompt": PROMPT,
     "max_tokens": REPLY,
+    "cache_salt": SALT,
     "n": Integer(1, MOST_CHOICES),
     **GENERATION,
     **STREAM,
@@ -60,12 +62,11 @@ async def completions(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", default=_DEFAULT_TOKENS)
     options = {**library_options(fields), "max_tokens": most}
+    seconds, salt = service.settings.request_seconds, fields.get("cache_salt")
     asks = [
         ask
         for prompt in _prompts(fields["prompt"])
-        for ask in Ask(served, options, prompt=prompt, seconds=service.settings.request_seconds).times(
-            fields.get("n", 1)
-        )
+        for ask in Ask(served, options, prompt, salt=salt, seconds=seconds).times(fields.get("n", 1))
     ]
     running = await service.start(asks, call)
     head = {

@@ -21,6 +21,7 @@ from gemlet.server.fields import (
     NAME,
     NOT_DONE,
     REPLY,
+    SALT,
     library_options,
 )
 from gemlet.server.kept_responses import Kept
@@ -47,6 +48,7 @@ RESPONSES: Mapping[str, Kind] = {
     "instructions": Text(),
     "previous_response_id": Text(100, 1),
     "store": Flag(),
+    "cache_salt": SALT,
     "max_output_tokens": REPLY,
     "reasoning": Object(
         {
@@ -94,6 +96,7 @@ async def respond(request: Request) -> Response:
         messages=[*system, *said],
         tools=tools or None,
         thinking=effort not in ("none", "minimal"),
+        salt=fields.get("cache_salt"),
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=service.settings.request_seconds,
     )
