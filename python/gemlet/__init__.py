@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gemlet.adapters.adapter import Adapter
     from gemlet.base.progress import Progress
     from gemlet.chat import ToolCall
-    from gemlet.generation import Chunk, Generation, GenerationConfig, TextStream
+    from gemlet.generation import AsyncTextStream, Chunk, Generation, GenerationConfig, TextStream
     from gemlet.loading.convert import convert
     from gemlet.loading.inspect import inspect
     from gemlet.loading.inspection import Inspection
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
+    "AsyncTextStream",
     "CancelledError",
     "Chunk",
     "ConfigError",
@@ -89,6 +90,7 @@ _LAZY = {
     "PrefixReport": "gemlet.model.prefix_report",
     "Progress": "gemlet.base.progress",
     "Session": "gemlet.model.session",
+    "AsyncTextStream": "gemlet.generation",
     "TextStream": "gemlet.generation",
     "Tokenizer": "gemlet.tokenizer",
     "ToolCall": "gemlet.chat",

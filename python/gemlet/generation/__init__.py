@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.options import GenerationConfig, GenerationOptions
 from gemlet.generation.result import Chunk, FinishReason, Generation, TokenLogprob
 from gemlet.generation.stream import TextStream
 
 __all__ = [
+    "AsyncTextStream",
     "Chunk",
     "FinishReason",
     "Generation",

@@ -1,0 +1,245 @@
+"""Thousands of random requests: each text is what it would be alone, and every block comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gemlet import _core
+from gemlet.errors import GemletError
+from support.core_models import layer_config, model_config, random_core, sampler
+from support.inside import testing
+
+VOCAB = 96
+BEGINNINGS = [np.random.default_rng(i).integers(0, VOCAB, 40 + 70 * i).astype(np.int32) for i in range(4)]
+
+pytestmark = [
+    pytest.mark.tier,
+    pytest.mark.skipif(
+        "amx" in _core.cpu_info()["tier"], reason="tiles round activations: the bits depend on the pass"
+    ),
+]
+
+
+def small_core(**changes: Any) -> _core.Model:
+    layers = layer_config(sliding_window=100), layer_config(sliding_window=0)
+    return random_core(model_config(*layers, max_context=500), threads=1, **changes)
+
+
+@dataclass
+class Wish:
+    """What is asked for, and what becomes of it."""
+
+    ids: Any
+    seed: int
+    max_tokens: int
+    end_ids: list[int]
+    patience: int  # tokens after which it is cancelled
+    timeout: float | None
+    priority: int
+
+    @classmethod
+    def random(cls, random: np.random.Generator) -> Wish:
+        beginning = BEGINNINGS[random.integers(len(BEGINNINGS))][: int(random.integers(1, 250))]
+        rest = random.integers(0, VOCAB, int(random.integers(1, 60))).astype(np.int32)
+        return cls(
+            ids=np.concatenate([beginning, rest]),
+            seed=int(random.integers(50)),
+            max_tokens=int(random.integers(1, 30)),
+            end_ids=[int(random.integers(VOCAB))] if random.random() < 0.3 else [],
+            patience=int(random.integers(10)) if random.random() < 0.2 else 10**6,
+            timeout=float(random.random() * 0.02) if random.random() < 0.1 else None,
+            priority=int(random.integers(3)),
+        )
+
+    def submit(self, engine: _core.Engine, news: _core.News) -> _core.Request:
+        return engine.submit(
+            self.ids,
+            sampler=sampler(seed=self.seed),
+            news=news,
+            max_tokens=self.max_tokens,
+            end_ids=self.end_ids,
+            priority=self.priority,
+            timeout=self.timeout,
+            most_unread=1 + self.seed % 8,
+        )
+
+
+def read(engine: _core.Engine, wish: Wish) -> tuple[list[int], str]:
+    """The whole text and why it ended; "failed" for an error of the engine."""
+    news = _core.News()
+    request = wish.submit(engine, news)
+    text: list[int] = []
+    while True:
+        seen = news.value
+        try:
+            ids, reason, _ = request.take()
+        except GemletError:
+            return text, "failed"
+        text += ids
+        if reason is not None:
+            return text, reason
+        if len(text) >= wish.patience:
+            request.cancel()
+        engine.wait(news, seen, 1.0)
+
+
+def alone(core: _core.Model, wish: Wish) -> tuple[list[int], str]:
+    sequence, choose = _core.TokenSequence(core), sampler(seed=wish.seed)
+    sequence.extend(wish.ids)
+    text: list[int] = []
+    while True:
+        token = sequence.sample(choose)
+        if token in wish.end_ids:
+            return text, "stop"
+        text.append(token)
+        if len(text) == wish.max_tokens:
+            return text, "length"
+        sequence.extend(text[-1:])
+
+
+def check(core: _core.Model, wish: Wish, found: tuple[list[int], str]) -> None:
+    text, reason = found
+    expected, why = alone(core, wish)
+    if reason in ("stop", "length"):
+        assert (text, reason) == (expected, why)
+    else:
+        assert text == expected[: len(text)]
+
+
+def run(requests: int, threads: int, *, refuses: bool) -> None:
+    core = small_core(kv_cache="f32")
+    # Room for some texts only, so that texts are given up and computed again.
+    engine = _core.Engine(core, most_running=6, kv_bytes=1 << 20, prefix_cache_bytes=1 << 19)
+    found: list[tuple[Wish, tuple[list[int], str]]] = []
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        random = np.random.default_rng(number)
+        try:
+            for _ in range(requests // threads):
+                wish = Wish.random(random)
+                found.append((wish, read(engine, wish)))
+        except BaseException as error:
+            errors.append(error)
+
+    def refuse() -> None:
+        """An allocator that has memory and has none, in turn."""
+        random = np.random.default_rng(99)
+        while not stop.is_set():
+            testing.limit_kv_cache(core, int(random.integers(1 << 16, 1 << 20)))
+            time.sleep(0.002)
+
+    readers = [threading.Thread(target=ask, args=(i,)) for i in range(threads)]
+    refusing = threading.Thread(target=refuse)
+    for thread in readers:
+        thread.start()
+    if refuses:
+        refusing.start()
+    for thread in readers:
+        thread.join()
+    stop.set()
+    if refuses:
+        refusing.join()
+    assert not errors
+    stats = engine.stats()
+    assert stats["running"] == stats["waiting"] == 0
+    assert core.memory()["kv_cache"] == 0
+    assert core.memory()["kv_cache_used"] == stats["prefix_cache_bytes"]
+    engine.close()
+    assert core.memory()["kv_cache_used"] == 0
+    testing.limit_kv_cache(core, 1 << 30)
+    reasons = {reason for _, (_, reason) in found}
+    assert {"stop", "length", "cancelled"} <= reasons
+    assert refuses or "failed" not in reasons
+    for wish, result in found[:: max(1, len(found) // 2000)]:
+        check(core, wish, result)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_random_requests(refuses: bool) -> None:
+    run(400, 4, refuses=refuses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refuses", [False, True])
+def test_ten_thousand_random_requests(refuses: bool) -> None:
+    run(10_000, 8, refuses=refuses)
+
+
+class Machine(RuleBasedStateMachine):
+    """Submits, reads, cancels and closes in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = small_core()
+        self.engine = _core.Engine(self.core, most_running=3, kv_bytes=1 << 19, prefix_cache_bytes=1 << 18)
+        self.news = _core.News()
+        self.live: list[tuple[Wish, _core.Request, list[int]]] = []
+        self.is_closed = False
+
+    @precondition(lambda self: not self.is_closed)
+    @rule(number=st.integers(0, 10**6))
+    def submit(self, number: int) -> None:
+        wish = Wish.random(np.random.default_rng(number))
+        self.live.append((wish, wish.submit(self.engine, self.news), []))
+
+    @precondition(lambda self: self.is_closed)
+    @rule()
+    def submit_to_a_closed_engine(self) -> None:
+        with pytest.raises(GemletError):
+            Wish.random(np.random.default_rng(1)).submit(self.engine, self.news)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), to_the_end=st.booleans())
+    def read(self, data: st.DataObject, to_the_end: bool) -> None:
+        place = data.draw(st.integers(0, len(self.live) - 1))
+        wish, request, text = self.live[place]
+        for _ in range(10**6 if to_the_end else 3):
+            seen = self.news.value
+            ids, reason, _ = request.take()
+            text += ids
+            if reason is not None:
+                check(self.core, wish, (text, reason))
+                del self.live[place]
+                return
+            self.engine.wait(self.news, seen, 0.5)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.live[data.draw(st.integers(0, len(self.live) - 1))][1].cancel()
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        del self.live[data.draw(st.integers(0, len(self.live) - 1))]
+
+    @rule()
+    def close(self) -> None:
+        self.engine.close()
+        self.is_closed = True
+
+    @invariant()
+    def counts(self) -> None:
+        stats = self.engine.stats()
+        assert 0 <= stats["running"] <= 3
+        if self.is_closed:
+            assert self.core.memory()["kv_cache_used"] == 0
+
+    def teardown(self) -> None:
+        self.engine.close()
+        assert self.core.memory()["kv_cache_used"] == 0
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)

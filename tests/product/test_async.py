@@ -1,0 +1,196 @@
+"""agenerate, astream, achat and astream_chat: many texts in one event loop, and every way to stop reading."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+import gemlet
+from gemlet.errors import InvalidRequestError, ModelClosedError
+from gemlet.generation import AsyncTextStream
+
+FOREVER: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    with gemlet.load(threads=1) as loaded:
+        yield loaded
+
+
+async def until_idle(model: gemlet.Model) -> None:
+    """Waits until the engine has given back what the texts took."""
+    for _ in range(500):
+        if model.stats()["running"] == model.stats()["waiting"] == model.memory()["kv_cache"] == 0:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(model.stats())
+
+
+def test_many_tasks_get_what_each_would_alone(model: gemlet.Model) -> None:
+    async def main() -> list[gemlet.Generation]:
+        tasks = [model.agenerate(f"The door {i}", max_tokens=12, seed=i) for i in range(50)]
+        return await asyncio.gather(*tasks)  # type: ignore[arg-type]
+
+    for i, result in enumerate(asyncio.run(main())):
+        assert result.text == model.generate(f"The door {i}", max_tokens=12, seed=i).text
+
+
+def test_the_forms_of_prompts(model: gemlet.Model) -> None:
+    async def main() -> None:
+        both = await model.agenerate(["The door", "A star"], max_tokens=5, seed=[1, 2])
+        assert isinstance(both, list)
+        expected = model.generate(["The door", "A star"], max_tokens=5, seed=[1, 2])
+        assert [result.text for result in both] == [result.text for result in expected]
+        reply = await model.achat("Who is there?", max_tokens=5, seed=1)
+        assert reply.text == model.chat("Who is there?", max_tokens=5, seed=1).text
+        async with model.astream(["The door", "A star"], max_tokens=3) as stream:
+            assert sorted([chunk.index async for chunk in stream]) == [0, 0, 0, 1, 1, 1]
+        text = ""
+        async for chunk in model.astream_chat("Who is there?", max_tokens=5, seed=1):
+            text += chunk.text
+        assert text == reply.text
+
+    asyncio.run(main())
+
+
+def test_other_tasks_run_while_a_text_is_written(model: gemlet.Model) -> None:
+    async def main() -> None:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await model.agenerate("The door", **FOREVER)
+        counting.cancel()
+        assert turns > 50
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_cancelled_ends_its_text(model: gemlet.Model) -> None:
+    async def main() -> None:
+        tasks = [asyncio.create_task(model.agenerate("The door", **FOREVER)) for _ in range(5)]  # type: ignore[arg-type]
+        while model.stats()["running"] < 5:
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        assert all(
+            isinstance(one, asyncio.CancelledError)
+            for one in await asyncio.gather(*tasks, return_exceptions=True)
+        )
+        await until_idle(model)
+
+    asyncio.run(main())
+
+
+def test_who_stops_reading_ends_the_text(model: gemlet.Model) -> None:
+    async def main() -> None:
+        async with model.astream("The door", **FOREVER) as stream:
+            async for _ in stream:
+                break
+        assert (stream.result.finish_reason, stream.result.completion_tokens) == ("cancelled", 1)
+        assert model.memory()["kv_cache"] == 0
+        stream = model.astream("The door", **FOREVER)
+        await anext(stream)
+        await stream.aclose()
+        await stream.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        stream = model.astream("The door", **FOREVER)
+        await anext(stream)
+        stream.cancel()
+        last = await anext(stream)
+        assert last.finish_reason == "cancelled"
+        stream = model.astream("The door", **FOREVER)
+        await anext(stream)
+        del stream  # nobody can read it any more
+        await until_idle(model)
+
+    asyncio.run(main())
+
+
+def test_wait_for_and_timeout(model: gemlet.Model) -> None:
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(model.agenerate("The door", **FOREVER), 0.02)  # type: ignore[arg-type]
+        await until_idle(model)
+        result = await model.agenerate("The door", **FOREVER, timeout=0.02)
+        assert isinstance(result, gemlet.Generation)
+        assert result.finish_reason == "timeout"
+        assert 0 < result.completion_tokens < 900
+        none = await model.agenerate("The door", **FOREVER, timeout=0)
+        assert isinstance(none, gemlet.Generation)
+        assert (none.finish_reason, none.text) == ("timeout", "")
+
+    asyncio.run(main())
+
+
+def test_a_slow_reader_holds_up_nobody(model: gemlet.Model) -> None:
+    async def main() -> None:
+        slow = model.astream("The door", **FOREVER)
+        await anext(slow)
+        quick = await model.agenerate("The door", **FOREVER)
+        assert isinstance(quick, gemlet.Generation)
+        assert quick.completion_tokens == 900
+        rest = [chunk async for chunk in slow]
+        assert len(rest) == 899
+        assert slow.result.token_ids == quick.token_ids
+
+    asyncio.run(main())
+
+
+def test_errors_come_before_the_first_chunk(model: gemlet.Model) -> None:
+    with pytest.raises(InvalidRequestError, match="max_tokens"):
+        model.astream("The door", max_tokens=0)
+
+    async def main() -> None:
+        with pytest.raises(InvalidRequestError, match="prompt"):
+            await model.agenerate("")
+
+    asyncio.run(main())
+
+
+def test_a_model_that_closes_ends_its_streams() -> None:
+    async def main() -> None:
+        model = gemlet.load(threads=1)
+        streams = [model.astream("The door", **FOREVER) for _ in range(3)]
+        for stream in streams[:2]:
+            await anext(stream)
+
+        async def rest(stream: AsyncTextStream) -> str:
+            last = None
+            try:
+                async for chunk in stream:
+                    last = chunk.finish_reason
+            except ModelClosedError:
+                return "closed"
+            return str(last)
+
+        reading = asyncio.create_task(rest(streams[0]))
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(model.close)
+        assert await reading in ("cancelled", "closed")
+        assert await rest(streams[1]) == "closed"
+        assert await rest(streams[2]) == "closed"
+
+    asyncio.run(main())
+
+
+def test_streams_leave_no_descriptors(model: gemlet.Model) -> None:
+    async def main() -> None:
+        await model.agenerate("The door", max_tokens=2)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(50):
+            await model.agenerate("The door", max_tokens=2)
+            model.astream("The door")
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+    asyncio.run(main())
