@@ -44,9 +44,10 @@ def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
         if not names:
             raise InvalidRequestError("tool_choice: 'required', but there are no tools to call")
         return read, names
-    function = choice.get("function", choice) if isinstance(choice, Mapping) else None
+    asked: Mapping[str, Any] = choice if isinstance(choice, Mapping) else {}
+    function = asked.get("function", asked)
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or choice.get("type", "function") != "function":
+    if not isinstance(name, str) or asked.get("type", "function") != "function":
         raise InvalidRequestError(f"tool_choice: got {show(choice)}, expected {_EXPECTED}")
     if name not in names:
         raise InvalidRequestError(f"tool_choice: there is no tool {show(name)}; there are {show(names)}")

@@ -224,7 +224,7 @@ def print_stats(model: Model, result: Generation) -> None:
         f"load         {model.load_seconds:.3f} s ({model.weights}, {model.threads} threads, {model.tier})",
         f"prefill      {result.prompt_tokens} tokens in {result.prefill_seconds:.3f} s, "
         f"{result.prefill_tokens_per_second:.1f} tok/s",
-        f"decode       {result.decode_steps} tokens in {result.decode_seconds:.3f} s, "
+        f"decode       {result.decode_tokens} tokens in {result.decode_seconds:.3f} s, "
         f"{result.decode_tokens_per_second:.1f} tok/s",
         f"peak memory  {peak_memory_bytes() / 1e6:.1f} MB",
     ]

@@ -14,7 +14,7 @@ from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_keys, add_serve
+from gemlet.cli.serving import add_batch, add_keys, add_serve
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_embed(commands)
     add_serve(commands, add_load_options)
+    add_batch(commands, add_load_options)
     add_keys(commands)
     _add_inspect(commands)
     _add_convert(commands)

@@ -55,7 +55,9 @@ class Generation:
         prefill_seconds: time of the forward passes up to the first token.
         decode_seconds: time of those after that, sampling included; the time in which the text waited for the
             reader of its stream is not in it.
-        decode_steps: forward passes in ``decode_seconds`` (the first token needs none).
+        decode_steps: forward passes in ``decode_seconds`` (the first token needs none). They are fewer than
+            the tokens where what repeats was written several tokens at a time.
+        decode_tokens: tokens that were chosen in ``decode_seconds``, an end token too.
         seed: the seed that was used, so that a run without one can be repeated.
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
@@ -72,7 +74,7 @@ class Generation:
     >>> with gemlet.load() as model:
     ...     result = model.generate("The door opened", max_tokens=8, seed=1)
     ...     again = model.generate("The door opened", max_tokens=8, seed=result.seed)
-    >>> result.prompt_tokens, result.completion_tokens, len(result.token_ids), result.decode_steps
+    >>> result.prompt_tokens, result.completion_tokens, len(result.token_ids), result.decode_tokens
     (4, 8, 8, 7)
     >>> again.text == result.text
     True
@@ -94,6 +96,7 @@ class Generation:
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     earlier_messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    decode_tokens: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -157,8 +160,8 @@ class Generation:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Single-token forward passes per second of decoding (0.0 when there was none)."""
-        return _rate(self.decode_steps, self.decode_seconds)
+        """Tokens per second of decoding (0.0 when there was none)."""
+        return _rate(self.decode_tokens, self.decode_seconds)
 
 
 @dataclasses.dataclass(frozen=True)

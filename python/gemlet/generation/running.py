@@ -252,7 +252,10 @@ class RunningText:
         """Ends the text: its last chunk is ``events`` (already recorded) and what was held back."""
         timing = Timing()
         if self._request is not None:
-            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, _ = self._request.times
+            times = self._request.times
+            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, timing.decode_tokens = (
+                times
+            )
             timing.cached_tokens = self._request.cached_tokens
         if self._scoring is not None:
             timing.prefill_seconds += self._scoring.times[1]

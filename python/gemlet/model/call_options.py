@@ -29,6 +29,11 @@ class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
     cache_salt: str | None
+
+
+class _Forms(TypedDict, total=False):
+    """Of which a text has at most one (:mod:`gemlet.generation.grammar_text`)."""
+
     json_schema: Mapping[str, Any] | str | type | None
     regex: str | None
     choice: Sequence[str] | None
@@ -40,11 +45,11 @@ class _OfText(_RequestOptions, total=False):
     echo: bool
 
 
-class TextOptions(_OfText, GenerationOptions, total=False):
+class TextOptions(_OfText, _Forms, GenerationOptions, total=False):
     """Those of a text that continues a prompt."""
 
 
-class ManyTextOptions(_OfText, ManyGenerationOptions, total=False):
+class ManyTextOptions(_OfText, _Forms, ManyGenerationOptions, total=False):
     """Those where there may be several texts."""
 
     n: int | None
@@ -63,7 +68,7 @@ class _OfChat(_RequestOptions, total=False):
     continue_final_message: bool
 
 
-class ChatOptions(_OfChat, GenerationOptions, total=False):
+class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
     """Those of a reply to a conversation."""
 
 
