@@ -115,6 +115,27 @@ def test_types_beyond_those_of_transformers() -> None:
     }
 
 
+def test_typed_dicts_of_typing_extensions() -> None:
+    extensions: Any = pytest.importorskip("typing_extensions")
+    members = {"a": int, "b": extensions.NotRequired[Unit], "c": extensions.Required[float]}
+    typed = extensions.TypedDict("Typed", members)
+
+    def function(x: Any) -> Any:
+        return x
+
+    function.__annotations__["x"] = typed
+    assert properties(function)["x"] == {
+        "type": "object",
+        "properties": {
+            "a": {"type": "integer"},
+            "b": {"type": "string", "enum": ["c", "f"]},
+            "c": {"type": "number"},
+        },
+        "required": ["a", "c"],
+    }
+    assert call(function, x={"a": 1, "b": "c", "c": 2}) == {"a": 1, "b": Unit.CELSIUS, "c": 2.0}
+
+
 def test_methods_partials_and_objects() -> None:
     class Counter:
         """Counts."""

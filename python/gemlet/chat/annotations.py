@@ -33,9 +33,7 @@ _ITERABLES = (collections.abc.Iterable,)
 _SETS = (set, frozenset, collections.abc.Set, collections.abc.MutableSet)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _MOST_NESTED = 20
-_REQUIRED: tuple[Any, ...] = tuple(
-    special for special in (getattr(typing, name, None) for name in ("Required", "NotRequired")) if special
-)
+_QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # of members of a TypedDict
 
 
 def hints_of(owner: Any, where: str) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def schema_of(annotation: Any, where: str, depth: int = 0) -> dict[str, Any]:
         schema = schema_of(arguments[0], where, depth)
         described = [text for text in map(_description, arguments[1:]) if text]
         return {**schema, "description": described[0]} if described else schema
-    if origin in _REQUIRED:
+    if _is_qualifier(origin):
         return schema_of(arguments[0], where, depth)
     if origin is Literal:
         return _enumerated(list(arguments), where)
@@ -77,7 +75,7 @@ def schema_of(annotation: Any, where: str, depth: int = 0) -> dict[str, Any]:
             return _enumerated([member.value for member in annotation], where)
         if annotation in _SCALARS:
             return {"type": _SCALARS[annotation]}
-        if typing.is_typeddict(annotation) or dataclasses.is_dataclass(annotation):
+        if _is_typeddict(annotation) or dataclasses.is_dataclass(annotation):
             return _record(annotation, where, depth)
     if supertype := getattr(annotation, "__supertype__", None):  # NewType
         return schema_of(supertype, where, depth)
@@ -106,6 +104,16 @@ def _collection(
         "bool, list, dict, tuple, set, Literal, an Enum, a TypedDict, a dataclass, or a Union of these. "
         "Or give the tool as a JSON schema"
     )
+
+
+def _is_typeddict(annotation: Any) -> bool:
+    """Whether it is a TypedDict, of typing or of typing_extensions."""
+    is_dict = isinstance(annotation, type) and issubclass(annotation, dict)
+    return is_dict and hasattr(annotation, "__required_keys__")
+
+
+def _is_qualifier(origin: Any) -> bool:
+    return str(origin).rpartition(".")[2] in _QUALIFIERS
 
 
 def _description(extra: Any) -> str:
@@ -140,7 +148,7 @@ def _union(arguments: tuple[Any, ...], where: str, depth: int) -> dict[str, Any]
 def _record(owner: Any, where: str, depth: int) -> dict[str, Any]:
     """The schema of a TypedDict or a dataclass."""
     hints = hints_of(owner, where)
-    if typing.is_typeddict(owner):
+    if _is_typeddict(owner):
         names = list(hints)
         required = [name for name in names if name in owner.__required_keys__]
     else:
@@ -182,14 +190,14 @@ def python_value(annotation: Any, value: Any) -> Any:
     (1, 'a')
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated or origin in _REQUIRED:
+    if origin is typing.Annotated or _is_qualifier(origin):
         return python_value(arguments[0], value)
     if origin in (Union, types.UnionType):
         return _union_value(arguments, value)
     if origin is None and isinstance(annotation, type):
         if issubclass(annotation, enum.Enum):
             return annotation(value)
-        if dataclasses.is_dataclass(annotation) or typing.is_typeddict(annotation):
+        if dataclasses.is_dataclass(annotation) or _is_typeddict(annotation):
             return _record_value(annotation, value)
         if annotation is int and isinstance(value, float) and value.is_integer():
             return int(value)
@@ -222,7 +230,7 @@ def _collection_value(kind: Any, arguments: tuple[Any, ...], value: Any) -> Any:
 def _record_value(owner: Any, value: Mapping[str, Any]) -> Any:
     hints = hints_of(owner, owner.__name__)
     members = {name: python_value(hints.get(name, Any), item) for name, item in value.items()}
-    return members if typing.is_typeddict(owner) else owner(**members)
+    return members if _is_typeddict(owner) else owner(**members)
 
 
 def _union_value(arguments: tuple[Any, ...], value: Any) -> Any:

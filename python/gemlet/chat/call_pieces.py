@@ -44,7 +44,6 @@ class PieceWriter:
         self._text = ""  # what has not been read
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are to come
-        self._keys: list[set[str]] = []  # of each open object, and an empty set for a list
         self._expects = "head"  # or "key", "value", "comma", "string", or "nothing" any more
         self._first = True  # in its object or list
         self._is_free = False  # the string that is being written ends at its own token only
@@ -96,7 +95,6 @@ class PieceWriter:
             raise MalformedCallError
         self._write(bracket)
         self._open.append(_CLOSING[bracket])
-        self._keys.append(set())
         self._first = True
         self._expects = "key" if bracket == "{" else "value"
 
@@ -114,7 +112,6 @@ class PieceWriter:
             return False
         self._take(1)
         self._write(self._open.pop())
-        self._keys.pop()
         self._first = False
         self._expects = "comma" if self._open else "nothing"
         return True
@@ -135,9 +132,6 @@ class PieceWriter:
             raise MalformedCallError
         key = CallReader(match[0] + ":0}", 0).members(1)
         (name,) = key
-        if name in self._keys[-1]:  # the last one counts, but the first has been given
-            raise MalformedCallError
-        self._keys[-1].add(name)
         self._text = behind[1:]
         self._separate()
         self._write(json.dumps(name, ensure_ascii=False) + ": ")
