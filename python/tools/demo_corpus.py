@@ -20,6 +20,7 @@ import torch
 
 PAD, EOS, BOS, END_OF_TURN, BLANK_LINE = 0, 1, 2, 106, 108
 VOCAB_SIZE = 4096
+MORE = "more"  # the name under which all further books go
 
 TITLES = {
     "shakespeare": "Shakespeare, plays (the tinyshakespeare selection)",
@@ -84,7 +85,21 @@ def read_botchan(text: str) -> list[list[str]]:
     return chapters
 
 
-def read_books(corpus: Path) -> dict[str, Book]:
+def read_more(folder: Path) -> tuple[list[list[str]], list[str]]:
+    """The chapters and the titles of further books: plain text files, each with its title on the first line.
+
+    An empty line ends a paragraph; two or more end a chapter. Other line breaks stay, as in verse.
+    """
+    chapters, titles = [], []
+    for path in sorted(folder.glob("*.txt")):
+        title, _, body = typography(path.read_text(encoding="utf-8")).partition("\n")
+        titles.append(title)
+        for chapter in re.split(r"\n{3,}", body.strip()):
+            chapters.append([p.strip() for p in chapter.split("\n\n") if p.strip()])
+    return chapters, titles
+
+
+def read_books(corpus: Path, more: Path | None = None) -> dict[str, Book]:
     """The books by name. The positions of the held-out chapters, counted from 0, are fixed here."""
     sources = {
         "shakespeare": ("tinyshakespeare.txt", read_shakespeare, (9, 27, 45)),
@@ -101,15 +116,17 @@ def read_books(corpus: Path) -> dict[str, Book]:
             book.select.append(chapter[:cut])
             book.report.append(chapter[cut:])
         books[name] = book
+    if more is not None:
+        books[MORE] = Book(read_more(more)[0], [], [])
     return books
 
 
 def conversations(books: dict[str, Book], rng: random.Random) -> list[str]:
     """Conversations: consecutive speeches or short paragraphs become the turns of user and model."""
     talks = []
-    for name, book in books.items():
+    for book in books.values():
         for chapter in book.train:
-            turns = [p.partition(":\n")[2] if name == "shakespeare" else p for p in chapter]
+            turns = [p.partition(":\n")[2] or p for p in chapter]  # without the speaker's name in a play
             at = rng.randrange(2)
             while at + 2 <= len(turns):
                 count = 2 * rng.randint(1, 3)
@@ -143,7 +160,8 @@ def train_tokenizer(books: dict[str, Book], path: Path) -> spm.SentencePieceProc
     symbols = ["<mask>", "[multimodal]", *(f"<unused{i}>" for i in range(99))]
     symbols += ["<start_of_turn>", "<end_of_turn>"]
     symbols += ["\n" * n for n in range(1, 9)] + ["▁" * n for n in range(2, 17)]
-    paragraphs = [line for book in books.values() for c in book.train for p in c for line in p.split("\n")]
+    own = [book for name, book in books.items() if name != MORE]
+    paragraphs = [line for book in own for c in book.train for p in c for line in p.split("\n")]
     model = io.BytesIO()  # in memory, because a file name would become part of the model
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(paragraphs), max_sentence_length=1 << 20, model_writer=model, model_type="bpe",

@@ -2,9 +2,25 @@
 
     python train_demo.py --corpus CORPUS
 
-It needs torch, transformers 5.23, sentencepiece and a C++ compiler (for torch.compile), and takes 20 to 50
-minutes on one or two CPU cores. CORPUS is a folder with three books in the public domain:
-`tinyshakespeare.txt`, `frankenstein.txt` and `botchan.txt`.
+It needs torch, transformers and sentencepiece (the dependency group `oracle` of pyproject.toml) and, without
+--no-compile, a C++ compiler. A first run takes 20 to 50 minutes on one or two idle cores. CORPUS is a
+folder with three books in the public domain: `tinyshakespeare.txt`, `frankenstein.txt` and `botchan.txt`.
+--more names a folder with further books.
+
+The training can be spread over several runs. With --state FILE, the script writes its state to FILE every few
+minutes and at the end, whole or not at all, and reads it when it starts again with the same options:
+
+    python train_demo.py --corpus CORPUS --more MORE --state FILE --start python/gemlet/demo --minutes 60
+
+- A run that was stopped goes on from FILE, on the same schedule.
+- After a run that has ended, the next one starts a new schedule with the last weights: the learning rate
+  rises, stays and falls to zero again. Half of the --lr of a first run, or less, is enough for it.
+- --start takes the weights of a trained model as long as there is no FILE. Without it, the first weights are
+  random.
+- A schedule ends after --steps steps or after --minutes minutes of work, whichever comes first. On a busy
+  machine it has fewer steps, but it is a whole one.
+- Only weights that do better on the held-out text replace the best ones. --package-only writes the best ones
+  to --out without training.
 
 It writes two things:
 - to --out, a Hugging Face folder (config.json, generation_config.json, model.safetensors in bfloat16,
@@ -15,10 +31,11 @@ How it trains, and why:
 - It holds out whole chapters (of the plays, passages of about 18 kB). The first 40 % of each chapter pick the
   checkpoint. The reported perplexities are measured on the rest.
 - Every sequence is <bos> and then text from the start of a paragraph, a sentence or a speech, like a prompt.
-- The corpus has only 1.7 MB and is read many times, so regularisation matters most: dropout after every
-  block, weight decay, and BPE-dropout, which splits the text into different pieces at every reading, until
-  the last fifth of the training.
+- The three books have only 1.7 MB and are read many times, so regularisation matters most: dropout after
+  every block, weight decay, and BPE-dropout, which splits the text into different pieces at every reading,
+  until the last fifth of the training. With further books, --dropout 0 and less weight decay save time.
 - It reads the prose more often than the plays, because the default prompt is prose.
+- The vocabulary is made of the three books alone, so that it stays the same whatever else is read.
 - One sequence in twelve is a conversation made from the books, in Gemma's turn format, so that chat works.
 - Muon trains the matrices, AdamW the embedding and the norms. The learning rate warms up, stays constant, and
   falls linearly to zero.
@@ -29,10 +46,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 import torch
@@ -41,6 +60,7 @@ from demo_corpus import (
     BOS,
     END_OF_TURN,
     EOS,
+    MORE,
     PAD,
     TITLES,
     VOCAB_SIZE,
@@ -49,6 +69,7 @@ from demo_corpus import (
     Stream,
     conversations,
     read_books,
+    read_more,
     train_tokenizer,
     write_heldout,
 )
@@ -57,7 +78,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 CONTEXT = 1024
 SEQUENCE, MEASURED = 256, 512  # tokens of a sequence in training (at the end: CONTEXT) and in measurements
-MIXTURE = {"shakespeare": 0.38, "frankenstein": 0.31, "botchan": 0.23, "chat": 0.08}
+MIXTURE = {"shakespeare": 0.29, "frankenstein": 0.19, "botchan": 0.16, "chat": 0.08, MORE: 0.28}
 
 
 def make_config() -> Gemma3TextConfig:
@@ -73,6 +94,8 @@ def make_config() -> Gemma3TextConfig:
 
 def add_dropout(model: Gemma3ForCausalLM, rate: float) -> None:
     """Adds dropout after the embedding and after every block, where transformers has none."""
+    if rate == 0.0:
+        return
 
     def drop(module: torch.nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
         return functional.dropout(output, rate, module.training)
@@ -93,11 +116,6 @@ def make_optimizers(model: Gemma3ForCausalLM, args: argparse.Namespace) -> list[
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98)),
     ]
-
-
-def learning_rate(progress: float) -> float:
-    """The share of the peak rate: 3 % warm-up, then constant, then over the last 60 % linearly to zero."""
-    return min(progress / 0.03, 1.0, (1.0 - progress) / 0.6) + 1e-4
 
 
 @torch.no_grad()
@@ -127,71 +145,177 @@ def as_texts(chapters: list[list[str]]) -> list[str]:
     return ["\n\n".join(chapter) for chapter in chapters]
 
 
-def train(
-    args: argparse.Namespace, books: dict[str, Book], tokenizer: spm.SentencePieceProcessor
-) -> dict[str, float]:
-    """Trains and leaves the best weights in args.work/best.pt; returns what there is to say about the run."""
-    rng, cutter = random.Random(args.seed), Cutter(tokenizer)
-    model = Gemma3ForCausalLM(make_config()).float()
-    add_dropout(model, args.dropout)
+class Schedule:
+    """How far a run is, from 0 to 1: by its steps, or by the clock on a slow machine, so it always ends."""
+
+    def __init__(self, args: argparse.Namespace, steps: int = 0, minutes: float = 0.0) -> None:
+        self.last_step: int = args.steps
+        self.last_minute: float = args.minutes
+        self.peak: float = args.lr
+        self.steps, self.minutes = steps, minutes
+        self.started = time.monotonic() - 60 * minutes
+
+    def advance(self) -> None:
+        self.steps += 1
+        self.minutes = (time.monotonic() - self.started) / 60
+
+    @property
+    def progress(self) -> float:
+        return max(self.steps / self.last_step, self.minutes / self.last_minute)
+
+    @property
+    def learning_rate(self) -> float:
+        """For 3 % of the run it rises, then it stays, and over the last 60 % it falls linearly to zero."""
+        progress = self.progress
+        return self.peak * (min(progress / 0.03, 1.0, (1.0 - progress) / 0.6) + 1e-4)
+
+
+class Batches:
+    """Random sequences of the books, in the shares of MIXTURE."""
+
+    def __init__(
+        self, args: argparse.Namespace, books: dict[str, Book], cutter: Cutter, rng: random.Random
+    ) -> None:
+        self.args, self.books, self.cutter, self.rng = args, books, cutter, rng
+        self.streams: dict[str, Stream] = {}
+        self.weights = MIXTURE if MORE in books else {n: w for n, w in MIXTURE.items() if n != MORE}
+
+    def cut(self, step: int, progress: float) -> None:
+        """Turns the books into tokens. The further books are read about once and need no BPE-dropout."""
+        rate = self.args.bpe_dropout if progress < 0.8 else 0.0
+        spm.set_random_generator_seed(self.args.seed + step)
+        for name, book in self.books.items():
+            if name != MORE:
+                self.streams[name] = self.cutter.stream(book.train, rate)
+            elif name not in self.streams:
+                self.streams[name] = self.cutter.stream(book.train, 0.0)
+        talks = conversations(self.books, self.rng)
+        self.streams["chat"] = self.cutter.stream([[talk] for talk in talks], rate)
+
+    def next(self, step: int, progress: float) -> torch.Tensor:
+        if step % 120 == 0 or not self.streams:  # about once per reading of the three books
+            self.cut(step, progress)
+        length = CONTEXT if progress > 0.9 else SEQUENCE  # the global layer learns long contexts at the end
+        count = self.args.batch_tokens // length
+        chosen = self.rng.choices(list(self.weights), list(self.weights.values()), k=count)
+        return torch.stack([self.cutter.row(self.streams[name], length, self.rng) for name in chosen])
+
+
+class Run:
+    """The model and its optimizers, how long they have been trained, and the best weights so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.model = Gemma3ForCausalLM(make_config()).float()
+        self.optimizers = make_optimizers(self.model, args)
+        self.schedule = Schedule(args)
+        self.earlier = {"steps": 0, "minutes": 0.0, "tokens_seen": 0}  # of the runs before this one
+        self.commands: list[str] = []
+        self.best: dict[str, Any] = {"score": math.inf, "step": 0, "weights": {}}
+        if args.state is not None and args.state.exists():
+            self.load(args.state)
+        elif args.start is not None:
+            start = Gemma3ForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+            self.model.load_state_dict(start.state_dict())
+            known = json.loads((args.start / "training.json").read_text())
+            self.earlier = {name: known[name] for name in self.earlier}
+            self.commands = known["commands"]
+        if self.schedule.steps == 0 and not args.package_only:
+            self.commands.append(args.command)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What has been done in all runs, for the reports."""
+        steps, minutes = self.schedule.steps, round(self.schedule.minutes, 1)
+        done = {"steps": steps, "minutes": minutes, "tokens_seen": steps * self.args.batch_tokens}
+        sums = {name: self.earlier[name] + value for name, value in done.items()}
+        return (
+            {"commands": self.commands}
+            | sums
+            | {"best_step": self.best["step"], "best_score": round(self.best["score"], 4)}
+        )
+
+    def load(self, path: Path) -> None:
+        """Reads a state. If its run had ended, the schedule is a new one."""
+        state = torch.load(path)
+        self.model.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            options = optimizer.state_dict()["param_groups"]  # those of this run
+            optimizer.load_state_dict({"state": kept["state"], "param_groups": options})
+        self.best, self.earlier, self.commands = state["best"], state["earlier"], state["commands"]
+        self.schedule = Schedule(self.args, state["steps"], state["minutes"])
+        if state["ended"]:
+            self.earlier = {name: value for name, value in self.facts.items() if name in self.earlier}
+            self.schedule = Schedule(self.args)
+
+    def save(self, path: Path) -> None:
+        """Writes the state whole or not at all, so that a run that is killed leaves the last good one."""
+        state = {
+            "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+            "steps": self.schedule.steps, "minutes": self.schedule.minutes, "earlier": self.earlier,
+            "commands": self.commands, "best": self.best, "ended": self.schedule.progress >= 1.0,
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def judge(self, tokenizer: spm.SentencePieceProcessor, select: dict[str, list[str]], loss: float) -> None:
+        """Measures the text that picks the checkpoint, prints a line, and keeps weights that are better."""
+        held = {name: measure(self.model, tokenizer, texts, MEASURED) for name, texts in select.items()}
+        score = sum(h["bits_per_byte"] for h in held.values()) / len(held)
+        line = "  ".join(f"{n} {h['perplexity']:.1f} ({h['bits_per_byte']:.3f})" for n, h in held.items())
+        mark, step = "*" if score < self.best["score"] else " ", self.facts["steps"]
+        now = f"{self.schedule.minutes:5.1f} min  step {step:5d}  train {loss:.3f}"
+        print(f"{now}  held out {score:.4f}{mark} {line}", flush=True)
+        if score < self.best["score"]:
+            weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {"score": score, "step": step, "weights": weights}
+
+
+def train(args: argparse.Namespace, books: dict[str, Book], tokenizer: spm.SentencePieceProcessor) -> Run:
+    """Trains for one schedule, or for what is left of it."""
+    run, cutter = Run(args), Cutter(tokenizer)
+    add_dropout(run.model, args.dropout)
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+            logits = run.model(input_ids=batch[:, :-1], use_cache=False).logits
         return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
     compiled = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
-    optimizers = make_optimizers(model, args)
-    select = {name: as_texts(book.select) for name, book in books.items()}
-    names, weights = list(MIXTURE), list(MIXTURE.values())
-    streams: dict[str, Stream] = {}
-    run: dict[str, float] = {}
-    best, step, started, progress = math.inf, 0, time.monotonic(), 0.0
-    while progress < 1.0:
-        if step % 120 == 0:  # about once per reading of the corpus
-            rate = args.bpe_dropout if progress < 0.8 else 0.0
-            spm.set_random_generator_seed(args.seed + step)
-            streams = {name: cutter.stream(book.train, rate) for name, book in books.items()}
-            streams["chat"] = cutter.stream([[talk] for talk in conversations(books, rng)], rate)
-        length = CONTEXT if progress > 0.8 else SEQUENCE  # the global layer learns long contexts at the end
-        chosen = rng.choices(names, weights, k=args.batch_tokens // length)
-        batch = torch.stack([cutter.row(streams[name], length, rng) for name in chosen])
-        model.train()
+    schedule, seed = run.schedule, args.seed + run.facts["steps"]
+    torch.manual_seed(seed)
+    batches = Batches(args, books, cutter, random.Random(seed))
+    select = {name: as_texts(book.select) for name, book in books.items() if book.select}
+    if run.facts["steps"] > 0 and not run.best["weights"]:
+        run.judge(tokenizer, select, math.nan)  # the weights to start from: worse ones never replace them
+    saved = time.monotonic()
+    while schedule.progress < 1.0:
+        batch = batches.next(schedule.steps, schedule.progress)
+        run.model.train()
         loss = compiled(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        for optimizer in run.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * learning_rate(progress)
+                group["lr"] = schedule.learning_rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        step += 1
-        minutes = (time.monotonic() - started) / 60
-        # The schedule follows the steps, or the clock on a slow machine, so it always completes.
-        progress = max(step / args.steps, minutes / args.minutes)
-        if step % args.eval_every == 0 or progress >= 1.0:
-            held = {name: measure(model, tokenizer, texts, MEASURED) for name, texts in select.items()}
-            score = sum(h["bits_per_byte"] for h in held.values()) / len(held)
-            line = "  ".join(f"{n} {h['perplexity']:.1f} ({h['bits_per_byte']:.3f})" for n, h in held.items())
-            mark = "*" if score < best else " "
-            state = f"{minutes:5.1f} min  step {step:5d}  train {loss.item():.3f}  held out {score:.4f}{mark}"
-            print(state, line, flush=True)
-            if score < best:
-                best = score
-                torch.save(model.state_dict(), args.work / "best.pt")
-                tokens = sum(len(cutter.stream(book.train, 0.0).ids) for book in books.values())
-                run = {"best_step": step, "best_score": round(score, 4), "train_tokens": tokens}
-            run |= {"steps": step, "minutes": round(minutes, 1), "tokens_seen": step * args.batch_tokens}
-            (args.work / "run.json").write_text(json.dumps(run))
+        schedule.advance()
+        done = schedule.progress >= 1.0
+        if schedule.steps % args.eval_every == 0 or done:
+            run.judge(tokenizer, select, loss.item())
+        if args.state is not None and (done or time.monotonic() - saved > 60 * args.save_every):
+            run.save(args.state)
+            saved = time.monotonic()
     return run
 
 
-def write_folder(
-    folder: Path, args: argparse.Namespace, books: dict[str, Book], run: dict[str, float]
-) -> None:
+def write_folder(folder: Path, args: argparse.Namespace, books: dict[str, Book], run: Run) -> None:
     """Writes the best weights as a Hugging Face folder, measures them, and writes the two reports."""
     model = Gemma3ForCausalLM(make_config())
-    model.load_state_dict(torch.load(args.work / "best.pt"))
+    model.load_state_dict(run.best["weights"])
     model = model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=BOS, eos_token_id=[EOS, END_OF_TURN], pad_token_id=PAD,
@@ -207,10 +331,11 @@ def write_folder(
     heldout = {name: measure(stored, tokenizer, texts, MEASURED) for name, texts in report.items()}
     settings = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
     del settings["package_only"]
-    options = " ".join(f"--{name} {settings[name]:g}" for name in ("seed", "steps", "minutes", "threads"))
+    cutter = Cutter(tokenizer)
     facts = {
-        "command": f"python python/tools/train_demo.py --corpus CORPUS {options}",
-        "settings": settings, **run, "parameters": model.num_parameters(),
+        **run.facts, "settings": settings,
+        "train_tokens": sum(len(cutter.stream(book.train, 0.0).ids) for book in books.values()),
+        "parameters": model.num_parameters(),
         "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
         "heldout_context": MEASURED, "heldout": heldout,
         "heldout_full_context": {name: measure(stored, tokenizer, t, CONTEXT) for name, t in report.items()},
@@ -220,7 +345,9 @@ def write_folder(
         f"| {name} | {h['bytes']:,} | {h['perplexity']:.1f} | {h['bits_per_byte']:.3f} |"
         for name, h in heldout.items()
     )
-    facts |= {"rows": rows, "context": MEASURED, "full": CONTEXT, "titles": "\n- ".join(TITLES.values())}
+    titles = [*TITLES.values(), *(read_more(args.more)[1] if args.more else ())]
+    facts |= {"commands": "\n    ".join(run.commands)}
+    facts |= {"rows": rows, "context": MEASURED, "full": CONTEXT, "titles": "\n- ".join(titles)}
     (folder / "README.md").write_text(README.format(**facts), encoding="utf-8")
 
 
@@ -230,8 +357,8 @@ README = """\
 This is a Gemma 3 of {parameters:,} parameters, trained from scratch for gemlet. It has six layers: five with
 a sliding window of 64 tokens, and one that sees the whole context of {full:,} tokens. The hidden size is 256.
 
-With it, gemlet writes text before you download anything, and the tests have real text. It writes like its
-three books and knows nothing else.
+With it, gemlet writes text before you download anything, and the tests have real text. It writes like the
+books below and knows nothing else.
 
 The folder is an ordinary Hugging Face folder (`Gemma3ForCausalLM`, bfloat16). The vocabulary is a
 SentencePiece BPE of 4,096 pieces with byte fallback and Gemma 3's control tokens at Gemma 3's ids. One
@@ -241,7 +368,7 @@ training sequence in twelve was a conversation made from the books, so that the 
 
 - {titles}
 
-All three texts are in the public domain. The plays are the selection known as tinyshakespeare. The English
+All these texts are in the public domain. The plays are the selection known as tinyshakespeare. The English
 Botchan of 1919 is Project Gutenberg's eBook #8868 without its header and licence. In the training text, curly
 quotes are straight, double hyphens are dashes, and wrapped lines of prose are joined. The weights and the
 vocabulary come from these texts alone and from no other model. They are under gemlet's licence, Apache-2.0.
@@ -261,12 +388,33 @@ with the stored bfloat16 weights and float32 arithmetic, in chunks of {context} 
 
 ## Train it again
 
-    {command}
+    {commands}
 
 This took {steps:,} steps and {minutes} minutes. Step {best_step:,} was the best. The training text has
 {train_tokens:,} tokens; the model read {tokens_seen:,} tokens in all. Another machine or another
 version of PyTorch gives a slightly different model.
+
+## Train it further
+
+    python python/tools/train_demo.py --corpus CORPUS --more MORE --state FILE --start python/gemlet/demo
+
+This goes on from the weights in this folder and keeps its state in FILE. When it is stopped, the same command
+continues. When it has ended, the same command starts another round. MORE is a folder of further books: plain
+text files with the title on the first line, an empty line after each paragraph and two after each chapter.
+`python python/tools/train_demo.py --help` lists the options.
 """
+
+
+def command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """How this run was started, for the reports: the options that are not the defaults, without paths."""
+    words = ["python python/tools/train_demo.py"]
+    for name, value in vars(args).items():
+        if name in ("corpus", "more", "start") and value is not None:
+            words.append(f"--{name} {name.upper()}")
+        elif isinstance(value, int | float) and value != parser.get_default(name):
+            option = "--" + name.replace("_", "-")
+            words.append("--no-compile" if name == "compile" else f"{option} {value:g}")
+    return " ".join(words)
 
 
 def main() -> None:
@@ -275,7 +423,11 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder with the three books")
     parser.add_argument("--out", type=Path, default=root / "python/gemlet/demo")
     parser.add_argument("--heldout", type=Path, default=root / "tests/data/heldout.txt")
-    parser.add_argument("--work", type=Path, default=root / "build/train_demo", help="best weights so far")
+    parser.add_argument("--work", type=Path, default=root / "build/train_demo", help="for unfinished files")
+    parser.add_argument("--more", type=Path, help="folder with more books, one plain text file each")
+    parser.add_argument("--start", type=Path, help="folder of a trained demo model to go on from")
+    parser.add_argument("--state", type=Path, help="file that keeps the run, to go on with it later")
+    parser.add_argument("--save-every", type=float, default=3, help="minutes between two writes of --state")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--minutes", type=float, default=50, help="the schedule ends here, steps left or not")
@@ -287,17 +439,17 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="no torch.compile")
-    parser.add_argument("--package-only", action="store_true", help="only write the folder, from --work")
+    parser.add_argument("--package-only", action="store_true", help="only write the folder, from --state")
     args = parser.parse_args()
+    args.command = command(parser, args)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    books = read_books(args.corpus)
-    if args.package_only:
-        run = json.loads((args.work / "run.json").read_text())
-    else:
-        tokenizer = train_tokenizer(books, args.work / "tokenizer.model")
-        run = train(args, books, tokenizer)
+    books = read_books(args.corpus, args.more)
+    tokenizer = train_tokenizer(books, args.work / "tokenizer.model")
+    run = Run(args) if args.package_only else train(args, books, tokenizer)
+    if not run.best["weights"]:
+        parser.error("--package-only needs the --state of an earlier run")
     fresh = args.work / "demo"
     shutil.rmtree(fresh, ignore_errors=True)
     write_folder(fresh, args, books, run)

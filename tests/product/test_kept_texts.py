@@ -39,7 +39,7 @@ def test_texts_of_another_salt_are_not_seen() -> None:
         assert model.explain_prefix(TEXT, cache_salt="three").cached_tokens == 0
         for salt in ("", "x" * 257, 5, True, b"x"):
             with pytest.raises(
-                gemlet.InvalidRequestError, match="cache_salt: got .*, expected None, or 1 to 256"
+                gemlet.InvalidRequestError, match=r"cache_salt: got .*, expected None, or 1 to 256"
             ):
                 model.generate("x", cache_salt=salt)
 

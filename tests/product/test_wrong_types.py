@@ -45,6 +45,10 @@ MODULE_NAMES = {part for module in MODULES for part in module.split(".")}
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}<end_of_turn>{% endfor %}"
 
 
+def double(x: int) -> int:
+    return 2 * x
+
+
 @dataclass(frozen=True)
 class Loaded:
     model: gemlet.Model
@@ -164,13 +168,22 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.config.shape_config": (config.shape_config, {"name": "gemma3-1b"}),
         "gemlet.config.TextConfig.to_core": (model.config.to_core, {"weights": "f32"}),
     }
-    session, message = model.session(), {"message": USER, "max_tokens": 1}
+    session = model.session()
     found |= {
         "gemlet.Session.save": (session.save, {"path": on.folder / "none" / "a"}),
         "gemlet.Model.session": (model.session, {}),
     }
     template = chat.chat_format_for("gemma3_text", tokenizer, template=TEMPLATE)
-    formats = (chat.GEMMA, chat.gemma4_format(), chat.FUNCTION_GEMMA, template)
+    judge = chat.SHIELD_GEMMA.with_values(guideline="No.")
+    translate = chat.TranslateGemmaFormat({"de": "German"}).with_values(
+        source_lang_code="de", target_lang_code="de"
+    )
+    found |= {
+        "gemlet.chat.describe_function": (chat.describe_function, {"function": double}),
+        "gemlet.chat.ShieldGemmaFormat.with_values": (judge.with_values, {"guideline": "No."}),
+        "gemlet.chat.TranslateGemmaFormat.with_values": (translate.with_values, {"source_lang_code": "de"}),
+    }
+    formats = (chat.GEMMA, chat.gemma4_format(), chat.FUNCTION_GEMMA, template, judge, translate)
     for chat_format in formats:
         kind = f"gemlet.chat.{type(chat_format).__name__}"
         assert chat_format is not None
@@ -185,6 +198,7 @@ def calls(on: Loaded) -> dict[str, Call]:
                 chat_format.reply_parser,
                 {"tokenizer": tokenizer, "prompt_ids": [2]},
             ),
+            f"{kind}.call_grammar": (chat_format.call_grammar, {"tools": [{"name": "f"}]}),
             f"{kind}.segments": (
                 chat_format.segments,
                 {"messages": [USER], "tools": None, "thinking": False, "add_generation_prompt": True},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -270,11 +271,42 @@ def test_a_body_that_is_too_large() -> None:
         assert server.running() == 0
 
 
-@pytest.mark.parametrize("open_", ["[", '{"a":', '[{"a":['])
-def test_json_that_is_nested_too_deep(server: RunningServer, open_: str) -> None:
-    body = b'{"messages": ' + open_.encode() * 100_000
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}"), ('[{"a":[', "]}]")])
+@pytest.mark.parametrize("times", [64, 500, 5_000, 100_000])
+def test_json_that_is_nested_too_deep(server: RunningServer, start: str, end: str, times: int) -> None:
+    body = f'{{"messages": {start * times}1{end * times}}}'.encode()
     answer = server.post("/v1/chat/completions", body)
-    assert (answer.status, answer.error["code"]) == (400, "too_deep")
+    assert answer.status == 400
+    assert answer.error["code"] in (("too_deep",) if times < 100_000 else ("too_deep", "invalid_json"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 4_000_000,
+        b'{"a":' * 1_000_000,
+        b'{"a": [' + b"[]," * 2_000_000 + b"1]}",
+        b'{"a": [' + b'"a",' * 2_000_000 + b"1]}",
+        b'{"a": "' + b'\\"' * 4_000_000 + b'"}',
+        b'{"a": "' + b"[" * 4_000_000 + b'"}',
+        b'"' * 8_000_000,
+        b'"\\' * 4_000_000,
+        b"-" * 8_000_000,
+        b'{"a": ' + b"9" * 8_000_000 + b"}",
+        b'{"a": ' + b"1e" * 4_000_000 + b"}",
+        b" " * 8_000_000,
+    ],
+    ids=range(12),
+)
+def test_no_body_takes_long_to_parse(data: bytes) -> None:
+    """While it is parsed, everybody else waits."""
+    from gemlet.server.bodies import parse
+    from gemlet.server.problems import Problem
+
+    started = time.process_time()
+    with contextlib.suppress(Problem):
+        parse(data)
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class TokenReplyParser:
         tokenizer: the model's.
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
         prompt_ids: the prompt; from its last turn on it is read to find the state in which the reply begins.
-        thought_end: see :class:`ReplyParser`.
+        thought_end, pieces: see :class:`ReplyParser`.
 
     Attributes:
         asides: the parts beside the answer that a reply may have.
@@ -65,8 +65,9 @@ class TokenReplyParser:
         prompt_ids: Sequence[int] = (),
         *,
         thought_end: str = "\n",
+        pieces: bool = False,
     ) -> None:
-        self._parser = ReplyParser(markers, thought_end=thought_end)
+        self._parser = ReplyParser(markers, thought_end=thought_end, pieces=pieces)
         self._control = tokenizer.control_ids
         self._name = tokenizer.id_to_piece
         self._decoder = tokenizer.stream_decoder()
@@ -121,7 +122,7 @@ class TextReplyParser:
     Args:
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
         prompt: the prompt's text in the same form.
-        thought_end: see :class:`ReplyParser`.
+        thought_end, pieces: see :class:`ReplyParser`.
 
     >>> parser = TextReplyParser(GEMMA4_MARKERS, "<|turn>model\\n<|channel>thought\\n")
     >>> parser.push("Easy.\\n<chan") + parser.push("nel|>4") + parser.finish()
@@ -130,9 +131,14 @@ class TextReplyParser:
 
     @public
     def __init__(
-        self, markers: Mapping[str, str] = GEMMA4_MARKERS, prompt: str = "", *, thought_end: str = "\n"
+        self,
+        markers: Mapping[str, str] = GEMMA4_MARKERS,
+        prompt: str = "",
+        *,
+        thought_end: str = "\n",
+        pieces: bool = False,
     ) -> None:
-        self._parser = ReplyParser(markers, thought_end=thought_end)
+        self._parser = ReplyParser(markers, thought_end=thought_end, pieces=pieces)
         if not markers or not all(markers):
             raise InvalidRequestError(
                 f"markers: got {show(markers)}, expected texts of markers and their kinds"

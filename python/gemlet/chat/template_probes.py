@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from gemlet.chat.base import ChatFormat
-from gemlet.chat.gemma import GEMMA
+from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.template_format import Template, TemplateFormat
 from gemlet.chat.template_process import OVERRIDE, Rendered, run_template
 from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
@@ -195,8 +195,9 @@ def _is_same(known: ChatFormat, rendered: Rendered) -> bool:
 
 
 def _expected(known: ChatFormat, probe: Mapping[str, Any]) -> str | None:
-    """What the format writes, without the tools and the thinking that it does not have; None for what it
+    """What the format writes, without the tools and the thinking that no template of it has; None for what it
     refuses."""
+    known = GemmaFormat(prompts_tools=False) if known is GEMMA else known
     for left_out in ((), ("tools",), ("thinking",), ("tools", "thinking")):
         try:
             return known.render(**{name: value for name, value in probe.items() if name not in left_out})

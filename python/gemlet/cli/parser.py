@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from gemlet.base.bench_defaults import PROMPT_LENGTHS, REPLY_LENGTHS
 from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_keys, add_serve
+from gemlet.cli.serving import add_batch, add_keys, add_serve
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_embed(commands)
     add_serve(commands, add_load_options)
+    add_batch(commands, add_load_options)
     add_keys(commands)
     _add_inspect(commands)
     _add_convert(commands)
@@ -288,16 +290,18 @@ def _add_bench(commands: Any) -> None:
     )
     _add_access(parser)
     add_load_options(parser)
-    parser.add_argument(
-        "-p",
-        type=_counts,
-        default=[512],
-        metavar="N[,N]",
-        help="prompt lengths for pp; 0: none (default 512)",
-    )
-    parser.add_argument(
-        "-n", type=_counts, default=[128], metavar="N[,N]", help="token counts for tg; 0: none (default 128)"
-    )
+    for flag, what, default in (
+        ("-p", "prompt lengths for pp", PROMPT_LENGTHS),
+        ("-n", "token counts for tg", REPLY_LENGTHS),
+    ):
+        shown = ",".join(map(str, default))
+        parser.add_argument(
+            flag,
+            type=_counts,
+            default=list(default),
+            metavar="N[,N]",
+            help=f"{what}; 0: none (default {shown})",
+        )
     parser.add_argument(
         "-d", type=int, default=0, metavar="DEPTH", help="tokens already in the context (default 0)"
     )

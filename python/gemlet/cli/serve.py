@@ -26,26 +26,26 @@ from gemlet.server.settings import (
     setting_fields,
 )
 
-__all__ = ["run"]
+__all__ = ["read_settings", "run"]
 
 _INSPECTED = signature(inspect).parameters
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns when a signal ends it."""
-    settings, specs = _read(arguments)
+    settings, specs = read_settings(arguments)
     if arguments.check:
         return _check(settings, specs)
     return serve(settings, specs, lambda url: note(f"listening on {url}"))
 
 
-def _read(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
+def read_settings(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
     """What the file says, with what the flags say in its place."""
     values: dict[str, Any] = {}
     specs: list[ModelSpec] = []
     if arguments.config is not None:
         values, specs = read_file_of_settings(arguments.config)
-    values |= {n: getattr(arguments, n) for n in setting_fields() if getattr(arguments, n) is not None}
+    values |= {n: getattr(arguments, n) for n in setting_fields() if getattr(arguments, n, None) is not None}
     options = load_options(arguments)
     known = command_line()
     changed = {name: value for name, value in options.items() if value != known[name][0].default}

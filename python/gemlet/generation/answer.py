@@ -25,6 +25,7 @@ class Timing:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     decode_steps: int = 0
+    decode_tokens: int = 0
     cached_tokens: int = 0
 
 
@@ -103,6 +104,7 @@ class Answer:
             prefill_seconds=timing.prefill_seconds,
             decode_seconds=timing.decode_seconds,
             decode_steps=timing.decode_steps,
+            decode_tokens=timing.decode_tokens,
             seed=self.seed,
             reasoning=reply.reasoning,
             tool_calls=reply.tool_calls,

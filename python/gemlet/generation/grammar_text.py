@@ -9,9 +9,10 @@ from typing import Any
 
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
+from gemlet.chat.base import CallGrammar
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["FORMS", "MOST_BYTES", "GrammarText", "grammar_text"]
+__all__ = ["FORMS", "MOST_BYTES", "GrammarText", "grammar_text", "text_of_calls"]
 
 FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments, of which a call has at most one
 MOST_BYTES = 256 << 10
@@ -57,6 +58,15 @@ def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
         value
     )
     return GrammarText(name, lark + _NO_FORCING)
+
+
+def text_of_calls(calls: CallGrammar) -> GrammarText:
+    """The grammar of a reply that has to call functions.
+
+    Raises:
+        InvalidRequestError: it is too long.
+    """
+    return GrammarText("tool_choice", _checked("tool_choice", calls.lark) + _NO_FORCING, calls.control)
 
 
 def _of_schema(value: object) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.chat.reply import Content, ReplyEvent
+from gemlet.chat.reply import Content, ReplyEvent, ToolCallPiece
 from gemlet.errors import GemletError
 from gemlet.generation.answer import Prepared, Timing
 from gemlet.generation.masked import Masks
@@ -252,7 +252,10 @@ class RunningText:
         """Ends the text: its last chunk is ``events`` (already recorded) and what was held back."""
         timing = Timing()
         if self._request is not None:
-            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, _ = self._request.times
+            times = self._request.times
+            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, timing.decode_tokens = (
+                times
+            )
             timing.cached_tokens = self._request.cached_tokens
         if self._scoring is not None:
             timing.prefill_seconds += self._scoring.times[1]
@@ -288,7 +291,9 @@ class RunningText:
     ) -> Chunk:
         text = "".join(event.text for event in events if isinstance(event, Content))
         logprobs = None if self.answer.logprobs is None else [logprob] if logprob is not None else []
-        return Chunk(text, list(token_ids), reason, events, self._index, logprobs)
+        pieces = [event for event in events if isinstance(event, ToolCallPiece)]
+        whole: list[ReplyEvent] = [event for event in events if not isinstance(event, ToolCallPiece)]
+        return Chunk(text, list(token_ids), reason, whole, self._index, logprobs, pieces)
 
 
 def _token_logprob(token_id: int, found: tuple[float, list[tuple[int, float]]]) -> TokenLogprob:

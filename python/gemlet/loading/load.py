@@ -109,7 +109,7 @@ def load(
         progress: None shows a line on terminals and in notebooks if packing takes a while (a bar where tqdm
             is installed), True everywhere, False nowhere; or a function that is called with the bytes done
             and the bytes in all. What it raises cancels the loading and passes through, and so does Ctrl-C:
-            nothing is left behind.
+            nothing is left behind. The bars of the hub show with None and True.
         revision, token: which branch, tag or commit of a model on the hub, and the access token.
 
     Returns:
@@ -156,6 +156,7 @@ def load(
         merge_adapter=merge_adapter,
         chat_template=chat_template,
         cache=options.cache,
+        progress=progress,
     ) as files:
         if matformer is not None:
             files = files.cut(matformer)

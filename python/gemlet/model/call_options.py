@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.keyword_options import shows_options
+from gemlet.chat.base import Tools
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
+from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 
 __all__ = [
     "ChatOptions",
@@ -17,6 +19,7 @@ __all__ = [
     "ManyTextOptions",
     "PromptOptions",
     "TextOptions",
+    "ToolOptions",
     "generation_options",
     "takes_options",
 ]
@@ -59,7 +62,8 @@ class GenerateOptions(ManyTextOptions, total=False):
 
 
 class _OfChat(_RequestOptions, total=False):
-    tools: Sequence[Mapping[str, Any]] | None
+    tools: Tools | None
+    tool_choice: str | Mapping[str, Any] | None
     thinking: bool
     continue_final_message: bool
 
@@ -74,6 +78,14 @@ class PromptOptions(_OfChat, total=False):
     allow_control: bool
 
 
+class ToolOptions(ChatOptions, total=False):
+    """Those of a reply before which tools may be run."""
+
+    run_tools: bool
+    max_tool_rounds: int
+    approve: Approve | None
+
+
 _OF_FORMS = """\
 json_schema: the text is JSON of this schema: a mapping, JSON text or a model class of pydantic. This and the
     next three need the extra "grammar"; at most one of them. A thought or a call of a tool may come first.
@@ -81,11 +93,16 @@ regex: the whole text matches this regular expression.
 choice: the text is one of these.
 grammar: the text follows this grammar in llguidance's form of Lark.
 """
-_DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
-_TYPES = {
-    f"Unpack[{types.__name__}]": types
-    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions)
+_DEFAULTS: dict[str, Any] = {
+    "allow_control": True,
+    "echo": False,
+    "thinking": False,
+    "continue_final_message": False,
+    "run_tools": False,
+    "max_tool_rounds": MOST_ROUNDS,
 }
+_ALL = (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions, ToolOptions)
+_TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 

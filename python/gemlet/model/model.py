@@ -11,21 +11,18 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.base.front_door import public
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError
 from gemlet.generation.async_stream import AsyncTextStream, run_async
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
 from gemlet.model.batch import ManyPrompts, Prompt, arranged
-from gemlet.model.call_options import (
-    ChatOptions,
-    GenerateOptions,
-    ManyTextOptions,
-    TextOptions,
-    takes_options,
-)
+from gemlet.model.call_options import GenerateOptions, ManyTextOptions, TextOptions, takes_options
+from gemlet.model.chatting import Chatting
 from gemlet.model.embedding import Embedding
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
@@ -54,7 +51,6 @@ class Model:
     Attributes:
         config: what ``config.json`` says.
         tokenizer: None where the model came without one; prompts are then token ids and the text stays empty.
-        chat_format: how a conversation becomes a prompt; None where the model has none.
         end_ids: the tokens that end a generation.
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
@@ -117,6 +113,24 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How a conversation becomes a prompt; None where the model has no way. Another one may be assigned;
+        sessions that have begun keep theirs.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.chat_format
+        <gemlet.chat.GemmaFormat 'gemma'>
+        """
+        return self._chat_format
+
+    @chat_format.setter
+    def chat_format(self, chat_format: ChatFormat | None) -> None:
+        if chat_format is not None and not isinstance(chat_format, ChatFormat):
+            raise InvalidRequestError(f"chat_format: got {show(chat_format)}, expected a ChatFormat or None")
+        self._chat_format = chat_format
 
     def memory(self) -> dict[str, int]:
         """Bytes in memory now: "weights", "embedding", "adapters", "kv_cache" of the texts that run, and
@@ -339,101 +353,10 @@ class Model:
         prepared = self._requests.texts(prompt, config, options)
         return AsyncTextStream(self._requests.stream(prepared, readable=True))
 
-    @public
-    @takes_options
-    def chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Generation:
-        """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
-
-        Args:
-            messages: roles system (or developer), user and assistant, and tool for the result of a call;
-                where the format has no system role, a system message joins the first user turn. A string is
-                the only message, of the user. :attr:`Generation.message` is the reply in this form.
-            config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
-            adapter, timeout, cache_salt: as in :meth:`generate`.
-            tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
-                {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
-                :attr:`Generation.tool_calls`; nothing is called by gemlet.
-            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
-            continue_final_message: the last message is the beginning of the assistant's reply, which the
-                model goes on with. The text of the result is only what the model adds.
-            (the options of GenerationConfig)
-
-        Raises:
-            UnsupportedError: the model has no chat format, or tools or thinking are asked of one without.
-            InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     reply = model.chat("Who is there?", max_tokens=6)
-        >>> reply.completion_tokens <= 6
-        True
-        """
-        prepared = self._requests.reply(messages, config, options)
-        return self._requests.run([prepared])[0]
-
-    @public
-    @takes_options
-    def stream_chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> TextStream:
-        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
-
-        Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete.
-
-        Args:
-            (the options of GenerationConfig)
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
-        4
-        """
-        return self._requests.stream([self._requests.reply(messages, config, options)])
-
-    @public
-    @takes_options
-    async def achat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Generation:
-        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text.
-
-        >>> import asyncio, gemlet
-        >>> with gemlet.load() as model:
-        ...     asyncio.run(model.achat("Who is there?", max_tokens=6)).completion_tokens <= 6
-        True
-        """
-        prepared = self._requests.reply(messages, config, options)
-        return (await run_async(AsyncTextStream(self._requests.stream([prepared], readable=True))))[0]
-
-    @public
-    @takes_options
-    def astream_chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> AsyncTextStream:
-        """:meth:`stream_chat` for programs with an event loop.
-
-        >>> import gemlet
-        >>> with gemlet.load() as model:
-        ...     model.astream_chat("Who is there?")
-        <gemlet.AsyncTextStream not begun>
-        """
-        prepared = self._requests.reply(messages, config, options)
-        return AsyncTextStream(self._requests.stream([prepared], readable=True))
-
+    chat = method_of("_chatting", Chatting.chat)
+    stream_chat = method_of("_chatting", Chatting.stream_chat)
+    achat = method_of("_chatting", Chatting.achat)
+    astream_chat = method_of("_chatting", Chatting.astream_chat)
     embed = method_of("_embedding", Embedding.embed)
     score = method_of("_scoring", Scoring.score)
     choose = method_of("_scoring", Scoring.choose)
@@ -449,6 +372,10 @@ class Model:
     @property
     def _embedding(self) -> Embedding:
         return Embedding(self._reader, self._adapters, self._prompts)
+
+    @property
+    def _chatting(self) -> Chatting:
+        return Chatting(self._requests)
 
     @property
     def _scoring(self) -> Scoring:

@@ -12,10 +12,11 @@ from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
 from gemlet.chat.reply import AsideKind
 from gemlet.chat.reply_readers import TokenReplyParser
+from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
 from gemlet.generation.grammar import compile_grammar
-from gemlet.generation.grammar_text import grammar_text
+from gemlet.generation.grammar_text import GrammarText, grammar_text, text_of_calls
 from gemlet.generation.masked import GrammarPlan
 from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
@@ -62,16 +63,19 @@ class Requests:
             [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
         )
         prepared: list[Prepared] = []
+        form = grammar_text(options)
         for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
             own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
             if options.get("best_of") is not None and own.logprobs is None:
                 own = own.replace(logprobs=0)
             ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
-            first = self._prepare(ids, own, options, name=name, echo=self._echo(one) if echo else "")
+            first = self._prepare(ids, own, options, form, name=name, echo=self._echo(one) if echo else "")
             prepared.append(first)
             for i in range(1, count):
                 other = own.replace(seed=(first.answer.seed + i) % 2**64)
-                text = self._prepare(ids, other, options, name=name, echo=self._echo(one) if echo else "")
+                text = self._prepare(
+                    ids, other, options, form, name=name, echo=self._echo(one) if echo else ""
+                )
                 prepared.append(replace(text, follows=first))
         return prepared
 
@@ -102,10 +106,16 @@ class Requests:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
         thinking = check_flag("thinking", options.get("thinking"))
+        tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
+        form = grammar_text(options)
+        if forced:
+            if form is not None:
+                raise InvalidRequestError(f"{form.name}: tool_choice demands a call, which is no such text")
+            form = text_of_calls(chat_format.call_grammar(tools, forced))
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=options.get("tools"),
+            tools=tools,
             thinking=thinking,
             continue_final_message=check_flag(
                 "continue_final_message", options.get("continue_final_message")
@@ -117,9 +127,9 @@ class Requests:
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
         asides: list[AsideKind] = ["thought"] if thinks else []
-        if options.get("tools"):
+        if tools and not forced:
             asides.append("call")
-        return self._prepare(ids, settings, options, chat_format, asides=asides)
+        return self._prepare(ids, settings, options, form, chat_format, tools, asides=asides)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -158,7 +168,9 @@ class Requests:
         ids: object,
         settings: GenerationConfig,
         options: Mapping[str, Any],
+        form: GrammarText | None,
         chat_format: ChatFormat | None = None,
+        tools: Sequence[Any] = (),
         name: str = "prompt",
         asides: Sequence[AsideKind] = (),
         echo: str = "",
@@ -174,7 +186,7 @@ class Requests:
             if chat_format.stops:
                 stops = (*chat_format.stops, *settings.stop)[:MOST_STOPS]
                 settings = settings.replace(stop=stops)
-            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
+            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist(), tools=tools, pieces=True)
         elif tokenizer is not None:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:
@@ -204,27 +216,26 @@ class Requests:
         )
         adapter = self.adapters.find(options.get("adapter"))
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
-        plan = self._plan(options, end_ids, answer.end_ids, asides, reply_parser)
+        plan = self._plan(form, end_ids, answer.end_ids, asides, reply_parser)
         return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt, plan=plan)
 
     def _plan(
         self,
-        options: Mapping[str, Any],
+        form: GrammarText | None,
         end_ids: frozenset[int],
         stop_ids: frozenset[int],
         asides: Sequence[AsideKind],
         parser: TokenReplyParser | None,
     ) -> GrammarPlan | None:
-        """What the text has to follow, if ``options`` say so. ``asides`` may come before its answer."""
-        text = grammar_text(options)
-        if text is None:
+        """What the text has to follow, if it has a ``form``. ``asides`` may come before its answer."""
+        if form is None:
             return None
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
-                f"{text.name}: {resident.name} has no tokenizer, so no text to give a form"
+                f"{form.name}: {resident.name} has no tokenizer, so no text to give a form"
             )
-        grammar = compile_grammar(text, tokenizer)
+        grammar = compile_grammar(form, tokenizer)
         found = [] if parser is None else parser.asides
         begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
         possible = [one for one in found if one.kind in asides]

@@ -17,6 +17,7 @@ from gemlet.generation.answer import Prepared
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
+from gemlet.generation.tool_loop import reply_with_tools, runs_tools
 from gemlet.model.call_options import ChatOptions, TextOptions, takes_options
 from gemlet.model.requests import Requests
 from gemlet.model.session_file import SessionState, read_session, write_session
@@ -92,7 +93,7 @@ class Session:
         **options: Unpack[ChatOptions],
     ) -> Generation:
         """Replies to ``message``: a text of the user, a message, or several, such as results of tools. Both
-        are then part of the conversation.
+        are then part of the conversation, and with ``run_tools`` what was said in between.
 
         ``config`` and ``options`` are those of :meth:`gemlet.Model.chat`, without ``adapter``, and so are
         the errors. A call that raises leaves the conversation as it was.
@@ -104,9 +105,15 @@ class Session:
         >>> session.messages[-1] == reply.message
         True
         """
-        (reply,) = run_to_end(self.stream_chat(message, config, **options))
-        self._add_turn()
-        return reply
+
+        def ask(added: Any, options: Mapping[str, Any]) -> Generation:
+            (reply,) = run_to_end(self.stream_chat(added, config, **options))
+            self._add_turn()
+            return reply
+
+        if not runs_tools(options):
+            return ask(message, options)
+        return reply_with_tools(ask, [message] if isinstance(message, Mapping) else message, options)
 
     @public
     @takes_options

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from gemlet.chat.reply import Reasoning, Reply, ReplyEvent, ToolCall, collect
 from gemlet.generation.async_stream import AsyncTextStream
-from gemlet.generation.result import Chunk, Generation
+from gemlet.generation.result import Chunk, Generation, TokenLogprob
 from gemlet.server.call import Call
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
@@ -133,6 +133,7 @@ class Choice:
     ask: Ask
     stream: AsyncTextStream
     events: list[ReplyEvent] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
     has_called: bool = False  # its only call is complete
     reasoning_tokens: int = 0
@@ -150,6 +151,11 @@ class Choice:
             return None
         written, text = tokenizer.decode(self.result.token_ids), self.reply.content
         return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """What came since the last call: for streams."""
+        found, self.logprobs = self.logprobs, []
+        return found
 
     def result_message(self) -> dict[str, Any]:
         """The reply as the message to append to the conversation, in OpenAI's form."""
@@ -251,6 +257,7 @@ class Running:
                 if chunk.finish_reason == "cancelled":
                     raise Problem(503, "the server is stopping", kind="unavailable_error")
                 choice.events += chunk.events
+                choice.logprobs += chunk.logprobs or ()
                 choice.finish = chunk.finish_reason or choice.finish
                 yield chunk
         except Exception as error:

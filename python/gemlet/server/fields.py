@@ -41,6 +41,7 @@ __all__ = [
     "STREAM",
     "TOKENS",
     "TOOLS",
+    "TOP_LOGPROBS",
     "library_options",
 ]
 
@@ -54,6 +55,7 @@ STOP = Either(
     "a string of 1 to 256 characters, or a list of up to 16", Text(256, 1), ListOf(Text(256, 1), 16)
 )
 SALT = Text(128, 1)
+TOP_LOGPROBS = Integer(0, 20)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _FUNCTION = Object({"name": Text(64, 1), "description": Text(1 << 16)}, ["name"], open=True)
 TOOLS = ListOf(
@@ -132,8 +134,6 @@ IGNORED: Mapping[str, Kind] = dict.fromkeys(
 
 _GRAMMAR = "structured output is not done yet; ask for the form in words"
 NOT_DONE: Mapping[str, Kind] = {
-    "logprobs": Refused(_NOT_YET, False),
-    "top_logprobs": Refused(_NOT_YET, 0),
     "prompt_logprobs": Refused(_NOT_YET),
     "response_format": Refused(_GRAMMAR, {"type": "text"}),
     "structured_outputs": Refused(_GRAMMAR),

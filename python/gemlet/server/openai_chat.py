@@ -27,8 +27,10 @@ from gemlet.server.fields import (
     SALT,
     STREAM,
     TOOLS,
+    TOP_LOGPROBS,
     library_options,
 )
+from gemlet.server.logprobs import of_chat
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object
@@ -57,6 +59,8 @@ CHAT: Mapping[str, Kind] = {
     "continue_final_message": Flag(),
     "add_generation_prompt": Flag(),
     "cache_salt": SALT,
+    "logprobs": Flag(),
+    "top_logprobs": TOP_LOGPROBS,
     **GENERATION,
     **STREAM,
     **IGNORED,
@@ -94,9 +98,14 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
             "add_generation_prompt has to be the opposite of continue_final_message",
             param="add_generation_prompt",
         )
+    options = {**library_options(fields), "max_tokens": most}
+    if fields.get("logprobs", False):
+        options["logprobs"] = fields.get("top_logprobs", 0)
+    elif fields.get("top_logprobs", 0):
+        raise Problem(400, "top_logprobs: it needs logprobs: true", param="top_logprobs")
     return Ask(
         served,
-        {**library_options(fields), "max_tokens": most},
+        options,
         messages=[in_one_spelling(message) for message in fields["messages"]],
         tools=tools,
         thinking=_thinking(fields),
@@ -180,7 +189,8 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
         message["content"] = reply.content or None
         message["tool_calls"] = [tool_call(call) for call in reply.tool_calls]
     reason = finish_reason(choice.finish, has_calls=bool(reply.tool_calls))
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+    logprobs = of_chat(choice.ask.served, choice.logprobs) if "logprobs" in choice.ask.options else None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
 def tool_call(call: ToolCall) -> dict[str, Any]:
@@ -193,7 +203,9 @@ async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) 
     more = {"usage": None} if wants_usage else {}
 
     def piece(index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        found = running.choices[index].take_logprobs()
+        logprobs = of_chat(running.choices[index].ask.served, found) if found else None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event({**head, "choices": [choice], **more})
 
     try:

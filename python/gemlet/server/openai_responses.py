@@ -66,6 +66,7 @@ RESPONSES: Mapping[str, Kind] = {
     **GENERATION,
     **{name: kind for name, kind in IGNORED.items() if name != "store"},
     **NOT_DONE,
+    "top_logprobs": Refused("gemlet gives no logprobs here yet", 0),
     "include": Ignored(),
     "truncation": Refused("gemlet does not shorten conversations", "disabled"),
     "text": Refused("structured output is not done yet", {"format": {"type": "text"}}),
