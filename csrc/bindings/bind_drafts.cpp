@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -24,7 +25,7 @@ class Simulation {
   }
 
   // When each text is done, in seconds, and how many tokens were guessed and how many were right.
-  py::tuple run() {
+  std::tuple<std::vector<double>, int64_t, int64_t> run() {
     for (;;) {
       std::vector<Text*> live;
       for (Text& text : texts_) {
@@ -35,7 +36,7 @@ class Simulation {
     }
     std::vector<double> ends;
     for (const Text& text : texts_) ends.push_back(text.end);
-    return py::make_tuple(ends, drafted_, accepted_);
+    return {ends, drafted_, accepted_};
   }
 
  private:

@@ -191,6 +191,10 @@ def test_a_choice_of_tools() -> None:
     model.chat([QUESTION], tools=[double], tool_choice="auto")
     assert ["declaration:double" in asked for asked in model.asked] == [False, True]
     named = {"type": "function", "function": {"name": "double"}}
+    refused = ScriptedModel(calls("double{x:1}")).chat(
+        [QUESTION], tools=[double], tool_choice="none", run_tools=True
+    )
+    assert results(refused) == []
     for wrong, tools in (
         ("required", None),
         (named, None),
@@ -210,7 +214,7 @@ def test_a_session_runs_functions_too() -> None:
     reply = session.chat("Well?", tools=[double], run_tools=True)
     assert (reply.text, results(reply)) == ("8.", ["8"])
     assert session.messages == [QUESTION, *reply.messages]
-    session.chat("Sure?")
+    session.chat("Sure?", run_tools=False, max_tool_rounds=1, approve=None)
     assert "response:double{" in model.asked[2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import gemlet
+from support.commands import run
 
 OPTIONS: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
 TEXT = "The wind blew over the hills and the old house was dark. " * 20
@@ -145,3 +147,21 @@ def test_the_report_of_a_chat() -> None:
         assert report.before.endswith("Who")
         assert report.cached_tokens == report.common_tokens > 3
         assert model.explain_prefix(first).byte is None
+
+
+def test_the_command_line_goes_on_too(tmp_path: Path) -> None:
+    asked = (
+        "chat",
+        "--json",
+        "--max-tokens",
+        "3",
+        "--prefix-cache",
+        str(tmp_path / "texts"),
+        "Who was at the door?",
+    )
+    found = []
+    for _ in range(2):
+        done = run(*asked)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert [one["cached_tokens"] for one in found] == [0, found[0]["prompt_tokens"] - 1]

@@ -173,6 +173,7 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Session.save": (session.save, {"path": on.folder / "none" / "a"}),
         "gemlet.Model.session": (model.session, {}),
     }
+    found["gemlet.chat.GemmaFormat"] = type(chat.GEMMA), {}
     template = chat.chat_format_for("gemma3_text", tokenizer, template=TEMPLATE)
     judge = chat.SHIELD_GEMMA.with_values(guideline="No.")
     translate = chat.TranslateGemmaFormat({"de": "German"}).with_values(
@@ -180,6 +181,7 @@ def calls(on: Loaded) -> dict[str, Call]:
     )
     found |= {
         "gemlet.chat.describe_function": (chat.describe_function, {"function": double}),
+        "gemlet.chat.GemmaFormat": (chat.GemmaFormat, {}),
         "gemlet.chat.ShieldGemmaFormat.with_values": (judge.with_values, {"guideline": "No."}),
         "gemlet.chat.TranslateGemmaFormat.with_values": (translate.with_values, {"source_lang_code": "de"}),
     }

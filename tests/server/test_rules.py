@@ -131,6 +131,8 @@ def test_only_these_need_no_key(locked: tuple[RunningServer, str]) -> None:
     server, key = locked
     assert server.ask("GET", "/health").status == 200
     assert server.ask("GET", "/ready").status == 200
+    assert server.ask("GET", "/health?deep=1").status == server.ask("GET", "/ready?x").status == 401
+    assert server.ask("GET", "/health?deep=1", key=key).status == 200
     for path in ("/health", "/ready"):
         assert server.ask("HEAD", path).status == server.ask("POST", path).status == 401
     assert server.ask("GET", "/v1/models", key=key).status == 200

@@ -282,7 +282,7 @@ def write_with_drafts(
     texts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
     prompts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     seconds_of: typing.Any,
-) -> tuple:
+) -> tuple[list[float], int, int]:
     """
     How long the engine's choice of guesses would take to write texts, whose first tokens are prompts, together: seconds until the end of each, tokens that were guessed and those that were right. seconds_of(rows): the time of a step.
     """

@@ -57,8 +57,7 @@ class GemmaFormat(ChatFormat):
     markers = ("<bos>", "<start_of_turn>", "<end_of_turn>")
     ends = ("<end_of_turn>",)
 
-    def __init__(self, *, prompts_tools: bool = True) -> None:
-        self.prompts_tools = prompts_tools
+    prompts_tools = True
 
     @public
     def segments(

@@ -117,6 +117,7 @@ class ShieldGemmaFormat(ChatFormat):
             raise InvalidRequestError(f"guideline: got {show(guideline)}, expected a text")
         return replace(self, guideline=guideline, policy=policy)
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:

@@ -118,6 +118,13 @@ _LABELS = (
 )
 
 
+class _WithoutTools(GemmaFormat):
+    prompts_tools = False
+
+
+_GEMMA_WITHOUT_TOOLS = _WithoutTools()
+
+
 def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | None) -> ChatFormat:
     """The format that ``template`` is.
 
@@ -197,7 +204,7 @@ def _is_same(known: ChatFormat, rendered: Rendered) -> bool:
 def _expected(known: ChatFormat, probe: Mapping[str, Any]) -> str | None:
     """What the format writes, without the tools and the thinking that no template of it has; None for what it
     refuses."""
-    known = GemmaFormat(prompts_tools=False) if known is GEMMA else known
+    known = _GEMMA_WITHOUT_TOOLS if known is GEMMA else known
     for left_out in ((), ("tools",), ("thinking",), ("tools", "thinking")):
         try:
             return known.render(**{name: value for name, value in probe.items() if name not in left_out})

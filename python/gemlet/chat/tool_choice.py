@@ -34,18 +34,20 @@ def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
     ([], [])
     """
     read = checked_tools(tools)
-    if choice is None or choice == "auto":
+    word = choice if isinstance(choice, str) else None
+    if choice is None or word == "auto":
         return read, []
-    if choice == "none":
+    if word == "none":
         return [], []
     names = [_name(tool) for tool in read]
-    if choice == "required":
+    if word == "required":
         if not names:
             raise InvalidRequestError("tool_choice: 'required', but there are no tools to call")
         return read, names
-    function = choice.get("function", choice) if isinstance(choice, Mapping) else None
+    asked: Mapping[str, Any] = choice if isinstance(choice, Mapping) else {}
+    function = asked.get("function", asked)
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or choice.get("type", "function") != "function":
+    if not isinstance(name, str) or asked.get("type", "function") != "function":
         raise InvalidRequestError(f"tool_choice: got {show(choice)}, expected {_EXPECTED}")
     if name not in names:
         raise InvalidRequestError(f"tool_choice: there is no tool {show(name)}; there are {show(names)}")

@@ -99,6 +99,7 @@ class TranslateGemmaFormat(ChatFormat):
             self._language(code, name)
         return replace(self, values={**self.values, **checked})
 
+    @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:

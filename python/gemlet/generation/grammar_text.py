@@ -12,7 +12,7 @@ from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["FORMS", "MOST_BYTES", "GrammarText", "grammar_text", "text_of_calls"]
+__all__ = ["FORMS", "MOST_BYTES", "GrammarText", "call_text", "grammar_text"]
 
 FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments, of which a call has at most one
 MOST_BYTES = 256 << 10
@@ -60,13 +60,13 @@ def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
     return GrammarText(name, lark + _NO_FORCING)
 
 
-def text_of_calls(calls: CallGrammar) -> GrammarText:
-    """The grammar of a reply that has to call functions.
+def call_text(grammar: CallGrammar) -> GrammarText:
+    """The grammar of a reply that has to call tools.
 
-    Raises:
-        InvalidRequestError: it is too long.
+    >>> call_text(CallGrammar('start: "[now()]"', ())).name
+    'tool_choice'
     """
-    return GrammarText("tool_choice", _checked("tool_choice", calls.lark) + _NO_FORCING, calls.control)
+    return GrammarText("tool_choice", _checked("tool_choice", grammar.lark) + _NO_FORCING, grammar.control)
 
 
 def _of_schema(value: object) -> str:

@@ -55,8 +55,8 @@ class Generation:
         prefill_seconds: time of the forward passes up to the first token.
         decode_seconds: time of those after that, sampling included; the time in which the text waited for the
             reader of its stream is not in it.
-        decode_steps: forward passes in ``decode_seconds`` (the first token needs none). Fewer than tokens where
-            what repeats was written several tokens at a time.
+        decode_steps: forward passes in ``decode_seconds`` (the first token needs none). They are fewer than
+            the tokens where what repeats was written several tokens at a time.
         decode_tokens: tokens that were chosen in ``decode_seconds``, an end token too.
         seed: the seed that was used, so that a run without one can be repeated.
         reasoning: what the model thought before it answered (a chat with ``thinking``).

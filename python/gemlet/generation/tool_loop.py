@@ -17,13 +17,12 @@ from gemlet.errors import InvalidRequestError
 from gemlet.generation.option_values import check_flag
 from gemlet.generation.result import Generation
 
-__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools"]
+__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools", "without_own"]
 
 Approve = Callable[[ToolCall], bool]
 Conversation = str | Sequence[Mapping[str, Any]]
 MOST_ROUNDS = 8  # where nothing is said
 _LARGEST = 1000
-_OWN = ("run_tools", "max_tool_rounds", "approve")
 _log = logging.getLogger("gemlet")
 
 
@@ -40,6 +39,16 @@ def runs_tools(options: Mapping[str, Any]) -> bool:
     if options.get("approve") is not None and not runs:
         raise InvalidRequestError("approve: no function is run without run_tools=True")
     return runs
+
+
+def without_own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``options`` for a single reply.
+
+    >>> without_own({"run_tools": True, "seed": 1})
+    {'seed': 1}
+    """
+    own = ("run_tools", "max_tool_rounds", "approve")
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def reply_with_tools(
@@ -85,13 +94,16 @@ def reply_with_tools(
         raise InvalidRequestError(f"approve: got {show(approve)}, expected a function of the call, or None")
     if options.get("continue_final_message"):
         raise InvalidRequestError("continue_final_message: does not go together with run_tools")
-    asked = {name: value for name, value in options.items() if name not in _OWN}
+    asked = without_own(options)
+    chosen = asked.get("tool_choice")
+    chosen = chosen if isinstance(chosen, str) else None
     is_text = isinstance(messages, str) and messages
     reply = ask(messages if is_text else checked_messages(messages or []), asked)
     added: list[dict[str, Any]] = []
     for _ in range(rounds):
-        # A reply that was cut off may lack calls; it is for the caller to decide.
-        if not reply.tool_calls or reply.finish_reason != "stop":
+        # A reply that was cut off may lack calls; it is for the caller to decide. And without tools to
+        # choose from, a call is none that was asked for.
+        if not reply.tool_calls or reply.finish_reason != "stop" or chosen == "none":
             break
         results = [
             {
@@ -103,7 +115,7 @@ def reply_with_tools(
             for call in reply.tool_calls
         ]
         added += [reply.message, *results]
-        asked.pop("tool_choice", None)  # a reply that has to call would never answer
+        asked["tool_choice"] = "auto"  # who had to call a tool has done so
         reply = ask(results, asked)
     return dataclasses.replace(reply, earlier_messages=added)
 

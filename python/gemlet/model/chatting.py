@@ -47,9 +47,9 @@ class Chatting:
                 "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
                 functions (:func:`gemlet.chat.describe_function`). Calls are in
                 :attr:`Generation.tool_calls`; nothing is called, except with ``run_tools``.
-            tool_choice: "auto"; "none" to leave the tools out; "required", or a mapping that names a
-                function, to make the reply call one. This needs the extra "grammar", and with ``run_tools``
-                it is for the first reply alone.
+            tool_choice: "auto"; "none" to leave the tools out; "required" for a reply that calls at least
+                one, or a mapping ``{"type": "function", "function": {"name": ...}}`` for a call of that one.
+                The last two need the extra ``grammar``. With ``run_tools`` they count for the first reply.
             thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
             continue_final_message: the last message is the beginning of the assistant's reply, which the
                 model goes on with. The text of the result is only what the model adds.

@@ -16,7 +16,7 @@ from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
 from gemlet.generation.grammar import compile_grammar
-from gemlet.generation.grammar_text import GrammarText, grammar_text, text_of_calls
+from gemlet.generation.grammar_text import GrammarText, call_text, grammar_text
 from gemlet.generation.masked import GrammarPlan
 from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
@@ -63,19 +63,16 @@ class Requests:
             [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
         )
         prepared: list[Prepared] = []
-        form = grammar_text(options)
         for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
             own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
             if options.get("best_of") is not None and own.logprobs is None:
                 own = own.replace(logprobs=0)
             ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
-            first = self._prepare(ids, own, options, form, name=name, echo=self._echo(one) if echo else "")
+            first = self._prepare(ids, own, options, name=name, echo=self._echo(one) if echo else "")
             prepared.append(first)
             for i in range(1, count):
                 other = own.replace(seed=(first.answer.seed + i) % 2**64)
-                text = self._prepare(
-                    ids, other, options, form, name=name, echo=self._echo(one) if echo else ""
-                )
+                text = self._prepare(ids, other, options, name=name, echo=self._echo(one) if echo else "")
                 prepared.append(replace(text, follows=first))
         return prepared
 
@@ -108,10 +105,9 @@ class Requests:
         thinking = check_flag("thinking", options.get("thinking"))
         tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
         form = grammar_text(options)
-        if forced:
-            if form is not None:
-                raise InvalidRequestError(f"{form.name}: tool_choice demands a call, which is no such text")
-            form = text_of_calls(chat_format.call_grammar(tools, forced))
+        if forced and form is not None:
+            raise InvalidRequestError(f"{form.name}: a reply that has to call tools has the form of a call")
+        form = call_text(chat_format.call_grammar(tools, forced)) if forced else form
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
@@ -129,7 +125,7 @@ class Requests:
         asides: list[AsideKind] = ["thought"] if thinks else []
         if tools and not forced:
             asides.append("call")
-        return self._prepare(ids, settings, options, form, chat_format, tools, asides=asides)
+        return self._prepare(ids, settings, options, chat_format, tools, asides=asides, form=form)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -168,12 +164,12 @@ class Requests:
         ids: object,
         settings: GenerationConfig,
         options: Mapping[str, Any],
-        form: GrammarText | None,
         chat_format: ChatFormat | None = None,
         tools: Sequence[Any] = (),
         name: str = "prompt",
         asides: Sequence[AsideKind] = (),
         echo: str = "",
+        form: GrammarText | None = None,
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
@@ -216,26 +212,26 @@ class Requests:
         )
         adapter = self.adapters.find(options.get("adapter"))
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
-        plan = self._plan(form, end_ids, answer.end_ids, asides, reply_parser)
+        plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)
         return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt, plan=plan)
 
     def _plan(
         self,
-        form: GrammarText | None,
+        text: GrammarText | None,
         end_ids: frozenset[int],
         stop_ids: frozenset[int],
         asides: Sequence[AsideKind],
         parser: TokenReplyParser | None,
     ) -> GrammarPlan | None:
-        """What the text has to follow, if it has a ``form``. ``asides`` may come before its answer."""
-        if form is None:
+        """What a text of the form ``text`` has to follow. ``asides`` may come before its answer."""
+        if text is None:
             return None
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
-                f"{form.name}: {resident.name} has no tokenizer, so no text to give a form"
+                f"{text.name}: {resident.name} has no tokenizer, so no text to give a form"
             )
-        grammar = compile_grammar(form, tokenizer)
+        grammar = compile_grammar(text, tokenizer)
         found = [] if parser is None else parser.asides
         begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
         possible = [one for one in found if one.kind in asides]

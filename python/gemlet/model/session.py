@@ -17,8 +17,8 @@ from gemlet.generation.answer import Prepared
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
-from gemlet.generation.tool_loop import reply_with_tools, runs_tools
-from gemlet.model.call_options import ChatOptions, TextOptions, takes_options
+from gemlet.generation.tool_loop import reply_with_tools, runs_tools, without_own
+from gemlet.model.call_options import ChatOptions, TextOptions, ToolOptions, takes_options
 from gemlet.model.requests import Requests
 from gemlet.model.session_file import SessionState, read_session, write_session
 
@@ -90,7 +90,7 @@ class Session:
         self,
         message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ToolOptions],
     ) -> Generation:
         """Replies to ``message``: a text of the user, a message, or several, such as results of tools. Both
         are then part of the conversation, and with ``run_tools`` what was said in between.
@@ -112,7 +112,7 @@ class Session:
             return reply
 
         if not runs_tools(options):
-            return ask(message, options)
+            return ask(message, without_own(options))
         return reply_with_tools(ask, [message] if isinstance(message, Mapping) else message, options)
 
     @public

@@ -18,6 +18,7 @@ from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
 
 _LONG = 20_000  # characters
+_FORMS = {"json_schema", "regex", "choice", "grammar"}
 
 __all__ = ["Ask", "Choice", "Running", "finish_reason"]
 
@@ -40,6 +41,7 @@ class Ask:
     prompt: str | Sequence[int] = ()
     messages: Sequence[Mapping[str, Any]] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
     thinking: bool = False
     continue_final: bool = False
     one_call: bool = False
@@ -56,6 +58,8 @@ class Ask:
     @property
     def is_long(self) -> bool:
         """Whether its text is so long that encoding it takes more than a moment."""
+        if not _FORMS.isdisjoint(self.options):
+            return True  # and a grammar takes a while to compile
         if self.messages is None:
             return isinstance(self.prompt, str) and len(self.prompt) > _LONG
         return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
@@ -71,6 +75,7 @@ class Ask:
             return model.astream_chat(
                 self.messages,
                 tools=self.tools,
+                tool_choice=self.tool_choice,
                 thinking=self.thinking,
                 continue_final_message=self.continue_final,
                 **common,
@@ -88,7 +93,7 @@ class Ask:
                     model.tokenizer,
                     self.messages,
                     not self.continue_final,
-                    tools=self.tools,
+                    tools=None if self.tool_choice == "none" else self.tools,
                     thinking=self.thinking,
                     continue_final_message=self.continue_final,
                     most_tokens=most,

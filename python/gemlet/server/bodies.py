@@ -24,7 +24,7 @@ def is_deeper(value: Any, most: int) -> bool:
     (False, True)
     """
     level = [value]
-    for _ in range(most + 1):
+    for _ in range(most):
         level = [
             item
             for container in level
@@ -114,6 +114,6 @@ def parse(data: bytes) -> dict[str, Any]:
         if isinstance(error.__context__, RecursionError):
             raise too_deep from None
         raise Problem(400, str(error), code="invalid_json") from None
-    if is_deeper(found, MOST_DEPTH - 1):
+    if is_deeper(found, MOST_DEPTH):
         raise too_deep
     return found

@@ -132,11 +132,9 @@ IGNORED: Mapping[str, Kind] = dict.fromkeys(
     Ignored(),
 )
 
-_GRAMMAR = "structured output is not done yet; ask for the form in words"
+_GRAMMAR = "send structured_outputs or response_format"
 NOT_DONE: Mapping[str, Kind] = {
     "prompt_logprobs": Refused(_NOT_YET),
-    "response_format": Refused(_GRAMMAR, {"type": "text"}),
-    "structured_outputs": Refused(_GRAMMAR),
     "guided_json": Refused(_GRAMMAR),
     "guided_regex": Refused(_GRAMMAR),
     "guided_choice": Refused(_GRAMMAR),

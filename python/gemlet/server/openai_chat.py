@@ -30,6 +30,7 @@ from gemlet.server.fields import (
     TOP_LOGPROBS,
     library_options,
 )
+from gemlet.server.forms import FORMS, form_of
 from gemlet.server.logprobs import of_chat
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
@@ -59,6 +60,7 @@ CHAT: Mapping[str, Kind] = {
     "continue_final_message": Flag(),
     "add_generation_prompt": Flag(),
     "cache_salt": SALT,
+    **FORMS,
     "logprobs": Flag(),
     "top_logprobs": TOP_LOGPROBS,
     **GENERATION,
@@ -90,7 +92,6 @@ async def chat(request: Request) -> Response:
 
 
 def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -> Ask:
-    tools, one_call = _tools(fields)
     continues = fields.get("continue_final_message", False)
     if fields.get("add_generation_prompt", not continues) is continues:
         raise Problem(
@@ -98,7 +99,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
             "add_generation_prompt has to be the opposite of continue_final_message",
             param="add_generation_prompt",
         )
-    options = {**library_options(fields), "max_tokens": most}
+    options = {**library_options(fields), **form_of(fields), "max_tokens": most}
     if fields.get("logprobs", False):
         options["logprobs"] = fields.get("top_logprobs", 0)
     elif fields.get("top_logprobs", 0):
@@ -107,11 +108,12 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         served,
         options,
         messages=[in_one_spelling(message) for message in fields["messages"]],
-        tools=tools,
+        tools=fields.get("tools") or None,
+        tool_choice=fields.get("tool_choice"),
         thinking=_thinking(fields),
         continue_final=continues,
         salt=fields.get("cache_salt"),
-        one_call=one_call,
+        one_call=fields.get("parallel_tool_calls") is False,
         seconds=seconds,
     )
 
@@ -121,19 +123,6 @@ def in_one_spelling(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if "reasoning" in message and "reasoning_content" in message:
         return {name: value for name, value in message.items() if name != "reasoning_content"}
     return message
-
-
-def _tools(fields: Mapping[str, Any]) -> tuple[list[Any] | None, bool]:
-    choice = fields.get("tool_choice", "auto")
-    if choice not in ("auto", "none"):
-        raise Problem(
-            400,
-            "tool_choice: gemlet cannot force a call yet; send auto or none",
-            param="tool_choice",
-            code="unsupported",
-        )
-    tools = fields.get("tools") or None
-    return (None if choice == "none" else tools), fields.get("parallel_tool_calls") is False
 
 
 def _thinking(fields: Mapping[str, Any]) -> bool:

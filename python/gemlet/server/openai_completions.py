@@ -26,6 +26,7 @@ from gemlet.server.fields import (
     TOP_LOGPROBS,
     library_options,
 )
+from gemlet.server.forms import FORMS, form_of
 from gemlet.server.logprobs import of_completion
 from gemlet.server.openai_chat import FINGERPRINT, usage_of
 from gemlet.server.schema import Either, Integer, Kind, ListOf, Refused, Text
@@ -47,6 +48,7 @@ COMPLETIONS: Mapping[str, Kind] = {
     "prompt": PROMPT,
     "max_tokens": REPLY,
     "cache_salt": SALT,
+    **FORMS,
     "n": Integer(1, MOST_CHOICES),
     **GENERATION,
     **STREAM,
@@ -63,7 +65,7 @@ async def completions(request: Request) -> Response:
     fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", default=_DEFAULT_TOKENS)
-    options = {**library_options(fields), "max_tokens": most}
+    options = {**library_options(fields), **form_of(fields), "max_tokens": most}
     if "logprobs" in fields:
         options["logprobs"] = fields["logprobs"]
     seconds, salt = service.settings.request_seconds, fields.get("cache_salt")
