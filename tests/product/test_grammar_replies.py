@@ -15,7 +15,15 @@ from support.scripted import ScriptedModel, ScriptedRequest, ids_of
 
 pytestmark = [pytest.mark.extra("grammar"), pytest.mark.slow]  # a vocabulary of 262,144 tokens
 
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "array", "items": {"type": "integer"}}},
+    "required": ["city"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "now"}},
+]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 THOUGHT = "<|channel>thought\nOne, or {two}.\n<channel|>"
 
@@ -25,15 +33,16 @@ class RefusedError(Exception):
 
 
 class MaskedRequest(ScriptedRequest):
+    is_masked = False
     mask: Any = None
 
     def set_mask(self, position: int, mask: Any) -> None:
         assert position == len(self.given)
-        self.mask = mask
+        self.is_masked, self.mask = True, mask
 
     def next_token(self) -> int:
         token_id = super().next_token()
-        if not self.mask[token_id // 32] >> (token_id % 32) & 1:
+        if self.is_masked and not self.mask[token_id // 32] >> (token_id % 32) & 1:
             raise RefusedError(f"{token_id} after {self.given}")
         self.mask = None
         return token_id
@@ -89,3 +98,44 @@ def test_calls_of_tools_may_stand_in_place_of_the_answer() -> None:
     assert refused(CALL + '{"n": 12}', tools=TOOLS)
     assert refused('{"n": 12' + CALL, tools=TOOLS)
     assert refused("<|tool_call>call:weather{<turn|>", tools=TOOLS)
+
+
+def test_a_choice_of_tools_is_a_form() -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    other = CALL.replace("weather", "now")
+    for choice in ("required", named):
+        asked: dict[str, Any] = {"json_schema": None, "tools": TOOLS, "tool_choice": choice}
+        assert reply(CALL, **asked).tool_calls == [OSLO]
+        assert reply(THOUGHT + CALL, thinking=True, **asked).tool_calls == [OSLO]
+        for script in ("No.", "<turn|>", THOUGHT + CALL, CALL.replace("[1,2]", "true"), other):
+            assert refused(script, **asked), script
+        assert refused(THOUGHT + "No.", thinking=True, **asked)
+        with pytest.raises(gemlet.InvalidRequestError, match="json_schema: a reply that has to call"):
+            reply(CALL, **{**asked, "json_schema": SCHEMA})
+    now = "<|tool_call>call:now{}<tool_call|>"
+    assert reply(now, json_schema=None, tools=TOOLS, tool_choice="required").tool_calls[0].name == "now"
+    assert refused(now, json_schema=None, tools=TOOLS, tool_choice=named)
+
+
+def test_only_the_first_of_several_replies_has_to_call() -> None:
+    def weather(city: str, days: list[int]) -> str:
+        return f"{city}: snow"
+
+    model = ScriptedModel([*ids_of(CALL), *ids_of("<turn|>")], [*ids_of("Snow."), *ids_of("<turn|>")])
+    model.engine.kind = MaskedRequest
+    said = model.chat("Oslo?", tools=[weather], tool_choice="required", run_tools=True, max_tokens=200)
+    assert said.text == "Snow."
+
+
+def test_any_model_calls_where_it_has_to() -> None:
+    def weather(city: str, days: int) -> str:
+        return city
+
+    with gemlet.load() as model:
+        for seed in range(5):
+            result = model.chat(
+                "Oslo?", tools=[weather], tool_choice="required", max_tokens=300, temperature=1.5, seed=seed
+            )
+            if result.finish_reason == "stop":
+                assert [call.name for call in result.tool_calls] == ["weather"]
+                assert isinstance(result.tool_calls[0].arguments["days"], int)
