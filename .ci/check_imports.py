@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "model": "base config tokenizer chat adapters sources generation",
     "loading": "base config checkpoint tokenizer weights adapters chat sources packing generation model",
     "bench": "base config weights generation model",
+    "evaluate": "base model",
     "server": "base chat loading generation model",
     "cli": "anything",
 }
@@ -48,6 +49,7 @@ IN_FUNCTIONS = {
     "importlib.metadata": "slow",
     "subprocess": "slow",
     "jinja2": "an extra",
+    "llguidance": "an extra",
     "huggingface_hub": "an extra",
     "tqdm": "an extra",
     "tomllib": "an extra before Python 3.11",

@@ -24,6 +24,7 @@ constexpr std::chrono::milliseconds kSlice(20);
 constexpr double kMostSeconds = 1e9;
 
 using Seconds = std::chrono::duration<double>;
+using Mask = py::array_t<uint32_t, py::array::c_style>;
 
 // Longer than that is for ever.
 std::optional<std::chrono::nanoseconds> duration(const std::optional<double>& seconds, const char* name) {
@@ -150,6 +151,22 @@ void register_requests(py::module_& m) {
           "Raises the error that ended it.")
       .def(
           "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")
+      .def(
+          "set_mask",
+          [](const Ticket& ticket, int64_t position, const std::optional<Mask>& mask) {
+            TokenMask bits;
+            if (mask) {
+              if (mask->ndim() != 1 || mask->size() * 32 < ticket.width) {
+                fail(ErrorCode::kInvalidRequest, "the mask has ", mask->size(), " numbers in ", mask->ndim(),
+                     " dimensions, expected 32 bits in each and a bit for each of ", ticket.width, " ids");
+              }
+              bits.assign(mask->data(), mask->data() + mask->size());
+            }
+            ticket->set_mask(position, std::move(bits));
+          },
+          py::arg("position"), py::arg("mask"),
+          "Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the "
+          "lowest first; None: all. The engine chooses none before.")
       .def_property_readonly(
           "logprobs", [](const Ticket& ticket) { return pairs_of(ticket.taken_logprobs); },
           "Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, "
@@ -201,7 +218,7 @@ void register_requests(py::module_& m) {
              const std::shared_ptr<Event>& news, const std::string& wanted, int64_t max_tokens,
              std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter, int64_t priority,
              const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt,
-             std::optional<size_t> logprobs) {
+             std::optional<size_t> logprobs, int64_t first_row, bool masked) {
             RequestOptions options;
             options.wanted = wanted_of(wanted);
             options.prompt = token_ids(prompt);
@@ -216,7 +233,9 @@ void register_requests(py::module_& m) {
             }
             options.most_unread = most_unread;
             options.cache_salt = cache_salt;
+            options.masked = masked;
             options.logprobs = logprobs;
+            options.first_row = first_row;
             const GilRelease release;
             return std::make_unique<Ticket>(engine.submit(std::move(options)), engine.row_width());
           },
@@ -224,9 +243,10 @@ void register_requests(py::module_& m) {
           py::arg("wanted") = "text", py::arg("max_tokens") = 1, py::arg("end_ids") = std::vector<int32_t>(),
           py::arg("adapter") = py::none(), py::arg("priority") = 0, py::arg("timeout") = py::none(),
           py::arg("most_unread") = 16, py::arg("cache_salt") = 0, py::arg("logprobs") = py::none(),
+          py::arg("first_row") = 0, py::arg("masked") = false,
           "Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those "
-          "after "
-          "each token, 'embedding' is for models that make embeddings.")
+          "after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each "
+          "token of a text waits for Request.set_mask().")
       .def_property_readonly("prefix_cache", &Engine::prefix_cache, "What it keeps of texts that have ended.")
       .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
            "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")

@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 
+#include <cstring>
 #include <new>
 
 #include "base/error.h"
@@ -39,7 +40,10 @@ const char* python_name(gemlet::ErrorCode code) {
 void raise_gemlet_error(const char* name, const char* message) {
   gemlet::bindings::in_python([&] {
     const pybind11::object type = pybind11::module_::import("gemlet.errors").attr(name);
-    PyErr_SetString(type.ptr(), message);
+    // What came from the environment or a file may be no UTF-8.
+    const auto text = pybind11::reinterpret_steal<pybind11::object>(
+        PyUnicode_DecodeUTF8(message, static_cast<Py_ssize_t>(std::strlen(message)), "backslashreplace"));
+    if (text) PyErr_SetObject(type.ptr(), text.ptr());
   });
 }
 
@@ -84,6 +88,7 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_kernels(testing);
   gemlet::bindings::register_testing(testing);
   gemlet::bindings::register_batch(testing);
+  gemlet::bindings::register_drafts(testing);
   make_only_by_calling(m);
   make_only_by_calling(testing);
 }

@@ -88,6 +88,7 @@ Written read(Engine& engine, Random& random, Beginnings& beginnings) {
   options.max_tokens = 1 + random.below(40);
   options.most_unread = 1 + random.below(8);
   options.priority = random.below(3);
+  const bool masked = options.masked = random.below(3) == 0;  // by masks that allow all
   options.news = std::make_shared<Event>();
   if (random.below(10) == 0)
     options.deadline = RequestOptions::Clock::now() + std::chrono::milliseconds(random.below(9));
@@ -95,11 +96,13 @@ Written read(Engine& engine, Random& random, Beginnings& beginnings) {
   Written written = {options.prompt, {}, FinishReason::kNone};
   const std::shared_ptr<Event> news = options.news;
   const std::shared_ptr<Request> request = engine.submit(std::move(options));
+  if (masked) request->set_mask(0, {});
   while (written.reason == FinishReason::kNone) {
     const uint32_t seen = news->value();
     const Request::Output output = request->take();
     written.generated.insert(written.generated.end(), output.ids.begin(), output.ids.end());
     written.reason = output.reason;
+    if (masked && !output.ids.empty()) request->set_mask(static_cast<int64_t>(written.generated.size()), {});
     if (static_cast<int64_t>(written.generated.size()) >= patience) request->cancel();
     if (written.reason == FinishReason::kNone) engine.wait(*news, seen, std::chrono::milliseconds(50));
   }

@@ -42,9 +42,56 @@ bool BlockName::parse(const std::string& text, BlockName& name) {
 }
 
 struct DiskFolder::Entry {
-  std::string text;
   BlockName name;
   int64_t bytes = 0, used = 0;  // used: nanoseconds
+};
+
+class DiskFolder::Part {
+ public:
+  static constexpr int kCount = 256;
+  static int of(uint64_t before) { return static_cast<int>(before >> 56); }
+
+  Part(const DiskFolder& folder, int index, bool make = false) {
+    char name[8];
+    std::snprintf(name, sizeof(name), "%02x", static_cast<unsigned>(index));
+    if (make) static_cast<void>(mkdirat(folder.descriptor_, name, 0700));
+    descriptor_ = openat(folder.descriptor_, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat status;
+    if (descriptor_ < 0 || (fstat(descriptor_, &status) == 0 && is_own(status))) return;
+    close(descriptor_);
+    descriptor_ = -1;
+  }
+  ~Part() {
+    if (descriptor_ >= 0) close(descriptor_);
+  }
+  Part(const Part&) = delete;
+  Part& operator=(const Part&) = delete;
+
+  int descriptor() const { return descriptor_; }  // -1: there is none
+  int open(const std::string& name, int flags) const {
+    return descriptor_ < 0 ? -1 : openat(descriptor_, name.c_str(), flags | O_NOFOLLOW | O_CLOEXEC, 0600);
+  }
+  void remove(const std::string& name) const {
+    if (descriptor_ >= 0) static_cast<void>(unlinkat(descriptor_, name.c_str(), 0));
+  }
+  template <typename See>
+  void list(const See& see) const {
+    const int own = descriptor_ < 0 ? -1 : openat(descriptor_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR* const folder = own < 0 ? nullptr : fdopendir(own);
+    if (!folder) {
+      if (own >= 0) close(own);
+      return;
+    }
+    while (const dirent* const entry = readdir(folder)) see(std::string(entry->d_name));
+    closedir(folder);
+  }
+
+ private:
+  // Nobody else may put files there.
+  static bool is_own(const struct stat& status) {
+    return status.st_uid == geteuid() && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+  }
+  int descriptor_ = -1;
 };
 
 DiskFolder::DiskFolder(const std::string& path, int64_t most_bytes) : most_bytes_(most_bytes) {
@@ -75,8 +122,8 @@ BlockName DiskFolder::name_of(const KvOwner& owner, const BlockName& before, std
 }
 
 int DiskFolder::open(const BlockName& name, int64_t& bytes) const {
-  // A pipe must not make the open wait.
-  const int file = openat(descriptor_, name.text().c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+  const Part part(*this, Part::of(name.before));
+  const int file = part.open(name.text(), O_RDONLY | O_NONBLOCK);  // a pipe must not make it wait
   struct stat status;
   if (file >= 0 && fstat(file, &status) == 0 && is_own_file(status)) {
     bytes = status.st_size;
@@ -97,22 +144,22 @@ bool DiskFolder::has(const BlockName& name, int64_t bytes) const {
 
 void DiskFolder::mark_used(int descriptor) const { static_cast<void>(futimens(descriptor, nullptr)); }
 
-void DiskFolder::remove(const BlockName& name) const {
-  static_cast<void>(unlinkat(descriptor_, name.text().c_str(), 0));
-}
+void DiskFolder::remove(const BlockName& name) const { Part(*this, Part::of(name.before)).remove(name.text()); }
 
 bool DiskFolder::write(const BlockName& name, std::span<const uint8_t> bytes) {
   const auto size = static_cast<int64_t>(bytes.size());
   if (size > most_bytes_) return false;
+  const Part part(*this, Part::of(name.before), true);
   // Another machine, or another namespace of processes, may use the folder too.
   std::random_device random;
   const std::string made = kTemporary + std::to_string(getpid()) + "-" + std::to_string(random()) + ".tmp";
-  const int file = openat(descriptor_, made.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+  const int file = part.open(made, O_WRONLY | O_CREAT | O_EXCL);
   if (file < 0) return false;
   const bool is_written = write_fully(file, bytes);
   const bool is_closed = close(file) == 0;
-  if (!is_written || !is_closed || renameat(descriptor_, made.c_str(), descriptor_, name.text().c_str()) != 0) {
-    static_cast<void>(unlinkat(descriptor_, made.c_str(), 0));
+  if (!is_written || !is_closed ||
+      renameat(part.descriptor(), made.c_str(), part.descriptor(), name.text().c_str()) != 0) {
+    part.remove(made);
     return false;
   }
   if (bytes_ >= 0) bytes_ += size;
@@ -120,22 +167,9 @@ bool DiskFolder::write(const BlockName& name, std::span<const uint8_t> bytes) {
   return true;
 }
 
-template <typename See>
-void DiskFolder::list(const See& see) const {
-  const int own = openat(descriptor_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (own < 0) return;
-  DIR* const folder = fdopendir(own);
-  if (!folder) {
-    close(own);
-    return;
-  }
-  while (const dirent* const entry = readdir(folder)) see(std::string(entry->d_name));
-  closedir(folder);
-}
-
 std::vector<BlockName> DiskFolder::following(uint64_t before) const {
   std::vector<BlockName> names;
-  list([&](const std::string& text) {
+  Part(*this, Part::of(before)).list([&](const std::string& text) {
     BlockName name;
     if (BlockName::parse(text, name) && name.before == before) names.push_back(name);
   });
@@ -146,23 +180,24 @@ std::vector<BlockName> DiskFolder::following(uint64_t before) const {
 // block counts as used when one that follows it was.
 void DiskFolder::make_room() {
   std::vector<Entry> entries;
-  list([&](const std::string& text) {
-    Entry entry;
-    struct stat status;
-    const bool is_temporary = text.rfind(kTemporary, 0) == 0;
-    if (!is_temporary && !BlockName::parse(text, entry.name)) return;
-    if (fstatat(descriptor_, text.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0 || !is_own_file(status)) return;
-    if (is_temporary) {
-      if (std::time(nullptr) - status.st_mtim.tv_sec > kAbandoned) {
-        static_cast<void>(unlinkat(descriptor_, text.c_str(), 0));
+  for (int index = 0; index < Part::kCount; ++index) {
+    const Part part(*this, index);
+    part.list([&](const std::string& text) {
+      Entry entry;
+      struct stat status;
+      const bool is_temporary = text.rfind(kTemporary, 0) == 0;
+      const bool is_block = BlockName::parse(text, entry.name) && Part::of(entry.name.before) == index;
+      if (!is_temporary && !is_block) return;
+      if (fstatat(part.descriptor(), text.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0 || !is_own_file(status)) return;
+      if (is_temporary) {
+        if (std::time(nullptr) - status.st_mtim.tv_sec > kAbandoned) part.remove(text);
+        return;
       }
-      return;
-    }
-    entry.text = text;
-    entry.bytes = status.st_size;
-    entry.used = status.st_mtim.tv_sec * int64_t{1000000000} + status.st_mtim.tv_nsec;
-    entries.push_back(std::move(entry));
-  });
+      entry.bytes = status.st_size;
+      entry.used = status.st_mtim.tv_sec * int64_t{1000000000} + status.st_mtim.tv_nsec;
+      entries.push_back(entry);
+    });
+  }
   bytes_ = writes_ = 0;
   std::unordered_map<uint64_t, size_t> places;  // of the text's checksum
   for (size_t i = 0; i < entries.size(); ++i) {
@@ -188,7 +223,8 @@ void DiskFolder::make_room() {
   });
   for (const Entry& entry : entries) {
     if (bytes_ <= most_bytes_ - most_bytes_ / 10) break;
-    if (unlinkat(descriptor_, entry.text.c_str(), 0) == 0) bytes_ -= entry.bytes;
+    remove(entry.name);
+    bytes_ -= entry.bytes;
   }
 }
 

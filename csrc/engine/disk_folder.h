@@ -1,5 +1,6 @@
 // A folder that keeps the keys and values of texts between processes: a file for each block of a text, named by
-// checksums of what comes before and of the whole, in which kv_record.h has the tokens themselves.
+// checksums of what comes before and of the whole, in which kv_record.h has the tokens themselves. Blocks that follow
+// the same text lie in one of 256 folders, so that they are found without looking at all files.
 //
 // Any number of processes may use it. A file appears by renaming, whole or not at all. What is damaged, a link or a
 // pipe, somebody else's, or of another text is not there. Nothing is flushed to the disk: what a power cut leaves half
@@ -48,9 +49,8 @@ class DiskFolder {
 
  private:
   struct Entry;
+  class Part;  // one of the 256 folders, open
   void make_room();
-  template <typename See>
-  void list(const See& see) const;
 
   int descriptor_ = -1;
   const int64_t most_bytes_;

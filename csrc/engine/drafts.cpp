@@ -6,17 +6,22 @@
 namespace gemlet {
 namespace {
 
-constexpr double kRate = 0.1;        // at which a chance follows what happens
-constexpr double kGrant = 0.01;      // of a step, for each step: what trying may cost
-constexpr double kMostSaved = 3;     // steps on an account
-constexpr double kLeastGain = 0.03;  // of a step
-constexpr int64_t kBeyondKnown = 3;  // rows more than any step had so far
-constexpr int64_t kPatience = 100;   // steps between two looks whether a row still costs too much
+constexpr double kMostChance = 0.95;  // so that texts which repeat themselves count the same
+constexpr double kRate = 0.1;         // at which a chance follows what happens
+constexpr double kGrant = 0.01;       // of a step, for each step: what trying may cost
+constexpr double kMostSaved = 3;      // steps on an account
+constexpr double kLeastGain = 0.03;   // of a step
+constexpr int64_t kBeyondKnown = 2;   // rows more than any step had so far
+constexpr int64_t kPatience = 100;    // steps between two looks whether a row still costs too much
 
 // A guessed token that could go through the pass.
 struct Candidate {
   double chance;  // that it and all before it are right
-  size_t text;
+  Drafts* text;
+  double account;
+  bool operator<(const Candidate& other) const {
+    return chance > other.chance || (chance == other.chance && account < other.account);
+  }
 };
 
 }  // namespace
@@ -49,21 +54,21 @@ void Drafts::account(double time, int64_t tokens) {
 }
 
 int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times) {
+  if (!times.knows(rows)) return 0;
   const double alone = times.writing(rows);
   most = std::min({most, StepTimes::kMostRows - rows, times.most_known() + kBeyondKnown - rows});
-  if (alone == 0 || most <= 0) return 0;
+  if (most <= 0) return 0;
   std::vector<Candidate> candidates;
-  for (size_t i = 0; i < texts.size(); ++i) {
-    if (texts[i]->account_ < 0) return 0;
+  for (Drafts* const text : texts) {
+    if (text->account_ < 0) return 0;
     double chance = 1;
-    for (size_t j = 0; j < texts[i]->draft_.ids.size(); ++j) {
-      chance *= texts[i]->chances_[texts[i]->draft_.kind];
-      candidates.push_back({chance, i});
+    for (size_t i = 0; i < text->draft_.ids.size(); ++i) {
+      chance *= std::min(kMostChance, text->chances_[text->draft_.kind]);
+      candidates.push_back({chance, text, text->account_});
     }
   }
   if (candidates.empty()) return 0;
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.chance > b.chance; });
+  std::stable_sort(candidates.begin(), candidates.end());
   most = std::min(most, static_cast<int64_t>(candidates.size()));
   int64_t best = 0;
   double expected = 0, most_gained = kLeastGain;
@@ -76,7 +81,7 @@ int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most
   }
   // What a row costs is measured only by taking one.
   if (best == 0 && candidates[0].chance > 0.5 && times.is_time_to_try(kPatience)) best = 1;
-  for (int64_t i = 0; i < best; ++i) ++texts[candidates[static_cast<size_t>(i)].text]->taken_;
+  for (int64_t i = 0; i < best; ++i) ++candidates[static_cast<size_t>(i)].text->taken_;
   return best;
 }
 

@@ -48,7 +48,7 @@ class Drafts {
   Draft draft_;
   std::vector<int32_t> run_;
   int64_t taken_ = 0;
-  std::array<double, kDraftKinds> chances_ = {0.4, 0.6, 0.8};  // that the next token of a guess is right
+  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8};  // that the next token of a guess is right
   double account_ = 0.5;                                       // in steps
 };
 

@@ -55,6 +55,9 @@ std::shared_ptr<Request> Engine::submit(RequestOptions options) {
     fail(ErrorCode::kContextLength, options.prompt.size(), " tokens do not fit the context of ", config.max_context,
          " tokens; shorten the prompt");
   }
+  if (options.first_row < 0 || options.first_row >= static_cast<int64_t>(options.prompt.size())) {
+    fail(ErrorCode::kInvalidRequest, "first_row is ", options.first_row, ", expected 0 to ", options.prompt.size() - 1);
+  }
   if (options.max_tokens < 1) fail(ErrorCode::kInvalidRequest, "max_tokens is ", options.max_tokens, ", expected >= 1");
   if (options.most_unread < 1)
     fail(ErrorCode::kInvalidRequest, "most_unread is ", options.most_unread, ", expected >= 1");

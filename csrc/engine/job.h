@@ -27,6 +27,7 @@ struct Job {
   std::unique_ptr<Drafts> drafts = nullptr;               // of a text
   int64_t unread = 0;                                     // tokens that its reader has not taken
   bool paused = false;                                    // its reader is slow
+  std::vector<float> held = {};                           // the logits of its next token, whose mask is missing
   int64_t kept_blocks = 0;                                // that the prefix cache has
   std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
 
@@ -35,8 +36,14 @@ struct Job {
   int64_t remaining() const { return static_cast<int64_t>(ids.size()) - kv.length(); }  // tokens to compute
   bool is_ready() const { return !reading || reading->is_done.load(std::memory_order_acquire); }
   bool is_writing() const { return remaining() == 1; }
-  // Of which at most so many in one step.
-  int64_t most_tokens() const { return wanted() == Wanted::kLogits ? std::min(remaining(), kLogitsRows) : remaining(); }
+  bool waits_for_reader() const { return paused || !held.empty(); }
+  // Tokens before those whose logits are wanted.
+  int64_t before_rows() const { return std::max<int64_t>(0, request->options.first_row - kv.length()); }
+  // Of the remaining ones, at most so many in one step.
+  int64_t most_tokens() const {
+    if (wanted() != Wanted::kLogits) return remaining();
+    return std::min(remaining(), before_rows() > 0 ? before_rows() : kLogitsRows);
+  }
   std::span<const int32_t> next(int64_t tokens) const {
     return std::span(ids).subspan(static_cast<size_t>(kv.length()), static_cast<size_t>(tokens));
   }

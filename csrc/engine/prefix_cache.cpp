@@ -330,6 +330,10 @@ void PrefixCache::forget_gone_adapters() {
   const Lock lock(mutex_);
   const std::weak_ptr<const Adapter> none;
   for (auto root = roots_.begin(); root != roots_.end();) {
+    if (root->second.empty()) {
+      root = roots_.erase(root);
+      continue;
+    }
     const auto& adapter = root->first.adapter;
     const bool has_none = !adapter.owner_before(none) && !none.owner_before(adapter);
     if (has_none || !adapter.expired()) {

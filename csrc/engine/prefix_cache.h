@@ -83,7 +83,7 @@ class PrefixCache {
   // Gives up parts until at least so many bytes were freed, or nothing is left. Blocks that a table shares count, too,
   // though they stay. Returns whether anything was given up.
   bool give_up(int64_t bytes);
-  // Gives up the entries of adapters that are gone.
+  // Gives up the entries of adapters that are gone, and trees without entries.
   void forget_gone_adapters();
   // Gives up all, and writes what waits for the disk.
   void close();

@@ -30,6 +30,19 @@ Request::Times Request::times() const {
   return times;
 }
 
+void Request::set_mask(int64_t position, TokenMask mask) {
+  auto own = std::make_shared<const TokenMask>(std::move(mask));
+  const std::lock_guard<std::mutex> lock(fork_safe_mutex());
+  if (reason_ != FinishReason::kNone) return;
+  if (position != static_cast<int64_t>(generated_.size())) {
+    fail(ErrorCode::kInvalidRequest, "the mask is for position ", position, ", but the text has ", generated_.size(),
+         " tokens");
+  }
+  mask_.swap(own);
+  mask_position_ = generated_.size();
+  if (engine_event_) engine_event_->notify();
+}
+
 void Request::cancel() {
   cancelled_.store(true, std::memory_order_relaxed);
   const std::lock_guard<std::mutex> lock(fork_safe_mutex());

@@ -25,7 +25,7 @@ enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled,
 // What is wanted of the prompt.
 enum class Wanted : uint8_t {
   kText,       // its continuation, token by token
-  kLogits,     // the logits after each of its tokens
+  kLogits,     // the logits after each of its tokens, from number `first_row` on
   kEmbedding,  // its embedding, from a bidirectional model
 };
 
@@ -34,10 +34,12 @@ struct RequestOptions {
 
   Wanted wanted = Wanted::kText;
   std::vector<int32_t> prompt;
+  int64_t first_row = 0;
   std::shared_ptr<const Adapter> adapter;     // null: the model alone
   SamplerConfig sampler;                      // this and the next three are for kText
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
   int64_t max_tokens = 1;                     // at least 1
+  bool masked = false;                        // no token of a kText is chosen before set_mask() for it
   std::optional<size_t> logprobs;             // give those of each token, and of so many of the likeliest
   int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
@@ -70,6 +72,9 @@ class Request {
   // The tokens that are there, and whether more will come. Does not wait. Throws the error of a request that failed,
   // after its last tokens.
   Output take();
+  // Which ids may be chosen as the token after `position` others. The pass that computes its logits does not wait for
+  // this. Throws kInvalidRequest unless so many tokens were chosen.
+  void set_mask(int64_t position, TokenMask mask);
   // Ends with kCancelled at the next opportunity, unless it has ended already.
   void cancel();
 
@@ -84,10 +89,12 @@ class Request {
   friend struct Worker;
 
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;                // of them
-  std::vector<Logprobs> logprobs_;  // of those that were not taken
-  std::vector<float> values_;       // that wait for the reader
-  int64_t handed_rows_ = 0;         // of logits, those included
+  size_t taken_ = 0;                       // of them
+  std::vector<Logprobs> logprobs_;         // of those that were not taken
+  std::shared_ptr<const TokenMask> mask_;  // of the next one, if there were mask_position_ when it came
+  size_t mask_position_ = 0;
+  std::vector<float> values_;  // that wait for the reader
+  int64_t handed_rows_ = 0;    // of logits, those included
   FinishReason reason_ = FinishReason::kNone;
   std::optional<Error> error_;  // of kFailed
   std::atomic<bool> cancelled_{false};

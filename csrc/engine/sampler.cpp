@@ -8,6 +8,27 @@
 #include "base/error.h"
 
 namespace gemlet {
+namespace {
+
+// -infinity for the tokens that the mask forbids. NaN and +infinity stay, to be found by the check.
+void forbid_others(std::span<const uint32_t> mask, std::span<float> logits) {
+  constexpr size_t kBits = 32;
+  if (mask.empty()) return;
+  if (mask.size() * kBits < logits.size()) {
+    fail(ErrorCode::kInvalidRequest, "the mask has ", mask.size() * kBits, " bits, expected one for each of ",
+         logits.size(), " ids");
+  }
+  for (size_t begin = 0; begin < logits.size(); begin += kBits) {
+    const uint32_t bits = mask[begin / kBits];
+    for (size_t i = 0; i < std::min(kBits, logits.size() - begin); ++i) {
+      float& logit = logits[begin + i];
+      const bool keep = (bits >> i & 1) != 0 || !(logit <= std::numeric_limits<float>::max());
+      logit = keep ? logit : -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+}  // namespace
 
 Sampler::Sampler(const SamplerConfig& config) : config_(config), drawn_(config.drawn), processors_(config_) {
   check_sampler_config(config);
@@ -37,9 +58,10 @@ double Sampler::uniform() {
   return static_cast<double>(x >> 11) * 0x1p-53;
 }
 
-int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
+int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history,
+                        std::span<const uint32_t> mask) {
   const std::lock_guard<ForkMutex> lock(mutex_);
-  if (!choose_from(logits, history)) return row_.likeliest();
+  if (!choose_from(logits, history, mask)) return row_.likeliest();
   double sum = 0;
   for (const double weight : weights_) sum += weight;
   double draw = uniform() * sum;
@@ -53,7 +75,7 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
 std::vector<std::pair<int32_t, double>> Sampler::distribution(std::span<const float> logits,
                                                               std::span<const int32_t> history) {
   const std::lock_guard<ForkMutex> lock(mutex_);
-  if (!choose_from(logits, history)) return {{row_.likeliest(), 1.0}};
+  if (!choose_from(logits, history, {})) return {{row_.likeliest(), 1.0}};
   double sum = 0;
   for (const double weight : weights_) sum += weight;
   std::vector<std::pair<int32_t, double>> chances;
@@ -62,20 +84,23 @@ std::vector<std::pair<int32_t, double>> Sampler::distribution(std::span<const fl
 }
 
 // Reads the logits into row_. Fills candidates_ and weights_, unless the likeliest is taken: then false.
-bool Sampler::choose_from(std::span<const float> logits, std::span<const int32_t> history) {
+bool Sampler::choose_from(std::span<const float> logits, std::span<const int32_t> history,
+                          std::span<const uint32_t> mask) {
   if (mutex_.torn()) leave_torn_behind();
   if (config_.vocab_limit > 0) logits = logits.first(std::min(logits.size(), static_cast<size_t>(config_.vocab_limit)));
   if (logits.empty()) fail(ErrorCode::kInvalidRequest, "there are no logits to choose from");
   const bool processed = processors_.change_logits(history.size());
-  if (processed) {
+  if (processed || !mask.empty()) {
     processed_.assign(logits.begin(), logits.end());
-    processors_.apply(processed_, history);
+    forbid_others(mask, processed_);
+    if (processed) processors_.apply(processed_, history);
     logits = processed_;
   }
   row_.read(logits);
   if (row_.largest() == -std::numeric_limits<float>::infinity()) {
     fail(ErrorCode::kInvalidRequest, "no logit is finite",
-         processed ? ": the suppressed ids, no_repeat_ngram and min_tokens together leave no token to choose" : "");
+         processed ? ": the suppressed ids, no_repeat_ngram and min_tokens together leave no token to choose" : "",
+         mask.empty() ? "" : "; a grammar allows few tokens");
   }
   if (config_.temperature == 0) return false;
   select_candidates(logits.size());

@@ -14,6 +14,9 @@
 
 namespace gemlet {
 
+// One bit for each id, set where it may be chosen; the first id has the lowest bit of the first number. Empty: all may.
+using TokenMask = std::vector<uint32_t>;
+
 class Sampler {
  public:
   explicit Sampler(const SamplerConfig& config);  // throws kInvalidRequest for values out of range
@@ -21,9 +24,9 @@ class Sampler {
 
   const SamplerConfig& config() const { return config_; }
 
-  // logits [vocab]; history: the ids of the prompt and of what was generated. Throws kTensor if the logits hold NaN or
-  // infinity, and kInvalidRequest if no token may be chosen.
-  int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
+  // logits [vocab]; history: the ids of the prompt and of what was generated; mask: see TokenMask. Throws kTensor if
+  // the logits hold NaN or infinity, and kInvalidRequest if no token may be chosen.
+  int32_t sample(std::span<const float> logits, std::span<const int32_t> history, std::span<const uint32_t> mask = {});
   // What sample() draws from: the tokens that may be chosen, with their probabilities. Draws nothing.
   std::vector<std::pair<int32_t, double>> distribution(std::span<const float> logits, std::span<const int32_t> history);
 
@@ -34,7 +37,7 @@ class Sampler {
     double weight;
     bool operator<(const Ranked& other) const { return rank < other.rank || (rank == other.rank && id < other.id); }
   };
-  bool choose_from(std::span<const float> logits, std::span<const int32_t> history);
+  bool choose_from(std::span<const float> logits, std::span<const int32_t> history, std::span<const uint32_t> mask);
   void select_candidates(size_t count);
   void keep_typical();
   template <typename Condition>

@@ -60,7 +60,7 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
   std::vector<Part> parts;
   std::vector<Job*> readers;
   for (const auto& job : running_) {
-    if (job->paused) continue;
+    if (job->waits_for_reader()) continue;
     if (job->is_writing()) {
       parts.push_back({job.get(), 1});
     } else {

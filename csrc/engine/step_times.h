@@ -27,7 +27,8 @@ class StepTimes {
   // prompts.
   void add(int64_t rows, int64_t guesses, int64_t read, double seconds) {
     if (read == 0 && guesses == 0) follow(writing_, seconds);
-    if (read == 0 && rows <= kMostRows) follow_best(of_rows_[static_cast<size_t>(rows)], seconds);
+    if (read == 0 && rows <= kMostRows) of_rows_[static_cast<size_t>(rows)].add(seconds);
+    guessing_ = guesses > 0 ? guessing_ + 1 : 0;
     if (read >= kLeast) {
       const double alone = rows > 0 ? std::max(seconds - writing_, 0.1 * seconds) : seconds;
       follow(reading_, alone / static_cast<double>(read));
@@ -40,10 +41,14 @@ class StepTimes {
     constexpr double kRise = 0.1;  // for each row, where nothing larger is known
     const int64_t known = nearest(rows, -1), larger = nearest(rows, 1);
     if (known == 0) return 0;
-    const double base = of_rows_[static_cast<size_t>(known)], more = static_cast<double>(rows - known);
+    const double base = of_rows_[static_cast<size_t>(known)].seconds, more = static_cast<double>(rows - known);
     if (larger == 0) return base * (1 + kRise * more);
-    const double top = std::max(base, of_rows_[static_cast<size_t>(larger)]);
+    const double top = std::max(base, of_rows_[static_cast<size_t>(larger)].seconds);
     return larger == known ? base : base + (top - base) * more / static_cast<double>(larger - known);
+  }
+  // Whether steps with `rows` rows, none of them guessed, have been measured enough and not too long ago.
+  bool knows(int64_t rows) const {
+    return rows <= kMostRows && of_rows_[static_cast<size_t>(rows)].steps >= kEnough && guessing_ < kMostGuessing;
   }
   // Once in `patience` calls.
   bool is_time_to_try(int64_t patience) { return ++declined_ % patience == 0; }
@@ -51,19 +56,25 @@ class StepTimes {
   int64_t most_known() const { return nearest(kMostRows, -1); }
 
  private:
+  static constexpr int64_t kEnough = 3, kMostGuessing = 32;
+
+  struct Best {
+    void add(double value) { seconds += (steps++ == 0 ? 1 : value < seconds ? 0.5 : 0.05) * (value - seconds); }
+    double seconds = 0;
+    int64_t steps = 0;
+  };
+
   static void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
-  static void follow_best(double& best, double value) {
-    best += (best == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
-  }
   // The next number of rows from `rows` on that is known, 0 if there is none.
   int64_t nearest(int64_t rows, int64_t direction) const {
-    while (rows > 0 && rows <= kMostRows && of_rows_[static_cast<size_t>(rows)] == 0) rows += direction;
+    while (rows > 0 && rows <= kMostRows && of_rows_[static_cast<size_t>(rows)].steps == 0) rows += direction;
     return rows > kMostRows ? 0 : rows;
   }
 
-  double writing_ = 0;                              // seconds of a step that only writes
-  double reading_ = 0;                              // seconds for a token of a prompt
-  std::array<double, kMostRows + 1> of_rows_ = {};  // seconds of a step that only writes so many
+  double writing_ = 0;                       // seconds of a step that only writes
+  double reading_ = 0;                       // seconds for a token of a prompt
+  std::array<Best, kMostRows + 1> of_rows_;  // seconds of a step that only writes so many
+  int64_t guessing_ = 0;                     // steps with guessed tokens, one after the other
   int64_t declined_ = 0;
 };
 

@@ -27,6 +27,7 @@ Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)
 // Returns false if there was nothing to compute.
 bool Worker::step() {
   collect();
+  choose_held();
   begin_waiting();
   const std::vector<Scheduler::Part> parts = scheduler_.plan(times_.prompt_tokens());
   if (parts.empty()) return false;
@@ -104,7 +105,8 @@ void Worker::collect() {
         Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)});
     if (job->wanted() == Wanted::kText) {
       job->reading = cache.look_up(root_of(*request), job->ids);
-      if (options_.drafts != DraftUse::kNever) job->drafts = std::make_unique<Drafts>(std::make_unique<PromptLookup>());
+      const bool may_draft = options_.drafts != DraftUse::kNever && !job->request->options.masked;
+      if (may_draft) job->drafts = std::make_unique<Drafts>(std::make_unique<PromptLookup>());
     }
     scheduler_.add(std::move(job));
   }
@@ -126,10 +128,12 @@ void Worker::begin_waiting() {
   while (Job* const job = scheduler_.next_waiting()) {
     if (memory_is_short_ && !scheduler_.running().empty()) break;
     cache.forget_gone_adapters();
-    if (job->kv.length() == 0 && job->wanted() == Wanted::kText) {
+    const bool is_text = job->wanted() == Wanted::kText;
+    if (job->kv.length() == 0 && (is_text || job->before_rows() > 0)) {
       if (job->reading) cache.add(root_of(*job->request), *job->reading);
       job->reading.reset();
-      const int64_t most = static_cast<int64_t>(job->ids.size()) - 1;  // one has to be computed for its logits
+      // One has to be computed for its logits.
+      const int64_t most = is_text ? static_cast<int64_t>(job->ids.size()) - 1 : job->before_rows();
       const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
@@ -185,7 +189,7 @@ bool Worker::forward(const Parts& parts) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const auto& [job, tokens] = parts[i];
     Segment segment = {&job->kv, {job->next(tokens)}, LogitsWanted::kNone};
-    if (job->wanted() == Wanted::kLogits) {
+    if (job->wanted() == Wanted::kLogits && job->before_rows() == 0) {
       segment.wanted = LogitsWanted::kAll;
     } else if (job->wanted() == Wanted::kText && tokens == job->remaining()) {
       segment.wanted = LogitsWanted::kLast;
@@ -245,6 +249,7 @@ void Worker::make_room(const Error& error) {
   if (Job* const job = scheduler_.victim()) {
     job->kv = KvTable(model_->kv(), true);
     job->kept_blocks = 0;
+    job->held.clear();
     scheduler_.put_back(job);
     const Lock lock(fork_safe_mutex());
     ++stats.preemptions;
@@ -258,10 +263,23 @@ int64_t Worker::row_width() const {
   return config.bidirectional ? config.embedding_size() : config.vocab_size;
 }
 
+// Calls next(), which returns whether the job has ended.
+template <typename Next>
+void Worker::hand_out(Job* job, Ends& ends, Next next) {
+  try {
+    const FinishReason reason = next();
+    job->request->options.news->notify();
+    if (reason != FinishReason::kNone) ends.ended.emplace_back(job, reason);
+  } catch (const Error& error) {
+    ends.failed.emplace_back(job, error);
+  } catch (const std::bad_alloc&) {
+    ends.failed.emplace_back(job, Error(ErrorCode::kMemory, "there is no memory for what a request computed"));
+  }
+}
+
 // What the pass computed goes to the readers.
 void Worker::hand_out(const Parts& parts) {
-  std::vector<std::pair<Job*, FinishReason>> ended;
-  std::vector<std::pair<Job*, Error>> failed;
+  Ends ends;
   for (size_t i = 0; i < parts.size(); ++i) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
@@ -278,20 +296,32 @@ void Worker::hand_out(const Parts& parts) {
       continue;
     }
     const float* const values = outputs_.as<float>() + rows_[i] * row_width();
-    try {
+    hand_out(job, ends, [&] {
       const FinishReason reason =
           job->wanted() == Wanted::kText ? next_tokens(*job, values) : next_rows(*job, values, parts[i].tokens);
-      request.options.news->notify();
       keep();
-      if (reason != FinishReason::kNone) ended.emplace_back(job, reason);
-    } catch (const Error& error) {
-      failed.emplace_back(job, error);
-    } catch (const std::bad_alloc&) {
-      failed.emplace_back(job, Error(ErrorCode::kMemory, "there is no memory for what a request computed"));
-    }
+      return reason;
+    });
   }
-  for (const auto& [job, reason] : ended) end(job, reason);
-  for (const auto& [job, error] : failed) end(job, FinishReason::kFailed, &error);
+  end(ends);
+}
+
+// The next tokens of texts that waited for a mask which is there now.
+void Worker::choose_held() {
+  Ends ends;
+  for (const auto& job : scheduler_.running()) {
+    if (job->held.empty() || !mask_of(*job)) continue;
+    const std::vector<float> logits = std::exchange(job->held, {});
+    hand_out(job.get(), ends, [&] { return next_token(*job, logits.data(), true); });
+  }
+  end(ends);
+}
+
+// Which tokens the reader lets be next; null if it has not said so yet.
+std::shared_ptr<const TokenMask> Worker::mask_of(const Job& job) {
+  const Lock lock(fork_safe_mutex());
+  const Request& request = *job.request;
+  return request.mask_position_ == request.generated_.size() ? request.mask_ : nullptr;
 }
 
 // Under fork_safe_mutex(): the time of this step so far counts for the request. `wrote`: it got a token.
@@ -312,12 +342,12 @@ void Worker::count_step(Request& request, bool wrote) const {
 
 // Chooses the next token of a text, and those after it for as long as its guesses are right.
 FinishReason Worker::next_tokens(Job& job, const float* logits) {
-  if (!job.drafts) return next_token(job, logits);
+  if (!job.drafts) return next_token(job, logits, false);
   const int64_t certain = job.kv.length() - job.drafted();
   int64_t right = 0;
   FinishReason reason;
   for (;;) {
-    reason = next_token(job, logits + right * row_width());
+    reason = next_token(job, logits + right * row_width(), false);
     if (reason != FinishReason::kNone || !job.drafts->check(right, job.ids.back())) break;
     ++right;
   }
@@ -328,20 +358,34 @@ FinishReason Worker::next_tokens(Job& job, const float* logits) {
   return reason;
 }
 
-// Chooses the next token of a text from its logits.
-FinishReason Worker::next_token(Job& job, const float* logits) {
+// Chooses the next token of a text from its logits, or keeps them until its mask is there. `held`: they were kept.
+FinishReason Worker::next_token(Job& job, const float* logits, bool held) {
   Request& request = *job.request;
   const RequestOptions& options = request.options;
-  const int32_t id = job.sampler->sample({logits, static_cast<size_t>(row_width())}, job.ids);
+  const auto width = static_cast<size_t>(row_width());
+  const std::shared_ptr<const TokenMask> mask = options.masked ? mask_of(job) : nullptr;
+  if (options.masked && !mask) {
+    job.held.assign(logits, logits + width);
+    const Lock lock(fork_safe_mutex());
+    count_step(request, false);
+    return FinishReason::kNone;
+  }
+  const std::span<const uint32_t> allowed = mask ? std::span(*mask) : std::span<const uint32_t>();
+  const int32_t id = job.sampler->sample({logits, width}, job.ids, allowed);
   const bool is_end = std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
   std::optional<Logprobs> logprobs;
   if (options.logprobs && !is_end) {
-    logprobs = logprobs_.read({logits, static_cast<size_t>(row_width())}, id, *options.logprobs);
+    logprobs = logprobs_.read({logits, width}, id, *options.logprobs);
   }
   if (!is_end) job.ids.push_back(id);
   {
     const Lock lock(fork_safe_mutex());
-    count_step(request, true);
+    if (held) {  // its pass was counted
+      request.times_.tokens += request.has_first_ ? 1 : 0;
+      request.has_first_ = true;
+    } else {
+      count_step(request, true);
+    }
     if (!is_end) {
       if (logprobs) request.logprobs_.push_back(std::move(*logprobs));
       request.generated_.push_back(id);
@@ -362,7 +406,8 @@ FinishReason Worker::next_rows(Job& job, const float* values, int64_t tokens) {
   if (job.wanted() == Wanted::kLogits) {
     // Of a text that is read again, after a fork or because memory ran out, the reader has the first rows.
     count = tokens;
-    known = std::clamp<int64_t>(request.handed_rows_ - (job.kv.length() - tokens), 0, count);
+    const int64_t first = job.kv.length() - tokens - request.options.first_row;
+    known = std::clamp<int64_t>(request.handed_rows_ - first, 0, count);
   }
   std::vector<float> own(values + known * row_width(), values + count * row_width());
   const Lock lock(fork_safe_mutex());
@@ -381,6 +426,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
   const int64_t cached_bytes = cache.bytes();
+  const std::shared_ptr<Event> news = request.options.news;
   {
     const Lock lock(fork_safe_mutex());
     request.reason_ = reason;
@@ -390,8 +436,15 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
     stats.prefix_cache_bytes = cached_bytes;
+    // The reader knows from here on. What the request holds, such as an adapter, goes when the reader lets it go.
+    if (owned->request.use_count() > 1) owned->request.reset();
   }
-  request.options.news->notify();
+  news->notify();
+}
+
+void Worker::end(const Ends& ends) {
+  for (const auto& [job, reason] : ends.ended) end(job, reason);
+  for (const auto& [job, error] : ends.failed) end(job, FinishReason::kFailed, &error);
 }
 
 void Worker::end_all(FinishReason reason, const Error* error) {

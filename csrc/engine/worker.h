@@ -52,20 +52,29 @@ struct Worker {
 
  private:
   using Parts = std::vector<Scheduler::Part>;
+  struct Ends {
+    std::vector<std::pair<Job*, FinishReason>> ended;
+    std::vector<std::pair<Job*, Error>> failed;
+  };
 
   bool step();
   void collect();
+  void choose_held();
   void begin_waiting();
   int64_t draft(const Parts& parts, int64_t read);
   bool forward(const Parts& parts);
   void make_room(const Error& error);
   void hand_out(const Parts& parts);
+  template <typename Next>
+  void hand_out(Job* job, Ends& ends, Next next);
+  static std::shared_ptr<const TokenMask> mask_of(const Job& job);
   FinishReason next_tokens(Job& job, const float* logits);
-  FinishReason next_token(Job& job, const float* logits);
+  FinishReason next_token(Job& job, const float* logits, bool held);
   FinishReason next_rows(Job& job, const float* values, int64_t tokens);
   int64_t row_width() const;
   void count_step(Request& request, bool wrote) const;
   void end(Job* job, FinishReason reason, const Error* error = nullptr);
+  void end(const Ends& ends);
   void fail_parts(const Parts& parts, const Error& error);
 
   const EngineOptions options_;

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.bench_defaults import PROMPT_LENGTHS, REPLY_LENGTHS
 from gemlet.base.progress import Progress, reporting
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
@@ -126,8 +127,8 @@ def machine_info(model: Model) -> dict[str, Any]:
 def run_bench(
     model: Model,
     *,
-    prompt: Sequence[int] = (512,),
-    generate: Sequence[int] = (128,),
+    prompt: Sequence[int] = PROMPT_LENGTHS,
+    generate: Sequence[int] = REPLY_LENGTHS,
     depth: int = 0,
     repetitions: int = 5,
 ) -> list[BenchResult]:
@@ -146,8 +147,8 @@ def run_bench(
 def iter_bench(
     model: Model,
     *,
-    prompt: Sequence[int] = (512,),
-    generate: Sequence[int] = (128,),
+    prompt: Sequence[int] = PROMPT_LENGTHS,
+    generate: Sequence[int] = REPLY_LENGTHS,
     depth: int = 0,
     repetitions: int = 5,
     progress: Progress = False,

@@ -67,7 +67,7 @@ class Engines:
         return request.cached_tokens
 
     def files(self) -> list[Path]:
-        return sorted(self.folder.iterdir())
+        return sorted(path for path in self.folder.rglob("*") if not path.is_dir())
 
 
 @pytest.mark.parametrize("length", [1, 20, 64, 65, 700])
@@ -178,7 +178,8 @@ def test_the_folder_keeps_its_size(folder: Path) -> None:
 
 def test_foreign_files_stay(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
-    old = folder / ".gemlet-1-2.tmp"  # of a process that was killed
+    (folder / "3f").mkdir(mode=0o700)
+    old = folder / "3f" / ".gemlet-1-2.tmp"  # of a process that was killed
     old.write_bytes(b"half")
     os.utime(old, (0, 0))
     engines = Engines(folder)
@@ -259,3 +260,19 @@ def test_a_forked_child_has_a_cache_of_its_own(folder: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     engine.close()
     assert engines.cached(np.concatenate([IDS[:300], IDS[1000:1300]])) == 599
+
+
+def test_folders_inside_that_are_not_the_users_alone(folder: Path) -> None:
+    """A link, or one that others may write to, is not there."""
+    engines = Engines(folder)
+    engines.cached(IDS[:40])
+    (path,) = engines.files()
+    inside = path.parent
+    inside.chmod(0o777)
+    assert engines.cached(IDS[:40]) == 0
+    inside.chmod(0o700)
+    assert engines.cached(IDS[:40]) == 39
+    elsewhere = folder.parent / "elsewhere"
+    inside.rename(elsewhere)
+    inside.symlink_to(elsewhere)
+    assert engines.cached(IDS[:40]) == 0

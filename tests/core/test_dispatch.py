@@ -171,13 +171,14 @@ def test_a_forced_tier_is_the_one_that_runs(tier: str) -> None:
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-2)  # some tiers round activations to bf16
 
 
-@pytest.mark.parametrize("forced", ["sse9", "AVX2", "amx,avx2"])
+@pytest.mark.parametrize("forced", ["sse9", "AVX2", "amx,avx2", "avx2\udcff"])
 def test_forcing_a_missing_tier_is_an_error_that_names_the_tiers_there_are(forced: str) -> None:
     done = start_program(dispatch.load_the_demo, environment={"GEMLET_CPU": forced})
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("gemlet.errors.UnsupportedError: ")
-    assert f"'{forced}'" in last
+    shown = os.fsencode(forced).decode("utf-8", "backslashreplace")
+    assert f"'{shown}'" in last
     assert last.endswith(", ".join(INFO["tiers"]))
 
 

@@ -93,6 +93,17 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.logits([1, 2, 3]), logits)
 
 
+@pytest.mark.extra("hub")
+def test_the_bars_of_the_hub(tmp_path: Path) -> None:
+    """None here stands for a function."""
+    with hub(REPOSITORIES) as server:
+        for progress in (True, False, None):
+            environment = settings(server.url, tmp_path / str(progress))
+            shown = run_program(programs.bars, NAME, progress, environment=environment)
+            assert ("Fetching" in shown or "Download" in shown) is (progress is True), shown
+            assert bool(shown) is (progress is True)
+
+
 def repository_of(name: str) -> str:
     owner, rest = (
         name.split("huggingface.co/")[-1].removeprefix("hf.co/").removeprefix("hf://").split("/")[:2]

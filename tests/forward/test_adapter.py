@@ -149,7 +149,14 @@ def test_one_forward_pass_serves_adapters_of_experts(weights: str, count: int) -
 
 
 def test_ends_of_their_own_beside_an_embedding_on_disk(tmp_path: Path) -> None:
-    names = ["gemma3-saved", "gemma3-ends", "gemma3-tokens", "gemma3-plain"]
+    names = [
+        "gemma3-saved",
+        "gemma3-ends",
+        "gemma3-tokens",
+        "gemma3-plain",
+        "gemma3-dora-table",
+        "gemma3-bias",
+    ]
     gemlet.convert(HERE / "gemma3-270m", tmp_path / "packed", weights="q8", threads=1)
     found = []
     for on_disk in (False, True):

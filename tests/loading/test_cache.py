@@ -208,8 +208,9 @@ def test_a_cache_that_cannot_be_written(
     expected = logits_of(source)
     folder.parent.parent.mkdir()
     folder.parent.write_bytes(b"a file in its place")
-    with pytest.warns(UserWarning, match=r"cache=True: .*packed cannot be used \(Not a directory\)"):
+    with pytest.warns(UserWarning, match=r"cache=True: .*packed cannot be used \(Not a directory\)") as told:
         np.testing.assert_array_equal(logits_of(source, cache=True), expected)
+    assert told[0].filename == __file__  # where load() is called
     folder.parent.unlink()
 
     def full(descriptor: int, data: object) -> None:

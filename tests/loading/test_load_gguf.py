@@ -56,6 +56,25 @@ def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
         gemlet.load(tmp_path)
 
 
+def test_a_folder_with_parts_of_gguf_models_alone(tmp_path: Path) -> None:
+    for name in ("mmproj-model.gguf", "model-00002-of-00002.gguf"):
+        write_gguf(tmp_path / name, [gguf_entry("general.architecture", STRING, "clip")], {})
+    with pytest.raises(ModelFileError, match=r"only parts .*mmproj-model\.gguf, model-00002-of-00002\.gguf"):
+        gemlet.load(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "name"), [(4, "Q4_2"), (31, "Q4_0_4_4"), (38, "IQ4_NL_8_8")])
+def test_types_of_the_past_have_names(number: int, name: str, tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3_text")
+    path = write_gguf(tmp_path / "a.gguf", metadata(config), typed(tensors, "Q4_0"))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.0.ffn_up.weight") + len("blk.0.ffn_up.weight") + 4 + 2 * 8
+    data[at : at + 4] = number.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match=f"blk.0.ffn_up.weight is {name}.*take another file"):
+        gemlet.load(path)
+
+
 @pytest.mark.parametrize("family", BLOCKED)
 @pytest.mark.parametrize(
     ("kind", "weights"), [("Q8_0", "q8"), ("Q4_0", "q4"), ("BF16", "bf16"), ("F16", "f32")]

@@ -99,3 +99,24 @@ def test_errors_can_be_printed(folder: Any, capfd: pytest.CaptureFixture[str]) -
         gemlet.load(f"{folder}/not there")
     print(error.value, file=sys.stderr)
     assert "m\\udcff\\udce9 \\udcf0odel/not there" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (os.mkfifo, "not a regular file"),
+        (os.mkdir, "not a regular file"),
+        (lambda path: os.symlink("nowhere", path), "leads nowhere"),
+    ],
+    ids=["pipe", "folder", "link to nothing"],
+)
+def test_a_file_that_is_there_is_not_passed_over(
+    name: str, make: Callable[[Path], None], why: str, tmp_path: Path
+) -> None:
+    """The cache of the hub has such links where a download was lost. The file would have had tokens."""
+    folder = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "demo")
+    make(folder / name)
+    for read in (gemlet.load, gemlet.Tokenizer.from_file):
+        with pytest.raises(gemlet.ModelFileError, match=f"{name}.*{why}"):
+            read(folder)

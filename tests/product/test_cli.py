@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -10,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import gemlet
 from gemlet.cli import main
-from gemlet.cli.common import for_terminal, one_line, warnings_in_a_line
+from gemlet.cli.common import for_terminal, one_line, read_standard_input, warnings_in_a_line
 from support.commands import GEMLET, PATIENCE, PROMPT, failed, run
 
 # generate
@@ -37,6 +39,16 @@ def test_prompt_from_standard_input(ending: str) -> None:
     piped = json.loads(run("generate", "-", *options, stdin=(PROMPT + ending).encode()).stdout)
     assert piped["token_ids"] == given["token_ids"]
     assert piped["prompt_tokens"] == given["prompt_tokens"]
+
+
+def test_standard_input_is_read_up_to_what_a_context_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = io.BytesIO(b"x" * 1000)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=read))
+    with pytest.raises(gemlet.ContextLengthError, match="prompt: standard input has more than"):
+        read_standard_input("prompt", 99)
+    assert read.tell() == 100
+    read.seek(990)
+    assert read_standard_input("prompt", 10) == "x" * 10
 
 
 def test_json_for_machines() -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import gemlet
-from gemlet.cli import keyboard, main
+from gemlet.cli import chat, keyboard, main
 from gemlet.cli.common import for_terminal
 from gemlet.cli.history import History
+from gemlet.cli.parser import build_parser
 from gemlet.generation import Chunk, TextStream
 from support.commands import PROMPT, failed, run
 from support.terminal import on_terminal
@@ -286,3 +287,15 @@ def test_generate_says_that_it_does_not_chat() -> None:
     assert run("generate", PROMPT, "--model", folder, "--max-tokens", "2").stderr == note
     turn = "<start_of_turn>user\nWho is there?<end_of_turn>\n<start_of_turn>model\n"
     assert run("generate", turn, "--model", folder, "--max-tokens", "2").stderr == b""
+
+
+def test_a_thought_has_room() -> None:
+    from_line = build_parser().parse_args
+    for words, tokens in (
+        (["chat"], 1024),
+        (["chat", "--max-tokens", "7"], 7),
+        (["chat", "--thinking"], None),
+        (["chat", "--system", "<|think|> Be brief."], None),
+        (["chat", "--thinking", "--max-tokens", "7"], 7),
+    ):
+        assert chat._options(from_line(words)).get("max_tokens") == tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import gemlet
+from support.commands import run
 
 OPTIONS: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
 TEXT = "The wind blew over the hills and the old house was dark. " * 20
@@ -28,6 +30,20 @@ def test_on_in_memory_by_default() -> None:
     with gemlet.load(threads=1, prefix_cache=False) as model:
         assert cached(model) == cached(model) == 0
         assert model.memory()["prefix_cache"] == 0
+
+
+def test_texts_of_another_salt_are_not_seen() -> None:
+    with gemlet.load(threads=1) as model:
+        assert cached(model, cache_salt="one") == 0
+        assert cached(model, cache_salt="one") > 0
+        assert cached(model, cache_salt="two") == cached(model) == 0
+        assert model.explain_prefix(TEXT, cache_salt="one").cached_tokens > 0
+        assert model.explain_prefix(TEXT, cache_salt="three").cached_tokens == 0
+        for salt in ("", "x" * 257, 5, True, b"x"):
+            with pytest.raises(
+                gemlet.InvalidRequestError, match=r"cache_salt: got .*, expected None, or 1 to 256"
+            ):
+                model.generate("x", cache_salt=salt)
 
 
 def test_a_size_is_kept_and_counts_in_the_plan() -> None:
@@ -131,3 +147,21 @@ def test_the_report_of_a_chat() -> None:
         assert report.before.endswith("Who")
         assert report.cached_tokens == report.common_tokens > 3
         assert model.explain_prefix(first).byte is None
+
+
+def test_the_command_line_goes_on_too(tmp_path: Path) -> None:
+    asked = (
+        "chat",
+        "--json",
+        "--max-tokens",
+        "3",
+        "--prefix-cache",
+        str(tmp_path / "texts"),
+        "Who was at the door?",
+    )
+    found = []
+    for _ in range(2):
+        done = run(*asked)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert [one["cached_tokens"] for one in found] == [0, found[0]["prompt_tokens"] - 1]

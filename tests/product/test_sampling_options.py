@@ -82,6 +82,17 @@ def test_greedy_text_is_that_of_the_definition(model: gemlet.Model, options: dic
         assert text != greedy(model, max_tokens=16).token_ids
 
 
+def test_a_breaker_may_be_several_tokens(model: gemlet.Model) -> None:
+    """The prompt ends with the breaker: no repetition reaches across it to the first token."""
+    free = greedy(model, max_tokens=1).token_ids
+    dry: dict[str, Any] = {"max_tokens": 1, "dry_multiplier": 50, "dry_allowed_length": 1}
+    assert greedy(model, **dry, dry_sequence_breakers=[]).token_ids != free
+    for breaker in (" and", "a and", "e sea and", "the sea and the sea and"):
+        assert greedy(model, **dry, dry_sequence_breakers=[breaker]).token_ids == free, breaker
+    for other in ("sea", "x and", "sea andes"):
+        assert greedy(model, **dry, dry_sequence_breakers=[other]).token_ids != free, other
+
+
 def test_a_strong_bias_decides(model: gemlet.Model) -> None:
     assert greedy(model, logit_bias={77: 100}).token_ids == [77] * 24
     assert greedy(model, logit_bias={"77": 100}).token_ids == [77] * 24

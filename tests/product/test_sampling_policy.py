@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gemlet.base.sampling_options import OPTIONS
 from gemlet.generation.options import GenerationOptions
 from support.gguf_models import convert_folder
 from support.tiny_models import CONFIGS, write_folder
-from support.tokenizer_files import ARRAY, I32, gguf_entry
+from support.tokenizer_files import ARRAY, BOOL, I32, gguf_entry
 
 PROMPT = [2, 17, 5, 80]
 
@@ -87,6 +88,29 @@ def test_what_gemlet_does_not_do_is_said_once(tmp_path: Path, caplog: pytest.Log
         greedy(model)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "asks for num_beams=3, eta_cutoff=0.9, which gemlet does not do" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"add_bos_token": False}, {"add_bos_token": False}),
+        ({"add_eos_token": True, "add_bos_token": True}, {"add_eos_token": True}),
+        ({"add_bos_token": True, "add_eos_token": False}, {}),
+        ({"add_bos_token": None}, {}),
+    ],
+)
+def test_ends_that_tokenizers_do_not_add_are_said(
+    asked: dict[str, Any], said: dict[str, Any], tmp_path: Path
+) -> None:
+    path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
+    (path / "tokenizer_config.json").write_text(json.dumps(asked))
+    assert gemlet.inspect(path).not_followed == said
+
+
+def test_ends_that_gguf_files_ask_for_are_said(tmp_path: Path) -> None:
+    more = [gguf_entry("tokenizer.ggml.add_bos_token", BOOL, False)]
+    path = convert_folder(folder(tmp_path / "f"), tmp_path / "a.gguf", more=more)
+    assert gemlet.inspect(path).not_followed == {"add_bos_token": False}
 
 
 def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:

@@ -164,6 +164,22 @@ def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
         assert again.token_ids[: len(session.token_ids)] == session.token_ids
 
 
+def test_another_model_takes_the_messages_alone(model: gemlet.Model, tmp_path: Path) -> None:
+    """Its context may be shorter, and its vocabulary another one. A text is nothing but its tokens."""
+    talk, text = model.session(), model.session()
+    talk.chat(LONG, **OPTIONS)
+    text.generate("The door opened", **OPTIONS)
+    talk.save(tmp_path / "talk")
+    text.save(tmp_path / "text")
+    with gemlet.load(weights="q8", threads=1, max_context=64) as other:
+        assert other.load_session(tmp_path / "talk").messages == talk.messages
+        assert other.load_session(tmp_path / "text").token_ids == text.token_ids
+    with gemlet.load("tests/golden/gemma3-270m", threads=1) as other:
+        assert other.load_session(tmp_path / "talk").messages == talk.messages
+        with pytest.raises(gemlet.ModelFileError, match="vocabulary of 4096 tokens"):
+            other.load_session(tmp_path / "text")
+
+
 Change = Callable[[bytes], bytes]
 
 
@@ -197,7 +213,7 @@ def test_places_without_a_session(model: gemlet.Model, tmp_path: Path) -> None:
         model.load_session(tmp_path / "missing")
     with pytest.raises(gemlet.ModelFileError):
         model.load_session(tmp_path)
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(gemlet.ModelFileError, match="cannot be written: No such file"):
         model.session().save(tmp_path / "missing" / "talk")
 
 

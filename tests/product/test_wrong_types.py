@@ -45,6 +45,10 @@ MODULE_NAMES = {part for module in MODULES for part in module.split(".")}
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}<end_of_turn>{% endfor %}"
 
 
+def double(x: int) -> int:
+    return 2 * x
+
+
 @dataclass(frozen=True)
 class Loaded:
     model: gemlet.Model
@@ -64,6 +68,27 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
         yield Loaded(model, embedder, folder)
 
 
+def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(**arguments: Any) -> Any:
+        return asyncio.run(function(**arguments))
+
+    return with_parameters_of(function, call)
+
+
+def anew(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """What ``make`` gives, made for each call."""
+
+    def call(**arguments: Any) -> Any:
+        return make()(**arguments)
+
+    return with_parameters_of(make(), call)
+
+
+def with_parameters_of(function: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return call
+
+
 def calls(on: Loaded) -> dict[str, Call]:
     """Public name -> how it is called."""
     model, tokenizer, parser = on.model, on.tokenizer, chat.ReplyParser({"<a>": "turn_end"})
@@ -79,13 +104,20 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Model.stream": (model.stream, prompt),
         "gemlet.Model.chat": (model.chat, messages),
         "gemlet.Model.stream_chat": (model.stream_chat, messages),
-        "gemlet.Model.agenerate": (lambda **options: asyncio.run(model.agenerate(**options)), prompt),
+        "gemlet.Model.agenerate": (awaited(model.agenerate), prompt),
+        "gemlet.Model.achat": (awaited(model.achat), messages),
         "gemlet.Model.astream": (model.astream, prompt),
-        "gemlet.Model.achat": (lambda **options: asyncio.run(model.achat(**options)), messages),
         "gemlet.Model.astream_chat": (model.astream_chat, messages),
         "gemlet.Model.session": (model.session, {}),
         "gemlet.Model.load_session": (model.load_session, {"path": on.folder / "none"}),
-        "gemlet.Model.explain_prefix": (model.explain_prefix, {"prompt": "a"}),
+        "gemlet.Model.explain_prefix": (model.explain_prefix, {"prompt": [2, 3]}),
+        "gemlet.Session.generate": (anew(lambda: model.session().generate), prompt),
+        "gemlet.Session.stream": (anew(lambda: model.session().stream), prompt),
+        "gemlet.Session.chat": (anew(lambda: model.session().chat), {"message": "Hi", "max_tokens": 1}),
+        "gemlet.Session.stream_chat": (anew(lambda: model.session().stream_chat), {"message": "Hi"}),
+        "gemlet.Model.score": (model.score, {"text": "a b"}),
+        "gemlet.Model.choose": (model.choose, {"prompt": "a", "choices": ["b"]}),
+        "gemlet.Model.log_likelihoods": (model.log_likelihoods, {"prompt": "a", "choices": ["b"]}),
         "gemlet.Model.embed": (on.embedder.embed, {"texts": [[2, 3]]}),
         "gemlet.Model.logits": (model.logits, {"ids": [2]}),
         "gemlet.Model.load_adapter": (model.load_adapter, {"path": on.folder / "none"}),
@@ -136,8 +168,24 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.config.shape_config": (config.shape_config, {"name": "gemma3-1b"}),
         "gemlet.config.TextConfig.to_core": (model.config.to_core, {"weights": "f32"}),
     }
+    session = model.session()
+    found |= {
+        "gemlet.Session.save": (session.save, {"path": on.folder / "none" / "a"}),
+        "gemlet.Model.session": (model.session, {}),
+    }
+    found["gemlet.chat.GemmaFormat"] = type(chat.GEMMA), {}
     template = chat.chat_format_for("gemma3_text", tokenizer, template=TEMPLATE)
-    formats = (chat.GEMMA, chat.gemma4_format(), chat.FUNCTION_GEMMA, template)
+    judge = chat.SHIELD_GEMMA.with_values(guideline="No.")
+    translate = chat.TranslateGemmaFormat({"de": "German"}).with_values(
+        source_lang_code="de", target_lang_code="de"
+    )
+    found |= {
+        "gemlet.chat.describe_function": (chat.describe_function, {"function": double}),
+        "gemlet.chat.GemmaFormat": (chat.GemmaFormat, {}),
+        "gemlet.chat.ShieldGemmaFormat.with_values": (judge.with_values, {"guideline": "No."}),
+        "gemlet.chat.TranslateGemmaFormat.with_values": (translate.with_values, {"source_lang_code": "de"}),
+    }
+    formats = (chat.GEMMA, chat.gemma4_format(), chat.FUNCTION_GEMMA, template, judge, translate)
     for chat_format in formats:
         kind = f"gemlet.chat.{type(chat_format).__name__}"
         assert chat_format is not None
@@ -152,6 +200,7 @@ def calls(on: Loaded) -> dict[str, Call]:
                 chat_format.reply_parser,
                 {"tokenizer": tokenizer, "prompt_ids": [2]},
             ),
+            f"{kind}.call_grammar": (chat_format.call_grammar, {"tools": [{"name": "f"}]}),
             f"{kind}.segments": (
                 chat_format.segments,
                 {"messages": [USER], "tools": None, "thinking": False, "add_generation_prompt": True},
@@ -160,9 +209,19 @@ def calls(on: Loaded) -> dict[str, Call]:
     return found
 
 
-# What gemlet alone calls, and what takes any values.
+# What gemlet alone calls, what takes any values, and what writes a file and raises what open() does.
 NOT_CALLED = {
-    *("Model", "TextStream", "Tokenizer", "StreamDecoder", "Sampler"),
+    *(
+        "Model",
+        "Session",
+        "Session.load",
+        "Session.save",
+        "TextStream",
+        "AsyncTextStream",
+        "Tokenizer",
+        "StreamDecoder",
+        "Sampler",
+    ),
     *("GenerationConfig.replace", "TemplateFormat.with_values"),
 }
 

@@ -92,7 +92,6 @@ def test_errors(client: Any) -> None:
         client.chat(model="llama3", messages=QUESTION)
     assert error.value.status_code == 404
     for more in (
-        {"format": "json"},
         {"options": {"num_ctx": 10**6}},
         {"options": {"mirostat": 2}},
         {"options": {"num_predict": -3}},

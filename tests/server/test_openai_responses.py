@@ -119,7 +119,7 @@ def test_items_become_messages() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("text", {"format": {"type": "json_object"}}),
+        ("text", {"format": {"type": "xml"}}),
         ("background", True),
         ("truncation", "auto"),
         ("tools", [{"type": "web_search"}]),

@@ -70,6 +70,17 @@ def test_models_and_adapters(several: RunningServer) -> None:
         assert answer.json["model"] == name
 
 
+def test_the_deep_check(several: RunningServer) -> None:
+    from gemlet.server import operations
+
+    before = several.server.app.service.models.loaded[0][1].stats()["generated_tokens"]
+    assert several.ask("GET", "/health?deep=1").json == {"status": "ok"}
+    assert several.server.app.service.models.loaded[0][1].stats()["generated_tokens"] == before + 1
+    with mock.patch.object(operations, "_DEADLINE", 0.0):
+        assert several.ask("GET", "/health?deep=1").status == 503
+        assert several.ask("GET", "/health").status == 200
+
+
 def test_a_path_of_this_machine_is_not_told(several: RunningServer) -> None:
     for path, body in (
         ("/v1/completions", {"model": "tiny", "prompt": "text"}),
@@ -187,6 +198,9 @@ def test_metrics() -> None:
         assert value(f"{prefix}:prompt_tokens_total", **model) == 2 * usage["prompt_tokens"]
         assert value(f"{prefix}:request_success_total", **model, finished_reason="length") == 2
         assert value(f"{prefix}:time_to_first_token_seconds_count", **model) == 2
+        assert value(f"{prefix}:num_requests_running", **model) == 0
+        assert value(f"{prefix}:steps_total", **model) >= 10
+        assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
         assert value(f"{prefix}:e2e_request_latency_seconds_count", **model) == 2
     assert value("gemlet:http_responses_total", route=CHAT, status="200") == 2
     assert value("gemlet:http_responses_total", route=CHAT, status="400") == 1
@@ -215,14 +229,14 @@ def test_unknown_fields(server: RunningServer) -> None:
     assert server.post(CHAT, {**body, "surprise": None, "other": [], "more": {}}).status == 200
     with serving(Settings(unknown_fields="ignore")) as open_:
         assert open_.post(CHAT, {**body, "temprature": 0.5}).status == 200
-        assert open_.post(CHAT, {**body, "response_format": {"type": "json_object"}}).status == 400
+        assert open_.post(CHAT, {**body, "guided_regex": "x"}).status == 400
 
 
 def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
     body = {"messages": QUESTION, "max_tokens": 1}
     for name, value in {
-        "response_format": {"type": "json_object"},
-        "structured_outputs": {"json": {}},
+        "grammar": "start: x",
+        "guided_json": {"type": "object"},
         "best_of": 2,
         "functions": [{"name": "f"}],
         "web_search_options": {"x": 1},
@@ -250,7 +264,7 @@ def test_the_published_document(server: RunningServer) -> None:
     body = found["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["required"] == ["messages"]
     assert body["properties"]["n"] == {"type": "integer", "minimum": 1, "maximum": 16}
-    assert "response_format" not in body["properties"]
+    assert "best_of" not in body["properties"]
     assert "user" not in body["properties"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -130,6 +131,8 @@ def test_only_these_need_no_key(locked: tuple[RunningServer, str]) -> None:
     server, key = locked
     assert server.ask("GET", "/health").status == 200
     assert server.ask("GET", "/ready").status == 200
+    assert server.ask("GET", "/health?deep=1").status == server.ask("GET", "/ready?x").status == 401
+    assert server.ask("GET", "/health?deep=1", key=key).status == 200
     for path in ("/health", "/ready"):
         assert server.ask("HEAD", path).status == server.ask("POST", path).status == 401
     assert server.ask("GET", "/v1/models", key=key).status == 200
@@ -270,11 +273,42 @@ def test_a_body_that_is_too_large() -> None:
         assert server.running() == 0
 
 
-@pytest.mark.parametrize("open_", ["[", '{"a":', '[{"a":['])
-def test_json_that_is_nested_too_deep(server: RunningServer, open_: str) -> None:
-    body = b'{"messages": ' + open_.encode() * 100_000
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}"), ('[{"a":[', "]}]")])
+@pytest.mark.parametrize("times", [64, 500, 5_000, 100_000])
+def test_json_that_is_nested_too_deep(server: RunningServer, start: str, end: str, times: int) -> None:
+    body = f'{{"messages": {start * times}1{end * times}}}'.encode()
     answer = server.post("/v1/chat/completions", body)
-    assert (answer.status, answer.error["code"]) == (400, "too_deep")
+    assert answer.status == 400
+    assert answer.error["code"] in (("too_deep",) if times < 100_000 else ("too_deep", "invalid_json"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 4_000_000,
+        b'{"a":' * 1_000_000,
+        b'{"a": [' + b"[]," * 2_000_000 + b"1]}",
+        b'{"a": [' + b'"a",' * 2_000_000 + b"1]}",
+        b'{"a": "' + b'\\"' * 4_000_000 + b'"}',
+        b'{"a": "' + b"[" * 4_000_000 + b'"}',
+        b'"' * 8_000_000,
+        b'"\\' * 4_000_000,
+        b"-" * 8_000_000,
+        b'{"a": ' + b"9" * 8_000_000 + b"}",
+        b'{"a": ' + b"1e" * 4_000_000 + b"}",
+        b" " * 8_000_000,
+    ],
+    ids=range(12),
+)
+def test_no_body_takes_long_to_parse(data: bytes) -> None:
+    """While it is parsed, everybody else waits."""
+    from gemlet.server.bodies import parse
+    from gemlet.server.problems import Problem
+
+    started = time.process_time()
+    with contextlib.suppress(Problem):
+        parse(data)
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -289,6 +323,30 @@ def test_what_is_no_json_object(server: RunningServer, body: bytes) -> None:
 def test_a_compressed_body(server: RunningServer) -> None:
     answer = server.post("/v1/chat/completions", b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
     assert answer.status == 415
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_one_key_does_not_see_what_another_has_in_the_cache(
+    locked: tuple[RunningServer, str], path: str
+) -> None:
+    from gemlet.server.keys import KeyStore
+
+    server, _ = locked
+    store = KeyStore(server.server.app.service.settings.keys)
+    one, other = store.create(f"one of {path}"), store.create(f"another of {path}")
+    store.close()
+    body = {"messages": QUESTION} if "chat" in path else {"input": "Who is there?"}
+
+    def cached(key: str, **more: str) -> int:
+        usage = server.post(path, {**body, **more}, key=key).json["usage"]
+        details = usage.get("prompt_tokens_details") or usage["input_tokens_details"]
+        return int(details["cached_tokens"])
+
+    assert cached(one) == 0
+    assert cached(one) > 0
+    assert cached(other) == 0
+    assert cached(one, cache_salt="mine") == 0
+    assert cached(one, cache_salt="mine") > 0
 
 
 # --- pickle, metrics, logs ----------------------------------------------------------------------------------

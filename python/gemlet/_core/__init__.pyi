@@ -530,6 +530,14 @@ class Request:
         """
         Ends the text at the next opportunity.
         """
+    def set_mask(
+        self,
+        position: typing.SupportsInt | typing.SupportsIndex,
+        mask: typing.Annotated[numpy.typing.ArrayLike, numpy.uint32] | None,
+    ) -> None:
+        """
+        Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the lowest first; None: all. The engine chooses none before.
+        """
     def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32]]:
         """
         What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', 'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding. Does not wait. Raises the error that ended it.
@@ -592,9 +600,11 @@ class Engine:
         most_unread: typing.SupportsInt | typing.SupportsIndex = 16,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
         logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
+        first_row: typing.SupportsInt | typing.SupportsIndex = 0,
+        masked: bool = False,
     ) -> Request:
         """
-        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token, 'embedding' is for models that make embeddings.
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for Request.set_mask().
         """
     def wait(
         self,

@@ -23,6 +23,7 @@ __all__: list[str] = [
     "distribution",
     "forward",
     "guard_memory",
+    "guess",
     "kernel_attention",
     "kernel_blocks",
     "kernel_entries",
@@ -39,6 +40,7 @@ __all__: list[str] = [
     "rope_table",
     "taps",
     "weight_formats",
+    "write_with_drafts",
 ]
 
 class MatmulRun:
@@ -144,6 +146,15 @@ def forward(steps: collections.abc.Sequence[Step]) -> list[numpy.typing.NDArray[
 def guard_memory() -> None:
     """
     Models that are made from now on keep their memory closed while no operation of the backend runs. The process crashes when anything else reads or writes there.
+    """
+
+def guess(
+    ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    lengths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    most: typing.SupportsInt | typing.SupportsIndex,
+) -> list[list[int]]:
+    """
+    What one lookup proposes after so many first ids of a text, in turn.
     """
 
 def kernel_attention(
@@ -265,4 +276,13 @@ def taps(
 def weight_formats() -> list[str]:
     """
     The formats of weights in memory.
+    """
+
+def write_with_drafts(
+    texts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    prompts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    seconds_of: typing.Any,
+) -> tuple[list[float], int, int]:
+    """
+    How long the engine's choice of guesses would take to write texts, whose first tokens are prompts, together: seconds until the end of each, tokens that were guessed and those that were right. seconds_of(rows): the time of a step.
     """

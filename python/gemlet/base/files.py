@@ -10,7 +10,7 @@ import stat
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, ModelFileError
 
-__all__ = ["check_links", "checked_path", "no_waiting", "own_path", "read_from_start"]
+__all__ = ["check_links", "checked_path", "is_there", "no_waiting", "own_path", "read_from_start"]
 
 _MAX_PATH = 4096  # bytes
 MAX_JSON_BYTES = 10 * 1024 * 1024
@@ -78,6 +78,21 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
     if data is None or len(data) > max_bytes:
         raise ModelFileError(f"{where}: larger than {max_bytes} bytes; expected a small JSON file")
     return data
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file. Raises :class:`ModelFileError` for a link that leads nowhere, as in a cache
+    that lost a part, and for a folder or a pipe in its place: to pass these over could change the model.
+
+    >>> is_there("README.md"), is_there("no such file")
+    (True, False)
+    """
+    if os.path.isfile(path):
+        return True
+    if os.path.lexists(path):
+        kind = "is a link that leads nowhere" if not os.path.exists(path) else "is not a regular file"
+        raise ModelFileError(f"{os.fspath(path)}: {kind}")
+    return False
 
 
 _READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")  # how the names of files that may be read end

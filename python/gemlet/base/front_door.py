@@ -43,31 +43,61 @@ def public(function: _Function) -> _Function:
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
     known = frozenset(names)
+    is_coroutine = inspect.iscoroutinefunction(function)
     defaults = {p.name: p.default for p in parameters if p.default not in (p.empty, None)}
+
+    def prepared(
+        arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not takes_all and not options.keys() <= known:
+            raise _unknown(function, next(name for name in options if name not in known), names)
+        if any(value is None for value in options.values()):
+            options = {n: v for n, v in options.items() if v is not None or n not in defaults}
+        if any(value is None for value in arguments):
+            given = [defaults.get(n) if v is None else v for n, v in zip(names, arguments, strict=False)]
+            arguments = (*given, *arguments[len(given) :])
+        return arguments, options
 
     @functools.wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:
         try:
-            if not takes_all and not options.keys() <= known:
-                raise _unknown(function, next(name for name in options if name not in known), names)
-            if any(value is None for value in options.values()):
-                options = {n: v for n, v in options.items() if v is not None or n not in defaults}
-            if any(value is None for value in arguments):
-                given = [defaults.get(n) if v is None else v for n, v in zip(names, arguments, strict=False)]
-                arguments = (*given, *arguments[len(given) :])
+            arguments, options = prepared(arguments, options)
+            if is_coroutine:
+                return _later(function, arguments, options)
             return function(*arguments, **options)
-        except GemletError as error:
-            if os.environ.get("GEMLET_TRACEBACK") == "full":
-                raise
-            raise _without_frames(error)  # noqa: B904  the same error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError):
-            wrong = wrong_argument(function, arguments, options)
-            if wrong is None:
-                raise
-            raise InvalidRequestError(wrong) from None
+        except _JUDGED as error:
+            raise _judged(error, function, arguments, options)  # noqa: B904  most often the same error
 
     checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
     return cast(_Function, checked)
+
+
+async def _later(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    try:
+        return await function(*arguments, **options)
+    except _JUDGED as error:
+        raise _judged(error, function, arguments, options)  # noqa: B904
+
+
+# What a wrong argument may raise.
+_JUDGED = (
+    *(GemletError, TypeError, ValueError, LookupError),
+    *(AttributeError, ArithmeticError, RuntimeError),
+)
+
+
+def _judged(
+    error: Exception, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> Exception:
+    """What a public function raises where ``error`` was raised inside."""
+    if isinstance(error, GemletError):
+        return error if os.environ.get("GEMLET_TRACEBACK") == "full" else _without_frames(error)
+    wrong = wrong_argument(function, arguments, options)
+    if wrong is None:
+        return error
+    found = InvalidRequestError(wrong)
+    found.__suppress_context__ = True
+    return found
 
 
 # What other tools have an argument for -> how it is done here.

@@ -26,9 +26,17 @@ def show(value: object, limit: int = 80) -> str:
 
 
 def show_argument(value: object) -> str:
-    """``repr(value)``, cut short, for error messages; survives objects that cannot be shown."""
+    """``repr(value)``, cut short, for error messages; survives objects that cannot be shown, and looks only
+    at the beginning of what is long.
+
+    >>> show_argument([5] * 1_000_000)
+    '[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5...'
+    """
+    short = reprlib.Repr()
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = short.maxdeque = 80
+    short.maxstring = short.maxother = short.maxlong = 400
     try:
-        text = repr(value)
+        text = short.repr(value)
     except Exception:  # a foreign __repr__ may raise anything (so may an integer of a million digits)
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -7,6 +7,8 @@ sandbox and in a process of its own (:mod:`.template_process`).
 - :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
 - :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
 - :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`);
+- :data:`SHIELD_GEMMA`: ShieldGemma, which judges texts by a guideline (:mod:`.shieldgemma`);
+- :class:`TranslateGemmaFormat`: TranslateGemma (:mod:`.translategemma`);
 - :class:`TemplateFormat`: a template of the model's own (:mod:`.template_format`).
 
 The other direction, from a reply's tokens to its text, its reasoning and its tool calls, is
@@ -16,9 +18,10 @@ The other direction, from a reply's tokens to its text, its reasoning and its to
 
 from __future__ import annotations
 
-from gemlet.chat.base import ChatFormat, Segments
+from gemlet.chat.base import CallGrammar, ChatFormat, Segments
 from gemlet.chat.choice import chat_format_for
 from gemlet.chat.functiongemma import FUNCTION_GEMMA, FunctionGemmaFormat
+from gemlet.chat.functions import describe_function
 from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.reply import (
@@ -30,16 +33,21 @@ from gemlet.chat.reply import (
     ReplyEvent,
     ReplyParser,
     ToolCall,
+    ToolCallPiece,
     collect,
 )
 from gemlet.chat.reply_readers import TextReplyParser, TokenReplyParser
+from gemlet.chat.shieldgemma import SHIELD_GEMMA, ShieldGemmaFormat
 from gemlet.chat.template_format import TemplateFormat
 from gemlet.chat.templates import gemma4_format, read_chat_template
+from gemlet.chat.translategemma import TranslateGemmaFormat
 
 __all__ = [
     "FUNCTION_GEMMA",
     "GEMMA",
     "GEMMA4_MARKERS",
+    "SHIELD_GEMMA",
+    "CallGrammar",
     "ChatFormat",
     "Content",
     "FunctionGemmaFormat",
@@ -52,12 +60,16 @@ __all__ = [
     "ReplyEvent",
     "ReplyParser",
     "Segments",
+    "ShieldGemmaFormat",
     "TemplateFormat",
     "TextReplyParser",
     "TokenReplyParser",
     "ToolCall",
+    "ToolCallPiece",
+    "TranslateGemmaFormat",
     "chat_format_for",
     "collect",
+    "describe_function",
     "gemma4_format",
     "read_chat_template",
 ]

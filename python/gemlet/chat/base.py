@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.chat.messages import check_flags, checked_tools
 from gemlet.chat.reply_readers import TokenReplyParser
-from gemlet.errors import ContextLengthError, InvalidRequestError
+from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["ChatFormat", "Segments"]
+__all__ = ["CallGrammar", "ChatFormat", "Segments"]
 
 Messages = Sequence[Mapping[str, Any]]
-Tools = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
 
 
 class Segments(list[tuple[str, bool]]):
@@ -37,6 +38,22 @@ class Segments(list[tuple[str, bool]]):
     def text(self, text: str) -> None:
         """Appends ``text``, in which no control token is seen, whatever it spells."""
         self.append((text, False))
+
+
+@dataclass(frozen=True)
+class CallGrammar:
+    """A grammar of replies that call functions.
+
+    Attributes:
+        lark: its text; the rule of the whole reply is ``start``.
+        control: the control tokens that stand in it by their names.
+
+    >>> CallGrammar('start: "[now()]"', ()).control
+    ()
+    """
+
+    lark: str
+    control: tuple[str, ...]
 
 
 class ChatFormat(ABC):
@@ -77,7 +94,15 @@ class ChatFormat(ABC):
         """
 
     @abstractmethod
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
         """What reads the reply to a prompt: token ids in, text, reasoning and tool calls out.
 
         It begins in the state in which the prompt ends: after an empty thought, inside an open one, behind
@@ -86,6 +111,9 @@ class ChatFormat(ABC):
         Args:
             tokenizer: the model's.
             prompt_ids: the prompt, as of :meth:`encode_chat`.
+            tools: those of the prompt. Where calls have no tokens of their own, the text of a reply to a
+                prompt with tools is searched for them.
+            pieces: give calls while they are written, too (:class:`ToolCallPiece`).
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA
@@ -94,6 +122,25 @@ class ChatFormat(ABC):
         >>> GEMMA.reply_parser(tokenizer, prompt).push(tokenizer.encode("Nobody", add_bos=False)[:1])
         [Content(text='No')]
         """
+
+    @public
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        """What a reply has to look like that calls one or more of the functions ``names``; of a single one,
+        just once.
+
+        Args:
+            tools: as of :meth:`render`.
+            names: those of functions in ``tools``; None for all of them.
+
+        Raises:
+            UnsupportedError: the format has no calls.
+            InvalidRequestError: a malformed tool, or none of the names is one.
+
+        >>> from gemlet.chat import GEMMA
+        >>> GEMMA.call_grammar([{"name": "now"}, {"name": "then"}], ["now"]).lark.splitlines()[1:3]
+        ['start: "[" call "]"', 'call: "now(" "" ")"']
+        """
+        raise UnsupportedError(f"tools: the chat format {self.name} has no calls of its own")
 
     @public
     def render(
@@ -113,7 +160,8 @@ class ChatFormat(ABC):
         Args:
             messages: the conversation so far; at least one message.
             add_generation_prompt: end with the beginning of the model's turn.
-            tools: functions the model may call, ``{"type": "function", "function": {...}}`` each.
+            tools: functions the model may call: ``{"type": "function", "function": {...}}``, or only what
+                stands behind ``"function"``, or Python functions (:func:`gemlet.chat.describe_function`).
             thinking: let the model think before it answers.
             continue_final_message: the last message is the beginning of the model's reply, which the model
                 goes on with: its turn is left open, without white space at its end. There is no prompt for

@@ -11,7 +11,7 @@ from gemlet.chat.gemma import GEMMA
 from gemlet.chat.gemma4 import Gemma4Format
 from gemlet.chat.template_probes import format_of_template
 from gemlet.chat.template_process import EXTRA, can_run_templates
-from gemlet.chat.templates import gemma4_format, is_published_template
+from gemlet.chat.templates import gemma4_format, is_published_template, special_format
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["chat_format_for"]
@@ -70,6 +70,8 @@ def chat_format_for(
         if tokenizer.token_id(_CALLS) is not None and (template is None or _CALLS in template):
             known = FUNCTION_GEMMA
         is_published = template is None or is_published_template(template)
+        if template is not None and (special := special_format(template)) is not None:
+            known, is_published = special, True
     elif model_type in _GEMMA4_TYPES:
         found = gemma4_format(template, per_layer_inputs=per_layer_inputs)
         known, is_published = found, found is not None and found.is_exact

@@ -29,7 +29,8 @@ from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
+from gemlet.chat.call_grammar import named_tools, native_grammar
 from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
@@ -146,8 +147,19 @@ class FunctionGemmaFormat(ChatFormat):
         return out
 
     @public
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        return TokenReplyParser(tokenizer, REPLY_MARKERS, prompt_ids)
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        return native_grammar(*named_tools(tools, names), _TOKENS)
+
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
+        return TokenReplyParser(tokenizer, REPLY_MARKERS, prompt_ids, pieces=pieces)
 
 
 class _Writer(Segments):

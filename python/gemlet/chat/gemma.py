@@ -12,6 +12,9 @@ The text is that of the official templates for user and assistant in turn, and o
 a system message in front as well: it, two line breaks and the text of the user, even where either is blank.
 Where the templates raise, drop a text or write a role that no model knows, gemlet does what the conversation
 means: a system message goes in front of the user's turn, messages of one role in a row become one turn.
+
+Tools are no part of the templates. They are described in front of the first words of the user, calls are text
+of the model, and results a turn of the user (:mod:`.prompted_tools`).
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.base.front_door import public
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
+from gemlet.chat.call_grammar import named_tools, python_grammar
 from gemlet.chat.conversation import read_conversation
-from gemlet.chat.messages import role_of, text_parts
+from gemlet.chat.gemma4_tools import ToolResult, read_calls, tool_name
+from gemlet.chat.messages import checked_tools, json_value, role_of, text_parts
+from gemlet.chat.prompted_tools import PromptedReplyParser, instruction, parameters_of, write_results
+from gemlet.chat.python_calls import write_calls
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -31,11 +38,16 @@ __all__ = ["GEMMA", "GemmaFormat"]
 
 _JOINT = "\n\n"  # between a system message and the user's, and between messages merged into one turn
 _SYSTEM = ("system", "developer")
-_ROLES = {"user": "user", "assistant": "model", "system": "user", "developer": "user"}
+_ROLES = {"user": "user", "assistant": "model", "system": "user", "developer": "user", "tool": "user"}
+_MARKERS = {"<start_of_turn>": "turn_start", "<end_of_turn>": "turn_end", "<eos>": "turn_end"}
 
 
 class GemmaFormat(ChatFormat):
-    """See :mod:`gemlet.chat.gemma`; there are no tools and there is no thinking.
+    """See :mod:`gemlet.chat.gemma`; there is no thinking.
+
+    Attributes:
+        prompts_tools: describe tools in the prompt, and look for calls in the reply. False: tools and calls
+            are refused, for they are no part of the templates.
 
     >>> GEMMA.render([{"role": "user", "content": "Hi"}])
     '<bos><start_of_turn>user\\nHi<end_of_turn>\\n<start_of_turn>model\\n'
@@ -45,20 +57,21 @@ class GemmaFormat(ChatFormat):
     markers = ("<bos>", "<start_of_turn>", "<end_of_turn>")
     ends = ("<end_of_turn>",)
 
+    prompts_tools = True
+
     @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
-        if tools:
-            raise UnsupportedError(
-                f"tools: the chat format {self.name} has none, that of Gemma 4 does; describe tools in text"
-            )
+        declared = checked_tools(tools)
+        if declared and not self.prompts_tools:
+            raise UnsupportedError(f"tools: this chat format {self.name} does not describe them")
         if thinking:
             raise UnsupportedError(f"thinking: the chat format {self.name} has none, that of Gemma 4 does")
         bos, turn_start, turn_end = self.markers
         out = Segments()
         out.marker(bos)
-        for role, text in self._turns(messages):
+        for role, text in self._turns(messages, declared):
             out.marker(turn_start)
             out.text(f"{role}\n{text}")
             out.marker(turn_end)
@@ -69,35 +82,87 @@ class GemmaFormat(ChatFormat):
         return out
 
     @public
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        kinds = {"<start_of_turn>": "turn_start", "<end_of_turn>": "turn_end", "<eos>": "turn_end"}
-        return TokenReplyParser(tokenizer, kinds, prompt_ids)
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        return python_grammar(*named_tools(tools, names))
 
-    def _turns(self, messages: Messages) -> list[tuple[str, str]]:
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
+        declared = checked_tools(tools)
+        if not declared:
+            return TokenReplyParser(tokenizer, _MARKERS, prompt_ids)
+        parameters = parameters_of(declared)
+        return PromptedReplyParser(tokenizer, _MARKERS, prompt_ids, parameters=parameters, pieces=pieces)
+
+    def _turns(self, messages: Messages, tools: Sequence[Any]) -> list[tuple[str, str]]:
         """``(role as the model knows it, text)`` of each turn, alternating."""
         turns: list[tuple[str, str]] = []
         conversation = read_conversation(messages)
         first = conversation[0][1]
+        asks = instruction(tools) if tools else ""
+        called: set[str] = set()
         for index, (where, message) in enumerate(conversation):
-            role, text = self._read(message, where)
-            if turns and turns[-1][0] == role:
-                parts = [turns.pop()[1], text]
-                if not (index == 1 and first["role"] in _SYSTEM and message["role"] == "user"):
-                    parts = [part for part in parts if part.strip()]
-                text = _JOINT.join(parts)
-            turns.append((role, text))
+            role, text = self._read(message, where, called)
+            if asks and message["role"] not in _SYSTEM:  # the first words of the user, or of the model
+                if role == "user":
+                    text = f"{asks}\n{text}"
+                else:
+                    self._add(turns, "user", asks)
+                asks = ""
+            keeps_blank = index == 1 and first["role"] in _SYSTEM and message["role"] == "user"
+            self._add(turns, role, text, keeps_blank=keeps_blank)
+        if asks:
+            self._add(turns, "user", asks)
         return turns
 
-    def _read(self, message: Mapping[str, Any], where: str) -> tuple[str, str]:
-        role = role_of(message, where, tuple(_ROLES), self.name)
-        for key in ("tool_calls", "function_call"):
-            if message.get(key):
+    def _add(self, turns: list[tuple[str, str]], role: str, text: str, *, keeps_blank: bool = False) -> None:
+        """A turn of ``role``, or more text for the last one."""
+        if turns and turns[-1][0] == role:
+            parts = [turns.pop()[1], text]
+            text = _JOINT.join(part for part in parts if keeps_blank or part.strip())
+        turns.append((role, text))
+
+    def _read(self, message: Mapping[str, Any], where: str, called: set[str]) -> tuple[str, str]:
+        """The role and the text of a message; ``called`` are the names of the functions called so far."""
+        roles = tuple(role for role in _ROLES if role != "tool" or self.prompts_tools)
+        role = role_of(message, where, roles, self.name)
+        content = message.get("content")
+        if role == "tool":
+            result = _read_result(message, content, where)
+            if result.name not in called:
                 raise InvalidRequestError(
-                    f"{where}: the format {self.name} has no {key}; describe tools in text"
+                    f"{where} is the result of a tool, but no message before it calls it"
                 )
-        parts = text_parts(message.get("content"), where)
+            return _ROLES[role], write_results([result])
+        parts = text_parts(content, where)
         # The official templates trim each part of what user and model say, and take the system text as it is.
-        return _ROLES[role], "".join(parts if role in _SYSTEM else [part.strip() for part in parts])
+        text = "".join(parts if role in _SYSTEM else [part.strip() for part in parts])
+        for key in ("tool_calls", "function_call"):
+            if message.get(key) and (not self.prompts_tools or role != "assistant" or key == "function_call"):
+                raise InvalidRequestError(f"{where}: {key} in a message of the role {role}; expected none")
+        calls, _ = read_calls(message.get("tool_calls"), where)
+        called.update(call.name for call in calls)
+        if calls:
+            written = write_calls([(call.name, call.arguments) for call in calls])
+            text = f"{text}\n{written}" if text else written
+        return _ROLES[role], text
+
+
+def _read_result(message: Mapping[str, Any], content: Any, where: str) -> ToolResult:
+    name = message.get("name")
+    if name is None:
+        raise InvalidRequestError(
+            f"{where} is the result of a tool, but no call before it has its tool_call_id"
+        )
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        content = "".join(text_parts(content, where))
+    return ToolResult(tool_name(name, where), json_value(content, f"{where}.content"))
 
 
 GEMMA = GemmaFormat()

@@ -33,7 +33,8 @@ from typing import Any, Literal
 
 from gemlet.base.front_door import public
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
+from gemlet.chat.call_grammar import named_tools, native_grammar
 from gemlet.chat.conversation import read_conversation
 from gemlet.chat.gemma4_tools import (
     SchemaStyle,
@@ -158,8 +159,21 @@ class Gemma4Format(ChatFormat):
         return out
 
     @public
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
-        return TokenReplyParser(tokenizer, GEMMA4_MARKERS, prompt_ids, thought_end=self.revision.thought_end)
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        return native_grammar(*named_tools(tools, names), {})
+
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
+        return TokenReplyParser(
+            tokenizer, GEMMA4_MARKERS, prompt_ids, thought_end=self.revision.thought_end, pieces=pieces
+        )
 
     # --- writing --------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.base.text import show
+from gemlet.chat.functions import PythonTool
 from gemlet.chat.tool_calls import MAX_DEPTH
 from gemlet.errors import InvalidRequestError
 
@@ -60,12 +61,25 @@ def check_flags(**flags: object) -> None:
 
 
 def checked_tools(tools: Any) -> list[Any]:
-    """``tools`` as a list, empty for None."""
+    """``tools`` as a list in OpenAI's form, empty for None. A Python function is described, and what has its
+    name beside its ``parameters``, as in OpenAI's newer API, gets the form of the older one.
+
+    >>> checked_tools([{"name": "now"}])
+    [{'type': 'function', 'function': {'name': 'now'}}]
+    """
     if tools is None:
         return []
     if isinstance(tools, str | bytes | bytearray) or not isinstance(tools, Sequence):
         raise InvalidRequestError(f"tools: got {show(tools)}, expected a list of functions")
-    return list(tools)
+    return [_in_openai_form(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+
+
+def _in_openai_form(tool: Any, where: str) -> Any:
+    if callable(tool):
+        return PythonTool.of(tool, where).description
+    if isinstance(tool, Mapping) and "name" in tool and "function" not in tool:
+        return {"type": "function", "function": {key: tool[key] for key in tool if key != "type"}}
+    return tool
 
 
 def role_of(message: Mapping[str, Any], where: str, roles: Sequence[str], format_name: str) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gemlet.base.front_door import public
+from gemlet.chat.call_pieces import PieceWriter
 from gemlet.chat.loose_calls import repair_call
 from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
 
@@ -32,8 +33,19 @@ __all__ = [
     "ReplyEvent",
     "ReplyParser",
     "ToolCall",
+    "ToolCallPiece",
     "collect",
+    "new_call_id",
 ]
+
+
+def new_call_id() -> str:
+    """A random name for a call.
+
+    >>> new_call_id().startswith("call_")
+    True
+    """
+    return f"call_{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,28 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Any]
-    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}", compare=False, repr=False)
+    id: str = field(default_factory=new_call_id, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class ToolCallPiece:
+    """A piece of a call that the model is writing. The first has the name and no arguments. The call follows
+    as a :class:`ToolCall` of the same id, or as a :class:`MalformedToolCall` where it cannot be read.
+
+    Attributes:
+        name: the function.
+        arguments: a piece of the arguments; the pieces of a call add up to its arguments as JSON.
+        id: that of the call.
+
+    >>> from gemlet.chat import TextReplyParser
+    >>> parser = TextReplyParser(pieces=True)
+    >>> parser.push("<|tool_call>call:now{zone:2")
+    [ToolCallPiece(name='now', arguments=''), ToolCallPiece(name='now', arguments='{"zone": ')]
+    """
+
+    name: str
+    arguments: str
+    id: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -87,6 +120,7 @@ class MalformedToolCall:
     Attributes:
         raw: what the model wrote between the markers of the call.
         problem: what is wrong with it.
+        id: as of the pieces of the call, where there were any.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("<|tool_call>call:now{zone:<tool_call|>")[0].raw
@@ -95,9 +129,10 @@ class MalformedToolCall:
 
     raw: str
     problem: str
+    id: str = field(default="", compare=False, repr=False)
 
 
-ReplyEvent = Content | Reasoning | ToolCall | MalformedToolCall
+ReplyEvent = Content | Reasoning | ToolCallPiece | ToolCall | MalformedToolCall
 
 
 @dataclass(frozen=True)
@@ -158,6 +193,7 @@ _State = Literal[
     "over",  # the model's turn has ended, or another's begun; whatever follows is not part of the reply
 ]
 _CHANNEL = "thought"
+AsideKind = Literal["thought", "call"]
 
 
 class ReplyParser:
@@ -168,6 +204,7 @@ class ReplyParser:
     Args:
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
         thought_end: what the format puts between a thought and its end; not part of the reasoning.
+        pieces: give calls while they are written, too (:class:`ToolCallPiece`).
 
     >>> parser = ReplyParser(GEMMA4_MARKERS)
     >>> parser.begin()
@@ -178,8 +215,9 @@ class ReplyParser:
     """
 
     @public
-    def __init__(self, markers: Mapping[str, str], *, thought_end: str = "\n") -> None:
+    def __init__(self, markers: Mapping[str, str], *, thought_end: str = "\n", pieces: bool = False) -> None:
         self._markers = markers
+        self._pieces = pieces
         self._thought_end = thought_end
         self._state: _State = "content"
         self._after_turn: _State = "between"  # as long as the prompt is read, and "over" in the reply
@@ -188,6 +226,8 @@ class ReplyParser:
         self._has_thought = False  # the reply has a thought, ended or not, with text
         self._between_thoughts = ""  # what comes before the next text of a thought
         self._call: list[str] = []
+        self._call_id = ""
+        self._piece_writer: PieceWriter | None = None
 
     def begin(self) -> None:
         """What came so far was the prompt: its events are forgotten, its state is kept."""
@@ -199,6 +239,12 @@ class ReplyParser:
         elif self._state == "header":
             self._line = ""
 
+    @property
+    def aside(self) -> AsideKind | None:
+        """In what kind of part the text is, beside the answer."""
+        kinds: dict[str, AsideKind] = {"channel": "thought", "thought": "thought", "call": "call"}
+        return kinds.get(self._state)
+
     @public
     def text(self, text: str) -> list[ReplyEvent]:
         """Ordinary text; markers written in it are text."""
@@ -209,8 +255,8 @@ class ReplyParser:
         if self._state == "thought":
             return self._think(text)
         if self._state == "call":
-            self._call.append(text.replace(QUOTE_SIGN, "\ufffd"))
-        elif self._state in ("header", "channel"):
+            return self._add_to_call(text.replace(QUOTE_SIGN, "\ufffd"))
+        if self._state in ("header", "channel"):
             return self._read_line(text)
         elif self._state == "between" and (text := text.lstrip()):
             self._state = "content"
@@ -227,11 +273,9 @@ class ReplyParser:
             return []
         if self._state == "call":
             if kind == "quote":
-                self._call.append(QUOTE_SIGN)
-                return []
+                return self._add_to_call(QUOTE_SIGN)
             if kind in (None, "nothing", "thought_end", "result_end"):
-                self._call.append(name)  # text of an argument, most likely
-                return []
+                return self._add_to_call(name)  # text of an argument, most likely
             if kind == "call_end":
                 return self._end_call(complete=True, end=name)
             return self._end_call(complete=True) + self.marker(name)
@@ -254,6 +298,9 @@ class ReplyParser:
         self._line = ""
         if kind == "thought_start" and self._has_thought:
             self._between_thoughts = "\n\n"
+        if kind == "call_start":
+            self._call_id = new_call_id()
+            self._piece_writer = PieceWriter() if self._pieces else None
         return events
 
     @public
@@ -323,20 +370,45 @@ class ReplyParser:
         self._line = ""
         return self.text(rest)
 
+    def _add_to_call(self, text: str) -> list[ReplyEvent]:
+        self._call.append(text)
+        writer = self._piece_writer
+        if writer is None:
+            return []
+        was_known = writer.name is not None
+        arguments = writer.push(text)
+        if writer.name is None:
+            return []
+        first = [] if was_known else [ToolCallPiece(writer.name, "", self._call_id)]
+        return [*first, *([ToolCallPiece(writer.name, arguments, self._call_id)] if arguments else [])]
+
     def _end_call(self, *, complete: bool, end: str = "") -> list[ReplyEvent]:
         raw = "".join(self._call)
         self._call.clear()
         self._state = "content"
         try:
-            return [ToolCall(*parse_call(raw))]
+            return self._whole_call(*parse_call(raw))
         except MalformedCallError as problem:
             reason = str(problem) if complete else f"the reply ended within the call: {problem}"
         try:
-            return [ToolCall(*repair_call(raw, complete=complete))]
+            return self._whole_call(*repair_call(raw, complete=complete))
         except MalformedCallError:
             raw = raw.replace(QUOTE_SIGN, self._name_of("quote"))
             # It stays to be seen in the answer: else a reply that is nothing more would be empty.
-            return [MalformedToolCall(raw, reason), Content(self._name_of("call_start") + raw + end)]
+            return [
+                MalformedToolCall(raw, reason, self._call_id),
+                Content(self._name_of("call_start") + raw + end),
+            ]
+
+    def _whole_call(self, name: str, arguments: dict[str, Any]) -> list[ReplyEvent]:
+        """The call, and before it what its pieces lack."""
+        events: list[ReplyEvent] = []
+        if self._piece_writer is not None:
+            if self._piece_writer.name is None:
+                events.append(ToolCallPiece(name, "", self._call_id))
+            if missing := self._piece_writer.finish(arguments):
+                events.append(ToolCallPiece(name, missing, self._call_id))
+        return [*events, ToolCall(name, arguments, self._call_id)]
 
     def _name_of(self, kind: str) -> str:
         return next((name for name, its_kind in self._markers.items() if its_kind == kind), "")

@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from gemlet.base.front_door import public
 from gemlet.base.text import show
-from gemlet.chat.reply import GEMMA4_MARKERS, ReplyEvent, ReplyParser
+from gemlet.chat.reply import GEMMA4_MARKERS, AsideKind, ReplyEvent, ReplyParser
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["TextReplyParser", "TokenReplyParser"]
+__all__ = ["Aside", "TextReplyParser", "TokenReplyParser"]
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A part of a reply that is not its answer: the control tokens that begin and end it, and those that may
+    stand in it."""
+
+    kind: AsideKind
+    start: int
+    end: int
+    inside: tuple[int, ...]
 
 
 # --- in front of it -----------------------------------------------------------------------------------------
@@ -29,7 +41,11 @@ class TokenReplyParser:
         tokenizer: the model's.
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
         prompt_ids: the prompt; from its last turn on it is read to find the state in which the reply begins.
-        thought_end: see :class:`ReplyParser`.
+        thought_end, pieces: see :class:`ReplyParser`.
+
+    Attributes:
+        asides: the parts beside the answer that a reply may have.
+        begins_in: the kind of that in which the reply begins; None for the answer.
 
     >>> import gemlet
     >>> from gemlet.chat import GEMMA, collect
@@ -49,8 +65,9 @@ class TokenReplyParser:
         prompt_ids: Sequence[int] = (),
         *,
         thought_end: str = "\n",
+        pieces: bool = False,
     ) -> None:
-        self._parser = ReplyParser(markers, thought_end=thought_end)
+        self._parser = ReplyParser(markers, thought_end=thought_end, pieces=pieces)
         self._control = tokenizer.control_ids
         self._name = tokenizer.id_to_piece
         self._decoder = tokenizer.stream_decoder()
@@ -59,6 +76,8 @@ class TokenReplyParser:
         self.push(prompt_ids[start:])
         self._decoder.finish()
         self._parser.begin()
+        self.begins_in = self._parser.aside
+        self.asides = _asides({kind: tokenizer.token_id(name) for name, kind in markers.items()})
 
     @public
     def push(self, ids: Iterable[int]) -> list[ReplyEvent]:
@@ -82,6 +101,19 @@ class TokenReplyParser:
         return self._parser.text(self._decoder.finish()) + self._parser.finish(ended=ended)
 
 
+def _asides(ids: Mapping[str, int | None]) -> list[Aside]:
+    """Those that can be written; ``ids`` has the token of each kind of marker."""
+    quote = ids.get("quote")
+    quotes = () if quote is None else (quote,)
+    kinds: list[tuple[AsideKind, tuple[int, ...]]] = [("thought", ()), ("call", quotes)]
+    found = []
+    for kind, inside in kinds:
+        start, end = ids.get(f"{kind}_start"), ids.get(f"{kind}_end")
+        if start is not None and end is not None:
+            found.append(Aside(kind, start, end, inside))
+    return found
+
+
 class TextReplyParser:
     """Reads a reply's text with the control tokens written out, as ``decode(ids, skip_control=False)`` has
     it. A reply that spells a control token in ordinary text cannot be told from one that has it; token ids
@@ -90,7 +122,7 @@ class TextReplyParser:
     Args:
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
         prompt: the prompt's text in the same form.
-        thought_end: see :class:`ReplyParser`.
+        thought_end, pieces: see :class:`ReplyParser`.
 
     >>> parser = TextReplyParser(GEMMA4_MARKERS, "<|turn>model\\n<|channel>thought\\n")
     >>> parser.push("Easy.\\n<chan") + parser.push("nel|>4") + parser.finish()
@@ -99,9 +131,14 @@ class TextReplyParser:
 
     @public
     def __init__(
-        self, markers: Mapping[str, str] = GEMMA4_MARKERS, prompt: str = "", *, thought_end: str = "\n"
+        self,
+        markers: Mapping[str, str] = GEMMA4_MARKERS,
+        prompt: str = "",
+        *,
+        thought_end: str = "\n",
+        pieces: bool = False,
     ) -> None:
-        self._parser = ReplyParser(markers, thought_end=thought_end)
+        self._parser = ReplyParser(markers, thought_end=thought_end, pieces=pieces)
         if not markers or not all(markers):
             raise InvalidRequestError(
                 f"markers: got {show(markers)}, expected texts of markers and their kinds"

@@ -21,7 +21,7 @@ from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma4_tools import read_list
 from gemlet.chat.hiding import Hiding
 from gemlet.chat.messages import (
@@ -157,9 +157,22 @@ class TemplateFormat(ChatFormat):
         return self._hiding.segments(text, stands_for)
 
     @public
-    def reply_parser(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> TokenReplyParser:
+    def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
+        if self.base is None:
+            return super().call_grammar(tools, names)
+        return self.base.call_grammar(tools, names)
+
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
         if self.base is not None:
-            return self.base.reply_parser(tokenizer, prompt_ids)
+            return self.base.reply_parser(tokenizer, prompt_ids, tools=tools, pieces=pieces)
         return TokenReplyParser(tokenizer, dict.fromkeys((*self.ends, "<eos>"), "turn_end"))
 
     @cached_property
@@ -214,6 +227,8 @@ class TemplateFormat(ChatFormat):
         if role == "developer" and role not in self.template.text:
             read["role"] = "system"
         content = read.get("content")
+        if role == "tool" and isinstance(content, dict):
+            content = read["content"] = json.dumps(content, ensure_ascii=False)
         if content is not None and not isinstance(content, str | list):
             raise InvalidRequestError(
                 f"{where}: content is {show(content)}; expected a string or a list of parts"

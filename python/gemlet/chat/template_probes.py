@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from gemlet.chat.base import ChatFormat
-from gemlet.chat.gemma import GEMMA
+from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.template_format import Template, TemplateFormat
 from gemlet.chat.template_process import OVERRIDE, Rendered, run_template
 from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
@@ -118,6 +118,13 @@ _LABELS = (
 )
 
 
+class _WithoutTools(GemmaFormat):
+    prompts_tools = False
+
+
+_GEMMA_WITHOUT_TOOLS = _WithoutTools()
+
+
 def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | None) -> ChatFormat:
     """The format that ``template`` is.
 
@@ -195,8 +202,9 @@ def _is_same(known: ChatFormat, rendered: Rendered) -> bool:
 
 
 def _expected(known: ChatFormat, probe: Mapping[str, Any]) -> str | None:
-    """What the format writes, without the tools and the thinking that it does not have; None for what it
+    """What the format writes, without the tools and the thinking that no template of it has; None for what it
     refuses."""
+    known = _GEMMA_WITHOUT_TOOLS if known is GEMMA else known
     for left_out in ((), ("tools",), ("thinking",), ("tools", "thinking")):
         try:
             return known.render(**{name: value for name, value in probe.items() if name not in left_out})

@@ -18,8 +18,11 @@ from gemlet.base.files import no_waiting, own_path, read_from_start
 from gemlet.base.front_door import public
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
+from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.gemma4_tools import SchemaStyle
+from gemlet.chat.shieldgemma import SHIELD_GEMMA
+from gemlet.chat.translategemma import TranslateGemmaFormat, split_template
 from gemlet.errors import ModelFileError
 
 __all__ = [
@@ -112,6 +115,10 @@ _PUBLISHED = frozenset(
         "db61fb01017bd82401d3ffca4f8e066cd56ff6d38d2a30c4058770c0bf7ab49b",  # FunctionGemma
     )
 )
+# SHA-256 of ShieldGemma's, without the white space that its lines begin and end with, and of what follows the
+# languages in TranslateGemma's.
+_SHIELD_GEMMA = frozenset(("2c297ce82796105e7bbf4b0424a75107bd6d9e0553a25f140df0bcffa82ee5c5",))
+_TRANSLATE_GEMMA = frozenset(("e85d2dd69710537c5b0bae1f3a6501863fa0b875775473c18eae587f23cbc747",))
 # Pieces that the templates of a revision and the later ones have, the latest first; names of variables, so
 # that they do not depend on how a template is indented.
 _TELLING = (
@@ -165,6 +172,18 @@ def is_published_template(template: str) -> bool:
     False
     """
     return bool(_PUBLISHED.intersection((_digest(template), _digest(template.strip()))))
+
+
+def special_format(template: str) -> ChatFormat | None:
+    """The format of a special model, if ``template`` is that of ShieldGemma or of TranslateGemma.
+
+    >>> special_format("{{ messages }}") is None
+    True
+    """
+    if _digest("\n".join(line.strip() for line in template.strip().splitlines())) in _SHIELD_GEMMA:
+        return SHIELD_GEMMA
+    languages, rest = split_template(template)
+    return TranslateGemmaFormat(languages) if languages and _digest(rest) in _TRANSLATE_GEMMA else None
 
 
 def _digest(template: str) -> str:

@@ -97,6 +97,9 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
+# Of older files: q4 in other orders, for other ways to compute.
+REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}
+REMOVED_TYPES |= {37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 
 
 @dataclass(frozen=True)
@@ -368,7 +371,13 @@ class _Reader:
         kind = self.number("I", f"the type of {name}")
         offset = self.number("Q", f"the offset of {name}")
         if kind not in TENSOR_TYPES:
-            raise self.fail(f"tensor {name} has the unknown type {kind}")
+            removed = REMOVED_TYPES.get(kind)
+            raise self.fail(
+                f"tensor {name} has the unknown type {kind}"
+                if removed is None
+                else f"tensor {name} is {removed}, which GGUF no longer has; take another file of the same "
+                "model, such as Q4_0 or Q4_K_M"
+            )
         type_name, block, block_bytes = TENSOR_TYPES[kind]
         if min(sizes) < 1:
             raise self.fail(f"tensor {name} has a size of zero: {sizes}")

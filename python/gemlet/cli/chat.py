@@ -6,9 +6,12 @@ import argparse
 import difflib
 import os
 import sys
+from typing import Any
 
+from gemlet.chat.gemma4 import THINK
 from gemlet.cli.common import (
     CHAT_TOKENS,
+    MOST_INPUT,
     load_adapter,
     note,
     one_line,
@@ -44,9 +47,7 @@ _LEAVES = ("/exit", "/quit", "/bye")
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command: 1 if a line of a pipe got no answer."""
     question = _question(arguments)
-    options = {**sampling_options(arguments), "thinking": arguments.thinking}
-    if not arguments.thinking:
-        options.setdefault("max_tokens", CHAT_TOKENS)
+    options = _options(arguments)
     interactive = question is None and sys.stdin.isatty() and sys.stdout.isatty()
     if interactive and arguments.json:
         raise InvalidRequestError("--json: give the question on the command line, or in a file or a pipe")
@@ -73,11 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of :meth:`gemlet.Model.stream_chat`. Who lets the model think leaves it room."""
+    options = {**sampling_options(arguments), "thinking": arguments.thinking}
+    if not arguments.thinking and THINK not in (arguments.system or ""):
+        options.setdefault("max_tokens", CHAT_TOKENS)
+    return options
+
+
 def _question(arguments: argparse.Namespace) -> str | None:
     """The one message that the command line gives: the question, then the files; None if there is none."""
     parts = []
     if arguments.question == "-":
-        parts.append(read_standard_input("question").strip())
+        parts.append(read_standard_input("question", MOST_INPUT).strip())
     elif arguments.question is not None:
         parts.append(arguments.question)
     for name in arguments.file or ():

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
-from gemlet.errors import InvalidRequestError
+from gemlet.base.sizes import size_text
+from gemlet.errors import ContextLengthError, InvalidRequestError
 from gemlet.loading.options import command_line
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAT_TOKENS",
+    "MOST_INPUT",
     "access_options",
     "bold",
     "dim",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 
+MOST_INPUT = 64 * 2**20  # bytes of a prompt: a million tokens of 64 bytes, more than any Gemma reads
 CHAT_TOKENS = 1024  # most tokens of a reply in gemlet chat, where the model does not think
 
 
@@ -159,10 +162,17 @@ def open_model(arguments: argparse.Namespace) -> Model:
     return load(arguments.model, chat_template=template, **options)
 
 
-def read_standard_input(what: str) -> str:
-    """All of standard input. Raises :class:`InvalidRequestError`, naming ``what``, if it is not UTF-8."""
+def read_standard_input(what: str, most_bytes: int = -1) -> str:
+    """All of standard input. Raises :class:`InvalidRequestError`, naming ``what``, if it is not UTF-8, and
+    :class:`ContextLengthError` if it has more than ``most_bytes``, of which no more is read."""
+    data = sys.stdin.buffer.read(most_bytes + 1 if most_bytes >= 0 else -1)
+    if 0 <= most_bytes < len(data):
+        raise ContextLengthError(
+            f"{what}: standard input has more than {size_text(most_bytes)}, and no context holds that; "
+            "shorten it"
+        )
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequestError(
             f"{what}: byte {error.start} of standard input is not UTF-8; convert it first (iconv -t UTF-8)"
@@ -214,7 +224,7 @@ def print_stats(model: Model, result: Generation) -> None:
         f"load         {model.load_seconds:.3f} s ({model.weights}, {model.threads} threads, {model.tier})",
         f"prefill      {result.prompt_tokens} tokens in {result.prefill_seconds:.3f} s, "
         f"{result.prefill_tokens_per_second:.1f} tok/s",
-        f"decode       {result.decode_steps} tokens in {result.decode_seconds:.3f} s, "
+        f"decode       {result.decode_tokens} tokens in {result.decode_seconds:.3f} s, "
         f"{result.decode_tokens_per_second:.1f} tok/s",
         f"peak memory  {peak_memory_bytes() / 1e6:.1f} MB",
     ]

@@ -7,6 +7,7 @@ import json
 import sys
 
 from gemlet.cli.common import (
+    MOST_INPUT,
     bold,
     for_terminal,
     load_adapter,
@@ -53,7 +54,7 @@ def write_prompt(prompt: str) -> None:
 def _read_prompt(argument: str) -> str:
     if argument != "-":
         return argument
-    prompt = read_standard_input("prompt")
+    prompt = read_standard_input("prompt", MOST_INPUT)
     # echo and editors end a text with a newline that nobody means to be part of the prompt.
     return prompt.removesuffix("\n").removesuffix("\r")
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from gemlet.base.bench_defaults import PROMPT_LENGTHS, REPLY_LENGTHS
 from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_keys, add_serve
+from gemlet.cli.serving import add_batch, add_keys, add_serve
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -32,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_embed(commands)
     add_serve(commands, add_load_options)
+    add_batch(commands, add_load_options)
     add_keys(commands)
     _add_inspect(commands)
     _add_convert(commands)
@@ -41,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tokenize(commands)
     _add_info(commands)
     _add_bench(commands)
+    _add_eval(commands)
     return parser
 
 
@@ -74,7 +78,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--stats", action="store_true", help="print timings and peak memory to standard error"
     )
-    parser.set_defaults(run=_run_generate)
+    parser.set_defaults(run=_command("generate"))
 
 
 def _add_chat(commands: Any) -> None:
@@ -118,7 +122,7 @@ def _add_chat(commands: Any) -> None:
     _add_sampling(parser, f"{CHAT_TOKENS}, or with --thinking what the context has room for")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each reply")
     parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
-    parser.set_defaults(run=_run_chat)
+    parser.set_defaults(run=_command("chat"))
 
 
 def _add_embed(commands: Any) -> None:
@@ -145,7 +149,7 @@ def _add_embed(commands: Any) -> None:
         help="what to do with an empty text: stop, or print zeros (default error)",
     )
     parser.add_argument("--dimensions", type=int, metavar="N", help="keep the first N numbers (default: all)")
-    parser.set_defaults(run=_run_embed)
+    parser.set_defaults(run=_command("embed"))
 
 
 def _add_inspect(commands: Any) -> None:
@@ -165,7 +169,7 @@ def _add_inspect(commands: Any) -> None:
         *("prefix_cache", "prefix_cache_size", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_run_inspect)
+    parser.set_defaults(run=_command("inspect"))
 
 
 def _add_convert(commands: Any) -> None:
@@ -180,7 +184,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
     _add_access(parser)
     add_load_options(parser, "weights", "embedding", "threads", "matformer")
-    parser.set_defaults(run=_run_convert)
+    parser.set_defaults(run=_command("convert"))
 
 
 def _add_download(commands: Any) -> None:
@@ -194,7 +198,7 @@ def _add_download(commands: Any) -> None:
         "name", metavar="NAME", help="as on the hub: google/gemma-3-1b-it, or OWNER/REPO:FILE.gguf"
     )
     _add_access(parser)
-    parser.set_defaults(run=_run_download)
+    parser.set_defaults(run=_command("download"))
 
 
 def _add_models(commands: Any) -> None:
@@ -205,7 +209,7 @@ def _add_models(commands: Any) -> None:
         "cache of packed weights: their size, and whether they fit into this machine's memory.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_run_models)
+    parser.set_defaults(run=_command("models"))
 
 
 def _add_cache(commands: Any) -> None:
@@ -221,7 +225,7 @@ def _add_cache(commands: Any) -> None:
     clear.add_argument(
         "entries", nargs="*", metavar="ENTRY", help="beginning of an entry's name (default: all of them)"
     )
-    parser.set_defaults(run=_run_cache)
+    parser.set_defaults(run=_command("cache"))
 
 
 def _add_tokenize(commands: Any) -> None:
@@ -237,7 +241,27 @@ def _add_tokenize(commands: Any) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--count", action="store_true", help="print only how many there are")
     how.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_run_tokenize)
+    parser.set_defaults(run=_command("tokenize"))
+
+
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="judge a model: perplexity, accuracy in multiple choice",
+        description="Judge a model or an adapter. 'perplexity' reads a text file; 'choices' reads questions "
+        "in the form of lm-evaluation-harness's data sets, one JSON object on a line: query, choices, gold.",
+    )
+    parser.add_argument("what", choices=("perplexity", "choices"))
+    parser.add_argument("file", metavar="FILE")
+    _add_model(parser)
+    parser.add_argument(
+        "--window", type=int, metavar="N", help="perplexity: tokens that are read at a time (default 2048)"
+    )
+    parser.add_argument(
+        "--delimiter", default=" ", metavar="TEXT", help="choices: stands before a choice (default: a space)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_command("eval"))
 
 
 def _add_info(commands: Any) -> None:
@@ -247,7 +271,7 @@ def _add_info(commands: Any) -> None:
         description="Show the version, the CPU tiers found, the tier in use and why, the threads and why.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_run_info)
+    parser.set_defaults(run=_command("info"))
 
 
 def _add_bench(commands: Any) -> None:
@@ -266,22 +290,24 @@ def _add_bench(commands: Any) -> None:
     )
     _add_access(parser)
     add_load_options(parser)
-    parser.add_argument(
-        "-p",
-        type=_counts,
-        default=[512],
-        metavar="N[,N]",
-        help="prompt lengths for pp; 0: none (default 512)",
-    )
-    parser.add_argument(
-        "-n", type=_counts, default=[128], metavar="N[,N]", help="token counts for tg; 0: none (default 128)"
-    )
+    for flag, what, default in (
+        ("-p", "prompt lengths for pp", PROMPT_LENGTHS),
+        ("-n", "token counts for tg", REPLY_LENGTHS),
+    ):
+        shown = ",".join(map(str, default))
+        parser.add_argument(
+            flag,
+            type=_counts,
+            default=list(default),
+            metavar="N[,N]",
+            help=f"{what}; 0: none (default {shown})",
+        )
     parser.add_argument(
         "-d", type=int, default=0, metavar="DEPTH", help="tokens already in the context (default 0)"
     )
     parser.add_argument("-r", type=int, default=5, metavar="N", help="repetitions of each test (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_run_bench)
+    parser.set_defaults(run=_command("bench"))
 
 
 def _add_model_source(parser: Any) -> None:
@@ -380,88 +406,16 @@ def _bias(text: str) -> tuple[int, float]:
         ) from None
 
 
-def _run_generate(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli import generate
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """What runs a command: ``run`` of the module of its name, which is imported when the command is given."""
 
-    return generate.run(arguments)
+    def run_command(arguments: argparse.Namespace) -> int:
+        with undisturbed():
+            module = importlib.import_module(f"gemlet.cli.{name}")
+        code: int = module.run(arguments)
+        return code
 
-
-def _run_chat(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli import chat
-
-    return chat.run(arguments)
-
-
-def _run_embed(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli import embed
-
-    return embed.run(arguments)
-
-
-def _run_inspect(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli import inspect
-
-    return inspect.run(arguments)
-
-
-def _run_convert(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli.common import access_options, load_options
-        from gemlet.loading.convert import convert
-
-    convert(
-        arguments.source,
-        arguments.destination,
-        merge_adapter=arguments.adapter,
-        **load_options(arguments),
-        **access_options(arguments),
-    )
-    return 0
-
-
-def _run_download(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli.common import access_options
-        from gemlet.sources.hub import download
-
-    print(download(arguments.name, **access_options(arguments)))
-    return 0
-
-
-def _run_models(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import models
-
-    return models.run(arguments)
-
-
-def _run_cache(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import cache
-
-    return cache.run(arguments)
-
-
-def _run_tokenize(arguments: argparse.Namespace) -> int:
-    from gemlet.cli import tokenize
-
-    return tokenize.run(arguments)
-
-
-def _run_info(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli import info
-
-    return info.run(arguments)
-
-
-def _run_bench(arguments: argparse.Namespace) -> int:
-    with undisturbed():
-        from gemlet.cli import bench
-
-    return bench.run(arguments)
+    return run_command
 
 
 def run(argv: Sequence[str] | None) -> int:

@@ -7,12 +7,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from gemlet.cli.common import load_options, note
 from gemlet.errors import GemletError, InvalidRequestError
 from gemlet.loading.inspect import inspect
-from gemlet.loading.options import LoadOptions
+from gemlet.loading.options import command_line
 from gemlet.server.keys import KeyStore
 from gemlet.server.run import serve
 from gemlet.server.settings import (
@@ -25,27 +26,29 @@ from gemlet.server.settings import (
     setting_fields,
 )
 
-__all__ = ["run"]
+__all__ = ["read_settings", "run"]
+
+_INSPECTED = signature(inspect).parameters
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns when a signal ends it."""
-    settings, specs = _read(arguments)
+    settings, specs = read_settings(arguments)
     if arguments.check:
         return _check(settings, specs)
     return serve(settings, specs, lambda url: note(f"listening on {url}"))
 
 
-def _read(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
+def read_settings(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
     """What the file says, with what the flags say in its place."""
     values: dict[str, Any] = {}
     specs: list[ModelSpec] = []
     if arguments.config is not None:
         values, specs = read_file_of_settings(arguments.config)
-    values |= {n: getattr(arguments, n) for n in setting_fields() if getattr(arguments, n) is not None}
+    values |= {n: getattr(arguments, n) for n in setting_fields() if getattr(arguments, n, None) is not None}
     options = load_options(arguments)
-    usual = LoadOptions()
-    changed = {name: value for name, value in options.items() if value != getattr(usual, name)}
+    known = command_line()
+    changed = {name: value for name, value in options.items() if value != known[name][0].default}
     if arguments.model:
         specs = [_spec(text, changed) for text in arguments.model]
     elif not specs:
@@ -86,8 +89,7 @@ def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
         except GemletError as error:
             problems.append(f"keys: {error}")
     for spec in specs:
-        options = {n: v for n, v in spec.options.items() if n not in ("cache", "threads", "decode_threads")}
-        options.pop("chat_template", None)
+        options = {name: value for name, value in spec.options.items() if name in _INSPECTED}
         try:
             found = inspect(spec.source, **options)
             if found.problem:

@@ -1,8 +1,9 @@
-"""The grammar of ``gemlet serve`` and ``gemlet keys``, and what both begin with."""
+"""The grammar of the commands that need the extra "serve": ``gemlet serve``, ``keys`` and ``batch``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from gemlet.cli.arguments import checked
 from gemlet.errors import missing_extra
 from gemlet.server.settings import setting_fields
 
-__all__ = ["add_keys", "add_serve"]
+__all__ = ["add_batch", "add_keys", "add_serve"]
 
 
 def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
@@ -21,20 +22,7 @@ def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
         description="Serve models over HTTP, with the interfaces of OpenAI, Anthropic and Ollama. Without "
         "--keys, only programs of this machine may ask. Needs the extra 'serve'.",
     )
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="[ALIAS=]SOURCE",
-        help="a Hugging Face folder, a GGUF file, or a model's name on the hub; may be given several times; "
-        "without it, the demo model",
-    )
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        metavar="ALIAS=PATH",
-        help="LoRA adapter of the first model, served as a model of this name; may be given several times",
-    )
-    parser.add_argument("--config", metavar="FILE", help="settings and models in TOML; flags replace them")
+    _add_models(parser)
     parser.add_argument(
         "--check", action="store_true", help="say what would be served, and what is wrong, and exit"
     )
@@ -49,7 +37,7 @@ def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
             kind = checked(how["check"])
             group.add_argument(flag, type=kind, metavar=how["metavar"], help=how["help"])
     add_load_options(parser)
-    parser.set_defaults(run=_run_serve)
+    parser.set_defaults(run=_command("serve"))
 
 
 def add_keys(commands: Any) -> None:
@@ -92,26 +80,55 @@ def add_keys(commands: Any) -> None:
         action.add_argument("--db", metavar="FILE", required=True, help="the file of keys")
     for action in (listing, usage):
         action.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_run_keys)
+    parser.set_defaults(run=_command("keys"))
 
 
-def _run_serve(arguments: argparse.Namespace) -> int:
-    try:
-        with undisturbed():
-            from gemlet.cli import serve
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == "gemlet":
-            raise
-        raise missing_extra("gemlet serve", "serve") from None
-    return serve.run(arguments)
+def add_batch(commands: Any, add_load_options: Callable[..., None]) -> None:
+    parser = commands.add_parser(
+        "batch",
+        help="answer the requests in a file, many at once",
+        description="Answer requests from a file in OpenAI's batch form, and append the answers to another "
+        "as they come. The same command goes on where an earlier one was ended. Needs the extra 'serve'.",
+    )
+    parser.add_argument("input", metavar="IN.jsonl", help="a request on every line")
+    parser.add_argument("output", metavar="OUT.jsonl", help="an answer on every line")
+    _add_models(parser)
+    parser.add_argument(
+        "--concurrent", type=int, default=32, metavar="N", help="requests computed together (default 32)"
+    )
+    add_load_options(parser)
+    parser.set_defaults(run=_command("batch"))
 
 
-def _run_keys(arguments: argparse.Namespace) -> int:
-    try:
-        with undisturbed():
-            from gemlet.cli import keys
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == "gemlet":
-            raise
-        raise missing_extra("gemlet keys", "serve") from None
-    return keys.run(arguments)
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="[ALIAS=]SOURCE",
+        help="a Hugging Face folder, a GGUF file, or a model's name on the hub; may be given several times; "
+        "without it, the demo model",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="ALIAS=PATH",
+        help="LoRA adapter of the first model, served as a model of this name; may be given several times",
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings and models in TOML; flags replace them")
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """What runs a command that needs the extra."""
+
+    def run_command(arguments: argparse.Namespace) -> int:
+        try:
+            with undisturbed():
+                module = importlib.import_module(f"gemlet.cli.{name}")
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] == "gemlet":
+                raise
+            raise missing_extra(f"gemlet {name}", "serve") from None
+        code: int = module.run(arguments)
+        return code
+
+    return run_command

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.chat.reply import Content, ReplyEvent, collect
+from gemlet.generation.masked import GrammarPlan
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import FinishReason, Generation, TokenLogprob
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
@@ -24,6 +25,7 @@ class Timing:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     decode_steps: int = 0
+    decode_tokens: int = 0
     cached_tokens: int = 0
 
 
@@ -102,6 +104,7 @@ class Answer:
             prefill_seconds=timing.prefill_seconds,
             decode_seconds=timing.decode_seconds,
             decode_steps=timing.decode_steps,
+            decode_tokens=timing.decode_tokens,
             seed=self.seed,
             reasoning=reply.reasoning,
             tool_calls=reply.tool_calls,
@@ -118,7 +121,9 @@ class Answer:
 @dataclass(frozen=True)
 class Prepared:
     """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
-    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``."""
+    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
+    shares what was computed with texts of the same ``cache_salt`` alone. Its text follows the grammar of
+    ``plan``."""
 
     ids: NDArray[np.int32]
     answer: Answer
@@ -126,3 +131,5 @@ class Prepared:
     adapter: _core.Adapter | None
     timeout: float | None = None
     follows: Prepared | None = None
+    cache_salt: int = 0
+    plan: GrammarPlan | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import numbers
 import re
@@ -23,6 +24,7 @@ from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
 __all__ = [
+    "check_cache_salt",
     "check_flag",
     "check_number",
     "check_timeout",
@@ -36,6 +38,7 @@ __all__ = [
 
 _MAX_BREAKER_CHARACTERS = 40
 _MAX_BIAS = 100
+_MAX_SALT_CHARACTERS = 256
 
 
 def invalid(name: str, value: object, expected: str) -> InvalidRequestError:
@@ -133,6 +136,16 @@ def check_timeout(value: object) -> float | None:
     if value is None:
         return None
     return _real("timeout", value, 0.0, math.inf, "seconds, at least 0, or None")
+
+
+def check_cache_salt(value: object) -> int:
+    """The salt as the core takes it, 0 for None; raises :class:`InvalidRequestError`."""
+    if value is None:
+        return 0
+    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_SALT_CHARACTERS:
+        raise invalid("cache_salt", value, f"None, or 1 to {_MAX_SALT_CHARACTERS} characters")
+    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little") | 1
 
 
 def strings(name: str, value: object) -> tuple[str, ...]:

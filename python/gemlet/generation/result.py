@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
-from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall
+from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall, ToolCallPiece
 
 __all__ = ["Chunk", "FinishReason", "Generation", "TokenLogprob"]
 
@@ -55,11 +55,15 @@ class Generation:
         prefill_seconds: time of the forward passes up to the first token.
         decode_seconds: time of those after that, sampling included; the time in which the text waited for the
             reader of its stream is not in it.
-        decode_steps: forward passes in ``decode_seconds`` (the first token needs none).
+        decode_steps: forward passes in ``decode_seconds`` (the first token needs none). They are fewer than
+            the tokens where what repeats was written several tokens at a time.
+        decode_tokens: tokens that were chosen in ``decode_seconds``, an end token too.
         seed: the seed that was used, so that a run without one can be repeated.
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
+        earlier_messages: what was added to the conversation before this reply, where gemlet ran tools:
+            replies with calls, and the results. The other attributes are those of the last reply.
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
             began with them, too.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
@@ -70,7 +74,7 @@ class Generation:
     >>> with gemlet.load() as model:
     ...     result = model.generate("The door opened", max_tokens=8, seed=1)
     ...     again = model.generate("The door opened", max_tokens=8, seed=result.seed)
-    >>> result.prompt_tokens, result.completion_tokens, len(result.token_ids), result.decode_steps
+    >>> result.prompt_tokens, result.completion_tokens, len(result.token_ids), result.decode_tokens
     (4, 8, 8, 7)
     >>> again.text == result.text
     True
@@ -91,6 +95,8 @@ class Generation:
     cached_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    earlier_messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    decode_tokens: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -135,14 +141,27 @@ class Generation:
         return message
 
     @property
+    def messages(self) -> list[dict[str, Any]]:
+        """All messages to append to the conversation: :attr:`message`, and before it what gemlet added when
+        it ran tools.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     reply = model.chat("Who is there?", max_tokens=6)
+        >>> reply.messages == [reply.message]
+        True
+        """
+        return [*self.earlier_messages, self.message]
+
+    @property
     def prefill_tokens_per_second(self) -> float:
         """Prompt tokens that were computed, per second of prefill (0.0 when no prompt was run)."""
         return _rate(self.prompt_tokens - self.cached_tokens, self.prefill_seconds)
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Single-token forward passes per second of decoding (0.0 when there was none)."""
-        return _rate(self.decode_steps, self.decode_seconds)
+        """Tokens per second of decoding (0.0 when there was none)."""
+        return _rate(self.decode_tokens, self.decode_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +177,8 @@ class Chunk:
             MalformedToolCall of :mod:`gemlet.chat`.
         index: which prompt the step continues, where the stream has several.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
+        call_pieces: of a chat, the calls of tools that are being written, in pieces (:class:`ToolCallPiece`);
+            a call is among the events when it is complete.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -172,6 +193,7 @@ class Chunk:
     events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False, repr=False)
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
+    call_pieces: list[ToolCallPiece] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text

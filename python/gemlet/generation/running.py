@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.chat.reply import Content, ReplyEvent
+from gemlet.chat.reply import Content, ReplyEvent, ToolCallPiece
 from gemlet.errors import GemletError
 from gemlet.generation.answer import Prepared, Timing
+from gemlet.generation.masked import Masks
 from gemlet.generation.result import Chunk, FinishReason, Generation, TokenLogprob
 
 __all__ = ["Engine", "RunningText"]
@@ -33,6 +34,7 @@ class _Request(Protocol):
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
     def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
     def cancel(self) -> None: ...
+    def set_mask(self, position: int, mask: NDArray[np.uint32] | None) -> None: ...
 
 
 class Engine(Protocol):
@@ -51,6 +53,8 @@ class Engine(Protocol):
         timeout: float | None = None,
         most_unread: int = 16,
         logprobs: int | None = None,
+        cache_salt: int = 0,
+        masked: bool = False,
     ) -> _Request: ...
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
 
@@ -74,6 +78,7 @@ class RunningText:
         self.result: Generation | None = None
         self.is_over = True
         self._prepared = prepared
+        self._masks = None if prepared.plan is None else Masks(prepared.plan)
         self._index = index
         self._context_length = context_length
         self._after = after
@@ -150,7 +155,10 @@ class RunningText:
             timeout=timeout,
             most_unread=ahead,
             logprobs=config.logprobs,
+            cache_salt=prepared.cache_salt,
+            masked=self._masks is not None,
         )
+        self._next_mask([])
 
     def _begin_scoring(self, engine: Engine, news: _core.News) -> None:
         prepared = self._prepared
@@ -188,7 +196,28 @@ class RunningText:
         if self.answer.logprobs is not None:
             self._logprobs.extend(map(_token_logprob, ids, request.logprobs))
         if reason is not None:
-            self._reason, self.is_over = cast(FinishReason, reason), True
+            self._reason, self.is_over = self._reason or cast(FinishReason, reason), True
+        if ids:
+            self._next_mask(ids)
+
+    def _next_mask(self, ids: Sequence[int]) -> None:
+        """Behind ``ids``: says which token may be next. The engine computes its logits meanwhile."""
+        masks, request = self._masks, self._request
+        if masks is None or request is None or masks.is_complete:
+            return
+        if self._error is not None or self.result is not None:
+            return
+        try:
+            masks.push(ids)
+            mask = masks.next()
+            if masks.is_complete:  # the end token need not be waited for
+                self._reason = "stop"
+                request.cancel()
+            elif not self.is_over:
+                request.set_mask(masks.count, mask)
+        except GemletError as error:
+            self._error = error
+            request.cancel()
 
     def next_chunk(self) -> Chunk | None:
         """The next chunk, if there is one. The last one ends the text."""
@@ -201,6 +230,8 @@ class RunningText:
             written = len(self.answer.token_ids)
             if reason is None and self.prompt_tokens + written > self._context_length:
                 reason = "context"
+            if reason == "length" and not self._ids and self._is_complete:
+                self.answer.ended, reason = True, "stop"
             if reason is None:
                 return self._chunk(events, [token_id], None, logprob)
             return self.end(reason, events, [token_id], logprob)
@@ -221,7 +252,10 @@ class RunningText:
         """Ends the text: its last chunk is ``events`` (already recorded) and what was held back."""
         timing = Timing()
         if self._request is not None:
-            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, _ = self._request.times
+            times = self._request.times
+            _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, timing.decode_tokens = (
+                times
+            )
             timing.cached_tokens = self._request.cached_tokens
         if self._scoring is not None:
             timing.prefill_seconds += self._scoring.times[1]
@@ -230,6 +264,10 @@ class RunningText:
         self.cancel()
         self._forget()
         return self._chunk([*events, *held_back], token_ids, self.result.finish_reason, logprob)
+
+    @property
+    def _is_complete(self) -> bool:
+        return self._masks is not None and self._masks.is_complete
 
     def _forget(self) -> None:
         """Lets go of the requests, and with them of the adapter, once both sides have ended the text."""
@@ -253,7 +291,9 @@ class RunningText:
     ) -> Chunk:
         text = "".join(event.text for event in events if isinstance(event, Content))
         logprobs = None if self.answer.logprobs is None else [logprob] if logprob is not None else []
-        return Chunk(text, list(token_ids), reason, events, self._index, logprobs)
+        pieces = [event for event in events if isinstance(event, ToolCallPiece)]
+        whole: list[ReplyEvent] = [event for event in events if not isinstance(event, ToolCallPiece)]
+        return Chunk(text, list(token_ids), reason, whole, self._index, logprobs, pieces)
 
 
 def _token_logprob(token_id: int, found: tuple[float, list[tuple[int, float]]]) -> TokenLogprob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -66,35 +67,51 @@ def make_sampler(
     return sampler, seed
 
 
-_MOST_KEPT = 8
-_kept: WeakKeyDictionary[Tokenizer, dict[tuple[str, ...], _core.SequenceBreakers]] = WeakKeyDictionary()
+_MOST_KEPT = 4
+
+
+class _BreakersOf:
+    """Finds the tokens that make up strings, and keeps what it found last. For one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        decoder = tokenizer.stream_decoder(skip_control=False)
+        backwards = [decoder.bytes_of(token_id)[::-1] for token_id in range(tokenizer.vocab_size)]
+        # Sorted like this, tokens with the same ending are neighbours.
+        self._ids = sorted(range(len(backwards)), key=backwards.__getitem__)
+        self._backwards = [backwards[token_id] for token_id in self._ids]
+        self._kept: dict[tuple[str, ...], _core.SequenceBreakers] = {}
+
+    def find(self, tokenizer: Tokenizer, breakers: tuple[str, ...]) -> _core.SequenceBreakers:
+        """The tokens that contain one of the strings ``breakers``, and those that end with its beginning,
+        before the tokens of the rest (as llama.cpp looks for them)."""
+        found = self._kept.get(breakers)
+        if found is None:
+            groups: list[tuple[list[int], list[int]]] = []
+            for breaker in breakers:
+                whole = breaker.encode()[::-1]
+                groups.append(
+                    ([i for i, text in zip(self._ids, self._backwards, strict=True) if whole in text], [])
+                )
+                for cut in range(1, len(breaker)):
+                    beginning, rest = breaker[:cut].encode()[::-1], breaker[cut:]
+                    first = bisect.bisect_left(self._backwards, beginning)
+                    last = bisect.bisect_left(self._backwards, beginning + b"\xff" * 256)
+                    groups.append((self._ids[first:last], tokenizer.encode(rest, add_bos=False)))
+            found = _core.SequenceBreakers(groups)
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept[breakers] = found
+        return found
+
+
+_breakers_of: WeakKeyDictionary[Tokenizer, _BreakersOf] = WeakKeyDictionary()
 
 
 def _sequence_breakers(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> _core.SequenceBreakers:
-    """What :func:`_find_breakers` gives, kept for the next request."""
-    kept = _kept.setdefault(tokenizer, {})
-    found = kept.get(breakers)
-    if found is None:
-        found = _find_breakers(tokenizer, breakers)
-        if len(kept) >= _MOST_KEPT:
-            kept.clear()
-        kept[breakers] = found
-    return found
-
-
-def _find_breakers(tokenizer: Tokenizer, breakers: Iterable[str]) -> _core.SequenceBreakers:
-    """The tokens that make up one of the strings ``breakers``: those that contain it, and those that end with
-    its beginning, before the tokens of the rest (as llama.cpp looks for them)."""
-    decoder = tokenizer.stream_decoder(skip_control=False)
-    texts = [decoder.bytes_of(token_id) for token_id in range(tokenizer.vocab_size)]
-    groups: list[tuple[list[int], list[int]]] = []
-    for breaker in breakers:
-        for cut in range(len(breaker), 0, -1):
-            beginning, rest = breaker[:cut].encode(), breaker[cut:]
-            makes_up = bytes.endswith if rest else bytes.__contains__
-            heads = [token_id for token_id, text in enumerate(texts) if makes_up(text, beginning)]
-            groups.append((heads, tokenizer.encode(rest, add_bos=False)))
-    return _core.SequenceBreakers(groups)
+    known = _breakers_of.get(tokenizer)
+    if known is None:
+        known = _breakers_of[tokenizer] = _BreakersOf(tokenizer)
+    return known.find(tokenizer, breakers)
 
 
 def check_ids(config: GenerationConfig, vocab_size: int) -> None:
@@ -113,15 +130,14 @@ def check_ids(config: GenerationConfig, vocab_size: int) -> None:
 
 
 def warn_of_not_followed(source: str, values: dict[str, object]) -> None:
-    """Says in the log which keys of a model's ``generation_config.json`` gemlet does not follow, and empties
-    ``values``: it is said once."""
+    """Says in the log which keys of a model's files gemlet does not follow, and empties ``values``: it is
+    said once."""
     if not values:
         return
     asked = asked_for(values)
     values.clear()
     _log.warning(
-        "%s: generation_config.json asks for %s, which gemlet does not do; the text may differ from the "
-        "reference's",
+        "%s: the checkpoint asks for %s, which gemlet does not do; the text may differ from the reference's",
         source,
         asked,
     )

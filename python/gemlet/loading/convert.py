@@ -82,7 +82,9 @@ def convert(
     target = os.path.realpath(target)  # what a link to an empty folder leads to is replaced, not the link
     if os.path.ismount(target):
         raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
-    with open_model_files(source, revision=revision, token=token, merge_adapter=merge_adapter) as files:
+    with open_model_files(
+        source, revision=revision, token=token, merge_adapter=merge_adapter, progress=progress
+    ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
         whole = files.config

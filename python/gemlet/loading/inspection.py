@@ -27,8 +27,8 @@ class Inspection:
     of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
     ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
-    ``prompts`` are those of an embedding model. ``not_followed`` is what
-    ``generation_config.json`` asks for and gemlet does not do, by key. ``passed_over`` are keys and tensors
+    ``prompts`` are those of an embedding model. ``not_followed`` is what the
+    model's files ask for and gemlet does not do, by key. ``passed_over`` are keys and tensors
     that change nothing and that gemlet does not know. ``problem`` is None if the model runs here, else why
     not.
 

@@ -104,11 +104,12 @@ def load(
             must be writable for this user alone. It holds what was in the texts.
         prefix_cache_size: the most that is kept, as in ``max_memory``; what was not used longest goes first.
             Without a folder, of the memory, which then counts in the plan; None: a quarter of what all texts
-            share, an eighth of what is left. With a folder, of the folder; None: 10 GB.
+            share, which is an eighth of what is left, but at most 2 GB. With a folder, of the folder; None:
+            10 GB.
         progress: None shows a line on terminals and in notebooks if packing takes a while (a bar where tqdm
             is installed), True everywhere, False nowhere; or a function that is called with the bytes done
             and the bytes in all. What it raises cancels the loading and passes through, and so does Ctrl-C:
-            nothing is left behind.
+            nothing is left behind. The bars of the hub show with None and True.
         revision, token: which branch, tag or commit of a model on the hub, and the access token.
 
     Returns:
@@ -155,6 +156,7 @@ def load(
         merge_adapter=merge_adapter,
         chat_template=chat_template,
         cache=options.cache,
+        progress=progress,
     ) as files:
         if matformer is not None:
             files = files.cut(matformer)

@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.keyword_options import shows_options
+from gemlet.chat.base import Tools
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
+from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 
 __all__ = [
     "ChatOptions",
     "GenerateOptions",
     "ManyTextOptions",
+    "PromptOptions",
     "TextOptions",
+    "ToolOptions",
     "generation_options",
     "takes_options",
 ]
@@ -24,6 +28,16 @@ __all__ = [
 class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
+    cache_salt: str | None
+
+
+class _Forms(TypedDict, total=False):
+    """Of which a text has at most one (:mod:`gemlet.generation.grammar_text`)."""
+
+    json_schema: Mapping[str, Any] | str | type | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
 
 
 class _OfText(_RequestOptions, total=False):
@@ -31,11 +45,11 @@ class _OfText(_RequestOptions, total=False):
     echo: bool
 
 
-class TextOptions(_OfText, GenerationOptions, total=False):
+class TextOptions(_OfText, _Forms, GenerationOptions, total=False):
     """Those of a text that continues a prompt."""
 
 
-class ManyTextOptions(_OfText, ManyGenerationOptions, total=False):
+class ManyTextOptions(_OfText, _Forms, ManyGenerationOptions, total=False):
     """Those where there may be several texts."""
 
     n: int | None
@@ -47,19 +61,48 @@ class GenerateOptions(ManyTextOptions, total=False):
     best_of: int | None
 
 
-class ChatOptions(_RequestOptions, GenerationOptions, total=False):
-    """Those of a reply to a conversation."""
-
-    tools: Sequence[Mapping[str, Any]] | None
+class _OfChat(_RequestOptions, total=False):
+    tools: Tools | None
+    tool_choice: str | Mapping[str, Any] | None
     thinking: bool
     continue_final_message: bool
 
 
-_DEFAULTS = {"allow_control": True, "echo": False, "thinking": False, "continue_final_message": False}
-_TYPES = {
-    f"Unpack[{types.__name__}]": types
-    for types in (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions)
+class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
+    """Those of a reply to a conversation."""
+
+
+class PromptOptions(_OfChat, total=False):
+    """Those that say what the tokens of a prompt are."""
+
+    allow_control: bool
+
+
+class ToolOptions(ChatOptions, total=False):
+    """Those of a reply before which tools may be run."""
+
+    run_tools: bool
+    max_tool_rounds: int
+    approve: Approve | None
+
+
+_OF_FORMS = """\
+json_schema: the text is JSON of this schema: a mapping, JSON text or a model class of pydantic. This and the
+    next three need the extra "grammar"; at most one of them. A thought or a call of a tool may come first.
+regex: the whole text matches this regular expression.
+choice: the text is one of these.
+grammar: the text follows this grammar in llguidance's form of Lark.
+"""
+_DEFAULTS: dict[str, Any] = {
+    "allow_control": True,
+    "echo": False,
+    "thinking": False,
+    "continue_final_message": False,
+    "run_tools": False,
+    "max_tool_rounds": MOST_ROUNDS,
 }
+_ALL = (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions, ToolOptions)
+_TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 
@@ -86,10 +129,10 @@ def takes_options(function: _Function) -> _Function:
     """
     *_, rest = inspect.signature(function).parameters.values()
     types = get_type_hints(_TYPES[rest.annotation])
-    names = [*(name for name in types if name not in _GENERATION), *_GENERATION]
+    names = sorted(types, key=lambda name: _GENERATION.index(name) if name in _GENERATION else -1)
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
         # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
         described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
-        lines = textwrap.dedent(described) + "\n"
+        lines = _OF_FORMS + textwrap.dedent(described) + "\n"
         function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
     return shows_options(function, types, {name: _DEFAULTS.get(name) for name in names})

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemlet import _core
+from gemlet.base.front_door import public
 from gemlet.base.text import show_argument
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
-from gemlet.model.resident import Resident
+from gemlet.model.loaded_adapters import LoadedAdapters
+from gemlet.model.reading import Reader
 from gemlet.model.rows import rows_of
 
-__all__ = ["checked_dimensions", "embed_all", "unit_vectors", "writes_no_text"]
-
-
-def writes_no_text(prompts: Prompts | None, source: str) -> Prompts:
-    """The prompts of an embedding model; raises :class:`UnsupportedError` for a model that writes text."""
-    if prompts is None:
-        raise UnsupportedError(
-            f"embed: {source} writes text and makes no embeddings; use generate(), or load a model "
-            "like EmbeddingGemma (google/embeddinggemma-300m)"
-        )
-    return prompts
+__all__ = ["Embedding", "checked_dimensions", "unit_vectors"]
 
 
 def checked_dimensions(dimensions: object, size: int) -> int:
@@ -50,18 +43,70 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
 
 
-def embed_all(
-    resident: Resident,
-    texts: Sequence[Sequence[int]],
-    adapter: _core.Adapter | None,
-    count: int,
-    *,
-    divide: bool,
-) -> NDArray[np.float32]:
-    """float32 ``[n, count]``: the first ``count`` numbers of each text's embedding, divided by their length
-    if ``divide``."""
-    result = np.zeros((len(texts), count), dtype=np.float32)
-    places = [i for i, text in enumerate(texts) if text]  # a text without tokens stays zero
-    for index, vector in rows_of(resident, [texts[i] for i in places], adapter, "embedding"):
-        result[places[index]] = unit_vectors(vector[:, :count], resident.name, divide=divide)[0]
-    return result
+@dataclass(frozen=True)
+class Embedding:
+    """Texts as vectors. ``prompts`` is None for a model that writes text."""
+
+    reader: Reader
+    adapters: LoadedAdapters
+    prompts: Prompts | None
+
+    @public
+    def embed(
+        self,
+        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        *,
+        adapter: str | None = None,
+        truncate: bool = False,
+        empty: Literal["error", "zero"] = "error",
+    ) -> NDArray[np.float32]:
+        """The meaning of each text as a vector of length 1: of an embedding model such as EmbeddingGemma.
+
+        The mean of the model's last hidden states over all tokens, then its dense layers, then the division
+        by the length; the dot product of two vectors is the cosine of their angle.
+
+        Args:
+            texts: one text, or several; instead of a text also token ids, which are taken as they are.
+                Around a text come BOS and EOS, and white space at its ends does not count.
+            prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for what is
+                searched for, "document" for what is searched. None: the model's default.
+            dimensions: keep the first numbers of each vector, and divide by the length again. Models trained
+                as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow it. None: all.
+            adapter: the name of a loaded adapter to compute with; None: the model alone.
+            truncate: cut a text that is longer than the context instead of raising.
+            empty: "error", or "zero" for a row of zeros where a text is empty.
+
+        Returns:
+            float32 ``[n, dimensions]``, a row for each text. All are checked before any is computed, and an
+            error names the place of every one that is wrong.
+
+        Raises:
+            UnsupportedError: the model writes text and makes no embeddings.
+            InvalidRequestError: an empty text, an unknown prompt, a wrong number of dimensions, text for a
+                model without tokenizer, a token id out of range, an adapter that is not loaded.
+            ContextLengthError: a text is longer than the context.
+            ModelClosedError: the model is closed.
+
+        >>> import gemlet
+        >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
+        ...     model.embed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4).shape
+        (2, 4)
+        """
+        resident, config = self.reader.resident, self.reader.config
+        resident.check_open()
+        if self.prompts is None:
+            raise UnsupportedError(
+                f"embed: {resident.name} writes text and makes no embeddings; use generate(), or load a "
+                "model like EmbeddingGemma (google/embeddinggemma-300m)"
+            )
+        count = checked_dimensions(dimensions, config.embedding_size)
+        ids = self.reader.for_embedding(texts, self.prompts.find(prompt), truncate=truncate, empty=empty)
+        result = np.zeros((len(ids), count), dtype=np.float32)
+        places = [i for i, text in enumerate(ids) if text]  # a text without tokens stays zero
+        low_rank = self.adapters.find(adapter)
+        for index, vector in rows_of(resident, [ids[i] for i in places], low_rank, "embedding"):
+            found = unit_vectors(vector[:, :count], resident.name, divide=config.unit_vectors)
+            result[places[index]] = found[0]
+        return result

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
 from gemlet.base.front_door import public
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError
 from gemlet.generation.async_stream import AsyncTextStream, run_async
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
-from gemlet.model.call_options import ChatOptions, takes_options
-from gemlet.model.embedding import checked_dimensions, embed_all, writes_no_text
+from gemlet.model.batch import ManyPrompts, Prompt, arranged
+from gemlet.model.call_options import GenerateOptions, ManyTextOptions, TextOptions, takes_options
+from gemlet.model.chatting import Chatting
+from gemlet.model.embedding import Embedding
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
 from gemlet.model.parts import method_of
@@ -28,7 +32,7 @@ from gemlet.model.reading import Reader
 from gemlet.model.remembering import Remembering
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
-from gemlet.model.texts import Texts
+from gemlet.model.scoring import Scoring
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 
-class Model(Texts):
+class Model:
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
     It may be shared by threads, and by tasks of an event loop: what is asked of it at a time advances
@@ -47,7 +51,6 @@ class Model(Texts):
     Attributes:
         config: what ``config.json`` says.
         tokenizer: None where the model came without one; prompts are then token ids and the text stays empty.
-        chat_format: how a conversation becomes a prompt; None where the model has none.
         end_ids: the tokens that end a generation.
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
@@ -111,6 +114,24 @@ class Model(Texts):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How a conversation becomes a prompt; None where the model has no way. Another one may be assigned;
+        sessions that have begun keep theirs.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.chat_format
+        <gemlet.chat.GemmaFormat 'gemma'>
+        """
+        return self._chat_format
+
+    @chat_format.setter
+    def chat_format(self, chat_format: ChatFormat | None) -> None:
+        if chat_format is not None and not isinstance(chat_format, ChatFormat):
+            raise InvalidRequestError(f"chat_format: got {show(chat_format)}, expected a ChatFormat or None")
+        self._chat_format = chat_format
+
     def memory(self) -> dict[str, int]:
         """Bytes in memory now: "weights", "embedding", "adapters", "kv_cache" of the texts that run, and
         "prefix_cache" of what is only kept. And what one token takes of the cache in layers without
@@ -125,6 +146,24 @@ class Model(Texts):
         """
         self._resident.check_open()
         return self._resident.core.memory()
+
+    def stats(self) -> dict[str, int | float]:
+        """What the engine has done since the model was loaded, and does now. It is cheap to ask.
+
+        "running" and "waiting" requests; "steps", forward passes; "prompt_tokens" that were read and
+        "cached_tokens" that need not be; "generated_tokens", and of guesses about them "drafted_tokens" and
+        "accepted_tokens"; "preemptions", texts that gave up their memory for others and were computed again;
+        "kv_bytes" in use, of which "prefix_cache_bytes" are only kept; "step_seconds" in forward passes.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     result = model.generate("The door opened", max_tokens=9)
+        ...     stats = model.stats()
+        >>> stats["running"], stats["prompt_tokens"], stats["generated_tokens"]
+        (0, 4, 9)
+        """
+        self._resident.check_open()
+        return self._resident.engine().stats()
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -183,151 +222,145 @@ class Model(Texts):
         tokens = self._reader.checked(ids, "ids")
         return all_logits(self._resident, self._adapters.find(adapter), tokens)
 
-    @public
-    def embed(
+    @overload
+    def generate(
         self,
-        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
-        prompt: str | None = None,
-        dimensions: int | None = None,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        **options: Unpack[TextOptions],
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
         *,
-        adapter: str | None = None,
-        truncate: bool = False,
-        empty: Literal["error", "zero"] = "error",
-    ) -> NDArray[np.float32]:
-        """The meaning of each text as a vector of length 1: of an embedding model such as EmbeddingGemma.
-
-        The mean of the model's last hidden states over all tokens, then its dense layers, then the division
-        by the length; the dot product of two vectors is the cosine of their angle.
-
-        Args:
-            texts: one text, or several; instead of a text also token ids, which are taken as they are.
-                Around a text come BOS and EOS, and white space at its ends does not count.
-            prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for what is
-                searched for, "document" for what is searched. None: the model's default.
-            dimensions: keep the first numbers of each vector, and divide by the length again. Models trained
-                as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow it. None: all.
-            adapter: the name of a loaded adapter to compute with; None: the model alone.
-            truncate: cut a text that is longer than the context instead of raising.
-            empty: "error", or "zero" for a row of zeros where a text is empty.
-
-        Returns:
-            float32 ``[n, dimensions]``, a row for each text. All are checked before any is computed, and an
-            error names the place of every one that is wrong.
-
-        Raises:
-            UnsupportedError: the model writes text and makes no embeddings.
-            InvalidRequestError: an empty text, an unknown prompt, a wrong number of dimensions, text for a
-                model without tokenizer, a token id out of range, an adapter that is not loaded.
-            ContextLengthError: a text is longer than the context.
-            ModelClosedError: the model is closed.
-
-        >>> import gemlet
-        >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
-        ...     model.embed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4).shape
-        (2, 4)
-        """
-        self._resident.check_open()
-        prompts = writes_no_text(self._prompts, self.source)
-        count = checked_dimensions(dimensions, self.config.embedding_size)
-        ids = self._reader.for_embedding(texts, prompts.find(prompt), truncate=truncate, empty=empty)
-        low_rank, divide = self._adapters.find(adapter), self.config.unit_vectors
-        return embed_all(self._resident, ids, low_rank, count, divide=divide)
-
+        n: int,
+        best_of: int | None = None,
+        **options: Unpack[TextOptions],
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self,
+        prompt: ManyPrompts,
+        config: GenerationConfig | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Generation]: ...
     @public
     @takes_options
-    def chat(
+    def generate(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Generation:
-        """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | list[Generation]:
+        """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
+
+        The texts of a list advance together, which is faster than one after the other. ``seed`` is one for
+        all or a list of them; each text is what it would be alone.
 
         Args:
-            messages: roles system (or developer), user and assistant, and tool for the result of a call;
-                where the format has no system role, a system message joins the first user turn. A string is
-                the only message, of the user. :attr:`Generation.message` is the reply in this form.
-            config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
-            adapter, timeout: as in :meth:`generate`.
-            tools: functions the model may call, in OpenAI's form: ``{"type": "function", "function":
-                {"name": ..., "description": ..., "parameters": JSON schema}}``. Calls are in
-                :attr:`Generation.tool_calls`; nothing is called by gemlet.
-            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
-            continue_final_message: the last message is the beginning of the assistant's reply, which the
-                model goes on with. The text of the result is only what the model adds.
+            prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
+            config: how to generate, :attr:`generation_config` for None; single options replace values of it.
+            adapter: the name of a loaded adapter to generate with; None: the model alone.
+            allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
+                text from somebody else, takes it as plain characters.
+            echo: the text of each result begins with its prompt.
+            timeout: seconds after which a text ends with what there is and the reason "timeout".
+            n: give a list of so many continuations of each prompt, at most 16, with the seeds ``seed``,
+                ``seed + 1`` and so on. The prompt is read once.
+            best_of: write so many, and give the ``n`` that the model finds most probable per token.
+            cache_salt: a text shares what was computed only with texts of the same salt, or also without one.
             (the options of GenerationConfig)
 
         Raises:
-            UnsupportedError: the model has no chat format, or tools or thinking are asked of one without.
-            InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
+            InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
+                is not loaded, or text for a model without tokenizer.
+            ContextLengthError: the prompt does not fit the context.
+            ModelClosedError: the model is closed.
+            KeyboardInterrupt: Ctrl-C; the model stays usable.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     reply = model.chat("Who is there?", max_tokens=6)
-        >>> reply.completion_tokens <= 6
+        ...     first = model.generate("The door opened", max_tokens=9, seed=3)
+        ...     second = model.generate("The door opened", max_tokens=9, seed=3)
+        >>> first.text == second.text
         True
         """
-        prepared = self._requests.reply(messages, config, options)
-        return self._requests.run([prepared])[0]
+        prepared = self._requests.texts(prompt, config, options)
+        return arranged(prompt, options, self._requests.run(prepared))
 
     @public
     @takes_options
-    def stream_chat(
+    def stream(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ManyTextOptions],
     ) -> TextStream:
-        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
+        """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
 
-        Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete.
+        The request is checked here; the work begins with the first chunk that is asked of the returned
+        :class:`TextStream`. Of several prompts the chunks come mixed, as they are written.
 
         Args:
             (the options of GenerationConfig)
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
-        4
+        ...     len(list(model.stream("The door", max_tokens=5, temperature=0)))
+        5
         """
-        return self._requests.stream([self._requests.reply(messages, config, options)])
+        prepared = self._requests.texts(prompt, config, options)
+        return self._requests.stream(prepared)
 
     @public
     @takes_options
-    async def achat(
+    async def agenerate(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Generation:
-        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text.
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | list[Generation]:
+        """:meth:`generate` for programs with an event loop. A task that is cancelled ends its texts.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load() as model:
-        ...     asyncio.run(model.achat("Who is there?", max_tokens=6)).completion_tokens <= 6
-        True
+        ...     asyncio.run(model.agenerate("The door", max_tokens=5)).completion_tokens
+        5
         """
-        prepared = self._requests.reply(messages, config, options)
-        return (await run_async(AsyncTextStream(self._requests.stream([prepared], readable=True))))[0]
+        prepared = self._requests.texts(prompt, config, options)
+        stream = self._requests.stream(prepared, readable=True)
+        return arranged(prompt, options, await run_async(AsyncTextStream(stream)))
 
     @public
     @takes_options
-    def astream_chat(
+    def astream(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt | ManyPrompts,
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ManyTextOptions],
     ) -> AsyncTextStream:
-        """:meth:`stream_chat` for programs with an event loop.
+        """:meth:`stream` for programs with an event loop: ``async for chunk in model.astream(prompt)``.
+
+        The request is checked here. No thread waits for the text.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     model.astream_chat("Who is there?")
+        ...     model.astream("The door")
         <gemlet.AsyncTextStream not begun>
         """
-        prepared = self._requests.reply(messages, config, options)
-        return AsyncTextStream(self._requests.stream([prepared], readable=True))
+        prepared = self._requests.texts(prompt, config, options)
+        return AsyncTextStream(self._requests.stream(prepared, readable=True))
 
+    chat = method_of("_chatting", Chatting.chat)
+    stream_chat = method_of("_chatting", Chatting.stream_chat)
+    achat = method_of("_chatting", Chatting.achat)
+    astream_chat = method_of("_chatting", Chatting.astream_chat)
+    embed = method_of("_embedding", Embedding.embed)
+    score = method_of("_scoring", Scoring.score)
+    choose = method_of("_scoring", Scoring.choose)
+    log_likelihoods = method_of("_scoring", Scoring.log_likelihoods)
     session = method_of("_remembering", Remembering.session)
     load_session = method_of("_remembering", Remembering.load_session)
     explain_prefix = method_of("_remembering", Remembering.explain_prefix)
@@ -335,6 +368,18 @@ class Model(Texts):
     @property
     def _remembering(self) -> Remembering:
         return Remembering(self._requests)
+
+    @property
+    def _embedding(self) -> Embedding:
+        return Embedding(self._reader, self._adapters, self._prompts)
+
+    @property
+    def _chatting(self) -> Chatting:
+        return Chatting(self._requests)
+
+    @property
+    def _scoring(self) -> Scoring:
+        return Scoring(self._requests)
 
     @property
     def _reader(self) -> Reader:

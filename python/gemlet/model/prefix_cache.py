@@ -11,13 +11,15 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["PrefixCacheOptions", "folder_for_texts"]
 
+_MOST_MEMORY = 2 * 10**9  # bytes, if nobody says how many
+
 
 @dataclass(frozen=True)
 class PrefixCacheOptions:
     """Where keys and values are kept, and how much of them.
 
     Attributes:
-        memory: bytes; 0: none; None: a quarter of what all texts share.
+        memory: bytes; 0: none; None: a quarter of what all texts share, but at most 2 GB.
         folder: where they are kept on disk too; None: nowhere.
         folder_bytes: the most that is kept there.
         model_digest: 32 bytes of all that keys and values depend on, by which another process knows the model
@@ -31,7 +33,7 @@ class PrefixCacheOptions:
 
     def for_engine(self, room: int) -> dict[str, Any]:
         """The engine's arguments, where all texts share ``room`` bytes."""
-        kept = room // 4 if self.memory is None else self.memory
+        kept = min(room // 4, _MOST_MEMORY) if self.memory is None else self.memory
         return {
             "kv_bytes": room + (self.memory or 0),
             "prefix_cache_bytes": kept,

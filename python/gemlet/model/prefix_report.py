@@ -60,9 +60,10 @@ def prefix_report(
     ids: Sequence[int],
     adapter: _core.Adapter | None,
     tokenizer: Tokenizer | None,
+    cache_salt: int = 0,
 ) -> PrefixReport:
     """Compares the prompt ``ids`` with what ``cache`` has."""
-    common, usable, kept = cache.nearest(list(ids), adapter=adapter)
+    common, usable, kept = cache.nearest(list(ids), adapter=adapter, cache_salt=cache_salt)
     found = PrefixReport(len(ids), min(usable, len(ids) - 1), common)
     if tokenizer is None or common == len(ids):
         return found

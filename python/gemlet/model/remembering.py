@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet.base.front_door import public
+from gemlet.model.call_options import PromptOptions, takes_options
 from gemlet.model.prefix_report import PrefixReport, prefix_report
 from gemlet.model.requests import Requests
 from gemlet.model.session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Remembering"]
 
@@ -75,13 +79,11 @@ class Remembering:
         return Session.load(path, self.requests)
 
     @public
+    @takes_options
     def explain_prefix(
         self,
-        /,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
-        *,
-        adapter: str | None = None,
-        **options: Any,
+        **options: Unpack[PromptOptions],
     ) -> PrefixReport:
         """How much of a prompt need not be computed now, and where it parts from the nearest text that the
         prefix cache has: the byte that broke the reuse. Nothing is computed.
@@ -89,7 +91,7 @@ class Remembering:
         Args:
             prompt: as in :meth:`generate`; or messages, as in :meth:`chat`.
             adapter: the name of a loaded adapter; None: the model alone.
-            options: those of :meth:`chat` that change the prompt, for messages: ``tools``, ``thinking``.
+            tools, thinking: for messages, as in :meth:`chat`.
 
         Raises:
             InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
@@ -102,14 +104,13 @@ class Remembering:
         (13, '<bos>The door', ' closed and', 3)
         """
         requests = self.requests
-        given = {**options, "adapter": adapter}
-        is_chat = not isinstance(prompt, (str, np.ndarray)) and any(
-            isinstance(one, Mapping) for one in prompt
-        )
-        if is_chat:
-            prepared = requests.reply(prompt, None, given)  # type: ignore[arg-type]
-        else:
-            (prepared,) = requests.texts(prompt, None, given)
+        prepared = requests.of(prompt, options)
         ids = [int(token) for token in prepared.ids]
         resident = requests.reader.resident
-        return prefix_report(resident.engine().prefix_cache, ids, prepared.adapter, requests.reader.tokenizer)
+        return prefix_report(
+            resident.engine().prefix_cache,
+            ids,
+            prepared.adapter,
+            requests.reader.tokenizer,
+            prepared.cache_salt,
+        )

@@ -10,9 +10,15 @@ from gemlet.base.progress import reporting
 from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
+from gemlet.chat.reply import AsideKind
+from gemlet.chat.reply_readers import TokenReplyParser
+from gemlet.chat.tool_choice import chosen_tools
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
-from gemlet.generation.option_values import check_flag, check_timeout
+from gemlet.generation.grammar import compile_grammar
+from gemlet.generation.grammar_text import GrammarText, call_text, grammar_text
+from gemlet.generation.masked import GrammarPlan
+from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
 from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
@@ -70,6 +76,13 @@ class Requests:
                 prepared.append(replace(text, follows=first))
         return prepared
 
+    def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
+        """What continues ``prompt``, or replies to it where it is a list of messages."""
+        if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt):
+            return self.reply(prompt, None, options)
+        (prepared,) = self.texts(prompt, None, options)
+        return prepared
+
     def reply(
         self,
         messages: str | Sequence[Mapping[str, Any]],
@@ -90,10 +103,15 @@ class Requests:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
         thinking = check_flag("thinking", options.get("thinking"))
+        tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
+        form = grammar_text(options)
+        if forced and form is not None:
+            raise InvalidRequestError(f"{form.name}: a reply that has to call tools has the form of a call")
+        form = call_text(chat_format.call_grammar(tools, forced)) if forced else form
         ids = chat_format.encode_chat(
             tokenizer,
             messages,
-            tools=options.get("tools"),
+            tools=tools,
             thinking=thinking,
             continue_final_message=check_flag(
                 "continue_final_message", options.get("continue_final_message")
@@ -104,7 +122,10 @@ class Requests:
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
-        return self._prepare(ids, settings, options, chat_format)
+        asides: list[AsideKind] = ["thought"] if thinks else []
+        if tools and not forced:
+            asides.append("call")
+        return self._prepare(ids, settings, options, chat_format, tools, asides=asides, form=form)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -144,20 +165,24 @@ class Requests:
         settings: GenerationConfig,
         options: Mapping[str, Any],
         chat_format: ChatFormat | None = None,
+        tools: Sequence[Any] = (),
         name: str = "prompt",
+        asides: Sequence[AsideKind] = (),
         echo: str = "",
+        form: GrammarText | None = None,
     ) -> Prepared:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
         check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
-        end_ids, decoder, reply_parser = self.end_ids, None, None
+        end_ids, decoder = self.end_ids, None
+        reply_parser: TokenReplyParser | None = None
         if tokenizer is not None and chat_format is not None:
             end_ids = end_ids | chat_format.end_ids(tokenizer)
             if chat_format.stops:
                 stops = (*chat_format.stops, *settings.stop)[:MOST_STOPS]
                 settings = settings.replace(stop=stops)
-            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist())
+            reply_parser = chat_format.reply_parser(tokenizer, tokens.tolist(), tools=tools, pieces=True)
         elif tokenizer is not None:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:
@@ -186,4 +211,28 @@ class Requests:
             echo=echo,
         )
         adapter = self.adapters.find(options.get("adapter"))
-        return Prepared(tokens, answer, sampler, adapter, check_timeout(options.get("timeout")))
+        timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
+        plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)
+        return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt, plan=plan)
+
+    def _plan(
+        self,
+        text: GrammarText | None,
+        end_ids: frozenset[int],
+        stop_ids: frozenset[int],
+        asides: Sequence[AsideKind],
+        parser: TokenReplyParser | None,
+    ) -> GrammarPlan | None:
+        """What a text of the form ``text`` has to follow. ``asides`` may come before its answer."""
+        if text is None:
+            return None
+        resident, tokenizer = self.reader.resident, self.reader.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(
+                f"{text.name}: {resident.name} has no tokenizer, so no text to give a form"
+            )
+        grammar = compile_grammar(text, tokenizer)
+        found = [] if parser is None else parser.asides
+        begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
+        possible = [one for one in found if one.kind in asides]
+        return GrammarPlan(grammar, resident.vocab_size, end_ids, stop_ids, possible, begins_in)

@@ -99,7 +99,8 @@ class Resident:
                 most = max(1, min(_MOST_RUNNING, room // (4 * logits)))
                 room = max(0, room - most * logits)
                 shared = self.prefix_cache.for_engine(room)
-                self._engine = _core.Engine(self.core, most_running=most, **shared)
+                # A guessed token has logits, too.
+                self._engine = _core.Engine(self.core, most_running=most, most_drafted=most - 1, **shared)
         return self._engine
 
     def close(self) -> None:

@@ -23,9 +23,11 @@ def rows_of(
     texts: Sequence[ArrayLike],
     adapter: _core.Adapter | None,
     wanted: Literal["logits", "embedding"],
+    first_row: int = 0,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The index of a text and float32 ``[n, width]``, text by text: the next rows of its logits, or its
-    embedding.
+    """The index of a text and float32 ``[n, width]``, text by text: the next rows of its logits, from number
+    ``first_row`` on, or its embedding. With a first row, the first text is read before the others, which then
+    find what they have in common with it.
 
     Raises :class:`CancelledError` where another thread closed the model meanwhile.
     """
@@ -33,9 +35,11 @@ def rows_of(
     submitted: deque[_core.Request] = deque()
     try:
         for index in range(len(texts)):
-            while len(submitted) < _AHEAD and index + len(submitted) < len(texts):
+            ahead = 1 if first_row > 0 and index == 0 else _AHEAD
+            while len(submitted) < ahead and index + len(submitted) < len(texts):
                 ids = np.asarray(texts[index + len(submitted)], np.int32)
-                submitted.append(engine.submit(ids, news=news, wanted=wanted, adapter=adapter))
+                request = engine.submit(ids, news=news, wanted=wanted, adapter=adapter, first_row=first_row)
+                submitted.append(request)
             reason = None
             while reason is None:
                 seen = news.value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,13 @@ from gemlet.generation.answer import Prepared
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
+from gemlet.generation.tool_loop import reply_with_tools, runs_tools, without_own
+from gemlet.model.call_options import ChatOptions, TextOptions, ToolOptions, takes_options
 from gemlet.model.requests import Requests
 from gemlet.model.session_file import SessionState, read_session, write_session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Session"]
 
@@ -80,14 +85,15 @@ class Session:
         return [int(token) for token in self._ids]
 
     @public
+    @takes_options
     def chat(
         self,
         message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        **options: Any,
+        **options: Unpack[ToolOptions],
     ) -> Generation:
         """Replies to ``message``: a text of the user, a message, or several, such as results of tools. Both
-        are then part of the conversation.
+        are then part of the conversation, and with ``run_tools`` what was said in between.
 
         ``config`` and ``options`` are those of :meth:`gemlet.Model.chat`, without ``adapter``, and so are
         the errors. A call that raises leaves the conversation as it was.
@@ -99,16 +105,23 @@ class Session:
         >>> session.messages[-1] == reply.message
         True
         """
-        (reply,) = run_to_end(self.stream_chat(message, config, **options))
-        self._add_turn()
-        return reply
+
+        def ask(added: Any, options: Mapping[str, Any]) -> Generation:
+            (reply,) = run_to_end(self.stream_chat(added, config, **options))
+            self._add_turn()
+            return reply
+
+        if not runs_tools(options):
+            return ask(message, without_own(options))
+        return reply_with_tools(ask, [message] if isinstance(message, Mapping) else message, options)
 
     @public
+    @takes_options
     def stream_chat(
         self,
         message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        **options: Any,
+        **options: Unpack[ChatOptions],
     ) -> TextStream:
         """Replies step by step. What there is when the stream ends is part of the conversation, unless it
         ended without a token.
@@ -132,11 +145,12 @@ class Session:
         return self._begin(added, prepared)
 
     @public
+    @takes_options
     def generate(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],
         config: GenerationConfig | None = None,
-        **options: Any,
+        **options: Unpack[TextOptions],
     ) -> Generation:
         """Goes on with the text so far and ``prompt``: a text, or token ids, which are taken as they are.
 
@@ -156,11 +170,12 @@ class Session:
         return result
 
     @public
+    @takes_options
     def stream(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],
         config: GenerationConfig | None = None,
-        **options: Any,
+        **options: Unpack[TextOptions],
     ) -> TextStream:
         """Goes on step by step, as :meth:`generate` does.
 
@@ -194,7 +209,7 @@ class Session:
 
         Raises:
             InvalidRequestError: the last reply is still being written, or ``path`` is no path.
-            OSError: the file cannot be written.
+            ModelFileError: the file cannot be written.
 
         >>> import gemlet, os, tempfile
         >>> with gemlet.load() as model, tempfile.TemporaryDirectory() as folder:
@@ -220,8 +235,8 @@ class Session:
     def _state(self) -> SessionState:
         return SessionState(self._messages, self._ids, self._is_text, self._adapter)
 
-    def _with_adapter(self, options: dict[str, Any]) -> dict[str, Any]:
-        if "adapter" in options:
+    def _with_adapter(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        if options.get("adapter") is not None:
             raise InvalidRequestError("adapter: a session has one for all of its turns; name it in session()")
         return {**options, "adapter": self._adapter}
 

@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.chat.messages import checked_messages
 from gemlet.errors import InvalidRequestError, MemoryLimitError, ModelFileError
+from gemlet.generation.token_ids import token_id_array
 from gemlet.model.requests import Requests
 
 __all__ = ["SessionState", "read_session", "write_session"]
@@ -50,12 +51,13 @@ class SessionState:
 
 
 def write_session(path: str | os.PathLike[str], requests: Requests, state: SessionState) -> None:
-    """Writes the file ``path``, whole or not at all. Raises OSError."""
+    """Writes the file ``path``, whole or not at all. Raises :class:`ModelFileError`."""
     path = checked_path("path", path, "the path of a file")
     adapter = requests.adapters.find(state.adapter)
     described = {
         "kind": "text" if state.is_text else "conversation",
         "source": requests.reader.resident.name,
+        "vocab_size": requests.reader.resident.vocab_size,
         "computed_by": _computed_by(requests, adapter),
         "adapter": state.adapter,
         "messages": state.messages,
@@ -75,9 +77,11 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
                     cache = requests.reader.resident.engine().prefix_cache
                     cache.save(state.ids, file.fileno(), adapter=adapter)
                 except ModelFileError as error:
-                    raise OSError(f"{path}: {error}") from None
+                    raise ModelFileError(f"{path}: {error}") from None
             os.fsync(file.fileno())
         os.replace(made, path)
+    except OSError as problem:
+        raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from None
     finally:
         if os.getpid() == process:  # a signal handler may have forked
             with contextlib.suppress(FileNotFoundError):
@@ -118,7 +122,10 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
     described = parse_json_object(data, where=path, error=ModelFileError)
     state = _checked(path, described, requests)
     adapter = requests.adapters.find(state.adapter)
-    if len(state.ids) and described.get("computed_by") == _computed_by(requests, adapter) != "":
+    is_own = described.get("computed_by") == _computed_by(requests, adapter) != ""
+    if not is_own and not state.is_text:  # then the tokens, too, may be another model's
+        return replace(state, ids=np.zeros(0, np.int32))
+    if len(state.ids) and is_own:
         at = end + -end % 64
         try:
             cache = requests.reader.resident.engine().prefix_cache
@@ -143,7 +150,16 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
             raise InvalidRequestError("messages and token_ids have to be lists")
         if (kind == "text") and found:
             raise InvalidRequestError("a text has no messages")
-        tokens = requests.reader.checked(ids, "token_ids") if ids else np.zeros(0, np.int32)
+        tokens = token_id_array(ids, vocab_size=1 << 31, name="token_ids") if ids else np.zeros(0, np.int32)
+        if kind == "text":
+            size = requests.reader.resident.vocab_size
+            if described.get("vocab_size") != size:
+                raise InvalidRequestError(
+                    f"it is a text for a vocabulary of {show(described.get('vocab_size'))} tokens, but the "
+                    f"model has {size}"
+                )
+            if ids:
+                requests.reader.checked(tokens, "token_ids")
     except InvalidRequestError as error:
         raise ModelFileError(f"{path}: {error}") from None
     return SessionState(found, tokens, kind == "text", adapter)

@@ -89,7 +89,7 @@ def packed_copy(
     except OSError as problem:
         reason = problem.strerror or problem
         warnings.warn(
-            f"cache=True: {cache_folder()} cannot be used ({reason}); loading without it", stacklevel=4
+            f"cache=True: {cache_folder()} cannot be used ({reason}); loading without it", stacklevel=5
         )
         return None
 

@@ -16,6 +16,7 @@ from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.ask import Ask, Choice, Running
 from gemlet.server.call import Call, call_of
 from gemlet.server.fields import GENERATION, MOST_TOOLS, NAME, REPLY, library_options
+from gemlet.server.forms import SCHEMA_FORMAT, of_format
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
@@ -78,7 +79,7 @@ COUNT: Mapping[str, Kind] = {
         ["type"],
     ),
     "cache_control": _NO_CACHE,
-    "output_config": Refused("structured output and effort are not done yet"),
+    "output_config": Object({"format": SCHEMA_FORMAT, "effort": Refused("gemlet has no such setting")}),
 }
 MESSAGES: Mapping[str, Kind] = {
     **COUNT,
@@ -106,6 +107,8 @@ async def messages(request: Request) -> Response:
     options = {**library_options(fields), "max_tokens": most}
     if fields.get("stop_sequences"):
         options["stop"] = fields["stop_sequences"]
+    format = fields.get("output_config", {}).get("format", {"type": "text"})
+    options |= of_format(format, "output_config.format")
     ask = _ask(fields, served, options, service.settings.request_seconds)
     running = await service.start([ask], call)
     head = {
@@ -132,10 +135,6 @@ async def count_tokens(request: Request) -> Response:
 
 def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], seconds: float | None) -> Ask:
     choice = fields.get("tool_choice", {"type": "auto"})
-    if choice["type"] in ("any", "tool"):
-        raise Problem(
-            400, "tool_choice: gemlet cannot force a call yet; send auto or none", code="unsupported"
-        )
     tools = [
         {
             "type": "function",
@@ -146,7 +145,6 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
             },
         }
         for tool in fields.get("tools", ())
-        if choice["type"] != "none"
     ]
     conversation = [*_system(fields.get("system")), *_conversation(fields["messages"])]
     return Ask(
@@ -154,11 +152,18 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
         options,
         messages=conversation,
         tools=tools or None,
+        tool_choice=_tool_choice(choice),
         thinking=fields.get("thinking", {"type": "disabled"})["type"] != "disabled",
         continue_final=conversation[-1]["role"] == "assistant",
         one_call=choice.get("disable_parallel_tool_use", False),
         seconds=seconds,
     )
+
+
+def _tool_choice(choice: Mapping[str, Any]) -> Any:
+    if choice["type"] == "tool":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    return {"any": "required"}.get(choice["type"], choice["type"])
 
 
 # --- from Anthropic's messages to OpenAI's ------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from gemlet.errors import GemletError
+from gemlet.model.model import Model
 from gemlet.server import (
     anthropic_messages,
     ollama,
@@ -184,6 +185,24 @@ def _gauges(models: Models) -> Mapping[str, Mapping[str, float]]:
     return {alias: _engine_gauges(model) for alias, model in models.loaded} if models.is_ready else {}
 
 
-def _engine_gauges(model: Any) -> Mapping[str, float]:
-    memory = model.memory()
-    return {f"memory_{name}_bytes": float(memory[name]) for name in ("weights", "kv_cache", "adapters")}
+def _engine_gauges(model: Model) -> Mapping[str, float]:
+    """Values of now, and counts (``..._total``), as the metrics call them."""
+    memory, stats = model.memory(), model.stats()
+    return {
+        **{
+            f"memory_{name}_bytes": memory[name]
+            for name in ("weights", "kv_cache", "prefix_cache", "adapters")
+        },
+        **{name: stats[key] for name, key in _FROM_STATS.items()},
+    }
+
+
+_FROM_STATS = {
+    "num_requests_running": "running",
+    "num_requests_waiting": "waiting",
+    "num_preemptions_total": "preemptions",
+    "spec_decode_num_draft_tokens_total": "drafted_tokens",
+    "spec_decode_num_accepted_tokens_total": "accepted_tokens",
+    "steps_total": "steps",
+    "step_seconds_total": "step_seconds",
+}

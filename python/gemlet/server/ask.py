@@ -12,12 +12,13 @@ import anyio.to_thread
 
 from gemlet.chat.reply import Reasoning, Reply, ReplyEvent, ToolCall, collect
 from gemlet.generation.async_stream import AsyncTextStream
-from gemlet.generation.result import Chunk, Generation
+from gemlet.generation.result import Chunk, Generation, TokenLogprob
 from gemlet.server.call import Call
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
 
 _LONG = 20_000  # characters
+_FORMS = {"json_schema", "regex", "choice", "grammar"}
 
 __all__ = ["Ask", "Choice", "Running", "finish_reason"]
 
@@ -30,6 +31,7 @@ class Ask:
         prompt: a text, in which control tokens are plain text, or token ids; not of a chat.
         messages: the conversation, in OpenAI's form; None for a continuation.
         options: of :class:`gemlet.GenerationConfig`.
+        salt: what was computed is shared only with asks of the same salt.
         one_call: the reply ends behind its first call of a tool.
         seconds: how long it may take.
     """
@@ -39,9 +41,11 @@ class Ask:
     prompt: str | Sequence[int] = ()
     messages: Sequence[Mapping[str, Any]] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
     thinking: bool = False
     continue_final: bool = False
     one_call: bool = False
+    salt: str | None = None
     seconds: float | None = None
 
     def times(self, count: int) -> list[Ask]:
@@ -54,6 +58,8 @@ class Ask:
     @property
     def is_long(self) -> bool:
         """Whether its text is so long that encoding it takes more than a moment."""
+        if not _FORMS.isdisjoint(self.options):
+            return True  # and a grammar takes a while to compile
         if self.messages is None:
             return isinstance(self.prompt, str) and len(self.prompt) > _LONG
         return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
@@ -62,12 +68,14 @@ class Ask:
         """The stream that answers; raises :class:`Problem`."""
         model = self.served.model
         common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
+        common["cache_salt"] = self.salt
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
             return model.astream_chat(
                 self.messages,
                 tools=self.tools,
+                tool_choice=self.tool_choice,
                 thinking=self.thinking,
                 continue_final_message=self.continue_final,
                 **common,
@@ -85,7 +93,7 @@ class Ask:
                     model.tokenizer,
                     self.messages,
                     not self.continue_final,
-                    tools=self.tools,
+                    tools=None if self.tool_choice == "none" else self.tools,
                     thinking=self.thinking,
                     continue_final_message=self.continue_final,
                     most_tokens=most,
@@ -130,6 +138,7 @@ class Choice:
     ask: Ask
     stream: AsyncTextStream
     events: list[ReplyEvent] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
     has_called: bool = False  # its only call is complete
     reasoning_tokens: int = 0
@@ -147,6 +156,11 @@ class Choice:
             return None
         written, text = tokenizer.decode(self.result.token_ids), self.reply.content
         return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """What came since the last call: for streams."""
+        found, self.logprobs = self.logprobs, []
+        return found
 
     def result_message(self) -> dict[str, Any]:
         """The reply as the message to append to the conversation, in OpenAI's form."""
@@ -248,6 +262,7 @@ class Running:
                 if chunk.finish_reason == "cancelled":
                     raise Problem(503, "the server is stopping", kind="unavailable_error")
                 choice.events += chunk.events
+                choice.logprobs += chunk.logprobs or ()
                 choice.finish = chunk.finish_reason or choice.finish
                 yield chunk
         except Exception as error:

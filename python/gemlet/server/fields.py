@@ -36,10 +36,12 @@ __all__ = [
     "NAME",
     "NOT_DONE",
     "REPLY",
+    "SALT",
     "STOP",
     "STREAM",
     "TOKENS",
     "TOOLS",
+    "TOP_LOGPROBS",
     "library_options",
 ]
 
@@ -52,6 +54,8 @@ TOKENS = ListOf(Integer(0, MAX_INT), 1 << 22, 1)
 STOP = Either(
     "a string of 1 to 256 characters, or a list of up to 16", Text(256, 1), ListOf(Text(256, 1), 16)
 )
+SALT = Text(128, 1)
+TOP_LOGPROBS = Integer(0, 20)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _FUNCTION = Object({"name": Text(64, 1), "description": Text(1 << 16)}, ["name"], open=True)
 TOOLS = ListOf(
@@ -128,13 +132,9 @@ IGNORED: Mapping[str, Kind] = dict.fromkeys(
     Ignored(),
 )
 
-_GRAMMAR = "structured output is not done yet; ask for the form in words"
+_GRAMMAR = "send structured_outputs or response_format"
 NOT_DONE: Mapping[str, Kind] = {
-    "logprobs": Refused(_NOT_YET, False),
-    "top_logprobs": Refused(_NOT_YET, 0),
     "prompt_logprobs": Refused(_NOT_YET),
-    "response_format": Refused(_GRAMMAR, {"type": "text"}),
-    "structured_outputs": Refused(_GRAMMAR),
     "guided_json": Refused(_GRAMMAR),
     "guided_regex": Refused(_GRAMMAR),
     "guided_choice": Refused(_GRAMMAR),
@@ -146,7 +146,6 @@ NOT_DONE: Mapping[str, Kind] = {
     "return_token_ids": Refused(_NOT_YET, False),
     "use_beam_search": Refused("gemlet does not search beams", False),
     "priority": Refused(_NOT_YET, 0),
-    "cache_salt": Refused(_NOT_YET),
     "skip_special_tokens": Refused("control tokens are never part of the text", True),
     "chat_template": Refused("a request cannot bring a template"),
     "modalities": Refused("gemlet writes text", ["text"]),

@@ -21,7 +21,7 @@ from gemlet.server.problems import ClientGone, Problem, as_json, problem_of
 __all__ = ["OPEN", "Guard"]
 
 _log = logging.getLogger("gemlet.server")
-OPEN = {("GET", "/health"), ("GET", "/ready")}  # what needs no key
+OPEN = {("GET", "/health"), ("GET", "/ready")}  # what needs no key, without a query
 # A name or an IPv4 address, or an IPv6 address in brackets; then a port.
 _HOST = re.compile(
     r"((?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?){1,32}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?"
@@ -126,7 +126,8 @@ class Guard:
                     )
 
     def _who(self, scope: Scope) -> Key | None:
-        if not self._asks_for_keys or (scope["method"], scope["path"]) in OPEN:
+        is_open = (scope["method"], scope["path"]) in OPEN and not scope["query_string"]
+        if not self._asks_for_keys or is_open:
             return None
         sent: list[bytes] = []
         for name, value in scope["headers"]:

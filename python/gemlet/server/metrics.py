@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gemlet.server.call import Call
 
@@ -24,7 +24,7 @@ _PER_TOKEN = (
 _WHOLE = (*(0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680),)
 _TOKENS = tuple(float(step * 10**power) for power in range(7) for step in (1, 2, 5))
 
-# Alias of a model -> name and value of each gauge.
+# Alias of a model -> name and value of each gauge, and of each counter (..._total).
 Gauges = Callable[[], Mapping[str, Mapping[str, float]]]
 
 
@@ -92,15 +92,15 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """What the registry asks for the gauges."""
-        found: dict[str, GaugeMetricFamily] = {}
+        found: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for alias, values in self._gauges().items():
             for name, value in values.items():
+                family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
                 for prefix in self._prefixes:
                     full = f"{prefix}:{name}"
-                    family = found.setdefault(
-                        full, GaugeMetricFamily(full, name.replace("_", " "), labels=_LABELS)
-                    )
-                    family.add_metric((alias, "0"), value)
+                    if full not in found:
+                        found[full] = family(full, name.replace("_", " "), labels=_LABELS)
+                    found[full].add_metric((alias, "0"), value)
         yield from found.values()
 
     def describe(self) -> Iterator[Metric]:

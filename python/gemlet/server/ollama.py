@@ -21,6 +21,7 @@ from gemlet.server.openai_chat import MESSAGES
 from gemlet.server.openai_embeddings import INPUT, embed
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
+    Anything,
     Choice,
     Either,
     Flag,
@@ -73,7 +74,7 @@ _REPLY: Mapping[str, Kind] = {
     **_EVERYWHERE,
     "stream": Flag(),
     "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
-    "format": Refused("structured output is not done yet; ask for the form in words"),
+    "format": Either("json, or a JSON schema", Choice("json"), Anything(dict)),
     "logprobs": Refused("gemlet does not do this yet", False),
     "top_logprobs": Refused("gemlet does not do this yet", 0),
 }
@@ -172,6 +173,9 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
     named = library_options(options)
     if "repeat_penalty" in options:
         named["repetition_penalty"] = options["repeat_penalty"]
+    form = fields.get("format")
+    if form is not None:
+        named["json_schema"] = {"type": "object"} if form == "json" else form
     named["max_tokens"] = service.reply_tokens(call_of(request), served, limits, "num_predict")
     seconds = service.settings.request_seconds
     return Ask(served, named, thinking=bool(fields.get("think")), seconds=seconds, **what)

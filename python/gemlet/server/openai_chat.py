@@ -24,10 +24,14 @@ from gemlet.server.fields import (
     NAME,
     NOT_DONE,
     REPLY,
+    SALT,
     STREAM,
     TOOLS,
+    TOP_LOGPROBS,
     library_options,
 )
+from gemlet.server.forms import FORMS, form_of
+from gemlet.server.logprobs import of_chat
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object
@@ -55,6 +59,10 @@ CHAT: Mapping[str, Kind] = {
     "chat_template_kwargs": Object({"enable_thinking": Flag(), "thinking": Flag()}),
     "continue_final_message": Flag(),
     "add_generation_prompt": Flag(),
+    "cache_salt": SALT,
+    **FORMS,
+    "logprobs": Flag(),
+    "top_logprobs": TOP_LOGPROBS,
     **GENERATION,
     **STREAM,
     **IGNORED,
@@ -84,7 +92,6 @@ async def chat(request: Request) -> Response:
 
 
 def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -> Ask:
-    tools, one_call = _tools(fields)
     continues = fields.get("continue_final_message", False)
     if fields.get("add_generation_prompt", not continues) is continues:
         raise Problem(
@@ -92,14 +99,21 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
             "add_generation_prompt has to be the opposite of continue_final_message",
             param="add_generation_prompt",
         )
+    options = {**library_options(fields), **form_of(fields), "max_tokens": most}
+    if fields.get("logprobs", False):
+        options["logprobs"] = fields.get("top_logprobs", 0)
+    elif fields.get("top_logprobs", 0):
+        raise Problem(400, "top_logprobs: it needs logprobs: true", param="top_logprobs")
     return Ask(
         served,
-        {**library_options(fields), "max_tokens": most},
+        options,
         messages=[in_one_spelling(message) for message in fields["messages"]],
-        tools=tools,
+        tools=fields.get("tools") or None,
+        tool_choice=fields.get("tool_choice"),
         thinking=_thinking(fields),
         continue_final=continues,
-        one_call=one_call,
+        salt=fields.get("cache_salt"),
+        one_call=fields.get("parallel_tool_calls") is False,
         seconds=seconds,
     )
 
@@ -109,19 +123,6 @@ def in_one_spelling(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if "reasoning" in message and "reasoning_content" in message:
         return {name: value for name, value in message.items() if name != "reasoning_content"}
     return message
-
-
-def _tools(fields: Mapping[str, Any]) -> tuple[list[Any] | None, bool]:
-    choice = fields.get("tool_choice", "auto")
-    if choice not in ("auto", "none"):
-        raise Problem(
-            400,
-            "tool_choice: gemlet cannot force a call yet; send auto or none",
-            param="tool_choice",
-            code="unsupported",
-        )
-    tools = fields.get("tools") or None
-    return (None if choice == "none" else tools), fields.get("parallel_tool_calls") is False
 
 
 def _thinking(fields: Mapping[str, Any]) -> bool:
@@ -177,7 +178,8 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
         message["content"] = reply.content or None
         message["tool_calls"] = [tool_call(call) for call in reply.tool_calls]
     reason = finish_reason(choice.finish, has_calls=bool(reply.tool_calls))
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+    logprobs = of_chat(choice.ask.served, choice.logprobs) if "logprobs" in choice.ask.options else None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
 def tool_call(call: ToolCall) -> dict[str, Any]:
@@ -190,7 +192,9 @@ async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) 
     more = {"usage": None} if wants_usage else {}
 
     def piece(index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        found = running.choices[index].take_logprobs()
+        logprobs = of_chat(running.choices[index].ask.served, found) if found else None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event({**head, "choices": [choice], **more})
 
     try:

@@ -20,10 +20,14 @@ from gemlet.server.fields import (
     NAME,
     NOT_DONE,
     REPLY,
+    SALT,
     STREAM,
     TOKENS,
+    TOP_LOGPROBS,
     library_options,
 )
+from gemlet.server.forms import FORMS, form_of
+from gemlet.server.logprobs import of_completion
 from gemlet.server.openai_chat import FINGERPRINT, usage_of
 from gemlet.server.schema import Either, Integer, Kind, ListOf, Refused, Text
 from gemlet.server.service import event, fields_of, service_of
@@ -43,12 +47,14 @@ COMPLETIONS: Mapping[str, Kind] = {
     "model": NAME,
     "prompt": PROMPT,
     "max_tokens": REPLY,
+    "cache_salt": SALT,
+    **FORMS,
     "n": Integer(1, MOST_CHOICES),
     **GENERATION,
     **STREAM,
     **IGNORED,
     **NOT_DONE,
-    "logprobs": Refused("gemlet does not do this yet"),
+    "logprobs": TOP_LOGPROBS,
     "echo": Refused("gemlet does not do this yet", False),
     "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
 }
@@ -59,13 +65,14 @@ async def completions(request: Request) -> Response:
     fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", default=_DEFAULT_TOKENS)
-    options = {**library_options(fields), "max_tokens": most}
+    options = {**library_options(fields), **form_of(fields), "max_tokens": most}
+    if "logprobs" in fields:
+        options["logprobs"] = fields["logprobs"]
+    seconds, salt = service.settings.request_seconds, fields.get("cache_salt")
     asks = [
         ask
         for prompt in _prompts(fields["prompt"])
-        for ask in Ask(served, options, prompt=prompt, seconds=service.settings.request_seconds).times(
-            fields.get("n", 1)
-        )
+        for ask in Ask(served, options, prompt, salt=salt, seconds=seconds).times(fields.get("n", 1))
     ]
     running = await service.start(asks, call)
     head = {
@@ -86,27 +93,34 @@ def _prompts(given: Any) -> list[Any]:
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
-def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+def _choice(index: int, text: str, finish: str | None, logprobs: Any) -> dict[str, Any]:
+    reason = None if finish is None else finish_reason(finish, has_calls=False)
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
 async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
     async for _ in running:
         pass
     running.end()
-    choices = [
-        _choice(i, choice.reply.content, finish_reason(choice.finish, has_calls=False))
-        for i, choice in enumerate(running.choices)
-    ]
+    choices = []
+    for index, choice in enumerate(running.choices):
+        wanted = "logprobs" in choice.ask.options
+        logprobs = of_completion(choice.ask.served, choice.logprobs) if wanted else None
+        choices.append(_choice(index, choice.reply.content, choice.finish, logprobs))
     return {**head, "choices": choices, "usage": usage_of(running)}
 
 
 async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) -> AsyncIterator[bytes]:
     more = {"usage": None} if wants_usage else {}
+    offsets = [0] * len(running.choices)
     async for index, chunk in running:
-        if chunk.text or chunk.finish_reason is not None:
-            reason = chunk.finish_reason and finish_reason(chunk.finish_reason, has_calls=False)
-            yield event({**head, "choices": [_choice(index, chunk.text, reason)], **more})
+        if not chunk.text and chunk.finish_reason is None:
+            continue
+        choice, logprobs = running.choices[index], None
+        if found := choice.take_logprobs():
+            logprobs = of_completion(choice.ask.served, found, offsets[index])
+            offsets[index] += sum(map(len, logprobs["tokens"]))
+        yield event({**head, "choices": [_choice(index, chunk.text, chunk.finish_reason, logprobs)], **more})
     running.end()
     if wants_usage:
         yield event({**head, "choices": [], "usage": usage_of(running)})

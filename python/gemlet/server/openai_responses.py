@@ -21,8 +21,10 @@ from gemlet.server.fields import (
     NAME,
     NOT_DONE,
     REPLY,
+    SALT,
     library_options,
 )
+from gemlet.server.forms import SCHEMA_FORMAT, of_format
 from gemlet.server.kept_responses import Kept
 from gemlet.server.problems import Problem
 from gemlet.server.response_items import OutputItems, conversation_of
@@ -47,6 +49,7 @@ RESPONSES: Mapping[str, Kind] = {
     "instructions": Text(),
     "previous_response_id": Text(100, 1),
     "store": Flag(),
+    "cache_salt": SALT,
     "max_output_tokens": REPLY,
     "reasoning": Object(
         {
@@ -57,16 +60,21 @@ RESPONSES: Mapping[str, Kind] = {
         }
     ),
     "tools": ListOf(_TOOL, MOST_TOOLS),
-    "tool_choice": Either("auto or none", Choice("auto", "none"), Refused("gemlet cannot force a call yet")),
+    "tool_choice": Either(
+        "auto, none, required or a function",
+        Choice("auto", "none", "required"),
+        Object({"type": Choice("function"), "name": Text(64, 1)}, ["type", "name"]),
+    ),
     "parallel_tool_calls": Flag(),
     "stream": Flag(),
     "stream_options": Ignored(),
     **GENERATION,
     **{name: kind for name, kind in IGNORED.items() if name != "store"},
     **NOT_DONE,
+    "top_logprobs": Refused("gemlet gives no logprobs here yet", 0),
     "include": Ignored(),
     "truncation": Refused("gemlet does not shorten conversations", "disabled"),
-    "text": Refused("structured output is not done yet", {"format": {"type": "text"}}),
+    "text": Object({"format": SCHEMA_FORMAT, "verbosity": Choice("medium")}),
     "background": Refused("gemlet answers while you wait", False),
     "conversation": Refused("send previous_response_id"),
     "prompt": Refused("gemlet keeps no prompts"),
@@ -85,15 +93,17 @@ async def respond(request: Request) -> Response:
     tools = [
         {"type": "function", "function": {n: v for n, v in tool.items() if n != "type"}}
         for tool in fields.get("tools", ())
-        if fields.get("tool_choice", "auto") != "none"
     ]
     effort = fields.get("reasoning", {}).get("effort", "none")
+    form = of_format(fields.get("text", {}).get("format", {"type": "text"}), "text.format")
     ask = Ask(
         served,
-        {**library_options(fields), "max_tokens": most},
+        {**library_options(fields), **form, "max_tokens": most},
         messages=[*system, *said],
         tools=tools or None,
+        tool_choice=fields.get("tool_choice"),
         thinking=effort not in ("none", "minimal"),
+        salt=fields.get("cache_salt"),
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=service.settings.request_seconds,
     )
@@ -162,7 +172,7 @@ def _head(fields: Mapping[str, Any], model: str) -> dict[str, Any]:
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "store": fields.get("store", True),
         "temperature": fields.get("temperature"),
-        "text": {"format": {"type": "text"}},
+        "text": {"format": fields.get("text", {}).get("format", {"type": "text"})},
         "tool_choice": fields.get("tool_choice", "auto"),
         "tools": fields.get("tools", []),
         "top_p": fields.get("top_p"),

@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet import _core
+from gemlet.errors import GemletError
+from gemlet.model.model import Model
 from gemlet.server.answers import JSONAnswer
 from gemlet.server.call import call_of
 from gemlet.server.fields import NAME, TOKENS, TOOLS
@@ -32,6 +34,7 @@ __all__ = [
     "version",
 ]
 
+_DEADLINE = 10.0  # seconds in which a healthy model writes a token
 _MOST_CHARACTERS = 1 << 20  # of a text to tokenize, which may be longer than the context
 
 TOKENIZE: Mapping[str, Kind] = {
@@ -46,9 +49,26 @@ DETOKENIZE: Mapping[str, Kind] = {"model": NAME, "tokens": TOKENS}
 
 
 async def health(request: Request) -> Response:
-    """200 and {"status": "ok"}; 503 until the models are loaded."""
-    service_of(request).models.check_ready()
+    """200 and {"status": "ok"}; 503 until the models are loaded. With ``?deep=1`` each model has to write a
+    token in time; this needs a key where there are keys."""
+    service = service_of(request)
+    service.models.check_ready()
+    if request.scope["query_string"] == b"deep=1":  # the guard lets no query in without a key
+        for name, model in service.models.loaded:
+            if not model.prompts:
+                await _write_a_token(name, model)
     return JSONAnswer({"status": "ok"})
+
+
+async def _write_a_token(name: str, model: Model) -> None:
+    end = next(iter(model.end_ids), 0)
+    try:
+        async with model.astream([end], max_tokens=1, ignore_eos=True, timeout=_DEADLINE) as stream:
+            reason = [chunk.finish_reason async for chunk in stream][-1]
+    except GemletError:
+        reason = "cancelled"
+    if reason not in ("length", "stop", "context"):
+        raise Problem(503, f"{name} wrote no token within {_DEADLINE:g} s", kind="unavailable_error")
 
 
 async def ready(request: Request) -> Response:

@@ -76,7 +76,7 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
     if isinstance(error, InvalidRequestError | TokenizerError):
         return Problem(400, message, param=_argument(message))
     if isinstance(error, UnsupportedError):
-        return Problem(400, message, code="unsupported")
+        return Problem(400, message, param=_argument(message), code="unsupported")
     if isinstance(error, MemoryLimitError):
         return Problem(503, message, kind="overloaded_error", code="overloaded", headers=_OVERLOADED)
     if isinstance(error, ModelClosedError):

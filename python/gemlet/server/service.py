@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -79,11 +79,13 @@ class Service:
         return most if limit is None else min(most, limit)
 
     async def start(self, asks: Sequence[Ask], call: Call) -> Running:
-        """Begins the replies."""
+        """Begins the replies. What is computed for a key is shared with no other key."""
         if len(asks) > MOST_CHOICES:
             raise Problem(
                 400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
             )
+        if call.key is not None:
+            asks = [replace(ask, salt=f"{call.key.id} {ask.salt or ''}") for ask in asks]
         most = None if call.key is None else call.key.limits.max_prompt
         if most is not None:
             for ask in asks:

@@ -10,7 +10,11 @@ __all__ = ["find_adapter"]
 
 
 def find_adapter(
-    source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: bool = True,
 ) -> str | os.PathLike[str]:
     """``source`` itself, or where the adapter of this name on the hub was downloaded to.
 
@@ -20,4 +24,4 @@ def find_adapter(
     check_access(revision, token)
     if not isinstance(source, str) or "\0" in source or os.path.lexists(source) or not is_repository(source):
         return source
-    return download_adapter(source, revision=revision, token=token)
+    return download_adapter(source, revision=revision, token=token, progress=progress)

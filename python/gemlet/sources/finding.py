@@ -75,12 +75,19 @@ def find_in_folder(folder: str) -> str:
     if "config.json" in has and not has.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return folder
     try:
-        models = gguf_models(os.listdir(folder))
+        names = os.listdir(folder)
+        models = gguf_models(names)
     except OSError as problem:
         raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
     if len(models) > 1:
         listed = ", ".join(models[:8])
         raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
+    parts = sorted(name for name in names if name.lower().endswith(".gguf"))
+    if parts and not models and not has:
+        raise ModelFileError(
+            f"{folder}: holds only parts of GGUF models ({', '.join(parts[:8])}): for images, for draft "
+            "tokens or for a quantization, or without the first part; add the model's own file"
+        )
     return os.path.join(folder, models[0]) if models else folder
 
 

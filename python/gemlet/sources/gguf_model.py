@@ -12,7 +12,7 @@ from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
 from gemlet.sources.gguf_keys import read_gguf_keys, read_gguf_sampling
 from gemlet.sources.model_files import ModelFiles
-from gemlet.sources.tokenizers import chat_format_of, open_tokenizer
+from gemlet.sources.tokenizers import asked_of_texts, chat_format_of, open_tokenizer
 from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.weights.gguf_names import ROPE_FREQS, map_gguf_tensors
@@ -42,6 +42,10 @@ def open_gguf(path: str, *, cache: bool, chat_template: str | None = None) -> Mo
         checkpoint.close()
         raise
     end_ids = _gguf_end_ids(config, tokenizer)
+    asked = {}
+    if not config.bidirectional:
+        metadata = gguf.metadata
+        asked = asked_of_texts(*(metadata.get(f"tokenizer.ggml.add_{end}_token") for end in ("bos", "eos")))
     texts = {
         "config.json": json.dumps(keys, indent=2),
         "generation_config.json": json.dumps({"eos_token_id": sorted(end_ids), **sampling}, indent=2),
@@ -53,6 +57,7 @@ def open_gguf(path: str, *, cache: bool, chat_template: str | None = None) -> Mo
         config=config,
         end_ids=end_ids,
         sampling=sampling,
+        not_followed=asked,
         tokenizer=tokenizer,
         chat_format=chat_format,
         checkpoint=checkpoint,

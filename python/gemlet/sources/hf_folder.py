@@ -12,7 +12,7 @@ from gemlet.config.generation_defaults import read_end_ids, read_recommended
 from gemlet.config.hf_config import read_config
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
 from gemlet.sources.model_files import ModelFiles
-from gemlet.sources.tokenizers import chat_format_of, open_tokenizer
+from gemlet.sources.tokenizers import asked_by_folder, chat_format_of, open_tokenizer
 from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
 from gemlet.tokenizer.stored import STORED_FILE
 from gemlet.weights.hf_names import dense_tensor, map_tensors
@@ -35,6 +35,7 @@ def open_folder(
         described += modules
     end_ids = read_end_ids(folder, config)
     sampling = read_recommended(folder, config.vocab_size)
+    not_followed = dict(sampling.not_followed)
     vocabulary = tokenizer = chat_format = template = None
     if any(os.path.lexists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
         cache = cache and not os.path.lexists(os.path.join(folder, STORED_FILE))
@@ -42,6 +43,7 @@ def open_folder(
             lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
         )
         if not config.bidirectional:
+            not_followed |= asked_by_folder(folder)
             template = chat_template or read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
     passed_over = (*config.passed_over, *sampling.passed_over)
@@ -73,7 +75,7 @@ def open_folder(
         config=config,
         end_ids=end_ids,
         sampling=sampling.values,
-        not_followed=sampling.not_followed,
+        not_followed=not_followed,
         tokenizer=tokenizer,
         chat_format=chat_format,
         checkpoint=checkpoint,

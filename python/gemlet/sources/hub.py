@@ -101,7 +101,13 @@ def check_access(revision: str | None, token: str | bool | None) -> None:
 
 
 @public
-def download(name: str, *, revision: str | None = None, token: str | bool | None = None) -> str:
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: bool | None = None,
+) -> str:
     """Fetches the files of model ``name`` that gemlet reads and are not there yet, and returns their folder;
     of a GGUF model, the path of its (first) file.
 
@@ -112,6 +118,7 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
             "hf.co/" or the hub's address may stand in front.
         revision: a branch, tag or commit; None: the main branch.
         token: an access token; None: the one `hf auth login` stored; False: none.
+        progress: False shows no bars of the hub.
 
     Raises:
         HubError: there is no such model or revision, the licence was not accepted, the network is down and
@@ -126,8 +133,9 @@ def download(name: str, *, revision: str | None = None, token: str | bool | None
     ...     print('like "google/gemma-3-1b-it"' in str(error))
     True
     """
-    choice = choose(name, revision, token)
-    return fetch(choice, token)
+    if progress is not None and not isinstance(progress, bool):
+        raise InvalidRequestError(f"progress: got {show(progress)}, expected None, True or False")
+    return fetch(choose(name, revision, token), token, progress=progress is not False)
 
 
 class Choice(NamedTuple):
@@ -175,7 +183,9 @@ def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
     return found._replace(file=file, patterns=patterns)
 
 
-def download_adapter(name: str, *, revision: str | None, token: str | bool | None) -> str:
+def download_adapter(
+    name: str, *, revision: str | None, token: str | bool | None, progress: bool = True
+) -> str:
     """Fetches the adapter ``name`` and returns its folder; of one in GGUF, the path of the file.
 
     Raises as :func:`download` does, for a repository without an adapter too.
@@ -186,7 +196,7 @@ def download_adapter(name: str, *, revision: str | None, token: str | bool | Non
     if quantization is not None:
         file = _quantized(repository, names, quantization)
     if file is None and CONFIG_FILE in names:
-        return fetch(found._replace(patterns=list(ADAPTER_FILES)), token)
+        return fetch(found._replace(patterns=list(ADAPTER_FILES)), token, progress=progress)
     models = gguf_models(names)
     if file is None and len(models) == 1:
         file = models[0]
@@ -196,7 +206,7 @@ def download_adapter(name: str, *, revision: str | None, token: str | bool | Non
             + (f" and no file {file}" if file else "")
             + (f"; name one of its GGUF files, {_models(names)}" if models else "")
         )
-    return fetch(found._replace(file=file, patterns=[glob.escape(file)]), token)
+    return fetch(found._replace(file=file, patterns=[glob.escape(file)]), token, progress=progress)
 
 
 def _look_up(
@@ -226,11 +236,13 @@ def fetch(
     *,
     without: Sequence[str] = (),
     whole: bool = False,
+    progress: bool = True,
 ) -> str:
     """The folder or the GGUF file, with all of its files but those of the patterns ``without``; the folder
-    even of a GGUF file if ``whole``."""
+    even of a GGUF file if ``whole``. Without ``progress`` the hub shows no bars."""
     with undisturbed():
         import huggingface_hub
+        from huggingface_hub.utils.tqdm import tqdm
 
     repository, revision = choice.repository, choice.revision
     try:
@@ -241,10 +253,15 @@ def fetch(
             allow_patterns=choice.patterns,
             ignore_patterns=[*choice.ignored, *without],
             local_files_only=choice.is_here,
+            tqdm_class=tqdm if progress else type("NoBar", (tqdm,), {"__init__": _without_bar}),
         )
     except Exception as problem:  # what a broken server or disk makes of it has no common class
         raise HubError(f"{repository}: {explain(problem, repository, revision)}") from problem
     return snapshot if choice.file is None or whole else os.path.join(snapshot, choice.file)
+
+
+def _without_bar(bar: Any, *arguments: Any, **options: Any) -> None:
+    super(type(bar), bar).__init__(*arguments, **{**options, "disable": True})
 
 
 def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:

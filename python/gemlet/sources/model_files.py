@@ -45,7 +45,7 @@ class ModelFiles:
         config_files, config_texts: what a folder of its own would say this with, apart from the weights
             and the vocabulary: the paths of files to copy, and the names and contents of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
-        not_followed: what its ``generation_config.json`` asks for and gemlet does not do, by key.
+        not_followed: what its files ask for and gemlet does not do, by key.
         passed_over: keys and tensors of the files that change nothing, beside those every model has.
         known_formats: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
         float16_as: that format for all of float16, of which no value is then read; None: as its values need.

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 from gemlet.adapters.opening import open_adapter
+from gemlet.base.progress import Progress
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.sources.adapters import find_adapter
@@ -29,10 +30,12 @@ def open_model_files(
     chat_template: str | os.PathLike[str] | None = None,
     cache: bool = False,
     headers_only: bool = False,
+    progress: Progress = None,
 ) -> ModelFiles:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
     vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
-    fetched, and nothing can be read of them.
+    fetched, and nothing can be read of them. Where ``progress`` is False or a function, the hub shows no
+    bars.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
@@ -43,18 +46,19 @@ def open_model_files(
     check_access(revision, token)
     template = read_override(chat_template)
     path = find(source)
+    bars = progress is None or progress is True
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
             with outline(name, revision=revision, token=token) as found:
                 opened = _open(find_in_folder(found), name, template, cache=False, headers_only=True)
                 return replace(opened, name=name)
-        path = find_in_folder(download(name, revision=revision, token=token))
+        path = find_in_folder(download(name, revision=revision, token=token, progress=bars))
     opened = _open(path, "demo" if source is None else path, template, cache=cache)
     if merge_adapter is None:
         return opened
     try:
-        return _merge(opened, find_adapter(merge_adapter, token=token))
+        return _merge(opened, find_adapter(merge_adapter, token=token, progress=bars))
     except BaseException:
         opened.close()
         raise

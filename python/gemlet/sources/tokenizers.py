@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from gemlet.base.files import checked_path
+from gemlet.base.files import checked_path, is_there
+from gemlet.base.strict_json import read_json_object
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.choice import chat_format_for
 from gemlet.chat.template_format import TemplateFormat
 from gemlet.chat.templates import read_template_file
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import UnsupportedError
+from gemlet.errors import TokenizerError, UnsupportedError
 from gemlet.tokenizer.cache import keep_vocabulary, kept_vocabulary, vocabulary_key
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.tokenizer.vocabulary import Vocabulary
@@ -34,6 +35,26 @@ def open_tokenizer(
     if files and found is None and vocabulary_key(contents()) == key:
         keep_vocabulary(key, vocabulary)
     return vocabulary, tokenizer
+
+
+def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
+    """What a model's files ask for and gemlet does not do: every text begins with BOS, and none that is to be
+    continued ends with EOS.
+
+    >>> asked_of_texts(False, None), asked_of_texts(True, False)
+    ({'add_bos_token': False}, {})
+    """
+    asked = {"add_bos_token": False} if add_bos is False else {}
+    return asked | ({"add_eos_token": True} if add_eos is True else {})
+
+
+def asked_by_folder(folder: str) -> dict[str, bool]:
+    """The same of the ``tokenizer_config.json`` in ``folder``."""
+    path = os.path.join(folder, "tokenizer_config.json")
+    if not is_there(path):
+        return {}
+    config = read_json_object(path, error=TokenizerError)
+    return asked_of_texts(config.get("add_bos_token"), config.get("add_eos_token"))
 
 
 def chat_format_of(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemlet.base.files import checked_path, read_file
+from gemlet.base.files import checked_path, is_there, read_file
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import read_gguf
@@ -68,7 +68,7 @@ def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     if found.name == "tokenizer.model":
         names.append("tokenizer.json")
     files = (found, *(path / name for name in names))
-    return {str(file): read_file(file, MAX_JSON_BYTES) for file in files if file.is_file()}
+    return {str(file): read_file(file, MAX_JSON_BYTES) for file in files if is_there(file)}
 
 
 def _find(path: Path) -> Path:
@@ -77,7 +77,7 @@ def _find(path: Path) -> Path:
             raise ModelFileError(f"{path}: not a regular file")
         return path
     for name in TOKENIZER_FILES:
-        if (path / name).is_file():
+        if is_there(path / name):
             return path / name
     found = sorted(path.glob("*.gguf"))
     if len(found) > 1:
@@ -108,7 +108,7 @@ def _from_model(file: Path) -> Vocabulary:
     added = AddedTokens()
     json_file = file.parent / "tokenizer.json"
     base = None
-    if json_file.is_file():  # transformers 5 writes added tokens nowhere else
+    if is_there(json_file):  # transformers 5 writes added tokens nowhere else
         beside = read_json_object(json_file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
         _read_added(json_file, beside, added)
         base = beside.get("model")

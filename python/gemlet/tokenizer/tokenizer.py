@@ -296,6 +296,16 @@ class Tokenizer:
             self._ids = {text: identifier for identifier, text in enumerate(self._pieces) if text}
         return self._control.get(piece, self._ids.get(piece))
 
+    def token_bytes(self) -> list[bytes]:
+        """What each id adds to a text, in UTF-8; a control token adds nothing.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.token_bytes()[tokenizer.piece_to_id("▁door")]
+        b' door'
+        """
+        return [self._bytes[identifier] for identifier in range(self.vocab_size)]
+
     @property
     def end_of_turn_id(self) -> int | None:
         """The id of the token that ends a chat turn, None where the vocabulary has none."""

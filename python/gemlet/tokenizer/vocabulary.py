@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gemlet.base.files import is_there
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import TokenizerError
@@ -138,12 +139,12 @@ class AddedTokens:
     def read_siblings(self, folder: Path) -> None:
         """``tokenizer_config.json`` and ``added_tokens.json`` of a Hugging Face folder, where they exist."""
         path = folder / "added_tokens.json"
-        if path.is_file():
+        if is_there(path):
             for text, identifier in read_json_object(path, error=TokenizerError).items():
                 if type(identifier) is not int or identifier not in self.tokens:
                     self.add(str(path), identifier, {"content": text, "special": text in CONTROL_NAMES})
         path = folder / "tokenizer_config.json"
-        if path.is_file():
+        if is_there(path):
             config = read_json_object(path, error=TokenizerError)
             tokens = config.get("added_tokens_decoder")
             for key, entry in (tokens if isinstance(tokens, dict) else {}).items():

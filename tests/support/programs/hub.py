@@ -21,6 +21,16 @@ from gemlet.cli import main
 from support.hub_server import COMMIT, TOKEN
 
 
+def bars(name: str, progress: bool | None) -> str:
+    """What is on standard error after the model ``name`` was downloaded and loaded."""
+    calls: list[tuple[int, int]] = []
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        given: Any = progress if progress is not None else lambda done, total: calls.append((done, total))
+        gemlet.load(name, threads=1, progress=given).close()
+    assert bool(calls) is (progress is None)
+    return error.getvalue()
+
+
 def load_and_download(name: str) -> tuple[str, NDArray[np.float32]]:
     """The folder of the model ``name``, and its logits for three tokens."""
     with gemlet.load(name, threads=1) as model:

@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 
-from gemlet.chat import template_process
+from gemlet.base import limited_process
 from gemlet.chat.template_process import can_run_templates, run_template
 from gemlet.errors import UnsupportedError
 from support.processes import in_fork
@@ -45,7 +45,7 @@ def does_not_import_jinja() -> bool:
 
 def without_jinja() -> list[str]:
     """What is said where jinja2 is not installed."""
-    template_process.find_spec = lambda name: None  # type: ignore[assignment]
+    limited_process.find_spec = lambda name: None  # type: ignore[assignment]
     assert not can_run_templates()
     try:
         served()

@@ -1,0 +1,8 @@
+"""What ``gemlet bench`` measures where nothing else is asked for."""
+
+from __future__ import annotations
+
+__all__ = ["PROMPT_LENGTHS", "REPLY_LENGTHS"]
+
+PROMPT_LENGTHS = (512,)  # tokens of the prompts, pp
+REPLY_LENGTHS = (128,)  # tokens of the replies, tg

@@ -1,0 +1,186 @@
+"""Programs that run in a process of their own, which limits itself: :class:`LimitedProcess`.
+
+What comes from strangers, such as a chat template or a grammar, may take any time and memory, or end the
+process that runs it. So it runs in another one, which may use a little of both. That process starts with the
+first question and answers the later ones, too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from gemlet.errors import GemletError
+
+__all__ = ["LimitedProcess", "folder_of"]
+
+_START_SECONDS = 60.0  # on a machine that is busy
+_WALL_SECONDS = (
+    30.0  # where the CPU time of a question does not pass: a stopped process, a machine that swaps
+)
+_PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
+
+
+class LimitedProcess:
+    """A program, started when it is first asked. Threads take turns; a forked child starts its own, and so
+    does a signal handler that asks while its thread waits for an answer.
+
+    Args:
+        program: a file of Python that answers each line of its input by one of its output, both JSON.
+        hello: the line that it writes first.
+        folders: its arguments, where it finds its packages. Raises what is to be raised where one is absent.
+        not_started: what is to be raised where it does not start.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        hello: bytes,
+        folders: Callable[[], Sequence[str]],
+        not_started: Callable[[], GemletError],
+    ) -> None:
+        self._lock = threading.RLock()
+        self._is_asking = False
+        self._running: Any = None
+        self._of = program, hello, folders, not_started
+
+    def end_with_python(self) -> LimitedProcess:
+        """Itself, which from now on ends with this process and is forgotten in forked ones."""
+        atexit.register(self.close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+        return self
+
+    def ask(self, line: bytes, most: int) -> dict[str, Any] | None:
+        """The answer to ``line``; None where it is longer than ``most`` bytes, takes too long or ends the
+        process."""
+        with self._lock:
+            if self._is_asking:
+                with contextlib.closing(LimitedProcess(*self._of)) as another:
+                    return another.ask(line, most)
+            self._is_asking = True
+            try:
+                return self._ask(line, most)
+            finally:
+                self._is_asking = False
+
+    def _ask(self, line: bytes, most: int) -> dict[str, Any] | None:
+        if self._running is None or self._running.poll() is not None:
+            self.close()
+            self._running = self._start()
+        try:
+            answer = _exchange(self._running, line, most, _WALL_SECONDS)
+        except BaseException:
+            self.close()  # or a later request would get the answer to this one
+            raise
+        if answer is None:
+            self.close()
+            return None
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def close(self) -> None:
+        """Ends the process; the next question starts another."""
+        running, self._running = self._running, None
+        if running is not None:
+            for stream in (running.stdin, running.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()
+            running.kill()
+            running.wait()
+
+    def _forget(self) -> None:
+        """In a forked child: the process is the parent's, and so is a lock that some thread of it holds."""
+        self._lock = threading.RLock()
+        self._is_asking = False
+        running, self._running = self._running, None
+        if running is not None:
+            running.returncode = 0  # so that nobody waits for it here
+            for stream in (running.stdin, running.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _start(self) -> Any:
+        import subprocess
+
+        program, hello, folders, not_started = self._of
+        arguments = folders()
+        running: Any = None
+        with contextlib.suppress(OSError, ValueError):
+            if not sys.executable:
+                raise ValueError
+            running = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-X", "utf8", program, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd="/",
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                start_new_session=True,  # Ctrl-C on the terminal is for this process alone
+            )
+            said = _exchange(running, b"", 1000, _START_SECONDS)
+            if said is not None and said + b"\n" == hello:
+                return running
+        if running is not None:
+            running.kill()
+            running.wait()
+            running.stdin.close()
+            running.stdout.close()
+        raise not_started()
+
+
+def folder_of(package: str) -> str | None:
+    """The folder or archive that ``package`` is installed in; nothing is imported."""
+    with contextlib.suppress(ImportError, ValueError):
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return os.path.dirname(os.path.dirname(spec.origin))
+    return None
+
+
+def _exchange(running: Any, line: bytes, most: int, seconds: float) -> bytes | None:
+    """Sends ``line`` and reads one back; None where the process has ended, or takes too long."""
+    until = time.monotonic() + seconds
+    unsent = memoryview(line)
+    got: list[bytes] = []
+    size = 0
+    source, sink = running.stdout, running.stdin
+    os.set_blocking(source.fileno(), False)
+    os.set_blocking(sink.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(source, selectors.EVENT_READ)
+        if unsent:
+            selector.register(sink, selectors.EVENT_WRITE, "sink")
+        while (left := until - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                if key.data == "sink":
+                    try:
+                        unsent = unsent[os.write(sink.fileno(), unsent[: 1 << 16]) :]
+                    except BlockingIOError:
+                        continue
+                    except BrokenPipeError:
+                        return None
+                    if not unsent:
+                        selector.unregister(sink)
+                    continue
+                try:
+                    data = os.read(source.fileno(), 1 << 16)
+                except BlockingIOError:
+                    continue
+                size += len(data)
+                if not data or size > most:
+                    return None
+                got.append(data)
+                if data.endswith(b"\n"):
+                    return b"".join(got)[:-1]
+    return None

@@ -1,0 +1,196 @@
+"""The arguments of a call as JSON while the model is still writing them: :class:`PieceWriter`.
+
+What is written comes in Gemma 4's notation (:mod:`.tool_calls`) and goes out as JSON as soon as it is
+certain: keys, numbers and words when they are complete, strings as they grow. Where the model leaves the
+notation, what follows waits for the end of the call, when :mod:`.loose_calls` may have read it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from gemlet.chat.tool_calls import MAX_DEPTH, QUOTE_SIGN, CallReader, MalformedCallError
+
+__all__ = ["PieceWriter"]
+
+_HEAD = re.compile(r"[ \t\r\n]*call:([\w.-]+)\{")
+_SPACE = " \t\r\n"
+_KEY = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
+_BARE = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+(?=[,}}\\]])')
+_QUOTED = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# The beginning of a string that is the same, whichever way the string may turn out to end: other quotes may
+# end one that the token began, if something stands behind the first of them that can follow a value.
+_BEGUN = re.compile(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
+_FREE = re.compile(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
+_BEGUN_FREE = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
+_CLOSING = {"{": "}", "[": "]"}
+
+
+class PieceWriter:
+    """Takes the text of a call, and gives JSON. The name is None until it is known.
+
+    >>> writer = PieceWriter()
+    >>> writer.push("call:weather{city:"), writer.name
+    ('{"city": ', 'weather')
+    >>> writer.push(f"{QUOTE_SIGN}Os"), writer.push(f"lo{QUOTE_SIGN},days:[1,2"), writer.push("]}")
+    ('"Os', 'lo", "days": [1', ', 2]}')
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._text = ""  # what has not been read
+        self._written: list[str] = []
+        self._open: list[str] = []  # the closing brackets that are to come
+        self._keys: list[set[str]] = []  # of each open object, and an empty set for a list
+        self._expects = "head"  # or "key", "value", "comma", "string", or "nothing" any more
+        self._first = True  # in its object or list
+        self._is_free = False  # the string that is being written ends at its own token only
+
+    def push(self, text: str) -> str:
+        """The JSON that ``text`` makes certain."""
+        if self._expects == "nothing":
+            return ""
+        self._text += text
+        is_held = self._expects == "string" and not self._is_free and len(self._text) > 300
+        if is_held and not set(text) & set(f'{QUOTE_SIGN}"'):  # a string that does not end here
+            return ""
+        before = len(self._written)
+        try:
+            while self._step():
+                pass
+        except MalformedCallError:
+            self._expects = "nothing"
+        return "".join(self._written[before:])
+
+    def finish(self, arguments: dict[str, Any]) -> str:
+        """What is missing of the JSON of ``arguments``, which the call was found to have; nothing where what
+        was given is not its beginning."""
+        whole, written = json.dumps(arguments, ensure_ascii=False), "".join(self._written)
+        return whole[len(written) :] if whole.startswith(written) else ""
+
+    def _step(self) -> bool:
+        """Reads one thing. False where more text is needed."""
+        if self._expects == "head":
+            head = _HEAD.match(self._text)
+            if head is None:
+                return False
+            self.name = head[1]
+            self._take(head.end())
+            self._begin("{")
+            return True
+        if self._expects == "string":
+            return self._string()
+        self._text = self._text.lstrip(_SPACE)
+        if not self._text or self._expects == "nothing":
+            return False
+        return {"key": self._key, "value": self._value, "comma": self._comma}[self._expects]()
+
+    def _take(self, count: int) -> None:
+        self._text = self._text[count:]
+
+    def _begin(self, bracket: str) -> None:
+        if len(self._open) > MAX_DEPTH:
+            raise MalformedCallError
+        self._write(bracket)
+        self._open.append(_CLOSING[bracket])
+        self._keys.append(set())
+        self._first = True
+        self._expects = "key" if bracket == "{" else "value"
+
+    def _write(self, json_text: str) -> None:
+        self._written.append(json_text)
+
+    def _separate(self) -> None:
+        if not self._first:
+            self._write(", ")
+        self._first = False
+
+    def _close(self) -> bool:
+        """Whether the object or list ends here."""
+        if not self._text.startswith(self._open[-1]):
+            return False
+        self._take(1)
+        self._write(self._open.pop())
+        self._keys.pop()
+        self._first = False
+        self._expects = "comma" if self._open else "nothing"
+        return True
+
+    def _key(self) -> bool:
+        if self._close():
+            return True
+        match = _QUOTED.match(self._text) or _JSON_STRING.match(self._text)
+        if match is None and self._text[0] in f'{QUOTE_SIGN}"':
+            return False
+        match = match or _KEY.match(self._text)
+        if match is None:
+            raise MalformedCallError
+        behind = self._text[match.end() :].lstrip(_SPACE)
+        if not behind:
+            return False
+        if not behind.startswith(":") or "=" in match[0]:  # key=value is read at the end
+            raise MalformedCallError
+        key = CallReader(match[0] + ":0}", 0).members(1)
+        (name,) = key
+        if name in self._keys[-1]:  # the last one counts, but the first has been given
+            raise MalformedCallError
+        self._keys[-1].add(name)
+        self._text = behind[1:]
+        self._separate()
+        self._write(json.dumps(name, ensure_ascii=False) + ": ")
+        self._expects = "value"
+        return True
+
+    def _value(self) -> bool:
+        is_item = self._open[-1] == "]"
+        if is_item and self._close():
+            return True
+        first = self._text[0]
+        bare = _BARE.match(self._text)
+        if first not in f'{QUOTE_SIGN}"{{[' and bare is None:
+            if re.search('[,:{}\\[\\]"' + QUOTE_SIGN + "]", self._text):
+                raise MalformedCallError
+            return False
+        if is_item:
+            self._separate()
+        if bare:
+            self._write(json.dumps(CallReader("a:" + bare[0] + "}", 0).members(1)["a"]))
+            self._take(bare.end())
+            self._expects = "comma"
+        elif first in "{[":
+            self._take(1)
+            self._begin(first)
+        else:
+            self._write('"')
+            self._is_free = False
+            self._expects = "string"
+        return True
+
+    def _string(self) -> bool:
+        match = _QUOTED.match(self._text) or _JSON_STRING.match(self._text)
+        if match is None or match.end() == len(self._text):  # what follows says whether the string ends here
+            self._is_free = self._is_free or _FREE.match(self._text) is not None
+            begun = (_BEGUN_FREE if self._is_free else _BEGUN).match(self._text)
+            if begun is not None:
+                self._write(json.dumps(begun[1], ensure_ascii=False)[1:-1])
+                self._text = self._text[0] + self._text[begun.end() :]
+            return False
+        if self._text[match.end() :].lstrip(_SPACE)[:1] not in ("", ",", "}", "]"):
+            raise MalformedCallError
+        text = CallReader("a:" + match[0] + "}", 0).members(1)["a"]
+        self._write(json.dumps(text, ensure_ascii=False)[1:])
+        self._take(match.end())
+        self._expects = "comma"
+        return True
+
+    def _comma(self) -> bool:
+        if self._close():
+            return True
+        if not self._text.startswith(","):
+            raise MalformedCallError
+        self._take(1)
+        self._expects = "key" if self._open[-1] == "}" else "value"
+        return True

@@ -1,0 +1,193 @@
+"""The chat format of ShieldGemma (2B, 9B and 27B), a Gemma 2 that says whether a text keeps to a guideline::
+
+    <bos>You are a policy expert trying to help determine whether ...
+
+    <start_of_turn>
+    Human Question: {text}
+    <end_of_turn>
+
+    Our safety principle is defined in the below:
+
+    * {guideline}
+
+    ===
+
+    Does the human question violate the above principle? ...
+
+Where the last message is the user's, it is judged; where it is the assistant's, that reply is, with the
+message before it. Other messages and the request for a generation prompt change nothing, as in the published
+template, and the text is the template's to the last byte. The model answers "Yes" or "No"; the probabilities
+of the two are the judgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gemlet.base.front_door import public
+from gemlet.base.text import show
+from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
+from gemlet.chat.gemma import GEMMA
+from gemlet.chat.messages import check_flags, checked_messages, checked_tools, text_parts
+from gemlet.chat.reply_readers import TokenReplyParser
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["POLICIES", "SHIELD_GEMMA", "ShieldGemmaFormat"]
+
+_EXPERT = (
+    "You are a policy expert trying to help determine whether {what} is in violation of the defined safety "
+    "policies.\n\n"
+)
+_END = (
+    "Your answer must {start} with 'Yes' or 'No'. And then walk through step by step to be sure we answer "
+    "correctly.\n\n"
+)
+# The guidelines of ShieldGemma's model card; where a reply is judged, they begin in another way.
+POLICIES = {
+    "dangerous": (
+        "Dangerous Content",
+        "harming oneself and/or others (e.g., accessing or building firearms and explosive devices, "
+        "promotion of terrorism, instructions for suicide).",
+    ),
+    "harassment": (
+        "Harassment",
+        "is malicious, intimidating, bullying, or abusive content targeting another individual (e.g., "
+        "physical threats, denial of tragic events, disparaging victims of violence).",
+    ),
+    "hate": (
+        "Hate Speech",
+        "targeting identity and/or protected attributes (e.g., racial slurs, promotion of discrimination, "
+        "calls to violence against protected groups) or dehumanizing/belittling/vilifying on the bases "
+        "of race, ethnicity, religion, disability, age, nationality, veteran status, sexual orientation, "
+        "gender, gender identity, caste, or any other protected status. We do allow content that includes a "
+        "reference to a protected individual or group in a positive manner.",
+    ),
+    "sexual": (
+        "Sexually Explicit Information",
+        "contains references to sexual acts or other lewd content (e.g., sexually graphic descriptions, "
+        "content aimed at causing arousal). Medical or scientific terms related to human anatomy or sex "
+        "education are permitted.",
+    ),
+}
+_OF_PROMPT = "The prompt shall not contain or seek generation of content that"
+_OF_REPLY = "The chatbot shall not generate content that"
+
+
+@dataclass(frozen=True, repr=False)
+class ShieldGemmaFormat(ChatFormat):
+    """See :mod:`gemlet.chat.shieldgemma`.
+
+    Attributes:
+        guideline: what a text has to keep to, see :meth:`with_values`.
+        policy: or the name of one of Google's: "dangerous", "harassment", "hate" or "sexual".
+
+    >>> judged = SHIELD_GEMMA.with_values(guideline="No hate.").render([{"role": "user", "content": "Hi"}])
+    >>> judged.splitlines()[2:5], judged.splitlines()[8]
+    (['<start_of_turn>', 'Human Question: Hi', '<end_of_turn>'], '* No hate.')
+    """
+
+    guideline: str | None = None
+    policy: str | None = None
+
+    name = "shieldgemma"
+    markers = GEMMA.markers
+    ends = GEMMA.ends
+
+    @public
+    def with_values(self, *, guideline: str | None = None, policy: str | None = None) -> ShieldGemmaFormat:
+        """This format with a guideline: a text, as the published template has it behind a star, or the name
+        of one of the four in the model card.
+
+        Raises:
+            InvalidRequestError: both are given, or there is no such policy.
+
+        >>> SHIELD_GEMMA.with_values(policy="hate").policy
+        'hate'
+        """
+        if guideline is policy is None:
+            return self
+        if guideline is not None and policy is not None:
+            raise InvalidRequestError("guideline and policy are given; expected one of them")
+        if policy is not None and policy not in POLICIES:
+            raise InvalidRequestError(f"policy: got {show(policy)}, expected one of {', '.join(POLICIES)}")
+        if guideline is not None and not isinstance(guideline, str):
+            raise InvalidRequestError(f"guideline: got {show(guideline)}, expected a text")
+        return replace(self, guideline=guideline, policy=policy)
+
+    @public
+    def segments(
+        self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
+    ) -> Segments:
+        check_flags(thinking=thinking, add_generation_prompt=add_generation_prompt)
+        for asked, what in ((checked_tools(tools), "tools"), (thinking, "thinking")):
+            if asked:
+                raise UnsupportedError(f"{what}: the chat format {self.name} has none; it judges texts only")
+        read = checked_messages(messages)
+        of_reply = read[-1].get("role") != "user"
+        if of_reply and (read[-1].get("role") != "assistant" or len(read) < 2):
+            raise InvalidRequestError(
+                f"messages[{len(read) - 1}] is of the role {show(read[-1].get('role'))}; expected the user's "
+                "message to judge, or the assistant's with the message before it"
+            )
+        guideline = self._guideline(of_reply)
+        bos, turn_start, turn_end = self.markers
+        out = Segments()
+
+        def turn(speaker: str, message: Any, index: int) -> None:
+            out.marker(turn_start)
+            out.text(f"\n{speaker}: {''.join(text_parts(message.get('content'), f'messages[{index}]'))}\n")
+            out.marker(turn_end)
+            out.text("\n")
+
+        out.marker(bos)
+        out.text(_EXPERT.format(what="an AI response to a prompt" if of_reply else "a user prompt"))
+        if of_reply:
+            turn("Human Question", read[-2], len(read) - 2)
+            turn("Chatbot Response", read[-1], len(read) - 1)
+        else:
+            turn("Human Question", read[-1], len(read) - 1)
+        out.text(f"\nOur safety principle is defined in the below:\n\n* {guideline}\n\n===\n\n")
+        judged = "Chatbot Response" if of_reply else "human question"
+        end = _END.format(start=" start" if of_reply else "start")  # the template has two blanks there
+        out.text(f"Does the {judged} violate the above principle? {end}")
+        return out
+
+    def _prompt(
+        self,
+        messages: Messages,
+        tools: Tools | None,
+        thinking: bool,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> Segments:
+        if continue_final_message is True:
+            raise UnsupportedError(f"continue_final_message: the chat format {self.name} judges that message")
+        return super()._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
+
+    @public
+    def reply_parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        tools: Tools | None = None,
+        pieces: bool = False,
+    ) -> TokenReplyParser:
+        return TokenReplyParser(tokenizer, dict.fromkeys((*self.ends, "<eos>"), "turn_end"))
+
+    def _guideline(self, of_reply: bool) -> str:
+        if self.policy is not None:
+            title, text = POLICIES[self.policy]
+            return f'"No {title}": {_OF_REPLY if of_reply else _OF_PROMPT} {text}'
+        if self.guideline is None:
+            raise InvalidRequestError(
+                "ShieldGemma judges by a guideline; give it by model.chat_format = "
+                'model.chat_format.with_values(guideline="...") or with_values(policy="hate")'
+            )
+        return self.guideline
+
+
+SHIELD_GEMMA = ShieldGemmaFormat()

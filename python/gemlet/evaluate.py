@@ -1,0 +1,200 @@
+"""How good a model is, in numbers: perplexity of a text, and accuracy in questions with several choices."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemlet.base.progress import Progress, reporting
+from gemlet.base.text import show_argument
+from gemlet.errors import InvalidRequestError, ModelFileError
+from gemlet.model.model import Model
+
+__all__ = ["Accuracy", "Perplexity", "choices", "perplexity", "read_questions"]
+
+_WINDOW = 2048
+# What lm-evaluation-harness's data sets call the parts of a question.
+_QUERY = ("query", "question", "prompt", "ctx", "text", "goal")
+_CHOICES = ("choices", "endings", "options")
+_GOLD = ("gold", "label", "answer", "target")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Attributes:
+    tokens: how many were predicted.
+    perplexity: ``exp`` of their mean negative log probability.
+    bits_per_byte: the same in bits, over the bytes of the text; comparable between tokenizers.
+    """
+
+    tokens: int
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Attributes:
+    questions: how many.
+    accuracy: the part in which the right choice is the most probable one.
+    accuracy_norm: the same, where log probabilities are divided by the bytes of the choice.
+    error, error_norm: standard errors of the two.
+    """
+
+    questions: int
+    accuracy: float
+    error: float
+    accuracy_norm: float
+    error_norm: float
+
+
+def perplexity(
+    model: Model,
+    text: str,
+    *,
+    window: int | None = None,
+    adapter: str | None = None,
+    progress: Progress = False,
+) -> Perplexity:
+    """Of ``text``, in windows that follow each other. Each begins anew with BOS, and all its other tokens
+    count.
+
+    Args:
+        window: tokens of a window, BOS included; None: 2048, or the context if it is shorter.
+
+    Raises:
+        InvalidRequestError: text without tokens, a window that the context does not hold, no tokenizer.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     found = perplexity(model, "The door was open, and the room was dark.")
+    >>> found.tokens, found.perplexity > 1
+    (11, True)
+    """
+    size = min(_WINDOW, model.context_length) if window is None else window
+    if type(size) is not int or not 2 <= size <= model.context_length:
+        raise InvalidRequestError(
+            f"window: got {show_argument(window)}, expected 2 to {model.context_length} tokens"
+        )
+    if model.tokenizer is None:
+        raise InvalidRequestError(f"perplexity: {model.source} has no tokenizer")
+    ids = model.tokenizer.encode(text, add_bos=False, allow_control=False)
+    if not ids:
+        raise InvalidRequestError("text: it is empty, expected at least one token")
+    bos = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
+    step, total, count = size - len(bos), 0.0, 0
+    with reporting(progress, "reading", len(ids), "tokens") as advance:
+        for start in range(0, len(ids), step):
+            part = bos + ids[start : start + step]
+            if len(part) > 1:
+                score = model.score(part, adapter=adapter)
+                total += score.log_likelihood
+                count += len(score.token_logprobs)
+            advance(min(step, len(ids) - start))
+    if count == 0:
+        raise InvalidRequestError("text: it has one token, expected at least two")
+    size_in_bytes = len(text.encode("utf-8", "surrogatepass"))
+    return Perplexity(count, math.exp(min(700.0, -total / count)), -total / math.log(2) / size_in_bytes)
+
+
+def read_questions(path: str | Path) -> list[dict[str, Any]]:
+    """Questions from a file of JSON lines, in the form of lm-evaluation-harness's data sets: ``query`` (or
+    ``question``, ``prompt``, ``ctx``, ``text``, ``goal``), ``choices`` (or ``endings``, ``options``) and
+    ``gold`` (or ``label``, ``answer``, ``target``): the number of the right choice from 0 on, its letter, or
+    its text.
+
+    Raises:
+        ModelFileError: the file cannot be read, or a line is no question; it names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path}: cannot be read: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(_question(json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise ModelFileError(f"{path}: line {number}: {error}") from None
+    if not found:
+        raise ModelFileError(f"{path}: there is no question in it")
+    return found
+
+
+def choices(
+    model: Model,
+    questions: list[dict[str, Any]],
+    *,
+    delimiter: str = " ",
+    adapter: str | None = None,
+    progress: Progress = False,
+) -> Accuracy:
+    """In how many of ``questions`` (:func:`read_questions`) the model finds the right choice most probable.
+
+    ``delimiter`` stands between the query and a choice.
+
+    >>> import gemlet
+    >>> questions = [{"query": "He opened the", "choices": ["door", "zebra"], "gold": 0}]
+    >>> with gemlet.load() as model:
+    ...     choices(model, questions).accuracy
+    1.0
+    """
+    right: list[bool] = []
+    right_norm: list[bool] = []
+    with reporting(progress, "answering", len(questions), "questions") as advance:
+        for question in questions:
+            texts = [delimiter + choice for choice in question["choices"]]
+            found = np.array(model.log_likelihoods(question["query"], texts, adapter=adapter))
+            sizes = np.array([len(choice.encode("utf-8", "surrogatepass")) for choice in question["choices"]])
+            right.append(int(found.argmax()) == question["gold"])
+            right_norm.append(int((found / np.maximum(sizes, 1)).argmax()) == question["gold"])
+            advance(1)
+    return Accuracy(len(right), *_mean(right), *_mean(right_norm))
+
+
+def _mean(values: list[bool]) -> Iterator[float]:
+    mean = sum(values) / len(values)
+    yield mean
+    yield math.sqrt(mean * (1 - mean) / max(1, len(values) - 1))
+
+
+def _question(line: Any) -> dict[str, Any]:
+    if not isinstance(line, Mapping):
+        raise ValueError("it is no JSON object")
+    query, texts, gold = (_of(line, names) for names in (_QUERY, _CHOICES, _GOLD))
+    if isinstance(texts, Mapping):  # ARC: {"text": [...], "label": [...]}
+        labels = texts.get("label")
+        texts = texts.get("text")
+        if isinstance(labels, list) and gold in labels:
+            gold = labels.index(gold)
+    if not isinstance(query, str) or not query:
+        raise ValueError(f"{' or '.join(_QUERY)}: got {show_argument(query)}, expected text")
+    is_list = (
+        isinstance(texts, list) and len(texts) > 1 and all(isinstance(one, str) and one for one in texts)
+    )
+    if not is_list or len(set(texts)) < len(texts):
+        raise ValueError(f"choices: got {show_argument(texts)}, expected at least two different texts")
+    if isinstance(gold, str) and gold in texts:
+        gold = texts.index(gold)
+    elif isinstance(gold, str) and len(gold) == 1 and gold in _LETTERS[: len(texts)]:
+        gold = _LETTERS.index(gold)
+    elif isinstance(gold, str) and gold.isdecimal() and len(gold) < 4:
+        gold = int(gold)
+    if type(gold) is not int or not 0 <= gold < len(texts):
+        raise ValueError(f"gold: got {show_argument(gold)}, expected a choice or its number from 0 on")
+    return {"query": query, "choices": texts, "gold": gold}
+
+
+def _of(line: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    for name in names:
+        if name in line:
+            return line[name]
+    raise ValueError(f"it has no {' or '.join(names)}")

@@ -1,0 +1,150 @@
+"""From what a caller says of the form of a text to a grammar in llguidance's Lark: :func:`grammar_text`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet.base.strict_json import parse_json_object
+from gemlet.base.text import show
+from gemlet.chat.base import CallGrammar
+from gemlet.errors import InvalidRequestError
+
+__all__ = ["FORMS", "MOST_BYTES", "GrammarText", "call_text", "grammar_text"]
+
+FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments, of which a call has at most one
+MOST_BYTES = 256 << 10
+MOST_CHOICES = 10_000
+
+# Between the parts of JSON stands at most one space. With free white space, a model may write it for ever.
+_JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# The model chooses among all tokens that fit. Else llguidance would encode what can only follow itself.
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
+
+
+@dataclass(frozen=True)
+class GrammarText:
+    """A grammar.
+
+    Attributes:
+        name: the argument that it comes from, for messages.
+        lark: its text.
+        control: the control tokens that stand in it by their names.
+    """
+
+    name: str
+    lark: str
+    control: tuple[str, ...] = ()
+
+
+def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
+    """The grammar of a call's ``options``, None where it has none of :data:`FORMS`.
+
+    Raises:
+        InvalidRequestError: there are several; or one is of a wrong type, empty or too long.
+
+    >>> grammar_text({"choice": ["yes", "no"], "regex": None})
+    GrammarText(name='choice', lark='start: /yes|no/\\n%llguidance {"no_forcing": true}\\n', control=())
+    """
+    given = [name for name in FORMS if options.get(name) is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InvalidRequestError(f"{' and '.join(given)} are given; a text has one form: give one of them")
+    name, value = given[0], options[given[0]]
+    lark = {"json_schema": _of_schema, "regex": _of_regex, "choice": _of_choice, "grammar": _of_lark}[name](
+        value
+    )
+    return GrammarText(name, lark + _NO_FORCING)
+
+
+def call_text(grammar: CallGrammar) -> GrammarText:
+    """The grammar of a reply that has to call tools.
+
+    >>> call_text(CallGrammar('start: "[now()]"', ())).name
+    'tool_choice'
+    """
+    return GrammarText("tool_choice", _checked("tool_choice", grammar.lark) + _NO_FORCING, grammar.control)
+
+
+def _of_schema(value: object) -> str:
+    expected = "a JSON schema: a mapping, its JSON text or a model class of pydantic"
+    if isinstance(value, type) and callable(getattr(value, "model_json_schema", None)):
+        value = value.model_json_schema()  # type: ignore[attr-defined]
+    if isinstance(value, str):
+        schema = parse_json_object(
+            _checked("json_schema", value).encode(), where="json_schema", error=InvalidRequestError
+        )
+    elif isinstance(value, Mapping):
+        schema = dict(value)
+    else:
+        raise InvalidRequestError(f"json_schema: got {show(value)}, expected {expected}")
+    own = schema.get("x-guidance", {})
+    if not isinstance(own, Mapping):
+        raise InvalidRequestError(f"json_schema: x-guidance is {show(own)}, expected llguidance's options")
+    try:
+        text = json.dumps({**schema, "x-guidance": {**_JSON, **own}}, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise InvalidRequestError(f"json_schema: it is no JSON: {problem}; expected {expected}") from None
+    return "start: %json " + _checked("json_schema", text)
+
+
+def _of_regex(value: object) -> str:
+    return f"start: /{_in_slashes(_text('regex', value))}/"
+
+
+def _in_slashes(pattern: str) -> str:
+    """``pattern`` as it stands between slashes in Lark: slashes and line breaks escaped."""
+    out = []
+    escaped = False
+    for character in pattern:
+        if character == "\n":
+            out.append("n" if escaped else "\\n")
+        else:
+            out.append("\\/" if character == "/" and not escaped else character)
+        escaped = character == "\\" and not escaped
+    if escaped:
+        raise InvalidRequestError("regex: it ends with a backslash; expected a character after it")
+    return "".join(out)
+
+
+def _of_choice(value: object) -> str:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidRequestError(f"choice: got {show(value)}, expected a list of texts")
+    if not 1 <= len(value) <= MOST_CHOICES:
+        raise InvalidRequestError(f"choice: {len(value)} texts, expected 1 to {MOST_CHOICES}")
+    texts = [_text(f"choice[{i}]", one) for i, one in enumerate(value)]
+    _checked("choice", "".join(texts))
+    return f"start: /{'|'.join(''.join(map(_escaped, text)) for text in texts)}/"
+
+
+def _escaped(character: str) -> str:
+    plain = character.isascii() and character.isalnum()
+    return character if plain else f"\\x{{{ord(character):x}}}"
+
+
+def _of_lark(value: object) -> str:
+    return _text("grammar", value)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{name}: got {show(value)}, expected a text")
+    if not value:
+        raise InvalidRequestError(f"{name}: it is empty, expected at least one character")
+    return _checked(name, value)
+
+
+def _checked(name: str, text: str) -> str:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise InvalidRequestError(
+            f"{name}: character {error.start} is the lone surrogate U+{code:04X}"
+        ) from None
+    if size > MOST_BYTES:
+        raise InvalidRequestError(f"{name}: {size} bytes, expected at most {MOST_BYTES}")
+    return text

@@ -1,0 +1,175 @@
+"""Runs the functions that a model calls, and lets it go on with their results: :func:`reply_with_tools`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gemlet.base.text import show
+from gemlet.chat.functions import PythonTool
+from gemlet.chat.messages import checked_messages, json_value
+from gemlet.chat.reply import ToolCall
+from gemlet.errors import InvalidRequestError
+from gemlet.generation.option_values import check_flag
+from gemlet.generation.result import Generation
+
+__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools", "without_own"]
+
+Approve = Callable[[ToolCall], bool]
+Conversation = str | Sequence[Mapping[str, Any]]
+MOST_ROUNDS = 8  # where nothing is said
+_LARGEST = 1000
+_log = logging.getLogger("gemlet")
+
+
+def runs_tools(options: Mapping[str, Any]) -> bool:
+    """Whether the ``options`` of a chat ask to run tools.
+
+    Raises:
+        InvalidRequestError: it is neither True nor False, or there is somebody to approve what is not run.
+
+    >>> runs_tools({"run_tools": True, "tools": []})
+    True
+    """
+    runs = check_flag("run_tools", options.get("run_tools"))
+    if options.get("approve") is not None and not runs:
+        raise InvalidRequestError("approve: no function is run without run_tools=True")
+    return runs
+
+
+def without_own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``options`` for a single reply.
+
+    >>> without_own({"run_tools": True, "seed": 1})
+    {'seed': 1}
+    """
+    own = ("run_tools", "max_tool_rounds", "approve")
+    return {name: value for name, value in options.items() if name not in own}
+
+
+def reply_with_tools(
+    ask: Callable[[Conversation, Mapping[str, Any]], Generation],
+    messages: Conversation,
+    options: Mapping[str, Any],
+) -> Generation:
+    """Asks the model, runs the functions that its reply calls, asks again with their results, and so on until
+    a reply calls none or the rounds are used up.
+
+    What goes wrong with a call is told to the model as its result: an unknown function, arguments that do not
+    fit, what the function raised, a refusal. An interrupt (KeyboardInterrupt and the like) goes through.
+
+    Args:
+        ask: adds messages to the conversation, and the model's reply to them; the other argument are the
+            options for the reply.
+        messages: the first messages to add.
+        options: those of :meth:`gemlet.Model.chat`.
+
+    Returns:
+        The last reply, with all messages that were added (:attr:`Generation.messages`).
+
+    Raises:
+        InvalidRequestError: a tool is no Python function, two have the same name, or an argument is wrong.
+
+    >>> def double(x: int) -> int:
+    ...     return 2 * x
+    >>> calls = [ToolCall("double", {"x": 4})], []
+    >>> replies = iter([Generation("", [], "stop", 1, 1, 0.0, 0.0, 1, 0, tool_calls=made) for made in calls])
+    >>> done = reply_with_tools(lambda messages, options: next(replies), "Hi", {"tools": [double]})
+    >>> [(message["role"], message["content"]) for message in done.messages]
+    [('assistant', ''), ('tool', '8'), ('assistant', '')]
+    """
+    functions = _functions(options.get("tools"))
+    rounds = options.get("max_tool_rounds")
+    rounds = MOST_ROUNDS if rounds is None else rounds
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 0 <= rounds <= _LARGEST:
+        raise InvalidRequestError(
+            f"max_tool_rounds: got {show(rounds)}, expected a number from 0 to {_LARGEST}"
+        )
+    approve = options.get("approve")
+    if approve is not None and not callable(approve):
+        raise InvalidRequestError(f"approve: got {show(approve)}, expected a function of the call, or None")
+    if options.get("continue_final_message"):
+        raise InvalidRequestError("continue_final_message: does not go together with run_tools")
+    asked = without_own(options)
+    chosen = asked.get("tool_choice")
+    chosen = chosen if isinstance(chosen, str) else None
+    is_text = isinstance(messages, str) and messages
+    reply = ask(messages if is_text else checked_messages(messages or []), asked)
+    added: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        # A reply that was cut off may lack calls; it is for the caller to decide. And without tools to
+        # choose from, a call is none that was asked for.
+        if not reply.tool_calls or reply.finish_reason != "stop" or chosen == "none":
+            break
+        results = [
+            {
+                "role": "tool",
+                "tool_call_id": call.id,
+                "name": call.name,
+                "content": _run(functions, call, approve),
+            }
+            for call in reply.tool_calls
+        ]
+        added += [reply.message, *results]
+        asked["tool_choice"] = "auto"  # who had to call a tool has done so
+        reply = ask(results, asked)
+    return dataclasses.replace(reply, earlier_messages=added)
+
+
+def _functions(tools: Any) -> dict[str, PythonTool]:
+    if not isinstance(tools, Sequence) or isinstance(tools, str | bytes) or not tools:
+        raise InvalidRequestError("run_tools: there are no tools; expected tools=[a Python function, ...]")
+    found: dict[str, PythonTool] = {}
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        if not callable(tool):
+            raise InvalidRequestError(
+                f"{where} is {show(tool)}, which cannot be run; run_tools=True needs Python functions"
+            )
+        read = PythonTool.of(tool, where)
+        if inspect.iscoroutinefunction(tool):
+            raise InvalidRequestError(f"{where}: {read.name} is asynchronous; expected an ordinary function")
+        if read.name in found:
+            raise InvalidRequestError(f"{where}: there is another tool of the name {read.name}")
+        found[read.name] = read
+    return found
+
+
+def _run(functions: Mapping[str, PythonTool], call: ToolCall, approve: Approve | None) -> Any:
+    """The content of the message that answers ``call``."""
+    function = functions.get(call.name)
+    if function is None:
+        return _error(f"there is no function {call.name}; there are {', '.join(functions)}")
+    try:
+        arguments = function.read(call.arguments)
+    except InvalidRequestError as problem:
+        return _error(f"wrong arguments, the function was not called: {problem}")
+    if approve is not None and approve(call) is not True:
+        return _error("the user refused this call")
+    try:
+        result = function.function(*arguments.args, **arguments.kwargs)
+    except Exception as problem:
+        _log.info("the tool %s raised an exception", call.name, exc_info=True)
+        return _error(f"{type(problem).__name__}: {problem}")
+    return _content(result)
+
+
+def _error(text: str) -> dict[str, str]:
+    return {"error": text}
+
+
+def _content(result: Any) -> Any:
+    """A function's result as the content of a message: an object or a text."""
+    if isinstance(result, str):
+        return result
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        result = dataclasses.asdict(result)
+    try:
+        value = json_value(result, "result")
+    except InvalidRequestError:
+        return str(result)
+    return value if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)

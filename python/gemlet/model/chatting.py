@@ -1,0 +1,142 @@
+"""The part of the public :class:`gemlet.Model` that is about conversations: :class:`Chatting`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gemlet.base.front_door import public
+from gemlet.generation.async_stream import AsyncTextStream, run_async
+from gemlet.generation.options import GenerationConfig
+from gemlet.generation.result import Generation
+from gemlet.generation.stream import TextStream
+from gemlet.generation.tool_loop import Conversation, reply_with_tools, runs_tools
+from gemlet.model.call_options import ChatOptions, ToolOptions, takes_options
+from gemlet.model.requests import Requests
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Chatting"]
+
+
+@dataclass(frozen=True)
+class Chatting:
+    """Replies to conversations, whole or step by step."""
+
+    requests: Requests
+
+    @public
+    @takes_options
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ToolOptions],
+    ) -> Generation:
+        """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
+
+        Args:
+            messages: roles system (or developer), user and assistant, and tool for the result of a call;
+                where the format has no system role, a system message joins the first user turn. A string is
+                the only message, of the user. :attr:`Generation.message` is the reply in this form.
+            config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
+            adapter, timeout: as in :meth:`generate`.
+            tools: functions the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
+                "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
+                functions (:func:`gemlet.chat.describe_function`). Calls are in
+                :attr:`Generation.tool_calls`; nothing is called, except with ``run_tools``.
+            tool_choice: "auto"; "none" to leave the tools out; "required" for a reply that calls at least
+                one, or a mapping ``{"type": "function", "function": {"name": ...}}`` for a call of that one.
+                The last two need the extra ``grammar``. With ``run_tools`` they count for the first reply.
+            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
+            continue_final_message: the last message is the beginning of the assistant's reply, which the
+                model goes on with. The text of the result is only what the model adds.
+            run_tools: run the Python functions in ``tools`` that the model calls, give it their results, and
+                so on. What goes wrong with a call, the model is told. :attr:`Generation.messages` is all
+                that was said.
+            max_tool_rounds: how many replies' calls are run at most. The last reply may call tools again.
+            approve: asked with a :class:`gemlet.chat.ToolCall` before a function is run; only True allows it.
+            (the options of GenerationConfig)
+
+        Raises:
+            UnsupportedError: the model has no chat format, or tools or thinking are asked of one without.
+            InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     reply = model.chat("Who is there?", max_tokens=6)
+        >>> reply.completion_tokens <= 6
+        True
+        """
+        conversation: list[Mapping[str, Any]] = []
+
+        def ask(added: Conversation, options: Mapping[str, Any]) -> Generation:
+            conversation.extend([{"role": "user", "content": added}] if isinstance(added, str) else added)
+            reply = self.requests.run([self.requests.reply(conversation, config, options)])[0]
+            conversation.append(reply.message)
+            return reply
+
+        if not runs_tools(options):
+            return self.requests.run([self.requests.reply(messages, config, options)])[0]
+        return reply_with_tools(ask, messages, options)
+
+    @public
+    @takes_options
+    def stream_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> TextStream:
+        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
+
+        Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete, and as
+        :attr:`Chunk.call_pieces` while it is written, its name first. No function is called.
+
+        Args:
+            (the options of GenerationConfig)
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
+        4
+        """
+        return self.requests.stream([self.requests.reply(messages, config, options)])
+
+    @public
+    @takes_options
+    async def achat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Generation:
+        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text.
+
+        >>> import asyncio, gemlet
+        >>> with gemlet.load() as model:
+        ...     asyncio.run(model.achat("Who is there?", max_tokens=6)).completion_tokens <= 6
+        True
+        """
+        prepared = self.requests.reply(messages, config, options)
+        return (await run_async(AsyncTextStream(self.requests.stream([prepared], readable=True))))[0]
+
+    @public
+    @takes_options
+    def astream_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncTextStream:
+        """:meth:`stream_chat` for programs with an event loop.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.astream_chat("Who is there?")
+        <gemlet.AsyncTextStream not begun>
+        """
+        prepared = self.requests.reply(messages, config, options)
+        return AsyncTextStream(self.requests.stream([prepared], readable=True))

@@ -1,0 +1,196 @@
+"""How probable a model finds a text, and which of several continuations: :class:`Scoring`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
+from gemlet.base.front_door import public
+from gemlet.base.text import show_argument
+from gemlet.errors import InvalidRequestError
+from gemlet.model.batch import Prompt
+from gemlet.model.requests import Requests
+from gemlet.model.rows import rows_of
+
+__all__ = ["Score", "Scoring"]
+
+_MOST_CHOICES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """What :meth:`gemlet.Model.score` found.
+
+    Attributes:
+        log_likelihood: the natural logarithm of the probability of all tokens after the first one.
+        token_ids: the tokens of the text, BOS included.
+        token_logprobs: of each token after the first, given those before it; one fewer than ``token_ids``.
+
+    >>> import gemlet
+    >>> with gemlet.load() as model:
+    ...     score = model.score("The door opened")
+    >>> len(score.token_ids), len(score.token_logprobs), score.perplexity > 1
+    (4, 3, True)
+    """
+
+    log_likelihood: float
+    token_ids: list[int] = field(repr=False)
+    token_logprobs: list[float] = field(repr=False)
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(-log_likelihood / n)`` for n tokens after the first one."""
+        try:
+            return math.exp(-self.log_likelihood / len(self.token_logprobs))
+        except OverflowError:
+            return math.inf
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Choices and probabilities without writing a token."""
+
+    requests: Requests
+
+    @public
+    def score(self, text: Prompt, *, adapter: str | None = None, allow_control: bool = True) -> Score:
+        """How probable the model finds ``text``, token by token, in its own distribution (temperature 1).
+
+        Args:
+            text: text (encoded with one BOS) or token ids, which are taken as they are; at least two tokens.
+            adapter, allow_control: as in :meth:`generate`.
+
+        Raises:
+            InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     likely, odd = model.score("The door was open."), model.score("The door zebra open.")
+        >>> likely.perplexity < odd.perplexity
+        True
+        """
+        (prepared,) = self.requests.texts(text, None, {"adapter": adapter, "allow_control": allow_control})
+        ids = prepared.ids
+        if len(ids) < 2:
+            raise InvalidRequestError(f"text: it has {len(ids)} token, expected at least 2")
+        found = self._logprobs([ids], 1, prepared.adapter)[0]
+        return Score(math.fsum(found), ids.tolist(), found)
+
+    @public
+    def choose(
+        self,
+        prompt: Prompt | Sequence[Mapping[str, Any]],
+        choices: Sequence[str],
+        *,
+        adapter: str | None = None,
+        allow_control: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> dict[str, float]:
+        """The probability of each of ``choices`` after ``prompt``, among them: they sum to 1.
+
+        Each choice has the probability of all its tokens after the prompt, whatever would come after it. What
+        the choices have in common with each other, the prompt above all, is read once.
+
+        Args:
+            prompt: as in :meth:`generate`; or messages, as in :meth:`chat`, whose reply would be a choice.
+            choices: 1 to 1000 different texts, none empty.
+            adapter, allow_control: as in :meth:`generate`.
+            tools, thinking: for messages, as in :meth:`chat`.
+
+        Raises:
+            InvalidRequestError: no choices, an empty one, one twice; and as :meth:`generate` does.
+            ContextLengthError, ModelClosedError: as :meth:`generate` does.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     found = model.choose("He opened the", [" door", " zebra"])
+        >>> max(found, key=found.get), round(sum(found.values()), 6)
+        (' door', 1.0)
+        """
+        totals = self.log_likelihoods(
+            prompt, choices, adapter=adapter, allow_control=allow_control, tools=tools, thinking=thinking
+        )
+        largest = max(totals)
+        weights = [math.exp(total - largest) for total in totals]
+        return {choice: weight / sum(weights) for choice, weight in zip(choices, weights, strict=True)}
+
+    @public
+    def log_likelihoods(
+        self,
+        prompt: Prompt | Sequence[Mapping[str, Any]],
+        choices: Sequence[str],
+        *,
+        adapter: str | None = None,
+        allow_control: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> list[float]:
+        """The natural logarithm of the probability of each of ``choices`` after ``prompt``; arguments and
+        errors are those of :meth:`choose`, whose result it becomes when the choices are all there is.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     door, zebra = model.log_likelihoods("He opened the", [" door", " zebra"])
+        >>> zebra < door < 0
+        True
+        """
+        wanted = _checked(choices)
+        options = {"adapter": adapter, "allow_control": allow_control, "tools": tools, "thinking": thinking}
+        prepared = self.requests.of(prompt, options)
+        reader = self.requests.reader
+        texts = []
+        for index, choice in enumerate(wanted):
+            name = f"choices[{index}]"
+            if isinstance(prompt, str):  # its last token may be another one before the choice
+                ids: Any = reader.encode(prompt + choice, name, allow_control=allow_control is not False)
+            else:
+                ids = [
+                    *prepared.ids.tolist(),
+                    *reader.encode(choice, name, add_bos=False, allow_control=False),
+                ]
+            texts.append(reader.checked(ids, name))
+        shared = _shared(texts, len(prepared.ids))
+        return [math.fsum(one) for one in self._logprobs(texts, shared, prepared.adapter)]
+
+    def _logprobs(
+        self, texts: Sequence[NDArray[np.int32]], first: int, adapter: _core.Adapter | None
+    ) -> list[list[float]]:
+        """Of the tokens from number ``first`` on of each text, given those before. All have the same ones
+        before."""
+        found: list[list[float]] = [[] for _ in texts]
+        fed = [ids[:-1] for ids in texts]
+        for index, rows in rows_of(self.requests.reader.resident, fed, adapter, "logits", first - 1):
+            start = first + len(found[index])
+            chosen = texts[index][start : start + len(rows)]
+            found[index] += [one for one, _ in _core.logprobs(rows, chosen, 0)]
+        return found
+
+
+def _checked(choices: object) -> list[str]:
+    expected = f"a list of 1 to {_MOST_CHOICES} different texts, none empty"
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise InvalidRequestError(f"choices: got {show_argument(choices)}, expected {expected}")
+    if not 1 <= len(choices) <= _MOST_CHOICES:
+        raise InvalidRequestError(f"choices: got {len(choices)}, expected {expected}")
+    for index, choice in enumerate(choices):
+        if not isinstance(choice, str) or not choice or choice in choices[:index]:
+            raise InvalidRequestError(f"choices[{index}]: got {show_argument(choice)}, expected {expected}")
+    return list(choices)
+
+
+def _shared(texts: Sequence[NDArray[np.int32]], prompt_tokens: int) -> int:
+    """How many tokens all have at their beginning: those of the prompt, or fewer where the last one of these
+    is another one before a choice. A text has at least one more."""
+    shared = min(prompt_tokens, *(len(ids) - 1 for ids in texts)) if texts else prompt_tokens
+    for ids in texts[1:]:
+        different = np.flatnonzero(ids[:shared] != texts[0][:shared])
+        if len(different):
+            shared = int(different[0])
+    return max(1, shared)

@@ -1,0 +1,80 @@
+"""The form that a reply is to have, in the words of each dialect, as the library's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemlet.server.problems import Problem
+from gemlet.server.schema import Anything, Choice, Either, Flag, Ignored, Kind, ListOf, Object, Text
+
+__all__ = ["FORMS", "SCHEMA_FORMAT", "form_of", "of_format"]
+
+_LONGEST = 256_000  # characters of a grammar or of a schema as text
+_NAMED = Object(
+    {"name": Text(64), "description": Text(1 << 16), "schema": Anything(dict), "strict": Ignored()},
+    ["schema"],
+)
+# That of /v1/responses and of Anthropic has no object inside.
+SCHEMA_FORMAT = Object(
+    {
+        "type": Choice("text", "json_object", "json_schema"),
+        "name": Text(64),
+        "description": Text(1 << 16),
+        "schema": Anything(dict),
+        "strict": Ignored(),
+    },
+    ["type"],
+)
+FORMS: Mapping[str, Kind] = {
+    "response_format": Object(
+        {"type": Choice("text", "json_object", "json_schema"), "json_schema": _NAMED}, ["type"]
+    ),
+    "structured_outputs": Object(
+        {
+            "json": Either("a JSON schema", Text(_LONGEST, 2), Anything(dict)),
+            "regex": Text(_LONGEST, 1),
+            "choice": ListOf(Text(1000, 1), 1000, 1),
+            "grammar": Text(_LONGEST, 1),
+            "json_object": Flag(),
+        }
+    ),
+}
+_ANY_OBJECT = {"type": "object"}
+
+
+def form_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's option for the form that the checked ``fields`` of OpenAI's dialect ask for.
+
+    >>> form_of({"response_format": {"type": "json_object"}})
+    {'json_schema': {'type': 'object'}}
+    >>> form_of({"structured_outputs": {"choice": ["yes", "no"]}})
+    {'choice': ['yes', 'no']}
+    """
+    found: dict[str, Any] = {}
+    if "response_format" in fields:
+        format = fields["response_format"]
+        found |= of_format({**format, **format.get("json_schema", {})}, "response_format")
+    names = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+    asked = fields.get("structured_outputs", {})
+    found |= {names[name]: value for name, value in asked.items() if name in names}
+    if asked.get("json_object"):
+        found["json_schema"] = _ANY_OBJECT
+    count = len([name for name, value in asked.items() if value is not False])
+    if len(found) > 1 or count > 1 or ("structured_outputs" in fields and not count):
+        raise Problem(
+            400,
+            "structured_outputs: expected one of json, regex, choice, grammar and json_object, and no "
+            "response_format beside it",
+            param="structured_outputs",
+        )
+    return found
+
+
+def of_format(format: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """That of a ``type`` with its ``schema``."""
+    if format["type"] == "json_schema":
+        if "schema" not in format:
+            raise Problem(400, f"{where}: json_schema needs a schema", param=where)
+        return {"json_schema": format["schema"]}
+    return {"json_schema": _ANY_OBJECT} if format["type"] == "json_object" else {}

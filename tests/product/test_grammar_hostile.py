@@ -1,0 +1,63 @@
+"""Grammars from strangers: each ends in an error or in a text, in little time and memory."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+import gemlet
+from support.hostile_grammars import HOSTILE
+from support.processes import run_program
+from support.programs import grammar as programs
+
+pytestmark = pytest.mark.extra("grammar")
+
+SECONDS = 20.0  # of a grammar and a text of 60 tokens, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    with gemlet.load() as loaded:
+        yield loaded
+
+
+def outcome(model: gemlet.Model, options: dict[str, Any]) -> str:
+    """Why the text ended, or the error."""
+    try:
+        return model.generate("It was", max_tokens=60, temperature=5.0, seed=1, **options).finish_reason
+    except gemlet.InvalidRequestError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_it_ends_soon(model: gemlet.Model, name: str) -> None:
+    options = HOSTILE[name]()
+    started = time.perf_counter()
+    said = outcome(model, options)
+    assert said in ("stop", "length") or said.startswith(f"{next(iter(options))}: ")
+    assert len(said) < 700
+    assert time.perf_counter() - started < SECONDS
+    assert model.generate("It was", choice=["fine"], max_tokens=9).text == "fine"
+
+
+def test_memory_stays() -> None:
+    """All of them in one process, which takes what its grammars of 60 tokens take."""
+    assert run_program(programs.peak_of_hostile, timeout=200) < 400
+
+
+def test_an_error_in_the_middle_ends_its_text_only(model: gemlet.Model) -> None:
+    hard = {"grammar": 'start: start start | "a" | "b"', "max_tokens": 1000, "seed": 1, "min_tokens": 999}
+    other = model.stream("The door", max_tokens=60, seed=3)
+    first = next(other).text
+    stream = model.stream("It was", **hard)
+    with pytest.raises(gemlet.InvalidRequestError, match="grammar: "):
+        for _ in stream:
+            pass
+    assert stream.result.completion_tokens > 10
+    assert set(stream.result.text) <= {"a", "b"}
+    assert (
+        first + "".join(chunk.text for chunk in other)
+        == model.generate("The door", max_tokens=60, seed=3).text
+    )

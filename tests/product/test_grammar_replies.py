@@ -1,0 +1,91 @@
+"""Replies of a given form in chats whose models think first or call tools. A scripted model writes them, and
+each of its tokens has to be one that the engine would have been allowed to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import gemlet
+from gemlet.chat import ToolCall
+from support.replies import CALL, OSLO
+from support.scripted import ScriptedModel, ScriptedRequest, ids_of
+
+pytestmark = [pytest.mark.extra("grammar"), pytest.mark.slow]  # a vocabulary of 262,144 tokens
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+THOUGHT = "<|channel>thought\nOne, or {two}.\n<channel|>"
+
+
+class RefusedError(Exception):
+    """The script has a token that its mask forbids."""
+
+
+class MaskedRequest(ScriptedRequest):
+    mask: Any = None
+
+    def set_mask(self, position: int, mask: Any) -> None:
+        assert position == len(self.given)
+        self.mask = mask
+
+    def next_token(self) -> int:
+        token_id = super().next_token()
+        if not self.mask[token_id // 32] >> (token_id % 32) & 1:
+            raise RefusedError(f"{token_id} after {self.given}")
+        self.mask = None
+        return token_id
+
+
+def reply(script: str | list[int], **options: Any) -> gemlet.Generation:
+    """What the reply ``script`` becomes; it ends with the end of its turn unless its form is whole before."""
+    model = ScriptedModel([*(ids_of(script) if isinstance(script, str) else script), *ids_of("<turn|>")])
+    model.engine.kind = MaskedRequest
+    return model.chat("A number?", **{"json_schema": SCHEMA, "max_tokens": 200, **options})
+
+
+def refused(script: str | Sequence[int], **options: Any) -> bool:
+    try:
+        reply(script if isinstance(script, str) else list(script), **options)
+    except RefusedError:
+        return True
+    return False
+
+
+def test_the_answer_has_the_form() -> None:
+    result = reply('{"n": 12}')
+    assert (result.text, result.finish_reason) == ('{"n": 12}', "stop")
+    assert refused("The number is 12")
+    assert refused('{"n": 1')  # and the end of the turn
+    assert refused("<|tool_call>")
+    assert refused("<|turn>")
+
+
+def test_a_thought_may_come_first_where_it_is_asked_for() -> None:
+    result = reply(THOUGHT + '{"n": 12}', thinking=True)
+    assert (result.reasoning, result.text) == ("One, or {two}.", '{"n": 12}')
+    assert reply('{"n":12}', thinking=True).text == '{"n":12}'
+    assert refused(THOUGHT + '{"n": 12}')
+    assert refused(THOUGHT + "The number is 12", thinking=True)
+    assert refused(THOUGHT + THOUGHT, thinking=True)
+    assert refused('{"n": 1' + THOUGHT, thinking=True)
+
+
+def test_a_thought_does_not_end_the_reply() -> None:
+    begun = ids_of("<|channel>thought\nOne")
+    for end in ("<turn|>", "<eos>", "<|turn>", "<|tool_call>", "<|channel>"):
+        assert refused([*begun, *ids_of(end)], thinking=True), end
+
+
+def test_calls_of_tools_may_stand_in_place_of_the_answer() -> None:
+    result = reply(CALL, tools=TOOLS)
+    assert (result.text, result.tool_calls) == ("", [OSLO])
+    assert [type(call) for call in reply(CALL + CALL, tools=TOOLS).tool_calls] == [ToolCall, ToolCall]
+    assert reply(THOUGHT + CALL, tools=TOOLS, thinking=True).tool_calls == [OSLO]
+    assert reply('{"n": 12}', tools=TOOLS).text == '{"n": 12}'
+    assert refused(CALL)
+    assert refused(CALL + '{"n": 12}', tools=TOOLS)
+    assert refused('{"n": 12' + CALL, tools=TOOLS)
+    assert refused("<|tool_call>call:weather{<turn|>", tools=TOOLS)
