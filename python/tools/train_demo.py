@@ -245,7 +245,7 @@ class Run:
         self.best, self.earlier, self.commands = state["best"], state["earlier"], state["commands"]
         self.schedule = Schedule(self.args, state["steps"], state["minutes"])
         if state["ended"]:
-            self.earlier = {name: value for name, value in self.facts.items() if name in self.earlier}
+            self.earlier = state["total"]
             self.schedule = Schedule(self.args)
 
     def save(self, path: Path) -> None:
@@ -253,6 +253,7 @@ class Run:
         state = {
             "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
             "steps": self.schedule.steps, "minutes": self.schedule.minutes, "earlier": self.earlier,
+            "total": {name: self.facts[name] for name in self.earlier},
             "commands": self.commands, "best": self.best, "ended": self.schedule.progress >= 1.0,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
