@@ -98,13 +98,36 @@ def test_a_call_that_cannot_be_read_is_text(ask: Any) -> None:
 
 @pytest.mark.extra("grammar")
 def test_tool_choice(server: RunningServer, ask: Any) -> None:
-    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
-        (call,) = ask(tools=TOOLS, tool_choice=choice, max_tokens=400, seed=1).choices[0].message.tool_calls
-        assert call.function.name == "weather"
     for choice in ("none", "auto"):
         assert ask(tools=TOOLS, tool_choice=choice, max_tokens=1).choices
-    with pytest.raises(openai.BadRequestError, match="there is no tool 'other'"):
+    with pytest.raises(openai.BadRequestError, match="there is no tool 'other'") as error:
         ask(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "other"}})
+    assert error.value.param == "tool_choice"
+
+
+@pytest.mark.extra("grammar")
+def test_a_forced_call(server: RunningServer, ask: Any) -> None:
+    """Also of a model that would not call anything by itself, in every dialect."""
+    city = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
+        "required": ["city"],
+    }
+    tools: Any = [{"type": "function", "function": {**FUNCTION, "parameters": city}}]
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        reply = ask(tools=tools, tool_choice=choice, max_tokens=60).choices[0]
+        (call,) = reply.message.tool_calls
+        assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
+        assert reply.finish_reason == "tool_calls"
+    body: Any = {"model": "demo", "messages": QUESTION, "max_tokens": 60}
+    body["tools"] = [{"name": "weather", "input_schema": city}]
+    for asked in ({"type": "any"}, {"type": "tool", "name": "weather"}):
+        message = server.post("/v1/messages", {**body, "tool_choice": asked}).json
+        assert message["content"][-1]["input"]["city"] in ("Oslo", "Rome")
+        assert message["stop_reason"] == "tool_use"
+    flat = {"type": "function", "name": "weather", "parameters": city}
+    response = server.post("/v1/responses", {"input": "?", "tools": [flat], "tool_choice": "required"}).json
+    assert response["output"][-1]["type"] == "function_call"
 
 
 def test_thinking(server: RunningServer, ask: Any) -> None:

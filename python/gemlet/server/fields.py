@@ -15,6 +15,7 @@ from gemlet.base.text import show
 from gemlet.generation.options import GenerationConfig
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
+    Anything,
     Choice,
     Either,
     Flag,
@@ -57,10 +58,16 @@ STOP = Either(
 SALT = Text(128, 1)
 TOP_LOGPROBS = Integer(0, 20)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-_FUNCTION = Object({"name": Text(64, 1), "description": Text(1 << 16)}, ["name"], open=True)
-TOOLS = ListOf(
-    Object({"type": Choice("function"), "function": _FUNCTION}, ["function"], open=True), MOST_TOOLS
+_FUNCTION = Object(
+    {
+        "name": Text(64, 1),
+        "description": Text(1 << 16),
+        "parameters": Anything(dict),
+        "strict": Ignored(),
+    },
+    ["name"],
 )
+TOOLS = ListOf(Object({"type": Choice("function"), "function": _FUNCTION}, ["function"]), MOST_TOOLS)
 
 
 class Biases(Kind):

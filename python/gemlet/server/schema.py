@@ -158,14 +158,13 @@ class ListOf(Kind):
 
 @dataclass(frozen=True)
 class Object(Kind):
-    """An object of the ``fields``; others are passed over if ``open``, else refused."""
+    """An object of the ``fields``; others are refused."""
 
     fields: Mapping[str, Kind]
     required: Sequence[str] = ()
-    open: bool = False
 
     def check(self, value: Any, where: str) -> dict[str, Any]:
-        return read(value, self.fields, self.required, where=where, ignore_unknown=self.open)
+        return read(value, self.fields, self.required, where=where)
 
     def describe(self) -> dict[str, Any]:
         return {
