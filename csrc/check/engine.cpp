@@ -133,7 +133,7 @@ void check_engine(Tier tier) {
   const std::shared_ptr<Model> model = small_model(tier, Format::kF32, KvFormat::kF32, 2);
   const Folder folder;
   std::vector<Written> texts;
-  int64_t preemptions = 0, cached = 0;
+  int64_t preemptions = 0, cached = 0, accepted = 0;
   {
     // Room for one and a half of the longest texts, so that memory runs out often.
     const int64_t half = model->kv().layout().peak_bytes() / 2;
@@ -142,7 +142,7 @@ void check_engine(Tier tier) {
       kept.model.fill(1);
       kept.folder = std::make_shared<DiskFolder>(folder.path(), 20 * half);
     }
-    Engine engine(model, {6, half, kept});
+    Engine engine(model, {6, half, kept, DraftUse::kAlways});
     Random random(21);
     Beginnings beginnings(random);
     std::mutex mutex;
@@ -169,6 +169,7 @@ void check_engine(Tier tier) {
     for (std::thread& reader : readers) reader.join();
     if (error) std::rethrow_exception(error);
     preemptions = engine.stats().preemptions;
+    accepted = engine.stats().accepted_tokens;
     cached = engine.stats().cached_tokens;
     // Nothing runs any more: every block that is in use is one of the cache.
     const std::shared_ptr<PrefixCache> cache = engine.prefix_cache();
@@ -186,8 +187,9 @@ void check_engine(Tier tier) {
     check_text(model, written);
     tokens += static_cast<int64_t>(written.generated.size());
   }
-  std::printf("engine: %zu texts, %lld tokens, %lld from the cache, %lld preemptions\n", texts.size(),
-              static_cast<long long>(tokens), static_cast<long long>(cached), static_cast<long long>(preemptions));
+  std::printf("engine: %zu texts, %lld tokens, %lld from the cache, %lld guessed, %lld preemptions\n", texts.size(),
+              static_cast<long long>(tokens), static_cast<long long>(cached), static_cast<long long>(accepted),
+              static_cast<long long>(preemptions));
 }
 
 }  // namespace gemlet::check

@@ -24,6 +24,7 @@ namespace gemlet {
 
 class Drafts {
  public:
+  // Without a drafter nothing is guessed.
   explicit Drafts(std::unique_ptr<Drafter> drafter) : drafter_(std::move(drafter)) {}
 
   // A guess of at most `most` tokens; none of them is taken yet.

@@ -105,8 +105,10 @@ void Worker::collect() {
         Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)});
     if (job->wanted() == Wanted::kText) {
       job->reading = cache.look_up(root_of(*request), job->ids);
-      const bool may_draft = options_.drafts != DraftUse::kNever && !job->request->options.masked;
-      if (may_draft) job->drafts = std::make_unique<Drafts>(std::make_unique<PromptLookup>());
+      // Of a masked text nothing is guessed, but guesses about others must not slow it down either.
+      std::unique_ptr<Drafter> drafter;
+      if (!request->options.masked) drafter = std::make_unique<PromptLookup>();
+      if (options_.drafts != DraftUse::kNever) job->drafts = std::make_unique<Drafts>(std::move(drafter));
     }
     scheduler_.add(std::move(job));
   }
