@@ -199,19 +199,22 @@ class Backend {
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
 
-// threads, decode_threads >= 1; the tier is the machine's highest, or what GEMLET_CPU forces. Where the system does not
-// grant so many threads, the backend has fewer if `fewer_will_do`; else kMemory.
-std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool fewer_will_do = false);
+struct BackendOptions {
+  int threads = 1, decode_threads = 1;
+  bool fewer_will_do = false;  // where the system does not grant so many threads; else that is kMemory
+  bool exact_batches = false;  // no tiles: the bits of a row do not depend on how many others are multiplied with it
+};
+
+// The tier is the machine's highest, or what GEMLET_CPU forces.
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
 // check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend().
 void check_cuda();
 std::unique_ptr<Backend> make_cuda_backend();
 
 // A device by its name, "cpu" or "cuda". check_device() throws what make_backend() would throw, kUnsupported for a
-// device that this build or this machine does not have, but makes nothing. The other arguments are those of
-// make_cpu_backend().
+// device that this build or this machine does not have, but makes nothing.
 void check_device(const std::string& name);
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int decode_threads,
-                                      bool fewer_will_do = false);
+std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options);
 
 }  // namespace gemlet

@@ -10,11 +10,11 @@ namespace {
 struct Device {
   std::string_view name;
   void (*check)();
-  std::unique_ptr<Backend> (*make)(int threads, int decode_threads, bool fewer_will_do);
+  std::unique_ptr<Backend> (*make)(const BackendOptions& options);
 };
 constexpr Device kDevices[] = {
     {"cpu", [] {}, make_cpu_backend},
-    {"cuda", check_cuda, [](int, int, bool) { return make_cuda_backend(); }},
+    {"cuda", check_cuda, [](const BackendOptions&) { return make_cuda_backend(); }},
 };
 
 const Device& find_device(const std::string& name) {
@@ -30,10 +30,10 @@ const Device& find_device(const std::string& name) {
 
 void check_device(const std::string& name) { find_device(name).check(); }
 
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int decode_threads, bool fewer_will_do) {
+std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options) {
   const Device& found = find_device(device);
   found.check();
-  return found.make(threads, decode_threads, fewer_will_do);
+  return found.make(options);
 }
 
 }  // namespace gemlet

@@ -200,7 +200,7 @@ void register_model(py::module_& m) {
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
                        const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads,
-                       const std::string& device) {
+                       const std::string& device, bool exact_batches) {
              if (threads < 0 || threads > kMaxThreads) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads,
                     ", or 0 to plan only");
@@ -215,8 +215,8 @@ void register_model(py::module_& m) {
              const BuildMode mode = threads == 0 ? BuildMode::kPlan
                                     : allocate   ? BuildMode::kAllocate
                                                  : BuildMode::kFiles;
-             std::unique_ptr<Backend> backend =
-                 make_backend(device, std::max(threads, 1), std::max(decode_threads, 1), fewer_threads);
+             std::unique_ptr<Backend> backend = make_backend(
+                 device, {std::max(threads, 1), std::max(decode_threads, 1), fewer_threads, exact_batches});
              if (guarded_memory()) backend = make_guarded_backend(std::move(backend));
              return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
                                                    kv_format(kv_cache), std::move(backend), mode, std::move(own),
@@ -225,7 +225,7 @@ void register_model(py::module_& m) {
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
            py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false,
-           py::arg("fewer_threads") = false, py::arg("device") = "cpu")
+           py::arg("fewer_threads") = false, py::arg("device") = "cpu", py::arg("exact_batches") = false)
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {

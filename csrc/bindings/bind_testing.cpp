@@ -65,7 +65,7 @@ std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& 
   const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(positions.size()),
                                           static_cast<py::ssize_t>(frequencies.size())};
   py::array_t<float> cosines(shape), sines(shape);
-  make_cpu_backend(1, 1)->rope_angles(frequencies, positions, cosines.mutable_data(), sines.mutable_data());
+  make_cpu_backend({})->rope_angles(frequencies, positions, cosines.mutable_data(), sines.mutable_data());
   return {std::move(cosines), std::move(sines)};
 }
 

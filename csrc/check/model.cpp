@@ -69,7 +69,8 @@ constexpr Case kCases[] = {
 }  // namespace
 
 std::shared_ptr<Model> small_model(Tier tier, Format weights, KvFormat kv, int threads) {
-  ModelBuilder builder(small_config(), weights, weights, kv, std::make_unique<CpuBackend>(tier, threads, threads));
+  ModelBuilder builder(small_config(), weights, weights, kv,
+                       std::make_unique<CpuBackend>(tier, BackendOptions{threads, threads}));
   builder.add_random(11);
   return builder.finish();
 }

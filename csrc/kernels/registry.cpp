@@ -56,6 +56,17 @@ Tier resolved_tier(std::string_view operation, Tier tier) {
   return found;
 }
 
+Tier without_tiles(Tier tier) {
+  switch (tier) {
+    case Tier::kAmx:
+      return Tier::kAvx512Bf16;
+    case Tier::kAmxEmulated:
+      return Tier::kScalar;
+    default:
+      return tier;
+  }
+}
+
 const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows) {
   static const KernelTable definitions = kernels_for(Tier::kScalar);
   const MatmulOperation* choice = nullptr;

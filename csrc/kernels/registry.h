@@ -89,6 +89,9 @@ inline constexpr MatmulOperation kMatmuls[] = {
 };
 const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows);
 
+// The highest tier in `tier` that has no matrix unit. Its kernels give a row the same bits beside any others.
+Tier without_tiles(Tier tier);
+
 // Converts one row of activations, x [cols], to the form that `operation` takes, padded to the weights' padded_cols.
 // `out` is the row's place, activation_offset().
 void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols,

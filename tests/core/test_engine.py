@@ -23,10 +23,9 @@ tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits d
 
 def small_core(**changes: Any) -> _core.Model:
     layers = layer_config(sliding_window=100), layer_config(sliding_window=0)
-    return random_core(model_config(*layers, max_context=700), **changes)
+    return random_core(model_config(*layers, max_context=700), exact_batches=tiles, **changes)
 
 
-@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("kv_cache", ["f32", "int8"])
 def test_each_text_is_what_it_would_be_alone(weights: str, kv_cache: str) -> None:
@@ -160,7 +159,6 @@ def test_a_request_ends_with_its_object() -> None:
     assert core.memory()["kv_cache_used"] == 0
 
 
-@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
 def test_a_forked_child_goes_on_with_the_texts() -> None:
     """It computes them again from their tokens. The parent goes on as well."""
     core = small_core()

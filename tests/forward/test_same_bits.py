@@ -12,12 +12,9 @@ from support.core_models import layer_config, model_config, random_core
 
 IDS = np.random.default_rng(8).integers(0, 96, 1400).astype(np.int32)
 
-pytestmark = [
-    pytest.mark.tier,
-    pytest.mark.skipif(
-        "amx" in _core.cpu_info()["tier"], reason="tiles round activations: a row's bits depend on the pass"
-    ),
-]
+TILES = "amx" in _core.cpu_info()["tier"]  # which round activations: a row's bits depend on the pass
+
+pytestmark = pytest.mark.tier
 
 
 def core_of(weights: str, kv_cache: str) -> _core.Model:
@@ -26,7 +23,9 @@ def core_of(weights: str, kv_cache: str) -> _core.Model:
         layer_config(sliding_window=0, num_heads=4, num_kv_heads=1, attention_softcap=30.0),
         layer_config(sliding_window=64),
     )
-    return random_core(model_config(*layers, max_context=1500), weights=weights, kv_cache=kv_cache)
+    return random_core(
+        model_config(*layers, max_context=1500), weights=weights, kv_cache=kv_cache, exact_batches=TILES
+    )
 
 
 def last_logits(core: _core.Model, pieces: list[int]) -> NDArray[np.float32]:

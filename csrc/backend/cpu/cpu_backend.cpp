@@ -44,18 +44,18 @@ struct Pages : DeviceMemory::Keeper {
 
 }  // namespace
 
-CpuBackend::CpuBackend(Tier tier, int threads, int decode_threads, bool fewer_will_do)
+CpuBackend::CpuBackend(Tier tier, const BackendOptions& options)
     : tier_(tier),
-      pool_(std::max(threads, decode_threads), fewer_will_do),
-      threads_(std::min(threads, pool_.threads())),
-      decode_threads_(std::min(decode_threads, pool_.threads())),
-      kernels_(kernels::kernels_for(tier)) {
+      pool_(std::max(options.threads, options.decode_threads), options.fewer_will_do),
+      threads_(std::min(options.threads, pool_.threads())),
+      decode_threads_(std::min(options.decode_threads, pool_.threads())),
+      kernels_(kernels::kernels_for(options.exact_batches ? kernels::without_tiles(tier) : tier)) {
   pool_.use(threads_);
 }
 
-std::unique_ptr<Backend> make_cpu_backend(int threads, int decode_threads, bool fewer_will_do) {
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
   const TierChoice choice = choose_tier(detect_cpu(), std::getenv("GEMLET_CPU"));
-  return std::make_unique<CpuBackend>(choice.tier, threads, decode_threads, fewer_will_do);
+  return std::make_unique<CpuBackend>(choice.tier, options);
 }
 
 void CpuBackend::begin_pass(int64_t rows) { pool_.use(rows <= kDecodeRows ? decode_threads_ : threads_); }

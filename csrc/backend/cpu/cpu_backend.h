@@ -33,7 +33,7 @@ struct MatmulTask {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(Tier tier, int threads, int decode_threads, bool fewer_will_do = false);
+  CpuBackend(Tier tier, const BackendOptions& options);
 
   std::string tier() const override { return std::string(tier_name(tier_)); }
   int threads() const override { return threads_; }

@@ -217,6 +217,7 @@ class ModelBuilder:
         embedding_on_disk: bool = False,
         fewer_threads: bool = False,
         device: str = "cpu",
+        exact_batches: bool = False,
     ) -> None: ...
     @typing.overload
     def add(

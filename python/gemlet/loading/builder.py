@@ -46,6 +46,7 @@ def make_builder(
         formats=dict(options.own_formats),
         fewer_threads=options.threads is None and options.decode_threads is None,
         device=options.device,
+        exact_batches=options.exact_batches,
     )
 
 
@@ -74,7 +75,8 @@ def digest_of(files: ModelFiles, options: LoadOptions) -> bytes:
     from gemlet import _core
 
     builder = make_builder(files.config, options, allocate=False, plan_only=True)
-    kernels = _core.cpu_info()["tier"], options.device, options.formats.kv_cache
+    exact = "exact" if options.exact_batches else ""
+    kernels = _core.cpu_info()["tier"] + exact, options.device, options.formats.kv_cache
     return model_digest(files, builder, weights=options.weights, kernels=kernels)
 
 

@@ -33,6 +33,7 @@ def load(
     kv_cache: str | None = None,
     max_memory: int | str | None = None,
     embedding_on_disk: bool = False,
+    exact_batches: bool = False,
     device: str = "cpu",
     matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
@@ -85,6 +86,9 @@ def load(
             time, for the same results. It is read by row for the prompt, but whole for every token that is
             written: from the system's page cache if that has room, else from the disk. The model has to be
             packed, or ``cache`` True.
+        exact_batches: makes a text the same, bit for bit, whatever is computed beside it and in whatever
+            pieces its prompt is read. On CPUs without a matrix unit (AMX) this holds anyway, and costs
+            nothing. With one, prompts are then read without it, at the speed of the next lower tier.
         device: only "cpu".
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
@@ -144,6 +148,7 @@ def load(
         embedding_on_disk=embedding_on_disk,
         prefix_cache=prefix_cache,
         prefix_cache_size=prefix_cache_size,
+        exact_batches=exact_batches,
         device=device,
         matformer=matformer,
         cache=cache,

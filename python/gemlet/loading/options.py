@@ -108,6 +108,10 @@ class LoadOptions:
         default=None,
         metadata=_shown("the most it keeps there; without a folder, in memory", metavar="SIZE"),
     )
+    exact_batches: bool = field(
+        default=False,
+        metadata=_shown("the same text alone and beside others, also on CPUs with a matrix unit", kind=None),
+    )
     device: str = "cpu"
     matformer: Matformer = field(
         default=None,
@@ -143,6 +147,7 @@ class LoadOptions:
             parse_memory(self.max_memory)
         put("prefix_cache", _prefix_cache(self.prefix_cache, self.prefix_cache_size))
         put("embedding_on_disk", _flag("embedding_on_disk", self.embedding_on_disk))
+        put("exact_batches", _flag("exact_batches", self.exact_batches))
         put("cache", _flag("cache", self.cache))
         check_progress(self.progress)
         check_matformer(self.matformer)
