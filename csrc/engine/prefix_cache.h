@@ -74,7 +74,7 @@ class PrefixCache {
   // The kept text that has the most first tokens in common with `ids`.
   struct Nearest {
     int64_t common = 0;         // tokens that are the same
-    int64_t usable = 0;         // of them, those that a text can begin with: the rest lacks blocks of windows
+    int64_t usable = 0;         // how many of them a text can begin with: the rest lacks blocks of windows
     std::vector<int32_t> next;  // what the kept text goes on with, kShown tokens at most
   };
   static constexpr int64_t kShown = 16;

@@ -33,7 +33,7 @@ struct Worker {
   // Under fork_safe_mutex().
   const uint32_t forks = fork_generation();
   std::vector<std::shared_ptr<Request>> live;       // all that have not ended
-  std::vector<std::shared_ptr<Request>> submitted;  // of them, those that the worker has not seen
+  std::vector<std::shared_ptr<Request>> submitted;  // those that the worker has not seen yet
   EngineStats stats;
   bool closing = false;
   bool has_thread = false;

@@ -36,6 +36,8 @@ def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
         ('call:f({"city": "Oslo"})', CITY),
         ('call:f( { "city": "Oslo" } )', CITY),
         ("call:f(city:Oslo)", CITY),
+        ("call:f({'city':'Oslo'})", CITY),
+        ("call:f{'city':'Oslo','days':2}", BOTH),
         ("call:f()", {}),
         ("call:f({})", {}),
         ("call:f(a:[1,2],b:{c:1})", {"a": [1, 2], "b": {"c": 1}}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -372,3 +373,10 @@ def test_the_command() -> None:
     events = [json.loads(line)["event"] for line in log.splitlines()]
     assert "request" in events
     assert "ready" in events
+
+
+def test_every_option_of_the_library_is_a_field() -> None:
+    from gemlet.server.fields import GENERATION
+
+    options = {field.name for field in dataclasses.fields(gemlet.GenerationConfig)}
+    assert GENERATION.keys() == options - {"max_tokens", "logprobs", "prompt_logprobs"}

@@ -76,8 +76,7 @@ class ScriptedEngine:
 
 
 class ScriptedModel(gemlet.Model):
-    """A Gemma 4 with given replies. ``asked`` lists the texts that it was asked to continue, with what it
-    went on from."""
+    """A Gemma 4 with given replies. ``asked`` lists the prompts, each with the tokens that were fed back."""
 
     def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
         vocab = gemma4_tokenizer().vocab_size

@@ -103,7 +103,7 @@ class CpuBackend final : public Backend {
       for (int64_t row = task * rows_per_task; row < end; ++row) fn(row);
     });
   }
-  // fn(first, floats) for pieces of `count` floats that hang together in no rows.
+  // fn(first, floats) for pieces of `count` floats that form no rows.
   template <typename Fn>
   void for_each_piece(int64_t count, const Fn& fn) {
     constexpr int64_t kPiece = 4096;

@@ -84,8 +84,8 @@ def cache_limit() -> int:
 
 
 def keep_entry(name: str, write: Callable[[str], object]) -> None:
-    """Makes the small entry ``name``; not being able to is none to speak of: the weights' entry meets the
-    same, and warns."""
+    """Makes the small entry ``name``. Where that fails, nothing is said: the entry of the weights fails for
+    the same reason, and warns."""
     with contextlib.suppress(OSError):
         folder = own_folder(make=True)
         entry = os.path.join(folder, name)

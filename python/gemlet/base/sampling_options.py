@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "MAX_BIAS",
     "MAX_BIASES",
     "MAX_INT",
     "MAX_SUPPRESSED",
     "MOST_ALTERNATIVES",
+    "MOST_BREAKERS",
+    "MOST_SALT_CHARACTERS",
     "MOST_STOPS",
     "MOST_STOP_CHARACTERS",
     "MOST_STOP_IDS",
@@ -23,7 +26,10 @@ __all__ = [
 
 MAX_INT = 2**31 - 1
 MAX_SUPPRESSED = 1 << 16  # token ids in a list of those that are never generated
-MAX_BIASES = 1024
+MAX_BIASES = 1024  # tokens whose logits are changed
+MAX_BIAS = 100  # by at most so much, up or down
+MOST_BREAKERS = 16  # strings that no repetition reaches across
+MOST_SALT_CHARACTERS = 256
 MOST_STOPS = 16  # strings that end a text
 MOST_STOP_CHARACTERS = 256  # of one
 MOST_STOP_IDS = 1024

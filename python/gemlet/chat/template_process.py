@@ -1,10 +1,10 @@
 """Runs a chat template that came with a model file: :func:`run_template`.
 
-A template is a program by a stranger. It runs in Jinja's immutable sandbox, and that in a process of its own
-(:mod:`gemlet.chat.template_worker`) which may use less than a second of the CPU and a bounded memory for a
-request. A loop that does not end, a number of a billion digits and whatever else a template can think of
-therefore costs that much, and never this process. The process starts with the first template and serves the
-later ones, too.
+A template is a program by a stranger. It runs in Jinja's immutable sandbox. The sandbox runs in a process of
+its own (:mod:`gemlet.chat.template_worker`), which may use less than a second of the CPU and a bounded memory
+for a request. A loop that does not end, a number of a billion digits and whatever else a template can think
+of therefore costs that much, and never this process. The process starts with the first template and serves
+the later ones, too.
 """
 
 from __future__ import annotations

@@ -100,6 +100,8 @@ class CallReader:
             key = self._key()
             if not self._take_colon():
                 raise self.wrong("a colon")
+            if key in found:
+                raise self.wrong("one value for each key")
             found[key] = self._value(depth)
             if not self._take(",") and not self._is_at("}"):
                 raise self.wrong("a comma or }")
@@ -145,7 +147,7 @@ class CallReader:
         if text is not None:
             return text
         match = _BARE.match(self._raw, self.at)
-        if match is None or not match[0].strip():
+        if match is None or not match[0].strip() or match[0].lstrip().startswith("'"):
             raise self.wrong("a key")
         self.at = match.end()
         return match[0].strip()

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gemlet.base.sampling_options import (
+    MAX_BIAS,
     MAX_BIASES,
     MAX_INT,
     MAX_SUPPRESSED,
     MOST_ALTERNATIVES,
+    MOST_SALT_CHARACTERS,
     MOST_STOP_CHARACTERS,
     MOST_STOP_IDS,
     MOST_STOPS,
@@ -37,8 +39,6 @@ __all__ = [
 ]
 
 _MAX_BREAKER_CHARACTERS = 40
-_MAX_BIAS = 100
-_MAX_SALT_CHARACTERS = 256
 
 
 def invalid(name: str, value: object, expected: str) -> InvalidRequestError:
@@ -97,7 +97,7 @@ def token_biases(name: str, value: object) -> tuple[tuple[int, float], ...]:
     """Pairs (id, number), in the order of the ids, of a mapping, or of what was such pairs before. An id may
     be a string, as JSON has it."""
     expected = (
-        f"up to {MAX_BIASES} pairs {{token id: number from -{_MAX_BIAS} to {_MAX_BIAS}}} "
+        f"up to {MAX_BIASES} pairs {{token id: number from -{MAX_BIAS} to {MAX_BIAS}}} "
         "(suppress_tokens forbids tokens)"
     )
     pairs: object = list(value.items()) if isinstance(value, Mapping) else value
@@ -113,7 +113,7 @@ def token_biases(name: str, value: object) -> tuple[tuple[int, float], ...]:
         token_id = _integer(name, key, 0, MAX_INT, expected)
         if token_id in biases:
             raise InvalidRequestError(f"{name}: the token id {token_id} is in it twice")
-        biases[token_id] = _real(name, bias, -_MAX_BIAS, _MAX_BIAS, expected)
+        biases[token_id] = _real(name, bias, -MAX_BIAS, MAX_BIAS, expected)
     return tuple(sorted(biases.items()))
 
 
@@ -142,8 +142,8 @@ def check_cache_salt(value: object) -> int:
     """The salt as the core takes it, 0 for None; raises :class:`InvalidRequestError`."""
     if value is None:
         return 0
-    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_SALT_CHARACTERS:
-        raise invalid("cache_salt", value, f"None, or 1 to {_MAX_SALT_CHARACTERS} characters")
+    if not isinstance(value, str) or not 1 <= len(value) <= MOST_SALT_CHARACTERS:
+        raise invalid("cache_salt", value, f"None, or 1 to {MOST_SALT_CHARACTERS} characters")
     digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "little") | 1
 

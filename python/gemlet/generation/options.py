@@ -138,8 +138,8 @@ class GenerationConfig:
             prompt does not count (OpenAI, vLLM).
         presence_penalty: -2 to 2; is taken off the logit of each token that was generated. The prompt does
             not count.
-        no_repeat_ngram_size: no so many tokens in a row come twice, in prompt and text together (as in
-            transformers); 0 lets them.
+        no_repeat_ngram_size: a run of so many tokens does not come twice, in prompt and text together (as
+            in transformers); 0 allows all.
         dry_multiplier: 0 to 100; above 0 a token that would continue a repetition of prompt or text loses
             ``dry_multiplier * dry_base ** (length - dry_allowed_length)``, where the tokens before it repeat
             ``length`` earlier ones, at least ``dry_allowed_length`` (DRY, as in llama.cpp). 0.8 is usual.

@@ -1,4 +1,4 @@
-"""How much of a prompt need not be computed, and where it parts from what was: :class:`PrefixReport`."""
+"""How much of a prompt is known already, and where it differs from the nearest kept text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PrefixReport:
 
     Attributes:
         prompt_tokens: of the prompt.
-        cached_tokens: of them, those that need not be computed.
+        cached_tokens: how many of them need not be computed.
         common_tokens: those that the prompt has in common with the nearest kept text. They are more than
             ``cached_tokens`` where sliding windows need what was given up.
         byte: where the two part, in the UTF-8 text of the prompt, control tokens written by name; None where

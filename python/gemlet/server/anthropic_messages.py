@@ -15,7 +15,7 @@ from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
 from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.ask import Ask, Choice, Running
 from gemlet.server.call import Call, call_of
-from gemlet.server.fields import GENERATION, MOST_TOOLS, NAME, REPLY, library_options
+from gemlet.server.fields import GENERATION, MOST_TOOLS, NAME, REPLY, STOPS, library_options
 from gemlet.server.forms import SCHEMA_FORMAT, of_format
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
@@ -84,7 +84,7 @@ COUNT: Mapping[str, Kind] = {
 MESSAGES: Mapping[str, Kind] = {
     **COUNT,
     "max_tokens": REPLY,
-    "stop_sequences": ListOf(Text(256, 1), 16),
+    "stop_sequences": STOPS,
     "stream": Flag(),
     "temperature": Number(0, 1),
     "top_k": GENERATION["top_k"],

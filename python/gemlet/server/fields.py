@@ -6,13 +6,23 @@ library's own table, so an option that the library learns is an option of the se
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from gemlet.base.sampling_options import MAX_INT, OPTIONS
+from gemlet.base.sampling_options import (
+    MAX_BIAS,
+    MAX_BIASES,
+    MAX_INT,
+    MAX_SUPPRESSED,
+    MOST_ALTERNATIVES,
+    MOST_BREAKERS,
+    MOST_SALT_CHARACTERS,
+    MOST_STOP_CHARACTERS,
+    MOST_STOP_IDS,
+    MOST_STOPS,
+    OPTIONS,
+)
 from gemlet.base.text import show
-from gemlet.generation.options import GenerationConfig
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
     Anything,
@@ -39,6 +49,7 @@ __all__ = [
     "REPLY",
     "SALT",
     "STOP",
+    "STOPS",
     "STREAM",
     "TOKENS",
     "TOOLS",
@@ -48,15 +59,17 @@ __all__ = [
 
 MOST_CHOICES = 16  # of n, over all prompts of a request
 MOST_TOOLS = 128
-MOST_BIASES = 1024
 NAME = Text(256, 1)
 REPLY = Integer(1, MAX_INT)  # tokens
 TOKENS = ListOf(Integer(0, MAX_INT), 1 << 22, 1)
+STOPS = ListOf(Text(MOST_STOP_CHARACTERS, 1), MOST_STOPS)
 STOP = Either(
-    "a string of 1 to 256 characters, or a list of up to 16", Text(256, 1), ListOf(Text(256, 1), 16)
+    f"a string of 1 to {MOST_STOP_CHARACTERS} characters, or a list of up to {MOST_STOPS}",
+    Text(MOST_STOP_CHARACTERS, 1),
+    STOPS,
 )
-SALT = Text(128, 1)
-TOP_LOGPROBS = Integer(0, 20)
+SALT = Text(MOST_SALT_CHARACTERS, 1)
+TOP_LOGPROBS = Integer(0, MOST_ALTERNATIVES)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _FUNCTION = Object(
     {
@@ -71,41 +84,25 @@ TOOLS = ListOf(Object({"type": Choice("function"), "function": _FUNCTION}, ["fun
 
 
 class Biases(Kind):
-    """``logit_bias``: token ids as strings, each with a number from -100 to 100."""
+    """``logit_bias``: token ids as strings, each with a number."""
 
     def check(self, value: Any, where: str) -> dict[int, float]:
-        if not isinstance(value, dict) or len(value) > MOST_BIASES:
+        if not isinstance(value, dict) or len(value) > MAX_BIASES:
             raise Problem(
-                400, f"{where}: got {show(value)}, expected at most {MOST_BIASES} token ids", param=where
+                400, f"{where}: got {show(value)}, expected at most {MAX_BIASES} token ids", param=where
             )
         for token in value:
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise Problem(400, f"{where}: {show(token)} is no token id", param=where)
-        number = Number(-100, 100)
+        number = Number(-MAX_BIAS, MAX_BIAS)
         return {int(token): number.check(bias, f"{where}.{token}") for token, bias in value.items()}
 
     def describe(self) -> dict[str, Any]:
-        return {"type": "object", "additionalProperties": Number(-100, 100).describe()}
+        return {"type": "object", "additionalProperties": Number(-MAX_BIAS, MAX_BIAS).describe()}
 
 
-_LIBRARY = {field.name for field in dataclasses.fields(GenerationConfig)}
-_NOT_YET = "gemlet does not do this yet"
-
-# Options that the library is to learn: the kind of value, and the values that ask for nothing.
-_LATER: Mapping[str, tuple[Kind, Sequence[Any]]] = {
-    "presence_penalty": (Number(-2, 2), (0, 0.0)),
-    "frequency_penalty": (Number(-2, 2), (0, 0.0)),
-    "typical_p": (Number(0, 1), (1, 1.0)),
-    "min_tokens": (Integer(0, MAX_INT), (0,)),
-    "logit_bias": (Biases(), ()),
-    "stop_token_ids": (ListOf(Integer(0, MAX_INT), 64), ()),
-}
-
+_IDS = Integer(0, MAX_INT)
 GENERATION: Mapping[str, Kind] = {
-    **{
-        name: kind if name in _LIBRARY else Refused(_NOT_YET, *neutral)
-        for name, (kind, neutral) in _LATER.items()
-    },
     **{
         name: Integer(int(option.low), int(option.high))
         if option.kind is int
@@ -113,9 +110,14 @@ GENERATION: Mapping[str, Kind] = {
         for name, option in OPTIONS.items()
         if name != "max_tokens"
     },
+    "do_sample": Flag(),
+    "dry_sequence_breakers": ListOf(Text(MOST_STOP_CHARACTERS, 1), MOST_BREAKERS),
+    "ignore_eos": Flag(),
+    "logit_bias": Biases(),
     "seed": Integer(-(2**63), 2**64 - 1),
     "stop": STOP,
-    "ignore_eos": Flag(),
+    "stop_token_ids": ListOf(_IDS, MOST_STOP_IDS),
+    "suppress_tokens": ListOf(_IDS, MAX_SUPPRESSED),
 }
 
 STREAM: Mapping[str, Kind] = {
@@ -139,20 +141,21 @@ IGNORED: Mapping[str, Kind] = dict.fromkeys(
     Ignored(),
 )
 
+_NOT_HERE = "gemlet does not do this over HTTP"
 _GRAMMAR = "send structured_outputs or response_format"
 NOT_DONE: Mapping[str, Kind] = {
-    "prompt_logprobs": Refused(_NOT_YET),
+    "prompt_logprobs": Refused(_NOT_HERE),
     "guided_json": Refused(_GRAMMAR),
     "guided_regex": Refused(_GRAMMAR),
     "guided_choice": Refused(_GRAMMAR),
     "guided_grammar": Refused(_GRAMMAR),
     "grammar": Refused(_GRAMMAR),
     "json_schema": Refused(_GRAMMAR),
-    "thinking_token_budget": Refused(_NOT_YET),
-    "best_of": Refused("gemlet does not rank replies yet; ask for n", 1),
-    "return_token_ids": Refused(_NOT_YET, False),
+    "thinking_token_budget": Refused("gemlet has no such setting"),
+    "best_of": Refused(f"{_NOT_HERE}; ask for n", 1),
+    "return_token_ids": Refused(_NOT_HERE, False),
     "use_beam_search": Refused("gemlet does not search beams", False),
-    "priority": Refused(_NOT_YET, 0),
+    "priority": Refused(_NOT_HERE, 0),
     "skip_special_tokens": Refused("control tokens are never part of the text", True),
     "chat_template": Refused("a request cannot bring a template"),
     "modalities": Refused("gemlet writes text", ["text"]),

@@ -75,8 +75,8 @@ _REPLY: Mapping[str, Kind] = {
     "stream": Flag(),
     "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
     "format": Either("json, or a JSON schema", Choice("json"), Anything(dict)),
-    "logprobs": Refused("gemlet does not do this yet", False),
-    "top_logprobs": Refused("gemlet does not do this yet", 0),
+    "logprobs": Refused("gemlet does not do this over HTTP", False),
+    "top_logprobs": Refused("gemlet does not do this over HTTP", 0),
 }
 CHAT: Mapping[str, Kind] = {**_REPLY, "messages": MESSAGES, "tools": TOOLS}
 GENERATE: Mapping[str, Kind] = {

@@ -55,7 +55,7 @@ COMPLETIONS: Mapping[str, Kind] = {
     **IGNORED,
     **NOT_DONE,
     "logprobs": TOP_LOGPROBS,
-    "echo": Refused("gemlet does not do this yet", False),
+    "echo": Refused("gemlet does not do this over HTTP", False),
     "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
 }
 
