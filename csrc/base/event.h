@@ -19,7 +19,8 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
-  int descriptor() const { return descriptor_; }  // -1: none
+  // -1: none. A forked process gets one of its own, or parent and child would take each other's news.
+  int descriptor();
   // Makes it unreadable until the next notify().
   void clear_descriptor() const;
 
@@ -31,7 +32,8 @@ class Event {
 
  private:
   std::atomic<uint32_t> value_{0};
-  int descriptor_ = -1;
+  std::atomic<int> descriptor_{-1};
+  std::atomic<uint32_t> forks_;  // the process that the descriptor is of
 };
 
 }  // namespace gemlet

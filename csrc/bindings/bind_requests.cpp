@@ -267,6 +267,7 @@ void register_requests(py::module_& m) {
             result["prefix_cache_bytes"] = stats.prefix_cache_bytes;
             result["kv_bytes"] = stats.kv_bytes;
             result["step_seconds"] = stats.step_seconds;
+            result["bytes_read"] = stats.bytes_read;
             return result;
           },
           "Counts since the engine began, and what is in use now.")

@@ -125,6 +125,7 @@ EngineStats Engine::stats() const {
   const Lock lock(fork_safe_mutex());
   EngineStats stats = worker_->stats;
   stats.kv_bytes = model_->kv().used_bytes();
+  stats.bytes_read = model_->bytes_read();
   return stats;
 }
 

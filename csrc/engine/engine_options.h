@@ -32,6 +32,7 @@ struct EngineStats {
   int64_t prefix_cache_bytes = 0;  // now
   int64_t kv_bytes = 0;            // of blocks in use, now
   double step_seconds = 0;
+  int64_t bytes_read = 0;  // of weights, keys and values, by all passes of the model
 };
 
 }  // namespace gemlet

@@ -18,17 +18,21 @@ namespace gemlet {
 // Rows of logits that a request for them gets from one step. Of Gemma 3 they take 134 MB.
 inline constexpr int64_t kLogitsRows = 128;
 
+// A text may wait so long for its reader before it makes room for others.
+inline constexpr std::chrono::milliseconds kGrace(100);
+
 struct Job {
   std::shared_ptr<Request> request;
   uint64_t number;  // in order of arrival
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
   std::unique_ptr<Sampler> sampler;
-  std::unique_ptr<Drafts> drafts = nullptr;               // of a text
-  int64_t unread = 0;                                     // tokens that its reader has not taken
-  bool paused = false;                                    // its reader is slow
-  std::vector<float> held = {};                           // the logits of its next token, whose mask is missing
-  int64_t kept_blocks = 0;                                // that the prefix cache has
+  std::unique_ptr<Drafts> drafts = nullptr;  // of a text
+  int64_t unread = 0;                        // tokens that its reader has not taken
+  bool paused = false;                       // its reader is slow
+  std::vector<float> held = {};              // the logits of its next token, whose mask is missing
+  std::optional<RequestOptions::Clock::time_point> slow_since = std::nullopt;  // waits_for_reader()
+  int64_t kept_blocks = 0;                                                     // that the prefix cache has
   std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
 
   Wanted wanted() const { return request->options.wanted; }
@@ -37,6 +41,8 @@ struct Job {
   bool is_ready() const { return !reading || reading->is_done.load(std::memory_order_acquire); }
   bool is_writing() const { return remaining() == 1; }
   bool waits_for_reader() const { return paused || !held.empty(); }
+  // Whether its reader has been slow for a while. Then it may not keep its place and its memory from others.
+  bool has_slow_reader(RequestOptions::Clock::time_point now) const { return slow_since && now - *slow_since > kGrace; }
   // Tokens before those whose logits are wanted.
   int64_t before_rows() const { return std::max<int64_t>(0, request->options.first_row - kv.length()); }
   // Of the remaining ones, at most so many in one step.

@@ -36,9 +36,8 @@ std::unique_ptr<Job> Scheduler::remove(Job* job) {
 }
 
 Job* Scheduler::next_waiting() const {
-  const bool is_full = static_cast<int64_t>(running_.size()) >= limits_.running;
-  if (is_full) return nullptr;
-  const auto next = std::find_if(waiting_.begin(), waiting_.end(), [](const auto& job) { return job->is_ready(); });
+  const auto next =
+      std::find_if(waiting_.begin(), waiting_.end(), [](const auto& job) { return job->is_ready() && !job->paused; });
   return next == waiting_.end() ? nullptr : next->get();
 }
 
@@ -89,7 +88,16 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
   return parts;
 }
 
+Job* Scheduler::slow_reader(RequestOptions::Clock::time_point now) const {
+  Job* found = nullptr;
+  for (const auto& job : running_) {
+    if (job->has_slow_reader(now) && (!found || *job->slow_since < *found->slow_since)) found = job.get();
+  }
+  return found;
+}
+
 Job* Scheduler::victim() const {
+  if (Job* const slow = slow_reader(RequestOptions::Clock::now())) return slow;
   if (running_.size() < 2) return nullptr;
   return std::min_element(running_.begin(), running_.end(),
                           [](const auto& a, const auto& b) {

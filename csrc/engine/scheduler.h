@@ -31,8 +31,9 @@ class Scheduler {
   void put_back(Job* job);
   std::unique_ptr<Job> remove(Job* job);
 
-  // The next one that may begin, or null; begin() lets it.
+  // The next one that wants to begin, or null; begin() lets it, if not is_full().
   Job* next_waiting() const;
+  bool is_full() const { return static_cast<int64_t>(running_.size()) >= limits_.running; }
   void begin(Job* job);
 
   // The next step. While texts are being written, at most `prompt_tokens` of prompts are read beside them. A quarter of
@@ -40,9 +41,11 @@ class Scheduler {
   // long prompt nor a short one waits for the others.
   std::vector<Part> plan(int64_t prompt_tokens) const;
 
-  // The running job to give up when memory runs out: of the lowest priority, the last one that came. Null if there is
-  // only one.
+  // The running job to give up when memory runs out: one whose reader is slow, else of the lowest priority the last one
+  // that came. Null if there is only one.
   Job* victim() const;
+  // The running job whose reader has been slow for the longest time, or null.
+  Job* slow_reader(RequestOptions::Clock::time_point now) const;
 
   const std::vector<std::unique_ptr<Job>>& running() const { return running_; }
   const std::deque<std::unique_ptr<Job>>& waiting() const { return waiting_; }

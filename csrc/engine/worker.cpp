@@ -78,6 +78,14 @@ std::chrono::nanoseconds Worker::patience() const {
   };
   std::for_each(scheduler_.running().begin(), scheduler_.running().end(), look);
   std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), look);
+  if (scheduler_.next_waiting()) {  // until a reader has been slow for long enough
+    for (const auto& job : scheduler_.running()) {
+      if (job->slow_since) {
+        const auto left = *job->slow_since + kGrace + std::chrono::milliseconds(1) - Clock::now();
+        patience = std::clamp<std::chrono::nanoseconds>(left, std::chrono::milliseconds(1), patience);
+      }
+    }
+  }
   return patience;
 }
 
@@ -90,11 +98,18 @@ void Worker::collect() {
     const Lock lock(fork_safe_mutex());
     for (auto& request : submitted) fresh.emplace_back(request, request->generated_);
     submitted.clear();
-    for (const auto& job : scheduler_.running()) {
+    const auto look = [](const std::unique_ptr<Job>& job) {
       const Request& request = *job->request;
       job->unread = static_cast<int64_t>(request.generated_.size() - request.taken_);
       job->paused = job->unread >= request.options.most_unread || !request.values_.empty();
-    }
+    };
+    std::for_each(scheduler_.running().begin(), scheduler_.running().end(), look);
+    std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), look);
+  }
+  const Clock::time_point now = Clock::now();
+  for (const auto& job : scheduler_.running()) {
+    if (!job->waits_for_reader()) job->slow_since.reset();
+    if (job->waits_for_reader() && !job->slow_since) job->slow_since = now;
   }
   for (auto& [request, generated] : fresh) {
     std::vector<int32_t> ids = request->options.prompt;
@@ -114,7 +129,6 @@ void Worker::collect() {
   }
   std::for_each(scheduler_.running().begin(), scheduler_.running().end(), add);
   std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), add);
-  const Clock::time_point now = Clock::now();
   for (Job* const job : jobs) {
     const auto& deadline = job->request->options.deadline;
     if (job->request->cancelled_.load(std::memory_order_relaxed)) {
@@ -128,7 +142,9 @@ void Worker::collect() {
 // Lets requests begin while there are places, and memory for their texts.
 void Worker::begin_waiting() {
   while (Job* const job = scheduler_.next_waiting()) {
-    if (memory_is_short_ && !scheduler_.running().empty()) break;
+    const bool has_room = !scheduler_.is_full() && (!memory_is_short_ || scheduler_.running().empty());
+    if (!has_room && !put_slow_reader_back()) break;
+    if (!has_room) continue;
     cache.forget_gone_adapters();
     const bool is_text = job->wanted() == Wanted::kText;
     if (job->kv.length() == 0 && (is_text || job->before_rows() > 0)) {
@@ -146,7 +162,10 @@ void Worker::begin_waiting() {
     }
     const int64_t needed = model_->kv().layout().bytes_of(static_cast<int64_t>(job->ids.size()) + 1) - job->kv.bytes();
     const int64_t missing = needed - model_->kv().room();
-    if (missing > 0 && !scheduler_.running().empty() && !cache.give_up(missing)) break;
+    if (missing > 0 && !scheduler_.running().empty() && !cache.give_up(missing)) {
+      if (!put_slow_reader_back()) break;
+      continue;
+    }
     scheduler_.begin(job);
   }
   const int64_t cached_bytes = cache.bytes();
@@ -237,6 +256,29 @@ bool Worker::forward(const Parts& parts) {
   return false;
 }
 
+// Back among those that wait. What was computed may stay in the prefix cache.
+void Worker::put_back(Job* job) {
+  job->kv = KvTable(model_->kv(), true);
+  job->kept_blocks = 0;
+  job->held.clear();
+  job->slow_since.reset();
+  scheduler_.put_back(job);
+  const Lock lock(fork_safe_mutex());
+  ++stats.preemptions;
+}
+
+// A text that waits for its reader gives its place to one that waits for a place. Returns false if there is none.
+bool Worker::put_slow_reader_back() {
+  Job* const job = scheduler_.slow_reader(Clock::now());
+  if (!job) return false;
+  if (job->wanted() == Wanted::kText) {
+    cache.keep(root_of(*job->request), job->ids, job->kv, job->kept_blocks, true);
+  }
+  memory_is_short_ = false;
+  put_back(job);
+  return true;
+}
+
 void Worker::make_room(const Error& error) {
   drafts_wait_ = true;
   if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1)) || cache.abandon()) return;
@@ -249,12 +291,7 @@ void Worker::make_room(const Error& error) {
   if (was_read) return;
   memory_is_short_ = true;
   if (Job* const job = scheduler_.victim()) {
-    job->kv = KvTable(model_->kv(), true);
-    job->kept_blocks = 0;
-    job->held.clear();
-    scheduler_.put_back(job);
-    const Lock lock(fork_safe_mutex());
-    ++stats.preemptions;
+    put_back(job);
     return;
   }
   end(scheduler_.running().front().get(), FinishReason::kFailed, &error);

@@ -64,6 +64,8 @@ struct Worker {
   int64_t draft(const Parts& parts, int64_t read);
   bool forward(const Parts& parts);
   void make_room(const Error& error);
+  bool put_slow_reader_back();
+  void put_back(Job* job);
   void hand_out(const Parts& parts);
   template <typename Next>
   void hand_out(Job* job, Ends& ends, Next next);

@@ -249,6 +249,8 @@ def test_a_forked_child_has_a_cache_of_its_own(folder: Path) -> None:
     engine = _core.Engine(engines.core, prefix_cache_bytes=1 << 24, **options)  # type: ignore[arg-type]
     reader = Reader(engine)
     reader.read(reader.submit(IDS[:300]))
+    while len(engines.files()) < 4:  # which are written behind
+        time.sleep(0.01)
     if (child := os.fork()) == 0:
         try:
             request = reader.submit(np.concatenate([IDS[:300], IDS[1000:1300]]))

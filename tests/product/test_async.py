@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -194,3 +196,75 @@ def test_streams_leave_no_descriptors(model: gemlet.Model) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before + 1
 
     asyncio.run(main())
+
+
+def test_two_tasks_read_one_stream(model: gemlet.Model) -> None:
+    async def main() -> None:
+        stream = model.astream("The door", max_tokens=200, ignore_eos=True)
+
+        async def read() -> int:
+            return len([chunk async for chunk in stream])
+
+        both = await asyncio.wait_for(asyncio.gather(read(), read()), 30)
+        assert sum(both) == 200
+        stream = model.astream("The door", **FOREVER)
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0.01)
+        await asyncio.wait_for(stream.aclose(), 30)
+        await asyncio.wait_for(reading, 30)
+
+    asyncio.run(main())
+
+
+def test_a_forked_child_goes_on_with_a_stream(model: gemlet.Model) -> None:
+    stream = model.astream("The door", max_tokens=400, ignore_eos=True)
+
+    async def begin() -> None:
+        await anext(stream)
+
+    async def rest() -> int:
+        return len([chunk async for chunk in stream])
+
+    asyncio.run(begin())
+    if (child := os.fork()) == 0:
+        try:
+            os._exit(0 if asyncio.run(asyncio.wait_for(rest(), 30)) == 399 else 1)
+        finally:
+            os._exit(2)
+    assert asyncio.run(asyncio.wait_for(rest(), 30)) == 399
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_many_slow_readers_hold_up_nobody(model: gemlet.Model) -> None:
+    """More than have a place in the engine."""
+    streams = [model.stream(f"The door {i}", **FOREVER) for i in range(40)]
+    for stream in streams:
+        next(stream)
+    assert model.generate("The door", max_tokens=5, ignore_eos=True, timeout=30).completion_tokens == 5
+    expected = model.generate("The door 3", **FOREVER)
+    assert len(list(streams[3])) == 899
+    assert streams[3].result.token_ids == expected.token_ids
+    for stream in streams:
+        stream.close()
+    assert model.memory()["kv_cache"] == 0
+
+
+def test_a_model_drains_before_it_closes() -> None:
+    model = gemlet.load(threads=1)
+    stream = model.stream("The door", max_tokens=300, ignore_eos=True)
+    next(stream)
+    written: list[int] = []
+    reader = threading.Thread(target=lambda: written.extend(len(chunk.token_ids) for chunk in stream))
+    reader.start()
+    model.close(timeout=30)
+    reader.join(30)
+    assert (stream.result.finish_reason, sum(written)) == ("length", 299)
+    with pytest.raises(ModelClosedError):
+        model.generate("The door")
+    model = gemlet.load(threads=1)
+    stuck = model.stream("The door", **FOREVER)
+    next(stuck)
+    started = time.monotonic()
+    model.close(timeout=0.2)
+    assert 0.15 < time.monotonic() - started < 10
+    assert stuck.result.finish_reason == "cancelled"

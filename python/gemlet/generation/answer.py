@@ -132,4 +132,5 @@ class Prepared:
     timeout: float | None = None
     follows: Prepared | None = None
     cache_salt: int = 0
+    priority: int = 0
     plan: GrammarPlan | None = None

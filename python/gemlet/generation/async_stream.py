@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from types import TracebackType
 
-from gemlet import _core
 from gemlet.generation.result import Chunk, Generation
 from gemlet.generation.stream import TextStream
 
@@ -31,6 +31,8 @@ class AsyncTextStream:
 
     def __init__(self, stream: TextStream) -> None:
         self._stream = stream
+        self._process = os.getpid()
+        self._waiting: list[asyncio.Future[None]] = []  # tasks that wait for news
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -40,8 +42,9 @@ class AsyncTextStream:
             while True:
                 chunk, seen = self._stream._poll()
                 if chunk is not None:
+                    self._wake()  # another task may have waited for the end
                     return chunk
-                await _change_of(self._stream._news, seen)
+                await self._change(seen)
         except StopIteration:
             raise StopAsyncIteration from None
         except BaseException:  # asyncio.CancelledError, too
@@ -50,6 +53,35 @@ class AsyncTextStream:
 
     def __repr__(self) -> str:
         return repr(self._stream).replace("TextStream", "AsyncTextStream")
+
+    async def _change(self, seen: int) -> None:
+        """Waits in the event loop until the stream's news differ from ``seen``."""
+        news, loop = self._stream._news, asyncio.get_running_loop()
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._stream._resume(seen)
+        if not self._waiting:
+            news.clear()
+            loop.add_reader(news.fileno(), self._wake)
+        changed: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(changed)
+        try:
+            if news.value == seen:
+                await changed
+        finally:
+            if changed in self._waiting:
+                self._waiting.remove(changed)
+                if not self._waiting:
+                    loop.remove_reader(news.fileno())
+
+    def _wake(self) -> None:
+        """Wakes every task that waits."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            waiting[0].get_loop().remove_reader(self._stream._news.fileno())
+            for changed in waiting:
+                if not changed.done():
+                    changed.set_result(None)
 
     async def __aenter__(self) -> AsyncTextStream:
         return self
@@ -60,14 +92,37 @@ class AsyncTextStream:
         await self.aclose()
 
     def cancel(self) -> None:
-        """Asks the stream to end; returns at once. See :meth:`TextStream.cancel`."""
+        """Asks the stream to end; returns at once. See :meth:`TextStream.cancel`.
+
+        >>> import asyncio, gemlet
+        >>> async def write(model):
+        ...     stream = model.astream("The door opened", max_tokens=50)
+        ...     async for chunk in stream:
+        ...         stream.cancel()
+        ...     return chunk.finish_reason
+        >>> with gemlet.load() as model:
+        ...     asyncio.run(write(model))
+        'cancelled'
+        """
         self._stream.cancel()
 
     async def aclose(self) -> None:
-        """Cancels the stream if it has not ended, and waits until what it took is given back."""
+        """Cancels the stream if it has not ended, and waits until what it took is given back.
+
+        >>> import asyncio, gemlet
+        >>> async def write(model):
+        ...     stream = model.astream("The door opened")
+        ...     first = await anext(stream)
+        ...     await stream.aclose()
+        ...     return stream.result.text == first.text
+        >>> with gemlet.load() as model:
+        ...     asyncio.run(write(model))
+        True
+        """
         self._stream.cancel()
         while (seen := self._stream._poll_closed()) is not None:
-            await _change_of(self._stream._news, seen)
+            await self._change(seen)
+        self._wake()
 
     @property
     def result(self) -> Generation:
@@ -78,26 +133,6 @@ class AsyncTextStream:
     def results(self) -> list[Generation]:
         """That of each prompt, once the stream has ended; see :attr:`TextStream.results`."""
         return self._stream.results
-
-
-async def _change_of(news: _core.News, seen: int) -> None:
-    """Waits in the event loop until the news differ from ``seen``."""
-    loop = asyncio.get_running_loop()
-    while news.value == seen:
-        news.clear()
-        if news.value != seen:
-            return
-        changed = loop.create_future()
-        loop.add_reader(news.fileno(), _set, changed)
-        try:
-            await changed
-        finally:
-            loop.remove_reader(news.fileno())
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 async def run_async(stream: AsyncTextStream) -> list[Generation]:

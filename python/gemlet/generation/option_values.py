@@ -29,6 +29,7 @@ __all__ = [
     "check_cache_salt",
     "check_flag",
     "check_number",
+    "check_priority",
     "check_timeout",
     "invalid",
     "one_seed",
@@ -136,6 +137,11 @@ def check_timeout(value: object) -> float | None:
     if value is None:
         return None
     return _real("timeout", value, 0.0, math.inf, "seconds, at least 0, or None")
+
+
+def check_priority(value: object) -> int:
+    """An integer, 0 for None; raises :class:`InvalidRequestError`."""
+    return 0 if value is None else _integer("priority", value, -100, 100, "an integer from -100 to 100")
 
 
 def check_cache_salt(value: object) -> int:

@@ -54,6 +54,7 @@ class Engine(Protocol):
         most_unread: int = 16,
         logprobs: int | None = None,
         cache_salt: int = 0,
+        priority: int = 0,
         masked: bool = False,
     ) -> _Request: ...
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
@@ -156,6 +157,7 @@ class RunningText:
             most_unread=ahead,
             logprobs=config.logprobs,
             cache_salt=prepared.cache_salt,
+            priority=prepared.priority,
             masked=self._masks is not None,
         )
         self._next_mask([])

@@ -14,14 +14,14 @@ from gemlet.generation.running import Engine, RunningText
 
 __all__ = ["AHEAD", "TextStream", "run_to_end"]
 
-AHEAD = 16  # tokens that are written before the reader asks for them
+AHEAD = 64  # tokens that are written before the reader asks for them
 
 
 class TextStream:
     """An iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
 
     Nothing is computed before the first chunk is asked for. From then on the model's engine writes, at most
-    a few tokens more than were asked for. What the stream takes of the KV cache is given back when it ends,
+    64 tokens more than were asked for. What the stream takes of the KV cache is given back when it ends,
     is closed or is left as a context manager. What a signal handler raises (Ctrl-C: KeyboardInterrupt) comes
     out of the iteration and ends the stream; the model stays usable, and :attr:`result` is what there was by
     then. A handler may also close the stream, or the model. Whoever asks for the next chunk of a stream whose
@@ -103,6 +103,11 @@ class TextStream:
             except BaseException:
                 self._fail(wait=False)
                 raise
+
+    def _resume(self, seen: int) -> None:
+        """In a forked process, where the engine begins to compute again when it is waited for."""
+        if self._engine is not None:
+            self._engine.wait(self._news, seen, 1e-6)
 
     def _poll_closed(self) -> int | None:
         """Ends the texts, without waiting. None if the engine has given back what they took, else the value

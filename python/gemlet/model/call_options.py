@@ -29,6 +29,7 @@ class _RequestOptions(TypedDict, total=False):
     adapter: str | None
     timeout: float | None
     cache_salt: str | None
+    priority: int | None
 
 
 class _Forms(TypedDict, total=False):

@@ -17,6 +17,7 @@ from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.async_stream import AsyncTextStream, run_async
+from gemlet.generation.option_values import check_timeout
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
@@ -153,7 +154,8 @@ class Model:
         "running" and "waiting" requests; "steps", forward passes; "prompt_tokens" that were read and
         "cached_tokens" that need not be; "generated_tokens", and of guesses about them "drafted_tokens" and
         "accepted_tokens"; "preemptions", texts that gave up their memory for others and were computed again;
-        "kv_bytes" in use, of which "prefix_cache_bytes" are only kept; "step_seconds" in forward passes.
+        "kv_bytes" in use, of which "prefix_cache_bytes" are only kept; "step_seconds" in forward passes; and
+        "bytes_read" by them, of weights, keys and values.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -179,8 +181,11 @@ class Model:
     load_adapter = method_of("_adapters", LoadedAdapters.load_adapter)
     unload_adapter = method_of("_adapters", LoadedAdapters.unload_adapter)
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
+
+        With a ``timeout``, what runs may go on to its end for so many seconds before it is cut; what is asked
+        of the model meanwhile raises :class:`~gemlet.errors.ModelClosedError`.
 
         >>> import gemlet
         >>> model = gemlet.load()
@@ -190,6 +195,8 @@ class Model:
         >>> stream.result.finish_reason, stream.result.completion_tokens
         ('cancelled', 1)
         """
+        if seconds := check_timeout(timeout):
+            self._resident.drain(seconds)
         self._resident.close()
         self._adapters.clear()
 
@@ -270,6 +277,7 @@ class Model:
             n: give a list of so many continuations of each prompt, at most 16, with the seeds ``seed``,
                 ``seed + 1`` and so on. The prompt is read once.
             best_of: write so many, and give the ``n`` that the model finds most probable per token.
+            priority: -100 to 100; where texts have to wait for a place, those with a higher one begin first.
             cache_salt: a text shares what was computed only with texts of the same salt, or also without one.
             (the options of GenerationConfig)
 

@@ -18,7 +18,12 @@ from gemlet.generation.answer import Answer, Prepared, ends_of
 from gemlet.generation.grammar import compile_grammar
 from gemlet.generation.grammar_text import GrammarText, call_text, grammar_text
 from gemlet.generation.masked import GrammarPlan
-from gemlet.generation.option_values import check_cache_salt, check_flag, check_timeout
+from gemlet.generation.option_values import (
+    check_cache_salt,
+    check_flag,
+    check_priority,
+    check_timeout,
+)
 from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
@@ -212,8 +217,11 @@ class Requests:
         )
         adapter = self.adapters.find(options.get("adapter"))
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
+        priority = check_priority(options.get("priority"))
         plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)
-        return Prepared(tokens, answer, sampler, adapter, timeout, cache_salt=salt, plan=plan)
+        return Prepared(
+            tokens, answer, sampler, adapter, timeout, cache_salt=salt, priority=priority, plan=plan
+        )
 
     def _plan(
         self,

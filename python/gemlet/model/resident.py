@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
 
@@ -52,6 +53,7 @@ class Resident:
         self._writes = writes
         self._engine: _core.Engine | None = None
         self._closed = False
+        self._draining = False
         self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
 
     def __repr__(self) -> str:
@@ -64,6 +66,8 @@ class Resident:
         """Raises :class:`ModelClosedError` once the model is closed."""
         if self._closed:
             raise ModelClosedError(f"the model from {self.name} is closed; load it again")
+        if self._draining:
+            raise ModelClosedError(f"the model from {self.name} is being closed; load it again")
 
     def why_closed(self) -> str | None:
         """What to say of a stream that :meth:`close` ended; None as long as the model is open."""
@@ -102,6 +106,18 @@ class Resident:
                 # A guessed token has logits, too.
                 self._engine = _core.Engine(self.core, most_running=most, most_drafted=most - 1, **shared)
         return self._engine
+
+    def drain(self, timeout: float) -> None:
+        """Begins nothing any more, and waits until what runs has ended, at most so many seconds."""
+        with self.lock:
+            self._draining = True
+            engine = self._engine
+        until = time.monotonic() + timeout
+        while engine is not None and time.monotonic() < until:
+            stats = engine.stats()
+            if not stats["running"] and not stats["waiting"]:
+                return
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Ends the streams, then gives the memory back. May be called by a signal handler, and in a forked
