@@ -142,7 +142,13 @@ bool DiskFolder::has(const BlockName& name, int64_t bytes) const {
   return found == bytes;
 }
 
-void DiskFolder::mark_used(int descriptor) const { static_cast<void>(futimens(descriptor, nullptr)); }
+void DiskFolder::mark_used(int descriptor) const {
+  timespec times[2];
+  // The system's own time of a file stands still for some milliseconds, in which another one may be used.
+  clock_gettime(CLOCK_REALTIME, &times[0]);
+  times[1] = times[0];
+  static_cast<void>(futimens(descriptor, times));
+}
 
 void DiskFolder::remove(const BlockName& name) const { Part(*this, Part::of(name.before)).remove(name.text()); }
 
@@ -156,6 +162,7 @@ bool DiskFolder::write(const BlockName& name, std::span<const uint8_t> bytes) {
   const int file = part.open(made, O_WRONLY | O_CREAT | O_EXCL);
   if (file < 0) return false;
   const bool is_written = write_fully(file, bytes);
+  mark_used(file);
   const bool is_closed = close(file) == 0;
   if (!is_written || !is_closed ||
       renameat(part.descriptor(), made.c_str(), part.descriptor(), name.text().c_str()) != 0) {

@@ -115,6 +115,7 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Session.stream": (anew(lambda: model.session().stream), prompt),
         "gemlet.Session.chat": (anew(lambda: model.session().chat), {"message": "Hi", "max_tokens": 1}),
         "gemlet.Session.stream_chat": (anew(lambda: model.session().stream_chat), {"message": "Hi"}),
+        "gemlet.Model.close": (gemlet.load(threads=1).close, {}),
         "gemlet.Model.score": (model.score, {"text": "a b"}),
         "gemlet.Model.choose": (model.choose, {"prompt": "a", "choices": ["b"]}),
         "gemlet.Model.log_likelihoods": (model.log_likelihoods, {"prompt": "a", "choices": ["b"]}),

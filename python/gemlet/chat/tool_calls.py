@@ -24,6 +24,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _HEAD = re.compile(r"[ \t\r\n]*call:([^{}]+)\{")
 _QUOTED = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SINGLE_QUOTES = re.compile("'[^']+'")  # a key that a model has put in other quotes
 _BARE = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
@@ -100,8 +101,6 @@ class CallReader:
             key = self._key()
             if not self._take_colon():
                 raise self.wrong("a colon")
-            if key in found:
-                raise self.wrong("one value for each key")
             found[key] = self._value(depth)
             if not self._take(",") and not self._is_at("}"):
                 raise self.wrong("a comma or }")
@@ -147,10 +146,11 @@ class CallReader:
         if text is not None:
             return text
         match = _BARE.match(self._raw, self.at)
-        if match is None or not match[0].strip() or match[0].lstrip().startswith("'"):
+        key = "" if match is None else match[0].strip()
+        if match is None or not key or _SINGLE_QUOTES.fullmatch(key):
             raise self.wrong("a key")
         self.at = match.end()
-        return match[0].strip()
+        return key
 
     def _value(self, depth: int) -> Any:
         text = self._string()
