@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,30 @@ def test_streams_are_added_when_they_end(model: gemlet.Model) -> None:
         _ = session.messages
     stream.close()
     assert session.messages[1:] == [user("Who is it?"), stream.result.message]
+
+
+def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
+    options: dict[str, Any] = OPTIONS | {"max_tokens": 500, "ignore_eos": True}
+    session, text = model.session(), model.session()
+    for chunk in session.stream_chat("Who is it?", **options):  # noqa: B007
+        break
+    until = time.monotonic() + 30
+    while model.stats()["running"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert session.chat("And then?", **OPTIONS).completion_tokens > 0
+    roles = [message["role"] for message in session.messages]
+    assert roles == ["user", "assistant", "user", "assistant"]
+    assert session.messages[1]["content"] == chunk.text
+    text.stream("The door", **options)  # dropped before its first token
+    assert text.token_ids == []
+    for number, _ in enumerate(text.stream("The door", **options)):
+        if number == 2:
+            break
+    before = text.token_ids
+    assert model.tokenizer is not None
+    assert len(before) == len(model.tokenizer.encode("The door")) + 3
+    assert text.generate(" opened", **OPTIONS).prompt_tokens > len(before)
 
 
 def test_a_turn_without_a_token_leaves_nothing(model: gemlet.Model) -> None:

@@ -43,6 +43,7 @@ class Answer:
         logprobs: of each of these, if they are wanted.
         prompt_logprobs: of each token of the prompt, if they are wanted and known.
         ended: whether an end token came.
+        result: the whole generation, after :meth:`end`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Answer:
         self.logprobs: list[TokenLogprob] | None = None if config.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.ended = False
+        self.result: Generation | None = None
         self._echo: list[ReplyEvent] = [Content(echo)] if echo else []  # comes first
         # What reads the tokens: of a chat its format's parser, else the decoder alone.
         self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
@@ -94,7 +96,7 @@ class Answer:
         if self._emitter.stopped and reason in ("length", "context"):
             reason = "stop"  # the very last characters completed a stop string
         reply = collect(self._events)
-        return held_back, Generation(
+        self.result = Generation(
             text=reply.content,
             token_ids=list(self.token_ids),
             finish_reason=reason,
@@ -112,6 +114,7 @@ class Answer:
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
         )
+        return held_back, self.result
 
     def _take_echo(self) -> list[ReplyEvent]:
         echo, self._echo = self._echo, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from gemlet.base.front_door import public
 from gemlet.base.text import show_argument
 from gemlet.chat.messages import checked_messages
 from gemlet.errors import InvalidRequestError
-from gemlet.generation.answer import Prepared
+from gemlet.generation.answer import Prepared, Timing
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
@@ -55,9 +56,8 @@ class Session:
         self._messages: list[_Message] = _taken(messages) if messages else []
         self._ids = np.zeros(0, np.int32)  # of all that was computed last: a prompt and its reply
         self._is_text = False
-        self._turn: tuple[list[_Message], Prepared, TextStream] | None = (
-            None  # the last one, if not added yet
-        )
+        # The last one, if not added yet. Who reads the stream may drop it, and so ends it.
+        self._turn: tuple[list[_Message], Prepared, weakref.ref[TextStream]] | None = None
 
     def __repr__(self) -> str:
         what = "text" if self._is_text else "conversation"
@@ -124,7 +124,7 @@ class Session:
         **options: Unpack[ChatOptions],
     ) -> TextStream:
         """Replies step by step. What there is when the stream ends is part of the conversation, unless it
-        ended without a token.
+        ended without a token. A stream that nobody holds any more has ended, as after a ``break``.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -242,7 +242,7 @@ class Session:
 
     def _begin(self, added: list[_Message], prepared: Prepared) -> TextStream:
         stream = self._requests.stream([prepared])
-        self._turn = added, prepared, stream
+        self._turn = added, prepared, weakref.ref(stream)
         return stream
 
     def _add_turn(self) -> None:
@@ -250,13 +250,14 @@ class Session:
         if self._turn is None:
             return
         added, prepared, stream = self._turn
-        try:
-            result = stream.result
-        except InvalidRequestError:
-            raise InvalidRequestError(
-                "the session's last reply is still being written: read its stream to the end, or close() it, "
-                "first"
-            ) from None
+        result = prepared.answer.result
+        if result is None:
+            if stream() is not None:
+                raise InvalidRequestError(
+                    "the session's last reply is still being written: read its stream to the end, or close() "
+                    "it, first"
+                )
+            _, result = prepared.answer.end("cancelled", Timing())  # nobody has the stream any more
         self._turn = None
         if not result.token_ids and result.finish_reason in ("cancelled", "timeout"):
             return
