@@ -178,16 +178,19 @@ def _question(line: Any) -> dict[str, Any]:
         line = _winogrande(line)
     elif "sol1" in line and "sol2" in line:  # PIQA
         line = {**line, "choices": [line["sol1"], line["sol2"]]}
-    elif isinstance(line.get("question"), Mapping):  # ARC in the files of its authors
-        line = {**line, "choices": line["question"].get("choices"), "question": line["question"].get("stem")}
+    stem = line.get("question")
+    if isinstance(stem, Mapping):  # ARC in the files of its authors
+        line = {**line, "choices": stem.get("choices"), "question": stem.get("stem")}
     query, texts, gold = (_of(line, names) for names in (_QUERY, _CHOICES, _GOLD))
     if type(gold) is float and gold.is_integer():
         gold = int(gold)
     labels: Any = None
     if isinstance(texts, Mapping):  # ARC: {"text": [...], "label": [...]}
-        texts, labels = texts.get("text"), texts.get("label")
+        parts: Mapping[str, Any] = texts
+        texts, labels = parts.get("text"), parts.get("label")
     elif isinstance(texts, list) and texts and all(isinstance(one, Mapping) for one in texts):
-        texts, labels = ([one.get(name) for one in texts] for name in ("text", "label"))
+        pairs: list[Any] = texts
+        texts, labels = [one.get("text") for one in pairs], [one.get("label") for one in pairs]
     if isinstance(labels, list) and not isinstance(gold, bool) and gold in labels:
         gold = labels.index(gold)
     if not isinstance(query, str) or not query:
