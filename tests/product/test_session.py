@@ -117,6 +117,28 @@ def test_a_text_goes_on(model: gemlet.Model, fresh: gemlet.Model) -> None:
     assert third.prompt_tokens == second.prompt_tokens + second.completion_tokens + 3
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_text_goes_on_from_what_was_shown(model: gemlet.Model, echo: bool) -> None:
+    """For every stop string of one to three characters of a text, within tokens and over several."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    prompt = "The door opened"
+    text = model.generate(prompt, **OPTIONS).text
+    stops = {text[i : i + size] for i in range(len(text)) for size in (1, 2, 3)}
+    for stop in sorted(stops):
+        session = model.session()
+        result = session.generate(prompt, stop=[stop], echo=echo, **OPTIONS)
+        shown = result.text.removeprefix(prompt) if echo else result.text
+        assert stop not in shown
+        assert tokenizer.decode(session.token_ids) == prompt + shown
+
+
+def test_a_text_without_a_stop_string_keeps_its_tokens(model: gemlet.Model) -> None:
+    session = model.session()
+    result = session.generate("The door opened", stop=["never written"], **OPTIONS)
+    assert session.token_ids[-result.completion_tokens :] == result.token_ids
+
+
 def test_what_does_not_go_together(model: gemlet.Model) -> None:
     talk, text = model.session(), model.session()
     talk.chat("Who?", **OPTIONS)

@@ -44,6 +44,7 @@ class Answer:
         prompt_logprobs: of each token of the prompt, if they are wanted and known.
         ended: whether an end token came.
         result: the whole generation, after :meth:`end`.
+        echo: the text that its text begins with.
     """
 
     def __init__(
@@ -66,10 +67,16 @@ class Answer:
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.ended = False
         self.result: Generation | None = None
+        self.echo = echo
         self._echo: list[ReplyEvent] = [Content(echo)] if echo else []  # comes first
         # What reads the tokens: of a chat its format's parser, else the decoder alone.
         self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
         self._events: list[ReplyEvent] = []
+
+    @property
+    def met_stop_string(self) -> bool:
+        """Whether a stop string ended it: then ``token_ids`` say more than the text."""
+        return self._emitter.stopped
 
     def push(
         self, token_id: int, logprob: TokenLogprob | None = None
