@@ -22,7 +22,7 @@ _WINDOW = 2048
 # What lm-evaluation-harness's data sets call the parts of a question.
 _QUERY = ("query", "question", "prompt", "ctx", "text", "goal")
 _CHOICES = ("choices", "endings", "options")
-_GOLD = ("gold", "label", "answer", "target")
+_GOLD = ("gold", "label", "answer", "answerKey", "target")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -107,14 +107,19 @@ def perplexity(
 def read_questions(path: str | Path) -> list[dict[str, Any]]:
     """Questions from a file of JSON lines, in the form of lm-evaluation-harness's data sets: ``query`` (or
     ``question``, ``prompt``, ``ctx``, ``text``, ``goal``), ``choices`` (or ``endings``, ``options``) and
-    ``gold`` (or ``label``, ``answer``, ``target``): the number of the right choice from 0 on, its letter, or
-    its text.
+    ``gold`` (or ``label``, ``answer``, ``answerKey``, ``target``): the number of the right choice from 0 on,
+    its letter, or its text. A gold that is the text of a choice is taken as that text, also where it is a
+    number or a letter.
+
+    ARC, PIQA (``goal``, ``sol1``, ``sol2``) and Winogrande (``sentence``, ``option1``, ``option2``) are
+    accepted as they are published. A sentence of Winogrande is split at its blank, ``_``: the query is what
+    comes before it, and a choice is an option with what comes after it.
 
     Raises:
         ModelFileError: the file cannot be read, or a line is no question; it names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # the other ends may stand in strings
     except (OSError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{path}: cannot be read: {error}") from None
     found = []
@@ -169,12 +174,25 @@ def _mean(values: list[bool]) -> Iterator[float]:
 def _question(line: Any) -> dict[str, Any]:
     if not isinstance(line, Mapping):
         raise ValueError("it is no JSON object")
+    if "sentence" in line and "option1" in line:
+        line = _winogrande(line)
+    elif "sol1" in line and "sol2" in line:  # PIQA
+        line = {**line, "choices": [line["sol1"], line["sol2"]]}
+    stem = line.get("question")
+    if isinstance(stem, Mapping):  # ARC in the files of its authors
+        line = {**line, "choices": stem.get("choices"), "question": stem.get("stem")}
     query, texts, gold = (_of(line, names) for names in (_QUERY, _CHOICES, _GOLD))
+    if type(gold) is float and gold.is_integer():
+        gold = int(gold)
+    labels: Any = None
     if isinstance(texts, Mapping):  # ARC: {"text": [...], "label": [...]}
-        labels = texts.get("label")
-        texts = texts.get("text")
-        if isinstance(labels, list) and gold in labels:
-            gold = labels.index(gold)
+        parts: Mapping[str, Any] = texts
+        texts, labels = parts.get("text"), parts.get("label")
+    elif isinstance(texts, list) and texts and all(isinstance(one, Mapping) for one in texts):
+        pairs: list[Any] = texts
+        texts, labels = [one.get("text") for one in pairs], [one.get("label") for one in pairs]
+    if isinstance(labels, list) and not isinstance(gold, bool) and gold in labels:
+        gold = labels.index(gold)
     if not isinstance(query, str) or not query:
         raise ValueError(f"{' or '.join(_QUERY)}: got {show_argument(query)}, expected text")
     is_list = (
@@ -191,6 +209,22 @@ def _question(line: Any) -> dict[str, Any]:
     if type(gold) is not int or not 0 <= gold < len(texts):
         raise ValueError(f"gold: got {show_argument(gold)}, expected a choice or its number from 0 on")
     return {"query": query, "choices": texts, "gold": gold}
+
+
+def _winogrande(line: Mapping[str, Any]) -> dict[str, Any]:
+    sentence, options, answer = line["sentence"], [line["option1"], line.get("option2")], line.get("answer")
+    if not isinstance(sentence, str) or sentence.count("_") != 1:
+        raise ValueError(f"sentence: got {show_argument(sentence)}, expected text with one blank, _")
+    if not all(isinstance(option, str) and option for option in options):
+        raise ValueError(f"option1, option2: got {show_argument(options)}, expected texts")
+    if answer not in ("1", "2"):
+        raise ValueError(f"answer: got {show_argument(answer)}, expected 1 or 2 as text")
+    before, after = sentence.split("_")
+    return {
+        "query": before.rstrip(),
+        "choices": [option + after for option in options],
+        "gold": int(answer) - 1,
+    }
 
 
 def _of(line: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -128,15 +128,30 @@ def test_the_byte_that_broke_the_reuse() -> None:
         changed = TEXT[:place] + "new" + TEXT[place + 3 :]
         report = model.explain_prefix(changed)
         assert report.byte is not None
-        text = f"<bos>{changed}"
-        assert abs(report.byte - len("<bos>") - place) <= 1  # the token may begin with the space
-        assert text.encode()[: report.byte].decode().endswith(report.before)
+        assert abs(report.byte - place) <= 1  # the token may begin with the space
+        assert changed.encode()[: report.byte].decode().endswith(report.before)
         assert report.prompt.lstrip().startswith("new")
         assert report.kept.lstrip().startswith("old")
         assert report.cached_tokens == report.common_tokens == cached(model, changed)
         assert f"byte {report.byte}" in str(report)
         whole = model.explain_prefix(TEXT)
         assert (whole.byte, whole.cached_tokens) == (None, whole.prompt_tokens - 1)
+
+
+@pytest.mark.parametrize("begin", ["", "<bos>", "<bos><bos>"])
+def test_the_byte_is_one_of_the_callers_text(begin: str) -> None:
+    with gemlet.load(threads=1) as model:
+        assert model.explain_prefix(f"{begin}The door").byte == 0
+        model.generate("The door \U0001f642 opened", **OPTIONS)
+        report = model.explain_prefix(f"{begin}The door \U0001f643 opened")  # the last of its bytes differs
+        assert report.byte is not None
+        assert report.byte - len(f"{begin}The door ") in (0, 3)
+        if not begin:
+            spelled = model.explain_prefix("<bos>The door", allow_control=False)
+            assert spelled.byte == 0
+            assert model.tokenizer is not None
+            ids = model.explain_prefix([2, *model.tokenizer.encode("A", add_bos=False)])
+            assert ids.byte == len("<bos>")
 
 
 def test_the_report_of_a_chat() -> None:

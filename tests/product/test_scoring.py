@@ -149,9 +149,42 @@ def test_forms_of_questions(tmp_path: Path) -> None:
         {"ctx": "Q", "endings": ["a", "b"], "label": "1"},
         {"question": "Q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answer": "B"},
         {"prompt": "Q", "options": ["x", "y"], "target": "B"},
+        {"question": "Q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"},
+        {
+            "question": {"stem": "Q", "choices": [{"text": "1", "label": "1"}, {"text": "b", "label": "2"}]},
+            "answerKey": "2",
+        },
+        {"question": "Q", "choices": {"text": ["a", "b"], "label": [1, 2]}, "answer": 2},
+        {"goal": "Q", "sol1": "a", "sol2": "b", "label": 1},
+        {"query": "Q", "choices": ["a", "b"], "gold": 1.0},
+        {"query": "Q", "choices": ["1", "0"], "gold": "0"},  # a text that is a number
     ]
     file.write_text("\n\n".join(json.dumps(line) for line in lines))
-    assert [question["gold"] for question in read_questions(file)] == [1] * 5
+    assert [question["gold"] for question in read_questions(file)] == [1] * len(lines)
+
+
+def test_a_sentence_of_winogrande(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    line = {"sentence": "Ann waved and _ smiled.", "option1": "Ann", "option2": "Bo", "answer": "2"}
+    file.write_text(json.dumps(line))
+    expected = {"query": "Ann waved and", "choices": ["Ann smiled.", "Bo smiled."], "gold": 1}
+    assert read_questions(file) == [expected]
+    for name, wrong in (
+        *(("sentence", one) for one in ("no blank", "_ and _", "_ first", 3)),
+        *(("option2", one) for one in ("", None, "Ann")),
+        *(("answer", one) for one in ("", "0", 1, [], None)),
+    ):
+        file.write_text(json.dumps(line | {name: wrong}))
+        with pytest.raises(ModelFileError, match="line 1"):
+            read_questions(file)
+
+
+def test_lines_end_with_a_newline_alone(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    query = "a\u2028b\x85c"
+    lines = [json.dumps(QUESTION | {"query": query}, ensure_ascii=False)] * 2
+    file.write_bytes("\r\n".join(lines).encode())
+    assert [question["query"] for question in read_questions(file)] == [query] * 2
 
 
 @pytest.mark.parametrize(

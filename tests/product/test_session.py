@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,30 @@ def test_streams_are_added_when_they_end(model: gemlet.Model) -> None:
     assert session.messages[1:] == [user("Who is it?"), stream.result.message]
 
 
+def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
+    options: dict[str, Any] = OPTIONS | {"max_tokens": 500, "ignore_eos": True}
+    session, text = model.session(), model.session()
+    for chunk in session.stream_chat("Who is it?", **options):  # noqa: B007
+        break
+    until = time.monotonic() + 30
+    while model.stats()["running"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert session.chat("And then?", **OPTIONS).completion_tokens > 0
+    roles = [message["role"] for message in session.messages]
+    assert roles == ["user", "assistant", "user", "assistant"]
+    assert session.messages[1]["content"] == chunk.text
+    text.stream("The door", **options)  # dropped before its first token
+    assert text.token_ids == []
+    for number, _ in enumerate(text.stream("The door", **options)):
+        if number == 2:
+            break
+    before = text.token_ids
+    assert model.tokenizer is not None
+    assert len(before) == len(model.tokenizer.encode("The door")) + 3
+    assert text.generate(" opened", **OPTIONS).prompt_tokens > len(before)
+
+
 def test_a_turn_without_a_token_leaves_nothing(model: gemlet.Model) -> None:
     session = model.session()
     session.stream_chat("Who is it?").close()
@@ -90,6 +115,28 @@ def test_a_text_goes_on(model: gemlet.Model, fresh: gemlet.Model) -> None:
     assert session.token_ids == [*ids, *second.token_ids]
     third = session.generate([7, 8, 9], **OPTIONS)
     assert third.prompt_tokens == second.prompt_tokens + second.completion_tokens + 3
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_text_goes_on_from_what_was_shown(model: gemlet.Model, echo: bool) -> None:
+    """For every stop string of one to three characters of a text, within tokens and over several."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    prompt = "The door opened"
+    text = model.generate(prompt, **OPTIONS).text
+    stops = {text[i : i + size] for i in range(len(text)) for size in (1, 2, 3)}
+    for stop in sorted(stops):
+        session = model.session()
+        result = session.generate(prompt, stop=[stop], echo=echo, **OPTIONS)
+        shown = result.text.removeprefix(prompt) if echo else result.text
+        assert stop not in shown
+        assert tokenizer.decode(session.token_ids) == prompt + shown
+
+
+def test_a_text_without_a_stop_string_keeps_its_tokens(model: gemlet.Model) -> None:
+    session = model.session()
+    result = session.generate("The door opened", stop=["never written"], **OPTIONS)
+    assert session.token_ids[-result.completion_tokens :] == result.token_ids
 
 
 def test_what_does_not_go_together(model: gemlet.Model) -> None:

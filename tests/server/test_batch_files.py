@@ -172,3 +172,48 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "1 answered, 1 failed" in capsys.readouterr().err
     assert main(["batch", str(source), str(output)]) == 0
     assert "2 answered before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        b"my only copy of a poem, without a newline",
+        b"a poem\n",
+        b'{"custom_id": "a", "method": "POST"}\n',
+        b'{"custom_id": "a", "method": "POST"}',
+        b'{"id": "batch_req_1", "custom_id": "a", "response": null}\n',
+        b'{"id": "other", "custom_id": "a", "response": {}}\n',
+        b'{"id": "batch_req_1", "custom_id": 3, "response": {}}\n',
+        b'{"id": "batch_req_1", "custom_id": "a", "response": {}}\n{"id": "other_',
+        b"[]\n",
+        b"\xff",
+    ],
+)
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, there: bytes) -> None:
+    source, output = write(tmp_path / "in", [request("a", prompt="x", max_tokens=1)]), tmp_path / "out"
+    output.write_bytes(there)
+    with pytest.raises(ModelFileError, match="is no answer of a batch"):
+        run(source, output)
+    assert output.read_bytes() == there
+
+
+@pytest.mark.parametrize("rest", [b"{", b'{"id": "bat', b'{"id": "batch_req_12", "cust'])
+def test_the_beginning_of_an_answer_is_cut_off(tmp_path: Path, rest: bytes) -> None:
+    source, output = write(tmp_path / "in", [request("a", prompt="x", max_tokens=1)]), tmp_path / "out"
+    output.write_bytes(rest)
+    assert run(source, output).answered == 1
+    assert read(output).keys() == {"a"}
+
+
+@pytest.mark.parametrize("link", ["none", "symbolic", "hard"])
+def test_the_requests_are_not_the_output(tmp_path: Path, link: str) -> None:
+    source = tmp_path / "in"
+    source.write_text(json.dumps(request("a", prompt="x")))  # without a newline
+    before, output = source.read_bytes(), source if link == "none" else tmp_path / "out"
+    if link == "symbolic":
+        output.symlink_to(source)
+    elif link == "hard":
+        output.hardlink_to(source)
+    with pytest.raises(ModelFileError, match="the file of the requests"):
+        run(source, output)
+    assert source.read_bytes() == before

@@ -43,6 +43,8 @@ class Answer:
         logprobs: of each of these, if they are wanted.
         prompt_logprobs: of each token of the prompt, if they are wanted and known.
         ended: whether an end token came.
+        result: the whole generation, after :meth:`end`.
+        echo: the text that its text begins with.
     """
 
     def __init__(
@@ -64,10 +66,17 @@ class Answer:
         self.logprobs: list[TokenLogprob] | None = None if config.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.ended = False
+        self.result: Generation | None = None
+        self.echo = echo
         self._echo: list[ReplyEvent] = [Content(echo)] if echo else []  # comes first
         # What reads the tokens: of a chat its format's parser, else the decoder alone.
         self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
         self._events: list[ReplyEvent] = []
+
+    @property
+    def met_stop_string(self) -> bool:
+        """Whether a stop string ended it: then ``token_ids`` say more than the text."""
+        return self._emitter.stopped
 
     def push(
         self, token_id: int, logprob: TokenLogprob | None = None
@@ -94,7 +103,7 @@ class Answer:
         if self._emitter.stopped and reason in ("length", "context"):
             reason = "stop"  # the very last characters completed a stop string
         reply = collect(self._events)
-        return held_back, Generation(
+        self.result = Generation(
             text=reply.content,
             token_ids=list(self.token_ids),
             finish_reason=reason,
@@ -112,6 +121,7 @@ class Answer:
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
         )
+        return held_back, self.result
 
     def _take_echo(self) -> list[ReplyEvent]:
         echo, self._echo = self._echo, []

@@ -196,6 +196,8 @@ def _try(text: GrammarText) -> None:
 def _refused(name: str, error: str) -> InvalidRequestError:
     """``error`` as llguidance has it: some lines, of which the first and the one with the reason say most."""
     first, *rest = error.replace("<non-verbose/>", "").strip().splitlines() or ["it cannot be used"]
+    if first == "NoExtensionBias":  # nothing may come at the beginning, not even the end
+        first = "no text has this form: it allows no character, or never ends, as a rule that needs itself"
     reason = [line.strip() for line in rest if line.startswith("error:")]
     return InvalidRequestError(f"{name}: {'; '.join([first[:300], *reason[:1]])[:500]}")
 

@@ -23,8 +23,10 @@ class PrefixReport:
         cached_tokens: how many of them need not be computed.
         common_tokens: those that the prompt has in common with the nearest kept text. They are more than
             ``cached_tokens`` where sliding windows need what was given up.
-        byte: where the two part, in the UTF-8 text of the prompt, control tokens written by name; None where
-            the kept text has the whole prompt, or where the model has no tokenizer.
+        byte: where the two part, in the UTF-8 text of the prompt: in the caller's own text, without the BOS
+            that was added to it; of messages or token ids in the text that they become, with BOS and the
+            other control tokens written by name. None where the kept text has the whole prompt, or where the
+            model has no tokenizer.
         before: the last of the text that both have.
         prompt: what the prompt goes on with.
         kept: what the kept text goes on with; "" where it ends there.
@@ -61,8 +63,11 @@ def prefix_report(
     adapter: _core.Adapter | None,
     tokenizer: Tokenizer | None,
     cache_salt: int = 0,
+    *,
+    added_bytes: int = 0,
 ) -> PrefixReport:
-    """Compares the prompt ``ids`` with what ``cache`` has."""
+    """Compares the prompt ``ids`` with what ``cache`` has. ``added_bytes`` of the beginning of their text are
+    not in the text of the caller."""
     common, usable, kept = cache.nearest(list(ids), adapter=adapter, cache_salt=cache_salt)
     found = PrefixReport(len(ids), min(usable, len(ids) - 1), common)
     if tokenizer is None or common == len(ids):
@@ -71,11 +76,13 @@ def prefix_report(
     def text(part: Sequence[int]) -> str:
         return tokenizer.decode(part, skip_control=False)
 
+    decoder = tokenizer.stream_decoder(skip_control=False)
+    size = sum(len(decoder.bytes_of(token)) for token in ids[:common])  # a token may be part of a character
     return PrefixReport(
         found.prompt_tokens,
         found.cached_tokens,
         found.common_tokens,
-        byte=len(text(ids[:common]).encode("utf-8", "surrogatepass")),
+        byte=max(0, size - added_bytes) if common else 0,
         before=text(ids[max(0, common - _AROUND) : common]),
         prompt=text(ids[common : common + _AROUND]),
         kept=text(kept),

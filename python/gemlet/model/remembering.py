@@ -101,7 +101,7 @@ class Remembering:
         ...     result = model.generate("The door opened and", max_tokens=1)
         ...     report = model.explain_prefix("The door closed and")
         >>> report.byte, report.before, report.prompt, report.cached_tokens
-        (13, '<bos>The door', ' closed and', 3)
+        (8, '<bos>The door', ' closed and', 3)
         """
         requests = self.requests
         prepared = requests.of(prompt, options)
@@ -113,4 +113,17 @@ class Remembering:
             prepared.adapter,
             requests.reader.tokenizer,
             prepared.cache_salt,
+            added_bytes=self._added_bytes(prompt, options),
         )
+
+    def _added_bytes(self, prompt: object, options: Mapping[str, Any]) -> int:
+        """How many bytes longer the text of the tokens is than ``prompt``, if that is a text: by one BOS, of
+        those that ``prompt`` begins with itself only one is left."""
+        tokenizer = self.requests.reader.tokenizer
+        if not isinstance(prompt, str) or tokenizer is None or tokenizer.bos_id is None:
+            return 0
+        name = tokenizer.decode([tokenizer.bos_id], skip_control=False)
+        own = 0
+        while options.get("allow_control", True) and prompt.startswith(name, own):
+            own += len(name)
+        return len(name.encode()) - own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from gemlet.base.front_door import public
 from gemlet.base.text import show_argument
 from gemlet.chat.messages import checked_messages
 from gemlet.errors import InvalidRequestError
-from gemlet.generation.answer import Prepared
+from gemlet.generation.answer import Prepared, Timing
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream, run_to_end
@@ -21,6 +22,7 @@ from gemlet.generation.tool_loop import reply_with_tools, runs_tools, without_ow
 from gemlet.model.call_options import ChatOptions, TextOptions, ToolOptions, takes_options
 from gemlet.model.requests import Requests
 from gemlet.model.session_file import SessionState, read_session, write_session
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,9 +57,8 @@ class Session:
         self._messages: list[_Message] = _taken(messages) if messages else []
         self._ids = np.zeros(0, np.int32)  # of all that was computed last: a prompt and its reply
         self._is_text = False
-        self._turn: tuple[list[_Message], Prepared, TextStream] | None = (
-            None  # the last one, if not added yet
-        )
+        # The last one, if not added yet. Who reads the stream may drop it, and so ends it.
+        self._turn: tuple[list[_Message], Prepared, weakref.ref[TextStream]] | None = None
 
     def __repr__(self) -> str:
         what = "text" if self._is_text else "conversation"
@@ -76,7 +77,8 @@ class Session:
 
     @property
     def token_ids(self) -> list[int]:
-        """All tokens of the last prompt and of what was written after it.
+        """All tokens of the last prompt and of what was written after it. Of a text those of a stop string
+        are not among them.
 
         Raises:
             InvalidRequestError: the last reply is still being written.
@@ -124,7 +126,7 @@ class Session:
         **options: Unpack[ChatOptions],
     ) -> TextStream:
         """Replies step by step. What there is when the stream ends is part of the conversation, unless it
-        ended without a token.
+        ended without a token. A stream that nobody holds any more has ended, as after a ``break``.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -152,7 +154,8 @@ class Session:
         config: GenerationConfig | None = None,
         **options: Unpack[TextOptions],
     ) -> Generation:
-        """Goes on with the text so far and ``prompt``: a text, or token ids, which are taken as they are.
+        """Goes on with the text so far and ``prompt``: a text, or token ids, which are taken as they are. The
+        text so far is what was shown: a stop string, and what its last token has after it, is no part of it.
 
         ``config`` and ``options`` are those of :meth:`gemlet.Model.generate`, without ``adapter``, and so are
         the errors.
@@ -242,7 +245,7 @@ class Session:
 
     def _begin(self, added: list[_Message], prepared: Prepared) -> TextStream:
         stream = self._requests.stream([prepared])
-        self._turn = added, prepared, stream
+        self._turn = added, prepared, weakref.ref(stream)
         return stream
 
     def _add_turn(self) -> None:
@@ -250,19 +253,39 @@ class Session:
         if self._turn is None:
             return
         added, prepared, stream = self._turn
-        try:
-            result = stream.result
-        except InvalidRequestError:
-            raise InvalidRequestError(
-                "the session's last reply is still being written: read its stream to the end, or close() it, "
-                "first"
-            ) from None
+        result = prepared.answer.result
+        if result is None:
+            if stream() is not None:
+                raise InvalidRequestError(
+                    "the session's last reply is still being written: read its stream to the end, or close() "
+                    "it, first"
+                )
+            _, result = prepared.answer.end("cancelled", Timing())  # nobody has the stream any more
         self._turn = None
         if not result.token_ids and result.finish_reason in ("cancelled", "timeout"):
             return
-        self._ids = np.concatenate([prepared.ids, np.array(result.token_ids, np.int32)])
+        written, tokenizer = result.token_ids, self._requests.reader.tokenizer
+        if self._is_text and prepared.answer.met_stop_string and tokenizer is not None:
+            written = _ids_of_shown(tokenizer, written, result.text[len(prepared.answer.echo) :])
+        self._ids = np.concatenate([prepared.ids, np.array(written, np.int32)])
         if not self._is_text:
             self._messages += [*added, result.message]
+
+
+def _ids_of_shown(tokenizer: Tokenizer, ids: list[int], shown: str) -> list[int]:
+    """Those of ``ids`` that are in ``shown``, the beginning of their text, and those of what is left of it:
+    the part that a token shares with a stop string."""
+    decoder, rest, count = tokenizer.stream_decoder(), shown.encode("utf-8", "surrogatepass"), 0
+    for token in ids:
+        data = decoder.bytes_of(token)
+        if not rest or not rest.startswith(data):
+            break
+        rest, count = rest[len(data) :], count + 1
+    try:
+        left = rest.decode()
+    except UnicodeDecodeError:  # a token ended within a character: it is left to the text
+        return tokenizer.encode(shown, add_bos=False, allow_control=False)
+    return ids[:count] + tokenizer.encode(left, add_bos=False, allow_control=False)
 
 
 def _taken(messages: object) -> list[_Message]:

@@ -25,6 +25,8 @@ __all__ = ["ENDPOINTS", "BatchCounts", "run_batch"]
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 _MOST_LINE = 64 << 20  # bytes
 _MOST_ID = 512  # characters
+_NAME = "batch_req_"  # begins the id of an answer
+_BEGIN = f'{{"id": "{_NAME}'.encode()  # begins a line of the output
 
 App = Callable[..., Any]
 
@@ -63,13 +65,15 @@ def run_batch(
         concurrent: requests that are computed together at most.
 
     Raises:
-        ModelFileError: a file cannot be read or written, or a line is no request; nothing was computed then.
+        ModelFileError: a file cannot be read or written, a line of ``source`` is no request, ``output`` has
+            something else than answers, or both are the same file. Nothing was computed or changed then.
         UnsupportedError: another process writes ``output``.
         GemletError: a model cannot be loaded.
     """
     if type(concurrent) is not int or not 1 <= concurrent <= 1024:
         raise InvalidRequestError(f"concurrent: got {show_argument(concurrent)}, expected 1 to 1024")
     ids = _checked_ids(source)
+    _check_apart(source, output)
     with _opened(output) as file:
         done = _answered(file, output) & ids
         counts = asyncio.run(_run(source, file, done, len(ids), settings, specs, concurrent, progress))
@@ -120,7 +124,7 @@ async def _answer(app: App, request: Mapping[str, Any]) -> str:
     else:
         name, status, body = await _post(app, request["url"], json.dumps(request["body"]).encode())
     found = {
-        "id": f"batch_req_{secrets.token_hex(12)}",
+        "id": f"{_NAME}{secrets.token_hex(12)}",
         "custom_id": request["custom_id"],
         "response": {"status_code": status, "request_id": name, "body": body},
         "error": None,
@@ -227,23 +231,53 @@ def _opened(output: str | Path) -> Iterator[BinaryIO]:
         raise ModelFileError(f"{output}: cannot be written: {error.strerror or error}") from None
 
 
+def _check_apart(source: str | Path, output: str | Path) -> None:
+    """Refuses one file as both, by whatever links."""
+    try:
+        is_same = os.path.samefile(source, output)
+    except OSError:  # the output is not there yet; what else is wrong, opening says
+        return
+    if is_same:
+        raise ModelFileError(f"{output}: it is the file of the requests, {source}; name another output")
+
+
 def _answered(file: BinaryIO, name: str | Path) -> set[str]:
-    """The requests that have an answer. What a killed process wrote of a line is cut off."""
+    """The requests that have an answer. What a killed process wrote of a line is cut off. A file that has
+    anything else stays as it is."""
     found: set[str] = set()
     file.seek(0)
     whole = 0
+    rest = b""
     for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            found.add(json.loads(line)["custom_id"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        if line.endswith(b"\n"):
+            custom_id = _id_of_answer(line)
+        else:  # it is ours if it begins as our lines do, as far as it goes
+            custom_id = "" if line[: len(_BEGIN)] == _BEGIN[: len(line)] else None
+            rest = line
+        if custom_id is None:
             problem = f"{name}: line {number} is no answer of a batch; name another file"
-            raise ModelFileError(problem) from None
-        whole += len(line)
-    file.truncate(whole)
+            raise ModelFileError(problem)
+        if not rest:
+            found.add(custom_id)
+            whole += len(line)
+    if rest:
+        file.truncate(whole)
     file.seek(0, os.SEEK_END)
     return found
+
+
+def _id_of_answer(line: bytes) -> str | None:
+    """The ``custom_id`` of a line that :func:`_answer` may have written; None for any other."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(answer, dict) or not isinstance(answer.get("response"), dict):
+        return None
+    name, custom_id = answer.get("id"), answer.get("custom_id")
+    if not isinstance(name, str) or not name.startswith(_NAME) or not isinstance(custom_id, str):
+        return None
+    return custom_id
 
 
 def _lines(source: str | Path) -> Iterator[tuple[int, bytes]]:

@@ -27,7 +27,7 @@ def in_forks_and_threads() -> bool:
         done = [pool.submit(write, i) for i in range(40)]
         in_fork(lambda: write(1) and write(2))
         assert all(one.result() for one in done)
-    stream = model.stream("It was", choice=["one two three four five"], max_tokens=20)
+    stream = model.stream("It was", choice=["one two three four five"], max_tokens=40)
     begun = next(stream).text
 
     def end() -> bool:
