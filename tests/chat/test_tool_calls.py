@@ -32,9 +32,12 @@ from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 # Half a surrogate pair is not text. U+2581 stands for a space in the vocabulary.
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 # A key in single quotes is what a model writes for the key alone.
-keys = (st.text(characters, max_size=6) | st.sampled_from(
-    ["city", "a:b", "a,b", '"a"', " a", "a b", "{", "}", "true", "1", "<tool_call|>", QUOTE]
-)).filter(lambda key: not re.fullmatch(r"\s*'[^']+'\s*", key))
+keys = (
+    st.text(characters, max_size=6)
+    | st.sampled_from(
+        ["city", "a:b", "a,b", '"a"', " a", "a b", "{", "}", "true", "1", "<tool_call|>", QUOTE]
+    )
+).filter(lambda key: not re.fullmatch(r"\s*'[^']+'\s*", key))
 texts = st.text(characters, max_size=10) | st.sampled_from(
     ["}", '"', "\\", '\\"', "}<tool_call|>", QUOTE, f"{QUOTE},b:{QUOTE}", "a\nb", "null", "1", " "]
 )

@@ -15,9 +15,12 @@ import pytest
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
-from gemlet.server.batch import BatchCounts, run_batch
 from gemlet.server.settings import ModelSpec, Settings
+from support.extras import optional
 from support.processes import environment_of
+
+if optional("starlette") is not None:
+    from gemlet.server.batch import BatchCounts, run_batch
 
 pytestmark = pytest.mark.extra("serve")
 
