@@ -16,6 +16,8 @@ from support.adapters import ADAPTERS, CONFIG, adapter_tensors, base_of
 from support.adapters import write_adapter as write
 from support.tiny_models import CONFIGS, write_folder
 
+pytestmark = pytest.mark.tier
+
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 END = "base_model.model.model.embed_tokens.{}"
 

@@ -13,6 +13,8 @@ from support.adapter_forms import gguf_adapter, gguf_tensors, mlx_files, read_pe
 from support.adapters import ADAPTERS, base_of, read_golden
 from support.feeding import difference
 
+pytestmark = pytest.mark.tier
+
 
 # llama.cpp's adapters have no DoRA, no streams of AltUp and no towers.
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 import gemlet
 from golden.folders import HERE
 
+pytestmark = pytest.mark.tier
+
 FOLDER = HERE / "embeddinggemma"
 
 

@@ -20,6 +20,8 @@ from gemlet.errors import ConfigError, UnsupportedError
 from support.paths import TESTS
 from support.tiny_models import CONFIGS, IDS, write_folder
 
+pytestmark = pytest.mark.tier
+
 GEMMA4 = {"image_token_id": 17, "audio_token_id": 80, "video_token_id": None}
 
 

@@ -48,7 +48,16 @@ def test_formats_are_known_by_the_names_of_other_tools(name: Any, weights: str) 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("float16", "auto"), ("Q4_K_M", "q4"), ("Q6_K", "q8"), ("nf4", "q4"), ("8bit", "q8"), ("q5", None)],
+    [
+        ("float16", "bf16"),
+        ("fp16", "bf16"),
+        ("F16", "bf16"),
+        ("Q4_K_M", "q4"),
+        ("Q6_K", "q8"),
+        ("nf4", "q4"),
+        ("8bit", "q8"),
+        ("q5", None),
+    ],
 )
 def test_what_no_format_is_exactly_is_refused_with_the_nearest(name: str, meant: str | None) -> None:
     with pytest.raises(gemlet.InvalidRequestError) as caught:
@@ -62,6 +71,15 @@ def test_what_no_format_is_exactly_is_refused_with_the_nearest(name: str, meant:
 def test_the_device_that_there_is(device: Any) -> None:
     with gemlet.load(device=device, threads=1) as model:
         assert model.generate("The door", max_tokens=1).completion_tokens == 1
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "gpu", "mps"])
+def test_devices_of_other_tools(device: str) -> None:
+    with pytest.raises(gemlet.UnsupportedError) as caught:
+        gemlet.load(device=device)
+    assert (
+        str(caught.value) == f"device is {device!r}, but this gemlet computes on CPUs only; use device='cpu'"
+    )
 
 
 def test_none_is_what_is_not_given() -> None:

@@ -18,6 +18,8 @@ import gemlet
 from gemlet.errors import TensorError
 from support.tiny_models import CONFIGS, weights_of
 
+pytestmark = pytest.mark.tier
+
 IDS = [2, 17, 5, 80, 33]
 CONFIG = CONFIGS["gemma3_text"]
 Tensors = dict[str, NDArray[Any]]

@@ -347,7 +347,7 @@ def test_info_names_a_forced_tier() -> None:
 
 
 def test_version() -> None:
-    assert run("--version").stdout.decode() == f"gemlet {gemlet._core.__version__}\n"
+    assert run("--version").stdout.decode() == f"gemlet {gemlet.__version__}\n"
 
 
 def test_text_of_files_and_models_cannot_control_the_terminal() -> None:

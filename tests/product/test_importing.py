@@ -43,6 +43,12 @@ NAMES = {
 }
 
 
+def test_dir_lists_the_public_names() -> None:
+    listed = [name for name in dir(gemlet) if not name.startswith("__")]
+    assert listed == sorted(name for name in gemlet.__all__ if not name.startswith("__"))
+    assert set(gemlet.__all__) <= set(dir(gemlet))
+
+
 @pytest.mark.parametrize("module", NAMES)
 def test_a_public_module_has_the_names_it_had(module: str) -> None:
     found = importlib.import_module(module)

@@ -55,7 +55,7 @@ def test_a_size_is_kept_and_counts_in_the_plan() -> None:
     with gemlet.load(threads=1, prefix_cache_size="300KB") as model:
         for start in range(6):
             cached(model, TEXT[start:])
-        assert 0 < model._resident.engine().stats()["prefix_cache_bytes"] <= 300_000
+        assert 0 < model.stats()["prefix_cache_bytes"] <= 300_000
 
 
 def test_a_folder_outlives_the_process(tmp_path: Path) -> None:

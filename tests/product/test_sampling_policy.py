@@ -90,6 +90,17 @@ def test_what_gemlet_does_not_do_is_said_once(tmp_path: Path, caplog: pytest.Log
     assert "asks for num_beams=3, eta_cutoff=0.9, which gemlet does not do" in caplog.text
 
 
+@pytest.mark.parametrize("key", ["max_new_tokens", "max_length"])
+def test_a_length_that_a_file_asks_for_is_said(
+    key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder(tmp_path / "a", **{key: 5})
+    assert gemlet.inspect(path).not_followed == {key: 5}
+    with caplog.at_level(logging.WARNING, "gemlet"), gemlet.load(path, threads=1) as model:
+        assert len(model.generate(PROMPT, max_tokens=7, ignore_eos=True).token_ids) == 7
+    assert f"asks for {key}=5, which gemlet does not do" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -114,7 +125,7 @@ def test_ends_that_gguf_files_ask_for_are_said(tmp_path: Path) -> None:
 
 
 def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:
-    path = folder(tmp_path / "a", presence_penalty=0.0, surprise=7, max_length=8192, top_k=-1, top_p=1)
+    path = folder(tmp_path / "a", presence_penalty=0.0, surprise=7, max_length=20, top_k=-1, top_p=1)
     found = gemlet.inspect(path)
     assert found.not_followed == {}
     assert found.passed_over == ("surprise",)

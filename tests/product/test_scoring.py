@@ -19,6 +19,8 @@ from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.evaluate import choices, perplexity, read_questions
 from golden.folders import HERE
 
+pytestmark = pytest.mark.tier
+
 QUESTION = {"query": "He opened the", "choices": ["door", "zebra"], "gold": 0}
 
 

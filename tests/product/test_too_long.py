@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import gemlet
+from gemlet.chat import SHIELD_GEMMA
+from gemlet.chat.messages import least_characters
 from gemlet.generation.token_ids import token_id_array
 from support.commands import failed, run
 from support.processes import run_program
@@ -38,11 +40,11 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]
         yield model
 
 
-def refuse(call: Callable[[], object], match: str) -> None:
+def refuse(call: Callable[[], object], match: str, seconds: float = 1) -> None:
     started = time.process_time()
     with pytest.raises(gemlet.ContextLengthError, match=match):
         call()
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < seconds
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -61,11 +63,52 @@ def test_many_messages(model: gemlet.Model) -> None:
     refuse(lambda: model.chat([{"role": "user", "content": "Hi"}] * 1_000_000), "messages: 1000000 of them")
 
 
+def test_messages_are_refused_before_they_are_written(model: gemlet.Model) -> None:
+    text = TEXTS["words"]
+    several = [{"role": "user", "content": text}] * 20
+    parts = [{"role": "user", "content": [{"type": "text", "text": text}] * 10}]
+    for messages in (several, parts):
+        refuse(lambda messages=messages: model.chat(messages), "messages: [0-9]{8,9} characters", 0.3)
+
+
+def test_what_a_prompt_may_leave_out_does_not_count(model: gemlet.Model) -> None:
+    blank = {"role": "user", "content": " " * 1_000_000 + "Hello" + "\n" * 1_000_000}
+    assert model.chat([blank], max_tokens=1).completion_tokens == 1
+    thought = {"role": "assistant", "content": "<|channel>thought\n" + "a" * 1_000_000 + "<channel|>Yes."}
+    assert least_characters([blank, thought, {"role": "tool", "content": "[" + " " * 1000 + "]"}]) == 5
+    many = {"role": "user", "content": "a" * 1_000_000}
+    judged = SHIELD_GEMMA.with_values(policy="hate")
+    assert model.tokenizer is not None
+    assert judged.encode_chat(model.tokenizer, [many, {"role": "user", "content": "Hello"}], most_tokens=1000)
+
+
+def refuse_request(call: Callable[[], object], match: str) -> None:
+    started = time.process_time()
+    with pytest.raises(gemlet.InvalidRequestError, match=match):
+        call()
+    assert time.process_time() - started < 0.2
+
+
+def test_many_prompts(model: gemlet.Model) -> None:
+    many = ["x"] * 1_000_000
+    match = "prompt: got 1000000 prompts, expected at most 65536 texts in one call; call it in parts"
+    for call in (model.generate, model.stream, model.astream):
+        refuse_request(lambda call=call: call(many), match)
+        refuse_request(lambda call=call: call(many, seed=[1], echo=5), match)  # before all else
+    refuse_request(lambda: model.generate(many[:65536], n=2), "65536 prompts with 2 continuations of each")
+
+
+def test_many_biases(model: gemlet.Model) -> None:
+    biases = dict.fromkeys(range(1_000_000), 1.0)
+    refuse_request(lambda: model.generate("x", logit_bias=biases), "logit_bias: .* up to 1024 pairs")
+
+
 @pytest.mark.parametrize("kind", IDS)
 def test_ids(model: gemlet.Model, kind: str) -> None:
     ids = IDS[kind]()
-    for call in (model.generate, model.stream, model.logits):
-        refuse(lambda call=call: call(ids), f"{MANY} tokens, but the context holds 1024")
+    for call in (model.generate, model.stream, model.score, model.logits):
+        refuse(lambda call=call: call(ids), f"{MANY} tokens, but the context holds 1024", 0.1)
+    refuse(lambda: model.choose(ids, ["a", "b"]), f"{MANY} tokens, but the context holds 1024", 0.1)
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -195,3 +195,21 @@ def test_long_messages_are_cut_and_printable(name: str) -> None:
     assert str(error).startswith(name.encode("utf-8", "backslashreplace").decode())
     assert str(error).endswith("xxx the end")
     assert len(str(error)) < 4100
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["generate", "chat", "stream_chat", "embed", "score", "choose", "log_likelihoods", "explain_prefix"],
+)
+def test_missing_arguments_are_those_of_the_model(name: str) -> None:
+    with gemlet.load(threads=1) as model, pytest.raises(TypeError, match=rf"^Model\.{name}\(\) missing"):
+        getattr(model, name)()
+
+
+def test_no_prompts_at_all() -> None:
+    with gemlet.load(threads=1) as model:
+        for call in (model.generate, model.stream):
+            with pytest.raises(
+                gemlet.InvalidRequestError, match=r"expected at least one token id or prompt$"
+            ):
+                call([])

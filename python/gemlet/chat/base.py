@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.front_door import public
-from gemlet.chat.messages import check_flags, checked_tools
+from gemlet.chat.messages import check_flags, checked_tools, least_characters
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -16,6 +16,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["CallGrammar", "ChatFormat", "Segments"]
 
 Messages = Sequence[Mapping[str, Any]]
+_SHORTEN = "shorten them"
 Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
 
 
@@ -222,10 +223,12 @@ class ChatFormat(ABC):
             raise ContextLengthError(
                 f"messages: {len(messages)} of them, but the context holds {most_tokens} tokens; shorten it"
             )
+        if most_tokens is not None:  # before the work of writing them
+            tokenizer.check_length(least_characters(self._told(messages)), most_tokens, "messages", _SHORTEN)
         segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
         if most_tokens is not None:
             characters = sum(len(text) for text, _ in segments)
-            tokenizer.check_length(characters, most_tokens, "messages", "shorten them")
+            tokenizer.check_length(characters, most_tokens, "messages", _SHORTEN)
         for segment, is_marker in segments:
             if not is_marker:
                 text.append(segment)  # text between two markers is encoded at once, or the ids could differ
@@ -242,6 +245,10 @@ class ChatFormat(ABC):
                 )
             ids.append(marker)
         return ids + tokenizer.encode("".join(text), add_bos=False, allow_control=False)
+
+    def _told(self, messages: Messages) -> Messages:
+        """Those of ``messages`` whose content the prompt has in any case."""
+        return messages
 
     def _prompt(
         self,

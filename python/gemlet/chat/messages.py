@@ -22,6 +22,7 @@ __all__ = [
     "checked_tools",
     "json_object",
     "json_value",
+    "least_characters",
     "mapping_at",
     "refuse_other_than_text",
     "role_of",
@@ -30,6 +31,8 @@ __all__ = [
 
 _MAX_BITS = 8192  # of an integer; Python refuses to write much larger ones
 _JSON = (bool, int, float, str, Sequence, Mapping)
+_COUNTED = ("user", "system", "developer", "assistant")
+_THOUGHT = "<channel|>"  # the end of a thought in a reply
 _NOT_TEXT = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
 
 
@@ -51,6 +54,35 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
             if value is not None and not isinstance(value, _JSON):  # an array is neither true nor false
                 raise InvalidRequestError(f"messages[{index}].{key} is {show(value)}; expected JSON")
     return list(messages)
+
+
+def least_characters(messages: Any) -> int:
+    """How many characters a prompt of these messages has at least. What is wrong with them is found later.
+
+    Blanks around a text do not count, nor replies with a thought in them, nor results of tools: formats may
+    leave them out, or write them shorter.
+
+    >>> least_characters([{"role": "user", "content": " Hello "}, {"role": "tool", "content": "{}"}])
+    5
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        return 0
+    count = 0
+    for message in messages:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role not in _COUNTED:
+            continue
+        content = message.get("content")
+        if isinstance(content, str | Mapping):
+            content = (content,)
+        if not isinstance(content, list | tuple):
+            continue
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        found = [text for text in texts if isinstance(text, str)]
+        if role == "assistant" and any(_THOUGHT in text for text in found):
+            continue
+        count += sum(len(text.strip()) for text in found)
+    return count
 
 
 def check_flags(**flags: object) -> None:

@@ -155,6 +155,9 @@ class ShieldGemmaFormat(ChatFormat):
         out.text(f"Does the {judged} violate the above principle? {end}")
         return out
 
+    def _told(self, messages: Messages) -> Messages:
+        return messages[-1:] if isinstance(messages, Sequence) else messages
+
     def _prompt(
         self,
         messages: Messages,

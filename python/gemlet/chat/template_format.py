@@ -136,6 +136,12 @@ class TemplateFormat(ChatFormat):
         values = self._values(messages, tools, thinking, add_generation_prompt, continue_final_message)
         return self._run(values, continue_final_message)
 
+    def _told(self, messages: Messages) -> Messages:
+        if not isinstance(messages, Sequence):
+            return messages
+        # Templates may leave thoughts out of replies, however these are marked.
+        return [one for one in messages if isinstance(one, Mapping) and one.get("role") != "assistant"]
+
     @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool

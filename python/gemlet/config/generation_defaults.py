@@ -55,6 +55,8 @@ _NOT_FOLLOWED: dict[str, Any] = {
     "forced_decoder_ids": None,
     "forced_eos_token_id": None,
     "guidance_scale": 1.0,
+    "max_length": 20,
+    "max_new_tokens": None,
     "max_time": None,
     "min_length": 0,
     "num_beam_groups": 1,
@@ -79,8 +81,6 @@ _BOOKKEEPING = {
     "early_stopping",
     "length_penalty",  # of beams
     "low_memory",
-    "max_length",
-    "max_new_tokens",  # the caller's max_tokens counts
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
     "num_return_sequences",

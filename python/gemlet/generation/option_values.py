@@ -88,7 +88,7 @@ def token_ids(name: str, value: object) -> tuple[int, ...]:
     if name == "stop_token_ids" and isinstance(value, numbers.Integral):
         value = (value,)
     if isinstance(value, np.ndarray) and value.ndim == 1:
-        value = value.tolist()
+        value = value[: most + 1].tolist()
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > most:
         raise invalid(name, value, expected)
     return tuple(_integer(name, item, 0, MAX_INT, expected) for item in value)
@@ -101,9 +101,9 @@ def token_biases(name: str, value: object) -> tuple[tuple[int, float], ...]:
         f"up to {MAX_BIASES} pairs {{token id: number from -{MAX_BIAS} to {MAX_BIAS}}} "
         "(suppress_tokens forbids tokens)"
     )
-    pairs: object = list(value.items()) if isinstance(value, Mapping) else value
-    if not isinstance(pairs, (list, tuple)) or len(pairs) > MAX_BIASES:
+    if not isinstance(value, (Mapping, list, tuple)) or len(value) > MAX_BIASES:
         raise invalid(name, value, expected)
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
     biases: dict[int, float] = {}
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2:

@@ -34,7 +34,8 @@ def token_id_array(ids: object, *, vocab_size: int, name: str) -> NDArray[np.int
         kinds = f"{'text, or ' if name == 'prompt' else ''}a list of {expected}"
         raise InvalidRequestError(f"{name}: got {show_argument(ids)}, expected {kinds}")
     if len(ids) == 0:
-        raise InvalidRequestError(f"{name}: it is empty, expected at least one token id")
+        or_prompt = " or prompt" if name == "prompt" else ""
+        raise InvalidRequestError(f"{name}: it is empty, expected at least one token id{or_prompt}")
     return np.array(ids, dtype=np.int32)
 
 

@@ -238,8 +238,20 @@ def _device(device: object) -> str:
         raise UnsupportedError(f"device is {show_argument(device)}; expected a name, like 'cpu'")
     if device == "auto":
         return "cpu"
+    if device not in ("cpu", "cuda") and not _has_device("cuda"):
+        raise UnsupportedError(
+            f"device is {show_argument(device)}, but this gemlet computes on CPUs only; use device='cpu'"
+        )
     _core.check_device(device)
     return device
+
+
+def _has_device(name: str) -> bool:
+    try:
+        _core.check_device(name)
+    except UnsupportedError:
+        return False
+    return True
 
 
 def _prefix_cache(where: object, size: int | str | None) -> bool | str:

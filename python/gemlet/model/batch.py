@@ -13,12 +13,23 @@ from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.result import Generation
 
-__all__ = ["ManyPrompts", "Prompt", "arranged", "counts_of", "prompts_of", "seeds_of"]
+__all__ = [
+    "FIRST",
+    "ManyPrompts",
+    "Prompt",
+    "arranged",
+    "check_count",
+    "counts_of",
+    "prompts_of",
+    "seeds_of",
+]
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray[np.integer[Any]]]
 _KINDS = (str, list, tuple, np.ndarray)
 _MOST = 16  # continuations of a prompt
+_MOST_TEXTS = 65_536  # of one call
+FIRST = 16  # elements of a list that tell what it is of
 
 
 def prompts_of(prompt: object) -> list[object] | None:
@@ -27,14 +38,26 @@ def prompts_of(prompt: object) -> list[object] | None:
     >>> prompts_of(["The door", [2, 5]]), prompts_of([2, 5]), prompts_of("The door")
     (['The door', [2, 5]], None, None)
     """
-    if not isinstance(prompt, (list, tuple)) or not any(isinstance(one, _KINDS) for one in prompt):
+    # The first ones tell: a list of token ids may have millions, and its length is to be judged first.
+    if not isinstance(prompt, (list, tuple)) or not any(isinstance(one, _KINDS) for one in prompt[:FIRST]):
         return None
+    check_count(len(prompt))
     for index, one in enumerate(prompt):
         if not isinstance(one, _KINDS):
             raise InvalidRequestError(
                 f"prompt[{index}]: got {show_argument(one)}, expected a text or a list of token ids"
             )
     return list(prompt)
+
+
+def check_count(prompts: int, continuations: int = 1) -> None:
+    """Raises :class:`InvalidRequestError` for more texts than one call writes."""
+    if prompts * continuations > _MOST_TEXTS:
+        each = f" with {continuations} continuations of each" if continuations > 1 else ""
+        raise InvalidRequestError(
+            f"prompt: got {prompts} prompts{each}, expected at most {_MOST_TEXTS} texts in one call; "
+            "call it in parts"
+        )
 
 
 def seeds_of(seed: object, count: int) -> list[Any]:

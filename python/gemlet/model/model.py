@@ -264,7 +264,7 @@ class Model:
         """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
 
         The texts of a list advance together, which is faster than one after the other. ``seed`` is one for
-        all or a list of them; each text is what it would be alone.
+        all or a list of them; each text is what it would be alone. One call writes at most 65,536 texts.
 
         Args:
             prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
@@ -283,7 +283,7 @@ class Model:
 
         Raises:
             InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
-                is not loaded, or text for a model without tokenizer.
+                is not loaded, text for a model without tokenizer, or too many prompts.
             ContextLengthError: the prompt does not fit the context.
             ModelClosedError: the model is closed.
             KeyboardInterrupt: Ctrl-C; the model stays usable.

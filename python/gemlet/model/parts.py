@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 __all__ = ["method_of"]
@@ -15,7 +16,8 @@ _Result = TypeVar("_Result")
 def method_of(
     part: str, method: Callable[Concatenate[Any, _Arguments], _Result]
 ) -> Callable[Concatenate[Any, _Arguments], _Result]:
-    """A method that calls ``method`` of the attribute ``part``, with its signature and docstring.
+    """A method that calls ``method`` of the attribute ``part``, with its signature and docstring. What Python
+    says of a call with missing arguments names it as a method of the model.
 
     >>> class Model:
     ...     name = "gemma"
@@ -31,4 +33,9 @@ def method_of(
         model, *others = arguments
         return method(getattr(model, part), *others, **options)
 
+    function: Any = call
+    while function is not None:  # Python names the innermost one
+        if isinstance(function, FunctionType):
+            function.__qualname__ = f"Model.{function.__name__}"
+        function = getattr(function, "__wrapped__", None)
     return cast("Callable[Concatenate[Any, _Arguments], _Result]", call)

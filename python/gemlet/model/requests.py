@@ -28,7 +28,7 @@ from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
 from gemlet.generation.stream import AHEAD, TextStream, run_to_end
-from gemlet.model.batch import counts_of, prompts_of, seeds_of
+from gemlet.model.batch import FIRST, check_count, counts_of, prompts_of, seeds_of
 from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
@@ -59,10 +59,11 @@ class Requests:
         """What continues ``prompt``, or each of several; of each as many as the options ``n`` or ``best_of``
         say, with seeds that follow one another. All are checked before any is computed."""
         self.reader.resident.check_writes("generate")
+        prompts = prompts_of(prompt)
         allow_control = check_flag("allow_control", options.get("allow_control"), True)
         echo = check_flag("echo", options.get("echo"))
         given, (_, count) = generation_options(options), counts_of(options)
-        prompts = prompts_of(prompt)
+        check_count(1 if prompts is None else len(prompts), count)
         names = ["prompt"] if prompts is None else [f"prompt[{i}]" for i in range(len(prompts))]
         seeds = (
             [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
@@ -83,7 +84,7 @@ class Requests:
 
     def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
         """What continues ``prompt``, or replies to it where it is a list of messages."""
-        if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt):
+        if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt[:FIRST]):
             return self.reply(prompt, None, options)
         (prepared,) = self.texts(prompt, None, options)
         return prepared

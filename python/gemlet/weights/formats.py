@@ -42,7 +42,7 @@ _ELSEWHERE = {
 }
 # What no format is exactly -> the one that is probably wanted.
 _NEAREST = {
-    **dict.fromkeys(("f16", "fp16", "float16", "half"), "auto"),  # which keeps all of their values
+    **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # of the same size
     **dict.fromkeys(
         ("4bit", "nf4", "fp4", "q4_1", "q4_k", "q4_k_m", "q4_k_s", "iq4_xs", "q3_k_m", "q2_k"), "q4"
     ),
