@@ -82,7 +82,7 @@ std::chrono::nanoseconds Worker::patience() const {
     for (const auto& job : scheduler_.running()) {
       if (job->slow_since) {
         const auto left = *job->slow_since + kGrace + std::chrono::milliseconds(1) - Clock::now();
-        patience = std::clamp<std::chrono::nanoseconds>(left, std::chrono::milliseconds(1), patience);
+        patience = std::min(patience, std::max<std::chrono::nanoseconds>(left, std::chrono::milliseconds(1)));
       }
     }
   }
