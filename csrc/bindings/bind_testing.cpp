@@ -147,10 +147,10 @@ void register_testing(py::module_& testing) {
   testing.def(
       "limit_kv_cache", [](Model& model, int64_t bytes) { model.kv().set_limit(bytes); }, py::arg("model"),
       py::arg("bytes"), "From now on the caches of all contexts together take no memory that would exceed this.");
-  using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+  using FloatRow = py::array_t<float, py::array::c_style | py::array::forcecast>;
   testing.def(
       "distribution",
-      [](Sampler& sampler, const Floats& row, const TokenIds& history) {
+      [](Sampler& sampler, const FloatRow& row, const TokenIds& history) {
         return sampler.distribution({row.data(), static_cast<size_t>(row.size())}, token_ids(history));
       },
       py::arg("sampler").none(false), py::arg("logits"), py::arg("history"),
