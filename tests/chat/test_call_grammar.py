@@ -19,8 +19,10 @@ from gemlet.chat import (
 from gemlet.chat.arguments import problem_of
 from gemlet.chat.python_calls import parse_calls
 from gemlet.errors import InvalidRequestError, UnsupportedError
+from support.extras import optional
 
-llguidance: Any = pytest.importorskip("llguidance")
+llguidance = optional("llguidance")
+pytestmark = pytest.mark.extra("grammar")
 
 PROPERTIES = {
     "city": {"type": "string"},

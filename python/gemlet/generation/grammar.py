@@ -165,7 +165,7 @@ class _Tokens:
         self.special_token_ids = [*special, len(tokens)]
 
     def __call__(self, data: bytes) -> list[int]:
-        raise NotImplementedError  # asked for what is forced, and nothing is
+        raise NotImplementedError  # llguidance encodes only text that it forces, and it forces none here
 
 
 def _import() -> Any:
