@@ -15,13 +15,16 @@ from . import testing
 __all__: list[str] = [
     "LAYOUT_VERSION",
     "MAX_THREADS",
+    "MOST_SOUND_SECONDS",
     "PASS_TEXTS",
     "PASS_TOKENS",
+    "SOUND_RATE",
     "Adapter",
     "AdapterBuilder",
     "Engine",
     "FileRows",
     "LayerConfig",
+    "LogMel",
     "Model",
     "ModelBuilder",
     "ModelConfig",
@@ -38,12 +41,41 @@ __all__: list[str] = [
     "default_threads",
     "logprobs",
     "measure_read_bandwidth",
+    "mono",
     "number_limits",
     "return_free_memory",
     "size_limits",
     "source_types",
     "testing",
 ]
+
+class LogMel:
+    """
+    Logarithms of mel spectra of sounds.
+    """
+    def __init__(
+        self,
+        *,
+        frame_length: typing.SupportsInt | typing.SupportsIndex,
+        hop_length: typing.SupportsInt | typing.SupportsIndex,
+        fft_length: typing.SupportsInt | typing.SupportsIndex,
+        bins: typing.SupportsInt | typing.SupportsIndex,
+        min_frequency: typing.SupportsFloat | typing.SupportsIndex,
+        max_frequency: typing.SupportsFloat | typing.SupportsIndex,
+        floor: typing.SupportsFloat | typing.SupportsIndex,
+        preemphasis: typing.SupportsFloat | typing.SupportsIndex,
+        centred: bool,
+    ) -> None: ...
+    def count(self, samples: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
+        """
+        How many frames so many samples have, and how many of them count.
+        """
+    def extract(
+        self, samples: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> tuple[numpy.typing.NDArray[numpy.float32], int]:
+        """
+        Of mono samples at 16 kHz: float32 [frames, bins], and how many frames count.
+        """
 
 class LayerConfig:
     """
@@ -660,6 +692,16 @@ def measure_read_bandwidth(
     Memory read bandwidth in GB/s.
     """
 
+def mono(
+    samples: numpy.ndarray,
+    *,
+    rate: typing.SupportsInt | typing.SupportsIndex,
+    most: typing.SupportsInt | typing.SupportsIndex,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    float32 [n]: the mean of the channels of samples [frames] or [frames, channels], float32 or int16, at 16 kHz; at most the first `most`.
+    """
+
 def number_limits() -> dict[str, tuple[float, float]]:
     """
     (least, largest) value of the real fields of LayerConfig and ModelConfig.
@@ -682,6 +724,8 @@ def source_types() -> dict[str, tuple[int, int, str | None]]:
 
 LAYOUT_VERSION: int = 2
 MAX_THREADS: int = 1024
+MOST_SOUND_SECONDS: int = 3600
 PASS_TEXTS: int = 32
 PASS_TOKENS: int = 512
+SOUND_RATE: int = 16000
 __version__: str = "0.1.0"
