@@ -149,7 +149,7 @@ class Backend {
   // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
   // and v go into the cache at their rows' positions. k null: they are there already, or the layer reads another one's
-  // cache. q null: the keys and values alone.
+  // cache. q null: the keys and values alone. cosines null: nothing rotates.
   virtual void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
                               float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;
@@ -194,6 +194,18 @@ class Backend {
                              std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) = 0;
   // x [rows, dim] *= rms(target) / sqrt(max(mean(x^2), 1e-5)): the magnitude of target's rows
   virtual void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) = 0;
+
+  // For towers, which see images and sound.
+  // out [rows, dim] = (x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over the row; bias null:
+  // none
+  virtual void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t dim,
+                          float* out) = 0;
+  // x [rows, dim] += bias [dim]
+  virtual void add_bias(const float* bias, int64_t rows, int64_t dim, float* x) = 0;
+  // x [rows, dim] = gelu_tanh(x + bias [dim]); bias null: none
+  virtual void bias_gelu(const float* bias, int64_t rows, int64_t dim, float* x) = 0;
+  // out [rows / k * cols / k, dim] = the mean over each cell of k x k of the grid x [rows, cols, dim], row by row
+  virtual void mean_pool(const float* x, int64_t rows, int64_t cols, int64_t dim, int64_t k, float* out) = 0;
 
   // Runs fn(task) for tasks [0, tasks) on the backend's host threads; for packing weights while loading.
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;

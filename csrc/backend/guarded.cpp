@@ -198,6 +198,19 @@ class GuardedBackend : public Backend {
     inner_->altup_correct(at(predicted, floats), at(activated, rows * dim), at(modalities, rows * streams), input_scale,
                           each(coefs, streams * streams), streams, dim, at(out, floats));
   }
+  void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t dim,
+                  float* out) override {
+    inner_->layer_norm(at(x, rows * dim), at(weight, dim), at(bias, dim), eps, rows, dim, at(out, rows * dim));
+  }
+  void add_bias(const float* bias, int64_t rows, int64_t dim, float* x) override {
+    inner_->add_bias(at(bias, dim), rows, dim, at(x, rows * dim));
+  }
+  void bias_gelu(const float* bias, int64_t rows, int64_t dim, float* x) override {
+    inner_->bias_gelu(at(bias, dim), rows, dim, at(x, rows * dim));
+  }
+  void mean_pool(const float* x, int64_t rows, int64_t cols, int64_t dim, int64_t k, float* out) override {
+    inner_->mean_pool(at(x, rows * cols * dim), rows, cols, dim, k, at(out, (rows / k) * (cols / k) * dim));
+  }
   void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) override {
     inner_->match_magnitude(at(target, rows * dim), rows, dim, at(x, rows * dim));
   }

@@ -84,6 +84,11 @@ class CpuBackend final : public Backend {
   void altup_correct(const float* predicted, const float* activated, const float* modalities, float input_scale,
                      std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) override;
   void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) override;
+  void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t dim,
+                  float* out) override;
+  void add_bias(const float* bias, int64_t rows, int64_t dim, float* x) override;
+  void bias_gelu(const float* bias, int64_t rows, int64_t dim, float* x) override;
+  void mean_pool(const float* x, int64_t rows, int64_t cols, int64_t dim, int64_t k, float* out) override;
   void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) override;
 
  private:

@@ -33,6 +33,8 @@ __all__: list[str] = [
     "Request",
     "Sampler",
     "SequenceBreakers",
+    "SiglipConfig",
+    "SiglipTower",
     "TokenSequence",
     "Turn",
     "available_memory",
@@ -43,6 +45,7 @@ __all__: list[str] = [
     "measure_read_bandwidth",
     "mono",
     "number_limits",
+    "resize_image",
     "return_free_memory",
     "size_limits",
     "source_types",
@@ -250,7 +253,13 @@ class ModelBuilder:
         fewer_threads: bool = False,
         device: str = "cpu",
         exact_batches: bool = False,
-    ) -> None: ...
+        towers: collections.abc.Mapping[
+            str, tuple[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], str]
+        ] = {},
+    ) -> None:
+        """
+        `towers`: tensors of towers by name, (shape, kind) each. A "matrix" is packed in the format of the weights; "floats" stay in float32, and a "norm" too, with the offset of the model's norms.
+        """
     @typing.overload
     def add(
         self, name: str, rows: FileRows, first_row: typing.SupportsInt | typing.SupportsIndex = 0
@@ -654,6 +663,39 @@ class Engine:
         What it keeps of texts that have ended.
         """
 
+class SiglipConfig:
+    """
+    The sizes of Gemma 3's vision tower.
+    """
+    def __init__(
+        self,
+        *,
+        image_size: typing.SupportsInt | typing.SupportsIndex,
+        patch_size: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        intermediate_size: typing.SupportsInt | typing.SupportsIndex,
+        num_layers: typing.SupportsInt | typing.SupportsIndex,
+        num_heads: typing.SupportsInt | typing.SupportsIndex,
+        layer_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+        tokens_per_side: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def activation_bytes(self, hidden_size: typing.SupportsInt | typing.SupportsIndex, weights: str) -> int:
+        """
+        Bytes that an image takes on its way, in a model of this hidden size with weights of that format.
+        """
+
+class SiglipTower:
+    """
+    Gemma 3's vision tower and projector, in a loaded model.
+    """
+    def __init__(self, model: Model, config: SiglipConfig) -> None: ...
+    def encode(
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        From normalised pixels, float32 [size, size, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next layer.
+        """
+
 def available_memory(*, files: str = "") -> int:
     """
     Bytes of memory that this process may still take, of the machine's and within its cgroup's limit.
@@ -705,6 +747,17 @@ def mono(
 def number_limits() -> dict[str, tuple[float, float]]:
     """
     (least, largest) value of the real fields of LayerConfig and ModelConfig.
+    """
+
+def resize_image(
+    image: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8],
+    *,
+    height: typing.SupportsInt | typing.SupportsIndex,
+    width: typing.SupportsInt | typing.SupportsIndex,
+    filter: str,
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    An image, uint8 [height, width, 3], in another size: 'bilinear' or 'bicubic' with antialiasing, the same levels as torchvision's.
     """
 
 def return_free_memory() -> None:

@@ -20,6 +20,7 @@ from gemlet.packing.cache import model_digest, packed_copy
 from gemlet.packing.fill import fill, set_table
 from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
+from gemlet.weights.tower_slots import kind_of, tower_slots
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -47,6 +48,7 @@ def make_builder(
         fewer_threads=options.threads is None and options.decode_threads is None,
         device=options.device,
         exact_batches=options.exact_batches,
+        towers={slot: (list(shape), kind_of(slot, shape)) for slot, shape in tower_slots(config).items()},
     )
 
 

@@ -78,7 +78,8 @@ class ModelFiles:
         config, kept = cut_slots(self.config, matformer)
         slots = {tensor: kept[slot][0] for tensor, slot in self.slots.items() if slot in kept}
         cuts = {tensor: kept[self.slots[tensor]][1] for tensor in slots}
-        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None}
+        own = {tensor: cut for tensor, cut in self.cuts.items() if tensor in slots}
+        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None} | own
         return replace(self, config=config, slots=slots, cuts=parts)
 
     def read_rows(

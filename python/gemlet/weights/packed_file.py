@@ -27,7 +27,7 @@ from gemlet.checkpoint.tensor_files import TensorFiles, TensorInfo
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ModelFileError, TensorError, readable
 from gemlet.weights.formats import PRESETS
-from gemlet.weights.slots import PER_LAYER_TABLE, balance_slots, core_slots, expected_slots, takes_format
+from gemlet.weights.slots import PER_LAYER_TABLE, all_slots, balance_slots, core_slots, takes_format
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -129,7 +129,7 @@ class PackedCheckpoint(TensorFiles):
         path = self.path(SINGLE_FILE)
         described = self._described(path)
         expected: dict[str, tuple[int, ...]] = {}
-        for slot, shape in expected_slots(config).items():
+        for slot, shape in all_slots(config).items():
             if slot == PER_LAYER_TABLE:
                 if not table_elsewhere:
                     expected[slot] = shape
