@@ -61,14 +61,16 @@ SourceRows array_rows(const std::string& name, const py::array& data, const std:
 using TowerTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::string>>;
 
 std::map<std::string, TensorSpec> tower_specs(const TowerTensors& towers) {
-  static const std::map<std::string, TensorKind> kKinds = {
-      {"matrix", TensorKind::kMatrix}, {"floats", TensorKind::kFloats}, {"norm", TensorKind::kNorm}};
+  static const std::map<std::string, TensorKind> kKinds = {{"matrix", TensorKind::kMatrix},
+                                                           {"exact", TensorKind::kExact},
+                                                           {"floats", TensorKind::kFloats},
+                                                           {"norm", TensorKind::kNorm}};
   std::map<std::string, TensorSpec> specs;
   for (const auto& [name, tensor] : towers) {
     const auto kind = kKinds.find(tensor.second);
     if (kind == kKinds.end()) {
       fail(ErrorCode::kInvalidRequest, "tensor '", name, "' is of kind '", tensor.second,
-           "', expected 'matrix', 'floats' or 'norm'");
+           "', expected 'matrix', 'exact', 'floats' or 'norm'");
     }
     specs[name] = {tensor.first, kind->second};
   }
@@ -245,7 +247,8 @@ void register_model(py::module_& m) {
            py::arg("fewer_threads") = false, py::arg("device") = "cpu", py::arg("exact_batches") = false,
            py::arg("towers") = TowerTensors(),
            "`towers`: tensors of towers by name, (shape, kind) each. A \"matrix\" is packed in the format of the "
-           "weights; \"floats\" stay in float32, and a \"norm\" too, with the offset of the model's norms.")
+           "weights, an \"exact\" one in f32; \"floats\" stay in float32, and a \"norm\" too, with the offset of the "
+           "model's norms.")
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {

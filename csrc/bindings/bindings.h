@@ -14,7 +14,7 @@ namespace gemlet::bindings {
 
 LogitsWanted logits_wanted(const std::string& name);  // "none", "last" or "all"
 
-void register_audio(pybind11::module_& m);
+void register_audio(pybind11::module_& m, pybind11::module_& testing);
 void register_facts(pybind11::module_& m);
 void register_config(pybind11::module_& m);
 void register_model(pybind11::module_& m);

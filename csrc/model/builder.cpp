@@ -157,9 +157,10 @@ void ModelBuilder::declare_tower(const std::string& name, const TensorSpec& spec
     }
     values *= size;
   }
-  if (spec.kind == TensorKind::kMatrix) {
+  if (spec.kind == TensorKind::kMatrix || spec.kind == TensorKind::kExact) {
     if (spec.shape.size() < 2) fail(ErrorCode::kConfig, "tensor '", name, "' has too few dimensions for a matrix");
-    declare_matrix(name, spec.shape[0], values / spec.shape[0], weight_format_, &towers_.make_matrix(name));
+    const Format format = spec.kind == TensorKind::kExact ? Format::kF32 : weight_format_;
+    declare_matrix(name, spec.shape[0], values / spec.shape[0], format, &towers_.make_matrix(name));
     slots_[name].shape = spec.shape;
   } else {
     Tensors::Floats& floats = towers_.make_floats(name);
