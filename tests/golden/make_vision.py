@@ -4,8 +4,8 @@
     python tests/golden/make_vision.py              # all of them
     python tests/golden/make_vision.py gemma3       # some of them
 
-Each folder has config.json, preprocessor_config.json and the tensors, and golden.safetensors, where N is a prompt
-and I one of its images:
+Each folder has config.json, preprocessor_config.json and the tensors, and golden.safetensors, where N is a
+prompt and I one of its images:
 
     ids.N [T] int64               the prompt, placeholders included
     image.N.I [h, w, 3] uint8     the image
@@ -147,7 +147,7 @@ def results(
             row[config["image_token_index"]] = -torch.inf  # a placeholder is never written
             best = row.topk(2)
             if best.values[0] - best.values[1] < LEAST_LEAD:
-                raise CloseChoice
+                raise CloseChoiceError
             greedy.append(int(best.indices[0]))
             row = logits_of(torch.tensor([ids + greedy]))[-1]
     hook.remove()
@@ -164,7 +164,7 @@ def results(
     }
 
 
-class CloseChoice(Exception):
+class CloseChoiceError(Exception):
     """Rounding could decide a greedy choice: other weights are drawn."""
 
 
@@ -183,7 +183,7 @@ def make(variant: VisionVariant) -> None:
             golden: dict[str, Any] = {}
             for index, prompt in enumerate(variant.prompts):
                 golden |= results(variant, model, folder, index, prompt)
-        except CloseChoice:
+        except CloseChoiceError:
             continue
         save_file({name: value.contiguous() for name, value in golden.items()}, folder / "golden.safetensors")
         size = sum(file.stat().st_size for file in folder.iterdir())

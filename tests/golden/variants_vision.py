@@ -1,5 +1,5 @@
-"""The tiny checkpoints with towers for images, as data: config.json in the form of published checkpoints, and the
-prompts whose results golden.safetensors has. Sizes are no multiples of 16 or 32 where the reference takes others."""
+"""The tiny checkpoints with towers for images, as data: config.json in the form of published checkpoints, and
+the prompts whose results golden.safetensors has. Most sizes are no multiples of 16 or 32."""
 
 from __future__ import annotations
 

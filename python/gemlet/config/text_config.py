@@ -116,7 +116,7 @@ class TextConfig:
         )
 
 
-def without_towers(config: TextConfig, *, vision: bool = False, audio: bool = False) -> TextConfig:
+def without_towers(config: TextConfig, *, vision: bool = False) -> TextConfig:
     """``config`` without the towers that are not kept.
 
     >>> from gemlet.config import shape_config

@@ -9,15 +9,17 @@ from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
+from gemlet.config.image_settings import ImageSettings
 
-__all__ = ["SiglipConfig", "VisionConfig", "read_vision"]
+__all__ = ["KEPT_BYTES", "SiglipConfig", "VisionConfig", "read_vision"]
 
 
 @dataclass(frozen=True)
 class SiglipConfig:
     """Gemma 3's tower: SigLIP over a square image, whose patches become ``tokens_per_side`` squared tokens.
 
-    ``token_id`` stands for one of these tokens in a prompt, ``begin_id`` and ``end_id`` stand around them.
+    ``settings`` say how an image is prepared. ``token_id`` stands for one of these tokens in a prompt,
+    ``begin_id`` and ``end_id`` stand around them.
     """
 
     hidden_size: int
@@ -31,6 +33,7 @@ class SiglipConfig:
     token_id: int
     begin_id: int
     end_id: int
+    settings: ImageSettings
 
     @property
     def tokens(self) -> int:
@@ -43,7 +46,7 @@ class SiglipConfig:
         return self.image_size // self.patch_size
 
     def to_core(self) -> _core.SiglipConfig:
-        """The core's form."""
+        """The core's form. Raises :class:`ConfigError` for sizes that do not go together."""
         return _core.SiglipConfig(
             image_size=self.image_size,
             patch_size=self.patch_size,
@@ -57,6 +60,8 @@ class SiglipConfig:
 
 
 VisionConfig = SiglipConfig
+
+KEPT_BYTES = 64 << 20  # of soft tokens, of the images that were seen last
 
 # The defaults of the reference's class.
 _SIGLIP: Mapping[str, Any] = {
@@ -99,7 +104,7 @@ def read_vision(outer: Keys, family: str) -> VisionConfig | None:
     tokens = soft.integer("mm_tokens_per_image", _LIMIT)
     if math.isqrt(tokens) ** 2 != tokens:
         raise outer.wrong("mm_tokens_per_image", "a square number")
-    config = SiglipConfig(
+    return SiglipConfig(
         hidden_size=size("hidden_size"),
         intermediate_size=size("intermediate_size"),
         num_layers=size("num_hidden_layers"),
@@ -111,9 +116,8 @@ def read_vision(outer: Keys, family: str) -> VisionConfig | None:
         token_id=_id(outer, "image_token", 262144),
         begin_id=_id(outer, "boi_token", 255999),
         end_id=_id(outer, "eoi_token", 256000),
+        settings=ImageSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     )
-    config.to_core()  # checks what depends on several of them
-    return config
 
 
 def _id(outer: Keys, name: str, default: int) -> int:

@@ -33,6 +33,8 @@ def make_builder(
     ``plan_only`` it starts no threads."""
     from gemlet import _core
 
+    if config.vision is not None:
+        config.vision.to_core()  # raises for a tower that cannot be
     formats = options.formats
     threads = 0 if plan_only else options.threads or _core.default_threads()[0]
     return _core.ModelBuilder(

@@ -157,6 +157,8 @@ def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, t
     """
     found: dict[str, tuple[int, ...]] = {}
     for matrix, name in formats.items():
+        if in_tower(matrix):
+            continue
         layer, _, part = matrix.rpartition(".")
         layer = layer.partition(".experts.")[0]
         for balance, (norm, matrices) in BALANCES.items():
