@@ -22,6 +22,7 @@ __all__: list[str] = [
     "Engine",
     "FileRows",
     "LayerConfig",
+    "Media",
     "Model",
     "ModelBuilder",
     "ModelConfig",
@@ -466,6 +467,16 @@ class TokenSequence:
     @property
     def token_ids(self) -> list[int]: ...
 
+class Media:
+    """
+    Ready-made embeddings, as a tower makes them of an image or a sound. They take the place of tokens of a prompt.
+    """
+    def __init__(self, rows: numpy.ndarray, *, digest: bytes, sees_itself: bool) -> None:
+        """
+        `rows`: float32 [n, hidden]. `digest`: 32 bytes of all that the rows depend on, by which the prefix cache knows them. `sees_itself`: each of the tokens sees all of them, in the layers that look ahead; they go through one pass.
+        """
+    def __len__(self) -> int: ...
+
 class PrefixCache:
     """
     Keys and values of texts that have ended.
@@ -476,6 +487,7 @@ class PrefixCache:
         descriptor: typing.SupportsInt | typing.SupportsIndex,
         at: typing.SupportsInt | typing.SupportsIndex,
         *,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
         adapter: Adapter | None = None,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
@@ -486,6 +498,7 @@ class PrefixCache:
         self,
         ids: numpy.ndarray | list[int],
         *,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
         adapter: Adapter | None = None,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> tuple[int, int, list[int]]:
@@ -497,6 +510,7 @@ class PrefixCache:
         ids: numpy.ndarray | list[int],
         descriptor: typing.SupportsInt | typing.SupportsIndex,
         *,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
         adapter: Adapter | None = None,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
@@ -603,9 +617,10 @@ class Engine:
         logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
         first_row: typing.SupportsInt | typing.SupportsIndex = 0,
         masked: bool = False,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
     ) -> Request:
         """
-        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for Request.set_mask().
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for Request.set_mask(). `media`: (first token, Media) pairs, in order.
         """
     def wait(
         self,

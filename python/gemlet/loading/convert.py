@@ -34,6 +34,7 @@ def convert(
     weights: str = "auto",
     embedding: str | None = None,
     matformer: Matformer = None,
+    vision: bool = True,
     merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -56,7 +57,7 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
-        weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
+        weights, embedding, matformer, vision, merge_adapter, threads, progress, revision, token: as in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
@@ -73,7 +74,12 @@ def convert(
     """
     process = os.getpid()
     options = LoadOptions(
-        weights=weights, threads=threads, embedding=embedding, progress=progress, matformer=matformer
+        weights=weights,
+        threads=threads,
+        embedding=embedding,
+        progress=progress,
+        matformer=matformer,
+        vision=vision,
     )
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
@@ -87,6 +93,7 @@ def convert(
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
+        files = files.with_towers(vision=options.vision)
         whole = files.config
         if matformer is not None:
             files = files.cut(matformer)

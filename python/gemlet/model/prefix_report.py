@@ -65,10 +65,11 @@ def prefix_report(
     cache_salt: int = 0,
     *,
     added_bytes: int = 0,
+    media: Sequence[tuple[int, _core.Media]] = (),
 ) -> PrefixReport:
     """Compares the prompt ``ids`` with what ``cache`` has. ``added_bytes`` of the beginning of their text are
     not in the text of the caller."""
-    common, usable, kept = cache.nearest(list(ids), adapter=adapter, cache_salt=cache_salt)
+    common, usable, kept = cache.nearest(list(ids), media=media, adapter=adapter, cache_salt=cache_salt)
     found = PrefixReport(len(ids), min(usable, len(ids) - 1), common)
     if tokenizer is None or common == len(ids):
         return found
