@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -45,6 +46,7 @@ class Service:
     metrics: Metrics
     kept: KeptResponses
     threads: anyio.CapacityLimiter
+    started: float = field(default_factory=time.monotonic)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
