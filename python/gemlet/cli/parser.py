@@ -204,6 +204,11 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
+    parser.add_argument(
+        "--for-memory",
+        metavar="SIZE",
+        help='choose the format with which the model runs in this much memory, for example "1GB"',
+    )
     _add_access(parser)
     add_load_options(parser, "weights", "embedding", "threads", "vision", "matformer")
     parser.set_defaults(run=_command("convert"))
