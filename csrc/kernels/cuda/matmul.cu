@@ -44,7 +44,7 @@ __device__ __forceinline__ void add_products(const float (&w)[4][kCount], const 
   }
 }
 
-template <int32_t kFormat, int kRows>
+template <Format kFormat, int kRows>
 __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shared) {
   using Read = Reader<kFormat>;
   constexpr int kCount = Read::kCount;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shar
   if (row >= kRows || first + row >= args.rows || output >= args.weight.rows) return;
   float sum = 0;
   for (int w = 0; w < kWarps; ++w) sum += shared[(w * kRows + row) * kPanelRows + r];
-  if constexpr (kFormat == kFormatBf12) {
+  if constexpr (kFormat == Format::kBf12) {
     // The steps above took exceptions for weights near zero. Here they get their exponents.
     if (is_open(args, panel)) {
       for_bf12_exceptions(data, cols, 0, 1, [&](int64_t place, uint32_t exponent) {
@@ -115,7 +115,7 @@ __device__ __forceinline__ void stage_x(const MatmulArgs& args, int64_t first, i
 }
 
 // The weights of four panels as bf16, [output][column], from column `col` on. A warp expands one panel.
-template <int32_t kFormat>
+template <Format kFormat>
 __device__ __forceinline__ void stage_weights(const MatmulArgs& args, int64_t col, uint16_t* tile) {
   using Read = Reader<kFormat>;
   constexpr int kCount = Read::kCount;
@@ -136,7 +136,7 @@ __device__ __forceinline__ void stage_weights(const MatmulArgs& args, int64_t co
   }
 }
 
-template <int32_t kFormat>
+template <Format kFormat>
 __device__ __forceinline__ void multiply_tiles(const MatmulArgs& args, uint16_t* shared) {
   uint16_t* const x_tile = shared;
   uint16_t* const w_tile = shared + kTileRows * kTileStride;
@@ -196,13 +196,21 @@ __device__ __forceinline__ void multiply_tiles(const MatmulArgs& args, uint16_t*
   GEMLET_FEW(name, format, 2)     \
   GEMLET_FEW(name, format, 4)     \
   GEMLET_FEW(name, format, 8)
-GEMLET_ALL(f32, kFormatF32)
-GEMLET_ALL(bf16, kFormatBf16)
-GEMLET_ALL(bf12, kFormatBf12)
-GEMLET_ALL(q8, kFormatQ8)
-GEMLET_ALL(q4, kFormatQ4)
-GEMLET_TILES(bf16, kFormatBf16)
-GEMLET_TILES(q8, kFormatQ8)
-GEMLET_TILES(q4, kFormatQ4)
+GEMLET_ALL(f32, Format::kF32)
+GEMLET_ALL(bf16, Format::kBf16)
+GEMLET_ALL(bf12, Format::kBf12)
+GEMLET_ALL(q8, Format::kQ8)
+GEMLET_ALL(q6k, Format::kQ6k)
+GEMLET_ALL(q5k, Format::kQ5k)
+GEMLET_ALL(q5, Format::kQ5)
+GEMLET_ALL(q4k, Format::kQ4k)
+GEMLET_ALL(q4, Format::kQ4)
+GEMLET_TILES(bf16, Format::kBf16)
+GEMLET_TILES(q8, Format::kQ8)
+GEMLET_TILES(q6k, Format::kQ6k)
+GEMLET_TILES(q5k, Format::kQ5k)
+GEMLET_TILES(q5, Format::kQ5)
+GEMLET_TILES(q4k, Format::kQ4k)
+GEMLET_TILES(q4, Format::kQ4)
 
 }  // namespace gemlet::cuda
