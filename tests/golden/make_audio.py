@@ -151,9 +151,9 @@ def results(variant: AudioVariant, model: Any, index: int, lengths: tuple[int, .
             lambda _m, _a, out: taken.__setitem__("encoded", out.last_hidden_state)
         ),
         inner.embed_audio.register_forward_hook(
-            lambda _m, _a, options, out: taken.__setitem__("soft", out)
-            if options.get("input_ids") is None
-            else None,
+            lambda _m, _a, options, out: (
+                taken.__setitem__("soft", out) if options.get("input_ids") is None else None
+            ),
             with_kwargs=True,
         ),
     ]
