@@ -51,6 +51,7 @@ IN_FUNCTIONS = {
     "subprocess": "slow",
     "jinja2": "an extra",
     "PIL": "an extra",
+    "soundfile": "an extra",
     "llguidance": "an extra",
     "huggingface_hub": "an extra",
     "tqdm": "an extra",

@@ -100,6 +100,13 @@ def _add_chat(commands: Any) -> None:
         metavar="FILE",
         help="text file to put behind the question, or in its place; may be given several times",
     )
+    parser.add_argument(
+        "--audio",
+        action="append",
+        metavar="FILE",
+        dest="sounds",
+        help="a recording that the question is about; may be given several times",
+    )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     parser.add_argument(
@@ -166,7 +173,7 @@ def _add_inspect(commands: Any) -> None:
     add_load_options(
         parser,
         *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
-        *("prefix_cache", "prefix_cache_size", "vision", "matformer"),
+        *("prefix_cache", "prefix_cache_size", "vision", "audio", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("inspect"))
@@ -183,7 +190,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
     _add_access(parser)
-    add_load_options(parser, "weights", "embedding", "threads", "vision", "matformer")
+    add_load_options(parser, "weights", "embedding", "threads", "vision", "audio", "matformer")
     parser.set_defaults(run=_command("convert"))
 
 
