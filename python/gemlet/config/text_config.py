@@ -93,6 +93,11 @@ class TextConfig:
         """Numbers in an embedding."""
         return self.dense_sizes[-1] if self.dense_sizes else self.hidden_size
 
+    @property
+    def _longest_span(self) -> int:
+        looks_ahead = any(layer.bidirectional_spans for layer in self.layers)
+        return self.vision.most_tokens if self.vision is not None and looks_ahead else 0
+
     @public
     def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
         """The core's form of this configuration for ``weights`` ("f32", "bf16", "bf12", "q8" or "q4").
@@ -122,7 +127,7 @@ class TextConfig:
             laurel_rank=self.laurel_rank,
             bidirectional=self.bidirectional,
             dense_sizes=list(self.dense_sizes),
-            longest_span=0 if self.vision is None else self.vision.tokens,
+            longest_span=self._longest_span,
         )
 
 
