@@ -50,6 +50,8 @@ IN_FUNCTIONS = {
     "subprocess": "slow",
     "jinja2": "an extra",
     "llguidance": "an extra",
+    "re2": "an extra",
+    "opentelemetry": "an extra",
     "huggingface_hub": "an extra",
     "tqdm": "an extra",
     "tomllib": "an extra before Python 3.11",

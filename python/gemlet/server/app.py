@@ -34,6 +34,7 @@ from gemlet.server.answers import JSONAnswer
 from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import call_of
+from gemlet.server.content_filter import ContentFilter, Filter
 from gemlet.server.file_store import FileStore
 from gemlet.server.guard import Guard
 from gemlet.server.kept_responses import KeptResponses
@@ -145,15 +146,22 @@ def make_app(
     settings: Settings,
     specs: Sequence[ModelSpec],
     on_failure: Callable[[BaseException], None] = lambda _: None,
+    filters: Sequence[Filter] = (),
 ) -> Guard:
     """The application. Its lifespan opens the file of keys, and loads the models beside the event loop.
 
     Args:
         on_failure: is told when a model cannot be loaded.
+        filters: hooks before and after replies, beside those of the settings.
+
+    Raises:
+        GemletError: the content filter cannot be made.
     """
-    models = Models(specs)
+    models = Models(specs, settings.filter_model)
     metrics = Metrics(lambda: _gauges(models), vllm=settings.vllm_metrics)
     limiter = Limiter(settings.max_requests)
+    shield = None if settings.filter_model is None else models.shield
+    filter = ContentFilter(settings, shield, filters, metrics.count_verdict)
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
@@ -169,6 +177,7 @@ def make_app(
             metrics,
             KeptResponses(settings.max_kept),
             anyio.CapacityLimiter(_THREADS),
+            filter,
             batches,
         )
         loading = asyncio.create_task(_load(models, batches, on_failure))

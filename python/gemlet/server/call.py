@@ -44,6 +44,7 @@ class Call:
     first_token: float | None = None  # seconds from the beginning
     finish: str = ""
     problem: str = ""
+    verdicts: list[str] = field(default_factory=list)  # of the content filter: place, rule, action
     headers: dict[str, str] = field(default_factory=dict)  # of the answer
     at_end: list[Callable[[Call], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
