@@ -46,11 +46,13 @@ from gemlet.server.openapi import document
 from gemlet.server.schema import Kind
 from gemlet.server.service import FIELDS, Service, service_of
 from gemlet.server.settings import ModelSpec, Settings
+from gemlet.server.tracing import Tracing
 
 __all__ = ["ROUTES", "make_app"]
 
 _log = logging.getLogger("gemlet.server")
 _THREADS = 2
+_PARTING = 5.0  # seconds in which the last traces are sent
 _PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -147,21 +149,25 @@ def make_app(
     specs: Sequence[ModelSpec],
     on_failure: Callable[[BaseException], None] = lambda _: None,
     filters: Sequence[Filter] = (),
+    tracing: Tracing | None = None,
 ) -> Guard:
     """The application. Its lifespan opens the file of keys, and loads the models beside the event loop.
 
     Args:
         on_failure: is told when a model cannot be loaded.
         filters: hooks before and after replies, beside those of the settings.
+        tracing: gets the spans, in the place of what the settings say.
 
     Raises:
-        GemletError: the content filter cannot be made.
+        GemletError: the content filter cannot be made, or an extra is not installed.
     """
     models = Models(specs, settings.filter_model)
     metrics = Metrics(lambda: _gauges(models), vllm=settings.vllm_metrics)
     limiter = Limiter(settings.max_requests)
     shield = None if settings.filter_model is None else models.shield
     filter = ContentFilter(settings, shield, filters, metrics.count_verdict)
+    if settings.otel and tracing is None:
+        tracing = Tracing()
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
@@ -191,12 +197,16 @@ def make_app(
             await anyio.to_thread.run_sync(models.close)
             if store is not None:
                 store.close()
+            if tracing is not None:
+                with anyio.move_on_after(_PARTING):
+                    await anyio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
 
     # Without Starlette around the router: the guard turns errors into answers.
     router = Router([_route(way) for way in ROUTES], redirect_slashes=False, lifespan=lifespan)
     guard = Guard(
         router,
         metrics,
+        tracing,
         asks_for_keys=settings.keys is not None,
         hosts=settings.allowed_hosts,
         origins=settings.allowed_origins,

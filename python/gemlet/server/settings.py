@@ -102,6 +102,14 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(map(_text, value))
 
 
+def _origins(value: Any) -> tuple[str, ...]:
+    found = _texts(value)
+    for origin in found:
+        if not re.fullmatch(r"https?://[^\s/*?#@\\]+", origin.rstrip("/")):
+            raise InvalidRequestError(f"got {show(origin)}, expected an origin such as https://chat.example")
+    return found
+
+
 def _setting(default: Any, help: str, check: Callable[[Any], Any], metavar: str | None = None) -> Any:
     return field(default=default, metadata={"help": help, "check": check, "metavar": metavar})
 
@@ -129,7 +137,11 @@ class Settings:
         (), "host names that requests may name; may be given several times", _texts, "NAME"
     )
     allowed_origins: tuple[str, ...] = _setting(
-        (), "origins of web pages that may send requests; may be given several times", _texts, "ORIGIN"
+        (),
+        "origin of web pages that may send requests and read answers (CORS), such as https://chat.example; "
+        "may be given several times",
+        _origins,
+        "ORIGIN",
     )
     data: str | None = _setting(
         None, "folder for files and batches of clients; without it there are none", _text, "FOLDER"
@@ -212,6 +224,11 @@ class Settings:
         0.5, "probability from which ShieldGemma's yes counts (default 0.5)", _probability, "P"
     )
     vllm_metrics: bool = _setting(False, "give the metrics under vLLM's names too", _flag)
+    otel: bool = _setting(
+        False,
+        "send OpenTelemetry traces, without any text, to where the variables OTEL_EXPORTER_OTLP_* say",
+        _flag,
+    )
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
