@@ -47,6 +47,8 @@ _LEAVES = ("/exit", "/quit", "/bye")
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command: 1 if a line of a pipe got no answer."""
     question = _question(arguments)
+    if arguments.sounds and question is None:
+        raise InvalidRequestError('--audio: give a question, too: gemlet chat --audio a.wav "What is said?"')
     options = _options(arguments)
     interactive = question is None and sys.stdin.isatty() and sys.stdout.isatty()
     if interactive and arguments.json:
@@ -61,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
             stats=arguments.stats,
         )
         if question is not None:
-            return 130 if chat.ask(question).finish_reason == "cancelled" else 0
+            reply = chat.ask(question, sounds=arguments.sounds or ())
+            return 130 if reply.finish_reason == "cancelled" else 0
         if not interactive:
             return _answer_lines(chat)
         with Keyboard() as keyboard:

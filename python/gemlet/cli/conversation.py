@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from gemlet.chat.reply import Reasoning
@@ -47,7 +48,6 @@ class Conversation:
         if model.chat_format is None or model.tokenizer is None:
             raise UnsupportedError(f"{model.source} has no chat format; use gemlet generate")
         self._model = model
-        self._tokenizer, self._format = model.tokenizer, model.chat_format
         self._opening = [{"role": "system", "content": system}] if system else []
         self._options = options
         self._drops = drops
@@ -80,13 +80,17 @@ class Conversation:
             file.write(text.encode("utf-8", "replace"))
         return path
 
-    def ask(self, text: str, *, keep_after_ctrl_c: bool = False) -> Generation:
-        """Writes the reply to ``text`` as it comes, and adds both to the conversation. Without a reply it
-        adds nothing. ``keep_after_ctrl_c``: Ctrl-C ends the reply instead of the program.
+    def ask(self, text: str, *, keep_after_ctrl_c: bool = False, sounds: Sequence[str] = ()) -> Generation:
+        """Writes the reply to ``text``, behind the files ``sounds``, as it comes, and adds both to the
+        conversation. Without a reply it adds nothing. ``keep_after_ctrl_c``: Ctrl-C ends the reply instead of
+        the program.
 
         Raises what :meth:`gemlet.Model.stream_chat` raises.
         """
-        question = {"role": "user", "content": text}
+        question: _Message = {"role": "user", "content": text}
+        if sounds:
+            parts = [{"type": "audio", "audio": os.path.expanduser(name)} for name in sounds]
+            question["content"] = [*parts, {"type": "text", "text": text}]
         stream = self._model.stream_chat(self._with_room_for(question), **self._options)
         with stream, contextlib.suppress(*([KeyboardInterrupt] if keep_after_ctrl_c else [])):
             self._show(stream)
@@ -137,7 +141,7 @@ class Conversation:
 
     def _count_tokens(self, messages: list[_Message]) -> int:
         thinking = bool(self._options.get("thinking"))
-        return len(self._format.encode_chat(self._tokenizer, messages, thinking=thinking))
+        return self._model.count_tokens(messages, thinking=thinking)
 
     def _show(self, stream: TextStream) -> None:
         """Writes the reply. What the model thinks is for terminals."""

@@ -35,6 +35,7 @@ def convert(
     embedding: str | None = None,
     matformer: Matformer = None,
     vision: bool = True,
+    audio: bool = True,
     merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -57,7 +58,8 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
-        weights, embedding, matformer, vision, merge_adapter, threads, progress, revision, token: as in
+        weights, embedding, matformer, vision, audio, merge_adapter, threads, progress, revision, token: as
+            in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
@@ -80,6 +82,7 @@ def convert(
         progress=progress,
         matformer=matformer,
         vision=vision,
+        audio=audio,
     )
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
@@ -93,7 +96,7 @@ def convert(
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
-        files = files.with_towers(vision=options.vision)
+        files = files.with_towers(vision=options.vision, audio=options.audio)
         whole = files.config
         if matformer is not None:
             files = files.cut(matformer)

@@ -44,6 +44,7 @@ class _Forms(TypedDict, total=False):
 class _OfText(_RequestOptions, total=False):
     allow_control: bool
     echo: bool
+    audio: Sequence[Any] | None
 
 
 class TextOptions(_OfText, _Forms, GenerationOptions, total=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,18 +13,20 @@ from starlette.requests import Request
 
 from gemlet.server.answers import StreamAnswer, as_line
 from gemlet.server.ask import Ask, Running
+from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import Call, call_of
+from gemlet.server.content_filter import ContentFilter
 from gemlet.server.fields import MOST_CHOICES
 from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.limits import Limiter
 from gemlet.server.metrics import Metrics
 from gemlet.server.models import Models, Served
 from gemlet.server.problems import Problem, as_json
-from gemlet.server.schema import Kind, read
+from gemlet.server.schema import Integer, Kind, read
 from gemlet.server.settings import Settings
 
-__all__ = ["FIELDS", "Service", "event", "fields_of", "service_of"]
+__all__ = ["FIELDS", "Service", "event", "fields_of", "query_of", "service_of"]
 
 FIELDS = "gemlet.fields"  # where the router puts the fields of a request
 EVENTS = "text/event-stream"
@@ -36,6 +39,8 @@ class Service:
 
     Attributes:
         threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
+        filter: what prompts and replies may say.
+        batches: None where the server keeps no files.
     """
 
     settings: Settings
@@ -45,6 +50,8 @@ class Service:
     metrics: Metrics
     kept: KeptResponses
     threads: anyio.CapacityLimiter
+    filter: ContentFilter
+    batches: Batches | None = None
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
@@ -84,6 +91,8 @@ class Service:
             raise Problem(
                 400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
             )
+        if call.priority:
+            asks = [replace(ask, priority=call.priority) for ask in asks]
         if call.key is not None:
             asks = [replace(ask, salt=f"{call.key.id} {ask.salt or ''}") for ask in asks]
         most = None if call.key is None else call.key.limits.max_prompt
@@ -91,7 +100,17 @@ class Service:
             for ask in asks:
                 await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
         call.at_end.append(self.metrics.count)
-        return await Running(asks, call).start(self.threads)
+        return await Running(asks, call, self.filter).start(self.threads)
+
+    async def check_texts(self, call: Call, served: Served, texts: Sequence[Any]) -> None:
+        """Raises :class:`Problem` for texts or token ids that the content filter blocks, where there is no
+        reply that could say so."""
+        if self.filter.is_on("prompt"):
+            for text in texts:
+                if await self.filter.blocks(call, Ask(served, {}, text).said()):
+                    raise Problem(
+                        400, "the content filter refuses this text", param="input", code="content_filter"
+                    )
 
     def stream(
         self, pieces: AsyncIterator[bytes], request: Request, *, ping: bytes | None = b": ping\n\n"
@@ -127,6 +146,18 @@ def fields_of(request: Request) -> dict[str, Any]:
     """The checked fields of the request's body."""
     fields: dict[str, Any] = request.scope[FIELDS]
     return fields
+
+
+def query_of(request: Request, table: Mapping[str, Kind]) -> dict[str, Any]:
+    """The checked fields of the request's query."""
+    found: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in found:
+            raise Problem(400, f"{name[:100]} stands twice in the query", param=name[:100])
+        is_number = isinstance(table.get(name), Integer) and re.fullmatch(r"[0-9]{1,9}", value)
+        found[name] = int(value) if is_number else value
+    ignore = service_of(request).settings.unknown_fields == "ignore"
+    return read(found, table, ignore_unknown=ignore)
 
 
 def event(value: object, name: str | None = None) -> bytes:
