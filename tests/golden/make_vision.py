@@ -170,8 +170,10 @@ def results(
     ids, inputs, levels, placeholder = given
     taken: dict[str, torch.Tensor] = {}
 
-    def keep(name: str, value: torch.Tensor) -> None:
-        taken.setdefault(name, value)
+    def keep(name: str, value: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            value = value.pooler_output
+        taken.setdefault(name, torch.cat(list(value)) if isinstance(value, tuple | list) else value)
 
     projector = model.model.multi_modal_projector if gemma3 else model.model.embed_vision
     hooks = [projector.register_forward_hook(lambda _m, _a, out: keep("soft", out))]

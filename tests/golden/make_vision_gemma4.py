@@ -64,8 +64,8 @@ def inputs_of(
 
 
 def masks(config: dict[str, Any], ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    """The masks of the model: blocks in sliding layers only, within the window. The unified class makes others
-    in forward() than in generate() with a static cache, where they are these."""
+    """The masks of the model: blocks in sliding layers only, within the window. The unified class makes
+    others in forward() than in generate() with a static cache, where they are these."""
     text = config["text_config"]
     if text["use_bidirectional_attention"] != "vision":
         return None

@@ -102,6 +102,13 @@ def _add_chat(commands: Any) -> None:
         help="text file to put behind the question, or in its place; may be given several times",
     )
     parser.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        dest="images",
+        help="a picture that the question is about; may be given several times",
+    )
+    parser.add_argument(
         "--audio",
         action="append",
         metavar="FILE",
