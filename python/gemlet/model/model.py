@@ -59,7 +59,7 @@ class Model:
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
-        weights: the format of the weights in memory: "f32", "bf16", "bf12", "q8" or "q4".
+        weights: the format of the weights in memory: "f32", "bf16", "q8", "q4", ...
         kv_cache: the format of the KV cache in memory: "f32", "bf16" or "int8".
         threads, decode_threads: how many threads a forward pass runs on, and one over at most 8 tokens.
         tier: the instruction-set tier of the kernels in use, for example "avx2".
