@@ -27,8 +27,20 @@ QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
 OVER = ("completed", "failed", "expired", "cancelled")
 
 
+CLIENTS: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def close() -> Iterator[None]:
+    """Closes the clients of a test."""
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
+
+
 def client_of(server: RunningServer, key: str = "none") -> Any:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+    CLIENTS.append(openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0))
+    return CLIENTS[-1]
 
 
 def lines(requests: Sequence[Any], url: str = CHAT) -> bytes:
@@ -420,13 +432,13 @@ def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> Non
             assert process.stdout is not None
             client = client_of(RunningServer(int(process.stdout.readline()), None))
             if not name:
-                name = begin(client, lines([chat(40, seed=i) for i in range(150)])).id
+                name = begin(client, lines([chat(40, seed=i) for i in range(70)])).id
             end = time.monotonic() + 60
             while client.batches.retrieve(name).request_counts.completed <= done:
                 assert time.monotonic() < end
                 time.sleep(0.02)
             done = client.batches.retrieve(name).request_counts.completed
-            assert done < 150
+            assert done < 70
             os.kill(process.pid, signal.SIGKILL)
         finally:
             process.kill()
@@ -436,8 +448,8 @@ def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> Non
         assert process.stdout is not None
         client = client_of(RunningServer(int(process.stdout.readline()), None))
         batch = wait(client, name)
-        assert (batch.status, batch.request_counts.completed) == ("completed", 150)
-        assert read(client, batch.output_file_id).keys() == {str(i) for i in range(150)}
+        assert (batch.status, batch.request_counts.completed) == ("completed", 70)
+        assert read(client, batch.output_file_id).keys() == {str(i) for i in range(70)}
     finally:
         process.kill()
         process.communicate()

@@ -281,7 +281,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["keys", "revoke", "alice", "--db", db]) == 1
     assert main(["keys", "create", "bob", "--db", db, "--concurrent", "0"]) == 1
     assert main(["keys", "create", "bob", "--db", db, "--rights", "everything"]) == 1
-    assert main(["keys", "usage", "--db", db]) == 0
+    assert main(["usage", "--db", db]) == 0
+    assert "in all" in capsys.readouterr().out
+    assert main(["usage", "--db", db, "--key", "nobody"]) == 1
     assert main(["keys", "list", "--db", db]) == 0
     assert "alice" in capsys.readouterr().out
 

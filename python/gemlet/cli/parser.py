@@ -14,7 +14,7 @@ from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_batch, add_keys, add_serve
+from gemlet.cli.serving import add_batch, add_keys, add_serve, add_usage
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(commands, add_load_options)
     add_batch(commands, add_load_options)
     add_keys(commands)
+    add_usage(commands)
     _add_top(commands)
     _add_inspect(commands)
     _add_convert(commands)
@@ -100,6 +101,20 @@ def _add_chat(commands: Any) -> None:
         action="append",
         metavar="FILE",
         help="text file to put behind the question, or in its place; may be given several times",
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        dest="images",
+        help="a picture that the question is about; may be given several times",
+    )
+    parser.add_argument(
+        "--audio",
+        action="append",
+        metavar="FILE",
+        dest="sounds",
+        help="a recording that the question is about; may be given several times",
     )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
@@ -188,7 +203,7 @@ def _add_inspect(commands: Any) -> None:
     add_load_options(
         parser,
         *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
-        *("prefix_cache", "prefix_cache_size", "vision", "matformer"),
+        *("prefix_cache", "prefix_cache_size", "vision", "audio", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("inspect"))
@@ -210,7 +225,7 @@ def _add_convert(commands: Any) -> None:
         help='choose the format with which the model runs in this much memory, for example "1GB"',
     )
     _add_access(parser)
-    add_load_options(parser, "weights", "embedding", "threads", "vision", "matformer")
+    add_load_options(parser, "weights", "embedding", "threads", "vision", "audio", "matformer")
     parser.set_defaults(run=_command("convert"))
 
 
