@@ -58,11 +58,12 @@ class Service:
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """The checked fields of the request's body. The request has a place among those that run, from here
-        on until its call settles."""
+        """The checked fields of the request's body. Once this has arrived, the request has a place among those
+        that run, until its call settles: slow clients take nobody's place."""
         self.models.check_ready()
-        self.limiter.enter(call_of(request))
+        self.limiter.check(call_of(request))
         body = await self.bodies.json(request)
+        self.limiter.enter(call_of(request))
         return read(body, table, required, ignore_unknown=self.settings.unknown_fields == "ignore")
 
     def find(self, call: Call, name: str | None) -> Served:
