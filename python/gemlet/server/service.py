@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -41,6 +42,7 @@ class Service:
         threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
         filter: what prompts and replies may say.
         batches: None where the server keeps no files.
+        deep_check: one deep check at a time, however many ask for it.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class Service:
     threads: anyio.CapacityLimiter
     filter: ContentFilter
     batches: Batches | None = None
+    deep_check: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
