@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -42,6 +43,7 @@ class Service:
         threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
         filter: what prompts and replies may say.
         batches: None where the server keeps no files.
+        deep_check: one deep check at a time, however many ask for it.
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class Service:
     filter: ContentFilter
     batches: Batches | None = None
     started: float = field(default_factory=time.monotonic)
+    deep_check: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
