@@ -11,9 +11,9 @@ namespace gemlet {
 namespace cuda {
 namespace {
 
-constexpr int kMatmulThreads = 128;       // four warps, as matmul.cu has it
-constexpr int64_t kFewRows = 8;           // of one block; more rows are multiplied in tiles
-constexpr int64_t kSplitRows = 8;         // segments with more rows have blocks enough without splitting their keys
+constexpr int kMatmulThreads = 128;  // four warps, as matmul.cu has it
+constexpr int64_t kFewRows = 8;      // of one block; more rows are multiplied in tiles
+constexpr int64_t kSplitRows = 8;    // segments with more rows have blocks enough without splitting their keys
 constexpr int64_t kMostPartialBytes = int64_t{16} << 20;
 constexpr int64_t kTableBytes = int64_t{1} << 20;  // of a per-layer table that are sent at a time
 
@@ -25,8 +25,7 @@ int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size
 int64_t size_of(size_t count) { return static_cast<int64_t>(count); }
 
 Weight weight_of(const Matrix& matrix) {
-  return {matrix.data, matrix.rows, matrix.cols, panel_bytes(matrix.format, matrix.cols),
-          matrix.format};
+  return {matrix.data, matrix.rows, matrix.cols, panel_bytes(matrix.format, matrix.cols), matrix.format};
 }
 
 // The kernel `first` + `index`, of kernels that follow each other in the list.
@@ -63,7 +62,8 @@ Kernel attention_kernel(KvFormat format, int64_t head_dim) {
 // Memory of the device that outlives the backend, if need be.
 class Allocation : public DeviceMemory::Keeper {
  public:
-  Allocation(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), data_(device_->allocate(bytes)) {}
+  Allocation(std::shared_ptr<Device> device, size_t bytes)
+      : device_(std::move(device)), data_(device_->allocate(bytes)) {}
   ~Allocation() override { device_->free(data_); }
   uint8_t* data() { return data_; }
 
@@ -135,10 +135,9 @@ void CudaBackend::parallel(int64_t tasks, void (*fn)(const void* context, int64_
 void CudaBackend::multiply(const Product& product, const float* gate) {
   const Matrix& weight = *product.weight;
   const bool vectors = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(product.x) % 16 == 0;
-  const MatmulArgs args = {weight_of(weight), product.x,
-                           product.y,         product.rows,
-                           product.y_stride > 0 ? product.y_stride : weight.rows, vectors,
-                           gate};
+  const MatmulArgs args = {
+      weight_of(weight), product.x, product.y, product.rows, product.y_stride > 0 ? product.y_stride : weight.rows,
+      vectors,           gate};
   const std::optional<Kernel> tiles = tile_kernel(weight.format);
   if (product.rows > kFewRows && !exact_batches_ && tiles) {
     const Grid grid = {quotient(weight.rows, kTileOutputs), quotient(product.rows, kTileRows)};
@@ -240,8 +239,8 @@ void CudaBackend::combine(const float* x, std::span<const int32_t> places, std::
 }
 
 // The table is read on the host, a few rows at a time, while the device adds the rows before.
-void CudaBackend::add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale, float out_scale,
-                                 float* x) {
+void CudaBackend::add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale,
+                                 float out_scale, float* x) {
   const int64_t cols = table.cols(), rows = size_of(ids.size());
   const int64_t each = std::clamp<int64_t>(kTableBytes / (cols * 4), 1, std::max<int64_t>(rows, 1));
   for (int64_t first = 0; first < rows; first += each) {
@@ -264,8 +263,8 @@ void CudaBackend::route(const float* logits, const float* scale, int64_t rows, i
                         int32_t* ids, float* weights) {
   const size_t numbers = static_cast<size_t>(rows * count);
   uint8_t* const out = scratch(routed_, numbers * 8);
-  const RouteArgs args = {logits, scale, experts, count, reinterpret_cast<int32_t*>(out),
-                          reinterpret_cast<float*>(out + numbers * 4)};
+  const RouteArgs args = {
+      logits, scale, experts, count, reinterpret_cast<int32_t*>(out), reinterpret_cast<float*>(out + numbers * 4)};
   launch(Kernel::route, {rows}, 32, 0, &args);
   download(args.ids, numbers * 4, ids);
   download(args.weights, numbers * 4, weights);
@@ -282,8 +281,8 @@ void CudaBackend::altup_correct(const float* predicted, const float* activated, 
                                 float input_scale, std::span<const float* const> coefs, int64_t streams, int64_t dim,
                                 float* out) {
   const int64_t rows = size_of(coefs.size());
-  const AltupArgs args = {predicted, activated, modalities, parameters_.put(coefs), input_scale, rows, streams, dim,
-                          out};
+  const AltupArgs args = {predicted, activated, modalities, parameters_.put(coefs), input_scale, rows,
+                          streams,   dim,       out};
   for_each_number(Kernel::altup_correct, dim, rows, &args);
 }
 
@@ -305,8 +304,8 @@ void CudaBackend::rope_angles(std::span<const float> frequencies, std::span<cons
   for_each_number(Kernel::rope_angles, args.frequency_count, size_of(positions.size()), &args);
 }
 
-void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
-                                 float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
+void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q,
+                                 float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                                  const float* cosines, const float* sines) {
   std::vector<KvPlace> places;
   for (const StoreSegment& segment : segments) {

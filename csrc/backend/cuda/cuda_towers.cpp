@@ -51,14 +51,15 @@ void CudaBackend::sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* 
 }
 
 void CudaBackend::unfold(const Convolution& c, const float* x, int64_t first_row, int64_t rows, float* out) {
-  const UnfoldArgs args = {x,      c.rows, c.cols,       c.channels, c.kernel, c.stride,
+  const UnfoldArgs args = {x,     c.rows, c.cols,       c.channels, c.kernel, c.stride,
                            c.top, c.left, c.out_cols(), first_row,  out};
   for_each_row(Kernel::unfold, rows * c.out_cols(), &args);
 }
 
 void CudaBackend::cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,
                                        float* x) {
-  double* const sums = reinterpret_cast<double*>(scratch(frame_sums_, static_cast<size_t>(frames) * 2 * sizeof(double)));
+  double* const sums =
+      reinterpret_cast<double*>(scratch(frame_sums_, static_cast<size_t>(frames) * 2 * sizeof(double)));
   FrameArgs args = {x, weight, sums, sums + frames, eps, frames, cells * channels, channels, 0};
   for (const int32_t second : {0, 1}) {
     args.second = second;

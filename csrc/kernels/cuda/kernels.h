@@ -160,7 +160,7 @@ struct UnfoldArgs {
 struct FrameArgs {
   float* x;  // [frames, size]
   const float* weight;
-  double* sums;  // [frames]: sums, then means
+  double* sums;     // [frames]: sums, then means
   double* squares;  // [frames]: squares, then 1 / standard deviation
   float eps;
   int64_t frames, size, channels;
@@ -258,7 +258,7 @@ enum class Kernel : int {
 constexpr int64_t kPieceTokens = 256;  // attention adds the results of such pieces, from multiples of it on, in order
 constexpr int kTileRows = 64;          // rows and outputs of one block of a product in tiles
 constexpr int kTileOutputs = 64;
-constexpr int kTileDepth = 64;  // columns of a step
+constexpr int kTileDepth = 64;               // columns of a step
 constexpr int kTileStride = kTileDepth + 8;  // bf16 numbers from row to row in shared memory: no conflicts of banks
 constexpr int kTileSharedBytes = (kTileRows + kTileOutputs) * kTileStride * 2;
 

@@ -1,8 +1,8 @@
 // y = x W^T on packed matrices.
 //
 // Few rows wait for the weights. A block of four warps computes one panel, 16 outputs. The warps take turns over the
-// columns; a lane reads 16 bytes at a time, which are 4 rows of the panel, and multiplies them with up to 8 rows of x in
-// float32. So a row's bits do not depend on the others.
+// columns; a lane reads 16 bytes at a time, which are 4 rows of the panel, and multiplies them with up to 8 rows of x
+// in float32. So a row's bits do not depend on the others.
 //
 // Many rows wait for arithmetic. There a block computes 64 rows x 64 outputs with tensor cores: x and the weights are
 // rounded to bf16 in shared memory, 64 columns at a time, and products are added in float32.
@@ -181,20 +181,20 @@ __device__ __forceinline__ void multiply_tiles(const MatmulArgs& args, uint16_t*
 
 }  // namespace
 
-#define GEMLET_FEW(name, format, rows)                                        \
-  GEMLET_CUDA_KERNEL(matmul_##name##_##rows, MatmulArgs) {                    \
-    GEMLET_SHARED(shared);                                                    \
-    multiply_few<format, rows>(args, reinterpret_cast<float*>(shared));       \
+#define GEMLET_FEW(name, format, rows)                                  \
+  GEMLET_CUDA_KERNEL(matmul_##name##_##rows, MatmulArgs) {              \
+    GEMLET_SHARED(shared);                                              \
+    multiply_few<format, rows>(args, reinterpret_cast<float*>(shared)); \
   }
-#define GEMLET_TILES(name, format)                                            \
-  GEMLET_CUDA_KERNEL(matmul_##name##_tiles, MatmulArgs) {                     \
-    GEMLET_SHARED(shared);                                                    \
-    multiply_tiles<format>(args, reinterpret_cast<uint16_t*>(shared));        \
+#define GEMLET_TILES(name, format)                                     \
+  GEMLET_CUDA_KERNEL(matmul_##name##_tiles, MatmulArgs) {              \
+    GEMLET_SHARED(shared);                                             \
+    multiply_tiles<format>(args, reinterpret_cast<uint16_t*>(shared)); \
   }
-#define GEMLET_ALL(name, format)  \
-  GEMLET_FEW(name, format, 1)     \
-  GEMLET_FEW(name, format, 2)     \
-  GEMLET_FEW(name, format, 4)     \
+#define GEMLET_ALL(name, format) \
+  GEMLET_FEW(name, format, 1)    \
+  GEMLET_FEW(name, format, 2)    \
+  GEMLET_FEW(name, format, 4)    \
   GEMLET_FEW(name, format, 8)
 GEMLET_ALL(f32, Format::kF32)
 GEMLET_ALL(bf16, Format::kBf16)

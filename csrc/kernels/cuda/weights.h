@@ -18,7 +18,8 @@ __device__ __forceinline__ uint32_t swap_bytes(uint32_t pair) {
   return (pair & 0x00ff00ffu) << 8 | (pair >> 8 & 0x00ff00ffu);
 }
 
-// Two bf16 of bf12: what was kept of them, the place of their codes, and the base of their row, each as a pair of words.
+// Two bf16 of bf12: what was kept of them, the place of their codes, and the base of their row, each as a pair of
+// words.
 __device__ __forceinline__ uint32_t bf12_pair(uint32_t kept, uint32_t codes, uint32_t base) {
   uint32_t pair = kept & 0x807f807fu;
   codes &= 0x07800780u;
@@ -82,8 +83,8 @@ struct Reader<Format::kF32> {
   static constexpr int kCount = 1, kStepColumns = 8;
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return step * 8 + group; }
-  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][1]) {
+  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
+                                              int quad, float (&w)[4][1]) {
     const int64_t line = step * 8 + group;
     uint32_t words[4] = {0, 0, 0, 0};
     if (line < weight.cols) words_of(panel + line * kLineBytes + quad * 16, words);
@@ -96,8 +97,8 @@ struct Reader<Format::kBf16> {
   static constexpr int kCount = 2, kStepColumns = 16;
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return (step * 8 + group) * 2; }
-  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][2]) {
+  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
+                                              int quad, float (&w)[4][2]) {
     const int64_t line = step * 8 + group;
     uint32_t words[4] = {0, 0, 0, 0};
     if (line * 2 < weight.cols) words_of(panel + line * kLineBytes + quad * 16, words);
@@ -114,8 +115,8 @@ struct Reader<Format::kBf12> {
   static constexpr int kCount = 8, kStepColumns = 64;
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return (step * 8 + group) * 8; }
-  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][8]) {
+  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
+                                              int quad, float (&w)[4][8]) {
     const int64_t superblock = step * 8 + group;
     uint32_t lines[3][4] = {}, bases[4] = {};
     if (superblock < bf12_superblocks(weight.cols)) {
@@ -142,7 +143,7 @@ struct Reader<Format::kQ8> {
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return step * 32 + group * 4; }
   __device__ static __forceinline__ void read(const Weight&, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][4]) {
+                                              float (&w)[4][4]) {
     const uint8_t* const block = panel + step / 2 * kQ8SuperblockBytes;
     uint32_t words[4];
     words_of(block + kScaleBytes + (step % 2 * 8 + group) * kLineBytes + quad * 16, words);
@@ -185,8 +186,8 @@ struct BlockReader {
       float scale[2], minimum = 0;  // of the two runs
       if constexpr (kGroups) {
         // The line of d and m stands in front of the group's first superblock.
-        const uint16_t* const dm = reinterpret_cast<const uint16_t*>(scales - step % kGroupSuperblocks * kSuperblockBytes -
-                                                                     kLineBytes);
+        const uint16_t* const dm =
+            reinterpret_cast<const uint16_t*>(scales - step % kGroupSuperblocks * kSuperblockBytes - kLineBytes);
         const float d = f16_to_f32(dm[row]);
         if constexpr (kSix) {
           for (int run = 0; run < 2; ++run) {
