@@ -262,7 +262,8 @@ struct BackendOptions {
 // The tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
-// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend(const BackendOptions& options).
+// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend(const BackendOptions&
+// options).
 void check_cuda();
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
