@@ -1,0 +1,66 @@
+"""Every family on device="cuda": the official taps and greedy text, formats, batches, caches that are shared.
+
+A build with GEMLET_CUDA=emulated runs the kernels of the GPU on the CPU, in a shuffled order of threads. In
+other builds these tests are skipped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gemlet
+from gemlet.errors import UnsupportedError
+from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
+from support.inside import taps_of
+
+
+def has_cuda() -> bool:
+    try:
+        gemlet.load(device="cuda").close()
+    except UnsupportedError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_cuda(), reason="this build has no device 'cuda'")
+# One layer of this has 8192 tokens: minutes under the emulator.
+NAMES = [name for name in ALL_NAMES if not name.endswith("-far")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_taps_and_text_agree_with_the_official_implementation(name: str) -> None:
+    golden = read_golden(name)
+    ids = golden["ids"].astype(np.int32)
+    with gemlet.load(HERE / name, weights="f32", threads=1, device="cuda") as model:
+        taps = taps_of(model, ids)
+        errors = tap_errors(golden, taps)
+        assert set(expected_taps(BY_NAME[name])) <= errors.keys()
+        assert max(errors.values()) < TOLERANCE, errors
+        expected = golden["greedy"][:6].tolist()
+        found = model.generate(ids.tolist(), temperature=0, max_tokens=6, ignore_eos=True)
+        assert found.token_ids[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("weights", ["bf16", "bf12", "q8", "q6k", "q5k", "q5", "q4k", "q4"])
+@pytest.mark.parametrize("kv_cache", ["bf16", "int8"])
+def test_formats_of_the_demo_model(weights: str, kv_cache: str) -> None:
+    """Activations are rounded in other places than on the CPU: the distribution hardly changes."""
+    prompt = "The door opened, and"
+    chances = []
+    for device in ("cpu", "cuda"):
+        with gemlet.load(weights=weights, kv_cache=kv_cache, threads=1, device=device) as model:
+            logits = model.logits(model.tokenizer.encode(prompt))[-1].astype(np.float64)
+            chances.append(np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())
+    divergence = float((chances[0] * np.log(chances[0] / chances[1])).sum())
+    assert 0 <= divergence < 2e-3
+
+
+def test_texts_in_a_batch_are_those_of_each_alone() -> None:
+    prompts = ["The door opened", "My father was a man of", "In the morning", "Who is there?"]
+    options = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+    with gemlet.load(threads=1, device="cuda", exact_batches=True) as model:
+        alone = [model.generate(prompt, **options).token_ids for prompt in prompts]
+        assert [one.token_ids for one in model.generate(prompts, **options)] == alone
+        again = model.generate(prompts[0], **options)
+        assert again.cached_tokens > 0
+        assert again.token_ids == alone[0]
