@@ -98,11 +98,8 @@ def write_folder(variant: VisionVariant, folder: Path, seed: int) -> None:
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         return
-    gemma3 = variant.config["model_type"] == "gemma3"
-    tensors = {
-        (published(name) if gemma3 else name): weight.detach().clone()
-        for name, weight in stored(model).items()
-    }
+    spell = {"gemma3": published, "gemma4_unified": published_unified}.get(variant.config["model_type"], str)
+    tensors = {spell(name): weight.detach().clone() for name, weight in stored(model).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -125,6 +122,15 @@ def published(name: str) -> str:
         if name.startswith(ours):
             return theirs + name[len(ours) :]
     return name
+
+
+def published_unified(name: str) -> str:
+    """The same of the unified Gemma 4."""
+    inner = name.removeprefix("model.embed_vision.")
+    if inner == name:
+        return name
+    projection = inner.removeprefix("multimodal_embedder.")
+    return f"model.embed_vision.{projection}" if projection != inner else f"model.vision_embedder.{inner}"
 
 
 def gemma3_inputs(
