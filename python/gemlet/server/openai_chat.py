@@ -146,8 +146,8 @@ def usage_of(running: Running) -> dict[str, Any]:
         "total_tokens": call.prompt_tokens + call.completion_tokens,
         "prompt_tokens_details": {
             "cached_tokens": call.cached_tokens,
-            "text_tokens": call.prompt_tokens,
-            "audio_tokens": 0,
+            "text_tokens": call.prompt_tokens - call.audio_tokens,
+            "audio_tokens": call.audio_tokens,
             "image_tokens": 0,
         },
         "completion_tokens_details": {
