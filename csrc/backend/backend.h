@@ -262,9 +262,9 @@ struct BackendOptions {
 // The tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
-// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend().
+// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend(const BackendOptions& options).
 void check_cuda();
-std::unique_ptr<Backend> make_cuda_backend();
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
 // A device by its name, "cpu" or "cuda". check_device() throws what make_backend() would throw, kUnsupported for a
 // device that this build or this machine does not have, but makes nothing.

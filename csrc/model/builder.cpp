@@ -236,14 +236,15 @@ void ModelBuilder::declare_vector(const std::string& name, std::vector<int64_t> 
   if (mode_ == BuildMode::kAllocate) set_storage(slot, slot.storage = allocate(slot.packed_bytes(1)));
 }
 
-// One vector for all `matrices` that the model has, as they share the norm; none if no one of them is in q4.
+// One vector for all `matrices` that the model has, as they share the norm; none if no one of them is in a
+// format that takes it.
 void ModelBuilder::declare_balance(const std::string& name, const std::string& norm,
                                    const std::vector<std::string>& matrices) {
-  const auto is_q4 = [&](const std::string& matrix) {
+  const auto takes = [&](const std::string& matrix) {
     const auto slot = slots_.find(matrix);
-    return slot != slots_.end() && slot->second.matrix->format == Format::kQ4;
+    return slot != slots_.end() && takes_balance(slot->second.matrix->format);
   };
-  if (std::none_of(matrices.begin(), matrices.end(), is_q4)) return;
+  if (std::none_of(matrices.begin(), matrices.end(), takes)) return;
   Slot balance;
   balance.shape = {config_.hidden_size};
   balance.is_balance = true;

@@ -72,7 +72,7 @@ class ModelBuilder {
   // A slot "..._balance" takes a vector s. The columns of the matrices that it balances are multiplied by s, and the
   // norm before them is divided by it, which changes no result; matrices in q4 lose less then (model/balance.h). It
   // may be left out, which means ones, and has to come before what it balances. With other values than ones, no block
-  // of these matrices keeps its bits.
+  // of these matrices keeps its bits, unless the rows are balanced already.
   void add(const std::string& name, const SourceRows& source, int64_t first_row = 0);
 
   // Bytes of the packed form of `rows` rows of a slot, or of all if it has fewer; 0 if there is no such slot.
@@ -104,7 +104,7 @@ class ModelBuilder {
   void accept_per_layer_table(RowTable table);
   template <typename ReadRows>
   void fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count, const ReadRows& read_rows,
-            uint8_t* out);
+            uint8_t* out, bool balanced = false);
   template <typename PackRows>
   void fill_panels(const std::string& name, const Matrix& matrix, int64_t first_row, int64_t row_count,
                    const PackRows& pack_rows, uint8_t* out);

@@ -128,7 +128,7 @@ void ModelBuilder::fill_panels(const std::string& name, const Matrix& matrix, in
 // called from several threads. `packed` takes their packed form.
 template <typename ReadRows>
 void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count,
-                        const ReadRows& read_rows, uint8_t* packed) {
+                        const ReadRows& read_rows, uint8_t* packed, bool balanced) {
   if (!slot.matrix) {
     float* const out = reinterpret_cast<float*>(packed);
     std::memset(packed, 0, static_cast<size_t>(slot.packed_bytes(1)));
@@ -153,7 +153,7 @@ void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first
         reinterpret_cast<float*>(loan.get(kPanelRows * matrix.cols * static_cast<int64_t>(sizeof(float))));
     if (!rows) return Outcome::kNoMemory;
     if (!read_rows(first, count, rows)) return Outcome::kUnreadable;
-    multiply(rows, count, balance.scale);
+    if (!balanced) multiply(rows, count, balance.scale);
     return pack_panel(matrix.format, rows, count, matrix.cols, panel, importance) ? Outcome::kPacked
                                                                                   : Outcome::kNotFinite;
   };
@@ -307,7 +307,7 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     uint8_t* const raw = loan.get(bytes);
     return raw && read_fully(source.descriptor, source.offset + begin, bytes, raw) ? raw : nullptr;
   };
-  const bool balanced = slot.balance && !slot.balance->scale.empty();
+  const bool balanced = slot.balance && !slot.balance->scale.empty() && !source.balanced;
   if (matrix && !balanced && can_repack(slot.matrix->format, source.type)) {
     const auto pack = [&](int64_t first, int64_t count, uint8_t* panel) {
       PanelScratch::Loan loan(*raw_scratch_);
@@ -324,7 +324,7 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     if (raw) widen(raw, source.type, 0, count * cols, values);
     return raw != nullptr;
   };
-  fill(name, slot, first_row, rows, read_rows, out);
+  fill(name, slot, first_row, rows, read_rows, out, source.balanced);
 }
 
 void ModelBuilder::add_random(uint64_t seed, const std::function<void(int64_t)>& done) {

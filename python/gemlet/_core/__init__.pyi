@@ -185,6 +185,12 @@ class Model:
         """
         Bytes by kind: weights, embedding (and output head), caches of all sequences, adapters, cache per token, cache per token inside the sliding windows.
         """
+    def projection_inputs(
+        self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> dict[str, list[numpy.typing.NDArray[numpy.float32]]]:
+        """
+        What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), 'o_proj', 'gate_proj' (also for up) and 'down_proj' -> arrays [tokens, columns], one for each pass.
+        """
     @property
     def closed(self) -> bool: ...
     @property
@@ -250,9 +256,10 @@ class ModelBuilder:
         data: numpy.ndarray,
         dtype: str,
         first_row: typing.SupportsInt | typing.SupportsIndex = 0,
+        balanced: bool = False,
     ) -> None:
         """
-        Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or 'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.
+        Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or 'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'. `balanced`: its columns are multiplied by their balance already.
         """
     def add_random(self, *, seed: typing.SupportsInt | typing.SupportsIndex, done: typing.Any = None) -> None:
         """
@@ -277,6 +284,7 @@ class ModelBuilder:
         data: numpy.ndarray,
         dtype: str,
         first_row: typing.SupportsInt | typing.SupportsIndex = 0,
+        balanced: bool = False,
     ) -> numpy.typing.NDArray[numpy.uint8]:
         """
         The packed form of what add() would take, whose slot stays empty: bytes for a file.

@@ -22,6 +22,10 @@ Place = Sequence[tuple[str, bool]]
 
 # Type of a part in a message -> its kind, and the key of its value.
 _TYPES = {
+    "image": ("image", ("image", "path", "url")),
+    "image_url": ("image", ("image_url",)),
+    "input_image": ("image", ("image_url",)),
+    "video": ("video", ("video",)),
     "audio": ("audio", ("audio",)),
     "input_audio": ("audio", ("input_audio", "audio")),
     "audio_url": ("audio", ("audio_url", "audio")),
@@ -33,7 +37,7 @@ class MediaPart:
     """An image or a sound in a message.
 
     Attributes:
-        kind: "audio".
+        kind: "image", "video" or "audio".
         value: what the client gave.
         where: its place, for errors.
         sentinel: the text that stands for it.

@@ -30,6 +30,8 @@ _COMMANDS = {
     "/help": "shows this",
     "/reset": "forgets the conversation",
     "/undo": "takes the last turn back",
+    "/image FILE": "shows a picture with the next message",
+    "/audio FILE": "plays a recording with the next message",
     "/save [FILE]": "writes the conversation as JSON",
     "/exit": "leaves, as exit, quit and Ctrl-D do",
 }
@@ -47,8 +49,6 @@ _LEAVES = ("/exit", "/quit", "/bye")
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command: 1 if a line of a pipe got no answer."""
     question = _question(arguments)
-    if arguments.sounds and question is None:
-        raise InvalidRequestError('--audio: give a question, too: gemlet chat --audio a.wav "What is said?"')
     options = _options(arguments)
     interactive = question is None and sys.stdin.isatty() and sys.stdout.isatty()
     if interactive and arguments.json:
@@ -62,8 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
             as_json=arguments.json,
             stats=arguments.stats,
         )
+        for path in arguments.images or ():
+            chat.attach("image", path)
+        for path in arguments.sounds or ():
+            chat.attach("audio", path)
         if question is not None:
-            reply = chat.ask(question, sounds=arguments.sounds or ())
+            reply = chat.ask(question)
             return 130 if reply.finish_reason == "cancelled" else 0
         if not interactive:
             return _answer_lines(chat)
@@ -159,6 +163,9 @@ def _command(chat: Conversation, text: str) -> bool:
             note("there is no turn to take back")
     elif name == "/save":
         note(f"saved as {chat.save(rest.strip() or None)}")
+    elif name in ("/image", "/audio") and rest.strip():
+        chat.attach(name[1:], rest.strip())
+        note("it comes with the next message")
     elif name in ("/help", "/?"):
         print(_HELP)
     else:

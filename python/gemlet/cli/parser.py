@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_batch(commands, add_load_options)
     add_keys(commands)
     add_usage(commands)
+    _add_top(commands)
     _add_inspect(commands)
     _add_convert(commands)
     _add_download(commands)
@@ -102,6 +103,13 @@ def _add_chat(commands: Any) -> None:
         help="text file to put behind the question, or in its place; may be given several times",
     )
     parser.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        dest="images",
+        help="a picture that the question is about; may be given several times",
+    )
+    parser.add_argument(
         "--audio",
         action="append",
         metavar="FILE",
@@ -160,6 +168,27 @@ def _add_embed(commands: Any) -> None:
     parser.set_defaults(run=_command("embed"))
 
 
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
+        "top",
+        help="what a server does now",
+        description="Show what the gemlet serve at URL does: requests, tokens per second, times to the first "
+        "token, memory, and usage by key where the key may see it. A terminal is kept up to date until "
+        "Ctrl-C; a pipe or a file gets it once.",
+    )
+    parser.add_argument("url", metavar="URL", help="as gemlet serve says it: http://127.0.0.1:8000")
+    parser.add_argument(
+        "--key", metavar="KEY", help="a key of the server (default: that in the variable GEMLET_KEY)"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--once", action="store_true", help="show it once, over one interval")
+    how.add_argument("--json", action="store_true", help="the same as one JSON object")
+    parser.set_defaults(run=_command("top"))
+
+
 def _add_inspect(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",
@@ -190,6 +219,11 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
+    parser.add_argument(
+        "--for-memory",
+        metavar="SIZE",
+        help='choose the format with which the model runs in this much memory, for example "1GB"',
+    )
     _add_access(parser)
     add_load_options(parser, "weights", "embedding", "threads", "vision", "audio", "matformer")
     parser.set_defaults(run=_command("convert"))

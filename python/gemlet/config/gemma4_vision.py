@@ -9,15 +9,15 @@ from gemlet import _core
 from gemlet.config.image_settings import ImageSettings
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["TOKEN_BUDGETS", "Gemma4VisionConfig", "UnifiedVisionConfig", "budget_size"]
+__all__ = ["TOKEN_BUDGETS", "VIDEO_BUDGET", "Gemma4VisionConfig", "UnifiedVisionConfig", "budget_size"]
 
 TOKEN_BUDGETS = (70, 140, 280, 560, 1120)  # the most soft tokens of an image
 VIDEO_BUDGET = 70  # of a frame
 
 
 def budget_size(height: int, width: int, side: int, budget: int) -> tuple[int, int]:
-    """Height and width of an image as it is seen: whole tokens of ``side`` pixels, at most ``budget`` of them,
-    with about the same aspect ratio.
+    """Height and width of an image as it is seen: whole tokens of ``side`` pixels, at most ``budget`` of
+    them, with about the same aspect ratio.
 
     Raises :class:`InvalidRequestError` for an image that is too narrow.
 

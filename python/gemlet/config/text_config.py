@@ -100,7 +100,7 @@ class TextConfig:
 
     @public
     def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
-        """The core's form of this configuration for ``weights`` ("f32", "bf16", "bf12", "q8" or "q4").
+        """The core's form of this configuration for ``weights`` ("f32", "bf16", "q8", "q4", ...).
 
         ``max_context`` (tokens) defaults to what the file says.
 

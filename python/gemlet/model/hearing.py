@@ -22,7 +22,7 @@ from gemlet.media.sounds import read_sound
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Heard", "Hearing", "SoftRows", "sounds_of"]
+__all__ = ["Heard", "Hearing", "SoftRows"]
 
 _MOST_SOUNDS = 256  # of a call
 _log = logging.getLogger("gemlet")
@@ -286,26 +286,6 @@ class Hearing:
             self._kept.clear()
             self._encoder = None
             self._modalities.clear()
-
-
-def sounds_of(audio: object, prompts: int | None) -> list[Sequence[object]]:
-    """The sounds of each prompt, of the argument ``audio`` of a call: a list of sounds, or of such lists
-    where there are several ``prompts``.
-
-    >>> sounds_of(None, 2), sounds_of(["a.wav"], None)
-    ([(), ()], [['a.wav']])
-    """
-    if audio is None:
-        return [()] * (1 if prompts is None else prompts)
-    if isinstance(audio, str | bytes | tuple | np.ndarray) or not isinstance(audio, Sequence):
-        raise InvalidRequestError(f"audio: got {show_argument(audio)}, expected a list of sounds")
-    if prompts is None:
-        return [audio]
-    if len(audio) != prompts or not all(isinstance(one, list) for one in audio):
-        raise InvalidRequestError(
-            f"audio: got {show_argument(audio)}, expected a list of sounds for each of {prompts} prompts"
-        )
-    return list(audio)
 
 
 def _runs(inside: NDArray[np.bool_], rows: NDArray[np.float32]) -> list[SoftRows]:

@@ -36,6 +36,7 @@ from gemlet.model.remembering import Remembering
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
 from gemlet.model.scoring import Scoring
+from gemlet.model.senses import Senses
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Model:
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
-        weights: the format of the weights in memory: "f32", "bf16", "bf12", "q8" or "q4".
+        weights: the format of the weights in memory: "f32", "bf16", "q8", "q4", ...
         kv_cache: the format of the KV cache in memory: "f32", "bf16" or "int8".
         threads, decode_threads: how many threads a forward pass runs on, and one over at most 8 tokens.
         tier: the instruction-set tier of the kernels in use, for example "avx2".
@@ -214,6 +215,8 @@ class Model:
         adapter: str | None = None,
         images: Sequence[Any] = (),
         pan_and_scan: bool | Mapping[str, Any] | None = None,
+        image_tokens: int | None = None,
+        videos: Sequence[Any] = (),
         audio: Sequence[Any] = (),
     ) -> NDArray[np.float32]:
         """The logits after each of ``ids`` in a fresh context, after any soft-capping.
@@ -226,6 +229,9 @@ class Model:
             pan_and_scan: whether a long image is also seen in parts, which have placeholders of their own
                 behind those of the whole; or a mapping with ``min_crop_size``, ``max_num_crops`` and
                 ``min_ratio_to_activate``. None: as the model's files say.
+            image_tokens: the most tokens of an image, 70, 140, 280, 560 or 1120, in Gemma 4. None: as the
+                model's files say.
+            videos: pairs of frames, each like an image, and frames per second. At most 32 frames are seen.
             audio: sounds, likewise: paths, bytes of files, arrays of samples at 16 kHz (float32 from -1 to 1,
                 or int16), or pairs of samples ``[n]`` or ``[n, channels]`` and their rate.
 
@@ -245,9 +251,8 @@ class Model:
         (dtype('float32'), 2)
         """
         self._resident.check_writes("logits")
-        views = (
-            [view for image in self._media.views(images, pan_and_scan) for view in image] if images else []
-        )
+        views = self._media.images(images, pan_and_scan, image_tokens) if images else []
+        views += self._media.videos(videos) if videos else []
         sounds = self._hearing.sounds(audio) if len(audio) else []
         tokens = self._reader.raw(ids, "ids")
         seen = [(one.first, self._media.rows(one)) for one in self._media.place(tokens, views)]
@@ -308,6 +313,8 @@ class Model:
             n: give a list of so many continuations of each prompt, at most 16, with the seeds ``seed``,
                 ``seed + 1`` and so on. The prompt is read once.
             best_of: write so many, and give the ``n`` that the model finds most probable per token.
+            images, videos, pan_and_scan, image_tokens: as of :meth:`logits`; ``<start_of_image>`` in the text
+                (Gemma 4: ``<|image|>``, ``<|video|>``) stands for each. Of several prompts a list for each.
             audio: sounds, in the order of their placeholders (``<|audio|>``, of Gemma 3n
                 ``<audio_soft_token>``) in a text, or of all of them in token ids; what :meth:`logits` takes.
                 Of several prompts a list of sounds for each.
@@ -431,4 +438,5 @@ class Model:
     @property
     def _requests(self) -> Requests:
         asked = self.generation_config, self._not_followed
-        return Requests(self._reader, self._adapters, self._hearing, self.chat_format, self.end_ids, *asked)
+        senses = Senses(self.config, self._media, self._hearing)
+        return Requests(self._reader, self._adapters, senses, self.chat_format, self.end_ids, *asked)

@@ -32,9 +32,9 @@ from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_foll
 from gemlet.generation.stream import AHEAD, TextStream, run_to_end
 from gemlet.model.batch import FIRST, check_count, counts_of, prompts_of, seeds_of
 from gemlet.model.call_options import generation_options
-from gemlet.model.hearing import Heard, Hearing, sounds_of
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
+from gemlet.model.senses import Inputs, Senses, of_prompts
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Requests"]
@@ -52,7 +52,7 @@ class Requests:
 
     reader: Reader
     adapters: LoadedAdapters
-    hearing: Hearing
+    senses: Senses
     chat_format: ChatFormat | None
     end_ids: frozenset[int]
     defaults: GenerationConfig
@@ -73,24 +73,28 @@ class Requests:
         seeds = (
             [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
         )
-        audio = sounds_of(options.get("audio"), None if prompts is None else len(prompts))
+        number = None if prompts is None else len(prompts)
+        audio = of_prompts(options.get("audio"), number, "audio", "sounds")
+        images = of_prompts(options.get("images"), number, "images", "images")
+        videos = of_prompts(options.get("videos"), number, "videos", "videos")
         prepared: list[Prepared] = []
         given_prompts = [prompt] if prompts is None else prompts
-        for name, one, seed, own_audio in zip(names, given_prompts, seeds, audio, strict=True):
+        media = zip(images, videos, audio, strict=True)
+        for name, one, seed, given_media in zip(names, given_prompts, seeds, media, strict=True):
             own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
             if options.get("best_of") is not None and own.logprobs is None:
                 own = own.replace(logprobs=0)
-            sounds = self.hearing.sounds(own_audio) if len(own_audio) else []
+            inputs = self.senses.inputs(*given_media, options)
             ids = one
             if isinstance(one, str):
-                whole = self.hearing.with_places(one, sounds, self.reader.tokenizer, name) if sounds else one
+                whole = self.senses.with_places(one, inputs, self.reader.tokenizer, name) if inputs else one
                 ids = self.reader.encode(whole, name, allow_control=allow_control)
             said = self._echo(one) if echo else ""
-            first = self._prepare(ids, own, options, name=name, echo=said, sounds=sounds)
+            first = self._prepare(ids, own, options, name=name, echo=said, inputs=inputs)
             prepared.append(first)
             for i in range(1, count):
                 other = own.replace(seed=(first.answer.seed + i) % 2**64)
-                text = self._prepare(ids, other, options, name=name, echo=said, sounds=sounds)
+                text = self._prepare(ids, other, options, name=name, echo=said, inputs=inputs)
                 prepared.append(replace(text, follows=first))
         return prepared
 
@@ -117,7 +121,7 @@ class Requests:
         if forced and form is not None:
             raise InvalidRequestError(f"{form.name}: a reply that has to call tools has the form of a call")
         form = call_text(chat_format.call_grammar(tools, forced)) if forced else form
-        ids, sounds = self.encode(messages, {**options, "tools": tools})
+        ids, inputs = self.encode(messages, {**options, "tools": tools})
         # A system message may ask for a thought too; the marker comes from the format alone.
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
@@ -126,7 +130,7 @@ class Requests:
         if tools and not forced:
             asides.append("call")
         return self._prepare(
-            ids, settings, options, chat_format, tools, asides=asides, form=form, sounds=sounds
+            ids, settings, options, chat_format, tools, asides=asides, form=form, inputs=inputs
         )
 
     def _chats(self) -> tuple[Tokenizer, ChatFormat]:
@@ -140,16 +144,15 @@ class Requests:
 
     def encode(
         self, messages: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> tuple[list[int], list[Heard]]:
-        """The prompt of a conversation, and the sounds in it, of which nothing is computed yet."""
+    ) -> tuple[list[int], Inputs]:
+        """The prompt of a conversation, and the images and sounds in it, of which nothing is computed yet."""
         tokenizer, chat_format = self._chats()
         if isinstance(messages, str):
             if not messages:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
-        said, parts = take_media(messages, self.hearing.kinds)
-        sounds = [self.hearing.sound(part.value, part.where) for part in parts]
-        places = [self.hearing.segments(sound, tokenizer, "chat") for sound in sounds]
+        said, parts = take_media(messages, self.senses.kinds)
+        inputs, places = self.senses.of_parts(parts, tokenizer, options)
         ids = chat_format.encode_chat(
             tokenizer,
             said,
@@ -159,9 +162,9 @@ class Requests:
                 "continue_final_message", options.get("continue_final_message")
             ),
             most_tokens=self.reader.resident.context_length,
-            places={part.sentinel: place for part, place in zip(parts, places, strict=True)},
+            places=places,
         )
-        return ids, sounds
+        return ids, inputs
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -207,14 +210,17 @@ class Requests:
         echo: str = "",
         form: GrammarText | None = None,
         media: Sequence[tuple[int, _core.Media]] = (),
-        sounds: Sequence[Heard] = (),
+        inputs: Inputs | None = None,
     ) -> Prepared:
         """``media``: pairs (first token, rows that take its place and that of the next ones). The digest of
-        each is what the prefix cache knows it by. ``sounds`` become such pairs, too."""
+        each is what the prefix cache knows it by. ``inputs`` become such pairs, too."""
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.raw(ids, name)
-        heard = self.hearing.media(tokens, sounds, name)
-        media = sorted([*media, *heard], key=lambda placed: placed[0])
+        inputs = inputs or Inputs()
+        for tower in inputs.towers:
+            self.adapters.check_tower(options.get("adapter"), tower)
+        own = self.senses.placed(tokens, inputs, name)
+        media = sorted([*media, *own], key=lambda placed: placed[0])
         tokens = self.reader.as_text(tokens)
         check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
@@ -252,11 +258,10 @@ class Requests:
             decoder=decoder,
             reply_parser=reply_parser,
             echo=echo,
-            audio_tokens=sum(sound.tokens for sound in sounds),
+            audio_tokens=inputs.audio_tokens,
+            image_tokens=inputs.image_tokens,
         )
         adapter = self.adapters.find(options.get("adapter"))
-        if sounds:
-            self.adapters.check_tower(options.get("adapter"), "audio")
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
         priority = check_priority(options.get("priority"))
         plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)

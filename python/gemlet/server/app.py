@@ -30,6 +30,7 @@ from gemlet.server import (
     openai_models,
     openai_responses,
     operations,
+    page,
 )
 from gemlet.server.answers import JSONAnswer
 from gemlet.server.batches import Batches
@@ -47,6 +48,7 @@ from gemlet.server.openapi import document
 from gemlet.server.schema import Kind
 from gemlet.server.service import FIELDS, Service, service_of
 from gemlet.server.settings import ModelSpec, Settings
+from gemlet.server.status import status
 from gemlet.server.tracing import Tracing
 
 __all__ = ["ROUTES", "make_app"]
@@ -60,7 +62,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Way(NamedTuple):
-    """A route: method and path, what answers, the right that a key needs, and the fields of the body."""
+    """A route: method and path, what answers, the right that a key needs ("any": a key is enough; None: no
+    key is needed), and the fields of the body."""
 
     method: str
     path: str
@@ -126,6 +129,8 @@ ROUTES: Sequence[Way] = (
     Way("GET", "/health", operations.health, None),
     Way("GET", "/ready", operations.ready, None),
     Way("GET", "/metrics", operations.metrics, "metrics"),
+    Way("GET", "/status", status, "any"),
+    *(Way("GET", path, page.file(path), None) for path in page.FILES),
 )
 
 
@@ -137,7 +142,7 @@ def _route(way: Way) -> Route:
     async def answer(request: Request) -> Response:
         call = call_of(request)
         call.route = way.path
-        if call.key is not None and way.right is not None:
+        if call.key is not None and way.right not in (None, "any"):
             call.key.check_right(way.right)
         if way.table is not None:
             service = service_of(request)

@@ -332,6 +332,7 @@ class Running:
         results = [choice.result for choice in self.choices]
         call.prompt_tokens = self.prompt_tokens
         call.audio_tokens = sum(choice.stream.result.audio_tokens for choice in self._prompts())
+        call.image_tokens = sum(choice.stream.result.image_tokens for choice in self._prompts())
         call.cached_tokens = results[0].cached_tokens
         call.completion_tokens = sum(result.completion_tokens for result in results)
         call.finish = self.choices[0].finish

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gemlet.server import page
 from gemlet.server.answers import as_line
 from gemlet.server.call import Call
 from gemlet.server.inside import INSIDE, Inside
@@ -24,7 +25,8 @@ __all__ = ["OPEN", "Guard"]
 
 _log = logging.getLogger("gemlet.server")
 _BEHIND = -1  # the priority of the server's own requests
-OPEN = {("GET", "/health"), ("GET", "/ready")}  # what needs no key, without a query
+# What needs no key, without a query. The page holds no data, and asks for the key.
+OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
 # A name or an IPv4 address, or an IPv6 address in brackets; then a port.
 _HOST = re.compile(
     r"((?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?){1,32}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?"

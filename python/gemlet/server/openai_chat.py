@@ -146,9 +146,9 @@ def usage_of(running: Running) -> dict[str, Any]:
         "total_tokens": call.prompt_tokens + call.completion_tokens,
         "prompt_tokens_details": {
             "cached_tokens": call.cached_tokens,
-            "text_tokens": call.prompt_tokens - call.audio_tokens,
+            "text_tokens": call.prompt_tokens - call.audio_tokens - call.image_tokens,
             "audio_tokens": call.audio_tokens,
-            "image_tokens": 0,
+            "image_tokens": call.image_tokens,
         },
         "completion_tokens_details": {
             "reasoning_tokens": running.reasoning_tokens,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -52,6 +53,7 @@ class Service:
     threads: anyio.CapacityLimiter
     filter: ContentFilter
     batches: Batches | None = None
+    started: float = field(default_factory=time.monotonic)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()

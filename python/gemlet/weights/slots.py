@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from gemlet.config.layers import LayerSpec
 from gemlet.config.text_config import TextConfig
+from gemlet.weights.formats import ROUNDED
 from gemlet.weights.tower_slots import in_tower, kind_of, tower_slots
 
 __all__ = [
@@ -38,7 +39,7 @@ _STACKED = {
 # Stacked in GGUF: one matrix for each further residual stream of Gemma 3n.
 STREAMS = ("altup_projections", "altup_unembed_projections")
 # The core's vector that balances channels -> the norm that is divided by it, and the matrices whose columns
-# are multiplied by it. It has one where any of them is in q4.
+# are multiplied by it. It has one where any of them is in few bits.
 BALANCES = {
     "attention_balance": ("pre_attention_norm", ("q_proj", "k_proj", "v_proj")),
     "mlp_balance": ("pre_mlp_norm", ("gate_proj", "up_proj")),
@@ -164,7 +165,7 @@ def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, t
         for balance, (norm, matrices) in BALANCES.items():
             fits = part in matrices or (part == "gate_up" and balance == "moe_balance")
             # LAuReL adds the output of this norm to the residual, so that it cannot be changed.
-            if name == "q4" and fits and not (config.altup_streams > 1 and norm == "pre_attention_norm"):
+            if name in ROUNDED and fits and not (config.altup_streams > 1 and norm == "pre_attention_norm"):
                 found[f"{layer}.{balance}"] = (config.hidden_size,)
     return found
 

@@ -12,6 +12,7 @@ from typing import Literal
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import SiglipConfig
 from gemlet.weights.audio_slots import audio_name, audio_slots
+from gemlet.weights.gemma4_vision_slots import gemma4_vision_name, gemma4_vision_slots
 
 __all__ = ["Kind", "in_tower", "is_transposed", "kind_of", "plain_tower_name", "tower_names", "tower_slots"]
 
@@ -70,6 +71,8 @@ def tower_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
     slots: dict[str, tuple[int, ...]] = {}
     if isinstance(config.vision, SiglipConfig):
         slots |= _siglip_slots(config.vision, config.hidden_size)
+    elif config.vision is not None:
+        slots |= gemma4_vision_slots(config.vision, config.hidden_size)
     return slots | audio_slots(config)
 
 
@@ -106,14 +109,19 @@ def plain_tower_name(name: str) -> str:
 
 def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:
     """slot -> the plain name of its tensor, without the prefix that the whole model may have."""
+    towers = [slot for slot in slots if in_tower(slot)]
+    if family == "gemma3":
+        return {slot: _siglip_name(slot) for slot in towers}
+    unified = "vision.patch_dense" in towers
     return {
-        slot: _name(slot) if family == "gemma3" else audio_name(slot, family)
-        for slot in slots
-        if in_tower(slot)
+        slot: gemma4_vision_name(slot, unified=unified)
+        if family == "gemma4" and slot.startswith("vision.")
+        else audio_name(slot, family)
+        for slot in towers
     }
 
 
-def _name(slot: str) -> str:
+def _siglip_name(slot: str) -> str:
     part, end = (slot[: -len("_bias")], "bias") if slot.endswith("_bias") else (slot, "weight")
     part = part.removeprefix("vision.")
     if part == "projection":
