@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "loading": "base config checkpoint tokenizer weights adapters chat sources packing generation model",
     "bench": "base config weights generation model",
     "evaluate": "base model",
-    "server": "base chat loading generation model",
+    "server": "base media chat loading generation model",
     "cli": "anything",
 }
 FREE = {"errors", "_core"}

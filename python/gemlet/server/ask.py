@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
 from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
+from gemlet.server.media_parts import has_media, is_media, refuse_paths
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.sent_media import check_sent_media, has_media
 
 _LONG = 20_000  # characters
 _FORMS = {"json_schema", "regex", "choice", "grammar"}
@@ -66,6 +66,8 @@ class Ask:
             return True  # and a grammar takes a while to compile
         if self.messages is None:
             return isinstance(self.prompt, str) and len(self.prompt) > _LONG
+        if has_media(self.messages):
+            return True
         return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
 
     def said(self) -> Said:
@@ -98,7 +100,7 @@ class Ask:
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
-            check_sent_media(self.messages)
+            refuse_paths(self.messages)
             return model.astream_chat(
                 self.messages,
                 tools=self.tools,
@@ -116,24 +118,13 @@ class Ask:
         model = self.served.model
         try:
             if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
-                check_sent_media(self.messages)
-                if has_media(self.messages):
-                    return model.count_tokens(
-                        self.messages,
-                        tools=None if self.tool_choice == "none" else self.tools,
-                        thinking=self.thinking,
-                        continue_final_message=self.continue_final,
-                    )
-                ids = model.chat_format.encode_chat(
-                    model.tokenizer,
+                refuse_paths(self.messages)
+                return model.count_tokens(
                     self.messages,
-                    not self.continue_final,
                     tools=None if self.tool_choice == "none" else self.tools,
                     thinking=self.thinking,
                     continue_final_message=self.continue_final,
-                    most_tokens=most,
                 )
-                return len(ids)
             if self.messages is not None:
                 raise Problem(400, f"{self.served.name} has no chat format", code="unsupported")
             if isinstance(self.prompt, str) and model.tokenizer is not None:
@@ -162,7 +153,7 @@ def _texts(value: Any, depth: int = 64) -> Iterator[str]:
     """All texts in a message, but for names of roles and kinds."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and not is_media(value):
         for name, inner in value.items():
             if name not in ("role", "type", "id", "tool_call_id"):
                 yield from _texts(inner, depth - 1)
@@ -341,6 +332,8 @@ class Running:
         call = self.call
         results = [choice.result for choice in self.choices]
         call.prompt_tokens = self.prompt_tokens
+        call.audio_tokens = sum(choice.stream.result.audio_tokens for choice in self._prompts())
+        call.image_tokens = sum(choice.stream.result.image_tokens for choice in self._prompts())
         call.cached_tokens = results[0].cached_tokens
         call.completion_tokens = sum(result.completion_tokens for result in results)
         call.finish = self.choices[0].finish
@@ -349,18 +342,12 @@ class Running:
     @property
     def prompt_tokens(self) -> int:
         """Those of each prompt once, however many replies it has."""
-        return sum(result.prompt_tokens for result in self._prompts())
+        return sum(choice.stream.result.prompt_tokens for choice in self._prompts())
 
-    @property
-    def media_tokens(self) -> tuple[int, int]:
-        """Those of them that stand for images, and for sound."""
-        results = self._prompts()
-        return sum(one.image_tokens for one in results), sum(one.audio_tokens for one in results)
-
-    def _prompts(self) -> list[Generation]:
-        """A result of each prompt."""
+    def _prompts(self) -> Iterable[Choice]:
+        """One reply to each prompt."""
         counts = {id(c.ask.prompt if c.ask.messages is None else c.ask.messages): c for c in self.choices}
-        return [choice.stream.result for choice in counts.values()]
+        return counts.values()
 
     @property
     def reasoning_tokens(self) -> int:

@@ -41,6 +41,8 @@ class Call:
     status: int = 0
     model: str = ""
     prompt_tokens: int = 0
+    audio_tokens: int = 0  # of these
+    image_tokens: int = 0  # of these
     cached_tokens: int = 0
     completion_tokens: int = 0
     first_token: float | None = None  # seconds from the beginning

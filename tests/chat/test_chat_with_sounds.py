@@ -3,57 +3,27 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 import gemlet
 from gemlet.chat.media_places import take_media, with_places
 from gemlet.errors import InvalidRequestError
-from golden.folders import read_tensors
-from support.audio import FOLDERS
-from support.tokenizer_files import gemma4_json
+from support.audio import BEGIN, END, PLACE, wav, write_with_vocabulary
 
-BEGIN, PLACE, END = 256000, 258881, 258883
-IDS = {"audio_token_id": PLACE, "boa_token_id": BEGIN, "boi_token_id": 255999, "eoa_token_index": END}
-IDS |= {"eoi_token_id": 258882, "image_token_id": 258880, "video_token_id": 258884}
 SOUND = (0.1 * np.random.default_rng(0).standard_normal(1000)).astype(np.float32)
 TOKENS = 2
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
-    """The golden checkpoint with the vocabulary of Gemma 4, whose rows are its own again and again."""
-    folder = tmp_path_factory.mktemp("sounds")
-    config = json.loads((FOLDERS / "gemma4" / "config.json").read_text()) | IDS
-    config["text_config"] |= {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(gemma4_json()))
-    tensors: dict[str, NDArray[Any]] = dict(read_tensors(FOLDERS / "gemma4" / "model.safetensors"))
-    for name, tensor in tensors.items():
-        if "embed_tokens" in name:
-            tensors[name] = np.resize(tensor, (262144, tensor.shape[1]))
-    save_file(tensors, folder / "model.safetensors")
+    folder = write_with_vocabulary(tmp_path_factory.mktemp("sounds"))
     with gemlet.load(folder, weights="bf16", threads=2) as loaded:
         yield loaded
-
-
-def wav(samples: NDArray[np.float32], rate: int = 16000) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(rate)
-        out.writeframes((samples * 32767).astype("<i2").tobytes())
-    return file.getvalue()
 
 
 def test_a_text_with_places(model: gemlet.Model) -> None:

@@ -1,0 +1,107 @@
+"""Sound over HTTP: in chats, transcriptions and translations, with OpenAI's client."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.audio import wav, write_with_vocabulary
+from support.extras import optional
+from support.servers import RunningServer, serving
+
+pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
+openai = optional("openai")
+SOUND = wav((0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32))
+TOKENS = 25
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    from gemlet.server.settings import ModelSpec
+
+    pytest.importorskip("soundfile")
+    folder = write_with_vocabulary(tmp_path_factory.mktemp("sounds"))
+    with serving(specs=[ModelSpec("hears", str(folder))]) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def question(part: dict[str, Any]) -> list[Any]:
+    return [{"role": "user", "content": [part, {"type": "text", "text": "What is said?"}]}]
+
+
+def test_a_sound_in_a_chat(client: Any) -> None:
+    data = base64.b64encode(SOUND).decode()
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    reply = client.chat.completions.create(model="hears", messages=question(part), max_tokens=4, n=2)
+    details = reply.usage.prompt_tokens_details
+    assert details.audio_tokens == TOKENS
+    assert details.text_tokens == reply.usage.prompt_tokens - TOKENS
+
+
+@pytest.mark.parametrize("what", ["transcriptions", "translations"])
+def test_what_is_said_in_a_file(client: Any, what: str) -> None:
+    endpoint = getattr(client.audio, what)
+    options = {"language": "en"} if what == "transcriptions" else {}
+    found = endpoint.create(model="hears", file=("a.wav", io.BytesIO(SOUND)), prompt="names", **options)
+    assert isinstance(found.text, str)
+    plain = endpoint.create(model="hears", file=("a.wav", io.BytesIO(SOUND)), response_format="text")
+    assert isinstance(plain, str)
+
+
+def test_a_recording_that_is_heard_in_pieces(client: Any) -> None:
+    rate, seconds = 1000, 61
+    found = client.audio.transcriptions.create(
+        model="hears", file=("a.wav", io.BytesIO(wav(np.zeros(rate * seconds, np.float32), rate)))
+    )
+    # Three pieces of 20.3 seconds each.
+    assert found.usage.input_token_details.audio_tokens == 3 * 509
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file": b"no sound"}, "cannot be decoded"),
+        ({"file": b""}, "empty"),
+        ({"response_format": "srt"}, "response_format"),
+        ({"temperature": 9}, "temperature"),
+        ({"timestamp_granularities": ["word"], "response_format": "json"}, "timestamp_granularities"),
+    ],
+)
+def test_what_a_transcription_refuses(client: Any, options: dict[str, Any], message: str) -> None:
+    data = options.pop("file", SOUND)
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.audio.transcriptions.create(model="hears", file=("a.wav", io.BytesIO(data)), **options)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "audio", "audio": "/etc/passwd"},
+        {"type": "audio_url", "audio_url": {"url": "file:///etc/passwd"}},
+        {"type": "audio_url", "audio_url": {"url": "http://127.0.0.1/a.wav"}},
+        {"type": "input_audio", "input_audio": "/etc/passwd"},
+    ],
+)
+def test_nobody_reads_files_of_the_server(server: RunningServer, part: dict[str, Any]) -> None:
+    answer = server.post("/v1/chat/completions", {"messages": question(part), "max_tokens": 1})
+    assert answer.status == 400
+    assert "data URL" in answer.error["message"]
+
+
+def test_a_model_that_hears_nothing() -> None:
+    with serving() as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        with client, pytest.raises(openai.BadRequestError, match="hears no sound"):
+            client.audio.transcriptions.create(model="demo", file=("a.wav", io.BytesIO(SOUND)))
+        assert running.running() == 0
