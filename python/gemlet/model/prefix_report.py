@@ -78,7 +78,7 @@ def prefix_report(
         return tokenizer.decode(part, skip_control=False)
 
     decoder = tokenizer.stream_decoder(skip_control=False)
-    size = sum(len(decoder.bytes_of(token)) for token in ids[:common])  # a token may be part of a character
+    size = sum(len(decoder.next_bytes(token)) for token in ids[:common])  # a token may be part of a character
     return PrefixReport(
         found.prompt_tokens,
         found.cached_tokens,

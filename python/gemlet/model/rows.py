@@ -26,6 +26,7 @@ def rows_of(
     adapter: _core.Adapter | None,
     wanted: Literal["logits", "embedding"],
     first_row: int = 0,
+    cache_salt: int = 0,
 ) -> Iterator[Rows]:
     """The index of a text and float32 ``[n, width]``, text by text: the next rows of its logits, from number
     ``first_row`` on, or its embedding. With a first row, the first text is read before the others, which then
@@ -33,7 +34,7 @@ def rows_of(
 
     Raises :class:`CancelledError` where another thread closed the model meanwhile.
     """
-    reading = _Reading(resident, texts, adapter, wanted, first_row)
+    reading = _Reading(resident, texts, adapter, wanted, first_row, cache_salt)
     try:
         while not reading.is_over:
             seen = reading.news.value
@@ -91,12 +92,13 @@ class _Reading:
         adapter: _core.Adapter | None,
         wanted: Literal["logits", "embedding"],
         first_row: int = 0,
+        cache_salt: int = 0,
         *,
         readable: bool = False,
     ) -> None:
         self.engine, self.news = resident.engine(), _core.News(readable=readable)
         self._name, self._texts, self._adapter = resident.name, texts, adapter
-        self._wanted, self._first_row = wanted, first_row
+        self._wanted, self._first_row, self._cache_salt = wanted, first_row, cache_salt
         self._submitted: deque[_core.Request] = deque()
         self._index = 0  # of the text whose rows come now
 
@@ -130,6 +132,11 @@ class _Reading:
         while len(self._submitted) < ahead and self._index + len(self._submitted) < len(self._texts):
             ids = np.asarray(self._texts[self._index + len(self._submitted)], np.int32)
             request = self.engine.submit(
-                ids, news=self.news, wanted=self._wanted, adapter=self._adapter, first_row=self._first_row
+                ids,
+                news=self.news,
+                wanted=self._wanted,
+                adapter=self._adapter,
+                first_row=self._first_row,
+                cache_salt=self._cache_salt,
             )
             self._submitted.append(request)
