@@ -202,7 +202,7 @@ class Gemlet:
         from gemlet import _core
 
         engine = _core.Engine(self.model._resident.core, most_running=count, drafts="never")
-        news, sampler = _core.News(), _core.Sampler(temperature=0.0)
+        news, sampler = _core.News(), _core.Sampler(temperature=0.0, seed=1)
         requests = []
         for sequence in range(count):
             ids = [2 + (sequence + place) * 7 % 1000 for place in range(PROMPT)]

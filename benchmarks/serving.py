@@ -97,7 +97,7 @@ def busy(model: gemlet.Model, turns: int) -> None:
         while time.perf_counter() < before + 0.5:
             requests.look()
         short = requests.ask(prompt(model, SHORT, 100 * turn + 60), 1)
-        while not long.has_ended and not all(one.has_ended for one in writers):
+        while not short.has_ended or (not long.has_ended and not all(one.has_ended for one in writers)):
             requests.look()
         end = time.perf_counter()
         alone = [one for w in writers for one in gaps(w.times, w.times[8], before)]

@@ -258,6 +258,9 @@ void register_requests(py::module_& m) {
             py::typing::Dict<py::str, py::typing::Union<py::int_, py::float_>> result;
             result["running"] = stats.running;
             result["waiting"] = stats.waiting;
+            result["longest_wait"] = stats.longest_wait;
+            result["begun"] = stats.begun;
+            result["waiting_seconds"] = stats.waiting_seconds;
             result["steps"] = stats.steps;
             result["prompt_tokens"] = stats.prompt_tokens;
             result["cached_tokens"] = stats.cached_tokens;
@@ -267,6 +270,8 @@ void register_requests(py::module_& m) {
             result["preemptions"] = stats.preemptions;
             result["prefix_cache_bytes"] = stats.prefix_cache_bytes;
             result["kv_bytes"] = stats.kv_bytes;
+            result["disk_read_bytes"] = stats.disk_read_bytes;
+            result["disk_written_bytes"] = stats.disk_written_bytes;
             result["step_seconds"] = stats.step_seconds;
             result["bytes_read"] = stats.bytes_read;
             return result;

@@ -157,6 +157,9 @@ bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> text,
     folder_->remove(name);
     return false;
   }
+  for (const KvBlockRef& one : block.blocks) {
+    if (one) folder_->add_read(pool_.layout().kinds[static_cast<size_t>(&one - block.blocks.data())].block_bytes());
+  }
   block.numbers.assign(own.begin(), own.end());
   if (std::find(wanted.begin(), wanted.end(), true) != wanted.end()) folder_->mark_used(file.descriptor());
   return true;

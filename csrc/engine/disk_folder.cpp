@@ -169,6 +169,7 @@ bool DiskFolder::write(const BlockName& name, std::span<const uint8_t> bytes) {
     part.remove(made);
     return false;
   }
+  written_bytes_.fetch_add(size, std::memory_order_relaxed);
   if (bytes_ >= 0) bytes_ += size;
   if (bytes_ < 0 || bytes_ > most_bytes_ || ++writes_ >= kCountAgain) make_room();
   return true;

@@ -8,6 +8,7 @@
 // those that only they lead to.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -44,6 +45,12 @@ class DiskFolder {
   bool write(const BlockName& name, std::span<const uint8_t> bytes);
   void remove(const BlockName& name) const;
   void mark_used(int descriptor) const;
+  // A block's bytes were read.
+  void add_read(int64_t bytes) const { read_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
+  void count(int64_t& read, int64_t& written) const {
+    read = read_bytes_.load(std::memory_order_relaxed);
+    written = written_bytes_.load(std::memory_order_relaxed);
+  }
   // The blocks that may follow a text whose checksum is `before`.
   std::vector<BlockName> following(uint64_t before) const;
 
@@ -54,6 +61,7 @@ class DiskFolder {
 
   int descriptor_ = -1;
   const int64_t most_bytes_;
+  mutable std::atomic<int64_t> read_bytes_{0}, written_bytes_{0};
   // Only for the one thread that writes.
   int64_t bytes_ = -1;  // of all entries; -1: not counted yet
   int64_t writes_ = 0;  // since they were counted

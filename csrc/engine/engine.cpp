@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <algorithm>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -127,6 +128,12 @@ int64_t Engine::row_width() const {
 EngineStats Engine::stats() const {
   const Lock lock(fork_safe_mutex());
   EngineStats stats = worker_->stats;
+  const auto now = RequestOptions::Clock::now();
+  for (const auto& request : worker_->live) {
+    if (request->began_) continue;
+    stats.longest_wait = std::max(stats.longest_wait, std::chrono::duration<double>(now - request->submitted_).count());
+  }
+  worker_->cache.count(stats.disk_read_bytes, stats.disk_written_bytes);
   stats.kv_bytes = model_->kv().used_bytes();
   stats.bytes_read = model_->bytes_read();
   return stats;

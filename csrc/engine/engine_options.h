@@ -22,6 +22,9 @@ struct EngineOptions {
 // Since the engine began. Times are in seconds.
 struct EngineStats {
   int64_t running = 0, waiting = 0;  // requests, now
+  double longest_wait = 0;           // of those that wait for their first pass, so far
+  int64_t begun = 0;                 // requests that have had it
+  double waiting_seconds = 0;        // of these before it
   int64_t steps = 0;
   int64_t prompt_tokens = 0;  // computed
   int64_t cached_tokens = 0;  // not computed, thanks to the prefix cache
@@ -29,8 +32,9 @@ struct EngineStats {
   int64_t drafted_tokens = 0;   // guessed tokens that went through a pass
   int64_t accepted_tokens = 0;  // those of them that were right
   int64_t preemptions = 0;
-  int64_t prefix_cache_bytes = 0;  // now
-  int64_t kv_bytes = 0;            // of blocks in use, now
+  int64_t prefix_cache_bytes = 0;                       // now
+  int64_t kv_bytes = 0;                                 // of blocks in use, now
+  int64_t disk_read_bytes = 0, disk_written_bytes = 0;  // of keys and values, in the folder of the prefix cache
   double step_seconds = 0;
   int64_t bytes_read = 0;  // of weights, keys and values, by all passes of the model
 };

@@ -16,10 +16,14 @@ bool begins_with(std::span<const int32_t> text, std::span<const int32_t> beginni
 }  // namespace
 
 PrefixCache::PrefixCache(KvPool& pool, const Options& options, Event& news)
-    : pool_(pool), most_bytes_(options.most_bytes), model_(options.model) {
+    : pool_(pool), most_bytes_(options.most_bytes), model_(options.model), folder_(options.folder) {
   if (options.folder) disk_ = std::make_unique<DiskCache>(options.folder, pool, news);
 }
 PrefixCache::~PrefixCache() = default;
+
+void PrefixCache::count(int64_t& read, int64_t& written) const {
+  if (folder_) folder_->count(read, written);
+}
 
 int64_t PrefixCache::bytes() const {
   const Lock lock(mutex_);

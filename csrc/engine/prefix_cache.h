@@ -90,6 +90,8 @@ class PrefixCache {
   void close();
 
   int64_t bytes() const;  // of the blocks that entries refer to
+  // Bytes of keys and values that this process has read from the disk and written there. Takes no lock.
+  void count(int64_t& read, int64_t& written) const;
 
  private:
   struct Entry;
@@ -129,6 +131,7 @@ class PrefixCache {
   KvPool& pool_;
   const int64_t most_bytes_;
   const Digest model_;
+  const std::shared_ptr<DiskFolder> folder_;
   std::unique_ptr<DiskCache> disk_;
   mutable std::mutex mutex_;  // of all below
   int64_t bytes_ = 0;

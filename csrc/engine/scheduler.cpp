@@ -5,8 +5,8 @@
 namespace gemlet {
 namespace {
 
-// Prompts share a step in pieces of whole tiles, but for the last piece of each.
-constexpr int64_t kLeastPiece = 16;
+constexpr int64_t kLeastPiece = 16;  // the rows of a tile
+constexpr uint64_t kOldestTurn = 4;  // of so many steps, in one the prompt that has waited longest comes first
 
 }  // namespace
 
@@ -54,7 +54,7 @@ std::vector<Scheduler::Part> Scheduler::whole_texts() const {
   return parts;
 }
 
-std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
+std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) {
   if (limits_.whole) return whole_texts();
   std::vector<Part> parts;
   std::vector<Job*> readers;
@@ -66,10 +66,11 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
       readers.push_back(job.get());
     }
   }
-  const int64_t writers = static_cast<int64_t>(parts.size());
-  int64_t left = limits_.rows - writers;
-  if (writers > 0) left = std::min(left, prompt_tokens);
-  if (readers.empty() || left <= 0) return parts;
+  if (readers.empty()) return parts;
+  const int64_t writers = static_cast<int64_t>(parts.size()), room = limits_.rows - writers;
+  const int64_t wanted = writers > 0 ? std::min(room, prompt_tokens) : room;
+  // To the end of a prompt, some more may be read: it is not worth another step.
+  const int64_t most = std::min(room, 2 * wanted);
 
   Job* const oldest = *std::min_element(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->number < b->number;
@@ -77,18 +78,24 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
   std::stable_sort(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->remaining() < b->remaining();
   });
-  int64_t share = std::min(oldest->most_tokens(), std::max(left / 4, std::min(left, kLeastPiece)));
-  share = oldest->whole(share);
-  if (share == 0) {  // a span goes through as a whole, though others wait longer for that, if need be alone
-    share = oldest->least_tokens();
-    if (writers + share > limits_.rows) return {{oldest, share}};
+  if (readers.size() > 1 && ++shared_steps_ % kOldestTurn == 0) {
+    readers.erase(std::find(readers.begin(), readers.end(), oldest));
+    readers.insert(readers.begin(), oldest);
   }
-  left = std::max<int64_t>(left - share, 0);
+  int64_t read = 0;
   for (Job* const job : readers) {
-    const int64_t own = job == oldest ? share : 0;
-    const int64_t tokens = job->whole(own + std::min(left, std::max<int64_t>(job->most_tokens() - own, 0)));
-    left -= tokens - own;
-    if (tokens > 0) parts.push_back({job, tokens});
+    const int64_t all = job->most_tokens();
+    int64_t tokens = all <= most - read ? all : std::min(all, wanted - read);
+    // Pieces are of whole tiles, but for the last one of a prompt.
+    if (tokens < all && read > 0 && tokens < kLeastPiece) tokens = 0;
+    tokens = tokens > 0 ? job->whole(tokens) : 0;
+    if (tokens == 0 && read == 0) {  // a span goes through as a whole, if need be alone, though others wait for that
+      tokens = job->least_tokens();
+      if (tokens > room) return {{job, tokens}};
+    }
+    if (tokens == 0) continue;
+    read += tokens;
+    parts.push_back({job, tokens});
   }
   return parts;
 }

@@ -36,10 +36,11 @@ class Scheduler {
   bool is_full() const { return static_cast<int64_t>(running_.size()) >= limits_.running; }
   void begin(Job* job);
 
-  // The next step. While texts are being written, at most `prompt_tokens` of prompts are read beside them. A quarter of
-  // them goes to the prompt that has waited longest and the rest to the one that is done soonest, so that neither a
-  // long prompt nor a short one waits for the others. No prompt is cut within a span.
-  std::vector<Part> plan(int64_t prompt_tokens) const;
+  // The next step. While texts are being written, `prompt_tokens` of prompts are read beside them, or up to twice as
+  // many where that is the end of a prompt. The prompt comes first that is done soonest, and in a quarter of the steps
+  // the one that has waited longest, so that neither a long prompt nor a short one waits for the others. No prompt is
+  // cut within a span.
+  std::vector<Part> plan(int64_t prompt_tokens);
 
   // The running job to give up when memory runs out: one whose reader is slow, else of the lowest priority the last one
   // that came. Null if there is only one.
@@ -54,6 +55,7 @@ class Scheduler {
   std::vector<Part> whole_texts() const;
 
   const Limits limits_;
+  uint64_t shared_steps_ = 0;                  // in which several prompts could be read
   std::vector<std::unique_ptr<Job>> running_;  // in the order in which they began
   std::deque<std::unique_ptr<Job>> waiting_;   // in the order in which they will begin
 };

@@ -14,8 +14,6 @@ constexpr std::chrono::hours kLong(1);
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-PrefixCache::Root root_of(const Request& request) { return {request.options.adapter, request.options.cache_salt}; }
-
 }  // namespace
 
 Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)
@@ -38,7 +36,11 @@ bool Worker::step() {
   {
     const Lock lock(fork_safe_mutex());
     for (const Scheduler::Part& part : parts) {
-      if (!part.job->request->began_) part.job->request->began_ = step_start_;
+      Request& request = *part.job->request;
+      if (request.began_) continue;
+      request.began_ = step_start_;
+      ++stats.begun;
+      stats.waiting_seconds += std::chrono::duration<double>(step_start_ - request.submitted_).count();
     }
   }
   if (!forward(parts)) return true;
@@ -299,169 +301,6 @@ void Worker::make_room(const Error& error) {
     return;
   }
   end(scheduler_.running().front().get(), FinishReason::kFailed, &error);
-}
-
-int64_t Worker::row_width() const {
-  const ModelConfig& config = model_->config();
-  return config.bidirectional ? config.embedding_size() : config.vocab_size;
-}
-
-// Calls next(), which returns whether the job has ended.
-template <typename Next>
-void Worker::hand_out(Job* job, Ends& ends, Next next) {
-  try {
-    const FinishReason reason = next();
-    job->request->options.news->notify();
-    if (reason != FinishReason::kNone) ends.ended.emplace_back(job, reason);
-  } catch (const Error& error) {
-    ends.failed.emplace_back(job, error);
-  } catch (const std::bad_alloc&) {
-    ends.failed.emplace_back(job, Error(ErrorCode::kMemory, "there is no memory for what a request computed"));
-  }
-}
-
-// What the pass computed goes to the readers.
-void Worker::hand_out(const Parts& parts) {
-  Ends ends;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    Job* const job = parts[i].job;
-    Request& request = *job->request;
-    const auto keep = [&] {  // what is certain
-      if (job->wanted() == Wanted::kEmbedding) return;
-      job->kept_blocks = cache.keep(root_of(request), job->key, job->kv, job->kept_blocks, false);
-    };
-    if (request.generated_.empty()) request.read_tokens_.store(job->kv.length(), std::memory_order_relaxed);
-    if (rows_[i] < 0) {
-      keep();
-      const Lock lock(fork_safe_mutex());
-      count_step(request, false);
-      request.options.news->notify();  // who shows how much was read may look
-      continue;
-    }
-    const float* const values = outputs_.as<float>() + rows_[i] * row_width();
-    hand_out(job, ends, [&] {
-      const FinishReason reason =
-          job->wanted() == Wanted::kText ? next_tokens(*job, values) : next_rows(*job, values, parts[i].tokens);
-      keep();
-      return reason;
-    });
-  }
-  end(ends);
-}
-
-// The next tokens of texts that waited for a mask which is there now.
-void Worker::choose_held() {
-  Ends ends;
-  for (const auto& job : scheduler_.running()) {
-    if (job->held.empty() || !mask_of(*job)) continue;
-    const std::vector<float> logits = std::exchange(job->held, {});
-    hand_out(job.get(), ends, [&] { return next_token(*job, logits.data(), true); });
-  }
-  end(ends);
-}
-
-// Which tokens the reader lets be next; null if it has not said so yet.
-std::shared_ptr<const TokenMask> Worker::mask_of(const Job& job) {
-  const Lock lock(fork_safe_mutex());
-  const Request& request = *job.request;
-  return request.mask_position_ == request.generated_.size() ? request.mask_ : nullptr;
-}
-
-// Under fork_safe_mutex(): the time of this step so far counts for the request. `wrote`: it got a token.
-void Worker::count_step(Request& request, bool wrote) const {
-  const bool is_new = request.counted_ < step_start_;
-  const Clock::time_point now = Clock::now();
-  const double seconds = std::chrono::duration<double>(now - std::max(step_start_, request.counted_)).count();
-  request.counted_ = now;
-  if (request.has_first_) {
-    request.times_.writing += seconds;
-    request.times_.steps += is_new ? 1 : 0;
-    request.times_.tokens += wrote ? 1 : 0;
-  } else {
-    request.times_.reading += seconds;
-  }
-  request.has_first_ |= wrote;
-}
-
-// Chooses the next token of a text, and those after it for as long as its guesses are right.
-FinishReason Worker::next_tokens(Job& job, const float* logits) {
-  if (!job.drafts) return next_token(job, logits, false);
-  const int64_t certain = job.kv.length() - job.drafted();
-  int64_t right = 0;
-  FinishReason reason;
-  for (;;) {
-    reason = next_token(job, logits + right * row_width(), false);
-    if (reason != FinishReason::kNone || !job.drafts->check(right, job.ids.back())) break;
-    ++right;
-  }
-  job.kv.truncate(certain + right);
-  job.drafts->account(slowed_, 1 + right);
-  const Lock lock(fork_safe_mutex());
-  stats.accepted_tokens += right;
-  return reason;
-}
-
-// Chooses the next token of a text from its logits, or keeps them until its mask is there. `held`: they were kept.
-FinishReason Worker::next_token(Job& job, const float* logits, bool held) {
-  Request& request = *job.request;
-  const RequestOptions& options = request.options;
-  const auto width = static_cast<size_t>(row_width());
-  const std::shared_ptr<const TokenMask> mask = options.masked ? mask_of(job) : nullptr;
-  if (options.masked && !mask) {
-    job.held.assign(logits, logits + width);
-    const Lock lock(fork_safe_mutex());
-    count_step(request, false);
-    return FinishReason::kNone;
-  }
-  const std::span<const uint32_t> allowed = mask ? std::span(*mask) : std::span<const uint32_t>();
-  const int32_t id = job.sampler->sample({logits, width}, job.ids, allowed);
-  const bool is_end = std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
-  std::optional<Logprobs> logprobs;
-  if (options.logprobs && !is_end) {
-    logprobs = logprobs_.read({logits, width}, id, *options.logprobs);
-  }
-  if (!is_end) {
-    job.ids.push_back(id);
-    job.key.add(id);
-  }
-  {
-    const Lock lock(fork_safe_mutex());
-    if (held) {  // its pass was counted
-      request.times_.tokens += request.has_first_ ? 1 : 0;
-      request.has_first_ = true;
-    } else {
-      count_step(request, true);
-    }
-    if (!is_end) {
-      if (logprobs) request.logprobs_.push_back(std::move(*logprobs));
-      request.generated_.push_back(id);
-      ++stats.generated_tokens;
-    }
-  }
-  if (is_end) return FinishReason::kStop;
-  const auto generated = static_cast<int64_t>(job.ids.size() - options.prompt.size());
-  if (generated >= options.max_tokens) return FinishReason::kLength;
-  const bool is_full = static_cast<int64_t>(job.ids.size()) > model_->config().max_context;
-  return is_full ? FinishReason::kContext : FinishReason::kNone;
-}
-
-// Hands out the rows of logits after `tokens` more tokens, or an embedding.
-FinishReason Worker::next_rows(Job& job, const float* values, int64_t tokens) {
-  Request& request = *job.request;
-  int64_t count = 1, known = 0;
-  if (job.wanted() == Wanted::kLogits) {
-    // Of a text that is read again, after a fork or because memory ran out, the reader has the first rows. Those
-    // before the first one that is wanted are there if a span has both.
-    count = tokens;
-    const int64_t first = job.kv.length() - tokens - request.options.first_row;
-    known = std::clamp<int64_t>(request.handed_rows_ - first, 0, count);
-  }
-  std::vector<float> own(values + known * row_width(), values + count * row_width());
-  const Lock lock(fork_safe_mutex());
-  request.values_ = std::move(own);  // the last ones were taken: until then it was paused
-  request.handed_rows_ += count - known;
-  count_step(request, false);
-  return job.remaining() == 0 ? FinishReason::kStop : FinishReason::kNone;
 }
 
 void Worker::end(Job* job, FinishReason reason, const Error* error) {

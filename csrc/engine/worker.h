@@ -66,9 +66,12 @@ struct Worker {
   void make_room(const Error& error);
   bool put_slow_reader_back();
   void put_back(Job* job);
-  void hand_out(const Parts& parts);
+  void hand_out(const Parts& parts);  // this and the next ones are in worker_tokens.cpp
   template <typename Next>
   void hand_out(Job* job, Ends& ends, Next next);
+  static PrefixCache::Root root_of(const Request& request) {
+    return {request.options.adapter, request.options.cache_salt};
+  }
   static std::shared_ptr<const TokenMask> mask_of(const Job& job);
   FinishReason next_tokens(Job& job, const float* logits);
   FinishReason next_token(Job& job, const float* logits, bool held);

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -154,6 +157,8 @@ def test_what_cannot_be_run() -> None:
     ):
         with pytest.raises(InvalidRequestError, match=what):
             ScriptedModel("").chat([QUESTION], run_tools=True, **options)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError, match=what):
+            asyncio.run(ScriptedModel("").achat([QUESTION], run_tools=True, **options))  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="run_tools"):
         ScriptedModel("").chat([QUESTION], tools=[double], run_tools="yes")  # type: ignore[arg-type]
 
@@ -214,7 +219,7 @@ def test_a_session_runs_functions_too() -> None:
     reply = session.chat("Well?", tools=[double], run_tools=True)
     assert (reply.text, results(reply)) == ("8.", ["8"])
     assert session.messages == [QUESTION, *reply.messages]
-    session.chat("Sure?", run_tools=False, max_tool_rounds=1, approve=None)
+    session.chat("Sure?", run_tools=False, max_tool_rounds=None, approve=None)
     assert "response:double{" in model.asked[2]
 
 
@@ -224,3 +229,82 @@ def test_nobody_goes_on_with_a_message_and_runs_functions() -> None:
         ScriptedModel("").chat(begun, tools=[double], run_tools=True, continue_final_message=True)
     with pytest.raises(InvalidRequestError, match="empty"):
         ScriptedModel("").chat("", tools=[double], run_tools=True)
+
+
+def test_options_of_what_is_not_run_are_refused() -> None:
+    for options in ({"max_tool_rounds": 3}, {"approve": lambda call: True}):
+        for run_tools in (False, None):
+            with pytest.raises(InvalidRequestError, match="no function is run without run_tools=True"):
+                ScriptedModel("").chat([QUESTION], tools=[double], run_tools=run_tools, **options)  # type: ignore[arg-type]
+    for name in ("n", "best_of"):
+        with pytest.raises(InvalidRequestError, match=f"{name}: does not go together with run_tools"):
+            ScriptedModel("").chat([QUESTION], tools=[double], run_tools=True, **{name: 2})
+
+
+def test_a_stream_says_where_functions_are_run() -> None:
+    model = ScriptedModel("")
+    session = model.session()
+    for stream in (model.stream_chat, model.astream_chat, session.stream_chat):
+        with pytest.raises(InvalidRequestError, match=r"chat\(\) and achat\(\) run functions"):
+            stream([QUESTION], tools=[double], run_tools=True)  # type: ignore[call-arg]
+
+
+def test_functions_run_beside_the_event_loop() -> None:
+    """In threads of their own, so that other tasks go on meanwhile."""
+    seen: list[threading.Thread] = []
+
+    def slow(x: int) -> int:
+        """Waits.
+
+        Args:
+            x: A number.
+        """
+        seen.append(threading.current_thread())
+        time.sleep(0.05)
+        return x
+
+    async def main() -> Generation:
+        beats = 0
+
+        async def beat() -> None:
+            nonlocal beats
+            while True:
+                await asyncio.sleep(0.005)
+                beats += 1
+
+        beating = asyncio.create_task(beat())
+        model = ScriptedModel(calls("slow{x:4}", "slow{x:5}"), "Done.<turn|>")
+        reply = await model.achat([QUESTION], tools=[slow], run_tools=True, approve=lambda call: True)
+        beating.cancel()
+        assert beats >= 4
+        return reply
+
+    reply = asyncio.run(main())
+    assert (reply.text, results(reply)) == ("Done.", ["4", "5"])
+    assert threading.main_thread() not in seen
+
+
+def test_a_task_that_is_cancelled_runs_no_more_functions() -> None:
+    ran: list[int] = []
+
+    def slow(x: int) -> int:
+        """Waits.
+
+        Args:
+            x: A number.
+        """
+        ran.append(x)
+        time.sleep(0.05)
+        return x
+
+    async def main() -> None:
+        model = ScriptedModel(calls("slow{x:1}", "slow{x:2}"), "Done.<turn|>")
+        task = asyncio.create_task(model.achat([QUESTION], tools=[slow], run_tools=True))
+        while not ran:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert ran == [1]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,33 @@ def test_blocks_are_taken_in_part(folder: Path, common: int) -> None:
     engines = Engines(folder)
     engines.cached(IDS[:600])
     assert engines.cached(np.concatenate([IDS[:common], (IDS[common : common + 40] + 1) % 96])) == common
+
+
+def test_stats_count_waiting_and_the_disk(folder: Path) -> None:
+    core = Engines(folder).core
+    options: dict[str, Any] = {
+        "most_running": 1,
+        "prefix_cache_bytes": 1 << 24,
+        "prefix_cache_folder": str(folder),
+        "prefix_cache_folder_bytes": 1 << 28,
+        "model_digest": bytes(range(32)),
+    }
+    reader = Reader(_core.Engine(core, **options))
+    first, second = reader.submit(IDS[:600], max_tokens=200), reader.submit(IDS[700:900], max_tokens=2)
+    while not reader.engine.stats()["waiting"]:
+        pass
+    assert reader.engine.stats()["longest_wait"] > 0
+    reader.read(first, second)
+    stats = reader.engine.stats()
+    assert (stats["begun"], stats["longest_wait"], stats["disk_read_bytes"]) == (2, 0, 0)
+    assert stats["waiting_seconds"] >= second.times[0] > 0
+    reader.engine.close()
+    written = sum(path.stat().st_size for path in Engines(folder).files())
+    assert 0 < written <= reader.engine.stats()["disk_written_bytes"] < 1.1 * written
+    again = Reader(_core.Engine(core, **options))
+    again.read(again.submit(IDS[:600]))
+    assert 0 < again.engine.stats()["disk_read_bytes"] < written
+    again.engine.close()
 
 
 def test_only_the_same_model_and_salt(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.errors import GemletError
 from support.core_models import layer_config, model_config, random_core, sampler
 from support.inside import testing
+from support.processes import in_fork
 
 VOCAB = 96
 BEGINNINGS = [np.random.default_rng(i).integers(0, VOCAB, 40 + 70 * i).astype(np.int32) for i in range(4)]
@@ -24,6 +26,8 @@ BEGINNINGS = [np.random.default_rng(i).integers(0, VOCAB, 40 + 70 * i).astype(np
 TILES = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
 
 pytestmark = pytest.mark.tier
+
+Adapters = list[_core.Adapter | None]
 
 
 def small_core(**changes: Any) -> _core.Model:
@@ -42,6 +46,8 @@ class Wish:
     patience: int  # tokens after which it is cancelled
     timeout: float | None
     priority: int
+    adapter: int  # which of adapters_of(); 0: none
+    masked: bool  # by allowed()
 
     @classmethod
     def random(cls, random: np.random.Generator) -> Wish:
@@ -55,10 +61,12 @@ class Wish:
             patience=int(random.integers(10)) if random.random() < 0.2 else 10**6,
             timeout=float(random.random() * 0.02) if random.random() < 0.1 else None,
             priority=int(random.integers(3)),
+            adapter=int(random.integers(3)) if random.random() < 0.3 else 0,
+            masked=random.random() < 0.3,
         )
 
-    def submit(self, engine: _core.Engine, news: _core.News) -> _core.Request:
-        return engine.submit(
+    def submit(self, engine: _core.Engine, news: _core.News, adapters: Adapters) -> Asked:
+        request = engine.submit(
             self.ids,
             sampler=sampler(seed=self.seed),
             news=news,
@@ -67,34 +75,89 @@ class Wish:
             priority=self.priority,
             timeout=self.timeout,
             most_unread=1 + self.seed % 8,
+            adapter=adapters[self.adapter],
+            masked=self.masked,
         )
+        asked = Asked(self, request)
+        asked.next_mask()
+        return asked
 
 
-def read(engine: _core.Engine, wish: Wish) -> tuple[list[int], str]:
-    """The whole text and why it ended; "failed" for an error of the engine."""
+@dataclass
+class Asked:
+    """A request and what has come of it."""
+
+    wish: Wish
+    request: _core.Request
+    text: list[int] = field(default_factory=list)
+
+    def take(self) -> str | None:
+        """What there is. Why it has ended; "failed" for an error of the engine."""
+        try:
+            ids, reason, _ = self.request.take()
+        except GemletError:
+            return "failed"
+        self.text += ids
+        if ids and reason is None:
+            self.next_mask()
+        return reason
+
+    def next_mask(self) -> None:
+        """As a grammar would give it."""
+        if self.wish.masked:
+            self.request.set_mask(len(self.text), bits_of(allowed(self.text)))
+
+
+def allowed(text: list[int]) -> list[int]:
+    """The ids that may follow in a masked text."""
+    last = text[-1] if text else 0
+    return [(last + step) % VOCAB for step in (7, 30, 31, 32, 64)]
+
+
+def bits_of(ids: list[int]) -> NDArray[np.uint32]:
+    mask = np.zeros((VOCAB + 31) // 32, np.uint32)
+    for token_id in ids:
+        mask[token_id // 32] |= np.uint32(1 << token_id % 32)
+    return mask
+
+
+def adapters_of(core: _core.Model) -> Adapters:
+    """None, and two that change every text."""
+    found: Adapters = [None]
+    for seed in (1, 2):
+        random, builder = np.random.default_rng(seed), _core.AdapterBuilder(core)
+        a, b = (random.standard_normal(shape).astype(np.float32) / 8 for shape in ((4, 64), (96, 4)))
+        builder.add("layers.0.gate_proj", a=a, a_dtype="f32", b=b, b_dtype="f32", scale=1.0)
+        found.append(builder.finish())
+    return found
+
+
+def read(engine: _core.Engine, wish: Wish, adapters: Adapters) -> tuple[list[int], str]:
+    """The whole text and why it ended."""
     news = _core.News()
-    request = wish.submit(engine, news)
-    text: list[int] = []
+    asked = wish.submit(engine, news, adapters)
     while True:
         seen = news.value
-        try:
-            ids, reason, _ = request.take()
-        except GemletError:
-            return text, "failed"
-        text += ids
+        reason = asked.take()
         if reason is not None:
-            return text, reason
-        if len(text) >= wish.patience:
-            request.cancel()
+            return asked.text, reason
+        if len(asked.text) >= wish.patience:
+            asked.request.cancel()
         engine.wait(news, seen, 1.0)
 
 
-def alone(core: _core.Model, wish: Wish) -> tuple[list[int], str]:
-    sequence, choose = _core.TokenSequence(core), sampler(seed=wish.seed)
+def alone(core: _core.Model, wish: Wish, adapters: Adapters) -> tuple[list[int], str]:
+    sequence, choose = _core.TokenSequence(core, adapters[wish.adapter]), sampler(seed=wish.seed)
     sequence.extend(wish.ids)
     text: list[int] = []
     while True:
-        token = sequence.sample(choose)
+        if wish.masked:
+            logits = sequence.logits()[-1]
+            row = np.full_like(logits, -np.inf)
+            row[allowed(text)] = logits[allowed(text)]
+            token = choose.sample(row, [*wish.ids.tolist(), *text])
+        else:
+            token = sequence.sample(choose)
         if token in wish.end_ids:
             return text, "stop"
         text.append(token)
@@ -103,9 +166,9 @@ def alone(core: _core.Model, wish: Wish) -> tuple[list[int], str]:
         sequence.extend(text[-1:])
 
 
-def check(core: _core.Model, wish: Wish, found: tuple[list[int], str]) -> None:
+def check(core: _core.Model, wish: Wish, found: tuple[list[int], str], adapters: Adapters) -> None:
     text, reason = found
-    expected, why = alone(core, wish)
+    expected, why = alone(core, wish, adapters)
     if reason in ("stop", "length"):
         assert (text, reason) == (expected, why)
     else:
@@ -114,6 +177,7 @@ def check(core: _core.Model, wish: Wish, found: tuple[list[int], str]) -> None:
 
 def run(requests: int, threads: int, *, refuses: bool) -> None:
     core = small_core(kv_cache="f32")
+    adapters = adapters_of(core)
     # Room for some texts only, so that texts are given up and computed again.
     engine = _core.Engine(core, most_running=6, kv_bytes=1 << 20, prefix_cache_bytes=1 << 19)
     found: list[tuple[Wish, tuple[list[int], str]]] = []
@@ -125,7 +189,7 @@ def run(requests: int, threads: int, *, refuses: bool) -> None:
         try:
             for _ in range(requests // threads):
                 wish = Wish.random(random)
-                found.append((wish, read(engine, wish)))
+                found.append((wish, read(engine, wish, adapters)))
         except BaseException as error:
             errors.append(error)
 
@@ -159,7 +223,7 @@ def run(requests: int, threads: int, *, refuses: bool) -> None:
     assert {"stop", "length", "cancelled"} <= reasons
     assert refuses or "failed" not in reasons
     for wish, result in found[:: max(1, len(found) // 2000)]:
-        check(core, wish, result)
+        check(core, wish, result, adapters)
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -174,47 +238,67 @@ def test_ten_thousand_random_requests(refuses: bool) -> None:
 
 
 class Machine(RuleBasedStateMachine):
-    """Submits, reads, cancels and closes in any order."""
+    """Submits, reads, cancels, forks and closes in any order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.core = small_core()
         self.engine = _core.Engine(self.core, most_running=3, kv_bytes=1 << 19, prefix_cache_bytes=1 << 18)
         self.news = _core.News()
-        self.live: list[tuple[Wish, _core.Request, list[int]]] = []
+        self.adapters = adapters_of(self.core)
+        self.live: list[Asked] = []
         self.is_closed = False
 
     @precondition(lambda self: not self.is_closed)
     @rule(number=st.integers(0, 10**6))
     def submit(self, number: int) -> None:
+        self.submit_one(number)
+
+    def submit_one(self, number: int) -> None:
         wish = Wish.random(np.random.default_rng(number))
-        self.live.append((wish, wish.submit(self.engine, self.news), []))
+        self.live.append(wish.submit(self.engine, self.news, self.adapters))
 
     @precondition(lambda self: self.is_closed)
     @rule()
     def submit_to_a_closed_engine(self) -> None:
         with pytest.raises(GemletError):
-            Wish.random(np.random.default_rng(1)).submit(self.engine, self.news)
+            Wish.random(np.random.default_rng(1)).submit(self.engine, self.news, self.adapters)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), to_the_end=st.booleans())
     def read(self, data: st.DataObject, to_the_end: bool) -> None:
         place = data.draw(st.integers(0, len(self.live) - 1))
-        wish, request, text = self.live[place]
-        for _ in range(10**6 if to_the_end else 3):
+        if self.advance(self.live[place], 10**6 if to_the_end else 3):
+            del self.live[place]
+
+    def advance(self, asked: Asked, looks: int) -> bool:
+        """Looks at a text so many times; whether it has ended."""
+        for _ in range(looks):
             seen = self.news.value
-            ids, reason, _ = request.take()
-            text += ids
+            reason = asked.take()
             if reason is not None:
-                check(self.core, wish, (text, reason))
-                del self.live[place]
-                return
+                check(self.core, asked.wish, (asked.text, reason), self.adapters)
+                return True
             self.engine.wait(self.news, seen, 0.5)
+        return False
+
+    @rule()
+    def fork(self) -> None:
+        """The forked process goes on with all texts, and so does this one."""
+
+        def go_on() -> bool:
+            if not self.is_closed:
+                self.submit_one(5)
+            while self.live:
+                assert self.advance(self.live.pop(), 10**6)
+            return self.engine.stats()["running"] == 0
+
+        in_fork(go_on)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        self.live[data.draw(st.integers(0, len(self.live) - 1))][1].cancel()
+        self.live[data.draw(st.integers(0, len(self.live) - 1))].request.cancel()
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())

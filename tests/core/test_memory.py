@@ -34,6 +34,11 @@ def test_opening_and_closing_does_not_grow() -> None:
     run_program(memory.open_and_close)
 
 
+@pytest.mark.slow
+def test_many_steps_do_not_grow() -> None:
+    run_program(memory.many_steps, 100_000, timeout=600)
+
+
 def test_a_closed_sequence_gives_its_cache_back_while_the_model_stays() -> None:
     run_program(memory.close_sequences)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -457,3 +459,26 @@ def test_wrong_requests(
 ) -> None:
     with pytest.raises(kind, match=message):
         model.embed(texts, **options)
+    with pytest.raises(kind, match=message):
+        asyncio.run(model.aembed(texts, **options))
+
+
+def test_an_event_loop_goes_on_meanwhile(model: gemlet.Model) -> None:
+    """Many tasks embed at once, without threads, and one that is cancelled holds up nobody."""
+    texts = [[[2, 5 + i, *range(10, 10 + 20 * j), 1] for j in range(4)] for i in range(8)]
+
+    async def main() -> list[Any]:
+        threads = threading.active_count()
+        tasks = [asyncio.create_task(model.aembed(some)) for some in texts]
+        cancelled = asyncio.create_task(model.aembed([[2, *range(5, 100), 1]] * 200))
+        await asyncio.sleep(0)
+        assert threading.active_count() <= threads
+        cancelled.cancel()
+        found = await asyncio.gather(*tasks)
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        return found
+
+    for some, found in zip(texts, asyncio.run(main()), strict=True):
+        np.testing.assert_array_equal(found, model.embed(some))
+    assert asyncio.run(model.aembed([])).shape == (0, 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 
 import gemlet
 from gemlet import _core
+from gemlet.errors import InvalidRequestError
 
 PROMPTS = ["The door opened", "Once upon a time", "She said that"]
 
@@ -42,6 +44,29 @@ def test_seeds(model: gemlet.Model) -> None:
     assert len({result.seed for result in model.generate(PROMPTS, max_tokens=2)}) == 3
     with pytest.raises(gemlet.InvalidRequestError, match="seed: got 2 of them, expected one, or 3"):
         model.generate(PROMPTS, seed=[1, 2])
+
+
+def test_several_replies_to_a_conversation(model: gemlet.Model) -> None:
+    """Each is that of its seed alone; the conversation is read once."""
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0}
+    replies = model.chat("Who is there?", n=3, seed=5, **options)
+    assert [reply.seed for reply in replies] == [5, 6, 7]
+    for reply in replies:
+        assert reply.token_ids == model.chat("Who is there?", seed=reply.seed, **options).token_ids
+    assert len(model.chat("Who is there?", n=1, **options)) == 1
+    best = model.chat("Who is there?", n=2, best_of=3, seed=5, **options)
+    assert {tuple(reply.token_ids) for reply in best} <= {tuple(reply.token_ids) for reply in replies}
+    with model.stream_chat("Who is there?", n=3, seed=5, **options) as stream:
+        texts = ["", "", ""]
+        for chunk in stream:
+            texts[chunk.index] += chunk.text
+    assert texts == [reply.text for reply in replies]
+    several = asyncio.run(model.achat("Who is there?", n=3, seed=5, **options))
+    assert [reply.token_ids for reply in several] == [reply.token_ids for reply in replies]
+    with pytest.raises(InvalidRequestError, match="n: got 0"):
+        model.chat("Who is there?", n=0)
+    with pytest.raises(InvalidRequestError, match="has no argument 'n'"):
+        model.session().chat("Who is there?", n=2)  # type: ignore[call-arg]
 
 
 def test_what_is_a_list_of_prompts(model: gemlet.Model) -> None:

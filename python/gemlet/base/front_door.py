@@ -100,13 +100,20 @@ def _judged(
     return found
 
 
+_RUNS_TOOLS = (
+    "chat() and achat() run functions; of a stream, run the calls that come as events, and go on with their "
+    "results as messages of the role tool"
+)
 # What other tools have an argument for -> how it is done here.
 _OTHER_WAYS = {
     "stream": "stream() and stream_chat() give the text as it is written",
     "system": "a system prompt is the first message, of the role system",
     "system_prompt": "a system prompt is the first message, of the role system",
-    "n": "call it once for each text, or generate() with n",
+    "n": "call it once for each text, or generate() or Model.chat() with n",
     "best_of": "generate() chooses among texts; a stream has given them already",
+    "run_tools": _RUNS_TOOLS,
+    "max_tool_rounds": _RUNS_TOOLS,
+    "approve": _RUNS_TOOLS,
     "echo": "generate() and stream() have it",
     "n_gpu_layers": "this gemlet computes on CPUs only",
     "verbose": 'what happens is in the log "gemlet"',

@@ -122,7 +122,8 @@ class GenerationConfig:
     Args:
         max_tokens: most tokens to generate, at least 1. Generation also ends where the context is full. None:
             256, but all that the context has room for in a chat in which the model thinks first.
-        min_tokens: generate no end token, and find no stop string, before this many tokens.
+        min_tokens: generate no end token, and find no stop string, before this many tokens. A text of a given
+            form ends before where the form lets nothing follow.
         temperature: 0 to 100; 0 always takes the most likely token (greedy).
         top_p: 0 to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all, 0 is greedy
             (Holtzman et al. 2020).

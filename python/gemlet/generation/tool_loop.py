@@ -1,12 +1,14 @@
-"""Runs the functions that a model calls, and lets it go on with their results: :func:`reply_with_tools`."""
+"""Runs the functions that a model calls, and lets it go on with their results: :func:`reply_with_tools`, and
+:func:`areply_with_tools` for programs with an event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from gemlet.base.text import show
@@ -17,7 +19,15 @@ from gemlet.errors import InvalidRequestError
 from gemlet.generation.option_values import check_flag
 from gemlet.generation.result import Generation
 
-__all__ = ["MOST_ROUNDS", "Approve", "Conversation", "reply_with_tools", "runs_tools", "without_own"]
+__all__ = [
+    "MOST_ROUNDS",
+    "Approve",
+    "Conversation",
+    "areply_with_tools",
+    "reply_with_tools",
+    "runs_tools",
+    "without_own",
+]
 
 Approve = Callable[[ToolCall], bool]
 Conversation = str | Sequence[Mapping[str, Any]]
@@ -30,14 +40,15 @@ def runs_tools(options: Mapping[str, Any]) -> bool:
     """Whether the ``options`` of a chat ask to run tools.
 
     Raises:
-        InvalidRequestError: it is neither True nor False, or there is somebody to approve what is not run.
+        InvalidRequestError: it is neither True nor False, or there are options for what is not run.
 
     >>> runs_tools({"run_tools": True, "tools": []})
     True
     """
     runs = check_flag("run_tools", options.get("run_tools"))
-    if options.get("approve") is not None and not runs:
-        raise InvalidRequestError("approve: no function is run without run_tools=True")
+    for name in ("approve", "max_tool_rounds"):
+        if options.get(name) is not None and not runs:
+            raise InvalidRequestError(f"{name}: no function is run without run_tools=True")
     return runs
 
 
@@ -82,6 +93,71 @@ def reply_with_tools(
     >>> [(message["role"], message["content"]) for message in done.messages]
     [('assistant', ''), ('tool', '8'), ('assistant', '')]
     """
+    steps = _Steps(messages, options)
+    while (step := steps.next()) is not None:
+        steps.answer = ask(step.messages, step.options) if isinstance(step, _Ask) else step.run()
+    return steps.reply
+
+
+async def areply_with_tools(
+    ask: Callable[[Conversation, Mapping[str, Any]], Awaitable[Generation]],
+    messages: Conversation,
+    options: Mapping[str, Any],
+) -> Generation:
+    """:func:`reply_with_tools` for programs with an event loop: functions run in a thread, one after the
+    other, while the event loop goes on. A task that is cancelled does not wait for the one that runs."""
+    steps = _Steps(messages, options)
+    while (step := steps.next()) is not None:
+        if isinstance(step, _Ask):
+            steps.answer = await ask(step.messages, step.options)
+        else:
+            steps.answer = await asyncio.to_thread(step.run)
+    return steps.reply
+
+
+@dataclasses.dataclass
+class _Ask:
+    """The model is to be asked."""
+
+    messages: Conversation
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class _Call:
+    """A function is to be run, if nobody refuses."""
+
+    functions: Mapping[str, PythonTool]
+    call: ToolCall
+    approve: Approve | None
+
+    def run(self) -> Any:
+        return _run(self.functions, self.call, self.approve)
+
+
+class _Steps:
+    """What is to be done, one after the other.
+
+    Attributes:
+        answer: what came of the last step: a reply, or the content of a message.
+        reply: the last one, once nothing is left to do.
+    """
+
+    def __init__(self, messages: Conversation, options: Mapping[str, Any]) -> None:
+        self.answer: Any = None
+        self._left = _steps(messages, options)
+
+    def next(self) -> _Ask | _Call | None:
+        """The next step; None at the end."""
+        try:
+            return self._left.send(self.answer)
+        except StopIteration as end:
+            self.reply: Generation = end.value
+            return None
+
+
+def _steps(messages: Conversation, options: Mapping[str, Any]) -> Generator[_Ask | _Call, Any, Generation]:
+    """What is to be done next. It takes what came of it: a reply, or the content of a message."""
     functions = _functions(options.get("tools"))
     rounds = options.get("max_tool_rounds")
     rounds = MOST_ROUNDS if rounds is None else rounds
@@ -92,31 +168,29 @@ def reply_with_tools(
     approve = options.get("approve")
     if approve is not None and not callable(approve):
         raise InvalidRequestError(f"approve: got {show(approve)}, expected a function of the call, or None")
+    for name in ("n", "best_of"):
+        if options.get(name) is not None:
+            raise InvalidRequestError(f"{name}: does not go together with run_tools, which needs one reply")
     if options.get("continue_final_message"):
         raise InvalidRequestError("continue_final_message: does not go together with run_tools")
     asked = without_own(options)
     chosen = asked.get("tool_choice")
     chosen = chosen if isinstance(chosen, str) else None
     is_text = isinstance(messages, str) and messages
-    reply = ask(messages if is_text else checked_messages(messages or []), asked)
+    reply: Generation = yield _Ask(messages if is_text else checked_messages(messages or []), asked)
     added: list[dict[str, Any]] = []
     for _ in range(rounds):
         # A reply that was cut off may lack calls; it is for the caller to decide. And without tools to
         # choose from, a call is none that was asked for.
         if not reply.tool_calls or reply.finish_reason != "stop" or chosen == "none":
             break
-        results = [
-            {
-                "role": "tool",
-                "tool_call_id": call.id,
-                "name": call.name,
-                "content": _run(functions, call, approve),
-            }
-            for call in reply.tool_calls
-        ]
+        results = []
+        for call in reply.tool_calls:
+            content = yield _Call(functions, call, approve)
+            results.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
         added += [reply.message, *results]
         asked["tool_choice"] = "auto"  # who had to call a tool has done so
-        reply = ask(results, asked)
+        reply = yield _Ask(results, asked)
     return dataclasses.replace(reply, earlier_messages=added)
 
 

@@ -16,7 +16,9 @@ from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 __all__ = [
     "ChatOptions",
     "GenerateOptions",
+    "ManyChatOptions",
     "ManyTextOptions",
+    "ManyToolOptions",
     "PromptOptions",
     "TextOptions",
     "ToolOptions",
@@ -81,6 +83,12 @@ class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
     """Those of a reply to a conversation."""
 
 
+class ManyChatOptions(ChatOptions, total=False):
+    """Those where there may be several replies."""
+
+    n: int | None
+
+
 class PromptOptions(_OfChat, total=False):
     """Those that say what the tokens of a prompt are."""
 
@@ -93,6 +101,13 @@ class ToolOptions(ChatOptions, total=False):
     run_tools: bool
     max_tool_rounds: int
     approve: Approve | None
+
+
+class ManyToolOptions(ToolOptions, total=False):
+    """Those where all replies are written before any is given."""
+
+    n: int | None
+    best_of: int | None
 
 
 _OF_FORMS = """\
@@ -110,7 +125,10 @@ _DEFAULTS: dict[str, Any] = {
     "run_tools": False,
     "max_tool_rounds": MOST_ROUNDS,
 }
-_ALL = (TextOptions, ManyTextOptions, GenerateOptions, ChatOptions, PromptOptions, ToolOptions)
+_ALL = (
+    *(TextOptions, ManyTextOptions, GenerateOptions, PromptOptions),
+    *(ChatOptions, ManyChatOptions, ToolOptions, ManyToolOptions),
+)
 _TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
 _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)

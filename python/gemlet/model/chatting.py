@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from gemlet.base.front_door import public
 from gemlet.chat.base import Tools
+from gemlet.generation.answer import Prepared
 from gemlet.generation.async_stream import AsyncTextStream, run_async
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
-from gemlet.generation.tool_loop import Conversation, reply_with_tools, runs_tools
-from gemlet.model.call_options import ChatOptions, ToolOptions, takes_options
+from gemlet.generation.tool_loop import Conversation, areply_with_tools, reply_with_tools, runs_tools
+from gemlet.model.batch import arranged
+from gemlet.model.call_options import ManyChatOptions, ManyToolOptions, ToolOptions, takes_options
 from gemlet.model.requests import Requests
 
 if TYPE_CHECKING:
@@ -28,14 +30,31 @@ class Chatting:
 
     requests: Requests
 
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ToolOptions],
+    ) -> Generation: ...
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        *,
+        n: int,
+        best_of: int | None = None,
+        **options: Unpack[ToolOptions],
+    ) -> list[Generation]: ...
     @public
     @takes_options
     def chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        **options: Unpack[ToolOptions],
-    ) -> Generation:
+        **options: Unpack[ManyToolOptions],
+    ) -> Generation | list[Generation]:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
         Args:
@@ -43,7 +62,7 @@ class Chatting:
                 where the format has no system role, a system message joins the first user turn. A string is
                 the only message, of the user. :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
-            adapter, timeout: as in :meth:`generate`.
+            adapter, timeout, n, best_of: as in :meth:`generate`. With ``n`` the result is a list.
             tools: functions the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
                 "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
                 functions (:func:`gemlet.chat.describe_function`). Calls are in
@@ -71,16 +90,17 @@ class Chatting:
         >>> reply.completion_tokens <= 6
         True
         """
+        if not runs_tools(options):
+            replies = self.requests.run(self.requests.replies(messages, config, options))
+            return arranged("", options, replies)
         conversation: list[Mapping[str, Any]] = []
 
         def ask(added: Conversation, options: Mapping[str, Any]) -> Generation:
-            conversation.extend([{"role": "user", "content": added}] if isinstance(added, str) else added)
+            conversation.extend(_messages_of(added))
             reply = self.requests.run([self.requests.reply(conversation, config, options)])[0]
             conversation.append(reply.message)
             return reply
 
-        if not runs_tools(options):
-            return self.requests.run([self.requests.reply(messages, config, options)])[0]
         return reply_with_tools(ask, messages, options)
 
     @public
@@ -110,9 +130,10 @@ class Chatting:
         self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ManyChatOptions],
     ) -> TextStream:
-        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`.
+        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`. With ``n``,
+        :attr:`Chunk.index` says whose a chunk is.
 
         Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete, and as
         :attr:`Chunk.call_pieces` while it is written, its name first. No function is called.
@@ -125,25 +146,56 @@ class Chatting:
         ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
         4
         """
-        return self.requests.stream([self.requests.reply(messages, config, options)])
+        return self.requests.stream(self.requests.replies(messages, config, options))
 
+    @overload
+    async def achat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **options: Unpack[ToolOptions],
+    ) -> Generation: ...
+    @overload
+    async def achat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        *,
+        n: int,
+        best_of: int | None = None,
+        **options: Unpack[ToolOptions],
+    ) -> list[Generation]: ...
     @public
     @takes_options
     async def achat(
         self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Generation:
-        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text.
+        **options: Unpack[ManyToolOptions],
+    ) -> Generation | list[Generation]:
+        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text. With
+        ``run_tools``, functions and ``approve`` run in a thread, one after the other; a task that is
+        cancelled does not wait for the one that runs.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load() as model:
         ...     asyncio.run(model.achat("Who is there?", max_tokens=6)).completion_tokens <= 6
         True
         """
-        prepared = self.requests.reply(messages, config, options)
-        return (await run_async(AsyncTextStream(self.requests.stream([prepared], readable=True))))[0]
+        if not runs_tools(options):
+            return arranged("", options, await self._run(self.requests.replies(messages, config, options)))
+        conversation: list[Mapping[str, Any]] = []
+
+        async def ask(added: Conversation, options: Mapping[str, Any]) -> Generation:
+            conversation.extend(_messages_of(added))
+            (reply,) = await self._run([self.requests.reply(conversation, config, options)])
+            conversation.append(reply.message)
+            return reply
+
+        return await areply_with_tools(ask, messages, options)
+
+    async def _run(self, prepared: Sequence[Prepared]) -> list[Generation]:
+        return await run_async(AsyncTextStream(self.requests.stream(prepared, readable=True)))
 
     @public
     @takes_options
@@ -151,7 +203,7 @@ class Chatting:
         self,
         messages: str | Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ManyChatOptions],
     ) -> AsyncTextStream:
         """:meth:`stream_chat` for programs with an event loop.
 
@@ -160,5 +212,9 @@ class Chatting:
         ...     model.astream_chat("Who is there?")
         <gemlet.AsyncTextStream not begun>
         """
-        prepared = self.requests.reply(messages, config, options)
-        return AsyncTextStream(self.requests.stream([prepared], readable=True))
+        prepared = self.requests.replies(messages, config, options)
+        return AsyncTextStream(self.requests.stream(prepared, readable=True))
+
+
+def _messages_of(added: Conversation) -> Sequence[Mapping[str, Any]]:
+    return [{"role": "user", "content": added}] if isinstance(added, str) else added

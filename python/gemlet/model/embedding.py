@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlet import _core
 from gemlet.base.front_door import public
 from gemlet.base.text import show_argument
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
-from gemlet.model.rows import rows_of
+from gemlet.model.rows import arows_of, rows_of
 
 __all__ = ["Embedding", "checked_dimensions", "unit_vectors"]
 
@@ -94,6 +95,45 @@ class Embedding:
         ...     model.embed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4).shape
         (2, 4)
         """
+        ids, result, low_rank = self._checked(texts, prompt, dimensions, adapter, truncate, empty)
+        for index, vector in rows_of(self.reader.resident, [text for _, text in ids], low_rank, "embedding"):
+            self._put(result[ids[index][0]], vector)
+        return result
+
+    @public
+    async def aembed(
+        self,
+        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        *,
+        adapter: str | None = None,
+        truncate: bool = False,
+        empty: Literal["error", "zero"] = "error",
+    ) -> NDArray[np.float32]:
+        """:meth:`embed` for programs with an event loop. No thread waits for the vectors; a task that is
+        cancelled ends the work.
+
+        >>> import asyncio, gemlet
+        >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
+        ...     asyncio.run(model.aembed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4)).shape
+        (2, 4)
+        """
+        ids, result, low_rank = self._checked(texts, prompt, dimensions, adapter, truncate, empty)
+        async for index, vector in arows_of(self.reader.resident, [text for _, text in ids], low_rank):
+            self._put(result[ids[index][0]], vector)
+        return result
+
+    def _checked(
+        self,
+        texts: object,
+        prompt: str | None,
+        dimensions: object,
+        adapter: str | None,
+        truncate: bool,
+        empty: Literal["error", "zero"],
+    ) -> tuple[list[tuple[int, list[int]]], NDArray[np.float32], _core.Adapter | None]:
+        """The texts that have tokens, each with its place; zeros for all vectors; the adapter."""
         resident, config = self.reader.resident, self.reader.config
         resident.check_open()
         if self.prompts is None:
@@ -104,9 +144,9 @@ class Embedding:
         count = checked_dimensions(dimensions, config.embedding_size)
         ids = self.reader.for_embedding(texts, self.prompts.find(prompt), truncate=truncate, empty=empty)
         result = np.zeros((len(ids), count), dtype=np.float32)
-        places = [i for i, text in enumerate(ids) if text]  # a text without tokens stays zero
-        low_rank = self.adapters.find(adapter)
-        for index, vector in rows_of(resident, [ids[i] for i in places], low_rank, "embedding"):
-            found = unit_vectors(vector[:, :count], resident.name, divide=config.unit_vectors)
-            result[places[index]] = found[0]
-        return result
+        return [(i, text) for i, text in enumerate(ids) if text], result, self.adapters.find(adapter)
+
+    def _put(self, place: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
+        """The embedding ``vector`` [1, n], cut to the size of its ``place`` in the result."""
+        cut = vector[:, : len(place)]
+        place[:] = unit_vectors(cut, self.reader.resident.name, divide=self.reader.config.unit_vectors)[0]

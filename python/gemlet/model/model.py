@@ -156,11 +156,13 @@ class Model:
     def stats(self) -> dict[str, int | float]:
         """What the engine has done since the model was loaded, and does now. It is cheap to ask.
 
-        "running" and "waiting" requests; "steps", forward passes; "prompt_tokens" that were read and
-        "cached_tokens" that need not be; "generated_tokens", and of guesses about them "drafted_tokens" and
-        "accepted_tokens"; "preemptions", texts that gave up their memory for others and were computed again;
-        "kv_bytes" in use, of which "prefix_cache_bytes" are only kept; "step_seconds" in forward passes; and
-        "bytes_read" by them, of weights, keys and values.
+        "running" and "waiting" requests; "longest_wait", seconds that one has waited for its first pass so
+        far; "begun", those that had it, after "waiting_seconds" in all; "steps", forward passes;
+        "prompt_tokens" that were read and "cached_tokens" that need not be; "generated_tokens", and of
+        guesses about them "drafted_tokens" and "accepted_tokens"; "preemptions", texts that gave up their
+        memory for others and were computed again; "kv_bytes" in use, of which "prefix_cache_bytes" are only
+        kept; "disk_read_bytes" and "disk_written_bytes" of a prefix cache on disk; "step_seconds" in forward
+        passes; and "bytes_read" by them, of weights, keys and values.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -408,6 +410,7 @@ class Model:
     achat = method_of("_chatting", Chatting.achat)
     astream_chat = method_of("_chatting", Chatting.astream_chat)
     embed = method_of("_embedding", Embedding.embed)
+    aembed = method_of("_embedding", Embedding.aembed)
     score = method_of("_scoring", Scoring.score)
     choose = method_of("_scoring", Scoring.choose)
     log_likelihoods = method_of("_scoring", Scoring.log_likelihoods)

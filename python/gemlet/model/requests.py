@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from gemlet import _core
@@ -82,20 +83,14 @@ class Requests:
         media = zip(images, videos, audio, strict=True)
         for name, one, seed, given_media in zip(names, given_prompts, seeds, media, strict=True):
             own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
-            if options.get("best_of") is not None and own.logprobs is None:
-                own = own.replace(logprobs=0)
             inputs = self.senses.inputs(*given_media, options)
             ids = one
             if isinstance(one, str):
                 whole = self.senses.with_places(one, inputs, self.reader.tokenizer, name) if inputs else one
                 ids = self.reader.encode(whole, name, allow_control=allow_control)
             said = self._echo(one) if echo else ""
-            first = self._prepare(ids, own, options, name=name, echo=said, inputs=inputs)
-            prepared.append(first)
-            for i in range(1, count):
-                other = own.replace(seed=(first.answer.seed + i) % 2**64)
-                text = self._prepare(ids, other, options, name=name, echo=said, inputs=inputs)
-                prepared.append(replace(text, follows=first))
+            prepare = partial(self._prepare, ids, options=options, name=name, echo=said, inputs=inputs)
+            prepared += _several(count, own, options, prepare)
         return prepared
 
     def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
@@ -112,6 +107,16 @@ class Requests:
         options: Mapping[str, Any],
     ) -> Prepared:
         """What replies to the conversation ``messages``; a string is a message of the user."""
+        (prepared,) = self.replies(messages, config, options)
+        return prepared
+
+    def replies(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None,
+        options: Mapping[str, Any],
+    ) -> list[Prepared]:
+        """As many replies as the options ``n`` or ``best_of`` say, with seeds that follow one another."""
         self.reader.resident.check_writes("chat")
         settings = resolve_config(config, generation_options(options), self.defaults)
         tokenizer, chat_format = self._chats()
@@ -129,9 +134,17 @@ class Requests:
         asides: list[AsideKind] = ["thought"] if thinks else []
         if tools and not forced:
             asides.append("call")
-        return self._prepare(
-            ids, settings, options, chat_format, tools, asides=asides, form=form, inputs=inputs
+        prepare = partial(
+            self._prepare,
+            ids,
+            options=options,
+            chat_format=chat_format,
+            tools=tools,
+            asides=asides,
+            form=form,
+            inputs=inputs,
         )
+        return _several(counts_of(options)[1], settings, options, prepare)
 
     def _chats(self) -> tuple[Tokenizer, ChatFormat]:
         tokenizer, chat_format = self.reader.tokenizer, self.chat_format
@@ -298,3 +311,17 @@ class Requests:
         begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
         possible = [one for one in found if one.kind in asides]
         return GrammarPlan(grammar, resident.vocab_size, end_ids, stop_ids, possible, begins_in)
+
+
+def _several(
+    count: int,
+    config: GenerationConfig,
+    options: Mapping[str, Any],
+    prepare: Callable[[GenerationConfig], Prepared],
+) -> list[Prepared]:
+    """``count`` texts of one prompt, which is read for the first one."""
+    if options.get("best_of") is not None and config.logprobs is None:
+        config = config.replace(logprobs=0)
+    first = prepare(config)
+    seeds = [(first.answer.seed + i) % 2**64 for i in range(1, count)]
+    return [first, *(replace(prepare(config.replace(seed=seed)), follows=first) for seed in seeds)]

@@ -57,6 +57,28 @@ def open_and_close() -> None:
     assert resident() < before + 5, (before, resident())
 
 
+def many_steps(steps: int) -> None:
+    """Texts of all kinds, one after the other and together, in one model."""
+    with gemlet.load(threads=1, prefix_cache_size=4_000_000) as model:
+
+        def use(number: int) -> None:
+            model.generate(f"The {number}", max_tokens=700, seed=number, ignore_eos=True)
+            model.generate([f"The {i}" for i in range(4)], max_tokens=200, seed=number, ignore_eos=True)
+            with model.stream(f"A {number}", max_tokens=300, seed=number) as stream:
+                next(stream)  # the rest is cancelled
+            model.generate("The", max_tokens=300, timeout=0.01)
+            model.generate("The", max_tokens=20, logprobs=3, stop="e", n=2, seed=number)
+
+        number = 0
+        while model.stats()["steps"] < steps / 10:  # the prefix cache is full
+            use(number := number + 1)
+        before = resident()
+        while model.stats()["steps"] < steps:
+            use(number := number + 1)
+        assert resident() < before + 5, (before, resident())
+        assert model.memory()["kv_cache"] == 0
+
+
 def close_sequences() -> None:
     core = random_core(max_context=20_000)
 
