@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "bench": "base config weights generation model",
     "evaluate": "base model",
     "server": "base chat loading generation model",
+    "replicas": "server",
     "cli": "anything",
 }
 FREE = {"errors", "_core"}

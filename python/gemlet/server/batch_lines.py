@@ -15,7 +15,16 @@ from typing import Any, BinaryIO
 from gemlet.base.text import show_argument
 from gemlet.errors import ModelFileError, UnsupportedError
 
-__all__ = ["ENDPOINTS", "WrongLineError", "answer_line", "answered", "checked_ids", "opened", "requests"]
+__all__ = [
+    "ENDPOINTS",
+    "WrongLineError",
+    "answer_line",
+    "answered",
+    "checked_ids",
+    "opened",
+    "read_request",
+    "requests",
+]
 
 ENDPOINTS = (
     "/v1/chat/completions",
@@ -49,7 +58,7 @@ class WrongLineError(ModelFileError):
 def requests(source: Shown, done: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
     """The requests in the file, but for those in ``done``."""
     for number, line in _lines(source):
-        request = _request(line, source, number, ENDPOINTS)
+        request = read_request(line, source, number, ENDPOINTS)
         if request["custom_id"] not in done:
             yield request
 
@@ -68,7 +77,7 @@ def checked_ids(
     """
     found: set[str] = set()
     for number, line in _lines(source):
-        name = _request(line, source, number, endpoints)["custom_id"]
+        name = read_request(line, source, number, endpoints)["custom_id"]
         if name in found:
             raise WrongLineError(
                 source, number, f": custom_id {show_argument(name)} stands in an earlier line, too"
@@ -93,7 +102,7 @@ def _lines(source: Shown) -> Iterator[tuple[int, bytes]]:
         raise ModelFileError(f"{source}: cannot be read: {error.strerror or error}") from None
 
 
-def _request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
+def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
     try:
         request = json.loads(line)
     except (ValueError, RecursionError) as error:

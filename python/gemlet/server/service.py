@@ -55,8 +55,8 @@ class Service:
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """The checked fields of the request's body. Once this has arrived, the request has a place among those
-        that run, until its call settles: slow clients take nobody's place."""
+        """The checked fields of the request's body. Once this has arrived, the request has a place among
+        those that run, until its call settles: slow clients take nobody's place."""
         self.models.check_ready()
         self.limiter.check(call_of(request))
         body = await self.bodies.json(request)
