@@ -188,7 +188,7 @@ def _add_inspect(commands: Any) -> None:
     add_load_options(
         parser,
         *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
-        *("prefix_cache", "prefix_cache_size", "matformer"),
+        *("prefix_cache", "prefix_cache_size", "vision", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("inspect"))
@@ -204,8 +204,13 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
+    parser.add_argument(
+        "--for-memory",
+        metavar="SIZE",
+        help='choose the format with which the model runs in this much memory, for example "1GB"',
+    )
     _add_access(parser)
-    add_load_options(parser, "weights", "embedding", "threads", "matformer")
+    add_load_options(parser, "weights", "embedding", "threads", "vision", "matformer")
     parser.set_defaults(run=_command("convert"))
 
 
@@ -353,7 +358,9 @@ def add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names or options:
         field, how = options[name]
         flags = [f"--{name.replace('_', '-')}", *([how.short] if how.short else [])]
-        if how.kind is None:
+        if how.kind is None and field.default is True:
+            parser.add_argument(f"--no-{name}", action="store_false", dest=name, help=how.help)
+        elif how.kind is None:
             parser.add_argument(*flags, action="store_true", help=how.help)
         else:
             # With choices, LoadOptions says which there are: it knows what other tools call them, too.

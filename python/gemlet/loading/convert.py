@@ -11,11 +11,13 @@ from gemlet.base.files import checked_path
 from gemlet.base.front_door import public
 from gemlet.base.handlers import only_in, undisturbed
 from gemlet.base.progress import Progress, reporting
+from gemlet.base.sizes import parse_memory
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
-from gemlet.loading.builder import make_builder
+from gemlet.loading.builder import make_builder, settle
+from gemlet.loading.for_memory import options_for_memory
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.write import write_packed
@@ -33,7 +35,9 @@ def convert(
     *,
     weights: str = "auto",
     embedding: str | None = None,
+    for_memory: int | str | None = None,
     matformer: Matformer = None,
+    vision: bool = True,
     merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -56,11 +60,14 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
-        weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
+        for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
+            format that loses least of those with which the model runs there, with a text of 4096 tokens.
+        weights, embedding, matformer, vision, merge_adapter, threads, progress, revision, token: as in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.
+        MemoryLimitError: no format is small enough for ``for_memory``.
         UnsupportedError: ``matformer`` for a model that is none, or whose weights are quantized.
         ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
 
@@ -72,8 +79,16 @@ def convert(
     'q4'
     """
     process = os.getpid()
+    room = None if for_memory is None else parse_memory(for_memory, "for_memory")
+    if room is not None and weights not in (None, "auto"):
+        raise InvalidRequestError("for_memory chooses the format of the weights; give one of the two")
     options = LoadOptions(
-        weights=weights, threads=threads, embedding=embedding, progress=progress, matformer=matformer
+        weights=weights,
+        threads=threads,
+        embedding=embedding,
+        progress=progress,
+        matformer=matformer,
+        vision=vision,
     )
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
@@ -87,10 +102,14 @@ def convert(
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
+        files = files.with_towers(vision=options.vision)
         whole = files.config
         if matformer is not None:
             files = files.cut(matformer)
         options = options.with_formats(files)
+        if room is not None:
+            settle(files)
+            options = options_for_memory(room, files.config, options)
         builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)
         own = None  # a folder that no other conversion has, for the one that is made
