@@ -53,6 +53,8 @@ IN_FUNCTIONS = {
     "jinja2": "an extra",
     "PIL": "an extra",
     "llguidance": "an extra",
+    "re2": "an extra",
+    "opentelemetry": "an extra",
     "huggingface_hub": "an extra",
     "tqdm": "an extra",
     "tomllib": "an extra before Python 3.11",

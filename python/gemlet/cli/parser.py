@@ -14,7 +14,7 @@ from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_batch, add_keys, add_serve
+from gemlet.cli.serving import add_batch, add_keys, add_serve, add_usage
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(commands, add_load_options)
     add_batch(commands, add_load_options)
     add_keys(commands)
+    add_usage(commands)
     _add_top(commands)
     _add_inspect(commands)
     _add_convert(commands)

@@ -35,6 +35,7 @@ from gemlet.server.answers import JSONAnswer
 from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import call_of
+from gemlet.server.content_filter import ContentFilter, Filter
 from gemlet.server.file_store import FileStore
 from gemlet.server.guard import Guard
 from gemlet.server.kept_responses import KeptResponses
@@ -47,11 +48,13 @@ from gemlet.server.schema import Kind
 from gemlet.server.service import FIELDS, Service, service_of
 from gemlet.server.settings import ModelSpec, Settings
 from gemlet.server.status import status
+from gemlet.server.tracing import Tracing
 
 __all__ = ["ROUTES", "make_app"]
 
 _log = logging.getLogger("gemlet.server")
 _THREADS = 2
+_PARTING = 5.0  # seconds in which the last traces are sent
 _PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -150,21 +153,36 @@ def make_app(
     settings: Settings,
     specs: Sequence[ModelSpec],
     on_failure: Callable[[BaseException], None] = lambda _: None,
+    filters: Sequence[Filter] = (),
+    tracing: Tracing | None = None,
 ) -> Guard:
     """The application. Its lifespan opens the file of keys, and loads the models beside the event loop.
 
     Args:
         on_failure: is told when a model cannot be loaded.
+        filters: hooks before and after replies, beside those of the settings.
+        tracing: gets the spans, in the place of what the settings say.
+
+    Raises:
+        GemletError: the content filter cannot be made, or an extra is not installed.
     """
-    models = Models(specs)
+    models = Models(specs, settings.filter_model)
     metrics = Metrics(lambda: _gauges(models), vllm=settings.vllm_metrics)
     limiter = Limiter(settings.max_requests)
+    shield = None if settings.filter_model is None else models.shield
+    filter = ContentFilter(settings, shield, filters, metrics.count_verdict)
+    if settings.otel and tracing is None:
+        tracing = Tracing()
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
+        try:
+            store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
+            files = None if settings.data is None else FileStore(settings.data)
+        except GemletError as error:
+            on_failure(error)
+            raise
         limiter.store = guard.keys = store
-        files = None if settings.data is None else FileStore(settings.data)
         batches = None if files is None else Batches(files, guard, store, settings.batch_concurrent)
         guard.service = Service(
             settings,
@@ -174,6 +192,7 @@ def make_app(
             metrics,
             KeptResponses(settings.max_kept),
             anyio.CapacityLimiter(_THREADS),
+            filter,
             batches,
         )
         loading = asyncio.create_task(_load(models, batches, on_failure))
@@ -187,12 +206,16 @@ def make_app(
             await anyio.to_thread.run_sync(models.close)
             if store is not None:
                 store.close()
+            if tracing is not None:
+                with anyio.move_on_after(_PARTING):
+                    await anyio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
 
     # Without Starlette around the router: the guard turns errors into answers.
     router = Router([_route(way) for way in ROUTES], redirect_slashes=False, lifespan=lifespan)
     guard = Guard(
         router,
         metrics,
+        tracing,
         asks_for_keys=settings.keys is not None,
         hosts=settings.allowed_hosts,
         origins=settings.allowed_origins,

@@ -87,6 +87,12 @@ class Metrics:
             ("route", "status"),
             registry=self.registry,
         )
+        self._verdicts = Counter(
+            "gemlet:content_filter_verdicts",
+            "prompts and replies that broke a rule of the content filter",
+            (*_LABELS, "place", "rule", "action"),
+            registry=self.registry,
+        )
         self._gauges = gauges
         self.registry.register(self)
 
@@ -124,6 +130,10 @@ class Metrics:
             for sample in family.samples
             if sample.name.endswith("_bucket") and sample.labels["model_name"] == model
         ]
+
+    def count_verdict(self, model: str, place: str, rule: str, action: str) -> None:
+        """Something that the content filter found, in a "prompt" or a "reply"."""
+        self._verdicts.labels(model, "0", place, rule, action).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

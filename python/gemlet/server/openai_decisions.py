@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet.server.answers import JSONAnswer, while_connected
-from gemlet.server.call import call_of
+from gemlet.server.ask import Ask
+from gemlet.server.call import Call, call_of
 from gemlet.server.fields import IGNORED, NAME, SALT
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
@@ -91,8 +92,15 @@ async def decide(request: Request) -> Response:
     service, call, fields = service_of(request), call_of(request), fields_of(request)
     served = service.find(call, fields.get("model"))
     call.at_end.append(service.metrics.count)
-    answers, tokens = await while_connected(request, _answers(service, request, served, fields))
-    call.prompt_tokens, call.finish = tokens, "stop"
+    if await _is_refused(service, call, served, fields):
+        answers: list[dict[str, Any]] = [
+            {"type": "refusal", "name": question.get("name")} for question in fields["questions"]
+        ]
+        tokens, call.finish = 0, "content_filter"
+    else:
+        answers, tokens = await while_connected(request, _answers(service, request, served, fields))
+        call.finish = "stop"
+    call.prompt_tokens = tokens
     call.settle()
     usage = {
         "input_tokens": tokens,
@@ -102,6 +110,16 @@ async def decide(request: Request) -> Response:
         "total_tokens": tokens,
     }
     return JSONAnswer({"model": served.name, "answers": answers, "usage": usage})
+
+
+async def _is_refused(service: Service, call: Call, served: Served, fields: Mapping[str, Any]) -> bool:
+    """Whether the content filter blocks the input, or what is asked of it."""
+    if not service.filter.is_on("prompt"):
+        return False
+    asked = [{"role": "user", "content": _words(question)} for question in fields["questions"]]
+    conversation = _conversation(fields["input"])
+    said = [Ask(served, {}, messages=messages).said() for messages in (asked, conversation)]
+    return any([await service.filter.blocks(call, one) for one in said])
 
 
 async def _answers(

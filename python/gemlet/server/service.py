@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from gemlet.server.ask import Ask, Running
 from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import Call, call_of
+from gemlet.server.content_filter import ContentFilter
 from gemlet.server.fields import MOST_CHOICES
 from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.limits import Limiter
@@ -39,7 +41,9 @@ class Service:
 
     Attributes:
         threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
+        filter: what prompts and replies may say.
         batches: None where the server keeps no files.
+        deep_check: one deep check at a time, however many ask for it.
     """
 
     settings: Settings
@@ -49,8 +53,10 @@ class Service:
     metrics: Metrics
     kept: KeptResponses
     threads: anyio.CapacityLimiter
+    filter: ContentFilter
     batches: Batches | None = None
     started: float = field(default_factory=time.monotonic)
+    deep_check: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
@@ -100,7 +106,17 @@ class Service:
             for ask in asks:
                 await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
         call.at_end.append(self.metrics.count)
-        return await Running(asks, call).start(self.threads)
+        return await Running(asks, call, self.filter).start(self.threads)
+
+    async def check_texts(self, call: Call, served: Served, texts: Sequence[Any]) -> None:
+        """Raises :class:`Problem` for texts or token ids that the content filter blocks, where there is no
+        reply that could say so."""
+        if self.filter.is_on("prompt"):
+            for text in texts:
+                if await self.filter.blocks(call, Ask(served, {}, text).said()):
+                    raise Problem(
+                        400, "the content filter refuses this text", param="input", code="content_filter"
+                    )
 
     def stream(
         self, pieces: AsyncIterator[bytes], request: Request, *, ping: bytes | None = b": ping\n\n"

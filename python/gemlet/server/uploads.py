@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import anyio
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
@@ -63,15 +63,15 @@ async def read_form(
         try:
             more = True
             while more:
-                patience = min(seconds, end - time.monotonic())
-                message = await asyncio.wait_for(request.receive(), max(0.0, patience))
+                with anyio.fail_after(max(0.0, min(seconds, end - time.monotonic()))):
+                    message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
                 piece, more = message.get("body", b""), message.get("more_body", False)
                 form.count(len(piece))
                 parser.write(piece)
             parser.finalize()
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Problem(408, "the body came too slowly", kind="timeout_error") from None
         except FormParserError:
             raise Problem(400, "the body is no well-formed form", code="invalid_form") from None
