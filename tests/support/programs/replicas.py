@@ -21,9 +21,12 @@ WORKS = 9.0
 
 @contextmanager
 def _on_ray() -> Iterator[None]:
+    # On a busy machine, Ray's processes take long to begin.
+    os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
+    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"
     import ray
 
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     ray.init(
         num_cpus=3,
         include_dashboard=False,
