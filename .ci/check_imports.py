@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "bench": "base config weights generation model",
     "evaluate": "base model",
     "server": "base media chat loading generation model",
+    "replicas": "server",
     "cli": "anything",
 }
 FREE = {"errors", "_core"}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 
 @dataclass
@@ -74,6 +79,62 @@ class RunningServer:
         while self.running():
             assert time.monotonic() < end, f"{self.running()} requests still run"
             time.sleep(0.01)
+
+
+@dataclass
+class Process:
+    """A server in a process of its own."""
+
+    port: int
+    id: int
+
+    def status(self, key: str | None = None) -> Any:
+        return RunningServer(self.port, None).ask("GET", "/status", key=key).json
+
+    def resident(self) -> int:
+        """Bytes of memory."""
+        with open(f"/proc/{self.id}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def files(self) -> int:
+        """How many files and connections are open."""
+        return len(os.listdir(f"/proc/{self.id}/fd"))
+
+    def wait_idle(self, key: str | None = None, seconds: float = 60) -> None:
+        """Until no request runs and no text has memory."""
+        end = time.monotonic() + seconds
+        while True:
+            state = self.status(key)
+            kept = [model["memory"]["kv_cache"] for model in state["models"]]
+            if state["requests"]["running"] == 0 and not any(kept):
+                return
+            assert time.monotonic() < end, f"{state['requests']} run, and {kept} bytes are held"
+            time.sleep(0.05)
+
+
+@contextmanager
+def spawned(*flags: str) -> Iterator[Process]:
+    """``gemlet serve`` as a command, ready."""
+    with TemporaryFile() as log:
+        command = [sys.executable, "-m", "gemlet", "serve", "--port", "0", *flags]
+        process = subprocess.Popen(command, stderr=log, stdout=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 60
+            while not (
+                found := re.search(rb"http://127\.0\.0\.1:(\d+)", _read(log))
+            ) or b'"ready"' not in _read(log):
+                assert process.poll() is None, _read(log)
+                assert time.monotonic() < end, "the server is not ready"
+                time.sleep(0.05)
+            yield Process(int(found[1]), process.pid)
+            assert process.poll() is None, "the server ended"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _read(file: BinaryIO) -> bytes:
+    return os.pread(file.fileno(), 1 << 20, 0)
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from gemlet.server.problems import ClientGone, Problem, problem_of
 __all__ = ["JSONAnswer", "StreamAnswer", "as_line", "while_connected"]
 
 _Result = TypeVar("_Result")
+_as_text = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":")
+).encode  # made once: every token is a line
 
 
 def as_line(value: object) -> bytes:
@@ -27,8 +30,7 @@ def as_line(value: object) -> bytes:
     >>> as_line({"a": chr(0xD83D)}).decode()
     '{"a":"\\\\ud83d"}'
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _as_text(value).encode("utf-8", "backslashreplace")
 
 
 class JSONAnswer(Response):

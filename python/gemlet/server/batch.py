@@ -19,7 +19,7 @@ from gemlet.server.batch_lines import answered, checked_ids, opened, requests
 from gemlet.server.inside import App, answer
 from gemlet.server.settings import ModelSpec, Settings
 
-__all__ = ["BatchCounts", "run_batch"]
+__all__ = ["BatchCounts", "run_batch", "started"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ async def _run(
     waiting = requests(source, done)
     failed = answered = 0
     with reporting(progress, "answering", total - len(done), "requests") as advance:
-        async with _started(settings, specs) as app:
+        async with started(settings, specs) as app:
 
             async def work() -> None:
                 nonlocal failed, answered
@@ -107,7 +107,7 @@ async def _run(
 
 
 @asynccontextmanager
-async def _started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterator[App]:
+async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterator[App]:
     """The application between the beginning and the end of its lifespan, with its models loaded."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()

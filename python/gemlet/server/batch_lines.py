@@ -15,7 +15,16 @@ from typing import Any, BinaryIO
 from gemlet.base.text import show_argument
 from gemlet.errors import ModelFileError, UnsupportedError
 
-__all__ = ["ENDPOINTS", "WrongLineError", "answer_line", "answered", "checked_ids", "opened", "requests"]
+__all__ = [
+    "ENDPOINTS",
+    "WrongLineError",
+    "answer_line",
+    "answered",
+    "checked_ids",
+    "opened",
+    "read_request",
+    "requests",
+]
 
 ENDPOINTS = (
     "/v1/chat/completions",
@@ -50,7 +59,7 @@ class WrongLineError(ModelFileError):
 def requests(source: Shown, done: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
     """The requests in the file, but for those in ``done``."""
     for number, line in _lines(source, _MOST_LINE):
-        request = _request(line, source, number, ENDPOINTS)
+        request = read_request(line, source, number, ENDPOINTS)
         if request["custom_id"] not in done:
             yield request
 
@@ -74,7 +83,7 @@ def checked_ids(
     """
     found: set[str] = set()
     for number, line in _lines(source, longest):
-        name = _request(line, source, number, endpoints)["custom_id"]
+        name = read_request(line, source, number, endpoints)["custom_id"]
         if name in found:
             raise WrongLineError(
                 source, number, f": custom_id {show_argument(name)} stands in an earlier line, too"
@@ -99,7 +108,7 @@ def _lines(source: Shown, longest: int) -> Iterator[tuple[int, bytes]]:
         raise ModelFileError(f"{source}: cannot be read: {error.strerror or error}") from None
 
 
-def _request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
+def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
     if line.count(b"[") + line.count(b"{") > _MOST_CONTAINERS:
         raise WrongLineError(source, number, f" has more than {_MOST_CONTAINERS} brackets that open")
     try:

@@ -1,0 +1,237 @@
+"""The deployments of Ray Serve: replicas, each with the application of ``gemlet serve`` and models of its
+own, and the front, which has no model and brings every request to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.config import RequestRouterConfig
+
+from gemlet.errors import InvalidRequestError
+from gemlet.replicas.request import Request
+from gemlet.replicas.router import PrefixRouter
+from gemlet.server.answers import as_line
+from gemlet.server.batch import started
+from gemlet.server.problems import Problem, as_json
+from gemlet.server.settings import ModelSpec, Settings, default_alias, read_file_of_settings
+
+__all__ = ["Front", "Replica", "application", "build"]
+
+Message = MutableMapping[str, Any]
+_log = logging.getLogger("ray.serve")
+_TRIES = 2
+
+
+class Replica:
+    """The application of ``gemlet serve`` in a process of its own."""
+
+    # Ray Serve waits for it.
+    async def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:  # type: ignore[misc]
+        self._app: Any = await AsyncExitStack().enter_async_context(started(settings, specs))
+
+    async def check_health(self) -> None:
+        self._app.service.models.check_ready()
+
+    async def answer(self, request: Request) -> AsyncIterator[Message]:
+        """The messages of the application's answer. Whoever stops listening ends the work."""
+        messages: asyncio.Queue[Message | None] = asyncio.Queue(64)
+        unread: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
+        gone = asyncio.Event()
+
+        async def receive() -> Message:
+            if unread:
+                return unread.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def work() -> None:
+            try:
+                await self._app(request.scope(), receive, messages.put)
+            finally:
+                await messages.put(None)
+
+        working = asyncio.create_task(work())
+        try:
+            while (message := await messages.get()) is not None:
+                yield message
+            await working
+        finally:
+            gone.set()
+            working.cancel()
+
+
+class Front:
+    """What clients speak with. A request whose replica dies is given to another one, once, unless the client
+    has got a part of the answer: then the stream ends with an error."""
+
+    def __init__(self, replicas: Any, most_body: int, most_bodies: int) -> None:
+        self._replicas = replicas.options(stream=True)
+        self._most_body = most_body
+        self._most_bodies = most_bodies
+        self._held = 0
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._asgi
+
+    async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while (message := await receive())["type"] != "lifespan.shutdown":
+                await send({"type": f"{message['type']}.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._http(scope, receive, send)
+
+    async def _http(self, scope: Any, receive: Any, send: Any) -> None:
+        pieces: list[bytes] = []
+        held = 0
+        try:
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                pieces.append(message.get("body", b""))
+                held += len(pieces[-1])
+                self._held += len(pieces[-1])
+                more = message.get("more_body", False)
+                if held > self._most_body:
+                    raise Problem(413, f"the body is larger than {self._most_body} bytes")
+                if self._held > self._most_bodies:
+                    raise _busy("the server is reading too many large requests; try again")
+            await self._pass_on(Request.of(scope, b"".join(pieces)), send)
+        except Problem as problem:
+            await _send_problem(problem, scope["path"], send)
+        finally:
+            self._held -= held
+
+    async def _pass_on(self, request: Request, send: Any) -> None:
+        for tries_left in reversed(range(_TRIES)):
+            # The beginning waits for what follows: until then, another replica may begin anew.
+            start: Message | None = None
+            began = False
+            answer = self._replicas.answer.remote(request)
+            try:
+                async for message in answer:
+                    if message["type"] == "http.response.start":
+                        start = message
+                        continue
+                    if not began and start is not None:
+                        began = True
+                        await send(start)
+                    await send(message)
+                return
+            except RayActorError as error:
+                _log.warning("a replica is gone: %s", type(error).__name__)
+                if began:
+                    await _end_stream(start, request.path, send)
+                    return
+                if not tries_left:
+                    raise _busy("the replica that computed the answer is gone, and so was the next") from None
+            finally:
+                answer.cancel()  # harmless where it has ended
+
+
+def _busy(message: str) -> Problem:
+    return Problem(503, message, kind="overloaded_error", code="overloaded", headers={"Retry-After": "1"})
+
+
+async def _send_problem(problem: Problem, path: str, send: Any) -> None:
+    body = as_line(as_json(problem, path, ""))
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
+    await send(
+        {
+            "type": "http.response.start",
+            "status": problem.status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _end_stream(start: Message | None, path: str, send: Any) -> None:
+    """The last event of a stream that another replica cannot go on with."""
+    kinds = [value for name, value in (start or {}).get("headers", ()) if name.lower() == b"content-type"]
+    kind = kinds[0] if kinds else b""
+    problem = Problem(
+        502, "the replica that wrote this is gone; ask again", kind="server_error", code="replica_gone"
+    )
+    body = as_line(as_json(problem, path, ""))
+    if kind.startswith(b"text/event-stream"):
+        named = b"event: error\n" if path.startswith("/v1/messages") else b""
+        body = named + b"data: " + body + b"\n\n"
+    elif kind.startswith(b"application/x-ndjson"):
+        body += b"\n"
+    else:  # a whole answer of a length that was said: only closing the connection tells
+        raise ConnectionError("the replica is gone in the middle of an answer")
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def application(
+    settings: Settings | None = None,
+    specs: Sequence[ModelSpec] | None = None,
+    *,
+    replicas: int = 2,
+    cpus: float = 1,
+    most_ahead: int = 4,
+) -> Any:
+    """The application for ``ray.serve.run``.
+
+    Args:
+        specs: the models that every replica loads; None: the demo model. Packed models share their memory
+            between the replicas of a machine.
+        cpus: processors of a replica. Its models compute on so many threads, unless their options say.
+        most_ahead: see :class:`~gemlet.replicas.router.PrefixRouter`.
+
+    Raises:
+        InvalidRequestError: a setting cannot hold for several processes.
+    """
+    settings = settings or Settings()
+    for name in _OF_ONE_PROCESS:
+        if getattr(settings, name, None):
+            raise InvalidRequestError(f"{name}: it is kept by one process; several replicas cannot share it")
+    threads = max(1, int(cpus))
+    given = specs or [ModelSpec(default_alias(None))]
+    loaded = [dataclasses.replace(s, options={"threads": threads, **s.options}) for s in given]
+    replica = serve.deployment(
+        name="Replica",
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": cpus},
+        max_ongoing_requests=settings.max_requests,
+        request_router_config=RequestRouterConfig(
+            request_router_class=PrefixRouter, request_router_kwargs={"most_ahead": most_ahead}
+        ),
+        health_check_period_s=2,
+    )(Replica).bind(settings, loaded)
+    front = serve.deployment(
+        name="Front",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.max_requests * replicas,
+    )(serve.ingress()(Front))
+    return front.bind(replica, settings.max_body, settings.max_bodies)
+
+
+_OF_ONE_PROCESS = ("data",)
+
+
+def build(arguments: Mapping[str, str]) -> Any:
+    """For the command ``serve run gemlet.replicas:build config=serve.toml replicas=2 cpus=2``. The file is
+    that of ``gemlet serve``."""
+    known = {"config", "replicas", "cpus"}
+    if not arguments.keys() <= known:
+        raise InvalidRequestError(f"expected {', '.join(sorted(known))}; got {', '.join(arguments)}")
+    values, specs = read_file_of_settings(arguments["config"]) if "config" in arguments else ({}, [])
+    return application(
+        Settings(**values),
+        specs,
+        replicas=int(arguments.get("replicas", 2)),
+        cpus=float(arguments.get("cpus", 1)),
+    )

@@ -1,0 +1,60 @@
+"""Replicas on Ray: what they answer, one that is killed under load, batches, and what begins alike.
+Skipped without the extra ``ray``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from support.extras import why_absent
+from support.processes import run_program
+from support.programs.replicas import answer_with_ray_data, serve_and_kill
+
+REASON = why_absent("ray") or why_absent("serve")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
+
+
+def test_two_replicas_of_which_one_is_killed() -> None:
+    found = run_program(serve_and_kill, timeout=300)
+    assert found["page"][0] == 200
+    assert b"<title>gemlet" in found["page"][1]
+    assert len(set(found["texts"])) == 1
+    assert found["stream"].endswith(b"data: [DONE]\n\n")
+    assert found["wrong"] == 400
+    assert len(found["before"]) == 2
+    assert set(found["statuses"]) == {"200"}, found["statuses"]
+    assert found["statuses"]["200"] > 20
+    assert found["after"] != found["before"]
+
+
+def test_ray_data() -> None:
+    body = {"prompt": "The door", "max_tokens": 5}
+    lines = [
+        json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body})
+        for i in range(20)
+    ]
+    answers = run_program(answer_with_ray_data, [*lines, "no JSON"], timeout=300)
+    assert sorted(a["custom_id"] for a in answers) == sorted(["", *map(str, range(20))])
+    for answer in answers:
+        if answer["custom_id"]:
+            assert answer["response"]["status_code"] == 200
+            assert answer["response"]["body"]["usage"]["completion_tokens"] <= 5
+        else:
+            assert answer["error"]["code"] == "invalid_line"
+
+
+def test_what_begins_alike() -> None:
+    from gemlet.replicas.request import Request
+    from gemlet.replicas.router import beginnings
+
+    def names(body: bytes, key: bytes = b"a") -> list[bytes]:
+        headers = ((b"host", b"x"), (b"Authorization", key))
+        return beginnings(Request("POST", "/v1/messages", headers=headers, body=body))
+
+    long = bytes(range(256)) * 8
+    assert len(names(long)) == 4
+    assert names(long)[-3:] == names(long[:1536])
+    assert set(names(long)) & set(names(long, b"b")) == set()
+    assert set(names(long)) & set(names(b"x" + long)) == set()
+    assert names(b"") == []
