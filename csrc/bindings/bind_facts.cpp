@@ -1,4 +1,5 @@
 // What the core knows about itself, so that Python need not repeat it.
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <map>
@@ -8,10 +9,13 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "formats/formats.h"
 #include "formats/repack.h"
+#include "formats/source_rows.h"
 #include "formats/source_types.h"
 #include "model/config.h"
 
@@ -43,6 +47,22 @@ std::map<std::string, SourceFacts> source_types() {
   return result;
 }
 
+// Rows of blocks [rows, bytes] as float32 [rows, values].
+py::array_t<float> widened(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& dtype) {
+  const auto type = source_type_from_name(dtype);
+  if (!type || data.ndim() != 2 || data.shape(1) % source_block_bytes(*type) != 0) {
+    fail(ErrorCode::kInvalidRequest, "expected a type of files and an array of uint8 [rows, bytes of whole blocks]");
+  }
+  const int64_t cols = data.shape(1) / source_block_bytes(*type) * source_block_values(*type);
+  py::array_t<float> out({static_cast<int64_t>(data.shape(0)), cols});
+  float* const to = out.mutable_data();
+  const uint8_t* const from = data.data();
+  const int64_t values = data.shape(0) * cols;
+  const GilRelease release;
+  widen(from, *type, 0, values, to);
+  return out;
+}
+
 }  // namespace
 
 void register_facts(py::module_& m) {
@@ -51,6 +71,8 @@ void register_facts(py::module_& m) {
   m.def("source_types", &source_types,
         "The types in which files may store tensors: name -> (values of a block, bytes of a block, the smallest format "
         "of weights that can hold every value of the type, or None).");
+  m.def("widen", &widened, py::arg("data"), py::arg("dtype"),
+        "Rows of a file's blocks, uint8 [rows, bytes], as float32 [rows, values].");
   m.def(
       "size_limits", [] { return ranges(size_limits()); },
       "(least, largest) value of the integer fields of LayerConfig and ModelConfig; 'layers' is their number.");

@@ -122,7 +122,7 @@ py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const 
   return pack_source(builder, name, rows, first_row);
 }
 
-using Inputs = std::map<std::string, py::typing::List<py::array_t<float>>>;
+using Inputs = py::typing::Dict<py::str, py::array_t<float>>;
 using Shapes = py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::ellipsis>>;
 
 Shapes slots(ModelBuilder& builder) {
@@ -173,22 +173,32 @@ py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::ve
 // What reaches the matrices of each layer: "layers.N.q_proj" (also for k and v), "o_proj", "gate_proj" (and up) and
 // "down_proj", with a row for each of `ids`, which are a text of their own.
 Inputs projection_inputs(const std::shared_ptr<Model>& model, const std::vector<int32_t>& ids) {
-  Inputs result;
+  struct Tap {
+    int64_t dim = 0;
+    std::vector<float> values;
+  };
+  std::map<std::string, Tap> taps;
   const TapSink sink = [&](const std::string& name, const float* data, int64_t rows, int64_t dim) {
-    constexpr std::string_view kEnd = "_proj.input";
+    constexpr std::string_view kEnd = ".input";
     if (!name.ends_with(kEnd)) return;
-    in_python([&] {
-      py::list& parts = result[name.substr(0, name.size() - 6)];
-      parts.append(py::array_t<float>({rows, dim}, data));
-    });
+    Tap& tap = taps[name.substr(0, name.size() - kEnd.size())];
+    tap.dim = dim;
+    tap.values.insert(tap.values.end(), data, data + rows * dim);
   };
   Sequence sequence(model);
-  const GilRelease release;
-  // All rows want logits, since the last layer leaves out the others. Few at a time, since logits are large.
-  constexpr size_t kPiece = 64;
-  const std::span<const int32_t> all(ids);
-  for (size_t first = 0; first < all.size(); first += kPiece) {
-    sequence.extend({all.subspan(first, std::min(kPiece, all.size() - first))}, LogitsWanted::kAll, &sink);
+  {
+    // All rows want logits, since the last layer leaves out the others. Few at a time, since logits are large.
+    constexpr size_t kPiece = 64;
+    const GilRelease release;
+    const std::span<const int32_t> all(ids);
+    for (size_t first = 0; first < all.size(); first += kPiece) {
+      sequence.extend({all.subspan(first, std::min(kPiece, all.size() - first))}, LogitsWanted::kAll, &sink);
+    }
+  }
+  Inputs result;
+  for (const auto& [name, tap] : taps) {
+    const int64_t rows = static_cast<int64_t>(tap.values.size()) / tap.dim;
+    result[py::str(name)] = py::array_t<float>({rows, tap.dim}, tap.values.data());
   }
   return result;
 }
@@ -236,7 +246,7 @@ void register_model(py::module_& m) {
            "float32 [len(texts), embedding_size].")
       .def("projection_inputs", &projection_inputs, py::arg("ids"),
            "What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), "
-           "'o_proj', 'gate_proj' (also for up) and 'down_proj' -> arrays [tokens, columns], one for each pass.")
+           "'o_proj', 'gate_proj' (also for up) and 'down_proj' -> float32 [tokens, columns].")
       .def("close", &Model::close, py::call_guard<GilRelease>(), "Gives the memory back.");
 
   py::class_<SourceRows>(m, "FileRows", py::is_final(),

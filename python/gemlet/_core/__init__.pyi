@@ -57,6 +57,7 @@ __all__: list[str] = [
     "size_limits",
     "source_types",
     "testing",
+    "widen",
 ]
 
 class LayerConfig:
@@ -187,9 +188,9 @@ class Model:
         """
     def projection_inputs(
         self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
-    ) -> dict[str, list[numpy.typing.NDArray[numpy.float32]]]:
+    ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
         """
-        What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), 'o_proj', 'gate_proj' (also for up) and 'down_proj' -> arrays [tokens, columns], one for each pass.
+        What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), 'o_proj', 'gate_proj' (also for up) and 'down_proj' -> float32 [tokens, columns].
         """
     @property
     def closed(self) -> bool: ...
@@ -947,6 +948,13 @@ def size_limits() -> dict[str, tuple[int, int]]:
 def source_types() -> dict[str, tuple[int, int, str | None]]:
     """
     The types in which files may store tensors: name -> (values of a block, bytes of a block, the smallest format of weights that can hold every value of the type, or None).
+    """
+
+def widen(
+    data: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], dtype: str
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Rows of a file's blocks, uint8 [rows, bytes], as float32 [rows, values].
     """
 
 LAYOUT_VERSION: int = 2
