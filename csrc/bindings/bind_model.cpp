@@ -13,6 +13,7 @@
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
 #include "engine/embedding.h"
+#include "engine/sequence.h"
 #include "model/adapter_builder.h"
 #include "model/builder.h"
 
@@ -58,6 +59,25 @@ SourceRows array_rows(const std::string& name, const py::array& data, const std:
   return {std::move(shape), type, data.data()};
 }
 
+using TowerTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::string>>;
+
+std::map<std::string, TensorSpec> tower_specs(const TowerTensors& towers) {
+  static const std::map<std::string, TensorKind> kKinds = {{"matrix", TensorKind::kMatrix},
+                                                           {"exact", TensorKind::kExact},
+                                                           {"floats", TensorKind::kFloats},
+                                                           {"norm", TensorKind::kNorm}};
+  std::map<std::string, TensorSpec> specs;
+  for (const auto& [name, tensor] : towers) {
+    const auto kind = kKinds.find(tensor.second);
+    if (kind == kKinds.end()) {
+      fail(ErrorCode::kInvalidRequest, "tensor '", name, "' is of kind '", tensor.second,
+           "', expected 'matrix', 'exact', 'floats' or 'norm'");
+    }
+    specs[name] = {tensor.first, kind->second};
+  }
+  return specs;
+}
+
 void add_random(ModelBuilder& builder, uint64_t seed, const py::object& done) {
   std::optional<GilRelease> released(std::in_place);
   builder.add_random(seed, [&](int64_t bytes) {
@@ -71,8 +91,9 @@ void add_random(ModelBuilder& builder, uint64_t seed, const py::object& done) {
 }
 
 void add(ModelBuilder& builder, const std::string& name, const py::array& data, const std::string& dtype,
-         int64_t first_row) {
-  const SourceRows rows = array_rows(name, data, dtype);
+         int64_t first_row, bool balanced) {
+  SourceRows rows = array_rows(name, data, dtype);
+  rows.balanced = balanced;
   const GilRelease release;
   builder.add(name, rows, first_row);
 }
@@ -95,10 +116,13 @@ void add_low_rank(AdapterBuilder& builder, const std::string& name, const py::ar
 }
 
 py::array_t<uint8_t> pack(ModelBuilder& builder, const std::string& name, const py::array& data,
-                          const std::string& dtype, int64_t first_row) {
-  return pack_source(builder, name, array_rows(name, data, dtype), first_row);
+                          const std::string& dtype, int64_t first_row, bool balanced) {
+  SourceRows rows = array_rows(name, data, dtype);
+  rows.balanced = balanced;
+  return pack_source(builder, name, rows, first_row);
 }
 
+using Inputs = std::map<std::string, py::typing::List<py::array_t<float>>>;
 using Shapes = py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::ellipsis>>;
 
 Shapes slots(ModelBuilder& builder) {
@@ -146,6 +170,29 @@ py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::ve
   return out;
 }
 
+// What reaches the matrices of each layer: "layers.N.q_proj" (also for k and v), "o_proj", "gate_proj" (and up) and
+// "down_proj", with a row for each of `ids`, which are a text of their own.
+Inputs projection_inputs(const std::shared_ptr<Model>& model, const std::vector<int32_t>& ids) {
+  Inputs result;
+  const TapSink sink = [&](const std::string& name, const float* data, int64_t rows, int64_t dim) {
+    constexpr std::string_view kEnd = "_proj.input";
+    if (!name.ends_with(kEnd)) return;
+    in_python([&] {
+      py::list& parts = result[name.substr(0, name.size() - 6)];
+      parts.append(py::array_t<float>({rows, dim}, data));
+    });
+  };
+  Sequence sequence(model);
+  const GilRelease release;
+  // All rows want logits, since the last layer leaves out the others. Few at a time, since logits are large.
+  constexpr size_t kPiece = 64;
+  const std::span<const int32_t> all(ids);
+  for (size_t first = 0; first < all.size(); first += kPiece) {
+    sequence.extend({all.subspan(first, std::min(kPiece, all.size() - first))}, LogitsWanted::kAll, &sink);
+  }
+  return result;
+}
+
 }  // namespace
 
 void register_model(py::module_& m) {
@@ -187,6 +234,9 @@ void register_model(py::module_& m) {
       .def("embed", &embeddings, py::arg("texts"), py::arg("adapter") = py::none(),
            "Embeddings of texts, each a list of token ids, that go through one forward pass together, not normalised: "
            "float32 [len(texts), embedding_size].")
+      .def("projection_inputs", &projection_inputs, py::arg("ids"),
+           "What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), "
+           "'o_proj', 'gate_proj' (also for up) and 'down_proj' -> arrays [tokens, columns], one for each pass.")
       .def("close", &Model::close, py::call_guard<GilRelease>(), "Gives the memory back.");
 
   py::class_<SourceRows>(m, "FileRows", py::is_final(),
@@ -200,7 +250,7 @@ void register_model(py::module_& m) {
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
                        const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads,
-                       const std::string& device, bool exact_batches) {
+                       const std::string& device, bool exact_batches, const TowerTensors& towers) {
              if (threads < 0 || threads > kMaxThreads) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads,
                     ", or 0 to plan only");
@@ -220,12 +270,16 @@ void register_model(py::module_& m) {
              if (guarded_memory()) backend = make_guarded_backend(std::move(backend));
              return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
                                                    kv_format(kv_cache), std::move(backend), mode, std::move(own),
-                                                   embedding_on_disk);
+                                                   embedding_on_disk, tower_specs(towers));
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
            py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false,
-           py::arg("fewer_threads") = false, py::arg("device") = "cpu", py::arg("exact_batches") = false)
+           py::arg("fewer_threads") = false, py::arg("device") = "cpu", py::arg("exact_batches") = false,
+           py::arg("towers") = TowerTensors(),
+           "`towers`: tensors of towers by name, (shape, kind) each. A \"matrix\" is packed in the format of the "
+           "weights, an \"exact\" one in f32; \"floats\" stay in float32, and a \"norm\" too, with the offset of the "
+           "model's norms.")
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {
@@ -246,14 +300,17 @@ void register_model(py::module_& m) {
            py::call_guard<GilRelease>())
       .def("pack", &pack_source, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0)
       .def("pack", &pack, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
+           py::arg("balanced") = false,
            "The packed form of what add() would take, whose slot stays empty: bytes for a file.")
       .def("map_file", &ModelBuilder::map_file, py::arg("descriptor"), py::arg("path"),
            "Maps the open file that use_packed() speaks of.")
       .def("use_packed", &ModelBuilder::use_packed, py::arg("name"), py::arg("offset"), py::arg("bytes"),
            "Fills a slot with the packed form that lies in the mapped file, used in place.")
       .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
+           py::arg("balanced") = false,
            "Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or "
-           "'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.")
+           "'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'. "
+           "`balanced`: its columns are multiplied by their balance already.")
       .def(
           "set_per_layer_table",
           [](ModelBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols,

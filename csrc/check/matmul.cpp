@@ -39,8 +39,19 @@ void fill_bf12(Random& random, int64_t cols, uint8_t* panel) {
   }
 }
 
+enum class Place : uint8_t { kHalf, kSmallScale, kWeight };
+
+// What byte `at` of a panel of a format in blocks is: a part of an f16 scale, a small scale, or weights.
+Place place_of(Format format, int64_t at) {
+  const int64_t superblock = kScaleBytes + 2 * block_bytes(format);
+  if (!in_groups(format)) return at % superblock < kScaleBytes ? Place::kHalf : Place::kWeight;
+  at %= kLineBytes + kGroupSuperblocks * superblock;
+  if (at < kLineBytes) return Place::kHalf;
+  return (at - kLineBytes) % superblock < kScaleBytes ? Place::kSmallScale : Place::kWeight;
+}
+
 // Fills panels with any bits that the format allows.
-void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t bytes) {
+void fill_with_bits(Random& random, Format format, int64_t stride, uint8_t* panels, int64_t bytes) {
   if (format == Format::kF32 || format == Format::kBf16) {
     for (int64_t i = 0; i < bytes; i += 4) {
       // Of two bf16 both halves are floats. Numbers up to 2^56 keep all sums finite.
@@ -49,12 +60,10 @@ void fill_with_bits(Random& random, Format format, uint8_t* panels, int64_t byte
     }
     return;
   }
-  const int64_t superblock = format == Format::kQ8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
   for (int64_t i = 0; i < bytes; ++i) {
     const uint8_t byte = static_cast<uint8_t>(random.bits() >> 32);
-    const int64_t at = i % superblock;
-    if (at < kScaleBytes) {
-      panels[i] = at % 2 == 1 ? byte & 0xbf : byte | 1;  // f16 scales below 2, but not zero
+    if (place_of(format, i % stride) == Place::kHalf) {
+      panels[i] = i % 2 == 1 ? byte & 0xbf : byte | 1;  // f16 scales below 2, but not zero
     } else {
       panels[i] = format == Format::kQ8 && byte == 0 ? 1 : byte;  // q8 is -127 to 127
     }
@@ -79,7 +88,9 @@ GuardedBytes make_weights(Random& random, Format format, Kind kind, int64_t outp
     for (int64_t p = 0; format == Format::kBf12 && p < panel_count(outputs); ++p) {
       fill_bf12(random, cols, panels.data() + p * stride);
     }
-    if (format != Format::kBf12) fill_with_bits(random, format, panels.data(), packed_bytes(format, outputs, cols));
+    if (format != Format::kBf12) {
+      fill_with_bits(random, format, stride, panels.data(), packed_bytes(format, outputs, cols));
+    }
     return panels;
   }
   std::vector<float> w = numbers(random, kind, outputs, cols, 1e5);
@@ -121,10 +132,19 @@ void compute(Case& c) {
   const bool int8 = form == Activations::kI8;
   const Matrix matrix = {c.operation.weights, c.outputs, c.cols, c.weights.data()};
   std::vector<float> w(static_cast<size_t>(c.cols));
+  // The products of q and of the minimum are added apart, and each may be larger than the weight.
+  GuardedBytes minima(packed_bytes(matrix.format, c.outputs, c.cols));
+  std::vector<float> minimum(static_cast<size_t>(c.cols));
+  for (int64_t at = 0; int8 && has_minimum(matrix.format) && at < packed_bytes(matrix.format, c.outputs, c.cols);
+       ++at) {
+    const bool weight = place_of(matrix.format, at % c.args.panel_stride) == Place::kWeight;
+    minima.data()[at] = weight ? 0 : c.weights.data()[at];
+  }
   // The terms of a float32 sum: products of columns, or of blocks scaled by the product of two scales.
   const double terms = static_cast<double>(int8 ? c.args.cols / kBlock + 4 : c.cols + 1);
   for (int64_t o = 0; o < c.outputs; ++o) {
     unpack_row(matrix, o, w.data());
+    if (has_minimum(matrix.format)) unpack_row({matrix.format, c.outputs, c.cols, minima.data()}, o, minimum.data());
     if (form == Activations::kTiles) {
       for (float& weight : w) weight = bf16_to_f32(f32_to_bf16(weight));
     }
@@ -134,7 +154,7 @@ void compute(Case& c) {
         const double x = activation(form, c.row(r), c.args.cols, i);
         const double weight = w[static_cast<size_t>(i)];
         sum += x * weight;
-        size += std::fabs(x * weight);
+        size += std::fabs(x * weight) + 2 * std::fabs(x * minimum[static_cast<size_t>(i)]);
         if (std::fabs(x) < kNormal || std::fabs(weight) < kNormal) lost += std::fabs(x * weight);
       }
       // A subnormal product of two scales counts up to 127 * 127 times.
@@ -274,12 +294,14 @@ void check_not_finite(const MatmulOperation& operation, float value, const Tiers
 void check_extremes(const MatmulOperation& operation, const Tiers& tiers) {
   Random random(7);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 9, 33, 320);
-  const bool q8 = operation.weights == Format::kQ8;
+  const Format format = operation.weights;
   for (int64_t i = 0; i < packed_bytes(operation.weights, c.outputs, c.cols); ++i) {
     const bool low = random.below(8) == 0;
-    const int byte = i % (q8 ? kQ8SuperblockBytes : kQ4SuperblockBytes) < kScaleBytes ? i % 2 * 0x3c  // 1.0
-                     : q8                                                             ? (low ? 1 : 255)
-                                                                                      : (low ? 0x0f : 0xff);
+    const Place place = place_of(format, i % c.args.panel_stride);
+    const int byte = place == Place::kHalf         ? i % 2 * 0x3c  // 1.0
+                     : place == Place::kSmallScale ? 1
+                     : format == Format::kQ8       ? (low ? 1 : 255)
+                                                   : (low ? 0x0f : 0xff);
     c.weights.data()[i] = static_cast<uint8_t>(byte);
   }
   for (int64_t r = 0; r < c.rows; ++r) {
@@ -326,7 +348,8 @@ void check_matmul(std::string_view name, const Tiers& tiers) {
 namespace {
 
 // Checks the scales of one row, its integers (to half a step), and that its offsets match the integers.
-void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool power_of_two, const uint8_t* row) {
+void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool power_of_two, bool halves,
+                  const uint8_t* row) {
   for (int64_t b = 0; b < cols / kBlock; ++b) {
     const int64_t first = b * kBlock, count = std::clamp<int64_t>(static_cast<int64_t>(x.size()) - first, 0, kBlock);
     double peak = 0;
@@ -339,10 +362,10 @@ void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool 
     } else if (!(std::fabs(scale - peak / 127) <= 2 * kUnit * peak / 127 + kTiny)) {
       failed("scale of block " + std::to_string(b));
     }
-    int32_t sum = 0;
+    int32_t sums[2] = {};
     for (int64_t i = 0; i < kBlock; ++i) {
       const int32_t q = static_cast<int8_t>(row[first + i]);
-      sum += q;
+      sums[i / 16] += q;
       const double value = i < count ? x[static_cast<size_t>(first + i)] : 0;
       const double exact = power_of_two ? value / scale : peak > kernels::kZeroPeak ? value / peak * 127 : 0;
       if (!(std::fabs(q - exact) <= 0.5 + 127 * 6 * kUnit)) {
@@ -351,7 +374,10 @@ void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool 
       }
     }
     const int32_t offset = reinterpret_cast<const int32_t*>(row + cols + cols / kBlock * 4)[b];
-    if (offset != -zero * sum) failed("offset of block " + std::to_string(b));
+    const bool right = halves
+                           ? kernels::half_offset(offset, 0) == -sums[0] && kernels::half_offset(offset, 1) == -sums[1]
+                           : offset == -zero * (sums[0] + sums[1]);
+    if (!right) failed("offset of block " + std::to_string(b));
   }
 }
 
@@ -366,10 +392,11 @@ void check_quantize_i8(const Tiers& tiers) {
       const std::vector<float> values = numbers(random, kind, 1, valid, 1e28);
       const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, cols));
       const int32_t zero = seed % 2 == 0 ? 8 : 128;
+      const bool halves = seed % 3 == 0;
       for (const Tier tier : tiers) {
         begin_case("quantize_i8", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
-        kernels::kernels_for(tier).quantize_i8({x.as<float>(), valid, cols, zero, zero == 8, out.data()});
-        check_row_i8(values, cols, zero, zero == 8, out.data());
+        kernels::kernels_for(tier).quantize_i8({x.as<float>(), valid, cols, zero, zero == 8, halves, out.data()});
+        check_row_i8(values, cols, zero, zero == 8, halves, out.data());
       }
     }
   }
@@ -380,7 +407,7 @@ void check_quantize_i8(const Tiers& tiers) {
       for (const bool power_of_two : {false, true}) {
         begin_case("quantize_i8", tier, value > 0 ? "an infinity" : "a NaN");
         const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, 64));
-        kernels::kernels_for(tier).quantize_i8({x.as<float>(), 64, 64, 8, power_of_two, out.data()});
+        kernels::kernels_for(tier).quantize_i8({x.as<float>(), 64, 64, 8, power_of_two, false, out.data()});
         const float* const scales = reinterpret_cast<const float*>(out.data() + 64);
         if (std::isfinite(scales[power_of_two ? 0 : 1])) failed("does not show in a scale");
         if (!power_of_two && !std::isfinite(scales[0])) failed("shows in another block's scale");

@@ -66,7 +66,48 @@ int64_t element_bytes(KvFormat format) {
   return 0;
 }
 
-int32_t zero_point(Format format) { return format == Format::kQ4 ? kQ4Zero : format == Format::kQ8 ? kQ8Zero : 0; }
+int32_t zero_point(Format format) {
+  switch (format) {
+    case Format::kQ8:
+      return kQ8Zero;
+    case Format::kQ6k:
+      return kQ6Zero;
+    case Format::kQ5:
+      return kQ5Zero;
+    case Format::kQ4:
+      return kQ4Zero;
+    default:
+      return 0;
+  }
+}
+
+int64_t block_bytes(Format format) {
+  switch (format) {
+    case Format::kQ8:
+      return kQ8BlockBytes;
+    case Format::kQ6k:
+      return kQ6BlockBytes;
+    case Format::kQ5k:
+    case Format::kQ5:
+      return kQ5BlockBytes;
+    case Format::kQ4k:
+    case Format::kQ4:
+      return kQ4BlockBytes;
+    default:
+      return 0;
+  }
+}
+
+bool has_minimum(Format format) { return format == Format::kQ4k || format == Format::kQ5k; }
+
+bool in_groups(Format format) { return has_minimum(format) || format == Format::kQ6k; }
+
+int64_t superblock_offset(Format format, int64_t index) {
+  const int64_t lines_of_groups = in_groups(format) ? (index / kGroupSuperblocks + 1) * kLineBytes : 0;
+  return index * (kScaleBytes + 2 * block_bytes(format)) + lines_of_groups;
+}
+
+bool takes_balance(Format format) { return block_bytes(format) > 0 && format != Format::kQ8; }
 
 int64_t padded_cols(Format format, int64_t cols) {
   int64_t unit = kSuperblock;
@@ -85,12 +126,11 @@ int64_t panel_bytes(Format format, int64_t cols) {
       return padded * kPanelRows * 2;
     case Format::kBf12:
       return bf12_exceptions_at(cols) + bf12_exception_bytes(cols);
-    case Format::kQ8:
-      return padded / kSuperblock * kQ8SuperblockBytes;
-    case Format::kQ4:
-      return padded / kSuperblock * kQ4SuperblockBytes;
+    default: {
+      const int64_t superblocks = padded / kSuperblock;
+      return superblock_offset(format, superblocks - 1) + kScaleBytes + 2 * block_bytes(format);
+    }
   }
-  return 0;
 }
 
 }  // namespace gemlet

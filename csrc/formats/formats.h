@@ -13,6 +13,18 @@
 //         Line j of a block: W[r][4j] to W[r][4j + 3] in the low halves of the bytes, W[r][16 + 4j] to
 //         W[r][16 + 4j + 3] in the high halves, each as q + 8. q is in [-8, 7] and the weight is q * scale.
 //         No scale is zero, because kernels add to its exponent: a block of zeros has q = 0 and the least scale.
+//   q5    A superblock is 64 bytes of scales as above, then 5 lines for each of its two blocks.
+//         Lines 0 to 3 of a block: the low four bits of q + 16, in the order of q4. Line 4: bit k of byte 4r + i is the
+//         fifth bit of W[r][4k + i]. q is in [-16, 15] and the weight is q * scale.
+//   q4k   A group is up to four superblocks (256 columns) behind a line of d and m: f16, d of 16 rows, then m.
+//         A superblock is a line of small scales, then the lines of its two blocks as in q4, with q in [0, 15]. The
+//         small scales are bytes: s of 16 rows and t of 16 rows, for the first block and then for the second. The
+//         weight is d * s * q - m * t.
+//   q5k   The same with five lines for a block as in q5, and q in [0, 31].
+//   q6k   Groups as in q4k; m is not used. The small scales are signed bytes, for each 16 columns of a superblock: 16
+//         rows each. A block has six lines: the low four bits of q + 32 in the order of q4; then two lines of upper
+//         bits, for 16 columns each: bits 2k and 2k + 1 of byte 4r + i belong to column 4k + i. q is in [-32, 31] and
+//         the weight is d * s * q.
 //   bf12  bf16 without loss, where the exponent is a code of four bits. A panel begins with a line of 16-bit words that
 //         holds the base of row r at the places 2r and 2r + 1. Superblocks of 8 columns follow: four lines of bf16 in
 //         three lines of 16-bit words, where word 2r + c % 2 of a line is about row r and column c.
@@ -25,9 +37,9 @@
 //         most_bf12_exceptions(), then for each, in rising order, its exponent + 256 * its place among the words that
 //         the panel has in bf16.
 //
-// A scale covers a block of 32 columns. The values that q4 can hold are those of GGUF's Q4_0; q8 can hold all values of
-// Q8_0. Rows are padded with zeros to a multiple of 16, columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or 64 (q8,
-// q4).
+// A scale covers a block of 32 columns, in q6k 16. The values that q4 and q5 can hold are those of GGUF's Q4_0 and
+// Q5_0; q8, q4k, q5k and q6k can hold all values of Q8_0, Q4_K, Q5_K and Q6_K. Rows are padded with zeros to a multiple
+// of 16, columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or 64 (all others).
 #pragma once
 
 #include <cstddef>
@@ -46,6 +58,10 @@ namespace gemlet {
   X(Bf16, bf16)           \
   X(Bf12, bf12)           \
   X(Q8, q8)               \
+  X(Q6k, q6k)             \
+  X(Q5k, q5k)             \
+  X(Q5, q5)               \
+  X(Q4k, q4k)             \
   X(Q4, q4)
 
 enum class Format : uint8_t {
@@ -79,7 +95,16 @@ std::optional<KvFormat> kv_format_from_name(std::string_view name);
 std::string kv_format_names();
 int64_t element_bytes(KvFormat format);
 
-int32_t zero_point(Format format);  // what q8 and q4 add to q, so that it is unsigned; 0 for other formats
+// What is added to q, so that it is unsigned; 0 for formats that have no such q.
+int32_t zero_point(Format format);
+// Formats in blocks: the bytes of the lines of a block; 0 for other formats.
+int64_t block_bytes(Format format);
+bool has_minimum(Format format);  // q4k, q5k
+bool in_groups(Format format);    // q4k, q5k, q6k
+// Where superblock `index` of a panel begins. Of the first one of a group, the line of d and m stands before that.
+int64_t superblock_offset(Format format, int64_t index);
+// Whether channels may be balanced before a matrix is rounded to it (model/balance.h).
+bool takes_balance(Format format);
 int64_t padded_cols(Format format, int64_t cols);
 int64_t panel_bytes(Format format, int64_t cols);  // bytes of one panel
 inline int64_t panel_count(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }

@@ -92,8 +92,8 @@ void decode_q3_k(const uint8_t* block, float* out) {
   }
 }
 
-void decode_q45_k(const uint8_t* block, bool fifth_bit, float* out) {
-  const float d = float_at(block), dmin = float_at(block + 2);
+GroupedBlock split_q45_k(const uint8_t* block, bool fifth_bit) {
+  GroupedBlock split = {half_at(block), half_at(block + 2), {}, {}};
   const uint8_t* packed = block + 4;
   const uint8_t* high = block + 16;
   const uint8_t* bytes = block + (fifth_bit ? 48 : 16);
@@ -106,30 +106,45 @@ void decode_q45_k(const uint8_t* block, bool fifth_bit, float* out) {
       scale = (packed[group + 4] & 15) | packed[group - 4] >> 6 << 4;
       least = packed[group + 4] >> 4 | packed[group] >> 6 << 4;
     }
-    const float step = d * static_cast<float>(scale), minimum = dmin * static_cast<float>(least);
+    split.small[2 * group] = static_cast<uint8_t>(scale);
+    split.small[2 * group + 1] = static_cast<uint8_t>(least);
     const uint8_t* q = bytes + group / 2 * 32;
     const int shift = group % 2 * 4;
     for (int i = 0; i < 32; ++i) {
       const int fifth = fifth_bit ? (high[i] >> group & 1) << 4 : 0;
-      out[group * 32 + i] = step * static_cast<float>((q[i] >> shift & 15) | fifth) - minimum;
+      split.q[group * 32 + i] = static_cast<uint8_t>((q[i] >> shift & 15) | fifth);
     }
   }
+  return split;
 }
 
-void decode_q6_k(const uint8_t* block, float* out) {
+GroupedBlock split_q6_k(const uint8_t* block) {
+  GroupedBlock split = {half_at(block + 208), 0, {}, {}};
+  std::memcpy(split.small, block + 192, 16);
   const uint8_t* low = block;
   const uint8_t* high = block + 128;
-  const int8_t* scales = reinterpret_cast<const int8_t*>(block + 192);
-  const float d = float_at(block + 208);
   for (int group = 0; group < 16; ++group) {
-    const float step = d * static_cast<float>(scales[group]);
     const int half = group / 8, quarter = group % 8 / 2, first = group % 2 * 16;  // 128, 32 and 16 values
     const uint8_t* q = low + half * 64 + quarter % 2 * 32 + first;
     const uint8_t* h = high + half * 32 + first;
     const int shift = quarter / 2 * 4, high_shift = quarter * 2;
     for (int i = 0; i < 16; ++i) {
-      const int value = (q[i] >> shift & 15) | (h[i] >> high_shift & 3) << 4;
-      out[group * 16 + i] = step * static_cast<float>(value - 32);
+      split.q[group * 16 + i] = static_cast<uint8_t>((q[i] >> shift & 15) | (h[i] >> high_shift & 3) << 4);
+    }
+  }
+  return split;
+}
+
+void decode_groups(SourceType type, const uint8_t* block, float* out) {
+  const GroupedBlock split = grouped_block(type, block);
+  const float d = f16_to_f32(split.scale), dmin = f16_to_f32(split.minimum);
+  for (int i = 0; i < 256; ++i) {
+    if (type == SourceType::kQ6_K) {
+      const float step = d * static_cast<float>(static_cast<int8_t>(split.small[i / 16]));
+      out[i] = step * static_cast<float>(split.q[i] - 32);
+    } else {
+      const float step = d * static_cast<float>(split.small[i / 32 * 2]);
+      out[i] = step * static_cast<float>(split.q[i]) - dmin * static_cast<float>(split.small[i / 32 * 2 + 1]);
     }
   }
 }
@@ -156,9 +171,8 @@ void decode_block(SourceType type, const uint8_t* block, float* out) {
       return decode_q3_k(block, out);
     case SourceType::kQ4_K:
     case SourceType::kQ5_K:
-      return decode_q45_k(block, type == SourceType::kQ5_K, out);
     case SourceType::kQ6_K:
-      return decode_q6_k(block, out);
+      return decode_groups(type, block, out);
     case SourceType::kIq4Xs:
       return decode_iq4_xs(block, out);
     default: {
@@ -190,6 +204,10 @@ uint16_t integer_block(SourceType type, const uint8_t* block, int8_t* q) {
     std::memcpy(q, block + 2, 2 * kHalf);  // q8_0
   }
   return half_at(block);
+}
+
+GroupedBlock grouped_block(SourceType type, const uint8_t* block) {
+  return type == SourceType::kQ6_K ? split_q6_k(block) : split_q45_k(block, type == SourceType::kQ5_K);
 }
 
 void decode_blocks(SourceType type, const uint8_t* blocks, int64_t count, float* out) {

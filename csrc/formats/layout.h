@@ -14,7 +14,7 @@ constexpr int64_t kPanelRows = 16;
 constexpr int kUnitBytes = 4;                        // of one row in a line
 constexpr int kLineBytes = kPanelRows * kUnitBytes;  // a cache line
 
-// q8 and q4: a block of columns has one scale. Two blocks, their scales in front, are a superblock.
+// Formats in blocks: a block of columns has one scale. Two blocks, their scales in front, are a superblock.
 constexpr int64_t kBlock = 32;
 constexpr int64_t kSuperblock = 2 * kBlock;
 constexpr int kScaleBytes = 2 * kPanelRows * 2;  // of a superblock: f16
@@ -22,9 +22,17 @@ constexpr int64_t kQ8BlockBytes = kPanelRows * kBlock;
 constexpr int64_t kQ4BlockBytes = kPanelRows * kBlock / 2;
 constexpr int64_t kQ8SuperblockBytes = kScaleBytes + 2 * kQ8BlockBytes;
 constexpr int64_t kQ4SuperblockBytes = kScaleBytes + 2 * kQ4BlockBytes;
+// The lines of a block, q8 and q4 above: five bits are a q4 block and a line of fifth bits, six are one and two lines
+// of upper bits. q4k, q5k and q6k have another line in front of every group of four superblocks.
+constexpr int64_t kQ5BlockBytes = kQ4BlockBytes + kLineBytes;
+constexpr int64_t kQ6BlockBytes = kQ4BlockBytes + 2 * kLineBytes;
+constexpr int64_t kGroupSuperblocks = 4;
+constexpr int64_t kGroup = kGroupSuperblocks * kSuperblock;
 constexpr uint16_t kLeastScale = 1;  // the least f16 above zero, 2^-24
 constexpr int kQ8Zero = 128;         // added to q, so that it is unsigned
 constexpr int kQ4Zero = 8;
+constexpr int kQ5Zero = 16;
+constexpr int kQ6Zero = 32;
 static_assert(kLineBytes == 64 && kScaleBytes == kLineBytes, "the scales of a superblock are a line");
 static_assert(kQ8SuperblockBytes == 17 * kLineBytes && kQ4SuperblockBytes == 9 * kLineBytes);
 static_assert(kBlock == 32, "the halves of a q4 block are 16 columns apart");

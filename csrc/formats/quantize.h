@@ -7,6 +7,8 @@
 //       For each, q = round(x / s), and the scale is then fitted to q by least squares: sum(x q) / sum(q q). The best
 //       one is kept. A block that Q4_0 can hold exactly (with a -8 in it) stays exact. Where columns have an
 //       importance w, the fit and the choice weigh squared errors with it: sum(w x q) / sum(w q q).
+//   q5: as q4.
+// quantize_groups.cpp has that of q4k, q5k and q6k.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +19,7 @@ namespace gemlet {
 
 // Packs up to 16 consecutive rows (f32, row r at rows + r * cols) into one panel and pads it with zeros. Returns false
 // if a value is not finite or does not fit the format (a scale that f16 cannot hold). `importance` [padded_cols] says
-// how much an error in each column counts; null: all the same. Only q4 looks at it.
+// how much an error in each column counts; null: all the same. q8 and float formats do not look at it.
 bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t cols, uint8_t* panel,
                 const float* importance = nullptr);
 

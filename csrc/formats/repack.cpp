@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "formats/blocks.h"
 #include "formats/gguf_blocks.h"
 
 namespace gemlet {
@@ -10,9 +11,9 @@ namespace {
 
 constexpr uint8_t kQ4Zeros = 0x88;  // twice q = 0
 
-// Fills a panel with zeros, which is what its padding has to be.
+// Fills a panel with zeros, which is what its padding has to be. Where a scale is zero, so are the weights.
 void clear(Format format, uint8_t* panel, int64_t bytes) {
-  if (format == Format::kQ8) {
+  if (format != Format::kQ4) {
     std::memset(panel, 0, static_cast<size_t>(bytes));
     return;
   }
@@ -22,46 +23,93 @@ void clear(Format format, uint8_t* panel, int64_t bytes) {
   }
 }
 
+bool finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
+
+// `q`: the integers of a row of a block, as they are stored.
+void store_row(Format format, const uint8_t* q, int64_t r, uint8_t* lines) {
+  uint32_t words[8], stored[kMostBlockLines];
+  std::memcpy(words, q, kBlock);
+  const int count = block_words(format, words, stored);
+  for (int j = 0; j < count; ++j) std::memcpy(lines + j * kLineBytes + r * 4, &stored[j], 4);
+}
+
+// A row of q8, q5 or q4 from blocks with one scale.
+bool repack_row(Format format, SourceType type, const uint8_t* row, int64_t r, int64_t cols, uint8_t* panel) {
+  const int64_t source_size = source_block_bytes(type);
+  const auto zero = static_cast<uint8_t>(zero_point(format));
+  for (int64_t b = 0; b < cols / kBlock; ++b) {
+    uint8_t* const superblock = panel + superblock_offset(format, b / 2);
+    uint8_t q[kBlock];
+    const uint16_t scale = integer_block(type, row + b * source_size, reinterpret_cast<int8_t*>(q));
+    if (!finite(scale)) return false;
+    if (format == Format::kQ4 && (scale & 0x7fffu) == 0) continue;
+    for (uint8_t& one : q) one = static_cast<uint8_t>(one + zero);
+    store_row(format, q, r, superblock + kScaleBytes + b % 2 * block_bytes(format));
+    std::memcpy(superblock + (b % 2 * kPanelRows + r) * 2, &scale, 2);
+  }
+  return true;
+}
+
+// A row of a format with groups from the same blocks of 256 values.
+bool repack_groups(Format format, SourceType type, const uint8_t* row, int64_t r, int64_t cols, uint8_t* panel) {
+  const int64_t source_size = source_block_bytes(type);
+  for (int64_t group = 0; group < cols / kGroup; ++group) {
+    const GroupedBlock source = grouped_block(type, row + group * source_size);
+    if (!finite(source.scale) || !finite(source.minimum)) return false;
+    const int64_t first = group * kGroupSuperblocks;
+    uint8_t* const head = panel + superblock_offset(format, first) - kLineBytes;
+    std::memcpy(head + r * 2, &source.scale, 2);
+    std::memcpy(head + (kPanelRows + r) * 2, &source.minimum, 2);
+    for (int64_t b = 0; b < kGroup / kBlock; ++b) {
+      uint8_t* const superblock = panel + superblock_offset(format, first + b / 2);
+      uint8_t* const small = superblock + 2 * (b % 2) * kPanelRows + r;
+      small[0] = source.small[2 * b];
+      small[kPanelRows] = source.small[2 * b + 1];
+      store_row(format, source.q + b * kBlock, r, superblock + kScaleBytes + b % 2 * block_bytes(format));
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 bool can_repack(Format format, SourceType type) {
-  return (format == Format::kQ4 && type == SourceType::kQ4_0) || (format == Format::kQ8 && has_integer_blocks(type));
+  switch (format) {
+    case Format::kQ4:
+      return type == SourceType::kQ4_0;
+    case Format::kQ4k:
+      return type == SourceType::kQ4_K;
+    case Format::kQ5:
+      return type == SourceType::kQ5_0;
+    case Format::kQ5k:
+      return type == SourceType::kQ5_K;
+    case Format::kQ6k:
+      return type == SourceType::kQ6_K;
+    case Format::kQ8:
+      return has_integer_blocks(type);
+    default:
+      return false;
+  }
 }
 
 std::optional<Format> exact_format(SourceType type) {
   if (type == SourceType::kF32) return Format::kF32;
   if (type == SourceType::kBf16) return Format::kBf16;
-  if (can_repack(Format::kQ4, type)) return Format::kQ4;
-  if (can_repack(Format::kQ8, type)) return Format::kQ8;
+  for (const Format format : {Format::kQ4, Format::kQ4k, Format::kQ5, Format::kQ5k, Format::kQ6k, Format::kQ8}) {
+    if (can_repack(format, type)) return format;
+  }
   return std::nullopt;
 }
 
 bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t row_count, int64_t cols,
                   uint8_t* panel) {
-  const bool q8 = format == Format::kQ8;
-  const int64_t superblock_bytes = q8 ? kQ8SuperblockBytes : kQ4SuperblockBytes;
-  const int64_t line_bytes = (superblock_bytes - kScaleBytes) / 2;  // the lines of one block
-  const int64_t row_bytes = source_bytes(type, cols), block_bytes = source_block_bytes(type);
+  const int64_t row_bytes = source_bytes(type, cols);
   clear(format, panel, panel_bytes(format, cols));
   for (int64_t r = 0; r < row_count; ++r) {
-    for (int64_t b = 0; b < cols / kBlock; ++b) {
-      const uint8_t* const block = rows + r * row_bytes + b * block_bytes;
-      uint8_t* const superblock = panel + b / 2 * superblock_bytes;
-      uint8_t* const lines = superblock + kScaleBytes + b % 2 * line_bytes + r * 4;
-      uint16_t scale;
-      if (q8) {
-        uint8_t q[kBlock];
-        scale = integer_block(type, block, reinterpret_cast<int8_t*>(q));
-        for (int i = 0; i < kBlock; ++i) q[i] ^= 0x80;  // + 128
-        for (int line = 0; line < kBlock / 4; ++line) std::memcpy(lines + line * 64, q + line * 4, 4);
-      } else {  // q4_0 stores its integers like q4
-        std::memcpy(&scale, block, 2);
-        if ((scale & 0x7fffu) == 0) continue;
-        for (int line = 0; line < kBlock / 8; ++line) std::memcpy(lines + line * 64, block + 2 + line * 4, 4);
-      }
-      if ((scale & 0x7c00u) == 0x7c00u) return false;
-      std::memcpy(superblock + (b % 2 * kPanelRows + r) * 2, &scale, 2);
-    }
+    const uint8_t* const row = rows + r * row_bytes;
+    const bool fits = in_groups(format) ? repack_groups(format, type, row, r, cols, panel)
+                                        : repack_row(format, type, row, r, cols, panel);
+    if (!fits) return false;
   }
   return true;
 }

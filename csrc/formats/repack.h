@@ -9,7 +9,8 @@
 
 namespace gemlet {
 
-// True for q4 from q4_0, and for q8 from q8_0, q5_0, q4_0 and iq4_nl.
+// True for q4 from q4_0, q5 from q5_0, q4k, q5k and q6k from q4_k, q5_k and q6_k, and for q8 from q8_0, q5_0, q4_0 and
+// iq4_nl.
 bool can_repack(Format format, SourceType type);
 
 // The smallest format that can hold every value of `type`; none if there is no such format.

@@ -16,6 +16,7 @@ struct SourceRows {
   const void* data = nullptr;  // null: in the file
   int descriptor = -1;
   int64_t offset = 0;
+  bool balanced = false;  // the columns are multiplied by their balance already (model/balance.h)
 };
 
 // Converts `count` values from value `first` of `data` to float32. Both numbers are multiples of the block; `data` may

@@ -86,8 +86,9 @@ void prepare_row(const KernelTable& table, const MatmulOperation& operation, con
       std::memcpy(out, x, static_cast<size_t>(cols) * sizeof(float));
       return;
     case Activations::kI8:
-      return table.quantize_i8({x, cols, padded_cols(operation.weights, cols), zero_point(operation.weights),
-                                operation.weights == Format::kQ4, out});
+      return table.quantize_i8({x, cols, padded_cols(operation.weights, cols),
+                                has_minimum(operation.weights) ? 1 : zero_point(operation.weights),
+                                operation.weights == Format::kQ4, operation.weights == Format::kQ6k, out});
     case Activations::kBf16:
     case Activations::kTiles: {
       const int64_t padded = activation_row_bytes(operation.activations, padded_cols(operation.weights, cols)) / 2;

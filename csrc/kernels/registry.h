@@ -24,10 +24,18 @@ namespace gemlet::kernels {
   X(matmul_bf16_bf12)        \
   X(matmul_i8_q8)            \
   X(matmul_i8_q4)            \
+  X(matmul_i8_q5)            \
+  X(matmul_i8_q4k)           \
+  X(matmul_i8_q5k)           \
+  X(matmul_i8_q6k)           \
   X(matmul_tiles_bf16)       \
   X(matmul_tiles_bf12)       \
   X(matmul_tiles_q8)         \
   X(matmul_tiles_q4)         \
+  X(matmul_tiles_q5)         \
+  X(matmul_tiles_q4k)        \
+  X(matmul_tiles_q5k)        \
+  X(matmul_tiles_q6k)        \
   X(kv_store_f32)            \
   X(kv_store_bf16)           \
   X(kv_store_int8)           \
@@ -38,6 +46,7 @@ namespace gemlet::kernels {
   X(rms_norm_add)            \
   X(add)                     \
   X(gelu_mul)                \
+  X(sigmoid_mul)             \
   X(softcap)                 \
   X(rope)                    \
   X(row_max)                 \
@@ -86,6 +95,14 @@ inline constexpr MatmulOperation kMatmuls[] = {
     {"matmul_i8_q8", Activations::kI8, Format::kQ8, 1, &KernelTable::matmul_i8_q8},
     {"matmul_tiles_q4", Activations::kTiles, Format::kQ4, kLeastTileRows, &KernelTable::matmul_tiles_q4},
     {"matmul_i8_q4", Activations::kI8, Format::kQ4, 1, &KernelTable::matmul_i8_q4},
+    {"matmul_tiles_q5", Activations::kTiles, Format::kQ5, kLeastTileRows, &KernelTable::matmul_tiles_q5},
+    {"matmul_i8_q5", Activations::kI8, Format::kQ5, 1, &KernelTable::matmul_i8_q5},
+    {"matmul_tiles_q4k", Activations::kTiles, Format::kQ4k, kLeastTileRows, &KernelTable::matmul_tiles_q4k},
+    {"matmul_i8_q4k", Activations::kI8, Format::kQ4k, 1, &KernelTable::matmul_i8_q4k},
+    {"matmul_tiles_q5k", Activations::kTiles, Format::kQ5k, kLeastTileRows, &KernelTable::matmul_tiles_q5k},
+    {"matmul_i8_q5k", Activations::kI8, Format::kQ5k, 1, &KernelTable::matmul_i8_q5k},
+    {"matmul_tiles_q6k", Activations::kTiles, Format::kQ6k, kLeastTileRows, &KernelTable::matmul_tiles_q6k},
+    {"matmul_i8_q6k", Activations::kI8, Format::kQ6k, 1, &KernelTable::matmul_i8_q6k},
 };
 const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows);
 

@@ -128,7 +128,7 @@ void ModelBuilder::fill_panels(const std::string& name, const Matrix& matrix, in
 // called from several threads. `packed` takes their packed form.
 template <typename ReadRows>
 void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first_row, int64_t row_count,
-                        const ReadRows& read_rows, uint8_t* packed) {
+                        const ReadRows& read_rows, uint8_t* packed, bool balanced) {
   if (!slot.matrix) {
     float* const out = reinterpret_cast<float*>(packed);
     std::memset(packed, 0, static_cast<size_t>(slot.packed_bytes(1)));
@@ -153,7 +153,7 @@ void ModelBuilder::fill(const std::string& name, const Slot& slot, int64_t first
         reinterpret_cast<float*>(loan.get(kPanelRows * matrix.cols * static_cast<int64_t>(sizeof(float))));
     if (!rows) return Outcome::kNoMemory;
     if (!read_rows(first, count, rows)) return Outcome::kUnreadable;
-    multiply(rows, count, balance.scale);
+    if (!balanced) multiply(rows, count, balance.scale);
     return pack_panel(matrix.format, rows, count, matrix.cols, panel, importance) ? Outcome::kPacked
                                                                                   : Outcome::kNotFinite;
   };
@@ -277,14 +277,16 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
   // What remains of the tensor, or the next full panels of it.
   const int64_t rows = matrix && !shape.empty() ? shape[0] : 1;
   const int64_t left = slot.rows() - first_row;
-  const bool fits = shape.size() == slot.shape.size() && shape.back() == slot.shape.back() &&
-                    (rows == left || (rows > 0 && rows < left && rows % kPanelRows == 0));
+  const bool same_columns =
+      shape.size() == slot.shape.size() && (shape.empty() || std::equal(shape.begin() + (matrix ? 1 : 0), shape.end(),
+                                                                        slot.shape.begin() + (matrix ? 1 : 0)));
+  const bool fits = same_columns && (rows == left || (rows > 0 && rows < left && rows % kPanelRows == 0));
   if (!fits) {
     std::vector<int64_t> expected = slot.shape;
     if (matrix) expected[0] = left;
     fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
   }
-  const int64_t cols = matrix ? shape.back() : slot.values();
+  const int64_t cols = matrix ? slot.matrix->cols : slot.values();
   if (cols % source_block_values(source.type) != 0) {
     fail(ErrorCode::kTensor, "tensor '", name, "': rows of ", cols, " are not whole blocks of ",
          source_type_name(source.type));
@@ -305,7 +307,7 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     uint8_t* const raw = loan.get(bytes);
     return raw && read_fully(source.descriptor, source.offset + begin, bytes, raw) ? raw : nullptr;
   };
-  const bool balanced = slot.balance && !slot.balance->scale.empty();
+  const bool balanced = slot.balance && !slot.balance->scale.empty() && !source.balanced;
   if (matrix && !balanced && can_repack(slot.matrix->format, source.type)) {
     const auto pack = [&](int64_t first, int64_t count, uint8_t* panel) {
       PanelScratch::Loan loan(*raw_scratch_);
@@ -322,7 +324,7 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     if (raw) widen(raw, source.type, 0, count * cols, values);
     return raw != nullptr;
   };
-  fill(name, slot, first_row, rows, read_rows, out);
+  fill(name, slot, first_row, rows, read_rows, out, source.balanced);
 }
 
 void ModelBuilder::add_random(uint64_t seed, const std::function<void(int64_t)>& done) {
@@ -338,7 +340,7 @@ void ModelBuilder::add_random(uint64_t seed, const std::function<void(int64_t)>&
       continue;
     }
     if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
-    const int64_t cols = slot.matrix ? slot.shape.back() : slot.values();
+    const int64_t cols = slot.matrix ? slot.matrix->cols : slot.values();
     // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.
     const float scale = slot.matrix ? std::sqrt(3.0f / static_cast<float>(cols)) : 0.1f;
     const float neutral = slot.neutral;

@@ -33,10 +33,10 @@ class GemletError(Exception):
 
     >>> import gemlet
     >>> try:
-    ...     gemlet.load(weights="q5")
+    ...     gemlet.load(kv_cache="q5")
     ... except gemlet.GemletError as error:
     ...     print(error)
-    weights is 'q5'; expected one of 'auto', 'f32', 'bf16', 'bf12', 'q8', 'q4'
+    kv_cache is 'q5'; expected one of 'f32', 'bf16', 'int8'
     """
 
     # Not in __init__: the core raises these errors, and must not run Python code meanwhile. A thread that

@@ -178,7 +178,7 @@ def test_finish() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": "q5"}, "'q5' is unknown"),
+        ({"weights": "q7"}, "'q7' is unknown"),
         ({"embedding": ""}, "'' is unknown"),
         ({"kv_cache": "q8"}, "KV cache format 'q8' is unknown; expected f32, bf16, int8"),
         ({"threads": -1}, "threads is -1"),

@@ -8,7 +8,9 @@ w is the matrix, v the values that the format stores.
   float16 rounded s down, the bound is the distance between the largest value and 127 s. This is at most 127
   times the rounding of s: less than s / 16, or up to 127 * 2^-25 if s is denormal.
 - q4: v = q * s with q in -8..7 and s in float16, as in GGUF's Q4_0. Any s is allowed. The bound comes from
-  the s that Q4_0 chooses, (value of largest magnitude) / -8: the squared error of a block is never larger."""
+  the s that Q4_0 chooses, (value of largest magnitude) / -8: the squared error of a block is never larger.
+- q5: the same with -16..15 and Q5_0.
+- q4k, q5k, q6k: about a step of the block's own range, and what 256 columns with one float16 add."""
 
 from __future__ import annotations
 
@@ -33,9 +35,16 @@ from support.kernel_cases import (
     numbers,
 )
 
-FORMATS = ["f32", "bf16", "bf12", "q8", "q4"]
+FORMATS = ["f32", "bf16", "bf12", "q8", "q6k", "q5k", "q5", "q4k", "q4"]
 # The largest magnitude that a format holds: the largest float16 times the largest |q|.
-LARGEST = {"f32": 3.4e38, "bf16": 3.38e38, "bf12": 3.38e38, "q8": 65504 * 127.0, "q4": 65504 * 7.0}
+LARGEST = {
+    "f32": 3.4e38,
+    "bf16": 3.38e38,
+    "bf12": 3.38e38,
+    "q8": 65504 * 127.0,
+    "q4": 65504 * 7.0,
+    "q5": 65504 * 15.0,
+}
 
 shapes = st.tuples(st.integers(1, 35), st.integers(1, 140))
 kinds = st.sampled_from(KINDS)
@@ -128,15 +137,16 @@ def test_q8_is_within_half_a_step(shape: tuple[int, int], kind: str, seed: int) 
     assert (np.abs(old - new) <= bound).all(), np.max(np.abs(old - new) / np.maximum(bound, 1e-300))
 
 
-def q4_scales(v: Doubles) -> Doubles | None:
-    """A float16 scale per row of v [n, 32] that makes its values integers in -8..7; None if there is none."""
+def block_scales(v: Doubles, low: int) -> Doubles | None:
+    """A float16 scale per row of v [n, 32] that makes its values integers in low..-low - 1; None if there is
+    none."""
     scales = np.zeros(len(v))
     for i, block in enumerate(v):
         peak = block[np.abs(block).argmax()]
-        for q in (-8, -7, 7, -6, 6, -5, 5, -4, 4, -3, 3, -2, 2, -1, 1) if peak else ():
+        for q in (low, *(sign * q for q in range(-low - 1, 0, -1) for sign in (-1, 1))) if peak else ():
             scale = float(np.float16(peak / q))
             steps = block / scale if scale else np.full(BLOCK, np.nan)
-            if (steps == np.rint(steps)).all() and steps.min() >= -8 and steps.max() <= 7:
+            if (steps == np.rint(steps)).all() and steps.min() >= low and steps.max() < -low:
                 scales[i] = scale
                 break
         else:
@@ -145,30 +155,33 @@ def q4_scales(v: Doubles) -> Doubles | None:
     return scales
 
 
-def q4_0(w: Doubles) -> Doubles:
-    """GGUF's Q4_0 of w [n, 32]: scale = (value of largest magnitude) / -8, kept in float16."""
+def q_0(w: Doubles, low: int) -> Doubles:
+    """GGUF's Q4_0 or Q5_0 of w [n, 32]: scale = (value of largest magnitude) / low, kept in float16."""
     peak = np.take_along_axis(w, np.abs(w).argmax(axis=-1)[:, None], axis=-1)
-    exact = peak / -8
+    exact = peak / low
     with np.errstate(invalid="ignore", divide="ignore"):
-        q = np.clip(np.where(exact != 0, np.floor(w / exact + 8.5), 8), 0, 15) - 8
+        q = np.clip(np.where(exact != 0, np.floor(w / exact - low + 0.5), -low), 0, -2 * low - 1) + low
     return q * exact.astype(np.float16).astype(np.float64)
 
 
+@pytest.mark.parametrize(("format", "low"), [("q4", -8), ("q5", -16)])
 @quick
 @given(shapes, kinds, seeds)
 def test_q4_stores_values_of_q4_0_and_is_at_least_as_close(
-    shape: tuple[int, int], kind: str, seed: int
+    format: str, low: int, shape: tuple[int, int], kind: str, seed: int
 ) -> None:
-    w = numbers(np.random.default_rng(seed), kind, shape, LARGEST["q4"])
-    v = roundtrip("q4", w)
+    """And q5 those of Q5_0."""
+    w = numbers(np.random.default_rng(seed), kind, shape, LARGEST[format])
+    v = roundtrip(format, w)
     old = blocks_of(w).astype(np.float64).reshape(-1, BLOCK)
     new = blocks_of(v).astype(np.float64).reshape(-1, BLOCK)
-    scales = q4_scales(new)
+    scales = block_scales(new, low)
     assert scales is not None
-    error, allowed = ((old - new) ** 2).sum(axis=-1), ((old - q4_0(old)) ** 2).sum(axis=-1)
-    # The fitted scale is the best for its q before float16 rounds it. A value moves by at most 8 roundings.
+    error, allowed = ((old - new) ** 2).sum(axis=-1), ((old - q_0(old, low)) ** 2).sum(axis=-1)
+    # The fitted scale is the best for its q before float16 rounds it. A value moves by at most -low
+    # roundings.
     rounding = np.maximum(np.abs(old).max(axis=-1) / 4 * HALF_UNIT, HALF_TINY)
-    slack = BLOCK * (8 * rounding) ** 2
+    slack = BLOCK * (-low * rounding) ** 2
     assert (error <= allowed * (1 + 1e-5) + slack).all()
 
 
@@ -196,16 +209,49 @@ def test_q8_0_checkpoints_lose_nothing(q: list[int], scale: float) -> None:
     np.testing.assert_array_equal(roundtrip("q8", w), w)
 
 
+def group_steps(w: Floats, format: str) -> Doubles:
+    """A step of each weight of w: the range of its part of 32 columns (q6k: 16) in the steps of the format,
+    and what rounding the scales of 256 columns to small integers adds."""
+    part, steps, small = {"q6k": (16, 32, 127), "q5k": (32, 31, 255), "q4k": (32, 15, 255)}[format]
+    rows, cols = w.shape
+    padded = np.zeros((rows, -(-cols // 256) * 256))
+    padded[:, :cols] = w
+    parts = padded.reshape(rows, -1, part)
+    high, low = parts.max(axis=-1), np.minimum(parts.min(axis=-1), 0)
+    spread = np.maximum(high, -low) if format == "q6k" else np.maximum(high - low, np.abs(high))
+    largest = spread.reshape(rows, -1, 256 // part).max(axis=-1)
+    step = spread / steps + np.repeat(largest, 256 // part, axis=-1) / small
+    return np.repeat(step, part, axis=-1)[:, :cols]
+
+
+@pytest.mark.parametrize("format", ["q6k", "q5k", "q4k"])
+@quick
+@given(shapes, kinds, seeds)
+def test_formats_with_groups_are_within_about_a_step(
+    format: str, shape: tuple[int, int], kind: str, seed: int
+) -> None:
+    w = numbers(np.random.default_rng(seed), kind, shape, 1e5)
+    error = np.abs(roundtrip(format, w).astype(np.float64) - w)
+    assert (error <= 1.7 * group_steps(w, format) + 2.0**-24 * 256).all()
+
+
+@pytest.mark.parametrize(("format", "most"), [("q6k", 0.019), ("q5k", 0.042), ("q4k", 0.085)])
+def test_formats_with_groups_are_as_close_as_their_bits_allow(format: str, most: float) -> None:
+    """The error of normally distributed weights, relative to them."""
+    w = np.random.default_rng(3).standard_normal((64, 1024)).astype(np.float32)
+    error = np.sqrt(((roundtrip(format, w) - w) ** 2).mean())
+    assert most / 2 < error < most
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_rows_and_blocks_do_not_depend_on_each_other(format: str) -> None:
     w = numbers(np.random.default_rng(1), "wide", (37, 129), 1e4)
     w = few_exponents(w) if format == "bf12" else w
     v = roundtrip(format, w)
-    for rows, cols in (
-        (slice(16, 17), slice(0, 129)),
-        (slice(3, 36), slice(64, 129)),
-        (slice(0, 37), slice(32, 64)),
-    ):
+    alone = [(slice(16, 17), slice(0, 129)), (slice(3, 36), slice(0, 129))]
+    if not format.endswith("k"):  # they have a scale for 256 columns
+        alone += [(slice(3, 36), slice(64, 129)), (slice(0, 37), slice(32, 64))]
+    for rows, cols in alone:
         np.testing.assert_array_equal(roundtrip(format, w[rows, cols]), v[rows, cols])
 
 
@@ -217,7 +263,7 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float, at: 
     w[at] = value
     with pytest.raises(gemlet.TensorError, match="not finite"):
         testing.kernel_roundtrip(format=format, w=w)
-    operation = f"matmul_{'i8' if format in ('q8', 'q4') else 'f32'}_{format}"
+    operation = f"matmul_{'i8' if format.startswith('q') else 'f32'}_{format}"
     with pytest.raises(gemlet.TensorError, match="not finite"):
         testing.kernel_matmul(tier="scalar", operation=operation, x=np.ones((1, 70), np.float32), w=w)
 
@@ -229,6 +275,10 @@ def test_weights_that_are_not_finite_are_refused(format: str, value: float, at: 
         ("bf12", 3.3895e38, 3.4e38),
         ("q8", 65504 * 127.0, 65540 * 127.0),
         ("q4", 65504 * 8.0, 65540 * 8.0),
+        ("q5", 65504 * 16.0, 65540 * 16.0),
+        ("q6k", 65504 * 127 * 31.0, 65540 * 127 * 33.0),
+        ("q5k", 65504 * 255.0, 65540 * 255 * 33.0),
+        ("q4k", 65504 * 255.0, 65540 * 255 * 16.0),
     ],
 )
 def test_weights_beyond_a_format_are_refused(format: str, fits: float, too_large: float) -> None:

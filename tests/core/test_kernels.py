@@ -9,7 +9,7 @@ How far a product y = sum(x w) may be from its float64 value. v are the values t
 - bf16 activations: x is first rounded to bf16, so |x - x'| <= 2^-9 |x|. In y' = sum(x' v) the products are
   exact, and the bound is that of a float32 sum. But the instructions treat denormal numbers as zero: x', v,
   each product and each sum may lose up to NORMAL. The distance from y is at most 2^-9 sum(|x v|) larger.
-- bf16 activations in tiles: the same, with v rounded to bf16 for q8 and q4.
+- bf16 activations in tiles: the same, with v rounded to bf16 for formats in blocks.
 - int8 activations: x is first rounded in blocks of 32 with the step s of kernel_cases.int8_steps, so |x - x'|
   <= s / 2. In y' = sum(x' v) the integer sum of each block is exact. Scaling the blocks and adding them is a
   float32 sum. If x / s is half-way between two integers, within float32's rounding, x' may be either of them.
@@ -43,6 +43,7 @@ from support.kernel_cases import (
     Doubles,
     Floats,
     bf16,
+    blocks_of,
     few_exponents,
     guarded,
     int8_activations,
@@ -51,10 +52,14 @@ from support.kernel_cases import (
     numbers,
 )
 
-INT8_FORMATS = ["q8", "q4"]
+INT8_FORMATS = ["q8", "q4", "q5"]  # that have one scale for 32 columns
+GROUPED = {"q4k": 4, "q5k": 5, "q6k": 6}  # bits of those with a scale and small scales
+MINIMA = ("q4k", "q5k")
 # (largest |x|, largest |w|): products and their sums stay within float32.
 WIDE = (1e17, 1e17)
-RANGES = {"f32": WIDE, "bf16": WIDE, "bf12": WIDE, "q8": (1e28, 8e6), "q4": (1e28, 4e5)}
+RANGES = {"f32": WIDE, "bf16": WIDE, "bf12": WIDE, "q8": (1e28, 8e6)} | dict.fromkeys(
+    ("q4", "q5", *GROUPED), (1e28, 4e5)
+)
 
 
 def test_every_kernel_is_tested() -> None:
@@ -94,12 +99,17 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
             bound += magnitude - normal + 2 * cols * NORMAL
         return exact @ v.T, bound
     steps, unsure = int8_activations(x, MATMULS[operation])
+    terms = v
+    if MATMULS[operation] in MINIMA:
+        # q and the minimum are multiplied apart. Each is at most twice the largest weight of the block here.
+        largest = np.abs(blocks_of(v)).max(axis=-1, keepdims=True)
+        terms = np.broadcast_to(4 * largest, blocks_of(v).shape).reshape(len(v), -1)[:, :cols]
     blocks = -(-cols // BLOCK)
     # Four roundings: 1 / 127 in float32, the step of x, its product with the scale, and that with the sum.
-    bound = (blocks + 4) * UNIT * (np.abs(steps) @ np.abs(v.T)) + unsure @ np.abs(v.T)
+    bound = (blocks + 4) * UNIT * (np.abs(steps) @ np.abs(terms.T)) + unsure @ np.abs(v.T)
     # A denormal step of x is off by up to TINY. This counts 127 times, and 127 * 127 times in a product of
     # steps.
-    tiny = TINY * (127 * np.abs(v).sum(axis=1) + 127 * 127 * cols)
+    tiny = TINY * (127 * np.abs(terms).sum(axis=1) + 127 * 127 * cols)
     return steps @ v.T, bound + tiny
 
 
@@ -164,7 +174,7 @@ def test_matmul_at_real_widths(operation: str, tier: str, rows: int, outputs: in
     check_matmul(tier, operation, x, w)
 
 
-@kernels("matmul_tiles_bf16", "matmul_tiles_bf12", "matmul_tiles_q8", "matmul_tiles_q4")
+@kernels(*(name for name in MATMULS if name.startswith("matmul_tiles")))
 @pytest.mark.parametrize(("rows", "outputs", "cols"), [(400, 33, 1100), (64, 17, 6912)])
 def test_matmul_in_tiles_is_split_into_pieces(
     operation: str, tier: str, rows: int, outputs: int, cols: int
@@ -195,16 +205,16 @@ def test_matmul_of_anything(
     check_matmul(tier, operation, x, w)
 
 
-@kernels("matmul_i8_q8", "matmul_i8_q4")
+@kernels("matmul_i8_q8", "matmul_i8_q4", "matmul_i8_q5")
 def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
     """With the largest integers of either sign, the sum of two byte products does not fit into 16 bits."""
     x = np.full((9, 320), 127, np.float32)
     x[1::2] *= -1
     x[4, ::2] *= -1
-    largest = {"q8": (127, -127), "q4": (7, -8)}[MATMULS[operation]]
+    largest = {"q8": (127, -127), "q4": (7, -8), "q5": (15, -16)}[MATMULS[operation]]
     w = np.full((34, 320), largest[0], np.float32)
     w[::3] = largest[1]
-    w[:, 0::32] = largest[1]  # this value sets the scale of q4
+    w[:, 0::32] = largest[1]  # this value sets the scale of q4 and q5
     np.testing.assert_array_equal(
         matmul(tier, operation, x, w), x.astype(np.float64) @ w.astype(np.float64).T
     )
@@ -215,7 +225,7 @@ def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_activations_are_within_half_a_step(operation: str, tier: str, format: str, kind: str) -> None:
     """The product with a diagonal matrix, which the format holds exactly, shows the activations."""
-    diagonal = {"q8": 127.0, "q4": -8.0}[format]
+    diagonal = {"q8": 127.0, "q4": -8.0, "q5": -16.0}[format]
     for cols in (1, 31, 32, 33, 64, 100):
         x = numbers(np.random.default_rng(cols), kind, (5, cols), 1e28)
         seen = (
@@ -307,12 +317,15 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
     run = testing.MatmulRun(tier=tier, operation=operation, rows=17, outputs=50, cols=70)
     run.run()
     assert run.multiply_adds == 17 * 50 * 70
-    columns = 128 if MATMULS[operation] in INT8_FORMATS else 70  # and 64 rows: whole panels, whole blocks
+    format = MATMULS[operation]
+    columns = 128 if format in (*INT8_FORMATS, *GROUPED) else 70  # and 64 rows: whole panels, whole blocks
     if MATMULS[operation] == "bf12":  # 8 columns together; in each panel exponents and exceptions
         assert run.weight_bytes == 64 * 72 * 1.5 + 4 * (64 + 64)
         return
-    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5}[MATMULS[operation]]
-    assert run.weight_bytes == 64 * columns * bits / 8
+    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5, "q5": 5.5}
+    bits |= {name: count + 0.5 for name, count in GROUPED.items()}
+    groups = 4 * 64 if format in GROUPED else 0  # a line for each panel
+    assert run.weight_bytes == 64 * columns * bits[format] / 8 + groups
 
 
 def test_a_benchmark_of_impossible_sizes_is_refused() -> None:

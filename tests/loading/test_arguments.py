@@ -52,11 +52,11 @@ def test_formats_are_known_by_the_names_of_other_tools(name: Any, weights: str) 
         ("float16", "bf16"),
         ("fp16", "bf16"),
         ("F16", "bf16"),
-        ("Q4_K_M", "q4"),
-        ("Q6_K", "q8"),
+        ("Q4_K_M", "q4k"),
+        ("q5_1", "q5"),
         ("nf4", "q4"),
         ("8bit", "q8"),
-        ("q5", None),
+        ("q7", None),
     ],
 )
 def test_what_no_format_is_exactly_is_refused_with_the_nearest(name: str, meant: str | None) -> None:
@@ -90,7 +90,7 @@ def test_none_is_what_is_not_given() -> None:
 
 
 WRONG: list[dict[str, Any]] = [
-    {"weights": "q5"},
+    {"weights": "q7"},
     {"weights": 4},
     {"embedding": "f64"},
     {"embedding": "auto"},

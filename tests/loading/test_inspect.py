@@ -91,7 +91,7 @@ def test_the_embedding_has_its_own_format() -> None:
     with gemlet.load(weights="q4", embedding="q4", threads=1) as model:
         assert model.memory()["embedding"] == 4096 * 256 * 9 // 16
         assert model.generate("The", max_tokens=3).completion_tokens == 3
-    for wrong in ("q5", "", "auto", 4):
+    for wrong in ("q7", "", "auto", 4):
         with pytest.raises(InvalidRequestError, match="embedding is"):
             gemlet.load(embedding=wrong)  # type: ignore[arg-type]
 

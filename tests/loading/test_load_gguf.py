@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gemlet
+from gemlet import _core
 from gemlet.errors import ModelFileError, UnsupportedError
 from gemlet.sources.opening import open_model_files
 from support.gguf_cases import BLOCK_TYPES, BLOCKED, BLOCKS, model_of
@@ -31,8 +32,20 @@ from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_e
 pytestmark = pytest.mark.tier
 
 # EXACT: the formats that hold all values of a type. KEPT: the format that weights="auto" takes.
-EXACT = {"Q4_0": ("q4", "q8"), "Q5_0": ("q8",), "Q8_0": ("q8",), "IQ4_NL": ("q8",)}
-KEPT = dict.fromkeys(BLOCK_TYPES, "q8") | dict.fromkeys(("Q4_0", "Q2_K", "Q3_K"), "q4")
+EXACT = {
+    "Q4_0": ("q4", "q8"),
+    "Q5_0": ("q5", "q8"),
+    "Q8_0": ("q8",),
+    "IQ4_NL": ("q8",),
+    "Q4_K": ("q4k",),
+    "Q5_K": ("q5k",),
+    "Q6_K": ("q6k",),
+}
+KEPT = (
+    dict.fromkeys(BLOCK_TYPES, "q8")
+    | dict.fromkeys(("Q2_K", "Q3_K"), "q4")
+    | {kind: formats[0] for kind, formats in EXACT.items()}
+)
 
 
 def rounded(tensors: Tensors, kind: str) -> Tensors:
@@ -152,7 +165,7 @@ def test_other_formats_are_close(kind: str) -> None:
     """They are as close as the format that is made from the values themselves."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     fits = np.abs(values).max(axis=1) < 1e5
-    for format in ("bf16", "q8", "q4"):
+    for format in ("bf16", "q8", "q6k", "q5k", "q5", "q4k", "q4"):
         if format not in EXACT.get(kind, ()):
             packed = testing.kernel_blocks(dtype=kind.lower(), data=np.array(blocks)[fits], format=format)
             expected = testing.kernel_roundtrip(format=format, w=values[fits])
@@ -196,6 +209,15 @@ def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
             error = np.abs(model.logits(IDS) - expected).max() / np.abs(expected).max()
         # The difference comes from int8 activations and the bits of q4. A token may also get another expert.
         assert family == "gemma4_experts" or error < (0.3 if kind in ("Q2_K", "Q3_K") else 0.1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EXACT if kind != "IQ4_NL"])
+def test_a_file_takes_as_many_bytes_in_memory(kind: str) -> None:
+    """Within 10 % of the file: what the mixes of GGUF are made for."""
+    values, size, format = _core.source_types()[kind.lower()]
+    assert format == EXACT[kind][0]
+    run = testing.MatmulRun(tier="scalar", operation=f"matmul_i8_{format}", rows=1, outputs=64, cols=1024)
+    assert run.weight_bytes <= 1.1 * 64 * 1024 / values * size
 
 
 def test_experts_with_separate_gate_and_up(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_prompt_that_is_not_utf8_is_refused() -> None:
         [],
         ["generate"],
         ["generate", PROMPT, "--max-tokens", "many"],
-        ["generate", PROMPT, "--weights", "q5"],
+        ["generate", PROMPT, "--weights", "q7"],
         ["generate", PROMPT, "--logit-bias", "5"],
         ["generate", PROMPT, "--logit-bias", "x=1"],
         ["generate", PROMPT, "--suppress-tokens", "5,x"],

@@ -42,7 +42,7 @@ def test_the_beginning_of_a_name_is_enough() -> None:
         ("info -n 3", "-n 3; --help lists the options"),
         ("chat what is this", "arguments: is this; put quotes around a text of several words"),
         ("chat x --context-full dorp", "did you mean drop?"),
-        ("generate x --weights q5", "argument --weights: weights is 'q5'; expected one of 'auto'"),
+        ("generate x --weights q7", "argument --weights: weights is 'q7'; expected one of 'auto'"),
         ("genrate x", "did you mean generate?"),
         ("Chat", "did you mean chat?"),
         ("cache lsit", "did you mean list?"),

@@ -286,7 +286,7 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
     for wrong, message in (
         ("[server]\nprot = 1", "did you mean port"),
         ("[models.x]\nwieghts = 'q4'", "did you mean weights"),
-        ("[models.x]\nweights = 'q5'", "weights is 'q5'"),
+        ("[models.x]\nweights = 'q7'", "weights is 'q7'"),
         ("[modles]", "did you mean models"),
         ("[server", "is no TOML"),
         ("[models.x]\nsource = 5", "expected text"),

@@ -42,16 +42,24 @@ MATMULS = {
     "matmul_bf16_bf12": "bf12",
     "matmul_i8_q8": "q8",
     "matmul_i8_q4": "q4",
+    "matmul_i8_q5": "q5",
+    "matmul_i8_q4k": "q4k",
+    "matmul_i8_q5k": "q5k",
+    "matmul_i8_q6k": "q6k",
     "matmul_tiles_bf16": "bf16",
     "matmul_tiles_bf12": "bf12",
     "matmul_tiles_q8": "q8",
     "matmul_tiles_q4": "q4",
+    "matmul_tiles_q5": "q5",
+    "matmul_tiles_q4k": "q4k",
+    "matmul_tiles_q5k": "q5k",
+    "matmul_tiles_q6k": "q6k",
 }
 PREPARED = ("quantize_i8", "round_bf16")
 PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
-ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope", "row_max")
+ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "sigmoid_mul", "softcap", "rope", "row_max")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -139,8 +147,7 @@ def blocks_of(values: NDArray[Any]) -> NDArray[Any]:
 def int8_steps(x: Floats, format: str) -> Doubles:
     """The step of the int8 activations x [rows, cols] in each block of 32 columns.
 
-    For q8 it is max|x| / 127. For q4 it is the smallest power of two, at least 2^-64, with max|x| < 127.5
-    steps.
+    It is max|x| / 127, but for q4 the smallest power of two, at least 2^-64, with max|x| < 127.5 steps.
     """
     peaks = np.abs(blocks_of(x).astype(np.float64)).max(axis=-1, keepdims=True)
     scales = peaks / 127
@@ -154,12 +161,12 @@ def int8_activations(x: Floats, format: str) -> tuple[Doubles, Doubles]:
     """The values x' that int8 kernels use for x, and the distance from x' that is allowed besides rounding.
 
     The distance is one step if x / step is half-way between two integers, as far as float32 can tell. It is
-    the whole value in a block of q8 that may become zero. Otherwise it is zero.
+    the whole value in a block that may become zero. Otherwise it is zero.
     """
     step = int8_steps(x, format)
     with np.errstate(invalid="ignore", divide="ignore"):
         q = np.where(step > 0, x / step, 0)
     half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4  # in float32, q is off by at most 127 * 4 UNIT
     rounded = np.rint(q) * step
-    flushed = np.where(step * 127 < FLUSHED, np.abs(rounded), 0) if format == "q8" else 0
+    flushed = np.where(step * 127 < FLUSHED, np.abs(rounded), 0) if format != "q4" else 0
     return rounded, half_way * step + flushed

@@ -7,3 +7,5 @@
 #include "kernels/matmul/body_f32.h"
 //
 #include "kernels/matmul/body_int8.h"
+//
+#include "kernels/matmul/body_bits.h"

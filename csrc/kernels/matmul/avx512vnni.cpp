@@ -3,3 +3,5 @@
 #include "kernels/simd/dots_vnni.h"
 //
 #include "kernels/matmul/body_int8.h"
+//
+#include "kernels/matmul/body_bits.h"

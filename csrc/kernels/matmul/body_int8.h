@@ -2,16 +2,10 @@
 #pragma once
 
 #include "kernels/matmul/panels.h"
+#include "kernels/matmul/row_pointers.h"
 
 namespace gemlet::kernels {
 namespace {
-
-template <typename Number>
-Number number_at(const uint8_t* p) {
-  Number number;
-  __builtin_memcpy(&number, p, sizeof number);
-  return number;
-}
 
 // The scales of the weights of a block, to be multiplied by the scale of x.
 struct AnyScales {
@@ -64,29 +58,6 @@ struct Q4Lines {
         for (int h = 0; h < H; ++h) dots[r][h] = Dot::add(dots[r][h], high[h], x(r) + 16 + 4 * j);
       }
     }
-  }
-};
-
-// Addresses up to 8 rows of x with 4 registers. Compilers would keep a pointer for each row and run out of registers.
-template <int R>
-struct RowPointers {
-  const uint8_t* low;   // row 0
-  const uint8_t* high;  // row 4
-  int64_t stride;
-  int64_t stride3;
-
-  RowPointers(const uint8_t* first, int64_t row_stride)
-      : low(first), high(first + 4 * row_stride), stride(row_stride), stride3(3 * row_stride) {
-    __asm__("" : "+r"(high), "+r"(stride3));
-  }
-  const uint8_t* operator()(int r) const {
-    const uint8_t* const base = r < 4 ? low : high;
-    return r % 4 == 3 ? base + stride3 : base + r % 4 * stride;
-  }
-  void advance(int64_t bytes) {
-    low += bytes;
-    if (R > 4) high += bytes;
-    __asm__("" : "+r"(low), "+r"(high));
   }
 };
 

@@ -68,17 +68,21 @@ void quantize_i8(const QuantizeArgs& a) {
       scale = peak * (1.0f / 127.0f);
       inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
     }
-    VI sum = {};
+    VI sums[2] = {};  // of the first 16 columns, and of the others
     for (int v = 0; v < kVectors; ++v) {
       const VF rounded = (x[v] * inverse + 12582912.0f) - 12582912.0f;
       const VI integer = __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI);
-      sum += integer;
+      sums[v * kLanes / (kBlock / 2)] += integer;
       typedef int8_t Bytes __attribute__((vector_size(kLanes)));
       const Bytes bytes = __builtin_convertvector(integer, Bytes);
       __builtin_memcpy(q + b * kBlock + v * kLanes, &bytes, sizeof bytes);
     }
     scales[b] = scale;
-    offsets[b] = -a.zero_point * sum_lanes_i32(sum);
+    if (a.halves) {
+      offsets[b] = packed_offsets(sum_lanes_i32(sums[0]), sum_lanes_i32(sums[1]));
+    } else {
+      offsets[b] = -a.zero_point * sum_lanes_i32(sums[0] + sums[1]);
+    }
   }
   if (lost) scales[0] = __builtin_nanf("");
 }

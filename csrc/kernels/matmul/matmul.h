@@ -36,11 +36,19 @@ using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights: the sa
 using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights: except for the sign of a zero
 using matmul_i8_q8_fn = matmul_fn;      // int8 activations, q8 weights
 using matmul_i8_q4_fn = matmul_fn;      // int8 activations, q4 weights
+using matmul_i8_q5_fn = matmul_fn;      // and so on
+using matmul_i8_q4k_fn = matmul_fn;
+using matmul_i8_q5k_fn = matmul_fn;
+using matmul_i8_q6k_fn = matmul_fn;
 // bf16 activations in tiles; weights are rounded to bf16; subnormal numbers may count as zero
 using matmul_tiles_bf16_fn = matmul_fn;
 using matmul_tiles_bf12_fn = matmul_fn;
 using matmul_tiles_q8_fn = matmul_fn;
 using matmul_tiles_q4_fn = matmul_fn;
+using matmul_tiles_q5_fn = matmul_fn;
+using matmul_tiles_q4k_fn = matmul_fn;
+using matmul_tiles_q5k_fn = matmul_fn;
+using matmul_tiles_q6k_fn = matmul_fn;
 // Bytes of panels of bf12 expanded to bf16, with columns padded to 8.
 constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) {
   return (outputs + kPanelRows - 1) / kPanelRows * (bf12_superblocks(cols) * kBf12ExpandedBytes);
@@ -50,11 +58,13 @@ constexpr int64_t kLeastTileRows = 16;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
 //   q = round(x / scale) per block of 32, offset = -zero_point * sum(q)
-// The offset compensates for the weights, which are stored as unsigned numbers (q4: + 8, q8: + 128). The scale depends
-// on the format of the weights:
-//   q8  max|x| / 127. A block whose max|x| is at most kZeroPeak becomes zeros. A block with an infinity or a NaN has
-//   that
-//       as its scale.
+// The offset compensates for the weights, which are stored as unsigned numbers (q4: + 8, q8: + 128). For q4k and q5k
+// zero_point is 1, and the sum counts for the minimum. For q6k, whose scales are for 16 columns, the offset is two
+// numbers of 16 bits: -sum(q) of the first 16 columns in the low half, of the others in the high half. The scale
+// depends on the format of the weights:
+//   all but q4
+//       max|x| / 127. A block whose max|x| is at most kZeroPeak becomes zeros. A block with an infinity or a NaN
+//       has that as its scale.
 //   q4  The least power of two, from 2^-64 on, that keeps |q| <= 127. Kernels add its exponent to the weights' scale:
 //       that saves one of ten operations per block on the execution ports that multiply. The loss is small beside that
 //       of weights in four bits. A row with an |x| of 2^100 or more has NaN as its first scale.
@@ -62,8 +72,9 @@ struct QuantizeArgs {
   const float* x;      // [valid]
   int64_t valid;       // columns that exist; the others, up to `cols`, are zero
   int64_t cols;        // multiple of 64
-  int32_t zero_point;  // 8 for q4, 128 for q8
+  int32_t zero_point;  // 8 for q4, 16 for q5, 128 for q8, 1 for q4k and q5k; not used for q6k
   bool power_of_two;   // the scales of q4
+  bool halves;         // the offsets of q6k
   uint8_t* out;        // activation_row_bytes(kI8, cols)
 };
 constexpr float kZeroPeak = 3.734e-37f;  // below it 127 / max|x| overflows
@@ -73,6 +84,14 @@ constexpr uint32_t kLeastLostPeak = (127u + 100) << 23;
 constexpr uint32_t power_scale_bits(uint32_t peak_bits) {
   const uint32_t power = (peak_bits + 0x10000) & 0x7f800000, least = (127u - 58) << 23;
   return (power > least ? power : least) - (6u << 23);
+}
+// The offset for q6k from the sums of the two halves of a block.
+constexpr int32_t packed_offsets(int32_t first, int32_t second) {
+  return static_cast<int32_t>((static_cast<uint32_t>(-first) & 0xffffu) | static_cast<uint32_t>(-second) << 16);
+}
+// The one of half 0 or 1, which counts for every column of it.
+constexpr int32_t half_offset(int32_t packed, int half) {
+  return half == 0 ? static_cast<int16_t>(packed & 0xffff) : packed >> 16;
 }
 using quantize_i8_fn = void(const QuantizeArgs&);
 

@@ -9,6 +9,7 @@
 
 #include "base/float_bits.h"
 #include "formats/bf12.h"
+#include "formats/blocks.h"
 #include "formats/formats.h"
 #include "kernels/matmul/matmul.h"
 
@@ -51,6 +52,31 @@ struct Q4 {
   }
 };
 
+// q5, q4k, q5k and q6k: as formats/blocks.h has their weights.
+template <Format format>
+void matmul_i8_bits(const MatmulArgs& a) {
+  const int64_t cols = a.cols;
+  for_each_panel(a, [cols](const uint8_t* x, const uint8_t* panel, float* sums) {
+    constexpr int64_t kPart = format == Format::kQ6k ? kBlock / 2 : kBlock;
+    const int8_t* q = reinterpret_cast<const int8_t*>(x);
+    const float* scales = reinterpret_cast<const float*>(x + cols);
+    const int32_t* offsets = reinterpret_cast<const int32_t*>(x + cols + cols / kBlock * 4);
+    for (int64_t c = 0; c < cols; c += kPart) {
+      const int64_t b = c / kBlock;
+      const uint8_t* lines = panel + superblock_offset(format, b / 2) + kScaleBytes + b % 2 * block_bytes(format);
+      int32_t start = has_minimum(format) ? 0 : offsets[b];
+      if (format == Format::kQ6k) start = kQ6Zero * half_offset(offsets[b], static_cast<int>(c % kBlock / kPart));
+      for (int64_t o = 0; o < kPanelRows; ++o) {
+        int32_t dot = start;
+        for (int64_t i = c; i < c + kPart; ++i) dot += stored_weight(format, lines, o, i % kBlock) * q[i];
+        const BlockScale weight = block_scale(format, panel, o, c / (kBlock / 2));
+        sums[o] += static_cast<float>(dot) * (weight.scale * scales[b]);
+        if (has_minimum(format)) sums[o] += weight.minimum * (static_cast<float>(offsets[b]) * scales[b]);
+      }
+    }
+  });
+}
+
 template <typename Weight>
 void matmul_i8(const MatmulArgs& a) {
   const int64_t cols = a.cols;
@@ -86,6 +112,20 @@ float rounded_weight(const uint8_t* panel, int64_t, int64_t o, int64_t c) {
   const int32_t q = Weight::at(lines, o, c % kBlock) - zero_point(Weight::kFormat);
   return bf16_to_f32(f32_to_bf16(static_cast<float>(q) * f16_to_f32(bits)));
 }
+template <typename Weight>
+  requires requires { Weight::kBitsFormat; }
+float rounded_weight(const uint8_t* panel, int64_t, int64_t o, int64_t c) {
+  constexpr Format format = Weight::kBitsFormat;
+  const int64_t b = c / kBlock;
+  const uint8_t* lines = panel + superblock_offset(format, b / 2) + kScaleBytes + b % 2 * block_bytes(format);
+  const BlockScale scale = block_scale(format, panel, o, c / (kBlock / 2));
+  const int32_t q = stored_weight(format, lines, o, c % kBlock) - zero_point(format);
+  return bf16_to_f32(f32_to_bf16(static_cast<float>(q) * scale.scale - scale.minimum));
+}
+template <Format format>
+struct Bits {
+  static constexpr Format kBitsFormat = format;
+};
 struct Bf16;
 template <>
 float rounded_weight<Bf16>(const uint8_t* panel, int64_t, int64_t o, int64_t c) {
@@ -151,15 +191,15 @@ void quantize_i8(const QuantizeArgs& a) {
       inverse = peak_bits < kLeastLostPeak ? 1.0f / scale : 0.0f;
       lost |= peak_bits >= kLeastLostPeak;
     }
-    int32_t sum = 0;
+    int32_t sums[2] = {};
     for (int64_t i = 0; i < kBlock; ++i) {
       const float rounded = (x[i] * inverse + 12582912.0f) - 12582912.0f;  // ties to even
       const int32_t v = rounded == rounded ? static_cast<int32_t>(rounded) : 0;
       q[b * kBlock + i] = static_cast<int8_t>(v);
-      sum += v;
+      sums[i / (kBlock / 2)] += v;
     }
     scales[b] = scale;
-    offsets[b] = -a.zero_point * sum;
+    offsets[b] = a.halves ? packed_offsets(sums[0], sums[1]) : -a.zero_point * (sums[0] + sums[1]);
   }
   if (lost) scales[0] = std::numeric_limits<float>::quiet_NaN();
 }
@@ -219,5 +259,13 @@ void matmul_tiles_bf16(const MatmulArgs& a) { matmul_tiles<Bf16>(a); }
 void matmul_tiles_bf12(const MatmulArgs& a) { matmul_tiles<Bf12>(a); }
 void matmul_tiles_q8(const MatmulArgs& a) { matmul_tiles<Q8>(a); }
 void matmul_tiles_q4(const MatmulArgs& a) { matmul_tiles<Q4>(a); }
+void matmul_i8_q5(const MatmulArgs& a) { matmul_i8_bits<Format::kQ5>(a); }
+void matmul_i8_q4k(const MatmulArgs& a) { matmul_i8_bits<Format::kQ4k>(a); }
+void matmul_i8_q5k(const MatmulArgs& a) { matmul_i8_bits<Format::kQ5k>(a); }
+void matmul_i8_q6k(const MatmulArgs& a) { matmul_i8_bits<Format::kQ6k>(a); }
+void matmul_tiles_q5(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ5>>(a); }
+void matmul_tiles_q4k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ4k>>(a); }
+void matmul_tiles_q5k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ5k>>(a); }
+void matmul_tiles_q6k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ6k>>(a); }
 
 }  // namespace gemlet::kernels::scalar

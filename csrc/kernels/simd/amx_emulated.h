@@ -102,6 +102,16 @@ class Tiles {
 };
 
 inline VF max(VF a, VF b) { return a > b ? a : b; }
+inline VI load_bytes(const void* p) {
+  VI lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<const uint8_t*>(p)[i];
+  return lanes;
+}
+inline VI load_signed_bytes(const void* p) {
+  VI lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<const int8_t*>(p)[i];
+  return lanes;
+}
 inline VF load_f16(const void* p) {
   VF v;
   for (int i = 0; i < kLanes; ++i) {

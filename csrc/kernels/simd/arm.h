@@ -9,17 +9,27 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int kLanes = 4;     // floats in a vector
-constexpr int kRowTile = 4;   // rows of x that are computed together
+constexpr int kLanes = 4;    // floats in a vector
+constexpr int kRowTile = 4;  // rows of x that are computed together
+constexpr int kBitsRows = kRowTile;
 constexpr int kTileSums = 8;  // sums of a tile; there are as many for odd columns or integers: half of the registers
 typedef float VF __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
 
+inline uint64_t first_four(const void* p) {
+  uint32_t four;
+  __builtin_memcpy(&four, p, sizeof four);
+  return four;
+}
 inline VF load_f16(const void* p) {
   float16x4_t half;
   __builtin_memcpy(&half, p, sizeof half);
   return (VF)vcvt_f32_f16(half);
 }
+inline VI load_bytes(const void* p) {
+  return (VI)vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(first_four(p))))));
+}
+inline VI load_signed_bytes(const void* p) { return (VI)vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(first_four(p))))); }
 inline VF max(VF a, VF b) { return (VF)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 
 // The 4 bytes at x for every output.

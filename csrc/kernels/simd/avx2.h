@@ -15,11 +15,14 @@ namespace {
 constexpr int kLanes = 8;    // floats in a vector
 constexpr int kRowTile = 4;  // rows of x that are computed together: 2 x 4 sums and the weights fit 16 registers
 constexpr int kInt8Rows = 4;
+constexpr int kBitsRows = 4;  // of products with weights of other bits than 4 and 8
 constexpr int kTileSums = kRowTile;
 typedef float VF __attribute__((vector_size(32)));
 typedef int32_t VI __attribute__((vector_size(32)));
 
 inline VF load_f16(const void* p) { return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline VI load_bytes(const void* p) { return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline VI load_signed_bytes(const void* p) { return (VI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline VF max(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
 
 // Sums of two products of bytes in 16 bits, saturated. a is unsigned, b is signed.

@@ -22,11 +22,14 @@ namespace {
 constexpr int kLanes = 16;   // floats in a vector
 constexpr int kRowTile = 8;  // rows of x that are computed together: 2 x 8 sums and the weights fit 32 registers
 constexpr int kInt8Rows = 8;
+constexpr int kBitsRows = 8;  // of products with weights of other bits than 4 and 8
 constexpr int kTileSums = kRowTile;
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 
 inline VF load_f16(const void* p) { return (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline VI load_bytes(const void* p) { return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline VI load_signed_bytes(const void* p) { return (VI)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline VF max(VF a, VF b) { return (VF)_mm512_max_ps((__m512)a, (__m512)b); }
 
 // Sums of two products of bytes in 16 bits, saturated. a is unsigned, b is signed.

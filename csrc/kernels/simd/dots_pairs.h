@@ -25,5 +25,10 @@ struct Q8Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 
+// Weights of up to 6 bits: a sum of two products is at most 2 * 63 * 127 and fits 16 bits.
+struct BitsDot {
+  static VI add(VI sums, VI weight, const uint8_t* x) { return sums + widen_pairs(pair_sums(weight, splat_bytes(x))); }
+};
+
 }  // namespace
 }  // namespace gemlet::kernels

@@ -13,6 +13,7 @@ struct Q4Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 using Q8Dot = Q4Dot;
+using BitsDot = Q4Dot;
 
 }  // namespace
 }  // namespace gemlet::kernels

@@ -19,5 +19,12 @@ struct Q8Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 
+// Weights of up to 6 bits, unsigned.
+struct BitsDot {
+  static VI add(VI sums, VI weight, const uint8_t* x) {
+    return (VI)vdotq_s32((int32x4_t)sums, vreinterpretq_s8_s32((int32x4_t)weight), splat_columns(x));
+  }
+};
+
 }  // namespace
 }  // namespace gemlet::kernels

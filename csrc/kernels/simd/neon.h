@@ -22,5 +22,14 @@ struct Q8Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 
+// Weights of up to 6 bits, unsigned.
+struct BitsDot {
+  static VI add(VI sums, VI weight, const uint8_t* x) {
+    const int8x16_t w = vreinterpretq_s8_s32((int32x4_t)weight), columns = splat_columns(x);
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(columns)), high = vmull_high_s8(w, columns);
+    return (VI)vpadalq_s16((int32x4_t)sums, vpaddq_s16(low, high));
+  }
+};
+
 }  // namespace
 }  // namespace gemlet::kernels

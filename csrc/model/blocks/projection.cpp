@@ -1,12 +1,37 @@
 // The matrices that adapters may correct: y = W x, and for the rows that have an adapter y += scale * (B (A x) + bias),
 // and DoRA's gain on it.
+#include <string>
+
 #include "model/forward.h"
 
 namespace gemlet {
 
+namespace {
+
+// What reaches the matrices of attention and of the MLP, named after one of them, for taps; "" for others.
+std::string input_name(Target target) {
+  switch (target) {
+    case Target::kQProj:
+      return "q_proj.input";
+    case Target::kOProj:
+      return "o_proj.input";
+    case Target::kGateProj:
+      return "gate_proj.input";
+    case Target::kDownProj:
+      return "down_proj.input";
+    default:
+      return "";
+  }
+}
+
+}  // namespace
+
 void ForwardPass::project(size_t index, std::span<const Projection> projections) {
   products_.clear();
   for (const Projection& p : projections) products_.push_back({p.x, rows_, p.weight, p.y});
+  if (const std::string name = input_name(projections.front().target); !name.empty()) {
+    tap_layer(index, name, projections.front().x, projections.front().weight->cols);
+  }
   std::vector<Correction> corrections;
   for (const AdapterRun& run : runs_) {
     for (const Projection& p : projections) {

@@ -22,6 +22,7 @@ __all__: list[str] = [
     "Engine",
     "FileRows",
     "LayerConfig",
+    "Media",
     "Model",
     "ModelBuilder",
     "ModelConfig",
@@ -171,6 +172,12 @@ class Model:
         """
         Bytes by kind: weights, embedding (and output head), caches of all sequences, adapters, cache per token, cache per token inside the sliding windows.
         """
+    def projection_inputs(
+        self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> dict[str, list[numpy.typing.NDArray[numpy.float32]]]:
+        """
+        What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), 'o_proj', 'gate_proj' (also for up) and 'down_proj' -> arrays [tokens, columns], one for each pass.
+        """
     @property
     def closed(self) -> bool: ...
     @property
@@ -230,9 +237,10 @@ class ModelBuilder:
         data: numpy.ndarray,
         dtype: str,
         first_row: typing.SupportsInt | typing.SupportsIndex = 0,
+        balanced: bool = False,
     ) -> None:
         """
-        Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or 'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'.
+        Packs a tensor, or the next rows of one: a float32 array tagged 'f32', a uint16 array tagged 'bf16' or 'f16', or a uint8 array of GGUF's blocks tagged with their type in lower case, 'q4_0'. `balanced`: its columns are multiplied by their balance already.
         """
     def add_random(self, *, seed: typing.SupportsInt | typing.SupportsIndex, done: typing.Any = None) -> None:
         """
@@ -257,6 +265,7 @@ class ModelBuilder:
         data: numpy.ndarray,
         dtype: str,
         first_row: typing.SupportsInt | typing.SupportsIndex = 0,
+        balanced: bool = False,
     ) -> numpy.typing.NDArray[numpy.uint8]:
         """
         The packed form of what add() would take, whose slot stays empty: bytes for a file.
@@ -466,6 +475,16 @@ class TokenSequence:
     @property
     def token_ids(self) -> list[int]: ...
 
+class Media:
+    """
+    Ready-made embeddings, as a tower makes them of an image or a sound. They take the place of tokens of a prompt.
+    """
+    def __init__(self, rows: numpy.ndarray, *, digest: bytes, sees_itself: bool) -> None:
+        """
+        `rows`: float32 [n, hidden]. `digest`: 32 bytes of all that the rows depend on, by which the prefix cache knows them. `sees_itself`: each of the tokens sees all of them, in the layers that look ahead; they go through one pass.
+        """
+    def __len__(self) -> int: ...
+
 class PrefixCache:
     """
     Keys and values of texts that have ended.
@@ -476,6 +495,7 @@ class PrefixCache:
         descriptor: typing.SupportsInt | typing.SupportsIndex,
         at: typing.SupportsInt | typing.SupportsIndex,
         *,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
         adapter: Adapter | None = None,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
@@ -486,6 +506,7 @@ class PrefixCache:
         self,
         ids: numpy.ndarray | list[int],
         *,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
         adapter: Adapter | None = None,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> tuple[int, int, list[int]]:
@@ -497,6 +518,7 @@ class PrefixCache:
         ids: numpy.ndarray | list[int],
         descriptor: typing.SupportsInt | typing.SupportsIndex,
         *,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
         adapter: Adapter | None = None,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
@@ -603,9 +625,10 @@ class Engine:
         logprobs: typing.SupportsInt | typing.SupportsIndex | None = None,
         first_row: typing.SupportsInt | typing.SupportsIndex = 0,
         masked: bool = False,
+        media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
     ) -> Request:
         """
-        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for Request.set_mask().
+        Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each token of a text waits for Request.set_mask(). `media`: (first token, Media) pairs, in order.
         """
     def wait(
         self,

@@ -38,6 +38,7 @@ __all__: list[str] = [
     "peek",
     "prefix",
     "rope_table",
+    "siglip_taps",
     "taps",
     "weight_formats",
     "write_with_drafts",
@@ -258,6 +259,13 @@ def rope_table(
 ) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
     """
     (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
+    """
+
+def siglip_taps(
+    tower: gemlet._core.SiglipTower, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+    """
+    Intermediate activations of an image in the tower by name, float32 [patches, hidden].
     """
 
 def taps(

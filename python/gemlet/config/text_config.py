@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gemlet import _core
 from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.config.layers import LayerSpec
+from gemlet.config.vision_config import VisionConfig
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["TextConfig", "embedding_scale"]
@@ -30,6 +31,7 @@ class TextConfig:
     ``placeholder_ids`` stand for pictures, videos and sound, and are never written; in a text they have the
     rows of the token ``placeholders_read_as``, or their own where that is None. Ids from ``text_ids`` on are
     not embedded as text: Gemma 3n has other tables for them; None where all are.
+    ``vision`` is the tower for images; None where there is none.
     ``passed_over`` are the keys of the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
@@ -61,6 +63,7 @@ class TextConfig:
     placeholder_ids: tuple[int, ...] = ()
     placeholders_read_as: int | None = None
     text_ids: int | None = None
+    vision: VisionConfig | None = None
     passed_over: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __repr__(self) -> str:
@@ -82,7 +85,7 @@ class TextConfig:
 
     @public
     def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
-        """The core's form of this configuration for ``weights`` ("f32", "bf16", "bf12", "q8" or "q4").
+        """The core's form of this configuration for ``weights`` ("f32", "bf16", "q8", "q4", ...).
 
         ``max_context`` (tokens) defaults to what the file says.
 
@@ -109,7 +112,18 @@ class TextConfig:
             laurel_rank=self.laurel_rank,
             bidirectional=self.bidirectional,
             dense_sizes=list(self.dense_sizes),
+            longest_span=0 if self.vision is None else self.vision.tokens,
         )
+
+
+def without_towers(config: TextConfig, *, vision: bool = False) -> TextConfig:
+    """``config`` without the towers that are not kept.
+
+    >>> from gemlet.config import shape_config
+    >>> without_towers(shape_config("gemma3-1b")).vision is None
+    True
+    """
+    return config if vision else replace(config, vision=None)
 
 
 @public

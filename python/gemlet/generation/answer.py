@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +131,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
+    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. ``media``
+    are pairs (first token, :class:`_core.Media`), whose rows take the place of tokens of the prompt. It ends
     after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
     shares what was computed with texts of the same ``cache_salt`` alone. Its text follows the grammar of
     ``plan``."""
@@ -144,3 +146,4 @@ class Prepared:
     cache_salt: int = 0
     priority: int = 0
     plan: GrammarPlan | None = None
+    media: Sequence[tuple[int, _core.Media]] = ()

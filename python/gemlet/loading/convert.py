@@ -37,6 +37,7 @@ def convert(
     embedding: str | None = None,
     for_memory: int | str | None = None,
     matformer: Matformer = None,
+    vision: bool = True,
     merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -61,7 +62,7 @@ def convert(
         destination: the folder to make; it must not exist, or be empty.
         for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
             format that loses least of those with which the model runs there, with a text of 4096 tokens.
-        weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
+        weights, embedding, matformer, vision, merge_adapter, threads, progress, revision, token: as in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
@@ -82,7 +83,12 @@ def convert(
     if room is not None and weights not in (None, "auto"):
         raise InvalidRequestError("for_memory chooses the format of the weights; give one of the two")
     options = LoadOptions(
-        weights=weights, threads=threads, embedding=embedding, progress=progress, matformer=matformer
+        weights=weights,
+        threads=threads,
+        embedding=embedding,
+        progress=progress,
+        matformer=matformer,
+        vision=vision,
     )
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
@@ -96,6 +102,7 @@ def convert(
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
+        files = files.with_towers(vision=options.vision)
         whole = files.config
         if matformer is not None:
             files = files.cut(matformer)

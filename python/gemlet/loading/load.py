@@ -35,6 +35,7 @@ def load(
     embedding_on_disk: bool = False,
     exact_batches: bool = False,
     device: str = "cpu",
+    vision: bool = True,
     matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     chat_template: str | os.PathLike[str] | None = None,
@@ -62,12 +63,13 @@ def load(
             and gives token ids.
         weights: the format of the weights in memory: "bf16", "bf12" (the same values and results in three
             quarters of the memory; faster where decoding waits for memory), "f32", "q8" (int8 in blocks of
-            32), "q4" (int4 in blocks of 32; the embedding table is q8). bf12 has codes for 15 consecutive
+            32), "q6k", "q5k", "q5", "q4k", "q4" (six to four bits; the
+            embedding table is q8). bf12 has codes for 15 consecutive
             exponents of each row, and room for few others; a matrix with more is refused. "auto": each matrix
             in a format that has all its values, bf16 for BF16 and for float16 that came from it, else f32; of
-            GGUF's types q4 for Q4_0 and q8 for Q8_0, Q5_0 and IQ4_NL. Types whose values no format has become
-            q8 (Q4_1, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they
-            have. Of a packed folder, the format it has.
+            GGUF's types q4, q5 and q8 for Q4_0, Q5_0 and Q8_0, q4k, q5k and q6k for Q4_K, Q5_K and Q6_K, and
+            q8 for IQ4_NL. Types whose values no format has become q8 (Q4_1, Q5_1, IQ4_XS) or q4 (Q2_K, Q3_K),
+            which adds little to the error they have. Of a packed folder, the format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
             physical cores (``gemlet info`` shows the number and the reason), and fewer where the system does
             not grant so many.
@@ -76,7 +78,7 @@ def load(
         max_context: the longest text, prompt and reply together, in tokens; bounds the memory of the KV
             cache. None: what the model was made for.
         embedding: the format of the embedding table, which is also the output matrix. None: as ``weights``,
-            but "q8" for "q4", which answers better; "q4" is what the smallest memories need.
+            but "q8" for formats of fewer bits, which answers better.
         kv_cache: the format of the KV cache: "f32", "bf16", or "int8" (one scale per token and head), which
             takes half of bf16's memory. None: "bf16", but "f32" for weights in f32.
         max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
@@ -90,6 +92,7 @@ def load(
             pieces its prompt is read. On CPUs without a matrix unit (AMX) this holds anyway, and costs
             nothing. With one, prompts are then read without it, at the speed of the next lower tier.
         device: only "cpu".
+        vision: False leaves out the tower for images of a model that has one, and its memory.
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
@@ -150,6 +153,7 @@ def load(
         prefix_cache_size=prefix_cache_size,
         exact_batches=exact_batches,
         device=device,
+        vision=vision,
         matformer=matformer,
         cache=cache,
         progress=progress,
@@ -165,6 +169,7 @@ def load(
     ) as files:
         if matformer is not None:
             files = files.cut(matformer)
+        files = files.with_towers(vision=options.vision)
         if options.embedding_on_disk and files.packed is None and not options.cache:
             raise not_packed(files)
         if files.passed_over:

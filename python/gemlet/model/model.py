@@ -27,6 +27,7 @@ from gemlet.model.chatting import Chatting
 from gemlet.model.embedding import Embedding
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
+from gemlet.model.media import Media
 from gemlet.model.parts import method_of
 from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.model.reading import Reader
@@ -56,7 +57,7 @@ class Model:
         generation_config: how to generate where a call does not say: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
-        weights: the format of the weights in memory: "f32", "bf16", "bf12", "q8" or "q4".
+        weights: the format of the weights in memory: "f32", "bf16", "q8", "q4", ...
         kv_cache: the format of the KV cache in memory: "f32", "bf16" or "int8".
         threads, decode_threads: how many threads a forward pass runs on, and one over at most 8 tokens.
         tier: the instruction-set tier of the kernels in use, for example "avx2".
@@ -104,6 +105,7 @@ class Model:
         self.threads, self.decode_threads = own.threads, own.decode_threads
         self.context_length, self.vocab_size = own.context_length, own.vocab_size
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
+        self._media = Media(self._resident, config)
 
     def __repr__(self) -> str:
         return f"<gemlet.Model {self._resident!r}>"
@@ -199,16 +201,27 @@ class Model:
             self._resident.drain(seconds)
         self._resident.close()
         self._adapters.clear()
+        self._media.clear()
 
     @public
     def logits(
-        self, ids: Sequence[int] | NDArray[np.integer[Any]], *, adapter: str | None = None
+        self,
+        ids: Sequence[int] | NDArray[np.integer[Any]],
+        *,
+        adapter: str | None = None,
+        images: Sequence[Any] = (),
+        pan_and_scan: bool | Mapping[str, Any] | None = None,
     ) -> NDArray[np.float32]:
         """The logits after each of ``ids`` in a fresh context, after any soft-capping.
 
         Args:
             ids: token ids ``[n]``, BOS included where the model expects one.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
+            images: what the placeholders in ``ids`` stand for, in order: paths, bytes of files, Pillow images
+                or uint8 arrays ``[height, width, 3]``.
+            pan_and_scan: whether a long image is also seen in parts, which have placeholders of their own
+                behind those of the whole; or a mapping with ``min_crop_size``, ``max_num_crops`` and
+                ``min_ratio_to_activate``. None: as the model's files say.
 
         Returns:
             float32 ``[n, vocab_size]``; row i predicts token i + 1.
@@ -226,8 +239,12 @@ class Model:
         (dtype('float32'), 2)
         """
         self._resident.check_writes("logits")
-        tokens = self._reader.checked(ids, "ids")
-        return all_logits(self._resident, self._adapters.find(adapter), tokens)
+        views = (
+            [view for image in self._media.views(images, pan_and_scan) for view in image] if images else []
+        )
+        tokens = self._reader.checked(ids, "ids", with_images=bool(views))
+        soft_rows = [(one.first, self._media.rows(one)) for one in self._media.place(tokens, views)]
+        return all_logits(self._resident, self._adapters.find(adapter), tokens, soft_rows)
 
     @overload
     def generate(

@@ -67,9 +67,10 @@ class Reader:
             return self.tokenizer.first_ids(text, room)
         return self.tokenizer.encode(text, add_bos, allow_control=allow_control)
 
-    def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
+    def checked(self, ids: object, name: str = "prompt", *, with_images: bool = False) -> NDArray[np.int32]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context. A placeholder of
-        pictures, videos or sound becomes the id that has its rows in a text.
+        pictures, videos or sound becomes the id that has its rows in a text; those of pictures stay if
+        there are any (``with_images``).
 
         Raises :class:`InvalidRequestError`, :class:`ContextLengthError`, or :class:`UnsupportedError` for an
         id that is no text.
@@ -89,7 +90,9 @@ class Reader:
                 "or encode the text with allow_control=False"
             )
         if row is not None:
-            found[np.isin(found, self.config.placeholder_ids)] = row
+            vision = self.config.vision
+            kept = None if vision is None or not with_images else vision.token_id
+            found[np.isin(found, [one for one in self.config.placeholder_ids if one != kept])] = row
         return found
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gemlet import _core
 from gemlet.base.progress import reporting
 from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.chat.base import ChatFormat
@@ -176,7 +177,10 @@ class Requests:
         asides: Sequence[AsideKind] = (),
         echo: str = "",
         form: GrammarText | None = None,
+        media: Sequence[tuple[int, _core.Media]] = (),
     ) -> Prepared:
+        """``media``: pairs (first token, rows that take its place and that of the next ones). The digest of
+        each is what the prefix cache knows it by."""
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.checked(ids, name)
         check_ids(settings, resident.vocab_size)
@@ -221,7 +225,15 @@ class Requests:
         priority = check_priority(options.get("priority"))
         plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)
         return Prepared(
-            tokens, answer, sampler, adapter, timeout, cache_salt=salt, priority=priority, plan=plan
+            tokens,
+            answer,
+            sampler,
+            adapter,
+            timeout,
+            cache_salt=salt,
+            priority=priority,
+            plan=plan,
+            media=media,
         )
 
     def _plan(

@@ -1,4 +1,4 @@
-"""The vectors that balance the channels of matrices in q4, which csrc/model/balance.h explains.
+"""The vectors that balance the channels of matrices in few bits, which csrc/model/balance.h explains.
 
 The mean square of what reaches a matrix, channel by channel, is estimated from the weights of norms alone,
 which a model has few of: no text is needed, and no large tensor is read for it. The residual is a sum. Every
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from gemlet.checkpoint.tensor_files import numbers
 from gemlet.packing.blocks import Block
 from gemlet.sources.model_files import ModelFiles
+from gemlet.weights.formats import ROUNDED
 from gemlet.weights.slots import BALANCES, core_slots, is_balance
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ __all__ = ["balance_blocks"]
 
 _MOST = 16  # a channel is multiplied by no more than this, and by no less than its inverse
 _EXACT = {
-    "q4": ("q4",),
-    "q8": ("q4", "q8"),
+    **{name: (name,) for name in ROUNDED},
+    "q8": ("q4", "q5", "q8"),
 }  # format -> the exact formats of types that it keeps every bit of
 
 

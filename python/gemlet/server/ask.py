@@ -34,6 +34,7 @@ class Ask:
         salt: what was computed is shared only with asks of the same salt.
         one_call: the reply ends behind its first call of a tool.
         seconds: how long it may take.
+        priority: where replies wait for a place, those of higher priority begin first.
     """
 
     served: Served
@@ -47,6 +48,7 @@ class Ask:
     one_call: bool = False
     salt: str | None = None
     seconds: float | None = None
+    priority: int = 0
 
     def times(self, count: int) -> list[Ask]:
         """The ask ``count`` times; a seed that is given counts up."""
@@ -68,7 +70,7 @@ class Ask:
         """The stream that answers; raises :class:`Problem`."""
         model = self.served.model
         common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
-        common["cache_salt"] = self.salt
+        common |= {"cache_salt": self.salt, "priority": self.priority}
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)

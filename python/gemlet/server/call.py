@@ -24,6 +24,7 @@ class Call:
 
     Attributes:
         key: whose it is; None where the server has no keys.
+        priority: where replies wait for a place, those of higher priority begin first; below 0 for batches.
         route: the path as the server writes it, "" for one that it does not have.
         at_end: what is done once, when the work has ended and before the client is told so.
         closers: what gives back memory when the request is over, however it ended.
@@ -32,6 +33,7 @@ class Call:
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
     started: float = field(default_factory=time.monotonic)
     key: Key | None = None
+    priority: int = 0
     method: str = ""
     route: str = ""
     status: int = 0

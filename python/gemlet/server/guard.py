@@ -11,8 +11,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gemlet.server import page
 from gemlet.server.answers import as_line
 from gemlet.server.call import Call
+from gemlet.server.inside import INSIDE, Inside
 from gemlet.server.keys import Key, KeyStore
 from gemlet.server.logs import log_call
 from gemlet.server.metrics import Metrics
@@ -21,7 +23,9 @@ from gemlet.server.problems import ClientGone, Problem, as_json, problem_of
 __all__ = ["OPEN", "Guard"]
 
 _log = logging.getLogger("gemlet.server")
-OPEN = {("GET", "/health"), ("GET", "/ready")}  # what needs no key, without a query
+_BEHIND = -1  # the priority of the server's own requests
+# What needs no key, without a query. The page holds no data, and asks for the key.
+OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
 # A name or an IPv4 address, or an IPv6 address in brackets; then a port.
 _HOST = re.compile(
     r"((?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?){1,32}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?"
@@ -79,9 +83,13 @@ class Guard:
                 ]
             await send(message)
 
+        inside = scope.get(INSIDE)
         try:
-            self._check_host(scope)
-            call.key = self._who(scope)
+            if isinstance(inside, Inside):
+                call.key, call.priority = inside.key, _BEHIND
+            else:
+                self._check_host(scope)
+                call.key = self._who(scope)
             await self.app(scope, receive, sending)
         except ClientGone:
             call.status, call.problem = call.status or 499, "client_gone"

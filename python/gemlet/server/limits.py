@@ -105,6 +105,8 @@ class Limiter:
         in_flight = sum(other.prompt_tokens + other.completion_tokens for other in state.running)
         call.headers |= _headers(state, now, in_flight)
         limit = key.limits.concurrent
+        if limit is not None and call.priority < 0:
+            limit = max(1, limit - 1)  # a batch leaves one place to what somebody waits for
         if limit is not None and len(state.running) >= limit:
             raise _too_many("concurrent requests", limit, 1)
         for windows, running, what in ((state.requests, 0, "requests"), (state.tokens, in_flight, "tokens")):

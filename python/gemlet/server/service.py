@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -12,6 +14,7 @@ from starlette.requests import Request
 
 from gemlet.server.answers import StreamAnswer, as_line
 from gemlet.server.ask import Ask, Running
+from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import Call, call_of
 from gemlet.server.fields import MOST_CHOICES
@@ -20,10 +23,10 @@ from gemlet.server.limits import Limiter
 from gemlet.server.metrics import Metrics
 from gemlet.server.models import Models, Served
 from gemlet.server.problems import Problem, as_json
-from gemlet.server.schema import Kind, read
+from gemlet.server.schema import Integer, Kind, read
 from gemlet.server.settings import Settings
 
-__all__ = ["FIELDS", "Service", "event", "fields_of", "service_of"]
+__all__ = ["FIELDS", "Service", "event", "fields_of", "query_of", "service_of"]
 
 FIELDS = "gemlet.fields"  # where the router puts the fields of a request
 EVENTS = "text/event-stream"
@@ -36,6 +39,7 @@ class Service:
 
     Attributes:
         threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
+        batches: None where the server keeps no files.
     """
 
     settings: Settings
@@ -45,6 +49,8 @@ class Service:
     metrics: Metrics
     kept: KeptResponses
     threads: anyio.CapacityLimiter
+    batches: Batches | None = None
+    started: float = field(default_factory=time.monotonic)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
@@ -84,6 +90,8 @@ class Service:
             raise Problem(
                 400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
             )
+        if call.priority:
+            asks = [replace(ask, priority=call.priority) for ask in asks]
         if call.key is not None:
             asks = [replace(ask, salt=f"{call.key.id} {ask.salt or ''}") for ask in asks]
         most = None if call.key is None else call.key.limits.max_prompt
@@ -127,6 +135,18 @@ def fields_of(request: Request) -> dict[str, Any]:
     """The checked fields of the request's body."""
     fields: dict[str, Any] = request.scope[FIELDS]
     return fields
+
+
+def query_of(request: Request, table: Mapping[str, Kind]) -> dict[str, Any]:
+    """The checked fields of the request's query."""
+    found: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in found:
+            raise Problem(400, f"{name[:100]} stands twice in the query", param=name[:100])
+        is_number = isinstance(table.get(name), Integer) and re.fullmatch(r"[0-9]{1,9}", value)
+        found[name] = int(value) if is_number else value
+    ignore = service_of(request).settings.unknown_fields == "ignore"
+    return read(found, table, ignore_unknown=ignore)
 
 
 def event(value: object, name: str | None = None) -> bytes:

@@ -121,6 +121,16 @@ class Settings:
     allowed_origins: tuple[str, ...] = _setting(
         (), "origins of web pages that may send requests; may be given several times", _texts, "ORIGIN"
     )
+    data: str | None = _setting(
+        None, "folder for files and batches of clients; without it there are none", _text, "FOLDER"
+    )
+    max_file: int = _setting(200_000_000, "longest file of a client (default 200MB)", _size, "SIZE")
+    max_storage: int = _setting(
+        2_000_000_000, "all files of a key, or without keys of all, together (default 2GB)", _size, "SIZE"
+    )
+    batch_concurrent: int = _setting(
+        16, "requests of batches that are computed together at most (default 16)", _integer(1, 1024), "N"
+    )
     unknown_fields: str = _setting(
         "refuse",
         "what to do with a field of a request that gemlet does not know: refuse or ignore (default refuse)",

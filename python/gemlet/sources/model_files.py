@@ -78,8 +78,17 @@ class ModelFiles:
         config, kept = cut_slots(self.config, matformer)
         slots = {tensor: kept[slot][0] for tensor, slot in self.slots.items() if slot in kept}
         cuts = {tensor: kept[self.slots[tensor]][1] for tensor in slots}
-        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None}
+        own = {tensor: cut for tensor, cut in self.cuts.items() if tensor in slots}
+        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None} | own
         return replace(self, config=config, slots=slots, cuts=parts)
+
+    def with_towers(self, *, vision: bool) -> ModelFiles:
+        """The model without the towers that are not wanted."""
+        if vision or self.config.vision is None:
+            return self
+        slots = {tensor: slot for tensor, slot in self.slots.items() if not slot.startswith("vision.")}
+        cuts = {tensor: cut for tensor, cut in self.cuts.items() if tensor in slots}
+        return replace(self, config=replace(self.config, vision=None), slots=slots, cuts=cuts)
 
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None

@@ -20,15 +20,21 @@ class Formats(NamedTuple):
     kv_cache: str
 
 
-# The embedding is also the output matrix and loses more to four bits than the others do, so "q4" keeps it at
-# eight.
+# The embedding is also the output matrix and loses more to few bits than the others do, so formats of fewer
+# bits keep it at eight.
 PRESETS = {
     "f32": Formats("f32", "f32", "f32"),
     "bf16": Formats("bf16", "bf16", "bf16"),
     "bf12": Formats("bf12", "bf12", "bf16"),
     "q8": Formats("q8", "q8", "bf16"),
+    "q6k": Formats("q6k", "q8", "bf16"),
+    "q5k": Formats("q5k", "q8", "bf16"),
+    "q5": Formats("q5", "q8", "bf16"),
+    "q4k": Formats("q4k", "q8", "bf16"),
     "q4": Formats("q4", "q8", "bf16"),
 }
+# Formats whose matrices have balanced channels (csrc/model/balance.h).
+ROUNDED = ("q6k", "q5k", "q5", "q4k", "q4")
 KV_CACHES = ("f32", "bf16", "int8")
 # What other tools call the formats, in lower case -> their names here.
 _ELSEWHERE = {
@@ -39,14 +45,17 @@ _ELSEWHERE = {
     "q8_0": "q8",
     "int4": "q4",
     "q4_0": "q4",
+    "q5_0": "q5",
+    **{f"q{bits}_k": f"q{bits}k" for bits in (4, 5, 6)},
 }
 # What no format is exactly -> the one that is probably wanted.
 _NEAREST = {
     **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # of the same size
-    **dict.fromkeys(
-        ("4bit", "nf4", "fp4", "q4_1", "q4_k", "q4_k_m", "q4_k_s", "iq4_xs", "q3_k_m", "q2_k"), "q4"
-    ),
-    **dict.fromkeys(("8bit", "fp8", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q8_k"), "q8"),
+    **dict.fromkeys(("4bit", "nf4", "fp4", "q4_1", "iq4_xs", "q3_k_m", "q2_k"), "q4"),
+    **dict.fromkeys(("8bit", "fp8", "q8_k"), "q8"),
+    **dict.fromkeys(("5bit", "q5_1"), "q5"),
+    **{f"q{bits}_k_{size}": f"q{bits}k" for bits in (4, 5) for size in "sm"},
+    "6bit": "q6k",
 }
 # Types of GGUF that no format holds exactly -> the format whose rounding is small beside their own error. All
 # others that no format holds exactly become q8.
@@ -81,8 +90,8 @@ def auto_format(stored: str) -> str | None:
     """The format in memory that ``weights="auto"`` means for a type in files ("q4_0"): the smallest that has
     all its values, as the core says, else q4 or q8. None for float16, where the values decide.
 
-    >>> [auto_format(stored) for stored in ("bf16", "q5_0", "q3_k", "q6_k", "f16")]
-    ['bf16', 'q8', 'q4', 'q8', None]
+    >>> [auto_format(stored) for stored in ("bf16", "q5_0", "q3_k", "q6_k", "q5_1", "f16")]
+    ['bf16', 'q5', 'q4', 'q6k', 'q8', None]
     """
     if stored == "f16":
         return None

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gemlet.base.text import show
-from gemlet.config.text_config import TextConfig
+from gemlet.config.text_config import TextConfig, without_towers
 from gemlet.errors import TensorError
-from gemlet.weights.slots import expected_slots
+from gemlet.weights.slots import all_slots
+from gemlet.weights.tower_slots import TRANSPOSED, plain_tower_name, tower_names
 
 __all__ = [
     "MappedTensors",
@@ -113,12 +114,13 @@ class MappedTensors(NamedTuple):
 
     Attributes:
         slots: tensor -> slot.
-        tied: whether the output head is the embedding table.
+        config: what the tensors are of: whether the output head is the embedding table, and which towers
+            there are.
         passed_over: tensors that change nothing and that published files do not have.
     """
 
     slots: dict[str, str]
-    tied: bool
+    config: TextConfig
     passed_over: tuple[str, ...]
 
 
@@ -150,8 +152,20 @@ def map_tensors(
         if same is not None:
             tied = same(plain[table], plain[head])
     config = replace(config, tie_word_embeddings=tied)
-    slots = expected_slots(config)
-    names = {slot: tensor_name(slot, config.family, prefix, head_prefix) for slot in slots}
+    towers = {
+        plain_tower_name(split_prefix(name)[1]): name for name in plain if is_tower(name, config.family)
+    }
+    if not towers:
+        config = without_towers(config)
+    slots = all_slots(config)
+    inner = tower_names(slots)
+    names = {
+        slot: towers.get(inner[slot], inner[slot])
+        if slot in inner
+        else tensor_name(slot, config.family, prefix, head_prefix)
+        for slot in slots
+    }
+    slots |= {slot: slots[slot][::-1] for slot in TRANSPOSED if slot in slots}  # as they are stored
     unused = unused_tensors(config, prefix, head_prefix)
     constants = {name for name in plain if _is_constant(name)}
     ignored = {name for name in plain if name in unused or name in constants or is_tower(name, config.family)}
@@ -160,7 +174,7 @@ def map_tensors(
     )
     return MappedTensors(
         {plain[name]: slot for name, slot in found.items()},
-        tied,
+        config,
         tuple(plain[name] for name in sorted(constants)),
     )
 

@@ -1,0 +1,146 @@
+// Products with int8 activations and weights in q5, q4k, q5k and q6k, on every tier with vectors. A dots_*.h or a
+// header of Arm is included before and defines BitsDot, which multiplies unsigned weights of up to 6 bits.
+#pragma once
+
+#include "kernels/matmul/panels.h"
+#include "kernels/matmul/row_pointers.h"
+
+namespace gemlet::kernels {
+namespace {
+
+constexpr int kNibbleLines = 4;
+
+// Bits `from` and up of each byte, `mask`, at the place `to`.
+GEMLET_INLINE VI moved(VI bits, int from, int to, int32_t mask) {
+  return (from < to ? bits << (to - from) : bits >> (from - to)) & mask;
+}
+
+// dot<R, H>(lines, x, part, dots): adds the products of a block, or of 16 columns of it, whose x begins at x(r).
+struct FourBits {
+  static constexpr int64_t kBlockBytes = kQ4BlockBytes;
+  static constexpr int kParts = 1;  // that have a scale of their own
+  template <int R, int H, typename X>
+  static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R][H]) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kNibbleLines; ++j) {
+      for (int h = 0; h < H; ++h) {
+        const VI w = load_i32(lines + j * kLineBytes + h * kLanes * 4);
+        const VI low = w & 0x0f0f0f0f, high = (w >> 4) & 0x0f0f0f0f;
+        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], low, x(r) + 4 * j);
+        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], high, x(r) + 16 + 4 * j);
+      }
+    }
+  }
+};
+struct FiveBits {
+  static constexpr int64_t kBlockBytes = kQ5BlockBytes;
+  static constexpr int kParts = 1;
+  template <int R, int H, typename X>
+  static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R][H]) {
+    for (int h = 0; h < H; ++h) {
+      const VI fifth = load_i32(lines + kNibbleLines * kLineBytes + h * kLanes * 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < kNibbleLines; ++j) {
+        const VI w = load_i32(lines + j * kLineBytes + h * kLanes * 4);
+        const VI low = (w & 0x0f0f0f0f) | moved(fifth, j, 4, 0x10101010);
+        const VI high = ((w >> 4) & 0x0f0f0f0f) | moved(fifth, 4 + j, 4, 0x10101010);
+        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], low, x(r) + 4 * j);
+        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], high, x(r) + 16 + 4 * j);
+      }
+    }
+  }
+};
+struct SixBits {
+  static constexpr int64_t kBlockBytes = kQ6BlockBytes;
+  static constexpr int kParts = 2;
+  template <int R, int H, typename X>
+  static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int part, VI (&dots)[R][H]) {
+    for (int h = 0; h < H; ++h) {
+      const VI upper = load_i32(lines + (kNibbleLines + part) * kLineBytes + h * kLanes * 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < kNibbleLines; ++j) {
+        const VI four = (load_i32(lines + j * kLineBytes + h * kLanes * 4) >> (4 * part)) & 0x0f0f0f0f;
+        const VI w = four | moved(upper, 2 * j, 4, 0x30303030);
+        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], w, x(r) + 16 * part + 4 * j);
+      }
+    }
+  }
+};
+
+enum class Scaling { kHalf, kSmall, kSmallAndMinimum };  // f16; groups with signed bytes; groups with bytes
+
+template <typename Bits, Scaling scaling>
+struct BitsProduct {
+  static constexpr int kRows = kBitsRows;
+  static constexpr int vectors(int rows) { return vectors_at_once(rows); }
+  static constexpr bool kGroups = scaling != Scaling::kHalf;
+  static constexpr bool kMinimum = scaling == Scaling::kSmallAndMinimum;
+
+  template <int R, int H>
+  static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
+    const int64_t blocks = a.cols / kBlock;
+    const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
+    RowPointers<R> x(first, a.x_stride), scale(first + a.cols, a.x_stride);
+    RowPointers<R> offset(first + a.cols + blocks * 4, a.x_stride);
+    VF d[H] = {}, m[H] = {};
+    const uint8_t* scales = panel;
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (kGroups && b % (2 * kGroupSuperblocks) == 0) {
+        for (int h = 0; h < H; ++h) {
+          d[h] = load_f16(panel + (h0 + h) * kLanes * 2);
+          m[h] = load_f16(panel + (kPanelRows + (h0 + h) * kLanes) * 2);
+        }
+        panel += kLineBytes;
+      }
+      if (b % 2 == 0) {
+        scales = panel;
+        panel += kScaleBytes;
+      }
+#pragma GCC unroll 2
+      for (int part = 0; part < Bits::kParts; ++part) {
+        VI dots[R][H];
+        for (int r = 0; r < R; ++r) {
+          const int32_t start = kMinimum            ? 0
+                                : Bits::kParts == 1 ? number_at<int32_t>(offset(r))
+                                                    : kQ6Zero * half_offset(number_at<int32_t>(offset(r)), part);
+          for (int h = 0; h < H; ++h) dots[r][h] = splat_i32(start);
+        }
+        Bits::template dot<R, H>(panel + h0 * kLanes * 4, x, part, dots);
+        for (int h = 0; h < H; ++h) {
+          const int output = (h0 + h) * kLanes;
+          VF weight, minimum = {};
+          if constexpr (!kGroups) {
+            weight = load_f16(scales + (b % 2 * kPanelRows + output) * 2);
+          } else if constexpr (!kMinimum) {
+            weight = d[h] * to_float(load_signed_bytes(scales + (b % 2 * 2 + part) * kPanelRows + output));
+          } else {
+            const uint8_t* const small = scales + b % 2 * 2 * kPanelRows + output;
+            weight = d[h] * to_float(load_bytes(small));
+            minimum = m[h] * to_float(load_bytes(small + kPanelRows));
+          }
+          for (int r = 0; r < R; ++r) {
+            const float x_scale = number_at<float>(scale(r));
+            sums[r][h] += to_float(dots[r][h]) * (weight * x_scale);
+            if constexpr (kMinimum) sums[r][h] += minimum * ((float)number_at<int32_t>(offset(r)) * x_scale);
+          }
+        }
+      }
+      panel += Bits::kBlockBytes;
+      x.advance(kBlock);
+      scale.advance(4);
+      offset.advance(4);
+    }
+  }
+};
+
+}  // namespace
+
+namespace GEMLET_TIER {
+
+void matmul_i8_q5(const MatmulArgs& a) { matmul<BitsProduct<FiveBits, Scaling::kHalf>>(a); }
+void matmul_i8_q4k(const MatmulArgs& a) { matmul<BitsProduct<FourBits, Scaling::kSmallAndMinimum>>(a); }
+void matmul_i8_q5k(const MatmulArgs& a) { matmul<BitsProduct<FiveBits, Scaling::kSmallAndMinimum>>(a); }
+void matmul_i8_q6k(const MatmulArgs& a) { matmul<BitsProduct<SixBits, Scaling::kSmall>>(a); }
+
+}  // namespace GEMLET_TIER
+}  // namespace gemlet::kernels
