@@ -44,6 +44,7 @@ FREE = {"errors", "_core"}
 ABOVE_ALL = {"__init__", "__main__", "cli"}
 
 IN_FUNCTIONS = {
+    "asyncio": "slow",
     "numpy": "slow",
     "sentencepiece": "slow",
     "safetensors": "slow",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from gemlet.generation.result import Chunk, Generation
 from gemlet.generation.stream import TextStream
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["AsyncTextStream", "run_async"]
 
@@ -56,6 +59,8 @@ class AsyncTextStream:
 
     async def _change(self, seen: int) -> None:
         """Waits in the event loop until the stream's news differ from ``seen``."""
+        import asyncio
+
         news, loop = self._stream._news, asyncio.get_running_loop()
         if self._process != os.getpid():
             self._process = os.getpid()

@@ -1,0 +1,137 @@
+"""Puts an extension into the wheel of the Python code alone, with its tags and a list of what it contains.
+
+    assemble_wheel.py PLAIN_WHEEL EXTENSION --tag cp312-cp312-manylinux_2_28_x86_64 --out FOLDER \
+        --part NAME=VERSION=LICENCE=ADDRESS ...
+
+The same input gives the same bytes: files are sorted, and their time is SOURCE_DATE_EPOCH. The list is an
+SBOM in CycloneDX, in the folder that PEP 770 names. Parts are what was compiled into the extension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import time
+import uuid
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from typing import Any
+
+
+def wheel_tags(tag: str) -> list[str]:
+    """The single tags of a compressed one, which has dots between its platforms."""
+    python, abi, platforms = tag.split("-")
+    return [f"{python}-{abi}-{platform}" for platform in platforms.split(".")]
+
+
+def write_wheel(path: Path, files: dict[str, bytes], epoch: int) -> None:
+    """A wheel of these files, with RECORD as the last one."""
+    info = next(name.partition("/")[0] for name in files if name.endswith(".dist-info/WHEEL"))
+    record = f"{info}/RECORD"
+    lines = []
+    for name in sorted(files):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(files[name]).digest()).rstrip(b"=").decode()
+        lines.append(f"{name},sha256={digest},{len(files[name])}")
+    contents = {name: files[name] for name in sorted(files)}
+    contents[record] = "\n".join([*lines, f"{record},,", ""]).encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in contents.items():
+            entry = zipfile.ZipInfo(
+                name, time.gmtime(max(epoch, 315532800))[:6]
+            )  # zip knows no time before 1980
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3
+            entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
+            archive.writestr(entry, content)
+
+
+def bill_of_materials(
+    name: str, version: str, extension: str, content: bytes, parts: list[str], epoch: int
+) -> bytes:
+    """What is in the wheel beside its own code, as CycloneDX 1.6."""
+    components: list[dict[str, Any]] = []
+    for part in parts:
+        part_name, part_version, licence, address = part.split("=", 3)
+        components.append(
+            {
+                "type": "library",
+                "bom-ref": address,
+                "name": part_name,
+                "version": part_version,
+                "licenses": [{"expression": licence}],
+                "purl": address,
+            }
+        )
+    components.sort(key=lambda component: str(component["name"]))
+    own = f"pkg:pypi/{name}@{version}"
+    digest = hashlib.sha256(content).hexdigest()
+    bom = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, f"{own}#{digest}").urn,
+        "version": 1,
+        "metadata": {
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch)),
+            "component": {
+                "type": "library",
+                "bom-ref": own,
+                "name": name,
+                "version": version,
+                "licenses": [{"expression": "Apache-2.0"}],
+                "purl": own,
+                "components": [
+                    {"type": "file", "name": extension, "hashes": [{"alg": "SHA-256", "content": digest}]}
+                ],
+            },
+        },
+        "components": components,
+        "dependencies": [
+            {"ref": own, "dependsOn": [component["bom-ref"] for component in components]},
+            *({"ref": component["bom-ref"]} for component in components),
+        ],
+    }
+    return (json.dumps(bom, indent=1) + "\n").encode()
+
+
+def assemble(plain: Path, extension: Path, tag: str, parts: list[str], out: Path, epoch: int) -> Path:
+    """Writes the wheel into `out` and returns its path."""
+    with zipfile.ZipFile(plain) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    info = next(name.partition("/")[0] for name in files if name.endswith(".dist-info/WHEEL"))
+    del files[f"{info}/RECORD"]
+    metadata = Parser().parsestr(files[f"{info}/METADATA"].decode())
+    name, version = metadata["Name"], metadata["Version"]
+    header = [
+        "Wheel-Version: 1.0",
+        f"Generator: {name} .ci/assemble_wheel.py",
+        "Root-Is-Purelib: false",
+        *(f"Tag: {one}" for one in wheel_tags(tag)),
+    ]
+    files[f"{info}/WHEEL"] = ("\n".join(header) + "\n\n").encode()
+    content = extension.read_bytes()
+    place = f"{name}/{extension.name}"
+    files[place] = content
+    files[f"{info}/sboms/{name}.cdx.json"] = bill_of_materials(name, version, place, content, parts, epoch)
+    path = out / f"{name}-{version}-{tag}.whl"
+    write_wheel(path, files, epoch)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Puts an extension into the wheel of the Python code alone.")
+    parser.add_argument("plain", type=Path)
+    parser.add_argument("extension", type=Path)
+    parser.add_argument("--tag", required=True)
+    parser.add_argument("--part", action="append", default=[], metavar="NAME=VERSION=LICENCE=ADDRESS")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    epoch = int(os.environ["SOURCE_DATE_EPOCH"])
+    print(assemble(options.plain, options.extension, options.tag, options.part, options.out, epoch))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What the inner loops of the Arm kernels will take, as llvm-mca estimates it. Nothing runs.
+
+    python benchmarks/arm_estimates.py BUILD [--mca llvm-mca-19] [--objdump aarch64-linux-gnu-objdump]
+
+BUILD is a build for aarch64 without link-time optimization, such as the one that `.ci/run aarch64` makes. For
+every innermost loop that multiplies, this prints its cycles, and what share of them its loads and products
+alone would take, and all of its arithmetic. llvm-mca knows no cache and no branch: the figures are for data
+in the first level cache. A Cortex-A76 is modelled as the Neoverse N1, which is the same core for servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+# llvm-mca's name, and how many instructions on vectors and how many loads begin in a cycle.
+CPUS = {"Cortex-A76": ("neoverse-n1", (2, 2)), "Neoverse V1": ("neoverse-v1", (4, 3))}
+TIERS = ("neon", "dotprod", "i8mm")
+PRODUCT = re.compile(
+    r"^(sdot|udot|usdot|sudot|smmla|ummla|usmmla|smull2?|smlal2?|smlal2?|fmla|fmul|sadalp)\b"
+)
+LOAD = re.compile(r"^(ldr|ldp|ldur|ld1|ld1r|ld2|ld3|ld4)\b.*\b[qvd]\d")
+# What a loop would do without if there were more registers: copies, and what it keeps on the stack.
+OVERHEAD = re.compile(r"^(mov|movi|str|stp)\b|\[sp\b")
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
+LINE = re.compile(r"^\s+([0-9a-f]+):\s+(.+)$")
+BRANCH = re.compile(r"^(?:b\.\w+|cbn?z|tbn?z|b)\s+(?:\w+, )?(?:#\d+, )?([0-9a-f]+) <")
+
+
+@dataclass(frozen=True)
+class Loop:
+    function: str
+    instructions: tuple[str, ...]
+
+    @property
+    def bound(self) -> tuple[str, ...]:
+        """Its loads and products."""
+        kept = (one for one in self.arithmetic if PRODUCT.match(one) or LOAD.match(one))
+        return tuple(kept)
+
+    @property
+    def arithmetic(self) -> tuple[str, ...]:
+        """Its instructions on vectors, and its loads of them; no copies, and nothing on the stack."""
+        kept = (one for one in self.instructions if re.search(r"\b[vqd]\d", one) or LOAD.match(one))
+        return tuple(one for one in kept if not OVERHEAD.search(one))
+
+    @property
+    def products(self) -> int:
+        return sum(bool(PRODUCT.match(one)) for one in self.instructions)
+
+    @property
+    def loads(self) -> int:
+        return sum(bool(LOAD.match(one)) for one in self.instructions)
+
+
+def loops_of(path: Path, objdump: str) -> list[Loop]:
+    """The innermost loops of an object that multiply."""
+    command = [objdump, "-dC", "--no-show-raw-insn", path.as_posix()]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: list[Loop] = []
+    function, code = "", {}
+    for line in [*text.splitlines(), "0 <end>:"]:
+        if match := FUNCTION.match(line):
+            found += _innermost(function, code)
+            function, code = match[1], {}
+        elif match := LINE.match(line):
+            instruction = re.sub(r"\s*//.*", "", match[2]).replace("\t", " ").strip()
+            code[int(match[1], 16)] = instruction
+    return [loop for loop in found if loop.products >= 4]
+
+
+def _innermost(function: str, code: dict[int, str]) -> list[Loop]:
+    ranges = []
+    for address, instruction in code.items():
+        match = BRANCH.match(instruction)
+        if match and int(match[1], 16) <= address:
+            ranges.append((int(match[1], 16), address))
+    inner = [
+        (begin, end)
+        for begin, end in ranges
+        if not any((b, e) != (begin, end) and begin <= b and e <= end for b, e in ranges)
+    ]
+    name = re.sub(r"gemlet::kernels::|\(anonymous namespace\)::|\(.*", "", function)
+    return [Loop(name, tuple(code[at] for at in sorted(code) if begin <= at <= end)) for begin, end in inner]
+
+
+def analyse(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> str:
+    """What llvm-mca says of a loop of these."""
+    code = "\n".join(re.sub(r"\b[0-9a-f]+ <.*", "0", one) for one in instructions)
+    features = f"+dotprod{',+i8mm' if tier == 'i8mm' else ''}"
+    command = [mca, "-mtriple=aarch64", f"-mcpu={cpu}", f"-mattr={features}", "-iterations=200"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{mca} does not take this:\n{done.stderr}")
+    return done.stdout
+
+
+def cycles(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> float:
+    """Cycles of one iteration, dependencies included."""
+    match = re.search(r"Total Cycles:\s+(\d+)", analyse(instructions, cpu, mca, tier))
+    assert match
+    return int(match[1]) / 200
+
+
+def busy(instructions: tuple[str, ...], units: tuple[int, int]) -> float:
+    """Cycles of one iteration if nothing waited for a result: what the units for vectors and loads allow."""
+    loads = sum(bool(LOAD.match(one)) for one in instructions)
+    return max((len(instructions) - loads) / units[0], loads / units[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Estimates of the inner loops of the Arm kernels.")
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--mca", default="llvm-mca-19")
+    parser.add_argument("--objdump", default="aarch64-linux-gnu-objdump")
+    parser.add_argument("--least", type=int, default=24, help="products of a loop that is shown")
+    options = parser.parse_args()
+    columns = (f"{cpu}: cycles | loads and products | all arithmetic" for cpu in CPUS)
+    print("| tier | loop | products | loads | " + " | ".join(columns) + " |")
+    print("|---|---|--:|--:|" + "--:|--:|--:|" * len(CPUS))
+    for tier in TIERS:
+        for path in sorted(options.build.rglob(f"kernels/*/{tier}.cpp.o")):
+            for loop in loops_of(path, options.objdump):
+                if loop.products < options.least:
+                    continue
+                cells = []
+                for cpu, units in CPUS.values():
+                    if tier == "i8mm" and cpu == "neoverse-n1":  # has none
+                        cells += ["-", "-", "-"]
+                        continue
+                    whole = cycles(loop.instructions, cpu, options.mca, tier)
+                    cells.append(f"{whole:.0f}")
+                    for part in (loop.bound, loop.arithmetic):
+                        cells.append(f"{min(1, busy(part, units) / whole):.0%}")
+                name = f"{path.parent.name}: {loop.function}"
+                print(f"| {tier} | {name} | {loop.products} | {loop.loads} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Writes the table of python/MACHINES.md: the best format of every model for a machine's memory, by the plan.
+
+python python/tools/fits.py          prints the table
+python python/tools/fits.py --check  fails if the guide has another one
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from gemlet.base.sizes import resident_bytes, size_text
+from gemlet.config import SHAPES, shape_config
+from gemlet.errors import MemoryLimitError
+from gemlet.loading.for_memory import options_for_memory
+from gemlet.loading.memory_plan import plan_memory
+from gemlet.loading.options import LoadOptions
+
+GUIDE = Path(__file__).resolve().parents[1] / "MACHINES.md"
+MEMORY = {
+    "512 MB": 512,
+    "1 GB": 1000,
+    "2 GB": 2000,
+    "4 GB": 4000,
+    "8 GB": 8000,
+    "16 GB": 16000,
+    "32 GB": 32000,
+}
+SYSTEM = 100  # MB that the rest of a small system takes
+PROCESS = 120  # MB of Python, NumPy and a vocabulary of 262,144 pieces
+
+
+def best(shape: str, megabytes: int) -> str:
+    """The format, or "-" if the model does not fit."""
+    # The plan counts what this process has; the table is for one that has a large vocabulary.
+    limit = (megabytes - SYSTEM - PROCESS) * 10**6 + resident_bytes()
+    try:
+        chosen = options_for_memory(limit, shape_config(shape), LoadOptions())
+    except MemoryLimitError:
+        return "-"
+    return f"{chosen.weights}, embedding q4" if chosen.embedding == "q4" else chosen.weights
+
+
+def needs(shape: str) -> str:
+    """What the plan says of q4, for a process with a large vocabulary."""
+    config = shape_config(shape)
+    context = min(4096, config.max_position_embeddings)
+    plan = plan_memory(config, LoadOptions(weights="q4", max_context=context))
+    return size_text(replace(plan, process=PROCESS * 10**6).total)
+
+
+def table() -> str:
+    lines = ["| model | q4 takes | " + " | ".join(MEMORY) + " |", "|---|--:|" + "---|" * len(MEMORY)]
+    for shape in SHAPES:
+        cells = [best(shape, megabytes) for megabytes in MEMORY.values()]
+        lines.append(f"| {shape} | {needs(shape)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    if sys.argv[1:] != ["--check"]:
+        print(table(), end="")
+        return 0
+    if table() in GUIDE.read_text(encoding="utf-8"):
+        return 0
+    print(f"{GUIDE.name} has another table than this; run python/tools/fits.py\n\n{table()}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""The table of python/MACHINES.md, which model fits which machine, is what the memory plan says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from support.paths import ROOT
+from support.processes import environment_of
+
+TOOL = ROOT / "python/tools/fits.py"
+
+
+@pytest.mark.slow
+def test_the_table_of_the_guide_is_what_the_plan_says() -> None:
+    command = [sys.executable, TOOL.as_posix(), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment_of())
+    assert done.returncode == 0, done.stdout + done.stderr
