@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -157,6 +158,9 @@ _MODEL_TYPES = {
 }
 
 
+_log = logging.getLogger("gemlet")
+
+
 def read_audio(outer: Keys, family: str) -> AudioConfig | None:
     """How the model that ``outer``, the object of a multimodal file, describes hears; None if it does not.
 
@@ -174,6 +178,11 @@ def read_audio(outer: Keys, family: str) -> AudioConfig | None:
     if keys.raw.get("model_type", kinds[0]) not in kinds:
         raise keys.wrong("model_type", repr(kinds[0]))
     eps = keys.number("rms_norm_eps", 1e-12, 0.1)
+    heads = "" if unified else "conf_num_attention_heads" if family == "gemma3n" else "num_attention_heads"
+    if heads and keys.integer("hidden_size", 1 << 15) % keys.integer(heads, 1 << 15) != 0:
+        # No program can build this encoder. The rest of a Gemma 3n reads its sizes, so such files exist.
+        _log.info("the model does not hear: its audio_config is of no encoder (hidden_size, %s)", heads)
+        return None
     if family == "gemma3n":
         places = outer.inner(outer.raw, "", {"audio_soft_tokens_per_image": 188})
         text = outer.mapping("text_config").get("vocab_size", 262400)
