@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,34 +16,35 @@ from gemlet.loading.options import LoadOptions
 from golden.folders import HERE
 
 GB = 10**9
+ORDER = ["q4", "q4k", "q5", "q5k", "q6k", "q8", "bf16"]  # from small to large
 
 
 @pytest.mark.parametrize(
-    ("shape", "limit", "weights"),
+    ("shape", "limit"),
     [
-        ("gemma3-270m", 512_000_000, ("q8", "q4")),
-        ("gemma3-1b", GB, ("q4",)),
-        ("gemma3n-e2b", 2 * GB, ("q4",)),
-        ("gemma4-e2b", 2 * GB, ("q4",)),
-        ("gemma3-1b", 64 * GB, ("bf16",)),
+        ("gemma3-270m", 512_000_000),
+        ("gemma3-1b", GB),
+        ("gemma3n-e2b", 2 * GB),
+        ("gemma4-e2b", 2 * GB),
+        ("gemma3-1b", 64 * GB),
     ],
 )
-def test_the_best_format_that_fits(shape: str, limit: int, weights: tuple[str, ...]) -> None:
+def test_the_best_format_that_fits(shape: str, limit: int) -> None:
     config = shape_config(shape)
     chosen = options_for_memory(limit, config, LoadOptions())
-    assert chosen.weights in weights
     assert plan_memory(config, chosen).total <= limit
+    for better in ORDER[ORDER.index(chosen.weights) + 1 :]:
+        assert plan_memory(config, replace(chosen, weights=better)).total > limit
 
 
 def test_more_memory_never_takes_a_smaller_format() -> None:
     config = shape_config("gemma3-1b")
-    order = ["q4", "q8", "bf16"]
     places = [
-        order.index(options_for_memory(GB // 10 * tenths, config, LoadOptions()).weights)
+        ORDER.index(options_for_memory(GB // 10 * tenths, config, LoadOptions()).weights)
         for tenths in (9, 12, 16, 20, 30, 40)
     ]
     assert places == sorted(places)
-    assert len(set(places)) == 3
+    assert len(set(places)) >= 3
 
 
 def test_the_embedding_is_rounded_last() -> None:

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.tier
 @pytest.mark.parametrize("weights", PRESETS)
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_the_plan_is_what_the_model_takes(name: str, weights: str) -> None:
-    plan = plan_memory(read_config(HERE / name), LoadOptions(weights=weights))
+    plan = gemlet.inspect(HERE / name, weights=weights).plan
     with gemlet.load(HERE / name, weights=weights, threads=1) as model:
         assert plan.weights == model.memory()["weights"]
         assert plan.embedding == model.memory()["embedding"]

@@ -224,8 +224,6 @@ def test_wrong_numbers_of_continuations(model: gemlet.Model) -> None:
         model.generate(PROMPT, n=3, best_of=2)
     with pytest.raises(gemlet.InvalidRequestError, match="'best_of'; generate"):
         model.stream(PROMPT, best_of=2)  # type: ignore[call-arg]
-    with pytest.raises(gemlet.InvalidRequestError, match="'n'; call it once"):
-        model.chat(PROMPT, n=2)  # type: ignore[call-arg]
 
 
 # --- echo

@@ -94,7 +94,13 @@ class StreamDecoder:
         return self.next_bytes(token_id)
 
     def next_bytes(self, token_id: int) -> bytes:
-        """As :meth:`bytes_of`, for many ids: without the front door, which costs more than the look-up."""
+        """As :meth:`bytes_of`, for many ids: without the front door, which costs more than the look-up.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.stream_decoder().next_bytes(tokenizer.piece_to_id("▁door"))
+        b' door'
+        """
         token_id = checked_id(token_id, len(self._table))
         if self._control:
             rendered = self._control.get(token_id)
