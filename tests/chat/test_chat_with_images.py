@@ -153,3 +153,19 @@ def test_what_is_no_image(model: gemlet.Model, part: dict[str, Any], message: st
 def test_a_model_that_does_not_see_takes_text_only() -> None:
     with gemlet.load(threads=1) as model, pytest.raises(gemlet.InvalidRequestError, match="takes text only"):
         model.chat([{"role": "user", "content": [{"type": "image", "image": IMAGE}]}])
+
+
+def test_a_session_with_images(model: gemlet.Model, tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    path = tmp_path / "image.png"
+    path.write_bytes(png(IMAGE))
+    session = model.session()
+    first = session.chat([{"role": "user", "content": [{"type": "image", "image": str(path)}]}], **OPTIONS)
+    again = session.chat("and then?", **OPTIONS)
+    assert first.image_tokens == again.image_tokens == TOKENS
+    session.save(tmp_path / "talk.session")
+    loaded = model.load_session(tmp_path / "talk.session")
+    assert loaded.chat("what?", **OPTIONS).token_ids == session.chat("what?", **OPTIONS).token_ids
+    session.chat([{"role": "user", "content": [{"type": "image", "image": IMAGE}]}], **OPTIONS)
+    with pytest.raises(gemlet.InvalidRequestError, match="as an object"):
+        session.save(tmp_path / "talk.session")

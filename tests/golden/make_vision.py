@@ -179,7 +179,11 @@ def results(
     def keep(name: str, value: Any) -> None:
         if not isinstance(value, torch.Tensor):
             value = value.pooler_output
-        taken.setdefault(name, torch.cat(list(value)) if isinstance(value, tuple | list) else value)
+        if variant.config["model_type"] == "gemma4_unified":  # without what fills images up to one size
+            side = variant.config["vision_config"]["model_patch_size"]
+            counts = [level.shape[0] // side * (level.shape[1] // side) for level in levels]
+            value = torch.cat([rows[:count] for rows, count in zip(value, counts, strict=True)])
+        taken.setdefault(name, value)
 
     projector = model.model.multi_modal_projector if gemma3 else model.model.embed_vision
     hooks = [projector.register_forward_hook(lambda _m, _a, out: keep("soft", out))]

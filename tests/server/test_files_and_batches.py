@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -262,6 +261,7 @@ def test_every_endpoint(client: Any, endpoint: str, body: Any, kind: str) -> Non
         (lines([chat()]) * 2, 2, "earlier line"),
         (lines([chat()]) + b"[" * 50_000, 2, "no JSON"),
         (b"\xff\xfe", 1, "no JSON"),
+        (lines([chat()]) + b'{"x":"' + b"[" * 95_000 + b'"}', 2, "custom_id"),
     ],
 )
 def test_a_wrong_file(client: Any, data: bytes, line: int, message: str) -> None:
@@ -425,34 +425,37 @@ def test_stopping_and_starting(tmp_path: Path) -> None:
 
 def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "support.programs.serve_until_killed", "", str(tmp_path / "data")]
-    name, done = "", 0
-    for _ in range(3):
+    name, total, seen = "", 150, [0]
+
+    def run(more: Any) -> Any:
         process = subprocess.Popen(command, env=environment_of(), stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
-            client = client_of(RunningServer(int(process.stdout.readline()), None))
-            if not name:
-                name = begin(client, lines([chat(40, seed=i) for i in range(70)])).id
-            end = time.monotonic() + 60
-            while client.batches.retrieve(name).request_counts.completed <= done:
-                assert time.monotonic() < end
-                time.sleep(0.02)
-            done = client.batches.retrieve(name).request_counts.completed
-            assert done < 70
-            os.kill(process.pid, signal.SIGKILL)
+            return more(client_of(RunningServer(int(process.stdout.readline()), None)))
         finally:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             process.communicate()
-    process = subprocess.Popen(command, env=environment_of(), stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        client = client_of(RunningServer(int(process.stdout.readline()), None))
+
+    def some(client: Any) -> None:
+        nonlocal name
+        name = name or begin(client, lines([chat(30, seed=i) for i in range(total)])).id
+        end = time.monotonic() + 60
+        while (batch := client.batches.retrieve(name)).request_counts.completed <= seen[-1]:
+            assert time.monotonic() < end
+            if batch.status in OVER:
+                break
+        seen.append(batch.request_counts.completed)
+
+    for _ in range(3):
+        run(some)
+    assert 0 < seen[1] < total  # killed in the middle
+
+    def rest(client: Any) -> None:
         batch = wait(client, name)
-        assert (batch.status, batch.request_counts.completed) == ("completed", 70)
-        assert read(client, batch.output_file_id).keys() == {str(i) for i in range(70)}
-    finally:
-        process.kill()
-        process.communicate()
+        assert (batch.status, batch.request_counts.completed) == ("completed", total)
+        assert read(client, batch.output_file_id).keys() == {str(i) for i in range(total)}
+
+    run(rest)
 
 
 def test_one_server_a_folder(tmp_path: Path) -> None:

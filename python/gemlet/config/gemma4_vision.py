@@ -23,8 +23,8 @@ def budget_size(height: int, width: int, side: int, budget: int) -> tuple[int, i
 
     >>> budget_size(300, 400, 48, 280)
     (672, 912)
-    >>> budget_size(2, 90, 48, 70)
-    (48, 2160)
+    >>> budget_size(1, 90, 48, 70)
+    (48, 3360)
     """
     factor = math.sqrt(budget * side * side / (height * width))
     rows, columns = math.floor(factor * height / side), math.floor(factor * width / side)

@@ -61,7 +61,7 @@ def normalized(levels: Levels, settings: ImageSettings) -> NDArray[np.float32]:
     """``(level * rescale_factor - mean) / std``, as torchvision computes it.
 
     >>> normalized(np.array([[[0, 255, 51]]], np.uint8), ImageSettings()).tolist()
-    [[[0.0, 1.0, 0.20000000298023224]]]
+    [[[0.0, 1.0, 0.20000001788139343]]]
     """
     values = levels.astype(np.float32)
     if settings.mean is None:

@@ -63,7 +63,13 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
         "messages": state.messages,
         "token_ids": state.ids.tolist(),
     }
-    data = json.dumps(described, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    try:
+        data = json.dumps(described, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except TypeError:  # what else messages hold was checked
+        raise InvalidRequestError(
+            "save: a message has an image or a sound as an object, which no file can hold; give such parts "
+            "as paths or data URLs"
+        ) from None
     first = b"gemlet session %d %d\n" % (_VERSION, len(data))
     data = first + data
     made = f"{path}.{secrets.token_hex(8)}.tmp"

@@ -179,9 +179,13 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
+        try:
+            store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
+            files = None if settings.data is None else FileStore(settings.data)
+        except GemletError as error:
+            on_failure(error)
+            raise
         limiter.store = guard.keys = store
-        files = None if settings.data is None else FileStore(settings.data)
         batches = None if files is None else Batches(files, guard, store, settings.batch_concurrent)
         guard.service = Service(
             settings,

@@ -78,7 +78,8 @@ class Ask:
             of_user = [
                 "\n".join(p) for m, p in zip(self.messages, parts, strict=True) if m.get("role") == "user"
             ]
-            texts, last = [text for part in parts for text in part], of_user[-1] if of_user else ""
+            texts = [text for part in (*parts, _texts(self.tools or ())) for text in part]
+            last = of_user[-1] if of_user else ""
         else:
             prompt = self.prompt
             if not isinstance(prompt, str):

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,7 +118,7 @@ async def _started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncItera
         if not ready.done():
             ready.set_exception(error)
 
-    app = make_app(settings, specs, fail)
+    app = make_app(replace(settings, data=None), specs, fail)  # that folder is of a server that runs
 
     async def receive() -> dict[str, Any]:
         if told:

@@ -25,6 +25,7 @@ ENDPOINTS = (
     "/v1/decisions",
 )
 _MOST_LINE = 64 << 20  # bytes
+_MOST_CONTAINERS = 1_000_000  # lists and objects of a line
 _MOST_ID = 512  # characters
 _NAME = "batch_req_"  # begins the id of an answer
 _BEGIN = f'{{"id": "{_NAME}'.encode()  # begins a line of the output
@@ -48,26 +49,31 @@ class WrongLineError(ModelFileError):
 
 def requests(source: Shown, done: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
     """The requests in the file, but for those in ``done``."""
-    for number, line in _lines(source):
+    for number, line in _lines(source, _MOST_LINE):
         request = _request(line, source, number, ENDPOINTS)
         if request["custom_id"] not in done:
             yield request
 
 
 def checked_ids(
-    source: Shown, *, endpoints: Collection[str] = ENDPOINTS, most: int | None = None
+    source: Shown,
+    *,
+    endpoints: Collection[str] = ENDPOINTS,
+    most: int | None = None,
+    longest: int = _MOST_LINE,
 ) -> set[str]:
     """The names of all requests.
 
     Args:
         most: how many requests there may be.
+        longest: how many bytes a line may have.
 
     Raises:
         WrongLineError: a line is no request, two have one name, or there are more than ``most``.
         ModelFileError: the file cannot be read.
     """
     found: set[str] = set()
-    for number, line in _lines(source):
+    for number, line in _lines(source, longest):
         name = _request(line, source, number, endpoints)["custom_id"]
         if name in found:
             raise WrongLineError(
@@ -79,14 +85,14 @@ def checked_ids(
     return found
 
 
-def _lines(source: Shown) -> Iterator[tuple[int, bytes]]:
+def _lines(source: Shown, longest: int) -> Iterator[tuple[int, bytes]]:
     try:
         with open(source, "rb") as file:
             number = 0
-            while line := file.readline(_MOST_LINE + 1):
+            while line := file.readline(longest + 1):
                 number += 1
-                if len(line) > _MOST_LINE:
-                    raise WrongLineError(source, number, f" is longer than {_MOST_LINE} bytes")
+                if len(line) > longest:
+                    raise WrongLineError(source, number, f" is longer than {longest} bytes")
                 if line.strip():
                     yield number, line
     except OSError as error:
@@ -94,6 +100,8 @@ def _lines(source: Shown) -> Iterator[tuple[int, bytes]]:
 
 
 def _request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
+    if line.count(b"[") + line.count(b"{") > _MOST_CONTAINERS:
+        raise WrongLineError(source, number, f" has more than {_MOST_CONTAINERS} brackets that open")
     try:
         request = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -32,6 +32,7 @@ __all__ = ["MOST_REQUESTS", "Batches"]
 
 _log = logging.getLogger("gemlet.server")
 MOST_REQUESTS = 50_000  # of a batch
+_LONGEST_LINE = 4 << 20  # bytes; what reads it holds up the event loop for milliseconds
 _RETRY = 30.0  # seconds after which a disk that did not take an answer is tried again
 _ENDS = {"cancelling": "cancelled", "finalizing": "completed"}
 
@@ -181,8 +182,16 @@ class Batches:
     async def _advance(self, owner: str, document: dict[str, Any], work: Path) -> None:
         """From wherever the batch is to its end."""
         source = self.store.path(document["input_file_id"])
+        if not source.exists():
+            raise WrongLineError(source, 1, ": the file is gone")
         if document["status"] == "validating":
-            check = partial(checked_ids, source, endpoints=[document["endpoint"]], most=MOST_REQUESTS)
+            check = partial(
+                checked_ids,
+                source,
+                endpoints=[document["endpoint"]],
+                most=MOST_REQUESTS,
+                longest=_LONGEST_LINE,
+            )
             ids = await anyio.to_thread.run_sync(check, limiter=self._threads)
             if not ids:
                 raise WrongLineError(source, 1, ": the file has no requests")

@@ -16,7 +16,7 @@ from gemlet.server.call import call_of
 from gemlet.server.openai_files import EXPIRY, batches_of, owner_of, page
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Choice, Integer, Kind, Text
-from gemlet.server.service import fields_of, query_of
+from gemlet.server.service import fields_of, query_of, service_of
 
 __all__ = ["CREATE", "batch", "batches", "cancel", "create"]
 
@@ -88,6 +88,8 @@ async def create(request: Request) -> Response:
             code="rate_limit_exceeded",
             headers={"Retry-After": "60"},
         )
+    if running.store.used(owner)[1] >= service_of(request).settings.max_storage:
+        raise Problem(413, "there is no more room for your files here; delete some", code="storage_full")
     document = running.create(
         owner,
         endpoint=fields["endpoint"],

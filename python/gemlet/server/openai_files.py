@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anyio
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -170,6 +170,6 @@ async def content(request: Request) -> Response:
 
 
 async def _pieces(place: Path) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(place, "rb") as file:
-        while piece := await file.read(_PIECE):
+    with open(place, "rb") as file:  # closed at once, also where the client goes
+        while piece := await anyio.to_thread.run_sync(file.read, _PIECE):
             yield piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -42,6 +43,7 @@ class Service:
         threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
         filter: what prompts and replies may say.
         batches: None where the server keeps no files.
+        deep_check: one deep check at a time, however many ask for it.
     """
 
     settings: Settings
@@ -54,15 +56,17 @@ class Service:
     filter: ContentFilter
     batches: Batches | None = None
     started: float = field(default_factory=time.monotonic)
+    deep_check: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """The checked fields of the request's body. The request has a place among those that run, from here
-        on until its call settles."""
+        """The checked fields of the request's body. Once this has arrived, the request has a place among
+        those that run, until its call settles: slow clients take nobody's place."""
         self.models.check_ready()
-        self.limiter.enter(call_of(request))
+        self.limiter.check(call_of(request))
         body = await self.bodies.json(request)
+        self.limiter.enter(call_of(request))
         return read(body, table, required, ignore_unknown=self.settings.unknown_fields == "ignore")
 
     def find(self, call: Call, name: str | None) -> Served:

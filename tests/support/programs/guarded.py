@@ -15,6 +15,7 @@ from support.adapters import ADAPTERS, NAMES, base_of
 from support.adapters import read_golden as read_adapter
 from support.core_models import model_config, random_core
 from support.inside import context_of, core_adapter, core_of, taps_of, testing
+from support.vision import FOLDERS, VARIANTS, golden, images_of
 
 Results = Iterator[tuple[str, NDArray[Any]]]
 FORMATS = (("f32", "f32"), ("bf12", "bf16"), ("q4", "int8"))
@@ -29,6 +30,14 @@ def text(folder: Path) -> Results:
                     yield f"{name} {weights} {tap}", rows
                 reply = model.generate(ids.tolist(), temperature=0, max_tokens=12, ignore_eos=True)
                 yield f"{name} {weights} reply", np.array(reply.token_ids)
+
+
+def images(folder: Path) -> Results:
+    for name in VARIANTS:
+        found = golden(name)
+        for weights in ("f32", "q8"):
+            with gemlet.load(FOLDERS / name, weights=weights, threads=1) as model:
+                yield f"{name} {weights}", model.logits(found["ids.0"], images=images_of(name, 0))
 
 
 def embeddings(folder: Path) -> Results:
@@ -85,7 +94,7 @@ def many_logits(folder: Path) -> Results:
     yield "logits", testing.batch_logits(core, [list(range(2, 122))], [None])[0]
 
 
-PARTS = {part.__name__: part for part in (text, embeddings, adapters, contexts, files, many_logits)}
+PARTS = {part.__name__: part for part in (text, images, embeddings, adapters, contexts, files, many_logits)}
 
 
 def results(part: str, folder: Path) -> dict[str, NDArray[Any]]:
