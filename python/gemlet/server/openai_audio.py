@@ -29,6 +29,7 @@ __all__ = ["transcribe", "translate"]
 _RATE = 16000
 _PIECE = 30 * _RATE  # what a model hears at a time
 _MOST_PIECES = 32  # of a recording
+_MOST_TOKENS = 512  # of the text of a piece; a model that writes more repeats itself
 _FIELDS: Mapping[str, Kind] = {
     "model": NAME,
     "language": Text(40, 2),
@@ -66,7 +67,7 @@ async def _answer(request: Request, *, translates: bool) -> Response:
     served = service.find(call, fields.get("model"))
     pieces = await anyio.to_thread.run_sync(_pieces, served, data, limiter=service.threads)
     instruction = _instruction(fields.get("language"), fields.get("prompt", ""), translates)
-    most_tokens = service.reply_tokens(call, served, {}, "max_tokens")
+    most_tokens = service.reply_tokens(call, served, {}, "max_tokens", default=_MOST_TOKENS)
     options = {"temperature": fields.get("temperature", 0.0), "max_tokens": most_tokens}
     asks = [
         Ask(
@@ -106,7 +107,8 @@ async def _answer(request: Request, *, translates: bool) -> Response:
         "output_tokens": found["completion_tokens"],
         "total_tokens": found["total_tokens"],
     }
-    return JSONAnswer({"text": text, "usage": usage})
+    is_cut = any(choice.finish == "length" for choice in running.choices)
+    return JSONAnswer({"text": text, "usage": usage, **({"truncated": True} if is_cut else {})})
 
 
 def _number(text: str) -> float:
