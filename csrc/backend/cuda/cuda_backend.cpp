@@ -332,6 +332,7 @@ void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const St
   args.heads = shape.num_heads;
   args.kv_heads = shape.num_kv_heads;
   args.dim = shape.head_dim;
+  args.rope_parts = shape.rope_parts;
   args.query_scale = shape.query_scale;
   args.eps = eps;
   args.v_norm = v_norm;

@@ -220,8 +220,6 @@ GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
   const int64_t head = is_query ? blockIdx.y : blockIdx.y - q_heads;
   float* const x = is_query ? args.q + (row * args.heads + head) * dim : args.k + (row * args.kv_heads + head) * dim;
   const float* const norm = is_query ? args.q_norm : args.k_norm;
-  const float* const cosines = args.cosines + row * half;
-  const float* const sines = args.sines + row * half;
   const float scale = is_query ? args.query_scale : 1.0f;
   const auto inverse_rms = [&](const float* values) {
     float sum = 0;
@@ -229,11 +227,15 @@ GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
     return 1.0f / sqrtf(block_sum(sum, sums) / static_cast<float>(dim) + args.eps);
   };
   const float factor = norm ? inverse_rms(x) : 1.0f;
+  const int64_t pairs = half / args.rope_parts;  // of a part, which rotates like a head of its own
   for (int64_t i = threadIdx.x; i < half; i += blockDim.x) {
-    const float a = norm ? x[i] * factor * norm[i] : x[i];
-    const float b = norm ? x[i + half] * factor * norm[i + half] : x[i + half];
-    rotated[i] = (a * cosines[i] - b * sines[i]) * scale;
-    rotated[i + half] = (b * cosines[i] + a * sines[i]) * scale;
+    const int64_t low = i / pairs * 2 * pairs + i % pairs, high = low + pairs;
+    const float cosine = args.cosines ? args.cosines[row * half + i] : 1.0f;
+    const float sine = args.sines ? args.sines[row * half + i] : 0.0f;
+    const float a = norm ? x[low] * factor * norm[low] : x[low];
+    const float b = norm ? x[high] * factor * norm[high] : x[high];
+    rotated[low] = (a * cosine - b * sine) * scale;
+    rotated[high] = (b * cosine + a * sine) * scale;
   }
   __syncthreads();
   if (is_query) {

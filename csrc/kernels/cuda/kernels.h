@@ -100,8 +100,8 @@ struct KvPlace {
 struct RopeArgs {
   const KvPlace* places;  // [rows]
   float *q, *k, *v;
-  const float *q_norm, *k_norm, *cosines, *sines;
-  int64_t heads, kv_heads, dim;
+  const float *q_norm, *k_norm, *cosines, *sines;  // null cosines and sines: nothing rotates
+  int64_t heads, kv_heads, dim, rope_parts;
   float query_scale, eps;
   int32_t v_norm;
   KvFormat kv_format;
