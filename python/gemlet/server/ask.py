@@ -66,6 +66,8 @@ class Ask:
             return True  # and a grammar takes a while to compile
         if self.messages is None:
             return isinstance(self.prompt, str) and len(self.prompt) > _LONG
+        if has_media(self.messages):
+            return True  # a small file may be a large picture
         return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
 
     def said(self) -> Said:
@@ -162,7 +164,7 @@ def _texts(value: Any, depth: int = 64) -> Iterator[str]:
     """All texts in a message, but for names of roles and kinds."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and not has_media([{"content": [value]}]):
         for name, inner in value.items():
             if name not in ("role", "type", "id", "tool_call_id"):
                 yield from _texts(inner, depth - 1)
