@@ -117,7 +117,7 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Session.stream_chat": (anew(lambda: model.session().stream_chat), {"message": "Hi"}),
         "gemlet.Model.close": (gemlet.load(threads=1).close, {}),
         "gemlet.Model.score": (model.score, {"text": "a b"}),
-        "gemlet.Model.aembed": (model.aembed, {"texts": ["a"]}),
+        "gemlet.Model.aembed": (awaited(on.embedder.aembed), {"texts": [[2, 3]]}),
         "gemlet.Model.count_tokens": (model.count_tokens, {"messages": "Hello"}),
         "gemlet.Model.choose": (model.choose, {"prompt": "a", "choices": ["b"]}),
         "gemlet.Model.log_likelihoods": (model.log_likelihoods, {"prompt": "a", "choices": ["b"]}),

@@ -388,3 +388,18 @@ def test_a_filter_of_ones_own() -> None:
             return Check()
 
     assert make_app(Settings(), [ModelSpec("demo")], filters=[Mine()]) is not None
+
+
+def test_check_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gemlet.cli import main
+
+    (tmp_path / "patterns").write_text("fine\n(?=x)\n")
+    for flags, message in (
+        (["--filter-patterns", str(tmp_path / "patterns")], "(?=x)"),
+        (["--filter-words", str(tmp_path / "none")], "none"),
+        (["--filter-model", "shield"], "filter_model"),
+        (["--filter-policies", "rude"], "filter_policies"),
+    ):
+        assert main(["serve", "--check", *flags]) == 1
+        (problem,) = json.loads(capsys.readouterr().out)["problems"]
+        assert message in problem

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gemlet
 from support.extras import optional
-from support.servers import RunningServer
+from support.servers import RunningServer, serving
 
 openai = optional("openai")
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
@@ -114,3 +115,32 @@ def test_what_is_refused(server: RunningServer, field: str, value: object) -> No
 def test_too_long(server: RunningServer) -> None:
     answer = server.post("/v1/decisions", {"input": "word " * 100_000, "questions": [PREDICATE]})
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+
+
+def test_what_is_computed_for_a_key_is_shared_with_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gemlet.model.model import Model
+    from gemlet.server.keys import KeyStore, Limits
+    from gemlet.server.settings import Settings
+
+    salts: list[Any] = []
+
+    def choose(self: object, ids: object, labels: Any, **more: Any) -> dict[str, float]:
+        salts.append(more["cache_salt"])
+        return dict.fromkeys(labels, 1 / len(labels))
+
+    monkeypatch.setattr(Model, "choose", choose)
+    store = KeyStore(str(tmp_path / "keys.db"), create=True)
+    keys = [store.create("a"), store.create("b"), store.create("c", Limits(max_prompt=9))]
+    with serving(Settings(keys=str(tmp_path / "keys.db"))) as server:
+        body = {"input": "x", "questions": [PREDICATE]}
+        for key in keys[:2]:
+            assert server.post("/v1/decisions", body, key=key).status == 200
+        assert len(set(salts)) == 2
+        assert None not in salts
+        assert server.post("/v1/decisions", body, key=keys[2]).status == 400
+        rows = {row["key"]: row for row in store.usage()}
+        assert rows["a"]["prompt_tokens"] > 9
+        assert rows["c"]["prompt_tokens"] == 0
+    store.close()

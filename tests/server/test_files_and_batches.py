@@ -473,3 +473,17 @@ def test_one_server_a_folder(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a diary")
     with pytest.raises(ModelFileError, match="cannot be used"):
         FileStore(str(tmp_path / "text"))
+
+
+def test_a_folder_that_cannot_be_used_ends_the_command(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a diary")
+    command = [sys.executable, "-m", "gemlet", "serve", "--port", "0", "--data", str(tmp_path / "text")]
+    done = subprocess.run(command, env=environment_of(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "cannot be used as a folder for files" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "text").read_text() == "a diary"
+    done = subprocess.run(
+        [*command, "--check"], env=environment_of(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "no folder that this user can write to" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import time
@@ -200,6 +201,65 @@ def test_nothing_is_fetched_or_opened(server: RunningServer, kind: str, url: str
     answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})
     assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
     assert kind in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "audio_url", "audio": "PATH"},
+        {"type": "audio_url", "audio_url": "PATH"},
+        {"type": "audio_url", "audio_url": {"url": "PATH"}},
+        {"type": "audio_url", "audio_url": "data:audio/wav;base64,AAAA", "audio": "PATH"},
+        {"type": "audio", "audio": "PATH"},
+        {"type": "input_audio", "audio": "PATH"},
+        {"type": "input_audio", "input_audio": "PATH"},
+        {"type": "input_audio", "input_audio": {"data": "AAAA"}, "audio": "PATH"},
+        {"type": "image", "image": "PATH"},
+        {"type": "image", "path": "PATH"},
+        {"type": "image", "url": "PATH"},
+        {"type": "image_url", "image_url": {"url": "PATH"}},
+        {"type": "image_url", "path": "PATH"},
+        {"type": "input_image", "image_url": "PATH"},
+        {"type": "input_image", "image": "PATH"},
+        {"type": "video", "video": ["PATH"]},
+        {"type": "new", "path": "PATH"},
+        {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}},
+        {"type": "image_url", "image_url": {"url": "DATA:image/png;base64,AAAA"}},
+        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+    ],
+)
+def test_no_part_of_a_message_opens_a_file(
+    server: RunningServer, part: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the model can see or hear: it is never asked. Opening the pipe would wait for ever."""
+    from gemlet.model.model import Model
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model was asked")
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(Model, "astream_chat", never)
+    found = json.loads(json.dumps(part).replace("PATH", str(pipe)))
+    said = [{"role": "user", "content": [found]}]
+    for messages in (
+        said,
+        [*QUESTION, {"role": "system", "content": [found]}],
+    ):
+        for path, body in (
+            ("/v1/chat/completions", {"messages": messages}),
+            ("/api/chat", {"model": "demo", "messages": messages}),
+            ("/tokenize", {"messages": messages}),
+            ("/v1/messages/count_tokens", {"model": "demo", "messages": said}),
+        ):
+            answer = server.post(path, body)
+            assert answer.status == 400, f"{path}: {answer.body!r}"
+
+
+def test_many_pictures(server: RunningServer) -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part] * 65}]})
+    assert (answer.status, "at most 64" in answer.error["message"]) == (400, True)
 
 
 def test_no_way_to_bring_a_template_a_model_or_a_path(server: RunningServer) -> None:

@@ -15,9 +15,9 @@ from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
 from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
-from gemlet.server.media_parts import has_media, is_media, refuse_paths
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
+from gemlet.server.sent_media import check_sent_media, has_media
 
 _LONG = 20_000  # characters
 _FORMS = {"json_schema", "regex", "choice", "grammar"}
@@ -67,7 +67,7 @@ class Ask:
         if self.messages is None:
             return isinstance(self.prompt, str) and len(self.prompt) > _LONG
         if has_media(self.messages):
-            return True
+            return True  # a small file may be a large picture
         return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
 
     def said(self) -> Said:
@@ -100,7 +100,7 @@ class Ask:
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
-            refuse_paths(self.messages)
+            check_sent_media(self.messages)
             return model.astream_chat(
                 self.messages,
                 tools=self.tools,
@@ -118,7 +118,7 @@ class Ask:
         model = self.served.model
         try:
             if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
-                refuse_paths(self.messages)
+                check_sent_media(self.messages)
                 return model.count_tokens(
                     self.messages,
                     tools=None if self.tool_choice == "none" else self.tools,
@@ -153,7 +153,7 @@ def _texts(value: Any, depth: int = 64) -> Iterator[str]:
     """All texts in a message, but for names of roles and kinds."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping) and not is_media(value):
+    elif isinstance(value, Mapping) and not has_media([{"content": [value]}]):
         for name, inner in value.items():
             if name not in ("role", "type", "id", "tool_call_id"):
                 yield from _texts(inner, depth - 1)

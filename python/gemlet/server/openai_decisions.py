@@ -25,7 +25,7 @@ from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.response_items import conversation_of
 from gemlet.server.schema import Anything, Choice, Either, Flag, Ignored, Kind, ListOf, Object, Text, read
-from gemlet.server.service import Service, fields_of, service_of
+from gemlet.server.service import Service, fields_of, salt_of, service_of
 
 __all__ = ["DECISIONS", "decide"]
 
@@ -118,16 +118,16 @@ async def _is_refused(service: Service, call: Call, served: Served, fields: Mapp
         return False
     asked = [{"role": "user", "content": _words(question)} for question in fields["questions"]]
     conversation = _conversation(fields["input"])
-    said = [Ask(served, {}, messages=messages).said() for messages in (asked, conversation)]
+    salt = salt_of(call)
+    said = [Ask(served, {}, messages=messages, salt=salt).said() for messages in (asked, conversation)]
     return any([await service.filter.blocks(call, one) for one in said])
 
 
 async def _answers(
     service: Service, request: Request, served: Served, fields: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], int]:
-    call, salt = call_of(request), fields.get("cache_salt")
-    if call.key is not None:
-        salt = f"{call.key.id} {salt or ''}"
+    call = call_of(request)
+    salt = salt_of(call, fields.get("cache_salt"))
     most = None if call.key is None else call.key.limits.max_prompt
     conversation, questions = _conversation(fields["input"]), fields["questions"]
     found: list[dict[str, Any]] = []

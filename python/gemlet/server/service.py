@@ -28,7 +28,7 @@ from gemlet.server.problems import Problem, as_json
 from gemlet.server.schema import Integer, Kind, read
 from gemlet.server.settings import Settings
 
-__all__ = ["FIELDS", "Service", "event", "fields_of", "query_of", "service_of"]
+__all__ = ["FIELDS", "Service", "event", "fields_of", "query_of", "salt_of", "service_of"]
 
 FIELDS = "gemlet.fields"  # where the router puts the fields of a request
 EVENTS = "text/event-stream"
@@ -100,7 +100,7 @@ class Service:
         if call.priority:
             asks = [replace(ask, priority=call.priority) for ask in asks]
         if call.key is not None:
-            asks = [replace(ask, salt=f"{call.key.id} {ask.salt or ''}") for ask in asks]
+            asks = [replace(ask, salt=salt_of(call, ask.salt)) for ask in asks]
         most = None if call.key is None else call.key.limits.max_prompt
         if most is not None:
             for ask in asks:
@@ -113,7 +113,7 @@ class Service:
         reply that could say so."""
         if self.filter.is_on("prompt"):
             for text in texts:
-                if await self.filter.blocks(call, Ask(served, {}, text).said()):
+                if await self.filter.blocks(call, Ask(served, {}, text, salt=salt_of(call)).said()):
                     raise Problem(
                         400, "the content filter refuses this text", param="input", code="content_filter"
                     )
@@ -152,6 +152,11 @@ def fields_of(request: Request) -> dict[str, Any]:
     """The checked fields of the request's body."""
     fields: dict[str, Any] = request.scope[FIELDS]
     return fields
+
+
+def salt_of(call: Call, given: str | None = None) -> str | None:
+    """The salt of what is computed for a request: it is shared with no other key."""
+    return given if call.key is None else f"{call.key.id} {given or ''}"
 
 
 def query_of(request: Request, table: Mapping[str, Kind]) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""Images and sounds that clients send: only what is in the request itself, never a file of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gemlet.base.text import show
+from gemlet.server.problems import Problem
+
+__all__ = ["check_sent_media", "has_media"]
+
+# Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
+# library takes from a program may be a path.
+_SENT = {
+    "image_url": "image_url",
+    "input_image": "image_url",
+    "audio_url": "audio_url",
+    "input_audio": "input_audio",
+}
+_INSTEAD = {
+    "image": 'send {"type": "image_url", "image_url": {"url": "data:..."}}',
+    "audio": 'send {"type": "input_audio", "input_audio": {"data": base64, "format": ...}}',
+    "video": "send its frames as images",
+}
+_MOST_PARTS = 64  # images and sounds of a request
+_BESIDE = {"type", "detail", "cache_control"}  # what a part may have beside its data
+
+
+def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raises :class:`Problem` for a part of a message that is no text and could name a file or an address,
+    and for too many parts."""
+    count = 0
+    for where, kind, part in _parts(messages):
+        if kind == "text":
+            continue
+        if kind not in _SENT:
+            instead = _INSTEAD.get(kind, "gemlet takes text, image_url and input_audio")
+            raise Problem(400, f"{where} is of type {show(kind)}; {instead}", param="messages")
+        key = _SENT[kind]
+        other = sorted(name for name in part if name not in _BESIDE and name != key)
+        if other:
+            raise Problem(400, f"{where}: {show(other[0])} is no field of {kind}", param="messages")
+        value = part.get(key)
+        if key == "input_audio":
+            if not isinstance(value, Mapping) or not isinstance(value.get("data"), str):
+                raise Problem(400, f"{where}: input_audio has to be an object with data", param="messages")
+        else:
+            url = value.get("url") if isinstance(value, Mapping) else value
+            if not isinstance(url, str) or not url.startswith("data:"):
+                raise Problem(
+                    400, f"{where}: {kind}: expected a data URL; gemlet fetches nothing", param="messages"
+                )
+        count += 1
+        if count > _MOST_PARTS:
+            raise Problem(
+                400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param="messages"
+            )
+
+
+def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is anything else than text in them.
+
+    >>> has_media([{"role": "user", "content": "Hello"}])
+    False
+    """
+    return any(kind != "text" for _, kind, _ in _parts(messages))
+
+
+def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Place, type and part, for each part that has a type."""
+    for i, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str):
+                yield f"messages[{i}].content[{j}]", kind, part
