@@ -182,6 +182,14 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help="as for --model, not yet packed")
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
+    parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        const=True,
+        metavar="TEXT",
+        help="with --weights q4 or q5: round with what this file shows of the inputs, or without a file what "
+        "the model writes itself; takes minutes",
+    )
     _add_access(parser)
     add_load_options(parser, "weights", "embedding", "threads", "matformer")
     parser.set_defaults(run=_command("convert"))

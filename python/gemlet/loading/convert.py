@@ -16,6 +16,8 @@ from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.loading.builder import make_builder
+from gemlet.loading.calibration import Calibrate, check_calibrate, measure_inputs
+from gemlet.loading.load import load
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.write import write_packed
@@ -35,6 +37,7 @@ def convert(
     embedding: str | None = None,
     matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
+    calibrate: Calibrate = None,
     threads: int | None = None,
     progress: Progress = None,
     revision: str | None = None,
@@ -56,6 +59,9 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
+        calibrate: with weights "q4" or "q5", rounds with what a text shows of the model's inputs: the path of
+            a file of about 8,000 tokens or more, or True for texts that the model writes itself. It takes
+            some minutes, and the memory of the model as its files have it. No adapter can be merged then.
         weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
@@ -75,6 +81,7 @@ def convert(
     options = LoadOptions(
         weights=weights, threads=threads, embedding=embedding, progress=progress, matformer=matformer
     )
+    check_calibrate(calibrate, options.weights, merge_adapter)
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
@@ -91,6 +98,20 @@ def convert(
         if matformer is not None:
             files = files.cut(matformer)
         options = options.with_formats(files)
+        calibration = None
+        if calibrate:
+            with load(
+                source,
+                weights="auto",
+                threads=threads,
+                prefix_cache=False,
+                max_context=_calibrated_context(files),
+                matformer=matformer,
+                revision=revision,
+                token=token,
+                progress=progress,
+            ) as model:
+                calibration = measure_inputs(model, calibrate)
         builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)
         own = None  # a folder that no other conversion has, for the one that is made
@@ -102,7 +123,15 @@ def convert(
                 os.mkdir(made)
             with reporting(progress, "converting", stored_bytes(files, table=True)) as advance:
                 packed = f"{made}/model.safetensors"
-                write_packed(packed, files, builder, advance, weights=options.weights, process=process)
+                write_packed(
+                    packed,
+                    files,
+                    builder,
+                    advance,
+                    weights=options.weights,
+                    process=process,
+                    calibration=calibration,
+                )
             with only_in(process, path):
                 _describe(made, files)
                 if matformer is not None:
@@ -114,6 +143,10 @@ def convert(
             with undisturbed():
                 if own is not None and os.getpid() == process:
                     shutil.rmtree(own, ignore_errors=True)
+
+
+def _calibrated_context(files: ModelFiles) -> int:
+    return min(1024, files.config.max_position_embeddings)
 
 
 def _describe(folder: str, files: ModelFiles) -> None:
