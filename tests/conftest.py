@@ -12,6 +12,7 @@ import pytest
 
 import gemlet
 from gemlet.tokenizer import Tokenizer
+from support.browser import why_no_browser
 from support.extras import why_absent
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
@@ -28,15 +29,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail a test whose extra is not installed",
     )
+    parser.addoption(
+        "--need-browser",
+        action="store_true",
+        help="fail a test of the web page where there is no browser",
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test of an extra (the marker ``extra``) is skipped where packages of it are not installed, and one of
-    the trained model (``real``) where GEMLET_REAL_MODEL does not name its file."""
+    """A test of an extra (the marker ``extra``) is skipped where packages of it are not installed, one of the
+    trained model (``real``) where GEMLET_REAL_MODEL does not name its file, and one of the web page
+    (``browser``) where there is no browser."""
     if item.get_closest_marker("real") and not os.environ.get("GEMLET_REAL_MODEL"):
         pytest.skip(
             "GEMLET_REAL_MODEL does not name the GGUF file of a real model that the README tells how to get"
         )
+    if item.get_closest_marker("browser") and (reason := why_no_browser()):
+        if item.config.getoption("need_browser"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
     for marker in item.iter_markers("extra"):
         reason = why_absent(marker.args[0])
         if reason and item.config.getoption("need_extras"):

@@ -79,6 +79,24 @@ struct AttentionShape {
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
+  int64_t rope_parts = 1;  // of a head, each of which rotates like a head of its own, by the next of the angles
+};
+
+// A convolution with square kernels over a grid [rows, cols, channels], with silence around it: `top` rows of it before
+// the first and as many behind the last as the kernels reach, `left` columns alike.
+struct Convolution {
+  int64_t rows, cols, channels;
+  int64_t kernel, stride;
+  int64_t top, left;
+  int64_t out_rows() const { return (rows + stride - 1) / stride; }
+  int64_t out_cols() const { return (cols + stride - 1) / stride; }
+};
+
+// Attention of each row over itself and the rows just before it.
+struct LocalAttention {
+  int64_t num_heads, head_dim;
+  int64_t keys;  // that a row sees at most, its own included; up to 256
+  float softcap;
 };
 
 class Backend {
@@ -149,7 +167,7 @@ class Backend {
   // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
   // and v go into the cache at their rows' positions. k null: they are there already, or the layer reads another one's
-  // cache. q null: the keys and values alone.
+  // cache. q null: the keys and values alone. cosines null: nothing rotates.
   virtual void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
                               float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;
@@ -195,6 +213,42 @@ class Backend {
   // x [rows, dim] *= rms(target) / sqrt(max(mean(x^2), 1e-5)): the magnitude of target's rows
   virtual void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) = 0;
 
+  // For towers, which see images and sound.
+  // out [rows, dim] = (x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over the row; bias null:
+  // none
+  virtual void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t dim,
+                          float* out) = 0;
+  // x [rows, dim] += bias [dim]
+  virtual void add_bias(const float* bias, int64_t rows, int64_t dim, float* x) = 0;
+  // x [rows, dim] = gelu_tanh(x + bias [dim]); bias null: none
+  virtual void bias_gelu(const float* bias, int64_t rows, int64_t dim, float* x) = 0;
+  // out [rows / k * cols / k, dim] = the mean over each cell of k x k of the grid x [rows, cols, dim], row by row
+  virtual void mean_pool(const float* x, int64_t rows, int64_t cols, int64_t dim, int64_t k, float* out) = 0;
+  // For towers for sound.
+  // out = min(max(x, low), high). out may be x.
+  virtual void clamp(const float* x, float low, float high, int64_t count, float* out) = 0;
+  virtual void add_scaled(const float* x, float factor, int64_t count, float* y) = 0;  // y += factor * x
+  virtual void silu(int64_t count, float* x) = 0;                                      // x = x * sigmoid(x)
+  // out [rows, dim] = x[:, :dim] * sigmoid(x[:, dim:]) of x [rows, 2 * dim]
+  virtual void sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* out) = 0;
+  // What each place of the output rows [first_row, first_row + rows) of a convolution sees, in the order of its
+  // weights: out [rows * out_cols, channels * kernel * kernel].
+  virtual void unfold(const Convolution& convolution, const float* x, int64_t first_row, int64_t rows, float* out) = 0;
+  // x [cells, channels] = max(0, layer norm over the channels, without bias)
+  virtual void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) = 0;
+  // x [frames, cells, channels] = max(0, (x - mean) / sqrt(variance + eps) * weight [channels]) with the mean of all
+  // frames up to this one, and the mean square distance of all frames up to this one, each from its own mean
+  virtual void cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,
+                                    float* x) = 0;
+  // out[t] = sum over j < taps of weight[j] * x[t - taps + 1 + j], for each of dim columns; weight [taps, dim]. Before
+  // x there are zeros.
+  virtual void causal_convolution(const float* x, const float* weight, int64_t taps, int64_t rows, int64_t dim,
+                                  float* out) = 0;
+  // out [rows, heads, head_dim]: softmax of softcap(q_t . k_s + q_t . relative[t - s]) times v_s, for s from t - keys +
+  // 1 to t; relative [keys, heads, head_dim]
+  virtual void local_attention(const LocalAttention& shape, const float* q, const float* k, const float* v,
+                               const float* relative, int64_t rows, float* out) = 0;
+
   // Runs fn(task) for tasks [0, tasks) on the backend's host threads; for packing weights while loading.
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
@@ -208,9 +262,9 @@ struct BackendOptions {
 // The tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
-// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend().
+// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend(const BackendOptions& options).
 void check_cuda();
-std::unique_ptr<Backend> make_cuda_backend();
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
 // A device by its name, "cpu" or "cuda". check_device() throws what make_backend() would throw, kUnsupported for a
 // device that this build or this machine does not have, but makes nothing.

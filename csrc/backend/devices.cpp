@@ -14,7 +14,7 @@ struct Device {
 };
 constexpr Device kDevices[] = {
     {"cpu", [] {}, make_cpu_backend},
-    {"cuda", check_cuda, [](const BackendOptions&) { return make_cuda_backend(); }},
+    {"cuda", check_cuda, make_cuda_backend},
 };
 
 const Device& find_device(const std::string& name) {

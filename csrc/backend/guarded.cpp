@@ -198,8 +198,52 @@ class GuardedBackend : public Backend {
     inner_->altup_correct(at(predicted, floats), at(activated, rows * dim), at(modalities, rows * streams), input_scale,
                           each(coefs, streams * streams), streams, dim, at(out, floats));
   }
+  void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t dim,
+                  float* out) override {
+    inner_->layer_norm(at(x, rows * dim), at(weight, dim), at(bias, dim), eps, rows, dim, at(out, rows * dim));
+  }
+  void add_bias(const float* bias, int64_t rows, int64_t dim, float* x) override {
+    inner_->add_bias(at(bias, dim), rows, dim, at(x, rows * dim));
+  }
+  void bias_gelu(const float* bias, int64_t rows, int64_t dim, float* x) override {
+    inner_->bias_gelu(at(bias, dim), rows, dim, at(x, rows * dim));
+  }
+  void mean_pool(const float* x, int64_t rows, int64_t cols, int64_t dim, int64_t k, float* out) override {
+    inner_->mean_pool(at(x, rows * cols * dim), rows, cols, dim, k, at(out, (rows / k) * (cols / k) * dim));
+  }
   void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) override {
     inner_->match_magnitude(at(target, rows * dim), rows, dim, at(x, rows * dim));
+  }
+  void clamp(const float* x, float low, float high, int64_t count, float* out) override {
+    inner_->clamp(at(x, count), low, high, count, at(out, count));
+  }
+  void add_scaled(const float* x, float factor, int64_t count, float* y) override {
+    inner_->add_scaled(at(x, count), factor, count, at(y, count));
+  }
+  void silu(int64_t count, float* x) override { inner_->silu(count, at(x, count)); }
+  void sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* out) override {
+    inner_->sigmoid_mul(at(x, rows * 2 * dim), rows, dim, at(out, rows * dim));
+  }
+  void unfold(const Convolution& c, const float* x, int64_t first_row, int64_t rows, float* out) override {
+    inner_->unfold(c, at(x, c.rows * c.cols * c.channels), first_row, rows,
+                   at(out, rows * c.out_cols() * c.channels * c.kernel * c.kernel));
+  }
+  void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) override {
+    inner_->norm_relu(at(weight, channels), eps, cells, channels, at(x, cells * channels));
+  }
+  void cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,
+                            float* x) override {
+    inner_->cumulative_norm_relu(at(weight, channels), eps, frames, cells, channels, at(x, frames * cells * channels));
+  }
+  void causal_convolution(const float* x, const float* weight, int64_t taps, int64_t rows, int64_t dim,
+                          float* out) override {
+    inner_->causal_convolution(at(x, rows * dim), at(weight, taps * dim), taps, rows, dim, at(out, rows * dim));
+  }
+  void local_attention(const LocalAttention& shape, const float* q, const float* k, const float* v,
+                       const float* relative, int64_t rows, float* out) override {
+    const int64_t dim = shape.num_heads * shape.head_dim;
+    inner_->local_attention(shape, at(q, rows * dim), at(k, rows * dim), at(v, rows * dim),
+                            at(relative, shape.keys * dim), rows, at(out, rows * dim));
   }
 
  private:

@@ -8,7 +8,7 @@ void check_cuda() {
   fail(ErrorCode::kUnsupported, "device is 'cuda', but this gemlet was built without CUDA; use device='cpu'");
 }
 
-std::unique_ptr<Backend> make_cuda_backend() {
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
   check_cuda();
   return nullptr;
 }

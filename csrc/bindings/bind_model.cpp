@@ -59,6 +59,25 @@ SourceRows array_rows(const std::string& name, const py::array& data, const std:
   return {std::move(shape), type, data.data()};
 }
 
+using TowerTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::string>>;
+
+std::map<std::string, TensorSpec> tower_specs(const TowerTensors& towers) {
+  static const std::map<std::string, TensorKind> kKinds = {{"matrix", TensorKind::kMatrix},
+                                                           {"exact", TensorKind::kExact},
+                                                           {"floats", TensorKind::kFloats},
+                                                           {"norm", TensorKind::kNorm}};
+  std::map<std::string, TensorSpec> specs;
+  for (const auto& [name, tensor] : towers) {
+    const auto kind = kKinds.find(tensor.second);
+    if (kind == kKinds.end()) {
+      fail(ErrorCode::kInvalidRequest, "tensor '", name, "' is of kind '", tensor.second,
+           "', expected 'matrix', 'exact', 'floats' or 'norm'");
+    }
+    specs[name] = {tensor.first, kind->second};
+  }
+  return specs;
+}
+
 void add_random(ModelBuilder& builder, uint64_t seed, const py::object& done) {
   std::optional<GilRelease> released(std::in_place);
   builder.add_random(seed, [&](int64_t bytes) {
@@ -241,7 +260,7 @@ void register_model(py::module_& m) {
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
                        const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads,
-                       const std::string& device, bool exact_batches) {
+                       const std::string& device, bool exact_batches, const TowerTensors& towers) {
              if (threads < 0 || threads > kMaxThreads) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads,
                     ", or 0 to plan only");
@@ -261,12 +280,16 @@ void register_model(py::module_& m) {
              if (guarded_memory()) backend = make_guarded_backend(std::move(backend));
              return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
                                                    kv_format(kv_cache), std::move(backend), mode, std::move(own),
-                                                   embedding_on_disk);
+                                                   embedding_on_disk, tower_specs(towers));
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
            py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false,
-           py::arg("fewer_threads") = false, py::arg("device") = "cpu", py::arg("exact_batches") = false)
+           py::arg("fewer_threads") = false, py::arg("device") = "cpu", py::arg("exact_batches") = false,
+           py::arg("towers") = TowerTensors(),
+           "`towers`: tensors of towers by name, (shape, kind) each. A \"matrix\" is packed in the format of the "
+           "weights, an \"exact\" one in f32; \"floats\" stay in float32, and a \"norm\" too, with the offset of the "
+           "model's norms.")
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {

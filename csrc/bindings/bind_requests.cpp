@@ -218,10 +218,11 @@ void register_requests(py::module_& m) {
              const std::shared_ptr<Event>& news, const std::string& wanted, int64_t max_tokens,
              std::vector<int32_t> end_ids, const std::optional<std::shared_ptr<Adapter>>& adapter, int64_t priority,
              const std::optional<double>& timeout, int64_t most_unread, uint64_t cache_salt,
-             std::optional<size_t> logprobs, int64_t first_row, bool masked) {
+             std::optional<size_t> logprobs, int64_t first_row, bool masked, const MediaPairs& media) {
             RequestOptions options;
             options.wanted = wanted_of(wanted);
             options.prompt = token_ids(prompt);
+            options.media = placed(media);
             if (sampler) options.sampler = (*sampler)->config();
             options.news = news;
             options.max_tokens = max_tokens;
@@ -243,10 +244,10 @@ void register_requests(py::module_& m) {
           py::arg("wanted") = "text", py::arg("max_tokens") = 1, py::arg("end_ids") = std::vector<int32_t>(),
           py::arg("adapter") = py::none(), py::arg("priority") = 0, py::arg("timeout") = py::none(),
           py::arg("most_unread") = 16, py::arg("cache_salt") = 0, py::arg("logprobs") = py::none(),
-          py::arg("first_row") = 0, py::arg("masked") = false,
+          py::arg("first_row") = 0, py::arg("masked") = false, py::arg("media") = MediaPairs(),
           "Begins a request about the token ids of a prompt [n]. `wanted`: 'text' continues it, 'logits' gives those "
           "after each token from number `first_row` on, 'embedding' is for models that make embeddings. `masked`: each "
-          "token of a text waits for Request.set_mask().")
+          "token of a text waits for Request.set_mask(). `media`: (first token, Media) pairs, in order.")
       .def_property_readonly("prefix_cache", &Engine::prefix_cache, "What it keeps of texts that have ended.")
       .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
            "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")

@@ -14,6 +14,7 @@ namespace gemlet::bindings {
 
 LogitsWanted logits_wanted(const std::string& name);  // "none", "last" or "all"
 
+void register_audio(pybind11::module_& m, pybind11::module_& testing);
 void register_facts(pybind11::module_& m);
 void register_config(pybind11::module_& m);
 void register_model(pybind11::module_& m);
@@ -27,6 +28,7 @@ void register_kernels(pybind11::module_& testing);
 void register_testing(pybind11::module_& testing);
 void register_batch(pybind11::module_& testing);
 void register_drafts(pybind11::module_& testing);
+void register_vision(pybind11::module_& m, pybind11::module_& testing);
 
 // 32 bytes, or none for zeros.
 Digest digest_of(const pybind11::bytes& bytes, const char* name);

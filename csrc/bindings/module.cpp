@@ -80,6 +80,7 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_facts(m);
   gemlet::bindings::register_config(m);
   gemlet::bindings::register_model(m);
+  gemlet::bindings::register_audio(m, testing);
   gemlet::bindings::register_sampler(m);
   gemlet::bindings::register_engine(m);
   gemlet::bindings::register_prefix_cache(m);
@@ -89,6 +90,7 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_testing(testing);
   gemlet::bindings::register_batch(testing);
   gemlet::bindings::register_drafts(testing);
+  gemlet::bindings::register_vision(m, testing);
   make_only_by_calling(m);
   make_only_by_calling(testing);
 }

@@ -30,16 +30,29 @@ std::vector<int32_t> token_ids(const py::object& ids) {
   return result;
 }
 
+void check_rows(const py::array& array, int64_t hidden_size) {
+  constexpr int kFlags = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+  const bool floats = array.dtype().is(py::dtype::of<float>()) && (~array.flags() & kFlags) == 0;
+  if (!floats || array.ndim() != 2 || array.shape(1) != hidden_size) {
+    fail(ErrorCode::kInvalidRequest, "soft rows must be a C-contiguous float32 array [rows, ", hidden_size, "], got ",
+         py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>(), " ",
+         py::str(array.attr("shape")).cast<std::string>());
+  }
+}
+
+std::vector<PlacedMedia> placed(const MediaPairs& pairs) {
+  std::vector<PlacedMedia> media;
+  for (const auto& [first, one] : pairs) {
+    if (!one) fail(ErrorCode::kInvalidRequest, "a medium of the prompt is None");
+    media.push_back({first, one});
+  }
+  return media;
+}
+
 Tokens::Tokens(const py::object& ids, SoftArrays soft_rows, const Spans& spans, int64_t hidden_size)
     : ids_(token_ids(ids)), arrays_(std::move(soft_rows)) {
-  constexpr int kFlags = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
   for (const auto& [first, array] : arrays_) {
-    const bool floats = array.dtype().is(py::dtype::of<float>()) && (~array.flags() & kFlags) == 0;
-    if (!floats || array.ndim() != 2 || array.shape(1) != hidden_size) {
-      fail(ErrorCode::kInvalidRequest, "soft rows must be a C-contiguous float32 array [rows, ", hidden_size, "], got ",
-           py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>(), " ",
-           py::str(array.attr("shape")).cast<std::string>());
-    }
+    check_rows(array, hidden_size);
     soft_rows_.push_back({first, array.shape(0), static_cast<const float*>(array.data())});
   }
   for (const auto& [begin, end] : spans) spans_.push_back({begin, end});

@@ -5,9 +5,11 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "engine/media.h"
 #include "model/batch.h"
 
 namespace gemlet::bindings {
@@ -17,6 +19,13 @@ using TokenIds = pybind11::typing::Union<pybind11::array, pybind11::typing::List
 
 // Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
 std::vector<int32_t> token_ids(const pybind11::object& ids);
+
+// Throws kInvalidRequest unless it is a C-contiguous float32 array [rows, hidden_size].
+void check_rows(const pybind11::array& array, int64_t hidden_size);
+
+// Media of a prompt, as (first token, media).
+using MediaPairs = std::vector<std::pair<int64_t, std::shared_ptr<Media>>>;
+std::vector<PlacedMedia> placed(const MediaPairs& pairs);
 
 // Ids, soft rows as (first token, float32 [rows, hidden]), and spans as (begin, end). Throws kInvalidRequest for
 // arrays of another type or shape; the rest is checked by TokenRun.

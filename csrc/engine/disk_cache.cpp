@@ -13,10 +13,6 @@ namespace {
 constexpr int64_t kMostWaiting = int64_t{256} << 20;  // bytes to be written
 constexpr std::chrono::seconds kLastWrites(5);
 
-int64_t common_tokens(std::span<const int32_t> a, std::span<const int32_t> b) {
-  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
-}
-
 class File {
  public:
   File(const DiskFolder& folder, const BlockName& name) : descriptor_(folder.open(name, bytes_)) {}
@@ -61,8 +57,8 @@ bool DiskCache::start(Lock& lock) {
   }
 }
 
-void DiskCache::write(const KvOwner& owner, std::span<const int32_t> ids, const std::vector<KvBlockRef>& blocks) {
-  Write write = {owner, {ids.begin(), ids.end()}, {}, 0};
+void DiskCache::write(const KvOwner& owner, std::span<const int32_t> numbers, const std::vector<KvBlockRef>& blocks) {
+  Write write = {owner, {numbers.begin(), numbers.end()}, {}, 0};
   for (size_t kind = 0; kind < blocks.size(); ++kind) {
     if (blocks[kind]) write.bytes += pool_.layout().kinds[kind].block_bytes();
     write.blocks.push_back(blocks[kind].keep());
@@ -74,9 +70,9 @@ void DiskCache::write(const KvOwner& owner, std::span<const int32_t> ids, const 
   start(lock);
 }
 
-std::shared_ptr<DiskCache::Reading> DiskCache::read(const KvOwner& owner, std::span<const int32_t> ids, int64_t from,
+std::shared_ptr<DiskCache::Reading> DiskCache::read(const KvOwner& owner, const TextKey& text, int64_t from,
                                                     int64_t known) {
-  const std::shared_ptr<Reading> reading(new Reading{owner, {ids.begin(), ids.end()}, from, known});
+  const std::shared_ptr<Reading> reading(new Reading{owner, text, from, known});
   Lock lock(mutex_);
   readings_.push_back(reading);
   start(lock);
@@ -134,18 +130,19 @@ bool DiskCache::work_once(Lock& lock) {
 }
 
 void DiskCache::do_write(const Write& write) {
-  const std::span<const int32_t> ids = write.ids;
+  const std::span<const int32_t> text = write.numbers;
   BlockName name;
-  for (size_t end = kKvBlockTokens; end < ids.size() + kKvBlockTokens; end += kKvBlockTokens) {
-    name = DiskFolder::name_of(write.owner, name, ids.first(std::min(end, ids.size())));
+  for (size_t end = 0; end < text.size();) {
+    end += TextKey::numbers_of(text.subspan(end), kKvBlockTokens);
+    name = DiskFolder::name_of(write.owner, name, text.first(end));
   }
-  const std::vector<uint8_t> bytes = encode_record(pool_, write.owner, ids, write.blocks);
+  const std::vector<uint8_t> bytes = encode_record(pool_, write.owner, text, write.blocks);
   if (!folder_->has(name, static_cast<int64_t>(bytes.size()))) static_cast<void>(folder_->write(name, bytes));
 }
 
-// Whether the file has a block of a text that begins with `ids`; then its blocks of the kinds that are wanted, which
-// may be none. A file of this name that has anything else is damaged.
-bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> ids, const std::vector<bool>& wanted,
+// Whether the file has a block that goes on with the beginning of `text`; then its blocks of the kinds that are wanted,
+// which may be none. A file of this name that has anything else is damaged.
+bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> text, const std::vector<bool>& wanted,
                            const KvOwner& owner, Block& block) const {
   const File file(*folder_, name);
   if (!file) return false;
@@ -154,14 +151,13 @@ bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> ids, 
     folder_->remove(name);
     return false;
   }
-  const std::span<const int32_t> all = record->ids(), own = record->own_ids();
-  const size_t before = all.size() - own.size();
-  if (before > ids.size() || common_tokens(all.first(before), ids) != static_cast<int64_t>(before)) return false;
+  const std::span<const int32_t> before = record->before(), own = record->own_numbers();
+  if (common_numbers(before, text) != static_cast<int64_t>(before.size())) return false;
   if (!record->read(file.descriptor(), wanted, pool_, block.blocks)) {
     folder_->remove(name);
     return false;
   }
-  block.ids.assign(own.begin(), own.end());
+  block.numbers.assign(own.begin(), own.end());
   if (std::find(wanted.begin(), wanted.end(), true) != wanted.end()) folder_->mark_used(file.descriptor());
   return true;
 }
@@ -169,39 +165,40 @@ bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> ids, 
 // First how far the blocks lead, then the blocks: of layers with a window, only those that the next token sees.
 void DiskCache::do_read(Reading& reading) {
   const std::vector<KvLayout::Kind>& kinds = pool_.layout().kinds;
-  const std::span<const int32_t> ids = reading.ids;
+  const TextKey& text = reading.text;
+  const std::span<const int32_t> all = text.first(text.tokens());
   const std::vector<bool> none(kinds.size(), false);
   std::vector<BlockName> names;
   BlockName name;
   int64_t common = 0;
-  for (size_t end = kKvBlockTokens; end <= ids.size(); end += kKvBlockTokens) {
-    const BlockName next = DiskFolder::name_of(reading.owner, name, ids.first(end));
-    if (static_cast<int64_t>(end) > reading.from * kKvBlockTokens) {
+  while (common + kKvBlockTokens <= text.tokens()) {
+    const BlockName next = DiskFolder::name_of(reading.owner, name, text.first(common + kKvBlockTokens));
+    if (common >= reading.from * kKvBlockTokens) {
       Block block;
-      const std::span<const int32_t> text = ids.first(end);
-      if (!read_block(next, text, none, reading.owner, block)) break;
-      if (common_tokens(block.ids, text.last(kKvBlockTokens)) != kKvBlockTokens) break;
+      const std::span<const int32_t> own = text.block(common / kKvBlockTokens);
+      if (!read_block(next, all, none, reading.owner, block)) break;
+      if (!std::equal(own.begin(), own.end(), block.numbers.begin(), block.numbers.end())) break;
       names.push_back(next);
     }
     name = next;
-    common = static_cast<int64_t>(end);
+    common += kKvBlockTokens;
   }
   // The block that has the most of what follows.
-  const std::span<const int32_t> rest = ids.subspan(static_cast<size_t>(common));
-  if (!rest.empty()) {
-    const uint64_t before = DiskFolder::name_of(reading.owner, name, ids).before;
+  if (common < text.tokens()) {
+    const std::span<const int32_t> rest = text.block(common / kKvBlockTokens);
+    const uint64_t before = DiskFolder::name_of(reading.owner, name, all).before;
     int64_t longest = 0;
     BlockName best;
     for (const BlockName& next : folder_->following(before)) {
       Block block;
-      if (next.tokens <= common || next.tokens > common + kKvBlockTokens) continue;
-      if (!read_block(next, ids, none, reading.owner, block)) continue;
-      const int64_t found = common_tokens(block.ids, rest);
+      if (next.numbers <= name.numbers || !read_block(next, all, none, reading.owner, block)) continue;
+      const int64_t found = common_numbers(block.numbers, rest);
       if (found > longest) best = next;
       longest = std::max(longest, found);
     }
-    if (longest > 0) names.push_back(best);
-    common += longest;
+    const int64_t tokens = TextKey::tokens_in(rest.first(static_cast<size_t>(longest)));
+    if (tokens > 0) names.push_back(best);
+    common += tokens;
   }
   if (common <= reading.known) return;
   for (size_t i = 0; i < names.size(); ++i) {
@@ -209,11 +206,11 @@ void DiskCache::do_read(Reading& reading) {
     std::vector<bool> wanted;
     for (const KvLayout::Kind& kind : kinds) {
       // The text that goes on from here has at least one token to compute.
-      const int64_t length = std::min(common, static_cast<int64_t>(ids.size()) - 1);
+      const int64_t length = text.whole(std::min(common, text.tokens() - 1));
       wanted.push_back(kind.window == 0 || end > kind.oldest_seen(length));
     }
     Block block;
-    if (!read_block(names[i], ids, wanted, reading.owner, block)) return;
+    if (!read_block(names[i], all, wanted, reading.owner, block)) return;
     reading.found.push_back(std::move(block));
   }
 }

@@ -29,23 +29,23 @@ class DiskCache {
   DiskCache(const DiskCache&) = delete;
   DiskCache& operator=(const DiskCache&) = delete;
 
-  // Writes a block, the last one of `ids`, some time. Not if too much waits already.
-  void write(const KvOwner& owner, std::span<const int32_t> ids, const std::vector<KvBlockRef>& blocks);
+  // Writes a block, the last one of a text with these numbers, some time. Not if too much waits already.
+  void write(const KvOwner& owner, std::span<const int32_t> numbers, const std::vector<KvBlockRef>& blocks);
 
   struct Block {
-    std::vector<int32_t> ids;  // its own, 1 to 64
+    std::vector<int32_t> numbers;  // of its 1 to 64 tokens
     std::vector<KvBlockRef> blocks;
   };
   // What is being read of a text. Its reader may forget it at any time.
   struct Reading {
     KvOwner owner;
-    std::vector<int32_t> ids;
+    TextKey text;
     int64_t from;   // full blocks that are known already
     int64_t known;  // tokens that are
     std::atomic<bool> is_done{false};
     std::vector<Block> found = {};  // once it is done: the blocks behind `from`
   };
-  std::shared_ptr<Reading> read(const KvOwner& owner, std::span<const int32_t> ids, int64_t from, int64_t known);
+  std::shared_ptr<Reading> read(const KvOwner& owner, const TextKey& text, int64_t from, int64_t known);
 
   // Forgets what waits to be written, and waits for what is being done. Returns whether there was anything.
   bool abandon();
@@ -53,7 +53,7 @@ class DiskCache {
  private:
   struct Write {
     KvOwner owner;
-    std::vector<int32_t> ids;
+    std::vector<int32_t> numbers;
     std::vector<KvBlockRef> blocks;
     int64_t bytes;
   };
@@ -65,7 +65,7 @@ class DiskCache {
   bool work_once(Lock& lock);  // false: nothing to do
   void do_write(const Write& write);
   void do_read(Reading& reading);
-  bool read_block(const BlockName& name, std::span<const int32_t> ids, const std::vector<bool>& wanted,
+  bool read_block(const BlockName& name, std::span<const int32_t> text, const std::vector<bool>& wanted,
                   const KvOwner& owner, Block& block) const;
 
   const std::shared_ptr<DiskFolder> folder_;

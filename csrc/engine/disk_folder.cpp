@@ -30,14 +30,14 @@ bool is_own_file(const struct stat& status) { return S_ISREG(status.st_mode) && 
 std::string BlockName::text() const {
   char text[64];
   std::snprintf(text, sizeof(text), "%016llx-%016llx-%08llx.kv", static_cast<unsigned long long>(before),
-                static_cast<unsigned long long>(whole), static_cast<unsigned long long>(tokens));
+                static_cast<unsigned long long>(whole), static_cast<unsigned long long>(numbers));
   return text;
 }
 
 bool BlockName::parse(const std::string& text, BlockName& name) {
-  unsigned long long before = 0, whole = 0, tokens = 0;
-  if (std::sscanf(text.c_str(), "%16llx-%16llx-%8llx.kv", &before, &whole, &tokens) != 3) return false;
-  name = {before, whole, static_cast<int64_t>(tokens)};
+  unsigned long long before = 0, whole = 0, numbers = 0;
+  if (std::sscanf(text.c_str(), "%16llx-%16llx-%8llx.kv", &before, &whole, &numbers) != 3) return false;
+  name = {before, whole, static_cast<int64_t>(numbers)};
   return name.text() == text;
 }
 
@@ -111,14 +111,14 @@ DiskFolder::DiskFolder(const std::string& path, int64_t most_bytes) : most_bytes
 
 DiskFolder::~DiskFolder() { close(descriptor_); }
 
-BlockName DiskFolder::name_of(const KvOwner& owner, const BlockName& before, std::span<const int32_t> ids) {
+BlockName DiskFolder::name_of(const KvOwner& owner, const BlockName& before, std::span<const int32_t> numbers) {
   uint64_t sum = before.whole;
-  if (before.tokens == 0) {
+  if (before.numbers == 0) {
     sum = checksum64(owner.model.data(), owner.model.size(), owner.salt);
     sum = checksum64(owner.adapter.data(), owner.adapter.size(), sum);
   }
-  const auto own = ids.subspan(static_cast<size_t>(before.tokens));
-  return {sum, checksum64(own.data(), own.size_bytes(), sum), static_cast<int64_t>(ids.size())};
+  const auto own = numbers.subspan(static_cast<size_t>(before.numbers));
+  return {sum, checksum64(own.data(), own.size_bytes(), sum), static_cast<int64_t>(numbers.size())};
 }
 
 int DiskFolder::open(const BlockName& name, int64_t& bytes) const {
@@ -220,13 +220,13 @@ void DiskFolder::make_room() {
       const auto parent = places.find(entry->name.before);
       if (parent == places.end()) break;
       Entry& before = entries[parent->second];
-      if (before.used >= entry->used || before.name.tokens >= entry->name.tokens) break;
+      if (before.used >= entry->used || before.name.numbers >= entry->name.numbers) break;
       before.used = entry->used;
       entry = &before;
     }
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return a.used != b.used ? a.used < b.used : a.name.tokens > b.name.tokens;
+    return a.used != b.used ? a.used < b.used : a.name.numbers > b.name.numbers;
   });
   for (const Entry& entry : entries) {
     if (bytes_ <= most_bytes_ - most_bytes_ / 10) break;

@@ -1,5 +1,5 @@
 // A folder that keeps the keys and values of texts between processes: a file for each block of a text, named by
-// checksums of what comes before and of the whole, in which kv_record.h has the tokens themselves. Blocks that follow
+// checksums of what comes before and of the whole, in which kv_record.h has the text itself. Blocks that follow
 // the same text lie in one of 256 folders, so that they are found without looking at all files.
 //
 // Any number of processes may use it. A file appears by renaming, whole or not at all. What is damaged, a link or a
@@ -17,11 +17,11 @@
 
 namespace gemlet {
 
-// The name of the block of a text that ends at `tokens`: `before` and `whole` are the checksums of the text up to its
-// block and with it.
+// The name of the block of a text that ends behind so many numbers: `before` and `whole` are the checksums of the text
+// up to its block and with it.
 struct BlockName {
   uint64_t before = 0, whole = 0;
-  int64_t tokens = 0;
+  int64_t numbers = 0;
   std::string text() const;
   static bool parse(const std::string& text, BlockName& name);
 };
@@ -34,8 +34,8 @@ class DiskFolder {
   DiskFolder(const DiskFolder&) = delete;
   DiskFolder& operator=(const DiskFolder&) = delete;
 
-  // The name of the block of `ids` that follows `before` and ends with the ids.
-  static BlockName name_of(const KvOwner& owner, const BlockName& before, std::span<const int32_t> ids);
+  // The name of the block that follows `before` and ends with these numbers of its text.
+  static BlockName name_of(const KvOwner& owner, const BlockName& before, std::span<const int32_t> numbers);
 
   // An open file, or -1: not a regular file of this user. `bytes` is its size.
   int open(const BlockName& name, int64_t& bytes) const;

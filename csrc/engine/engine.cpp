@@ -44,13 +44,16 @@ std::shared_ptr<Request> Engine::submit(RequestOptions options) {
                                                        : "the model continues texts and makes no embeddings");
   }
   if (options.prompt.empty()) fail(ErrorCode::kInvalidRequest, "there are no token ids to continue; give at least one");
-  for (size_t i = 0; i < options.prompt.size(); ++i) {
-    const int32_t id = options.prompt[i];
-    if (id < 0 || id >= config.vocab_size) {
-      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i,
-           " is out of range: the vocabulary has ids 0 to ", config.vocab_size - 1);
+  if (config.bidirectional && !options.media.empty()) {
+    fail(ErrorCode::kUnsupported, "the model makes embeddings of texts alone");
+  }
+  for (const auto& [first, media] : options.media) {
+    if (media->hidden_size != config.hidden_size) {
+      fail(ErrorCode::kInvalidRequest, "the rows for token ", first, " have ", media->hidden_size,
+           " numbers each, expected ", config.hidden_size);
     }
   }
+  SoftText(options.media, config).run(options.prompt).check(config);
   if (static_cast<int64_t>(options.prompt.size()) > config.max_context) {
     fail(ErrorCode::kContextLength, options.prompt.size(), " tokens do not fit the context of ", config.max_context,
          " tokens; shorten the prompt");

@@ -9,8 +9,10 @@
 
 #include "engine/disk_cache.h"
 #include "engine/drafts.h"
+#include "engine/media.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
+#include "engine/text_key.h"
 #include "model/kv_table.h"
 
 namespace gemlet {
@@ -26,6 +28,8 @@ struct Job {
   uint64_t number;  // in order of arrival
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
+  TextKey key;               // of these
+  SoftText soft;             // those of them that are no plain tokens
   std::unique_ptr<Sampler> sampler;
   std::unique_ptr<Drafts> drafts = nullptr;  // of a text
   int64_t unread = 0;                        // tokens that its reader has not taken
@@ -50,8 +54,12 @@ struct Job {
     if (wanted() != Wanted::kLogits) return remaining();
     return std::min(remaining(), before_rows() > 0 ? before_rows() : kLogitsRows);
   }
-  std::span<const int32_t> next(int64_t tokens) const {
-    return std::span(ids).subspan(static_cast<size_t>(kv.length()), static_cast<size_t>(tokens));
+  // So many of the next tokens, or fewer, so that the step ends within no span. 0: the next span is longer.
+  int64_t whole(int64_t tokens) const { return whole_tokens(soft.spans(), kv.length() + tokens) - kv.length(); }
+  // The least that a step can take.
+  int64_t least_tokens() const { return next_whole(soft.spans(), kv.length()) - kv.length(); }
+  TokenPart next(int64_t tokens, int64_t hidden_size) const {
+    return {soft.run(ids), kv.length(), kv.length() + tokens, hidden_size};
   }
   int64_t drafted() const { return drafts ? static_cast<int64_t>(drafts->taken().size()) : 0; }
 };

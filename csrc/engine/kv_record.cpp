@@ -15,7 +15,7 @@ namespace {
 
 constexpr char kMagic[8] = {'g', 'e', 'm', 'l', 'e', 't', 'K', 'V'};
 constexpr uint32_t kVersion = 1;
-constexpr int64_t kMostTokens = int64_t{1} << 24;
+constexpr int64_t kMostNumbers = int64_t{1} << 24;
 
 struct Header {
   char magic[8];
@@ -23,18 +23,18 @@ struct Header {
   uint32_t kinds;
   Digest model, adapter;
   uint64_t salt;
-  int64_t tokens;
+  int64_t numbers;
   uint64_t present;   // a bit for each kind
   uint64_t checksum;  // of all before the keys and values, with 0 here
 };
 static_assert(sizeof(Header) == 112);
 
-int64_t head_bytes(size_t kinds, int64_t tokens) {
-  const int64_t bytes = static_cast<int64_t>(sizeof(Header) + kinds * sizeof(uint64_t)) + tokens * 4;
+int64_t head_bytes(size_t kinds, int64_t numbers) {
+  const int64_t bytes = static_cast<int64_t>(sizeof(Header) + kinds * sizeof(uint64_t)) + numbers * 4;
   return (bytes + 7) / 8 * 8;
 }
 
-Header header_of(const KvPool& pool, const KvOwner& owner, int64_t tokens) {
+Header header_of(const KvPool& pool, const KvOwner& owner, int64_t numbers) {
   Header header = {};
   std::copy(std::begin(kMagic), std::end(kMagic), header.magic);
   header.version = kVersion;
@@ -42,18 +42,18 @@ Header header_of(const KvPool& pool, const KvOwner& owner, int64_t tokens) {
   header.model = owner.model;
   header.adapter = owner.adapter;
   header.salt = owner.salt;
-  header.tokens = tokens;
+  header.numbers = numbers;
   return header;
 }
 
 }  // namespace
 
-std::vector<uint8_t> encode_record(KvPool& pool, const KvOwner& owner, std::span<const int32_t> ids,
+std::vector<uint8_t> encode_record(KvPool& pool, const KvOwner& owner, std::span<const int32_t> numbers,
                                    const std::vector<KvBlockRef>& blocks) {
   const std::vector<KvLayout::Kind>& kinds = pool.layout().kinds;
-  const int64_t head = head_bytes(kinds.size(), static_cast<int64_t>(ids.size()));
+  const int64_t head = head_bytes(kinds.size(), static_cast<int64_t>(numbers.size()));
   int64_t bytes = head;
-  Header header = header_of(pool, owner, static_cast<int64_t>(ids.size()));
+  Header header = header_of(pool, owner, static_cast<int64_t>(numbers.size()));
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     if (!blocks[kind]) continue;
     header.present |= uint64_t{1} << kind;
@@ -69,7 +69,7 @@ std::vector<uint8_t> encode_record(KvPool& pool, const KvOwner& owner, std::span
     at += kinds[kind].block_bytes();
   }
   std::memcpy(record.data() + sizeof(header), sums.data(), sums.size() * sizeof(uint64_t));
-  std::memcpy(record.data() + sizeof(header) + sums.size() * sizeof(uint64_t), ids.data(), ids.size_bytes());
+  std::memcpy(record.data() + sizeof(header) + sums.size() * sizeof(uint64_t), numbers.data(), numbers.size_bytes());
   std::memcpy(record.data(), &header, sizeof(header));
   header.checksum = checksum64(record.data(), static_cast<size_t>(head), 0);
   std::memcpy(record.data(), &header, sizeof(header));
@@ -82,12 +82,12 @@ std::optional<KvRecord> KvRecord::open(int descriptor, int64_t at, int64_t file_
   Header header;
   if (at < 0 || file_bytes - at < static_cast<int64_t>(sizeof(header))) return std::nullopt;
   if (!read_fully(descriptor, at, sizeof(header), &header)) return std::nullopt;
-  if (header.tokens < 1 || header.tokens > kMostTokens) return std::nullopt;
-  Header expected = header_of(pool, owner, header.tokens);
+  if (header.numbers < 1 || header.numbers > kMostNumbers) return std::nullopt;
+  Header expected = header_of(pool, owner, header.numbers);
   expected.present = header.present;
   expected.checksum = header.checksum;
   if (std::memcmp(&header, &expected, sizeof(header)) != 0 || header.present >> kinds.size() != 0) return std::nullopt;
-  const int64_t head = head_bytes(kinds.size(), header.tokens);
+  const int64_t head = head_bytes(kinds.size(), header.numbers);
   KvRecord record;
   record.present_ = header.present;
   record.payload_at_ = at + head;
@@ -103,15 +103,15 @@ std::optional<KvRecord> KvRecord::open(int descriptor, int64_t at, int64_t file_
   if (checksum64(bytes.data(), bytes.size(), 0) != expected.checksum) return std::nullopt;
   record.sums_.resize(kinds.size());
   std::memcpy(record.sums_.data(), bytes.data() + sizeof(header), kinds.size() * sizeof(uint64_t));
-  record.ids_.resize(static_cast<size_t>(header.tokens));
-  std::memcpy(record.ids_.data(), bytes.data() + sizeof(header) + kinds.size() * sizeof(uint64_t),
-              record.ids_.size() * sizeof(int32_t));
+  record.numbers_.resize(static_cast<size_t>(header.numbers));
+  std::memcpy(record.numbers_.data(), bytes.data() + sizeof(header) + kinds.size() * sizeof(uint64_t),
+              record.numbers_.size() * sizeof(int32_t));
   return record;
 }
 
-std::span<const int32_t> KvRecord::own_ids() const {
-  const size_t before = (ids_.size() - 1) / kKvBlockTokens * kKvBlockTokens;
-  return std::span(ids_).subspan(before);
+std::span<const int32_t> KvRecord::before() const {
+  const int64_t tokens = std::max<int64_t>(1, TextKey::tokens_in(numbers_));
+  return numbers().first(TextKey::numbers_of(numbers_, (tokens - 1) / kKvBlockTokens * kKvBlockTokens));
 }
 
 bool KvRecord::read(int descriptor, const std::vector<bool>& wanted, KvPool& pool,

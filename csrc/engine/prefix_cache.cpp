@@ -9,17 +9,8 @@
 namespace gemlet {
 namespace {
 
-int64_t common_tokens(std::span<const int32_t> a, std::span<const int32_t> b) {
-  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
-}
-
 bool begins_with(std::span<const int32_t> text, std::span<const int32_t> beginning) {
-  return common_tokens(text, beginning) == static_cast<int64_t>(beginning.size());
-}
-
-std::span<const int32_t> tokens_of_block(std::span<const int32_t> ids, int64_t index) {
-  const std::span<const int32_t> rest = ids.subspan(static_cast<size_t>(index * kKvBlockTokens));
-  return rest.first(std::min(rest.size(), static_cast<size_t>(kKvBlockTokens)));
+  return common_numbers(text, beginning) == static_cast<int64_t>(beginning.size());
 }
 
 }  // namespace
@@ -35,49 +26,50 @@ int64_t PrefixCache::bytes() const {
   return bytes_;
 }
 
-// The entries with the first tokens of `ids`, and how many of these a text can begin with, at most `most`.
-PrefixCache::Path PrefixCache::find(Children& roots, std::span<const int32_t> ids, int64_t most) const {
+// The entries with the first tokens of a text, and how many of these a text can begin with, at most `most`.
+PrefixCache::Path PrefixCache::find(Children& roots, const TextKey& text, int64_t most) const {
   Path path;
   Children* children = &roots;
-  while (path.common < static_cast<int64_t>(ids.size())) {
+  while (path.common < text.tokens()) {
     const auto index = static_cast<int64_t>(path.entries.size());
-    const std::span<const int32_t> block = tokens_of_block(ids, index);
+    const std::span<const int32_t> block = text.block(index);
     // In the order of the keys, the one with the longest common beginning is a neighbour of the block's place.
     const auto behind = children->lower_bound({block.begin(), block.end()});
     Entry* best = nullptr;
     int64_t longest = 0;
     const auto look = [&](Children::iterator place) {
-      const int64_t common = common_tokens(place->first, block);
+      const int64_t common = common_numbers(place->first, block);
       if (common > longest) best = place->second.get();
       longest = std::max(longest, common);
     };
     if (behind != children->end()) look(behind);
     if (behind != children->begin()) look(std::prev(behind));
-    if (!best) break;
+    const int64_t tokens = TextKey::tokens_in(block.first(static_cast<size_t>(longest)));
+    if (tokens == 0) break;
     path.entries.push_back(best);
-    path.common += longest;
-    if (longest < kKvBlockTokens) break;
+    path.common += tokens;
+    if (tokens < kKvBlockTokens) break;
     children = &best->children;
   }
   const std::vector<KvLayout::Kind>& kinds = pool_.layout().kinds;
   std::vector<int64_t> first(kinds.size(), 0);  // the first block of those that are there without a gap up to here
   for (size_t i = 0; i < path.entries.size(); ++i) {
-    const int64_t end = std::min({static_cast<int64_t>(i + 1) * kKvBlockTokens, path.common, most});
+    const int64_t end = text.whole(std::min({static_cast<int64_t>(i + 1) * kKvBlockTokens, path.common, most}));
     bool is_complete = true;
     for (size_t kind = 0; kind < kinds.size(); ++kind) {
       if (!path.entries[i]->blocks[kind]) first[kind] = static_cast<int64_t>(i) + 1;
       is_complete = is_complete && first[kind] * kKvBlockTokens <= kinds[kind].oldest_seen(end);
     }
-    if (is_complete) path.usable = end;
+    if (is_complete) path.usable = std::max(path.usable, end);
   }
   return path;
 }
 
-int64_t PrefixCache::restore(const Root& root, std::span<const int32_t> ids, int64_t most, KvTable& table) {
+int64_t PrefixCache::restore(const Root& root, const TextKey& text, int64_t most, KvTable& table) {
   const Lock lock(mutex_);
   const auto found = roots_.find(root);
   if (found == roots_.end()) return 0;
-  Path path = find(found->second, ids, most);
+  Path path = find(found->second, text, most);
   path.entries.resize(static_cast<size_t>((path.usable + kKvBlockTokens - 1) / kKvBlockTokens));
   use(path.entries, path.usable);
   for (const Entry* const entry : path.entries) {
@@ -88,8 +80,7 @@ int64_t PrefixCache::restore(const Root& root, std::span<const int32_t> ids, int
   return path.usable;
 }
 
-int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const KvTable& table, int64_t from,
-                          bool is_end) {
+int64_t PrefixCache::keep(const Root& root, const TextKey& text, const KvTable& table, int64_t from, bool is_end) {
   const int64_t full = table.length() / kKvBlockTokens;
   const int64_t end = is_end ? table.length() : full * kKvBlockTokens;
   if (most_bytes_ == 0 || end <= from * kKvBlockTokens) return full;
@@ -99,17 +90,16 @@ int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const 
   std::vector<Entry*> path;
   for (int64_t index = 0; index * kKvBlockTokens < end; ++index) {
     Entry* const parent = path.empty() ? nullptr : path.back();
-    const std::span<const int32_t> tokens = tokens_of_block(ids.first(static_cast<size_t>(end)), index);
+    const std::span<const int32_t> numbers = text.block(index, end);
     if (index < from) {
-      const auto there = children->find({tokens.begin(), tokens.end()});
+      const auto there = children->find({numbers.begin(), numbers.end()});
       if (there == children->end()) break;  // it was given up meanwhile, and with it all that came behind
       path.push_back(there->second.get());
     } else {
       bool is_new = false;
-      path.push_back(put(parent, *children, tokens, table.share(index), &is_new));
+      path.push_back(put(parent, *children, numbers, table.share(index), &is_new));
       if (disk_ && is_new && owner) {
-        disk_->write(*owner, ids.first(static_cast<size_t>(index * kKvBlockTokens) + tokens.size()),
-                     path.back()->blocks);
+        disk_->write(*owner, text.first(std::min(end, (index + 1) * kKvBlockTokens)), path.back()->blocks);
       }
     }
     children = &path.back()->children;
@@ -119,20 +109,20 @@ int64_t PrefixCache::keep(const Root& root, std::span<const int32_t> ids, const 
   return full;
 }
 
-// The entry of these tokens, which may have more; else a new one, in the place of one that has fewer.
-PrefixCache::Entry* PrefixCache::put(Entry* parent, Children& children, std::span<const int32_t> tokens,
+// The entry of the tokens with these numbers, which may have more; else a new one, in the place of one that has fewer.
+PrefixCache::Entry* PrefixCache::put(Entry* parent, Children& children, std::span<const int32_t> numbers,
                                      std::vector<KvBlockRef> blocks, bool* is_new) {
-  const auto behind = children.lower_bound({tokens.begin(), tokens.end()});
-  if (behind != children.end() && begins_with(behind->first, tokens)) {
+  const auto behind = children.lower_bound({numbers.begin(), numbers.end()});
+  if (behind != children.end() && begins_with(behind->first, numbers)) {
     Entry& entry = *behind->second;
-    if (entry.tokens->size() == tokens.size()) fill(entry, std::move(blocks));
+    if (entry.numbers->size() == numbers.size()) fill(entry, std::move(blocks));
     return &entry;
   }
   if (behind != children.begin()) {
     const auto before = std::prev(behind);
-    if (begins_with(tokens, before->first)) remove(*before->second);
+    if (begins_with(numbers, before->first)) remove(*before->second);
   }
-  const auto place = children.emplace_hint(behind, Tokens(tokens.begin(), tokens.end()), nullptr);
+  const auto place = children.emplace_hint(behind, Numbers(numbers.begin(), numbers.end()), nullptr);
   place->second = std::make_unique<Entry>(Entry{parent, &children, &place->first, {}});
   Entry& entry = *place->second;
   entry.blocks.resize(pool_.layout().kinds.size());
@@ -171,24 +161,25 @@ void PrefixCache::use(const std::vector<Entry*>& path, int64_t length) {
   }
 }
 
-PrefixCache::Nearest PrefixCache::nearest(const Root& root, std::span<const int32_t> ids) {
+PrefixCache::Nearest PrefixCache::nearest(const Root& root, const TextKey& text) {
   const Lock lock(mutex_);
   Nearest nearest;
   const auto found = roots_.find(root);
   if (found == roots_.end()) return nearest;
-  const Path path = find(found->second, ids, static_cast<int64_t>(ids.size()));
+  const Path path = find(found->second, text, text.tokens());
   nearest.common = path.common;
   nearest.usable = path.usable;
   const int64_t in_last = path.common - (static_cast<int64_t>(path.entries.size()) - 1) * kKvBlockTokens;
   const Children* children = &found->second;
   if (!path.entries.empty()) {
     const Entry& last = *path.entries.back();
-    nearest.next.assign(last.tokens->begin() + in_last, last.tokens->end());
+    nearest.next = TextKey::ids_in(std::span(*last.numbers).subspan(TextKey::numbers_of(*last.numbers, in_last)));
     children = &last.children;
   }
   while (static_cast<int64_t>(nearest.next.size()) < kShown && !children->empty()) {
     const Entry& entry = *children->begin()->second;
-    nearest.next.insert(nearest.next.end(), entry.tokens->begin(), entry.tokens->end());
+    const std::vector<int32_t> ids = TextKey::ids_in(*entry.numbers);
+    nearest.next.insert(nearest.next.end(), ids.begin(), ids.end());
     children = &entry.children;
   }
   nearest.next.resize(std::min(nearest.next.size(), static_cast<size_t>(kShown)));
@@ -234,7 +225,7 @@ void PrefixCache::remove(Entry& entry) {
   }
   entries_.erase(entry.whole.place);
   Children* const siblings = entry.siblings;
-  siblings->erase(siblings->find(*entry.tokens));
+  siblings->erase(siblings->find(*entry.numbers));
 }
 
 void PrefixCache::close() {
@@ -259,13 +250,13 @@ std::optional<KvOwner> PrefixCache::owner_of(const Root& root) const {
   return owner.model == Digest() ? std::nullopt : std::make_optional(owner);
 }
 
-std::shared_ptr<DiskCache::Reading> PrefixCache::look_up(const Root& root, std::span<const int32_t> ids) {
+std::shared_ptr<DiskCache::Reading> PrefixCache::look_up(const Root& root, const TextKey& text) {
   const Lock lock(mutex_);
   const std::optional<KvOwner> owner = owner_of(root);
   if (!disk_ || !owner) return nullptr;
-  const auto most = static_cast<int64_t>(ids.size()) - 1;
-  const int64_t known = find(roots_[root], ids, most).usable;
-  return known >= most ? nullptr : disk_->read(*owner, ids, known / kKvBlockTokens, known);
+  const int64_t most = text.whole(text.tokens() - 1);
+  const int64_t known = find(roots_[root], text, most).usable;
+  return known >= most ? nullptr : disk_->read(*owner, text, known / kKvBlockTokens, known);
 }
 
 void PrefixCache::add(const Root& root, const DiskCache::Reading& reading) {
@@ -274,8 +265,8 @@ void PrefixCache::add(const Root& root, const DiskCache::Reading& reading) {
   Children* children = &roots_[root];
   std::vector<Entry*> path;
   for (int64_t index = 0; index < reading.from; ++index) {
-    const std::span<const int32_t> tokens = tokens_of_block(reading.ids, index);
-    const auto there = children->find({tokens.begin(), tokens.end()});
+    const std::span<const int32_t> numbers = reading.text.block(index);
+    const auto there = children->find({numbers.begin(), numbers.end()});
     if (there == children->end()) return;  // it was given up meanwhile
     path.push_back(there->second.get());
     children = &path.back()->children;
@@ -283,27 +274,27 @@ void PrefixCache::add(const Root& root, const DiskCache::Reading& reading) {
   for (const DiskCache::Block& block : reading.found) {
     std::vector<KvBlockRef> blocks;
     for (const KvBlockRef& one : block.blocks) blocks.push_back(one.share());
-    path.push_back(put(path.empty() ? nullptr : path.back(), *children, block.ids, std::move(blocks)));
+    path.push_back(put(path.empty() ? nullptr : path.back(), *children, block.numbers, std::move(blocks)));
     children = &path.back()->children;
   }
   use(path, static_cast<int64_t>(path.size()) * kKvBlockTokens);
   if (bytes_ > most_bytes_) give_up_locked(bytes_ - most_bytes_);
 }
 
-int64_t PrefixCache::save(const Root& root, std::span<const int32_t> ids, int descriptor) {
+int64_t PrefixCache::save(const Root& root, const TextKey& text, int descriptor) {
   const std::optional<KvOwner> owner = owner_of(root);
   if (!owner) return 0;
   KvTable table(pool_);
-  const int64_t length = restore(root, ids, static_cast<int64_t>(ids.size()), table);
+  const int64_t length = restore(root, text, text.tokens(), table);
   for (int64_t at = 0; at < length; at += kKvBlockTokens) {
-    const auto end = static_cast<size_t>(std::min(at + kKvBlockTokens, length));
-    const std::vector<uint8_t> record = encode_record(pool_, *owner, ids.first(end), table.share(at / kKvBlockTokens));
+    const std::span<const int32_t> numbers = text.first(std::min(at + kKvBlockTokens, length));
+    const std::vector<uint8_t> record = encode_record(pool_, *owner, numbers, table.share(at / kKvBlockTokens));
     if (!write_fully(descriptor, record)) fail(ErrorCode::kModelFile, "cannot be written; is the disk full?");
   }
   return length;
 }
 
-int64_t PrefixCache::load(const Root& root, std::span<const int32_t> ids, int descriptor, int64_t at) {
+int64_t PrefixCache::load(const Root& root, const TextKey& text, int descriptor, int64_t at) {
   const std::optional<KvOwner> owner = owner_of(root);
   struct stat status;
   if (!owner || fstat(descriptor, &status) != 0 || at == status.st_size) return 0;
@@ -312,17 +303,17 @@ int64_t PrefixCache::load(const Root& root, std::span<const int32_t> ids, int de
   while (at < status.st_size) {
     const auto record = KvRecord::open(descriptor, at, status.st_size, pool_, *owner);
     std::vector<KvBlockRef> blocks;
-    const bool is_next = record && table.length() % kKvBlockTokens == 0 && record->ids().size() <= ids.size() &&
-                         static_cast<int64_t>(record->ids().size() - record->own_ids().size()) == table.length() &&
-                         begins_with(ids, record->ids()) && record->read(descriptor, all, pool_, blocks);
+    const bool is_next =
+        record && table.length() % kKvBlockTokens == 0 && TextKey::tokens_in(record->before()) == table.length() &&
+        begins_with(text.first(text.tokens()), record->numbers()) && record->read(descriptor, all, pool_, blocks);
     if (!is_next) {
       fail(ErrorCode::kModelFile, "is damaged: what is at byte ", at, " are not the keys and values of its text");
     }
-    table.append(std::move(blocks), static_cast<int64_t>(record->own_ids().size()));
+    table.append(std::move(blocks), TextKey::tokens_in(record->own_numbers()));
     at += record->bytes();
   }
   if (!table.complete()) fail(ErrorCode::kModelFile, "is damaged: it lacks keys and values of its text");
-  keep(root, ids, table, 0, true);
+  keep(root, text, table, 0, true);
   return table.length();
 }
 

@@ -1,7 +1,7 @@
 // Keys and values that were computed before, found by the tokens they belong to: a tree whose edges are blocks of
-// kKvBlockTokens tokens, or fewer where a text has ended. Tokens are compared one by one, so that nobody can make two
-// texts look the same. Only texts with the same adapter and the same salt share a tree. A text is its ids alone: soft
-// rows and spans must not come here.
+// kKvBlockTokens tokens, or fewer where a text has ended. Tokens and the digests of media are compared number by number
+// (text_key.h), so that nobody can make two texts look the same. Only texts with the same adapter and the same salt
+// share a tree. No text begins within an image whose tokens see each other.
 //
 // A text may take a block in part: the table that takes it copies it before it writes. An entry holds references to
 // blocks of the pool, which tables share. It has two parts: the blocks of layers that see everything, and those of
@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "engine/disk_cache.h"
+#include "engine/text_key.h"
 #include "model/adapter.h"
 #include "model/kv_table.h"
 
@@ -52,33 +53,33 @@ class PrefixCache {
 
   // Appends to an empty table the keys and values of as many of the first tokens as are known, at most `most`. Returns
   // how many tokens.
-  int64_t restore(const Root& root, std::span<const int32_t> ids, int64_t most, KvTable& table);
+  int64_t restore(const Root& root, const TextKey& text, int64_t most, KvTable& table);
 
-  // Keeps the full blocks of a table that holds the first tokens of `ids`; if `is_end`, the last one too if it is not
+  // Keeps the full blocks of a table that holds the first tokens of a text; if `is_end`, the last one too if it is not
   // full. `from`: blocks that are kept already. Returns how many full ones are kept now.
-  int64_t keep(const Root& root, std::span<const int32_t> ids, const KvTable& table, int64_t from, bool is_end);
+  int64_t keep(const Root& root, const TextKey& text, const KvTable& table, int64_t from, bool is_end);
 
   // Begins to read what the disk has of a text, if that may be more than what is here; else null. add() takes it once
   // it is done.
-  std::shared_ptr<DiskCache::Reading> look_up(const Root& root, std::span<const int32_t> ids);
+  std::shared_ptr<DiskCache::Reading> look_up(const Root& root, const TextKey& text);
   void add(const Root& root, const DiskCache::Reading& reading);
   // Forgets what waits to be written to the disk. Returns whether there was anything.
   bool abandon() { return disk_ && disk_->abandon(); }
 
   // Appends what is kept of a text to an open file, as records. Returns of how many tokens.
-  int64_t save(const Root& root, std::span<const int32_t> ids, int descriptor);
+  int64_t save(const Root& root, const TextKey& text, int descriptor);
   // Keeps what is in the file from byte `at` on. Throws kModelFile if that is anything but records of this text and
   // model, and kMemory.
-  int64_t load(const Root& root, std::span<const int32_t> ids, int descriptor, int64_t at);
+  int64_t load(const Root& root, const TextKey& text, int descriptor, int64_t at);
 
-  // The kept text that has the most first tokens in common with `ids`.
+  // The kept text that has the most first tokens in common with `text`.
   struct Nearest {
     int64_t common = 0;         // tokens that are the same
     int64_t usable = 0;         // how many of them a text can begin with: the rest lacks blocks of windows
     std::vector<int32_t> next;  // what the kept text goes on with, kShown tokens at most
   };
   static constexpr int64_t kShown = 16;
-  Nearest nearest(const Root& root, std::span<const int32_t> ids);
+  Nearest nearest(const Root& root, const TextKey& text);
 
   // Gives up parts until at least so many bytes were freed, or nothing is left. Blocks that a table shares count, too,
   // though they stay. Returns whether anything was given up.
@@ -93,9 +94,9 @@ class PrefixCache {
  private:
   struct Entry;
   using Lock = std::lock_guard<std::mutex>;
-  using Tokens = std::vector<int32_t>;
+  using Numbers = std::vector<int32_t>;  // of the tokens of a block
   // No key is the beginning of another one.
-  using Children = std::map<Tokens, std::unique_ptr<Entry>>;
+  using Children = std::map<Numbers, std::unique_ptr<Entry>>;
   struct Use {
     uint64_t time = 0;
     std::list<Entry*>::iterator place = {};  // in the list of all
@@ -103,7 +104,7 @@ class PrefixCache {
   struct Entry {
     Entry* parent;
     Children* siblings;              // where this entry stands
-    const Tokens* tokens;            // its key there
+    const Numbers* numbers;          // its key there
     std::vector<KvBlockRef> blocks;  // of each kind of layer; those with a window may be missing
     Children children = {};
     Use whole = {}, window = {};  // window: only if it has such blocks
@@ -114,8 +115,8 @@ class PrefixCache {
     int64_t common = 0, usable = 0;
   };
 
-  Path find(Children& children, std::span<const int32_t> ids, int64_t most) const;
-  Entry* put(Entry* parent, Children& children, std::span<const int32_t> tokens, std::vector<KvBlockRef> blocks,
+  Path find(Children& children, const TextKey& text, int64_t most) const;
+  Entry* put(Entry* parent, Children& children, std::span<const int32_t> numbers, std::vector<KvBlockRef> blocks,
              bool* is_new = nullptr);
   void fill(Entry& entry, std::vector<KvBlockRef> blocks);
   void use(const std::vector<Entry*>& path, int64_t length);

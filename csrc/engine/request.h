@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/event.h"
 #include "engine/logprobs.h"
+#include "engine/media.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
 
@@ -34,6 +35,7 @@ struct RequestOptions {
 
   Wanted wanted = Wanted::kText;
   std::vector<int32_t> prompt;
+  std::vector<PlacedMedia> media;  // in the prompt, in order and without overlap
   int64_t first_row = 0;
   std::shared_ptr<const Adapter> adapter;     // null: the model alone
   SamplerConfig sampler;                      // this and the next three are for kText

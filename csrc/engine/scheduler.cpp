@@ -77,13 +77,18 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) const {
   std::stable_sort(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->remaining() < b->remaining();
   });
-  const int64_t share = std::min(oldest->most_tokens(), std::max(left / 4, std::min(left, kLeastPiece)));
-  left -= share;
+  int64_t share = std::min(oldest->most_tokens(), std::max(left / 4, std::min(left, kLeastPiece)));
+  share = oldest->whole(share);
+  if (share == 0) {  // a span goes through as a whole, though others wait longer for that, if need be alone
+    share = oldest->least_tokens();
+    if (writers + share > limits_.rows) return {{oldest, share}};
+  }
+  left = std::max<int64_t>(left - share, 0);
   for (Job* const job : readers) {
     const int64_t own = job == oldest ? share : 0;
-    const int64_t more = std::min(left, job->most_tokens() - own);
-    left -= more;
-    if (own + more > 0) parts.push_back({job, own + more});
+    const int64_t tokens = job->whole(own + std::min(left, std::max<int64_t>(job->most_tokens() - own, 0)));
+    left -= tokens - own;
+    if (tokens > 0) parts.push_back({job, tokens});
   }
   return parts;
 }

@@ -38,7 +38,7 @@ class Scheduler {
 
   // The next step. While texts are being written, at most `prompt_tokens` of prompts are read beside them. A quarter of
   // them goes to the prompt that has waited longest and the rest to the one that is done soonest, so that neither a
-  // long prompt nor a short one waits for the others.
+  // long prompt nor a short one waits for the others. No prompt is cut within a span.
   std::vector<Part> plan(int64_t prompt_tokens) const;
 
   // The running job to give up when memory runs out: one whose reader is slow, else of the lowest priority the last one

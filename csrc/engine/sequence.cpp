@@ -4,35 +4,16 @@
 #include <mutex>
 
 #include "base/error.h"
+#include "engine/media.h"
 
 namespace gemlet {
 namespace {
 
 // Where a chunk that begins at `first` ends. No chunk cuts a span.
-int64_t chunk_end(const TokenRun& tokens, std::span<const TokenSpan> spans, int64_t first) {
-  const int64_t end = std::min(first + kChunkTokens, tokens.rows());
-  for (const TokenSpan& span : spans) {
-    if (span.begin < end && end < span.end) return span.begin > first ? span.begin : span.end;
-  }
-  return end;
+int64_t chunk_end(const TokenRun& tokens, int64_t first) {
+  const int64_t end = whole_tokens(tokens.spans, std::min(first + kChunkTokens, tokens.rows()));
+  return end > first ? end : next_whole(tokens.spans, first);
 }
-
-// Tokens [first, end) of `tokens`, with the parts of soft rows and the spans that are there.
-struct Chunk {
-  Chunk(const TokenRun& tokens, std::span<const TokenSpan> all_spans, int64_t first, int64_t end, int64_t hidden) {
-    for (const SoftRows& soft : tokens.soft_rows) {
-      const int64_t from = std::max(first, soft.first), to = std::min(end, soft.first + soft.rows);
-      if (from < to) soft_rows.push_back({from - first, to - from, soft.values + (from - soft.first) * hidden});
-    }
-    for (const TokenSpan& span : all_spans) {
-      if (first <= span.begin && span.end <= end) spans.push_back({span.begin - first, span.end - first});
-    }
-    run = {tokens.ids.subspan(static_cast<size_t>(first), static_cast<size_t>(end - first)), soft_rows, spans};
-  }
-  TokenRun run;
-  std::vector<SoftRows> soft_rows;
-  std::vector<TokenSpan> spans;
-};
 
 }  // namespace
 
@@ -91,17 +72,18 @@ void Sequence::extend(const TokenRun& tokens, LogitsWanted wanted, const TapSink
     fail(ErrorCode::kContextLength, before + total, " tokens do not fit the context of ", config.max_context,
          " tokens; shorten the prompt");
   }
-  const std::span<const TokenSpan> spans = config.has_spans() ? tokens.spans : std::span<const TokenSpan>();
+  TokenRun run = tokens;
+  if (!config.has_spans()) run.spans = {};
   const int64_t rows = wanted == LogitsWanted::kNone ? 0 : wanted == LogitsWanted::kLast ? 1 : total;
   make_room_for_logits(rows);
   cancel_.store(false, std::memory_order_relaxed);
   ids_.reserve(static_cast<size_t>(before + total));
-  spans_.reserve(spans_.size() + spans.size());
+  spans_.reserve(spans_.size() + run.spans.size());
   for (int64_t done = 0; done < total;) {
-    const int64_t end = chunk_end(tokens, spans, done);
-    const Chunk chunk(tokens, spans, done, end, config.hidden_size);
+    const int64_t end = chunk_end(run, done);
+    const TokenPart chunk(run, done, end, config.hidden_size);
     Batch batch;
-    batch.segments = {{&kv_, chunk.run, LogitsWanted::kNone, adapter_.get(), &cancel_}};
+    batch.segments = {{&kv_, chunk.run(), LogitsWanted::kNone, adapter_.get(), &cancel_}};
     batch.taps = taps;
     Segment& segment = batch.segments[0];
     if (wanted == LogitsWanted::kAll) {
@@ -112,8 +94,9 @@ void Sequence::extend(const TokenRun& tokens, LogitsWanted wanted, const TapSink
       batch.logits = logits_->as<float>();
     }
     if (model_->forward(batch)[0]) fail(ErrorCode::kCancelled, "cancelled");
-    ids_.insert(ids_.end(), chunk.run.ids.begin(), chunk.run.ids.end());
-    for (const TokenSpan& span : chunk.spans) spans_.push_back({before + done + span.begin, before + done + span.end});
+    ids_.insert(ids_.end(), segment.tokens.ids.begin(), segment.tokens.ids.end());
+    for (const TokenSpan& span : segment.tokens.spans)
+      spans_.push_back({before + done + span.begin, before + done + span.end});
     done = end;
   }
   logits_rows_ = rows;

@@ -116,10 +116,12 @@ void Worker::collect() {
     ids.insert(ids.end(), generated.begin(), generated.end());
     SamplerConfig sampler = request->options.sampler;
     sampler.drawn += sampler.temperature > 0 ? generated.size() : 0;
-    auto job = std::make_unique<Job>(
-        Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids), std::make_unique<Sampler>(sampler)});
+    TextKey key(ids, request->options.media);
+    SoftText soft(request->options.media, model_->config());
+    auto job = std::make_unique<Job>(Job{request, ++arrivals_, KvTable(model_->kv(), true), std::move(ids),
+                                         std::move(key), std::move(soft), std::make_unique<Sampler>(sampler)});
     if (job->wanted() == Wanted::kText) {
-      job->reading = cache.look_up(root_of(*request), job->ids);
+      job->reading = cache.look_up(root_of(*request), job->key);
       // Of a masked text nothing is guessed, but guesses about others must not slow it down either.
       std::unique_ptr<Drafter> drafter;
       if (!request->options.masked) drafter = std::make_unique<PromptLookup>();
@@ -152,7 +154,7 @@ void Worker::begin_waiting() {
       job->reading.reset();
       // One has to be computed for its logits.
       const int64_t most = is_text ? static_cast<int64_t>(job->ids.size()) - 1 : job->before_rows();
-      const int64_t cached = cache.restore(root_of(*job->request), job->ids, most, job->kv);
+      const int64_t cached = cache.restore(root_of(*job->request), job->key, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
       if (cached > 0 && job->request->generated_.empty()) {
         job->request->cached_tokens_.store(cached, std::memory_order_relaxed);
@@ -204,13 +206,15 @@ int64_t Worker::draft(const Parts& parts, int64_t read) {
 // Returns false if no request has advanced.
 bool Worker::forward(const Parts& parts) {
   Batch batch;
+  std::vector<TokenPart> runs;
   const ModelConfig& config = model_->config();
   rows_.assign(parts.size(), -1);
   int64_t count = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     const auto& [job, tokens] = parts[i];
-    Segment segment = {&job->kv, {job->next(tokens)}, LogitsWanted::kNone};
-    if (job->wanted() == Wanted::kLogits && job->before_rows() == 0) {
+    runs.push_back(job->next(tokens, config.hidden_size));
+    Segment segment = {&job->kv, runs.back().run(), LogitsWanted::kNone};
+    if (job->wanted() == Wanted::kLogits && job->before_rows() < tokens) {
       segment.wanted = LogitsWanted::kAll;
     } else if (job->wanted() == Wanted::kText && tokens == job->remaining()) {
       segment.wanted = LogitsWanted::kLast;
@@ -272,7 +276,7 @@ bool Worker::put_slow_reader_back() {
   Job* const job = scheduler_.slow_reader(Clock::now());
   if (!job) return false;
   if (job->wanted() == Wanted::kText) {
-    cache.keep(root_of(*job->request), job->ids, job->kv, job->kept_blocks, true);
+    cache.keep(root_of(*job->request), job->key, job->kv, job->kept_blocks, true);
   }
   memory_is_short_ = false;
   put_back(job);
@@ -324,7 +328,7 @@ void Worker::hand_out(const Parts& parts) {
     Request& request = *job->request;
     const auto keep = [&] {  // what is certain
       if (job->wanted() == Wanted::kEmbedding) return;
-      job->kept_blocks = cache.keep(root_of(request), job->ids, job->kv, job->kept_blocks, false);
+      job->kept_blocks = cache.keep(root_of(request), job->key, job->kv, job->kept_blocks, false);
     };
     if (request.generated_.empty()) request.read_tokens_.store(job->kv.length(), std::memory_order_relaxed);
     if (rows_[i] < 0) {
@@ -416,7 +420,10 @@ FinishReason Worker::next_token(Job& job, const float* logits, bool held) {
   if (options.logprobs && !is_end) {
     logprobs = logprobs_.read({logits, width}, id, *options.logprobs);
   }
-  if (!is_end) job.ids.push_back(id);
+  if (!is_end) {
+    job.ids.push_back(id);
+    job.key.add(id);
+  }
   {
     const Lock lock(fork_safe_mutex());
     if (held) {  // its pass was counted
@@ -443,7 +450,8 @@ FinishReason Worker::next_rows(Job& job, const float* values, int64_t tokens) {
   Request& request = *job.request;
   int64_t count = 1, known = 0;
   if (job.wanted() == Wanted::kLogits) {
-    // Of a text that is read again, after a fork or because memory ran out, the reader has the first rows.
+    // Of a text that is read again, after a fork or because memory ran out, the reader has the first rows. Those
+    // before the first one that is wanted are there if a span has both.
     count = tokens;
     const int64_t first = job.kv.length() - tokens - request.options.first_row;
     known = std::clamp<int64_t>(request.handed_rows_ - first, 0, count);
@@ -461,7 +469,7 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
   memory_is_short_ = false;
   Request& request = *owned->request;
   if (reason != FinishReason::kFailed && owned->wanted() != Wanted::kEmbedding) {
-    cache.keep(root_of(request), owned->ids, owned->kv, owned->kept_blocks, true);
+    cache.keep(root_of(request), owned->key, owned->kv, owned->kept_blocks, true);
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
   const int64_t cached_bytes = cache.bytes();

@@ -46,6 +46,7 @@ namespace gemlet::kernels {
   X(rms_norm_add)            \
   X(add)                     \
   X(gelu_mul)                \
+  X(sigmoid_mul)             \
   X(softcap)                 \
   X(rope)                    \
   X(row_max)                 \

@@ -9,6 +9,11 @@
 #include "model/kv_layout.h"
 
 namespace gemlet {
+namespace {
+
+constexpr int64_t kMostTowerValues = int64_t{1} << 36;  // of a tensor
+
+}  // namespace
 
 int64_t ModelBuilder::Slot::values() const {
   int64_t count = 1;
@@ -23,7 +28,7 @@ int64_t ModelBuilder::Slot::packed_bytes(int64_t count) const {
 
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
                            std::unique_ptr<Backend> backend, BuildMode mode, std::map<std::string, Format> formats,
-                           bool embedding_on_disk)
+                           bool embedding_on_disk, const std::map<std::string, TensorSpec>& towers)
     : config_(std::move(config)),
       weight_format_(weights),
       kv_format_(kv_format),
@@ -62,6 +67,7 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
   for (size_t i = 0; i < layers; ++i) {
     declare_layer("layers." + std::to_string(i) + ".", config_.layers[i], weights_.layers[i]);
   }
+  for (const auto& [name, spec] : towers) declare_tower(name, spec);
   for (const auto& [name, format] : formats_) {
     const auto slot = slots_.find(name);
     if (slot == slots_.end() || !slot->second.matrix) {
@@ -139,6 +145,31 @@ void ModelBuilder::declare_altup(const std::string& at, AltupWeights& w) {
   declare_matrix(at + "laurel_left", config_.laurel_rank, hidden, weight_format_, &w.laurel_left);
   declare_matrix(at + "laurel_right", hidden, config_.laurel_rank, weight_format_, &w.laurel_right);
   declare_norm(at + "post_laurel_norm", hidden, &w.post_laurel_norm);
+}
+
+void ModelBuilder::declare_tower(const std::string& name, const TensorSpec& spec) {
+  if (slots_.count(name) > 0) fail(ErrorCode::kInvalidRequest, "tensor '", name, "' is part of the text model");
+  int64_t values = 1;
+  for (const int64_t size : spec.shape) {
+    if (size < 1 || size > kMostTowerValues / values) {
+      fail(ErrorCode::kConfig, "tensor '", name, "' has shape ", shape_text(spec.shape), ", expected sizes of 1 or ",
+           "more and at most ", kMostTowerValues, " values");
+    }
+    values *= size;
+  }
+  if (spec.kind == TensorKind::kMatrix || spec.kind == TensorKind::kExact) {
+    if (spec.shape.size() < 2) fail(ErrorCode::kConfig, "tensor '", name, "' has too few dimensions for a matrix");
+    const Format format = spec.kind == TensorKind::kExact ? Format::kF32 : weight_format_;
+    declare_matrix(name, spec.shape[0], values / spec.shape[0], format, &towers_.make_matrix(name));
+    slots_[name].shape = spec.shape;
+  } else {
+    Tensors::Floats& floats = towers_.make_floats(name);
+    floats.shape = spec.shape;
+    const float offset = spec.kind == TensorKind::kNorm ? static_cast<float>(config_.norm_offset) : 0.0f;
+    declare_vector(name, spec.shape, spec.kind == TensorKind::kNorm ? 1.0f - offset : 0.0f, &floats.data);
+    slots_[name].offset = offset;
+  }
+  slots_[name].tower = true;
 }
 
 uint8_t* ModelBuilder::allocate(int64_t bytes) {
@@ -299,6 +330,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     if (slot.matrix && slot.balance && !slot.balance->scale.empty()) balances[name] = slot.balance;
     size.parameters += slot.values();
     size.weight_bytes += bytes;
+    if (slot.tower) continue;
     if (slot.routed) {
       size.expert_bytes += bytes;
     } else if (name != "embed_tokens" || config_.tied_embeddings) {  // a table that is no head is read by row
@@ -321,9 +353,10 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   rows_scratch_.reset();
   raw_scratch_.reset();
   auto kv = std::make_unique<KvPool>(config_, kv_format_, *backend_);
-  return std::make_unique<Model>(ModelParts{std::move(config_), std::move(weights_), std::move(mapping_),
-                                            std::move(backend_), std::move(kv), weight_format_, std::move(balances)},
-                                 std::move(storage_), size);
+  return std::make_unique<Model>(
+      ModelParts{std::move(config_), std::move(weights_), std::move(mapping_), std::move(backend_), std::move(kv),
+                 weight_format_, std::move(balances), std::move(towers_)},
+      std::move(storage_), size);
 }
 
 }  // namespace gemlet

@@ -31,25 +31,28 @@ enum class BuildMode : uint8_t {
 class ModelBuilder {
  public:
   // `formats` names matrices with a format of their own. With `embedding_on_disk` the embedding and the output head
-  // must come from a mapped file; they are read through a small window of it and do not stay in memory. Throws kConfig
+  // must come from a mapped file; they are read through a small window of it and do not stay in memory. `towers` are
+  // weights that the forward pass does not know. Throws kConfig
   // for a bad configuration, kMemory if the weights do not fit, kInvalidRequest if `formats` names something that is no
   // matrix of this model.
   ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
                std::unique_ptr<Backend> backend, BuildMode mode = BuildMode::kAllocate,
-               std::map<std::string, Format> formats = {}, bool embedding_on_disk = false);
+               std::map<std::string, Format> formats = {}, bool embedding_on_disk = false,
+               const std::map<std::string, TensorSpec>& towers = {});
 
   // The plan of a model whose per-layer table has `table_type` in its file, for passes on `threads` threads; 0: as many
   // as the backend has or, of a builder that only plans, as many as this machine would get.
   MemoryPlan plan(SourceType table_type = SourceType::kBf16, int threads = 0);
 
   struct Slot {
-    std::vector<int64_t> shape;  // [rows, cols] of a matrix; of a vector (kept as f32) the checkpoint's shape
+    std::vector<int64_t> shape;  // [rows, cols] of a matrix; of towers and of a vector (kept as f32) the checkpoint's
     Matrix* matrix = nullptr;    // null: a vector
     const float** vector = nullptr;
     uint8_t* storage = nullptr;        // in the backend's memory; null: not allocated
     float offset = 0;                  // added to a vector's values
     float neutral = 0;                 // what random vectors vary around
     bool routed = false;               // an expert: a token reads only some of them
+    bool tower = false;                // no part of a forward pass
     std::shared_ptr<Balance> balance;  // what a matrix and the norm before it are balanced by, if they can be
     bool is_balance = false;           // the vector itself, which is no part of the model's computation
     int64_t rows_filled = 0;           // a vector is one row
@@ -114,6 +117,7 @@ class ModelBuilder {
   void declare_layer(const std::string& at, const LayerConfig& config, LayerWeights& weights);
   void declare_experts(const std::string& at, const LayerConfig& config, ExpertWeights& weights);
   void declare_altup(const std::string& at, AltupWeights& weights);
+  void declare_tower(const std::string& name, const TensorSpec& spec);
   void declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix);
   void declare_norm(const std::string& name, int64_t dim, const float** norm);
   void balance_keys();
@@ -126,6 +130,7 @@ class ModelBuilder {
   KvFormat kv_format_;
   std::unique_ptr<Backend> backend_;
   ModelWeights weights_;
+  Tensors towers_;
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<const FileMapping> mapping_;
   const BuildMode mode_;

@@ -277,14 +277,16 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
   // What remains of the tensor, or the next full panels of it.
   const int64_t rows = matrix && !shape.empty() ? shape[0] : 1;
   const int64_t left = slot.rows() - first_row;
-  const bool fits = shape.size() == slot.shape.size() && shape.back() == slot.shape.back() &&
-                    (rows == left || (rows > 0 && rows < left && rows % kPanelRows == 0));
+  const bool same_columns =
+      shape.size() == slot.shape.size() && (shape.empty() || std::equal(shape.begin() + (matrix ? 1 : 0), shape.end(),
+                                                                        slot.shape.begin() + (matrix ? 1 : 0)));
+  const bool fits = same_columns && (rows == left || (rows > 0 && rows < left && rows % kPanelRows == 0));
   if (!fits) {
     std::vector<int64_t> expected = slot.shape;
     if (matrix) expected[0] = left;
     fail(ErrorCode::kTensor, "tensor '", name, "' has shape ", shape_text(shape), ", expected ", shape_text(expected));
   }
-  const int64_t cols = matrix ? shape.back() : slot.values();
+  const int64_t cols = matrix ? slot.matrix->cols : slot.values();
   if (cols % source_block_values(source.type) != 0) {
     fail(ErrorCode::kTensor, "tensor '", name, "': rows of ", cols, " are not whole blocks of ",
          source_type_name(source.type));
@@ -338,7 +340,7 @@ void ModelBuilder::add_random(uint64_t seed, const std::function<void(int64_t)>&
       continue;
     }
     if (!slot.storage) fail(ErrorCode::kInvalidRequest, "tensor '", name, "': this builder has no memory of its own");
-    const int64_t cols = slot.matrix ? slot.shape.back() : slot.values();
+    const int64_t cols = slot.matrix ? slot.matrix->cols : slot.values();
     // Uniform with the standard deviation 1/sqrt(cols) that keeps activations' size; vectors near their neutral value.
     const float scale = slot.matrix ? std::sqrt(3.0f / static_cast<float>(cols)) : 0.1f;
     const float neutral = slot.neutral;

@@ -87,6 +87,7 @@ void Model::leave_torn_behind() {
   parts_.backend->leave_scratch_behind();
   if (closed_) {  // perhaps close() was changing these
     leave_behind(parts_.weights);
+    leave_behind(parts_.towers);
     leave_behind(storage_);
     leave_behind(parts_.mapping);
   }
@@ -98,6 +99,7 @@ void Model::close() {
   const std::lock_guard<ForkMutex> lock(mutex_);
   if (mutex_.torn()) leave_torn_behind();
   parts_.weights = ModelWeights();
+  parts_.towers = Tensors();
   storage_.clear();
   parts_.mapping.reset();
   parts_.scratch.release();

@@ -37,6 +37,19 @@ class Model {
     check_files();
     read(parts_.weights);
   }
+  // Of towers for images and sound. Only run() may use what they lead to.
+  const Tensors& towers() const { return parts_.towers; }
+  // Calls fn(backend) for work on `rows` rows while no pass runs and nobody closes the model. Whoever has much to do
+  // calls it once for each of the parts, so that texts go on in between. Throws what read_weights() throws.
+  template <typename Work>
+  void run(int64_t rows, const Work& work) {
+    const std::lock_guard<ForkMutex> lock(mutex_);
+    if (closed_) fail(ErrorCode::kClosed, "the model is closed; load it again");
+    if (mutex_.torn()) leave_torn_behind();
+    check_files();
+    parts_.backend->begin_pass(rows);
+    work(*parts_.backend);
+  }
   KvPool& kv() { return *parts_.kv; }
   const KvPool& kv() const { return *parts_.kv; }
   Format weight_format() const { return parts_.weight_format; }

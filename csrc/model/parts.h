@@ -9,6 +9,7 @@
 #include "model/config.h"
 #include "model/kv_blocks.h"
 #include "model/scratch.h"
+#include "model/tensors.h"
 #include "model/weights.h"
 
 namespace gemlet {
@@ -21,6 +22,7 @@ struct ModelParts {
   std::unique_ptr<KvPool> kv;
   Format weight_format;  // of matrices without a format of their own
   Balances balances = {};
+  Tensors towers = {};
   Scratch scratch = {};
 };
 

@@ -121,12 +121,30 @@ def read_books(corpus: Path, more: Path | None = None) -> dict[str, Book]:
     return books
 
 
+def spoken(paragraph: str, plays: bool) -> str:
+    """What is said in a paragraph: all that stands in quotes, or a speech of a play; "" if nothing is."""
+    name, _, speech = paragraph.partition(":\n")
+    if speech and len(name) < 30:
+        return speech if plays else ""
+    if not paragraph.startswith('"'):
+        return ""
+    text = ""
+    for part in re.findall(r'"([^"]+)', paragraph)[::2]:
+        if text.endswith(",") and part[0].isupper() and not part.startswith(("I ", "I'")):
+            text = text[:-1] + "."
+        text += " " * bool(text) + part.strip()
+    return text[:-1] + "." if text.endswith((",", "—")) else text
+
+
 def conversations(books: dict[str, Book], rng: random.Random) -> list[str]:
-    """Conversations: consecutive speeches or short paragraphs become the turns of user and model."""
+    """Conversations: consecutive speeches become the turns of user and model, without the story around.
+
+    The speeches of plays are used where there are only the three books, because their prose has too few.
+    """
     talks = []
     for book in books.values():
         for chapter in book.train:
-            turns = [p.partition(":\n")[2] or p for p in chapter]  # without the speaker's name in a play
+            turns = [spoken(paragraph, MORE not in books) for paragraph in chapter]
             at = rng.randrange(2)
             while at + 2 <= len(turns):
                 count = 2 * rng.randint(1, 3)

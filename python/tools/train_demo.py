@@ -36,7 +36,7 @@ How it trains, and why:
   until the last fifth of the training. With further books, --dropout 0 and less weight decay save time.
 - It reads the prose more often than the plays, because the default prompt is prose.
 - The vocabulary is made of the three books alone, so that it stays the same whatever else is read.
-- One sequence in twelve is a conversation made from the books, in Gemma's turn format, so that chat works.
+- One sequence in eight is a conversation made from the books, in Gemma's turn format, so that chat works.
 - Muon trains the matrices, AdamW the embedding and the norms. The learning rate warms up, stays constant, and
   falls linearly to zero.
 """
@@ -78,7 +78,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 CONTEXT = 1024
 SEQUENCE, MEASURED = 256, 512  # tokens of a sequence in training (at the end: CONTEXT) and in measurements
-MIXTURE = {"shakespeare": 0.29, "frankenstein": 0.19, "botchan": 0.16, "chat": 0.08, MORE: 0.28}
+MIXTURE = {"shakespeare": 0.18, "frankenstein": 0.10, "botchan": 0.07, "chat": 0.12, MORE: 0.53}
+RECUT = 250  # steps between two readings of the books into tokens
 
 
 def make_config() -> Gemma3TextConfig:
@@ -189,11 +190,11 @@ class Batches:
                 self.streams[name] = self.cutter.stream(book.train, rate)
             elif name not in self.streams:
                 self.streams[name] = self.cutter.stream(book.train, 0.0)
-        talks = conversations(self.books, self.rng)
+        talks = conversations(self.books, self.rng)[:3000]  # more than are read until the next time
         self.streams["chat"] = self.cutter.stream([[talk] for talk in talks], rate)
 
     def next(self, step: int, progress: float) -> torch.Tensor:
-        if step % 120 == 0 or not self.streams:  # about once per reading of the three books
+        if step % RECUT == 0 or not self.streams:
             self.cut(step, progress)
         length = CONTEXT if progress > 0.9 else SEQUENCE  # the global layer learns long contexts at the end
         count = self.args.batch_tokens // length
@@ -363,7 +364,7 @@ books below and knows nothing else.
 
 The folder is an ordinary Hugging Face folder (`Gemma3ForCausalLM`, bfloat16). The vocabulary is a
 SentencePiece BPE of 4,096 pieces with byte fallback and Gemma 3's control tokens at Gemma 3's ids. One
-training sequence in twelve was a conversation made from the books, so that the chat format works.
+training sequence in eight was a conversation made from the speeches in the books, so that chat works.
 
 ## Books
 

@@ -56,6 +56,12 @@ def gelu_mul(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected
     return g / 2 * (1 + np.tanh(u)) * up, (TANH + EXP + 8 * UNIT) * np.abs(g * up) + 2 * TINY
 
 
+def sigmoid_mul(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected:
+    with np.errstate(over="ignore"):
+        y = other / (1 + np.exp(-x.astype(np.float64)))
+    return y, (EXP + 4 * UNIT) * np.abs(y) + 1e-37 * np.abs(other) + 2 * TINY
+
+
 def softcap(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected:
     y = scalar * np.tanh(x.astype(np.float64) / scalar)
     return y, scalar * TANH + 4 * UNIT * np.abs(y)
@@ -76,6 +82,7 @@ DEFINITIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] = {
     "rms_norm_add": rms_norm_add,
     "add": add,
     "gelu_mul": gelu_mul,
+    "sigmoid_mul": sigmoid_mul,
     "softcap": softcap,
     "rope": rope,
     "row_max": row_max,
@@ -122,7 +129,7 @@ def test_row_operations_on_every_kind_of_numbers(operation: str, tier: str, kind
         check(operation, tier, *operands(operation, dim, kind, seed))
 
 
-@kernels("gelu_mul", "softcap")
+@kernels("gelu_mul", "sigmoid_mul", "softcap")
 def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
     """Every part of the curve, with both ends."""
     grid = np.concatenate([np.linspace(-110, 85, 4001), [0.0, -0.0, 1e-40, -1e-40]]).astype(np.float32)
@@ -131,7 +138,7 @@ def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
     check(operation, tier, grid / 16, ones, ones, {"softcap": 0.5}.get(operation, 2.0))
 
 
-@kernels("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope")
+@kernels("rms_norm", "rms_norm_add", "add", "gelu_mul", "sigmoid_mul", "softcap", "rope")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows(operation: str, tier: str, value: float) -> None:
     """An overflow must reach the logits, where it becomes an error. It must not become an ordinary number."""

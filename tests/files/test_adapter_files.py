@@ -197,7 +197,7 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
         ({"kasa_config": {"a": 1}}, "merge_and_unload()"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "merge_and_unload()"),
         ({"modules_to_save": ["score"]}, "merge_and_unload()"),
-        ({"alora_invocation_tokens": [5]}, "in the middle of a text"),
+        ({"alora_invocation_tokens": [5]}, "run it with PEFT, or train a plain LoRA"),
     ],
 )
 def test_a_refusal_says_the_way_out(

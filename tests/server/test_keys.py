@@ -190,15 +190,27 @@ def test_the_client_sees_a_rate_limit(server: RunningServer, store: Any) -> None
         client.models.list()
 
 
-def test_tokens_per_day(server: RunningServer, store: Any) -> None:
-    key = create(store, "frugal", tokens_per_day=20)
+@pytest.mark.parametrize("limit", ["tokens_per_minute", "tokens_per_day"])
+def test_tokens(server: RunningServer, store: Any, limit: str) -> None:
+    key = create(store, limit, **{limit: 20})
     used = 0
     while used < 20:
         answer = server.post(CHAT, BODY, key=key)
         assert answer.status == 200
         assert int(answer.headers["x-ratelimit-remaining-tokens"]) == 20 - used
         used += answer.json["usage"]["total_tokens"]
-    assert server.post(CHAT, BODY, key=key).status == 429
+    refused = server.post(CHAT, BODY, key=key)
+    assert refused.status == 429
+    assert int(refused.headers["retry-after"]) <= (62 if limit == "tokens_per_minute" else 87_900)
+
+
+def test_the_nearest_of_two_limits(server: RunningServer, store: Any) -> None:
+    key = create(store, "two", requests_per_minute=5, requests_per_hour=1)
+    assert server.post(CHAT, BODY, key=key).headers["x-ratelimit-limit-requests"] == "1"
+    refused = server.post(CHAT, BODY, key=key)
+    assert refused.status == 429
+    assert "an hour" in refused.error["message"]
+    assert 3000 < int(refused.headers["retry-after"]) <= 3662
 
 
 def test_concurrent(server: RunningServer, store: Any) -> None:
@@ -281,7 +293,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["keys", "revoke", "alice", "--db", db]) == 1
     assert main(["keys", "create", "bob", "--db", db, "--concurrent", "0"]) == 1
     assert main(["keys", "create", "bob", "--db", db, "--rights", "everything"]) == 1
-    assert main(["keys", "usage", "--db", db]) == 0
+    assert main(["usage", "--db", db]) == 0
+    assert "in all" in capsys.readouterr().out
+    assert main(["usage", "--db", db, "--key", "nobody"]) == 1
     assert main(["keys", "list", "--db", db]) == 0
     assert "alice" in capsys.readouterr().out
 

@@ -59,7 +59,7 @@ PREPARED = ("quantize_i8", "round_bf16")
 PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
-ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "softcap", "rope", "row_max")
+ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "sigmoid_mul", "softcap", "rope", "row_max")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

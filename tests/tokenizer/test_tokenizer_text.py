@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,18 @@ def test_a_model_that_adds_a_space_decodes_as_in_sentencepiece(tmp_path: Path) -
 
 
 # --- decoding and streaming ---------------------------------------------------------------------------------
+
+
+def test_decoding_keeps_only_the_text(trained: Tokenizer) -> None:
+    ids = trained.encode("the door", add_bos=False) * 50_000
+    tracemalloc.start()
+    try:
+        text = trained.decode(ids)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # An object for each id would be given back before a Ctrl-C takes effect: for millions of them, a second.
+    assert peak < 3 * len(text)
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], *, skip_control: bool = True) -> str:

@@ -93,19 +93,28 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Sto
   const auto rope_and_store_row = [&](const StoreSegment& segment, int64_t i) {
     const int64_t row = segment.row + i;
     const int64_t position = segment.position + i;
-    const float* c = cosines + row * (dim / 2);
-    const float* s = sines + row * (dim / 2);
+    const auto rotate = [&](float scale, float* head) {
+      if (cosines) {
+        const int64_t part = dim / shape.rope_parts;
+        for (int64_t at = 0; at < dim; at += part) {
+          const int64_t angle = row * (dim / 2) + at / 2;
+          kernels_.rope(cosines + angle, sines + angle, scale, part, head + at);
+        }
+      } else if (scale != 1.0f) {
+        for (int64_t d = 0; d < dim; ++d) head[d] *= scale;
+      }
+    };
     for (int64_t h = 0; q && h < shape.num_heads; ++h) {
       float* head = q + (row * shape.num_heads + h) * dim;
       if (q_norm) kernels_.rms_norm(head, q_norm, eps, dim, head);
-      kernels_.rope(c, s, shape.query_scale, dim, head);
+      rotate(shape.query_scale, head);
     }
     if (!k) return;
     const int64_t block = position / kKvBlockTokens;
     for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
       float* key = k + (row * shape.num_kv_heads + h) * dim;
       if (k_norm) kernels_.rms_norm(key, k_norm, eps, dim, key);
-      kernels_.rope(c, s, 1.0f, dim, key);
+      rotate(1.0f, key);
       float* value = v + (row * shape.num_kv_heads + h) * dim;
       if (v_norm) kernels_.rms_norm(value, nullptr, eps, dim, value);
       store({key, value, dim, position % kKvBlockTokens, segment.kv.head(h, block)});

@@ -71,6 +71,13 @@ void gelu_mul(const float* gate, const float* up, int64_t dim, float* out) {
   });
 }
 
+void sigmoid_mul(const float* gate, const float* x, int64_t dim, float* out) {
+  for_each_vector(dim, [&](int64_t i, int64_t n) {
+    const VF e = exp(get(gate + i, n));  // at most e^88
+    put(out + i, get(x + i, n) * (e / (1.0f + e)), n);
+  });
+}
+
 void softcap(float cap, int64_t dim, float* x) {
   const float inverse = 1.0f / cap;
   for_each_vector(dim, [&](int64_t i, int64_t n) { put(x + i, cap * tanh(get(x + i, n) * inverse), n); });

@@ -35,6 +35,10 @@ void gelu_mul(const float* gate, const float* up, int64_t dim, float* out) {
   }
 }
 
+void sigmoid_mul(const float* gate, const float* x, int64_t dim, float* out) {
+  for (int64_t i = 0; i < dim; ++i) out[i] = x[i] / (1.0f + expf(-gate[i]));
+}
+
 void softcap(float cap, int64_t dim, float* x) {
   for (int64_t i = 0; i < dim; ++i) x[i] = cap * tanhf(x[i] / cap);
 }

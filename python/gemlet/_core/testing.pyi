@@ -20,6 +20,7 @@ __all__: list[str] = [
     "bytes_read",
     "cache_bytes",
     "choose_tier",
+    "conformer_taps",
     "distribution",
     "forward",
     "guard_memory",
@@ -38,6 +39,7 @@ __all__: list[str] = [
     "peek",
     "prefix",
     "rope_table",
+    "siglip_taps",
     "taps",
     "weight_formats",
     "write_with_drafts",
@@ -127,6 +129,15 @@ def choose_tier(
 ) -> tuple[str, list[str]]:
     """
     (tier, supported tiers) of a machine described by feature names and XCR0.
+    """
+
+def conformer_taps(
+    tower: gemlet._core.Conformer,
+    features: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    valid: typing.SupportsInt | typing.SupportsIndex,
+) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+    """
+    Intermediate activations of a sound in the encoder by name, float32 [rows, dim].
     """
 
 def distribution(
@@ -258,6 +269,13 @@ def rope_table(
 ) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
     """
     (cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and keys.
+    """
+
+def siglip_taps(
+    tower: gemlet._core.SiglipTower, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+    """
+    Intermediate activations of an image in the tower by name, float32 [patches, hidden].
     """
 
 def taps(

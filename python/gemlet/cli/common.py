@@ -208,14 +208,24 @@ def report(model: Model, result: Generation) -> dict[str, object]:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> None:
+    """Prints :func:`table_lines`."""
+    for line in table_lines(titles, rows, right=right):
+        print(line)
+
+
+def table_lines(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = ()
+) -> list[str]:
     """Rows under titles; the columns ``right`` are set flush right."""
+    lines = []
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     for row in (titles, *rows):
         cells = [
             cell.rjust(width) if column in right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def print_stats(model: Model, result: Generation) -> None:

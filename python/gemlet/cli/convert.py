@@ -17,6 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.destination,
         merge_adapter=arguments.adapter,
         calibrate=arguments.calibrate,
+        for_memory=arguments.for_memory,
         **load_options(arguments),
         **access_options(arguments),
     )

@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _read_prompt(arguments.prompt)
     options = sampling_options(arguments)  # before the model: a wrong value should not cost the loading time
     with open_model(arguments) as model:
-        if arguments.model is not None and _is_meant_for_chat(model, prompt):
-            note("generate continues the text as it stands; for an answer to it there is gemlet chat")
+        _say_what_is_meant(model, prompt, is_demo=arguments.model is None)
         stream = model.stream(prompt, **load_adapter(model, arguments), **options)
         shown = prompt if sys.stdout.isatty() else ""
         interrupted = _follow(stream, shown, quiet=arguments.json)
@@ -59,10 +58,19 @@ def _read_prompt(argument: str) -> str:
     return prompt.removesuffix("\n").removesuffix("\r")
 
 
-def _is_meant_for_chat(model: Model, prompt: str) -> bool:
-    """Whether the model chats, and the prompt is not in its chat format already."""
+def _say_what_is_meant(model: Model, prompt: str, *, is_demo: bool) -> None:
+    """Says that the model would also chat, unless the prompt is in its chat format already.
+
+    The demo model says what it is, as in a chat, and only to a person at a terminal.
+    """
+    if is_demo and not sys.stderr.isatty():
+        return
     chat_format = model.chat_format
-    return chat_format is not None and not any(marker in prompt for marker in chat_format.ends)
+    if chat_format is None or any(marker in prompt for marker in chat_format.ends):
+        return
+    demo = "this is the demo model, which is small; --model NAME_OR_FILE is for a real one. "
+    hint = "generate continues the text as it stands; for an answer to it there is gemlet chat"
+    note(is_demo * demo + hint)
 
 
 def _follow(stream: TextStream, prompt: str, *, quiet: bool) -> bool:

@@ -1,4 +1,4 @@
-"""``gemlet keys``: who may use ``gemlet serve``, and what they have used."""
+"""``gemlet keys``: who may use ``gemlet serve``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(store.create(arguments.name, limits, rights=rights, models=models))
         elif arguments.action == "revoke":
             store.revoke(arguments.name)
-        elif arguments.action == "list":
-            _list(store, as_json=arguments.json)
         else:
-            _usage(store, arguments.days, as_json=arguments.json)
+            _list(store, as_json=arguments.json)
     finally:
         store.close()
     return 0
@@ -51,15 +49,6 @@ def _list(store: KeyStore, *, as_json: bool) -> None:
         for key in keys
     ]
     print_table(["name", "id", "created", "revoked", "rights", "limits"], rows)
-
-
-def _usage(store: KeyStore, days: int, *, as_json: bool) -> None:
-    found = store.usage(days=days)
-    if as_json:
-        print(json.dumps({"usage": found}))
-        return
-    titles = ["day", "key", "model", "requests", "prompt_tokens", "completion_tokens"]
-    print_table(titles, [[str(row[title]) for title in titles] for row in found], right={3, 4, 5})
 
 
 def _day(seconds: int) -> str:

@@ -14,7 +14,7 @@ from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_batch, add_keys, add_serve
+from gemlet.cli.serving import add_batch, add_keys, add_serve, add_usage
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -36,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(commands, add_load_options)
     add_batch(commands, add_load_options)
     add_keys(commands)
+    add_usage(commands)
+    _add_top(commands)
     _add_inspect(commands)
     _add_convert(commands)
     _add_download(commands)
@@ -100,6 +102,20 @@ def _add_chat(commands: Any) -> None:
         metavar="FILE",
         help="text file to put behind the question, or in its place; may be given several times",
     )
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        dest="images",
+        help="a picture that the question is about; may be given several times",
+    )
+    parser.add_argument(
+        "--audio",
+        action="append",
+        metavar="FILE",
+        dest="sounds",
+        help="a recording that the question is about; may be given several times",
+    )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     parser.add_argument(
@@ -152,6 +168,27 @@ def _add_embed(commands: Any) -> None:
     parser.set_defaults(run=_command("embed"))
 
 
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
+        "top",
+        help="what a server does now",
+        description="Show what the gemlet serve at URL does: requests, tokens per second, times to the first "
+        "token, memory, and usage by key where the key may see it. A terminal is kept up to date until "
+        "Ctrl-C; a pipe or a file gets it once.",
+    )
+    parser.add_argument("url", metavar="URL", help="as gemlet serve says it: http://127.0.0.1:8000")
+    parser.add_argument(
+        "--key", metavar="KEY", help="a key of the server (default: that in the variable GEMLET_KEY)"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--once", action="store_true", help="show it once, over one interval")
+    how.add_argument("--json", action="store_true", help="the same as one JSON object")
+    parser.set_defaults(run=_command("top"))
+
+
 def _add_inspect(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",
@@ -166,7 +203,7 @@ def _add_inspect(commands: Any) -> None:
     add_load_options(
         parser,
         *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
-        *("prefix_cache", "prefix_cache_size", "matformer"),
+        *("prefix_cache", "prefix_cache_size", "vision", "audio", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("inspect"))
@@ -190,8 +227,13 @@ def _add_convert(commands: Any) -> None:
         help="with --weights q4 or q5: round with what this file shows of the inputs, or without a file what "
         "the model writes itself; takes minutes",
     )
+    parser.add_argument(
+        "--for-memory",
+        metavar="SIZE",
+        help='choose the format with which the model runs in this much memory, for example "1GB"',
+    )
     _add_access(parser)
-    add_load_options(parser, "weights", "embedding", "threads", "matformer")
+    add_load_options(parser, "weights", "embedding", "threads", "vision", "audio", "matformer")
     parser.set_defaults(run=_command("convert"))
 
 
@@ -339,7 +381,9 @@ def add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names or options:
         field, how = options[name]
         flags = [f"--{name.replace('_', '-')}", *([how.short] if how.short else [])]
-        if how.kind is None:
+        if how.kind is None and field.default is True:
+            parser.add_argument(f"--no-{name}", action="store_false", dest=name, help=how.help)
+        elif how.kind is None:
             parser.add_argument(*flags, action="store_true", help=how.help)
         else:
             # With choices, LoadOptions says which there are: it knows what other tools call them, too.

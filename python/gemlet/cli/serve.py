@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from inspect import signature
@@ -14,7 +15,9 @@ from gemlet.cli.common import load_options, note
 from gemlet.errors import GemletError, InvalidRequestError
 from gemlet.loading.inspect import inspect
 from gemlet.loading.options import command_line
+from gemlet.server.content_filter import ContentFilter
 from gemlet.server.keys import KeyStore
+from gemlet.server.models import Models
 from gemlet.server.run import serve
 from gemlet.server.settings import (
     ModelSpec,
@@ -25,6 +28,7 @@ from gemlet.server.settings import (
     read_file_of_settings,
     setting_fields,
 )
+from gemlet.server.tracing import Tracing
 
 __all__ = ["read_settings", "run"]
 
@@ -77,6 +81,14 @@ def _named(text: str, flag: str) -> tuple[str, str]:
     return checked_alias(alias), path
 
 
+def _can_write(folder: str) -> bool:
+    """Whether the folder can be used or made."""
+    place = os.path.abspath(folder)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+
+
 def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
     """Prints what would be served; 1 if some of it cannot be."""
     problems = []
@@ -88,6 +100,15 @@ def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
             store.close()
         except GemletError as error:
             problems.append(f"keys: {error}")
+    try:
+        ContentFilter(settings)
+        Models(specs, settings.filter_model)
+        if settings.otel:
+            Tracing().close()
+    except GemletError as error:
+        problems.append(str(error))
+    if settings.data is not None and not _can_write(settings.data):
+        problems.append(f"data: {settings.data}: no folder that this user can write to")
     for spec in specs:
         options = {name: value for name, value in spec.options.items() if name in _INSPECTED}
         try:

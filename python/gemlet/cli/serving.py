@@ -1,4 +1,4 @@
-"""The grammar of the commands that need the extra "serve": ``gemlet serve``, ``keys`` and ``batch``."""
+"""The grammar of the commands that need the extra "serve": ``serve``, ``keys``, ``usage``, ``batch``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from gemlet.base.handlers import undisturbed
 from gemlet.cli.arguments import checked
-from gemlet.errors import missing_extra
+from gemlet.errors import InvalidRequestError, missing_extra
 from gemlet.server.settings import setting_fields
 
-__all__ = ["add_batch", "add_keys", "add_serve"]
+__all__ = ["add_batch", "add_keys", "add_serve", "add_usage"]
 
 
 def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
@@ -44,7 +44,7 @@ def add_keys(commands: Any) -> None:
     parser = commands.add_parser(
         "keys",
         help="who may use gemlet serve, and how much",
-        description="Make, list and revoke the keys of gemlet serve, and show what they have used.",
+        description="Make, list and revoke the keys of gemlet serve.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     create = actions.add_parser("create", help="make a key, and print it: only its hash is kept")
@@ -74,13 +74,31 @@ def add_keys(commands: Any) -> None:
     listing = actions.add_parser("list", help="show the keys and their limits")
     revoke = actions.add_parser("revoke", help="make a key worthless, at once")
     revoke.add_argument("name", metavar="NAME", help="its name or id")
-    usage = actions.add_parser("usage", help="show requests and tokens by day, key and model")
-    usage.add_argument("--days", type=int, default=30, metavar="N", help="how far back (default 30)")
-    for action in (create, listing, revoke, usage):
+    for action in (create, listing, revoke):
         action.add_argument("--db", metavar="FILE", required=True, help="the file of keys")
-    for action in (listing, usage):
-        action.add_argument("--json", action="store_true", help="print one JSON object")
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("keys"))
+
+
+def add_usage(commands: Any) -> None:
+    parser = commands.add_parser(
+        "usage",
+        help="what the keys of gemlet serve have used",
+        description="Show requests and tokens by day, key and model, up to the last reply that has ended.",
+    )
+    parser.add_argument("--db", metavar="FILE", required=True, help="the file of keys")
+    parser.add_argument("--key", metavar="NAME", help="of this key alone, by its name or id")
+    parser.add_argument(
+        "--days", type=checked(_days), default=30, metavar="N", help="how far back (default 30)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_command("usage"))
+
+
+def _days(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 36500):
+        raise InvalidRequestError(f"got {text!r}, expected days from 1 to 36500")
+    return int(text[:9])
 
 
 def add_batch(commands: Any, add_load_options: Callable[..., None]) -> None:

@@ -20,6 +20,7 @@ from gemlet.base.keys import Keys
 from gemlet.base.names import not_known
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
+from gemlet.config.audio_config import read_audio, read_tables
 from gemlet.config.families import FAMILIES, MULTIMODAL, Family
 from gemlet.config.layers import is_bidirectional, read_gguf_layers, read_layers, read_size
 from gemlet.config.limits import LIMITS, NUMBERS
@@ -27,6 +28,7 @@ from gemlet.config.placeholders import with_placeholders
 from gemlet.config.quantization import refuse_quantized
 from gemlet.config.shapes import SHAPES
 from gemlet.config.text_config import TextConfig
+from gemlet.config.vision_config import read_vision
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
 
 __all__ = ["parse_config", "read_config", "shape_config"]
@@ -151,7 +153,13 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     for keys in (outer, inner):
         if is_bidirectional(keys):
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
-    return with_placeholders(_parse_text(inner, family, model_type), outer)
+    config = with_placeholders(_parse_text(inner, family, model_type), outer)
+    return replace(
+        config,
+        vision=read_vision(outer, config.family),
+        audio=read_audio(outer, config.family),
+        tables=read_tables(outer, config.family),
+    )
 
 
 def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +58,12 @@ class Answer:
         decoder: StreamDecoder | None,
         reply_parser: ReplyReader | None = None,
         echo: str = "",
+        audio_tokens: int = 0,
+        image_tokens: int = 0,
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.audio_tokens = audio_tokens
+        self.image_tokens = image_tokens
         self.config = config
         self.seed = seed
         self.end_ids = ends_of(config, end_ids)
@@ -108,6 +113,8 @@ class Answer:
             token_ids=list(self.token_ids),
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
+            audio_tokens=self.audio_tokens,
+            image_tokens=self.image_tokens,
             cached_tokens=timing.cached_tokens,
             completion_tokens=len(self.token_ids),
             prefill_seconds=timing.prefill_seconds,
@@ -130,7 +137,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. It ends
+    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. ``media``
+    are pairs (first token, :class:`_core.Media`), whose rows take the place of tokens of the prompt. It ends
     after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
     shares what was computed with texts of the same ``cache_salt`` alone. Its text follows the grammar of
     ``plan``."""
@@ -144,3 +152,4 @@ class Prepared:
     cache_salt: int = 0
     priority: int = 0
     plan: GrammarPlan | None = None
+    media: Sequence[tuple[int, _core.Media]] = ()

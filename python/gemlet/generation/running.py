@@ -56,6 +56,7 @@ class Engine(Protocol):
         cache_salt: int = 0,
         priority: int = 0,
         masked: bool = False,
+        media: Sequence[tuple[int, _core.Media]] = (),
     ) -> _Request: ...
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None: ...
 
@@ -159,6 +160,7 @@ class RunningText:
             cache_salt=prepared.cache_salt,
             priority=prepared.priority,
             masked=self._masks is not None,
+            media=prepared.media,
         )
         self._next_mask([])
 
@@ -176,6 +178,7 @@ class RunningText:
                 news=news,
                 adapter=prepared.adapter,
                 timeout=prepared.timeout,
+                media=prepared.media,
             )
 
     def _score(self, scoring: _Request, top: int) -> bool:
@@ -276,7 +279,7 @@ class RunningText:
         if self.result is not None and self.is_over:
             self._read_tokens = self.read_tokens
             self._scoring = self._request = self._after = None
-            self._prepared = replace(self._prepared, adapter=None)
+            self._prepared = replace(self._prepared, adapter=None, media=())
 
     def cancel(self) -> None:
         """The engine may stop. Does not wait."""

@@ -75,7 +75,7 @@ class _BreakersOf:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         decoder = tokenizer.stream_decoder(skip_control=False)
-        backwards = [decoder.bytes_of(token_id)[::-1] for token_id in range(tokenizer.vocab_size)]
+        backwards = [decoder.next_bytes(token_id)[::-1] for token_id in range(tokenizer.vocab_size)]
         # Sorted like this, tokens with the same ending are neighbours.
         self._ids = sorted(range(len(backwards)), key=backwards.__getitem__)
         self._backwards = [backwards[token_id] for token_id in self._ids]

@@ -20,6 +20,7 @@ from gemlet.packing.cache import model_digest, packed_copy
 from gemlet.packing.fill import fill, set_table
 from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
+from gemlet.weights.tower_slots import kind_of, tower_slots
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -32,6 +33,8 @@ def make_builder(
     ``plan_only`` it starts no threads."""
     from gemlet import _core
 
+    if config.vision is not None:
+        config.vision.activation_bytes(config.hidden_size, "f32")  # raises for a tower that cannot be
     formats = options.formats
     threads = 0 if plan_only else options.threads or _core.default_threads()[0]
     return _core.ModelBuilder(
@@ -47,6 +50,7 @@ def make_builder(
         fewer_threads=options.threads is None and options.decode_threads is None,
         device=options.device,
         exact_batches=options.exact_batches,
+        towers={slot: (list(shape), kind_of(slot, shape)) for slot, shape in tower_slots(config).items()},
     )
 
 

@@ -11,12 +11,14 @@ from gemlet.base.files import checked_path
 from gemlet.base.front_door import public
 from gemlet.base.handlers import only_in, undisturbed
 from gemlet.base.progress import Progress, reporting
+from gemlet.base.sizes import parse_memory
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
-from gemlet.loading.builder import make_builder
+from gemlet.loading.builder import make_builder, settle
 from gemlet.loading.calibration import Calibrate, check_calibrate, measure_inputs
+from gemlet.loading.for_memory import options_for_memory
 from gemlet.loading.load import load
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.packing.blocks import stored_bytes
@@ -35,7 +37,10 @@ def convert(
     *,
     weights: str = "auto",
     embedding: str | None = None,
+    for_memory: int | str | None = None,
     matformer: Matformer = None,
+    vision: bool = True,
+    audio: bool = True,
     merge_adapter: str | os.PathLike[str] | None = None,
     calibrate: Calibrate = None,
     threads: int | None = None,
@@ -62,11 +67,15 @@ def convert(
         calibrate: with weights "q4" or "q5", rounds with what a text shows of the model's inputs: the path of
             a file of about 8,000 tokens or more, or True for texts that the model writes itself. It takes
             some minutes, and the memory of the model as its files have it. No adapter can be merged then.
-        weights, embedding, matformer, merge_adapter, threads, progress, revision, token: as in
+        for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
+            format that loses least of those with which the model runs there, with a text of 4096 tokens.
+        weights, embedding, matformer, vision, audio, merge_adapter, threads, progress, revision, token: as
+            in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.
+        MemoryLimitError: no format is small enough for ``for_memory``.
         UnsupportedError: ``matformer`` for a model that is none, or whose weights are quantized.
         ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
 
@@ -78,8 +87,17 @@ def convert(
     'q4'
     """
     process = os.getpid()
+    room = None if for_memory is None else parse_memory(for_memory, "for_memory")
+    if room is not None and weights not in (None, "auto"):
+        raise InvalidRequestError("for_memory chooses the format of the weights; give one of the two")
     options = LoadOptions(
-        weights=weights, threads=threads, embedding=embedding, progress=progress, matformer=matformer
+        weights=weights,
+        threads=threads,
+        embedding=embedding,
+        progress=progress,
+        matformer=matformer,
+        vision=vision,
+        audio=audio,
     )
     check_calibrate(calibrate, options.weights, merge_adapter)
     path = checked_path("destination", destination, "the path of a folder to make")
@@ -94,6 +112,7 @@ def convert(
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
+        files = files.with_towers(vision=options.vision, audio=options.audio)
         whole = files.config
         if matformer is not None:
             files = files.cut(matformer)
@@ -107,11 +126,16 @@ def convert(
                 prefix_cache=False,
                 max_context=_calibrated_context(files),
                 matformer=matformer,
+                vision=False,
+                audio=False,
                 revision=revision,
                 token=token,
                 progress=progress,
             ) as model:
                 calibration = measure_inputs(model, calibrate)
+        if room is not None:
+            settle(files)
+            options = options_for_memory(room, files.config, options)
         builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)
         own = None  # a folder that no other conversion has, for the one that is made

@@ -113,6 +113,14 @@ class LoadOptions:
         metadata=_shown("the same text alone and beside others, also on CPUs with a matrix unit", kind=None),
     )
     device: str = "cpu"
+    audio: bool = field(
+        default=True,
+        metadata=_shown("leave out the encoder for sound, which takes memory", kind=None),
+    )
+    vision: bool = field(
+        default=True,
+        metadata=_shown("leave out the tower for images, which takes memory", kind=None),
+    )
     matformer: Matformer = field(
         default=None,
         metadata=_shown(
@@ -149,6 +157,8 @@ class LoadOptions:
         put("embedding_on_disk", _flag("embedding_on_disk", self.embedding_on_disk))
         put("exact_batches", _flag("exact_batches", self.exact_batches))
         put("cache", _flag("cache", self.cache))
+        put("vision", True if self.vision is None else _flag("vision", self.vision))
+        put("audio", True if self.audio is None else _flag("audio", self.audio))
         check_progress(self.progress)
         check_matformer(self.matformer)
 
@@ -224,7 +234,8 @@ class LoadOptions:
                     f"{name} is {show(wanted)}, but {files.name} is packed as {has!r}; load the original, or "
                     "convert it again"
                 )
-        return replace(self, weights=packed.weights, embedding=packed.embedding, own_formats=packed.formats())
+        own = {slot: name for slot, name in packed.formats().items() if slot in files.slots}
+        return replace(self, weights=packed.weights, embedding=packed.embedding, own_formats=own)
 
 
 def _format(what: str, name: object, *also: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,9 +16,15 @@ __all__ = ["all_logits"]
 
 
 def all_logits(
-    resident: Resident, adapter: _core.Adapter | None, tokens: NDArray[np.int32]
+    resident: Resident,
+    adapter: _core.Adapter | None,
+    tokens: NDArray[np.int32],
+    soft_rows: Sequence[tuple[int, NDArray[np.float32]]] = (),
+    spans: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.float32]:
-    """float32 ``[n, vocab_size]`` for int32 ``[n]``; :meth:`gemlet.Model.logits` has the errors."""
+    """float32 ``[n, vocab_size]`` for int32 ``[n]``, where ``soft_rows`` take the place of tokens from the
+    first on, and the tokens of each of ``spans`` see each other; :meth:`gemlet.Model.logits` has the
+    errors."""
     vocab_size = resident.vocab_size
     try:
         result = np.empty((len(tokens), vocab_size), dtype=np.float32)
@@ -25,6 +33,12 @@ def all_logits(
         raise MemoryLimitError(
             f"logits: {len(tokens)} rows of {vocab_size} need {size} bytes; pass fewer ids"
         ) from None
+    if soft_rows:
+        context = _core.TokenSequence(resident.core, adapter)
+        context.extend(tokens, logits="all", soft_rows=list(soft_rows), spans=list(spans))
+        result[:] = context.logits()
+        _check_finite(result, 0, resident.name)
+        return result
     start = 0
     for _, rows in rows_of(resident, [tokens], adapter, "logits"):
         result[start : start + len(rows)] = rows

@@ -65,10 +65,11 @@ def prefix_report(
     cache_salt: int = 0,
     *,
     added_bytes: int = 0,
+    media: Sequence[tuple[int, _core.Media]] = (),
 ) -> PrefixReport:
     """Compares the prompt ``ids`` with what ``cache`` has. ``added_bytes`` of the beginning of their text are
     not in the text of the caller."""
-    common, usable, kept = cache.nearest(list(ids), adapter=adapter, cache_salt=cache_salt)
+    common, usable, kept = cache.nearest(list(ids), media=media, adapter=adapter, cache_salt=cache_salt)
     found = PrefixReport(len(ids), min(usable, len(ids) - 1), common)
     if tokenizer is None or common == len(ids):
         return found
@@ -77,7 +78,7 @@ def prefix_report(
         return tokenizer.decode(part, skip_control=False)
 
     decoder = tokenizer.stream_decoder(skip_control=False)
-    size = sum(len(decoder.bytes_of(token)) for token in ids[:common])  # a token may be part of a character
+    size = sum(len(decoder.next_bytes(token)) for token in ids[:common])  # a token may be part of a character
     return PrefixReport(
         found.prompt_tokens,
         found.cached_tokens,

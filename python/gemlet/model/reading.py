@@ -74,13 +74,8 @@ class Reader:
         Raises :class:`InvalidRequestError`, :class:`ContextLengthError`, or :class:`UnsupportedError` for an
         id that is no text.
         """
-        room = self.resident.context_length
-        if _is_row(ids) and len(ids) > room:  # first: checking each of millions takes long
-            raise ContextLengthError(
-                f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
-            )
-        found = token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
-        first, row = self.config.text_ids, self.config.placeholders_read_as
+        found = self.raw(ids, name)
+        first = self.config.text_ids
         if first is not None and int(found.max()) >= first:
             position = int(np.argmax(found >= first))
             raise UnsupportedError(
@@ -88,9 +83,26 @@ class Reader:
                 f"all ids from {first} on do in this model, and gemlet reads text only so far; leave it out, "
                 "or encode the text with allow_control=False"
             )
-        if row is not None:
-            found[np.isin(found, self.config.placeholder_ids)] = row
-        return found
+        return self.as_text(found)
+
+    def raw(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
+        """``ids`` as an array, which are ids of the vocabulary and fit into the context, as they are.
+
+        Raises :class:`InvalidRequestError` and :class:`ContextLengthError`.
+        """
+        room = self.resident.context_length
+        if _is_row(ids) and len(ids) > room:  # first: checking each of millions takes long
+            raise ContextLengthError(
+                f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
+            )
+        return token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
+
+    def as_text(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """``ids`` with the id that a placeholder is read as in its place."""
+        row = self.config.placeholders_read_as
+        if row is None:
+            return ids
+        return np.where(np.isin(ids, self.config.placeholder_ids), np.int32(row), ids)
 
     @property
     def _remedy(self) -> str:

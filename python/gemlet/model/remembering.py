@@ -113,6 +113,7 @@ class Remembering:
             prepared.adapter,
             requests.reader.tokenizer,
             prepared.cache_salt,
+            media=prepared.media,
             added_bytes=self._added_bytes(prompt, options),
         )
 

@@ -24,6 +24,7 @@ def rows_of(
     adapter: _core.Adapter | None,
     wanted: Literal["logits", "embedding"],
     first_row: int = 0,
+    cache_salt: int = 0,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The index of a text and float32 ``[n, width]``, text by text: the next rows of its logits, from number
     ``first_row`` on, or its embedding. With a first row, the first text is read before the others, which then
@@ -38,7 +39,14 @@ def rows_of(
             ahead = 1 if first_row > 0 and index == 0 else _AHEAD
             while len(submitted) < ahead and index + len(submitted) < len(texts):
                 ids = np.asarray(texts[index + len(submitted)], np.int32)
-                request = engine.submit(ids, news=news, wanted=wanted, adapter=adapter, first_row=first_row)
+                request = engine.submit(
+                    ids,
+                    news=news,
+                    wanted=wanted,
+                    adapter=adapter,
+                    first_row=first_row,
+                    cache_salt=cache_salt,
+                )
                 submitted.append(request)
             reason = None
             while reason is None:

@@ -92,6 +92,7 @@ class Scoring:
         allow_control: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        cache_salt: str | None = None,
     ) -> dict[str, float]:
         """The probability of each of ``choices`` after ``prompt``, among them: they sum to 1.
 
@@ -103,6 +104,7 @@ class Scoring:
             choices: 1 to 1000 different texts, none empty.
             adapter, allow_control: as in :meth:`generate`.
             tools, thinking: for messages, as in :meth:`chat`.
+            cache_salt: as in :meth:`generate`.
 
         Raises:
             InvalidRequestError: no choices, an empty one, one twice; and as :meth:`generate` does.
@@ -115,7 +117,13 @@ class Scoring:
         (' door', 1.0)
         """
         totals = self.log_likelihoods(
-            prompt, choices, adapter=adapter, allow_control=allow_control, tools=tools, thinking=thinking
+            prompt,
+            choices,
+            adapter=adapter,
+            allow_control=allow_control,
+            tools=tools,
+            thinking=thinking,
+            cache_salt=cache_salt,
         )
         largest = max(totals)
         weights = [math.exp(total - largest) for total in totals]
@@ -131,6 +139,7 @@ class Scoring:
         allow_control: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        cache_salt: str | None = None,
     ) -> list[float]:
         """The natural logarithm of the probability of each of ``choices`` after ``prompt``; arguments and
         errors are those of :meth:`choose`, whose result it becomes when the choices are all there is.
@@ -142,7 +151,13 @@ class Scoring:
         True
         """
         wanted = _checked(choices)
-        options = {"adapter": adapter, "allow_control": allow_control, "tools": tools, "thinking": thinking}
+        options = {
+            "adapter": adapter,
+            "allow_control": allow_control,
+            "tools": tools,
+            "thinking": thinking,
+            "cache_salt": cache_salt,
+        }
         prepared = self.requests.of(prompt, options)
         reader = self.requests.reader
         texts = []
@@ -157,16 +172,23 @@ class Scoring:
                 ]
             texts.append(reader.checked(ids, name))
         shared = _shared(texts, len(prepared.ids))
-        return [math.fsum(one) for one in self._logprobs(texts, shared, prepared.adapter)]
+        return [
+            math.fsum(one) for one in self._logprobs(texts, shared, prepared.adapter, prepared.cache_salt)
+        ]
 
     def _logprobs(
-        self, texts: Sequence[NDArray[np.int32]], first: int, adapter: _core.Adapter | None
+        self,
+        texts: Sequence[NDArray[np.int32]],
+        first: int,
+        adapter: _core.Adapter | None,
+        cache_salt: int = 0,
     ) -> list[list[float]]:
         """Of the tokens from number ``first`` on of each text, given those before. All have the same ones
         before."""
         found: list[list[float]] = [[] for _ in texts]
         fed = [ids[:-1] for ids in texts]
-        for index, rows in rows_of(self.requests.reader.resident, fed, adapter, "logits", first - 1):
+        resident = self.requests.reader.resident
+        for index, rows in rows_of(resident, fed, adapter, "logits", first - 1, cache_salt):
             start = first + len(found[index])
             chosen = texts[index][start : start + len(rows)]
             found[index] += [one for one, _ in _core.logprobs(rows, chosen, 0)]

@@ -253,7 +253,11 @@ def _reason(choice: Choice) -> dict[str, Any]:
     stop = choice.stop_string()
     if stop is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}
-    names = {"length": "max_tokens", "context": "model_context_window_exceeded"}
+    names = {
+        "length": "max_tokens",
+        "context": "model_context_window_exceeded",
+        "content_filter": "refusal",
+    }
     if choice.finish == "stop" and choice.reply.tool_calls:
         names["stop"] = "tool_use"
     return {"stop_reason": names.get(choice.finish, "end_turn"), "stop_sequence": None}

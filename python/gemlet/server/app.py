@@ -20,16 +20,23 @@ from gemlet.server import (
     anthropic_messages,
     ollama,
     ollama_models,
+    openai_batches,
     openai_chat,
     openai_completions,
+    openai_decisions,
     openai_embeddings,
+    openai_files,
     openai_models,
     openai_responses,
     operations,
+    page,
 )
 from gemlet.server.answers import JSONAnswer
+from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import call_of
+from gemlet.server.content_filter import ContentFilter, Filter
+from gemlet.server.file_store import FileStore
 from gemlet.server.guard import Guard
 from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.keys import KeyStore
@@ -40,18 +47,22 @@ from gemlet.server.openapi import document
 from gemlet.server.schema import Kind
 from gemlet.server.service import FIELDS, Service, service_of
 from gemlet.server.settings import ModelSpec, Settings
+from gemlet.server.status import status
+from gemlet.server.tracing import Tracing
 
 __all__ = ["ROUTES", "make_app"]
 
 _log = logging.getLogger("gemlet.server")
 _THREADS = 2
+_PARTING = 5.0  # seconds in which the last traces are sent
 _PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Way(NamedTuple):
-    """A route: method and path, what answers, the right that a key needs, and the fields of the body."""
+    """A route: method and path, what answers, the right that a key needs ("any": a key is enough; None: no
+    key is needed), and the fields of the body."""
 
     method: str
     path: str
@@ -71,9 +82,25 @@ ROUTES: Sequence[Way] = (
     Way(
         "POST", "/v1/embeddings", openai_embeddings.embeddings, "use", openai_embeddings.EMBEDDINGS, ["input"]
     ),
+    Way(
+        *("POST", "/v1/decisions", openai_decisions.decide, "use"),
+        *(openai_decisions.DECISIONS, ["input", "questions"]),
+    ),
     Way("POST", "/v1/responses", openai_responses.respond, "use", openai_responses.RESPONSES, ["input"]),
     Way("GET", "/v1/responses/{name}", openai_responses.response),
     Way("DELETE", "/v1/responses/{name}", openai_responses.delete),
+    Way("POST", "/v1/files", openai_files.upload),
+    Way("GET", "/v1/files", openai_files.files),
+    Way("GET", "/v1/files/{name}", openai_files.file),
+    Way("DELETE", "/v1/files/{name}", openai_files.delete),
+    Way("GET", "/v1/files/{name}/content", openai_files.content),
+    Way(
+        *("POST", "/v1/batches", openai_batches.create, "use", openai_batches.CREATE),
+        ["input_file_id", "endpoint", "completion_window"],
+    ),
+    Way("GET", "/v1/batches", openai_batches.batches),
+    Way("GET", "/v1/batches/{name}", openai_batches.batch),
+    Way("POST", "/v1/batches/{name}/cancel", openai_batches.cancel),
     Way("GET", "/v1/models", openai_models.models),
     Way("GET", "/v1/models/{name:path}", openai_models.model),
     Way(
@@ -99,6 +126,8 @@ ROUTES: Sequence[Way] = (
     Way("GET", "/health", operations.health, None),
     Way("GET", "/ready", operations.ready, None),
     Way("GET", "/metrics", operations.metrics, "metrics"),
+    Way("GET", "/status", status, "any"),
+    *(Way("GET", path, page.file(path), None) for path in page.FILES),
 )
 
 
@@ -110,7 +139,7 @@ def _route(way: Way) -> Route:
     async def answer(request: Request) -> Response:
         call = call_of(request)
         call.route = way.path
-        if call.key is not None and way.right is not None:
+        if call.key is not None and way.right not in (None, "any"):
             call.key.check_right(way.right)
         if way.table is not None:
             service = service_of(request)
@@ -124,20 +153,37 @@ def make_app(
     settings: Settings,
     specs: Sequence[ModelSpec],
     on_failure: Callable[[BaseException], None] = lambda _: None,
+    filters: Sequence[Filter] = (),
+    tracing: Tracing | None = None,
 ) -> Guard:
     """The application. Its lifespan opens the file of keys, and loads the models beside the event loop.
 
     Args:
         on_failure: is told when a model cannot be loaded.
+        filters: hooks before and after replies, beside those of the settings.
+        tracing: gets the spans, in the place of what the settings say.
+
+    Raises:
+        GemletError: the content filter cannot be made, or an extra is not installed.
     """
-    models = Models(specs)
+    models = Models(specs, settings.filter_model)
     metrics = Metrics(lambda: _gauges(models), vllm=settings.vllm_metrics)
     limiter = Limiter(settings.max_requests)
+    shield = None if settings.filter_model is None else models.shield
+    filter = ContentFilter(settings, shield, filters, metrics.count_verdict)
+    if settings.otel and tracing is None:
+        tracing = Tracing()
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
+        try:
+            store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
+            files = None if settings.data is None else FileStore(settings.data)
+        except GemletError as error:
+            on_failure(error)
+            raise
         limiter.store = guard.keys = store
+        batches = None if files is None else Batches(files, guard, store, settings.batch_concurrent)
         guard.service = Service(
             settings,
             models,
@@ -146,21 +192,30 @@ def make_app(
             metrics,
             KeptResponses(settings.max_kept),
             anyio.CapacityLimiter(_THREADS),
+            filter,
+            batches,
         )
-        loading = asyncio.create_task(_load(models, on_failure))
+        loading = asyncio.create_task(_load(models, batches, on_failure))
         try:
             yield
         finally:
             await asyncio.wait([loading])
+            if batches is not None:
+                await batches.stop()
+                batches.store.close()
             await anyio.to_thread.run_sync(models.close)
             if store is not None:
                 store.close()
+            if tracing is not None:
+                with anyio.move_on_after(_PARTING):
+                    await anyio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
 
     # Without Starlette around the router: the guard turns errors into answers.
     router = Router([_route(way) for way in ROUTES], redirect_slashes=False, lifespan=lifespan)
     guard = Guard(
         router,
         metrics,
+        tracing,
         asks_for_keys=settings.keys is not None,
         hosts=settings.allowed_hosts,
         origins=settings.allowed_origins,
@@ -168,7 +223,7 @@ def make_app(
     return guard
 
 
-async def _load(models: Models, on_failure: Callable[[BaseException], None]) -> None:
+async def _load(models: Models, batches: Batches | None, on_failure: Callable[[BaseException], None]) -> None:
     try:
         await anyio.to_thread.run_sync(models.load)
     except Exception as error:
@@ -178,6 +233,8 @@ async def _load(models: Models, on_failure: Callable[[BaseException], None]) -> 
         _log.error("loading failed", extra={"fields": told})
         on_failure(error)
         return
+    if batches is not None:
+        batches.resume()
     _log.info("ready", extra={"fields": {"models": [served.name for served in models]}})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +14,10 @@ from gemlet.chat.reply import Reasoning, Reply, ReplyEvent, ToolCall, collect
 from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
 from gemlet.server.call import Call
+from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
+from gemlet.server.sent_media import check_sent_media, has_media
 
 _LONG = 20_000  # characters
 _FORMS = {"json_schema", "regex", "choice", "grammar"}
@@ -34,6 +36,7 @@ class Ask:
         salt: what was computed is shared only with asks of the same salt.
         one_call: the reply ends behind its first call of a tool.
         seconds: how long it may take.
+        priority: where replies wait for a place, those of higher priority begin first.
     """
 
     served: Served
@@ -47,6 +50,7 @@ class Ask:
     one_call: bool = False
     salt: str | None = None
     seconds: float | None = None
+    priority: int = 0
 
     def times(self, count: int) -> list[Ask]:
         """The ask ``count`` times; a seed that is given counts up."""
@@ -64,14 +68,37 @@ class Ask:
             return isinstance(self.prompt, str) and len(self.prompt) > _LONG
         return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
 
+    def said(self) -> Said:
+        """What the content filter is to judge; raises :class:`Problem` for what is far too long."""
+        model = self.served.model
+        if self.messages is not None:
+            parts = [list(_texts(message)) for message in self.messages]
+            of_user = [
+                "\n".join(p) for m, p in zip(self.messages, parts, strict=True) if m.get("role") == "user"
+            ]
+            texts = [text for part in (*parts, _texts(self.tools or ())) for text in part]
+            last = of_user[-1] if of_user else ""
+        else:
+            prompt = self.prompt
+            if not isinstance(prompt, str):
+                prompt = "" if model.tokenizer is None else model.tokenizer.decode(list(prompt))
+            texts, last = [prompt], prompt
+        if model.tokenizer is not None:
+            try:
+                model.tokenizer.check_length(sum(map(len, texts)), model.context_length, "prompt")
+            except Exception as error:
+                raise self.problem_of(error) from error
+        return Said(texts, last, self.salt)
+
     def begin(self) -> AsyncTextStream:
         """The stream that answers; raises :class:`Problem`."""
         model = self.served.model
         common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
-        common["cache_salt"] = self.salt
+        common |= {"cache_salt": self.salt, "priority": self.priority}
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
+            check_sent_media(self.messages)
             return model.astream_chat(
                 self.messages,
                 tools=self.tools,
@@ -89,6 +116,14 @@ class Ask:
         model = self.served.model
         try:
             if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
+                check_sent_media(self.messages)
+                if has_media(self.messages):
+                    return model.count_tokens(
+                        self.messages,
+                        tools=None if self.tool_choice == "none" else self.tools,
+                        thinking=self.thinking,
+                        continue_final_message=self.continue_final,
+                    )
                 ids = model.chat_format.encode_chat(
                     model.tokenizer,
                     self.messages,
@@ -123,6 +158,19 @@ class Ask:
         return problem_of(error, hidden=self.served.model.source, shown=self.served.name)
 
 
+def _texts(value: Any, depth: int = 64) -> Iterator[str]:
+    """All texts in a message, but for names of roles and kinds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in ("role", "type", "id", "tool_call_id"):
+                yield from _texts(inner, depth - 1)
+    elif isinstance(value, list | tuple) and depth > 0:
+        for inner in value:
+            yield from _texts(inner, depth - 1)
+
+
 def _length(value: Any) -> int:
     """Characters of text in JSON."""
     if isinstance(value, str):
@@ -136,7 +184,9 @@ class Choice:
     """One of the replies that run."""
 
     ask: Ask
-    stream: AsyncTextStream
+    stream: AsyncTextStream | NoReply
+    gate: ReplyGate | None = None
+    is_blocked: bool = False  # the content filter ended it
     events: list[ReplyEvent] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
@@ -194,18 +244,29 @@ class Running:
 
     asks: Sequence[Ask]
     call: Call
+    filter: ContentFilter
     choices: list[Choice] = field(default_factory=list)
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, threads: anyio.CapacityLimiter) -> Running:
         """Begins all; raises :class:`Problem` for one that is wrong, and the call then ends the others."""
         self.call.closers.append(self.aclose)
+        said: dict[int, tuple[Said, bool]] = {}  # of each prompt, and whether it is to have no answer
         for ask in self.asks:
+            place, gate = id(ask.prompt if ask.messages is None else ask.messages), None
+            if self.filter.is_on("prompt") or self.filter.is_on("reply"):
+                if place not in said:
+                    found = ask.said()
+                    said[place] = found, await self.filter.blocks(self.call, found)
+                if said[place][1]:
+                    self.choices.append(Choice(ask, NoReply()))
+                    continue
+                gate = self.filter.gate(self.call, said[place][0])
             # A long text takes a while to encode, in which the event loop is to go on.
             stream = (
                 await anyio.to_thread.run_sync(ask.begin, limiter=threads) if ask.is_long else ask.begin()
             )
-            self.choices.append(Choice(ask, stream))
+            self.choices.append(Choice(ask, stream, gate))
         return self
 
     def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
@@ -243,7 +304,7 @@ class Running:
             async for chunk in choice.stream:
                 if call.first_token is None:
                     call.first_token = call.seconds()
-                if choice.has_called:
+                if choice.has_called or choice.is_blocked:
                     continue  # what was computed before the cancelling was noticed
                 call.completion_tokens += len(chunk.token_ids)
                 if any(isinstance(event, Reasoning) for event in chunk.events):
@@ -261,6 +322,12 @@ class Running:
                     )
                 if chunk.finish_reason == "cancelled":
                     raise Problem(503, "the server is stopping", kind="unavailable_error")
+                if choice.gate is not None:
+                    shown = await choice.gate.through(chunk)
+                    if shown is None:
+                        choice.is_blocked = True
+                        choice.stream.cancel()
+                    chunk = shown or as_block()
                 choice.events += chunk.events
                 choice.logprobs += chunk.logprobs or ()
                 choice.finish = chunk.finish_reason or choice.finish
@@ -282,8 +349,18 @@ class Running:
     @property
     def prompt_tokens(self) -> int:
         """Those of each prompt once, however many replies it has."""
+        return sum(result.prompt_tokens for result in self._prompts())
+
+    @property
+    def media_tokens(self) -> tuple[int, int]:
+        """Those of them that stand for images, and for sound."""
+        results = self._prompts()
+        return sum(one.image_tokens for one in results), sum(one.audio_tokens for one in results)
+
+    def _prompts(self) -> list[Generation]:
+        """A result of each prompt."""
         counts = {id(c.ask.prompt if c.ask.messages is None else c.ask.messages): c for c in self.choices}
-        return sum(choice.stream.result.prompt_tokens for choice in counts.values())
+        return [choice.stream.result for choice in counts.values()]
 
     @property
     def reasoning_tokens(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 
 from gemlet.base.strict_json import parse_json_object
@@ -65,8 +65,9 @@ class Bodies:
         if len(length) > 15 or int(length) > self.most:
             raise self._too_large()
         try:
-            return await asyncio.wait_for(self._collect(request), self.seconds)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(self.seconds):  # asyncio.wait_for may lose a cancellation before 3.12
+                return await self._collect(request)
+        except TimeoutError:
             raise Problem(
                 408, f"the body did not arrive within {self.seconds:g} s", kind="timeout_error"
             ) from None

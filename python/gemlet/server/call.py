@@ -24,7 +24,9 @@ class Call:
 
     Attributes:
         key: whose it is; None where the server has no keys.
+        priority: where replies wait for a place, those of higher priority begin first; below 0 for batches.
         route: the path as the server writes it, "" for one that it does not have.
+        traceparent: the span of the client that the request belongs to, as it names it.
         at_end: what is done once, when the work has ended and before the client is told so.
         closers: what gives back memory when the request is over, however it ended.
     """
@@ -32,8 +34,10 @@ class Call:
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
     started: float = field(default_factory=time.monotonic)
     key: Key | None = None
+    priority: int = 0
     method: str = ""
     route: str = ""
+    traceparent: str = ""
     status: int = 0
     model: str = ""
     prompt_tokens: int = 0
@@ -42,6 +46,7 @@ class Call:
     first_token: float | None = None  # seconds from the beginning
     finish: str = ""
     problem: str = ""
+    verdicts: list[str] = field(default_factory=list)  # of the content filter: place, rule, action
     headers: dict[str, str] = field(default_factory=dict)  # of the answer
     at_end: list[Callable[[Call], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)

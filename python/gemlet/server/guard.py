@@ -11,22 +11,51 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gemlet.server import page
 from gemlet.server.answers import as_line
 from gemlet.server.call import Call
+from gemlet.server.inside import INSIDE, Inside
 from gemlet.server.keys import Key, KeyStore
 from gemlet.server.logs import log_call
 from gemlet.server.metrics import Metrics
 from gemlet.server.problems import ClientGone, Problem, as_json, problem_of
+from gemlet.server.tracing import Tracing
 
 __all__ = ["OPEN", "Guard"]
 
 _log = logging.getLogger("gemlet.server")
-OPEN = {("GET", "/health"), ("GET", "/ready")}  # what needs no key, without a query
+_BEHIND = -1  # the priority of the server's own requests
+# What needs no key, without a query. The page holds no data, and asks for the key.
+OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
 # A name or an IPv4 address, or an IPv6 address in brackets; then a port.
 _HOST = re.compile(
     r"((?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?){1,32}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?"
 )
 _ORIGIN = re.compile(r"https?://(\S+)")
+# What pages of allowed origins may send, and read. OpenAI's and Anthropic's clients send x-stainless ones.
+_STAINLESS = ("arch", "async", "helper-method", "lang", "os", "package-version", "retry-count", "runtime")
+_ALLOWED = ", ".join(
+    (
+        *("authorization", "content-type", "x-api-key", "anthropic-version", "anthropic-beta", "traceparent"),
+        *(
+            "anthropic-dangerous-direct-browser-access",
+            "openai-beta",
+            "openai-organization",
+            "openai-project",
+        ),
+        *(f"x-stainless-{name}" for name in (*_STAINLESS, "runtime-version", "timeout", "read-timeout")),
+    )
+)
+_EXPOSED = ", ".join(
+    (
+        *("x-request-id", "request-id", "retry-after"),
+        *(
+            f"x-ratelimit-{what}-{of}"
+            for what in ("limit", "remaining", "reset")
+            for of in ("requests", "tokens")
+        ),
+    )
+)
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -34,6 +63,7 @@ class Guard:
     """An ASGI application around another.
 
     Args:
+        tracing: gets every request that has ended.
         asks_for_keys: whether the server has keys; :attr:`keys` are they, once the file is open.
         hosts: the names that a Host header may have; empty: those of loopback without keys, else all.
         origins: those of web pages that may send requests, beside the server's own.
@@ -43,6 +73,7 @@ class Guard:
         self,
         app: ASGIApp,
         metrics: Metrics,
+        tracing: Tracing | None = None,
         *,
         asks_for_keys: bool,
         hosts: Collection[str] = (),
@@ -53,6 +84,7 @@ class Guard:
         self.service: Any = None  # of gemlet.server.service; None before the lifespan
         self._asks_for_keys = asks_for_keys
         self._metrics = metrics
+        self._tracing = tracing
         self._hosts = {host.lower() for host in hosts or (() if asks_for_keys else _LOOPBACK)}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
 
@@ -79,9 +111,19 @@ class Guard:
                 ]
             await send(message)
 
+        inside = scope.get(INSIDE)
         try:
-            self._check_host(scope)
-            call.key = self._who(scope)
+            if isinstance(inside, Inside):
+                call.key, call.priority = inside.key, _BEHIND
+            else:
+                self._check_host(scope)
+                origin = self._foreign_origin(scope)
+                if origin is not None:
+                    call.headers |= _cors(origin)
+                    if _is_preflight(scope):  # browsers send it without a key
+                        await _send_preflight(sending)
+                        return
+                call.key = self._who(scope)
             await self.app(scope, receive, sending)
         except ClientGone:
             call.status, call.problem = call.status or 499, "client_gone"
@@ -97,6 +139,9 @@ class Guard:
             await call.close()
             self._metrics.count_response(call)
             log_call(call)
+            if self._tracing is not None:
+                call.traceparent = _header(scope, b"traceparent")
+                self._tracing.record(call)
 
     def _check_host(self, scope: Scope) -> None:
         """Refuses malformed names of hosts, and those of a page that had its name point here."""
@@ -112,18 +157,26 @@ class Guard:
                 kind="permission_error",
                 code="bad_host",
             )
-        for header, value in scope["headers"]:
-            if header == b"origin":
-                origin = value.decode("latin-1").lower()
-                found = _ORIGIN.fullmatch(origin)
-                own = found is not None and found[1] == hosts[0].lower()
-                if not own and origin not in self._origins:
-                    raise Problem(
-                        403,
-                        "requests of web pages of another origin are refused; --allowed-origins adds one",
-                        kind="permission_error",
-                        code="bad_origin",
-                    )
+
+    def _foreign_origin(self, scope: Scope) -> str | None:
+        """The origin of a web page that may send requests, if it is not the server's own; None where there is
+        no page. Raises :class:`Problem` for all others."""
+        sent: list[str] = [v.decode("latin-1") for name, v in scope["headers"] if name == b"origin"]
+        if not sent:
+            return None
+        host = next(value.decode("latin-1") for name, value in scope["headers"] if name == b"host")
+        origin = sent[0].lower()
+        if len(sent) == 1 and origin in self._origins:
+            return sent[0]
+        found = _ORIGIN.fullmatch(origin)
+        if len(sent) == 1 and found is not None and found[1] == host.lower():
+            return None
+        raise Problem(
+            403,
+            "requests of web pages of another origin are refused; --allowed-origins adds one",
+            kind="permission_error",
+            code="bad_origin",
+        )
 
     def _who(self, scope: Scope) -> Key | None:
         is_open = (scope["method"], scope["path"]) in OPEN and not scope["query_string"]
@@ -148,6 +201,39 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return key
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    """The header, where it is sent once."""
+    found: list[bytes] = [value for name, value in scope["headers"] if name == wanted]
+    return found[0].decode("latin-1") if len(found) == 1 else ""
+
+
+def _cors(origin: str) -> dict[str, str]:
+    """What lets a page of this origin read the answer. Cookies are no keys here, and are not asked for."""
+    return {
+        "access-control-allow-origin": origin,
+        "access-control-expose-headers": _EXPOSED,
+        "vary": "origin",
+    }
+
+
+def _is_preflight(scope: Scope) -> bool:
+    return scope["method"] == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
+
+
+async def _send_preflight(send: Send) -> None:
+    headers = {
+        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-headers": _ALLOWED,
+        "access-control-max-age": "600",
+        "content-length": "0",
+    }
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 204, "headers": raw})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_problem(problem: Problem, scope: Scope, call: Call, send: Send) -> None:

@@ -188,14 +188,22 @@ class KeyStore:
 
     def find(self, token: bytes) -> Key | None:
         """The key that ``token`` is; None for what is no key or was revoked. It takes as long for all."""
-        (version,) = self._db.execute("pragma data_version").fetchone()
-        if version != self._version:
-            self._version = version
-            self._read()
+        self._refresh()
         identifier = token[:_ID_END].rpartition(b"-")[2].decode("latin-1")
         wanted, key = self._known.get(identifier, (_NOBODY, None))
         is_right = hmac.compare_digest(_hash_bytes(token), wanted)
         return key if is_right else None
+
+    def in_use(self, identifier: str) -> Key | None:
+        """The key of this id; None if there is none, or it was revoked."""
+        self._refresh()
+        return self._known.get(identifier, (_NOBODY, None))[1]
+
+    def _refresh(self) -> None:
+        (version,) = self._db.execute("pragma data_version").fetchone()
+        if version != self._version:
+            self._version = version
+            self._read()
 
     def _read(self) -> None:
         self._known.clear()

@@ -84,9 +84,9 @@ class Limiter:
         self.store = store
         self._states: dict[str, tuple[Key, _State]] = {}
 
-    def enter(self, call: Call) -> None:
-        """A request that wants work, before its body is read; raises :class:`Problem`. It has its place
-        until the call settles."""
+    def check(self, call: Call) -> None:
+        """Raises :class:`Problem` for a request that would have no place now. It is asked before the body is
+        read, which may take long and is no work."""
         if self.running >= self.most:
             raise Problem(
                 503,
@@ -96,15 +96,29 @@ class Limiter:
                 headers={"Retry-After": "1"},
             )
         if call.key is not None:
-            self._enter(call, call.key)
+            self._check(call, call.key)
+
+    def enter(self, call: Call) -> None:
+        """Gives a place to a request that wants work; raises :class:`Problem`. It has it until the call
+        settles."""
+        self.check(call)
+        if call.key is not None:
+            now = time.monotonic()
+            state = self._state(call.key, now)
+            for window in state.requests:
+                window.add(1, now)
+            call.headers |= _headers(state, now, _in_flight(state))
+            state.running.append(call)
         self.running += 1
         call.at_end.append(self._leave)
 
-    def _enter(self, call: Call, key: Key) -> None:
+    def _check(self, call: Call, key: Key) -> None:
         state, now = self._state(key, time.monotonic()), time.monotonic()
-        in_flight = sum(other.prompt_tokens + other.completion_tokens for other in state.running)
+        in_flight = _in_flight(state)
         call.headers |= _headers(state, now, in_flight)
         limit = key.limits.concurrent
+        if limit is not None and call.priority < 0:
+            limit = max(1, limit - 1)  # a batch leaves one place to what somebody waits for
         if limit is not None and len(state.running) >= limit:
             raise _too_many("concurrent requests", limit, 1)
         for windows, running, what in ((state.requests, 0, "requests"), (state.tokens, in_flight, "tokens")):
@@ -112,10 +126,6 @@ class Limiter:
                 wait = window.wait(now, running)
                 if wait > 0:
                     raise _too_many(f"{what} in {_span(window.seconds)}", window.limit, wait)
-        for window in state.requests:
-            window.add(1, now)
-        call.headers |= _headers(state, now, in_flight)
-        state.running.append(call)
 
     def _leave(self, call: Call) -> None:
         self.running -= 1
@@ -157,6 +167,11 @@ class Limiter:
                     window.add(count, now - age)
         self._states[key.id] = key, state
         return state
+
+
+def _in_flight(state: _State) -> int:
+    """Tokens that are not yet in a window."""
+    return sum(call.prompt_tokens + call.completion_tokens for call in state.running)
 
 
 def _span(seconds: float) -> str:

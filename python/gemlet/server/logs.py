@@ -51,6 +51,7 @@ def log_call(call: Call) -> None:
         "cached_tokens": call.cached_tokens,
         "completion_tokens": call.completion_tokens,
         "finish": call.finish or None,
+        "filter": call.verdicts or None,
         "first_token_seconds": None if call.first_token is None else round(call.first_token, 6),
         "seconds": round(call.seconds(), 6),
     }

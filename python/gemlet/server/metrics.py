@@ -87,6 +87,12 @@ class Metrics:
             ("route", "status"),
             registry=self.registry,
         )
+        self._verdicts = Counter(
+            "gemlet:content_filter_verdicts",
+            "prompts and replies that broke a rule of the content filter",
+            (*_LABELS, "place", "rule", "action"),
+            registry=self.registry,
+        )
         self._gauges = gauges
         self.registry.register(self)
 
@@ -114,6 +120,20 @@ class Metrics:
 
     def count_response(self, call: Call) -> None:
         self._responses.labels(call.route or "other", str(call.status)).inc()
+
+    def count_verdict(self, model: str, place: str, rule: str, action: str) -> None:
+        """Something that the content filter found, in a "prompt" or a "reply"."""
+        self._verdicts.labels(model, "0", place, rule, action).inc()
+
+    def first_tokens(self, model: str) -> list[tuple[float | None, int]]:
+        """How many requests of the model had their first token within so many seconds: the steps of the
+        histogram, each with its count. The last one is None: all."""
+        [family] = self._sets[0].first_token.collect()
+        return [
+            (None if sample.labels["le"] == "+Inf" else float(sample.labels["le"]), int(sample.value))
+            for sample in family.samples
+            if sample.name.endswith("_bucket") and sample.labels["model_name"] == model
+        ]
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from gemlet.base.text import show
+from gemlet.chat.shieldgemma import ShieldGemmaFormat
+from gemlet.errors import ConfigError, InvalidRequestError, ModelClosedError
 from gemlet.loading.load import load
 from gemlet.model.model import Model
 from gemlet.server.problems import Problem
@@ -29,10 +32,23 @@ class Served:
 
 
 class Models:
-    """The models by alias; empty until :meth:`load` has ended."""
+    """The models by alias; empty until :meth:`load` has ended.
 
-    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+    Args:
+        shield: the alias of one that judges texts for the content filter, and serves nobody.
+
+    Raises:
+        InvalidRequestError: there is no such alias, or no model beside it.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], shield: str | None = None) -> None:
         self.specs = list(specs)
+        if shield is not None and shield not in [spec.name for spec in specs]:
+            raise InvalidRequestError(f"filter_model: there is no model {show(shield)}; add it to the models")
+        if len(self.specs) == (shield is not None):
+            raise InvalidRequestError("filter_model: there is no model to serve beside it")
+        self._shield_alias = shield
+        self._shield: Model | None = None
         self.is_ready = False
         self._served: dict[str, Served] = {}
         self._models: list[Model] = []
@@ -42,11 +58,22 @@ class Models:
         for spec in self.specs:
             model = load(spec.source, progress=False, **spec.options)
             self._models.append(model)
+            if spec.name == self._shield_alias:
+                if not isinstance(model.chat_format, ShieldGemmaFormat):
+                    raise ConfigError(f"filter_model: {spec.name} is no ShieldGemma")
+                self._shield = model
+                continue
             self._add(Served(spec.name, model))
             for name, path in spec.adapters.items():
                 model.load_adapter(path, name=name)
                 self._add(Served(name, model, adapter=name, parent=spec.name))
         self.is_ready = True
+
+    def shield(self) -> Model:
+        """The model that judges texts."""
+        if self._shield is None:
+            raise ModelClosedError("the model of the content filter is not loaded")
+        return self._shield
 
     def _add(self, served: Served) -> None:
         self._served[served.name] = served

@@ -135,6 +135,7 @@ async def embeddings(request: Request) -> Response:
     served = find(service, request, fields["model"])
     given, most = fields["input"], None if call.key is None else call.key.limits.max_prompt
     texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    await service.check_texts(call, served, texts)
     call.at_end.append(service.metrics.count)
     begun = time.monotonic_ns()
     work = anyio.to_thread.run_sync(

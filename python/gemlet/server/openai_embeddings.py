@@ -46,6 +46,7 @@ async def embeddings(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     given = fields["input"]
     texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    await service.check_texts(call, served, texts)
     call.at_end.append(service.metrics.count)
     work = anyio.to_thread.run_sync(
         embed,

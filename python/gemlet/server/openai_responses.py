@@ -185,11 +185,16 @@ def _head(fields: Mapping[str, Any], model: str) -> dict[str, Any]:
 def _ended(running: Running, head: Mapping[str, Any], items: OutputItems) -> dict[str, Any]:
     running.end()
     call, finish = running.call, running.choices[0].finish
-    is_cut = finish in ("length", "context")
+    reasons = {
+        "content_filter": "content_filter",
+        "length": "max_output_tokens",
+        "context": "max_output_tokens",
+    }
+    cut = reasons.get(finish)
     return {
         **head,
-        "status": "incomplete" if is_cut else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "status": "completed" if cut is None else "incomplete",
+        "incomplete_details": None if cut is None else {"reason": cut},
         "output": items.items,
         "usage": {
             "input_tokens": call.prompt_tokens,

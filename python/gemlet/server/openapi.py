@@ -18,12 +18,14 @@ _ANSWERS = {
     "403": "the key may not do this",
     "404": "there is no such model",
     "408": "the body came too slowly",
+    "409": "a batch still reads the file",
     "413": "the body is too large",
     "415": "the body is compressed",
     "429": "a limit of the key",
     "500": "the server failed",
     "503": "the server is busy, or not ready yet",
     "504": "the reply took too long",
+    "507": "the disk has no room",
 }
 
 

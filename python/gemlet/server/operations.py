@@ -54,9 +54,10 @@ async def health(request: Request) -> Response:
     service = service_of(request)
     service.models.check_ready()
     if request.scope["query_string"] == b"deep=1":  # the guard lets no query in without a key
-        for name, model in service.models.loaded:
-            if not model.prompts:
-                await _write_a_token(name, model)
+        async with service.deep_check:
+            for name, model in service.models.loaded:
+                if not model.prompts:
+                    await _write_a_token(name, model)
     return JSONAnswer({"status": "ok"})
 
 

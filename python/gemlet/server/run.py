@@ -114,7 +114,7 @@ def serve(settings: Settings, specs: Sequence[ModelSpec], say: Callable[[str], N
     host, port = listener.getsockname()[:2]
     _allow_many_connections()
     handler = to_stderr()
-    loggers = [logging.getLogger(name) for name in ("gemlet.server", "uvicorn.error")]
+    loggers = [logging.getLogger(name) for name in ("gemlet.server", "uvicorn.error", "opentelemetry")]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -12,18 +15,20 @@ from starlette.requests import Request
 
 from gemlet.server.answers import StreamAnswer, as_line
 from gemlet.server.ask import Ask, Running
+from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies
 from gemlet.server.call import Call, call_of
+from gemlet.server.content_filter import ContentFilter
 from gemlet.server.fields import MOST_CHOICES
 from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.limits import Limiter
 from gemlet.server.metrics import Metrics
 from gemlet.server.models import Models, Served
 from gemlet.server.problems import Problem, as_json
-from gemlet.server.schema import Kind, read
+from gemlet.server.schema import Integer, Kind, read
 from gemlet.server.settings import Settings
 
-__all__ = ["FIELDS", "Service", "event", "fields_of", "service_of"]
+__all__ = ["FIELDS", "Service", "event", "fields_of", "query_of", "service_of"]
 
 FIELDS = "gemlet.fields"  # where the router puts the fields of a request
 EVENTS = "text/event-stream"
@@ -36,6 +41,9 @@ class Service:
 
     Attributes:
         threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
+        filter: what prompts and replies may say.
+        batches: None where the server keeps no files.
+        deep_check: one deep check at a time, however many ask for it.
     """
 
     settings: Settings
@@ -45,15 +53,20 @@ class Service:
     metrics: Metrics
     kept: KeptResponses
     threads: anyio.CapacityLimiter
+    filter: ContentFilter
+    batches: Batches | None = None
+    started: float = field(default_factory=time.monotonic)
+    deep_check: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """The checked fields of the request's body. The request has a place among those that run, from here
-        on until its call settles."""
+        """The checked fields of the request's body. Once this has arrived, the request has a place among
+        those that run, until its call settles: slow clients take nobody's place."""
         self.models.check_ready()
-        self.limiter.enter(call_of(request))
+        self.limiter.check(call_of(request))
         body = await self.bodies.json(request)
+        self.limiter.enter(call_of(request))
         return read(body, table, required, ignore_unknown=self.settings.unknown_fields == "ignore")
 
     def find(self, call: Call, name: str | None) -> Served:
@@ -84,6 +97,8 @@ class Service:
             raise Problem(
                 400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
             )
+        if call.priority:
+            asks = [replace(ask, priority=call.priority) for ask in asks]
         if call.key is not None:
             asks = [replace(ask, salt=f"{call.key.id} {ask.salt or ''}") for ask in asks]
         most = None if call.key is None else call.key.limits.max_prompt
@@ -91,7 +106,17 @@ class Service:
             for ask in asks:
                 await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
         call.at_end.append(self.metrics.count)
-        return await Running(asks, call).start(self.threads)
+        return await Running(asks, call, self.filter).start(self.threads)
+
+    async def check_texts(self, call: Call, served: Served, texts: Sequence[Any]) -> None:
+        """Raises :class:`Problem` for texts or token ids that the content filter blocks, where there is no
+        reply that could say so."""
+        if self.filter.is_on("prompt"):
+            for text in texts:
+                if await self.filter.blocks(call, Ask(served, {}, text).said()):
+                    raise Problem(
+                        400, "the content filter refuses this text", param="input", code="content_filter"
+                    )
 
     def stream(
         self, pieces: AsyncIterator[bytes], request: Request, *, ping: bytes | None = b": ping\n\n"
@@ -127,6 +152,18 @@ def fields_of(request: Request) -> dict[str, Any]:
     """The checked fields of the request's body."""
     fields: dict[str, Any] = request.scope[FIELDS]
     return fields
+
+
+def query_of(request: Request, table: Mapping[str, Kind]) -> dict[str, Any]:
+    """The checked fields of the request's query."""
+    found: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in found:
+            raise Problem(400, f"{name[:100]} stands twice in the query", param=name[:100])
+        is_number = isinstance(table.get(name), Integer) and re.fullmatch(r"[0-9]{1,9}", value)
+        found[name] = int(value) if is_number else value
+    ignore = service_of(request).settings.unknown_fields == "ignore"
+    return read(found, table, ignore_unknown=ignore)
 
 
 def event(value: object, name: str | None = None) -> bytes:

@@ -55,6 +55,16 @@ def _seconds(low: float, high: float) -> Callable[[Any], float]:
     return check
 
 
+def _probability(value: Any) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else -1.0
+    except (TypeError, ValueError, OverflowError):
+        number = -1.0
+    if not 0 < number <= 1:
+        raise InvalidRequestError(f"got {show(value)}, expected a number above 0 and up to 1")
+    return number
+
+
 def _size(value: Any) -> int:
     try:
         size = parse_memory(int(value) if isinstance(value, str) and value.isdigit() else value)
@@ -92,6 +102,14 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(map(_text, value))
 
 
+def _origins(value: Any) -> tuple[str, ...]:
+    found = _texts(value)
+    for origin in found:
+        if not re.fullmatch(r"https?://[^\s/*?#@\\]+", origin.rstrip("/")):
+            raise InvalidRequestError(f"got {show(origin)}, expected an origin such as https://chat.example")
+    return found
+
+
 def _setting(default: Any, help: str, check: Callable[[Any], Any], metavar: str | None = None) -> Any:
     return field(default=default, metadata={"help": help, "check": check, "metavar": metavar})
 
@@ -119,7 +137,21 @@ class Settings:
         (), "host names that requests may name; may be given several times", _texts, "NAME"
     )
     allowed_origins: tuple[str, ...] = _setting(
-        (), "origins of web pages that may send requests; may be given several times", _texts, "ORIGIN"
+        (),
+        "origin of web pages that may send requests and read answers (CORS), such as https://chat.example; "
+        "may be given several times",
+        _origins,
+        "ORIGIN",
+    )
+    data: str | None = _setting(
+        None, "folder for files and batches of clients; without it there are none", _text, "FOLDER"
+    )
+    max_file: int = _setting(200_000_000, "longest file of a client (default 200MB)", _size, "SIZE")
+    max_storage: int = _setting(
+        2_000_000_000, "all files of a key, or without keys of all, together (default 2GB)", _size, "SIZE"
+    )
+    batch_concurrent: int = _setting(
+        16, "requests of batches that are computed together at most (default 16)", _integer(1, 1024), "N"
     )
     unknown_fields: str = _setting(
         "refuse",
@@ -155,7 +187,48 @@ class Settings:
     drain_seconds: float = _setting(
         30.0, "how long running replies may go on after SIGTERM (default 30)", _seconds(0, 3600), "S"
     )
+    filter_prompts: str = _setting(
+        "block",
+        "what to do with prompts that break a rule of the content filter: off, report or block (default "
+        "block; without rules nothing happens)",
+        _one_of("off", "report", "block"),
+        "ACTION",
+    )
+    filter_replies: str = _setting(
+        "block", "the same for replies (default block)", _one_of("off", "report", "block"), "ACTION"
+    )
+    filter_words: str | None = _setting(
+        None, "file of words that texts may not have, one on a line", _text, "FILE"
+    )
+    filter_patterns: str | None = _setting(
+        None, "file of patterns in RE2's syntax that texts may not have, one on a line", _text, "FILE"
+    )
+    filter_window: int = _setting(
+        200,
+        "characters of a streamed reply that are held back, so that no shorter word or pattern is shown in "
+        "part (default 200)",
+        _integer(1, 100_000),
+        "N",
+    )
+    filter_model: str | None = _setting(
+        None, "alias of a ShieldGemma among the models, which judges texts and serves nobody", _text, "ALIAS"
+    )
+    filter_policies: tuple[str, ...] = _setting(
+        (),
+        "policy of ShieldGemma: dangerous, harassment, hate or sexual; may be given several times (default: "
+        "all)",
+        _texts,
+        "POLICY",
+    )
+    filter_threshold: float = _setting(
+        0.5, "probability from which ShieldGemma's yes counts (default 0.5)", _probability, "P"
+    )
     vllm_metrics: bool = _setting(False, "give the metrics under vLLM's names too", _flag)
+    otel: bool = _setting(
+        False,
+        "send OpenTelemetry traces, without any text, to where the variables OTEL_EXPORTER_OTLP_* say",
+        _flag,
+    )
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):

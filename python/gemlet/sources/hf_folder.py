@@ -10,17 +10,27 @@ from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.generation_defaults import read_end_ids, read_recommended
 from gemlet.config.hf_config import read_config
+from gemlet.config.image_settings import PREPROCESSOR_FILES, read_image_settings
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
+from gemlet.config.sound_settings import read_sound_settings
+from gemlet.config.text_config import without_towers
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import asked_by_folder, chat_format_of, open_tokenizer
 from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
 from gemlet.tokenizer.stored import STORED_FILE
+from gemlet.weights.cuts import Cut, Transposed
 from gemlet.weights.hf_names import dense_tensor, map_tensors
 from gemlet.weights.packed_file import PackedCheckpoint, is_packed
 from gemlet.weights.slots import is_balance
+from gemlet.weights.tower_slots import is_transposed
 
 # What a folder says of its model besides the weights, the vocabulary and the chat template.
-_DESCRIPTION_FILES = ("config.json", "generation_config.json", "config_sentence_transformers.json")
+_DESCRIPTION_FILES = (
+    "config.json",
+    "generation_config.json",
+    "config_sentence_transformers.json",
+    *PREPROCESSOR_FILES,
+)
 
 
 def open_folder(
@@ -33,6 +43,12 @@ def open_folder(
         config, modules = read_dense_layers(folder, config)
         prompts = read_prompts(folder)
         described += modules
+    if config.vision is not None:
+        settings = read_image_settings(folder, config.vision.settings)
+        config = replace(config, vision=replace(config.vision, settings=settings))
+    if config.audio is not None and config.audio.settings is not None:
+        sounds = read_sound_settings(folder, config.audio.settings)
+        config = replace(config, audio=replace(config.audio, settings=sounds))
     end_ids = read_end_ids(folder, config)
     sampling = read_recommended(folder, config.vocab_size)
     not_followed = dict(sampling.not_followed)
@@ -47,11 +63,15 @@ def open_folder(
             template = chat_template or read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
     passed_over = (*config.passed_over, *sampling.passed_over)
+    cuts: dict[str, Cut] = {}
     opened = Checkpoint(folder)
     checkpoint: TensorFiles = opened
     try:
         if is_packed(opened):
             config = replace(config, tie_word_embeddings="lm_head" not in opened.tensors)
+            # It was perhaps made of a text model, or without them.
+            kept = {tower: f"{tower}.projection" in opened.tensors for tower in ("vision", "audio")}
+            config = without_towers(config, **kept)
             checkpoint = PackedCheckpoint(opened, config)
             slots = {name: name for name in checkpoint.tensors if not is_balance(name)}
         else:
@@ -59,11 +79,12 @@ def open_folder(
                 opened.add_folder(os.path.dirname(dense_tensor(index)))
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
             same = None if headers_only else opened.same_values
-            slots, tied, extra = map_tensors(shapes, config, where=folder, same=same)
+            slots, found, extra = map_tensors(shapes, config, where=folder, same=same)
             passed_over += (*extra, *opened.passed_over)
-            if tied != config.tie_word_embeddings:
+            if found.tie_word_embeddings != config.tie_word_embeddings:
                 passed_over += ("tie_word_embeddings",)
-                config = replace(config, tie_word_embeddings=tied)
+            config = found
+            cuts = {name: Transposed() for name, slot in slots.items() if is_transposed(slot, config.family)}
             for tensor in slots:
                 checkpoint.dtype(tensor)  # raises for a type that cannot be read
     except BaseException:
@@ -80,6 +101,7 @@ def open_folder(
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
+        cuts=cuts,
         vocabulary=vocabulary,
         config_files=tuple(path for path in paths if os.path.isfile(path)),
         config_texts={} if template is None else {"chat_template.jinja": template},

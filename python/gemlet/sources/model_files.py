@@ -12,7 +12,7 @@ from gemlet.adapters.adapter import AdapterFiles
 from gemlet.chat.base import ChatFormat
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.sentence_transformers import Prompts
-from gemlet.config.text_config import TextConfig
+from gemlet.config.text_config import TextConfig, without_towers
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.tokenizer.vocabulary import Vocabulary
@@ -78,8 +78,19 @@ class ModelFiles:
         config, kept = cut_slots(self.config, matformer)
         slots = {tensor: kept[slot][0] for tensor, slot in self.slots.items() if slot in kept}
         cuts = {tensor: kept[self.slots[tensor]][1] for tensor in slots}
-        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None}
+        own = {tensor: cut for tensor, cut in self.cuts.items() if tensor in slots}
+        parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None} | own
         return replace(self, config=config, slots=slots, cuts=parts)
+
+    def with_towers(self, *, vision: bool, audio: bool) -> ModelFiles:
+        """The model without the towers that are not wanted."""
+        left_out = tuple(f"{name}." for name, kept in (("vision", vision), ("audio", audio)) if not kept)
+        if not left_out:
+            return self
+        slots = {tensor: slot for tensor, slot in self.slots.items() if not slot.startswith(left_out)}
+        cuts = {tensor: cut for tensor, cut in self.cuts.items() if tensor in slots}
+        config = without_towers(self.config, vision=vision, audio=audio)
+        return replace(self, config=config, slots=slots, cuts=cuts)
 
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None

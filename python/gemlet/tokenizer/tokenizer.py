@@ -245,7 +245,9 @@ class Tokenizer:
         except TypeError:
             raise InvalidRequestError(f"ids: got {show(ids)}, expected token ids") from None
         decoder = self.stream_decoder(skip_control=skip_control)
-        data = b"".join([decoder.bytes_of(identifier) for identifier in ids])
+        data = bytearray()  # not a list of pieces: millions of them take long to give back after Ctrl-C
+        for identifier in ids:
+            data += decoder.next_bytes(identifier)
         return data.decode("utf-8", REPLACE)
 
     @public

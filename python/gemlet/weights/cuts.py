@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from gemlet.config.matformer import cut_config
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import UnsupportedError
-from gemlet.weights.slots import PER_LAYER_TABLE, STREAMS, expected_slots
+from gemlet.weights.slots import PER_LAYER_TABLE, STREAMS, all_slots
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Cut", "cut_slots"]
+__all__ = ["Cut", "Transposed", "cut_slots"]
 
 _PROJECTION = "per_layer_model_projection"
 
@@ -66,6 +66,24 @@ class Cut:
             yield np.concatenate(parts), dtype
 
 
+@dataclass(frozen=True)
+class Transposed(Cut):
+    """A matrix whose rows are the columns of the one in the file."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[::-1]
+
+    def apply(
+        self, blocks: Iterator[tuple[NDArray[Any], str]], columns: int
+    ) -> Iterator[tuple[NDArray[Any], str]]:
+        import numpy as np
+
+        parts = [(block.copy(), dtype) for block, dtype in blocks]
+        if parts[0][0].shape[1] != columns:
+            raise UnsupportedError("a quantized matrix cannot be transposed; load a float checkpoint")
+        yield np.ascontiguousarray(np.concatenate([block for block, _ in parts]).T), parts[0][1]
+
+
 def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:
     """The smaller model's configuration, and slot of the larger model -> (its slot, what is kept of it);
     slots of layers that are left out are missing."""
@@ -75,7 +93,7 @@ def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[s
     if len(kept) == config.num_layers:
         runs = ()
     found: dict[str, tuple[str, Cut | None]] = {slot: (slot, None) for slot in STREAMS}
-    for slot in expected_slots(config):
+    for slot in all_slots(config):
         if not slot.startswith("layers."):
             cut = {PER_LAYER_TABLE: Cut(columns=runs), _PROJECTION: Cut(rows=runs)}.get(slot)
             found[slot] = slot, cut if runs else None

@@ -27,7 +27,8 @@ from gemlet.checkpoint.tensor_files import TensorFiles, TensorInfo
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ModelFileError, TensorError, readable
 from gemlet.weights.formats import PRESETS
-from gemlet.weights.slots import PER_LAYER_TABLE, balance_slots, core_slots, expected_slots, takes_format
+from gemlet.weights.slots import PER_LAYER_TABLE, all_slots, balance_slots, core_slots, takes_format
+from gemlet.weights.tower_slots import in_tower
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -91,7 +92,8 @@ class PackedCheckpoint(TensorFiles):
         sizes = builder.packed_sizes()
         builder.map_file(self.files.descriptor(SINGLE_FILE), readable(path))
         for name, info in self.tensors.items():
-            if name != PER_LAYER_TABLE:
+            left_out = in_tower(name) and name not in sizes
+            if name != PER_LAYER_TABLE and not left_out:
                 if info.dtype != sizes[name][0]:
                     raise TensorError(f"{path}: tensor {name!r} is {info.dtype}; expected {sizes[name][0]}")
                 try:
@@ -129,7 +131,7 @@ class PackedCheckpoint(TensorFiles):
         path = self.path(SINGLE_FILE)
         described = self._described(path)
         expected: dict[str, tuple[int, ...]] = {}
-        for slot, shape in expected_slots(config).items():
+        for slot, shape in all_slots(config).items():
             if slot == PER_LAYER_TABLE:
                 if not table_elsewhere:
                     expected[slot] = shape

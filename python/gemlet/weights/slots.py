@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from gemlet.config.layers import LayerSpec
 from gemlet.config.text_config import TextConfig
 from gemlet.weights.formats import ROUNDED
+from gemlet.weights.tower_slots import in_tower, kind_of, tower_slots
 
 __all__ = [
     "BALANCES",
     "PER_LAYER_TABLE",
     "STREAMS",
+    "all_slots",
     "balance_slots",
     "core_slots",
     "expected_slots",
@@ -48,7 +50,7 @@ _ROUTERS = ("router_proj", "altup_router")
 
 
 def expected_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """slot -> shape, for every weight of the model that ``config`` describes.
+    """slot -> shape, for every weight of the text model that ``config`` describes.
 
     >>> from gemlet.config import shape_config
     >>> expected_slots(shape_config("gemma3-1b"))["layers.0.q_proj"]
@@ -72,6 +74,11 @@ def expected_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
     for i, layer in enumerate(config.layers):
         slots |= {f"layers.{i}.{slot}": shape for slot, shape in _layer_slots(layer, config).items()}
     return slots
+
+
+def all_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """slot -> shape, for every weight of the model, those of its towers included."""
+    return expected_slots(config) | tower_slots(config)
 
 
 def _layer_slots(layer: LayerSpec, config: TextConfig) -> dict[str, tuple[int, ...]]:
@@ -151,6 +158,8 @@ def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, t
     """
     found: dict[str, tuple[int, ...]] = {}
     for matrix, name in formats.items():
+        if in_tower(matrix):
+            continue
         layer, _, part = matrix.rpartition(".")
         layer = layer.partition(".experts.")[0]
         for balance, (norm, matrices) in BALANCES.items():
@@ -176,6 +185,8 @@ def takes_format(slot: str, shape: tuple[int, ...]) -> bool:
     >>> takes_format("layers.0.q_proj", (8, 16)), takes_format("layers.0.q_norm", (8,))
     (True, False)
     """
+    if in_tower(slot):
+        return kind_of(slot, shape) == "matrix"
     part = slot.rpartition(".")[2]
     coefficients = part in ("altup_prediction_coefs", "altup_correction_coefs")
     return len(shape) > 1 and not coefficients and part not in _ROUTERS and slot != PER_LAYER_TABLE

@@ -1,4 +1,5 @@
-"""A server with the keys of a file, which prints its port when it is ready and runs until it is killed."""
+"""A server with a file of keys ("": none) and perhaps a folder for files. It prints its port when it is
+ready, and runs until it is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from support.servers import serving
 
 
 def main() -> None:
-    with serving(Settings(keys=sys.argv[1])) as server:
+    keys, data = sys.argv[1] or None, sys.argv[2] if len(sys.argv) > 2 else None
+    with serving(Settings(keys=keys, data=data)) as server:
         print(server.port, flush=True)
         threading.Event().wait()
 

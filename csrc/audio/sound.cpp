@@ -1,0 +1,56 @@
+#include "audio/sound.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "audio/resample.h"
+#include "base/error.h"
+
+namespace gemlet {
+namespace {
+
+// Loud recordings in float go somewhat beyond 1. Whoever forgot to divide integers is far beyond.
+constexpr float kLoudest = 256;
+
+void check(const Samples& samples) {
+  if (samples.rate < kLeastRate || samples.rate > kMostRate) {
+    fail(ErrorCode::kInvalidRequest, "sound: a rate of ", samples.rate, " samples per second, expected ", kLeastRate,
+         " to ", kMostRate);
+  }
+  if (samples.channels < 1 || samples.channels > kMostChannels) {
+    fail(ErrorCode::kInvalidRequest, "sound: ", samples.channels, " channels, expected 1 to ", kMostChannels,
+         "; samples are [frames] or [frames, channels]");
+  }
+  if (samples.frames < 1) fail(ErrorCode::kInvalidRequest, "sound: it has no samples");
+  if (samples.frames > kMostSoundSeconds * samples.rate) {
+    fail(ErrorCode::kInvalidRequest, "sound: ", samples.frames / samples.rate, " seconds, expected at most ",
+         kMostSoundSeconds, "; cut it into pieces");
+  }
+}
+
+}  // namespace
+
+std::vector<float> to_mono(const Samples& samples, int64_t most) {
+  check(samples);
+  std::vector<float> mono(static_cast<size_t>(samples.frames));
+  const auto channels = static_cast<double>(samples.channels);
+  for (int64_t frame = 0; frame < samples.frames; ++frame) {
+    double sum = 0;
+    for (int64_t i = frame * samples.channels; i < (frame + 1) * samples.channels; ++i) {
+      if (samples.int16) {
+        sum += static_cast<double>(static_cast<const int16_t*>(samples.data)[i]) / 32768.0;
+        continue;
+      }
+      const float value = static_cast<const float*>(samples.data)[i];
+      if (!(std::abs(value) <= kLoudest)) {
+        fail(ErrorCode::kInvalidRequest, "sound: sample ", frame, " is ", value,
+             ", expected a number from -1 to 1; divide integers by the largest one, 32768 for 16 bits");
+      }
+      sum += static_cast<double>(value);
+    }
+    mono[static_cast<size_t>(frame)] = static_cast<float>(sum / channels);
+  }
+  return resample(mono, samples.rate, kSoundRate, most);
+}
+
+}  // namespace gemlet

@@ -1,0 +1,39 @@
+#include "backend/cuda/parameters.h"
+
+#include <algorithm>
+
+namespace gemlet::cuda {
+namespace {
+
+constexpr size_t kLeastBytes = size_t{4} << 20;
+constexpr size_t kAlignment = 256;
+
+}  // namespace
+
+Parameters::Room Parameters::room(size_t bytes) {
+  const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  if (used_ + rounded > size_) {
+    device_.synchronize();
+    used_ = 0;
+    // One operation puts a few arrays. With room for 16 of the largest, those of one operation never meet.
+    if (16 * rounded > size_) {
+      const size_t size = std::max(kLeastBytes, 32 * rounded);
+      release();
+      host_ = static_cast<uint8_t*>(device_.allocate_pinned(size));
+      memory_ = device_.allocate(size);
+      size_ = size;
+    }
+  }
+  const Room at = {host_ + used_, memory_ + used_};
+  used_ += rounded;
+  return at;
+}
+
+void Parameters::release() noexcept {
+  if (host_) device_.free_pinned(host_);
+  if (memory_) device_.free(memory_);
+  host_ = memory_ = nullptr;
+  size_ = 0;
+}
+
+}  // namespace gemlet::cuda

@@ -1,0 +1,47 @@
+// Small arrays of the host that kernels read: ids, positions, places of blocks.
+#pragma once
+
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "backend/cuda/device.h"
+
+namespace gemlet::cuda {
+
+// A ring of pinned memory and its twin on the device. put() copies an array into both, in the order of the stream. What
+// was put stays until the ring has gone round, before which the stream is waited for.
+class Parameters {
+ public:
+  explicit Parameters(Device& device) : device_(device) {}
+  ~Parameters() { release(); }
+  Parameters(const Parameters&) = delete;
+  Parameters& operator=(const Parameters&) = delete;
+
+  template <typename Value>
+  const Value* put(std::span<const Value> values) {
+    return reinterpret_cast<const Value*>(put_bytes(values.data(), values.size_bytes()));
+  }
+  // Room on the device and the host for `bytes` bytes, to be filled before it is sent.
+  struct Room {
+    uint8_t *host, *memory;
+  };
+  Room room(size_t bytes);
+  void send(const Room& room, size_t bytes) { device_.enqueue_upload(room.host, bytes, room.memory); }
+
+ private:
+  const uint8_t* put_bytes(const void* values, size_t bytes) {
+    const Room at = room(bytes);
+    if (bytes == 0) return at.memory;
+    std::memcpy(at.host, values, bytes);
+    send(at, bytes);
+    return at.memory;
+  }
+  void release() noexcept;
+
+  Device& device_;
+  uint8_t *host_ = nullptr, *memory_ = nullptr;
+  size_t size_ = 0, used_ = 0;
+};
+
+}  // namespace gemlet::cuda

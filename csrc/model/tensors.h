@@ -1,0 +1,46 @@
+// Weights of a model that its forward pass does not know: those of towers for images and sound, by name.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "formats/formats.h"
+
+namespace gemlet {
+
+enum class TensorKind : uint8_t {
+  kMatrix,  // packed in the format of the weights; the first dimension are its rows, all others its columns
+  kExact,   // a matrix that is packed in f32
+  kFloats,  // kept in float32
+  kNorm,    // kept in float32, with the model's norm_offset added
+};
+
+struct TensorSpec {
+  std::vector<int64_t> shape;  // as the checkpoint has it
+  TensorKind kind = TensorKind::kFloats;
+};
+
+// The builder fills it. It owns no memory.
+class Tensors {
+ public:
+  struct Floats {
+    std::vector<int64_t> shape;
+    const float* data = nullptr;  // in the backend's memory
+  };
+
+  bool has(const std::string& name) const { return matrices_.count(name) > 0 || floats_.count(name) > 0; }
+  // Throw kTensor if there is no such tensor, or if it has another shape.
+  Matrix matrix(const std::string& name, int64_t rows, int64_t cols) const;
+  const float* floats(const std::string& name, const std::vector<int64_t>& shape) const;
+
+  Matrix& make_matrix(const std::string& name) { return matrices_[name]; }  // its address stays
+  Floats& make_floats(const std::string& name) { return floats_[name]; }
+
+ private:
+  std::map<std::string, Matrix> matrices_;
+  std::map<std::string, Floats> floats_;
+};
+
+}  // namespace gemlet

@@ -1,0 +1,24 @@
+// Resizing of images of 8-bit RGB, as torchvision does it with antialiasing: two passes with integer weights, and a
+// rounding to 8 bits between them. Every level is the same as there.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace gemlet::vision {
+
+enum class Filter : uint8_t { kBilinear, kBicubic };
+
+struct Image {
+  int64_t height = 0, width = 0;
+  std::vector<uint8_t> levels;  // [height, width, 3]
+};
+
+// `levels` [height, width, 3]; every size from 1 to kMostPixels, and so are the products of a height and a width.
+// Throws kInvalidRequest for others.
+inline constexpr int64_t kMostPixels = int64_t{1} << 28;
+Image resize(const uint8_t* levels, int64_t height, int64_t width, int64_t new_height, int64_t new_width,
+             Filter filter);
+
+}  // namespace gemlet::vision

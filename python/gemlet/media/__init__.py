@@ -1,0 +1,1 @@
+"""Images and sound, from what a caller has to what a tower takes."""

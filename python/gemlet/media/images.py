@@ -1,0 +1,165 @@
+"""From anything that is an image to its 8-bit levels: :func:`read_image`.
+
+Pillow decodes files, and nothing else: everything after that is the core's. What a file says of itself is not
+trusted. It is looked at before it is decoded, and only formats are read that need no other program.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet.base.text import show_argument
+from gemlet.errors import InvalidRequestError, UnsupportedError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["MOST_FILE_BYTES", "MOST_PIXELS", "Levels", "read_data_url", "read_image"]
+
+Levels = NDArray[np.uint8]  # [height, width, 3]
+
+MOST_PIXELS = 1 << 26
+MOST_FILE_BYTES = 1 << 26
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_EXPECTED = "expected a path, the bytes of a file, a Pillow image or a uint8 array [height, width, 3]"
+
+
+def read_image(image: object, name: str = "image") -> Levels:
+    """``image`` as uint8 ``[height, width, 3]``: a path, the bytes of a file, a data URL, a Pillow image, or
+    an array ``[height, width]`` or with 1, 3 or 4 channels. It is turned upright as its EXIF data say, and
+    what is transparent stands on white.
+
+    Raises :class:`InvalidRequestError` for what is no image, is damaged or too large, and
+    :class:`UnsupportedError` for a file where Pillow is not installed; ``name`` names the argument.
+
+    >>> read_image([[0, 255]])
+    Traceback (most recent call last):
+        ...
+    gemlet.errors.InvalidRequestError: image: got [[0, 255]], expected a path, the bytes of a file, ...
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name)
+    if isinstance(image, str) and image.startswith("data:"):
+        return _from_file(read_data_url(image, name), name)
+    if isinstance(image, str | os.PathLike):
+        return _from_file(_read_file(os.fspath(image), name), name)
+    if isinstance(image, bytes | bytearray | memoryview):
+        if len(image) > MOST_FILE_BYTES:
+            raise _too_many_bytes(name, len(image))
+        return _from_file(bytes(image), name)
+    pillow = sys.modules.get("PIL.Image")  # where nobody has imported it, this is none of its images
+    if pillow is not None and isinstance(image, pillow.Image):
+        return _from_pillow(image, name)
+    raise InvalidRequestError(f"{name}: got {show_argument(image)}, {_EXPECTED}")
+
+
+def read_data_url(url: str, name: str) -> bytes:
+    """The bytes in a data URL.
+
+    >>> read_data_url("data:image/png;base64,AAEC", "image")
+    b'\\x00\\x01\\x02'
+    """
+    head, comma, data = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise InvalidRequestError(f"{name}: got {show_argument(url)}, expected a data URL with base64")
+    if len(data) > MOST_FILE_BYTES * 4 // 3 + 4:
+        raise _too_many_bytes(name, len(data) * 3 // 4)
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as problem:
+        raise InvalidRequestError(f"{name}: its base64 is damaged: {problem}") from None
+
+
+def _too_many_bytes(name: str, found: int) -> InvalidRequestError:
+    return InvalidRequestError(f"{name}: the file has {found} bytes; expected at most {MOST_FILE_BYTES}")
+
+
+def _check_size(name: str, height: int, width: int) -> None:
+    if height < 1 or width < 1 or height * width > MOST_PIXELS:
+        raise InvalidRequestError(
+            f"{name}: it has {width} x {height} pixels; expected at least 1 and at most {MOST_PIXELS}"
+        )
+
+
+def _from_array(array: NDArray[Any], name: str) -> Levels:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise InvalidRequestError(
+            f"{name}: got an array of {array.dtype} {list(array.shape)}, expected uint8 [height, width, 3]"
+        )
+    _check_size(name, array.shape[0], array.shape[1])
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    if array.shape[2] == 4:
+        array = _on_white(array)
+    return np.ascontiguousarray(array)
+
+
+def _on_white(array: NDArray[np.uint8]) -> Levels:
+    alpha = array[:, :, 3:].astype(np.float32) / np.float32(255)
+    mixed = alpha * array[:, :, :3] + (np.float32(1) - alpha) * np.float32(255)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _read_file(path: str | bytes, name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_FILE_BYTES:
+                raise _too_many_bytes(name, size)
+            data = file.read(MOST_FILE_BYTES + 1)
+    except (OSError, ValueError) as problem:
+        raise InvalidRequestError(f"{name}: {show_argument(path)} cannot be read: {problem}") from None
+    if len(data) > MOST_FILE_BYTES:
+        raise _too_many_bytes(name, len(data))
+    return data
+
+
+def _from_file(data: bytes, name: str) -> Levels:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UnsupportedError(
+            f'{name}: Pillow, which decodes files, is not installed; use pip install "gemlet[vision]", or '
+            "pass a uint8 array [height, width, 3]"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damaged metadata, and sizes that are checked below
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(name, image.height, image.width)
+                return _from_pillow(image, name)
+        except InvalidRequestError:
+            raise
+        except MemoryError:
+            raise
+        except Exception as problem:  # Pillow's decoders raise nearly everything
+            raise InvalidRequestError(
+                f"{name}: the file is no image, or is damaged: {show_argument(str(problem))}; expected one "
+                f"of {', '.join(_FORMATS)}"
+            ) from None
+
+
+def _from_pillow(image: Image.Image, name: str) -> Levels:
+    from PIL import ImageOps
+
+    _check_size(name, image.height, image.width)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        transparent = upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
+        levels = np.asarray(upright.convert("RGBA" if transparent else "RGB"))
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError) as problem:
+        raise InvalidRequestError(
+            f"{name}: the image cannot be decoded: {show_argument(str(problem))}"
+        ) from None
+    return _from_array(levels, name)

@@ -1,0 +1,198 @@
+"""From anything that is a sound to its samples: :func:`read_sound`.
+
+soundfile decodes files, and nothing else: everything after that is the core's. What a file says of itself is
+not trusted: it is looked at before it is decoded, and no more is decoded than is heard.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
+from gemlet.base.text import show_argument
+from gemlet.errors import InvalidRequestError, UnsupportedError
+
+__all__ = ["MOST_FILE_BYTES", "Sound", "read_sound"]
+
+MOST_FILE_BYTES = 1 << 28
+_MOST_DECODED = 1 << 28  # samples of all channels
+_MARGIN = 1  # seconds that are decoded behind what is heard, which resampling looks at
+_EXPECTED = (
+    "expected a path, the bytes of a file, an array of samples at 16 kHz, or (samples, rate) with samples "
+    "[n] or [n, channels] in float32 or int16"
+)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """float32 samples at 16 kHz in [-1, 1], and how many seconds the whole recording has."""
+
+    samples: NDArray[np.float32]
+    seconds: float
+
+
+def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -> Sound:
+    """``sound`` as one channel at 16 kHz: a path, the bytes of a file, a data URL, an array at 16 kHz, a pair
+    of an array and its sampling rate, or OpenAI's ``{"data": base64, "format": ...}``. Of more than ``most``
+    samples the first ones.
+
+    Raises :class:`InvalidRequestError` for what is no sound, is damaged, empty or too long, and
+    :class:`UnsupportedError` for a file where soundfile is not installed; ``name`` names the argument.
+
+    >>> read_sound((np.zeros(44100, np.int16), 44100)).samples.shape
+    (16000,)
+    >>> read_sound(7)
+    Traceback (most recent call last):
+        ...
+    gemlet.errors.InvalidRequestError: audio: got 7, expected a path, the bytes of a file, ...
+    """
+    if isinstance(sound, np.ndarray):
+        return _from_array(sound, _core.SOUND_RATE, name, most)
+    if isinstance(sound, tuple) and len(sound) == 2:
+        samples, rate = sound
+        if isinstance(rate, np.integer):
+            rate = int(rate)
+        if isinstance(rate, float | np.floating) and float(rate).is_integer():
+            rate = int(rate)
+        if type(rate) is not int:
+            raise InvalidRequestError(
+                f"{name}: the sampling rate is {show_argument(rate)}, expected an integer"
+            )
+        return _from_array(samples, rate, name, most)
+    if isinstance(sound, Mapping):
+        return _from_file(_mapping_bytes(sound, name), name, most)
+    if isinstance(sound, str) and sound.startswith("data:"):
+        head, comma, data = sound.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise InvalidRequestError(f"{name}: got {show_argument(sound)}, expected a data URL with base64")
+        return _from_file(_decoded(data, name), name, most)
+    if isinstance(sound, str | os.PathLike):
+        return _from_file(_read_file(os.fspath(sound), name), name, most)
+    if isinstance(sound, bytes | bytearray | memoryview):
+        return _from_file(bytes(sound), name, most)
+    if isinstance(sound, list):
+        try:
+            return _from_array(np.asarray(sound, np.float32), _core.SOUND_RATE, name, most)
+        except (ValueError, TypeError, OverflowError):
+            pass
+    raise InvalidRequestError(f"{name}: got {show_argument(sound)}, {_EXPECTED}")
+
+
+def _mapping_bytes(sound: Mapping[Any, Any], name: str) -> bytes:
+    data = sound.get("data")
+    unknown = [key for key in sound if key not in ("data", "format")]
+    if unknown or not isinstance(data, str):
+        raise InvalidRequestError(
+            f'{name}: got {show_argument(dict(sound))}, expected {{"data": base64, "format": "wav"}}'
+        )
+    return _decoded(data, name)
+
+
+def _decoded(data: str, name: str) -> bytes:
+    if len(data) > MOST_FILE_BYTES * 4 // 3 + 4:
+        raise _too_many_bytes(name, len(data) * 3 // 4)
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as problem:
+        raise InvalidRequestError(f"{name}: its base64 is damaged: {problem}") from None
+
+
+def _too_many_bytes(name: str, found: int) -> InvalidRequestError:
+    return InvalidRequestError(f"{name}: the file has {found} bytes; expected at most {MOST_FILE_BYTES}")
+
+
+def _read_file(path: str | bytes, name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_FILE_BYTES:
+                raise _too_many_bytes(name, size)
+            return file.read(MOST_FILE_BYTES + 1)
+    except (OSError, ValueError) as problem:
+        raise InvalidRequestError(f"{name}: {show_argument(path)} cannot be read: {problem}") from None
+
+
+def _from_array(samples: object, rate: int, name: str, most: int | None) -> Sound:
+    array = np.asarray(samples) if isinstance(samples, list | tuple) else samples
+    if not isinstance(array, np.ndarray):
+        raise InvalidRequestError(f"{name}: got {show_argument(samples)}, {_EXPECTED}")
+    if array.ndim not in (1, 2) or array.dtype.kind not in "fi" or array.dtype.itemsize > 8:
+        raise InvalidRequestError(f"{name}: got an array of {array.dtype} {list(array.shape)}, {_EXPECTED}")
+    if array.dtype.kind == "i" and array.dtype.itemsize != 2:
+        raise InvalidRequestError(
+            f"{name}: got an array of {array.dtype}; expected int16, or float32 from -1 to 1"
+        )
+    if not 0 < rate < 1 << 31:
+        raise InvalidRequestError(f"{name}: the sampling rate is {rate}, expected samples per second")
+    frames = len(array)
+    if array.ndim == 2 and array.shape[1] > 64 and frames <= 64:
+        raise InvalidRequestError(
+            f"{name}: samples of shape {list(array.shape)}; expected [n, channels], the other way round"
+        )
+    if most is not None:
+        array = array[: most * rate // _core.SOUND_RATE + rate * _MARGIN]
+    if array.size > _MOST_DECODED:
+        raise InvalidRequestError(f"{name}: {array.size} samples, expected at most {_MOST_DECODED}")
+    with np.errstate(over="ignore"):  # what float32 does not hold is refused as infinite
+        plain = np.ascontiguousarray(array, np.int16 if array.dtype.kind == "i" else np.float32)
+    try:
+        made = _core.mono(plain, rate=rate, most=(1 << 40) if most is None else most)
+    except InvalidRequestError as problem:
+        raise InvalidRequestError(f"{name}: {str(problem).removeprefix('sound: ')}") from None
+    return Sound(made, frames / rate)
+
+
+def _from_file(data: bytes, name: str, most: int | None) -> Sound:
+    if not data:
+        raise InvalidRequestError(f"{name}: the file is empty")
+    if len(data) > MOST_FILE_BYTES:
+        raise _too_many_bytes(name, len(data))
+    try:
+        import soundfile
+    except (ImportError, OSError) as problem:
+        raise UnsupportedError(
+            f"{name}: decoding a file needs soundfile ({problem}); pip install 'gemlet[audio]', or give "
+            "samples"
+        ) from None
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, channels, frames = file.samplerate, file.channels, file.frames
+            if not 1000 <= rate <= 768000 or not 1 <= channels <= 64 or frames < 0:
+                raise InvalidRequestError(
+                    f"{name}: the file says {rate} samples per second, {channels} channels and {frames} "
+                    "samples; expected 1000 to 768000, and 1 to 64 channels"
+                )
+            if frames > _core.MOST_SOUND_SECONDS * rate:
+                raise InvalidRequestError(
+                    f"{name}: {frames // rate} seconds, expected at most {_core.MOST_SOUND_SECONDS}; cut "
+                    "it into pieces"
+                )
+            heard = frames
+            if most is not None:
+                heard = min(frames, most * rate // _core.SOUND_RATE + rate * _MARGIN)
+            if heard * channels > _MOST_DECODED:
+                raise InvalidRequestError(
+                    f"{name}: {heard * channels} samples, expected at most {_MOST_DECODED}"
+                )
+            samples = file.read(heard, dtype="float32", always_2d=True)
+    except InvalidRequestError:
+        raise
+    except MemoryError:
+        raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
+    except Exception as problem:  # whatever a damaged file makes of the library
+        raise InvalidRequestError(f"{name}: the file cannot be decoded: {problem}") from None
+    if len(samples) == 0:
+        raise InvalidRequestError(f"{name}: the file has no samples")
+    if len(samples) < heard:
+        raise InvalidRequestError(f"{name}: the file is cut short: it has {len(samples)} of {heard} samples")
+    sound = _from_array(samples, rate, name, most)
+    return Sound(sound.samples, frames / rate)

@@ -1,0 +1,357 @@
+"""What texts of clients and replies may say: hooks before and after a reply.
+
+A :class:`Filter` judges prompts, and makes a :class:`ReplyCheck` for every reply. Built in are lists of words
+and patterns, and ShieldGemma. Where replies are blocked, their text is held back until it has been judged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
+
+import anyio
+import anyio.to_thread
+
+from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
+from gemlet.chat.shieldgemma import POLICIES, ShieldGemmaFormat
+from gemlet.errors import ConfigError, ContextLengthError, GemletError
+from gemlet.generation.result import Chunk, Generation, TokenLogprob
+from gemlet.model.model import Model
+from gemlet.server.call import Call
+from gemlet.server.problems import Problem
+from gemlet.server.settings import Settings
+from gemlet.server.word_lists import WordList, read_lines, tail
+
+__all__ = ["ContentFilter", "Filter", "NoReply", "ReplyCheck", "ReplyGate", "Said", "as_block"]
+
+_log = logging.getLogger("gemlet.server")
+_LONG = 20_000  # characters that are searched beside the event loop
+_PIECE = 400  # characters of a reply between two judgements of ShieldGemma
+
+Action = Literal["off", "report", "block"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a client says: all its texts, and those of the conversation's last message of the user."""
+
+    texts: Sequence[str]
+    last: str = ""
+    salt: str | None = None
+
+
+class ReplyCheck(ABC):
+    """Judges a reply while it is written.
+
+    Attributes:
+        cleared: how many characters from the beginning may be shown.
+    """
+
+    cleared = 0
+
+    @abstractmethod
+    async def add(self, text: str, *, is_over: bool) -> str | None:
+        """More text, or the end; the rule that the reply breaks."""
+
+
+class Filter(ABC):
+    """A hook before and after replies."""
+
+    @abstractmethod
+    async def judge(self, said: Said) -> str | None:
+        """The rule that a prompt breaks."""
+
+    @abstractmethod
+    def reply(self, said: Said) -> ReplyCheck:
+        """What judges the reply to it."""
+
+
+# --- lists --------------------------------------------------------------------------------------------------
+
+
+class ListFilter(Filter):
+    """Lists of words and patterns. Of a reply, ``window`` visible characters are held back: what is not
+    longer is never shown in part."""
+
+    def __init__(self, words: WordList, window: int) -> None:
+        self._words = words
+        self._window = window
+
+    async def judge(self, said: Said) -> str | None:
+        for text in said.texts:
+            if len(text) > _LONG:
+                found = await anyio.to_thread.run_sync(self._words.search, text)
+            else:
+                found = self._words.search(text)
+            if found is not None:
+                return found
+        return None
+
+    def reply(self, said: Said) -> ReplyCheck:
+        return _ListCheck(self._words, self._window)
+
+
+class _ListCheck(ReplyCheck):
+    def __init__(self, words: WordList, window: int) -> None:
+        self._words = words
+        self._window = window
+        self._text = ""  # the end of the reply
+        self._cut = 0  # characters before it
+
+    async def add(self, text: str, *, is_over: bool) -> str | None:
+        self._text += text
+        found, is_open = self._words.search_part(self._text, is_cut=self._cut > 0, is_over=is_over)
+        if is_over:
+            self.cleared = self._cut + len(self._text)
+        elif found is None and not is_open:
+            self.cleared = max(self.cleared, self._cut + tail(self._text, self._window))
+            kept = tail(self._text, 2 * self._window)
+            self._text, self._cut = self._text[kept:], self._cut + kept
+        return found
+
+
+# --- ShieldGemma --------------------------------------------------------------------------------------------
+
+
+class ShieldFilter(Filter):
+    """ShieldGemma: the probability that a text breaks one of its policies."""
+
+    def __init__(self, model: Callable[[], Model], policies: Sequence[str], threshold: float) -> None:
+        self._model = model
+        self._policies = policies
+        self._threshold = threshold
+        self._threads = anyio.CapacityLimiter(2)
+
+    async def judge(self, said: Said) -> str | None:
+        return await self.judge_messages([{"role": "user", "content": said.last}], said.salt)
+
+    def reply(self, said: Said) -> ReplyCheck:
+        return _ShieldCheck(self, said)
+
+    async def judge_messages(self, messages: Sequence[Mapping[str, Any]], salt: str | None) -> str | None:
+        """The policy that the last of the messages breaks."""
+        if not messages[-1]["content"].strip():
+            return None
+        for policy in self._policies:
+            judge = partial(self._chance, policy, messages, salt)
+            if await anyio.to_thread.run_sync(judge, limiter=self._threads) >= self._threshold:
+                return policy
+        return None
+
+    def _chance(self, policy: str, messages: Sequence[Mapping[str, Any]], salt: str | None) -> float:
+        model = self._model()
+        form = cast(ShieldGemmaFormat, model.chat_format).with_values(policy=policy)
+        assert model.tokenizer is not None
+        # Of a long question, the end is enough to understand the reply.
+        before = [{**one, "content": one["content"][-model.context_length // 4 :]} for one in messages[:-1]]
+        try:
+            asked = [*before, messages[-1]]
+            ids = form.encode_chat(model.tokenizer, asked, most_tokens=model.context_length - 1)
+            return model.choose(ids, ["Yes", "No"], cache_salt=salt)["Yes"]
+        except ContextLengthError:  # each half of what is too long is judged
+            text = messages[-1]["content"]
+            middle = len(text) // 2
+            if middle < 16:
+                raise
+            halves = [{**messages[-1], "content": half} for half in (text[:middle], text[middle:])]
+            return max(self._chance(policy, [*messages[:-1], half], salt) for half in halves)
+
+
+class _ShieldCheck(ReplyCheck):
+    def __init__(self, filter: ShieldFilter, said: Said) -> None:
+        self._filter = filter
+        self._said = said
+        self._text = ""
+
+    async def add(self, text: str, *, is_over: bool) -> str | None:
+        self._text += text
+        if not is_over and len(self._text) - self.cleared < _PIECE:
+            return None
+        messages = [{"role": "user", "content": self._said.last}]
+        messages.append({"role": "assistant", "content": self._text})
+        found = await self._filter.judge_messages(messages, self._said.salt)
+        self.cleared = len(self._text)
+        return found
+
+
+# --- all of them --------------------------------------------------------------------------------------------
+
+
+class ContentFilter:
+    """What the settings say. ``filters`` are hooks beside those built in.
+
+    Raises:
+        ConfigError, ModelFileError: a list cannot be used.
+        UnsupportedError: the extra is not installed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shield: Callable[[], Model] | None = None,
+        filters: Sequence[Filter] = (),
+        count: Callable[[str, str, str, str], None] = lambda *_: None,
+    ) -> None:
+        self._filters = list(filters)
+        self._actions: dict[str, Action] = {
+            "prompt": cast(Action, settings.filter_prompts),
+            "reply": cast(Action, settings.filter_replies),
+        }
+        self._count = count
+        lists = [
+            read_lines(path, what) if path is not None else []
+            for path, what in ((settings.filter_words, "words"), (settings.filter_patterns, "patterns"))
+        ]
+        if any(lists):
+            self._filters.append(ListFilter(WordList(*lists), settings.filter_window))
+        policies = settings.filter_policies or tuple(POLICIES)
+        for policy in policies:
+            if policy not in POLICIES:
+                raise ConfigError(f"filter_policies: got {policy!r}, expected some of {', '.join(POLICIES)}")
+        if shield is not None:
+            self._filters.append(ShieldFilter(shield, policies, settings.filter_threshold))
+
+    def is_on(self, place: str) -> bool:
+        return bool(self._filters) and self._actions[place] != "off"
+
+    async def blocks(self, call: Call, said: Said) -> bool:
+        """Judges a prompt; whether it is to have no answer."""
+        if self.is_on("prompt"):
+            for one in self._filters:
+                found = await _asked(one.judge(said), self._actions["prompt"])
+                if found is not None:
+                    return self._note(call, "prompt", found)
+        return False
+
+    def gate(self, call: Call, said: Said) -> ReplyGate | None:
+        """What a reply goes through; None where it need not."""
+        if not self.is_on("reply"):
+            return None
+        checks = [one.reply(said) for one in self._filters]
+        return ReplyGate(checks, partial(self._note, call, "reply"), self._actions["reply"])
+
+    def _note(self, call: Call, place: str, rule: str) -> bool:
+        """Counts a verdict; whether it blocks."""
+        action = self._actions[place]
+        self._count(call.model, place, rule, action)
+        call.verdicts.append(f"{place}:{rule}:{action}")
+        return action == "block"
+
+
+async def _asked(judging: Coroutine[Any, Any, str | None], action: Action) -> str | None:
+    """The verdict. A filter that fails lets nothing pass that it was to block."""
+    try:
+        return await judging
+    except GemletError as error:
+        _log.error("filter failed", extra={"fields": {"error": type(error).__name__}})
+        if action == "block":
+            raise Problem(
+                503, "the content filter failed", kind="server_error", code="content_filter_failed"
+            ) from error
+        return None
+
+
+class ReplyGate:
+    """Lets the events of a reply through as soon as they are judged. Where verdicts are only reported,
+    nothing is held back, and the reply is judged at its end."""
+
+    def __init__(self, checks: Sequence[ReplyCheck], note: Callable[[str], bool], action: Action) -> None:
+        self._checks = checks
+        self._note = note
+        self._action = action
+        self._length = 0  # characters that came
+        self._kind: type | None = None  # of the last event
+        self._held: deque[tuple[int, ReplyEvent]] = deque()  # where an event ends, and it
+        self._logprobs: deque[tuple[int, list[TokenLogprob]]] = deque()
+        self._unjudged: list[str] = []
+
+    async def through(self, chunk: Chunk) -> Chunk | None:
+        """What may be shown now, in the place of the chunk; None ends the reply: it broke a rule."""
+        text = "".join(self._take(event) for event in chunk.events)
+        is_over = chunk.finish_reason is not None
+        if chunk.logprobs:
+            self._logprobs.append((self._length, chunk.logprobs))
+        if self._action != "block":
+            self._unjudged.append(text)
+            if is_over:
+                await self._judge("".join(self._unjudged), is_over=True)
+            return chunk
+        if (text or is_over) and await self._judge(text, is_over=is_over):
+            return None
+        cleared = self._length if is_over else min(check.cleared for check in self._checks)
+        return self._released(chunk, cleared)
+
+    async def _judge(self, text: str, *, is_over: bool) -> bool:
+        for check in self._checks:
+            found = await _asked(check.add(text, is_over=is_over), self._action)
+            if found is not None and self._note(found):
+                return True
+        return False
+
+    def _take(self, event: ReplyEvent) -> str:
+        """The text to judge; another kind of event begins on a line of its own."""
+        text = _text_of(event)
+        if self._kind not in (None, type(event)) or isinstance(event, ToolCall):
+            text = f"\n{text}"
+        self._kind = type(event)
+        self._length += len(text)
+        self._held.append((self._length, event))
+        return text
+
+    def _released(self, chunk: Chunk, cleared: int) -> Chunk:
+        events: list[ReplyEvent] = []
+        while self._held and self._held[0][0] <= cleared:
+            events.append(self._held.popleft()[1])
+        if self._held:
+            end, event = self._held[0]
+            if isinstance(event, Content | Reasoning) and (shown := len(event.text) - (end - cleared)) > 0:
+                events.append(replace(event, text=event.text[:shown]))
+                self._held[0] = end, replace(event, text=event.text[shown:])
+        logprobs: list[TokenLogprob] = []
+        while self._logprobs and self._logprobs[0][0] <= cleared:
+            logprobs += self._logprobs.popleft()[1]
+        text = "".join(event.text for event in events if isinstance(event, Content))
+        return replace(chunk, text=text, events=events, logprobs=logprobs or None)
+
+
+def _text_of(event: ReplyEvent) -> str:
+    if isinstance(event, Content | Reasoning):
+        return event.text
+    if isinstance(event, ToolCall):
+        return f"{event.name} {json.dumps(event.arguments, ensure_ascii=False)}"
+    return ""
+
+
+def as_block() -> Chunk:
+    """The end of a reply that broke a rule."""
+    return Chunk("", [], cast(Any, "content_filter"), [])
+
+
+class NoReply:
+    """The stream of a prompt that is to have no answer."""
+
+    result = Generation("", [], cast(Any, "content_filter"), 0, 0, 0.0, 0.0, 0, 0)
+
+    def __init__(self) -> None:
+        self._is_over = False
+
+    def __aiter__(self) -> NoReply:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if self._is_over:
+            raise StopAsyncIteration
+        self._is_over = True
+        return as_block()
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+    async def aclose(self) -> None:
+        """Nothing is to be given back."""

@@ -1,0 +1,207 @@
+"""Files that clients upload, and batches: a folder with an SQLite file, for one server at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemlet.errors import ModelFileError, UnsupportedError
+
+__all__ = ["FileStore", "StoredFile", "new_id"]
+
+_SCHEMA = """
+create table if not exists files (
+    id text primary key, owner text not null, filename text not null, purpose text not null,
+    bytes integer not null, created integer not null, expires integer);
+create index if not exists files_of on files (owner, created, id);
+create table if not exists batches (
+    id text primary key, owner text not null, created integer not null, over integer not null,
+    document text not null);
+create index if not exists batches_of on batches (owner, created, id);
+pragma user_version = 1;
+"""
+_VERSION = 1
+_MOST_BATCHES = 10_000  # of an owner that are remembered
+
+
+def new_id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(12)}" if kind == "batch" else f"{kind}-{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """What is known of a file. Times are seconds since 1970.
+
+    Attributes:
+        owner: the id of the key whose it is; "" where the server has no keys.
+        filename: as the client calls it; never a path of this machine.
+    """
+
+    id: str
+    owner: str
+    filename: str
+    purpose: str
+    bytes: int
+    created: int
+    expires: int | None = None
+
+
+class FileStore:
+    """The folder. What it holds survives the end of the process at any moment: a file is there as a whole or
+    not at all.
+
+    Raises:
+        ModelFileError: it cannot be used.
+        UnsupportedError: another server uses it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.folder / "files").mkdir(mode=0o700, exist_ok=True)
+            self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(self._lock)
+                raise UnsupportedError(
+                    f"{folder}: another server uses this folder; give each its own"
+                ) from None
+            place = self.folder / "files.db"
+            os.close(os.open(place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            self._db = sqlite3.connect(place, isolation_level=None)
+            (version,) = self._db.execute("pragma user_version").fetchone()
+            if version not in (0, _VERSION):
+                raise ModelFileError(f"{place}: is of version {version}, expected {_VERSION}")
+            self._db.execute("pragma journal_mode = wal")
+            self._db.executescript(_SCHEMA)
+            self._sweep()
+        except (OSError, sqlite3.Error) as error:
+            raise ModelFileError(f"{folder}: cannot be used as a folder for files: {error}") from None
+
+    def close(self) -> None:
+        self._db.close()
+        os.close(self._lock)
+
+    def path(self, identifier: str) -> Path:
+        """Where a file of this id is; the id is one that the server made."""
+        return self.folder / "files" / identifier
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def add(self, file: StoredFile, place: Path) -> None:
+        """Takes the content at ``place``, in the same folder, as the file."""
+        os.replace(place, self.path(file.id))
+        self._db.execute(
+            "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
+            (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
+        )
+
+    def find(self, owner: str, identifier: str) -> StoredFile | None:
+        """A file of this owner that has not expired."""
+        found = self._files("owner = ? and id = ?", owner, identifier)
+        return found[0] if found else None
+
+    def files(
+        self, owner: str, *, purpose: str | None, after: tuple[int, str] | None, ascending: bool, most: int
+    ) -> list[StoredFile]:
+        """Up to ``most`` files, by the time that they were made. ``after`` is the time and the id of the one
+        before the first."""
+        order, than = ("asc", ">") if ascending else ("desc", "<")
+        parts, values = ["owner = ?"], [owner]
+        if purpose is not None:
+            parts, values = [*parts, "purpose = ?"], [*values, purpose]
+        if after is not None:
+            parts.append(f"(created, id) {than} ({after[0]:d}, ?)")
+            values.append(after[1])
+        end = f" order by created {order}, id {order} limit {most:d}"
+        return self._files(" and ".join(parts), *values, end=end)
+
+    def _files(self, where: str, *values: str, end: str = "") -> list[StoredFile]:
+        now = f"(expires is null or expires > {int(time.time())})"
+        rows = self._db.execute(f"select * from files where {where} and {now}{end}", values)
+        return [StoredFile(*row) for row in rows]
+
+    def used(self, owner: str) -> tuple[int, int]:
+        """How many files the owner has, and their bytes."""
+        count, size = self._db.execute(
+            "select count(*), total(bytes) from files where owner = ?", (owner,)
+        ).fetchone()
+        return count, int(size)
+
+    def remove(self, identifier: str) -> None:
+        self._db.execute("delete from files where id = ?", (identifier,))
+        with contextlib.suppress(FileNotFoundError):
+            self.path(identifier).unlink()
+
+    def remove_expired(self) -> None:
+        kept = {document["input_file_id"] for _, document in self.unfinished()}
+        rows = self._db.execute("select id from files where expires <= ?", (int(time.time()),)).fetchall()
+        for (identifier,) in rows:
+            if identifier not in kept:
+                self.remove(identifier)
+
+    def _sweep(self) -> None:
+        """Removes what a killed process left half done."""
+        known = {row[0] for row in self._db.execute("select id from files")}
+        running = {f"{identifier}.work" for identifier, _ in self.unfinished()}
+        for place in (self.folder / "files").iterdir():
+            if place.name not in known and place.name not in running:
+                place.unlink()
+
+    # --- batches --------------------------------------------------------------------------------------------
+
+    def put_batch(self, owner: str, document: Mapping[str, Any], *, over: bool) -> None:
+        """Writes a batch, new or changed, as clients see it. The oldest that are over are forgotten."""
+        self._db.execute(
+            "insert into batches values (?, ?, ?, ?, ?) "
+            "on conflict (id) do update set over = excluded.over, document = excluded.document",
+            (document["id"], owner, document["created_at"], over, json.dumps(document)),
+        )
+        self._db.execute(
+            "delete from batches where owner = ?1 and over and id in (select id from batches where "
+            "owner = ?1 order by created desc, id desc limit -1 offset ?2)",
+            (owner, _MOST_BATCHES),
+        )
+
+    def batch(self, owner: str, identifier: str) -> dict[str, Any] | None:
+        row = self._db.execute(
+            "select document from batches where owner = ? and id = ?", (owner, identifier)
+        ).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def batches(self, owner: str, *, after: tuple[int, str] | None, most: int) -> list[dict[str, Any]]:
+        """Up to ``most`` batches, the newest first."""
+        created, identifier = (1 << 62, "") if after is None else after
+        rows = self._db.execute(
+            "select document from batches where owner = ? and (created, id) < (?, ?) "
+            "order by created desc, id desc limit ?",
+            (owner, created, identifier, most),
+        )
+        return [json.loads(document) for (document,) in rows]
+
+    def unfinished(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Id and document of the batches that are not over, of all owners."""
+        for identifier, document in self._db.execute("select id, document from batches where not over"):
+            yield identifier, json.loads(document)
+
+    def owner_of(self, identifier: str) -> str:
+        (owner,) = self._db.execute("select owner from batches where id = ?", (identifier,)).fetchone()
+        return str(owner)
+
+    def running(self, owner: str) -> int:
+        """How many batches of the owner are not over."""
+        (count,) = self._db.execute(
+            "select count(*) from batches where owner = ? and not over", (owner,)
+        ).fetchone()
+        return int(count)

@@ -1,0 +1,101 @@
+"""Asking the application as an HTTP server would, from inside the process: for batches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet.server.batch_lines import answer_line
+from gemlet.server.keys import Key
+
+__all__ = ["INSIDE", "App", "Inside", "answer"]
+
+App = Callable[..., Any]
+INSIDE = "gemlet.inside"  # where the guard finds an Inside; nothing of a connection can put one there
+_PATIENCE = 40  # times that a request is asked again while the server is busy
+_LONGEST_WAIT = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A request of the server's own.
+
+    Attributes:
+        key: on whose behalf; None where the server has no keys.
+    """
+
+    key: Key | None = None
+
+
+async def answer(
+    app: App, request: Mapping[str, Any], whose: Callable[[], Inside] = Inside, *, waits: bool = False
+) -> tuple[bytes, bool]:
+    """The line of the answer to a request of a batch, and whether it went well.
+
+    Args:
+        whose: is asked before every try.
+        waits: a request that a limit of its key refuses is asked again later, as often as it takes.
+    """
+    if request["body"].get("stream"):
+        name, status = f"req_{secrets.token_hex(12)}", 400
+        body: Any = _refusal("stream: a batch has whole answers; leave it out")
+    else:
+        content = json.dumps(request["body"]).encode()
+        name, status, body, pause = await _post(app, request["url"], content, whose())
+        tries = 0
+        while waits and (status == 429 or (status == 503 and tries < _PATIENCE)):
+            tries += status == 503
+            await asyncio.sleep(pause)
+            name, status, body, pause = await _post(app, request["url"], content, whose())
+    line = answer_line(request["custom_id"], status=status, request_id=name, body=body)
+    return line, status == 200
+
+
+def _refusal(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+
+
+async def _post(app: App, path: str, content: bytes, inside: Inside) -> tuple[str, int, Any, float]:
+    """The server's id for the request, the status, the body, and after how many seconds to ask again."""
+    status, parts = 500, []
+    found: dict[bytes, bytes] = {}
+    unsent = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if unsent:
+            return unsent.pop()
+        await asyncio.Event().wait()  # nobody closes this connection
+        raise AssertionError
+
+    async def send(message: Mapping[str, Any]) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            found.update(message["headers"])
+        elif message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+
+    headers = {"host": "localhost", "content-type": "application/json", "content-length": str(len(content))}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 0),
+        "state": {},
+        INSIDE: inside,
+    }
+    await app(scope, receive, send)
+    pause = min(_LONGEST_WAIT, float(found.get(b"retry-after", b"1")))
+    return found.get(b"x-request-id", b"").decode(), status, json.loads(b"".join(parts)), pause

@@ -1,0 +1,44 @@
+"""The web page at ``/``: a few files that are served as they are, and hold no data."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+__all__ = ["FILES", "file"]
+
+# Path of a request -> file, and its type.
+FILES: Mapping[str, tuple[str, str]] = {
+    "/": ("index.html", "text/html"),
+    "/page/style.css": ("style.css", "text/css"),
+    "/page/main.js": ("main.js", "text/javascript"),
+    "/page/chat.js": ("chat.js", "text/javascript"),
+    "/page/markdown.js": ("markdown.js", "text/javascript"),
+    "/page/server.js": ("server.js", "text/javascript"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+# A text of a model that became a script or a style could do nothing, and nothing is sent to another server.
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def file(path: str) -> Callable[[Request], Awaitable[Response]]:
+    """What answers requests for ``path``, one of FILES."""
+    name, kind = FILES[path]
+    body = (Path(__file__).parent / name).read_bytes()
+
+    async def answer(request: Request) -> Response:
+        return Response(body, headers={**_HEADERS, "content-type": f"{kind}; charset=utf-8"})
+
+    return answer

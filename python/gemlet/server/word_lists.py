@@ -1,0 +1,165 @@
+"""Words and patterns that a text may not have: files with one on a line, searched in linear time.
+
+The engine is RE2, whose time grows with the length of the text and with that of the patterns, never faster.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gemlet.base.files import read_file
+from gemlet.base.text import show
+from gemlet.errors import ConfigError, missing_extra
+
+__all__ = ["WordList", "read_lines", "tail"]
+
+_MOST_BYTES = 4 << 20
+_MOST_WORDS = 20_000
+_MOST_PATTERNS = 500
+_LONGEST = 1000  # characters of a line
+_MOST_STATES = 5_000  # of all patterns together, in RE2's count: time is at most this times the length
+_MOST_WORD_STATES = 500_000
+_MEMORY = 64 << 20  # bytes that RE2 may take for what it finds out while it searches
+_EDGE = r"[^\pL\pN\pM_]"  # what may stand beside a word
+
+
+class WordList:
+    """Words, which are found whole, in any case and in any of Unicode's forms, with invisible characters
+    between their letters; and patterns in RE2's syntax, which see the text as it is.
+
+    Raises:
+        ConfigError: a line is no pattern, or there are too many.
+
+    >>> found = WordList(words=["bad  word"], patterns=["sk-[a-z]{4,}"])
+    >>> found.search("A BAD word!"), found.search("a bad wordsmith"), found.search("my sk-abcd")
+    ('words', None, 'patterns')
+    """
+
+    def __init__(self, words: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
+        self._searches: list[tuple[str, Callable[[str], str], Any]] = []
+        if words:
+            whole = "|".join(_quoted(word) for word in words)
+            regex = _compiled(f"(?:^|{_EDGE})(?:{whole})(?:$|{_EDGE})", "words", _MOST_WORD_STATES)
+            self._searches.append(("words", _plain, regex))
+        if patterns:
+            for pattern in patterns:
+                _compiled(pattern, f"pattern {show(pattern)}", _MOST_STATES)
+            joined = "|".join(f"(?:{pattern})" for pattern in patterns)
+            self._searches.append(("patterns", _valid, _compiled(joined, "patterns", _MOST_STATES)))
+
+    def search(self, text: str) -> str | None:
+        """Which list has something that is in the text, "words" or "patterns"."""
+        for name, form, regex in self._searches:
+            if regex.search(form(text)) is not None:
+                return name
+        return None
+
+    def search_part(self, text: str, *, is_cut: bool, is_over: bool) -> tuple[str | None, bool]:
+        """Which list has something in a part of a text. As long as the text goes on, what ends where the part
+        ends may yet become something else: it does not count, and the second value is True.
+
+        Args:
+            is_cut: the first character follows others, and is only seen by what looks back.
+            is_over: nothing follows.
+        """
+        is_open = False
+        for name, form, regex in self._searches:
+            seen = form(text)
+            if is_cut and name == "words":
+                seen = f"_{seen}"
+            match = regex.search(seen, int(is_cut))
+            if match is not None:
+                if is_over or match.end() < len(seen):
+                    return name, False
+                is_open = True
+        return None, is_open
+
+
+def tail(text: str, count: int) -> int:
+    """Where the last ``count`` visible characters of the text begin.
+
+    >>> tail("abc", 2), tail("a\\u200bb\\u200bc", 2), tail("abc", 5)
+    (1, 2, 0)
+    """
+    place = len(text)
+    while count > 0 and place > 0:
+        place -= 1
+        count -= _INVISIBLE.match(text[place]) is None
+    return place
+
+
+def read_lines(path: str, what: str, most: int | None = None) -> list[str]:
+    """The lines of a file of words or patterns; empty ones, and those that begin with #, are none.
+
+    Raises:
+        ConfigError: it is no UTF-8, or has too many or too long lines.
+        ModelFileError: it cannot be read.
+    """
+    most = most or (_MOST_WORDS if what == "words" else _MOST_PATTERNS)
+    try:
+        text = read_file(path, _MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no UTF-8: {error}") from None
+    lines = [line.strip("\r") for line in text.split("\n")]
+    found = [line for line in lines if line.strip() and not line.startswith("#")]
+    if len(found) > most:
+        raise ConfigError(f"{path}: has {len(found)} {what}; expected at most {most}")
+    for line in found:
+        if len(line) > _LONGEST:
+            raise ConfigError(f"{path}: {show(line)} is longer than {_LONGEST} characters")
+    return found
+
+
+def _compiled(pattern: str, what: str, most: int) -> Any:
+    try:
+        import re2
+    except ImportError:
+        raise missing_extra("a list of words or patterns", "filter") from None
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MEMORY
+    try:
+        found = re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0] if error.args else ""
+        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        raise ConfigError(f"{what}: cannot be used by RE2: {reason}") from None
+    if found.programsize > most:
+        raise ConfigError(
+            f"{what}: takes {found.programsize} states; expected at most {most}; make it simpler"
+        )
+    return found
+
+
+def _quoted(word: str) -> str:
+    import re2
+
+    parts = _plain(word).split()
+    if not parts:
+        raise ConfigError(f"words: {show(word)} has no visible character")
+    return r"\s+".join(str(re2.escape(part)) for part in parts)
+
+
+def _valid(text: str) -> str:
+    """Halves of surrogate pairs, which RE2 does not take, become question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0]"
+)
+
+
+def _plain(text: str) -> str:
+    """The text in one case and one form, without what nobody sees.
+
+    >>> _plain("\\uff22a\\u200bd")
+    'bad'
+    """
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", _valid(text))).casefold()

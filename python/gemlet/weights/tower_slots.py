@@ -1,0 +1,136 @@
+"""The weights of towers for images and sound, by their slots, and their names in checkpoints.
+
+They are slots like those of the text model (:mod:`gemlet.weights.slots`), whose names begin with "vision." or
+"audio.".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from gemlet.config.text_config import TextConfig
+from gemlet.config.vision_config import SiglipConfig
+from gemlet.weights.audio_slots import audio_name, audio_slots
+from gemlet.weights.gemma4_vision_slots import gemma4_vision_name, gemma4_vision_slots
+
+__all__ = ["Kind", "in_tower", "is_transposed", "kind_of", "plain_tower_name", "tower_names", "tower_slots"]
+
+Kind = Literal["matrix", "exact", "floats", "norm"]
+
+# Slots with more than one dimension that the core keeps as floats, by the last part of their name.
+_FLOATS = ("position_embedding", "conv_depthwise", "hard_embedding")
+# Small matrices that stay in float32, as few columns of them share a scale.
+_EXACT = ("audio.conv.0", "audio.conv.1")
+
+_SIGLIP_LAYER = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "out_proj": "self_attn.out_proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+
+
+def is_transposed(slot: str, family: str) -> bool:
+    """Whether the slot's tensor has rows and columns the other way round.
+
+    >>> is_transposed("vision.projection", "gemma3"), is_transposed("vision.projection", "gemma3n")
+    (True, False)
+    """
+    return family == "gemma3" and slot == "vision.projection"
+
+
+def in_tower(slot: str) -> bool:
+    """Whether it is a weight of a tower.
+
+    >>> in_tower("vision.layers.0.fc1"), in_tower("layers.0.up_proj")
+    (True, False)
+    """
+    return slot.startswith(("vision.", "audio."))
+
+
+def kind_of(slot: str, shape: tuple[int, ...]) -> Kind:
+    """How the core keeps a tower's weight.
+
+    >>> kind_of("vision.layers.0.fc1", (8, 4)), kind_of("vision.layers.0.fc1_bias", (8,))
+    ('matrix', 'floats')
+    """
+    if slot == "vision.soft_norm":
+        return "norm"
+    if slot in _EXACT:
+        return "exact"
+    return "matrix" if len(shape) > 1 and slot.rpartition(".")[2] not in _FLOATS else "floats"
+
+
+def tower_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """slot -> shape, for every weight of the towers that ``config`` describes."""
+    slots: dict[str, tuple[int, ...]] = {}
+    if isinstance(config.vision, SiglipConfig):
+        slots |= _siglip_slots(config.vision, config.hidden_size)
+    elif config.vision is not None:
+        slots |= gemma4_vision_slots(config.vision, config.hidden_size)
+    return slots | audio_slots(config)
+
+
+def _siglip_slots(config: SiglipConfig, text_hidden: int) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    slots: dict[str, tuple[int, ...]] = {
+        "vision.patch_embedding": (hidden, 3, config.patch_size, config.patch_size),
+        "vision.patch_embedding_bias": (hidden,),
+        "vision.position_embedding": (config.grid**2, hidden),
+    }
+    for i in range(config.num_layers):
+        at = f"vision.layers.{i}"
+        slots |= {f"{at}.{norm}{end}": (hidden,) for norm in ("norm1", "norm2") for end in ("", "_bias")}
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            slots |= {f"{at}.{part}": (hidden, hidden), f"{at}.{part}_bias": (hidden,)}
+        slots |= {f"{at}.fc1": (inner, hidden), f"{at}.fc1_bias": (inner,)}
+        slots |= {f"{at}.fc2": (hidden, inner), f"{at}.fc2_bias": (hidden,)}
+    return slots | {
+        "vision.post_norm": (hidden,),
+        "vision.post_norm_bias": (hidden,),
+        "vision.soft_norm": (hidden,),
+        "vision.projection": (text_hidden, hidden),
+    }
+
+
+def plain_tower_name(name: str) -> str:
+    """A tensor's name without what only some tools write in it; ``name`` begins with the tower's.
+
+    >>> plain_tower_name("vision_tower.vision_model.post_layernorm.weight")
+    'vision_tower.post_layernorm.weight'
+    """
+    return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
+
+
+def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:
+    """slot -> the plain name of its tensor, without the prefix that the whole model may have."""
+    towers = [slot for slot in slots if in_tower(slot)]
+    if family == "gemma3":
+        return {slot: _siglip_name(slot) for slot in towers}
+    unified = "vision.patch_dense" in towers
+    return {
+        slot: gemma4_vision_name(slot, unified=unified)
+        if family == "gemma4" and slot.startswith("vision.")
+        else audio_name(slot, family)
+        for slot in towers
+    }
+
+
+def _siglip_name(slot: str) -> str:
+    part, end = (slot[: -len("_bias")], "bias") if slot.endswith("_bias") else (slot, "weight")
+    part = part.removeprefix("vision.")
+    if part == "projection":
+        return "multi_modal_projector.mm_input_projection_weight"
+    if part == "soft_norm":
+        return "multi_modal_projector.mm_soft_emb_norm.weight"
+    if part in ("patch_embedding", "position_embedding"):
+        return f"vision_tower.embeddings.{part}.{end}"
+    if part == "post_norm":
+        return f"vision_tower.post_layernorm.{end}"
+    _, index, inner = part.split(".")
+    return f"vision_tower.encoder.layers.{index}.{_SIGLIP_LAYER[inner]}.{end}"

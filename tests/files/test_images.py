@@ -1,0 +1,138 @@
+"""Reading images: files, arrays and Pillow's objects, orientation, transparency, and what is no image."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemlet import InvalidRequestError
+from gemlet.media.images import MOST_PIXELS, read_image
+
+Image = pytest.importorskip("PIL.Image")
+
+LEVELS = np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def encoded(image: Any, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_every_form_gives_the_same_levels(tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(LEVELS))
+    path = tmp_path / "image.png"
+    path.write_bytes(data)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    flipped = np.ascontiguousarray(LEVELS[::-1])[::-1]  # not contiguous
+    for form in (LEVELS, flipped, data, bytearray(data), path, str(path), url, Image.fromarray(LEVELS)):
+        np.testing.assert_array_equal(read_image(form), LEVELS)
+
+
+def test_grey_and_palette_become_colours() -> None:
+    grey = LEVELS[:, :, 0]
+    expected = np.repeat(grey[:, :, None], 3, axis=2)
+    for form in (grey, grey[:, :, None], encoded(Image.fromarray(grey)), Image.fromarray(grey)):
+        np.testing.assert_array_equal(read_image(form), expected)
+    palette = Image.fromarray(LEVELS).convert("P")
+    np.testing.assert_array_equal(read_image(encoded(palette)), np.asarray(palette.convert("RGB")))
+
+
+def test_what_is_transparent_stands_on_white() -> None:
+    rgba = np.concatenate([LEVELS, np.full((5, 7, 1), 255, np.uint8)], axis=2)
+    rgba[0, 0, 3], rgba[1, 1, 3] = 0, 51
+    for form in (rgba, encoded(Image.fromarray(rgba)), Image.fromarray(rgba)):
+        found = read_image(form)
+        assert found[0, 0].tolist() == [255, 255, 255]
+        assert np.abs(found[1, 1] - (0.2 * LEVELS[1, 1] + 0.8 * 255)).max() <= 0.5
+        np.testing.assert_array_equal(found[2:], LEVELS[2:])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(LEVELS), exif=exif)
+    turned = {
+        1: LEVELS,
+        2: LEVELS[:, ::-1],
+        3: LEVELS[::-1, ::-1],
+        4: LEVELS[::-1],
+        5: LEVELS.transpose(1, 0, 2),
+        6: np.rot90(LEVELS, -1),
+        7: np.rot90(LEVELS.transpose(1, 0, 2), 2),
+        8: np.rot90(LEVELS),
+    }[orientation]
+    np.testing.assert_array_equal(read_image(data), turned)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it has so many pixels."""
+    data = bytearray(encoded(Image.fromarray(LEVELS)))
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    import zlib
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(60_000, 60_000), (MOST_PIXELS + 1, 1), (2**31 - 1, 2**31 - 1)]
+)
+def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height: int) -> None:
+    with pytest.raises(InvalidRequestError):
+        read_image(bomb(width, height))
+
+
+def test_damaged_files_are_refused() -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(2).integers(0, 256, (90, 90, 3), dtype=np.uint8)))
+    jpeg = encoded(Image.fromarray(LEVELS), "JPEG")
+    for wrong in (b"", b"GIF89a", data[: len(data) // 2], jpeg[:90], b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>"):
+        with pytest.raises(InvalidRequestError, match="photo"):
+            read_image(wrong, "photo")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        5,
+        [1, 2],
+        {"url": "x"},
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 2, 2, 3), np.uint8),
+        "data:image/png,abc",
+        "data:image/png;base64,???",
+        "https://example.com/cat.png",
+        "/nowhere/cat.png",
+        "a\0b",
+    ],
+)
+def test_what_is_no_image_is_refused(wrong: object) -> None:
+    with pytest.raises(InvalidRequestError, match=r"photo"):
+        read_image(wrong, "photo")
+
+
+def test_random_changes_of_files_end_in_typed_errors() -> None:
+    random = np.random.default_rng(5)
+    small = Image.fromarray(LEVELS)
+    files = [encoded(small, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")]
+    for trial in range(400):
+        data = bytearray(files[trial % len(files)])
+        for _ in range(random.integers(1, 6)):
+            data[random.integers(len(data))] = random.integers(256)
+        if trial % 4 == 0:
+            del data[random.integers(len(data)) :]
+        try:
+            found = read_image(bytes(data))
+        except InvalidRequestError:
+            continue
+        assert found.dtype == np.uint8
+        assert found.ndim == 3

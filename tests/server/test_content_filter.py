@@ -1,0 +1,390 @@
+"""The content filter: what is found, what a client sees of it in each dialect, and what is held back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gemlet
+from gemlet.chat import Content, Reasoning, ToolCall
+from gemlet.errors import ConfigError
+from gemlet.generation import TokenLogprob
+from support.extras import optional
+from support.scripted_streams import chunk, saying
+from support.servers import RunningServer, serving
+
+openai, anthropic, ollama = map(optional, ("openai", "anthropic", "ollama"))
+pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve"), pytest.mark.extra("filter")]
+GOOD: Any = [{"role": "user", "content": "Who is there?"}]
+BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
+LONG = "All is well in the old house. " * 20  # longer than the window
+PATHS = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+]
+
+
+def settings(folder: Path, **more: Any) -> Any:
+    from gemlet.server.settings import Settings
+
+    (folder / "words").write_text("# a comment\n\ngoblin\nred hat\nÄrger\n", encoding="utf-8")
+    (folder / "patterns").write_text("sk-[a-z0-9]{8,}\n(?i)SECRET\\d+$\n")
+    return Settings(filter_words=str(folder / "words"), filter_patterns=str(folder / "patterns"), **more)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with serving(settings(tmp_path_factory.mktemp("lists"), filter_window=30)) as running:
+        yield running
+
+
+# --- what is found ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A goblin.", "words"),
+        ("GOBLIN", "words"),
+        ("gob\u200blin", "words"),
+        ("\uff27\uff4f\uff42lin", "words"),
+        ("the red\n  hat", "words"),
+        ("so viel ÄRGER!", "words"),
+        ("so viel A\u0308rger!", "words"),
+        ("goblins hobgoblin goblin_1 2goblin", None),
+        ("ärgerlich", None),
+        ("key sk-abcdefgh1", "patterns"),
+        ("key sk-abc", None),
+        ("my secret12", "patterns"),
+        ("my secret12 is", None),
+        ("\ud83d goblin \udc00", "words"),
+        ("", None),
+    ],
+)
+def test_what_the_lists_find(text: str, found: str | None) -> None:
+    from gemlet.server.word_lists import WordList
+
+    lists = WordList(["goblin", "red hat", "Ärger"], ["sk-[a-z0-9]{8,}", r"(?i)SECRET\d+$"])
+    assert lists.search(text) == found
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*b", "(a|b)*a(a|b){12}c", "(.*)*x", "(?:a?){30}a{30}", r"(\w+\s?)+$"]
+)
+def test_no_pattern_takes_long(pattern: str) -> None:
+    from gemlet.server.word_lists import WordList
+
+    lists = WordList([], [pattern])
+    begun = time.monotonic()
+    for text in ("a" * 200_000 + "!", "ab" * 100_000, "a b" * 60_000):
+        lists.search(text)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("pattern", ["[", "(?=x)", r"(a)\1", "(x{1000}){1000}", "(?:(?:x{30}){30}){9}", "*"])
+def test_patterns_that_are_refused(pattern: str, tmp_path: Path) -> None:
+    from gemlet.server.word_lists import WordList
+
+    with pytest.raises(ConfigError, match="pattern"):
+        WordList([], [pattern])
+
+
+def test_files_that_are_no_lists(tmp_path: Path) -> None:
+    from gemlet.server.word_lists import read_lines
+
+    place = tmp_path / "list"
+    for data, message in (
+        (b"\xff\n", "UTF-8"),
+        (b"x" * 1001, "longer than"),
+        (b"x\n" * 20_001, "at most"),
+    ):
+        place.write_bytes(data)
+        with pytest.raises(ConfigError, match=message):
+            read_lines(str(place), "words")
+    with pytest.raises(gemlet.ModelFileError):
+        read_lines(str(tmp_path / "none"), "words")
+    place.write_bytes("\ufeffone\r\ntwo words\r\n".encode())
+    assert read_lines(str(place), "words") == ["one", "two words"]
+
+
+# --- what is held back --------------------------------------------------------------------------------------
+
+
+def gate(words: Sequence[str], patterns: Sequence[str], window: int) -> Any:
+    from gemlet.server.content_filter import ListFilter, ReplyGate, Said
+    from gemlet.server.word_lists import WordList
+
+    check = ListFilter(WordList(words, patterns), window).reply(Said([]))
+    return ReplyGate([check], lambda rule: True, "block")
+
+
+def shown(
+    events: Sequence[Sequence[Any]], words: Sequence[str], patterns: Sequence[str] = ()
+) -> tuple[list[Any], bool]:
+    """The events that get through, of steps with these, and whether the reply was blocked."""
+    import asyncio
+
+    async def main() -> tuple[list[Any], bool]:
+        through, found = gate(words, patterns, 12), []
+        steps = [chunk(*step) for step in events] + [chunk(reason="stop")]
+        for step in steps:
+            passed = await through.through(step)
+            if passed is None:
+                return found, True
+            found += passed.events
+        return found, False
+
+    return asyncio.run(main())
+
+
+def texts(events: Sequence[Any]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Content))
+
+
+@pytest.mark.parametrize(
+    "text", ["A goblin is here, look at it.", "x" * 50 + " goblin", "goblin", "a goblin"]
+)
+def test_a_word_in_any_pieces(text: str) -> None:
+    random_ = random.Random(text)
+    for _ in range(60):
+        cuts = sorted(random_.choices(range(len(text) + 1), k=random_.randrange(8)))
+        pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+        events, blocked = shown([[Content(piece)] for piece in pieces], ["goblin"])
+        assert blocked
+        assert "g" not in texts(events)
+        assert text.startswith(texts(events))
+
+
+def test_what_breaks_no_rule_comes_whole() -> None:
+    random_ = random.Random(3)
+    text = "A hobgoblin and goblins, a gob and a lin. " * 5 + "gobl"
+    for _ in range(60):
+        cuts = sorted(random_.choices(range(len(text) + 1), k=random_.randrange(30)))
+        pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+        events, blocked = shown([[Content(piece)] for piece in pieces], ["goblin"], ["^x", "n$"])
+        assert not blocked
+        assert texts(events) == text
+
+
+def test_it_is_shown_as_soon_as_it_may() -> None:
+    import asyncio
+
+    async def main() -> list[int]:
+        through, counts, count = gate(["goblin"], [], 12), [], 0
+        for _ in range(40):
+            passed = await through.through(chunk(Content("word ")))
+            count += len(texts(passed.events))
+            counts.append(count)
+        return counts
+
+    assert asyncio.run(main()) == [max(0, 5 * i - 12) for i in range(1, 41)]
+
+
+def test_letters_that_nobody_sees_do_not_stretch_a_word() -> None:
+    pieces = [Content("a go"), *[Content("\u200b" * 50)] * 3, Content("blin is here and more")]
+    events, blocked = shown([[piece] for piece in pieces], ["goblin"])
+    assert blocked
+    assert texts(events).strip() in ("", "a")
+
+
+def test_a_pattern_that_goes_on_is_held() -> None:
+    events, blocked = shown([[Content("see ")], *[[Content("sk-" + "a" * 40)]] * 9], [], ["sk-[^ ]*x"])
+    assert not blocked
+    events, blocked = shown(
+        [[Content("see ")], *[[Content("sk-" + "a" * 40)]] * 9, [Content(" ")]], [], ["sk-[^ ]*"]
+    )
+    assert blocked
+    assert texts(events) in ("", "see ", "see")
+
+
+def test_thoughts_and_calls_are_judged_too() -> None:
+    call = ToolCall("hunt", {"what": "goblin"})
+    for bad in (Reasoning("a goblin "), call):
+        events, blocked = shown([[Content("well " * 9)], [bad], [Content("fine " * 9)]], ["goblin"])
+        assert blocked
+        assert bad not in events
+    fine = [Reasoning("so many words"), Content("so few"), ToolCall("f", {"x": "y"}), Content("at the end")]
+    events, blocked = shown([[event] for event in fine], ["goblin"])
+    assert not blocked
+    kinds = [kind for kind, _ in itertools.groupby(events, type)]
+    assert kinds == [Reasoning, Content, ToolCall, Content]
+    # The end of one kind and the beginning of another are no word.
+    assert shown([[Reasoning("gob")], [Content("lin")]], ["goblin"])[1] is False
+
+
+def test_log_probabilities_are_held_with_their_text() -> None:
+    import asyncio
+    import dataclasses
+
+    async def main() -> list[int]:
+        through, counts = gate(["goblin"], [], 12), []
+        for _ in range(6):
+            step = dataclasses.replace(chunk(Content("word ")), logprobs=[TokenLogprob(7, -1.0)])
+            counts.append(len((await through.through(step)).logprobs or []))
+        return counts
+
+    assert asyncio.run(main()) == [0, 0, 0, 1, 1, 1]
+
+
+# --- what clients see ---------------------------------------------------------------------------------------
+
+
+def body_of(path: str, text: str, **more: Any) -> dict[str, Any]:
+    chat = [{"role": "user", "content": text}]
+    said = {
+        "/v1/completions": {"prompt": text},
+        "/v1/responses": {"input": text},
+        "/api/generate": {"prompt": text, "stream": False},
+        "/api/chat": {"messages": chat, "stream": False},
+        "/v1/messages": {"messages": chat, "max_tokens": 5},
+    }.get(path, {"messages": chat})
+    return {"model": "demo", **said, **more}
+
+
+def reason_of(path: str, answer: Any) -> str:
+    if path.startswith("/api"):
+        return str(answer["done_reason"])
+    if path == "/v1/messages":
+        return str(answer["stop_reason"])
+    if path == "/v1/responses":
+        return str(answer["incomplete_details"]["reason"])
+    return str(answer["choices"][0]["finish_reason"])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_prompts(server: RunningServer, path: str) -> None:
+    expected = "refusal" if path == "/v1/messages" else "content_filter"
+    with saying(chunk(Content("Never.")), chunk(reason="stop")) as begun:
+        answer = server.post(path, body_of(path, "Is it a Goblin?"))
+        assert answer.status == 200
+        assert reason_of(path, answer.json) == expected
+        assert b"Never" not in answer.body
+        assert not begun
+        assert b"Never" in server.post(path, body_of(path, "Who is there?")).body
+    assert server.running() == 0
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_replies(server: RunningServer, path: str, stream: bool) -> None:
+    steps = [
+        chunk(Content(LONG)),
+        chunk(Content("It is a gob")),
+        chunk(Content("lin. ")),
+        chunk(Content("More.")),
+    ]
+    with saying(*steps, chunk(reason="stop")) as begun:
+        answer = server.post(path, body_of(path, "Who is there?", stream=stream))
+    assert answer.status == 200
+    assert begun[0].was_cancelled
+    assert begun[0].was_closed
+    assert b"gob" not in answer.body
+    assert b"More" not in answer.body
+    assert b"All is well" in answer.body
+    if not stream:
+        assert reason_of(path, answer.json) == ("refusal" if path == "/v1/messages" else "content_filter")
+    else:
+        assert (b"refusal" if path == "/v1/messages" else b"content_filter") in answer.body
+
+
+def test_the_real_clients(server: RunningServer) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        reply = client.chat.completions.create(model="demo", messages=BAD)
+        assert (reply.choices[0].finish_reason, reply.choices[0].message.content) == ("content_filter", "")
+        assert reply.usage.total_tokens == 0
+        chunks = list(client.chat.completions.create(model="demo", messages=BAD, stream=True, n=2))
+        assert [c.choices[0].finish_reason for c in chunks if c.choices[0].finish_reason] == [
+            "content_filter"
+        ] * 2
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model="demo", input=["fine", "a goblin"])
+        assert caught.value.code == "content_filter"
+        asked: Any = [{"type": "predicate", "instructions": "It is a goblin.", "name": "q"}]
+        assert client.decisions.create(model="demo", input="x", questions=asked).answers[0].type == "refusal"
+    with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as client:
+        message = client.messages.create(model="demo", messages=BAD, max_tokens=5)
+        assert (message.stop_reason, message.content) == ("refusal", [])
+    client = ollama.Client(host=server.url)
+    assert client.chat(model="demo", messages=BAD).done_reason == "content_filter"
+    client.close()
+
+
+def test_every_text_of_a_client_is_judged(server: RunningServer) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": "goblin"}'}}
+    for messages in (
+        [{"role": "system", "content": "goblin"}, *GOOD],
+        [*BAD, {"role": "assistant", "content": "x"}, *GOOD],
+        [*GOOD, {"role": "assistant", "content": "goblin"}, *GOOD],
+        [*GOOD, {"role": "assistant", "content": "", "reasoning": "goblin"}, *GOOD],
+        [*GOOD, {"role": "assistant", "content": "", "tool_calls": [call]}, *GOOD],
+        [{"role": "user", "content": [{"type": "text", "text": "goblin"}]}],
+    ):
+        answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})
+        assert answer.json["choices"][0]["finish_reason"] == "content_filter", messages
+
+
+def test_metrics_and_log(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    server.post("/v1/chat/completions", {"messages": BAD})
+    end = time.monotonic() + 10
+    while not (lines := [r for r in caplog.records if r.getMessage() == "request"]):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    line = lines[0]
+    assert line.fields["filter"] == ["prompt:words:block"]  # type: ignore[attr-defined]
+    assert "oblin" not in json.dumps(line.fields)  # type: ignore[attr-defined]
+    text = server.ask("GET", "/metrics").body.decode()
+    labels = 'action="block",engine="0",model_name="demo",place="prompt",rule="words"'
+    assert f"gemlet:content_filter_verdicts_total{{{labels}}}" in text
+    assert 'finished_reason="content_filter"' in text
+
+
+def test_reporting_changes_nothing(tmp_path: Path) -> None:
+    given = settings(tmp_path, filter_prompts="report", filter_replies="report")
+    steps = [chunk(Content("a gob")), chunk(Content("lin")), chunk(reason="stop")]
+    with serving(given) as server:
+        with saying(*steps):
+            answer = server.post("/v1/chat/completions", {"messages": BAD})
+        assert answer.json["choices"][0]["message"]["content"] == "a goblin"
+        assert answer.json["choices"][0]["finish_reason"] == "stop"
+        text = server.ask("GET", "/metrics").body.decode()
+        for place in ("prompt", "reply"):
+            assert f'action="report",engine="0",model_name="demo",place="{place}",rule="words"' in text
+
+
+def test_off(tmp_path: Path) -> None:
+    given = settings(tmp_path, filter_prompts="off", filter_replies="off")
+    with serving(given) as server, saying(chunk(Content("goblin")), chunk(reason="stop")):
+        answer = server.post("/v1/chat/completions", {"messages": BAD})
+        assert answer.json["choices"][0]["message"]["content"] == "goblin"
+        assert "content_filter_verdicts_total{" not in server.ask("GET", "/metrics").body.decode()
+
+
+def test_a_filter_of_ones_own() -> None:
+    from gemlet.server.app import make_app
+    from gemlet.server.content_filter import Filter, ReplyCheck, Said
+    from gemlet.server.settings import ModelSpec, Settings
+
+    class Check(ReplyCheck):
+        async def add(self, text: str, *, is_over: bool) -> str | None:
+            return "mine" if "x" in text else None
+
+    class Mine(Filter):
+        async def judge(self, said: Said) -> str | None:
+            return "mine" if "x" in said.last else None
+
+        def reply(self, said: Said) -> ReplyCheck:
+            return Check()
+
+    assert make_app(Settings(), [ModelSpec("demo")], filters=[Mine()]) is not None

@@ -1,0 +1,127 @@
+"""ShieldGemma as the server's content filter; what the model would say is scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+import gemlet
+from gemlet.chat import Content
+from gemlet.errors import ConfigError, InvalidRequestError
+from support.scripted_streams import chunk, saying
+from support.servers import RunningServer, serving
+
+pytestmark = pytest.mark.extra("serve")
+GOOD: Any = [{"role": "user", "content": "Who is there?"}]
+BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
+
+
+class Judge:
+    """In the place of a model's ``choose``: a text with "goblin" breaks the policy "hate"."""
+
+    def __init__(self) -> None:
+        self.judged: list[str] = []
+
+    def choose(self, ids: Sequence[int], choices: Sequence[str], **more: Any) -> dict[str, float]:
+        if len(ids) > 776:
+            raise gemlet.ContextLengthError("too long")
+        with gemlet.load() as model:
+            assert model.tokenizer is not None
+            self.judged.append(model.tokenizer.decode(ids, skip_control=False))
+        asked = self.judged[-1]
+        chance = 0.9 if "goblin" in asked.lower() and "Hate Speech" in asked else 0.1
+        return {"Yes": chance, "No": 1 - chance}
+
+
+@pytest.fixture
+def shield(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Judge]]:
+    from gemlet.chat import SHIELD_GEMMA
+    from gemlet.model.model import Model
+    from gemlet.server import models
+    from gemlet.server.settings import ModelSpec, Settings
+
+    judge, original = Judge(), models.load
+
+    def load(source: Any, **options: Any) -> Any:
+        model = original(source, **{**options, "threads": 1})
+        if options.get("max_context") == 777:
+            model.chat_format = SHIELD_GEMMA
+        return model
+
+    monkeypatch.setattr(models, "load", load)
+    specs = [ModelSpec("shield", None, {"max_context": 777}), ModelSpec("demo")]
+    given = Settings(filter_model="shield", filter_policies=["dangerous", "hate"])
+    monkeypatch.setattr(Model, "choose", lambda self, *a, **k: judge.choose(*a, **k))
+    with serving(given, specs) as server:
+        yield server, judge
+
+
+def test_shieldgemma_judges_prompts_and_replies(shield: tuple[RunningServer, Judge]) -> None:
+    server, judge = shield
+    ask = {"messages": [*GOOD, {"role": "assistant", "content": "Me."}, *BAD]}
+    answer = server.post("/v1/chat/completions", ask)
+    assert answer.json["choices"][0]["finish_reason"] == "content_filter"
+    assert len(judge.judged) == 2
+    assert all("Is it a Goblin?" in text for text in judge.judged)
+    steps = [chunk(Content("All is well. " * 40)), chunk(Content("A goblin. " * 60)), chunk(reason="stop")]
+    with saying(*steps) as begun:
+        answer = server.post("/v1/chat/completions", {"messages": GOOD, "stream": True})
+    assert b"All is well" in answer.body
+    assert b"goblin" not in answer.body
+    assert begun[0].was_cancelled
+    assert "Chatbot Response" in judge.judged[-1]
+    assert 'rule="hate"' in server.ask("GET", "/metrics").body.decode()
+
+
+def test_shieldgemma_serves_nobody(shield: tuple[RunningServer, Judge]) -> None:
+    server, _ = shield
+    assert [m["id"] for m in server.ask("GET", "/v1/models").json["data"]] == ["demo"]
+    answer = server.post("/v1/chat/completions", {"model": "shield", "messages": GOOD})
+    assert answer.status == 404
+    assert server.post("/v1/chat/completions", {"messages": GOOD, "max_tokens": 1}).json["model"] == "demo"
+
+
+def test_a_long_text_is_judged_in_pieces(shield: tuple[RunningServer, Judge]) -> None:
+    server, judge = shield
+    long = "All is well here. " * 250 + "A goblin. " + "All is well here. " * 50
+    answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]})
+    assert answer.json["choices"][0]["finish_reason"] == "content_filter", answer.body
+    assert len(judge.judged) > 4
+
+
+def test_a_filter_that_fails_lets_nothing_pass(
+    shield: tuple[RunningServer, Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gemlet.model.model import Model
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise gemlet.MemoryLimitError("no memory")
+
+    monkeypatch.setattr(Model, "choose", fails)
+    server, _ = shield
+    answer = server.post("/v1/chat/completions", {"messages": GOOD})
+    assert (answer.status, answer.error["code"]) == (503, "content_filter_failed")
+    assert server.running() == 0
+
+
+def test_what_is_no_shieldgemma() -> None:
+    from gemlet.server.app import make_app
+    from gemlet.server.settings import ModelSpec, Settings
+
+    for specs in ([ModelSpec("demo")], [ModelSpec("shield")]):
+        with pytest.raises(InvalidRequestError, match="filter_model"):
+            make_app(Settings(filter_model="shield"), specs)
+    with pytest.raises(ConfigError, match="filter_policies"):
+        make_app(Settings(filter_policies=["rude"]), [ModelSpec("demo")])
+    failures: list[BaseException] = []
+    specs = [ModelSpec("demo"), ModelSpec("shield")]
+    app = make_app(Settings(filter_model="shield"), specs, failures.append)
+    from gemlet.server.models import Models
+
+    models = Models(specs, "shield")
+    with pytest.raises(ConfigError, match="no ShieldGemma"):
+        models.load()
+    models.close()
+    assert app is not None

@@ -1,0 +1,56 @@
+"""Debian's chromium, driven by playwright. Tests that use it have the marker ``browser``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from support.extras import optional, why_absent
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def _path() -> str | None:
+    return next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+def why_no_browser() -> str | None:
+    """What is missing; None where a browser can be driven."""
+    if _path() is None:
+        return "needs a browser: apt install chromium"
+    return why_absent("test-browser")
+
+
+class Browser:
+    """A browser that opens pages; what they complain about is in :attr:`complaints`, and the addresses that
+    they ask for in :attr:`asked`."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+
+    def open(self, url: str, *, width: int = 1200, height: int = 800, **options: Any) -> Any:
+        """A page in a session of its own, with nothing kept from before. ``options`` are playwright's."""
+        page = self._browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.goto(url)
+        return page
+
+
+@contextmanager
+def browsing() -> Iterator[Browser]:
+    """A browser that runs meanwhile."""
+    playwright = optional("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        # Chromium's sandbox does not run for root, nor in most containers.
+        running = driver.chromium.launch(executable_path=_path(), args=["--no-sandbox"])
+        try:
+            yield Browser(running)
+        finally:
+            running.close()
