@@ -16,6 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.source,
         arguments.destination,
         merge_adapter=arguments.adapter,
+        calibrate=arguments.calibrate,
         for_memory=arguments.for_memory,
         **load_options(arguments),
         **access_options(arguments),

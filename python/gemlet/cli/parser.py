@@ -220,6 +220,14 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help="the folder to make")
     parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter of PEFT, mlx-lm, llama.cpp to merge")
     parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        const=True,
+        metavar="TEXT",
+        help="with --weights q4 or q5: round with what this file shows of the inputs, or without a file what "
+        "the model writes itself; takes minutes",
+    )
+    parser.add_argument(
         "--for-memory",
         metavar="SIZE",
         help='choose the format with which the model runs in this much memory, for example "1GB"',

@@ -17,7 +17,9 @@ from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.loading.builder import make_builder, settle
+from gemlet.loading.calibration import Calibrate, check_calibrate, measure_inputs
 from gemlet.loading.for_memory import options_for_memory
+from gemlet.loading.load import load
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.write import write_packed
@@ -40,6 +42,7 @@ def convert(
     vision: bool = True,
     audio: bool = True,
     merge_adapter: str | os.PathLike[str] | None = None,
+    calibrate: Calibrate = None,
     threads: int | None = None,
     progress: Progress = None,
     revision: str | None = None,
@@ -61,6 +64,9 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
+        calibrate: with weights "q4" or "q5", rounds with what a text shows of the model's inputs: the path of
+            a file of about 8,000 tokens or more, or True for texts that the model writes itself. It takes
+            some minutes, and the memory of the model as its files have it. No adapter can be merged then.
         for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
             format that loses least of those with which the model runs there, with a text of 4096 tokens.
         weights, embedding, matformer, vision, audio, merge_adapter, threads, progress, revision, token: as
@@ -93,6 +99,7 @@ def convert(
         vision=vision,
         audio=audio,
     )
+    check_calibrate(calibrate, options.weights, merge_adapter)
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
@@ -110,6 +117,22 @@ def convert(
         if matformer is not None:
             files = files.cut(matformer)
         options = options.with_formats(files)
+        calibration = None
+        if calibrate:
+            with load(
+                source,
+                weights="auto",
+                threads=threads,
+                prefix_cache=False,
+                max_context=_calibrated_context(files),
+                matformer=matformer,
+                vision=False,
+                audio=False,
+                revision=revision,
+                token=token,
+                progress=progress,
+            ) as model:
+                calibration = measure_inputs(model, calibrate)
         if room is not None:
             settle(files)
             options = options_for_memory(room, files.config, options)
@@ -124,7 +147,15 @@ def convert(
                 os.mkdir(made)
             with reporting(progress, "converting", stored_bytes(files, table=True)) as advance:
                 packed = f"{made}/model.safetensors"
-                write_packed(packed, files, builder, advance, weights=options.weights, process=process)
+                write_packed(
+                    packed,
+                    files,
+                    builder,
+                    advance,
+                    weights=options.weights,
+                    process=process,
+                    calibration=calibration,
+                )
             with only_in(process, path):
                 _describe(made, files)
                 if matformer is not None:
@@ -136,6 +167,10 @@ def convert(
             with undisturbed():
                 if own is not None and os.getpid() == process:
                     shutil.rmtree(own, ignore_errors=True)
+
+
+def _calibrated_context(files: ModelFiles) -> int:
+    return min(1024, files.config.max_position_embeddings)
 
 
 def _describe(folder: str, files: ModelFiles) -> None:

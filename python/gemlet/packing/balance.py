@@ -14,13 +14,13 @@ packed format holds exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from gemlet.checkpoint.tensor_files import numbers
 from gemlet.packing.blocks import Block
 from gemlet.sources.model_files import ModelFiles
-from gemlet.weights.formats import ROUNDED
+from gemlet.weights.formats import KEEPS
 from gemlet.weights.slots import BALANCES, core_slots, is_balance
 
 if TYPE_CHECKING:
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["balance_blocks"]
 
+# Norm -> the matrix that the inputs behind it are named after.
+_MEASURED = {"pre_attention_norm": "q_proj", "pre_mlp_norm": "gate_proj"}
 _MOST = 16  # a channel is multiplied by no more than this, and by no less than its inverse
-_EXACT = {
-    **{name: (name,) for name in ROUNDED},
-    "q8": ("q4", "q5", "q8"),
-}  # format -> the exact formats of types that it keeps every bit of
 
 
-def balance_blocks(files: ModelFiles, builder: _core.ModelBuilder) -> Iterator[Block]:
-    """The vector of each slot "..._balance" of the builder, for it to take before all other weights."""
+def balance_blocks(
+    files: ModelFiles, builder: _core.ModelBuilder, grams: Mapping[str, NDArray[np.float32]] | None = None
+) -> Iterator[Block]:
+    """The vector of each slot "..._balance" of the builder, for it to take before all other weights. With
+    ``grams`` (:mod:`gemlet.packing.calibrated`), the mean squares are measured ones where these have them."""
     import numpy as np
 
     formats = {slot: name for slot, (name, _) in builder.packed_sizes().items()}
@@ -54,7 +55,8 @@ def balance_blocks(files: ModelFiles, builder: _core.ModelBuilder) -> Iterator[B
         if _can_balance(files, tensors, formats, layer, matrices):
             if importance is None:
                 importance = _importance(files, tensors)
-            scale = _scale(importance[f"{layer}.{norm}"])
+            measured = (grams or {}).get(f"{layer}.{_MEASURED.get(norm)}")
+            scale = _scale(importance[f"{layer}.{norm}"] if measured is None else np.diag(measured))
         yield Block(slot, tensors[f"{layer}.{norm}"], (scale, "f32"), 0, 0)
 
 
@@ -77,7 +79,7 @@ def _can_balance(
         for part, _ in core_slots(slot, files.checkpoint.tensors[name].shape):
             format = formats[part]
             exact = not files.is_changed(name) and exact_formats[files.checkpoint.dtype(name)]
-            if format not in _EXACT or exact in _EXACT[format]:
+            if format not in KEEPS or exact in KEEPS[format]:
                 return False
     return True
 

@@ -28,6 +28,7 @@ class Block(NamedTuple):
     rows: Any
     first_row: int
     nbytes: int
+    balanced: bool = False  # the columns are multiplied by their balance already
 
 
 def stored_bytes(files: ModelFiles, *, table: bool = False) -> int:

@@ -17,6 +17,7 @@ from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.errors import ModelFileError
 from gemlet.packing.balance import balance_blocks
 from gemlet.packing.blocks import blocks, naming, table_blocks
+from gemlet.packing.calibrated import Grams, calibrated_blocks
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
@@ -36,17 +37,18 @@ def write_packed(
     weights: str,
     table: bool = True,
     process: int,
+    calibration: Grams | None = None,
 ) -> int:
     """Writes the new file ``path``: every tensor of ``files`` packed as ``builder`` (made without memory of
     its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
-    Returns the CRC-32 of the file.
+    Returns the CRC-32 of the file. With a ``calibration``, matrices are rounded by it.
 
     Raises :class:`ModelFileError` when it cannot be written, :class:`CancelledError` in another process than
     ``process``, and what reading and packing raise; the file is then incomplete and the caller's to remove.
     """
     sizes, shapes = builder.packed_sizes(), builder.tensors()
     tensors = files.checkpoint.tensors
-    balances = list(balance_blocks(files, builder))
+    balances = list(balance_blocks(files, builder, calibration))
     parts = [block.part for block in balances]
     parts += [
         part
@@ -92,9 +94,15 @@ def write_packed(
                 crc = found[0] if has_helper else zlib.crc32(data, crc)
 
             put(head)
-            for block in chain(balances, blocks(files)):
+            rest = (
+                blocks(files)
+                if calibration is None
+                else calibrated_blocks(files, builder, calibration, balances)
+            )
+            for block in chain(balances, rest):
                 with naming(files, block.tensor):
-                    packed = builder.pack(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
+                    balanced = {"balanced": True} if block.balanced else {}
+                    packed = builder.pack(block.part, *block.rows, first_row=block.first_row, **balanced)  # type: ignore[call-overload]
                 put(packed.data)
                 advance(block.nbytes)
             if table and table_name is not None:

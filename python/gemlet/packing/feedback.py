@@ -1,0 +1,130 @@
+"""Rounding of matrices to q4, q5 or q8 with what a text shows of their inputs.
+
+A column's rounding error is fed forward: the columns that are not rounded yet take over what they can of it,
+as far as their inputs go together (GPTQ, Frantar and others, 2022). How they do is in the Gram matrix of the
+inputs, X^T X. Columns are rounded from the first to the last, in the order of the file; the scale of 32 of
+them is chosen when it is their turn, for what they are by then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gemlet.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+__all__ = ["FORMATS", "Rounded", "feedback_of", "round_with_feedback"]
+
+_BLOCK = 32
+_DAMPING = 0.02  # of the mean of the diagonal, added to it: for channels that the text hardly shows
+_LOWEST = {"q4": -8, "q5": -16, "q8": -127}
+FORMATS = tuple(_LOWEST)
+_TYPES = {"q4": "q4_0", "q5": "q5_0", "q8": "q8_0"}
+
+
+class Rounded(NamedTuple):
+    """A rounded matrix: blocks of GGUF (uint8, rows of blocks), their type, and the mean square of the error
+    that the outputs get, relative to the outputs themselves."""
+
+    blocks: NDArray[np.uint8]
+    dtype: str
+    error: float
+
+
+def feedback_of(gram: Floats) -> Floats:
+    """The upper triangular R with R^T R = H^-1, where H is the damped ``gram`` [columns, columns]: an error e
+    in column c is -e R[c] / R[c, c] in the columns after it."""
+    import numpy as np
+
+    damping = _DAMPING * max(float(np.mean(np.diag(gram))), 1e-30)
+    for _ in range(8):
+        damped = gram.astype(np.float64)
+        damped[np.diag_indices(len(gram))] += damping
+        try:
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
+        except np.linalg.LinAlgError:  # rounding made it indefinite
+            damping *= 10
+            continue
+        inverse: Floats = np.linalg.inv(lower[::-1, ::-1]).astype(np.float32)
+        return inverse
+    raise InvalidRequestError("the calibration text makes inputs that are not finite")
+
+
+def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) -> Rounded:
+    """``w`` [outputs, columns] in ``format`` ("q4", "q5" or "q8"); columns are a multiple of 32."""
+    import numpy as np
+
+    low = _LOWEST[format]
+    left = np.array(w, np.float32, order="C")
+    rows, columns = left.shape
+    diagonal = np.diag(feedback)
+    scales = np.empty((rows, columns // _BLOCK), np.float16)
+    steps = np.empty((rows, columns), np.int8)
+    for first in range(0, columns, _BLOCK):
+        end = first + _BLOCK
+        block = np.ascontiguousarray(left[:, first:end].T)  # a column is contiguous
+        half = _best_scales(block, np.float32(1) / diagonal[first:end] ** 2, low).astype(np.float16)
+        scales[:, first // _BLOCK] = half
+        scale = half.astype(np.float32)
+        with np.errstate(divide="ignore"):
+            inverse = np.where(scale != 0, 1 / scale, 0).astype(np.float32)
+        errors = np.empty_like(block)
+        for i in range(_BLOCK):
+            q = np.clip(np.rint(block[i] * inverse), low, -low - 1 if format != "q8" else 127)
+            steps[:, first + i] = q
+            errors[i] = (block[i] - q * scale) / diagonal[first + i]
+            if i + 1 < _BLOCK:
+                block[i + 1 :] -= feedback[first + i, first + i + 1 : end, None] * errors[i]
+        left[:, end:] -= errors.T @ feedback[first:end, end:]
+    values = steps * np.repeat(scales.astype(np.float32), _BLOCK, axis=1)
+    difference = values - w
+    power = float(np.einsum("ij,ij->", w @ gram, w))
+    error = float(np.einsum("ij,ij->", difference @ gram, difference)) / max(power, 1e-30)
+    return Rounded(_blocks(scales, steps, format), _TYPES[format], error)
+
+
+def _best_scales(block: Floats, importance: Floats, low: int) -> Floats:
+    """For each column of ``block`` [32, rows], which is a row of the matrix, the best of some scales that are
+    fitted by least squares, as csrc/formats/quantize.cpp does it."""
+    import numpy as np
+
+    places = np.abs(block).argmax(axis=0)
+    peak = np.take_along_axis(block, places[None], axis=0)[0]
+    if low == -127:
+        plain: Floats = peak / np.float32(127)
+        return plain
+    best, best_gain = peak / np.float32(low), np.full(len(peak), -1.0, np.float32)
+    weights = importance.astype(np.float32)[:, None]
+    for target in (low, low - 0.5, low - 1, low + 0.6, -low - 0.6, -low - 1):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            q = np.clip(np.rint(np.nan_to_num(block * (target / peak))), low, -low - 1)
+        xq, qq = (weights * block * q).sum(axis=0), (weights * q * q).sum(axis=0)
+        fitted = xq / np.maximum(qq, 1e-30)
+        gain = xq * fitted
+        better = gain > best_gain
+        best, best_gain = np.where(better, fitted, best), np.where(better, gain, best_gain)
+    found: Floats = best
+    return found
+
+
+def _blocks(scales: NDArray[np.float16], steps: NDArray[np.int8], format: str) -> NDArray[np.uint8]:
+    """GGUF's blocks of what was rounded."""
+    import numpy as np
+
+    rows, count = scales.shape
+    parts: list[NDArray[Any]] = [scales.view(np.uint8).reshape(rows, count, 2)]
+    q = steps.reshape(rows, count, _BLOCK)
+    if format == "q8":
+        parts.append(q.view(np.uint8))
+    else:
+        stored = (q - np.int8(_LOWEST[format])).astype(np.uint8)
+        if format == "q5":
+            parts.append(np.packbits(stored >> 4, axis=-1, bitorder="little"))
+        low = stored & 15
+        parts.append(low[..., :16] | low[..., 16:] << 4)
+    return np.concatenate(parts, axis=-1).reshape(rows, -1)
