@@ -62,7 +62,7 @@ class Simulation {
     const auto seconds = seconds_of_(rows + drafted).cast<double>();
     now_ += seconds;
     times_.add(rows + drafted, drafted, 0, seconds);
-    const double slowed = drafted > 0 ? times_.writing(rows + drafted) / times_.writing(rows) : 1;
+    const double slowed = drafted > 0 ? times_.cost(rows + drafted, rows) : 1;
     for (Text* const text : live) {
       int64_t right = 0;
       while (text->drafts->check(right, text->ids[text->written + static_cast<size_t>(right)])) ++right;

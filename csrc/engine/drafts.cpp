@@ -55,7 +55,6 @@ void Drafts::account(double time, int64_t tokens) {
 
 int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times) {
   if (!times.knows(rows)) return 0;
-  const double alone = times.writing(rows);
   most = std::min({most, StepTimes::kMostRows - rows, times.most_known() + kBeyondKnown - rows});
   if (most <= 0) return 0;
   std::vector<Candidate> candidates;
@@ -74,7 +73,7 @@ int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most
   double expected = 0, most_gained = kLeastGain;
   for (int64_t count = 1; count <= most; ++count) {
     expected += candidates[static_cast<size_t>(count - 1)].chance;
-    const double gain = expected / static_cast<double>(rows) - (times.writing(rows + count) / alone - 1);
+    const double gain = expected / static_cast<double>(rows) - (times.cost(rows + count, rows) - 1);
     if (gain <= most_gained) continue;
     most_gained = gain;
     best = count;

@@ -35,17 +35,14 @@ class StepTimes {
     }
   }
 
-  // Seconds of a step that only writes, with so many rows, at most kMostRows; 0: nobody knows. They tend to the
-  // shortest times, because other programs disturb many steps.
-  double writing(int64_t rows) const {
-    constexpr double kRise = 0.1;  // for each row, where nothing larger is known
-    const int64_t known = nearest(rows, -1), larger = nearest(rows, 1);
-    if (known == 0) return 0;
-    const double base = of_rows_[static_cast<size_t>(known)].seconds, more = static_cast<double>(rows - known);
-    if (larger == 0) return base * (1 + kRise * more);
-    const double top = std::max(base, of_rows_[static_cast<size_t>(larger)].seconds);
-    return larger == known ? base : base + (top - base) * more / static_cast<double>(larger - known);
+  // How many times as long as one with `plain` rows, which must be known, a step takes that only writes and has `rows`
+  // rows, at most kMostRows. What the shortest times say, because other programs disturb many steps, or what the means
+  // say, if that is more: where others use the CPUs, steps with more rows may suffer more, as they use more threads.
+  double cost(int64_t rows, int64_t plain) const {
+    return std::max(writing(rows, &Time::best) / writing(plain, &Time::best),
+                    writing(rows, &Time::mean) / writing(plain, &Time::mean));
   }
+  bool knows_any(int64_t rows) const { return nearest(rows, -1) > 0; }
   // Whether steps with `rows` rows, none of them guessed, have been measured enough and not too long ago.
   bool knows(int64_t rows) const {
     return rows <= kMostRows && of_rows_[static_cast<size_t>(rows)].steps >= kEnough && guessing_ < kMostGuessing;
@@ -58,11 +55,26 @@ class StepTimes {
  private:
   static constexpr int64_t kEnough = 3, kMostGuessing = 32;
 
-  struct Best {
-    void add(double value) { seconds += (steps++ == 0 ? 1 : value < seconds ? 0.5 : 0.05) * (value - seconds); }
-    double seconds = 0;
+  struct Time {
+    void add(double value) {
+      constexpr double kMost = 4;  // means: a single step may have been interrupted for long
+      best += (steps == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
+      mean += steps == 0 ? value : 0.1 * (std::min(value, kMost * mean) - mean);
+      ++steps;
+    }
+    double best = 0, mean = 0;
     int64_t steps = 0;
   };
+
+  // Seconds.
+  double writing(int64_t rows, double Time::* kind) const {
+    constexpr double kRise = 0.1;  // for each row, where nothing larger is known
+    const int64_t known = nearest(rows, -1), larger = nearest(rows, 1);
+    const double base = of_rows_[static_cast<size_t>(known)].*kind, more = static_cast<double>(rows - known);
+    if (larger == 0) return base * (1 + kRise * more);
+    const double top = std::max(base, of_rows_[static_cast<size_t>(larger)].*kind);
+    return larger == known ? base : base + (top - base) * more / static_cast<double>(larger - known);
+  }
 
   static void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
   // The next number of rows from `rows` on that is known, 0 if there is none.
@@ -73,7 +85,7 @@ class StepTimes {
 
   double writing_ = 0;                       // seconds of a step that only writes
   double reading_ = 0;                       // seconds for a token of a prompt
-  std::array<Best, kMostRows + 1> of_rows_;  // seconds of a step that only writes so many
+  std::array<Time, kMostRows + 1> of_rows_;  // seconds of a step that only writes so many
   int64_t guessing_ = 0;                     // steps with guessed tokens, one after the other
   int64_t declined_ = 0;
 };

@@ -46,7 +46,7 @@ bool Worker::step() {
   if (!forward(parts)) return true;
   const double seconds = seconds_since(step_start_);
   times_.add(writers + drafted, drafted, read, seconds);
-  slowed_ = drafted > 0 ? times_.writing(writers + drafted) / times_.writing(writers) : 1;
+  slowed_ = drafted > 0 && times_.knows_any(writers) ? times_.cost(writers + drafted, writers) : 1;
   {
     const Lock lock(fork_safe_mutex());
     ++stats.steps;
