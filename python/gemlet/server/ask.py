@@ -17,7 +17,7 @@ from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.sent_media import check_sent_media, has_media
+from gemlet.server.sent_media import check_sent_media, has_media, is_media
 
 _LONG = 20_000  # characters
 _FORMS = {"json_schema", "regex", "choice", "grammar"}
@@ -153,7 +153,7 @@ def _texts(value: Any, depth: int = 64) -> Iterator[str]:
     """All texts in a message, but for names of roles and kinds."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping) and not has_media([{"content": [value]}]):
+    elif isinstance(value, Mapping) and not is_media(value):
         for name, inner in value.items():
             if name not in ("role", "type", "id", "tool_call_id"):
                 yield from _texts(inner, depth - 1)

@@ -125,7 +125,11 @@ def serve(settings: Settings, specs: Sequence[ModelSpec], say: Callable[[str], N
     server = Server(settings, specs)
     say(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     with contextlib.closing(listener):
-        asyncio.run(server.serve(sockets=[listener]))
+        try:
+            asyncio.run(server.serve(sockets=[listener]))
+        except SystemExit:  # uvicorn's, where the application does not start
+            if server.failure is None:
+                raise
     if server.failure is not None:
         raise server.failure
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 from gemlet.base.text import show
 from gemlet.server.problems import Problem
 
-__all__ = ["check_sent_media", "has_media"]
+__all__ = ["check_sent_media", "has_media", "is_media"]
 
 # Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
 # library takes from a program may be a path.
@@ -56,6 +56,12 @@ def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
             raise Problem(
                 400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param="messages"
             )
+
+
+def is_media(part: object) -> bool:
+    """Whether a part of a message is an image or a sound."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(kind, str) and kind in _SENT
 
 
 def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
