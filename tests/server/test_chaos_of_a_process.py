@@ -1,5 +1,5 @@
 """A server in a process of its own among requests of every kind of nonsense, rude clients, floods and huge
-bodies: nothing fails, nothing is lost, its memory stays. GEMLET_CHAOS says how many requests (500)."""
+bodies: nothing fails, nothing is lost, its memory stays. GEMLET_CHAOS says how many requests (200)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.servers import Process, RunningServer, spawned
 from support.slow_clients import QUESTION, flood, head, rude, slow_clients
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.slow]
-COUNT = int(os.environ.get("GEMLET_CHAOS", "500"))
+COUNT = int(os.environ.get("GEMLET_CHAOS", "200"))
 
 
 @pytest.fixture(scope="module")

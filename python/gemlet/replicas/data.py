@@ -38,7 +38,8 @@ class Answers:
         self._concurrent = concurrent
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        entering = AsyncExitStack().enter_async_context(
+        self._life = AsyncExitStack()  # without it, the application would be ended
+        entering = self._life.enter_async_context(
             started(settings or Settings(), specs or [ModelSpec(default_alias(None))])
         )
         self._app = asyncio.run_coroutine_threadsafe(entering, self._loop).result()

@@ -87,13 +87,14 @@ async function answer() {
   keep();
   refresh();
   follow();
+  look();
 }
 
 function figures({ begin, first, last, pieces }, usage, reason) {
   if (!pieces) return "";
   const count = usage?.completion_tokens ?? pieces;
   const parts = [`${usage ? "" : "about "}${count} token${count === 1 ? "" : "s"}`];
-  if (last > first && count > 1) parts.push(`${(((count - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`);
+  if (last > first + 50 && count > 1) parts.push(`${(((count - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`);
   parts.push(`first after ${seconds((first - begin) / 1000)}`);
   if (reason === "length") parts.push("cut at the limit");
   if (reason === "stopped") parts.push("stopped");
