@@ -52,6 +52,7 @@ IN_FUNCTIONS = {
     "subprocess": "slow",
     "jinja2": "an extra",
     "PIL": "an extra",
+    "soundfile": "an extra",
     "llguidance": "an extra",
     "re2": "an extra",
     "opentelemetry": "an extra",

@@ -39,7 +39,7 @@ CUDA_ROOMS = ("kernels/cuda/", "backend/cuda/")
 # Headers in <> of CUDA, which come with its compiler.
 CUDA_HEADER = re.compile(r"cu|nv|thrust/|cooperative_groups|mma\.h$|device_|driver_|vector_|builtin_types")
 # Where the headers of other libraries may be included. A library that is not here may not be used.
-LIBRARIES = {"pybind11": ("bindings/",), "linux": ("base/",)}
+LIBRARIES = {"pybind11": ("bindings/",), "linux": ("base/",), "sanitizer": ("kernels/cuda/emulated/",)}
 SOURCES = (".h", ".cpp", ".list", ".cu", ".cuh")
 ISA_HEADERS = {"formats/layout.h"}
 ISA_SYSTEM_HEADERS = {"immintrin.h", "arm_neon.h", "stdint.h", "stddef.h"}

@@ -7,6 +7,9 @@ Both programs get random weights of a published shape: q4 with Q4_0, q8 with Q8_
 The embedding of "q4" has 8 bits in both. Each program loads its model once. Then they run alternately, so
 that a machine whose speed drifts is unfair to neither. The ratio of the medians is what counts. The measured
 read bandwidth says how fast decoding could be at most.
+
+"batch N" is the work of llama-batched-bench: N sequences, each with a prompt of its own of 32 tokens, get
+tokens together. Those of gemlet go through its engine, which also chooses the tokens, and guesses none.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ TYPES = {  # matrices, embedding
     "bf16": ("BF16", "BF16"),
     "bf12": ("BF16", "BF16"),
 }
+
+
+# Of a batch: tokens of each prompt, those of a sequence at most, and sequences at most.
+PROMPT, ROOM, MOST_SEQUENCES = 32, 256, 16
 
 
 def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
@@ -134,8 +141,37 @@ class LlamaCpp:
         params.n_threads = params.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, params)
 
+        params.n_seq_max = MOST_SEQUENCES
+        params.n_ctx = MOST_SEQUENCES * ROOM
+        self.many = llama_cpp.llama_init_from_model(self.model, params)
+
     def clear(self) -> None:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def batch(self, count: int, steps: int) -> float:
+        api, memory = self.api, self.api.llama_get_memory(self.many)
+        api.llama_memory_clear(memory, True)
+        batch = api.llama_batch_init(count * PROMPT, 0, 1)
+
+        def decode(tokens: int, start: int) -> None:
+            batch.n_tokens = count * tokens
+            for i in range(count * tokens):
+                sequence, place = divmod(i, tokens)
+                batch.token[i] = 2 + (sequence + start + place) * 7 % 1000
+                batch.pos[i], batch.n_seq_id[i] = start + place, 1
+                batch.seq_id[i][0], batch.logits[i] = sequence, place == tokens - 1
+            if api.llama_decode(self.many, batch) != 0:
+                raise RuntimeError("llama_decode failed")
+            api.llama_synchronize(self.many)
+
+        decode(PROMPT, 0)
+        decode(1, PROMPT)
+        started = time.perf_counter()
+        for step in range(steps):
+            decode(1, PROMPT + 1 + step)
+        seconds = time.perf_counter() - started
+        api.llama_batch_free(batch)
+        return seconds / count / steps
 
     def extend(self, ids: list[int]) -> None:
         for start in range(0, len(ids), 512):
@@ -162,13 +198,40 @@ class Gemlet:
     def extend(self, ids: list[int]) -> None:
         self.sequence.extend(ids)
 
+    def batch(self, count: int, steps: int) -> float:
+        from gemlet import _core
+
+        engine = _core.Engine(self.model._resident.core, most_running=count, drafts="never")
+        news, sampler = _core.News(), _core.Sampler(temperature=0.0)
+        requests = []
+        for sequence in range(count):
+            ids = [2 + (sequence + place) * 7 % 1000 for place in range(PROMPT)]
+            options = {"sampler": sampler, "news": news, "max_tokens": steps + 4 * count}
+            requests.append(engine.submit(ids, most_unread=ROOM, **options))
+        written, began = [0] * count, 0
+        started = 0.0
+        while sum(written) - began < count * steps or not began:
+            seen = news.value
+            for i, request in enumerate(requests):
+                written[i] += len(request.take()[0])
+            if not began and min(written) > 0:  # all of them write
+                began, started = sum(written), time.perf_counter()
+            engine.wait(news, seen)
+        seconds, tokens = time.perf_counter() - started, sum(written) - began
+        engine.close()
+        return seconds / tokens
+
 
 def serve(engine: LlamaCpp | Gemlet) -> None:
-    """Runs each line of standard input, "prefill N" or "decode N DEPTH", and prints the seconds it took."""
+    """Runs each line of standard input, "prefill N", "decode N DEPTH" or "batch N STEPS", and prints the
+    seconds it took; of a batch those for a token."""
     print("ready", flush=True)
     for line in sys.stdin:
         test, *numbers = line.split()
         count, depth = int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 1
+        if test == "batch":
+            print(engine.batch(count, int(numbers[1])), flush=True)
+            continue
         engine.clear()
         if test == "decode":
             engine.extend([2 + i % 1000 for i in range(depth)])
@@ -200,7 +263,8 @@ def compare(options: argparse.Namespace) -> None:
     tests = [f"prefill {n}" for n in options.prefill] + [
         f"decode {options.decode} {d}" for d in options.depth
     ]
-    context = max([*options.prefill, *(d + options.decode for d in options.depth)]) + 64
+    tests += [f"batch {n} {options.decode}" for n in options.batch]
+    context = max([PROMPT, *options.prefill, *(d + options.decode for d in options.depth)]) + 64
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = str(Path(folder) / "random.gguf")
         script, threads = str(Path(__file__).resolve()), str(options.threads)
@@ -236,7 +300,7 @@ def compare(options: argparse.Namespace) -> None:
             before = _core.measure_read_bandwidth(threads=options.threads)
             pairs = [(ask("gemlet", test), ask("llama.cpp", test)) for _ in range(options.repeat)]
             after = _core.measure_read_bandwidth(threads=options.threads)
-            count = int(test.split()[1])
+            count = 1 if test.startswith("batch") else int(test.split()[1])
             ours, theirs = (count / statistics.median(column) for column in zip(*pairs, strict=True))
             ratios = sorted(theirs_s / ours_s for ours_s, theirs_s in pairs)
             print(
@@ -266,6 +330,9 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=32, help="tokens of a decode test")
     parser.add_argument(
         "--depth", type=int, nargs="*", default=[1], help="tokens in the cache before a decode test"
+    )
+    parser.add_argument(
+        "--batch", type=int, nargs="*", default=[], help="sequences together, at most 16: 4 8 16"
     )
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", help="where to put the temporary GGUF file")

@@ -79,6 +79,7 @@ struct AttentionShape {
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
+  int64_t rope_parts = 1;  // of a head, each of which rotates like a head of its own, by the next of the angles
 };
 
 // A convolution with square kernels over a grid [rows, cols, channels], with silence around it: `top` rows of it before

@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
+#include "vision/gemma4.h"
 #include "vision/resize.h"
 #include "vision/siglip.h"
 
@@ -17,8 +18,12 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
+using vision::Gemma4Config;
+using vision::Gemma4Tower;
 using vision::Siglip;
 using vision::SiglipConfig;
+using vision::UnifiedConfig;
+using vision::UnifiedEmbedder;
 
 using Levels = py::array_t<uint8_t, py::array::c_style>;
 using Pixels = py::array_t<float, py::array::c_style>;
@@ -53,6 +58,26 @@ py::array_t<float> encode_image(const Siglip& tower, const Pixels& pixels) {
   return out;
 }
 
+// An image of any size that is whole tokens.
+template <typename Tower>
+py::array_t<float> encode_any(const Tower& tower, const Pixels& pixels) {
+  if (pixels.ndim() != 3 || pixels.shape(2) != 3) {
+    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [height, width, 3]");
+  }
+  const int64_t height = pixels.shape(0), width = pixels.shape(1), side = tower.token_pixels();
+  py::array_t<float> out({(height / side) * (width / side), tower.hidden_size()});
+  float* const to = out.mutable_data();
+  std::atomic<bool> cancel{false};
+  run_interruptibly([&] { tower.encode(pixels.data(), height, width, to, &cancel); }, [&] { cancel = true; });
+  return out;
+}
+
+Format format_of(const std::string& weights) {
+  const auto format = format_from_name(weights);
+  if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", weights, "' is unknown");
+  return *format;
+}
+
 py::typing::Dict<py::str, py::array_t<float>> siglip_taps(const Siglip& tower, const Pixels& pixels) {
   py::typing::Dict<py::str, py::array_t<float>> result;
   std::vector<float> out(static_cast<size_t>(tower.config().tokens() * tower.hidden_size()));
@@ -85,9 +110,7 @@ void register_vision(py::module_& m, py::module_& testing) {
       .def(
           "activation_bytes",
           [](const SiglipConfig& config, int64_t hidden_size, const std::string& weights) {
-            const auto format = format_from_name(weights);
-            if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", weights, "' is unknown");
-            return Siglip::activation_bytes(config, hidden_size, *format, *make_cpu_backend({}));
+            return Siglip::activation_bytes(config, hidden_size, format_of(weights), *make_cpu_backend({}));
           },
           py::arg("hidden_size"), py::arg("weights"),
           "Bytes that an image takes on its way, in a model of this hidden size with weights of that format.");
@@ -97,6 +120,46 @@ void register_vision(py::module_& m, py::module_& testing) {
       .def("encode", &encode_image, py::arg("pixels"),
            "From normalised pixels, float32 [size, size, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C "
            "ends it at the next layer.");
+
+  py::class_<Gemma4Config>(m, "Gemma4VisionConfig", py::is_final(), "The sizes of Gemma 4's vision tower.")
+      .def(py::init([](int64_t patch_size, int64_t hidden_size, int64_t intermediate_size, int64_t num_layers,
+                       int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t pool, int64_t positions,
+                       bool clipped, bool standardize, double rope_theta, double rms_norm_eps) {
+             const Gemma4Config config = {
+                 patch_size, hidden_size, intermediate_size, num_layers,  num_heads,  num_kv_heads, head_dim,
+                 pool,       positions,   clipped,           standardize, rope_theta, rms_norm_eps};
+             config.validate();
+             return config;
+           }),
+           py::kw_only(), py::arg("patch_size"), py::arg("hidden_size"), py::arg("intermediate_size"),
+           py::arg("num_layers"), py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("pool"),
+           py::arg("positions"), py::arg("clipped"), py::arg("standardize"), py::arg("rope_theta"),
+           py::arg("rms_norm_eps"))
+      .def(
+          "activation_bytes",
+          [](const Gemma4Config& config, int64_t tokens, int64_t hidden_size, const std::string& weights) {
+            return Gemma4Tower::activation_bytes(config, tokens, hidden_size, format_of(weights),
+                                                 *make_cpu_backend({}));
+          },
+          py::arg("tokens"), py::arg("hidden_size"), py::arg("weights"),
+          "Bytes that an image of so many tokens takes on its way.");
+
+  py::class_<Gemma4Tower>(m, "Gemma4VisionTower", py::is_final(), "Gemma 4's vision tower, in a loaded model.")
+      .def(py::init<std::shared_ptr<Model>, const Gemma4Config&>(), py::arg("model").none(false), py::arg("config"))
+      .def("encode", &encode_any<Gemma4Tower>, py::arg("pixels"),
+           "From pixels between 0 and 1, float32 [height, width, 3], of whole tokens, to soft tokens, float32 [tokens, "
+           "hidden_size]. Ctrl-C ends it at the next layer.");
+
+  py::class_<UnifiedEmbedder>(m, "UnifiedVisionEmbedder", py::is_final(),
+                              "What makes soft tokens of an image in the unified Gemma 4, in a loaded model.")
+      .def(py::init([](const std::shared_ptr<Model>& model, int64_t tile_size, int64_t hidden_size, int64_t positions,
+                       double rms_norm_eps) {
+             return std::make_unique<UnifiedEmbedder>(model,
+                                                      UnifiedConfig{tile_size, hidden_size, positions, rms_norm_eps});
+           }),
+           py::arg("model").none(false), py::kw_only(), py::arg("tile_size"), py::arg("hidden_size"),
+           py::arg("positions"), py::arg("rms_norm_eps"))
+      .def("encode", &encode_any<UnifiedEmbedder>, py::arg("pixels"), "As of Gemma4VisionTower.");
 
   testing.def("siglip_taps", &siglip_taps, py::arg("tower"), py::arg("pixels"),
               "Intermediate activations of an image in the tower by name, float32 [patches, hidden].");

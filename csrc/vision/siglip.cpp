@@ -5,25 +5,18 @@
 #include <string>
 
 #include "base/error.h"
+#include "vision/patches.h"
+#include "vision/self_attention.h"
 
 namespace gemlet::vision {
 namespace {
 
-constexpr int64_t kChannels = 3;
 constexpr int64_t kMlpRows = 512;  // whose hidden activations are in memory at a time
 
 void check(const char* field, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high) {
     fail(ErrorCode::kConfig, "vision: ", field, " is ", value, ", expected ", low, " to ", high);
   }
-}
-
-// Keys and values have the precision that the products have.
-KvFormat kv_format(Format weights) { return weights == Format::kF32 ? KvFormat::kF32 : KvFormat::kBf16; }
-
-int64_t kv_bytes(const SiglipConfig& config, Format weights, const Backend& backend) {
-  const int64_t blocks = (config.patches() + kKvBlockTokens - 1) / kKvBlockTokens;
-  return blocks * config.num_heads * backend.kv_head_bytes(config.head_dim(), kv_format(weights));
 }
 
 int64_t mlp_rows(const SiglipConfig& config) { return std::min(kMlpRows, config.patches()); }
@@ -114,14 +107,20 @@ int64_t Siglip::activation_bytes(const SiglipConfig& config, int64_t hidden_size
   const int64_t prepared = std::max({backend.prepared_bytes({format, hidden, hidden}, patches),
                                      backend.prepared_bytes({format, hidden, config.intermediate_size}, rows),
                                      backend.prepared_bytes({format, hidden, pixels / patches}, patches)});
-  return floats * static_cast<int64_t>(sizeof(float)) + kv_bytes(config, format, backend) + prepared;
+  return floats * static_cast<int64_t>(sizeof(float)) +
+         SelfAttention::bytes(backend, config.num_heads, config.head_dim(), format, patches) + prepared;
 }
 
 // One image on its way through the tower, in memory of its own.
 class Siglip::Pass {
  public:
   Pass(const Siglip& tower, Backend& backend, const TapSink* taps)
-      : tower_(tower), config_(tower.config_), taps_(taps), patches_(config_.patches()), hidden_(config_.hidden_size) {
+      : tower_(tower),
+        config_(tower.config_),
+        taps_(taps),
+        patches_(config_.patches()),
+        hidden_(config_.hidden_size),
+        attention_(backend, shape_of(config_), tower.layers_[0].q.weight.format, patches_) {
     const auto floats = [](int64_t count) { return static_cast<size_t>(count) * sizeof(float); };
     const int64_t row_floats = patches_ * hidden_;
     memory_ = backend.allocate(floats(kRowBuffers * row_floats + mlp_rows(config_) * config_.intermediate_size));
@@ -131,22 +130,6 @@ class Siglip::Pass {
     k_ = q_ + row_floats;
     v_ = k_ + row_floats;
     inner_ = v_ + row_floats;
-
-    const KvFormat format = kv_format(tower.layers_[0].q.weight.format);
-    const int64_t head_bytes = backend.kv_head_bytes(config_.head_dim(), format);
-    const int64_t blocks = (patches_ + kKvBlockTokens - 1) / kKvBlockTokens;
-    kv_ = backend.allocate(static_cast<size_t>(blocks * config_.num_heads * head_bytes));
-    for (int64_t i = 0; i < blocks; ++i) {
-      uint8_t* const block = kv_.data() + i * head_bytes;  // the blocks of a head are neighbours
-      stored_.push_back({block, blocks * head_bytes});
-      read_.push_back({block, blocks * head_bytes});
-    }
-    shape_ = {};
-    shape_.num_heads = shape_.num_kv_heads = config_.num_heads;
-    shape_.head_dim = config_.head_dim();
-    shape_.bidirectional = true;
-    shape_.query_scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim()));
-    shape_.kv_format = format;
   }
 
   void embed(Backend& backend, const std::vector<float>& pixels) {
@@ -167,12 +150,7 @@ class Siglip::Pass {
     backend.add_bias(layer.q.bias, patches_, hidden_, q_);
     backend.add_bias(layer.k.bias, patches_, hidden_, k_);
     backend.add_bias(layer.v.bias, patches_, hidden_, v_);
-    const StoreSegment stored = {{stored_, 0, 0}, 0, patches_, 0};
-    backend.rope_and_store(shape_, {&stored, 1}, q_, k_, v_, nullptr, nullptr, false, 0, nullptr, nullptr);
-    AttentionSegment read = {};
-    read.kv = {read_, 0, 0};
-    read.rows = patches_;
-    backend.attention(shape_, {&read, 1}, q_, normed_);
+    attention_.run(backend, q_, k_, v_, {}, nullptr, nullptr, normed_);
     multiply(backend, normed_, patches_, layer.out, q_);
     backend.add_branch(q_, nullptr, 0, patches_, hidden_, x_);
     normalize(backend, layer.norm2, x_, normed_);
@@ -202,6 +180,13 @@ class Siglip::Pass {
   }
 
  private:
+  static AttentionShape shape_of(const SiglipConfig& config) {
+    AttentionShape shape = {};
+    shape.num_heads = shape.num_kv_heads = config.num_heads;
+    shape.head_dim = config.head_dim();
+    shape.query_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim()));
+    return shape;
+  }
   void multiply(Backend& backend, const float* x, int64_t rows, const Linear& linear, float* out) {
     const Product product = {x, rows, &linear.weight, out};
     backend.matmul({&product, 1});
@@ -221,11 +206,9 @@ class Siglip::Pass {
   const SiglipConfig& config_;
   const TapSink* taps_;
   const int64_t patches_, hidden_;
-  DeviceMemory memory_, kv_;
+  SelfAttention attention_;
+  DeviceMemory memory_;
   float *x_, *normed_, *q_, *k_, *v_, *inner_;
-  std::vector<WritableKvBlock> stored_;
-  std::vector<KvBlock> read_;
-  AttentionShape shape_;
 };
 
 void Siglip::encode(const float* pixels, float* out, const std::atomic<bool>* cancel, const TapSink* taps) const {

@@ -35,6 +35,9 @@ from safetensors.torch import save_file
 from transformers.models.gemma3n import modeling_gemma3n
 from transformers.models.gemma3n.feature_extraction_gemma3n import Gemma3nAudioFeatureExtractor
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
+from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import (
+    Gemma4UnifiedAudioFeatureExtractor,
+)
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -43,7 +46,11 @@ from golden.variants_audio import AUDIO_VARIANTS, AudioVariant  # noqa: E402
 GREEDY = 16
 LEAST_IDS = 5  # that a greedy text has, so that it is no repetition of one
 LEAST_LEAD = 0.02  # of a greedy choice over its runner-up: rounding decides nothing
-EXTRACTORS = {"gemma3n": Gemma3nAudioFeatureExtractor, "gemma4": Gemma4AudioFeatureExtractor}
+EXTRACTORS: dict[str, Any] = {
+    "gemma3n": Gemma3nAudioFeatureExtractor,
+    "gemma4": Gemma4AudioFeatureExtractor,
+    "gemma4_unified": lambda: Gemma4UnifiedAudioFeatureExtractor(80, audio_samples_per_token=80),
+}
 
 
 class AutoModelWithoutImages(modeling_gemma3n.AutoModel):  # type: ignore[misc]
@@ -82,7 +89,7 @@ def draw(name: str, shape: torch.Size) -> torch.Tensor:
         return noise * 0.15
     if name.endswith("embed_tokens_per_layer.weight"):
         return noise * 6**-0.5
-    if name.endswith("relative_k_proj.weight") or name.endswith("pos_proj.weight"):
+    if name.endswith(("relative_k_proj.weight", "pos_proj.weight")):
         return noise * 0.5 / fan_in**0.5
     return noise * (1.2 if "embed_tokens" in name else 1.5) / fan_in**0.5
 
@@ -146,28 +153,29 @@ def results(variant: AudioVariant, model: Any, index: int, lengths: tuple[int, .
         }
     taken: dict[str, torch.Tensor] = {}
     inner = model.model
-    hooks = [
-        inner.audio_tower.register_forward_hook(
+    hooks = []
+    if getattr(inner, "audio_tower", None) is not None:
+        hook = inner.audio_tower.register_forward_hook(
             lambda _m, _a, out: taken.__setitem__("encoded", out.last_hidden_state)
-        ),
+        )
+        hooks.append(hook)
+    hooks.append(
         inner.embed_audio.register_forward_hook(
-            lambda _m, _a, options, out: taken.__setitem__("soft", out)
-            if options.get("input_ids") is None
-            else None,
+            lambda _m, _a, options, out: (
+                taken.__setitem__("soft", out) if options.get("input_ids") is None else None
+            ),
             with_kwargs=True,
-        ),
-    ]
+        )
+    )
     counts = []
     with torch.no_grad():
-        gemma4 = family == "gemma4"
+        gemma4 = family != "gemma3n"
         made = inner.get_audio_features(features, mask if gemma4 else ~mask, return_dict=True)
         for i in range(len(waves)):
-            if gemma4:
-                valid = made.attention_mask[i]
-            else:
-                valid = ~made.audio_mel_mask[i]
+            valid = made.attention_mask[i] if gemma4 else ~made.audio_mel_mask[i]
             counts.append(int(valid.sum()))
-            golden[f"encoded.{index}.{i}"] = taken["encoded"][i][valid]
+            if "encoded" in taken:
+                golden[f"encoded.{index}.{i}"] = taken["encoded"][i][valid]
             golden[f"soft.{index}.{i}"] = taken["soft"][i][valid]
     for hook in hooks:
         hook.remove()
@@ -188,7 +196,8 @@ def results(variant: AudioVariant, model: Any, index: int, lengths: tuple[int, .
             use_cache=False,
         ).logits[0]
 
-    special = [config["audio_token_id"], config["image_token_id"], *([147] if gemma4 else range(140, 160))]
+    special = [config["audio_token_id"], config["image_token_id"]]
+    special += [config["video_token_id"]] if gemma4 else range(140, 160)
     with torch.no_grad():
         logits = logits_of(ids)
         greedy: list[int] = []

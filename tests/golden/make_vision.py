@@ -9,9 +9,9 @@ prompt and I one of its images:
 
     ids.N [T] int64               the prompt, placeholders included
     image.N.I [h, w, 3] uint8     the image
-    levels.N [n, H, W, 3] uint8   what the tower sees of all images and crops, as 8-bit levels
+    levels.N.I [H, W, 3] uint8    what the tower sees of an image or a crop, as 8-bit levels
     pixels.0 [n, H, W, 3]         the same as the tower takes it
-    features.N [n, P, d]          the tower's output
+    features.N [n, P, d]          Gemma 3: the tower's output
     soft.N [n * tokens, D]        soft tokens
     logits.N [T, V]
     greedy.N [16] int64           what greedy decoding appends
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from golden.make_vision_gemma4 import inputs_of, masks  # noqa: E402
+from golden.variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant  # noqa: E402
+
 GREEDY = 16
 LEAST_LEAD = 0.02  # of a greedy choice over its runner-up: rounding decides nothing
 
@@ -40,12 +44,22 @@ LEAST_LEAD = 0.02  # of a greedy choice over its runner-up: rounding decides not
 def draw(name: str, shape: torch.Size) -> torch.Tensor:
     """A random weight. Its size keeps every term visible in the logits."""
     noise = torch.randn(shape)
+    if name.endswith(("input_min", "output_min")):
+        return -1.2 - 0.5 * noise.abs()
+    if name.endswith(("input_max", "output_max")):
+        return 1.2 + 0.5 * noise.abs()
+    if name.endswith("layer_scalar"):
+        return 0.9 + 0.2 * noise.clamp(-2, 2)
+    if name.endswith("std_scale"):
+        return 1.0 + 0.3 * noise
     if name.endswith("bias"):
         return 0.2 * noise
-    if "layer_norm" in name or "layernorm" in name or name.endswith("norm.weight"):
+    if name.endswith(("q_norm.weight", "k_norm.weight")) and "vision" not in name:
+        return 0.6 + 0.3 * noise
+    if len(shape) == 1:  # of a norm
         center = 0.8 if "vision" in name else 0.3
         return center + 0.3 * noise
-    if "position_embedding" in name:
+    if "position_embedding" in name or "pos_embedding" in name:
         return 0.5 * noise
     if name.endswith("mm_input_projection_weight"):
         return noise * 1.2 / shape[0] ** 0.5
@@ -73,18 +87,30 @@ def write_folder(variant: VisionVariant, folder: Path, seed: int) -> None:
         old.unlink()
     torch.manual_seed(seed)
     write_json(folder / "config.json", variant.config)
-    write_json(folder / "preprocessor_config.json", variant.preprocessor)
+    nested = "image_processor" in variant.preprocessor
+    write_json(folder / f"{'' if nested else 'pre'}processor_config.json", variant.preprocessor)
     config = transformers.AutoConfig.from_pretrained(folder)
     model = transformers.AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
+        for name, weight in sorted(stored(model).items()):
             weight.copy_(draw(name, weight.shape))
     if variant.layout == "resaved":
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         return
-    tensors = {published(name): weight.detach().clone() for name, weight in model.named_parameters()}
+    gemma3 = variant.config["model_type"] == "gemma3"
+    tensors = {
+        (published(name) if gemma3 else name): weight.detach().clone()
+        for name, weight in stored(model).items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def stored(model: Any) -> dict[str, torch.Tensor]:
+    """Name -> parameter or buffer that a file has."""
+    saved = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return dict(model.named_parameters()) | buffers
 
 
 def published(name: str) -> str:
@@ -101,67 +127,94 @@ def published(name: str) -> str:
     return name
 
 
-def results(
-    variant: VisionVariant, model: Any, folder: Path, index: int, prompt: VisionPrompt
-) -> dict[str, Any]:
+def gemma3_inputs(
+    variant: VisionVariant,
+    folder: Path,
+    images: list[Any],
+    options: dict[str, Any],
+    generator: np.random.Generator,
+) -> tuple[list[int], dict[str, Any], list[torch.Tensor], int]:
+    """The prompt, what the model takes besides, the levels, and the placeholder."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    generator = np.random.default_rng(zlib.crc32(f"{variant.name} {index}".encode()))
-    images = [picture(generator, *size) for size in prompt.images]
-    prepared = processor(
-        [torch.from_numpy(image).permute(2, 0, 1) for image in images], return_tensors="pt", **prompt.options
-    )
-    pixels = prepared["pixel_values"]
-    raw = processor(
-        [torch.from_numpy(image).permute(2, 0, 1) for image in images],
-        return_tensors="pt",
-        do_normalize=False,
-        do_rescale=False,
-        **prompt.options,
-    )["pixel_values"]
+    tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+    pixels = processor(tensors, return_tensors="pt", **options)["pixel_values"]
+    plain = {"do_normalize": False, "do_rescale": False}
+    raw = processor(tensors, return_tensors="pt", **plain, **options)["pixel_values"]
     config = variant.config
-    block = [config["boi_token_index"], *[config["image_token_index"]] * config["mm_tokens_per_image"]]
-    block.append(config["eoi_token_index"])
+    placeholder = config["image_token_index"]
+    block = [
+        config["boi_token_index"],
+        *[placeholder] * config["mm_tokens_per_image"],
+        config["eoi_token_index"],
+    ]
     ids = [2, *generator.integers(3, 100, 4).tolist()]
     for _ in range(len(pixels)):
         ids += [*block, *generator.integers(3, 100, 2).tolist()]
-    tokens = torch.tensor([ids])
+    levels = list(raw.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous())
+    return ids, {"pixel_values": pixels}, levels, placeholder
+
+
+def results(
+    variant: VisionVariant, model: Any, folder: Path, index: int, prompt: VisionPrompt
+) -> dict[str, Any]:
+    generator = np.random.default_rng(zlib.crc32(f"{variant.name} {index}".encode()))
+    images = [picture(generator, *size) for size in prompt.images]
+    frames = []
+    if prompt.frames is not None:
+        frames = [picture(generator, *prompt.frames[1:]) for _ in range(prompt.frames[0])]
+    gemma3 = variant.config["model_type"] == "gemma3"
+    if gemma3:
+        given = gemma3_inputs(variant, folder, images, prompt.options, generator)
+    else:
+        given = inputs_of(variant, images, frames, prompt.options, generator)
+    ids, inputs, levels, placeholder = given
     taken: dict[str, torch.Tensor] = {}
-    tower = model.model.vision_tower
-    hook = tower.register_forward_hook(
-        lambda _m, _a, out: taken.__setitem__("features", out.last_hidden_state)
-    )
-    projector = model.model.multi_modal_projector
-    soft_hook = projector.register_forward_hook(lambda _m, _a, out: taken.__setitem__("soft", out))
+
+    def keep(name: str, value: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            value = value.pooler_output
+        taken.setdefault(name, torch.cat(list(value)) if isinstance(value, tuple | list) else value)
+
+    projector = model.model.multi_modal_projector if gemma3 else model.model.embed_vision
+    hooks = [projector.register_forward_hook(lambda _m, _a, out: keep("soft", out))]
+    if gemma3:
+        tower = model.model.vision_tower
+        hooks.append(tower.register_forward_hook(lambda _m, _a, out: keep("features", out.last_hidden_state)))
 
     def logits_of(tokens: torch.Tensor) -> torch.Tensor:
-        placeholders = (tokens == config["image_token_index"]).long()
-        return model(
-            input_ids=tokens, pixel_values=pixels, token_type_ids=placeholders, use_cache=False
-        ).logits[0]
+        kinds = (tokens == placeholder).long()
+        more = {"token_type_ids": kinds} if gemma3 else {"mm_token_type_ids": kinds}
+        mask = None if gemma3 else masks(variant.config, tokens)
+        if mask is not None:
+            more["attention_mask"] = mask
+        return model(input_ids=tokens, use_cache=False, **more, **inputs).logits[0]
 
     with torch.no_grad():
-        logits = logits_of(tokens)
+        logits = logits_of(torch.tensor([ids]))
         greedy: list[int] = []
         row = logits[-1].clone()
         for _ in range(GREEDY):
-            row[config["image_token_index"]] = -torch.inf  # a placeholder is never written
+            row[variant.never()] = -torch.inf  # a placeholder is never written
             best = row.topk(2)
             if best.values[0] - best.values[1] < LEAST_LEAD:
                 raise CloseChoiceError
             greedy.append(int(best.indices[0]))
             row = logits_of(torch.tensor([ids + greedy]))[-1]
-    hook.remove()
-    soft_hook.remove()
-    return {
+    for hook in hooks:
+        hook.remove()
+    found = {
         f"ids.{index}": torch.tensor(ids),
-        **{f"image.{index}.{i}": torch.from_numpy(image) for i, image in enumerate(images)},
-        f"levels.{index}": raw.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous(),
-        **({} if index else {"pixels.0": pixels.permute(0, 2, 3, 1).contiguous()}),
-        f"features.{index}": taken["features"],
-        f"soft.{index}": taken["soft"].flatten(0, 1),
+        **{f"image.{index}.{i}": torch.from_numpy(image) for i, image in enumerate([*images, *frames])},
+        **{f"levels.{index}.{i}": level for i, level in enumerate(levels)},
+        f"soft.{index}": taken["soft"].reshape(-1, taken["soft"].shape[-1]),
         f"logits.{index}": logits,
         f"greedy.{index}": torch.tensor(greedy),
     }
+    if gemma3:
+        found[f"features.{index}"] = taken["features"]
+        if index == 0:
+            found["pixels.0"] = inputs["pixel_values"].permute(0, 2, 3, 1).contiguous()
+    return found
 
 
 class CloseChoiceError(Exception):

@@ -1,5 +1,5 @@
-"""The tiny checkpoints with encoders for sound, as data: config.json in the form of published checkpoints, and
-the sounds of each prompt, by their number of samples."""
+"""The tiny checkpoints with encoders for sound, as data: config.json in the form of published checkpoints,
+and the sounds of each prompt, by their number of samples."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class AudioVariant:
     why: str
     config: dict[str, Any]
     prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def has_encoder(self) -> bool:
+        return self.config["model_type"] != "gemma4_unified"
 
 
 _GEMMA4 = {
@@ -94,6 +98,38 @@ _GEMMA3N = {
     "vision_soft_tokens_per_image": 256,
 }
 
+_UNIFIED = {
+    "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+    "audio_config": {"audio_embed_dim": 80, "model_type": "gemma4_unified_audio"},
+    "audio_token_id": 134,
+    "boa_token_id": 133,
+    "boi_token_id": 132,
+    "dtype": "bfloat16",
+    "eoa_token_index": 135,
+    "eoi_token_id": 131,
+    "eos_token_id": [1, 106],
+    "image_token_id": 136,
+    "model_type": "gemma4_unified",
+    "text_config": {
+        key: value
+        for key, value in gemma4_text(
+            [LOCAL, LOCAL, GLOBAL, LOCAL, GLOBAL],
+            attention_k_eq_v=True,
+            global_head_dim=24,
+            hidden_size=36,
+            model_type="gemma4_unified_text",
+            num_attention_heads=3,
+            num_global_key_value_heads=1,
+            num_key_value_heads=3,
+            use_bidirectional_attention="vision",
+            vocab_size=138,
+        ).items()
+        if "per_layer" not in key and "expert" not in key and "moe" not in key
+    },
+    "video_token_id": 137,
+    "vision_config": None,
+}
+
 AUDIO_VARIANTS = (
     AudioVariant(
         "gemma4",
@@ -106,5 +142,11 @@ AUDIO_VARIANTS = (
         "a last token that sees padding, one that does not, places that are filled up, ids of other tables",
         _GEMMA3N,
         ((9000,), (15521,), (3210, 3210), (640,)),
+    ),
+    AudioVariant(
+        "gemma4-unified",
+        "no encoder: samples as they are",
+        _UNIFIED,
+        ((1000,), (81, 640), (1,)),
     ),
 )

@@ -6,13 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .variants import GLOBAL, LOCAL
+from .variants_gemma4 import gemma4_text
+
 
 @dataclass(frozen=True)
 class VisionPrompt:
-    """Images by (height, width), and how they are prepared."""
+    """Images by (height, width), and how they are prepared. `frames` are those of a video, of one size."""
 
-    images: tuple[tuple[int, int], ...]
+    images: tuple[tuple[int, int], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    frames: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,11 @@ class VisionVariant:
     preprocessor: dict[str, Any]
     prompts: tuple[VisionPrompt, ...]
     layout: str = "published"
+
+    def never(self) -> list[int]:
+        """The placeholders, which no text has."""
+        names = ("image_token_index", "image_token_id", "video_token_id", "audio_token_id")
+        return [self.config[name] for name in names if name in self.config]
 
 
 PAN_AND_SCAN = {
@@ -88,6 +97,110 @@ _GEMMA3_PREPROCESSOR = {
     "size": {"height": 112, "width": 112},
 }
 
+_GEMMA4_IDS = {
+    "boi_token_id": 136,
+    "eoi_token_id": 137,
+    "image_token_id": 138,
+    "video_token_id": 139,
+    "audio_token_id": 140,
+    "boa_token_id": 141,
+    "eoa_token_index": 142,
+    "eos_token_id": [1, 106],
+    "initializer_range": 0.02,
+    "tie_word_embeddings": True,
+}
+_GEMMA4_VISION = {
+    "head_dim": 12,
+    "hidden_size": 28,
+    "intermediate_size": 36,
+    "model_type": "gemma4_vision",
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 3,
+    "patch_size": 4,
+    "pooling_kernel_size": 3,
+    "position_embedding_size": 220,
+    "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"},
+}
+_GEMMA4_SMALL = _GEMMA4_IDS | {
+    "architectures": ["Gemma4ForConditionalGeneration"],
+    "audio_config": None,
+    "model_type": "gemma4",
+    "text_config": gemma4_text(
+        [LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
+        hidden_size=36,
+        hidden_size_per_layer_input=6,
+        intermediate_size=20,
+        num_key_value_heads=1,
+        num_kv_shared_layers=3,
+        use_double_wide_mlp=True,
+    ),
+    "vision_config": _GEMMA4_VISION | {"use_clipped_linears": True},
+}
+_GEMMA4_LARGE = _GEMMA4_IDS | {
+    "architectures": ["Gemma4ForConditionalGeneration"],
+    "audio_config": None,
+    "model_type": "gemma4",
+    "text_config": gemma4_text(
+        [LOCAL] * 5 + [GLOBAL],
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        use_bidirectional_attention="vision",
+    ),
+    "vision_config": _GEMMA4_VISION | {"standardize": True},
+}
+_UNIFIED_TEXT = {
+    key: value
+    for key, value in gemma4_text(
+        [LOCAL] * 5 + [GLOBAL],
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        use_bidirectional_attention="vision",
+        model_type="gemma4_unified_text",
+    ).items()
+    if key not in ("enable_moe_block", "moe_intermediate_size", "num_experts", "top_k_experts")
+    and key not in ("hidden_size_per_layer_input", "vocab_size_per_layer_input")
+}
+_GEMMA4_UNIFIED = _GEMMA4_IDS | {
+    "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+    "audio_config": None,
+    "model_type": "gemma4_unified",
+    "text_config": _UNIFIED_TEXT,
+    "vision_config": {
+        "mm_embed_dim": 28,
+        "mm_posemb_size": 73,
+        "model_patch_size": 12,
+        "model_type": "gemma4_unified_vision",
+        "num_soft_tokens": 70,
+        "output_proj_dims": 28,
+        "patch_size": 4,
+        "pooling_kernel_size": 3,
+    },
+}
+_GEMMA4_PREPROCESSOR = {
+    "image_processor": {
+        "do_convert_rgb": True,
+        "do_normalize": False,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.0, 0.0, 0.0],
+        "image_processor_type": "Gemma4ImageProcessor",
+        "image_std": [1.0, 1.0, 1.0],
+        "max_soft_tokens": 70,
+        "patch_size": 4,
+        "pooling_kernel_size": 3,
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+    },
+    "processor_class": "Gemma4Processor",
+}
+_GEMMA4_PROMPTS = (
+    VisionPrompt(((50, 67),)),
+    VisionPrompt(((9, 200), (131, 40))),
+    VisionPrompt(((64, 64),), {"max_soft_tokens": 140}),
+    VisionPrompt(frames=(3, 40, 30)),
+)
+
 VISION_VARIANTS = [
     VisionVariant(
         "gemma3",
@@ -109,5 +222,26 @@ VISION_VARIANTS = [
         _GEMMA3_PREPROCESSOR,
         (VisionPrompt(((50, 60),)),),
         layout="resaved",
+    ),
+    VisionVariant(
+        "gemma4-small",
+        "clipped linears; per-layer inputs and a causal text model, as in E2B and E4B",
+        _GEMMA4_SMALL,
+        _GEMMA4_PREPROCESSOR,
+        _GEMMA4_PROMPTS,
+    ),
+    VisionVariant(
+        "gemma4-large",
+        "standardized features; blocks in the sliding layers, as in 26B and 31B",
+        _GEMMA4_LARGE,
+        _GEMMA4_PREPROCESSOR,
+        _GEMMA4_PROMPTS,
+    ),
+    VisionVariant(
+        "gemma4-unified",
+        "no tower, as in 12B",
+        _GEMMA4_UNIFIED,
+        _GEMMA4_PREPROCESSOR,
+        _GEMMA4_PROMPTS,
     ),
 ]

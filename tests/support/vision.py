@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file
 
 import gemlet
-from gemlet import _core
-from golden.variants_vision import VISION_VARIANTS, VisionVariant
+from golden.variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant
 from support.inside import core_of
 from support.paths import TESTS
 
 FOLDERS = TESTS / "golden" / "vision"
 VARIANTS = {variant.name: variant for variant in VISION_VARIANTS}
-PROMPTS = [(name, index) for name, variant in VARIANTS.items() for index in range(len(variant.prompts))]
 
 
 def golden(name: str) -> dict[str, Any]:
     return dict(load_file(FOLDERS / name / "golden.safetensors"))
 
 
+def prompts_of(names: list[str]) -> list[tuple[str, int]]:
+    return [(name, index) for name in names for index in range(len(VARIANTS[name].prompts))]
+
+
+def levels_of(name: str, index: int) -> Any:
+    """What the tower sees, of all images of a prompt, of one size."""
+    found = golden(name)
+    count = sum(key.startswith(f"levels.{index}.") for key in found)
+    return np.stack([found[f"levels.{index}.{i}"] for i in range(count)])
+
+
 def images_of(name: str, index: int) -> list[Any]:
     found = golden(name)
-    return [found[f"image.{index}.{i}"] for i in range(len(VARIANTS[name].prompts[index].images))]
+    return [found[f"image.{index}.{i}"] for i in range(_count(VARIANTS[name].prompts[index]))]
+
+
+def _count(prompt: VisionPrompt) -> int:
+    return len(prompt.images) if prompt.frames is None else prompt.frames[0]
 
 
 def pan_and_scan(variant: VisionVariant, index: int) -> dict[str, Any] | None:
@@ -35,6 +49,6 @@ def pan_and_scan(variant: VisionVariant, index: int) -> dict[str, Any] | None:
     return {key.removeprefix(begin): value for key, value in options.items() if key.startswith(begin)}
 
 
-def tower_of(model: gemlet.Model) -> _core.SiglipTower:
+def tower_of(model: gemlet.Model) -> Any:
     assert model.config.vision is not None
-    return _core.SiglipTower(core_of(model), model.config.vision.to_core())
+    return model.config.vision.tower(core_of(model))

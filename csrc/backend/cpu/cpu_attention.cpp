@@ -95,7 +95,11 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Sto
     const int64_t position = segment.position + i;
     const auto rotate = [&](float scale, float* head) {
       if (cosines) {
-        kernels_.rope(cosines + row * (dim / 2), sines + row * (dim / 2), scale, dim, head);
+        const int64_t part = dim / shape.rope_parts;
+        for (int64_t at = 0; at < dim; at += part) {
+          const int64_t angle = row * (dim / 2) + at / 2;
+          kernels_.rope(cosines + angle, sines + angle, scale, part, head + at);
+        }
       } else if (scale != 1.0f) {
         for (int64_t d = 0; d < dim; ++d) head[d] *= scale;
       }

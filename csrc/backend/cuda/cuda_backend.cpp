@@ -2,65 +2,51 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
+#include <optional>
 
+#include "backend/cuda/launch_sizes.h"
 #include "base/error.h"
 
 namespace gemlet {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kReduceBytes = 64 * 4;  // of shared memory for block_sum()
-constexpr int kMatmulThreads = 128;       // four warps, as matmul.cu has it
-constexpr int64_t kFewRows = 8;           // of one block; more rows are multiplied in tiles
-constexpr int64_t kSplitRows = 8;         // segments with more rows have blocks enough without splitting their keys
+constexpr int kMatmulThreads = 128;  // four warps, as matmul.cu has it
+constexpr int64_t kFewRows = 8;      // of one block; more rows are multiplied in tiles
+constexpr int64_t kSplitRows = 8;    // segments with more rows have blocks enough without splitting their keys
 constexpr int64_t kMostPartialBytes = int64_t{16} << 20;
 constexpr int64_t kTableBytes = int64_t{1} << 20;  // of a per-layer table that are sent at a time
 
 static_assert(kKvTokens == kKvBlockTokens);
+static_assert(static_cast<int>(Kernel::matmul_q4_8) - static_cast<int>(Kernel::matmul_f32_1) ==
+              4 * static_cast<int>(Format::kQ4) + 3);
 
 int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size; }  // rounded up
 int64_t size_of(size_t count) { return static_cast<int64_t>(count); }
 
 Weight weight_of(const Matrix& matrix) {
-  return {matrix.data, matrix.rows, matrix.cols, panel_bytes(matrix.format, matrix.cols),
-          static_cast<int32_t>(matrix.format)};
+  return {matrix.data, matrix.rows, matrix.cols, panel_bytes(matrix.format, matrix.cols), matrix.format};
 }
 
 // The kernel `first` + `index`, of kernels that follow each other in the list.
 Kernel next(Kernel first, int index) { return static_cast<Kernel>(static_cast<int>(first) + index); }
 
+// Kernels for few rows: of each format in the order of the list, those for 1, 2, 4 and 8 rows.
 Kernel few_kernel(Format format, int64_t rows) {
   const int size = rows == 1 ? 0 : rows == 2 ? 1 : rows <= 4 ? 2 : 3;
-  switch (format) {
-    case Format::kF32:
-      return next(Kernel::matmul_f32_1, size);
-    case Format::kBf16:
-      return next(Kernel::matmul_bf16_1, size);
-    case Format::kBf12:
-      return next(Kernel::matmul_bf12_1, size);
-    case Format::kQ8:
-      return next(Kernel::matmul_q8_1, size);
-    case Format::kQ4:
-      return next(Kernel::matmul_q4_1, size);
-  }
-  fail(ErrorCode::kUnsupported, "device is 'cuda', which has no kernel for weights in ", format_name(format));
+  return next(Kernel::matmul_f32_1, 4 * static_cast<int>(format) + size);
 }
 
-bool tile_kernel(Format format, Kernel& kernel) {
+// f32 would lose too much in bf16, and bf12 has exceptions, which tiles do not look for.
+std::optional<Kernel> tile_kernel(Format format) {
   switch (format) {
+    case Format::kF32:
+    case Format::kBf12:
+      return std::nullopt;
     case Format::kBf16:
-      kernel = Kernel::matmul_bf16_tiles;
-      return true;
-    case Format::kQ8:
-      kernel = Kernel::matmul_q8_tiles;
-      return true;
-    case Format::kQ4:
-      kernel = Kernel::matmul_q4_tiles;
-      return true;
+      return Kernel::matmul_bf16_tiles;
     default:
-      return false;
+      return next(Kernel::matmul_q8_tiles, static_cast<int>(format) - static_cast<int>(Format::kQ8));
   }
 }
 
@@ -76,7 +62,8 @@ Kernel attention_kernel(KvFormat format, int64_t head_dim) {
 // Memory of the device that outlives the backend, if need be.
 class Allocation : public DeviceMemory::Keeper {
  public:
-  Allocation(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), data_(device_->allocate(bytes)) {}
+  Allocation(std::shared_ptr<Device> device, size_t bytes)
+      : device_(std::move(device)), data_(device_->allocate(bytes)) {}
   ~Allocation() override { device_->free(data_); }
   uint8_t* data() { return data_; }
 
@@ -148,15 +135,14 @@ void CudaBackend::parallel(int64_t tasks, void (*fn)(const void* context, int64_
 void CudaBackend::multiply(const Product& product, const float* gate) {
   const Matrix& weight = *product.weight;
   const bool vectors = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(product.x) % 16 == 0;
-  const MatmulArgs args = {weight_of(weight), product.x,
-                           product.y,         product.rows,
-                           product.y_stride > 0 ? product.y_stride : weight.rows, vectors,
-                           gate};
-  Kernel kernel;
-  if (product.rows > kFewRows && !exact_batches_ && tile_kernel(weight.format, kernel)) {
+  const MatmulArgs args = {
+      weight_of(weight), product.x, product.y, product.rows, product.y_stride > 0 ? product.y_stride : weight.rows,
+      vectors,           gate};
+  const std::optional<Kernel> tiles = tile_kernel(weight.format);
+  if (product.rows > kFewRows && !exact_batches_ && tiles) {
     const Grid grid = {quotient(weight.rows, kTileOutputs), quotient(product.rows, kTileRows)};
     bytes_read_.fetch_add(weight.bytes() * grid.y, std::memory_order_relaxed);
-    launch(kernel, grid, kMatmulThreads, kTileSharedBytes, &args);
+    launch(*tiles, grid, kMatmulThreads, kTileSharedBytes, &args);
     return;
   }
   const int64_t rows = std::min(product.rows, kFewRows);
@@ -253,8 +239,8 @@ void CudaBackend::combine(const float* x, std::span<const int32_t> places, std::
 }
 
 // The table is read on the host, a few rows at a time, while the device adds the rows before.
-void CudaBackend::add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale, float out_scale,
-                                 float* x) {
+void CudaBackend::add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale,
+                                 float out_scale, float* x) {
   const int64_t cols = table.cols(), rows = size_of(ids.size());
   const int64_t each = std::clamp<int64_t>(kTableBytes / (cols * 4), 1, std::max<int64_t>(rows, 1));
   for (int64_t first = 0; first < rows; first += each) {
@@ -277,8 +263,8 @@ void CudaBackend::route(const float* logits, const float* scale, int64_t rows, i
                         int32_t* ids, float* weights) {
   const size_t numbers = static_cast<size_t>(rows * count);
   uint8_t* const out = scratch(routed_, numbers * 8);
-  const RouteArgs args = {logits, scale, experts, count, reinterpret_cast<int32_t*>(out),
-                          reinterpret_cast<float*>(out + numbers * 4)};
+  const RouteArgs args = {
+      logits, scale, experts, count, reinterpret_cast<int32_t*>(out), reinterpret_cast<float*>(out + numbers * 4)};
   launch(Kernel::route, {rows}, 32, 0, &args);
   download(args.ids, numbers * 4, ids);
   download(args.weights, numbers * 4, weights);
@@ -295,8 +281,8 @@ void CudaBackend::altup_correct(const float* predicted, const float* activated, 
                                 float input_scale, std::span<const float* const> coefs, int64_t streams, int64_t dim,
                                 float* out) {
   const int64_t rows = size_of(coefs.size());
-  const AltupArgs args = {predicted, activated, modalities, parameters_.put(coefs), input_scale, rows, streams, dim,
-                          out};
+  const AltupArgs args = {predicted, activated, modalities, parameters_.put(coefs), input_scale, rows,
+                          streams,   dim,       out};
   for_each_number(Kernel::altup_correct, dim, rows, &args);
 }
 
@@ -318,8 +304,8 @@ void CudaBackend::rope_angles(std::span<const float> frequencies, std::span<cons
   for_each_number(Kernel::rope_angles, args.frequency_count, size_of(positions.size()), &args);
 }
 
-void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
-                                 float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
+void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q,
+                                 float* k, float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                                  const float* cosines, const float* sines) {
   std::vector<KvPlace> places;
   for (const StoreSegment& segment : segments) {
@@ -349,7 +335,7 @@ void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const St
   args.query_scale = shape.query_scale;
   args.eps = eps;
   args.v_norm = v_norm;
-  args.kv_format = static_cast<int32_t>(shape.kv_format);
+  args.kv_format = shape.kv_format;
   const Grid grid = {size_of(places.size()), (q ? shape.num_heads : 0) + (k ? shape.num_kv_heads : 0)};
   launch(Kernel::rope_and_store, grid, 128, (40 + shape.head_dim) * 4, &args);
 }

@@ -66,6 +66,23 @@ class CudaBackend : public Backend {
   void altup_correct(const float* predicted, const float* activated, const float* modalities, float input_scale,
                      std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) override;
   void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) override;
+  void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t dim,
+                  float* out) override;
+  void add_bias(const float* bias, int64_t rows, int64_t dim, float* x) override;
+  void bias_gelu(const float* bias, int64_t rows, int64_t dim, float* x) override;
+  void mean_pool(const float* x, int64_t rows, int64_t cols, int64_t dim, int64_t k, float* out) override;
+  void clamp(const float* x, float low, float high, int64_t count, float* out) override;
+  void add_scaled(const float* x, float factor, int64_t count, float* y) override;
+  void silu(int64_t count, float* x) override;
+  void sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* out) override;
+  void unfold(const Convolution& convolution, const float* x, int64_t first_row, int64_t rows, float* out) override;
+  void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) override;
+  void cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,
+                            float* x) override;
+  void causal_convolution(const float* x, const float* weight, int64_t taps, int64_t rows, int64_t dim,
+                          float* out) override;
+  void local_attention(const LocalAttention& shape, const float* q, const float* k, const float* v,
+                       const float* relative, int64_t rows, float* out) override;
   void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) override;
 
  private:
@@ -81,7 +98,7 @@ class CudaBackend : public Backend {
   bool exact_batches_;
   ThreadPool pool_;  // for packing weights
   Parameters parameters_;
-  DeviceMemory partials_, routed_, table_rows_;
+  DeviceMemory partials_, routed_, frame_sums_;
   std::atomic<int64_t> bytes_read_ = 0;
   std::atomic<bool> forked_ = false;
 };

@@ -9,13 +9,13 @@
 namespace gemlet::cuda {
 namespace {
 
-enum : int32_t { kKvF32, kKvBf16, kKvInt8 };  // as in KvFormat
-constexpr float kZeroPeak = 1e-33f;           // a key or value with smaller numbers becomes zeros
+constexpr KvFormat kKvF32 = KvFormat::kF32, kKvBf16 = KvFormat::kBf16, kKvInt8 = KvFormat::kInt8;
+constexpr float kZeroPeak = 1e-33f;  // a key or value with smaller numbers becomes zeros
 
-constexpr int kv_element(int32_t format) { return format == kKvF32 ? 4 : format == kKvBf16 ? 2 : 1; }
+constexpr int kv_element(KvFormat format) { return format == kKvF32 ? 4 : format == kKvBf16 ? 2 : 1; }
 
 // The i-th number of a unit of 16 bytes.
-template <int32_t kFormat>
+template <KvFormat kFormat>
 __device__ __forceinline__ float number_of(const uint4& unit, int i) {
   const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
   if constexpr (kFormat == kKvF32) return bits_to_f32(words[i]);
@@ -36,7 +36,7 @@ __device__ __forceinline__ void add_piece(const float (&from)[kNumbers], float f
   max = largest;
 }
 
-template <int32_t kFormat, int kDim>
+template <KvFormat kFormat, int kDim>
 __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared) {
   constexpr int kElement = kv_element(kFormat), kUnit = 16 / kElement;
   constexpr int kNumbers = kDim / 32;  // of out, for each lane
@@ -141,10 +141,10 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
   }
 }
 
-// Writes one key or value of the block's threads, `x` in shared memory, into the cache. `unit_stride`: bytes between its
-// units of 16 bytes.
-__device__ __forceinline__ void store_numbers(const float* x, int64_t dim, int32_t format, uint8_t* to, int64_t unit_stride,
-                                              float* scale_at, float* shared) {
+// Writes one key or value of the block's threads, `x` in shared memory, into the cache. `unit_stride`: bytes between
+// its units of 16 bytes.
+__device__ __forceinline__ void store_numbers(const float* x, int64_t dim, KvFormat format, uint8_t* to,
+                                              int64_t unit_stride, float* scale_at, float* shared) {
   const int64_t element = kv_element(format), padded = kv_padded(dim, element), unit = 16 / element;
   float factor = 1;
   bool broken = false;  // not finite: then every number is 1, and the scale reaches all of the result
@@ -172,17 +172,17 @@ __device__ __forceinline__ void store_numbers(const float* x, int64_t dim, int32
 
 }  // namespace
 
-#define GEMLET_ATTENTION(name, format, dim)                       \
-  GEMLET_CUDA_KERNEL(attention_##name##_##dim, AttentionArgs) {   \
-    GEMLET_SHARED(shared);                                        \
-    attend<format, dim>(args, reinterpret_cast<float*>(shared));  \
+#define GEMLET_ATTENTION(name, format, dim)                      \
+  GEMLET_CUDA_KERNEL(attention_##name##_##dim, AttentionArgs) {  \
+    GEMLET_SHARED(shared);                                       \
+    attend<format, dim>(args, reinterpret_cast<float*>(shared)); \
   }
-#define GEMLET_ALL(name, format)       \
-  GEMLET_ATTENTION(name, format, 32)   \
-  GEMLET_ATTENTION(name, format, 64)   \
-  GEMLET_ATTENTION(name, format, 128)  \
-  GEMLET_ATTENTION(name, format, 256)  \
-  GEMLET_ATTENTION(name, format, 512)  \
+#define GEMLET_ALL(name, format)      \
+  GEMLET_ATTENTION(name, format, 32)  \
+  GEMLET_ATTENTION(name, format, 64)  \
+  GEMLET_ATTENTION(name, format, 128) \
+  GEMLET_ATTENTION(name, format, 256) \
+  GEMLET_ATTENTION(name, format, 512) \
   GEMLET_ATTENTION(name, format, 1024)
 GEMLET_ALL(f32, kKvF32)
 GEMLET_ALL(bf16, kKvBf16)

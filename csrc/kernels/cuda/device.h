@@ -78,8 +78,6 @@ __device__ __forceinline__ float block_sum(float x, float* shared) { return bloc
 __device__ __forceinline__ float block_max(float x, float* shared) { return block_reduce<true>(x, shared); }
 
 // The number of this thread in the whole grid.
-__device__ __forceinline__ int64_t grid_thread() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
+__device__ __forceinline__ int64_t grid_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 }  // namespace gemlet::cuda

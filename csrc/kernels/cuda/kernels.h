@@ -6,13 +6,15 @@
 
 #include <stdint.h>
 
+#include "formats/formats.h"
+
 namespace gemlet::cuda {
 
 // A packed matrix (formats/formats.h).
 struct Weight {
   const uint8_t* data;
   int64_t rows, cols, panel_bytes;
-  int32_t format;  // Format
+  Format format;
 };
 
 // y [rows, weight.rows] = x [rows, weight.cols] * weight^T
@@ -102,7 +104,7 @@ struct RopeArgs {
   int64_t heads, kv_heads, dim;
   float query_scale, eps;
   int32_t v_norm;
-  int32_t kv_format;  // KvFormat
+  KvFormat kv_format;
 };
 
 // What a row attends to: tokens [begin, end), whose blocks stand in a list. blocks[first] has token 64 * first_block.
@@ -132,6 +134,50 @@ struct MergeArgs {
   int64_t heads, dim, splits;
 };
 
+// Of towers for images and sound.
+struct LayerNormArgs {
+  const float *x, *weight, *bias;  // bias may be null
+  float eps;
+  int64_t dim;
+  float* out;
+};
+struct PoolArgs {
+  const float* x;
+  int64_t cols, dim, cell;
+  float* out;
+};
+struct ClampArgs {
+  const float* x;
+  float low, high;
+  int64_t count;
+  float* out;
+};
+struct UnfoldArgs {
+  const float* x;
+  int64_t rows, cols, channels, kernel, stride, top, left, out_cols, first_row;
+  float* out;
+};
+struct FrameArgs {
+  float* x;  // [frames, size]
+  const float* weight;
+  double* sums;     // [frames]: sums, then means
+  double* squares;  // [frames]: squares, then 1 / standard deviation
+  float eps;
+  int64_t frames, size, channels;
+  int32_t second;  // whether sums are of squares
+};
+struct ConvolutionArgs {
+  const float *x, *weight;
+  int64_t taps, dim;
+  float* out;
+};
+struct LocalArgs {
+  const float *q, *k, *v, *relative;
+  int64_t heads, head_dim, keys;
+  float softcap;
+  float* out;
+};
+
 // Every kernel once: X(name, its arguments).
 #define GEMLET_CUDA_MATMUL_KERNELS(X, format) \
   X(matmul_##format##_1, MatmulArgs)          \
@@ -145,14 +191,23 @@ struct MergeArgs {
   X(attention_##format##_256, AttentionArgs)     \
   X(attention_##format##_512, AttentionArgs)     \
   X(attention_##format##_1024, AttentionArgs)
+// The formats are in the order of Format.
 #define GEMLET_CUDA_KERNELS(X)           \
   GEMLET_CUDA_MATMUL_KERNELS(X, f32)     \
   GEMLET_CUDA_MATMUL_KERNELS(X, bf16)    \
   GEMLET_CUDA_MATMUL_KERNELS(X, bf12)    \
   GEMLET_CUDA_MATMUL_KERNELS(X, q8)      \
+  GEMLET_CUDA_MATMUL_KERNELS(X, q6k)     \
+  GEMLET_CUDA_MATMUL_KERNELS(X, q5k)     \
+  GEMLET_CUDA_MATMUL_KERNELS(X, q5)      \
+  GEMLET_CUDA_MATMUL_KERNELS(X, q4k)     \
   GEMLET_CUDA_MATMUL_KERNELS(X, q4)      \
   X(matmul_bf16_tiles, MatmulArgs)       \
   X(matmul_q8_tiles, MatmulArgs)         \
+  X(matmul_q6k_tiles, MatmulArgs)        \
+  X(matmul_q5k_tiles, MatmulArgs)        \
+  X(matmul_q5_tiles, MatmulArgs)         \
+  X(matmul_q4k_tiles, MatmulArgs)        \
   X(matmul_q4_tiles, MatmulArgs)         \
   GEMLET_CUDA_ATTENTION_KERNELS(X, f32)  \
   GEMLET_CUDA_ATTENTION_KERNELS(X, bf16) \
@@ -176,7 +231,22 @@ struct MergeArgs {
   X(route, RouteArgs)                    \
   X(altup_predict, AltupArgs)            \
   X(altup_correct, AltupArgs)            \
-  X(match_magnitude, RowArgs)
+  X(match_magnitude, RowArgs)            \
+  X(layer_norm, LayerNormArgs)           \
+  X(add_bias, FactorArgs)                \
+  X(bias_gelu, FactorArgs)               \
+  X(mean_pool, PoolArgs)                 \
+  X(clamp, ClampArgs)                    \
+  X(add_scaled, FactorArgs)              \
+  X(silu, FactorArgs)                    \
+  X(sigmoid_mul, FactorArgs)             \
+  X(unfold, UnfoldArgs)                  \
+  X(norm_relu, NormArgs)                 \
+  X(frame_sums, FrameArgs)               \
+  X(frame_totals, FrameArgs)             \
+  X(frame_norm_relu, FrameArgs)          \
+  X(causal_convolution, ConvolutionArgs) \
+  X(local_attention, LocalArgs)
 
 enum class Kernel : int {
 #define GEMLET_DECLARE_KERNEL(name, args) name,
@@ -188,7 +258,7 @@ enum class Kernel : int {
 constexpr int64_t kPieceTokens = 256;  // attention adds the results of such pieces, from multiples of it on, in order
 constexpr int kTileRows = 64;          // rows and outputs of one block of a product in tiles
 constexpr int kTileOutputs = 64;
-constexpr int kTileDepth = 64;  // columns of a step
+constexpr int kTileDepth = 64;               // columns of a step
 constexpr int kTileStride = kTileDepth + 8;  // bf16 numbers from row to row in shared memory: no conflicts of banks
 constexpr int kTileSharedBytes = (kTileRows + kTileOutputs) * kTileStride * 2;
 

@@ -1,8 +1,8 @@
 // y = x W^T on packed matrices.
 //
 // Few rows wait for the weights. A block of four warps computes one panel, 16 outputs. The warps take turns over the
-// columns; a lane reads 16 bytes at a time, which are 4 rows of the panel, and multiplies them with up to 8 rows of x in
-// float32. So a row's bits do not depend on the others.
+// columns; a lane reads 16 bytes at a time, which are 4 rows of the panel, and multiplies them with up to 8 rows of x
+// in float32. So a row's bits do not depend on the others.
 //
 // Many rows wait for arithmetic. There a block computes 64 rows x 64 outputs with tensor cores: x and the weights are
 // rounded to bf16 in shared memory, 64 columns at a time, and products are added in float32.
@@ -44,7 +44,7 @@ __device__ __forceinline__ void add_products(const float (&w)[4][kCount], const 
   }
 }
 
-template <int32_t kFormat, int kRows>
+template <Format kFormat, int kRows>
 __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shared) {
   using Read = Reader<kFormat>;
   constexpr int kCount = Read::kCount;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shar
   if (row >= kRows || first + row >= args.rows || output >= args.weight.rows) return;
   float sum = 0;
   for (int w = 0; w < kWarps; ++w) sum += shared[(w * kRows + row) * kPanelRows + r];
-  if constexpr (kFormat == kFormatBf12) {
+  if constexpr (kFormat == Format::kBf12) {
     // The steps above took exceptions for weights near zero. Here they get their exponents.
     if (is_open(args, panel)) {
       for_bf12_exceptions(data, cols, 0, 1, [&](int64_t place, uint32_t exponent) {
@@ -115,7 +115,7 @@ __device__ __forceinline__ void stage_x(const MatmulArgs& args, int64_t first, i
 }
 
 // The weights of four panels as bf16, [output][column], from column `col` on. A warp expands one panel.
-template <int32_t kFormat>
+template <Format kFormat>
 __device__ __forceinline__ void stage_weights(const MatmulArgs& args, int64_t col, uint16_t* tile) {
   using Read = Reader<kFormat>;
   constexpr int kCount = Read::kCount;
@@ -136,7 +136,7 @@ __device__ __forceinline__ void stage_weights(const MatmulArgs& args, int64_t co
   }
 }
 
-template <int32_t kFormat>
+template <Format kFormat>
 __device__ __forceinline__ void multiply_tiles(const MatmulArgs& args, uint16_t* shared) {
   uint16_t* const x_tile = shared;
   uint16_t* const w_tile = shared + kTileRows * kTileStride;
@@ -181,28 +181,36 @@ __device__ __forceinline__ void multiply_tiles(const MatmulArgs& args, uint16_t*
 
 }  // namespace
 
-#define GEMLET_FEW(name, format, rows)                                        \
-  GEMLET_CUDA_KERNEL(matmul_##name##_##rows, MatmulArgs) {                    \
-    GEMLET_SHARED(shared);                                                    \
-    multiply_few<format, rows>(args, reinterpret_cast<float*>(shared));       \
+#define GEMLET_FEW(name, format, rows)                                  \
+  GEMLET_CUDA_KERNEL(matmul_##name##_##rows, MatmulArgs) {              \
+    GEMLET_SHARED(shared);                                              \
+    multiply_few<format, rows>(args, reinterpret_cast<float*>(shared)); \
   }
-#define GEMLET_TILES(name, format)                                            \
-  GEMLET_CUDA_KERNEL(matmul_##name##_tiles, MatmulArgs) {                     \
-    GEMLET_SHARED(shared);                                                    \
-    multiply_tiles<format>(args, reinterpret_cast<uint16_t*>(shared));        \
+#define GEMLET_TILES(name, format)                                     \
+  GEMLET_CUDA_KERNEL(matmul_##name##_tiles, MatmulArgs) {              \
+    GEMLET_SHARED(shared);                                             \
+    multiply_tiles<format>(args, reinterpret_cast<uint16_t*>(shared)); \
   }
-#define GEMLET_ALL(name, format)  \
-  GEMLET_FEW(name, format, 1)     \
-  GEMLET_FEW(name, format, 2)     \
-  GEMLET_FEW(name, format, 4)     \
+#define GEMLET_ALL(name, format) \
+  GEMLET_FEW(name, format, 1)    \
+  GEMLET_FEW(name, format, 2)    \
+  GEMLET_FEW(name, format, 4)    \
   GEMLET_FEW(name, format, 8)
-GEMLET_ALL(f32, kFormatF32)
-GEMLET_ALL(bf16, kFormatBf16)
-GEMLET_ALL(bf12, kFormatBf12)
-GEMLET_ALL(q8, kFormatQ8)
-GEMLET_ALL(q4, kFormatQ4)
-GEMLET_TILES(bf16, kFormatBf16)
-GEMLET_TILES(q8, kFormatQ8)
-GEMLET_TILES(q4, kFormatQ4)
+GEMLET_ALL(f32, Format::kF32)
+GEMLET_ALL(bf16, Format::kBf16)
+GEMLET_ALL(bf12, Format::kBf12)
+GEMLET_ALL(q8, Format::kQ8)
+GEMLET_ALL(q6k, Format::kQ6k)
+GEMLET_ALL(q5k, Format::kQ5k)
+GEMLET_ALL(q5, Format::kQ5)
+GEMLET_ALL(q4k, Format::kQ4k)
+GEMLET_ALL(q4, Format::kQ4)
+GEMLET_TILES(bf16, Format::kBf16)
+GEMLET_TILES(q8, Format::kQ8)
+GEMLET_TILES(q6k, Format::kQ6k)
+GEMLET_TILES(q5k, Format::kQ5k)
+GEMLET_TILES(q5, Format::kQ5)
+GEMLET_TILES(q4k, Format::kQ4k)
+GEMLET_TILES(q4, Format::kQ4)
 
 }  // namespace gemlet::cuda

@@ -6,8 +6,6 @@
 
 namespace gemlet::cuda {
 
-enum : int32_t { kFormatF32, kFormatBf16, kFormatBf12, kFormatQ8, kFormatQ4 };  // as in Format
-
 __device__ __forceinline__ const uint8_t* panel_of(const Weight& weight, int64_t panel) {
   return weight.data + panel * weight.panel_bytes;
 }
@@ -20,7 +18,8 @@ __device__ __forceinline__ uint32_t swap_bytes(uint32_t pair) {
   return (pair & 0x00ff00ffu) << 8 | (pair >> 8 & 0x00ff00ffu);
 }
 
-// Two bf16 of bf12: what was kept of them, the place of their codes, and the base of their row, each as a pair of words.
+// Two bf16 of bf12: what was kept of them, the place of their codes, and the base of their row, each as a pair of
+// words.
 __device__ __forceinline__ uint32_t bf12_pair(uint32_t kept, uint32_t codes, uint32_t base) {
   uint32_t pair = kept & 0x807f807fu;
   codes &= 0x07800780u;
@@ -64,41 +63,6 @@ __device__ __forceinline__ uint32_t bf12_bits(const uint8_t* panel, int64_t row,
   return col % 2 ? pair >> 16 : pair & 0xffffu;
 }
 
-// One weight. Slow for bf12, which may have an exception there.
-__device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, int64_t col) {
-  const uint8_t* const panel = panel_of(weight, row / kPanelRows);
-  const int64_t r = row % kPanelRows;
-  switch (weight.format) {
-    case kFormatF32:
-      return bits_to_f32(load_word(panel + col * kLineBytes + r * kUnitBytes));
-    case kFormatBf16: {
-      const uint32_t pair = load_word(panel + col / 2 * kLineBytes + r * kUnitBytes);
-      return col % 2 ? bf16_high(pair) : bf16_low(pair);
-    }
-    case kFormatBf12: {
-      uint32_t bits = bf12_bits(panel, r, col);
-      const int64_t place = col / kBf12Columns * kBf12Words + col % kBf12Columns / 2 * 32 + r * 2 + col % 2;
-      for_bf12_exceptions(panel, weight.cols, 0, 1, [&](int64_t at, uint32_t exponent) {
-        if (at == place) bits = (bits & kBf12Kept) | exponent << 7;
-      });
-      return bits_to_f32(bits << 16);
-    }
-    default:
-      break;
-  }
-  const bool q8 = weight.format == kFormatQ8;
-  const uint8_t* const block = panel + col / kSuperblock * (q8 ? kQ8SuperblockBytes : kQ4SuperblockBytes);
-  const int64_t half = col % kSuperblock / kBlock, c = col % kBlock;
-  const float scale = f16_to_f32(reinterpret_cast<const uint16_t*>(block)[half * kPanelRows + r]);
-  if (q8) {
-    const int q = block[kScaleBytes + (half * 8 + c / 4) * kLineBytes + r * kUnitBytes + c % 4];
-    return static_cast<float>(q - kQ8Zero) * scale;
-  }
-  const int byte = block[kScaleBytes + (half * 4 + c % 16 / 4) * kLineBytes + r * kUnitBytes + c % 4];
-  return static_cast<float>((c < 16 ? byte & 15 : byte >> 4) - kQ4Zero) * scale;
-}
-
-
 // The 16 bytes of four rows, as words of one row each.
 __device__ __forceinline__ void words_of(const uint8_t* at, uint32_t (&words)[4]) {
   const uint4 all = load_16(at);
@@ -110,17 +74,17 @@ __device__ __forceinline__ void words_of(const uint8_t* at, uint32_t (&words)[4]
 
 // What one lane reads of a panel in a step of its warp: of the rows 4 * quad to 4 * quad + 3, quad = lane % 4, kCount
 // columns. group = lane / 4 says which: those from column() on, or with kTwoRuns half of them, and as many 16 later.
-template <int32_t kFormat>
+template <Format kFormat>
 struct Reader;
 
 // Lines of one column (f32) or two (bf16). Behind the last line a lane reads nothing.
 template <>
-struct Reader<kFormatF32> {
+struct Reader<Format::kF32> {
   static constexpr int kCount = 1, kStepColumns = 8;
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return step * 8 + group; }
-  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][1]) {
+  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
+                                              int quad, float (&w)[4][1]) {
     const int64_t line = step * 8 + group;
     uint32_t words[4] = {0, 0, 0, 0};
     if (line < weight.cols) words_of(panel + line * kLineBytes + quad * 16, words);
@@ -129,12 +93,12 @@ struct Reader<kFormatF32> {
 };
 
 template <>
-struct Reader<kFormatBf16> {
+struct Reader<Format::kBf16> {
   static constexpr int kCount = 2, kStepColumns = 16;
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return (step * 8 + group) * 2; }
-  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][2]) {
+  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
+                                              int quad, float (&w)[4][2]) {
     const int64_t line = step * 8 + group;
     uint32_t words[4] = {0, 0, 0, 0};
     if (line * 2 < weight.cols) words_of(panel + line * kLineBytes + quad * 16, words);
@@ -147,12 +111,12 @@ struct Reader<kFormatBf16> {
 
 // One superblock for each group of lanes, without its exceptions.
 template <>
-struct Reader<kFormatBf12> {
+struct Reader<Format::kBf12> {
   static constexpr int kCount = 8, kStepColumns = 64;
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return (step * 8 + group) * 8; }
-  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][8]) {
+  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
+                                              int quad, float (&w)[4][8]) {
     const int64_t superblock = step * 8 + group;
     uint32_t lines[3][4] = {}, bases[4] = {};
     if (superblock < bf12_superblocks(weight.cols)) {
@@ -174,12 +138,12 @@ struct Reader<kFormatBf12> {
 
 // Half a superblock of q8, which is 8 lines.
 template <>
-struct Reader<kFormatQ8> {
+struct Reader<Format::kQ8> {
   static constexpr int kCount = 4, kStepColumns = 32;
   static constexpr bool kTwoRuns = false;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return step * 32 + group * 4; }
   __device__ static __forceinline__ void read(const Weight&, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][4]) {
+                                              float (&w)[4][4]) {
     const uint8_t* const block = panel + step / 2 * kQ8SuperblockBytes;
     uint32_t words[4];
     words_of(block + kScaleBytes + (step % 2 * 8 + group) * kLineBytes + quad * 16, words);
@@ -193,29 +157,128 @@ struct Reader<kFormatQ8> {
   }
 };
 
-// A superblock of q4, which is 8 lines.
-template <>
-struct Reader<kFormatQ4> {
-  static constexpr int kCount = 8, kStepColumns = 64;
+// Formats of four to six bits (formats/formats.h): a superblock. A lane has a line of low bits of one block.
+template <Format kFormat>
+struct BlockReader {
+  static constexpr int kCount = 8, kStepColumns = kSuperblock;
   static constexpr bool kTwoRuns = true;  // columns 0 to 3, and the same 16 columns later
+  static constexpr bool kGroups = kFormat == Format::kQ4k || kFormat == Format::kQ5k || kFormat == Format::kQ6k;
+  static constexpr bool kFive = kFormat == Format::kQ5 || kFormat == Format::kQ5k, kSix = kFormat == Format::kQ6k;
+  static constexpr int64_t kBlockBytes = kSix ? kQ6BlockBytes : kFive ? kQ5BlockBytes : kQ4BlockBytes;
+  static constexpr int64_t kSuperblockBytes = kScaleBytes + 2 * kBlockBytes;
+  static constexpr int kZero = kSix ? kQ6Zero : kFormat == Format::kQ5 ? kQ5Zero : kFormat == Format::kQ4 ? kQ4Zero : 0;
+
   __device__ static __forceinline__ int64_t column(int64_t step, int group) {
-    return step * 64 + group / 4 * 32 + group % 4 * 4;
+    return step * kSuperblock + group / 4 * kBlock + group % 4 * 4;
   }
   __device__ static __forceinline__ void read(const Weight&, const uint8_t* panel, int64_t step, int group, int quad,
-                                      float (&w)[4][8]) {
-    const uint8_t* const block = panel + step * kQ4SuperblockBytes;
-    uint32_t words[4];
-    words_of(block + kScaleBytes + group * kLineBytes + quad * 16, words);
-    const uint16_t* const scales = reinterpret_cast<const uint16_t*>(block) + group / 4 * kPanelRows + quad * 4;
+                                              float (&w)[4][8]) {
+    const int block = group / 4, line = group % 4;
+    const int64_t group_line = kGroups ? (step / kGroupSuperblocks + 1) * kLineBytes : 0;
+    const uint8_t* const scales = panel + step * kSuperblockBytes + group_line;
+    const uint8_t* const lines = scales + kScaleBytes + block * kBlockBytes + quad * 16;
+    uint32_t low[4], upper[4] = {}, last[4] = {};
+    words_of(lines + line * kLineBytes, low);
+    if constexpr (kFive || kSix) words_of(lines + 4 * kLineBytes, upper);
+    if constexpr (kSix) words_of(lines + 5 * kLineBytes, last);
     for (int r = 0; r < 4; ++r) {
-      const float scale = f16_to_f32(scales[r]);
+      const int row = quad * 4 + r;
+      float scale[2], minimum = 0;  // of the two runs
+      if constexpr (kGroups) {
+        // The line of d and m stands in front of the group's first superblock.
+        const uint16_t* const dm =
+            reinterpret_cast<const uint16_t*>(scales - step % kGroupSuperblocks * kSuperblockBytes - kLineBytes);
+        const float d = f16_to_f32(dm[row]);
+        if constexpr (kSix) {
+          for (int run = 0; run < 2; ++run) {
+            scale[run] = d * static_cast<float>(static_cast<int8_t>(scales[(2 * block + run) * kPanelRows + row]));
+          }
+        } else {
+          scale[0] = scale[1] = d * static_cast<float>(scales[2 * block * kPanelRows + row]);
+          minimum = f16_to_f32(dm[kPanelRows + row]) * static_cast<float>(scales[(2 * block + 1) * kPanelRows + row]);
+        }
+      } else {
+        scale[0] = scale[1] = f16_to_f32(reinterpret_cast<const uint16_t*>(scales)[block * kPanelRows + row]);
+      }
       for (int i = 0; i < 4; ++i) {
-        const int byte = static_cast<int>(words[r] >> 8 * i & 255);
-        w[r][i] = static_cast<float>((byte & 15) - kQ4Zero) * scale;
-        w[r][4 + i] = static_cast<float>((byte >> 4) - kQ4Zero) * scale;
+        const int byte = static_cast<int>(low[r] >> 8 * i & 255);
+        int q[2] = {byte & 15, byte >> 4};
+        const int bits = static_cast<int>(upper[r] >> 8 * i & 255), more = static_cast<int>(last[r] >> 8 * i & 255);
+        if constexpr (kFive) {
+          q[0] |= (bits >> line & 1) << 4;
+          q[1] |= (bits >> (4 + line) & 1) << 4;
+        }
+        if constexpr (kSix) {
+          q[0] |= (bits >> 2 * line & 3) << 4;
+          q[1] |= (more >> 2 * line & 3) << 4;
+        }
+        for (int run = 0; run < 2; ++run) {
+          const float value = static_cast<float>(q[run] - kZero) * scale[run];
+          w[r][run * 4 + i] = minimum == 0.0f ? value : value - minimum;
+        }
       }
     }
   }
 };
+template <>
+struct Reader<Format::kQ6k> : BlockReader<Format::kQ6k> {};
+template <>
+struct Reader<Format::kQ5k> : BlockReader<Format::kQ5k> {};
+template <>
+struct Reader<Format::kQ5> : BlockReader<Format::kQ5> {};
+template <>
+struct Reader<Format::kQ4k> : BlockReader<Format::kQ4k> {};
+template <>
+struct Reader<Format::kQ4> : BlockReader<Format::kQ4> {};
+
+// One weight, as the lane that has it reads it.
+template <Format kFormat>
+__device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* panel, int64_t row, int64_t col) {
+  using Read = Reader<kFormat>;
+  float w[4][Read::kCount];
+  const int64_t step = col / Read::kStepColumns, rest = col % Read::kStepColumns;
+  int group, i;
+  if constexpr (Read::kTwoRuns) {
+    group = static_cast<int>(rest / kBlock * 4 + rest % 16 / 4);
+    i = static_cast<int>(rest % kBlock / 16 * 4 + rest % 4);
+  } else {
+    group = static_cast<int>(rest / Read::kCount);
+    i = static_cast<int>(rest % Read::kCount);
+  }
+  Read::read(weight, panel, step, group, static_cast<int>(row / 4), w);
+  return w[row % 4][i];
+}
+
+// One weight. Slow for bf12, which may have an exception there.
+__device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, int64_t col) {
+  const uint8_t* const panel = panel_of(weight, row / kPanelRows);
+  const int64_t r = row % kPanelRows;
+  switch (weight.format) {
+    case Format::kF32:
+      return read_one<Format::kF32>(weight, panel, r, col);
+    case Format::kBf16:
+      return read_one<Format::kBf16>(weight, panel, r, col);
+    case Format::kQ8:
+      return read_one<Format::kQ8>(weight, panel, r, col);
+    case Format::kQ6k:
+      return read_one<Format::kQ6k>(weight, panel, r, col);
+    case Format::kQ5k:
+      return read_one<Format::kQ5k>(weight, panel, r, col);
+    case Format::kQ5:
+      return read_one<Format::kQ5>(weight, panel, r, col);
+    case Format::kQ4k:
+      return read_one<Format::kQ4k>(weight, panel, r, col);
+    case Format::kQ4:
+      return read_one<Format::kQ4>(weight, panel, r, col);
+    case Format::kBf12:
+      break;
+  }
+  uint32_t bits = bf12_bits(panel, r, col);
+  const int64_t place = col / kBf12Columns * kBf12Words + col % kBf12Columns / 2 * 32 + r * 2 + col % 2;
+  for_bf12_exceptions(panel, weight.cols, 0, 1, [&](int64_t at, uint32_t exponent) {
+    if (at == place) bits = (bits & kBf12Kept) | exponent << 7;
+  });
+  return bits_to_f32(bits << 16);
+}
 
 }  // namespace gemlet::cuda

@@ -15,14 +15,22 @@ from . import testing
 __all__: list[str] = [
     "LAYOUT_VERSION",
     "MAX_THREADS",
+    "MOST_SOUND_SECONDS",
     "PASS_TEXTS",
     "PASS_TOKENS",
+    "SOUND_RATE",
     "Adapter",
     "AdapterBuilder",
+    "Conformer",
+    "ConformerConfig",
     "Engine",
     "FileRows",
+    "Gemma4VisionConfig",
+    "Gemma4VisionTower",
     "LayerConfig",
+    "LogMel",
     "Media",
+    "Modality",
     "Model",
     "ModelBuilder",
     "ModelConfig",
@@ -31,15 +39,20 @@ __all__: list[str] = [
     "Request",
     "Sampler",
     "SequenceBreakers",
+    "SiglipConfig",
+    "SiglipTower",
     "TokenSequence",
     "Turn",
+    "UnifiedVisionEmbedder",
     "available_memory",
     "check_device",
     "cpu_info",
     "default_threads",
     "logprobs",
     "measure_read_bandwidth",
+    "mono",
     "number_limits",
+    "resize_image",
     "return_free_memory",
     "size_limits",
     "source_types",
@@ -225,7 +238,13 @@ class ModelBuilder:
         fewer_threads: bool = False,
         device: str = "cpu",
         exact_batches: bool = False,
-    ) -> None: ...
+        towers: collections.abc.Mapping[
+            str, tuple[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], str]
+        ] = {},
+    ) -> None:
+        """
+        `towers`: tensors of towers by name, (shape, kind) each. A "matrix" is packed in the format of the weights, an "exact" one in f32; "floats" stay in float32, and a "norm" too, with the offset of the model's norms.
+        """
     @typing.overload
     def add(
         self, name: str, rows: FileRows, first_row: typing.SupportsInt | typing.SupportsIndex = 0
@@ -364,6 +383,116 @@ class AdapterBuilder:
     def share_rows(self) -> None:
         """
         The output head takes the rows that replace those of the embedding table.
+        """
+
+class ConformerConfig:
+    """
+    The sizes of an audio encoder.
+    """
+    def __init__(
+        self,
+        *,
+        family: str,
+        bins: typing.SupportsInt | typing.SupportsIndex,
+        first_channels: typing.SupportsInt | typing.SupportsIndex,
+        second_channels: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        num_layers: typing.SupportsInt | typing.SupportsIndex,
+        num_heads: typing.SupportsInt | typing.SupportsIndex,
+        conv_taps: typing.SupportsInt | typing.SupportsIndex,
+        keys: typing.SupportsInt | typing.SupportsIndex,
+        output_size: typing.SupportsInt | typing.SupportsIndex,
+        reduction: typing.SupportsInt | typing.SupportsIndex,
+        logit_cap: typing.SupportsFloat | typing.SupportsIndex,
+        residual_weight: typing.SupportsFloat | typing.SupportsIndex,
+        rms_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+        group_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+        clipped: bool,
+    ) -> None: ...
+    def activation_bytes(
+        self,
+        frames: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        weights: str,
+    ) -> int:
+        """
+        Bytes that a sound takes on its way, in a model of this hidden size with weights of that format.
+        """
+    def tokens(
+        self,
+        frames: typing.SupportsInt | typing.SupportsIndex,
+        valid: typing.SupportsInt | typing.SupportsIndex,
+    ) -> int:
+        """
+        Soft tokens of a sound with so many frames, of which the first `valid` count.
+        """
+
+class Conformer:
+    """
+    An audio encoder and its projection, in a loaded model.
+    """
+    def __init__(self, model: Model, config: ConformerConfig) -> None: ...
+    def encode(
+        self,
+        features: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        valid: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        From log-mel spectra, float32 [frames, bins], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next layer.
+        """
+
+class Modality:
+    """
+    The projection of "vision" or "audio" into a loaded model, and a Gemma 3n's table of it.
+    """
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        *,
+        width: typing.SupportsInt | typing.SupportsIndex,
+        table_rows: typing.SupportsInt | typing.SupportsIndex,
+        eps: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    def embed(
+        self, indices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Rows of the table as the text model takes them, float32 [n, hidden_size].
+        """
+    def project(
+        self, rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Soft tokens, float32 [n, hidden_size], of float32 [n, width].
+        """
+
+class LogMel:
+    """
+    Logarithms of mel spectra of sounds.
+    """
+    def __init__(
+        self,
+        *,
+        frame_length: typing.SupportsInt | typing.SupportsIndex,
+        hop_length: typing.SupportsInt | typing.SupportsIndex,
+        fft_length: typing.SupportsInt | typing.SupportsIndex,
+        bins: typing.SupportsInt | typing.SupportsIndex,
+        min_frequency: typing.SupportsFloat | typing.SupportsIndex,
+        max_frequency: typing.SupportsFloat | typing.SupportsIndex,
+        floor: typing.SupportsFloat | typing.SupportsIndex,
+        preemphasis: typing.SupportsFloat | typing.SupportsIndex,
+        centred: bool,
+    ) -> None: ...
+    def count(self, samples: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
+        """
+        How many frames so many samples have, and how many of them count.
+        """
+    def extract(
+        self, samples: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> tuple[numpy.typing.NDArray[numpy.float32], int]:
+        """
+        Of mono samples at 16 kHz: float32 [frames, bins], and how many frames count.
         """
 
 class SequenceBreakers:
@@ -645,6 +774,102 @@ class Engine:
         What it keeps of texts that have ended.
         """
 
+class SiglipConfig:
+    """
+    The sizes of Gemma 3's vision tower.
+    """
+    def __init__(
+        self,
+        *,
+        image_size: typing.SupportsInt | typing.SupportsIndex,
+        patch_size: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        intermediate_size: typing.SupportsInt | typing.SupportsIndex,
+        num_layers: typing.SupportsInt | typing.SupportsIndex,
+        num_heads: typing.SupportsInt | typing.SupportsIndex,
+        layer_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+        tokens_per_side: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def activation_bytes(self, hidden_size: typing.SupportsInt | typing.SupportsIndex, weights: str) -> int:
+        """
+        Bytes that an image takes on its way, in a model of this hidden size with weights of that format.
+        """
+
+class SiglipTower:
+    """
+    Gemma 3's vision tower and projector, in a loaded model.
+    """
+    def __init__(self, model: Model, config: SiglipConfig) -> None: ...
+    def encode(
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        From normalised pixels, float32 [size, size, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next layer.
+        """
+
+class Gemma4VisionConfig:
+    """
+    The sizes of Gemma 4's vision tower.
+    """
+    def __init__(
+        self,
+        *,
+        patch_size: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        intermediate_size: typing.SupportsInt | typing.SupportsIndex,
+        num_layers: typing.SupportsInt | typing.SupportsIndex,
+        num_heads: typing.SupportsInt | typing.SupportsIndex,
+        num_kv_heads: typing.SupportsInt | typing.SupportsIndex,
+        head_dim: typing.SupportsInt | typing.SupportsIndex,
+        pool: typing.SupportsInt | typing.SupportsIndex,
+        positions: typing.SupportsInt | typing.SupportsIndex,
+        clipped: bool,
+        standardize: bool,
+        rope_theta: typing.SupportsFloat | typing.SupportsIndex,
+        rms_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    def activation_bytes(
+        self,
+        tokens: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        weights: str,
+    ) -> int:
+        """
+        Bytes that an image of so many tokens takes on its way.
+        """
+
+class Gemma4VisionTower:
+    """
+    Gemma 4's vision tower, in a loaded model.
+    """
+    def __init__(self, model: Model, config: Gemma4VisionConfig) -> None: ...
+    def encode(
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        From pixels between 0 and 1, float32 [height, width, 3], of whole tokens, to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next layer.
+        """
+
+class UnifiedVisionEmbedder:
+    """
+    What makes soft tokens of an image in the unified Gemma 4, in a loaded model.
+    """
+    def __init__(
+        self,
+        model: Model,
+        *,
+        tile_size: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        positions: typing.SupportsInt | typing.SupportsIndex,
+        rms_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    def encode(
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        As of Gemma4VisionTower.
+        """
+
 def available_memory(*, files: str = "") -> int:
     """
     Bytes of memory that this process may still take, of the machine's and within its cgroup's limit.
@@ -683,9 +908,30 @@ def measure_read_bandwidth(
     Memory read bandwidth in GB/s.
     """
 
+def mono(
+    samples: numpy.ndarray,
+    *,
+    rate: typing.SupportsInt | typing.SupportsIndex,
+    most: typing.SupportsInt | typing.SupportsIndex,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    float32 [n]: the mean of the channels of samples [frames] or [frames, channels], float32 or int16, at 16 kHz; at most the first `most`.
+    """
+
 def number_limits() -> dict[str, tuple[float, float]]:
     """
     (least, largest) value of the real fields of LayerConfig and ModelConfig.
+    """
+
+def resize_image(
+    image: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8],
+    *,
+    height: typing.SupportsInt | typing.SupportsIndex,
+    width: typing.SupportsInt | typing.SupportsIndex,
+    filter: str,
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    An image, uint8 [height, width, 3], in another size: 'bilinear' or 'bicubic' with antialiasing, the same levels as torchvision's.
     """
 
 def return_free_memory() -> None:
@@ -705,6 +951,8 @@ def source_types() -> dict[str, tuple[int, int, str | None]]:
 
 LAYOUT_VERSION: int = 2
 MAX_THREADS: int = 1024
+MOST_SOUND_SECONDS: int = 3600
 PASS_TEXTS: int = 32
 PASS_TOKENS: int = 512
+SOUND_RATE: int = 16000
 __version__: str = "0.1.0"

@@ -20,6 +20,7 @@ __all__: list[str] = [
     "bytes_read",
     "cache_bytes",
     "choose_tier",
+    "conformer_taps",
     "distribution",
     "forward",
     "guard_memory",
@@ -128,6 +129,15 @@ def choose_tier(
 ) -> tuple[str, list[str]]:
     """
     (tier, supported tiers) of a machine described by feature names and XCR0.
+    """
+
+def conformer_taps(
+    tower: gemlet._core.Conformer,
+    features: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    valid: typing.SupportsInt | typing.SupportsIndex,
+) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+    """
+    Intermediate activations of a sound in the encoder by name, float32 [rows, dim].
     """
 
 def distribution(

@@ -20,6 +20,7 @@ from gemlet.base.sizes import size_text
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import MemoryLimitError, TensorError, UnsupportedError
+from gemlet.weights.hf_names import tower_kinds
 from gemlet.weights.slots import core_slots
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Adapter:
     targets: tuple[str, ...]
     memory_bytes: int
     passed_over: tuple[str, ...] = ()
+
+    @property
+    def towers(self) -> frozenset[str]:
+        """The towers that its file changes and gemlet does not: "vision", "audio"."""
+        return tower_kinds(self.passed_over)
 
 
 class AdapterFiles:

@@ -63,8 +63,8 @@ _REFUSED = {
     "use_qalora": _MERGE,
     "layer_replication": _MERGE,
     # A sequence of the engine has one adapter from its first token on, and PEFT cannot merge this one either.
-    "alora_invocation_tokens": "an activated LoRA (aLoRA) acts only from these tokens on, which gemlet cannot do; "
-    "run it with PEFT, or train a plain LoRA",
+    "alora_invocation_tokens": "an activated LoRA (aLoRA) acts only from these tokens on, which gemlet cannot "
+    "do; run it with PEFT, or train a plain LoRA",
     "megatron_config": _MERGE,
     "use_bdlora": _MERGE,
     "kasa_config": "it also changed the model's own weights; " + _MERGE,

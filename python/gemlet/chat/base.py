@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.chat.media_places import Place, with_places
 from gemlet.chat.messages import check_flags, checked_tools, least_characters
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
@@ -196,6 +197,7 @@ class ChatFormat(ABC):
         thinking: bool = False,
         continue_final_message: bool = False,
         most_tokens: int | None = None,
+        places: Mapping[str, Place] | None = None,
     ) -> list[int]:
         """The prompt as token ids. Only the format's own markers become control tokens: whatever a message,
         a tool or its result contains is encoded as plain text, so that nothing in it can end its turn or
@@ -204,6 +206,8 @@ class ChatFormat(ABC):
         Args:
             most_tokens: refuse a conversation that is so long that it cannot have so few tokens, before the
                 work of encoding it. The other arguments are those of :meth:`render`.
+            places: texts in the messages, and the segments that are written in their place: those of images
+                and sounds.
 
         Raises:
             ContextLengthError: see ``most_tokens``.
@@ -226,10 +230,11 @@ class ChatFormat(ABC):
         if most_tokens is not None:  # before the work of writing them
             tokenizer.check_length(least_characters(self._told(messages)), most_tokens, "messages", _SHORTEN)
         segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
+        parts = with_places(segments, places or {})
         if most_tokens is not None:
-            characters = sum(len(text) for text, _ in segments)
+            characters = sum(len(text) for text, is_marker in parts if not is_marker)
             tokenizer.check_length(characters, most_tokens, "messages", _SHORTEN)
-        for segment, is_marker in segments:
+        for segment, is_marker in parts:
             if not is_marker:
                 text.append(segment)  # text between two markers is encoded at once, or the ids could differ
                 continue

@@ -230,7 +230,7 @@ class TensorFiles:
             # So that the disk is not idle while this block is packed.
             os.posix_fadvise(descriptor, begin + nbytes, 2 * block_bytes, os.POSIX_FADV_WILLNEED)
             rows = _core.FileRows(descriptor=descriptor, offset=begin, shape=shape, dtype=tag)
-            yield rows, shape[0], nbytes
+            yield rows, shape[0] if shape else 1, nbytes
 
     def _row_blocks(
         self, info: TensorInfo, block_bytes: int, entry: int | None

@@ -30,6 +30,8 @@ _COMMANDS = {
     "/help": "shows this",
     "/reset": "forgets the conversation",
     "/undo": "takes the last turn back",
+    "/image FILE": "shows a picture with the next message",
+    "/audio FILE": "plays a recording with the next message",
     "/save [FILE]": "writes the conversation as JSON",
     "/exit": "leaves, as exit, quit and Ctrl-D do",
 }
@@ -60,8 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
             as_json=arguments.json,
             stats=arguments.stats,
         )
+        for path in arguments.images or ():
+            chat.attach("image", path)
+        for path in arguments.sounds or ():
+            chat.attach("audio", path)
         if question is not None:
-            return 130 if chat.ask(question).finish_reason == "cancelled" else 0
+            reply = chat.ask(question)
+            return 130 if reply.finish_reason == "cancelled" else 0
         if not interactive:
             return _answer_lines(chat)
         with Keyboard() as keyboard:
@@ -156,6 +163,9 @@ def _command(chat: Conversation, text: str) -> bool:
             note("there is no turn to take back")
     elif name == "/save":
         note(f"saved as {chat.save(rest.strip() or None)}")
+    elif name in ("/image", "/audio") and rest.strip():
+        chat.attach(name[1:], rest.strip())
+        note("it comes with the next message")
     elif name in ("/help", "/?"):
         print(_HELP)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gemlet.chat.reply import Reasoning
 from gemlet.cli.common import dim, for_terminal, note, print_stats, report, write
-from gemlet.errors import ContextLengthError, UnsupportedError
+from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from gemlet.generation.result import Generation
 from gemlet.generation.stream import TextStream
 from gemlet.model.model import Model
@@ -47,7 +47,6 @@ class Conversation:
         if model.chat_format is None or model.tokenizer is None:
             raise UnsupportedError(f"{model.source} has no chat format; use gemlet generate")
         self._model = model
-        self._tokenizer, self._format = model.tokenizer, model.chat_format
         self._opening = [{"role": "system", "content": system}] if system else []
         self._options = options
         self._drops = drops
@@ -55,6 +54,7 @@ class Conversation:
         self._stats = stats
         self._turns: list[list[_Message]] = []
         self._dropped = 0  # turns that the model does not see any more
+        self._attached: list[_Message] = []  # parts of the next question
         self._count_tokens([{"role": "user", "content": ""}])  # or says why the options do not fit the model
 
     def reset(self) -> None:
@@ -80,13 +80,27 @@ class Conversation:
             file.write(text.encode("utf-8", "replace"))
         return path
 
+    def attach(self, kind: str, path: str) -> None:
+        """Puts a file, an "image" or "audio", in front of the next question.
+
+        Raises :class:`InvalidRequestError` for a file that is not there.
+        """
+        path = os.path.expanduser(path)
+        if not os.path.isfile(path):
+            raise InvalidRequestError(f"{path}: there is no such file")
+        self._attached.append({"type": kind, kind: path})
+
     def ask(self, text: str, *, keep_after_ctrl_c: bool = False) -> Generation:
-        """Writes the reply to ``text`` as it comes, and adds both to the conversation. Without a reply it
-        adds nothing. ``keep_after_ctrl_c``: Ctrl-C ends the reply instead of the program.
+        """Writes the reply to ``text``, behind the files that were attached, as it comes, and adds both to
+        the conversation. Without a reply it adds nothing. ``keep_after_ctrl_c``: Ctrl-C ends the reply
+        instead of the program.
 
         Raises what :meth:`gemlet.Model.stream_chat` raises.
         """
-        question = {"role": "user", "content": text}
+        question: _Message = {"role": "user", "content": text}
+        if self._attached:
+            question["content"] = [*self._attached, {"type": "text", "text": text}]
+            self._attached = []
         stream = self._model.stream_chat(self._with_room_for(question), **self._options)
         with stream, contextlib.suppress(*([KeyboardInterrupt] if keep_after_ctrl_c else [])):
             self._show(stream)
@@ -137,7 +151,7 @@ class Conversation:
 
     def _count_tokens(self, messages: list[_Message]) -> int:
         thinking = bool(self._options.get("thinking"))
-        return len(self._format.encode_chat(self._tokenizer, messages, thinking=thinking))
+        return self._model.count_tokens(messages, thinking=thinking)
 
     def _show(self, stream: TextStream) -> None:
         """Writes the reply. What the model thinks is for terminals."""

@@ -102,6 +102,20 @@ def _add_chat(commands: Any) -> None:
         metavar="FILE",
         help="text file to put behind the question, or in its place; may be given several times",
     )
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        dest="images",
+        help="a picture that the question is about; may be given several times",
+    )
+    parser.add_argument(
+        "--audio",
+        action="append",
+        metavar="FILE",
+        dest="sounds",
+        help="a recording that the question is about; may be given several times",
+    )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     parser.add_argument(
@@ -189,7 +203,7 @@ def _add_inspect(commands: Any) -> None:
     add_load_options(
         parser,
         *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
-        *("prefix_cache", "prefix_cache_size", "vision", "matformer"),
+        *("prefix_cache", "prefix_cache_size", "vision", "audio", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("inspect"))
@@ -211,7 +225,7 @@ def _add_convert(commands: Any) -> None:
         help='choose the format with which the model runs in this much memory, for example "1GB"',
     )
     _add_access(parser)
-    add_load_options(parser, "weights", "embedding", "threads", "vision", "matformer")
+    add_load_options(parser, "weights", "embedding", "threads", "vision", "audio", "matformer")
     parser.set_defaults(run=_command("convert"))
 
 

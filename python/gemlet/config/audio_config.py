@@ -10,7 +10,19 @@ from gemlet import _core
 from gemlet.base.keys import Keys
 from gemlet.config.sound_settings import SoundSettings
 
-__all__ = ["AudioConfig", "ConformerConfig", "ModalityTable", "read_audio", "read_tables"]
+__all__ = [
+    "HEARD_SAMPLES",
+    "KEPT_SOUND_BYTES",
+    "AudioConfig",
+    "ConformerConfig",
+    "ModalityTable",
+    "audio_bytes",
+    "read_audio",
+    "read_tables",
+]
+
+HEARD_SAMPLES = 480_000  # of a sound, by an encoder: 30 seconds
+KEPT_SOUND_BYTES = 32 << 20  # of soft tokens, of the sounds that were heard last
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,15 @@ class ModalityTable:
     size: int
     width: int
     eps: float
+
+
+def audio_bytes(config: AudioConfig, hidden_size: int, weights: str) -> int:
+    """What hearing takes of the memory besides the weights, for the longest sound."""
+    if config.encoder is None or config.settings is None:
+        return KEPT_SOUND_BYTES
+    frames, _ = config.settings.to_core().count(HEARD_SAMPLES)
+    core = config.encoder.to_core(config.settings.bins)
+    return core.activation_bytes(frames, hidden_size, weights) + KEPT_SOUND_BYTES
 
 
 _LIMIT = 1 << 20

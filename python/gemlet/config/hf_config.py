@@ -20,6 +20,7 @@ from gemlet.base.keys import Keys
 from gemlet.base.names import not_known
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
+from gemlet.config.audio_config import read_audio, read_tables
 from gemlet.config.families import FAMILIES, MULTIMODAL, Family
 from gemlet.config.layers import is_bidirectional, read_gguf_layers, read_layers, read_size
 from gemlet.config.limits import LIMITS, NUMBERS
@@ -153,7 +154,12 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
         if is_bidirectional(keys):
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
     config = with_placeholders(_parse_text(inner, family, model_type), outer)
-    return replace(config, vision=read_vision(outer, config.family))
+    return replace(
+        config,
+        vision=read_vision(outer, config.family),
+        audio=read_audio(outer, config.family),
+        tables=read_tables(outer, config.family),
+    )
 
 
 def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:

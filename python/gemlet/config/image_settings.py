@@ -43,6 +43,7 @@ class ImageSettings:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     does_pan_and_scan: bool = False
     pan_and_scan: PanAndScan = PanAndScan()
+    max_soft_tokens: int = 280  # of an image, in models where its size decides how many it has
     size: tuple[int, int] | None = None  # height and width, where the file says them
 
 
@@ -88,6 +89,7 @@ def _parse(keys: Keys, defaults: ImageSettings) -> ImageSettings:
         std=std,
         does_pan_and_scan=bool(does),
         pan_and_scan=parse_pan_and_scan(raw, keys.where, "pan_and_scan_", defaults.pan_and_scan),
+        max_soft_tokens=_most_tokens(keys, defaults.max_soft_tokens),
         size=_size(keys),
     )
 
@@ -119,6 +121,12 @@ def _channels(keys: Keys, key: str, low: float) -> tuple[float, float, float] | 
     ):
         raise keys.wrong(key, f"three numbers from {low:g} to 10")
     return float(value[0]), float(value[1]), float(value[2])
+
+
+def _most_tokens(keys: Keys, default: int) -> int:
+    if keys.raw.get("max_soft_tokens") is None:
+        return default
+    return keys.integer("max_soft_tokens", _MOST_PIXELS)
 
 
 def _size(keys: Keys) -> tuple[int, int] | None:

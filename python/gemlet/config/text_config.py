@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from gemlet import _core
 from gemlet.base.front_door import public
 from gemlet.base.text import show
+from gemlet.config.audio_config import AudioConfig, ModalityTable
 from gemlet.config.layers import LayerSpec
 from gemlet.config.vision_config import VisionConfig
 from gemlet.errors import InvalidRequestError
@@ -31,7 +32,8 @@ class TextConfig:
     ``placeholder_ids`` stand for pictures, videos and sound, and are never written; in a text they have the
     rows of the token ``placeholders_read_as``, or their own where that is None. Ids from ``text_ids`` on are
     not embedded as text: Gemma 3n has other tables for them; None where all are.
-    ``vision`` is the tower for images; None where there is none.
+    ``vision`` is the tower for images; None where there is none. ``audio`` is how the model hears, alike, and
+    ``tables`` are those that Gemma 3n has for the ids from ``text_ids`` on.
     ``passed_over`` are the keys of the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
@@ -64,6 +66,8 @@ class TextConfig:
     placeholders_read_as: int | None = None
     text_ids: int | None = None
     vision: VisionConfig | None = None
+    audio: AudioConfig | None = None
+    tables: tuple[ModalityTable, ...] = ()
     passed_over: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __repr__(self) -> str:
@@ -74,6 +78,12 @@ class TextConfig:
         )
 
     @property
+    def towers(self) -> frozenset[str]:
+        """What the model takes besides text: "vision", "audio"."""
+        found = {"vision": self.vision, "audio": self.audio}
+        return frozenset(name for name, tower in found.items() if tower is not None)
+
+    @property
     def num_layers(self) -> int:
         """Transformer layers."""
         return len(self.layers)
@@ -82,6 +92,11 @@ class TextConfig:
     def embedding_size(self) -> int:
         """Numbers in an embedding."""
         return self.dense_sizes[-1] if self.dense_sizes else self.hidden_size
+
+    @property
+    def _longest_span(self) -> int:
+        looks_ahead = any(layer.bidirectional_spans for layer in self.layers)
+        return self.vision.most_tokens if self.vision is not None and looks_ahead else 0
 
     @public
     def to_core(self, *, weights: str, max_context: int | None = None) -> _core.ModelConfig:
@@ -112,18 +127,24 @@ class TextConfig:
             laurel_rank=self.laurel_rank,
             bidirectional=self.bidirectional,
             dense_sizes=list(self.dense_sizes),
-            longest_span=0 if self.vision is None else self.vision.tokens,
+            longest_span=self._longest_span,
         )
 
 
-def without_towers(config: TextConfig, *, vision: bool = False) -> TextConfig:
+def without_towers(config: TextConfig, *, vision: bool = False, audio: bool = False) -> TextConfig:
     """``config`` without the towers that are not kept.
 
     >>> from gemlet.config import shape_config
     >>> without_towers(shape_config("gemma3-1b")).vision is None
     True
     """
-    return config if vision else replace(config, vision=None)
+    kept = tuple(table for table in config.tables if (audio if table.name == "audio" else vision))
+    return replace(
+        config,
+        vision=config.vision if vision else None,
+        audio=config.audio if audio else None,
+        tables=kept,
+    )
 
 
 @public

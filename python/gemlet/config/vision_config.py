@@ -9,6 +9,7 @@ from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
+from gemlet.config.gemma4_vision import Gemma4VisionConfig, UnifiedVisionConfig
 from gemlet.config.image_settings import ImageSettings
 
 __all__ = ["KEPT_BYTES", "SiglipConfig", "VisionConfig", "read_vision"]
@@ -36,6 +37,11 @@ class SiglipConfig:
     settings: ImageSettings
 
     @property
+    def most_tokens(self) -> int:
+        """Soft tokens of an image."""
+        return self.tokens
+
+    @property
     def tokens(self) -> int:
         """Soft tokens of an image."""
         return self.tokens_per_side**2
@@ -58,8 +64,16 @@ class SiglipConfig:
             tokens_per_side=self.tokens_per_side,
         )
 
+    def tower(self, model: _core.Model) -> _core.SiglipTower:
+        """What encodes images with the weights of ``model``."""
+        return _core.SiglipTower(model, self.to_core())
 
-VisionConfig = SiglipConfig
+    def activation_bytes(self, hidden_size: int, weights: str) -> int:
+        """Bytes that an image takes on its way, in a text model of ``hidden_size``."""
+        return self.to_core().activation_bytes(hidden_size, weights)
+
+
+VisionConfig = SiglipConfig | Gemma4VisionConfig | UnifiedVisionConfig
 
 KEPT_BYTES = 64 << 20  # of soft tokens, of the images that were seen last
 
@@ -87,9 +101,14 @@ def read_vision(outer: Keys, family: str) -> VisionConfig | None:
 
     Raises :class:`ConfigError` for a number that is none or out of range.
     """
-    raw = outer.raw.get("vision_config")
-    if family != "gemma3" or raw is None:
+    if outer.raw.get("vision_config") is None:
         return None
+    if family == "gemma4":
+        return _read_gemma4(outer)
+    return _read_siglip(outer) if family == "gemma3" else None
+
+
+def _read_siglip(outer: Keys) -> SiglipConfig:
     keys = outer.inner(outer.mapping("vision_config"), "vision_config", _SIGLIP)
     if keys.raw.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise keys.wrong("model_type", "'siglip_vision_model'")
@@ -117,6 +136,79 @@ def read_vision(outer: Keys, family: str) -> VisionConfig | None:
         begin_id=_id(outer, "boi_token", 255999),
         end_id=_id(outer, "eoi_token", 256000),
         settings=ImageSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    )
+
+
+_GEMMA4: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "head_dim": 64,
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "position_embedding_size": 10240,
+    "use_clipped_linears": False,
+    "standardize": False,
+    "rms_norm_eps": 1e-6,
+}
+_UNIFIED: Mapping[str, Any] = {
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "model_patch_size": 48,
+    "mm_embed_dim": 3840,
+    "mm_posemb_size": 1120,
+    "rms_norm_eps": 1e-6,
+}
+
+
+def _read_gemma4(outer: Keys) -> Gemma4VisionConfig | UnifiedVisionConfig:
+    unified = outer.raw.get("model_type") == "gemma4_unified"
+    raw = outer.mapping("vision_config")
+    keys = outer.inner(raw, "vision_config", _UNIFIED if unified else _GEMMA4)
+    if raw.get("hidden_activation", raw.get("hidden_act")) not in ("gelu_pytorch_tanh", None):
+        raise keys.wrong("hidden_activation", "'gelu_pytorch_tanh'")
+    tokens = {
+        "token_id": _id(outer, "image_token", 258880),
+        "video_id": _id(outer, "video_token", 258884),
+        "begin_id": _id(outer, "boi_token", 255999),
+        "end_id": _id(outer, "eoi_token", 258882),
+    }
+    settings = ImageSettings(resample="bicubic")
+    eps = keys.number("rms_norm_eps", 1e-12, 0.1)
+
+    def size(key: str) -> int:
+        return keys.integer(key, _LIMIT)
+
+    if unified:
+        return UnifiedVisionConfig(
+            **tokens,
+            settings=settings,
+            token_side=size("model_patch_size"),
+            hidden_size=size("mm_embed_dim"),
+            positions=size("mm_posemb_size"),
+            rms_norm_eps=eps,
+        )
+    rope = keys.inner(keys.mapping("rope_parameters"), "rope_parameters", {"rope_theta": 100.0})
+    if rope.raw.get("rope_type", "default") not in ("default", "axial"):
+        raise rope.wrong("rope_type", "'default'")
+    return Gemma4VisionConfig(
+        **tokens,
+        settings=settings,
+        patch_size=size("patch_size"),
+        hidden_size=size("hidden_size"),
+        intermediate_size=size("intermediate_size"),
+        num_layers=size("num_hidden_layers"),
+        num_heads=size("num_attention_heads"),
+        num_kv_heads=size("num_key_value_heads"),
+        head_dim=size("head_dim"),
+        pool=size("pooling_kernel_size"),
+        positions=size("position_embedding_size"),
+        clipped=keys.flag("use_clipped_linears"),
+        standardize=keys.flag("standardize"),
+        rope_theta=rope.number("rope_theta", 1e-3, 1e9),
+        rms_norm_eps=eps,
     )
 
 

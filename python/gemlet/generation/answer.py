@@ -58,8 +58,12 @@ class Answer:
         decoder: StreamDecoder | None,
         reply_parser: ReplyReader | None = None,
         echo: str = "",
+        audio_tokens: int = 0,
+        image_tokens: int = 0,
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.audio_tokens = audio_tokens
+        self.image_tokens = image_tokens
         self.config = config
         self.seed = seed
         self.end_ids = ends_of(config, end_ids)
@@ -109,6 +113,8 @@ class Answer:
             token_ids=list(self.token_ids),
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
+            audio_tokens=self.audio_tokens,
+            image_tokens=self.image_tokens,
             cached_tokens=timing.cached_tokens,
             completion_tokens=len(self.token_ids),
             prefill_seconds=timing.prefill_seconds,

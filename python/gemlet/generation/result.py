@@ -66,6 +66,8 @@ class Generation:
             replies with calls, and the results. The other attributes are those of the last reply.
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
             began with them, too.
+        audio_tokens: those of the prompt that stand for sound.
+        image_tokens: those of the prompt that stand for images and videos.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
         prompt_logprobs: how probable it found each token of the prompt after those before it: None for the
             first token. None as a whole unless it was asked for.
@@ -97,6 +99,8 @@ class Generation:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     earlier_messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     decode_tokens: int = 0
+    audio_tokens: int = 0
+    image_tokens: int = 0
 
     def __str__(self) -> str:
         return self.text

@@ -34,7 +34,7 @@ def make_builder(
     from gemlet import _core
 
     if config.vision is not None:
-        config.vision.to_core()  # raises for a tower that cannot be
+        config.vision.activation_bytes(config.hidden_size, "f32")  # raises for a tower that cannot be
     formats = options.formats
     threads = 0 if plan_only else options.threads or _core.default_threads()[0]
     return _core.ModelBuilder(

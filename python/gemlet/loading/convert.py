@@ -38,6 +38,7 @@ def convert(
     for_memory: int | str | None = None,
     matformer: Matformer = None,
     vision: bool = True,
+    audio: bool = True,
     merge_adapter: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -62,7 +63,8 @@ def convert(
         destination: the folder to make; it must not exist, or be empty.
         for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
             format that loses least of those with which the model runs there, with a text of 4096 tokens.
-        weights, embedding, matformer, vision, merge_adapter, threads, progress, revision, token: as in
+        weights, embedding, matformer, vision, audio, merge_adapter, threads, progress, revision, token: as
+            in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
@@ -89,6 +91,7 @@ def convert(
         progress=progress,
         matformer=matformer,
         vision=vision,
+        audio=audio,
     )
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
@@ -102,7 +105,7 @@ def convert(
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")
-        files = files.with_towers(vision=options.vision)
+        files = files.with_towers(vision=options.vision, audio=options.audio)
         whole = files.config
         if matformer is not None:
             files = files.cut(matformer)

@@ -34,6 +34,7 @@ def inspect(
     max_memory: int | str | None = None,
     embedding_on_disk: bool = False,
     vision: bool = True,
+    audio: bool = True,
     prefix_cache: bool | str | os.PathLike[str] = True,
     prefix_cache_size: int | str | None = None,
     matformer: Matformer = None,
@@ -61,12 +62,13 @@ def inspect(
         max_memory=max_memory,
         embedding_on_disk=embedding_on_disk,
         vision=vision,
+        audio=audio,
         prefix_cache=prefix_cache,
         prefix_cache_size=prefix_cache_size,
         matformer=matformer,
     )
     with open_model_files(source, revision=revision, token=token, headers_only=True) as files:
-        files = replace(files, float16_as="f32").with_towers(vision=options.vision)
+        files = replace(files, float16_as="f32").with_towers(vision=options.vision, audio=options.audio)
         if matformer is not None:
             files = files.cut(matformer)
         config = files.config

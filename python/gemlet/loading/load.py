@@ -36,6 +36,7 @@ def load(
     exact_batches: bool = False,
     device: str = "cpu",
     vision: bool = True,
+    audio: bool = True,
     matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     chat_template: str | os.PathLike[str] | None = None,
@@ -93,6 +94,7 @@ def load(
             nothing. With one, prompts are then read without it, at the speed of the next lower tier.
         device: only "cpu".
         vision: False leaves out the tower for images of a model that has one, and its memory.
+        audio: False leaves out the encoder for sound, alike.
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
@@ -154,6 +156,7 @@ def load(
         exact_batches=exact_batches,
         device=device,
         vision=vision,
+        audio=audio,
         matformer=matformer,
         cache=cache,
         progress=progress,
@@ -169,7 +172,7 @@ def load(
     ) as files:
         if matformer is not None:
             files = files.cut(matformer)
-        files = files.with_towers(vision=options.vision)
+        files = files.with_towers(vision=options.vision, audio=options.audio)
         if options.embedding_on_disk and files.packed is None and not options.cache:
             raise not_packed(files)
         if files.passed_over:

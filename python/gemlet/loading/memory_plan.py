@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from gemlet.base.sizes import resident_bytes, size_text
+from gemlet.config.audio_config import audio_bytes
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import KEPT_BYTES
 from gemlet.errors import MemoryLimitError
@@ -70,8 +71,10 @@ def plan_memory(config: TextConfig, options: LoadOptions, *, table_type: str = "
     plan = builder.plan(table_type=table_type, threads=options.threads or 0)
     kept = 0 if config.bidirectional else options.kept_texts or 0
     if config.vision is not None:
-        tower = config.vision.to_core().activation_bytes(config.hidden_size, options.formats.matrices)
+        tower = config.vision.activation_bytes(config.hidden_size, options.formats.matrices)
         plan["activations"] += tower + KEPT_BYTES
+    if config.audio is not None:
+        plan["activations"] += audio_bytes(config.audio, config.hidden_size, options.formats.matrices)
     return MemoryPlan(process=resident_bytes(), prefix_cache=kept, **plan)
 
 

@@ -113,6 +113,10 @@ class LoadOptions:
         metadata=_shown("the same text alone and beside others, also on CPUs with a matrix unit", kind=None),
     )
     device: str = "cpu"
+    audio: bool = field(
+        default=True,
+        metadata=_shown("leave out the encoder for sound, which takes memory", kind=None),
+    )
     vision: bool = field(
         default=True,
         metadata=_shown("leave out the tower for images, which takes memory", kind=None),
@@ -154,6 +158,7 @@ class LoadOptions:
         put("exact_batches", _flag("exact_batches", self.exact_batches))
         put("cache", _flag("cache", self.cache))
         put("vision", True if self.vision is None else _flag("vision", self.vision))
+        put("audio", True if self.audio is None else _flag("audio", self.audio))
         check_progress(self.progress)
         check_matformer(self.matformer)
 

@@ -1,4 +1,4 @@
-"""From an image's levels to what a tower takes: :func:`prepare_image`."""
+"""From an image's levels to what a tower takes: :func:`views_of`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.text import show_argument
+from gemlet.config.gemma4_vision import TOKEN_BUDGETS, VIDEO_BUDGET, budget_size
 from gemlet.config.image_settings import ImageSettings, PanAndScan, parse_pan_and_scan
-from gemlet.config.vision_config import SiglipConfig
-from gemlet.errors import ConfigError, InvalidRequestError
+from gemlet.config.vision_config import SiglipConfig, VisionConfig
+from gemlet.errors import ConfigError, InvalidRequestError, UnsupportedError
 from gemlet.media.images import Levels
 
-__all__ = ["ImageView", "chosen_pan_and_scan", "crops_of", "views_of"]
+__all__ = [
+    "ImageView",
+    "chosen_budget",
+    "chosen_pan_and_scan",
+    "crops_of",
+    "frame_view",
+    "normalized",
+    "views_of",
+]
 
 
 @dataclass(frozen=True)
@@ -27,23 +36,25 @@ class ImageView:
         levels: uint8 ``[height, width, 3]``, not resized yet.
         tokens: how many soft tokens it becomes.
         digest: 32 bytes of all that these depend on besides the model.
-        first: whether it is a whole image, which others may follow that are parts of it.
+        token_id: what stands for each of these in a prompt.
+        size: the height and width in which it is seen.
     """
 
     levels: Levels
     tokens: int
     digest: bytes
-    first: bool
-    config: SiglipConfig
+    token_id: int
+    size: tuple[int, int]
+    settings: ImageSettings
 
     def resized(self) -> Levels:
         """The levels in the size that the tower takes."""
-        size = self.config.image_size
-        return _core.resize_image(self.levels, height=size, width=size, filter=self.config.settings.resample)
+        height, width = self.size
+        return _core.resize_image(self.levels, height=height, width=width, filter=self.settings.resample)
 
     def pixels(self) -> NDArray[np.float32]:
-        """float32 ``[size, size, 3]``, normalised."""
-        return normalized(self.resized(), self.config.settings)
+        """float32 ``[height, width, 3]``, normalised."""
+        return normalized(self.resized(), self.settings)
 
 
 def normalized(levels: Levels, settings: ImageSettings) -> NDArray[np.float32]:
@@ -107,18 +118,50 @@ def crops_of(height: int, width: int, how: PanAndScan) -> list[tuple[int, int, i
     return [(at, 0, size, width) for at, size in cuts]
 
 
-def views_of(levels: Levels, config: SiglipConfig, how: PanAndScan | None) -> list[ImageView]:
-    """The image as a whole, and the parts of it that ``how`` asks for."""
+def chosen_budget(asked: object, config: VisionConfig) -> int | None:
+    """The most tokens of an image that the argument ``image_tokens`` of a call asks for; None where an image
+    always has the same number of them."""
+    if isinstance(config, SiglipConfig):
+        if asked is not None:
+            raise UnsupportedError(f"image_tokens: every image of this model has {config.tokens} tokens")
+        return None
+    if asked is None:
+        return config.settings.max_soft_tokens
+    if type(asked) is not int or asked not in TOKEN_BUDGETS:
+        listed = ", ".join(map(str, TOKEN_BUDGETS))
+        raise InvalidRequestError(f"image_tokens: got {show_argument(asked)}, expected one of {listed}")
+    return asked
+
+
+def views_of(
+    levels: Levels, config: VisionConfig, how: PanAndScan | None = None, budget: int | None = None
+) -> list[ImageView]:
+    """The image as a whole, and the parts of it that ``how`` asks for; ``budget`` is the most tokens of it,
+    in models where its size decides how many it has."""
+    if not isinstance(config, SiglipConfig):
+        return [_view(levels, config, config.token_id, budget or config.settings.max_soft_tokens)]
     height, width = levels.shape[:2]
-    parts = [] if how is None else crops_of(height, width, how)
-    found = [_view(levels, config, first=True)]
-    for top, left, rows, columns in parts:
+    found = [_view(levels, config, config.token_id)]
+    for top, left, rows, columns in [] if how is None else crops_of(height, width, how):
         part = np.ascontiguousarray(levels[top : top + rows, left : left + columns])
-        found.append(_view(part, config, first=False))
+        found.append(_view(part, config, config.token_id))
     return found
 
 
-def _view(levels: Levels, config: SiglipConfig, *, first: bool) -> ImageView:
-    digest = hashlib.sha256(repr((levels.shape, config)).encode())
+def frame_view(levels: Levels, config: VisionConfig) -> ImageView:
+    """A frame of a video."""
+    if isinstance(config, SiglipConfig):
+        return _view(levels, config, config.token_id)
+    return _view(levels, config, config.video_id, VIDEO_BUDGET)
+
+
+def _view(levels: Levels, config: VisionConfig, token_id: int, budget: int = 0) -> ImageView:
+    if isinstance(config, SiglipConfig):
+        size, tokens = (config.image_size, config.image_size), config.tokens
+    else:
+        side = config.token_side
+        size = budget_size(levels.shape[0], levels.shape[1], side, budget)
+        tokens = (size[0] // side) * (size[1] // side)
+    digest = hashlib.sha256(repr((levels.shape, size, token_id, config)).encode())
     digest.update(levels.data)
-    return ImageView(levels, config.tokens, digest.digest(), first, config)
+    return ImageView(levels, tokens, digest.digest(), token_id, size, config.settings)

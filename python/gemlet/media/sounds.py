@@ -1,7 +1,7 @@
 """From anything that is a sound to its samples: :func:`read_sound`.
 
-soundfile decodes files, and nothing else: everything after that is the core's. What a file says of itself is not
-trusted: it is looked at before it is decoded, and no more is decoded than is heard.
+soundfile decodes files, and nothing else: everything after that is the core's. What a file says of itself is
+not trusted: it is looked at before it is decoded, and no more is decoded than is heard.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ def _from_array(samples: object, rate: int, name: str, most: int | None) -> Soun
     if not isinstance(array, np.ndarray):
         raise InvalidRequestError(f"{name}: got {show_argument(samples)}, {_EXPECTED}")
     if array.ndim not in (1, 2) or array.dtype.kind not in "fi" or array.dtype.itemsize > 8:
-        raise InvalidRequestError(
-            f"{name}: got an array of {array.dtype} {list(array.shape)}, {_EXPECTED}"
-        )
+        raise InvalidRequestError(f"{name}: got an array of {array.dtype} {list(array.shape)}, {_EXPECTED}")
     if array.dtype.kind == "i" and array.dtype.itemsize != 2:
         raise InvalidRequestError(
             f"{name}: got an array of {array.dtype}; expected int16, or float32 from -1 to 1"
@@ -162,7 +160,8 @@ def _from_file(data: bytes, name: str, most: int | None) -> Sound:
         import soundfile
     except (ImportError, OSError) as problem:
         raise UnsupportedError(
-            f"{name}: decoding a file needs soundfile ({problem}); pip install 'gemlet[audio]', or pass samples"
+            f"{name}: decoding a file needs soundfile ({problem}); pip install 'gemlet[audio]', or give "
+            "samples"
         ) from None
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -174,8 +173,8 @@ def _from_file(data: bytes, name: str, most: int | None) -> Sound:
                 )
             if frames > _core.MOST_SOUND_SECONDS * rate:
                 raise InvalidRequestError(
-                    f"{name}: {frames // rate} seconds, expected at most {_core.MOST_SOUND_SECONDS}; cut it into "
-                    "pieces"
+                    f"{name}: {frames // rate} seconds, expected at most {_core.MOST_SOUND_SECONDS}; cut "
+                    "it into pieces"
                 )
             heard = frames
             if most is not None:
@@ -194,8 +193,6 @@ def _from_file(data: bytes, name: str, most: int | None) -> Sound:
     if len(samples) == 0:
         raise InvalidRequestError(f"{name}: the file has no samples")
     if len(samples) < heard:
-        raise InvalidRequestError(
-            f"{name}: the file is cut short: it has {len(samples)} of {heard} samples"
-        )
+        raise InvalidRequestError(f"{name}: the file is cut short: it has {len(samples)} of {heard} samples")
     sound = _from_array(samples, rate, name, most)
     return Sound(sound.samples, frames / rate)

@@ -25,7 +25,12 @@ __all__ = [
 ]
 
 
-class _RequestOptions(TypedDict, total=False):
+class _OfImages(TypedDict, total=False):
+    pan_and_scan: bool | Mapping[str, Any] | None
+    image_tokens: int | None
+
+
+class _RequestOptions(_OfImages, total=False):
     adapter: str | None
     timeout: float | None
     cache_salt: str | None
@@ -44,6 +49,9 @@ class _Forms(TypedDict, total=False):
 class _OfText(_RequestOptions, total=False):
     allow_control: bool
     echo: bool
+    audio: Sequence[Any] | None
+    images: Sequence[Any] | None
+    videos: Sequence[Any] | None
 
 
 class TextOptions(_OfText, _Forms, GenerationOptions, total=False):

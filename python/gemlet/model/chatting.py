@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.front_door import public
+from gemlet.chat.base import Tools
 from gemlet.generation.async_stream import AsyncTextStream, run_async
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import Generation
@@ -81,6 +82,27 @@ class Chatting:
         if not runs_tools(options):
             return self.requests.run([self.requests.reply(messages, config, options)])[0]
         return reply_with_tools(ask, messages, options)
+
+    @public
+    def count_tokens(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        tools: Tools | None = None,
+        thinking: bool = False,
+        continue_final_message: bool = False,
+    ) -> int:
+        """The tokens that a conversation has as a prompt, those of its sounds included. Nothing is computed.
+
+        The arguments and the errors are those of :meth:`chat`.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.count_tokens("Who is there?") == model.chat("Who is there?", max_tokens=1).prompt_tokens
+        True
+        """
+        options = {"tools": tools, "thinking": thinking, "continue_final_message": continue_final_message}
+        return len(self.requests.encode(messages, options)[0])
 
     @public
     @takes_options

@@ -12,7 +12,7 @@ from gemlet.base.front_door import public
 from gemlet.base.names import did_you_mean
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError
+from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model.resident import Resident
 from gemlet.sources.adapters import find_adapter
 
@@ -124,6 +124,16 @@ class LoadedAdapters:
                 + (f"did you mean {show_argument(meant)}?" if meant else "see load_adapter()")
             )
         return entry[1]
+
+    def check_tower(self, name: object, kind: str) -> None:
+        """Raises :class:`UnsupportedError` for an adapter that changes the tower for this ``kind`` of media,
+        which is computed without adapters."""
+        entry = self._loaded.get(name) if isinstance(name, str) else None
+        if entry is not None and kind in entry[0].towers:
+            raise UnsupportedError(
+                f"adapter: {show_argument(name)} changes the tower for {kind}, too, which gemlet does not "
+                "apply; merge it into the model with PEFT's merge_and_unload(), or ask without it"
+            )
 
     def clear(self) -> None:
         """Takes all adapters out."""

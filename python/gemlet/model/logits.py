@@ -20,9 +20,11 @@ def all_logits(
     adapter: _core.Adapter | None,
     tokens: NDArray[np.int32],
     soft_rows: Sequence[tuple[int, NDArray[np.float32]]] = (),
+    spans: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.float32]:
     """float32 ``[n, vocab_size]`` for int32 ``[n]``, where ``soft_rows`` take the place of tokens from the
-    first on; :meth:`gemlet.Model.logits` has the errors."""
+    first on, and the tokens of each of ``spans`` see each other; :meth:`gemlet.Model.logits` has the
+    errors."""
     vocab_size = resident.vocab_size
     try:
         result = np.empty((len(tokens), vocab_size), dtype=np.float32)
@@ -33,8 +35,7 @@ def all_logits(
         ) from None
     if soft_rows:
         context = _core.TokenSequence(resident.core, adapter)
-        spans = [(first, first + len(rows)) for first, rows in soft_rows]
-        context.extend(tokens, logits="all", soft_rows=list(soft_rows), spans=spans)
+        context.extend(tokens, logits="all", soft_rows=list(soft_rows), spans=list(spans))
         result[:] = context.logits()
         _check_finite(result, 0, resident.name)
         return result

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,38 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
-from gemlet.config.vision_config import KEPT_BYTES
+from gemlet.config.vision_config import KEPT_BYTES, SiglipConfig, VisionConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.media.images import read_image
-from gemlet.media.preparing import ImageView, chosen_pan_and_scan, views_of
+from gemlet.media.preparing import (
+    ImageView,
+    chosen_budget,
+    chosen_pan_and_scan,
+    frame_view,
+    views_of,
+)
 from gemlet.model.resident import Resident
 
-__all__ = ["Media", "Placed"]
+__all__ = ["Media", "Placed", "Seen"]
 
+if TYPE_CHECKING:
+    _Tower = _core.SiglipTower | _core.Gemma4VisionTower | _core.UnifiedVisionEmbedder
+
+MOST_FRAMES = 32  # of a video
 _MOST_IMAGES = 1024  # of a call
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image, as a whole and in parts, or a video, in frames at so many seconds."""
+
+    views: tuple[ImageView, ...]
+    seconds: tuple[float, ...] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Soft tokens of all of it."""
+        return sum(view.tokens for view in self.views)
 
 
 @dataclass(frozen=True)
@@ -43,55 +67,101 @@ class Media:
         self._resident = resident
         self._config = config
         self._lock = Lock()
-        self._tower: _core.SiglipTower | None = None
+        self._tower: _Tower | None = None
         self._kept: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
-    def views(
-        self, images: object, pan_and_scan: object = None, name: str = "images"
-    ) -> list[list[ImageView]]:
-        """What the tower will see of each of ``images``, which are not computed yet.
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of media in messages."""
+        return () if self._config.vision is None else ("image", "video")
 
-        Raises :class:`UnsupportedError` for a model without tower, and :class:`InvalidRequestError`.
+    def images(
+        self, images: object, pan_and_scan: object = None, image_tokens: object = None, name: str = "images"
+    ) -> list[Seen]:
+        """The images of a call, of which nothing is computed yet.
+
+        Raises :class:`UnsupportedError` for a model that does not see, and :class:`InvalidRequestError`.
         """
+        self._vision(name)
+        return [
+            self.image(one, f"{name}[{i}]", pan_and_scan, image_tokens)
+            for i, one in enumerate(_listed(images, name, "images"))
+        ]
+
+    def image(
+        self, image: object, name: str, pan_and_scan: object = None, image_tokens: object = None
+    ) -> Seen:
+        """One image, as :meth:`images` has it."""
+        config = self._vision(name)
+        how = chosen_pan_and_scan(pan_and_scan, config.settings)
+        if how is not None and not isinstance(config, SiglipConfig):
+            raise UnsupportedError("pan_and_scan: only Gemma 3 sees images in parts")
+        budget = chosen_budget(image_tokens, config)
+        return Seen(tuple(views_of(read_image(image, name), config, how, budget)))
+
+    def videos(self, videos: object, name: str = "videos") -> list[Seen]:
+        """The videos of a call, each ``(frames, frames per second)``."""
+        self._vision(name)
+        return [self.video(one, f"{name}[{i}]") for i, one in enumerate(_listed(videos, name, "videos"))]
+
+    def video(self, video: object, name: str) -> Seen:
+        """One video, as :meth:`videos` has it."""
+        config = self._vision(name)
+        if not isinstance(video, Sequence) or isinstance(video, str | bytes) or len(video) != 2:
+            raise InvalidRequestError(
+                f"{name}: got {show_argument(video)}, expected a pair of frames and frames per second"
+            )
+        frames, rate = video
+        if type(rate) not in (int, float) or not 1e-3 <= rate <= 1e4:
+            raise InvalidRequestError(
+                f"{name}: got {show_argument(rate)} frames per second, expected a number from 0.001 to 10000"
+            )
+        total = len(frames) if isinstance(frames, Sequence | np.ndarray) else 0
+        if total < 1 or isinstance(frames, str | bytes):
+            raise InvalidRequestError(f"{name}: got {show_argument(frames)}, expected a list of frames")
+        chosen = [i * total // min(total, MOST_FRAMES) for i in range(min(total, MOST_FRAMES))]
+        views = [frame_view(read_image(frames[i], f"{name}: frame {i}"), config) for i in chosen]
+        return Seen(tuple(views), tuple(i / rate for i in chosen))
+
+    def _vision(self, name: str) -> VisionConfig:
         config = self._config.vision
         if config is None:
             raise UnsupportedError(
                 f"{name}: {self._resident.name} sees no images: it has no tower for them, or was loaded with "
                 "vision=False"
             )
-        if isinstance(images, str | bytes) or not isinstance(images, Sequence):
-            raise InvalidRequestError(f"{name}: got {show_argument(images)}, expected a list of images")
-        if len(images) > _MOST_IMAGES:
-            raise InvalidRequestError(f"{name}: {len(images)} images, expected at most {_MOST_IMAGES}")
-        how = chosen_pan_and_scan(pan_and_scan, config.settings)
-        return [views_of(read_image(one, f"{name}[{i}]"), config, how) for i, one in enumerate(images)]
+        return config
 
-    def place(self, ids: NDArray[np.int32], views: Sequence[ImageView], name: str = "ids") -> list[Placed]:
+    def place(self, ids: NDArray[np.int32], seen: Sequence[Seen], name: str = "ids") -> list[Placed]:
         """Where the placeholders of each view are in ``ids``, in order.
 
         Raises :class:`InvalidRequestError` where there are more of them than the views have tokens, or fewer.
         """
-        config = self._config.vision
-        if config is None or not views:
+        if not seen:
             return []
-        is_soft = np.concatenate([[False], ids == config.token_id, [False]])
+        rest: dict[int, list[ImageView]] = {}
+        for view in (view for one in seen for view in one.views):
+            rest.setdefault(view.token_id, []).append(view)
+        for token_id, views in rest.items():
+            found, expected = int((ids == token_id).sum()), sum(view.tokens for view in views)
+            if found != expected:
+                raise InvalidRequestError(
+                    f"{name}: the prompt has {found} placeholders of images (token {token_id}), but "
+                    f"{len(views)} images or parts of them take {expected}"
+                )
+        is_soft = np.concatenate([[False], np.isin(ids, list(rest)), [False]])
         edges = np.flatnonzero(is_soft[1:] != is_soft[:-1]).tolist()
-        found, expected = int(is_soft.sum()), sum(view.tokens for view in views)
-        if found != expected:
-            raise InvalidRequestError(
-                f"{name}: the prompt has {found} placeholders of images (token {config.token_id}), but "
-                f"{len(views)} images or parts of them take {expected}"
-            )
         placed: list[Placed] = []
-        rest = list(views)
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
             own: list[ImageView] = []
-            while rest and sum(view.tokens for view in own) < end - begin:
-                own.append(rest.pop(0))
-            if sum(view.tokens for view in own) != end - begin:
+            at = begin
+            while at < end and rest[int(ids[at])]:
+                own.append(rest[int(ids[at])].pop(0))
+                at += own[-1].tokens
+            if at != end:
                 raise InvalidRequestError(
                     f"{name}: {end - begin} placeholders of images stand together at position {begin}; "
-                    f"expected {config.tokens} for each image"
+                    f"expected {' or '.join(str(view.tokens) for view in own)} for an image"
                 )
             placed.append(Placed(begin, tuple(own)))
         return placed
@@ -112,15 +182,24 @@ class Media:
                 self._kept.popitem(last=False)
         return rows
 
-    def _loaded(self) -> _core.SiglipTower:
+    def _loaded(self) -> _Tower:
         with self._lock:
             if self._tower is None:
                 self._resident.check_open()
                 assert self._config.vision is not None
-                self._tower = _core.SiglipTower(self._resident.core, self._config.vision.to_core())
+                self._tower = self._config.vision.tower(self._resident.core)
             return self._tower
 
     def clear(self) -> None:
         """Lets go of everything, once the model is closed."""
         with self._lock:
             self._kept.clear()
+            self._tower = None
+
+
+def _listed(given: object, name: str, what: str) -> Sequence[object]:
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise InvalidRequestError(f"{name}: got {show_argument(given)}, expected a list of {what}")
+    if len(given) > _MOST_IMAGES:
+        raise InvalidRequestError(f"{name}: {len(given)} {what}, expected at most {_MOST_IMAGES}")
+    return given

@@ -25,6 +25,7 @@ from gemlet.model.batch import ManyPrompts, Prompt, arranged
 from gemlet.model.call_options import GenerateOptions, ManyTextOptions, TextOptions, takes_options
 from gemlet.model.chatting import Chatting
 from gemlet.model.embedding import Embedding
+from gemlet.model.hearing import Hearing
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
 from gemlet.model.media import Media
@@ -35,6 +36,7 @@ from gemlet.model.remembering import Remembering
 from gemlet.model.requests import Requests
 from gemlet.model.resident import Resident
 from gemlet.model.scoring import Scoring
+from gemlet.model.senses import Senses
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ class Model:
         self.context_length, self.vocab_size = own.context_length, own.vocab_size
         self._adapters = LoadedAdapters(self._resident, config, spare_memory)
         self._media = Media(self._resident, config)
+        self._hearing = Hearing(self._resident, config)
 
     def __repr__(self) -> str:
         return f"<gemlet.Model {self._resident!r}>"
@@ -202,6 +205,7 @@ class Model:
         self._resident.close()
         self._adapters.clear()
         self._media.clear()
+        self._hearing.clear()
 
     @public
     def logits(
@@ -211,6 +215,9 @@ class Model:
         adapter: str | None = None,
         images: Sequence[Any] = (),
         pan_and_scan: bool | Mapping[str, Any] | None = None,
+        image_tokens: int | None = None,
+        videos: Sequence[Any] = (),
+        audio: Sequence[Any] = (),
     ) -> NDArray[np.float32]:
         """The logits after each of ``ids`` in a fresh context, after any soft-capping.
 
@@ -222,6 +229,11 @@ class Model:
             pan_and_scan: whether a long image is also seen in parts, which have placeholders of their own
                 behind those of the whole; or a mapping with ``min_crop_size``, ``max_num_crops`` and
                 ``min_ratio_to_activate``. None: as the model's files say.
+            image_tokens: the most tokens of an image, 70, 140, 280, 560 or 1120, in Gemma 4. None: as the
+                model's files say.
+            videos: pairs of frames, each like an image, and frames per second. At most 32 frames are seen.
+            audio: sounds, likewise: paths, bytes of files, arrays of samples at 16 kHz (float32 from -1 to 1,
+                or int16), or pairs of samples ``[n]`` or ``[n, channels]`` and their rate.
 
         Returns:
             float32 ``[n, vocab_size]``; row i predicts token i + 1.
@@ -239,12 +251,19 @@ class Model:
         (dtype('float32'), 2)
         """
         self._resident.check_writes("logits")
-        views = (
-            [view for image in self._media.views(images, pan_and_scan) for view in image] if images else []
-        )
-        tokens = self._reader.checked(ids, "ids", with_images=bool(views))
-        soft_rows = [(one.first, self._media.rows(one)) for one in self._media.place(tokens, views)]
-        return all_logits(self._resident, self._adapters.find(adapter), tokens, soft_rows)
+        views = self._media.images(images, pan_and_scan, image_tokens) if images else []
+        views += self._media.videos(videos) if videos else []
+        sounds = self._hearing.sounds(audio) if len(audio) else []
+        tokens = self._reader.raw(ids, "ids")
+        seen = [(one.first, self._media.rows(one)) for one in self._media.place(tokens, views)]
+        heard = self._hearing.place(tokens, sounds)
+        others = self._hearing.other_tables(tokens, [*seen, *heard])
+        spans = [(first, first + len(rows)) for first, rows in seen]
+        soft = sorted([*seen, *heard, *others], key=lambda one: one[0])
+        adapted = self._adapters.find(adapter)
+        for kind in (["vision"] if views else []) + (["audio"] if sounds else []):
+            self._adapters.check_tower(adapter, kind)
+        return all_logits(self._resident, adapted, self._reader.as_text(tokens), soft, spans)
 
     @overload
     def generate(
@@ -294,6 +313,11 @@ class Model:
             n: give a list of so many continuations of each prompt, at most 16, with the seeds ``seed``,
                 ``seed + 1`` and so on. The prompt is read once.
             best_of: write so many, and give the ``n`` that the model finds most probable per token.
+            images, videos, pan_and_scan, image_tokens: as of :meth:`logits`; ``<start_of_image>`` in the text
+                (Gemma 4: ``<|image|>``, ``<|video|>``) stands for each. Of several prompts a list for each.
+            audio: sounds, in the order of their placeholders (``<|audio|>``, of Gemma 3n
+                ``<audio_soft_token>``) in a text, or of all of them in token ids; what :meth:`logits` takes.
+                Of several prompts a list of sounds for each.
             priority: -100 to 100; where texts have to wait for a place, those with a higher one begin first.
             cache_salt: a text shares what was computed only with texts of the same salt, or also without one.
             (the options of GenerationConfig)
@@ -379,6 +403,7 @@ class Model:
         return AsyncTextStream(self._requests.stream(prepared, readable=True))
 
     chat = method_of("_chatting", Chatting.chat)
+    count_tokens = method_of("_chatting", Chatting.count_tokens)
     stream_chat = method_of("_chatting", Chatting.stream_chat)
     achat = method_of("_chatting", Chatting.achat)
     astream_chat = method_of("_chatting", Chatting.astream_chat)
@@ -413,4 +438,5 @@ class Model:
     @property
     def _requests(self) -> Requests:
         asked = self.generation_config, self._not_followed
-        return Requests(self._reader, self._adapters, self.chat_format, self.end_ids, *asked)
+        senses = Senses(self.config, self._media, self._hearing)
+        return Requests(self._reader, self._adapters, senses, self.chat_format, self.end_ids, *asked)

@@ -67,21 +67,15 @@ class Reader:
             return self.tokenizer.first_ids(text, room)
         return self.tokenizer.encode(text, add_bos, allow_control=allow_control)
 
-    def checked(self, ids: object, name: str = "prompt", *, with_images: bool = False) -> NDArray[np.int32]:
+    def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context. A placeholder of
-        pictures, videos or sound becomes the id that has its rows in a text; those of pictures stay if
-        there are any (``with_images``).
+        pictures, videos or sound becomes the id that has its rows in a text.
 
         Raises :class:`InvalidRequestError`, :class:`ContextLengthError`, or :class:`UnsupportedError` for an
         id that is no text.
         """
-        room = self.resident.context_length
-        if _is_row(ids) and len(ids) > room:  # first: checking each of millions takes long
-            raise ContextLengthError(
-                f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
-            )
-        found = token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
-        first, row = self.config.text_ids, self.config.placeholders_read_as
+        found = self.raw(ids, name)
+        first = self.config.text_ids
         if first is not None and int(found.max()) >= first:
             position = int(np.argmax(found >= first))
             raise UnsupportedError(
@@ -89,11 +83,26 @@ class Reader:
                 f"all ids from {first} on do in this model, and gemlet reads text only so far; leave it out, "
                 "or encode the text with allow_control=False"
             )
-        if row is not None:
-            vision = self.config.vision
-            kept = None if vision is None or not with_images else vision.token_id
-            found[np.isin(found, [one for one in self.config.placeholder_ids if one != kept])] = row
-        return found
+        return self.as_text(found)
+
+    def raw(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
+        """``ids`` as an array, which are ids of the vocabulary and fit into the context, as they are.
+
+        Raises :class:`InvalidRequestError` and :class:`ContextLengthError`.
+        """
+        room = self.resident.context_length
+        if _is_row(ids) and len(ids) > room:  # first: checking each of millions takes long
+            raise ContextLengthError(
+                f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
+            )
+        return token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
+
+    def as_text(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """``ids`` with the id that a placeholder is read as in its place."""
+        row = self.config.placeholders_read_as
+        if row is None:
+            return ids
+        return np.where(np.isin(ids, self.config.placeholder_ids), np.int32(row), ids)
 
     @property
     def _remedy(self) -> str:

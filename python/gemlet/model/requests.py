@@ -11,6 +11,7 @@ from gemlet.base.progress import reporting
 from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
+from gemlet.chat.media_places import take_media
 from gemlet.chat.reply import AsideKind
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.chat.tool_choice import chosen_tools
@@ -33,6 +34,8 @@ from gemlet.model.batch import FIRST, check_count, counts_of, prompts_of, seeds_
 from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
+from gemlet.model.senses import Inputs, Senses, of_prompts
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Requests"]
 
@@ -49,6 +52,7 @@ class Requests:
 
     reader: Reader
     adapters: LoadedAdapters
+    senses: Senses
     chat_format: ChatFormat | None
     end_ids: frozenset[int]
     defaults: GenerationConfig
@@ -69,17 +73,28 @@ class Requests:
         seeds = (
             [given.pop("seed", None)] if prompts is None else seeds_of(given.pop("seed", None), len(prompts))
         )
+        number = None if prompts is None else len(prompts)
+        audio = of_prompts(options.get("audio"), number, "audio", "sounds")
+        images = of_prompts(options.get("images"), number, "images", "images")
+        videos = of_prompts(options.get("videos"), number, "videos", "videos")
         prepared: list[Prepared] = []
-        for name, one, seed in zip(names, [prompt] if prompts is None else prompts, seeds, strict=True):
+        given_prompts = [prompt] if prompts is None else prompts
+        media = zip(images, videos, audio, strict=True)
+        for name, one, seed, given_media in zip(names, given_prompts, seeds, media, strict=True):
             own = resolve_config(config, given if seed is None else {**given, "seed": seed}, self.defaults)
             if options.get("best_of") is not None and own.logprobs is None:
                 own = own.replace(logprobs=0)
-            ids = self.reader.encode(one, name, allow_control=allow_control) if isinstance(one, str) else one
-            first = self._prepare(ids, own, options, name=name, echo=self._echo(one) if echo else "")
+            inputs = self.senses.inputs(*given_media, options)
+            ids = one
+            if isinstance(one, str):
+                whole = self.senses.with_places(one, inputs, self.reader.tokenizer, name) if inputs else one
+                ids = self.reader.encode(whole, name, allow_control=allow_control)
+            said = self._echo(one) if echo else ""
+            first = self._prepare(ids, own, options, name=name, echo=said, inputs=inputs)
             prepared.append(first)
             for i in range(1, count):
                 other = own.replace(seed=(first.answer.seed + i) % 2**64)
-                text = self._prepare(ids, other, options, name=name, echo=self._echo(one) if echo else "")
+                text = self._prepare(ids, other, options, name=name, echo=said, inputs=inputs)
                 prepared.append(replace(text, follows=first))
         return prepared
 
@@ -99,32 +114,14 @@ class Requests:
         """What replies to the conversation ``messages``; a string is a message of the user."""
         self.reader.resident.check_writes("chat")
         settings = resolve_config(config, generation_options(options), self.defaults)
-        tokenizer, chat_format = self.reader.tokenizer, self.chat_format
-        if chat_format is None or tokenizer is None:
-            missing = "tokenizer" if tokenizer is None else "chat format"
-            raise UnsupportedError(
-                f"chat: {self.reader.resident.name} has no {missing}; use generate() or stream()"
-            )
-        if isinstance(messages, str):
-            if not messages:
-                raise InvalidRequestError("messages: it is empty, expected at least one character or message")
-            messages = [{"role": "user", "content": messages}]
+        tokenizer, chat_format = self._chats()
         thinking = check_flag("thinking", options.get("thinking"))
         tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
         form = grammar_text(options)
         if forced and form is not None:
             raise InvalidRequestError(f"{form.name}: a reply that has to call tools has the form of a call")
         form = call_text(chat_format.call_grammar(tools, forced)) if forced else form
-        ids = chat_format.encode_chat(
-            tokenizer,
-            messages,
-            tools=tools,
-            thinking=thinking,
-            continue_final_message=check_flag(
-                "continue_final_message", options.get("continue_final_message")
-            ),
-            most_tokens=self.reader.resident.context_length,
-        )
+        ids, inputs = self.encode(messages, {**options, "tools": tools})
         # A system message may ask for a thought too; the marker comes from the format alone.
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
@@ -132,7 +129,42 @@ class Requests:
         asides: list[AsideKind] = ["thought"] if thinks else []
         if tools and not forced:
             asides.append("call")
-        return self._prepare(ids, settings, options, chat_format, tools, asides=asides, form=form)
+        return self._prepare(
+            ids, settings, options, chat_format, tools, asides=asides, form=form, inputs=inputs
+        )
+
+    def _chats(self) -> tuple[Tokenizer, ChatFormat]:
+        tokenizer, chat_format = self.reader.tokenizer, self.chat_format
+        if chat_format is None or tokenizer is None:
+            missing = "tokenizer" if tokenizer is None else "chat format"
+            raise UnsupportedError(
+                f"chat: {self.reader.resident.name} has no {missing}; use generate() or stream()"
+            )
+        return tokenizer, chat_format
+
+    def encode(
+        self, messages: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> tuple[list[int], Inputs]:
+        """The prompt of a conversation, and the images and sounds in it, of which nothing is computed yet."""
+        tokenizer, chat_format = self._chats()
+        if isinstance(messages, str):
+            if not messages:
+                raise InvalidRequestError("messages: it is empty, expected at least one character or message")
+            messages = [{"role": "user", "content": messages}]
+        said, parts = take_media(messages, self.senses.kinds)
+        inputs, places = self.senses.of_parts(parts, tokenizer, options)
+        ids = chat_format.encode_chat(
+            tokenizer,
+            said,
+            tools=options.get("tools"),
+            thinking=check_flag("thinking", options.get("thinking")),
+            continue_final_message=check_flag(
+                "continue_final_message", options.get("continue_final_message")
+            ),
+            most_tokens=self.reader.resident.context_length,
+            places=places,
+        )
+        return ids, inputs
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         """The whole texts, with a bar on terminals where there are several."""
@@ -178,11 +210,18 @@ class Requests:
         echo: str = "",
         form: GrammarText | None = None,
         media: Sequence[tuple[int, _core.Media]] = (),
+        inputs: Inputs | None = None,
     ) -> Prepared:
         """``media``: pairs (first token, rows that take its place and that of the next ones). The digest of
-        each is what the prefix cache knows it by."""
+        each is what the prefix cache knows it by. ``inputs`` become such pairs, too."""
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
-        tokens = self.reader.checked(ids, name)
+        tokens = self.reader.raw(ids, name)
+        inputs = inputs or Inputs()
+        for tower in inputs.towers:
+            self.adapters.check_tower(options.get("adapter"), tower)
+        own = self.senses.placed(tokens, inputs, name)
+        media = sorted([*media, *own], key=lambda placed: placed[0])
+        tokens = self.reader.as_text(tokens)
         check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
         end_ids, decoder = self.end_ids, None
@@ -219,6 +258,8 @@ class Requests:
             decoder=decoder,
             reply_parser=reply_parser,
             echo=echo,
+            audio_tokens=inputs.audio_tokens,
+            image_tokens=inputs.image_tokens,
         )
         adapter = self.adapters.find(options.get("adapter"))
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))

@@ -17,6 +17,7 @@ from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
+from gemlet.server.sent_media import check_sent_media, has_media
 
 _LONG = 20_000  # characters
 _FORMS = {"json_schema", "regex", "choice", "grammar"}
@@ -97,6 +98,7 @@ class Ask:
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
+            check_sent_media(self.messages)
             return model.astream_chat(
                 self.messages,
                 tools=self.tools,
@@ -114,6 +116,14 @@ class Ask:
         model = self.served.model
         try:
             if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
+                check_sent_media(self.messages)
+                if has_media(self.messages):
+                    return model.count_tokens(
+                        self.messages,
+                        tools=None if self.tool_choice == "none" else self.tools,
+                        thinking=self.thinking,
+                        continue_final_message=self.continue_final,
+                    )
                 ids = model.chat_format.encode_chat(
                     model.tokenizer,
                     self.messages,
@@ -339,8 +349,18 @@ class Running:
     @property
     def prompt_tokens(self) -> int:
         """Those of each prompt once, however many replies it has."""
+        return sum(result.prompt_tokens for result in self._prompts())
+
+    @property
+    def media_tokens(self) -> tuple[int, int]:
+        """Those of them that stand for images, and for sound."""
+        results = self._prompts()
+        return sum(one.image_tokens for one in results), sum(one.audio_tokens for one in results)
+
+    def _prompts(self) -> list[Generation]:
+        """A result of each prompt."""
         counts = {id(c.ask.prompt if c.ask.messages is None else c.ask.messages): c for c in self.choices}
-        return sum(choice.stream.result.prompt_tokens for choice in counts.values())
+        return [choice.stream.result for choice in counts.values()]
 
     @property
     def reasoning_tokens(self) -> int:

@@ -121,6 +121,10 @@ class Metrics:
     def count_response(self, call: Call) -> None:
         self._responses.labels(call.route or "other", str(call.status)).inc()
 
+    def count_verdict(self, model: str, place: str, rule: str, action: str) -> None:
+        """Something that the content filter found, in a "prompt" or a "reply"."""
+        self._verdicts.labels(model, "0", place, rule, action).inc()
+
     def first_tokens(self, model: str) -> list[tuple[float | None, int]]:
         """How many requests of the model had their first token within so many seconds: the steps of the
         histogram, each with its count. The last one is None: all."""
@@ -130,10 +134,6 @@ class Metrics:
             for sample in family.samples
             if sample.name.endswith("_bucket") and sample.labels["model_name"] == model
         ]
-
-    def count_verdict(self, model: str, place: str, rule: str, action: str) -> None:
-        """Something that the content filter found, in a "prompt" or a "reply"."""
-        self._verdicts.labels(model, "0", place, rule, action).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -140,15 +140,16 @@ def _thinking(fields: Mapping[str, Any]) -> bool:
 def usage_of(running: Running) -> dict[str, Any]:
     """The tokens of a request; its replies have ended."""
     call = running.call
+    images, sound = running.media_tokens
     return {
         "prompt_tokens": call.prompt_tokens,
         "completion_tokens": call.completion_tokens,
         "total_tokens": call.prompt_tokens + call.completion_tokens,
         "prompt_tokens_details": {
             "cached_tokens": call.cached_tokens,
-            "text_tokens": call.prompt_tokens,
-            "audio_tokens": 0,
-            "image_tokens": 0,
+            "text_tokens": call.prompt_tokens - images - sound,
+            "audio_tokens": sound,
+            "image_tokens": images,
         },
         "completion_tokens_details": {
             "reasoning_tokens": running.reasoning_tokens,

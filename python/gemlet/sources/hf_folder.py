@@ -12,6 +12,7 @@ from gemlet.config.generation_defaults import read_end_ids, read_recommended
 from gemlet.config.hf_config import read_config
 from gemlet.config.image_settings import PREPROCESSOR_FILES, read_image_settings
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
+from gemlet.config.sound_settings import read_sound_settings
 from gemlet.config.text_config import without_towers
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import asked_by_folder, chat_format_of, open_tokenizer
@@ -21,7 +22,7 @@ from gemlet.weights.cuts import Cut, Transposed
 from gemlet.weights.hf_names import dense_tensor, map_tensors
 from gemlet.weights.packed_file import PackedCheckpoint, is_packed
 from gemlet.weights.slots import is_balance
-from gemlet.weights.tower_slots import TRANSPOSED, in_tower
+from gemlet.weights.tower_slots import is_transposed
 
 # What a folder says of its model besides the weights, the vocabulary and the chat template.
 _DESCRIPTION_FILES = (
@@ -45,6 +46,9 @@ def open_folder(
     if config.vision is not None:
         settings = read_image_settings(folder, config.vision.settings)
         config = replace(config, vision=replace(config.vision, settings=settings))
+    if config.audio is not None and config.audio.settings is not None:
+        sounds = read_sound_settings(folder, config.audio.settings)
+        config = replace(config, audio=replace(config.audio, settings=sounds))
     end_ids = read_end_ids(folder, config)
     sampling = read_recommended(folder, config.vocab_size)
     not_followed = dict(sampling.not_followed)
@@ -65,8 +69,9 @@ def open_folder(
     try:
         if is_packed(opened):
             config = replace(config, tie_word_embeddings="lm_head" not in opened.tensors)
-            if not any(map(in_tower, opened.tensors)):  # it was made of a text model, or without them
-                config = without_towers(config)
+            # It was perhaps made of a text model, or without them.
+            kept = {tower: f"{tower}.projection" in opened.tensors for tower in ("vision", "audio")}
+            config = without_towers(config, **kept)
             checkpoint = PackedCheckpoint(opened, config)
             slots = {name: name for name in checkpoint.tensors if not is_balance(name)}
         else:
@@ -79,7 +84,7 @@ def open_folder(
             if found.tie_word_embeddings != config.tie_word_embeddings:
                 passed_over += ("tie_word_embeddings",)
             config = found
-            cuts = {name: Transposed() for name, slot in slots.items() if slot in TRANSPOSED}
+            cuts = {name: Transposed() for name, slot in slots.items() if is_transposed(slot, config.family)}
             for tensor in slots:
                 checkpoint.dtype(tensor)  # raises for a type that cannot be read
     except BaseException:

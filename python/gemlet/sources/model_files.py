@@ -12,7 +12,7 @@ from gemlet.adapters.adapter import AdapterFiles
 from gemlet.chat.base import ChatFormat
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.sentence_transformers import Prompts
-from gemlet.config.text_config import TextConfig
+from gemlet.config.text_config import TextConfig, without_towers
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.tokenizer.vocabulary import Vocabulary
@@ -82,13 +82,15 @@ class ModelFiles:
         parts = {tensor: cut for tensor, cut in cuts.items() if cut is not None} | own
         return replace(self, config=config, slots=slots, cuts=parts)
 
-    def with_towers(self, *, vision: bool) -> ModelFiles:
+    def with_towers(self, *, vision: bool, audio: bool) -> ModelFiles:
         """The model without the towers that are not wanted."""
-        if vision or self.config.vision is None:
+        left_out = tuple(f"{name}." for name, kept in (("vision", vision), ("audio", audio)) if not kept)
+        if not left_out:
             return self
-        slots = {tensor: slot for tensor, slot in self.slots.items() if not slot.startswith("vision.")}
+        slots = {tensor: slot for tensor, slot in self.slots.items() if not slot.startswith(left_out)}
         cuts = {tensor: cut for tensor, cut in self.cuts.items() if tensor in slots}
-        return replace(self, config=replace(self.config, vision=None), slots=slots, cuts=cuts)
+        config = without_towers(self.config, vision=vision, audio=audio)
+        return replace(self, config=config, slots=slots, cuts=cuts)
 
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None

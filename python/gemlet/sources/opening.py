@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 
@@ -17,8 +18,11 @@ from gemlet.sources.hub import check_access, download
 from gemlet.sources.hub_headers import outline
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import read_override
+from gemlet.weights.hf_names import tower_kinds
 
 __all__ = ["open_model_files"]
+
+_log = logging.getLogger("gemlet")
 
 
 def open_model_files(
@@ -89,6 +93,15 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
             f"merge_adapter: {adapter.source} has biases (lora_bias), and the model has none to add them to; "
             "load it beside the model with load_adapter()"
         )
+    changed = tower_kinds(adapter.terms.passed_over)
+    if kinds := changed & files.config.towers:
+        _log.warning(
+            "merge_adapter: %s changes the tower for %s, too, which gemlet does not merge; the model is "
+            "loaded without it",
+            adapter.source,
+            " and ".join(sorted(kinds)),
+        )
+    files = files.with_towers(vision="vision" not in changed, audio="audio" not in changed)
     one = files.config.tie_word_embeddings and not files.config.bidirectional
     if one and adapter.changes("lm_head") != adapter.changes("embed_tokens"):
         files = _untied(files)

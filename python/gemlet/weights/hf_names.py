@@ -6,7 +6,7 @@ on the attention's *output* in all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from gemlet.base.text import show
 from gemlet.config.text_config import TextConfig, without_towers
 from gemlet.errors import TensorError
 from gemlet.weights.slots import all_slots
-from gemlet.weights.tower_slots import TRANSPOSED, plain_tower_name, tower_names
+from gemlet.weights.tower_slots import is_transposed, plain_tower_name, tower_names, tower_slots
 
 __all__ = [
     "MappedTensors",
@@ -24,6 +24,7 @@ __all__ = [
     "match_tensors",
     "split_prefix",
     "tensor_name",
+    "tower_kinds",
     "unused_tensors",
     "without_wrappers",
 ]
@@ -155,17 +156,16 @@ def map_tensors(
     towers = {
         plain_tower_name(split_prefix(name)[1]): name for name in plain if is_tower(name, config.family)
     }
-    if not towers:
-        config = without_towers(config)
+    config, left_out = _whole_towers(config, {name: shapes[plain[towers[name]]] for name in towers})
     slots = all_slots(config)
-    inner = tower_names(slots)
+    inner = tower_names(slots, config.family)
     names = {
         slot: towers.get(inner[slot], inner[slot])
         if slot in inner
         else tensor_name(slot, config.family, prefix, head_prefix)
         for slot in slots
     }
-    slots |= {slot: slots[slot][::-1] for slot in TRANSPOSED if slot in slots}  # as they are stored
+    slots |= {slot: slots[slot][::-1] for slot in inner if is_transposed(slot, config.family)}  # as stored
     unused = unused_tensors(config, prefix, head_prefix)
     constants = {name for name in plain if _is_constant(name)}
     ignored = {name for name in plain if name in unused or name in constants or is_tower(name, config.family)}
@@ -175,8 +175,28 @@ def map_tensors(
     return MappedTensors(
         {plain[name]: slot for name, slot in found.items()},
         config,
-        tuple(plain[name] for name in sorted(constants)),
+        (*left_out, *(plain[name] for name in sorted(constants))),
     )
+
+
+def _whole_towers(
+    config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[TextConfig, tuple[str, ...]]:
+    """``config`` with the towers of which all tensors are there, of these ``shapes``, and why others are
+    left out. A file may have a part of one, or be saved as a model of text."""
+    slots = tower_slots(config)
+    kept, reasons = {}, []
+    for tower in ("vision", "audio"):
+        own = {slot: shape for slot, shape in slots.items() if slot.startswith(f"{tower}.")}
+        wrong = [
+            name
+            for slot, name in tower_names(own, config.family).items()
+            if shapes.get(name) != (own[slot][::-1] if is_transposed(slot, config.family) else own[slot])
+        ]
+        kept[tower] = not wrong
+        if wrong and any(name in shapes for name in tower_names(own, config.family).values()):
+            reasons.append(f"the tower for {tower} ({wrong[0]} is missing or has another shape)")
+    return without_towers(config, **kept), tuple(reasons)
 
 
 def _plain_names(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, str]:
@@ -326,6 +346,24 @@ def is_tower(name: str, family: str) -> bool:
     (True, False)
     """
     return split_prefix(name)[1].startswith(TOWERS[family])
+
+
+def tower_kinds(modules: Iterable[str]) -> frozenset[str]:
+    """Of modules of towers: whether they see ("vision") or hear ("audio").
+
+    >>> sorted(tower_kinds(["model.audio_tower.conformer.0.norm", "vision_tower.encoder", "layers.0.mlp"]))
+    ['audio', 'vision']
+    """
+    found = set()
+    for module in modules:
+        inner = split_prefix(module)[1]
+        if inner.startswith(("audio_tower.", "embed_audio.")):
+            found.add("audio")
+        elif inner.startswith(
+            ("vision_tower.", "embed_vision.", "multi_modal_projector.", "vision_embedder.")
+        ):
+            found.add("vision")
+    return frozenset(found)
 
 
 def _is_constant(name: str) -> bool:

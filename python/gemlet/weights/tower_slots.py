@@ -11,15 +11,17 @@ from typing import Literal
 
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import SiglipConfig
+from gemlet.weights.audio_slots import audio_name, audio_slots
+from gemlet.weights.gemma4_vision_slots import gemma4_vision_name, gemma4_vision_slots
 
-__all__ = ["TRANSPOSED", "Kind", "in_tower", "kind_of", "plain_tower_name", "tower_names", "tower_slots"]
+__all__ = ["Kind", "in_tower", "is_transposed", "kind_of", "plain_tower_name", "tower_names", "tower_slots"]
 
-Kind = Literal["matrix", "floats", "norm"]
+Kind = Literal["matrix", "exact", "floats", "norm"]
 
 # Slots with more than one dimension that the core keeps as floats, by the last part of their name.
-_FLOATS = ("position_embedding",)
-# Slots whose tensors have rows and columns the other way round.
-TRANSPOSED = ("vision.projection",)
+_FLOATS = ("position_embedding", "conv_depthwise", "hard_embedding")
+# Small matrices that stay in float32, as few columns of them share a scale.
+_EXACT = ("audio.conv.0", "audio.conv.1")
 
 _SIGLIP_LAYER = {
     "norm1": "layer_norm1",
@@ -31,6 +33,15 @@ _SIGLIP_LAYER = {
     "fc1": "mlp.fc1",
     "fc2": "mlp.fc2",
 }
+
+
+def is_transposed(slot: str, family: str) -> bool:
+    """Whether the slot's tensor has rows and columns the other way round.
+
+    >>> is_transposed("vision.projection", "gemma3"), is_transposed("vision.projection", "gemma3n")
+    (True, False)
+    """
+    return family == "gemma3" and slot == "vision.projection"
 
 
 def in_tower(slot: str) -> bool:
@@ -50,6 +61,8 @@ def kind_of(slot: str, shape: tuple[int, ...]) -> Kind:
     """
     if slot == "vision.soft_norm":
         return "norm"
+    if slot in _EXACT:
+        return "exact"
     return "matrix" if len(shape) > 1 and slot.rpartition(".")[2] not in _FLOATS else "floats"
 
 
@@ -58,7 +71,9 @@ def tower_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
     slots: dict[str, tuple[int, ...]] = {}
     if isinstance(config.vision, SiglipConfig):
         slots |= _siglip_slots(config.vision, config.hidden_size)
-    return slots
+    elif config.vision is not None:
+        slots |= gemma4_vision_slots(config.vision, config.hidden_size)
+    return slots | audio_slots(config)
 
 
 def _siglip_slots(config: SiglipConfig, text_hidden: int) -> dict[str, tuple[int, ...]]:
@@ -92,12 +107,21 @@ def plain_tower_name(name: str) -> str:
     return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
 
 
-def tower_names(slots: Iterable[str]) -> Mapping[str, str]:
+def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:
     """slot -> the plain name of its tensor, without the prefix that the whole model may have."""
-    return {slot: _name(slot) for slot in slots if in_tower(slot)}
+    towers = [slot for slot in slots if in_tower(slot)]
+    if family == "gemma3":
+        return {slot: _siglip_name(slot) for slot in towers}
+    unified = "vision.patch_dense" in towers
+    return {
+        slot: gemma4_vision_name(slot, unified=unified)
+        if family == "gemma4" and slot.startswith("vision.")
+        else audio_name(slot, family)
+        for slot in towers
+    }
 
 
-def _name(slot: str) -> str:
+def _siglip_name(slot: str) -> str:
     part, end = (slot[: -len("_bias")], "bias") if slot.endswith("_bias") else (slot, "weight")
     part = part.removeprefix("vision.")
     if part == "projection":

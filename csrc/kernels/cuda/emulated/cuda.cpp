@@ -198,7 +198,8 @@ void run(void (*kernel)(const void* args), const void* args, const Launch& launc
 }
 
 float f16_to_f32(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = half >> 10 & 31u,
+                 fraction = half & 1023u;
   if (exponent == 0) {
     const float value = static_cast<float>(fraction) * 0x1p-24f;
     return sign ? -value : value;

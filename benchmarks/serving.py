@@ -1,0 +1,195 @@
+"""Measures the engine with many requests, with random weights at a real shape.
+
+    python benchmarks/serving.py busy gemma3-1b q4   # a short request while 8 write and a long one is read
+    python benchmarks/serving.py mixed gemma3-1b q4  # 64 requests of mixed length, together and one by one
+    python benchmarks/serving.py bytes gemma3-1b q4  # what a step of 16 texts reads, beside one of 1
+
+Nothing is guessed and nothing is kept, so that every token is computed. What is compared takes turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gemlet
+from gemlet import _core
+from gemlet.loading.options import LoadOptions
+from gemlet.loading.random_model import random_model
+
+WRITERS, LONG, SHORT = 8, 4096, 32  # streams that write; tokens of the long prompt and of the short one
+
+
+@dataclass
+class Read:
+    """A request and when its tokens came."""
+
+    request: _core.Request
+    began: float
+    times: list[float] = field(default_factory=list)
+    has_ended: bool = False
+
+    @property
+    def first(self) -> float:
+        return self.times[0] - self.began
+
+
+class Requests:
+    """Requests to one engine, read by one thread."""
+
+    def __init__(self, model: gemlet.Model) -> None:
+        self.engine = _core.Engine(model._resident.core, drafts="never")
+        self.news = _core.News()
+        self.live: list[Read] = []
+
+    def ask(self, ids: NDArray[np.int32], max_tokens: int) -> Read:
+        sampler = _core.Sampler(temperature=1.0, top_k=64, top_p=0.95, seed=1)
+        began = time.perf_counter()
+        request = self.engine.submit(
+            ids, sampler=sampler, news=self.news, max_tokens=max_tokens, most_unread=1 << 16
+        )
+        self.live.append(Read(request, began))
+        return self.live[-1]
+
+    def look(self) -> None:
+        """Waits for news, and takes what came."""
+        seen = self.news.value
+        for one in self.live:
+            ids, reason, _ = one.request.take()
+            one.times += [time.perf_counter()] * len(ids)
+            one.has_ended = reason is not None
+        self.live = [one for one in self.live if not one.has_ended]
+        if self.live:
+            self.engine.wait(self.news, seen)
+
+    def finish(self) -> None:
+        while self.live:
+            self.look()
+
+
+def prompt(model: gemlet.Model, tokens: int, seed: int) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(5, model.vocab_size - 5, tokens, dtype=np.int32)
+
+
+def gaps(times: Sequence[float], first: float, last: float) -> list[float]:
+    """Between tokens that came from ``first`` to ``last``."""
+    inside = [one for one in times if first <= one <= last]
+    return [b - a for a, b in itertools.pairwise(inside)]
+
+
+def busy(model: gemlet.Model, turns: int) -> None:
+    for turn in range(turns + 1):
+        requests = Requests(model)
+        idle = requests.ask(prompt(model, SHORT, 100 * turn), 1)
+        requests.finish()
+        writers = [requests.ask(prompt(model, SHORT, 100 * turn + i), 400) for i in range(WRITERS)]
+        while min(len(one.times) for one in writers) < 40:
+            requests.look()
+        before = time.perf_counter()
+        long = requests.ask(prompt(model, LONG, 100 * turn + 50), 1)
+        while time.perf_counter() < before + 0.5:
+            requests.look()
+        short = requests.ask(prompt(model, SHORT, 100 * turn + 60), 1)
+        while not long.has_ended and not all(one.has_ended for one in writers):
+            requests.look()
+        end = time.perf_counter()
+        alone = [one for w in writers for one in gaps(w.times, w.times[8], before)]
+        meanwhile = [one for w in writers for one in gaps(w.times, before, end)]
+        requests.engine.close()
+        if turn == 0:  # the first one allocates
+            continue
+        median, largest = statistics.median(meanwhile), max(meanwhile)
+        print(
+            f"short request: idle {idle.first * 1e3:.0f} ms, meanwhile {short.first * 1e3:.0f} ms, "
+            f"{short.first / idle.first:.2f} times; gaps of {WRITERS} streams: alone median "
+            f"{statistics.median(alone) * 1e3:.1f} ms, largest {max(alone) * 1e3:.1f}; meanwhile median "
+            f"{median * 1e3:.1f} ms, largest {largest * 1e3:.1f}, {largest / median:.2f} times; "
+            f"long prompt read: {long.has_ended}",
+            flush=True,
+        )
+
+
+def mixed(model: gemlet.Model, turns: int, count: int) -> None:
+    random = np.random.default_rng(1)
+    asked = [
+        (prompt(model, int(random.integers(8, 200)), i), int(random.integers(8, 64))) for i in range(count)
+    ]
+    tokens = sum(most for _, most in asked)
+
+    def run(together: bool) -> float:
+        requests = Requests(model)
+        started = time.perf_counter()
+        for ids, most in asked:
+            requests.ask(ids, most)
+            if not together:
+                requests.finish()
+        requests.finish()
+        seconds = time.perf_counter() - started
+        requests.engine.close()
+        return seconds
+
+    run(True)
+    pairs = [(run(True), run(False)) for _ in range(turns)]
+    ratios = sorted(alone / together for together, alone in pairs)
+    together, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
+    print(
+        f"{count} requests, {sum(len(ids) for ids, _ in asked)} tokens of prompts and {tokens} written: "
+        f"together {together:.2f} s, one by one {alone:.2f} s, {statistics.median(ratios):.2f} times "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+def read_bytes(model: gemlet.Model) -> None:
+    """Of steps that only write, as ``model.stats()`` counts them."""
+    found = {}
+    for count in (1, 16):
+        requests = Requests(model)
+        writers = [requests.ask(prompt(model, SHORT, i), 40) for i in range(count)]
+        while min(len(one.times) for one in writers) < 2:
+            requests.look()
+        before = requests.engine.stats()
+        while requests.live and min(len(one.times) for one in writers) < 30:
+            requests.look()
+        after = requests.engine.stats()
+        found[count] = (after["bytes_read"] - before["bytes_read"]) / (after["steps"] - before["steps"])
+        requests.engine.close()
+    print(
+        f"a step of 1 text reads {found[1] / 1e6:.1f} MB, one of 16 {found[16] / 1e6:.1f} MB, keys and "
+        f"values of all included: {found[16] / found[1]:.3f} times"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("busy", "mixed", "bytes"))
+    parser.add_argument("shape", nargs="?", default="gemma3-1b")
+    parser.add_argument("weights", nargs="?", default="q4")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=64)
+    given = parser.parse_args()
+    options = LoadOptions(weights=given.weights, threads=given.threads, max_context=LONG + 512)
+    with random_model(given.shape, options) as model:
+        bandwidth = _core.measure_read_bandwidth(threads=model.threads)
+        print(
+            f"{given.shape} {model.weights}, tier {model.tier}, {model.threads} threads; {bandwidth:.1f} GB/s"
+        )
+        if given.what == "busy":
+            busy(model, given.turns)
+        elif given.what == "mixed":
+            mixed(model, given.turns, given.requests)
+        else:
+            read_bytes(model)
+
+
+if __name__ == "__main__":
+    main()

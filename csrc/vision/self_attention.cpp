@@ -1,0 +1,39 @@
+#include "vision/self_attention.h"
+
+namespace gemlet::vision {
+namespace {
+
+KvFormat kv_format(Format weights) { return weights == Format::kF32 ? KvFormat::kF32 : KvFormat::kBf16; }
+
+int64_t block_count(int64_t rows) { return (rows + kKvBlockTokens - 1) / kKvBlockTokens; }
+
+}  // namespace
+
+int64_t SelfAttention::bytes(const Backend& backend, int64_t kv_heads, int64_t head_dim, Format weights, int64_t rows) {
+  return block_count(rows) * kv_heads * backend.kv_head_bytes(head_dim, kv_format(weights));
+}
+
+SelfAttention::SelfAttention(Backend& backend, AttentionShape shape, Format weights, int64_t rows)
+    : rows_(rows), shape_(shape) {
+  shape_.bidirectional = true;
+  shape_.kv_format = kv_format(weights);
+  memory_ = backend.allocate(static_cast<size_t>(bytes(backend, shape_.num_kv_heads, shape_.head_dim, weights, rows)));
+  const int64_t head_bytes = backend.kv_head_bytes(shape_.head_dim, shape_.kv_format), blocks = block_count(rows);
+  for (int64_t i = 0; i < blocks; ++i) {
+    uint8_t* const block = memory_.data() + i * head_bytes;  // the blocks of a head are neighbours
+    stored_.push_back({block, blocks * head_bytes});
+    read_.push_back({block, blocks * head_bytes});
+  }
+}
+
+void SelfAttention::run(Backend& backend, float* q, float* k, float* v, const HeadNorms& norms, const float* cosines,
+                        const float* sines, float* out) {
+  const StoreSegment stored = {{stored_, 0, 0}, 0, rows_, 0};
+  backend.rope_and_store(shape_, {&stored, 1}, q, k, v, norms.q, norms.k, norms.v, norms.eps, cosines, sines);
+  AttentionSegment read = {};
+  read.kv = {read_, 0, 0};
+  read.rows = rows_;
+  backend.attention(shape_, {&read, 1}, q, out);
+}
+
+}  // namespace gemlet::vision

@@ -1,0 +1,39 @@
+// Attention of all rows of an image over all of them, with the kernels of the cache, whose blocks are made for one
+// pass.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace gemlet::vision {
+
+struct HeadNorms {
+  const float* q = nullptr;  // weights of the RMS norms of heads; null: none
+  const float* k = nullptr;
+  bool v = false;  // values have one without weight
+  float eps = 0;
+};
+
+class SelfAttention {
+ public:
+  // `shape` but for the format of keys and values: they have the precision that products with `weights` have.
+  SelfAttention(Backend& backend, AttentionShape shape, Format weights, int64_t rows);
+
+  // out [rows, heads, head_dim] of q, k and v, which it changes. cosines and sines [rows, head_dim / 2]; null: nothing
+  // rotates.
+  void run(Backend& backend, float* q, float* k, float* v, const HeadNorms& norms, const float* cosines,
+           const float* sines, float* out);
+
+  static int64_t bytes(const Backend& backend, int64_t kv_heads, int64_t head_dim, Format weights, int64_t rows);
+
+ private:
+  int64_t rows_;
+  AttentionShape shape_;
+  DeviceMemory memory_;
+  std::vector<WritableKvBlock> stored_;
+  std::vector<KvBlock> read_;
+};
+
+}  // namespace gemlet::vision

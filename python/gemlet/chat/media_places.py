@@ -1,0 +1,122 @@
+"""Images and sounds in a conversation: what they are, and where their placeholders go.
+
+A part of a message that is no text becomes a text that nobody can have written, a sentinel. A format writes
+it like any text, wherever the part belongs, and :func:`with_places` puts the tokens of the image or sound in
+its place. So no format has to know of them, and no text of a client can become one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemlet.base.text import show
+from gemlet.errors import InvalidRequestError
+
+__all__ = ["MediaPart", "Place", "take_media", "with_places"]
+
+# Part of a prompt: texts and control tokens by their names, as in Segments.
+Place = Sequence[tuple[str, bool]]
+
+# Type of a part in a message -> its kind, and the key of its value.
+_TYPES = {
+    "image": ("image", ("image", "path", "url")),
+    "image_url": ("image", ("image_url",)),
+    "input_image": ("image", ("image_url",)),
+    "video": ("video", ("video",)),
+    "audio": ("audio", ("audio",)),
+    "input_audio": ("audio", ("input_audio", "audio")),
+    "audio_url": ("audio", ("audio_url", "audio")),
+}
+
+
+@dataclass(frozen=True)
+class MediaPart:
+    """An image or a sound in a message.
+
+    Attributes:
+        kind: "image", "video" or "audio".
+        value: what the client gave.
+        where: its place, for errors.
+        sentinel: the text that stands for it.
+    """
+
+    kind: str
+    value: Any
+    where: str
+    sentinel: str
+
+
+def take_media(messages: Any, kinds: Collection[str]) -> tuple[Any, list[MediaPart]]:
+    """``messages`` with sentinels where parts of the ``kinds`` were, and these parts. Anything else stays
+    as it is, for the format to judge.
+
+    >>> found, parts = take_media([{"role": "user", "content": [{"type": "audio", "audio": b""}]}], ["audio"])
+    >>> parts[0].where, found[0]["content"][0]["type"]
+    ('messages[0].content[0]', 'text')
+    >>> take_media([{"role": "user", "content": "Hello"}], ["audio"])
+    ([{'role': 'user', 'content': 'Hello'}], [])
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        return messages, []
+    parts: list[MediaPart] = []
+    secret = ""
+    result: list[Any] = []
+    for i, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, list | tuple):
+            result.append(message)
+            continue
+        written: list[Any] = []
+        for j, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            known = _TYPES.get(kind) if isinstance(kind, str) else None
+            if known is None or known[0] not in kinds:
+                written.append(part)
+                continue
+            secret = secret or secrets.token_hex(16)
+            where = f"messages[{i}].content[{j}]"
+            sentinel = f"\uf8ff{secret}:{len(parts)}\uf8ff"
+            parts.append(MediaPart(known[0], _value(part, known[1], where), where, sentinel))
+            written.append({"type": "text", "text": sentinel})
+        result.append({**message, "content": written})
+    return (result, parts) if parts else (messages, [])
+
+
+def _value(part: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
+    for key in keys:
+        if key in part:
+            value = part[key]
+            if key.startswith("input_") and isinstance(value, str):
+                raise InvalidRequestError(
+                    f'{where}.{key}: got {show(value)}, expected {{"data": base64, "format": "wav"}}'
+                )
+            if key.endswith("_url") and isinstance(value, Mapping):
+                value = value.get("url")
+            if key.endswith("_url") and not (isinstance(value, str) and value.startswith("data:")):
+                raise InvalidRequestError(f"{where}: the URL is {show(value)}; expected a data URL")
+            return value
+    raise InvalidRequestError(f"{where} has no {keys[0]}")
+
+
+def with_places(segments: Sequence[tuple[str, bool]], places: Mapping[str, Place]) -> list[tuple[str, bool]]:
+    """The segments of a prompt with those of ``places`` where the sentinels are, its keys.
+
+    >>> with_places([("a!b", False)], {"!": [("<image>", True)]})
+    [('a', False), ('<image>', True), ('b', False)]
+    """
+    found = list(segments)
+    for sentinel, place in places.items():
+        parted: list[tuple[str, bool]] = []
+        for text, is_marker in found:
+            if is_marker or sentinel not in text:
+                parted.append((text, is_marker))
+                continue
+            before, *others = text.split(sentinel)
+            parted.append((before, False))
+            for other in others:
+                parted += [*place, (other, False)]
+        found = parted
+    return found

@@ -1,0 +1,129 @@
+"""Gemma 4's ways to see: a tower for images of any aspect ratio, and the unified model's without a tower."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gemlet import _core
+from gemlet.config.image_settings import ImageSettings
+from gemlet.errors import InvalidRequestError
+
+__all__ = ["TOKEN_BUDGETS", "VIDEO_BUDGET", "Gemma4VisionConfig", "UnifiedVisionConfig", "budget_size"]
+
+TOKEN_BUDGETS = (70, 140, 280, 560, 1120)  # the most soft tokens of an image
+VIDEO_BUDGET = 70  # of a frame
+
+
+def budget_size(height: int, width: int, side: int, budget: int) -> tuple[int, int]:
+    """Height and width of an image as it is seen: whole tokens of ``side`` pixels, at most ``budget`` of
+    them, with about the same aspect ratio.
+
+    Raises :class:`InvalidRequestError` for an image that is too narrow.
+
+    >>> budget_size(300, 400, 48, 280)
+    (672, 912)
+    >>> budget_size(2, 90, 48, 70)
+    (48, 2160)
+    """
+    factor = math.sqrt(budget * side * side / (height * width))
+    rows, columns = math.floor(factor * height / side), math.floor(factor * width / side)
+    if rows == 0 and columns == 0:
+        raise InvalidRequestError(f"an image of {width} x {height} pixels is too narrow for {budget} tokens")
+    if rows == 0:
+        rows, columns = 1, min(width // height, budget)
+    elif columns == 0:
+        rows, columns = min(height // width, budget), 1
+    return rows * side, columns * side
+
+
+@dataclass(frozen=True)
+class _Budgeted:
+    """What both have: ``token_id`` and ``video_id`` stand for a soft token of an image and of a frame of a
+    video in a prompt, ``begin_id`` and ``end_id`` stand around them."""
+
+    token_id: int
+    video_id: int
+    begin_id: int
+    end_id: int
+    settings: ImageSettings
+
+    @property
+    def most_tokens(self) -> int:
+        """Soft tokens of an image, at most."""
+        return TOKEN_BUDGETS[-1]
+
+
+@dataclass(frozen=True)
+class Gemma4VisionConfig(_Budgeted):
+    """The tower: patches, of which ``pool`` squared become a token."""
+
+    patch_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    pool: int
+    positions: int
+    clipped: bool
+    standardize: bool
+    rope_theta: float
+    rms_norm_eps: float
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of a side of what one token sees."""
+        return self.patch_size * self.pool
+
+    def to_core(self) -> _core.Gemma4VisionConfig:
+        """The core's form. Raises :class:`ConfigError` for sizes that do not go together."""
+        return _core.Gemma4VisionConfig(
+            patch_size=self.patch_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            pool=self.pool,
+            positions=self.positions,
+            clipped=self.clipped,
+            standardize=self.standardize,
+            rope_theta=self.rope_theta,
+            rms_norm_eps=self.rms_norm_eps,
+        )
+
+    def tower(self, model: _core.Model) -> _core.Gemma4VisionTower:
+        """What encodes images with the weights of ``model``."""
+        return _core.Gemma4VisionTower(model, self.to_core())
+
+    def activation_bytes(self, hidden_size: int, weights: str) -> int:
+        """Bytes that the largest image takes on its way, in a text model of ``hidden_size``."""
+        return self.to_core().activation_bytes(self.settings.max_soft_tokens, hidden_size, weights)
+
+
+@dataclass(frozen=True)
+class UnifiedVisionConfig(_Budgeted):
+    """No tower: each tile of ``token_side`` squared pixels is embedded as it is."""
+
+    token_side: int
+    hidden_size: int
+    positions: int
+    rms_norm_eps: float
+
+    def tower(self, model: _core.Model) -> _core.UnifiedVisionEmbedder:
+        """What encodes images with the weights of ``model``."""
+        return _core.UnifiedVisionEmbedder(
+            model,
+            tile_size=self.token_side,
+            hidden_size=self.hidden_size,
+            positions=self.positions,
+            rms_norm_eps=self.rms_norm_eps,
+        )
+
+    def activation_bytes(self, hidden_size: int, weights: str) -> int:
+        """Bytes that the largest image takes on its way, in a text model of ``hidden_size``."""
+        floats = 3 * self.token_side**2 * 3 + 2 * self.hidden_size + 2 * hidden_size
+        return 4 * floats * self.settings.max_soft_tokens

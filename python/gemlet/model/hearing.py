@@ -1,0 +1,299 @@
+"""What a model hears: from the sounds of a call to soft tokens in its prompt, :class:`Hearing`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
+from gemlet.base.text import show_argument
+from gemlet.chat.media_places import Place
+from gemlet.config.audio_config import HEARD_SAMPLES, KEPT_SOUND_BYTES, AudioConfig
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.media.sounds import read_sound
+from gemlet.model.resident import Resident
+from gemlet.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Heard", "Hearing", "SoftRows"]
+
+_MOST_SOUNDS = 256  # of a call
+_log = logging.getLogger("gemlet")
+
+SoftRows = tuple[int, NDArray[np.float32]]  # the first token that they take the place of, and the rows
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A sound as the encoder will get it.
+
+    Attributes:
+        samples: float32, mono, at 16 kHz.
+        tokens: how many placeholders stand for it.
+        digest: 32 bytes of all that its soft tokens depend on besides the model.
+        seconds: of the whole sound, of which no more is heard than there are samples.
+    """
+
+    samples: NDArray[np.float32]
+    tokens: int
+    digest: bytes
+    seconds: float
+
+
+class Hearing:
+    """The encoder of a loaded model, and what it made of the sounds that were heard last."""
+
+    def __init__(self, resident: Resident, config: TextConfig) -> None:
+        self._resident = resident
+        self._config = config
+        self._lock = Lock()
+        self._encoder: _core.Conformer | None = None
+        self._modalities: dict[str, _core.Modality] = {}
+        self._kept: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+
+    @property
+    def token_id(self) -> int | None:
+        """What stands for a soft token of a sound; None for a model that does not hear."""
+        return None if self._config.audio is None else self._config.audio.token_id
+
+    def sounds(self, audio: object, name: str = "audio") -> list[Heard]:
+        """The sounds of a call, of which nothing is computed yet.
+
+        Raises :class:`UnsupportedError` for a model that does not hear, and :class:`InvalidRequestError`.
+        """
+        config = self._audio(name)
+        if isinstance(audio, str | bytes | tuple | np.ndarray) or not isinstance(audio, Sequence):
+            raise InvalidRequestError(f"{name}: got {show_argument(audio)}, expected a list of sounds")
+        if len(audio) > _MOST_SOUNDS:
+            raise InvalidRequestError(f"{name}: {len(audio)} sounds, expected at most {_MOST_SOUNDS}")
+        return [self._heard(one, config, f"{name}[{i}]") for i, one in enumerate(audio)]
+
+    def sound(self, sound: object, name: str) -> Heard:
+        """One sound, as :meth:`sounds` has it."""
+        return self._heard(sound, self._audio(name), name)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of media in messages."""
+        return () if self._config.audio is None else ("audio",)
+
+    def _pieces(self, tokenizer: Tokenizer, name: str) -> tuple[str, str, str]:
+        """The tokens of a placeholder, and before and behind those of a sound."""
+        config = self._audio(name)
+        ids = (config.token_id, config.begin_id, config.end_id)
+        if max(ids) >= tokenizer.vocab_size:
+            raise UnsupportedError(
+                f"{name}: the tokenizer of {self._resident.name} has no token {max(ids)}, which sound needs"
+            )
+        token, begin, end = map(tokenizer.id_to_piece, ids)
+        return token, begin, end
+
+    def segments(self, sound: Heard, tokenizer: Tokenizer, name: str) -> Place:
+        """What stands for ``sound`` in a prompt: texts and control tokens."""
+        token, begin, end = self._pieces(tokenizer, name)
+        around: Place = [("\n\n", False)] if self._config.family == "gemma3n" else []
+        return [*around, (begin, True), *[(token, True)] * sound.tokens, (end, True), *around]
+
+    def with_places(self, text: str, sounds: Sequence[Heard], tokenizer: Tokenizer | None, name: str) -> str:
+        """``text`` with the places of each sound where its placeholder stands.
+
+        Raises :class:`InvalidRequestError` where there are more placeholders than sounds, or fewer.
+        """
+        if tokenizer is None:
+            return text
+        token, _, _ = self._pieces(tokenizer, name)
+        before, *others = text.split(token)
+        if len(others) != len(sounds):
+            raise InvalidRequestError(
+                f"{name}: it has {len(others)} times {token}, but there are {len(sounds)} sounds; write it "
+                "where each of them belongs"
+            )
+        written = [before]
+        for sound, other in zip(sounds, others, strict=True):
+            written += [piece for piece, _ in self.segments(sound, tokenizer, name)]
+            written.append(other)
+        return "".join(written)
+
+    def media(
+        self, ids: NDArray[np.int32], sounds: Sequence[Heard], name: str
+    ) -> list[tuple[int, _core.Media]]:
+        """What takes the place of tokens in a prompt, in the engine's form."""
+        heard = self.place(ids, sounds, name)
+        rows = [*heard, *self.other_tables(ids, heard, name)]
+        return [
+            (first, _core.Media(one, digest=hashlib.sha256(one.data).digest(), sees_itself=False))
+            for first, one in rows
+        ]
+
+    def _audio(self, name: str) -> AudioConfig:
+        if self._config.audio is None:
+            raise UnsupportedError(
+                f"{name}: {self._resident.name} hears no sound: it has no encoder for it, or was loaded with "
+                "audio=False"
+            )
+        return self._config.audio
+
+    def _heard(self, sound: object, config: AudioConfig, name: str) -> Heard:
+        most = None if config.encoder is None else HEARD_SAMPLES
+        found = read_sound(sound, name, most=most)
+        if most is not None and found.seconds > most / _core.SOUND_RATE:
+            _log.warning(
+                "%s: has %.1f seconds, of which the model hears the first %d",
+                name,
+                found.seconds,
+                most // _core.SOUND_RATE,
+            )
+        samples = found.samples
+        tokens = self._tokens(len(samples), config)
+        if tokens < 1:
+            raise InvalidRequestError(
+                f"{name}: {len(samples)} samples at 16 kHz are too short for a token; expected "
+                f"{self._shortest(config)} or more"
+            )
+        if config.places and tokens > config.places:
+            raise InvalidRequestError(
+                f"{name}: it has {tokens} tokens, but the model has places for {config.places}; cut it"
+            )
+        digest = hashlib.sha256(repr((samples.shape, config)).encode())
+        digest.update(samples.data)
+        return Heard(samples, config.places or tokens, digest.digest(), found.seconds)
+
+    def _tokens(self, samples: int, config: AudioConfig) -> int:
+        """Soft tokens that so many samples have."""
+        if config.encoder is None or config.settings is None:
+            return -(-samples // config.frame_length)
+        frames, valid = config.settings.to_core().count(samples)
+        return config.encoder.to_core(config.settings.bins).tokens(frames, valid)
+
+    def _shortest(self, config: AudioConfig) -> int:
+        low, high = 0, HEARD_SAMPLES
+        while low < high - 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._tokens(middle, config) else (middle, high)
+        return high
+
+    def place(self, ids: NDArray[np.int32], sounds: Sequence[Heard], name: str = "ids") -> list[SoftRows]:
+        """The soft rows of ``sounds`` in a prompt, in the order of their placeholders.
+
+        Raises :class:`InvalidRequestError` where there are more placeholders than the sounds have tokens, or
+        fewer.
+        """
+        if not sounds:
+            return []
+        config = self._audio(name)
+        is_soft = ids == config.token_id
+        found, expected = int(is_soft.sum()), sum(sound.tokens for sound in sounds)
+        if found != expected:
+            raise InvalidRequestError(
+                f"{name}: the prompt has {found} placeholders of sound (token {config.token_id}), but "
+                f"{len(sounds)} sounds take {expected}"
+            )
+        rows = np.concatenate([self.rows(sound) for sound in sounds])
+        return _runs(is_soft, rows)
+
+    def other_tables(
+        self, ids: NDArray[np.int32], taken: Sequence[SoftRows] = (), name: str = "ids"
+    ) -> list[SoftRows]:
+        """The rows of ids that Gemma 3n has in other tables than that of its text, where no rows are
+        ``taken`` already.
+
+        Raises :class:`UnsupportedError` for an id of a table that is not loaded.
+        """
+        first = self._config.text_ids
+        if first is None or not (ids >= first).any():
+            return []
+        placed: list[SoftRows] = []
+        rest = ids >= first
+        for begin, rows in taken:
+            rest[begin : begin + len(rows)] = False
+        for table in self._config.tables:
+            inside = rest & (ids >= table.offset) & (ids < table.offset + table.size)
+            if inside.any():
+                indices = (ids[inside] - table.offset).tolist()
+                placed += _runs(inside, self._modality(table.name).embed(indices))
+            rest &= ~inside
+        if rest.any():
+            position = int(np.argmax(rest))
+            raise UnsupportedError(
+                f"{name}: token id {ids[position]} at position {position} stands for pictures or sound, "
+                "which this model was loaded without; leave it out, or encode the text with "
+                "allow_control=False"
+            )
+        return placed
+
+    def rows(self, sound: Heard) -> NDArray[np.float32]:
+        """The soft tokens, float32 ``[tokens, hidden_size]``."""
+        with self._lock:
+            if (known := self._kept.get(sound.digest)) is not None:
+                self._kept.move_to_end(sound.digest)
+                return known
+        rows = self._encode(sound)
+        with self._lock:
+            self._kept[sound.digest] = rows
+            while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > KEPT_SOUND_BYTES:
+                self._kept.popitem(last=False)
+        return rows
+
+    def _encode(self, sound: Heard) -> NDArray[np.float32]:
+        config = self._audio("audio")
+        if config.encoder is None or config.settings is None:
+            padded = np.zeros((sound.tokens, config.frame_length), np.float32)
+            padded.reshape(-1)[: len(sound.samples)] = sound.samples
+            return self._modality("audio").project(padded)
+        features, valid = config.settings.to_core().extract(sound.samples)
+        rows = self._loaded(config).encode(features, valid)
+        if len(rows) == sound.tokens:
+            return rows
+        table = next(table for table in self._config.tables if table.name == "audio")
+        filler = self._modality("audio").embed([config.filler_id - table.offset])
+        return np.concatenate([rows, np.repeat(filler, sound.tokens - len(rows), axis=0)])
+
+    def _loaded(self, config: AudioConfig) -> _core.Conformer:
+        with self._lock:
+            if self._encoder is None:
+                self._resident.check_open()
+                assert config.encoder is not None
+                assert config.settings is not None
+                core = config.encoder.to_core(config.settings.bins)
+                self._encoder = _core.Conformer(self._resident.core, core)
+            return self._encoder
+
+    def _modality(self, name: str) -> _core.Modality:
+        with self._lock:
+            if name not in self._modalities:
+                self._resident.check_open()
+                table = next((table for table in self._config.tables if table.name == name), None)
+                if table is not None:
+                    width, rows, eps = table.width, table.size, table.eps
+                else:
+                    audio = self._audio(name)
+                    width, rows, eps = audio.width, 0, audio.eps
+                self._modalities[name] = _core.Modality(
+                    self._resident.core, name, width=width, table_rows=rows, eps=eps
+                )
+            return self._modalities[name]
+
+    def clear(self) -> None:
+        """Lets go of everything, once the model is closed."""
+        with self._lock:
+            self._kept.clear()
+            self._encoder = None
+            self._modalities.clear()
+
+
+def _runs(inside: NDArray[np.bool_], rows: NDArray[np.float32]) -> list[SoftRows]:
+    """``rows`` in pieces, one for each run of tokens that are ``inside``."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8))).tolist()
+    placed: list[SoftRows] = []
+    taken = 0
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        placed.append((begin, np.ascontiguousarray(rows[taken : taken + end - begin])))
+        taken += end - begin
+    return placed

@@ -1,0 +1,197 @@
+"""Images, videos and sounds of a call, from what a caller gives to tokens of a prompt: :class:`Senses`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemlet import _core
+from gemlet.base.text import show_argument
+from gemlet.chat.media_places import MediaPart, Place
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.model.hearing import Heard, Hearing
+from gemlet.model.media import Media, Seen
+from gemlet.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Inputs", "Senses", "of_prompts"]
+
+
+@dataclass
+class Inputs:
+    """What comes with a prompt, in order."""
+
+    images: list[Seen] = field(default_factory=list)
+    videos: list[Seen] = field(default_factory=list)
+    sounds: list[Heard] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.images or self.videos or self.sounds)
+
+    @property
+    def seen(self) -> list[Seen]:
+        return [*self.images, *self.videos]
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(one.tokens for one in self.seen)
+
+    @property
+    def audio_tokens(self) -> int:
+        return sum(one.tokens for one in self.sounds)
+
+    @property
+    def towers(self) -> list[str]:
+        """Which ones make soft tokens of it."""
+        return ["vision"] * bool(self.seen) + ["audio"] * bool(self.sounds)
+
+
+@dataclass(frozen=True)
+class Senses:
+    """What a model sees and hears."""
+
+    config: TextConfig
+    sight: Media
+    hearing: Hearing
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of media in messages."""
+        return (*self.sight.kinds, *self.hearing.kinds)
+
+    def inputs(
+        self,
+        images: Sequence[object],
+        videos: Sequence[object],
+        audio: Sequence[object],
+        options: Mapping[str, Any],
+    ) -> Inputs:
+        """Those of a call, of which nothing is computed yet."""
+        found = Inputs()
+        if len(images):
+            found.images = self.sight.images(images, options.get("pan_and_scan"), options.get("image_tokens"))
+        if len(videos):
+            found.videos = self.sight.videos(videos)
+        if len(audio):
+            found.sounds = self.hearing.sounds(audio)
+        return found
+
+    def of_parts(
+        self, parts: Sequence[MediaPart], tokenizer: Tokenizer, options: Mapping[str, Any]
+    ) -> tuple[Inputs, dict[str, Place]]:
+        """Those of the parts of messages, and what stands in the prompt for each, by its sentinel."""
+        found, places = Inputs(), {}
+        for part in parts:
+            if part.kind == "audio":
+                sound = self.hearing.sound(part.value, part.where)
+                found.sounds.append(sound)
+                places[part.sentinel] = self.hearing.segments(sound, tokenizer, part.where)
+                continue
+            if part.kind == "image":
+                how = options.get("pan_and_scan"), options.get("image_tokens")
+                seen = self.sight.image(part.value, part.where, *how)
+                found.images.append(seen)
+            else:
+                seen = self.sight.video(part.value, part.where)
+                found.videos.append(seen)
+            places[part.sentinel] = self._segments(seen, tokenizer, part.where)
+        return found, places
+
+    def with_places(self, text: str, inputs: Inputs, tokenizer: Tokenizer | None, name: str) -> str:
+        """``text`` with the places of each input where its marker stands.
+
+        Raises :class:`InvalidRequestError` where there are more markers than inputs, or fewer.
+        """
+        if tokenizer is None:
+            return text
+        for what, seen in (("images", inputs.images), ("videos", inputs.videos)):
+            if not seen:
+                continue
+            marker = self._marker(what, tokenizer, name)
+            before, *others = text.split(marker)
+            if len(others) != len(seen):
+                raise InvalidRequestError(
+                    f"{name}: it has {len(others)} times {marker}, but there are {len(seen)} {what}; write "
+                    "it where each of them belongs"
+                )
+            written = [before]
+            for one, other in zip(seen, others, strict=True):
+                written += [piece for piece, _ in self._segments(one, tokenizer, name)]
+                written.append(other)
+            text = "".join(written)
+        return self.hearing.with_places(text, inputs.sounds, tokenizer, name) if inputs.sounds else text
+
+    def placed(self, ids: NDArray[np.int32], inputs: Inputs, name: str) -> list[tuple[int, _core.Media]]:
+        """What takes the place of tokens in a prompt, in the engine's form."""
+        media = list(self.hearing.media(ids, inputs.sounds, name))
+        for one in self.sight.place(ids, inputs.seen, name):
+            rows = self.sight.rows(one)
+            digest = hashlib.sha256(rows.data).digest()
+            media.append((one.first, _core.Media(rows, digest=digest, sees_itself=True)))
+        return sorted(media, key=lambda placed: placed[0])
+
+    def _marker(self, what: str, tokenizer: Tokenizer, name: str) -> str:
+        token, begin, _ = self._pieces(tokenizer, name, video=what == "videos")
+        return begin if self.config.family == "gemma3" else token
+
+    def _pieces(self, tokenizer: Tokenizer, name: str, *, video: bool) -> tuple[str, str, str]:
+        """The tokens of a placeholder, and before and behind those of an image."""
+        config = self.config.vision
+        assert config is not None
+        token_id = getattr(config, "video_id", config.token_id) if video else config.token_id
+        ids = (token_id, config.begin_id, config.end_id)
+        if max(ids) >= tokenizer.vocab_size:
+            raise UnsupportedError(f"{name}: the tokenizer has no token {max(ids)}, which images need")
+        token, begin, end = map(tokenizer.id_to_piece, ids)
+        return token, begin, end
+
+    def _segments(self, seen: Seen, tokenizer: Tokenizer, name: str) -> Place:
+        """What stands for an image or a video in a prompt: texts and control tokens."""
+        video = seen.seconds is not None
+        token, begin, end = self._pieces(tokenizer, name, video=video)
+        around: list[tuple[str, bool]] = [] if self.config.family == "gemma4" else [("\n\n", False)]
+        blocks = [
+            [*around, (begin, True), *[(token, True)] * view.tokens, (end, True), *around]
+            for view in seen.views
+        ]
+        if seen.seconds is not None:
+            times = [f"{int(at) // 60:02}:{int(at) % 60:02} " for at in seen.seconds]
+            texts = times if self.config.family == "gemma4" else [""] * len(times)
+        elif len(blocks) > 1:
+            texts = [
+                "Here is the original image ",
+                " and here are some crops to help you see better ",
+                *[" "] * (len(blocks) - 2),
+            ]
+        else:
+            return blocks[0]
+        place: list[tuple[str, bool]] = []
+        for i, (text, block) in enumerate(zip(texts, blocks, strict=True)):
+            joint = " " if i > 0 and seen.seconds is not None and self.config.family == "gemma4" else ""
+            place += [(joint + text, False), *block]
+        return place
+
+
+def of_prompts(given: object, prompts: int | None, name: str, what: str) -> list[Sequence[object]]:
+    """Those of each prompt, of the argument ``name`` of a call: a list of them, or of such lists where there
+    are several ``prompts``.
+
+    >>> of_prompts(None, 2, "images", "images"), of_prompts(["a.png"], None, "images", "images")
+    ([(), ()], [['a.png']])
+    """
+    if given is None:
+        return [()] * (1 if prompts is None else prompts)
+    if isinstance(given, str | bytes | tuple | np.ndarray) or not isinstance(given, Sequence):
+        raise InvalidRequestError(f"{name}: got {show_argument(given)}, expected a list of {what}")
+    if prompts is None:
+        return [given]
+    if len(given) != prompts or not all(isinstance(one, list) for one in given):
+        raise InvalidRequestError(
+            f"{name}: got {show_argument(given)}, expected a list of {what} for each of {prompts} prompts"
+        )
+    return list(given)

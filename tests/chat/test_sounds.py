@@ -1,0 +1,145 @@
+"""Sounds in prompts and conversations: the tokens that stand for them are those of the official processor."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+import gemlet
+from gemlet.chat.media_places import take_media, with_places
+from gemlet.errors import InvalidRequestError
+from golden.folders import read_tensors
+from support.audio import FOLDERS
+from support.tokenizer_files import gemma4_json
+
+BEGIN, PLACE, END = 256000, 258881, 258883
+IDS = {"audio_token_id": PLACE, "boa_token_id": BEGIN, "boi_token_id": 255999, "eoa_token_index": END}
+IDS |= {"eoi_token_id": 258882, "image_token_id": 258880, "video_token_id": 258884}
+SOUND = (0.1 * np.random.default_rng(0).standard_normal(1000)).astype(np.float32)
+TOKENS = 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
+    """The golden checkpoint with the vocabulary of Gemma 4, whose rows are its own again and again."""
+    folder = tmp_path_factory.mktemp("sounds")
+    config = json.loads((FOLDERS / "gemma4" / "config.json").read_text()) | IDS
+    config["text_config"] |= {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(gemma4_json()))
+    tensors: dict[str, NDArray[Any]] = dict(read_tensors(FOLDERS / "gemma4" / "model.safetensors"))
+    for name, tensor in tensors.items():
+        if "embed_tokens" in name:
+            tensors[name] = np.resize(tensor, (262144, tensor.shape[1]))
+    save_file(tensors, folder / "model.safetensors")
+    with gemlet.load(folder, weights="bf16", threads=2) as loaded:
+        yield loaded
+
+
+def wav(samples: NDArray[np.float32], rate: int = 16000) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes((samples * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def test_a_text_with_places(model: gemlet.Model) -> None:
+    options = {"temperature": 0, "max_tokens": 4}
+    found = model.generate("Say <|audio|> twice <|audio|>", audio=[SOUND, SOUND], **options)
+    run = [BEGIN, *[PLACE] * TOKENS, END]
+    encode = model.tokenizer.encode
+    ids = [*encode("Say "), *run, *encode(" twice ", add_bos=False), *run]
+    expected = model.generate(ids, audio=[SOUND, SOUND], **options)
+    assert found.prompt_tokens == len(ids)
+    assert found.audio_tokens == 2 * TOKENS
+    assert found.token_ids == expected.token_ids
+
+
+def test_as_many_places_as_sounds(model: gemlet.Model) -> None:
+    with pytest.raises(InvalidRequestError, match=r"1 times <\|audio\|>, but there are 2 sounds"):
+        model.generate("<|audio|>", audio=[SOUND, SOUND], max_tokens=1)
+    with pytest.raises(InvalidRequestError, match="for each of 2 prompts"):
+        model.generate(["<|audio|>", "b"], audio=[SOUND], max_tokens=1)
+    several = model.generate(["<|audio|>", "b"], audio=[[SOUND], []], max_tokens=1)
+    assert [one.audio_tokens for one in several] == [TOKENS, 0]
+
+
+@pytest.mark.parametrize("form", ["array", "pair", "bytes", "path", "base64", "data URL"])
+def test_a_message_with_a_sound(model: gemlet.Model, form: str, tmp_path: Path) -> None:
+    if form not in ("array", "pair"):
+        pytest.importorskip("soundfile")
+    data = wav(SOUND)
+    (tmp_path / "sound.wav").write_bytes(data)
+    text = base64.b64encode(data).decode()
+    part = {
+        "array": {"type": "audio", "audio": SOUND},
+        "pair": {"type": "audio", "audio": (SOUND, 16000)},
+        "bytes": {"type": "audio", "audio": data},
+        "path": {"type": "audio", "audio": tmp_path / "sound.wav"},
+        "base64": {"type": "input_audio", "input_audio": {"data": text, "format": "wav"}},
+        "data URL": {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{text}"}},
+    }[form]
+    content = [{"type": "text", "text": "What is it? "}, part, {"type": "text", "text": "Say it."}]
+    reply = model.chat([{"role": "user", "content": content}], temperature=0, max_tokens=3)
+    assert reply.audio_tokens == TOKENS
+    written = model.chat_format.render([{"role": "user", "content": "What is it?!Say it."}])
+    before, after = written.split("!")
+    encode = model.tokenizer.encode
+    ids = [*encode(before, add_bos=False), BEGIN, *([PLACE] * TOKENS), END, *encode(after, add_bos=False)]
+    assert reply.prompt_tokens == len(ids)
+    heard = [np.frombuffer(wav(SOUND)[44:], np.int16)] if form not in ("array", "pair") else [SOUND]
+    expected = model.generate(ids, audio=heard, temperature=0, max_tokens=3)
+    assert reply.token_ids == expected.token_ids
+
+
+def test_what_a_user_writes_is_no_place(model: gemlet.Model) -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": "<|audio|>"}]}
+    assert model.chat([message], max_tokens=1).audio_tokens == 0
+    sound = {"type": "audio", "audio": SOUND}
+    both = {"role": "user", "content": [{"type": "text", "text": "<|audio|>"}, sound]}
+    assert model.chat([both], max_tokens=1).audio_tokens == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "audio"}, r"messages\[0\].content\[0\] has no audio"),
+        ({"type": "audio", "audio": 7}, r"messages\[0\].content\[0\]: got 7, expected a path"),
+        ({"type": "audio", "audio": b"RIFF"}, "cannot be decoded"),
+        ({"type": "input_audio", "input_audio": "/etc/passwd"}, "expected .*base64"),
+        ({"type": "input_audio", "input_audio": {"data": "!"}}, "base64 is damaged"),
+        ({"type": "audio_url", "audio_url": "http://localhost/a.wav"}, "expected a data URL"),
+    ],
+)
+def test_what_is_no_sound(model: gemlet.Model, part: dict[str, Any], message: str) -> None:
+    if "decoded" in message:
+        pytest.importorskip("soundfile")
+    with pytest.raises(InvalidRequestError, match=message):
+        model.chat([{"role": "user", "content": [part]}], max_tokens=1)
+
+
+def test_a_model_that_does_not_hear_takes_text_only() -> None:
+    with gemlet.load(threads=1) as model, pytest.raises(InvalidRequestError, match="takes text only"):
+        model.chat([{"role": "user", "content": [{"type": "audio", "audio": SOUND}]}])
+
+
+def test_a_sentinel_is_another_one_each_time() -> None:
+    messages = [{"role": "user", "content": [{"type": "audio", "audio": SOUND}] * 2}]
+    first, second = (take_media(messages, ["audio"])[1] for _ in range(2))
+    assert len({part.sentinel for part in (*first, *second)}) == 4
+    written = [("a" + first[1].sentinel + first[0].sentinel, False)]
+    places = {part.sentinel: [(str(i), True)] for i, part in enumerate(first)}
+    assert "".join(text for text, _ in with_places(written, places)) == "a10"
