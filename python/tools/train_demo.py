@@ -328,7 +328,7 @@ def write_folder(folder: Path, args: argparse.Namespace, books: dict[str, Book],
     shutil.copyfile(args.work / "tokenizer.model", folder / "tokenizer.model")
     stored = Gemma3ForCausalLM.from_pretrained(folder, dtype=torch.float32)  # bf16 weights, f32 arithmetic
     tokenizer = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    report = {name: as_texts(book.report) for name, book in books.items()}
+    report = {name: as_texts(book.report) for name, book in books.items() if book.report}
     report["all"] = [text for texts in report.values() for text in texts]
     heldout = {name: measure(stored, tokenizer, texts, MEASURED) for name, texts in report.items()}
     settings = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
@@ -371,9 +371,11 @@ training sequence in eight was a conversation made from the speeches in the book
 - {titles}
 
 All these texts are in the public domain. The plays are the selection known as tinyshakespeare. The English
-Botchan of 1919 is Project Gutenberg's eBook #8868 without its header and licence. In the training text, curly
-quotes are straight, double hyphens are dashes, and wrapped lines of prose are joined. The weights and the
-vocabulary come from these texts alone and from no other model. They are under gemlet's licence, Apache-2.0.
+Botchan of 1919 is Project Gutenberg's eBook #8868 without its header and licence. The books after these three
+are as Standard Ebooks has them, without notes and without paragraphs that have words of contempt for a people.
+In the training text, curly quotes are straight, double hyphens are dashes, and wrapped lines of prose are
+joined. The vocabulary comes from the first three books, the weights from all, and nothing from another model.
+They are under gemlet's licence, Apache-2.0.
 
 ## Held-out text
 

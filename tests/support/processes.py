@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-TIMEOUT = 60.0
+TIMEOUT = 240.0
 
 
 def command_of(program: Callable[..., object], *arguments: object, result: Path | None = None) -> list[str]:

@@ -160,7 +160,7 @@ def test_half_a_character_waits_and_a_broken_one_is_replaced(trained: Tokenizer)
     assert decoder.push(first) + decoder.push(door[0]) == "\ufffd" + trained.decode(door[:1])
 
 
-@pytest.mark.parametrize("bad", [-1, 420, 1 << 70, 1.0, "2", None])
+@pytest.mark.parametrize("bad", [-1, 420, 1 << 70, 1.0, True, "2", None])
 def test_ids_out_of_range(trained: Tokenizer, bad: Any) -> None:
     calls: list[Callable[[], object]] = [
         lambda: trained.decode([2, bad]),

@@ -69,8 +69,8 @@ def _say_what_is_meant(model: Model, prompt: str, *, is_demo: bool) -> None:
     if chat_format is None or any(marker in prompt for marker in chat_format.ends):
         return
     demo = "this is the demo model, which is small; --model NAME_OR_FILE is for a real one. "
-    hint = "generate continues the text as it stands; for an answer to it there is gemlet chat"
-    note(is_demo * demo + hint)
+    meant = "generate continues the text as it stands; for an answer to it there is gemlet chat"
+    note(demo + meant if is_demo else meant)
 
 
 def _follow(stream: TextStream, prompt: str, *, quiet: bool) -> bool:

@@ -143,7 +143,7 @@ class Chatting:
 
         >>> import gemlet
         >>> with gemlet.load() as model:
-        ...     len(list(model.stream_chat("Who is there?", max_tokens=4)))
+        ...     len(list(model.stream_chat("Who is there?", max_tokens=4, ignore_eos=True)))
         4
         """
         return self.requests.stream(self.requests.replies(messages, config, options))

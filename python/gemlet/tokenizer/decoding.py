@@ -148,6 +148,8 @@ def checked_id(token_id: int, vocab_size: int) -> int:
     """``token_id`` as a plain int; raises :class:`InvalidRequestError` if the vocabulary has no such id."""
     try:
         value = operator.index(token_id)
+        if token_id is True or token_id is False:  # they are numbers to Python, and not to who passes them
+            raise TypeError
     except TypeError:
         kind = type(token_id).__name__
         raise InvalidRequestError(f"token id {show(token_id)} is a {kind}; expected an integer") from None
