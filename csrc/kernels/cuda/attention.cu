@@ -72,6 +72,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
         const uint8_t* const kv = head_of(token);
         const int64_t slot = token % kKvTokens;
         float score = 0;
+        GEMLET_NOT_UNROLLED
         for (int64_t unit = 0; unit < padded / kUnit; ++unit) {
           const uint4 numbers = *reinterpret_cast<const uint4*>(kv + (unit * kKvTokens + slot) * 16);
           for (int n = 0; n < kUnit; ++n) score = fmaf(q[unit * kUnit + n], number_of<kFormat>(numbers, n), score);
@@ -102,6 +103,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
         const int64_t begin = piece * kPieceTokens + i * 32;
         if (begin + 32 <= row.begin || begin >= row.end) continue;
         const uint8_t* const kv = head_of(begin < row.begin ? row.begin : begin);
+        GEMLET_NOT_UNROLLED
         for (int n = 0; n < 32; ++n) {
           const float weight = __shfl_sync(kAllLanes, scores[i], n);
           const int64_t token = begin + n;

@@ -8,7 +8,9 @@
 #ifdef __CUDACC__
 #define GEMLET_CUDA_KERNEL(name, Args) extern "C" __global__ void name(const Args args)
 #define GEMLET_SHARED(bytes) extern __shared__ __align__(16) unsigned char bytes[]
+#define GEMLET_NOT_UNROLLED _Pragma("unroll 1")
 #else
+#define GEMLET_NOT_UNROLLED
 #include "kernels/cuda/emulated/cuda.h"
 #endif
 
