@@ -10,7 +10,7 @@ import pytest
 import gemlet
 from gemlet.config import shape_config
 from gemlet.errors import InvalidRequestError, MemoryLimitError
-from gemlet.loading.for_memory import options_for_memory
+from gemlet.loading.for_memory import PROCESS_BYTES, options_for_memory
 from gemlet.loading.memory_plan import plan_memory
 from gemlet.loading.options import LoadOptions
 from golden.folders import HERE
@@ -32,9 +32,9 @@ ORDER = ["q4", "q4k", "q5", "q5k", "q6k", "q8", "bf16"]  # from small to large
 def test_the_best_format_that_fits(shape: str, limit: int) -> None:
     config = shape_config(shape)
     chosen = options_for_memory(limit, config, LoadOptions())
-    assert plan_memory(config, chosen).total <= limit
+    assert plan_memory(config, chosen, process=PROCESS_BYTES).total <= limit
     for better in ORDER[ORDER.index(chosen.weights) + 1 :]:
-        assert plan_memory(config, replace(chosen, weights=better)).total > limit
+        assert plan_memory(config, replace(chosen, weights=better), process=PROCESS_BYTES).total > limit
 
 
 def test_more_memory_never_takes_a_smaller_format() -> None:
@@ -49,7 +49,9 @@ def test_more_memory_never_takes_a_smaller_format() -> None:
 
 def test_the_embedding_is_rounded_last() -> None:
     config = shape_config("gemma3-1b")
-    last = plan_memory(config, LoadOptions(weights="q4", embedding="q4", max_context=4096)).total
+    last = plan_memory(
+        config, LoadOptions(weights="q4", embedding="q4", max_context=4096), process=PROCESS_BYTES
+    ).total
     chosen = options_for_memory(last + 20_000_000, config, LoadOptions())
     assert (chosen.weights, chosen.embedding) == ("q4", "q4")
     given = options_for_memory(last + 400_000_000, config, LoadOptions(embedding="q4"))

@@ -140,6 +140,10 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Tokenizer.piece_to_id": (tokenizer.piece_to_id, {"piece": "a"}),
         "gemlet.Tokenizer.token_id": (tokenizer.token_id, {"name": "bos"}),
         "gemlet.tokenizer.StreamDecoder.push": (tokenizer.stream_decoder().push, {"token_id": 3}),
+        "gemlet.tokenizer.StreamDecoder.next_bytes": (
+            tokenizer.stream_decoder().next_bytes,
+            {"token_id": 3},
+        ),
         "gemlet.tokenizer.StreamDecoder.bytes_of": (tokenizer.stream_decoder().bytes_of, {"token_id": 3}),
         "gemlet.chat.chat_format_for": (
             chat.chat_format_for,

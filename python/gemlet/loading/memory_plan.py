@@ -61,10 +61,13 @@ class MemoryPlan:
         return f"{size_text(self.total)} = " + " + ".join(parts)
 
 
-def plan_memory(config: TextConfig, options: LoadOptions, *, table_type: str = "bf16") -> MemoryPlan:
+def plan_memory(
+    config: TextConfig, options: LoadOptions, *, table_type: str = "bf16", process: int | None = None
+) -> MemoryPlan:
     """The memory that the model ``config`` describes takes with these options, whose weights are not "auto".
 
-    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k").
+    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k"). ``process`` stands for the
+    bytes that the process has without a model, None for what this one has now.
     Raises :class:`InvalidRequestError` for an unknown one.
     """
     builder = make_builder(config, options, plan_only=True)
@@ -75,15 +78,23 @@ def plan_memory(config: TextConfig, options: LoadOptions, *, table_type: str = "
         plan["activations"] += tower + KEPT_BYTES
     if config.audio is not None:
         plan["activations"] += audio_bytes(config.audio, config.hidden_size, options.formats.matrices)
-    return MemoryPlan(process=resident_bytes(), prefix_cache=kept, **plan)
+    own = resident_bytes() if process is None else process
+    return MemoryPlan(process=own, prefix_cache=kept, **plan)
 
 
-def check_memory(limit: int, config: TextConfig, options: LoadOptions, *, name: str = "max_memory") -> int:
+def check_memory(
+    limit: int,
+    config: TextConfig,
+    options: LoadOptions,
+    *,
+    name: str = "max_memory",
+    process: int | None = None,
+) -> int:
     """The bytes that ``limit`` leaves; raises :class:`MemoryLimitError` with the plan and with what would fit
-    if it leaves none. ``options`` have a ``max_context``."""
+    if it leaves none. ``options`` have a ``max_context``; ``process`` is as in :func:`plan_memory`."""
 
     def plan_of(**changes: Any) -> MemoryPlan:
-        return plan_memory(config, replace(options, **changes))
+        return plan_memory(config, replace(options, **changes), process=process)
 
     plan = plan_of()
     if plan.total <= limit:

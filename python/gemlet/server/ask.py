@@ -37,6 +37,7 @@ class Ask:
         one_call: the reply ends behind its first call of a tool.
         seconds: how long it may take.
         priority: where replies wait for a place, those of higher priority begin first.
+        own_media: the server made the images and sounds itself, and no client named them.
     """
 
     served: Served
@@ -51,6 +52,7 @@ class Ask:
     salt: str | None = None
     seconds: float | None = None
     priority: int = 0
+    own_media: bool = False
 
     def times(self, count: int) -> list[Ask]:
         """The ask ``count`` times; a seed that is given counts up."""
@@ -100,7 +102,7 @@ class Ask:
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
-            check_sent_media(self.messages)
+            self._check_media(self.messages)
             return model.astream_chat(
                 self.messages,
                 tools=self.tools,
@@ -118,7 +120,7 @@ class Ask:
         model = self.served.model
         try:
             if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
-                check_sent_media(self.messages)
+                self._check_media(self.messages)
                 return model.count_tokens(
                     self.messages,
                     tools=None if self.tool_choice == "none" else self.tools,
@@ -134,6 +136,10 @@ class Ask:
         except Exception as error:
             raise self.problem_of(error) from error
         return len(self.prompt)
+
+    def _check_media(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        if not self.own_media:
+            check_sent_media(messages)
 
     def check_prompt(self, most: int) -> None:
         """Raises :class:`Problem` if the prompt has more than ``most`` tokens."""

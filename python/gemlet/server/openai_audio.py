@@ -83,6 +83,7 @@ async def _answer(request: Request, *, translates: bool) -> Response:
                 }
             ],
             seconds=service.settings.request_seconds,
+            own_media=True,
         )
         for piece in pieces
     ]
