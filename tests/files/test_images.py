@@ -89,6 +89,23 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height:
         read_image(bomb(width, height))
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("JPEG", {"quality": 95}), ("WEBP", {"lossless": True}), ("GIF", {})],
+)
+def test_formats_of_files(kind: str, options: dict[str, Any]) -> None:
+    grey = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(16, axis=0)
+    read = read_image(encoded(Image.fromarray(grey), kind, **options))
+    assert read.shape == grey.shape
+    assert np.abs(read.astype(int) - grey).max() <= (8 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_refused_by_name(kind: str) -> None:
+    with pytest.raises(InvalidRequestError, match="expected one of PNG, JPEG, WEBP, GIF"):
+        read_image(encoded(Image.fromarray(LEVELS), kind))
+
+
 def test_damaged_files_are_refused() -> None:
     data = encoded(Image.fromarray(np.random.default_rng(2).integers(0, 256, (90, 90, 3), dtype=np.uint8)))
     jpeg = encoded(Image.fromarray(LEVELS), "JPEG")
@@ -123,7 +140,7 @@ def test_what_is_no_image_is_refused(wrong: object) -> None:
 def test_random_changes_of_files_end_in_typed_errors() -> None:
     random = np.random.default_rng(5)
     small = Image.fromarray(LEVELS)
-    files = [encoded(small, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")]
+    files = [encoded(small, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF")]
     for trial in range(400):
         data = bytearray(files[trial % len(files)])
         for _ in range(random.integers(1, 6)):

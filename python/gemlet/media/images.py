@@ -29,7 +29,7 @@ Levels = NDArray[np.uint8]  # [height, width, 3]
 
 MOST_PIXELS = 1 << 26
 MOST_FILE_BYTES = 1 << 26
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _EXPECTED = "expected a path, the bytes of a file, a Pillow image or a uint8 array [height, width, 3]"
 
 
