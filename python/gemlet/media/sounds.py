@@ -189,7 +189,8 @@ def _from_file(data: bytes, name: str, most: int | None) -> Sound:
     except MemoryError:
         raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
     except Exception as problem:  # whatever a damaged file makes of the library
-        raise InvalidRequestError(f"{name}: the file cannot be decoded: {problem}") from None
+        why = getattr(problem, "error_string", problem)  # soundfile's message has the address of the object
+        raise InvalidRequestError(f"{name}: the file cannot be decoded: {why}") from None
     if len(samples) == 0:
         raise InvalidRequestError(f"{name}: the file has no samples")
     if len(samples) < heard:
