@@ -7,13 +7,12 @@ python python/tools/fits.py --check  fails if the guide has another one
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from gemlet.base.sizes import resident_bytes, size_text
+from gemlet.base.sizes import size_text
 from gemlet.config import SHAPES, shape_config
 from gemlet.errors import MemoryLimitError
-from gemlet.loading.for_memory import options_for_memory
+from gemlet.loading.for_memory import PROCESS_BYTES, options_for_memory
 from gemlet.loading.memory_plan import plan_memory
 from gemlet.loading.options import LoadOptions
 
@@ -28,26 +27,23 @@ MEMORY = {
     "32 GB": 32000,
 }
 SYSTEM = 100  # MB that the rest of a small system takes
-PROCESS = 120  # MB of Python, NumPy and a vocabulary of 262,144 pieces
 
 
 def best(shape: str, megabytes: int) -> str:
     """The format, or "-" if the model does not fit."""
-    # The plan counts what this process has; the table is for one that has a large vocabulary.
-    limit = (megabytes - SYSTEM - PROCESS) * 10**6 + resident_bytes()
     try:
-        chosen = options_for_memory(limit, shape_config(shape), LoadOptions())
+        chosen = options_for_memory((megabytes - SYSTEM) * 10**6, shape_config(shape), LoadOptions())
     except MemoryLimitError:
         return "-"
     return f"{chosen.weights}, embedding q4" if chosen.embedding == "q4" else chosen.weights
 
 
 def needs(shape: str) -> str:
-    """What the plan says of q4, for a process with a large vocabulary."""
+    """What the plan says of q4."""
     config = shape_config(shape)
     context = min(4096, config.max_position_embeddings)
-    plan = plan_memory(config, LoadOptions(weights="q4", max_context=context))
-    return size_text(replace(plan, process=PROCESS * 10**6).total)
+    options = LoadOptions(weights="q4", max_context=context)
+    return size_text(plan_memory(config, options, process=PROCESS_BYTES).total)
 
 
 def table() -> str:

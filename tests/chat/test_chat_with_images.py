@@ -140,7 +140,11 @@ def test_a_later_turn_sees_the_image_again(model: gemlet.Model) -> None:
     [
         ({"type": "image"}, r"messages\[0\].content\[0\] has no image"),
         ({"type": "image", "image": 7}, r"messages\[0\].content\[0\]: got 7, expected a path"),
-        ({"type": "image", "image": b"GIF"}, "no image, or is damaged"),
+        pytest.param(
+            {"type": "image", "image": b"GIF"},
+            "no image, or is damaged",
+            marks=pytest.mark.extra("vision"),
+        ),
         ({"type": "image_url", "image_url": {"url": "https://localhost/a.png"}}, "expected a data URL"),
         ({"type": "image_url", "image_url": "/etc/passwd"}, "expected a data URL"),
     ],

@@ -243,6 +243,9 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.core = small_core()
+        # The same weights, with memory of their own: what the engine's texts take is not there for others.
+        self.reference = small_core()
+        self.reference_adapters = adapters_of(self.reference)
         self.engine = _core.Engine(self.core, most_running=3, kv_bytes=1 << 19, prefix_cache_bytes=1 << 18)
         self.news = _core.News()
         self.adapters = adapters_of(self.core)
@@ -277,7 +280,7 @@ class Machine(RuleBasedStateMachine):
             seen = self.news.value
             reason = asked.take()
             if reason is not None:
-                check(self.core, asked.wish, (asked.text, reason), self.adapters)
+                check(self.reference, asked.wish, (asked.text, reason), self.reference_adapters)
                 return True
             self.engine.wait(self.news, seen, 0.5)
         return False

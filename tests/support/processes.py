@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,6 +76,8 @@ def in_fork(work: Callable[[], bool], seconds: int = 20) -> None:
         try:
             signal.alarm(seconds)
             code = 0 if work() else 2
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
