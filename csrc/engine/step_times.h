@@ -57,9 +57,9 @@ class StepTimes {
 
   struct Time {
     void add(double value) {
-      constexpr double kMost = 4;  // means: a single step may have been interrupted for long
+      constexpr double kMostMeans = 4;  // means: a single step may have been interrupted for long
       best += (steps == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
-      mean += steps == 0 ? value : 0.1 * (std::min(value, kMost * mean) - mean);
+      mean += steps == 0 ? value : 0.1 * (std::min(value, kMostMeans * mean) - mean);
       ++steps;
     }
     double best = 0, mean = 0;
