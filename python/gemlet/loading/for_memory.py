@@ -34,7 +34,7 @@ def options_for_memory(
     >>> from gemlet.config import shape_config
     >>> config = shape_config("gemma3-1b")
     >>> [options_for_memory(size * 10**9, config, LoadOptions()).weights for size in (1, 2, 8)]
-    ['q5k', 'q8', 'bf16']
+    ['q4k', 'q8', 'bf16']
     """
     if options.max_context is None:
         options = replace(options, max_context=min(CONTEXT, config.max_position_embeddings))
