@@ -69,8 +69,7 @@ def convert(
             some minutes, and the memory of the model as its files have it. No adapter can be merged then.
         for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
             format that loses least of those with which the model runs there, with a text of 4096 tokens.
-        weights, embedding, matformer, vision, audio, merge_adapter, threads, progress, revision, token: as
-            in
+        weights, embedding, matformer, vision, audio, merge_adapter, threads, progress, revision, token: as in
             :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:

@@ -64,13 +64,13 @@ def load(
             and gives token ids.
         weights: the format of the weights in memory: "bf16", "bf12" (the same values and results in three
             quarters of the memory; faster where decoding waits for memory), "f32", "q8" (int8 in blocks of
-            32), "q6k", "q5k", "q5", "q4k", "q4" (six to four bits; the
-            embedding table is q8). bf12 has codes for 15 consecutive
-            exponents of each row, and room for few others; a matrix with more is refused. "auto": each matrix
-            in a format that has all its values, bf16 for BF16 and for float16 that came from it, else f32; of
-            GGUF's types q4, q5 and q8 for Q4_0, Q5_0 and Q8_0, q4k, q5k and q6k for Q4_K, Q5_K and Q6_K, and
-            q8 for IQ4_NL. Types whose values no format has become q8 (Q4_1, Q5_1, IQ4_XS) or q4 (Q2_K, Q3_K),
-            which adds little to the error they have. Of a packed folder, the format it has.
+            32), "q6k", "q5k", "q5", "q4k", "q4" (six to four bits; the embedding table is q8). bf12 has codes
+            for 15 consecutive exponents of each row, and room for few others; a matrix with more is refused.
+            "auto": each matrix in a format that has all its values, bf16 for BF16 and for float16 that came
+            from it, else f32; of GGUF's types q4, q5 and q8 for Q4_0, Q5_0 and Q8_0, q4k, q5k and q6k for
+            Q4_K, Q5_K and Q6_K, and q8 for IQ4_NL. Types whose values no format has become q8 (Q4_1, Q5_1,
+            IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they have. Of a packed folder, the
+            format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
             physical cores (``gemlet info`` shows the number and the reason), and fewer where the system does
             not grant so many.
