@@ -6,7 +6,8 @@
 
 Each text is written with and without guesses, in turn, by two engines over one model; both must write the
 same tokens. The time is that of decoding. The ratio of the medians counts: a single run says what else the
-machine did.
+machine did. How many tokens were guessed, and how many of them rightly, does not depend on that: a wrong one
+costs about a tenth of a step.
 """
 
 from __future__ import annotations
@@ -83,17 +84,23 @@ def main() -> None:
         for temperature in given.temperature:
             for name, ids in prompts(model).items():
                 seconds: dict[str, list[float]] = {drafts: [] for drafts in engines}
+                before = engines["paying"].stats()
                 for turn in range(given.turns):
                     texts = {}
                     for drafts in sorted(engines, reverse=turn % 2 == 1):
                         texts[drafts], taken = write(engines[drafts], ids, temperature, given.tokens, turn)
                         seconds[drafts].append(taken)
                     assert texts["never"] == texts["paying"], name
+                after = engines["paying"].stats()
+                steps, drafted, right = (
+                    after[count] - before[count] for count in ("steps", "drafted_tokens", "accepted_tokens")
+                )
                 ratios = sorted(a / b for a, b in zip(seconds["never"], seconds["paying"], strict=True))
                 of_medians = statistics.median(seconds["never"]) / statistics.median(seconds["paying"])
                 print(
                     f"{name}, temperature {temperature}: {of_medians:.3f} times as fast with guesses; pairs "
-                    f"{statistics.median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                    f"{statistics.median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
+                    f"{steps} steps, {drafted} tokens guessed, {right} of them rightly",
                     flush=True,
                 )
 

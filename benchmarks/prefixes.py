@@ -3,8 +3,8 @@
     python benchmarks/prefixes.py gemma3-1b q4                    # random weights at a real shape
     python benchmarks/prefixes.py --model model.gguf --tokens 4000 --new 20
 
-"second turn" is a text of so many tokens with a few new ones behind it. "after a restart" is the same with a
-new engine, which finds the first text on the disk (or in the system's page cache).
+"second turn" is a text of this many tokens with a few new ones behind it. "after a restart" is the same with
+a new engine, which finds the first text on the disk (or in the system's page cache).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def contexts_of(core: _core.Model, count: int, depth: int) -> list[testing.Conte
 
 
 def measure(model: gemlet.Model, depth: int, turns: int) -> dict[int, tuple[list[float], int]]:
-    """Of each number of sequences: seconds of its steps, and the bytes that one step reads."""
+    """For each number of sequences: the seconds of its steps, and the bytes that one step reads."""
     core = model._resident.core
     contexts = {count: contexts_of(core, count, depth) for count in COUNTS}
     found: dict[int, tuple[list[float], int]] = {}

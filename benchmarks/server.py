@@ -114,7 +114,7 @@ async def in_process(model: gemlet.Model, prompts: Sequence[str], tokens: int) -
 
 
 def prompts(turn: int, count: int) -> list[str]:
-    """Of which no two begin alike, so that nothing is kept from before."""
+    """Prompts of which no two begin alike, so that the prefix cache helps none."""
     return [
         f"{turn * 100 + i} doors opened, and behind them stood a dark house by the sea." for i in range(count)
     ]

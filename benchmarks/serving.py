@@ -2,6 +2,8 @@
 
     python benchmarks/serving.py busy gemma3-1b q4   # a short request while 8 write and a long one is read
     python benchmarks/serving.py mixed gemma3-1b q4  # 64 requests of mixed length, together and one by one
+    python benchmarks/serving.py mixed gemma3-1b q4 --prompts 8 120 --written 8 120
+    python benchmarks/serving.py alone gemma3-1b q4  # one request, beside passes in the caller's thread
     python benchmarks/serving.py bytes gemma3-1b q4  # what a step of 16 texts reads, beside one of 1
 
 Nothing is guessed and nothing is kept, so that every token is computed. What is compared takes turns.
@@ -116,10 +118,13 @@ def busy(model: gemlet.Model, turns: int) -> None:
         )
 
 
-def mixed(model: gemlet.Model, turns: int, count: int) -> None:
+def mixed(
+    model: gemlet.Model, turns: int, count: int, prompts: Sequence[int], written: Sequence[int]
+) -> None:
     random = np.random.default_rng(1)
     asked = [
-        (prompt(model, int(random.integers(8, 200)), i), int(random.integers(8, 64))) for i in range(count)
+        (prompt(model, int(random.integers(*prompts)), i), int(random.integers(*written)))
+        for i in range(count)
     ]
     tokens = sum(most for _, most in asked)
 
@@ -135,7 +140,7 @@ def mixed(model: gemlet.Model, turns: int, count: int) -> None:
         requests.engine.close()
         return seconds
 
-    run(True)
+    run(True)  # the first one allocates
     pairs = [(run(True), run(False)) for _ in range(turns)]
     ratios = sorted(alone / together for together, alone in pairs)
     together, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -146,8 +151,62 @@ def mixed(model: gemlet.Model, turns: int, count: int) -> None:
     )
 
 
+def alone(model: gemlet.Model, turns: int, tokens: int = 64) -> None:
+    """One request through the engine and through :meth:`Model.generate`, and what they took the place of: a
+    sequence that the caller's thread extends by each token that it chose."""
+    core, ids = model._resident.core, prompt(model, SHORT, 1)
+    options = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "seed": 1}
+
+    def by_the_caller() -> list[int]:
+        sequence, sampler = _core.TokenSequence(core), _core.Sampler(**options)
+        sequence.extend(ids)
+        text = [sequence.sample(sampler)]
+        while len(text) < tokens:
+            sequence.extend(text[-1:])
+            text.append(sequence.sample(sampler))
+        return text
+
+    def by_an_engine() -> list[int]:
+        request = engine.submit(
+            ids, sampler=_core.Sampler(**options), news=news, max_tokens=tokens, most_unread=64
+        )
+        text: list[int] = []
+        while True:
+            seen = news.value
+            new, reason, _ = request.take()
+            text += new
+            if reason is not None:
+                return text
+            engine.wait(news, seen)
+
+    def by_generate() -> list[int]:
+        found = model.generate(ids, max_tokens=tokens, ignore_eos=True, **options)
+        assert isinstance(found, gemlet.Generation)
+        return found.token_ids
+
+    engine, news = _core.Engine(core, drafts="never"), _core.News()
+    ways = {"the caller's thread": by_the_caller, "engine": by_an_engine, "generate()": by_generate}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        texts = []
+        for name in sorted(ways, reverse=turn % 2 == 1):
+            started = time.perf_counter()
+            texts.append(ways[name]())
+            if turn > 0:  # the first one allocates
+                seconds[name].append(time.perf_counter() - started)
+        assert texts[0] == texts[1] == texts[2]
+    before = seconds["the caller's thread"]
+    for name, taken in seconds.items():
+        ratios = sorted(a / b for a, b in zip(before, taken, strict=True))
+        print(
+            f"{name}: {statistics.median(taken) * 1e3 / tokens:.2f} ms a token, "
+            f"{statistics.median(ratios):.3f} times as fast as in the caller's thread "
+            f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        )
+
+
 def read_bytes(model: gemlet.Model) -> None:
-    """Of steps that only write, as ``model.stats()`` counts them."""
+    """The bytes that steps which only write read, as ``model.stats()`` counts them."""
     found = {}
     for count in (1, 16):
         requests = Requests(model)
@@ -170,23 +229,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("busy", "mixed", "bytes"))
+    parser.add_argument("what", choices=("busy", "mixed", "alone", "bytes"))
     parser.add_argument("shape", nargs="?", default="gemma3-1b")
     parser.add_argument("weights", nargs="?", default="q4")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--prompts", type=int, nargs=2, default=[8, 200], help="their shortest and longest")
+    parser.add_argument("--written", type=int, nargs=2, default=[8, 64], help="likewise, tokens to write")
+    parser.add_argument("--model", help="a model to load, in place of random weights")
     given = parser.parse_args()
     options = LoadOptions(weights=given.weights, threads=given.threads, max_context=LONG + 512)
-    with random_model(given.shape, options) as model:
+    if given.model:
+        model = gemlet.load(given.model, weights=given.weights, threads=given.threads)
+    else:
+        model = random_model(given.shape, options)
+    with model:
         bandwidth = _core.measure_read_bandwidth(threads=model.threads)
         print(
-            f"{given.shape} {model.weights}, tier {model.tier}, {model.threads} threads; {bandwidth:.1f} GB/s"
+            f"{model.source} {model.weights}, tier {model.tier}, {model.threads} threads; "
+            f"{bandwidth:.1f} GB/s"
         )
         if given.what == "busy":
             busy(model, given.turns)
         elif given.what == "mixed":
-            mixed(model, given.turns, given.requests)
+            mixed(model, given.turns, given.requests, given.prompts, given.written)
+        elif given.what == "alone":
+            alone(model, given.turns)
         else:
             read_bytes(model)
 

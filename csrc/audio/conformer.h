@@ -26,7 +26,7 @@ struct ConformerConfig {
   int64_t conv_taps = 0;    // of the convolution in a block
   int64_t keys = 0;         // that a query sees, its own included
   int64_t output_size = 0;  // Gemma 4: of the encoder; Gemma 3n: hidden_size
-  int64_t reduction = 1;    // Gemma 3n: one of so many tokens is kept
+  int64_t reduction = 1;    // Gemma 3n: one of this many tokens is kept
   double logit_cap = 0;
   double residual_weight = 0;
   double rms_norm_eps = 0;
@@ -35,7 +35,7 @@ struct ConformerConfig {
 
   int64_t head_dim() const { return hidden_size / num_heads; }
   int64_t conv_bins() const { return (bins + 3) / 4; }  // behind both convolutions
-  // Soft tokens of a sound with so many frames, of which the first `valid` count.
+  // Soft tokens of a sound with this many frames, of which the first `valid` count.
   int64_t tokens(int64_t frames, int64_t valid) const;
   // Throws kConfig, with the name of the field, if a value is out of range.
   void validate() const;
@@ -60,7 +60,7 @@ class Conformer {
   void encode(const float* features, int64_t frames, int64_t valid, float* out,
               const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 
-  // Bytes that encode() allocates for so many frames, for a model of `hidden_size` with weights of `format`.
+  // Bytes that encode() allocates for this many frames, for a model of `hidden_size` with weights of `format`.
   static int64_t activation_bytes(const ConformerConfig& config, int64_t frames, int64_t hidden_size, Format format,
                                   const Backend& backend);
 

@@ -124,6 +124,9 @@ class Backend {
   // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
   virtual int64_t bytes_read() const = 0;
 
+  // Whether it has a product with matrices of this format and rounding. The weight's values are not read.
+  virtual bool multiplies(const Matrix& weight) const = 0;
+
   // For plans of memory: what the backend keeps for itself.
   // Bytes of x [rows, weight.cols] in the form that the kernel of a product with `weight` takes; 0 if that is float32.
   // The weight's values are not read.
@@ -145,7 +148,8 @@ class Backend {
   virtual void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim,
                           float* residual) = 0;
 
-  // All products, in one go. Neighbours that share x should stand together: it is prepared once.
+  // All products, in one go, each rounded as its matrix says. Neighbours that share x should stand together: it is
+  // prepared once.
   virtual void matmul(std::span<const Product> products) = 0;
 
   // out [rows, dim] = gelu_tanh(gate) * up; rows of gate and up lie `gate_stride` and `up_stride` floats apart. out may
@@ -224,7 +228,6 @@ class Backend {
   virtual void bias_gelu(const float* bias, int64_t rows, int64_t dim, float* x) = 0;
   // out [rows / k * cols / k, dim] = the mean over each cell of k x k of the grid x [rows, cols, dim], row by row
   virtual void mean_pool(const float* x, int64_t rows, int64_t cols, int64_t dim, int64_t k, float* out) = 0;
-  // For towers for sound.
   // out = min(max(x, low), high). out may be x.
   virtual void clamp(const float* x, float low, float high, int64_t count, float* out) = 0;
   virtual void add_scaled(const float* x, float factor, int64_t count, float* y) = 0;  // y += factor * x
@@ -234,6 +237,10 @@ class Backend {
   // What each place of the output rows [first_row, first_row + rows) of a convolution sees, in the order of its
   // weights: out [rows * out_cols, channels * kernel * kernel].
   virtual void unfold(const Convolution& convolution, const float* x, int64_t first_row, int64_t rows, float* out) = 0;
+  // A convolution of each channel alone: out [rows * out_cols, channels] for the same rows, weight [kernel * kernel,
+  // channels]
+  virtual void depthwise(const Convolution& convolution, const float* x, const float* weight, int64_t first_row,
+                         int64_t rows, float* out) = 0;
   // x [cells, channels] = max(0, layer norm over the channels, without bias)
   virtual void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) = 0;
   // x [frames, cells, channels] = max(0, (x - mean) / sqrt(variance + eps) * weight [channels]) with the mean of all
@@ -249,7 +256,7 @@ class Backend {
   virtual void local_attention(const LocalAttention& shape, const float* q, const float* k, const float* v,
                                const float* relative, int64_t rows, float* out) = 0;
 
-  // Runs fn(task) for tasks [0, tasks) on the backend's host threads; for packing weights while loading.
+  // Runs fn(task) for tasks [0, tasks) on the backend's host threads; for packing weights and choosing tokens.
   virtual void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) = 0;
 };
 

@@ -77,6 +77,7 @@ class GuardedBackend : public Backend {
   void begin_pass(int64_t rows) override { inner_->begin_pass(rows); }
   void leave_scratch_behind() override { inner_->leave_scratch_behind(); }
   int64_t bytes_read() const override { return inner_->bytes_read(); }
+  bool multiplies(const Matrix& weight) const override { return inner_->multiplies(weight); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override {
     return inner_->prepared_bytes(weight, rows);
   }
@@ -227,6 +228,11 @@ class GuardedBackend : public Backend {
   void unfold(const Convolution& c, const float* x, int64_t first_row, int64_t rows, float* out) override {
     inner_->unfold(c, at(x, c.rows * c.cols * c.channels), first_row, rows,
                    at(out, rows * c.out_cols() * c.channels * c.kernel * c.kernel));
+  }
+  void depthwise(const Convolution& c, const float* x, const float* weight, int64_t first_row, int64_t rows,
+                 float* out) override {
+    inner_->depthwise(c, at(x, c.rows * c.cols * c.channels), at(weight, c.kernel * c.kernel * c.channels), first_row,
+                      rows, at(out, rows * c.out_cols() * c.channels));
   }
   void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) override {
     inner_->norm_relu(at(weight, channels), eps, cells, channels, at(x, cells * channels));

@@ -105,7 +105,7 @@ void register_conformer(py::module_& m, py::module_& testing) {
            py::arg("output_size"), py::arg("reduction"), py::arg("logit_cap"), py::arg("residual_weight"),
            py::arg("rms_norm_eps"), py::arg("group_norm_eps"), py::arg("clipped"))
       .def("tokens", &ConformerConfig::tokens, py::arg("frames"), py::arg("valid"),
-           "Soft tokens of a sound with so many frames, of which the first `valid` count.")
+           "Soft tokens of a sound with this many frames, of which the first `valid` count.")
       .def(
           "activation_bytes",
           [](const ConformerConfig& config, int64_t frames, int64_t hidden_size, const std::string& weights) {
@@ -196,7 +196,7 @@ void register_audio(py::module_& m, py::module_& testing) {
             const LogMel mel = extractor.count(samples);
             return std::make_pair(mel.frames, mel.valid);
           },
-          py::arg("samples"), "How many frames so many samples have, and how many of them count.");
+          py::arg("samples"), "How many frames a sound of this many samples has, and how many of them count.");
 }
 
 }  // namespace gemlet::bindings

@@ -58,7 +58,7 @@ class Simulation {
       text->drafts->propose(text->ids.first(text->written), most);
       drafts.push_back(text->drafts.get());
     }
-    const int64_t drafted = choose_drafts(drafts, rows, StepTimes::kMostRows - 1, times_);
+    const int64_t drafted = choose_drafts(drafts, rows, StepTimes::kMostRows - 1, times_).count;
     const auto seconds = seconds_of_(rows + drafted).cast<double>();
     now_ += seconds;
     times_.add(rows + drafted, drafted, 0, seconds);
@@ -95,7 +95,7 @@ void register_drafts(py::module_& testing) {
         return guesses;
       },
       py::arg("ids"), py::arg("lengths"), py::arg("most"),
-      "What one lookup proposes after so many first ids of a text, in turn.");
+      "What one lookup proposes after this many first ids of a text, in turn.");
   testing.def(
       "write_with_drafts",
       [](const std::vector<std::vector<int32_t>>& texts, const std::vector<size_t>& prompts,

@@ -13,6 +13,7 @@
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "engine/step_times.h"
 #include "formats/formats.h"
 #include "formats/repack.h"
 #include "formats/source_rows.h"
@@ -50,7 +51,7 @@ std::map<std::string, SourceFacts> source_types() {
 // Rows of blocks [rows, bytes] as float32 [rows, values].
 py::array_t<float> widened(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& dtype) {
   const auto type = source_type_from_name(dtype);
-  if (!type || data.ndim() != 2 || data.shape(1) % source_block_bytes(*type) != 0) {
+  if (!type || has_own_scales(*type) || data.ndim() != 2 || data.shape(1) % source_block_bytes(*type) != 0) {
     fail(ErrorCode::kInvalidRequest, "expected a type of files and an array of uint8 [rows, bytes of whole blocks]");
   }
   const int64_t cols = data.shape(1) / source_block_bytes(*type) * source_block_values(*type);
@@ -68,6 +69,7 @@ py::array_t<float> widened(const py::array_t<uint8_t, py::array::c_style>& data,
 void register_facts(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
   m.attr("MAX_THREADS") = kMaxThreads;
+  m.attr("MAX_DRAFT_TOKENS") = StepTimes::kMostRows - 1;
   m.def("source_types", &source_types,
         "The types in which files may store tensors: name -> (values of a block, bytes of a block, the smallest format "
         "of weights that can hold every value of the type, or None).");

@@ -102,9 +102,10 @@ py::array_t<float> blocks(const std::string& dtype, const Bytes& data, const std
 }
 
 // x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` has for `operation`, a name of kernel_entries().
-// `expand`: weights in bf12 are expanded to bf16 first, as for many rows.
+// `expand`: weights in bf12 are expanded to bf16 first, as for many rows. `scale`: of x, for operations on integers
+// with a fixed scale.
 py::array_t<float> matmul(const std::string& tier, const std::string& operation, const Floats& x, const Floats& w,
-                          bool expand) {
+                          bool expand, float scale) {
   const kernels::KernelTable table = kernel_table(tier);
   const kernels::MatmulOperation& found = matmul_operation(operation);
   const Packed packed = pack(std::string(format_name(found.weights)), w);
@@ -118,6 +119,7 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
       x.data(),    matrix.cols * 4,  rows,        matrix.data, panel_bytes(matrix.format, matrix.cols),
       matrix.cols, y.mutable_data(), matrix.rows, matrix.rows, nullptr};
   AlignedBuffer prepared, expanded;
+  args.x_scale = scale;
   if (expand) {
     expanded = AlignedBuffer(static_cast<size_t>(kernels::expanded_bytes(matrix.rows, matrix.cols)));
     args.scratch = expanded.data();
@@ -128,7 +130,7 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
     prepared = AlignedBuffer(static_cast<size_t>(kernels::activation_bytes(found.activations, rows, args.x_stride)));
     for (int64_t r = 0; r < rows; ++r) {
       kernels::prepare_row(table, found, x.data(r, 0), matrix.cols,
-                           prepared.data() + kernels::activation_offset(found.activations, r, args.x_stride));
+                           prepared.data() + kernels::activation_offset(found.activations, r, args.x_stride), scale);
     }
     args.x = prepared.data();
   }
@@ -239,7 +241,7 @@ void register_kernels(py::module_& testing) {
               "values].");
   testing.def(
       "kernel_matmul", &matmul, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"), py::arg("w"),
-      py::arg("expand") = false,
+      py::arg("expand") = false, py::arg("scale") = 0.0f,
       "x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: "
       "weights in bf12 are expanded to bf16 first, as for many rows.");
   testing.def(

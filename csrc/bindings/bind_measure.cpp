@@ -126,10 +126,11 @@ class MatmulRun {
     x_ = AlignedBuffer(static_cast<size_t>(kernels::activation_bytes(form, rows, stride)));
     for (int64_t r = 0; r < rows; ++r) {
       uint8_t* const row = x_.data() + kernels::activation_offset(form, r, stride);
-      kernels::prepare_row(table_, operation_, numbers.data(), cols, row);
+      kernels::prepare_row(table_, operation_, numbers.data(), cols, row, 1.0f / 127);
     }
     y_ = AlignedBuffer(static_cast<size_t>(rows * outputs) * sizeof(float));
-    args_ = {x_.data(), stride, rows, weight_.data, bytes, padded, y_.as<float>(), outputs, outputs, nullptr};
+    args_ = {x_.data(),      stride,  rows,    weight_.data, bytes,     padded,
+             y_.as<float>(), outputs, outputs, nullptr,      1.0f / 127};
   }
 
   // Multiplies in the runs of panels that the backend makes for few rows.

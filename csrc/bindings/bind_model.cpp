@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "backend/guarded.h"
 #include "base/error.h"
@@ -38,12 +39,15 @@ KvFormat kv_format(const std::string& name) {
 SourceType source_type(const std::string& name, const std::string& dtype) {
   if (const auto type = source_type_from_name(dtype)) return *type;
   fail(ErrorCode::kTensor, "tensor '", name, "' has dtype tag '", dtype,
-       "', expected f32, bf16, f16 or a block type of GGUF");
+       "', expected f32, bf16, f16, a block type of GGUF or integers with scales");
 }
 
 // Rows in an array, which has to outlive their use.
 SourceRows array_rows(const std::string& name, const py::array& data, const std::string& dtype) {
   const SourceType type = source_type(name, dtype);
+  if (has_own_scales(type)) {
+    fail(ErrorCode::kTensor, "tensor '", name, "' tagged ", dtype, " must come from a file, with its scales");
+  }
   const char kind = type == SourceType::kF32 ? 'f' : 'u';
   const int64_t block = source_block_values(type), bytes = source_block_bytes(type);
   const py::ssize_t item = block > 1 ? 1 : bytes;
@@ -57,6 +61,11 @@ SourceRows array_rows(const std::string& name, const py::array& data, const std:
   }
   if (block > 1) shape.back() = shape.back() / bytes * block;
   return {std::move(shape), type, data.data()};
+}
+
+using Scales = std::optional<py::array_t<float, py::array::c_style>>;
+std::vector<float> scales_of(const Scales& scales) {
+  return scales ? std::vector<float>(scales->data(), scales->data() + scales->size()) : std::vector<float>();
 }
 
 using TowerTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::string>>;
@@ -251,16 +260,21 @@ void register_model(py::module_& m) {
 
   py::class_<SourceRows>(m, "FileRows", py::is_final(),
                          "Rows of a tensor in an open file, read as they are packed; dtype as for ModelBuilder.add().")
-      .def(py::init([](int descriptor, int64_t offset, std::vector<int64_t> shape, const std::string& dtype) {
-             return SourceRows{std::move(shape), source_type("", dtype), nullptr, descriptor, offset};
+      .def(py::init([](int descriptor, int64_t offset, std::vector<int64_t> shape, const std::string& dtype,
+                       const Scales& scales) {
+             return SourceRows{std::move(shape), source_type("", dtype), nullptr, descriptor,
+                               offset,           scales_of(scales)};
            }),
-           py::kw_only(), py::arg("descriptor"), py::arg("offset"), py::arg("shape"), py::arg("dtype"));
+           py::kw_only(), py::arg("descriptor"), py::arg("offset"), py::arg("shape"), py::arg("dtype"),
+           py::arg("scales") = py::none(),
+           "`scales`: of integers (\"i8\", \"i4\", \"i2\", \"i4x32\") float32 [rows, scales of a row].");
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
                        const std::string& kv_cache, int threads, bool allocate, int decode_threads,
                        const std::map<std::string, std::string>& formats, bool embedding_on_disk, bool fewer_threads,
-                       const std::string& device, bool exact_batches, const TowerTensors& towers) {
+                       const std::string& device, bool exact_batches, const TowerTensors& towers,
+                       const std::optional<std::shared_ptr<Model>>& beside, const std::set<std::string>& rounded) {
              if (threads < 0 || threads > kMaxThreads) {
                fail(ErrorCode::kInvalidRequest, "threads is ", threads, ", expected 1 to ", kMaxThreads,
                     ", or 0 to plan only");
@@ -275,21 +289,32 @@ void register_model(py::module_& m) {
              const BuildMode mode = threads == 0 ? BuildMode::kPlan
                                     : allocate   ? BuildMode::kAllocate
                                                  : BuildMode::kFiles;
-             std::unique_ptr<Backend> backend = make_backend(
-                 device, {std::max(threads, 1), std::max(decode_threads, 1), fewer_threads, exact_batches});
-             if (guarded_memory()) backend = make_guarded_backend(std::move(backend));
-             return std::make_unique<ModelBuilder>(config, weight_format(weights), weight_format(embedding),
-                                                   kv_format(kv_cache), std::move(backend), mode, std::move(own),
-                                                   embedding_on_disk, tower_specs(towers));
+             std::shared_ptr<Backend> backend;
+             if (beside && *beside) {
+               backend = (*beside)->shared_backend();
+             } else {
+               std::unique_ptr<Backend> made = make_backend(
+                   device, {std::max(threads, 1), std::max(decode_threads, 1), fewer_threads, exact_batches});
+               if (guarded_memory()) made = make_guarded_backend(std::move(made));
+               backend = std::move(made);
+             }
+             auto builder = std::make_unique<ModelBuilder>(
+                 config, weight_format(weights), weight_format(embedding), kv_format(kv_cache), std::move(backend),
+                 mode, std::move(own), embedding_on_disk, tower_specs(towers), rounded);
+             if (beside && *beside && config.target_size > 0) builder->draft_for(*beside);
+             return builder;
            }),
            py::kw_only(), py::arg("config"), py::arg("weights"), py::arg("embedding"), py::arg("kv_cache"),
            py::arg("threads"), py::arg("allocate") = true, py::arg("decode_threads") = 0,
            py::arg("formats") = std::map<std::string, std::string>(), py::arg("embedding_on_disk") = false,
            py::arg("fewer_threads") = false, py::arg("device") = "cpu", py::arg("exact_batches") = false,
-           py::arg("towers") = TowerTensors(),
-           "`towers`: tensors of towers by name, (shape, kind) each. A \"matrix\" is packed in the format of the "
+           py::arg("towers") = TowerTensors(), py::arg("beside") = py::none(),
+           py::arg("rounded") = std::set<std::string>(),
+           "`rounded`: matrices whose inputs and outputs are rounded to 8 bits, by the two scales in the slot "
+           "\"..._rounding\". `towers`: tensors of towers by name, (shape, kind) each. A \"matrix\" is packed in the "
+           "format of the "
            "weights, an \"exact\" one in f32; \"floats\" stay in float32, and a \"norm\" too, with the offset of the "
-           "model's norms.")
+           "model's norms. `beside`: a model for which this one is to be a drafter; it computes where that one does.")
       .def(
           "plan",
           [](ModelBuilder& builder, const std::string& table_type, int threads) {
@@ -324,17 +349,21 @@ void register_model(py::module_& m) {
       .def(
           "set_per_layer_table",
           [](ModelBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols,
-             const std::string& dtype, const std::vector<std::pair<int64_t, int64_t>>& kept) {
+             const std::string& dtype, const std::vector<std::pair<int64_t, int64_t>>& kept, const Scales& scales) {
             std::vector<RowTable::Columns> columns;
             for (const auto& [first, count] : kept) columns.push_back({first, count});
             builder.set_per_layer_table(RowTable(descriptor, path, offset, rows, cols,
-                                                 source_type("embed_tokens_per_layer", dtype), std::move(columns)));
+                                                 source_type("embed_tokens_per_layer", dtype), std::move(columns),
+                                                 scales_of(scales)));
           },
           py::kw_only(), py::arg("descriptor"), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"),
           py::arg("dtype"), py::arg("kept") = std::vector<std::pair<int64_t, int64_t>>(),
+          py::arg("scales") = py::none(),
           "The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in "
           "a row only the "
-          "runs `kept`, each (first, count), all if empty.")
+          "runs `kept`, each (first, count), all if empty. `scales` as in FileRows.")
+      .def("set_token_order", &ModelBuilder::set_token_order, py::arg("ids"),
+           "The token of each row of \"embed_tokens\", of an assistant with centroids.")
       .def("add_random", &add_random, py::kw_only(), py::arg("seed"), py::arg("done") = py::none(),
            "Fills every empty slot with random values of trained weights' size. done(bytes) is called after each piece "
            "of their packed form; what it or a signal handler raises ends it.")

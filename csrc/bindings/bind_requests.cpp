@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <random>
 #include <utility>
 
 #include "base/error.h"
@@ -88,6 +90,19 @@ DraftUse drafts_of(const std::string& name) {
   if (name == "paying") return DraftUse::kWherePaying;
   if (name == "always") return DraftUse::kAlways;
   fail(ErrorCode::kInvalidRequest, "drafts is '", name, "', expected 'never', 'paying' or 'always'");
+}
+
+// What the only text of an engine is going to be, and how often the drafter is to guess its next token.
+using Rehearsal = std::pair<std::vector<int32_t>, double>;
+
+std::function<int32_t(int64_t, int32_t)> rehearse(const Rehearsal& rehearsal, int64_t vocab) {
+  return [ids = rehearsal.first, chance = rehearsal.second, vocab, random = std::minstd_rand(1)](int64_t position,
+                                                                                                 int32_t id) mutable {
+    if (position >= static_cast<int64_t>(ids.size())) return id;
+    const int32_t right = ids[static_cast<size_t>(position)];
+    const bool is_right = std::uniform_real_distribution<double>()(random) < chance;
+    return is_right ? right : static_cast<int32_t>((right + 1) % vocab);
+  };
 }
 
 // The engine is closed without Python's lock: its worker may be in the middle of a layer.
@@ -174,6 +189,13 @@ void register_requests(py::module_& m) {
       .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); })
       .def_property_readonly("read_tokens", [](const Ticket& ticket) { return ticket->read_tokens(); })
       .def_property_readonly(
+          "guesses",
+          [](const Ticket& ticket) {
+            const Request::Times times = ticket->times();
+            return std::make_pair(times.drafted, times.accepted);
+          },
+          "How many guessed tokens of it went through passes, and how many of them were right.")
+      .def_property_readonly(
           "times",
           [](const Ticket& ticket) {
             const Request::Times times = ticket->times();
@@ -187,7 +209,9 @@ void register_requests(py::module_& m) {
       .def(py::init([](const std::shared_ptr<Model>& model, int64_t most_running, int64_t kv_bytes,
                        int64_t prefix_cache_bytes, const std::optional<std::string>& prefix_cache_folder,
                        int64_t prefix_cache_folder_bytes, const py::bytes& model_digest, const std::string& drafts,
-                       int64_t most_drafted) {
+                       int64_t most_drafted, const std::optional<std::shared_ptr<Model>>& drafter, int64_t draft_tokens,
+                       int64_t drafter_kv_bytes, int64_t drafter_cache_bytes,
+                       const std::optional<Rehearsal>& rehearsed) {
              if (most_running < 1 || most_running > kChunkTokens) {
                fail(ErrorCode::kInvalidRequest, "most_running is ", most_running, ", expected 1 to ", kChunkTokens);
              }
@@ -199,19 +223,32 @@ void register_requests(py::module_& m) {
              if (prefix_cache_folder) {
                prefix_cache.folder = std::make_shared<DiskFolder>(*prefix_cache_folder, prefix_cache_folder_bytes);
              }
-             return std::unique_ptr<Engine, CloseEngine>(
-                 new Engine(model, {most_running, kv_bytes, std::move(prefix_cache), drafts_of(drafts),
-                                    std::clamp<int64_t>(most_drafted, 0, StepTimes::kMostRows - 1)}));
+             if (drafter_kv_bytes < 0 || drafter_cache_bytes < 0) {
+               fail(ErrorCode::kInvalidRequest, "drafter_kv_bytes is ", drafter_kv_bytes, " and drafter_cache_bytes ",
+                    drafter_cache_bytes, ", expected 0 or more");
+             }
+             EngineOptions options = {most_running, kv_bytes, std::move(prefix_cache), drafts_of(drafts),
+                                      std::clamp<int64_t>(most_drafted, 0, StepTimes::kMostRows - 1)};
+             options.drafter = drafter.value_or(nullptr);
+             options.most_of_drafter = std::clamp<int64_t>(draft_tokens, 0, StepTimes::kMostRows - 1);
+             options.drafter_kv_bytes = drafter_kv_bytes;
+             options.drafter_cache_bytes = drafter_cache_bytes;
+             if (rehearsed) options.rehearse = rehearse(*rehearsed, model->config().vocab_size);
+             return std::unique_ptr<Engine, CloseEngine>(new Engine(model, std::move(options)));
            }),
            py::arg("model").none(false), py::kw_only(), py::arg("most_running") = 32, py::arg("kv_bytes") = INT64_MAX,
            py::arg("prefix_cache_bytes") = 0, py::arg("prefix_cache_folder") = py::none(),
            py::arg("prefix_cache_folder_bytes") = 0, py::arg("model_digest") = py::bytes(),
            py::arg("drafts") = "paying", py::arg("most_drafted") = StepTimes::kMostRows - 1,
+           py::arg("drafter") = py::none(), py::arg("draft_tokens") = StepTimes::kMostRows - 1,
+           py::arg("drafter_kv_bytes") = INT64_MAX, py::arg("drafter_cache_bytes") = 0,
+           py::arg("rehearsed") = py::none(),
            "Texts that advance together at most, and bytes for keys and values besides those of one whole context. "
            "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. "
-           "`drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many "
-           "in a "
-           "step.")
+           "`drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always'; at most "
+           "`most_drafted` in a step. `drafter`: a model built beside this one, which guesses too, at most "
+           "`draft_tokens` of a text at a time. `rehearsed`, for measurements: (the ids of the only text, how often a "
+           "token that the drafter guesses is to be the right one).")
       .def(
           "submit",
           [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,
@@ -250,7 +287,7 @@ void register_requests(py::module_& m) {
           "token of a text waits for Request.set_mask(). `media`: (first token, Media) pairs, in order.")
       .def_property_readonly("prefix_cache", &Engine::prefix_cache, "What it keeps of texts that have ended.")
       .def("wait", &wait, py::arg("news").none(false), py::arg("seen"), py::arg("patience") = py::none(),
-           "Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.")
+           "Waits until the news differ from `seen`, at most this many seconds. Signal handlers run meanwhile.")
       .def(
           "stats",
           [](const Engine& engine) {
@@ -270,6 +307,7 @@ void register_requests(py::module_& m) {
             result["preemptions"] = stats.preemptions;
             result["prefix_cache_bytes"] = stats.prefix_cache_bytes;
             result["kv_bytes"] = stats.kv_bytes;
+            result["kv_room_bytes"] = stats.kv_room_bytes;
             result["disk_read_bytes"] = stats.disk_read_bytes;
             result["disk_written_bytes"] = stats.disk_written_bytes;
             result["step_seconds"] = stats.step_seconds;

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -98,6 +99,41 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
   return result;
 }
 
+// What an assistant guesses behind the ids, the last of which its target has not run: its likeliest tokens, and their
+// logits [count, vocab].
+std::pair<std::vector<int32_t>, py::array_t<float>> assistant_logits(Model& target, Model& assistant,
+                                                                     const std::vector<int32_t>& ids, int64_t count) {
+  const int64_t vocab = target.config().vocab_size, size = target.config().hidden_size;
+  if (ids.size() < 2) fail(ErrorCode::kInvalidRequest, "expected two ids or more");
+  py::array_t<float> logits({count, vocab});
+  float* const all = logits.mutable_data();
+  std::vector<int32_t> guessed;
+  const GilRelease release;
+  KvTable table(target.kv(), true);
+  std::vector<float> row(static_cast<size_t>(vocab)), state(static_cast<size_t>(size)), next = state;
+  Batch read;
+  read.segments.push_back({&table, {std::span(ids).first(ids.size() - 1)}, LogitsWanted::kLast});
+  read.logits = row.data();
+  read.states = state.data();
+  (void)target.forward(read);
+  int32_t last = ids.back();
+  target.run(1, [&](Backend&) {
+    for (int64_t i = 0; i < count; ++i) {
+      Batch batch;
+      batch.segments.push_back({&table, {{&last, 1}}, LogitsWanted::kLast});
+      batch.segments.back().state = state.data();
+      batch.logits = all + i * vocab;
+      batch.states = next.data();
+      batch.target = &target;
+      (void)assistant.forward(batch);
+      state = next;
+      last = static_cast<int32_t>(std::max_element(batch.logits, batch.logits + vocab) - batch.logits);
+      guessed.push_back(last);
+    }
+  });
+  return {std::move(guessed), std::move(logits)};
+}
+
 }  // namespace
 
 bool& guarded_memory() {
@@ -141,6 +177,10 @@ void register_testing(py::module_& testing) {
       "there, which are all ids where `logits` is 'all'.");
   testing.def("batch_logits", &batch_logits, py::arg("model"), py::arg("ids"), py::arg("adapters"),
               "Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.");
+  testing.def("assistant_logits", &assistant_logits, py::arg("target"), py::arg("assistant"), py::arg("ids"),
+              py::arg("count"),
+              "The likeliest tokens that an assistant guesses one after the other behind some ids, and its logits, "
+              "float32 [count, vocab].");
   testing.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
               "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and "
               "keys.");

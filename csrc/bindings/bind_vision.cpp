@@ -10,6 +10,7 @@
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
 #include "vision/gemma4.h"
+#include "vision/mobilenet.h"
 #include "vision/resize.h"
 #include "vision/siglip.h"
 
@@ -20,6 +21,9 @@ namespace {
 
 using vision::Gemma4Config;
 using vision::Gemma4Tower;
+using vision::MobileNet;
+using vision::MobileNetBlock;
+using vision::MobileNetConfig;
 using vision::Siglip;
 using vision::SiglipConfig;
 using vision::UnifiedConfig;
@@ -46,11 +50,22 @@ Levels resize_image(const Levels& image, int64_t height, int64_t width, const st
   return Levels({resized.height, resized.width, int64_t{3}}, own->data(), owner);
 }
 
-py::array_t<float> encode_image(const Siglip& tower, const Pixels& pixels) {
-  const int64_t size = tower.config().image_size;
-  if (pixels.ndim() != 3 || pixels.shape(0) != size || pixels.shape(1) != size || pixels.shape(2) != 3) {
-    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [", size, ", ", size, ", 3]");
+void check_pixels(const Pixels& pixels, int64_t height, int64_t width) {
+  if (pixels.ndim() != 3 || pixels.shape(0) != height || pixels.shape(1) != width || pixels.shape(2) != 3) {
+    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [", height, ", ", width, ", 3]");
   }
+}
+void check_pixels(const SiglipConfig& config, const Pixels& pixels) {
+  check_pixels(pixels, config.image_size, config.image_size);
+}
+void check_pixels(const MobileNetConfig& config, const Pixels& pixels) {
+  check_pixels(pixels, config.height, config.width);
+}
+
+// An image of the one size that the tower takes.
+template <typename Tower>
+py::array_t<float> encode_image(const Tower& tower, const Pixels& pixels) {
+  check_pixels(tower.config(), pixels);
   py::array_t<float> out({tower.config().tokens(), tower.hidden_size()});
   float* const to = out.mutable_data();
   std::atomic<bool> cancel{false};
@@ -78,7 +93,16 @@ Format format_of(const std::string& weights) {
   return *format;
 }
 
-py::typing::Dict<py::str, py::array_t<float>> siglip_taps(const Siglip& tower, const Pixels& pixels) {
+MobileNetBlock::Kind kind_of(const std::string& kind) {
+  if (kind == "edge") return MobileNetBlock::Kind::kEdge;
+  if (kind == "inverted") return MobileNetBlock::Kind::kInverted;
+  if (kind == "attention") return MobileNetBlock::Kind::kAttention;
+  fail(ErrorCode::kInvalidRequest, "kind is '", kind, "', expected 'edge', 'inverted' or 'attention'");
+}
+
+template <typename Tower>
+py::typing::Dict<py::str, py::array_t<float>> tower_taps(const Tower& tower, const Pixels& pixels) {
+  check_pixels(tower.config(), pixels);
   py::typing::Dict<py::str, py::array_t<float>> result;
   std::vector<float> out(static_cast<size_t>(tower.config().tokens() * tower.hidden_size()));
   const TapSink sink = [&](const std::string& name, const float* data, int64_t rows, int64_t dim) {
@@ -117,7 +141,7 @@ void register_vision(py::module_& m, py::module_& testing) {
 
   py::class_<Siglip>(m, "SiglipTower", py::is_final(), "Gemma 3's vision tower and projector, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const SiglipConfig&>(), py::arg("model").none(false), py::arg("config"))
-      .def("encode", &encode_image, py::arg("pixels"),
+      .def("encode", &encode_image<Siglip>, py::arg("pixels"),
            "From normalised pixels, float32 [size, size, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C "
            "ends it at the next layer.");
 
@@ -142,7 +166,7 @@ void register_vision(py::module_& m, py::module_& testing) {
                                                  *make_cpu_backend({}));
           },
           py::arg("tokens"), py::arg("hidden_size"), py::arg("weights"),
-          "Bytes that an image of so many tokens takes on its way.");
+          "Bytes of memory that encoding an image of this many tokens takes.");
 
   py::class_<Gemma4Tower>(m, "Gemma4VisionTower", py::is_final(), "Gemma 4's vision tower, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const Gemma4Config&>(), py::arg("model").none(false), py::arg("config"))
@@ -161,8 +185,46 @@ void register_vision(py::module_& m, py::module_& testing) {
            py::arg("positions"), py::arg("rms_norm_eps"))
       .def("encode", &encode_any<UnifiedEmbedder>, py::arg("pixels"), "As of Gemma4VisionTower.");
 
-  testing.def("siglip_taps", &siglip_taps, py::arg("tower"), py::arg("pixels"),
+  py::class_<MobileNetBlock>(m, "MobileNetBlock", py::is_final(), "A block of Gemma 3n's vision tower.")
+      .def(py::init([](const std::string& kind, int64_t in_channels, int64_t out_channels, int64_t inner,
+                       int64_t start_kernel, int64_t middle_kernel, int64_t stride, int64_t num_heads,
+                       int64_t head_dim) {
+             return MobileNetBlock{kind_of(kind), in_channels, out_channels, inner,   start_kernel,
+                                   middle_kernel, stride,      num_heads,    head_dim};
+           }),
+           py::kw_only(), py::arg("kind"), py::arg("in_channels"), py::arg("out_channels"), py::arg("inner"),
+           py::arg("start_kernel"), py::arg("middle_kernel"), py::arg("stride"), py::arg("num_heads"),
+           py::arg("head_dim"));
+
+  py::class_<MobileNetConfig>(m, "MobileNetConfig", py::is_final(), "The sizes of Gemma 3n's vision tower.")
+      .def(py::init([](int64_t height, int64_t width, int64_t stem_channels,
+                       const std::vector<std::vector<MobileNetBlock>>& stages, int64_t fused_inner, int64_t hidden_size,
+                       int64_t tokens_per_side, double rms_norm_eps) {
+             const MobileNetConfig config = {height,      width,       stem_channels,   stages,
+                                             fused_inner, hidden_size, tokens_per_side, rms_norm_eps};
+             config.validate();
+             return config;
+           }),
+           py::kw_only(), py::arg("height"), py::arg("width"), py::arg("stem_channels"), py::arg("stages"),
+           py::arg("fused_inner"), py::arg("hidden_size"), py::arg("tokens_per_side"), py::arg("rms_norm_eps"))
+      .def(
+          "activation_bytes",
+          [](const MobileNetConfig& config, int64_t hidden_size, const std::string& weights) {
+            return MobileNet::activation_bytes(config, hidden_size, format_of(weights), *make_cpu_backend({}));
+          },
+          py::arg("hidden_size"), py::arg("weights"),
+          "Bytes that an image takes on its way, in a model of this hidden size with weights of that format.");
+
+  py::class_<MobileNet>(m, "MobileNetTower", py::is_final(), "Gemma 3n's vision tower and embedder, in a loaded model.")
+      .def(py::init<std::shared_ptr<Model>, const MobileNetConfig&>(), py::arg("model").none(false), py::arg("config"))
+      .def("encode", &encode_image<MobileNet>, py::arg("pixels"),
+           "From pixels between 0 and 1, float32 [height, width, 3], to soft tokens, float32 [tokens, hidden_size]. "
+           "Ctrl-C ends it at the next block.");
+
+  testing.def("siglip_taps", &tower_taps<Siglip>, py::arg("tower"), py::arg("pixels"),
               "Intermediate activations of an image in the tower by name, float32 [patches, hidden].");
+  testing.def("mobilenet_taps", &tower_taps<MobileNet>, py::arg("tower"), py::arg("pixels"),
+              "The same of Gemma 3n's tower, float32 [places, channels].");
 }
 
 }  // namespace gemlet::bindings

@@ -89,6 +89,7 @@ std::vector<float> numbers(Random& random, Kind kind, int64_t rows, int64_t cols
 using Tiers = std::vector<Tier>;
 void check_quantize_i8(const Tiers& tiers);
 void check_round_bf16(const Tiers& tiers);
+void check_round_s8(std::string_view operation, const Tiers& tiers);  // and quantize_s8
 void check_matmul(std::string_view operation, const Tiers& tiers);
 void check_kv_store(std::string_view operation, const Tiers& tiers);
 void check_attention(std::string_view operation, const Tiers& tiers);

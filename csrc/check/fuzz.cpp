@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -275,7 +276,10 @@ void decode_rows(Bytes in) {
   const Matrix matrix = {format, rows, cols, panel.data()};
   pack_panel(format, values.data(), rows, cols, panel.data());
   for (int64_t row = 0; row < rows; ++row) unpack_row(matrix, row, values.data());
-  if (can_repack(format, type)) repack_panel(format, type, source.data(), rows, cols, panel.data());
+  const std::vector<float> scales(static_cast<size_t>(rows * (1 + cols / kBlock)), in.one_in(8) ? 1e-9f : 0.25f);
+  const int64_t per_row = type == SourceType::kI4x32 ? cols / kBlock : 1;
+  const SourceScales own = has_own_scales(type) ? SourceScales{scales.data(), rows, per_row} : SourceScales{};
+  if (can_repack(format, type, own)) repack_panel(format, type, source.data(), rows, cols, panel.data(), own);
 }
 
 // Rows of a tensor: of the right shape or any other, from memory or from any place in a file.
@@ -287,6 +291,10 @@ void pack_rows(Bytes in) {
   if (in.one_in(4)) shape[static_cast<size_t>(in.below(static_cast<int64_t>(shape.size())))] = in.size();
   if (in.one_in(16)) shape.resize(static_cast<size_t>(in.below(4)), 1);
   SourceRows source = {shape, in.one_in(4) ? in.type() : kTypes[static_cast<size_t>(in.below(3))]};
+  if (has_own_scales(source.type) && !in.one_in(8)) {
+    const int64_t count = shape.empty() ? 1 : std::clamp<int64_t>(shape[0], 0, 4096) * (1 + in.below(3));
+    source.scales.resize(static_cast<size_t>(count), in.one_in(8) ? std::nanf("") : 0.01f);
+  }
   const int64_t first_row = in.one_in(4) ? in.size() : 0;
   const bool file = in.one_in(2);
   const std::string name = in.one_in(64) ? "no such" : slot.name;

@@ -32,6 +32,8 @@ void check_operation(std::string_view operation, const Tiers& tiers) {
     check_quantize_i8(tiers);
   } else if (operation == "round_bf16") {
     check_round_bf16(tiers);
+  } else if (operation == "quantize_s8" || operation == "round_s8") {
+    check_round_s8(operation, tiers);
   } else if (operation.starts_with("matmul_")) {
     check_matmul(operation, tiers);
   } else if (operation.starts_with("kv_store_")) {

@@ -50,6 +50,8 @@ Place place_of(Format format, int64_t at) {
   return (at - kLineBytes) % superblock < kScaleBytes ? Place::kSmallScale : Place::kWeight;
 }
 
+constexpr float kStaticScale = 0.0625f;  // of x in forms with a fixed scale
+
 // Fills panels with any bits that the format allows.
 void fill_with_bits(Random& random, Format format, int64_t stride, uint8_t* panels, int64_t bytes) {
   if (format == Format::kF32 || format == Format::kBf16) {
@@ -57,6 +59,16 @@ void fill_with_bits(Random& random, Format format, int64_t stride, uint8_t* pane
       // Of two bf16 both halves are floats. Numbers up to 2^56 keep all sums finite.
       const uint32_t bits = static_cast<uint32_t>(random.bits()) & 0xdbffdbffu;
       std::memcpy(panels + i, &bits, 4);
+    }
+    return;
+  }
+  if (row_bits(format) > 0) {
+    for (int64_t i = 0; i < bytes; ++i) panels[i] = static_cast<uint8_t>(random.bits() >> 32);
+    for (int64_t i = 0; i < bytes; i += stride) {
+      for (int64_t r = 0; r < kPanelRows; ++r) {
+        const float scale = static_cast<float>(random.uniform(-2, 2));
+        std::memcpy(panels + i + 4 * r, &scale, 4);
+      }
     }
     return;
   }
@@ -122,6 +134,8 @@ double activation(Activations form, const uint8_t* row, int64_t padded, int64_t 
   if (form == Activations::kF32) return reinterpret_cast<const float*>(row)[c];
   if (form == Activations::kBf16) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
   if (form == Activations::kTiles) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row + c / 32 * 1024)[c % 32]);
+  if (form == Activations::kS8) return static_cast<int8_t>(row[c]) * static_cast<double>(kStaticScale);
+  if (form == Activations::kS8Tiles) return activation(Activations::kTiles, row, padded, c) * kStaticScale;
   const double scale = reinterpret_cast<const float*>(row + padded)[c / kBlock];
   return static_cast<int8_t>(row[c]) * scale;
 }
@@ -141,7 +155,7 @@ void compute(Case& c) {
     minima.data()[at] = weight ? 0 : c.weights.data()[at];
   }
   // The terms of a float32 sum: products of columns, or of blocks scaled by the product of two scales.
-  const double terms = static_cast<double>(int8 ? c.args.cols / kBlock + 4 : c.cols + 1);
+  const double terms = static_cast<double>(int8 ? c.args.cols / kBlock + 4 : c.cols + 4);
   for (int64_t o = 0; o < c.outputs; ++o) {
     unpack_row(matrix, o, w.data());
     if (has_minimum(matrix.format)) unpack_row({matrix.format, c.outputs, c.cols, minima.data()}, o, minimum.data());
@@ -158,7 +172,8 @@ void compute(Case& c) {
         if (std::fabs(x) < kNormal || std::fabs(weight) < kNormal) lost += std::fabs(x * weight);
       }
       // A subnormal product of two scales counts up to 127 * 127 times.
-      double bound = terms * kUnit * size + static_cast<double>(c.cols + 1) * (int8 ? 127 * 127 : 1) * kTiny;
+      const double steps = int8 ? 127 * 127 : form == Activations::kS8 || form == Activations::kS8Tiles ? 128 * 128 : 1;
+      double bound = terms * kUnit * size + static_cast<double>(c.cols + 1) * steps * kTiny;
       if (form == Activations::kBf16 || form == Activations::kTiles)
         bound += lost + 2 * static_cast<double>(c.cols) * kNormal;
       c.expected.value[static_cast<size_t>(r * c.outputs + o)] = sum;
@@ -182,10 +197,10 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
             Expected(rows * outputs)};
   const std::vector<float> x =
       numbers(random, x_kind, rows, cols, operation.activations == Activations::kI8 ? 1e28 : 1e17);
-  c.args = {c.x.data(), stride,  rows,    c.weights.data(), panel_bytes(format, cols),
-            padded,     nullptr, outputs, outputs,          nullptr};
+  c.args = {c.x.data(), stride,  rows,    c.weights.data(), panel_bytes(format, cols), padded, nullptr,
+            outputs,    outputs, nullptr, kStaticScale};
   for (int64_t r = 0; r < rows; ++r) {
-    kernels::prepare_row(definitions(), operation, x.data() + r * cols, cols, c.row(r));
+    kernels::prepare_row(definitions(), operation, x.data() + r * cols, cols, c.row(r), kStaticScale);
   }
   compute(c);
   return c;
@@ -193,7 +208,7 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
 
 // Copies row r to `to`, as a first row.
 void copy_row(const Case& c, int64_t r, uint8_t* to) {
-  if (c.operation.activations != Activations::kTiles) {
+  if (!kernels::in_tiles(c.operation.activations)) {
     std::memcpy(to, c.row(r), static_cast<size_t>(c.args.x_stride));
     return;
   }
@@ -277,7 +292,7 @@ void check_not_finite(const MatmulOperation& operation, float value, const Tiers
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
   std::vector<float> x = numbers(random, Kind::kNormal, 1, 70, 1e3);
   x[69] = value;
-  kernels::prepare_row(definitions(), operation, x.data(), 70, c.row(1));
+  kernels::prepare_row(definitions(), operation, x.data(), 70, c.row(1), kStaticScale);
   for (const Tier tier : tiers) {
     begin_case(operation.name, tier, value > 0 ? "an infinity" : "a NaN");
     const GuardedBytes y(3 * 20 * 4);
@@ -314,6 +329,26 @@ void check_extremes(const MatmulOperation& operation, const Tiers& tiers) {
   check_case(c, tiers);
 }
 
+// The same for r8, r4 and r2, whose x may be -128.
+void check_static_extremes(const MatmulOperation& operation, const Tiers& tiers) {
+  Random random(8);
+  Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 9, 33, 320);
+  for (int64_t i = 0; i < packed_bytes(operation.weights, c.outputs, c.cols); ++i) {
+    const bool scale = i % c.args.panel_stride < kRowScaleBytes;
+    const int part = static_cast<int>(i % 4);  // 1.0f is 0x3f800000
+    const int one = part == 3 ? 0x3f : part == 2 ? 0x80 : 0;
+    c.weights.data()[i] = static_cast<uint8_t>(scale ? one : random.below(3) == 0 ? 0 : 255);
+  }
+  for (int64_t r = 0; r < c.rows; ++r) {
+    std::vector<float> x(320);
+    for (float& value : x) value = r % 3 == 0 ? 1e3f : r % 3 == 1 ? -1e3f : random.below(2) == 0 ? 1e3f : -1e3f;
+    kernels::prepare_row(definitions(), operation, x.data(), 320, c.row(r), kStaticScale);
+  }
+  compute(c);
+  std::fill(c.expected.bound.begin(), c.expected.bound.end(), 0.0);  // integers below 2^24
+  check_case(c, tiers);
+}
+
 }  // namespace
 
 void check_matmul(std::string_view name, const Tiers& tiers) {
@@ -340,101 +375,11 @@ void check_matmul(std::string_view name, const Tiers& tiers) {
     }
   }
   check_not_finite(operation, std::numeric_limits<float>::quiet_NaN(), tiers);
-  check_not_finite(operation, std::numeric_limits<float>::infinity(), tiers);
+  const bool bounded = operation.activations == Activations::kS8 || operation.activations == Activations::kS8Tiles;
+  if (!bounded) check_not_finite(operation, std::numeric_limits<float>::infinity(), tiers);
   check_damaged(operation, tiers);
   if (operation.activations == Activations::kI8) check_extremes(operation, tiers);
-}
-
-namespace {
-
-// Checks the scales of one row, its integers (to half a step), and that its offsets match the integers.
-void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool power_of_two, bool halves,
-                  const uint8_t* row) {
-  for (int64_t b = 0; b < cols / kBlock; ++b) {
-    const int64_t first = b * kBlock, count = std::clamp<int64_t>(static_cast<int64_t>(x.size()) - first, 0, kBlock);
-    double peak = 0;
-    for (int64_t i = 0; i < count; ++i) peak = std::max<double>(peak, std::fabs(x[static_cast<size_t>(first + i)]));
-    const double scale = reinterpret_cast<const float*>(row + cols)[b];
-    if (power_of_two) {
-      int exponent;
-      if (std::frexp(scale, &exponent) != 0.5 || peak / scale >= 127.5 || (peak / scale < 63.75 && scale > 0x1p-64))
-        failed("scale of block " + std::to_string(b));
-    } else if (!(std::fabs(scale - peak / 127) <= 2 * kUnit * peak / 127 + kTiny)) {
-      failed("scale of block " + std::to_string(b));
-    }
-    int32_t sums[2] = {};
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const int32_t q = static_cast<int8_t>(row[first + i]);
-      sums[i / 16] += q;
-      const double value = i < count ? x[static_cast<size_t>(first + i)] : 0;
-      const double exact = power_of_two ? value / scale : peak > kernels::kZeroPeak ? value / peak * 127 : 0;
-      if (!(std::fabs(q - exact) <= 0.5 + 127 * 6 * kUnit)) {
-        failed("column " + std::to_string(first + i) + " is " + std::to_string(q) + ", expected " +
-               std::to_string(exact));
-      }
-    }
-    const int32_t offset = reinterpret_cast<const int32_t*>(row + cols + cols / kBlock * 4)[b];
-    const bool right = halves
-                           ? kernels::half_offset(offset, 0) == -sums[0] && kernels::half_offset(offset, 1) == -sums[1]
-                           : offset == -zero * (sums[0] + sums[1]);
-    if (!right) failed("offset of block " + std::to_string(b));
-  }
-}
-
-}  // namespace
-
-void check_quantize_i8(const Tiers& tiers) {
-  uint64_t seed = 100;
-  for (const Kind kind : kKinds) {
-    for (const int64_t valid : {1, 5, 31, 32, 33, 63, 64, 100, 129, 1152}) {
-      Random random(++seed);
-      const int64_t cols = padded_cols(Format::kQ8, valid);
-      const std::vector<float> values = numbers(random, kind, 1, valid, 1e28);
-      const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, cols));
-      const int32_t zero = seed % 2 == 0 ? 8 : 128;
-      const bool halves = seed % 3 == 0;
-      for (const Tier tier : tiers) {
-        begin_case("quantize_i8", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
-        kernels::kernels_for(tier).quantize_i8({x.as<float>(), valid, cols, zero, zero == 8, halves, out.data()});
-        check_row_i8(values, cols, zero, zero == 8, halves, out.data());
-      }
-    }
-  }
-  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    std::vector<float> values(64, 1.0f);
-    values[40] = value;
-    for (const Tier tier : tiers) {
-      for (const bool power_of_two : {false, true}) {
-        begin_case("quantize_i8", tier, value > 0 ? "an infinity" : "a NaN");
-        const GuardedBytes x = guarded(values), out(kernels::activation_row_bytes(Activations::kI8, 64));
-        kernels::kernels_for(tier).quantize_i8({x.as<float>(), 64, 64, 8, power_of_two, false, out.data()});
-        const float* const scales = reinterpret_cast<const float*>(out.data() + 64);
-        if (std::isfinite(scales[power_of_two ? 0 : 1])) failed("does not show in a scale");
-        if (!power_of_two && !std::isfinite(scales[0])) failed("shows in another block's scale");
-      }
-    }
-  }
-}
-
-void check_round_bf16(const Tiers& tiers) {
-  uint64_t seed = 200;
-  for (const Kind kind : kKinds) {
-    for (const int64_t valid : {1, 2, 15, 16, 17, 31, 32, 33, 100}) {
-      Random random(++seed);
-      std::vector<float> values = numbers(random, kind, 1, valid, 1e38);
-      if (seed % 7 == 0) values[0] = std::numeric_limits<float>::quiet_NaN();
-      const int64_t bytes = kernels::activation_row_bytes(Activations::kBf16, valid);
-      const GuardedBytes x = guarded(values), out(bytes);
-      for (const Tier tier : tiers) {
-        begin_case("round_bf16", tier, shape_text("columns", valid, "kind", static_cast<int64_t>(kind)));
-        kernels::kernels_for(tier).round_bf16({x.as<float>(), valid, bytes / 2, 64, out.data()});
-        for (int64_t i = 0; i < bytes / 2; ++i) {
-          const uint16_t expected = i < valid ? f32_to_bf16(values[static_cast<size_t>(i)]) : uint16_t{0};
-          if (out.as<uint16_t>()[i] != expected) failed("column " + std::to_string(i));
-        }
-      }
-    }
-  }
+  if (operation.activations == Activations::kS8) check_static_extremes(operation, tiers);
 }
 
 }  // namespace gemlet::check

@@ -18,8 +18,8 @@
 
 namespace gemlet {
 
-// The name of the block of a text that ends behind so many numbers: `before` and `whole` are the checksums of the text
-// up to its block and with it.
+// The name of the block of a text that ends behind this many numbers: `before` and `whole` are the checksums of the
+// text up to its block and with it.
 struct BlockName {
   uint64_t before = 0, whole = 0;
   int64_t numbers = 0;

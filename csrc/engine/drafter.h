@@ -7,7 +7,8 @@
 
 namespace gemlet {
 
-inline constexpr int64_t kDraftKinds = 3;
+inline constexpr int64_t kDraftKinds = 4;
+inline constexpr size_t kModelKind = 3;  // of what a model guesses (engine/draft_model.h)
 
 struct Draft {
   std::vector<int32_t> ids;

@@ -7,9 +7,10 @@
 //
 // Guesses cost time, so a step takes them only where that pays: it knows how long steps with more rows take
 // (engine/step_times.h) and how often the guesses about each text have been right. Guesses that do not go through a
-// pass are compared, too, with what is chosen. And no text may lose: each has an account of what it gained and lost,
-// also by the guesses about others in its steps. Once it has lost more than it gained and a hundredth of its tokens,
-// its steps take no guesses for a while.
+// pass are compared, too, with what is chosen. Guesses of a model (engine/draft_model.h) cost passes of their own
+// besides: how long they are to be is chosen before they are made. And no text may lose: each has an account of what it
+// gained and lost, also by the guesses about others in its steps. Once it has lost more than it gained and a hundredth
+// of its tokens, its steps take no guesses for a while.
 #pragma once
 
 #include <array>
@@ -22,10 +23,26 @@
 
 namespace gemlet {
 
+class Drafts;
+
+// How many guessed tokens go through a pass, and what they gain: a share of the tokens for the same time.
+struct DraftChoice {
+  int64_t count = 0;
+  double gain = 0;
+};
+
+struct ModelDrafts {
+  Drafts* text;
+  int64_t most;       // that may be guessed
+  int64_t depth = 0;  // that are to be
+};
+
 class Drafts {
  public:
-  // Without a drafter nothing is guessed.
-  explicit Drafts(std::unique_ptr<Drafter> drafter) : drafter_(std::move(drafter)) {}
+  // Without a drafter nothing is guessed. `model_chance`: how often what a model guesses has been right.
+  explicit Drafts(std::unique_ptr<Drafter> drafter, double model_chance = 0.6) : drafter_(std::move(drafter)) {
+    chances_[kModelKind] = model_chance;
+  }
 
   // A guess of at most `most` tokens; none of them is taken yet.
   void propose(std::span<const int32_t> ids, int64_t most);
@@ -36,25 +53,41 @@ class Drafts {
   // Takes at most `most` of them, without choose_drafts(). Returns how many.
   int64_t take(int64_t most);
 
+  // Another guess instead of the one that was proposed. All of it goes through the pass.
+  void offer(Draft draft);
+  bool is_of_model() const { return draft_.kind == kModelKind && !draft_.ids.empty(); }
+  double model_chance() const { return chances_[kModelKind]; }
+
   // Token `index` after the text was chosen. Returns whether there is a row of logits after it: it was guessed, and
   // went through the pass.
   bool check(int64_t index, int32_t id);
+  bool may_lose() const { return account_ >= 0; }
   // A step has taken `time` times as long as it would without guesses, and gave `tokens`.
   void account(double time, int64_t tokens);
 
  private:
-  friend int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
+  friend DraftChoice choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
+  friend DraftChoice choose_depths(std::span<ModelDrafts> texts, int64_t rows, int64_t most, double pass,
+                                   const StepTimes& times);
 
   const std::unique_ptr<Drafter> drafter_;
   Draft draft_;
   std::vector<int32_t> run_;
   int64_t taken_ = 0;
-  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8};  // that the next token of a guess is right
-  double account_ = 0.5;                                       // in steps
+  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8, 0.6};  // that the next token of a guess is right
+  double account_ = 0.5;                                            // in steps
 };
 
 // Takes guessed tokens, at most `most` in all, of the texts of a step that only writes and has `rows` rows without
-// them. Returns how many.
-int64_t choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
+// them.
+DraftChoice choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t most, StepTimes& times);
+
+// Sets `depth` of the texts about which a model may guess, at most `most` tokens in all. One of its passes takes `pass`
+// times as long as a step without guesses.
+DraftChoice choose_depths(std::span<ModelDrafts> texts, int64_t rows, int64_t most, double pass,
+                          const StepTimes& times);
+
+// What the best number of guesses would gain a text alone, of which each is right with this chance.
+double gain_alone(double chance, double pass, const StepTimes& times);
 
 }  // namespace gemlet

@@ -20,6 +20,12 @@ Engine::Engine(std::shared_ptr<Model> model, EngineOptions options)
   KvPool& kv = model_->kv();
   const int64_t own = kv.layout().peak_bytes();
   kv.set_limit(options_.kv_bytes > INT64_MAX - own ? INT64_MAX : own + options_.kv_bytes);
+  if (options_.drafter) {
+    check_drafter(*options_.drafter, *model_);
+    KvPool& guessed = options_.drafter->kv();
+    const int64_t whole = guessed.layout().peak_bytes(), more = options_.drafter_kv_bytes;
+    guessed.set_limit(more > INT64_MAX - whole ? INT64_MAX : whole + more);
+  }
 }
 
 Engine::~Engine() { close(); }
@@ -135,6 +141,7 @@ EngineStats Engine::stats() const {
   }
   worker_->cache.count(stats.disk_read_bytes, stats.disk_written_bytes);
   stats.kv_bytes = model_->kv().used_bytes();
+  stats.kv_room_bytes = model_->kv().room();
   stats.bytes_read = model_->bytes_read();
   return stats;
 }
@@ -163,7 +170,7 @@ void Engine::close() {
     const Lock lock(worker->stepping);
     worker->end_all(FinishReason::kCancelled);
   }
-  worker->cache.close();
+  worker->close();
 }
 
 }  // namespace gemlet

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 
 #include "engine/prefix_cache.h"
 #include "engine/step_times.h"
+#include "model/model.h"
 
 namespace gemlet {
 
@@ -16,7 +19,13 @@ struct EngineOptions {
   int64_t kv_bytes = INT64_MAX;  // for the keys and values of all texts, besides those of one as long as the context
   PrefixCache::Options prefix_cache = {};  // of texts that have ended
   DraftUse drafts = DraftUse::kWherePaying;
-  int64_t most_drafted = StepTimes::kMostRows - 1;  // guessed tokens in a step: each takes a row of logits
+  int64_t most_drafted = StepTimes::kMostRows - 1;     // guessed tokens in a step: each takes a row of logits
+  std::shared_ptr<Model> drafter = nullptr;            // guesses too, besides the text itself
+  int64_t most_of_drafter = StepTimes::kMostRows - 1;  // tokens that it guesses about a text at a time
+  int64_t drafter_kv_bytes = INT64_MAX;                // for its keys and values, besides those of one whole context
+  int64_t drafter_cache_bytes = 0;                     // of texts that have ended
+  // For measurements: what becomes of a token that the drafter has guessed, after this many others of a text.
+  std::function<int32_t(int64_t position, int32_t id)> rehearse = nullptr;
 };
 
 // Since the engine began. Times are in seconds.
@@ -34,6 +43,7 @@ struct EngineStats {
   int64_t preemptions = 0;
   int64_t prefix_cache_bytes = 0;                       // now
   int64_t kv_bytes = 0;                                 // of blocks in use, now
+  int64_t kv_room_bytes = 0;                            // for more of them, now
   int64_t disk_read_bytes = 0, disk_written_bytes = 0;  // of keys and values, in the folder of the prefix cache
   double step_seconds = 0;
   int64_t bytes_read = 0;  // of weights, keys and values, by all passes of the model

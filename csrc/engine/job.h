@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/disk_cache.h"
+#include "engine/draft_state.h"
 #include "engine/drafts.h"
 #include "engine/media.h"
 #include "engine/request.h"
@@ -29,12 +31,17 @@ struct Job {
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
   TextKey key;               // of these
-  SoftText soft;             // those of them that are no plain tokens
+  SoftText soft;             // those of them that are soft tokens
   std::unique_ptr<Sampler> sampler;
   std::unique_ptr<Drafts> drafts = nullptr;  // of a text
   int64_t unread = 0;                        // tokens that its reader has not taken
   bool paused = false;                       // its reader is slow
-  std::vector<float> held = {};              // the logits of its next token, whose mask is missing
+  DraftState draft_state = {};               // what a drafting model has of it
+  std::vector<float> held = {};  // the logits of its next token, whose mask is missing, and of guesses behind it
+  int64_t right = 0;             // guesses of the last pass that have been chosen, while logits are held
+  double slowed = 1;             // how many times as long guesses made that pass
+  bool needs_mask = false;       // it gave its place up when it waited for that: it begins with the mask
+  std::optional<int32_t> chosen = std::nullopt;  // its next token, see Worker::choose_together()
   std::optional<RequestOptions::Clock::time_point> slow_since = std::nullopt;  // waits_for_reader()
   int64_t kept_blocks = 0;                                                     // that the prefix cache has
   std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
@@ -49,18 +56,20 @@ struct Job {
   bool has_slow_reader(RequestOptions::Clock::time_point now) const { return slow_since && now - *slow_since > kGrace; }
   // Tokens before those whose logits are wanted.
   int64_t before_rows() const { return std::max<int64_t>(0, request->options.first_row - kv.length()); }
-  // Of the remaining ones, at most so many in one step.
+  // Of the remaining ones, at most this many in one step.
   int64_t most_tokens() const {
     if (wanted() != Wanted::kLogits) return remaining();
     return std::min(remaining(), before_rows() > 0 ? before_rows() : kLogitsRows);
   }
-  // So many of the next tokens, or fewer, so that the step ends within no span. 0: the next span is longer.
+  // At most this many of the next tokens, so that the step does not end within a span. 0: the next span is longer.
   int64_t whole(int64_t tokens) const { return whole_tokens(soft.spans(), kv.length() + tokens) - kv.length(); }
   // The least that a step can take.
   int64_t least_tokens() const { return next_whole(soft.spans(), kv.length()) - kv.length(); }
   TokenPart next(int64_t tokens, int64_t hidden_size) const {
     return {soft.run(ids), kv.length(), kv.length() + tokens, hidden_size};
   }
+  // Takes back the keys and values of guesses of which nothing is known yet.
+  void forget_guesses() { kv.truncate(std::min(kv.length(), static_cast<int64_t>(ids.size()))); }
   int64_t drafted() const { return drafts ? static_cast<int64_t>(drafts->taken().size()) : 0; }
 };
 

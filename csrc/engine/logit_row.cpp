@@ -72,7 +72,7 @@ int32_t LogitRow::likeliest() const {
   return static_cast<int32_t>(std::find(from, logits_.end(), largest_) - logits_.begin());
 }
 
-// The peaks of `count` groups are so many logits.
+// The peaks of `count` groups are `count` logits.
 float LogitRow::rank_floor(size_t count) {
   if (count > group_peaks_.size()) return -kInfinity;
   if (count == 0) return kInfinity;
@@ -93,7 +93,7 @@ void LogitRow::collect(float floor, std::vector<Entry>& found) const {
 }
 
 double LogitRow::exp_sum(double scale) const {
-  constexpr size_t kStretch = 4096;  // so many are added in float32
+  constexpr size_t kStretch = 4096;  // this many are added in float32
   const float factor = static_cast<float>(std::min(scale, 1e30));
   double sum = 0;
   for (size_t begin = 0; begin < logits_.size(); begin += kStretch) {

@@ -16,7 +16,7 @@ class LogitsProcessors {
   // `config` lives longer.
   explicit LogitsProcessors(const SamplerConfig& config) : config_(config) {}
 
-  // Whether apply() would change anything for a text of so many tokens.
+  // Whether apply() would change anything for a text of this many tokens.
   bool change_logits(size_t tokens) const;
   // logits [vocab]; history: the prompt and what was generated.
   void apply(std::span<float> logits, std::span<const int32_t> history);

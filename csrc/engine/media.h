@@ -38,6 +38,7 @@ class SoftText {
   SoftText(std::span<const PlacedMedia> media, const ModelConfig& config);
   TokenRun run(std::span<const int32_t> ids) const { return {ids, soft_rows_, spans_}; }
   std::span<const TokenSpan> spans() const { return spans_; }
+  bool has_media() const { return !soft_rows_.empty(); }
 
  private:
   std::vector<SoftRows> soft_rows_;

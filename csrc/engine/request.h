@@ -42,10 +42,10 @@ struct RequestOptions {
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
   int64_t max_tokens = 1;                     // at least 1
   bool masked = false;                        // no token of a kText is chosen before set_mask() for it
-  std::optional<size_t> logprobs;             // give those of each token, and of so many of the likeliest
+  std::optional<size_t> logprobs;             // give those of each token, and of this many likely ones
   int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
-  int64_t most_unread = 16;                   // the request pauses while its reader has so many tokens to take
+  int64_t most_unread = 16;                   // the request pauses while its reader has this many tokens to take
   uint64_t cache_salt = 0;                    // only requests with the same salt share what was computed
   std::shared_ptr<Event> news;                // for the reader: take() has something. Requests may share it. Not null.
 };
@@ -60,11 +60,12 @@ class Request {
   };
   // Seconds so far.
   struct Times {
-    double waiting = 0;  // until its first pass
-    double reading = 0;  // in passes up to its first token
-    double writing = 0;  // in steps after that
-    int64_t steps = 0;   // after that
-    int64_t tokens = 0;  // chosen after that, an end token too
+    double waiting = 0;                 // until its first pass
+    double reading = 0;                 // in passes up to its first token
+    double writing = 0;                 // in steps after that
+    int64_t steps = 0;                  // after that
+    int64_t tokens = 0;                 // chosen after that, an end token too
+    int64_t drafted = 0, accepted = 0;  // guessed tokens that went through a pass, and those of them that were right
   };
 
   explicit Request(RequestOptions asked) : options(std::move(asked)) {}
@@ -75,10 +76,13 @@ class Request {
   // after its last tokens.
   Output take();
   // Which ids may be chosen as the token after `position` others. The pass that computes its logits does not wait for
-  // this. Throws kInvalidRequest unless so many tokens were chosen.
+  // this. Throws kInvalidRequest unless this many tokens were chosen.
   void set_mask(int64_t position, TokenMask mask);
   // Ends with kCancelled at the next opportunity, unless it has ended already.
   void cancel();
+
+  // Whether cancel() was called.
+  const std::atomic<bool>& cancelled_flag() const { return cancelled_; }
 
   // Tokens of the prompt whose keys and values were there already.
   int64_t cached_tokens() const { return cached_tokens_.load(std::memory_order_relaxed); }

@@ -73,6 +73,25 @@ double Sampler::uniform() {
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history,
                         std::span<const uint32_t> mask) {
   const std::lock_guard<ForkMutex> lock(mutex_);
+  return choose(logits, history, mask);
+}
+
+int32_t Sampler::guess(std::span<const float> logits, std::span<const int32_t> history, int64_t ahead) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  const uint64_t drawn = drawn_;
+  drawn_ += static_cast<uint64_t>(ahead);
+  try {
+    const int32_t id = choose(logits, history, {});
+    drawn_ = drawn;
+    return id;
+  } catch (...) {
+    drawn_ = drawn;
+    throw;
+  }
+}
+
+int32_t Sampler::choose(std::span<const float> logits, std::span<const int32_t> history,
+                        std::span<const uint32_t> mask) {
   if (!choose_from(logits, history, mask)) return row_.likeliest();
   double sum = 0;
   for (const double weight : weights_) sum += weight;

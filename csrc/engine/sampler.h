@@ -27,6 +27,8 @@ class Sampler {
   // logits [vocab]; history: the ids of the prompt and of what was generated; mask: see TokenMask. Throws kTensor if
   // the logits hold NaN or infinity, and kInvalidRequest if no token may be chosen.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history, std::span<const uint32_t> mask = {});
+  // What sample() would choose after `ahead` more calls. Draws nothing.
+  int32_t guess(std::span<const float> logits, std::span<const int32_t> history, int64_t ahead);
   // What sample() draws from: the tokens that may be chosen, with their probabilities. Draws nothing.
   std::vector<std::pair<int32_t, double>> distribution(std::span<const float> logits, std::span<const int32_t> history);
 
@@ -37,6 +39,7 @@ class Sampler {
     double weight;
     bool operator<(const Ranked& other) const { return rank < other.rank || (rank == other.rank && id < other.id); }
   };
+  int32_t choose(std::span<const float> logits, std::span<const int32_t> history, std::span<const uint32_t> mask);
   bool choose_from(std::span<const float> logits, std::span<const int32_t> history, std::span<const uint32_t> mask);
   void select_candidates(size_t count);
   void keep_typical();

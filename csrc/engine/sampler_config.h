@@ -27,8 +27,8 @@ struct SamplerConfig {
   double frequency_penalty = 0.0;   // taken off a generated token's logit for each time that it was generated
   double presence_penalty = 0.0;    // taken off every generated token's logit, once
   DryConfig dry;
-  int64_t no_repeat_ngram = 0;      // no so many tokens come a second time in the same order; 0: no matter
-  int64_t min_tokens = 0;           // so many are generated before one of these ids may be
+  int64_t no_repeat_ngram = 0;      // no run of this many tokens appears twice; 0: no limit
+  int64_t min_tokens = 0;           // this many tokens are generated before one of these ids may be
   std::vector<int32_t> end_ids;     //
   std::vector<int32_t> suppressed;  // never chosen
   int64_t vocab_limit = 0;          // ids from here on are never chosen; 0: no limit

@@ -6,7 +6,7 @@ namespace gemlet {
 namespace {
 
 constexpr int64_t kLeastPiece = 16;  // the rows of a tile
-constexpr uint64_t kOldestTurn = 4;  // of so many steps, in one the prompt that has waited longest comes first
+constexpr uint64_t kOldestTurn = 4;  // in one of this many steps, the prompt that has waited longest comes first
 
 }  // namespace
 
@@ -54,7 +54,7 @@ std::vector<Scheduler::Part> Scheduler::whole_texts() const {
   return parts;
 }
 
-std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) {
+std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
   if (limits_.whole) return whole_texts();
   std::vector<Part> parts;
   std::vector<Job*> readers;
@@ -68,9 +68,11 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) {
   }
   if (readers.empty()) return parts;
   const int64_t writers = static_cast<int64_t>(parts.size()), room = limits_.rows - writers;
-  const int64_t wanted = writers > 0 ? std::min(room, prompt_tokens) : room;
+  int64_t wanted = writers > 0 ? std::min(room, times.prompt_tokens(writers)) : room;
   // To the end of a prompt, some more may be read: it is not worth another step.
   const int64_t most = std::min(room, 2 * wanted);
+  // The more texts are written in a step, the less each of them costs.
+  if (static_cast<int64_t>(readers.size() + waiting_.size()) > writers) wanted = most;
 
   Job* const oldest = *std::min_element(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->number < b->number;
@@ -86,7 +88,7 @@ std::vector<Scheduler::Part> Scheduler::plan(int64_t prompt_tokens) {
   for (Job* const job : readers) {
     const int64_t all = job->most_tokens();
     int64_t tokens = all <= most - read ? all : std::min(all, wanted - read);
-    // Pieces are of whole tiles, but for the last one of a prompt.
+    // Pieces consist of whole tiles, except the last one of a prompt.
     if (tokens < all && read > 0 && tokens < kLeastPiece) tokens = 0;
     tokens = tokens > 0 ? job->whole(tokens) : 0;
     if (tokens == 0 && read == 0) {  // a span goes through as a whole, if need be alone, though others wait for that

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/job.h"
+#include "engine/step_times.h"
 
 namespace gemlet {
 
@@ -36,11 +37,11 @@ class Scheduler {
   bool is_full() const { return static_cast<int64_t>(running_.size()) >= limits_.running; }
   void begin(Job* job);
 
-  // The next step. While texts are being written, `prompt_tokens` of prompts are read beside them, or up to twice as
-  // many where that is the end of a prompt. The prompt comes first that is done soonest, and in a quarter of the steps
-  // the one that has waited longest, so that neither a long prompt nor a short one waits for the others. No prompt is
-  // cut within a span.
-  std::vector<Part> plan(int64_t prompt_tokens);
+  // The next step. While texts are being written, it also reads tokens of prompts, as many as double its time, or
+  // up to twice as many where that is the end of a prompt, or where more texts wait for their first token than are
+  // being written. The prompt comes first that is done soonest, and in a quarter of the steps the one that has waited
+  // longest, so that neither a long prompt nor a short one waits for the others. No prompt is cut within a span.
+  std::vector<Part> plan(const StepTimes& times);
 
   // The running job to give up when memory runs out: one whose reader is slow, else of the lowest priority the last one
   // that came. Null if there is only one.

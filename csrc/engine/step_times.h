@@ -1,6 +1,6 @@
 // How long steps take. It tells how much of a prompt may be read while texts are being written: as much as doubles the
-// time of a step, so that those who read the texts wait about twice as long for a token, and no longer. And it tells
-// what guessed tokens cost (engine/drafts.h).
+// time of a step, so that those who read the texts wait about twice as long for a token. And it tells what guessed
+// tokens cost (engine/drafts.h).
 #pragma once
 
 #include <algorithm>
@@ -13,25 +13,27 @@ namespace gemlet {
 class StepTimes {
  public:
   static constexpr int64_t kLeast = 16, kMost = 512;
-  // Steps that write are told apart up to so many rows. From 16 on, tiles may round differently, so that a text would
-  // depend on the guesses about it.
+  // Steps that only write are measured separately up to this many rows. From 16 on, tiles may round differently, so
+  // that a text would depend on the guesses about it.
   static constexpr int64_t kMostRows = 15;
 
-  // Tokens of prompts for a step that also writes.
-  int64_t prompt_tokens() const {
-    if (writing_ == 0 || reading_ == 0) return kLeast;
-    return std::clamp(static_cast<int64_t>(writing_ / reading_), kLeast, kMost);
+  // Tokens of prompts that double the time of a step in which `writers` texts are written.
+  int64_t prompt_tokens(int64_t writers) const {
+    const auto like_fixed = row_ == 0 ? 0 : static_cast<int64_t>(std::min(fixed_ / row_, 1.0 * kMost));
+    return std::clamp(like_fixed + writers, kLeast, kMost);
   }
 
   // A step had `rows` rows of texts that are being written, `guesses` of them guessed tokens, and read `read` tokens of
   // prompts.
   void add(int64_t rows, int64_t guesses, int64_t read, double seconds) {
-    if (read == 0 && guesses == 0) follow(writing_, seconds);
     if (read == 0 && rows <= kMostRows) of_rows_[static_cast<size_t>(rows)].add(seconds);
     guessing_ = guesses > 0 ? guessing_ + 1 : 0;
-    if (read >= kLeast) {
-      const double alone = rows > 0 ? std::max(seconds - writing_, 0.1 * seconds) : seconds;
-      follow(reading_, alone / static_cast<double>(read));
+    const auto all = static_cast<double>(rows + read);
+    if (rows + read >= kManyRows) {
+      const double fixed = fixed_ > 0 ? std::min(fixed_, 0.9 * seconds) : 0;
+      follow(row_, (seconds - fixed) / all);
+    } else if (row_ > 0) {
+      follow(fixed_, std::max(seconds - all * row_, 0.1 * seconds));
     }
   }
 
@@ -42,6 +44,8 @@ class StepTimes {
     return std::max(writing(rows, &Time::best) / writing(plain, &Time::best),
                     writing(rows, &Time::mean) / writing(plain, &Time::mean));
   }
+  // Seconds of a step with this many rows, which must be known.
+  double seconds(int64_t rows) const { return writing(rows, &Time::mean); }
   bool knows_any(int64_t rows) const { return nearest(rows, -1) > 0; }
   // Whether steps with `rows` rows, none of them guessed, have been measured enough and not too long ago.
   bool knows(int64_t rows) const {
@@ -53,7 +57,7 @@ class StepTimes {
   int64_t most_known() const { return nearest(kMostRows, -1); }
 
  private:
-  static constexpr int64_t kEnough = 3, kMostGuessing = 32;
+  static constexpr int64_t kEnough = 3, kMostGuessing = 32, kManyRows = 32;
 
   struct Time {
     void add(double value) {
@@ -83,9 +87,10 @@ class StepTimes {
     return rows > kMostRows ? 0 : rows;
   }
 
-  double writing_ = 0;                       // seconds of a step that only writes
-  double reading_ = 0;                       // seconds for a token of a prompt
-  std::array<Time, kMostRows + 1> of_rows_;  // seconds of a step that only writes so many
+  // A step of n rows takes about fixed_ + n * row_ seconds: the weights are read once. Few rows tell the first of
+  // these, many the second.
+  double fixed_ = 0, row_ = 0;
+  std::array<Time, kMostRows + 1> of_rows_;  // seconds of a step that only writes this many
   int64_t guessing_ = 0;                     // steps with guessed tokens, one after the other
   int64_t declined_ = 0;
 };

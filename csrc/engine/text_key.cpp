@@ -7,7 +7,7 @@
 namespace gemlet {
 namespace {
 
-// Ids have fewer bits than the marks of what is no plain token.
+// Ids have fewer bits than the marks that stand for soft tokens.
 constexpr int32_t kSoft = INT32_MIN;
 constexpr int32_t kNoToken = int32_t{1} << 30;
 constexpr int32_t kIdBits = kNoToken - 1;

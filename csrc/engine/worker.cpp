@@ -4,6 +4,8 @@
 #include <new>
 #include <utility>
 
+#include "engine/assistant_drafts.h"
+
 namespace gemlet {
 namespace {
 
@@ -20,14 +22,21 @@ Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)
     : model_(of),
       cache(of->kv(), options.prefix_cache, event),
       options_(options),
-      scheduler_({kChunkTokens, options.most_running, of->config().bidirectional}) {}
+      scheduler_({kChunkTokens, options.most_running, of->config().bidirectional}) {
+  if (!options.drafter || options.drafts == DraftUse::kNever) return;
+  if (options.drafter->config().target_size > 0) {
+    draft_model_ = std::make_unique<Assistant>(options.drafter, of);
+  } else {
+    draft_model_ = std::make_unique<SmallerModel>(options.drafter, of, options.drafter_cache_bytes, event);
+  }
+}
 
 // Returns false if there was nothing to compute.
 bool Worker::step() {
   collect();
   choose_held();
   begin_waiting();
-  const std::vector<Scheduler::Part> parts = scheduler_.plan(times_.prompt_tokens());
+  const std::vector<Scheduler::Part> parts = scheduler_.plan(times_);
   if (parts.empty()) return false;
   int64_t writers = 0, read = 0;
   for (const Scheduler::Part& part : parts) part.job->is_writing() ? ++writers : read += part.tokens;
@@ -44,9 +53,12 @@ bool Worker::step() {
     }
   }
   if (!forward(parts)) return true;
-  const double seconds = seconds_since(step_start_);
-  times_.add(writers + drafted, drafted, read, seconds);
-  slowed_ = drafted > 0 && times_.knows_any(writers) ? times_.cost(writers + drafted, writers) : 1;
+  const double seconds = seconds_since(step_start_), of_model = model_seconds_;
+  times_.add(writers + drafted, drafted, read, seconds - of_model - read_apart_);
+  slowed_ = 1;
+  if ((drafted > 0 || of_model > 0) && times_.knows_any(writers)) {
+    slowed_ = times_.cost(writers + drafted, writers) + of_model / times_.seconds(writers);
+  }
   {
     const Lock lock(fork_safe_mutex());
     ++stats.steps;
@@ -103,7 +115,9 @@ void Worker::collect() {
     const auto look = [](const std::unique_ptr<Job>& job) {
       const Request& request = *job->request;
       job->unread = static_cast<int64_t>(request.generated_.size() - request.taken_);
-      job->paused = job->unread >= request.options.most_unread || !request.values_.empty();
+      const bool is_masked = request.mask_ && request.mask_position_ == request.generated_.size();
+      job->paused =
+          job->unread >= request.options.most_unread || !request.values_.empty() || (job->needs_mask && !is_masked);
     };
     std::for_each(scheduler_.running().begin(), scheduler_.running().end(), look);
     std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), look);
@@ -124,10 +138,9 @@ void Worker::collect() {
                                          std::move(key), std::move(soft), std::make_unique<Sampler>(sampler)});
     if (job->wanted() == Wanted::kText) {
       job->reading = cache.look_up(root_of(*request), job->key);
-      // Of a masked text nothing is guessed, but guesses about others must not slow it down either.
-      std::unique_ptr<Drafter> drafter;
-      if (!request->options.masked) drafter = std::make_unique<PromptLookup>();
-      if (options_.drafts != DraftUse::kNever) job->drafts = std::make_unique<Drafts>(std::move(drafter));
+      if (options_.drafts != DraftUse::kNever) {
+        job->drafts = std::make_unique<Drafts>(std::make_unique<PromptLookup>(), model_chance_);
+      }
     }
     scheduler_.add(std::move(job));
   }
@@ -170,6 +183,7 @@ void Worker::begin_waiting() {
       if (!put_slow_reader_back()) break;
       continue;
     }
+    job->needs_mask = false;
     scheduler_.begin(job);
   }
   const int64_t cached_bytes = cache.bytes();
@@ -183,26 +197,34 @@ void Worker::begin_waiting() {
 // prompts are read, too, because arithmetic takes the time there.
 int64_t Worker::draft(const Parts& parts, int64_t read) {
   std::vector<Drafts*> texts;
+  model_seconds_ = read_apart_ = 0;
+  const auto rows = static_cast<int64_t>(parts.size());
   for (const Scheduler::Part& part : parts) {
     Job& job = *part.job;
     if (!job.drafts) continue;
-    const RequestOptions& options = job.request->options;
-    const auto length = static_cast<int64_t>(job.ids.size());
-    const int64_t written = length - static_cast<int64_t>(options.prompt.size());
-    int64_t most = 0;
-    if (job.is_writing() && written > 0) {
-      most = std::min({options_.most_drafted, options.max_tokens - written - 1, options.most_unread - job.unread - 1,
-                       model_->config().max_context - length});
-    }
-    job.drafts->propose(job.ids, most);
+    // What is guessed about a masked text comes out mask by mask. Steps with others would pass meanwhile.
+    job.drafts->propose(job.ids, job.request->options.masked && rows > 1 ? 0 : most_drafted(job));
     texts.push_back(job.drafts.get());
   }
   if (read > 0 || std::exchange(drafts_wait_, false)) return 0;
-  const auto rows = static_cast<int64_t>(parts.size());
-  if (options_.drafts == DraftUse::kWherePaying) return choose_drafts(texts, rows, options_.most_drafted, times_);
-  int64_t room = std::min(options_.most_drafted, StepTimes::kMostRows - rows), count = 0;
-  for (Drafts* const text : texts) count += text->take(room - count);
-  return count;
+  DraftChoice found;
+  if (options_.drafts == DraftUse::kWherePaying) {
+    found = choose_drafts(texts, rows, options_.most_drafted, times_);
+  } else if (!draft_model_) {
+    const int64_t room = std::min(options_.most_drafted, StepTimes::kMostRows - rows);
+    for (Drafts* const text : texts) found.count += text->take(room - found.count);
+  }
+  return draft_model_ ? draft_with_model(parts, found) : found.count;
+}
+
+// How many tokens may be guessed about a text.
+int64_t Worker::most_drafted(const Job& job) const {
+  const RequestOptions& options = job.request->options;
+  const auto length = static_cast<int64_t>(job.ids.size());
+  const int64_t written = length - static_cast<int64_t>(options.prompt.size());
+  if (!job.is_writing() || written <= 0) return 0;
+  return std::max<int64_t>(0, std::min({options_.most_drafted, options.max_tokens - written - 1,
+                                        options.most_unread - job.unread - 1, model_->config().max_context - length}));
 }
 
 // Returns false if no request has advanced.
@@ -239,6 +261,11 @@ bool Worker::forward(const Parts& parts) {
     const size_t least = std::max(bytes, static_cast<size_t>(rows * row_width()) * sizeof(float));
     if (outputs_.size() < bytes || outputs_.size() > std::max(4 * bytes, least)) outputs_ = AlignedBuffer(least);
     (config.bidirectional ? batch.embeddings : batch.logits) = outputs_.as<float>();
+    if (draft_model_ && draft_model_->takes_states()) {
+      const size_t floats = static_cast<size_t>(count * config.hidden_size);
+      if (states_.size() < floats) states_.resize(floats);
+      batch.states = states_.data();
+    }
     const std::vector<bool> cancelled = model_->forward(batch);
     for (size_t i = 0; i < parts.size(); ++i) {
       if (cancelled[i]) rows_[i] = -1;
@@ -266,7 +293,10 @@ bool Worker::forward(const Parts& parts) {
 void Worker::put_back(Job* job) {
   job->kv = KvTable(model_->kv(), true);
   job->kept_blocks = 0;
+  if (!job->held.empty()) job->paused = job->needs_mask = true;
   job->held.clear();
+  job->right = 0;
+  if (draft_model_) draft_model_->end(*job);
   job->slow_since.reset();
   scheduler_.put_back(job);
   const Lock lock(fork_safe_mutex());
@@ -278,6 +308,7 @@ bool Worker::put_slow_reader_back() {
   Job* const job = scheduler_.slow_reader(Clock::now());
   if (!job) return false;
   if (job->wanted() == Wanted::kText) {
+    job->forget_guesses();
     cache.keep(root_of(*job->request), job->key, job->kv, job->kept_blocks, true);
   }
   memory_is_short_ = false;
@@ -294,7 +325,7 @@ void Worker::make_room(const Error& error) {
     was_read = was_read || !job->reading->found.empty();
     job->reading.reset();
   }
-  if (was_read) return;
+  if (was_read || (draft_model_ && draft_model_->make_room())) return;
   memory_is_short_ = true;
   if (Job* const job = scheduler_.victim()) {
     put_back(job);
@@ -307,7 +338,9 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
   const std::unique_ptr<Job> owned = scheduler_.remove(job);
   memory_is_short_ = false;
   Request& request = *owned->request;
+  if (draft_model_) draft_model_->end(*owned);
   if (reason != FinishReason::kFailed && owned->wanted() != Wanted::kEmbedding) {
+    owned->forget_guesses();
     cache.keep(root_of(request), owned->key, owned->kv, owned->kept_blocks, true);
   }
   owned->kv = KvTable(model_->kv());  // before the reader knows
@@ -337,6 +370,11 @@ void Worker::end_all(FinishReason reason, const Error* error) {
   collect();
   while (!scheduler_.running().empty()) end(scheduler_.running().front().get(), reason, error);
   while (!scheduler_.waiting().empty()) end(scheduler_.waiting().front().get(), reason, error);
+}
+
+void Worker::close() {
+  cache.close();
+  if (draft_model_) draft_model_->close();
 }
 
 void Worker::fail_parts(const std::vector<Scheduler::Part>& parts, const Error& error) {

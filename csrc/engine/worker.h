@@ -11,6 +11,7 @@
 #include "base/aligned_buffer.h"
 #include "base/event.h"
 #include "base/fork_mutex.h"
+#include "engine/draft_model.h"
 #include "engine/engine_options.h"
 #include "engine/job.h"
 #include "engine/logprobs.h"
@@ -46,6 +47,7 @@ struct Worker {
   // How long the worker may wait: until the next deadline of a request that does not advance.
   std::chrono::nanoseconds patience() const;
   void end_all(FinishReason reason, const Error* error = nullptr);
+  void close();  // its caches
 
   std::mutex stepping;  // where the system grants no worker, callers of wait() take turns
   PrefixCache cache;    // any thread may use it
@@ -62,19 +64,28 @@ struct Worker {
   void choose_held();
   void begin_waiting();
   int64_t draft(const Parts& parts, int64_t read);
+  int64_t most_drafted(const Job& job) const;
+  int64_t draft_with_model(const Parts& parts, DraftChoice found);  // this and the next ones are in worker_drafts.cpp
+  void read_ahead(const std::vector<Job*>& behind, int64_t rows, double pass);
+  template <typename Work>
+  bool make_guesses(const Work& work);
+  int64_t guess(std::span<const ModelDrafts> chosen, const std::vector<Job*>& jobs);
   bool forward(const Parts& parts);
   void make_room(const Error& error);
   bool put_slow_reader_back();
   void put_back(Job* job);
   void hand_out(const Parts& parts);  // this and the next ones are in worker_tokens.cpp
   template <typename Next>
-  void hand_out(Job* job, Ends& ends, Next next);
+  static void hand_out(Job* job, Ends& ends, Next next);
+  void choose_together(const Parts& parts);
+  static void notify(const Parts& parts);
   static PrefixCache::Root root_of(const Request& request) {
     return {request.options.adapter, request.options.cache_salt};
   }
   static std::shared_ptr<const TokenMask> mask_of(const Job& job);
-  FinishReason next_tokens(Job& job, const float* logits);
-  FinishReason next_token(Job& job, const float* logits, bool held);
+  FinishReason next_tokens(Job& job, const float* logits, bool held);
+  void keep_states(Job& job, int64_t row) const;
+  FinishReason next_token(Job& job, const float* logits, const std::shared_ptr<const TokenMask>& mask, bool held);
   FinishReason next_rows(Job& job, const float* values, int64_t tokens);
   int64_t row_width() const;
   void count_step(Request& request, bool wrote) const;
@@ -89,8 +100,16 @@ struct Worker {
   bool memory_is_short_ = false;  // none begins before another has ended
   bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
   double slowed_ = 1;             // how many times as long guesses made the last step
-  AlignedBuffer outputs_;         // of the last pass: rows of logits, or of embeddings
-  std::vector<int64_t> rows_;     // of each part of the last pass: its first row there, -1 if it has none
+  std::unique_ptr<DraftModel> draft_model_;
+  double model_chance_ = 0.6;  // that what it guesses is right, in all texts
+  double model_seconds_ = 0;   // of its passes in this step that guess
+  double read_apart_ = 0;      // and of those that read
+  double pass_seconds_ = 0;    // of one of them that guesses; 0: not known
+  double read_seconds_ = 0;    // for each token that it reads; 0: not known
+  double credit_ = 0;          // seconds that it may lose by being tried
+  AlignedBuffer outputs_;      // of the last pass: rows of logits, or of embeddings
+  std::vector<float> states_;  // [rows, hidden] of these rows of logits, for a drafter that takes them
+  std::vector<int64_t> rows_;  // of each part of the last pass: its first row there, -1 if it has none
   uint64_t arrivals_ = 0;
   RequestOptions::Clock::time_point step_start_;
 };

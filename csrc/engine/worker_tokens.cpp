@@ -11,6 +11,10 @@ namespace {
 using Clock = RequestOptions::Clock;
 using Lock = std::lock_guard<std::mutex>;
 
+std::span<const uint32_t> bits_of(const std::shared_ptr<const TokenMask>& mask) {
+  return mask ? std::span(*mask) : std::span<const uint32_t>();
+}
+
 }  // namespace
 
 int64_t Worker::row_width() const {
@@ -23,7 +27,6 @@ template <typename Next>
 void Worker::hand_out(Job* job, Ends& ends, Next next) {
   try {
     const FinishReason reason = next();
-    job->request->options.news->notify();
     if (reason != FinishReason::kNone) ends.ended.emplace_back(job, reason);
   } catch (const Error& error) {
     ends.failed.emplace_back(job, error);
@@ -32,14 +35,50 @@ void Worker::hand_out(Job* job, Ends& ends, Next next) {
   }
 }
 
+// The next tokens of several texts are chosen on the threads of the pass, each from the first row of its logits. A text
+// whose mask is missing, or of which no token can be chosen, is left to next_token().
+void Worker::choose_together(const Parts& parts) {
+  if (parts.size() < 2) return;
+  struct Text {
+    Job* job;
+    std::span<const float> logits;
+    std::shared_ptr<const TokenMask> mask;
+  };
+  std::vector<Text> texts;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Job* const job = parts[i].job;
+    if (rows_[i] < 0 || job->wanted() != Wanted::kText) continue;
+    const bool masked = job->request->options.masked;
+    std::shared_ptr<const TokenMask> mask = masked ? mask_of(*job) : nullptr;
+    if (masked && !mask) continue;
+    const auto width = static_cast<size_t>(row_width());
+    texts.push_back({job, {outputs_.as<float>() + static_cast<size_t>(rows_[i]) * width, width}, std::move(mask)});
+  }
+  if (texts.size() < 2 || model_->busy()) return;  // others, such as the towers, may compute now
+  const auto choose = [](const void* context, int64_t index) noexcept {
+    const Text& text = (*static_cast<const std::vector<Text>*>(context))[static_cast<size_t>(index)];
+    try {
+      text.job->chosen = text.job->sampler->sample(text.logits, text.job->ids, bits_of(text.mask));
+    } catch (const Error&) {
+    } catch (const std::bad_alloc&) {
+    }
+  };
+  const auto count = static_cast<int64_t>(texts.size());
+  try {
+    model_->run(count, [&](Backend& backend) { backend.parallel(count, choose, &texts); });
+  } catch (const Error&) {  // the model was closed
+  }
+}
+
 // What the pass computed goes to the readers.
 void Worker::hand_out(const Parts& parts) {
+  choose_together(parts);
   Ends ends;
   for (size_t i = 0; i < parts.size(); ++i) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
     const auto keep = [&] {  // what is certain
-      if (job->wanted() == Wanted::kEmbedding) return;
+      if (job->wanted() == Wanted::kEmbedding || !job->held.empty()) return;
       job->kept_blocks = cache.keep(root_of(request), job->key, job->kv, job->kept_blocks, false);
     };
     if (request.generated_.empty()) request.read_tokens_.store(job->kv.length(), std::memory_order_relaxed);
@@ -47,18 +86,38 @@ void Worker::hand_out(const Parts& parts) {
       keep();
       const Lock lock(fork_safe_mutex());
       count_step(request, false);
-      request.options.news->notify();  // who shows how much was read may look
       continue;
     }
     const float* const values = outputs_.as<float>() + rows_[i] * row_width();
+    keep_states(*job, rows_[i]);
     hand_out(job, ends, [&] {
       const FinishReason reason =
-          job->wanted() == Wanted::kText ? next_tokens(*job, values) : next_rows(*job, values, parts[i].tokens);
+          job->wanted() == Wanted::kText ? next_tokens(*job, values, false) : next_rows(*job, values, parts[i].tokens);
       keep();
       return reason;
     });
   }
+  notify(parts);
   end(ends);
+}
+
+// Each reader once, when all that it may look at is there: also one who shows how much of a prompt was read.
+void Worker::notify(const Parts& parts) {
+  std::vector<Event*> told;
+  for (const Scheduler::Part& part : parts) {
+    Event* const news = part.job->request->options.news.get();
+    if (std::find(told.begin(), told.end(), news) != told.end()) continue;
+    told.push_back(news);
+    news->notify();
+  }
+}
+
+// What a drafter takes of the model's states, from row `row` of the last pass on.
+void Worker::keep_states(Job& job, int64_t row) const {
+  if (!draft_model_ || !draft_model_->takes_states() || job.wanted() != Wanted::kText) return;
+  const int64_t width = model_->config().hidden_size;
+  const float* const first = states_.data() + row * width;
+  job.draft_state.states.assign(first, first + (1 + job.drafted()) * width);
 }
 
 // The next tokens of texts that waited for a mask which is there now.
@@ -67,7 +126,8 @@ void Worker::choose_held() {
   for (const auto& job : scheduler_.running()) {
     if (job->held.empty() || !mask_of(*job)) continue;
     const std::vector<float> logits = std::exchange(job->held, {});
-    hand_out(job.get(), ends, [&] { return next_token(*job, logits.data(), true); });
+    hand_out(job.get(), ends, [&] { return next_tokens(*job, logits.data(), true); });
+    job->request->options.news->notify();
   }
   end(ends);
 }
@@ -95,38 +155,48 @@ void Worker::count_step(Request& request, bool wrote) const {
   request.has_first_ |= wrote;
 }
 
-// Chooses the next token of a text, and those after it for as long as its guesses are right.
-FinishReason Worker::next_tokens(Job& job, const float* logits) {
-  if (!job.drafts) return next_token(job, logits, false);
-  const int64_t certain = job.kv.length() - job.drafted();
-  int64_t right = 0;
+// Chooses the next token of a text, and those after it for as long as its guesses are right. Where a mask is missing,
+// it keeps the logits until it is there. `held`: these were kept.
+FinishReason Worker::next_tokens(Job& job, const float* logits, bool held) {
+  const bool is_masked = job.request->options.masked;
+  const int64_t drafted = job.drafted(), first = std::exchange(job.right, 0), width = row_width();
+  if (!held) job.slowed = slowed_;
+  int64_t right = first;
   FinishReason reason;
   for (;;) {
-    reason = next_token(job, logits + right * row_width(), false);
-    if (reason != FinishReason::kNone || !job.drafts->check(right, job.ids.back())) break;
+    const float* const row = logits + (right - first) * width;
+    const std::shared_ptr<const TokenMask> mask = is_masked ? mask_of(job) : nullptr;
+    if (is_masked && !mask) {
+      job.held.assign(row, row + (1 + drafted - right) * width);
+      job.right = right;
+      const Lock lock(fork_safe_mutex());
+      if (!held) count_step(*job.request, false);
+      return FinishReason::kNone;
+    }
+    reason = next_token(job, row, mask, held);
+    if (reason != FinishReason::kNone || !job.drafts || !job.drafts->check(right, job.ids.back())) break;
     ++right;
   }
-  job.kv.truncate(certain + right);
-  job.drafts->account(slowed_, 1 + right);
+  if (!job.drafts) return reason;
+  job.kv.truncate(job.kv.length() - drafted + right);
+  job.draft_state.right = right;
+  job.drafts->account(job.slowed, 1 + right);
+  if (job.drafts->is_of_model()) model_chance_ += 0.05 * (job.drafts->model_chance() - model_chance_);
   const Lock lock(fork_safe_mutex());
   stats.accepted_tokens += right;
+  job.request->times_.drafted += drafted;
+  job.request->times_.accepted += right;
   return reason;
 }
 
-// Chooses the next token of a text from its logits, or keeps them until its mask is there. `held`: they were kept.
-FinishReason Worker::next_token(Job& job, const float* logits, bool held) {
+// Chooses the next token of a text from its logits. `held`: they were kept until its mask was there.
+FinishReason Worker::next_token(Job& job, const float* logits, const std::shared_ptr<const TokenMask>& mask,
+                                bool held) {
   Request& request = *job.request;
   const RequestOptions& options = request.options;
   const auto width = static_cast<size_t>(row_width());
-  const std::shared_ptr<const TokenMask> mask = options.masked ? mask_of(job) : nullptr;
-  if (options.masked && !mask) {
-    job.held.assign(logits, logits + width);
-    const Lock lock(fork_safe_mutex());
-    count_step(request, false);
-    return FinishReason::kNone;
-  }
-  const std::span<const uint32_t> allowed = mask ? std::span(*mask) : std::span<const uint32_t>();
-  const int32_t id = job.sampler->sample({logits, width}, job.ids, allowed);
+  const std::optional<int32_t> chosen = std::exchange(job.chosen, std::nullopt);
+  const int32_t id = chosen ? *chosen : job.sampler->sample({logits, width}, job.ids, bits_of(mask));
   const bool is_end = std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
   std::optional<Logprobs> logprobs;
   if (options.logprobs && !is_end) {

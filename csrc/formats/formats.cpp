@@ -69,13 +69,17 @@ int64_t element_bytes(KvFormat format) {
 int32_t zero_point(Format format) {
   switch (format) {
     case Format::kQ8:
+    case Format::kR8:
       return kQ8Zero;
     case Format::kQ6k:
       return kQ6Zero;
     case Format::kQ5:
       return kQ5Zero;
     case Format::kQ4:
+    case Format::kR4:
       return kQ4Zero;
+    case Format::kR2:
+      return kR2Zero;
     default:
       return 0;
   }
@@ -102,6 +106,19 @@ bool has_minimum(Format format) { return format == Format::kQ4k || format == For
 
 bool in_groups(Format format) { return has_minimum(format) || format == Format::kQ6k; }
 
+int row_bits(Format format) {
+  switch (format) {
+    case Format::kR8:
+      return 8;
+    case Format::kR4:
+      return 4;
+    case Format::kR2:
+      return 2;
+    default:
+      return 0;
+  }
+}
+
 int64_t superblock_offset(Format format, int64_t index) {
   const int64_t lines_of_groups = in_groups(format) ? (index / kGroupSuperblocks + 1) * kLineBytes : 0;
   return index * (kScaleBytes + 2 * block_bytes(format)) + lines_of_groups;
@@ -126,6 +143,10 @@ int64_t panel_bytes(Format format, int64_t cols) {
       return padded * kPanelRows * 2;
     case Format::kBf12:
       return bf12_exceptions_at(cols) + bf12_exception_bytes(cols);
+    case Format::kR8:
+    case Format::kR4:
+    case Format::kR2:
+      return kRowScaleBytes + padded * kPanelRows * row_bits(format) / 8;
     default: {
       const int64_t superblocks = padded / kSuperblock;
       return superblock_offset(format, superblocks - 1) + kScaleBytes + 2 * block_bytes(format);

@@ -25,6 +25,12 @@
 //         rows each. A block has six lines: the low four bits of q + 32 in the order of q4; then two lines of upper
 //         bits, for 16 columns each: bits 2k and 2k + 1 of byte 4r + i belong to column 4k + i. q is in [-32, 31] and
 //         the weight is d * s * q.
+//   r8, r4, r2
+//         A row has one scale, and a panel begins with a line of those of its 16 rows, f32. Superblocks of 64 columns
+//         follow. The weight is q * scale.
+//           r8  Lines as in q8, with q in [-128, 127] stored as q + 128.
+//           r4  Lines of two blocks as in q4, with q in [-8, 7] stored as q + 8.
+//           r2  Four lines. Bits 2k and 2k + 1 of byte 4r + i of line j are W[r][16k + 4j + i] as q + 2, q in [-2, 1].
 //   bf12  bf16 without loss, where the exponent is a code of four bits. A panel begins with a line of 16-bit words that
 //         holds the base of row r at the places 2r and 2r + 1. Superblocks of 8 columns follow: four lines of bf16 in
 //         three lines of 16-bit words, where word 2r + c % 2 of a line is about row r and column c.
@@ -37,9 +43,9 @@
 //         most_bf12_exceptions(), then for each, in rising order, its exponent + 256 * its place among the words that
 //         the panel has in bf16.
 //
-// A scale covers a block of 32 columns, in q6k 16. The values that q4 and q5 can hold are those of GGUF's Q4_0 and
-// Q5_0; q8, q4k, q5k and q6k can hold all values of Q8_0, Q4_K, Q5_K and Q6_K. Rows are padded with zeros to a multiple
-// of 16, columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or 64 (all others).
+// A scale of q4 to q8 covers a block of 32 columns, in q6k 16. The values that q4 and q5 can hold are those of GGUF's
+// Q4_0 and Q5_0; q8, q4k, q5k and q6k can hold all values of Q8_0, Q4_K, Q5_K and Q6_K. Rows are padded with zeros to a
+// multiple of 16, columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or 64 (all others).
 #pragma once
 
 #include <cstddef>
@@ -62,7 +68,10 @@ namespace gemlet {
   X(Q5k, q5k)             \
   X(Q5, q5)               \
   X(Q4k, q4k)             \
-  X(Q4, q4)
+  X(Q4, q4)               \
+  X(R8, r8)               \
+  X(R4, r4)               \
+  X(R2, r2)
 
 enum class Format : uint8_t {
 #define GEMLET_DECLARE_FORMAT(id, name) k##id,
@@ -101,6 +110,7 @@ int32_t zero_point(Format format);
 int64_t block_bytes(Format format);
 bool has_minimum(Format format);  // q4k, q5k
 bool in_groups(Format format);    // q4k, q5k, q6k
+int row_bits(Format format);      // of r8, r4, r2: the bits of a weight; 0 for other formats
 // Where superblock `index` of a panel begins. Of the first one of a group, the line of d and m stands before that.
 int64_t superblock_offset(Format format, int64_t index);
 // Whether channels may be balanced before a matrix is rounded to it (model/balance.h).
@@ -112,19 +122,29 @@ inline int64_t packed_bytes(Format format, int64_t rows, int64_t cols) {
   return panel_count(rows) * panel_bytes(format, cols);
 }
 
+// A product whose input and output are rounded to 8 bits with scales that training has fixed:
+// y = rounded(W rounded(x, input), output), with rounded(v, s) = clamp(round(v / s), -128, 127) * s, ties to even.
+// A scale of 0 rounds nothing.
+struct StaticRounding {
+  float input = 0;
+  float output = 0;
+  bool any() const { return input != 0 || output != 0; }
+};
+
 // A packed matrix, whose memory somebody else owns.
 struct Matrix {
   Format format = Format::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
   const uint8_t* data = nullptr;  // panel_count(rows) panels, 64-byte aligned
+  StaticRounding rounding = {};
 
   bool empty() const { return data == nullptr; }
   int64_t panels() const { return panel_count(rows); }
   const uint8_t* panel(int64_t index) const { return data + index * panel_bytes(format, cols); }
   int64_t bytes() const { return packed_bytes(format, rows, cols); }
   // The matrix of `count` of its rows from row `first` on, a multiple of 16.
-  Matrix part(int64_t first, int64_t count) const { return {format, count, cols, panel(first / kPanelRows)}; }
+  Matrix part(int64_t first, int64_t count) const { return {format, count, cols, panel(first / kPanelRows), rounding}; }
 };
 
 }  // namespace gemlet

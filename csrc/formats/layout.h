@@ -33,6 +33,13 @@ constexpr int kQ8Zero = 128;         // added to q, so that it is unsigned
 constexpr int kQ4Zero = 8;
 constexpr int kQ5Zero = 16;
 constexpr int kQ6Zero = 32;
+// Formats with one scale for a row: a panel is a line of scales, f32, and then superblocks of 64 columns.
+constexpr int kR2Zero = 2;
+constexpr int64_t kRowScaleBytes = kPanelRows * 4;
+constexpr int64_t kR8SuperblockBytes = kPanelRows * kSuperblock;
+constexpr int64_t kR4SuperblockBytes = kPanelRows * kSuperblock / 2;
+constexpr int64_t kR2SuperblockBytes = kPanelRows * kSuperblock / 4;
+static_assert(kRowScaleBytes == kLineBytes && kR2SuperblockBytes == 4 * kLineBytes);
 static_assert(kLineBytes == 64 && kScaleBytes == kLineBytes, "the scales of a superblock are a line");
 static_assert(kQ8SuperblockBytes == 17 * kLineBytes && kQ4SuperblockBytes == 9 * kLineBytes);
 static_assert(kBlock == 32, "the halves of a q4 block are 16 columns apart");

@@ -5,6 +5,7 @@
 #include "formats/bf12.h"
 #include "formats/blocks.h"
 #include "formats/quantize_groups.h"
+#include "formats/row_scaled.h"
 #include "formats/tile.h"
 
 namespace gemlet {
@@ -138,6 +139,7 @@ bool pack_bf16(const Tile x, int64_t cols, uint8_t* out) {
 bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t cols, uint8_t* panel,
                 const float* importance) {
   if (format == Format::kBf12) return pack_bf12(rows, row_count, cols, panel);
+  if (row_bits(format) > 0) return round_row_scaled(format, rows, row_count, cols, panel);
   if (in_groups(format)) return pack_groups(format, rows, row_count, cols, panel, importance);
   const int64_t padded = padded_cols(format, cols);
   const int64_t column_bytes = panel_bytes(format, cols) / padded;  // of f32 and bf16
@@ -180,6 +182,14 @@ void unpack_row(const Matrix& matrix, int64_t row, float* out) {
         for (int64_t i = 0; i < std::min<int64_t>(kBf12Columns, matrix.cols - c); ++i) {
           out[c + i] = bf16_to_f32(words[(i / 2 * kPanelRows + r) * 2 + i % 2]);
         }
+      }
+      return;
+    case Format::kR8:
+    case Format::kR4:
+    case Format::kR2:
+      for (int64_t c = 0; c < matrix.cols; ++c) {
+        const int32_t q = row_scaled_weight(matrix.format, panel, r, c) - zero_point(matrix.format);
+        out[c] = static_cast<float>(q) * row_scale(panel, r);
       }
       return;
     default:

@@ -79,7 +79,7 @@ Fit fit_range(const Tile x, int group, float highest, const float* importance) {
   return best;
 }
 
-// The least f16 d >= 0 for which peak / d is at most `most`, but for a thousandth.
+// The least f16 d >= 0 for which peak / d is at most `most`, within a thousandth.
 uint16_t step_for(float peak, float most) {
   uint16_t bits = f32_to_f16(peak / most);
   if (f16_to_f32(bits) * most < peak * 0.999f) ++bits;

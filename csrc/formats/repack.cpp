@@ -1,9 +1,15 @@
 #include "formats/repack.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
+#include "base/float_bits.h"
 #include "formats/blocks.h"
 #include "formats/gguf_blocks.h"
+#include "formats/row_scaled.h"
+#include "formats/source_rows.h"
 
 namespace gemlet {
 
@@ -71,12 +77,38 @@ bool repack_groups(Format format, SourceType type, const uint8_t* row, int64_t r
   return true;
 }
 
+// A row of q4 from i4x32.
+void repack_scaled_row(const uint8_t* row, const float* scales, int64_t r, int64_t cols, uint8_t* panel) {
+  for (int64_t b = 0; b < cols / kBlock; ++b) {
+    uint8_t* const superblock = panel + superblock_offset(Format::kQ4, b / 2);
+    if (scales[b] == 0.0f) continue;
+    uint8_t q[kBlock];
+    stored_integers(row, SourceType::kI4x32, b * kBlock, kBlock, q);
+    store_row(Format::kQ4, q, r, superblock + kScaleBytes + b % 2 * kQ4BlockBytes);
+    const uint16_t scale = f32_to_f16(scales[b]);
+    std::memcpy(superblock + (b % 2 * kPanelRows + r) * 2, &scale, 2);
+  }
+}
+
+// Whether f16 has all of them. A NaN and an infinity it has not.
+bool are_halves(const SourceScales& own) {
+  return own.scales && std::all_of(own.scales, own.scales + own.rows * own.per_row, [](float scale) {
+           return f16_to_f32(f32_to_f16(scale)) == scale && std::isfinite(scale);
+         });
+}
+
 }  // namespace
 
-bool can_repack(Format format, SourceType type) {
+bool can_repack(Format format, SourceType type, const SourceScales& own) {
   switch (format) {
+    case Format::kR8:
+      return type == SourceType::kI8 && own.per_row == 1;
+    case Format::kR4:
+      return type == SourceType::kI4 && own.per_row == 1;
+    case Format::kR2:
+      return type == SourceType::kI2 && own.per_row == 1;
     case Format::kQ4:
-      return type == SourceType::kQ4_0;
+      return type == SourceType::kQ4_0 || (type == SourceType::kI4x32 && are_halves(own));
     case Format::kQ4k:
       return type == SourceType::kQ4_K;
     case Format::kQ5:
@@ -95,18 +127,32 @@ bool can_repack(Format format, SourceType type) {
 std::optional<Format> exact_format(SourceType type) {
   if (type == SourceType::kF32) return Format::kF32;
   if (type == SourceType::kBf16) return Format::kBf16;
+  if (type == SourceType::kI8) return Format::kR8;
+  if (type == SourceType::kI4) return Format::kR4;
+  if (type == SourceType::kI2) return Format::kR2;
+  if (type == SourceType::kI4x32) return Format::kQ4;
   for (const Format format : {Format::kQ4, Format::kQ4k, Format::kQ5, Format::kQ5k, Format::kQ6k, Format::kQ8}) {
     if (can_repack(format, type)) return format;
   }
   return std::nullopt;
 }
 
-bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t row_count, int64_t cols,
-                  uint8_t* panel) {
+bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t row_count, int64_t cols, uint8_t* panel,
+                  const SourceScales& own) {
   const int64_t row_bytes = source_bytes(type, cols);
+  if (row_bits(format) > 0) {
+    std::vector<uint8_t> q(static_cast<size_t>(row_count * cols));
+    stored_integers(rows, type, 0, row_count * cols, q.data());
+    pack_row_scaled(format, q.data(), own.scales, row_count, cols, panel);
+    return std::all_of(own.scales, own.scales + row_count, [](float scale) { return std::isfinite(scale); });
+  }
   clear(format, panel, panel_bytes(format, cols));
   for (int64_t r = 0; r < row_count; ++r) {
     const uint8_t* const row = rows + r * row_bytes;
+    if (type == SourceType::kI4x32) {
+      repack_scaled_row(row, own.scales + r * own.per_row, r, cols, panel);
+      continue;
+    }
     const bool fits = in_groups(format) ? repack_groups(format, type, row, r, cols, panel)
                                         : repack_row(format, type, row, r, cols, panel);
     if (!fits) return false;

@@ -21,8 +21,12 @@ constexpr int64_t kMaxColumns = int64_t{1} << 40;  // so that sizes computed fro
 }  // namespace
 
 RowTable::RowTable(int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
-                   std::vector<Columns> kept)
-    : offset_(offset), rows_(rows), stride_(cols), kept_(std::move(kept)), type_(type) {
+                   std::vector<Columns> kept, std::vector<float> scales)
+    : offset_(offset), rows_(rows), stride_(cols), kept_(std::move(kept)), type_(type), scales_(std::move(scales)) {
+  if (has_own_scales(type) != !scales_.empty() || (!kept_.empty() && !scales_.empty())) {
+    fail(ErrorCode::kTensor, path, ": a table of ", source_type_name(type), " with ", scales_.size(), " scales and ",
+         kept_.size(), " runs of columns");
+  }
   if (kept_.empty()) kept_.push_back({0, cols});
   const int64_t block = source_block_values(type);
   if (cols < 1 || cols > kMaxColumns || cols % block != 0) {
@@ -37,6 +41,10 @@ RowTable::RowTable(int descriptor, const std::string& path, int64_t offset, int6
            " of a table are not whole blocks of ", source_type_name(type));
     }
     cols_ += run.count;
+  }
+  const auto count = static_cast<int64_t>(scales_.size());
+  if (rows < 1 || count % rows != 0 || (count > 0 && cols % (count / rows) != 0)) {
+    fail(ErrorCode::kTensor, path, ": ", count, " scales for a table of ", rows, " x ", cols);
   }
   file_ = std::make_shared<OpenFile>(descriptor, path);
   if (offset < 0 || rows < 1 || offset > file_->size() || rows > (file_->size() - offset) / source_bytes(type, cols)) {
@@ -63,7 +71,12 @@ void RowTable::read(int64_t row, float* out) const {
     file_->read(from, count, at);
     at += count;
   }
-  widen(bytes.data(), type_, 0, cols_, out);
+  if (scales_.empty()) {
+    widen(bytes.data(), type_, 0, cols_, out);
+  } else {
+    const auto per_row = static_cast<int64_t>(scales_.size()) / rows_;
+    widen_scaled(bytes.data(), type_, 1, cols_, scales_.data() + row * per_row, per_row, out);
+  }
   for (int64_t i = 0; i < cols_; ++i) {  // loading checks all other weights, but does not read these
     if (!std::isfinite(out[i])) {
       fail(ErrorCode::kTensor, file_->path(), ": row ", row, " of the table at byte ", offset_,

@@ -20,11 +20,11 @@ class RowTable {
 
   RowTable() = default;
   // A table of `rows` x `cols` values from byte `offset` of the open file `descriptor`, which stays the caller's;
-  // `path` is for messages. Of every row only the columns `kept` are read, one run after the other; all columns if it
-  // is empty. Throws kModelFile if the file cannot be used or is too short, kTensor if the table has no such columns or
-  // if they are not whole blocks.
+  // `path` is for messages. `scales`, of types that have them elsewhere: equally many for each row. Of every row only
+  // the columns `kept` are read, one run after the other; all columns if it is empty. Throws kModelFile if the file
+  // cannot be used or is too short, kTensor if the table has no such columns or if they are not whole blocks.
   RowTable(int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,
-           std::vector<Columns> kept = {});
+           std::vector<Columns> kept = {}, std::vector<float> scales = {});
   // A table of random values, computed when they are read, for benchmarks.
   static RowTable random(int64_t rows, int64_t cols, uint64_t seed);
 
@@ -46,6 +46,7 @@ class RowTable {
   int64_t stride_ = 0;         // values from one row to the next in the file
   std::vector<Columns> kept_;  // what is read of a row, cols_ values in all
   SourceType type_ = SourceType::kBf16;
+  std::vector<float> scales_;
   uint64_t seed_ = 0;
 };
 

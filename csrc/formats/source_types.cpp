@@ -2,6 +2,10 @@
 
 namespace gemlet {
 
+bool has_own_scales(SourceType type) {
+  return type == SourceType::kI8 || type == SourceType::kI4 || type == SourceType::kI2 || type == SourceType::kI4x32;
+}
+
 std::string_view source_type_name(SourceType type) {
   switch (type) {
 #define GEMLET_NAME_SOURCE_TYPE(id, name, values, bytes) \

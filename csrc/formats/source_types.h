@@ -1,4 +1,5 @@
-// The types in which files store tensors: floats, and the blocks of GGUF.
+// The types in which files store tensors: floats, the blocks of GGUF, and integers whose scales stand in a tensor of
+// their own.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +9,8 @@
 
 namespace gemlet {
 
-// X(identifier, name, values per block, bytes per block)
+// X(identifier, name, values per block, bytes per block). i8, i4, i2: integers with a scale for a row, or for equal
+// parts of it; two or four in a byte, the lowest bits first, with 8 or 2 added. i4x32: i4 with a scale for 32 of them.
 #define GEMLET_SOURCE_TYPES(X) \
   X(F32, f32, 1, 4)            \
   X(Bf16, bf16, 1, 2)          \
@@ -24,7 +26,11 @@ namespace gemlet {
   X(Q5_K, q5_k, 256, 176)      \
   X(Q6_K, q6_k, 256, 210)      \
   X(Iq4Nl, iq4_nl, 32, 18)     \
-  X(Iq4Xs, iq4_xs, 256, 136)
+  X(Iq4Xs, iq4_xs, 256, 136)   \
+  X(I8, i8, 1, 1)              \
+  X(I4, i4, 2, 1)              \
+  X(I2, i2, 4, 1)              \
+  X(I4x32, i4x32, 32, 16)
 
 enum class SourceType : uint8_t {
 #define GEMLET_DECLARE_SOURCE_TYPE(id, name, values, bytes) k##id,
@@ -32,6 +38,7 @@ enum class SourceType : uint8_t {
 #undef GEMLET_DECLARE_SOURCE_TYPE
 };
 
+bool has_own_scales(SourceType type);  // i8, i4, i2, i4x32
 std::string_view source_type_name(SourceType type);
 std::optional<SourceType> source_type_from_name(std::string_view name);
 int64_t source_block_values(SourceType type);

@@ -67,11 +67,13 @@ Tier without_tiles(Tier tier) {
   }
 }
 
-const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows) {
+const MatmulOperation& matmul_for(const KernelTable& table, const Matrix& weight, int64_t rows) {
   static const KernelTable definitions = kernels_for(Tier::kScalar);
   const MatmulOperation* choice = nullptr;
   for (const MatmulOperation& operation : kMatmuls) {
-    if (operation.weights != format) continue;
+    const bool fixed = operation.activations == Activations::kS8 || operation.activations == Activations::kS8Tiles;
+    const bool wanted = row_bits(weight.format) > 0 && weight.rounding.input > 0;
+    if (operation.weights != weight.format || fixed != wanted) continue;
     choice = &operation;
     const bool vectorized = table.*operation.kernel != definitions.*operation.kernel;
     if (vectorized && rows >= operation.least_rows) break;
@@ -79,8 +81,8 @@ const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64
   return *choice;
 }
 
-void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols,
-                 uint8_t* out) {
+void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols, uint8_t* out,
+                 float scale) {
   switch (operation.activations) {
     case Activations::kF32:
       std::memcpy(out, x, static_cast<size_t>(cols) * sizeof(float));
@@ -89,6 +91,10 @@ void prepare_row(const KernelTable& table, const MatmulOperation& operation, con
       return table.quantize_i8({x, cols, padded_cols(operation.weights, cols),
                                 has_minimum(operation.weights) ? 1 : zero_point(operation.weights),
                                 operation.weights == Format::kQ4, operation.weights == Format::kQ6k, out});
+    case Activations::kS8:
+    case Activations::kS8Tiles:
+      return table.quantize_s8(
+          {x, cols, padded_cols(operation.weights, cols), scale, operation.activations == Activations::kS8Tiles, out});
     case Activations::kBf16:
     case Activations::kTiles: {
       const int64_t padded = activation_row_bytes(operation.activations, padded_cols(operation.weights, cols)) / 2;

@@ -36,6 +36,17 @@ namespace gemlet::kernels {
   X(matmul_tiles_q4k)        \
   X(matmul_tiles_q5k)        \
   X(matmul_tiles_q6k)        \
+  X(quantize_s8)             \
+  X(round_s8)                \
+  X(matmul_f32_r8)           \
+  X(matmul_f32_r4)           \
+  X(matmul_f32_r2)           \
+  X(matmul_s8_r8)            \
+  X(matmul_s8_r4)            \
+  X(matmul_s8_r2)            \
+  X(matmul_s8_tiles_r8)      \
+  X(matmul_s8_tiles_r4)      \
+  X(matmul_s8_tiles_r2)      \
   X(kv_store_f32)            \
   X(kv_store_bf16)           \
   X(kv_store_int8)           \
@@ -75,7 +86,8 @@ KernelTable kernels_for(Tier tier);
 Tier resolved_tier(std::string_view operation, Tier tier);
 
 // The matmul kernels by their operands. Of those for one weight format, the first is chosen that the tier has more than
-// the scalar definition of and whose least_rows the product has; if there is none, the last one.
+// the scalar definition of and whose least_rows the product has; if there is none, the last one. Those of kS8 and
+// kS8Tiles are for products whose input is rounded with a fixed scale, and other kernels of these formats are not.
 struct MatmulOperation {
   std::string_view name;
   Activations activations;
@@ -103,15 +115,24 @@ inline constexpr MatmulOperation kMatmuls[] = {
     {"matmul_i8_q5k", Activations::kI8, Format::kQ5k, 1, &KernelTable::matmul_i8_q5k},
     {"matmul_tiles_q6k", Activations::kTiles, Format::kQ6k, kLeastTileRows, &KernelTable::matmul_tiles_q6k},
     {"matmul_i8_q6k", Activations::kI8, Format::kQ6k, 1, &KernelTable::matmul_i8_q6k},
+    {"matmul_s8_tiles_r8", Activations::kS8Tiles, Format::kR8, kLeastTileRows, &KernelTable::matmul_s8_tiles_r8},
+    {"matmul_s8_r8", Activations::kS8, Format::kR8, 1, &KernelTable::matmul_s8_r8},
+    {"matmul_f32_r8", Activations::kF32, Format::kR8, 1, &KernelTable::matmul_f32_r8},
+    {"matmul_s8_tiles_r4", Activations::kS8Tiles, Format::kR4, kLeastTileRows, &KernelTable::matmul_s8_tiles_r4},
+    {"matmul_s8_r4", Activations::kS8, Format::kR4, 1, &KernelTable::matmul_s8_r4},
+    {"matmul_f32_r4", Activations::kF32, Format::kR4, 1, &KernelTable::matmul_f32_r4},
+    {"matmul_s8_tiles_r2", Activations::kS8Tiles, Format::kR2, kLeastTileRows, &KernelTable::matmul_s8_tiles_r2},
+    {"matmul_s8_r2", Activations::kS8, Format::kR2, 1, &KernelTable::matmul_s8_r2},
+    {"matmul_f32_r2", Activations::kF32, Format::kR2, 1, &KernelTable::matmul_f32_r2},
 };
-const MatmulOperation& matmul_for(const KernelTable& table, Format format, int64_t rows);
+const MatmulOperation& matmul_for(const KernelTable& table, const Matrix& weight, int64_t rows);
 
 // The highest tier in `tier` that has no matrix unit. Its kernels give a row the same bits beside any others.
 Tier without_tiles(Tier tier);
 
 // Converts one row of activations, x [cols], to the form that `operation` takes, padded to the weights' padded_cols.
-// `out` is the row's place, activation_offset().
-void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols,
-                 uint8_t* out);
+// `out` is the row's place, activation_offset(). `scale` is for kS8 and kS8Tiles.
+void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols, uint8_t* out,
+                 float scale = 0.0f);
 
 }  // namespace gemlet::kernels

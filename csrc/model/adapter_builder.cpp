@@ -333,6 +333,10 @@ Matrix AdapterBuilder::allocate(Format format, int64_t rows, int64_t cols) {
 void AdapterBuilder::pack(const std::string& what, const SourceRows& source, const Matrix& matrix, int64_t first_row,
                           const Balance* balance) {
   const int64_t rows = source.shape[0], cols = matrix.cols;
+  if (has_own_scales(source.type)) {
+    fail(ErrorCode::kUnsupported, "'", what, "' is in ", source_type_name(source.type),
+         "; an adapter's own rows are read as floats only");
+  }
   const int64_t panel_size = panel_bytes(matrix.format, cols), row_bytes = source_bytes(source.type, cols);
   std::vector<float> values(static_cast<size_t>(kPanelRows * cols));
   AlignedBuffer panel(static_cast<size_t>(panel_size));

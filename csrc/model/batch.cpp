@@ -83,9 +83,15 @@ void Batch::check(const ModelConfig& config) const {
     fail(ErrorCode::kInvalidRequest, "the model makes ", config.bidirectional ? "embeddings of whole texts" : "text",
          ", nothing else");
   }
+  if ((config.target_size > 0) != (target != nullptr)) {
+    fail(ErrorCode::kInvalidRequest, "an assistant guesses for its target and does nothing else");
+  }
   std::set<const KvTable*> sequences;
   for (const Segment& segment : segments) {
     check_segment(segment, config);
+    if (target && (segment.rows() != 1 || !segment.state || segment.logits_rows() != 1)) {
+      fail(ErrorCode::kInternal, "an assistant takes one token of a text, with a state");
+    }
     if (!sequences.insert(segment.kv).second) {
       fail(ErrorCode::kInvalidRequest, "a sequence is in the batch twice; give all its new tokens in one segment");
     }

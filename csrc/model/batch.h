@@ -15,6 +15,7 @@ namespace gemlet {
 
 class Adapter;
 class KvTable;
+class Model;
 
 // Receives intermediate activations: name, float32 [rows, dim].
 using TapSink = std::function<void(const std::string& name, const float* data, int64_t rows, int64_t dim)>;
@@ -52,6 +53,9 @@ struct Segment {
   // Once it is true, nobody wants the segment any more; from any thread. Its rows stay in the pass, so that the others
   // keep their bits, but its cache does not grow and its part of the logits or embeddings means nothing.
   const std::atomic<bool>* cancel = nullptr;
+  // Of an assistant: the target's state [target_size] of the token before, in memory of the host. The segment has one
+  // token, which no cache has yet, and `kv` is the target's.
+  const float* state = nullptr;
 
   int64_t rows() const { return tokens.rows(); }
   int64_t logits_rows() const { return wanted == LogitsWanted::kAll ? rows() : wanted == LogitsWanted::kLast ? 1 : 0; }
@@ -62,6 +66,10 @@ struct Batch {
   float* logits = nullptr;      // [sum of logits_rows(), vocab]: the rows of the first segment, then the second's
   float* embeddings = nullptr;  // [segments, embedding_size], instead of logits, of a bidirectional model
   const TapSink* taps = nullptr;
+  // Of the rows that want logits, in memory of the host; null: not wanted. What the output head is multiplied with
+  // [rows, hidden]; of an assistant what takes the place of the target's state for the next token [rows, target_size].
+  float* states = nullptr;
+  const Model* target = nullptr;  // of an assistant; nothing else may use it meanwhile, see Model::run()
 
   int64_t rows() const;
   // Throws kInvalidRequest or kContextLength if the model cannot run this.

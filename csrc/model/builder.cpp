@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 
 #include "base/cpu_limits.h"
 #include "base/error.h"
@@ -27,14 +28,16 @@ int64_t ModelBuilder::Slot::packed_bytes(int64_t count) const {
 }
 
 ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-                           std::unique_ptr<Backend> backend, BuildMode mode, std::map<std::string, Format> formats,
-                           bool embedding_on_disk, const std::map<std::string, TensorSpec>& towers)
+                           std::shared_ptr<Backend> backend, BuildMode mode, std::map<std::string, Format> formats,
+                           bool embedding_on_disk, const std::map<std::string, TensorSpec>& towers,
+                           std::set<std::string> rounded)
     : config_(std::move(config)),
       weight_format_(weights),
       kv_format_(kv_format),
       backend_(std::move(backend)),
       mode_(mode),
-      formats_(std::move(formats)) {
+      formats_(std::move(formats)),
+      rounded_(std::move(rounded)) {
   config_.validate();
   weights_.embedding_on_disk = embedding_on_disk;
   const int64_t hidden = config_.hidden_size;
@@ -58,6 +61,13 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
     declare_matrix("altup_unembed_projections." + number, hidden, hidden, weight_format_,
                    &weights_.altup_unembed_projections[k]);
   }
+  if (const int64_t size = config_.target_size; size > 0) {
+    declare_matrix("pre_projection", hidden, 2 * size, weight_format_, &weights_.pre_projection);
+    declare_matrix("post_projection", size, hidden, weight_format_, &weights_.post_projection);
+    if (config_.centroids > 0) {
+      declare_matrix("centroids", config_.centroids, hidden, weight_format_, &weights_.centroids);
+    }
+  }
   weights_.dense.resize(config_.dense_sizes.size());
   for (size_t i = 0; i < weights_.dense.size(); ++i) {
     declare_matrix("dense." + std::to_string(i), config_.dense_sizes[i], i > 0 ? config_.dense_sizes[i - 1] : hidden,
@@ -72,6 +82,11 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
     const auto slot = slots_.find(name);
     if (slot == slots_.end() || !slot->second.matrix) {
       fail(ErrorCode::kInvalidRequest, "formats names '", name, "', which is no matrix of this model");
+    }
+  }
+  for (const std::string& name : rounded_) {
+    if (roundings_.count(name) == 0) {
+      fail(ErrorCode::kInvalidRequest, "rounded names '", name, "', which is no matrix of the text model");
     }
   }
 }
@@ -213,6 +228,15 @@ std::map<std::string, ModelBuilder::Slot> ModelBuilder::slots() {
 void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix) {
   if (const auto own = formats_.find(name); own != formats_.end()) format = own->second;
   *matrix = {format, rows, cols, nullptr};
+  if (rounded_.count(name) > 0) {
+    matrix->rounding = {1.0f, 1.0f};  // what a plan needs to know; take_roundings() has the numbers
+    declare_vector(name + "_rounding", {2}, 0.25f, &roundings_[name]);
+  }
+  if (!backend_->multiplies(*matrix)) {
+    fail(ErrorCode::kUnsupported, "device '", backend_->tier(), "' has no product with '", name, "', which is in ",
+         format_name(format), matrix->rounding.any() ? " with rounded inputs" : "",
+         "; use device='cpu', or weights in another format");
+  }
   Slot& slot = slots_[name];
   slot.shape = {rows, cols};
   slot.matrix = matrix;
@@ -244,7 +268,12 @@ void ModelBuilder::declare_balance(const std::string& name, const std::string& n
     const auto slot = slots_.find(matrix);
     return slot != slots_.end() && takes_balance(slot->second.matrix->format);
   };
-  if (std::none_of(matrices.begin(), matrices.end(), takes)) return;
+  // What is rounded with fixed scales is the output of the norm as it is.
+  const auto is_rounded = [&](const std::string& matrix) { return rounded_.count(matrix) > 0; };
+  if (std::none_of(matrices.begin(), matrices.end(), takes) ||
+      std::any_of(matrices.begin(), matrices.end(), is_rounded)) {
+    return;
+  }
   Slot balance;
   balance.shape = {config_.hidden_size};
   balance.is_balance = true;
@@ -278,6 +307,21 @@ void ModelBuilder::accept_per_layer_table(RowTable table) {
   weights_.per_layer_table = std::move(table);
 }
 
+// The scales that were given; a product with scales that are zero is an ordinary one.
+void ModelBuilder::take_roundings() {
+  for (const auto& [name, address] : roundings_) {
+    float scales[2];
+    backend_->download(address, sizeof scales, scales);
+    for (const float scale : scales) {
+      if (!(scale >= 0 && scale <= 3.4e38f)) {
+        fail(ErrorCode::kTensor, "the scale of the inputs or outputs of '", name, "' is ", scale,
+             ", expected a number that is finite and not negative");
+      }
+    }
+    slots_[name].matrix->rounding = {scales[0], scales[1]};
+  }
+}
+
 // Norms of their own for queries and keys, in place of those of the slots, which may be in a mapped file.
 void ModelBuilder::balance_keys() {
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
@@ -289,27 +333,79 @@ void ModelBuilder::balance_keys() {
       all_have_norms = all_have_norms && config_.layers[j].qk_norm;
     }
     if (!all_have_norms || config_.layers[i].kv_source >= 0) continue;
-    const auto dim = static_cast<size_t>(config_.layers[i].head_dim);
-    const auto read = [&](const float* norm) {
-      std::vector<float> values(dim);
-      backend_->download(norm, dim * sizeof(float), values.data());
-      return values;
-    };
-    const auto write = [&](const std::vector<float>& values, const float** norm) {
-      uint8_t* const memory = allocate(static_cast<int64_t>(dim * sizeof(float)));
-      backend_->upload(values.data(), dim * sizeof(float), memory);
-      *norm = reinterpret_cast<const float*>(memory);
-    };
-    std::vector<float> keys = read(weights_.layers[i].k_norm);
+    const int64_t dim = config_.layers[i].head_dim;
+    std::vector<float> keys = read_norm(weights_.layers[i].k_norm, dim);
     const std::vector<float> factors = key_factors(keys);
-    for (size_t c = 0; c < dim; ++c) keys[c] /= factors[c];
-    write(keys, &weights_.layers[i].k_norm);
+    for (size_t c = 0; c < keys.size(); ++c) keys[c] /= factors[c];
+    replace_norm(keys, &weights_.layers[i].k_norm);
     for (LayerWeights* const layer : readers) {
-      std::vector<float> queries = read(layer->q_norm);
-      for (size_t c = 0; c < dim; ++c) queries[c] *= factors[c];
-      write(queries, &layer->q_norm);
+      std::vector<float> queries = read_norm(layer->q_norm, dim);
+      for (size_t c = 0; c < queries.size(); ++c) queries[c] *= factors[c];
+      replace_norm(queries, &layer->q_norm);
+    }
+    key_factors_[i] = factors;
+  }
+}
+
+// An assistant's queries meet the keys of its target.
+void ModelBuilder::balance_queries() {
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    const std::vector<float>* const factors = target_->key_factors(config_.layers[i].kv_source);
+    if (!factors) continue;
+    std::vector<float> queries = read_norm(weights_.layers[i].q_norm, config_.layers[i].head_dim);
+    for (size_t c = 0; c < queries.size(); ++c) queries[c] *= (*factors)[c];
+    replace_norm(queries, &weights_.layers[i].q_norm);
+  }
+}
+
+std::vector<float> ModelBuilder::read_norm(const float* norm, int64_t dim) {
+  std::vector<float> values(static_cast<size_t>(dim));
+  backend_->download(norm, values.size() * sizeof(float), values.data());
+  return values;
+}
+
+void ModelBuilder::replace_norm(const std::vector<float>& values, const float** norm) {
+  uint8_t* const memory = allocate(static_cast<int64_t>(values.size() * sizeof(float)));
+  backend_->upload(values.data(), values.size() * sizeof(float), memory);
+  *norm = reinterpret_cast<const float*>(memory);
+}
+
+void ModelBuilder::draft_for(std::shared_ptr<const Model> target) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  const ModelConfig& of = target->config();
+  if (config_.target_size != of.hidden_size || config_.vocab_size != of.vocab_size) {
+    fail(ErrorCode::kConfig, "the assistant is for a model of hidden size ", config_.target_size, " with ",
+         config_.vocab_size, " tokens, but the model has hidden size ", of.hidden_size, " and ", of.vocab_size,
+         " tokens");
+  }
+  if (target->weights().embedding_on_disk) {
+    fail(ErrorCode::kUnsupported, "an assistant reads the embedding of its model, which stays on disk");
+  }
+  if (target->kv().layout().format != kv_format_) {
+    fail(ErrorCode::kInvalidRequest, "an assistant reads the KV cache of its model; give both the same format");
+  }
+  for (size_t i = 0; i < config_.layers.size(); ++i) {
+    const LayerConfig& own = config_.layers[i];
+    const auto source = static_cast<size_t>(own.kv_source);
+    if (source >= of.layers.size() || of.layers[source].kv_source >= 0 ||
+        (of.layers[source].sliding_window > 0) != (own.sliding_window > 0) ||
+        of.layers[source].num_kv_heads != own.num_kv_heads || of.layers[source].head_dim != own.head_dim) {
+      fail(ErrorCode::kConfig, "layer ", i, " of the assistant reads the keys and values of layer ", own.kv_source,
+           " of the model, which has other ones: expected ", own.num_kv_heads, " heads of ", own.head_dim);
     }
   }
+  target_ = std::move(target);
+}
+
+void ModelBuilder::set_token_order(std::vector<int32_t> ids) {
+  const std::lock_guard<ForkMutex> lock(mutex_);
+  const bool has_ids =
+      std::all_of(ids.begin(), ids.end(), [&](int32_t id) { return id >= 0 && id < config_.vocab_size; });
+  if (config_.centroids == 0 || static_cast<int64_t>(ids.size()) != config_.vocab_size || !has_ids) {
+    fail(ErrorCode::kTensor, "tensor 'token_ordering' has to name the ids 0 to ", config_.vocab_size - 1,
+         " of an assistant with centroids");
+  }
+  weights_.token_order = std::move(ids);
 }
 
 std::unique_ptr<Model> ModelBuilder::finish() {
@@ -346,8 +442,20 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     }
     size.parameters += weights_.per_layer_table.rows() * weights_.per_layer_table.cols();
   }
+  take_roundings();
   if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
-  if (kv_format_ == KvFormat::kInt8) balance_keys();
+  if ((config_.target_size > 0) != (target_ != nullptr)) {
+    fail(ErrorCode::kInvalidRequest, "an assistant is built for a model (draft_for()), and nothing else is");
+  }
+  if (config_.centroids > 0 && weights_.token_order.empty()) {
+    weights_.token_order.resize(static_cast<size_t>(config_.vocab_size));
+    std::iota(weights_.token_order.begin(), weights_.token_order.end(), 0);
+  }
+  if (target_) {
+    balance_queries();
+  } else if (kv_format_ == KvFormat::kInt8) {
+    balance_keys();
+  }
   finished_ = true;
   slots_.clear();
   rows_scratch_.reset();
@@ -355,7 +463,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   auto kv = std::make_unique<KvPool>(config_, kv_format_, *backend_);
   return std::make_unique<Model>(
       ModelParts{std::move(config_), std::move(weights_), std::move(mapping_), std::move(backend_), std::move(kv),
-                 weight_format_, std::move(balances), std::move(towers_)},
+                 weight_format_, std::move(key_factors_), std::move(balances), std::move(towers_)},
       std::move(storage_), size);
 }
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -32,13 +33,14 @@ class ModelBuilder {
  public:
   // `formats` names matrices with a format of their own. With `embedding_on_disk` the embedding and the output head
   // must come from a mapped file; they are read through a small window of it and do not stay in memory. `towers` are
-  // weights that the forward pass does not know. Throws kConfig
-  // for a bad configuration, kMemory if the weights do not fit, kInvalidRequest if `formats` names something that is no
-  // matrix of this model.
+  // weights that the forward pass does not know. `rounded` names the matrices of the text model whose products are
+  // rounded with fixed scales: each has a slot "..._rounding" for the two scales of StaticRounding. Throws kConfig
+  // for a bad configuration, kMemory if the weights do not fit, kInvalidRequest if `formats` or `rounded` names
+  // something that is no matrix of this model, kUnsupported for a matrix that the backend cannot multiply by.
   ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
-               std::unique_ptr<Backend> backend, BuildMode mode = BuildMode::kAllocate,
+               std::shared_ptr<Backend> backend, BuildMode mode = BuildMode::kAllocate,
                std::map<std::string, Format> formats = {}, bool embedding_on_disk = false,
-               const std::map<std::string, TensorSpec>& towers = {});
+               const std::map<std::string, TensorSpec>& towers = {}, std::set<std::string> rounded = {});
 
   // The plan of a model whose per-layer table has `table_type` in its file, for passes on `threads` threads; 0: as many
   // as the backend has or, of a builder that only plans, as many as this machine would get.
@@ -88,6 +90,11 @@ class ModelBuilder {
   // checked: no bit pattern makes an access go wrong, but a NaN among the scales makes the results NaN.
   void use_packed(const std::string& name, int64_t offset, int64_t bytes);
 
+  // Of an assistant: the model it guesses for, and of which token each row of its head is, if it has centroids.
+  // Throw kConfig if they do not go together, and kTensor for a list that does not name ids.
+  void draft_for(std::shared_ptr<const Model> target);
+  void set_token_order(std::vector<int32_t> ids);
+
   // Sets the per-layer embedding table, which stays in its file. Throws kTensor if the model has none or if the shape
   // is wrong.
   void set_per_layer_table(RowTable table);
@@ -121,6 +128,10 @@ class ModelBuilder {
   void declare_matrix(const std::string& name, int64_t rows, int64_t cols, Format format, Matrix* matrix);
   void declare_norm(const std::string& name, int64_t dim, const float** norm);
   void balance_keys();
+  void take_roundings();
+  void balance_queries();
+  std::vector<float> read_norm(const float* norm, int64_t dim);
+  void replace_norm(const std::vector<float>& values, const float** norm);
   uint8_t* allocate(int64_t bytes);
   void check_can_fill() const;
   void declare_vector(const std::string& name, std::vector<int64_t> shape, float neutral, const float** vector);
@@ -128,13 +139,17 @@ class ModelBuilder {
   ModelConfig config_;
   Format weight_format_;
   KvFormat kv_format_;
-  std::unique_ptr<Backend> backend_;
+  std::shared_ptr<Backend> backend_;
   ModelWeights weights_;
   Tensors towers_;
+  std::shared_ptr<const Model> target_;
+  std::map<size_t, std::vector<float>> key_factors_;
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<const FileMapping> mapping_;
   const BuildMode mode_;
   const std::map<std::string, Format> formats_;
+  const std::set<std::string> rounded_;
+  std::map<std::string, const float*> roundings_;  // by the name of the matrix, in the backend's memory
   std::map<std::string, Slot> slots_;
   std::shared_ptr<PanelScratch> rows_scratch_, raw_scratch_;  // for rows as float32, and for rows of the file
   bool finished_ = false;

@@ -291,6 +291,14 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     fail(ErrorCode::kTensor, "tensor '", name, "': rows of ", cols, " are not whole blocks of ",
          source_type_name(source.type));
   }
+  const auto scale_count = static_cast<int64_t>(source.scales.size());
+  if (has_own_scales(source.type) != (scale_count > 0) || scale_count % std::max<int64_t>(rows, 1) != 0 ||
+      (scale_count > 0 && (!matrix || cols % (scale_count / rows) != 0))) {
+    fail(ErrorCode::kTensor, "tensor '", name, "': ", scale_count, " scales for ", rows, " rows of ", cols, " in ",
+         source_type_name(source.type));
+  }
+  const int64_t per_row = scale_count / std::max<int64_t>(rows, 1);
+  const SourceScales all_scales = {source.scales.data(), scale_count > 0 ? rows : 0, per_row};
   if (!source.data) {
     const int64_t bytes = source_bytes(source.type, rows * cols);
     if (source.offset < 0 || source.offset > INT64_MAX - bytes) {
@@ -308,12 +316,13 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
     return raw && read_fully(source.descriptor, source.offset + begin, bytes, raw) ? raw : nullptr;
   };
   const bool balanced = slot.balance && !slot.balance->scale.empty() && !source.balanced;
-  if (matrix && !balanced && can_repack(slot.matrix->format, source.type)) {
+  if (matrix && !balanced && can_repack(slot.matrix->format, source.type, all_scales)) {
     const auto pack = [&](int64_t first, int64_t count, uint8_t* panel) {
       PanelScratch::Loan loan(*raw_scratch_);
       const uint8_t* const raw = raw_rows(first, count, loan);
       if (!raw) return Outcome::kUnreadable;
-      const bool finite = repack_panel(slot.matrix->format, source.type, raw, count, cols, panel);
+      const SourceScales scales = {source.scales.data() + (first - first_row) * per_row, count, per_row};
+      const bool finite = repack_panel(slot.matrix->format, source.type, raw, count, cols, panel, scales);
       return finite ? Outcome::kPacked : Outcome::kNotFinite;
     };
     return fill_panels(name, *slot.matrix, first_row, rows, pack, out);
@@ -321,7 +330,12 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
   const auto read_rows = [&](int64_t first, int64_t count, float* values) {
     PanelScratch::Loan loan(*raw_scratch_);
     const uint8_t* const raw = raw_rows(first, count, loan);
-    if (raw) widen(raw, source.type, 0, count * cols, values);
+    if (raw && per_row > 0) {
+      const float* const scales = source.scales.data() + (first - first_row) * per_row;
+      widen_scaled(raw, source.type, count, cols, scales, per_row, values);
+    } else if (raw) {
+      widen(raw, source.type, 0, count * cols, values);
+    }
     return raw != nullptr;
   };
   fill(name, slot, first_row, rows, read_rows, out, source.balanced);

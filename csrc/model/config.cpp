@@ -95,6 +95,7 @@ void check_layer(const ModelConfig& config, size_t index) {
     check<int64_t>(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
     check<int64_t>(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
   }
+  if (config.target_size > 0) return check<int64_t>(where, "kv_source", layer.kv_source, 0, 1023);
   check<int64_t>(where, "kv_source", layer.kv_source, -1, config.bidirectional ? -1 : static_cast<int64_t>(index) - 1);
   if (layer.kv_source >= 0) {
     const LayerConfig& source = config.layers[static_cast<size_t>(layer.kv_source)];
@@ -120,6 +121,18 @@ void ModelConfig::validate() const {
   check_size("", "altup_streams", altup_streams);
   check_size("", "laurel_rank", laurel_rank);
   check_size("", "longest_span", longest_span);
+  check<int64_t>("", "target_size", target_size, 0, kMaxWidth);
+  if (target_size > 0) {  // what no assistant has
+    check<int64_t>("", "per_layer_input_size", per_layer_input_size, 0, 0);
+    check<int64_t>("", "altup_streams", altup_streams, 1, 1);
+    check<int64_t>("", "bidirectional", bidirectional ? 1 : 0, 0, 0);
+    check<int64_t>("", "tied_embeddings", tied_embeddings ? 1 : 0, 1, 1);
+  }
+  check<int64_t>("", "centroids", centroids, 0, target_size > 0 ? vocab_size : 0);
+  if (centroids > 0) {
+    check<int64_t>("", "centroids_per_token", centroids_per_token, 1, centroids);
+    check<int64_t>("", "vocab_size modulo centroids", vocab_size % centroids, 0, 0);
+  }
   check_number("", "rms_norm_eps", rms_norm_eps);
   check_number("", "embedding_scale", embedding_scale);
   check_number("", "final_softcap", final_softcap);
@@ -147,6 +160,7 @@ size_t ModelConfig::last_cache_layer() const {
 }
 
 int64_t ModelConfig::most_rows() const {
+  if (target_size > 0) return kPassTexts;  // a row for each text
   return bidirectional ? max_context : std::min(max_context, std::max(kChunkTokens, longest_span));
 }
 

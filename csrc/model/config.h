@@ -14,8 +14,8 @@ namespace gemlet {
 // Rows that one pass over a sequence has at most, unless a span is longer. Longer prompts come in chunks of this.
 inline constexpr int64_t kChunkTokens = 512;
 
-// Texts in one pass of a bidirectional model: at most so many, and together kChunkTokens, unless it is a single longer
-// one.
+// Texts in one pass of a bidirectional model: at most this many, and together kChunkTokens, unless it is a single
+// longer one.
 inline constexpr int64_t kPassTexts = 32;
 
 struct LayerConfig {
@@ -77,7 +77,12 @@ struct ModelConfig {
   int64_t laurel_rank = 0;           // rank of the low-rank branch of AltUp layers
   bool bidirectional = false;        // an embedding model: tokens also see later ones, and a text has one output
   std::vector<int64_t> dense_sizes;  // outputs of each matrix that follows the mean over the text's tokens
-  int64_t longest_span = 0;          // the most tokens of a span; a span of up to kChunkTokens is always possible
+  // Of an assistant, which guesses how a text of another model goes on, its target: the hidden size of that one; 0: a
+  // model of its own. `kv_source` of its layers are layers of the target, and windows end before the token itself.
+  int64_t target_size = 0;
+  int64_t centroids = 0;            // groups of the rows of its output head; 0: it is multiplied as a whole
+  int64_t centroids_per_token = 0;  // groups that are multiplied
+  int64_t longest_span = 0;         // the most tokens of a span; a span of up to kChunkTokens is always possible
   std::vector<LayerConfig> layers;
 
   // Throws kConfig, with the name of the field, if a value is out of range.

@@ -42,8 +42,8 @@ void ForwardPass::add_parts(std::span<const KvGrowth> growths) {
       if (segment.adapter == adapter) {
         const int64_t wanted = config_.bidirectional ? segment.rows() : outputs;
         const int64_t position = segment.kv->length();
-        Part& part =
-            parts_.emplace_back(Part{&segment, &growths[i], rows_, segment.rows(), position, wanted, output, {}});
+        Part& part = parts_.emplace_back(Part{
+            &segment, growths.empty() ? nullptr : &growths[i], rows_, segment.rows(), position, wanted, output, {}});
         for (const TokenSpan& span : segment.tokens.spans) {
           part.spans.push_back({position + span.begin, position + span.end});
         }
@@ -70,7 +70,7 @@ void ForwardPass::find_adapter_runs() {
 }
 
 void ForwardPass::layer(size_t index) {
-  if (index == config_.last_cache_layer() && wanted_ < rows_) {
+  if (wanted_ < rows_ && index == config_.last_cache_layer()) {
     complete_keys(index);
     keep_wanted_rows();
   }

@@ -26,7 +26,7 @@ class ForwardPass {
   // The rows of one segment that are still in the pass.
   struct Part {
     const Segment* segment;
-    const KvGrowth* kv;
+    const KvGrowth* kv;  // null: of an assistant
     int64_t row, rows;
     int64_t position;  // absolute, of the first row
     int64_t wanted;    // the last rows that matter to the end: those that want logits, or all of a bidirectional model
@@ -72,6 +72,11 @@ class ForwardPass {
   const Rope& rope_of(const LayerConfig& layer) const;
   void complete_keys(size_t index);
   void keep_wanted_rows();
+
+  void read_target();  // these are for assistants
+  void attend_to_target(const LayerConfig& layer, AttentionShape shape, const float* q, float* mixed);
+  void guess(const float* x);
+  void guess_by_centroids(const float* x);
 
   void embed_from_disk();
   void put_soft_rows();

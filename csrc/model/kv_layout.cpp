@@ -12,6 +12,7 @@ int64_t blocks_of(int64_t tokens) { return (tokens + kKvBlockTokens - 1) / kKvBl
 }  // namespace
 
 KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend& backend) : format(kv_format) {
+  if (config.target_size > 0) return;  // it reads another model's
   // Each text has its own blocks. All of them are full, except its last one.
   const int64_t together = std::min(config.max_context, kChunkTokens);
   if (config.bidirectional) texts_blocks = std::min(kPassTexts, together) + together / kKvBlockTokens;

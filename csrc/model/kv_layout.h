@@ -37,7 +37,7 @@ struct KvLayout {
 
   KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend& backend);
   int64_t bytes_per_token(bool sliding) const;  // of all layers with a window, or of all without
-  int64_t bytes_of(int64_t tokens) const;       // of a sequence with so many tokens
+  int64_t bytes_of(int64_t tokens) const;       // of a sequence with this many tokens
   int64_t peak_bytes() const;                   // the most that one sequence, or a pass over texts, has in memory
 
   KvFormat format;

@@ -25,7 +25,7 @@ int64_t KvTable::bytes() const {
 }
 
 KvTable KvTable::fork() const {
-  KvTable copy(*pool_, drops_late_);
+  KvTable copy(*pool_, drops_late_, spare_);
   copy.length_ = length_;
   for (size_t kind = 0; kind < kinds_.size(); ++kind) {
     const Kind& from = kinds_[kind];
@@ -69,7 +69,7 @@ void KvTable::truncate(int64_t length) {
   if (length < 0 || length > length_) fail(ErrorCode::kInternal, "a table cannot be cut to more tokens than it has");
   const int64_t blocks = (length + kKvBlockTokens - 1) / kKvBlockTokens;
   for (Kind& kind : kinds_) {
-    // Blocks behind the end stay in reserve, but for those that another table has too.
+    // Blocks after the end stay in reserve, except those that another table has too.
     auto count = static_cast<size_t>(std::max<int64_t>(blocks - kind.first_block, 0));
     while (count < kind.refs.size() && kind.refs[count].write()) ++count;
     kind.keep(count);
@@ -94,7 +94,9 @@ bool KvTable::complete() const {
 void KvTable::drop_unseen() {
   for (size_t i = 0; i < kinds_.size(); ++i) {
     Kind& kind = kinds_[i];
-    const int64_t unseen = pool_->layout().kinds[i].oldest_seen(length_) / kKvBlockTokens - kind.first_block;
+    const int64_t unseen =
+        pool_->layout().kinds[i].oldest_seen(std::max<int64_t>(0, length_ - spare_)) / kKvBlockTokens -
+        kind.first_block;
     const int64_t count = std::min(unseen, static_cast<int64_t>(kind.refs.size()));
     if (count <= 0) continue;
     kind.refs.erase(kind.refs.begin(), kind.refs.begin() + count);

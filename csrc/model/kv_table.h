@@ -11,9 +11,9 @@ namespace gemlet {
 class KvTable {
  public:
   // Blocks that no later token sees are dropped when a pass is over; if `drops_late`, when the next one begins, so that
-  // there is time to share them.
-  explicit KvTable(KvPool& pool, bool drops_late = false)
-      : pool_(&pool), kinds_(pool.layout().kinds.size()), drops_late_(drops_late) {}
+  // there is time to share them. `spare`: this many of the last tokens can always be taken back.
+  explicit KvTable(KvPool& pool, bool drops_late = false, int64_t spare = 0)
+      : pool_(&pool), kinds_(pool.layout().kinds.size()), drops_late_(drops_late), spare_(spare) {}
 
   int64_t length() const { return length_; }  // tokens
   int64_t bytes() const;                      // of its blocks; a block of several tables counts in each of them
@@ -50,6 +50,7 @@ class KvTable {
   std::vector<Kind> kinds_;
   int64_t length_ = 0;
   bool drops_late_;
+  int64_t spare_;
 };
 
 // Room in a table for the tokens of one pass, and the right to write there. Without commit(), the table is in the end

@@ -18,6 +18,9 @@ std::vector<std::vector<const Matrix*>> calls_of(const ModelWeights& weights) {
   for (const Matrix& matrix : weights.altup_projections) calls.push_back({&matrix});
   for (const Matrix& matrix : weights.altup_unembed_projections) calls.push_back({&matrix});
   for (const Matrix& matrix : weights.dense) calls.push_back({&matrix});
+  for (const Matrix* matrix : {&weights.pre_projection, &weights.post_projection, &weights.centroids}) {
+    calls.push_back({matrix});
+  }
   for (const LayerWeights& layer : weights.layers) {
     calls.push_back({&layer.q_proj, &layer.k_proj, &layer.v_proj});
     calls.push_back({&layer.o_proj});
@@ -39,7 +42,8 @@ int64_t prepared_bytes(const ModelConfig& config, const ModelWeights& weights, c
     std::set<Format> formats;
     int64_t bytes = 0;
     for (const Matrix* matrix : call) {
-      if (matrix->rows > 0 && formats.insert(matrix->format).second) {
+      // Those whose inputs are rounded may each have a scale of their own.
+      if (matrix->rows > 0 && (matrix->rounding.input > 0 || formats.insert(matrix->format).second)) {
         bytes += backend.prepared_bytes(*matrix, rows);
       }
     }

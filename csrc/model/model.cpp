@@ -24,7 +24,9 @@ std::vector<bool> Model::forward(const Batch& batch) {
   batch.check(parts_.config);
   std::vector<KvGrowth> growths;
   growths.reserve(batch.segments.size());
-  for (const Segment& segment : batch.segments) growths.emplace_back(*segment.kv, segment.rows());
+  if (!batch.target) {
+    for (const Segment& segment : batch.segments) growths.emplace_back(*segment.kv, segment.rows());
+  }
   std::vector<bool> cancelled(batch.segments.size());
   const auto all_cancelled = [&] {
     check_open();
@@ -45,7 +47,7 @@ std::vector<bool> Model::forward(const Batch& batch) {
   if (all_cancelled()) return cancelled;
   parts_.config.bidirectional ? pass.embeddings() : pass.logits();
   check_files();
-  for (size_t i = 0; i < growths.size(); ++i) {
+  for (size_t i = 0; i < growths.size(); ++i) {  // none of an assistant
     if (!cancelled[i]) growths[i].commit();
   }
   return cancelled;

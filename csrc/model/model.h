@@ -58,7 +58,14 @@ class Model {
     const auto found = parts_.balances.find(matrix);
     return found == parts_.balances.end() ? nullptr : found->second.get();
   }
+  // What the keys of a layer were divided by before they went into the cache; null: ones.
+  const std::vector<float>* key_factors(int64_t layer) const {
+    const auto found = parts_.key_factors.find(static_cast<size_t>(layer));
+    return found == parts_.key_factors.end() ? nullptr : &found->second;
+  }
   Backend& backend() { return *parts_.backend; }
+  // For a drafter, whose passes run inside of run() of this model.
+  const std::shared_ptr<Backend>& shared_backend() const { return parts_.backend; }
 
   // Advances every segment by its tokens: appends to its cache and writes the logits or embeddings that the batch
   // wants. If it throws, no cache has grown. Returns for each segment whether it was cancelled: it looks at their

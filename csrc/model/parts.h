@@ -1,7 +1,9 @@
 // What a model is made of. Forward passes work with these.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <vector>
 
 #include "backend/backend.h"
 #include "base/file_mapping.h"
@@ -18,9 +20,10 @@ struct ModelParts {
   ModelConfig config;
   ModelWeights weights;
   std::shared_ptr<const FileMapping> mapping;  // the file whose weights are used in place; null: none
-  std::unique_ptr<Backend> backend;
+  std::shared_ptr<Backend> backend;            // a drafter shares that of the model it drafts for
   std::unique_ptr<KvPool> kv;
-  Format weight_format;  // of matrices without a format of their own
+  Format weight_format;                                   // of matrices without a format of their own
+  std::map<size_t, std::vector<float>> key_factors = {};  // of layers with an int8 cache (model/balance.h)
   Balances balances = {};
   Tensors towers = {};
   Scratch scratch = {};

@@ -90,6 +90,14 @@ Size size_of(Region region, const ModelConfig& c, const Widths& w, int64_t max_r
       return {Use::kPerLayerInput, c.per_layer_input_size};
     case Region::kHeadInput:
       return {Use::kHead, c.bidirectional ? 0 : c.hidden_size};
+    case Region::kTargetInputs:
+      return {Use::kAttention, 2 * c.target_size};
+    case Region::kTargetStates:
+      return {Use::kHead, c.target_size};
+    case Region::kCentroidScores:
+      return {Use::kHead, c.centroids};
+    case Region::kCentroidLogits:  // of each row, as if all had theirs at the same time
+      return {Use::kHead, c.centroids > 0 ? c.centroids_per_token * (c.vocab_size / c.centroids + 2 * kPanelRows) : 0};
     case Region::kTextMeans:
       return {Use::kHead, c.bidirectional ? c.hidden_size : 0};
     case Region::kDenseOutputs:

@@ -40,6 +40,10 @@ enum class Region : uint8_t {
   kExpertOutputs,    // [rows * experts_per_token, hidden]
   kPerLayerGate,     // [rows, per_layer_input]
   kHeadInput,        // [rows that want logits, hidden]
+  kTargetInputs,     // [rows, 2 * target_size] of an assistant
+  kTargetStates,     // [rows, target_size]
+  kCentroidScores,   // [rows, centroids]
+  kCentroidLogits,   // of one row
   kTextMeans,        // [texts, hidden]
   kDenseOutputs,     // [texts, outputs] of each matrix behind the mean, one after the other
   kCount,

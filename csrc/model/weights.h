@@ -68,6 +68,10 @@ struct ModelWeights {
   const float* per_layer_projection_norm = nullptr;  // [per_layer_input]
   std::vector<Matrix> altup_projections;             // S - 1 of [hidden, hidden]: into the further streams
   std::vector<Matrix> altup_unembed_projections;     // S - 1 of [hidden, hidden]: back out of them
+  Matrix pre_projection;                             // [hidden, 2 target_size], of an assistant; the next ones too
+  Matrix post_projection;                            // [target_size, hidden]
+  Matrix centroids;                                  // [centroids, hidden], if there are any
+  std::vector<int32_t> token_order;                  // the id of each row of lm_head, then
   std::vector<Matrix> dense;                         // [dense_sizes[i], dense_sizes[i - 1] or hidden]
   std::vector<LayerWeights> layers;
 };

@@ -44,7 +44,7 @@ class Gemma4Tower {
   void encode(const float* pixels, int64_t height, int64_t width, float* out,
               const std::atomic<bool>* cancel = nullptr) const;
 
-  // Bytes that encode() allocates for so many tokens, in a model of `hidden_size` with weights of `format`.
+  // Bytes that encode() allocates for this many tokens, in a model of `hidden_size` with weights of `format`.
   static int64_t activation_bytes(const Gemma4Config& config, int64_t tokens, int64_t hidden_size, Format format,
                                   const Backend& backend);
 

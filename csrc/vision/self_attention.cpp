@@ -1,5 +1,7 @@
 #include "vision/self_attention.h"
 
+#include <algorithm>
+
 namespace gemlet::vision {
 namespace {
 
@@ -34,6 +36,22 @@ void SelfAttention::run(Backend& backend, float* q, float* k, float* v, const He
   read.kv = {read_, 0, 0};
   read.rows = rows_;
   backend.attention(shape_, {&read, 1}, q, out);
+}
+
+void SelfAttention::run_over(Backend& backend, float* q, int64_t queries, float* k, float* v, float* out) {
+  const StoreSegment stored = {{stored_, 0, 0}, 0, rows_, 0};
+  backend.rope_and_store(shape_, {&stored, 1}, nullptr, k, v, nullptr, nullptr, false, 0, nullptr, nullptr);
+  backend.scale(shape_.query_scale, queries * shape_.num_heads * shape_.head_dim, q);
+  std::vector<AttentionSegment> parts;  // each of which ends where the keys do, so that it sees all of them
+  for (int64_t row = 0; row < queries; row += rows_) {
+    AttentionSegment part = {};
+    part.kv = {read_, 0, 0};
+    part.row = row;
+    part.rows = std::min(rows_, queries - row);
+    part.position = rows_ - part.rows;
+    parts.push_back(part);
+  }
+  backend.attention(shape_, parts, q, out);
 }
 
 }  // namespace gemlet::vision

@@ -18,13 +18,16 @@ struct HeadNorms {
 
 class SelfAttention {
  public:
-  // `shape` but for the format of keys and values: they have the precision that products with `weights` have.
+  // `shape` except for the format of keys and values: they have the precision that products with `weights` have.
   SelfAttention(Backend& backend, AttentionShape shape, Format weights, int64_t rows);
 
   // out [rows, heads, head_dim] of q, k and v, which it changes. cosines and sines [rows, head_dim / 2]; null: nothing
   // rotates.
   void run(Backend& backend, float* q, float* k, float* v, const HeadNorms& norms, const float* cosines,
            const float* sines, float* out);
+
+  // The same of `queries` rows over keys and values of `rows` others, without norms and rotation.
+  void run_over(Backend& backend, float* q, int64_t queries, float* k, float* v, float* out);
 
   static int64_t bytes(const Backend& backend, int64_t kv_heads, int64_t head_dim, Format weights, int64_t rows);
 

@@ -63,8 +63,8 @@ def perplexity(
     adapter: str | None = None,
     progress: Progress = False,
 ) -> Perplexity:
-    """Of ``text``, in windows that follow each other. Each begins anew with BOS, and all its other tokens
-    count.
+    """The perplexity of ``text``, in consecutive windows. Each window begins with BOS, and all of its other
+    tokens count.
 
     Args:
         window: tokens of a window, BOS included; None: 2048, or the context if it is shorter.
@@ -173,7 +173,7 @@ def _mean(values: list[bool]) -> Iterator[float]:
 
 def _question(line: Any) -> dict[str, Any]:
     if not isinstance(line, Mapping):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     if "sentence" in line and "option1" in line:
         line = _winogrande(line)
     elif "sol1" in line and "sol2" in line:  # PIQA

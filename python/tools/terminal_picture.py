@@ -24,7 +24,7 @@ from pathlib import Path
 
 COMMANDS = (
     'gemlet generate "Once upon a time, a small fox set out to see the sea." \\\n'
-    "      --model gemma-3-270m.gguf --temperature 0.5 --repetition-penalty 1.1 --seed 9",
+    "      --model gemma-3-270m.gguf --temperature 0.5 --repetition-penalty 1.1 --seed 31",
 )
 COLUMNS = 92
 # Pixels. textLength gives every run of words its width, so the columns hold in any font.

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 import gemlet
+from gemlet.media.preparing import ImageView
+from support.extras import optional
 from support.vision import write_with_vocabulary
+
+pillow = optional("PIL.Image")
+needs_pillow = pytest.mark.extra("vision")
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 256, (50, 50, 3), dtype=np.uint8)
@@ -34,7 +39,6 @@ def ids_of(model: gemlet.Model, text: str) -> list[int]:
 
 
 def png(image: Any) -> bytes:
-    pillow = pytest.importorskip("PIL.Image")
     out = io.BytesIO()
     pillow.fromarray(image).save(out, "PNG")
     return out.getvalue()
@@ -44,14 +48,22 @@ def prompt(*texts: str) -> str:
     return f"<bos><start_of_turn>user\n{''.join(texts)}<end_of_turn>\n<start_of_turn>model\n"
 
 
-@pytest.mark.parametrize("form", ["array", "bytes", "path", "pillow", "image_url", "plain URL"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "array",
+        *(
+            pytest.param(form, marks=needs_pillow)
+            for form in ("bytes", "path", "pillow", "image_url", "plain URL")
+        ),
+    ],
+)
 def test_a_message_with_an_image(model: gemlet.Model, form: str, tmp_path: Path) -> None:
     value: Any = IMAGE
     if form != "array":
         data = png(IMAGE)
         (tmp_path / "image.png").write_bytes(data)
         url = "data:image/png;base64," + base64.b64encode(data).decode()
-        pillow = pytest.importorskip("PIL.Image")
         value = {"bytes": data, "path": tmp_path / "image.png", "pillow": pillow.fromarray(IMAGE)}.get(
             form, url
         )
@@ -143,7 +155,7 @@ def test_a_later_turn_sees_the_image_again(model: gemlet.Model) -> None:
         pytest.param(
             {"type": "image", "image": b"GIF"},
             "no image, or is damaged",
-            marks=pytest.mark.extra("vision"),
+            marks=needs_pillow,
         ),
         ({"type": "image_url", "image_url": {"url": "https://localhost/a.png"}}, "expected a data URL"),
         ({"type": "image_url", "image_url": "/etc/passwd"}, "expected a data URL"),
@@ -159,8 +171,8 @@ def test_a_model_that_does_not_see_takes_text_only() -> None:
         model.chat([{"role": "user", "content": [{"type": "image", "image": IMAGE}]}])
 
 
+@needs_pillow
 def test_a_session_with_images(model: gemlet.Model, tmp_path: Path) -> None:
-    pytest.importorskip("PIL.Image")
     path = tmp_path / "image.png"
     path.write_bytes(png(IMAGE))
     session = model.session()
@@ -173,3 +185,27 @@ def test_a_session_with_images(model: gemlet.Model, tmp_path: Path) -> None:
     session.chat([{"role": "user", "content": [{"type": "image", "image": IMAGE}]}], **OPTIONS)
     with pytest.raises(gemlet.InvalidRequestError, match="as an object"):
         session.save(tmp_path / "talk.session")
+
+
+def test_the_tower_runs_once_for_all_texts_of_a_prompt(
+    model: gemlet.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the images are too large to be kept for other prompts."""
+    runs, pixels = 0, ImageView.pixels
+
+    def counted(view: ImageView) -> Any:
+        nonlocal runs
+        runs += 1
+        return pixels(view)
+
+    monkeypatch.setattr(ImageView, "pixels", counted)
+    monkeypatch.setattr("gemlet.model.media.KEPT_BYTES", 0)
+    images = np.random.default_rng(2).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
+    text = "<start_of_image> and <start_of_image>"
+    found = model.generate(text, images=[images[0], images[1]], n=3, seed=1, max_tokens=3)
+    assert len(found) == 3
+    assert runs == 2
+    content = [{"type": "image", "image": image} for image in images[2:]]
+    replies = model.chat([{"role": "user", "content": content}], best_of=3, n=2, seed=1, max_tokens=3)
+    assert len(replies) == 2
+    assert runs == 4

@@ -61,7 +61,7 @@ def ones(*shape: int) -> NDArray[np.float32]:
             ones(VOCAB, HIDDEN),
             "q8",
             0,
-            "dtype tag 'q8'.* expected f32, bf16, f16 or a block type",
+            "dtype tag 'q8'.* expected f32, bf16, f16, a block type",
         ),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from gemlet import _core
 from support.core_models import layer_config, model_config, random_core, sampler
 from support.engine_reader import Reader
 from support.inside import testing
+from support.processes import in_fork
 
 Ids = NDArray[np.int32]
 
@@ -153,19 +153,9 @@ def test_times_count_steps_and_tokens() -> None:
 def test_a_forked_child_guesses_too() -> None:
     reader, expected, prompt = loop(small_core())
     request = reader.submit(prompt, sampler=sampler(temperature=0.0), max_tokens=300, most_unread=20)
-    begun: list[int] = []
-    while len(begun) < 20:
-        seen = reader.news.value
-        begun += request.take()[0]
-        reader.engine.wait(reader.news, seen, 1.0)
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if begun + reader.read(request)[0][0] == expected else 1)
-        except BaseException:
-            os._exit(2)
+    begun = reader.first(request, 20)
+    in_fork(lambda: begun + reader.read(request)[0][0] == expected)
     assert begun + reader.read(request)[0][0] == expected
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_what_is_guessed() -> None:

@@ -79,7 +79,7 @@ def test_reasons_to_end() -> None:
 
 
 def test_a_slow_reader_holds_up_nobody() -> None:
-    """It has at most so many tokens waiting, and goes on when they are taken."""
+    """It has at most this many tokens waiting, and goes on when they are taken."""
     core = small_core()
     engine = _core.Engine(core)
     slow, quick = Reader(engine), Reader(engine)

@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
             del self.live[place]
 
     def advance(self, asked: Asked, looks: int) -> bool:
-        """Looks at a text so many times; whether it has ended."""
+        """Looks at a text this many times; whether it has ended."""
         for _ in range(looks):
             seen = self.news.value
             reason = asked.take()

@@ -17,7 +17,7 @@ from gemlet.checkpoint.gguf_format import TENSOR_TYPES
 from gemlet.config.layers import LayerSpec
 from gemlet.config.limits import LIMITS
 from gemlet.loading.options import LoadOptions, command_line
-from gemlet.weights.formats import KV_CACHES, PRESETS, auto_format
+from gemlet.weights.formats import KV_CACHES, PRESETS, STORED, auto_format
 from support.core_models import layer_config, model_config
 from support.inside import testing
 
@@ -48,9 +48,13 @@ def config_with(field: str, value: Any) -> _core.ModelConfig:
     return model_config(**changes)
 
 
+# Integers with scales of their own: values and bytes of a block.
+OWN_SCALES = {"i8": (1, 1), "i4": (2, 1), "i2": (4, 1), "i4x32": (32, 16)}
+
+
 def test_a_preset_for_every_format() -> None:
     formats = testing.weight_formats()
-    assert list(PRESETS) == formats
+    assert [*PRESETS, *STORED] == formats
     assert all(preset.matrices == name for name, preset in PRESETS.items())
     assert {preset.embedding for preset in PRESETS.values()} <= set(formats)
     assert list(KV_CACHES) == testing.kv_formats()
@@ -58,14 +62,14 @@ def test_a_preset_for_every_format() -> None:
 
 
 def test_the_types_of_gguf_have_the_core_s_blocks() -> None:
-    known = {name.lower(): (values, size) for name, values, size in TENSOR_TYPES.values()}
+    known = {name.lower(): (values, size) for name, values, size in TENSOR_TYPES.values()} | OWN_SCALES
     for name, (values, size, format) in _core.source_types().items():
         assert known[name] == (values, size), name
         assert format is None or format in testing.weight_formats()
 
 
 def test_the_blocks_that_python_reads_are_all_that_the_core_reads() -> None:
-    assert {"f32", "bf16", "f16", *map(str.lower, BLOCK_TYPES)} == set(_core.source_types())
+    assert {"f32", "bf16", "f16", *map(str.lower, BLOCK_TYPES), *OWN_SCALES} == set(_core.source_types())
 
 
 def test_auto_keeps_every_value_where_a_format_can() -> None:

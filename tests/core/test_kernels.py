@@ -29,6 +29,7 @@ from support.kernel_cases import (
     ATTENTIONS,
     BLOCK,
     ENTRIES,
+    FIXED,
     FLUSHED,
     KINDS,
     MACHINE_TIERS,
@@ -55,11 +56,14 @@ from support.kernel_cases import (
 INT8_FORMATS = ["q8", "q4", "q5"]  # that have one scale for 32 columns
 GROUPED = {"q4k": 4, "q5k": 5, "q6k": 6}  # bits of those with a scale and small scales
 MINIMA = ("q4k", "q5k")
+ROW_SCALED = {"r8": 8, "r4": 4, "r2": 2}  # bits of those with one scale for a row
+STEP = 2.0**-4  # of x with a fixed scale
 # (largest |x|, largest |w|): products and their sums stay within float32.
 WIDE = (1e17, 1e17)
 RANGES = {"f32": WIDE, "bf16": WIDE, "bf12": WIDE, "q8": (1e28, 8e6)} | dict.fromkeys(
     ("q4", "q5", *GROUPED), (1e28, 4e5)
 )
+RANGES |= dict.fromkeys(ROW_SCALED, (1e17, 1e17))
 
 
 def test_every_kernel_is_tested() -> None:
@@ -72,7 +76,8 @@ def test_every_kernel_is_tested() -> None:
 
 
 def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
-    y = testing.kernel_matmul(tier=tier, operation=operation, x=guarded(x), w=guarded(w))
+    scale = STEP if operation in FIXED else 0
+    y = testing.kernel_matmul(tier=tier, operation=operation, x=guarded(x), w=guarded(w), scale=scale)
     assert y.shape == (len(x), len(w))
     assert y.dtype == np.float32
     return y
@@ -83,6 +88,10 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
     file)."""
     v = testing.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
     cols = x.shape[1]
+    if operation in FIXED:
+        steps = np.clip(np.rint(x.astype(np.float64) / STEP), -128, 127) * STEP
+        magnitude = np.abs(steps) @ np.abs(v).T
+        return steps @ v.T, (cols + 4) * (UNIT * magnitude + 128 * 128 * TINY)
     in_tiles = operation.startswith("matmul_tiles")
     if in_tiles:
         v = bf16(v.astype(np.float32)).astype(np.float64)
@@ -91,6 +100,8 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
         exact = (bf16(x) if rounded else x).astype(np.float64)
         magnitude = np.abs(exact) @ np.abs(v).T
         bound = (cols + 1) * (UNIT * magnitude + TINY)
+        if MATMULS[operation] in ROW_SCALED:  # x times an integer is added, and the sum is scaled
+            bound = 3 * bound + 128 * cols * TINY
         if rounded:
             normal = (
                 np.where(np.abs(exact) < NORMAL, 0, np.abs(exact))
@@ -220,6 +231,20 @@ def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
     )
 
 
+@kernels(*FIXED)
+def test_products_with_fixed_scales_do_not_saturate(operation: str, tier: str) -> None:
+    """With -128 and 127 on both sides; the integer sums are exact."""
+    x = np.full((20, 320), 1e3, np.float32)
+    x[1::2] *= -1
+    x[4, ::2] *= -1
+    w = np.full((34, 320), 1.0, np.float32)
+    w[::3] = -1.0
+    w[:, ::32] = -1.0  # sets the scale of r4 and r2
+    v = testing.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
+    expected = np.clip(x / STEP, -128, 127) * STEP @ v.T
+    np.testing.assert_allclose(matmul(tier, operation, x, w), expected, rtol=3 * UNIT, atol=0)
+
+
 @kernels("quantize_i8")
 @pytest.mark.parametrize("format", INT8_FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,6 +282,8 @@ def test_bf16_activations_are_rounded_to_nearest_even(operation: str, tier: str,
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_activations_that_are_not_finite_show(operation: str, tier: str, value: float) -> None:
     """An overflow must reach the logits, where it becomes an error. It must not become a likely token."""
+    if operation in FIXED and np.isinf(value):
+        return  # a fixed scale clips it, as it does other large numbers
     for cols, at in ((32, 0), (70, 69), (256, 100)):
         x, w = case(operation, 5, 3, 20, cols, PLAIN)
         x[1, at] = value
@@ -318,6 +345,9 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
     run.run()
     assert run.multiply_adds == 17 * 50 * 70
     format = MATMULS[operation]
+    if format in ROW_SCALED:
+        assert run.weight_bytes == 64 * 128 * ROW_SCALED[format] / 8 + 4 * 64
+        return
     columns = 128 if format in (*INT8_FORMATS, *GROUPED) else 70  # and 64 rows: whole panels, whole blocks
     if MATMULS[operation] == "bf12":  # 8 columns together; in each panel exponents and exceptions
         assert run.weight_bytes == 64 * 72 * 1.5 + 4 * (64 + 64)

@@ -104,6 +104,18 @@ def test_a_text_without_its_mask_holds_up_nobody() -> None:
     assert reader.engine.stats()["steps"] > steps
 
 
+def test_many_texts_without_their_masks_hold_up_nobody() -> None:
+    """They give their only place up one after the other, and none takes it back before its mask is there."""
+    reader = Reader(_core.Engine(small_core(), most_running=1))
+    waiting = [reader.submit(IDS[:9], max_tokens=2, masked=True, priority=i % 2) for i in range(4)]
+    assert [reason for _, reason in reader.read(reader.submit(IDS[:50], max_tokens=20))] == ["length"]
+    preemptions = reader.engine.stats()["preemptions"]
+    time.sleep(0.3)
+    assert reader.engine.stats()["preemptions"] == preemptions == 4
+    texts = write(reader, lambda text: list(range(96)), *waiting)
+    assert [(len(text), reason) for text, reason in texts] == [(2, "length")] * 4
+
+
 def test_texts_that_memory_has_no_room_for_are_the_same() -> None:
     """Those that wait for a mask are put back, too, and computed again."""
     core = small_core()

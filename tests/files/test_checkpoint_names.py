@@ -150,7 +150,11 @@ def test_a_wrapper_inside_a_name() -> None:
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",
         "model.rotary_emb_local.inv_freq",
-        "model.rotary_emb.sliding_attention_original_inv_freq".replace("sliding_attention_", ""),
+        "model.rotary_emb.original_inv_freq",
+        "model.rotary_emb.sliding_attention_inv_freq",
+        "model.rotary_emb.full_attention_original_inv_freq",
+        "model.layers.1.self_attn.rotary_emb.cos_cached",
+        "model.embeddings.position_ids",
         "model.embed_tokens.embed_scale",
         "model.layers.0.self_attn.k_proj.k_scale",
         "model.layers.0.self_attn.k_scale",
@@ -178,6 +182,28 @@ def test_an_unmerged_adapter_is_named(name: str) -> None:
     at = f"base_model.model.model.layers.0.self_attn.q_proj.{name}"
     with pytest.raises(TensorError, match=r"unmerged PEFT state dict; merge it with merge_and_unload\(\)"):
         map_of("gemma", shapes_of("gemma", "base_model.model.model.") | {at: (4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("ending", "tool"),
+    [
+        ("qweight", "GPTQ or AWQ"),
+        ("weight_packed", "compressed-tensors"),
+        ("weight.absmax", "bitsandbytes"),
+        ("SCB", "bitsandbytes"),
+        ("weight_scale", "FP8"),
+        ("weight_scale_2", "NVFP4"),
+        ("scales", "MLX"),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_quantized_weights_are_named(ending: str, tool: str, kept: bool) -> None:
+    shapes = shapes_of("gemma2")
+    at = "model.layers.0.mlp.up_proj."
+    if not kept:
+        del shapes[f"{at}weight"]
+    with pytest.raises(TensorError, match=f"quantized with .*{tool}.*; load the bf16 original"):
+        map_of("gemma2", shapes | {at + ending: (4,)})
 
 
 def test_the_same_weight_twice_is_refused() -> None:

@@ -38,6 +38,9 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
     ("gemma", {"rope_parameters": {"full_attention": {}}}, ["rope_parameters.full_attention"]),
     ("gemma", {"ignore_index": -100, "auto_map": {"AutoModel": "custom.py"}}, []),
     ("gemma", {"quantization_config": None}, []),
+    ("gemma2", {"pretraining_tp": 1, "num_local_experts": 0, "classifier_dropout": 0.1}, []),
+    ("gemma4_text", {"transformers.js_config": {"dtype": "q4"}, "router_aux_loss_coef": 0.001}, []),
+    ("gemma3_text", {"tie_word_embeddings": None}, []),
     ("gemma", {"pad_token_id": -1, "hidden_size": 64.0, "eos_token_id": [1, -1]}, []),
 ]
 

@@ -41,6 +41,7 @@ FILES = {
     "consolidated.safetensors": b"not needed",
 }
 PARTS = [f"q4/gemma-{part:05}-of-00002.gguf" for part in (1, 2)]
+TOWERS = "b-mmproj-Q8_0.gguf"
 
 
 def repository(*names: str) -> dict[str, bytes]:
@@ -57,7 +58,7 @@ REPOSITORIES = {
             "b-Q4_0.gguf",
             "b-Q8_0.gguf",
             "mmproj-f16.gguf",
-            "b-mmproj-Q8_0.gguf",
+            TOWERS,
             "mtp-b-Q8_0.gguf",
             "README.md",
         ),
@@ -113,21 +114,23 @@ def repository_of(name: str) -> str:
 
 @pytest.mark.extra("hub")
 def test_gguf_models(tmp_path: Path) -> None:
-    """The only model of a repository, or the one in the name. All of its parts are fetched, and nothing
-    else."""
+    """The only model of a repository, or the one in the name. All of its parts are fetched, the towers
+    that belong to it, and nothing else."""
     cases = {
-        "someone/one-gguf": ["gemma.gguf"],
+        "someone/one-gguf": ["gemma.gguf", "mmproj.gguf"],
         "someone/split-gguf": PARTS,
-        "someone/many-gguf:b-Q8_0.gguf": ["b-Q8_0.gguf"],
+        "someone/many-gguf:b-Q8_0.gguf": ["b-Q8_0.gguf", TOWERS],
         f"someone/many-gguf:{PARTS[1]}": PARTS[::-1],
         f"{NAME}:gemma.gguf": ["gemma.gguf"],
-        "someone/many-gguf:Q8_0": ["b-Q8_0.gguf"],
-        "someone/many-gguf:q4_0": ["b-Q4_0.gguf"],
-        "hf.co/someone/many-gguf:Q8_0": ["b-Q8_0.gguf"],
-        "https://huggingface.co/someone/many-gguf/blob/main/b-Q8_0.gguf": ["b-Q8_0.gguf"],
-        "https://huggingface.co/someone/many-gguf/resolve/main/b-Q8_0.gguf?download=true": ["b-Q8_0.gguf"],
-        "https://huggingface.co/someone/one-gguf/tree/main": ["gemma.gguf"],
-        "hf://someone/one-gguf": ["gemma.gguf"],
+        "someone/many-gguf:Q8_0": ["b-Q8_0.gguf", TOWERS],
+        "someone/many-gguf:q4_0": ["b-Q4_0.gguf", TOWERS],
+        "hf.co/someone/many-gguf:Q8_0": ["b-Q8_0.gguf", TOWERS],
+        "https://huggingface.co/someone/many-gguf/blob/main/b-Q8_0.gguf": ["b-Q8_0.gguf", TOWERS],
+        "https://huggingface.co/someone/many-gguf/resolve/main/b-Q8_0.gguf?download=true": [
+            *("b-Q8_0.gguf", TOWERS)
+        ],
+        "https://huggingface.co/someone/one-gguf/tree/main": ["gemma.gguf", "mmproj.gguf"],
+        "hf://someone/one-gguf": ["gemma.gguf", "mmproj.gguf"],
     }
     wrong = {
         "someone/many-gguf": "name one, as someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",

@@ -12,8 +12,10 @@ import pytest
 
 from gemlet import InvalidRequestError
 from gemlet.media.images import MOST_PIXELS, read_image
+from support.extras import optional
 
-Image = pytest.importorskip("PIL.Image")
+pytestmark = pytest.mark.extra("vision")
+Image = optional("PIL.Image")
 
 LEVELS = np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -72,7 +74,7 @@ def test_images_stand_upright(orientation: int) -> None:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it has so many pixels."""
+    """A PNG of a few bytes that says it has this many pixels."""
     data = bytearray(encoded(Image.fromarray(LEVELS)))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     import zlib

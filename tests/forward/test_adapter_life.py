@@ -15,7 +15,7 @@ from gemlet.adapters.opening import open_adapter
 from gemlet.errors import MemoryLimitError
 from golden.folders import HERE
 from support.adapters import ADAPTERS, ON_270M, base_of, read_golden
-from support.inside import core_of
+from support.inside import adapters_of, core_of
 from support.processes import run_program
 from support.programs import adapters
 
@@ -51,10 +51,10 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         assert 0 < core_of(free).adapter_scratch_bytes(1) < scratch
     room = plan.total + (64 << 20)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        model._adapters.spare_memory = scratch + size[first] - 1  # the process itself may have grown
+        adapters_of(model).spare_memory = scratch + size[first] - 1  # the process itself may have grown
         with pytest.raises(MemoryLimitError, match=f"{first}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / first)
-        model._adapters.spare_memory = scratch + size[first] + size[second] - 1
+        adapters_of(model).spare_memory = scratch + size[first] + size[second] - 1
         assert model.load_adapter(ADAPTERS / first).memory_bytes == size[first]
         with pytest.raises(MemoryLimitError, match=f"{second}: the adapter needs .* max_memory leaves"):
             model.load_adapter(ADAPTERS / second)
@@ -62,7 +62,7 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         model.unload_adapter(first)
         model.load_adapter(ADAPTERS / second)
     with gemlet.load(folder, weights=weights, max_context=64, threads=1, max_memory=room) as model:
-        assert 0 < model._adapters.spare_memory <= 64 << 20  # type: ignore[operator]
+        assert 0 < adapters_of(model).spare_memory <= 64 << 20  # type: ignore[operator]
         for name in ON_270M:
             model.load_adapter(ADAPTERS / name)
 
@@ -128,7 +128,7 @@ def test_an_unloaded_adapter_stays_until_its_streams_end(model: gemlet.Model) ->
 def test_memory_that_a_stream_still_uses_is_not_given_to_another_adapter(model: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     first = model.load_adapter(ADAPTERS / "gemma3-plain", "first")
-    model._adapters.spare_memory = model._adapters.scratch + first.memory_bytes
+    adapters_of(model).spare_memory = adapters_of(model).scratch + first.memory_bytes
     stream = model.stream(ids, adapter="first", max_tokens=2)
     model.unload_adapter("first")
     with pytest.raises(MemoryLimitError, match="max_memory leaves 0 kB"):
@@ -146,7 +146,7 @@ def test_two_loads_at_the_same_time_do_not_get_the_same_room_or_name(
     size = model.load_adapter(path, "measured").memory_bytes
     model.unload_adapter("measured")
     if names[0] != names[1]:
-        model._adapters.spare_memory = model._adapters.scratch + size
+        adapters_of(model).spare_memory = adapters_of(model).scratch + size
     errors: list[gemlet.GemletError] = []
 
     def load_second() -> None:

@@ -11,6 +11,8 @@ import pytest
 import gemlet
 from gemlet.errors import UnsupportedError
 from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
+from support import vision
+from support.audio import difference
 from support.inside import taps_of
 
 
@@ -55,6 +57,15 @@ def test_formats_of_the_demo_model(weights: str, kv_cache: str) -> None:
     assert 0 <= divergence < 2e-3
 
 
+def test_a_tower_for_images() -> None:
+    """Convolutions, attention over fewer keys than queries, and the fusion of two stages."""
+    expected = vision.golden("gemma3n-odd")
+    with gemlet.load(vision.FOLDERS / "gemma3n-odd", weights="f32", threads=1, device="cuda") as model:
+        pixels = expected["levels.0.0"].astype(np.float32) / np.float32(255)
+        soft = vision.tower_of(model).encode(pixels)
+        assert difference(soft, expected["soft.0"]) < TOLERANCE
+
+
 def test_texts_in_a_batch_are_those_of_each_alone() -> None:
     prompts = ["The door opened", "My father was a man of", "In the morning", "Who is there?"]
     options = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
@@ -64,3 +75,10 @@ def test_texts_in_a_batch_are_those_of_each_alone() -> None:
         again = model.generate(prompts[0], **options)
         assert again.cached_tokens > 0
         assert again.token_ids == alone[0]
+
+
+def test_formats_without_kernels_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match=r"'cuda' has no product with .* r[248]"):
+        gemlet.load(HERE / "quantized" / "gemma", device="cuda")
+    with pytest.raises(UnsupportedError, match="f32 with rounded inputs"):
+        gemlet.load(HERE / "quantized" / "gemma", weights="f32", device="cuda")

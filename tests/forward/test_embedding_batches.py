@@ -87,6 +87,12 @@ def test_what_would_change_the_vectors_is_refused(tmp_path: Path, file: str, key
         gemlet.load(changed(tmp_path / "a", file, **{key: value}))
 
 
+def test_an_unknown_key_of_a_dense_layer_is_refused_unless_it_says_nothing(tmp_path: Path) -> None:
+    with pytest.raises(gemlet.ConfigError, match="unknown key 'gate'"):
+        gemlet.load(changed(tmp_path / "a", "2_Dense/config.json", gate=1))
+    gemlet.load(changed(tmp_path / "b", "2_Dense/config.json", gate=None)).close()
+
+
 @pytest.mark.parametrize(
     ("file", "values"),
     [

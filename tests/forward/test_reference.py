@@ -23,10 +23,11 @@ from golden.folders import (
     tap_errors,
 )
 from golden.rope_cases import POSITIONS, ROPE_CASES, RopeCase
-from reference import blocks
+from reference import blocks, mobilenet
 from reference.config import Rope
 from reference.forward import forward, greedy
 from reference.model import Cache, Model
+from reference.weights import read_safetensors
 
 SHORT = [name for name in ALL_NAMES if not name.endswith("-far")]
 SHARING = ["gemma3n-e2b", "gemma3n-e4b", "gemma3n-sliced", "gemma4-e2b", "gemma4-e4b", "gemma4-far"]
@@ -143,3 +144,15 @@ def test_rope_with_other_frequencies_does_not_pass(
         assert error(exact, case.factor, count=turning + 1) > 0.1
     if case.factor > 1:
         assert error(exact, 1.0) > 0.1
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma3n-odd"])
+def test_the_tower_for_images_of_gemma3n(name: str) -> None:
+    golden = read_tensors(HERE / "vision" / name / "golden.safetensors")
+    tensors = read_safetensors(HERE / "vision" / name / "model.safetensors")
+    pixels = golden["levels.0.0"] * np.float32(1 / 255)
+    side = round(len(golden["soft.0"]) ** 0.5)
+    features = mobilenet.tower(pixels, mobilenet.inside(tensors, "model.vision_tower.timm_model."), side)
+    soft = mobilenet.soft_tokens(features, mobilenet.inside(tensors, "model.embed_vision."))
+    for found, expected in ((features, golden["features.0"][0]), (soft, golden["soft.0"])):
+        assert np.abs(found - expected).max() < REFERENCE_TOLERANCE * np.abs(expected).max()

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet._core import testing
 from support.core_models import layer_config, model_config, random_core
+from support.inside import testing
 
 IDS = np.random.default_rng(8).integers(0, 96, 1400).astype(np.int32)
 

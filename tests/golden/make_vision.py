@@ -9,9 +9,10 @@ prompt and I one of its images:
 
     ids.N [T] int64               the prompt, placeholders included
     image.N.I [h, w, 3] uint8     the image
+    wave.N.I [samples]            a sound behind the images, mono at 16 kHz
     levels.N.I [H, W, 3] uint8    what the tower sees of an image or a crop, as 8-bit levels
     pixels.0 [n, H, W, 3]         the same as the tower takes it
-    features.N [n, P, d]          Gemma 3: the tower's output
+    features.N [n, P, d]          Gemma 3 and 3n: the tower's output
     soft.N [n * tokens, D]        soft tokens
     logits.N [T, V]
     greedy.N [16] int64           what greedy decoding appends
@@ -34,6 +35,9 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+from golden import make_vision_gemma3n as of_gemma3n  # noqa: E402
+from golden.make_audio import draw as draw_gemma3n  # noqa: E402
+from golden.make_audio import sound  # noqa: E402
 from golden.make_vision_gemma4 import inputs_of, masks  # noqa: E402
 from golden.variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant  # noqa: E402
 
@@ -90,10 +94,13 @@ def write_folder(variant: VisionVariant, folder: Path, seed: int) -> None:
     nested = "image_processor" in variant.preprocessor
     write_json(folder / f"{'' if nested else 'pre'}processor_config.json", variant.preprocessor)
     config = transformers.AutoConfig.from_pretrained(folder)
+    if variant.stages:
+        of_gemma3n.use_small_tower(variant)
     model = transformers.AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
         for name, weight in sorted(stored(model).items()):
-            weight.copy_(draw(name, weight.shape))
+            other = variant.stages and "vision_tower" not in name
+            weight.copy_((draw_gemma3n if other else draw)(name, weight.shape))
     if variant.layout == "resaved":
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
@@ -168,8 +175,11 @@ def results(
     frames = []
     if prompt.frames is not None:
         frames = [picture(generator, *prompt.frames[1:]) for _ in range(prompt.frames[0])]
-    gemma3 = variant.config["model_type"] == "gemma3"
-    if gemma3:
+    sounds = [sound(generator, count) for count in prompt.sounds]
+    gemma3, gemma3n = variant.config["model_type"] == "gemma3", bool(variant.stages)
+    if gemma3n:
+        given = of_gemma3n.inputs_of(variant, folder, images or frames, sounds, generator)
+    elif gemma3:
         given = gemma3_inputs(variant, folder, images, prompt.options, generator)
     else:
         given = inputs_of(variant, images, frames, prompt.options, generator)
@@ -186,15 +196,24 @@ def results(
         taken.setdefault(name, value)
 
     projector = model.model.multi_modal_projector if gemma3 else model.model.embed_vision
-    hooks = [projector.register_forward_hook(lambda _m, _a, out: keep("soft", out))]
-    if gemma3:
+
+    def keep_soft(_module: Any, _positional: Any, given: dict[str, Any], out: Any) -> None:
+        if given.get("input_ids") is None:  # Gemma 3n's table of other ids goes the same way
+            keep("soft", out)
+
+    hooks = [projector.register_forward_hook(keep_soft, with_kwargs=True)]
+    if gemma3 or gemma3n:
         tower = model.model.vision_tower
-        hooks.append(tower.register_forward_hook(lambda _m, _a, out: keep("features", out.last_hidden_state)))
+        hooks.append(
+            tower.register_forward_hook(lambda _m, _a, out: keep("features", out.last_hidden_state.clone()))
+        )
 
     def logits_of(tokens: torch.Tensor) -> torch.Tensor:
         kinds = (tokens == placeholder).long()
         more = {"token_type_ids": kinds} if gemma3 else {"mm_token_type_ids": kinds}
-        mask = None if gemma3 else masks(variant.config, tokens)
+        if gemma3n:
+            more = {}
+        mask = None if gemma3 or gemma3n else masks(variant.config, tokens)
         if mask is not None:
             more["attention_mask"] = mask
         return model(input_ids=tokens, use_cache=False, **more, **inputs).logits[0]
@@ -215,11 +234,14 @@ def results(
     found = {
         f"ids.{index}": torch.tensor(ids),
         **{f"image.{index}.{i}": torch.from_numpy(image) for i, image in enumerate([*images, *frames])},
+        **{f"wave.{index}.{i}": torch.from_numpy(wave) for i, wave in enumerate(sounds)},
         **{f"levels.{index}.{i}": level for i, level in enumerate(levels)},
         f"soft.{index}": taken["soft"].reshape(-1, taken["soft"].shape[-1]),
         f"logits.{index}": logits,
         f"greedy.{index}": torch.tensor(greedy),
     }
+    if gemma3n:
+        found[f"features.{index}"] = taken["features"].flatten(2).transpose(1, 2)
     if gemma3:
         found[f"features.{index}"] = taken["features"]
         if index == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from .variants import FAR_ROWS, GLOBAL, LOCAL, Variant
@@ -263,5 +264,83 @@ GEMMA4 = (
         tokens=700,
         rows=FAR_ROWS,
         **WEIGHTS | {"head_norm": -0.55},  # with 700 tokens, a model is more likely to be chaotic
+    ),
+)
+
+
+# --- Drafters -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class DrafterVariant:
+    """One folder of tests/golden/drafters, whose target is another golden folder."""
+
+    name: str
+    why: str
+    target: str
+    config: dict[str, Any]
+    tokens: int = 19  # of the prompt
+    drafts: int = 4
+
+
+def gemma4_assistant(
+    target: dict[str, Any], types: list[str], hidden_size: int, **changes: Any
+) -> dict[str, Any]:
+    """A drafter's config.json in the form of published ones, for a target with the text_config `target`."""
+    kept = (
+        "vocab_size head_dim global_head_dim num_key_value_heads num_global_key_value_heads attention_k_eq_v "
+        "max_position_embeddings rms_norm_eps rope_parameters sliding_window final_logit_softcapping"
+    )
+    text = {key: target[key] for key in kept.split() if key in target}
+    text |= {
+        "attention_k_eq_v": False,
+        "enable_moe_block": False,
+        "final_logit_softcapping": None,
+        "hidden_size": hidden_size,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 2 * hidden_size - 4,
+        "layer_types": types,
+        "model_type": "gemma4_text",
+        "num_attention_heads": 4,
+        "num_hidden_layers": len(types),
+        "num_kv_shared_layers": len(types),
+        "use_double_wide_mlp": False,
+        "vocab_size_per_layer_input": 0,
+    }
+    return {
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "backbone_hidden_size": target["hidden_size"],
+        "dtype": "float32",
+        "model_type": "gemma4_assistant",
+        "text_config": text,
+        "tie_word_embeddings": True,
+        "use_ordered_embeddings": False,
+        **changes,
+    }
+
+
+def _text_of(name: str) -> dict[str, Any]:
+    (found,) = (one.config for one in GEMMA4 if one.name == name)
+    return dict(found["text_config"])
+
+
+DRAFTERS = (
+    DrafterVariant(
+        "e2b",
+        "the target shares keys and values; centroids",
+        "gemma4-e2b",
+        gemma4_assistant(
+            _text_of("gemma4-e2b"),
+            [LOCAL, LOCAL, LOCAL, GLOBAL],
+            20,
+            use_ordered_embeddings=True,
+            num_centroids=18,
+            centroid_intermediate_top_k=5,
+        ),
+    ),
+    DrafterVariant(
+        "e2b-plain",
+        "the whole head, and a prompt shorter than the window",
+        "gemma4-e2b",
+        gemma4_assistant(_text_of("gemma4-e2b"), [LOCAL, GLOBAL], 24),
+        tokens=5,
     ),
 )

@@ -8,20 +8,24 @@ from typing import Any
 
 from .variants import GLOBAL, LOCAL
 from .variants_gemma4 import gemma4_text
+from .variants_vision_gemma3n import OTHER_STAGES, STAGES, Stages, gemma3n, preprocessor
 
 
 @dataclass(frozen=True)
 class VisionPrompt:
-    """Images by (height, width), and how they are prepared. `frames` are those of a video, of one size."""
+    """Images by (height, width), and how they are prepared. `frames` are those of a video, of one size.
+    `sounds` are behind the images, by their number of samples."""
 
     images: tuple[tuple[int, int], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     frames: tuple[int, int, int] | None = None
+    sounds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class VisionVariant:
-    """One folder of tests/golden/vision. `layout` is the way in which names are spelled."""
+    """One folder of tests/golden/vision. `layout` is the way in which names are spelled; `stages` are the
+    blocks of Gemma 3n's tower."""
 
     name: str
     why: str
@@ -29,9 +33,12 @@ class VisionVariant:
     preprocessor: dict[str, Any]
     prompts: tuple[VisionPrompt, ...]
     layout: str = "published"
+    stages: Stages = ()
 
     def never(self) -> list[int]:
         """The placeholders, which no text has."""
+        if self.stages:  # all ids of other tables than that of the text
+            return list(range(self.config["vision_config"]["vocab_offset"], 160))
         names = ("image_token_index", "image_token_id", "video_token_id", "audio_token_id")
         return [self.config[name] for name in names if name in self.config]
 
@@ -243,5 +250,26 @@ VISION_VARIANTS = [
         _GEMMA4_UNIFIED,
         _GEMMA4_PREPROCESSOR,
         _GEMMA4_PROMPTS,
+    ),
+    VisionVariant(
+        "gemma3n",
+        "MobileNet-v5, with images and sounds in a prompt",
+        gemma3n(9),
+        preprocessor(96, 96, 9),
+        (
+            VisionPrompt(((75, 100),)),
+            VisionPrompt(((200, 91), (9, 7))),
+            VisionPrompt(((96, 96),), sounds=(9000,)),
+            VisionPrompt(frames=(3, 40, 30)),
+        ),
+        stages=STAGES,
+    ),
+    VisionVariant(
+        "gemma3n-odd",
+        "other blocks, and sides that are no multiples of the strides and of the tokens in a row",
+        gemma3n(9),
+        preprocessor(106, 75, 9),
+        (VisionPrompt(((50, 120),)),),
+        stages=OTHER_STAGES,
     ),
 ]

@@ -124,7 +124,7 @@ def test_a_wrong_argument_is_refused_before_anything_is_fetched(
     def fetch(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("this would have asked the hub")
 
-    monkeypatch.setattr("gemlet.sources.opening.download", fetch)
+    monkeypatch.setattr("gemlet.sources.opening.choose", fetch)
     monkeypatch.setattr("gemlet.sources.opening.outline", fetch)
     name = next(iter(wrong))
     functions: list[Any] = [gemlet.load]
@@ -169,8 +169,8 @@ def test_a_path_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: p
         gemlet.load("~/nothing")
 
 
+@pytest.mark.extra("hub")
 def test_without_network_the_traceback_is_short(tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub")
     done = subprocess.run(
         [sys.executable, "-c", "import gemlet\ngemlet.load('google/gemma-3-1b-it')"],
         capture_output=True,

@@ -349,6 +349,7 @@ PASSED_OVER: dict[str, tuple[int, Any]] = {
     "rope.scaling.type": (STRING, "none"),
     "rope.scaling.factor": (F32, 8.0),
     "rope.scaling.yarn_beta_fast": (F32, 32.0),
+    "logit_scale": (F32, 1.0),
 }
 
 

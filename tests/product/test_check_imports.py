@@ -109,13 +109,30 @@ def test_what_is_refused(check: ModuleType, tmp_path: Path, files: dict[str, str
 
 
 def test_a_long_file(check: ModuleType, tmp_path: Path) -> None:
-    for place in ("python", "tests", "benchmarks", ".ci"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "fits.py").write_text("x = 1\n" * 500)
-        (tmp_path / place / "long.py").write_text("x = 1\n" * 501)
-    assert check.check_lengths(tmp_path) == [
-        f"{place}/long.py: 501 lines; at most 500" for place in ("python", "tests", "benchmarks", ".ci")
-    ]
+    files = (
+        "python/a.py",
+        "csrc/a.cpp",
+        "csrc/a.cu",
+        "tests/a.py",
+        "benchmarks/a.py",
+        ".ci/run",
+        "python/a.js",
+    )
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n" * 501)
+        (tmp_path / name).with_name("fits.py").write_text("x = 1\n" * 500)
+    (tmp_path / "README.md").write_text("A line.\n" * 151)
+    expected = [f"{name}: 501 lines; at most 500" for name in files]
+    assert sorted(check.check_lengths(tmp_path)) == sorted([*expected, "README.md: 151 lines; at most 150"])
+
+
+@pytest.mark.parametrize("text", ["from files.test_a import f", "from files import test_a", "import test_a"])
+def test_a_test_that_imports_a_test(check: ModuleType, tmp_path: Path, text: str) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_b.py").write_text(text)
+    (found,) = check.check_tests(tmp_path)
+    assert found.startswith("tests/test_b.py:1: imports ")
 
 
 def test_a_table_that_differs(check: ModuleType, tmp_path: Path) -> None:

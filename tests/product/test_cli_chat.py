@@ -248,6 +248,7 @@ def test_a_question_that_cannot_be_asked(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(b"\x89PNG")
     assert "byte 0 is not UTF-8" in failed(run("chat", "--file", str(tmp_path / "image")))
     assert "No such file" in failed(run("chat", "--file", str(tmp_path / "none")))
+    assert "--file /dev/zero: has more than" in failed(run("chat", "--file", "/dev/zero"))
     assert "question: it is empty" in failed(run("chat", "-", stdin=b"\n"))
     assert "question: it is empty" in failed(run("chat", ""))
     assert "byte 0 of standard input" in failed(run("chat", "-", stdin=b"\xff"))

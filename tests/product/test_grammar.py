@@ -1,4 +1,4 @@
-"""Texts of a given form: whatever the model would say, the result has the form."""
+"""Structured output: whatever the model would say, the result has the form."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_a_prompt_shows_it(terminal: Terminal) -> None:
         stream = model.stream([2] + [100] * 799, max_tokens=1)
         next(stream)
         assert terminal.getvalue() == ""  # by default it is for notebooks
-        stream = model.stream([2] + [100] * 799, max_tokens=1)
+        stream = model.stream([2] + [101] * 799, max_tokens=1)  # nothing of it is in the prefix cache
         stream.prompt_progress = None
         next(stream)
     *_, last = shown(terminal)

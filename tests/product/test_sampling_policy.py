@@ -18,7 +18,7 @@ from gemlet.base.sampling_options import OPTIONS
 from gemlet.generation.options import GenerationOptions
 from support.gguf_models import convert_folder
 from support.tiny_models import CONFIGS, write_folder
-from support.tokenizer_files import ARRAY, BOOL, I32, gguf_entry
+from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, gguf_entry
 
 PROMPT = [2, 17, 5, 80]
 
@@ -71,6 +71,28 @@ def test_suppressed_tokens_of_gguf(tmp_path: Path) -> None:
         assert set(greedy(model)).isdisjoint(likely)
 
 
+def test_what_a_gguf_file_asks_of_sampling(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "folder", CONFIGS["gemma3_text"])
+    asked = {
+        "xtc_probability": (F32, 0.5),
+        "xtc_threshold": (F32, 0.25),
+        "mirostat": (I32, 0),
+        "mirostat_tau": (F32, 5.0),
+        "sequence": (STRING, "top_k;temp"),
+        "penalty_repeat": (F32, 1.0),
+        "penalty_last_n": (I32, 64),
+        "top_k": (I32, 5),
+    }
+    entries = [gguf_entry(f"general.sampling.{key}", *value) for key, value in asked.items()]
+    found = gemlet.inspect(convert_folder(source, tmp_path / "a.gguf", more=entries))
+    said = {"xtc_probability": 0.5, "xtc_threshold": 0.25, "sequence": "top_k;temp"}
+    assert found.not_followed == {f"general.sampling.{key}": value for key, value in said.items()}
+    entries.append(gguf_entry("general.sampling.penalty_repeat", F32, 1.5))
+    entries = entries[:5] + entries[6:]  # without the penalty of 1
+    found = gemlet.inspect(convert_folder(source, tmp_path / "b.gguf", more=entries))
+    assert found.not_followed["general.sampling.penalty_last_n"] == 64
+
+
 @pytest.mark.parametrize("ids", [[96], [-2], ["1"], 5, [True], [1.0]])
 def test_wrong_suppressed_tokens_are_named(tmp_path: Path, ids: Any) -> None:
     with pytest.raises(gemlet.ConfigError, match=r"suppress_tokens is .*; expected up to"):
@@ -88,6 +110,14 @@ def test_what_gemlet_does_not_do_is_said_once(tmp_path: Path, caplog: pytest.Log
         greedy(model)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "asks for num_beams=3, eta_cutoff=0.9, which gemlet does not do" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "nothing"), [("num_return_sequences", 2, 1), ("token_healing", True, False)]
+)
+def test_what_changes_the_text_is_listed(key: str, asked: Any, nothing: Any, tmp_path: Path) -> None:
+    assert gemlet.inspect(folder(tmp_path / "a", **{key: asked})).not_followed == {key: asked}
+    assert gemlet.inspect(folder(tmp_path / "b", **{key: nothing})).not_followed == {}
 
 
 @pytest.mark.parametrize("key", ["max_new_tokens", "max_length"])

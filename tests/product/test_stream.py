@@ -250,3 +250,23 @@ def test_several_texts_come_in_turn_with_their_index() -> None:
     assert [result.text for result in stream.results] == ["abc", "xy"]
     with pytest.raises(InvalidRequestError, match="2 texts"):
         _ = stream.result
+
+
+def test_one_of_several_texts_is_cancelled() -> None:
+    stream = TextStream(
+        [scripted(b"abcd")._texts[0]._prepared for _ in range(3)],
+        engine=lambda: ScriptedEngine(b"abcd", b"abcd", b"abcd"),
+        context_length=5,
+    )
+    stream.cancel(2)  # before it begins
+    chunks = [next(stream)]
+    stream.cancel(chunks[0].index)
+    stream.cancel(chunks[0].index)
+    chunks += stream
+    reasons = [result.finish_reason for result in stream.results]
+    assert reasons == ["cancelled", "context", "cancelled"]
+    assert [result.text for result in stream.results] == ["a", "abcd"[: len(stream.results[1].text)], ""]
+    assert len(stream.results[1].text) > 1
+    for wrong in (3, -1, True, "0", 1.0):
+        with pytest.raises(InvalidRequestError, match="index: got"):
+            stream.cancel(cast(Any, wrong))

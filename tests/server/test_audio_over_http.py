@@ -15,7 +15,7 @@ from support.audio import wav, write_with_vocabulary
 from support.extras import optional
 from support.servers import RunningServer, serving
 
-pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
+pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve"), pytest.mark.extra("audio")]
 openai = optional("openai")
 SOUND = wav((0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32))
 TOKENS = 25
@@ -26,7 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     from gemlet.server import openai_audio
     from gemlet.server.settings import ModelSpec
 
-    pytest.importorskip("soundfile")
     folder = write_with_vocabulary(tmp_path_factory.mktemp("sounds"))
     with pytest.MonkeyPatch.context() as patch, serving(specs=[ModelSpec("hears", str(folder))]) as running:
         patch.setattr(openai_audio, "_MOST_TOKENS", 6)
@@ -50,6 +49,14 @@ def test_a_sound_in_a_chat(client: Any) -> None:
     details = reply.usage.prompt_tokens_details
     assert details.audio_tokens == TOKENS
     assert details.text_tokens == reply.usage.prompt_tokens - TOKENS
+
+
+def test_a_sound_in_responses(client: Any) -> None:
+    sound = {"data": base64.b64encode(SOUND).decode(), "format": "wav"}
+    parts: Any = [{"type": "input_audio", "input_audio": sound}, {"type": "input_text", "text": "What?"}]
+    asked: Any = [{"role": "user", "content": parts}]
+    reply = client.responses.create(model="hears", input=asked, max_output_tokens=4)
+    assert reply.usage.input_tokens > TOKENS
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client does not like translations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import itertools
 import json
 import random
@@ -133,7 +135,6 @@ def shown(
     events: Sequence[Sequence[Any]], words: Sequence[str], patterns: Sequence[str] = ()
 ) -> tuple[list[Any], bool]:
     """The events that get through, of steps with these, and whether the reply was blocked."""
-    import asyncio
 
     async def main() -> tuple[list[Any], bool]:
         through, found = gate(words, patterns, 12), []
@@ -178,8 +179,6 @@ def test_what_breaks_no_rule_comes_whole() -> None:
 
 
 def test_it_is_shown_as_soon_as_it_may() -> None:
-    import asyncio
-
     async def main() -> list[int]:
         through, counts, count = gate(["goblin"], [], 12), [], 0
         for _ in range(40):
@@ -224,9 +223,6 @@ def test_thoughts_and_calls_are_judged_too() -> None:
 
 
 def test_log_probabilities_are_held_with_their_text() -> None:
-    import asyncio
-    import dataclasses
-
     async def main() -> list[int]:
         through, counts = gate(["goblin"], [], 12), []
         for _ in range(6):

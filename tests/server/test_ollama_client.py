@@ -82,7 +82,7 @@ def test_models(client: Any, server: RunningServer) -> None:
     assert model.details.family == "gemma3"
     assert [running.model for running in client.ps().models] == ["demo"]
     shown = client.show("demo")
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo["gemma3.context_length"] == 1024
     assert server.ask("GET", "/api/version").json["version"] == gemlet.__version__
 

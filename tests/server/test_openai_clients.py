@@ -81,6 +81,17 @@ def test_several_replies(client: Any) -> None:
     assert streamed == alone
 
 
+def test_the_prompt_of_several_replies_is_read_once(client: Any, server: RunningServer) -> None:
+    (_, model), *_ = server.server.app.service.models.loaded
+    asked: Any = [{"role": "user", "content": "Why does the sea come and go, and who told the moon? " * 48}]
+    before = model.stats()["prompt_tokens"]
+    reply = client.chat.completions.create(model="demo", messages=asked, max_tokens=4, n=8)
+    read = model.stats()["prompt_tokens"] - before
+    assert len(reply.choices) == 8
+    # A kept beginning ends with a whole block; what is behind it is read again.
+    assert 600 < read < 3 * reply.usage.prompt_tokens
+
+
 def test_async(server: RunningServer, expected: gemlet.Generation) -> None:
     async def ask() -> tuple[str, str, list[str]]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:

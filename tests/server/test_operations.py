@@ -120,6 +120,26 @@ def test_embeddings(several: RunningServer) -> None:
     )
 
 
+def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
+    """A thread only reads long texts."""
+    from gemlet.server import openai_embeddings
+
+    body = {"model": "vectors", "input": [[2, 5, 7, 1]] * 40}
+    with mock.patch.object(openai_embeddings.anyio.to_thread, "run_sync", side_effect=AssertionError):
+        assert len(several.post("/v1/embeddings", body).json["data"]) == 40
+        assert len(several.post("/api/embed", body).json["embeddings"]) == 40
+    with mock.patch.object(openai_embeddings, "_LONG", 10):
+        assert len(several.post("/v1/embeddings", body).json["data"]) == 40
+    settings = several.server.app.service.settings
+    with mock.patch.object(settings.__class__, "request_seconds", 0.0, create=True):
+        found = settings.__dict__.pop("request_seconds")
+        try:
+            answer = several.post("/v1/embeddings", body)
+            assert (answer.status, answer.error["code"]) == (504, "timeout")
+        finally:
+            settings.__dict__["request_seconds"] = found
+
+
 def test_tokenize_and_detokenize(server: RunningServer) -> None:
     with gemlet.load() as model:
         tokenizer, chat_format = model.tokenizer, model.chat_format
@@ -202,7 +222,14 @@ def test_metrics() -> None:
         assert value(f"{prefix}:num_requests_running", **model) == 0
         assert value(f"{prefix}:steps_total", **model) >= 10
         assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
-        assert value(f"{prefix}:e2e_request_latency_seconds_count", **model) == 2
+        for name in (
+            *("e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"),
+        ):
+            assert value(f"{prefix}:{name}_seconds_count", **model) == 2
+        assert value(f"{prefix}:inter_token_latency_seconds_count", **model) == 8
+        assert value(f"{prefix}:inter_token_latency_seconds_bucket", **model, le="+Inf") == 8
+        assert 0 < value(f"{prefix}:inter_token_latency_seconds_sum", **model) < 60
+        assert 0 <= value(f"{prefix}:kv_cache_usage_perc", **model) < 1
     assert value("gemlet:http_responses_total", route=CHAT, status="200") == 2
     assert value("gemlet:http_responses_total", route=CHAT, status="400") == 1
 

@@ -63,6 +63,7 @@ def test_the_state(server: RunningServer) -> None:
     assert state["memory_bytes"] > 1_000_000
     [model] = state["models"]
     assert (model["id"], model["chats"], model["thinks"]) == ("demo", True, False)
+    assert (model["sees"], model["hears"]) == (False, False)
     assert model["memory"]["weights"] > 1_000_000
     assert model["engine"]["generated_tokens"] == before + 5
     steps = model["first_token_seconds"]

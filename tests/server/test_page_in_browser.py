@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gemlet.chat import Content, Reasoning
-from support.browser import Browser, browsing
+from support.browser import Browser, browsing, script
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
 
@@ -339,24 +339,6 @@ def test_everything_has_a_name(page: Any) -> None:
     assert page.evaluate("[...document.querySelectorAll('h1, h2, h3')].length") >= 5
 
 
-CONTRASTS = """() => {
-    const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
-    const part = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
-    const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
-    const back = (e) => {
-        for (; e; e = e.parentElement) {
-            const color = numbers(getComputedStyle(e).backgroundColor);
-            if (color.length === 3 || color[3] > 0) return color;
-        }
-    };
-    return [...document.querySelectorAll('body *')].filter((e) => e.checkVisibility() && !e.disabled &&
-        [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {
-            const [a, b] = [light(numbers(getComputedStyle(e).color)), light(back(e))];
-            return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.className || e.tagName];
-        });
-}"""
-
-
 @pytest.mark.parametrize("look", ["light", "dark"])
 def test_colors(browser: Browser, server: RunningServer, look: str) -> None:
     page = browser.open(server.url, color_scheme=look)
@@ -365,7 +347,7 @@ def test_colors(browser: Browser, server: RunningServer, look: str) -> None:
     with saying(chunk(Reasoning("Hm."), Content(text)), ZeroDivisionError("x")):
         say(page, "Who is there?", ".problem")
     page.click("#open-settings")
-    found = page.evaluate(CONTRASTS)
+    found = page.evaluate(script("contrasts"))
     assert len(found) > 30
     assert [pair for pair in found if pair[0] < 4.5] == []
     paper = "getComputedStyle(document.body).backgroundColor"

@@ -8,23 +8,12 @@ from typing import Any
 
 import pytest
 
-from support.browser import browsing
+from support.browser import browsing, script
 from support.servers import RunningServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.extra("serve")]
 
-# The elements of what is shown, without their attributes.
-SHOW = """async (texts) => {
-    const { render } = await import('/page/markdown.js');
-    const box = document.createElement('div');
-    for (const text of texts) render(box, text);
-    for (const found of box.querySelectorAll('.code')) {
-        found.replaceWith(Object.assign(document.createElement('pre'), { textContent:
-            found.querySelector('span').textContent + ':' + found.querySelector('code').textContent }));
-    }
-    for (const found of box.querySelectorAll('.table')) found.replaceWith(...found.childNodes);
-    return box.innerHTML.replace(/(<\\w+) [^>]*>/g, '$1>');
-}"""
+SHOW = script("markdown")
 CASES = {
     "plain": ("a < b & c", "<p>a &lt; b &amp; c</p>"),
     "lines": ("a\nb\n\nc", "<p>a<br>b</p><p>c</p>"),

@@ -44,6 +44,7 @@ def test_ray_data() -> None:
             assert answer["error"]["code"] == "invalid_line"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own use of pydantic
 def test_what_begins_alike() -> None:
     from gemlet.replicas.request import Request
     from gemlet.replicas.router import beginnings

@@ -430,6 +430,23 @@ def test_metrics_need_their_right(locked: tuple[RunningServer, str], tmp_path: P
     assert server.post("/v1/completions", {"prompt": "x"}, key=reader).status == 403
 
 
+def test_texts_are_logged_where_the_administrator_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    from gemlet.server.logs import JSONLines
+    from gemlet.server.settings import Settings
+
+    assert not Settings().log_text
+    caplog.set_level("INFO")
+    with serving(Settings(log_text=True)) as server:
+        body = {"messages": [{"role": "user", "content": "a secret"}], "max_tokens": 4}
+        reply = server.post("/v1/chat/completions", body)
+        server.wait_idle()
+    (line,) = [json.loads(JSONLines().format(r)) for r in caplog.records if r.getMessage() == "text"]
+    assert line["id"] == reply.headers["x-request-id"]
+    (said,) = line["prompts"]
+    assert said["prompt"] == ["a secret"]
+    assert said["replies"][0]["content"] == reply.json["choices"][0]["message"]["content"]
+
+
 def test_the_log_has_no_text(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     from gemlet.server.logs import JSONLines
 

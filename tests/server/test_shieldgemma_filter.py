@@ -1,8 +1,10 @@
-"""ShieldGemma as the server's content filter; what the model would say is scripted."""
+"""ShieldGemma as the server's content filter: with what it would say scripted, and with a tiny model."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from gemlet.chat import Content
 from gemlet.errors import ConfigError, InvalidRequestError
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
+from support.tiny_models import write_judge
 
 pytestmark = pytest.mark.extra("serve")
 GOOD: Any = [{"role": "user", "content": "Who is there?"}]
@@ -125,3 +128,44 @@ def test_what_is_no_shieldgemma() -> None:
         models.load()
     models.close()
     assert app is not None
+
+
+TEMPLATE = "{{ shield }}"  # in the place of the published one, which only its digest tells
+QUESTIONS = ["Who is there?", "Why is the sea salt?", "Tell me of the old lamp in the hall."]
+
+
+def test_the_model_of_a_folder_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server blocks is what the model in the folder finds more probable than the threshold."""
+    from gemlet.chat import ShieldGemmaFormat
+    from gemlet.server.settings import ModelSpec, Settings
+
+    digest = hashlib.sha256(TEMPLATE.encode()).hexdigest()
+    monkeypatch.setattr("gemlet.chat.templates._SHIELD_GEMMA", {digest})
+    folder = write_judge(tmp_path / "shield", TEMPLATE)
+
+    def chance(judge: gemlet.Model, *texts: str) -> float:
+        messages = [
+            {"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=False)
+        ]
+        assert isinstance(judge.chat_format, ShieldGemmaFormat)
+        assert judge.tokenizer is not None
+        ids = judge.chat_format.with_values(policy="hate").encode_chat(judge.tokenizer, messages)
+        return judge.choose(ids, ["Yes", "No"])["Yes"]
+
+    with gemlet.load(folder, threads=1) as judge, gemlet.load() as model:
+        replies = [model.chat(text, max_tokens=10, temperature=0).text for text in QUESTIONS]
+        asked = [chance(judge, text) for text in QUESTIONS]
+        answered = [chance(judge, *pair) for pair in zip(QUESTIONS, replies, strict=True)]
+    specs = [ModelSpec("demo"), ModelSpec("shield", str(folder), {"threads": 1})]
+    common: dict[str, Any] = {"filter_model": "shield", "filter_policies": ["hate"]}
+    for place, chances in (("filter_prompts", asked), ("filter_replies", answered)):
+        low, middle, high = sorted(chances)
+        assert low < middle < high
+        for threshold in ((low + middle) / 2, (middle + high) / 2):
+            actions = {"filter_prompts": "off", "filter_replies": "off", place: "block"}
+            with serving(Settings(**common, filter_threshold=threshold, **actions), specs) as server:
+                for question, found in zip(QUESTIONS, chances, strict=True):
+                    body = {"messages": [{"role": "user", "content": question}], "max_tokens": 10}
+                    answer = server.post("/v1/chat/completions", {**body, "temperature": 0}).json
+                    blocked = answer["choices"][0]["finish_reason"] == "content_filter"
+                    assert blocked == (found >= threshold), (place, question, found, threshold)

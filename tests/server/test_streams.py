@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -59,6 +60,23 @@ def test_pings_while_a_prompt_is_read(quick: RunningServer, path: str) -> None:
     ping = b"event: ping\n" if path == "/v1/messages" else b": ping\n\n"
     assert body.count(ping) >= 2
     assert body.index(ping) < body.index(b"Yes")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_what_is_there_at_once_is_sent_together(quick: RunningServer, path: str) -> None:
+    steps = [chunk(Content(f"{word} ")) for word in ("One", "two", "three")]
+    with saying(*steps, 0.3, chunk(Content("four")), END), begin(quick, path) as connection:
+        received = b""
+        while b"three" not in received:
+            received += connection.recv(1 << 16)
+        assert b"four" not in received  # nothing waits for what is not there
+        with connection.makefile("rb") as rest:
+            while b"0\r\n\r\n" not in received:
+                received += rest.read1(1 << 16)
+    _, _, body = received.partition(b"\r\n\r\n")
+    sent = re.split(rb"(?:^|\r\n)[0-9a-f]+\r\n", body)  # what HTTP calls chunks
+    assert [piece for piece in sent if b"One " in piece and b"three " in piece]
+    assert not [piece for piece in sent if b"three " in piece and b"four" in piece]
 
 
 @pytest.mark.parametrize("path", ROUTES)

@@ -20,6 +20,7 @@ SCHEMA: Any = {
     "required": ["who", "old"],
     "additionalProperties": False,
 }
+TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": 0}}
 BODY: Any = {"messages": QUESTION, "max_tokens": 60, "seed": 1}
 
 
@@ -88,3 +89,34 @@ def test_a_bad_form_is_an_error_of_its_request_alone(server: RunningServer, more
     assert answer.status == 400, answer.body
     assert server.running() == 0
     assert server.post("/v1/chat/completions", {**BODY, "max_tokens": 1}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (
+            "/v1/chat/completions",
+            {"tools": [TOOL]},
+        ),
+        (
+            "/v1/chat/completions",
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": 0}}},
+        ),
+        ("/v1/chat/completions", {"structured_outputs": {"json": 0}}),
+        ("/v1/responses", {"tools": [{"type": "function", "name": "f", "parameters": 0}]}),
+        ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "s", "schema": 0}}}),
+        ("/v1/messages", {"tools": [{"name": "f", "input_schema": 0}]}),
+        ("/api/chat", {"tools": [TOOL]}),
+        ("/api/chat", {"format": 0}),
+        ("/tokenize", {"tools": [TOOL]}),
+    ],
+)
+def test_a_schema_that_is_too_long(server: RunningServer, path: str, fields: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(12_000)}}
+    own = {"/v1/responses": {"input": "Hi"}, "/v1/messages": {"max_tokens": 2}}.get(path, {})
+    body = {"model": "demo", "messages": QUESTION, **own, **fields}
+    if path == "/v1/responses":
+        del body["messages"]
+    answer = server.post(path, json.dumps(body).replace(": 0", f": {json.dumps(schema)}").encode())
+    assert answer.status == 400
+    assert re.search("262144|256 KB", answer.body.decode()), answer.body

@@ -36,11 +36,16 @@ def test_once(server: RunningServer) -> None:
 
 
 def test_json_with_rates(server: RunningServer) -> None:
-    busy = threading.Thread(
-        target=lambda: [server.post("/v1/completions", {**BODY, "max_tokens": 40}) for _ in range(20)]
-    )
+    done_looking = threading.Event()
+
+    def ask() -> None:
+        while not done_looking.is_set():
+            server.post("/v1/completions", {**BODY, "max_tokens": 40})
+
+    busy = threading.Thread(target=ask)
     busy.start()
     done = run("top", server.url.removeprefix("http://"), "--json", "--interval", "0.3")
+    done_looking.set()
     busy.join()
     [model] = json.loads(done.stdout)["models"]
     assert model["tokens_per_second"] > 1

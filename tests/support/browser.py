@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from support.extras import optional, why_absent
+from support.paths import TESTS
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -21,6 +22,11 @@ def why_no_browser() -> str | None:
     if _path() is None:
         return "needs a browser: apt install chromium"
     return why_absent("test-browser")
+
+
+def script(name: str) -> str:
+    """A function in JavaScript that a test has the page run, from ``support/programs``."""
+    return (TESTS / "support/programs" / f"{name}.js").read_text()
 
 
 class Browser:
@@ -49,7 +55,8 @@ def browsing() -> Iterator[Browser]:
     playwright = optional("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         # Chromium's sandbox does not run for root, nor in most containers.
-        running = driver.chromium.launch(executable_path=_path(), args=["--no-sandbox"])
+        microphone = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+        running = driver.chromium.launch(executable_path=_path(), args=["--no-sandbox", *microphone])
         try:
             yield Browser(running)
         finally:

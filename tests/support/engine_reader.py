@@ -19,6 +19,16 @@ class Reader:
         choose = options.pop("sampler", None) or sampler(seed=seed)
         return self.engine.submit(ids, sampler=choose, news=self.news, max_tokens=max_tokens, **options)
 
+    def first(self, request: _core.Request, count: int) -> list[int]:
+        """The first tokens, at least ``count``."""
+        found: list[int] = []
+        while len(found) < count:
+            seen = self.news.value
+            found += request.take()[0]
+            if len(found) < count:
+                self.engine.wait(self.news, seen, 1.0)
+        return found
+
     def read(self, *requests: _core.Request) -> list[tuple[list[int], str | None]]:
         """All tokens of each, and why it ended."""
         texts: list[list[int]] = [[] for _ in requests]

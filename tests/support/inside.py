@@ -15,14 +15,26 @@ import gemlet
 from gemlet import _core
 from gemlet._core import testing as testing
 from gemlet.chat import template_process as template_processes
+from gemlet.model.loaded_adapters import LoadedAdapters
 
 
 def core_of(model: gemlet.Model) -> _core.Model:
     return model._resident.core
 
 
+def adapters_of(model: gemlet.Model) -> LoadedAdapters:
+    """The adapters of a model, with the memory that is left for them."""
+    return model._adapters
+
+
+def drafter_of(model: gemlet.Model) -> _core.Model:
+    found = model._resident.drafter
+    assert found is not None
+    return found
+
+
 def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
-    return model._adapters.find(name)
+    return adapters_of(model).find(name)
 
 
 def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSequence:

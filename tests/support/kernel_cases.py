@@ -54,8 +54,10 @@ MATMULS = {
     "matmul_tiles_q4k": "q4k",
     "matmul_tiles_q5k": "q5k",
     "matmul_tiles_q6k": "q6k",
+    **{f"matmul_{form}_r{bits}": f"r{bits}" for form in ("f32", "s8", "s8_tiles") for bits in (8, 4, 2)},
 }
-PREPARED = ("quantize_i8", "round_bf16")
+PREPARED = ("quantize_i8", "round_bf16", "quantize_s8", "round_s8")
+FIXED = tuple(name for name in MATMULS if name.startswith("matmul_s8"))  # of x with a fixed scale
 PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
 ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
 STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}

@@ -40,7 +40,7 @@ def dry(
     allowed_length: int,
     breakers: Sequence[int] = (),
 ) -> None:
-    """As text-generation-webui has it, for breakers of one token."""
+    """The penalty as text-generation-webui computes it, for breakers of one token."""
     text = list(ids)
     longest: dict[int, int] = {}
     for end in range(len(text) - 1):  # the text up to `end` ends as the whole text does

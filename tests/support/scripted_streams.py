@@ -30,6 +30,10 @@ class ScriptedStream:
         self.was_cancelled = False
         self.was_closed = False
 
+    @property
+    def has_chunk(self) -> bool:
+        return bool(self._steps) and isinstance(self._steps[0], Chunk)
+
     def __aiter__(self) -> ScriptedStream:
         return self
 
@@ -48,17 +52,16 @@ class ScriptedStream:
             return chunk(reason="cancelled")
         raise StopAsyncIteration
 
-    def cancel(self) -> None:
+    def cancel(self, index: int | None = None) -> None:
         self.was_cancelled = True
 
     async def aclose(self) -> None:
         self.was_closed = True
 
     @property
-    def result(self) -> Generation:
-        return Generation(
-            "", [7] * self._tokens, self._reason or "cancelled", 5, self._tokens, 0.0, 0.0, 0, 1
-        )
+    def results(self) -> list[Generation]:
+        tokens, reason = [7] * self._tokens, self._reason or "cancelled"
+        return [Generation("", tokens, reason, 5, self._tokens, 0.0, 0.0, 0, 1)]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def head(path: str, length: int, headers: str = "") -> bytes:
 
 
 def connect(port: int, *, buffer: int | None = None) -> socket.socket:
-    """A connection; with ``buffer``, it takes in hardly more than so many bytes."""
+    """A connection; with ``buffer``, it takes in hardly more than this many bytes."""
     made = socket.socket()
     if buffer is not None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -87,8 +87,8 @@ def rude(port: int, whole: bytes, pick: random.Random) -> int | None:
 
 
 def flood(port: int, count: int) -> int:
-    """Opens so many connections at once, each with a whole request, and goes when half of them are answered:
-    how many were."""
+    """Opens this many connections at once, each with a whole request, and leaves when half of them are
+    answered. Returns how many were answered."""
     body = json.dumps({"messages": QUESTION, "max_tokens": 2}).encode()
     answered = 0
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:

@@ -26,8 +26,7 @@ Human Question: {{ messages[0].content | trim }}
 # In the manner of TranslateGemma, whose parts of content name the languages.
 TRANSLATE = """{%- set languages = {'de': 'German', 'en': 'English'} -%}
 {{ bos_token }}{% for message in messages %}
-{%- if message.role == 'user' %}
-{%- if message.content is string or message.content | length != 1 %}
+{%- if message.role == 'user' %}{% if message.content is string or message.content | length != 1 %}
 {{- raise_exception('content has to be one part with its languages') }}
 {%- endif %}
 {%- set part = message.content[0] %}

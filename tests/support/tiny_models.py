@@ -156,6 +156,19 @@ def write_text_embedder(folder: Path) -> Path:
     return folder
 
 
+def write_judge(folder: Path, template: str) -> Path:
+    """A random Gemma 2 with the demo model's tokenizer and a chat template."""
+    demo = Path(gemlet.__file__).parent / "demo"
+    vocab = json.loads((demo / "config.json").read_text())["vocab_size"]
+    sizes = {"vocab_size": vocab, "max_position_embeddings": 1024}
+    config = CONFIGS["gemma2"] | sizes
+    tensors = {name: 8 * values for name, values in weights_of(config).items()}  # so that texts differ
+    write_folder(folder, config, tensors=tensors)
+    shutil.copyfile(demo / "tokenizer.model", folder / "tokenizer.model")
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
 def write_shards(folder: Path, shards: Mapping[str, Mapping[str, NDArray[Any]]]) -> Path:
     """Writes the tensors of each shard into its file, and a correct index."""
     folder.mkdir(parents=True, exist_ok=True)

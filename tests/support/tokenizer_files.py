@@ -7,7 +7,7 @@ import json
 import lzma
 import random
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -210,9 +210,13 @@ def trained_model(**options: Any) -> bytes:
 
 def trained_pieces() -> tuple[list[str], list[float], list[int]]:
     """Pieces, scores and types of :func:`trained_model`, from SentencePiece."""
+    return _pieces(trained_model(), MARKERS)
+
+
+def _pieces(proto: bytes, markers: Collection[str]) -> tuple[list[str], list[float], list[int]]:
     import sentencepiece
 
-    model = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
+    model = sentencepiece.SentencePieceProcessor(model_proto=proto)
     ids = range(model.get_piece_size())
     types = []
     for i in ids:
@@ -223,13 +227,22 @@ def trained_pieces() -> tuple[list[str], list[float], list[int]]:
         elif model.is_byte(i):
             types.append(6)
         else:
-            types.append(4 if model.id_to_piece(i) in MARKERS else 1)
+            types.append(4 if model.id_to_piece(i) in markers else 1)
     return [model.id_to_piece(i) for i in ids], [model.get_score(i) for i in ids], types
 
 
 def trained_merges() -> list[str]:
     """The merges that are equivalent to the scores: every split of every piece, by falling score."""
-    pieces, scores, types = trained_pieces()
+    return _merges(*trained_pieces())
+
+
+def pieces_of(proto: bytes, markers: Collection[str]) -> tuple[list[str], list[int], list[str]]:
+    """Pieces, types and merges of a model of :func:`trained_model` with these markers."""
+    pieces, scores, types = _pieces(proto, markers)
+    return pieces, types, _merges(pieces, scores, types)
+
+
+def _merges(pieces: list[str], scores: list[float], types: list[int]) -> list[str]:
     normal = {piece: score for piece, score, kind in zip(pieces, scores, types, strict=True) if kind == 1}
     merges = []
     for piece in sorted(normal, key=lambda piece: -normal[piece]):

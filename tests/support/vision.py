@@ -15,7 +15,7 @@ import gemlet
 from golden.variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant
 from support.inside import core_of
 from support.paths import TESTS
-from support.tokenizer_files import MARKERS, trained_model
+from support.tokenizer_files import MARKERS, pieces_of, tokenizer_json, trained_model
 
 FOLDERS = TESTS / "golden" / "vision"
 VARIANTS = {variant.name: variant for variant in VISION_VARIANTS}
@@ -74,20 +74,54 @@ def write_with_vocabulary(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.model").write_bytes(vocabulary)
     shutil.copy(FOLDERS / "gemma3" / "preprocessor_config.json", folder)
-    blob = (FOLDERS / "gemma3" / "model.safetensors").read_bytes()
+    _write_with_rows("gemma3", folder, {"embed_tokens": processor.get_piece_size()})
+    return folder
+
+
+GEMMA3N_MARKERS = ("<start_of_image>", "<start_of_audio>")
+# In tables of their own, behind the pieces of the text.
+GEMMA3N_IMAGE_PIECES = ("<end_of_image>", "<image_soft_token>", *[f"<image{i}>" for i in range(6)])
+GEMMA3N_AUDIO_PIECES = ("<end_of_audio>", "<audio_soft_token>", *[f"<audio{i}>" for i in range(10)])
+
+
+def write_gemma3n_with_vocabulary(folder: Path) -> Path:
+    """The golden Gemma 3n with a vocabulary that has the tokens of images and sound."""
+    markers = (*MARKERS, *GEMMA3N_MARKERS)
+    pieces, types, merges = pieces_of(trained_model(user_defined_symbols=markers), markers)
+    first, more = len(pieces), (*GEMMA3N_IMAGE_PIECES, *GEMMA3N_AUDIO_PIECES)
+    data = tokenizer_json([*pieces, *more], [*types, *[3] * len(more)], merges)
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    config = json.loads((FOLDERS / "gemma3n" / "config.json").read_text())
+    audio = first + len(GEMMA3N_IMAGE_PIECES)
+    config |= {"boi_token_id": pieces.index("<start_of_image>"), "eoi_token_id": first}
+    config |= {"boa_token_id": pieces.index("<start_of_audio>"), "eoa_token_id": audio}
+    config |= {"image_token_id": first + 1, "audio_token_id": audio + 1}
+    config["vision_config"]["vocab_offset"] = first
+    config["audio_config"]["vocab_offset"] = audio
+    config["text_config"] |= {"vocab_size": first + len(more), "vocab_size_per_layer_input": first}
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(FOLDERS / "gemma3n" / "preprocessor_config.json", folder)
+    rows = {"embed_tokens": first + len(more), "embed_tokens_per_layer": first}
+    _write_with_rows("gemma3n", folder, rows)
+    return folder
+
+
+def _write_with_rows(name: str, folder: Path, rows: dict[str, int]) -> None:
+    """The weights of a golden folder, but for tables with so many random ``rows``."""
+    blob = (FOLDERS / name / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     header, data = json.loads(blob[8:start]), b""
-    for name, entry in header.items():
-        if name == "__metadata__":
+    for tensor, entry in header.items():
+        if tensor == "__metadata__":
             continue
         begin, end = entry["data_offsets"]
         values = blob[start + begin : start + end]
-        if name.endswith("embed_tokens.weight"):
-            entry["shape"][0], entry["dtype"] = processor.get_piece_size(), "F32"
+        table = tensor.removesuffix(".weight").rpartition(".")[2]
+        if table in rows:
+            entry["shape"][0], entry["dtype"] = rows[table], "F32"
             random = np.random.default_rng(3).standard_normal(entry["shape"])
             values = (0.2 * random).astype(np.float32).tobytes()
         entry["data_offsets"] = [len(data), len(data) + len(values)]
         data += values
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
-    return folder

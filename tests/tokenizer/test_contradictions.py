@@ -85,6 +85,30 @@ def test_bytes_are_bytes_beside_real_scores(tmp_path: Path) -> None:
         )
 
 
+def test_a_vocabulary_without_its_merges_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="0 merges make none of the"):
+        Tokenizer.from_file(save(tmp_path, "a.gguf", ollama("gemma4", merges=(ARRAY, (STRING, [])))))
+    data = trained_json()
+    data["model"]["merges"] = []
+    with pytest.raises(TokenizerError, match="0 merges make none of the"):
+        Tokenizer.from_file(save(tmp_path, "tokenizer.json", data))
+
+
+def test_bytes_in_small_letters_are_bytes(tmp_path: Path) -> None:
+    small = [piece.lower() if piece.startswith("<0x") else piece for piece in trained_pieces()[0]]
+    found = Tokenizer.from_file(save(tmp_path, "a.gguf", ollama("llama", tokens=(ARRAY, (STRING, small)))))
+    expected = Tokenizer.from_file(save(tmp_path, "b.gguf", ollama("llama")))
+    for text in TEXTS:
+        assert found.encode(text) == expected.encode(text)
+
+
+@pytest.mark.parametrize("other", ["<left out>", "<0x42>"])
+def test_bytes_that_are_not_all_there_are_refused(tmp_path: Path, other: str) -> None:
+    pieces = [other if piece == "<0x41>" else piece for piece in trained_pieces()[0]]
+    with pytest.raises(TokenizerError, match="which name 255 of the 256"):
+        Tokenizer.from_file(save(tmp_path, "a.gguf", ollama("llama", tokens=(ARRAY, (STRING, pieces)))))
+
+
 # --- tokenizer.json beside tokenizer.model ------------------------------------------------------------------
 
 

@@ -368,3 +368,14 @@ def test_gguf_vocabularies_of_another_kind(
 def test_gguf_is_recognised_by_its_content(tmp_path: Path) -> None:
     assert Tokenizer.from_file(save(tmp_path, "vocabulary.bin", trained_gguf())).vocab_size == 420
     refused(save(tmp_path, "x.bin", b"GGUF" + struct.pack("<I", 9)), "x.bin", error=ModelFileError)
+
+
+def test_a_folder_of_gguf_files_has_one_model(tmp_path: Path, trained: Tokenizer) -> None:
+    """What lies beside it, for images, draft tokens or a quantization, is none."""
+    for name in ("mmproj-model.gguf", "mtp-model.gguf", "imatrix.gguf", "model-00002-of-00002.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    save(tmp_path, "model-00001-of-00002.gguf", trained_gguf())
+    assert Tokenizer.from_file(tmp_path).encode("the door") == trained.encode("the door")
+    save(tmp_path, "other.gguf", trained_gguf())
+    with pytest.raises(TokenizerError, match="several GGUF files"):
+        Tokenizer.from_file(tmp_path)

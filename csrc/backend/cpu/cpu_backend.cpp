@@ -10,11 +10,11 @@
 namespace gemlet {
 namespace {
 
-// A pass of at most so many rows has the threads for decoding. From about 8 rows on arithmetic decides, whether they
+// A pass of at most this many rows has the threads for decoding. From about 8 rows on arithmetic decides, whether they
 // are sequences or a prompt (benchmarks/SPEED.md).
 constexpr int64_t kDecodeRows = 8;
 
-// A product of at most so many rows is cut into small tasks. With more rows large ones are faster.
+// A product of at most this many rows is cut into small tasks. With more rows large ones are faster.
 constexpr int64_t kFewRows = 8;
 
 // Bytes of weights in a task of few rows: long enough to stream, short enough to even out the threads.
@@ -36,6 +36,9 @@ int64_t pieces_of(int64_t rows, int64_t most) {
   const int64_t pieces = (rows + most - 1) / most;
   return ((rows + pieces - 1) / pieces + 15) / 16 * 16;
 }
+
+// Whole cache lines.
+int64_t lines_of(int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; }
 
 struct Pages : DeviceMemory::Keeper {
   explicit Pages(size_t bytes) : buffer(bytes) {}
@@ -122,17 +125,20 @@ void CpuBackend::softcap(float cap, int64_t rows, int64_t dim, float* x) {
 
 MatmulInput CpuBackend::input_of(const Matrix& weight, int64_t rows) const {
   MatmulInput input = {};
-  input.operation = &kernels::matmul_for(kernels_, weight.format, rows);
+  input.operation = &kernels::matmul_for(kernels_, weight, rows);
   const kernels::Activations form = input.operation->activations;
   const bool as_it_is = form == kernels::Activations::kF32;
   input.cols = as_it_is ? weight.cols : padded_cols(weight.format, weight.cols);
   input.stride = kernels::activation_row_bytes(form, input.cols);
   input.prepared_bytes = as_it_is ? 0 : kernels::activation_bytes(form, rows, input.stride);
+  const bool by_kernel = form == kernels::Activations::kS8 || form == kernels::Activations::kS8Tiles;
+  if (weight.rounding.input > 0 && !by_kernel) input.rounded_bytes = lines_of(rows * weight.cols * 4);
   return input;
 }
 
 int64_t CpuBackend::prepared_bytes(const Matrix& weight, int64_t rows) const {
-  return input_of(weight, rows).prepared_bytes;
+  const MatmulInput input = input_of(weight, rows);
+  return input.prepared_bytes + input.rounded_bytes;
 }
 
 // Activations in the form that each product's kernel takes: as they are, or in another form, made once for neighbours
@@ -144,15 +150,16 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
     const Matrix& weight = *product.weight;
     MatmulInput input = input_of(weight, product.rows);
     const kernels::Activations form = input.operation->activations;
-    if (form == kernels::Activations::kF32) {
+    if (form == kernels::Activations::kF32 && input.rounded_bytes == 0) {
       input.data = reinterpret_cast<const uint8_t*>(product.x);
     } else if (!inputs_.empty()) {
       const MatmulInput& last = inputs_.back();
       const Product& other = products[inputs_.size() - 1];
       input.shared = product.x == other.x && product.rows == other.rows && form == last.operation->activations &&
-                     input.stride == last.stride && zero_point(weight.format) == zero_point(other.weight->format);
+                     input.stride == last.stride && zero_point(weight.format) == zero_point(other.weight->format) &&
+                     weight.rounding.input == other.weight->rounding.input;
     }
-    if (!input.shared) bytes += input.prepared_bytes;
+    if (!input.shared) bytes += input.prepared_bytes + input.rounded_bytes;
     inputs_.push_back(input);
   }
   uint8_t* at = reinterpret_cast<uint8_t*>(scratch(prepared_, bytes / 4));
@@ -164,9 +171,20 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
     } else if (input.data == nullptr) {
       const int64_t cols = product.weight->cols;
       const kernels::Activations form = input.operation->activations;
+      const float scale = product.weight->rounding.input;
+      const float* x = product.x;
+      if (input.rounded_bytes > 0) {
+        float* const rounded = reinterpret_cast<float*>(at);
+        for_each_row(product.rows, cols,
+                     [&](int64_t row) { kernels_.round_s8(x + row * cols, scale, cols, rounded + row * cols); });
+        input.data = at;
+        at += input.rounded_bytes;
+        x = rounded;
+      }
+      if (form == kernels::Activations::kF32) continue;
       for_each_row(product.rows, cols, [&](int64_t row) {
-        kernels::prepare_row(kernels_, *input.operation, product.x + row * cols, cols,
-                             at + kernels::activation_offset(form, row, input.stride));
+        kernels::prepare_row(kernels_, *input.operation, x + row * cols, cols,
+                             at + kernels::activation_offset(form, row, input.stride), scale);
       });
       input.data = at;
       at += input.prepared_bytes;
@@ -193,7 +211,7 @@ void CpuBackend::matmul(std::span<const Product> products) {
       const int64_t most = std::max<int64_t>(weight.panels() / (kTasksPerThread * threads()), 1);
       run = std::clamp<int64_t>(kWeightBytes / stride, 1, most);
     }
-    const bool tiles = input.operation->activations == kernels::Activations::kTiles;
+    const bool tiles = kernels::in_tiles(input.operation->activations);
     const bool expand = weight.format == Format::kBf12 && product.rows > kFewRows && !tiles;
     if (expand) {  // once for as many rows as tiles take
       run = std::clamp<int64_t>(kWeightBytes / kernels::expanded_bytes(1, weight.cols), 1, run);
@@ -217,7 +235,8 @@ void CpuBackend::matmul(std::span<const Product> products) {
         args.y = product.y + row * y_stride + panel * kPanelRows;
         args.y_stride = y_stride;
         args.outputs = std::min(run * kPanelRows, weight.rows - panel * kPanelRows);
-        tasks_.push_back({args, kernels_.*input.operation->kernel, expand});
+        args.x_scale = weight.rounding.input;
+        tasks_.push_back({args, kernels_.*input.operation->kernel, expand, weight.rounding.output});
       }
     }
   }
@@ -227,6 +246,10 @@ void CpuBackend::matmul(std::span<const Product> products) {
     MatmulTask& task = tasks_[static_cast<size_t>(index)];
     if (task.expand) task.args.scratch = expanded + thread * expansion;
     task.kernel(task.args);
+    for (int64_t row = 0; task.output > 0 && row < task.args.rows; ++row) {
+      float* const y = task.args.y + row * task.args.y_stride;
+      kernels_.round_s8(y, task.output, task.args.outputs, y);
+    }
   });
 }
 

@@ -20,6 +20,7 @@ struct MatmulInput {
   int64_t cols;
   int64_t stride;          // bytes from row to row
   int64_t prepared_bytes;  // of all rows in another form than float32; 0: the kernel takes float32
+  int64_t rounded_bytes;   // of all rows rounded by a fixed scale, in float32; 0: they are not, or on the way
   const uint8_t* data;
   bool shared;  // with the product before
 };
@@ -28,7 +29,8 @@ struct MatmulInput {
 struct MatmulTask {
   kernels::MatmulArgs args;
   kernels::matmul_fn* kernel;
-  bool expand;  // weights in bf12 to bf16 first
+  bool expand;   // weights in bf12 to bf16 first
+  float output;  // the scale of StaticRounding
 };
 
 class CpuBackend final : public Backend {
@@ -44,6 +46,7 @@ class CpuBackend final : public Backend {
   void download(const void* memory, size_t bytes, void* host) override;
   bool host_memory() const override { return true; }
   void leave_scratch_behind() override;
+  bool multiplies(const Matrix&) const override { return true; }
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
   int64_t expansion_bytes(const Matrix& weight) const override;
@@ -94,6 +97,8 @@ class CpuBackend final : public Backend {
   void silu(int64_t count, float* x) override;
   void sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* out) override;
   void unfold(const Convolution& convolution, const float* x, int64_t first_row, int64_t rows, float* out) override;
+  void depthwise(const Convolution& convolution, const float* x, const float* weight, int64_t first_row, int64_t rows,
+                 float* out) override;
   void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) override;
   void cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,
                             float* x) override;

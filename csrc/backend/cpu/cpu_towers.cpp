@@ -1,5 +1,6 @@
 // What only towers for images and sound need.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "backend/cpu/cpu_backend.h"
@@ -28,6 +29,16 @@ double sum_of(const float* x, int64_t dim, const Term& term) {
   double sum = 0;
   for (const double chain : chains) sum += chain;
   return sum;
+}
+
+constexpr int64_t kTogether = 32;  // channels whose sums are in registers
+
+void add_products(const float* a, const float* b, int64_t count, std::array<float, kTogether>& sums) {
+  if (count == kTogether) {
+    for (size_t i = 0; i < kTogether; ++i) sums[i] += a[i] * b[i];
+  } else {
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i) sums[i] += a[i] * b[i];
+  }
 }
 
 void add_floats(const float* bias, int64_t dim, float* x) {
@@ -76,6 +87,26 @@ void CpuBackend::mean_pool(const float* x, int64_t rows, int64_t cols, int64_t d
       for (int64_t c = left; c < left + k; ++c) add_floats(x + (r * cols + c) * dim, dim, to);
     }
     for (int64_t i = 0; i < dim; ++i) to[i] *= share;
+  });
+}
+
+void CpuBackend::depthwise(const Convolution& c, const float* x, const float* weight, int64_t first_row, int64_t rows,
+                           float* out) {
+  for_each_row(rows * c.out_cols(), c.channels * c.kernel, [&](int64_t index) {
+    const int64_t top = (first_row + index / c.out_cols()) * c.stride - c.top;
+    const int64_t left = index % c.out_cols() * c.stride - c.left;
+    const int64_t row_end = std::min(c.kernel, c.rows - top), col_end = std::min(c.kernel, c.cols - left);
+    for (int64_t channel = 0; channel < c.channels; channel += kTogether) {
+      const int64_t count = std::min(kTogether, c.channels - channel);
+      std::array<float, kTogether> sums = {};
+      for (int64_t row = std::max<int64_t>(0, -top); row < row_end; ++row) {
+        for (int64_t col = std::max<int64_t>(0, -left); col < col_end; ++col) {
+          const float* const from = x + ((top + row) * c.cols + left + col) * c.channels + channel;
+          add_products(from, weight + (row * c.kernel + col) * c.channels + channel, count, sums);
+        }
+      }
+      std::copy_n(sums.begin(), count, out + index * c.channels + channel);
+    }
   });
 }
 

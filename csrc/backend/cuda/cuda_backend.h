@@ -28,6 +28,9 @@ class CudaBackend : public Backend {
   void leave_scratch_behind() override { forked_ = true; }
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
 
+  bool multiplies(const Matrix& weight) const override {
+    return row_bits(weight.format) == 0 && !weight.rounding.any();
+  }
   int64_t prepared_bytes(const Matrix&, int64_t) const override { return 0; }
   int64_t expansion_bytes(const Matrix&) const override { return 0; }
   int64_t kv_head_bytes(int64_t head_dim, KvFormat format) const override;
@@ -76,6 +79,8 @@ class CudaBackend : public Backend {
   void silu(int64_t count, float* x) override;
   void sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* out) override;
   void unfold(const Convolution& convolution, const float* x, int64_t first_row, int64_t rows, float* out) override;
+  void depthwise(const Convolution& convolution, const float* x, const float* weight, int64_t first_row, int64_t rows,
+                 float* out) override;
   void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) override;
   void cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,
                             float* x) override;

@@ -51,9 +51,16 @@ void CudaBackend::sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* 
 }
 
 void CudaBackend::unfold(const Convolution& c, const float* x, int64_t first_row, int64_t rows, float* out) {
-  const UnfoldArgs args = {x,     c.rows, c.cols,       c.channels, c.kernel, c.stride,
-                           c.top, c.left, c.out_cols(), first_row,  out};
+  const UnfoldArgs args = {x,        nullptr, c.rows, c.cols,       c.channels, c.kernel,
+                           c.stride, c.top,   c.left, c.out_cols(), first_row,  out};
   for_each_row(Kernel::unfold, rows * c.out_cols(), &args);
+}
+
+void CudaBackend::depthwise(const Convolution& c, const float* x, const float* weight, int64_t first_row, int64_t rows,
+                            float* out) {
+  const UnfoldArgs args = {x,        weight, c.rows, c.cols,       c.channels, c.kernel,
+                           c.stride, c.top,  c.left, c.out_cols(), first_row,  out};
+  for_each_row(Kernel::depthwise, rows * c.out_cols(), &args);
 }
 
 void CudaBackend::cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,

@@ -153,7 +153,7 @@ struct ClampArgs {
   float* out;
 };
 struct UnfoldArgs {
-  const float* x;
+  const float *x, *weight;  // weight [kernel * kernel, channels], of depthwise
   int64_t rows, cols, channels, kernel, stride, top, left, out_cols, first_row;
   float* out;
 };
@@ -241,6 +241,7 @@ struct LocalArgs {
   X(silu, FactorArgs)                    \
   X(sigmoid_mul, FactorArgs)             \
   X(unfold, UnfoldArgs)                  \
+  X(depthwise, UnfoldArgs)               \
   X(norm_relu, NormArgs)                 \
   X(frame_sums, FrameArgs)               \
   X(frame_totals, FrameArgs)             \

@@ -98,6 +98,21 @@ GEMLET_CUDA_KERNEL(unfold, UnfoldArgs) {
   }
 }
 
+GEMLET_CUDA_KERNEL(depthwise, UnfoldArgs) {
+  const int64_t place = blockIdx.x;
+  const int64_t top = (args.first_row + place / args.out_cols) * args.stride - args.top;
+  const int64_t left = place % args.out_cols * args.stride - args.left;
+  for (int64_t i = threadIdx.x; i < args.channels; i += blockDim.x) {
+    float sum = 0;
+    for (int64_t tap = 0; tap < args.kernel * args.kernel; ++tap) {
+      const int64_t row = top + tap / args.kernel, col = left + tap % args.kernel;
+      if (row < 0 || row >= args.rows || col < 0 || col >= args.cols) continue;
+      sum += args.x[(row * args.cols + col) * args.channels + i] * args.weight[tap * args.channels + i];
+    }
+    args.out[place * args.channels + i] = sum;
+  }
+}
+
 // Sums of a frame, or of its squares about the mean so far. In double precision, as the sums grow with every frame.
 GEMLET_CUDA_KERNEL(frame_sums, FrameArgs) {
   GEMLET_SHARED(shared);

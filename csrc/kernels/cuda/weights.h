@@ -272,6 +272,10 @@ __device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, in
       return read_one<Format::kQ4>(weight, panel, r, col);
     case Format::kBf12:
       break;
+    case Format::kR8:  // CudaBackend::multiplies() says no to these
+    case Format::kR4:
+    case Format::kR2:
+      return 0.0f;
   }
   uint32_t bits = bf12_bits(panel, r, col);
   const int64_t place = col / kBf12Columns * kBf12Words + col % kBf12Columns / 2 * 32 + r * 2 + col % 2;

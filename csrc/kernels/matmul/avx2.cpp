@@ -9,3 +9,5 @@
 #include "kernels/matmul/body_int8.h"
 //
 #include "kernels/matmul/body_bits.h"
+//
+#include "kernels/matmul/body_static.h"

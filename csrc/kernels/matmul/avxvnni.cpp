@@ -5,3 +5,5 @@
 #include "kernels/matmul/body_int8.h"
 //
 #include "kernels/matmul/body_bits.h"
+//
+#include "kernels/matmul/body_rows.h"

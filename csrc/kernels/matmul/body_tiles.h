@@ -158,7 +158,41 @@ struct GroupedWeights {
   }
 };
 
-template <typename Weights>
+// For r8, r4 and r2: the integers, which bf16 has. Two tiles for a superblock.
+template <int bits>
+struct RowScaledWeights {
+  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
+    constexpr int64_t kBytes = kPanelRows * kSuperblock * bits / 8;
+    const uint8_t* lines = panel + kRowScaleBytes + column / kSuperblock * kBytes;
+    const VF one = splat(1.0f);
+    for (int64_t c = 0; c < columns; c += kSuperblock, lines += kBytes, to += 2 * kTileBytes) {
+      for (int half = 0; half < 2; ++half) {
+        uint8_t* const tile = to + half * kTileBytes;
+        if constexpr (bits == 8) Q8Block::expand(lines + half * (kBytes / 2), one, tile);
+        if constexpr (bits == 4) expand_bits<4>(lines + half * (kBytes / 2), one, splat((float)-kQ4Zero), tile);
+        for (int k = 0; bits == 2 && k < 8; ++k) {  // four columns of the tile
+          const VI four = (load_i32(lines + k % 4 * kLineBytes) >> (4 * half + k / 4 * 2)) & 0x03030303;
+          store_columns(four, one, splat((float)-kR2Zero), tile + 2 * k * kLineBytes);
+        }
+      }
+    }
+    return to - columns / kSuperblock * 2 * kTileBytes;
+  }
+};
+
+// y = y times the scales of its panels and that of x.
+inline void scale_rows(const MatmulArgs& a, int64_t output, const uint8_t* panel, int64_t outputs) {
+  for (int64_t p = 0; p < outputs; p += kPanelRows, panel += a.panel_stride) {
+    const VF scale = load((const float*)panel) * a.x_scale;
+    const int64_t count = lesser(kPanelRows, outputs - p);
+    for (int64_t r = 0; r < a.rows; ++r) {
+      float* const y = a.y + r * a.y_stride + output + p;
+      count == kPanelRows ? store(y, load(y) * scale) : store_some(y, load_some(y, count) * scale, count);
+    }
+  }
+}
+
+template <typename Weights, bool kScaled = false>
 inline void matmul(const MatmulArgs& a) {
   alignas(64) uint8_t expanded[2][kWeightBytes];
   const int64_t group_bytes = kTileRows * a.x_stride;
@@ -183,6 +217,7 @@ inline void matmul(const MatmulArgs& a) {
           products.run(TileShape(rows, outputs), x, group_bytes, w, steps, y, a.y_stride, column > 0);
         }
       }
+      if (kScaled && end == a.cols) scale_rows(a, output, panel, outputs);
     }
   }
 }
@@ -199,6 +234,9 @@ void matmul_tiles_q5(const MatmulArgs& a) { matmul<QuantizedWeights<Q5Block>>(a)
 void matmul_tiles_q4k(const MatmulArgs& a) { matmul<GroupedWeights<4, kQ4BlockBytes>>(a); }
 void matmul_tiles_q5k(const MatmulArgs& a) { matmul<GroupedWeights<5, kQ5BlockBytes>>(a); }
 void matmul_tiles_q6k(const MatmulArgs& a) { matmul<GroupedWeights<6, kQ6BlockBytes>>(a); }
+void matmul_s8_tiles_r8(const MatmulArgs& a) { matmul<RowScaledWeights<8>, true>(a); }
+void matmul_s8_tiles_r4(const MatmulArgs& a) { matmul<RowScaledWeights<4>, true>(a); }
+void matmul_s8_tiles_r2(const MatmulArgs& a) { matmul<RowScaledWeights<2>, true>(a); }
 
 }  // namespace GEMLET_TIER
 }  // namespace gemlet::kernels

@@ -11,6 +11,7 @@
 #include "formats/bf12.h"
 #include "formats/blocks.h"
 #include "formats/formats.h"
+#include "formats/row_scaled.h"
 #include "kernels/matmul/matmul.h"
 
 namespace gemlet::kernels::scalar {
@@ -153,6 +154,56 @@ void matmul_bf12(const MatmulArgs& a, Column column) {
   });
 }
 
+// r8, r4, r2. Number: in which a row's sum is formed; x(row, c): column c of a row; scale(row): what the sum is
+// multiplied by, besides the weights' scale.
+template <Format format, typename Number, typename X, typename Scale>
+void matmul_rows(const MatmulArgs& a, X x, Scale scale) {
+  for (int64_t o = 0; o < a.outputs; ++o) {
+    const uint8_t* panel = a.panels + o / kPanelRows * a.panel_stride;
+    for (int64_t r = 0; r < a.rows; ++r) {
+      Number sum = 0;
+      for (int64_t c = 0; c < a.cols; ++c) {
+        const int32_t q = row_scaled_weight(format, panel, o % kPanelRows, c) - zero_point(format);
+        sum += x(r, c) * static_cast<Number>(q);
+      }
+      a.y[r * a.y_stride + o] = static_cast<float>(sum) * (row_scale(panel, o % kPanelRows) * scale(r));
+    }
+  }
+}
+template <Format format>
+void matmul_f32_rows(const MatmulArgs& a) {
+  matmul_rows<format, float>(
+      a,
+      [&](int64_t r, int64_t c) {
+        return reinterpret_cast<const float*>(static_cast<const uint8_t*>(a.x) + r * a.x_stride)[c];
+      },
+      [](int64_t) { return 1.0f; });
+}
+template <Format format>
+void matmul_s8_rows(const MatmulArgs& a) {
+  const auto row = [&](int64_t r) { return static_cast<const uint8_t*>(a.x) + r * a.x_stride; };
+  matmul_rows<format, int32_t>(
+      a, [&](int64_t r, int64_t c) -> int32_t { return static_cast<int8_t>(row(r)[c]); },
+      [&](int64_t r) { return *reinterpret_cast<const float*>(row(r) + a.cols); });
+}
+template <Format format>
+void matmul_s8_tiles_rows(const MatmulArgs& a) {
+  matmul_rows<format, float>(
+      a,
+      [&](int64_t r, int64_t c) {
+        const uint8_t* x = static_cast<const uint8_t*>(a.x) + activation_offset(Activations::kTiles, r, a.x_stride);
+        return bf16_to_f32(reinterpret_cast<const uint16_t*>(x + c / kTileColumns * kTileBytes)[c % kTileColumns]);
+      },
+      [&](int64_t) { return a.x_scale; });
+}
+
+// x / scale as an integer of 8 bits; a NaN stays one.
+float static_integer(float x, float scale) {
+  const float steps = x / scale;
+  const float bounded = steps < -128.0f ? -128.0f : steps > 127.0f ? 127.0f : steps;
+  return (bounded + 12582912.0f) - 12582912.0f;  // ties to even
+}
+
 template <typename Weight>
 void matmul_tiles(const MatmulArgs& a) {
   for (int64_t o = 0; o < a.outputs; ++o) {
@@ -202,6 +253,29 @@ void quantize_i8(const QuantizeArgs& a) {
     offsets[b] = a.halves ? packed_offsets(sums[0], sums[1]) : -a.zero_point * (sums[0] + sums[1]);
   }
   if (lost) scales[0] = std::numeric_limits<float>::quiet_NaN();
+}
+
+void quantize_s8(const StaticArgs& a) {
+  float scale = a.scale;
+  int32_t sum = 0;
+  for (int64_t c = 0; c < a.cols; ++c) {
+    const float q = c < a.valid ? static_integer(a.x[c], a.scale) : 0.0f;
+    if (a.tiles) {
+      reinterpret_cast<uint16_t*>(a.out + c / kTileColumns * kTileBytes)[c % kTileColumns] = f32_to_bf16(q);
+    } else {
+      if (q != q) scale = q;
+      const int32_t integer = q == q ? static_cast<int32_t>(q) : 0;
+      reinterpret_cast<int8_t*>(a.out)[c] = static_cast<int8_t>(integer);
+      sum += integer;
+    }
+  }
+  if (a.tiles) return;
+  memcpy(a.out + a.cols, &scale, 4);
+  memcpy(a.out + a.cols + 4, &sum, 4);
+}
+
+void round_s8(const float* x, float scale, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = static_integer(x[i], scale) * scale;
 }
 
 void matmul_f32_f32(const MatmulArgs& a) {
@@ -267,5 +341,14 @@ void matmul_tiles_q5(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ5>>(a); 
 void matmul_tiles_q4k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ4k>>(a); }
 void matmul_tiles_q5k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ5k>>(a); }
 void matmul_tiles_q6k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ6k>>(a); }
+void matmul_f32_r8(const MatmulArgs& a) { matmul_f32_rows<Format::kR8>(a); }
+void matmul_f32_r4(const MatmulArgs& a) { matmul_f32_rows<Format::kR4>(a); }
+void matmul_f32_r2(const MatmulArgs& a) { matmul_f32_rows<Format::kR2>(a); }
+void matmul_s8_r8(const MatmulArgs& a) { matmul_s8_rows<Format::kR8>(a); }
+void matmul_s8_r4(const MatmulArgs& a) { matmul_s8_rows<Format::kR4>(a); }
+void matmul_s8_r2(const MatmulArgs& a) { matmul_s8_rows<Format::kR2>(a); }
+void matmul_s8_tiles_r8(const MatmulArgs& a) { matmul_s8_tiles_rows<Format::kR8>(a); }
+void matmul_s8_tiles_r4(const MatmulArgs& a) { matmul_s8_tiles_rows<Format::kR4>(a); }
+void matmul_s8_tiles_r2(const MatmulArgs& a) { matmul_s8_tiles_rows<Format::kR2>(a); }
 
 }  // namespace gemlet::kernels::scalar

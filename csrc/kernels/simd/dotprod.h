@@ -27,5 +27,14 @@ struct BitsDot {
   }
 };
 
+// Unsigned weights of 8 bits, whose highest bit counts by itself: w = (w - 128) + 128.
+struct ByteDot {
+  static VI add(VI sums, VI weight, const uint8_t* x) {
+    const int8x16_t columns = splat_columns(x), w = vreinterpretq_s8_s32((int32x4_t)(weight ^ (int32_t)0x80808080));
+    const int32x4_t all = vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(64), columns);
+    return (VI)vdotq_s32((int32x4_t)sums, w, columns) + (VI)vaddq_s32(all, all);
+  }
+};
+
 }  // namespace
 }  // namespace gemlet::kernels

@@ -25,9 +25,17 @@ struct Q8Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 
-// Weights of up to 6 bits: a sum of two products is at most 2 * 63 * 127 and fits 16 bits.
+// Weights of up to 6 bits: a sum of two products is at most 2 * 63 * 128 and fits 16 bits.
 struct BitsDot {
   static VI add(VI sums, VI weight, const uint8_t* x) { return sums + widen_pairs(pair_sums(weight, splat_bytes(x))); }
+};
+
+// Unsigned weights of 8 bits times any bytes, by their halves. The sums of pairs are at most 2 * 15 * 128.
+struct ByteDot {
+  static VI add(VI sums, VI weight, const uint8_t* x) {
+    const VI high = BitsDot::add(VI{}, (weight >> 4) & 0x0f0f0f0f, x);
+    return BitsDot::add(sums, weight & 0x0f0f0f0f, x) + (high << 4);
+  }
 };
 
 }  // namespace

@@ -14,6 +14,7 @@ struct Q4Dot {
 };
 using Q8Dot = Q4Dot;
 using BitsDot = Q4Dot;
+using ByteDot = Q4Dot;
 
 }  // namespace
 }  // namespace gemlet::kernels

@@ -26,5 +26,12 @@ struct BitsDot {
   }
 };
 
+// Unsigned weights of 8 bits.
+struct ByteDot {
+  static VI add(VI sums, VI weight, const uint8_t* x) {
+    return (VI)vusdotq_s32((int32x4_t)sums, vreinterpretq_u8_s32((int32x4_t)weight), splat_columns(x));
+  }
+};
+
 }  // namespace
 }  // namespace gemlet::kernels

@@ -31,5 +31,13 @@ struct BitsDot {
   }
 };
 
+// Unsigned weights of 8 bits times any bytes, by their halves. The sums of pairs are at most 2 * 15 * 128.
+struct ByteDot {
+  static VI add(VI sums, VI weight, const uint8_t* x) {
+    const VI high = BitsDot::add(VI{}, (weight >> 4) & 0x0f0f0f0f, x);
+    return BitsDot::add(sums, weight & 0x0f0f0f0f, x) + (high << 4);
+  }
+};
+
 }  // namespace
 }  // namespace gemlet::kernels

@@ -35,6 +35,7 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
   for (const Part& part : parts_) {
     if (part.rows == 0) continue;
     stores.push_back({with_keys ? part.kv->slots(index) : KvView<uint8_t>{}, part.row, part.rows, part.position});
+    if (!part.kv) continue;
     segments.push_back({{part.kv->table().view(index), part.row, part.rows, part.position}, {}});
     if (c.bidirectional_spans) segments.back().spans = part.spans;
   }
@@ -42,7 +43,7 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
   backend_.rope_and_store(shape, stores, keys_alone ? nullptr : q, with_keys ? k : nullptr, v, w.q_norm, w.k_norm,
                           c.v_norm, eps_, rope.cosines, rope.sines);
   if (keys_alone) return;
-  backend_.attention(shape, segments, q, mixed);
+  config_.target_size > 0 ? attend_to_target(c, shape, q, mixed) : backend_.attention(shape, segments, q, mixed);
 
   project(index, {mixed, &w.o_proj, Target::kOProj, branch_});
 }

@@ -7,6 +7,7 @@
 namespace gemlet {
 
 void ForwardPass::embed() {
+  if (config_.target_size > 0) return read_target();
   if (weights_.embedding_on_disk) {
     embed_from_disk();
   } else {

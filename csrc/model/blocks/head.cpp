@@ -29,6 +29,12 @@ void ForwardPass::logits() {
   float* const x = take(Region::kHeadInput, hidden);
   backend_.gather(residual_, rows, hidden, x);
   backend_.rms_norm(x, weights_.final_norm, eps_, wanted_, hidden, x);
+  if (config_.target_size > 0) {
+    guess(x);
+    if (config_.centroids > 0) return;
+  } else if (batch_.states) {
+    backend_.download(x, static_cast<size_t>(wanted_ * hidden) * sizeof(float), batch_.states);
+  }
   if (backend_.host_memory()) return multiply_head(x, 0, wanted_, batch_.logits);
   // Other memory holds the logits of some rows at a time.
   const int64_t row_bytes = config_.vocab_size * static_cast<int64_t>(sizeof(float));

@@ -47,7 +47,7 @@ void ForwardPass::multiply(std::span<Correction> corrections) {
   const int64_t low_room = model_.scratch.floats(Region::kAdapterLow);
   const int64_t delta_room = model_.scratch.floats(Region::kAdapterDelta);
   size_t first = 0;
-  do {  // once, but for experts: a row has several of them
+  do {  // once, except for experts: a row has several of them
     int64_t low = 0, delta = 0;
     size_t end = first;
     for (; end < corrections.size(); ++end) {

@@ -14,6 +14,7 @@ from . import testing
 
 __all__: list[str] = [
     "LAYOUT_VERSION",
+    "MAX_DRAFT_TOKENS",
     "MAX_THREADS",
     "MOST_SOUND_SECONDS",
     "PASS_TEXTS",
@@ -30,6 +31,9 @@ __all__: list[str] = [
     "LayerConfig",
     "LogMel",
     "Media",
+    "MobileNetBlock",
+    "MobileNetConfig",
+    "MobileNetTower",
     "Modality",
     "Model",
     "ModelBuilder",
@@ -118,6 +122,10 @@ class ModelConfig:
     @property
     def bidirectional(self) -> bool: ...
     @property
+    def centroids(self) -> int: ...
+    @property
+    def centroids_per_token(self) -> int: ...
+    @property
     def dense_sizes(self) -> list[int]: ...
     @property
     def embedding_scale(self) -> float: ...
@@ -141,6 +149,8 @@ class ModelConfig:
     def per_layer_vocab_size(self) -> int: ...
     @property
     def rms_norm_eps(self) -> float: ...
+    @property
+    def target_size(self) -> int: ...
     @property
     def tied_embeddings(self) -> bool: ...
     @property
@@ -218,7 +228,11 @@ class FileRows:
         offset: typing.SupportsInt | typing.SupportsIndex,
         shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         dtype: str,
-    ) -> None: ...
+        scales: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None,
+    ) -> None:
+        """
+        `scales`: of integers ("i8", "i4", "i2", "i4x32") float32 [rows, scales of a row].
+        """
 
 class ModelBuilder:
     """
@@ -242,9 +256,11 @@ class ModelBuilder:
         towers: collections.abc.Mapping[
             str, tuple[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], str]
         ] = {},
+        beside: Model | None = None,
+        rounded: collections.abc.Set[str] = set(),
     ) -> None:
         """
-        `towers`: tensors of towers by name, (shape, kind) each. A "matrix" is packed in the format of the weights, an "exact" one in f32; "floats" stay in float32, and a "norm" too, with the offset of the model's norms.
+        `rounded`: matrices whose inputs and outputs are rounded to 8 bits, by the two scales in the slot "..._rounding". `towers`: tensors of towers by name, (shape, kind) each. A "matrix" is packed in the format of the weights, an "exact" one in f32; "floats" stay in float32, and a "norm" too, with the offset of the model's norms. `beside`: a model for which this one is to be a drafter; it computes where that one does.
         """
     @typing.overload
     def add(
@@ -312,9 +328,16 @@ class ModelBuilder:
         kept: collections.abc.Sequence[
             tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
         ] = [],
+        scales: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None,
     ) -> None:
         """
-        The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty.
+        The per-layer embedding table: it stays in its file, which is open, and is read by row; of `cols` values in a row only the runs `kept`, each (first, count), all if empty. `scales` as in FileRows.
+        """
+    def set_token_order(
+        self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None:
+        """
+        The token of each row of "embed_tokens", of an assistant with centroids.
         """
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """
@@ -425,7 +448,7 @@ class ConformerConfig:
         valid: typing.SupportsInt | typing.SupportsIndex,
     ) -> int:
         """
-        Soft tokens of a sound with so many frames, of which the first `valid` count.
+        Soft tokens of a sound with this many frames, of which the first `valid` count.
         """
 
 class Conformer:
@@ -487,7 +510,7 @@ class LogMel:
     ) -> None: ...
     def count(self, samples: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
         """
-        How many frames so many samples have, and how many of them count.
+        How many frames a sound of this many samples has, and how many of them count.
         """
     def extract(
         self, samples: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
@@ -698,6 +721,11 @@ class Request:
     @property
     def cached_tokens(self) -> int: ...
     @property
+    def guesses(self) -> tuple[int, int]:
+        """
+        How many guessed tokens of it went through passes, and how many of them were right.
+        """
+    @property
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
         """
         Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, and pairs (token id, log probability) of the likeliest tokens.
@@ -726,9 +754,18 @@ class Engine:
         model_digest: bytes = b"",
         drafts: str = "paying",
         most_drafted: typing.SupportsInt | typing.SupportsIndex = 14,
+        drafter: Model | None = None,
+        draft_tokens: typing.SupportsInt | typing.SupportsIndex = 14,
+        drafter_kv_bytes: typing.SupportsInt | typing.SupportsIndex = 9223372036854775807,
+        drafter_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        rehearsed: tuple[
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            typing.SupportsFloat | typing.SupportsIndex,
+        ]
+        | None = None,
     ) -> None:
         """
-        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always', at most so many in a step.
+        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always'; at most `most_drafted` in a step. `drafter`: a model built beside this one, which guesses too, at most `draft_tokens` of a text at a time. `rehearsed`, for measurements: (the ids of the only text, how often a token that the drafter guesses is to be the right one).
         """
     def close(self) -> None:
         """
@@ -767,7 +804,7 @@ class Engine:
         patience: typing.SupportsFloat | typing.SupportsIndex | None = None,
     ) -> None:
         """
-        Waits until the news differ from `seen`, at most so many seconds. Signal handlers run meanwhile.
+        Waits until the news differ from `seen`, at most this many seconds. Signal handlers run meanwhile.
         """
     @property
     def prefix_cache(self) -> PrefixCache:
@@ -836,7 +873,7 @@ class Gemma4VisionConfig:
         weights: str,
     ) -> int:
         """
-        Bytes that an image of so many tokens takes on its way.
+        Bytes of memory that encoding an image of this many tokens takes.
         """
 
 class Gemma4VisionTower:
@@ -869,6 +906,57 @@ class UnifiedVisionEmbedder:
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         As of Gemma4VisionTower.
+        """
+
+class MobileNetBlock:
+    """
+    A block of Gemma 3n's vision tower.
+    """
+    def __init__(
+        self,
+        *,
+        kind: str,
+        in_channels: typing.SupportsInt | typing.SupportsIndex,
+        out_channels: typing.SupportsInt | typing.SupportsIndex,
+        inner: typing.SupportsInt | typing.SupportsIndex,
+        start_kernel: typing.SupportsInt | typing.SupportsIndex,
+        middle_kernel: typing.SupportsInt | typing.SupportsIndex,
+        stride: typing.SupportsInt | typing.SupportsIndex,
+        num_heads: typing.SupportsInt | typing.SupportsIndex,
+        head_dim: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
+class MobileNetConfig:
+    """
+    The sizes of Gemma 3n's vision tower.
+    """
+    def __init__(
+        self,
+        *,
+        height: typing.SupportsInt | typing.SupportsIndex,
+        width: typing.SupportsInt | typing.SupportsIndex,
+        stem_channels: typing.SupportsInt | typing.SupportsIndex,
+        stages: collections.abc.Sequence[collections.abc.Sequence[MobileNetBlock]],
+        fused_inner: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        tokens_per_side: typing.SupportsInt | typing.SupportsIndex,
+        rms_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    def activation_bytes(self, hidden_size: typing.SupportsInt | typing.SupportsIndex, weights: str) -> int:
+        """
+        Bytes that an image takes on its way, in a model of this hidden size with weights of that format.
+        """
+
+class MobileNetTower:
+    """
+    Gemma 3n's vision tower and embedder, in a loaded model.
+    """
+    def __init__(self, model: Model, config: MobileNetConfig) -> None: ...
+    def encode(
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        From pixels between 0 and 1, float32 [height, width, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next block.
         """
 
 def available_memory(*, files: str = "") -> int:
@@ -958,6 +1046,7 @@ def widen(
     """
 
 LAYOUT_VERSION: int = 2
+MAX_DRAFT_TOKENS: int = 14
 MAX_THREADS: int = 1024
 MOST_SOUND_SECONDS: int = 3600
 PASS_TEXTS: int = 32

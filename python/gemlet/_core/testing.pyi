@@ -16,6 +16,7 @@ __all__: list[str] = [
     "Context",
     "MatmulRun",
     "Step",
+    "assistant_logits",
     "batch_logits",
     "bytes_read",
     "cache_bytes",
@@ -34,6 +35,7 @@ __all__: list[str] = [
     "kv_formats",
     "limit_kv_cache",
     "measure_peak",
+    "mobilenet_taps",
     "parameter_count",
     "parse_nodes",
     "peek",
@@ -102,6 +104,16 @@ class Step:
         cancel_at: str = "",
     ) -> None: ...
 
+def assistant_logits(
+    target: gemlet._core.Model,
+    assistant: gemlet._core.Model,
+    ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    count: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[list[int], numpy.typing.NDArray[numpy.float32]]:
+    """
+    The likeliest tokens that an assistant guesses one after the other behind some ids, and its logits, float32 [count, vocab].
+    """
+
 def batch_logits(
     model: gemlet._core.Model,
     ids: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
@@ -165,7 +177,7 @@ def guess(
     most: typing.SupportsInt | typing.SupportsIndex,
 ) -> list[list[int]]:
     """
-    What one lookup proposes after so many first ids of a text, in turn.
+    What one lookup proposes after this many first ids of a text, in turn.
     """
 
 def kernel_attention(
@@ -203,6 +215,7 @@ def kernel_matmul(
     x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     w: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     expand: bool = False,
+    scale: typing.SupportsFloat | typing.SupportsIndex = 0.0,
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     x [rows, cols] times w [outputs, cols] transposed, with the kernel that `tier` has for `operation`. `expand`: weights in bf12 are expanded to bf16 first, as for many rows.
@@ -243,6 +256,13 @@ def measure_peak(
 ) -> float:
     """
     1e9 multiply-adds per second on registers alone, with numbers of the kind 'f32', 'bf16' or 'i8', by the tier in use.
+    """
+
+def mobilenet_taps(
+    tower: gemlet._core.MobileNetTower, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+    """
+    The same of Gemma 3n's tower, float32 [places, channels].
     """
 
 def parameter_count(model: gemlet._core.Model) -> int: ...

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +69,7 @@ def cache_limit() -> int:
     """Bytes the cache may have, from ``GEMLET_CACHE_SIZE``: "0" for none, a number of bytes or text like
     "5GB".
 
-    Raises :class:`InvalidRequestError` for what is no size.
+    Raises :class:`InvalidRequestError` if it is not a size.
     """
     text = os.environ.get("GEMLET_CACHE_SIZE", "").strip() or _DEFAULT_LIMIT
     if text == "0":
@@ -133,6 +132,8 @@ def new_entry(entry: str, process: int) -> Iterator[str]:
 def _remove(path: str) -> None:
     """Removes what is there, a folder, a file or a link, as far as that can be done."""
     if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
+from typing import BinaryIO
 
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, ModelFileError
 
-__all__ = ["check_links", "checked_path", "is_there", "no_waiting", "own_path", "read_from_start"]
+__all__ = [
+    "check_links",
+    "checked_path",
+    "is_there",
+    "no_waiting",
+    "open_regular",
+    "own_path",
+    "read_from_start",
+]
 
 _MAX_PATH = 4096  # bytes
 MAX_JSON_BYTES = 10 * 1024 * 1024
@@ -18,8 +28,8 @@ MAX_JSON_BYTES = 10 * 1024 * 1024
 
 def checked_path(name: str, path: object, expected: str = "a path") -> str:
     """``path`` as text, with the home directory for ``~``. Raises :class:`InvalidRequestError`, naming the
-    argument ``name``, for what is no path of a file: bytes, nothing, a null byte, or one that is longer than
-    Linux opens.
+    argument ``name``, for a value that is not the path of a file: bytes, nothing, a null byte, or a path that
+    is too long for Linux.
 
     >>> checked_path("path", "demo")
     'demo'
@@ -47,6 +57,16 @@ def no_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def open_regular(path: str | bytes) -> BinaryIO:
+    """Opens the regular file ``path`` for reading. A pipe, a device or another thing that may never end, or
+    never begin, is an :class:`OSError` at once."""
+    file = open(path, "rb", opener=no_waiting)  # noqa: SIM115  the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return file
+
+
 def read_from_start(descriptor: int, most: int) -> bytes:
     """The first bytes of an open file, at most ``most``. A process that a signal handler forks meanwhile may
     read the same file: its place in the file, which both share, is not used."""
@@ -64,15 +84,11 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
     """
     where = os.fspath(path)
     try:
-        with open(where, "rb", opener=no_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ModelFileError(f"{where}: not a regular file")
+        with open_regular(where) as file:
+            size = os.fstat(file.fileno()).st_size
             # One more than allowed, as it may grow; read() takes memory for all that it is asked.
-            data = read_from_start(file.fileno(), status.st_size + 1) if status.st_size <= max_bytes else None
+            data = read_from_start(file.fileno(), size + 1) if size <= max_bytes else None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
-        if isinstance(problem, ModelFileError):
-            raise
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise ModelFileError(f"{where}: cannot be read: {reason}") from None
     if data is None or len(data) > max_bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ _PAUSE = 0.1  # seconds between two changes of the line
 
 
 def check_progress(progress: Progress) -> None:
-    """Raises :class:`InvalidRequestError` for what is no ``progress`` argument."""
+    """Raises :class:`InvalidRequestError` if it is not a ``progress`` argument."""
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequestError(f"progress is {show(progress)}; expected None, True, False or a function")
 
@@ -108,6 +107,8 @@ class _Line:
         return size_text(count) if self._unit == "B" else f"{count} {self._unit}"
 
     def _show(self, text: str) -> None:
+        import shutil
+
         text = text[: shutil.get_terminal_size().columns - 1]
         sys.stderr.write("\r" + text.ljust(self._width))
         sys.stderr.flush()

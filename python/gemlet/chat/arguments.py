@@ -146,7 +146,7 @@ def _is_of(kind: str, value: Any) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """As JSON has it: true is not 1, in lists and objects too."""
+    """Whether two values are equal in JSON: true is not 1, in lists and objects too."""
     if isinstance(one, bool) is not isinstance(other, bool):
         return False
     if isinstance(one, list) and isinstance(other, list):

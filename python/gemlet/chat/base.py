@@ -252,7 +252,7 @@ class ChatFormat(ABC):
         return ids + tokenizer.encode("".join(text), add_bos=False, allow_control=False)
 
     def _told(self, messages: Messages) -> Messages:
-        """Those of ``messages`` whose content the prompt has in any case."""
+        """The members of ``messages`` whose content the prompt has in any case."""
         return messages
 
     def _prompt(

@@ -81,7 +81,7 @@ def _in_one_form(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
-    """The calls of a message; what is no call is left to the format, which refuses it."""
+    """The calls of a message. The format refuses what is not a call."""
     calls = message.get("tool_calls")
     if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
         return

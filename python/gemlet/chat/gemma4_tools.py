@@ -108,7 +108,7 @@ def read_calls(value: Any, where: str) -> tuple[list[WrittenCall], list[Any]]:
 
 
 def sorted_items(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """As Jinja's ``dictsort`` has it: by key, without regard to case."""
+    """The items in the order of Jinja's ``dictsort``: by key, without regard to case."""
     return sorted(mapping.items(), key=lambda item: item[0].lower())
 
 
@@ -167,8 +167,8 @@ def write_call(out: Segments, call: WrittenCall, null: str) -> None:
 
 
 def write_result(out: Segments, result: ToolResult, null: str) -> None:
-    """``<|tool_response>response:NAME{key:value,...}<tool_response|>``; what is no object becomes one with
-    the key ``value``."""
+    """``<|tool_response>response:NAME{key:value,...}<tool_response|>``; a value that is not an object
+    becomes one with the key ``value``."""
     members = result.value if isinstance(result.value, dict) else {"value": result.value}
     out.marker("<|tool_response>")
     out.text(f"response:{result.name}{{")

@@ -7,7 +7,7 @@ its place. So no format has to know of them, and no text of a client can become 
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ def take_media(messages: Any, kinds: Collection[str]) -> tuple[Any, list[MediaPa
             if known is None or known[0] not in kinds:
                 written.append(part)
                 continue
-            secret = secret or secrets.token_hex(16)
+            secret = secret or os.urandom(16).hex()
             where = f"messages[{i}].content[{j}]"
             sentinel = f"\uf8ff{secret}:{len(parts)}\uf8ff"
             parts.append(MediaPart(known[0], _value(part, known[1], where), where, sentinel))

@@ -14,7 +14,7 @@ However a reply is cut into pieces, the events add up to the same (:func:`collec
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,7 +45,7 @@ def new_call_id() -> str:
     >>> new_call_id().startswith("call_")
     True
     """
-    return f"call_{secrets.token_hex(12)}"
+    return f"call_{os.urandom(12).hex()}"
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class TokenReplyParser:
 
 
 def _asides(ids: Mapping[str, int | None]) -> list[Aside]:
-    """Those that can be written; ``ids`` has the token of each kind of marker."""
+    """The markers that can be written; ``ids`` has the token of each kind of marker."""
     quote = ids.get("quote")
     quotes = () if quote is None else (quote,)
     kinds: list[tuple[AsideKind, tuple[int, ...]]] = [("thought", ()), ("call", quotes)]

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from typing import Any, overload
 
-from gemlet.base.files import no_waiting, own_path, read_from_start
+from gemlet.base.files import open_regular, own_path, read_from_start
 from gemlet.base.front_door import public
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
@@ -224,9 +223,7 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
 def read_template_file(path: str) -> str:
     """The text of the file ``path``. Raises what :func:`read_chat_template` raises."""
     try:
-        with open(path, "rb", opener=no_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ModelFileError(f"{path}: not a regular file")
+        with open_regular(path) as file:
             data = read_from_start(file.fileno(), _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes; expected a chat template")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile, parse_gguf
 from gemlet.checkpoint.tensor_files import MAX_SHARDS, OpenFiles, TensorFiles, TensorInfo
-from gemlet.errors import ModelFileError, TensorError
+from gemlet.errors import InvalidRequestError, ModelFileError, TensorError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "gguf_models", "split_names"]
+__all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "gguf_models", "is_mmproj", "mmproj_among", "split_names"]
 
 BLOCK_TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
@@ -30,6 +30,9 @@ _READABLE = {
     **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+# Types in names of mmproj files, the best first, and the words there that say nothing of the model.
+_MMPROJ_TYPES = ("bf16", "f16", "f32", "q8_0")
+_NOT_THE_MODEL = re.compile(r"mmproj|model|(?:ud-)?i?q\d[a-z0-9_]*|b?f16|f32|fp16|mxfp4|gguf|\d{5}-of-\d{5}")
 
 
 class GGUFCheckpoint(TensorFiles):
@@ -81,6 +84,27 @@ class GGUFCheckpoint(TensorFiles):
             raise
         self.tensors = MappingProxyType(tensors)
 
+    def add(self, path: str) -> GGUFFile:
+        """Opens another file whose tensors belong to the model, and returns what it says about itself.
+
+        Raises as opening the model's own does, and for a tensor that is there already.
+        """
+        folder, name = os.path.split(os.path.abspath(path))
+        file = name if folder == os.path.abspath(self.folder) else os.path.join(folder, name)
+        self.files.open(file)
+        part = parse_gguf(path, self.files.descriptor(file))
+        found = {
+            info.name: TensorInfo(info.name, file, info.type, info.shape, info.offset, info.nbytes)
+            for info in part.tensors.values()
+        }
+        if both := sorted(found.keys() & self.tensors.keys()):
+            raise ModelFileError(
+                f"{part.path}: tensor {show(both[0])} is also in {self.tensors[both[0]].file}; expected each "
+                "tensor once"
+            )
+        self.tensors = MappingProxyType({**self.tensors, **found})
+        return part
+
     def head(self) -> bytes:
         """All that the (first) file says before its tensors' data."""
         file = os.path.basename(self.gguf.path)
@@ -113,7 +137,7 @@ class GGUFCheckpoint(TensorFiles):
 
 
 def gguf_models(names: Iterable[str]) -> list[str]:
-    """Those of the files ``names`` that are models, of a split one its first part: other GGUF files are for
+    """The files among ``names`` that are models; of a split model its first part: other GGUF files are for
     images, draft tokens for another model, or say what mattered to a quantization.
 
     >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "mtp-b.gguf"])
@@ -128,6 +152,59 @@ def gguf_models(names: Iterable[str]) -> list[str]:
         if file.endswith(".gguf") and not other:
             found.append(name)
     return found
+
+
+def is_mmproj(name: str) -> bool:
+    """Whether a file's name says that it is one of llama.cpp with a model's towers.
+
+    >>> is_mmproj("mmproj-F16.gguf"), is_mmproj("gemma-3-4b-it-Q4_0.gguf")
+    (True, False)
+    """
+    name = name.rpartition("/")[2].lower()
+    return "mmproj" in name and name.endswith(".gguf")
+
+
+def mmproj_among(model: str, names: Iterable[str]) -> str | None:
+    """Which of the files ``names`` is the mmproj file of the GGUF file ``model``; of the same one in several
+    types, the one in bf16, else f16. Only files of the model's folder count.
+
+    Raises :class:`InvalidRequestError` if there are several, and no name tells which.
+
+    >>> mmproj_among("gemma-3-4b-it-Q4_0.gguf", ["mmproj-gemma-3-4b-it-f16.gguf", "mmproj-medgemma-f16.gguf"])
+    'mmproj-gemma-3-4b-it-f16.gguf'
+    >>> mmproj_among("gemma-3-4b-it-Q4_0.gguf", ["mmproj-F32.gguf", "mmproj-F16.gguf"])
+    'mmproj-F16.gguf'
+    >>> mmproj_among("gemma-3-4b-it-Q4_0.gguf", ["medgemma-Q4_0.gguf"]) is None
+    True
+    """
+    folder, file = os.path.split(model)
+    of_names: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if is_mmproj(name) and os.path.dirname(name) == folder:
+            of_names.setdefault(_model_in(name), []).append(name)
+    own = _model_in(file)
+    for key in (own, ""):
+        if key in of_names:
+            return min(of_names[key], key=_rank)
+    if len(of_names) > 1:
+        listed = ", ".join(one[0] for one in of_names.values())
+        raise InvalidRequestError(
+            f"{show(model)}: several mmproj files lie beside it ({listed}); say which with mmproj=, or "
+            "mmproj=False for none"
+        )
+    return min((name for found in of_names.values() for name in found), key=_rank, default=None)
+
+
+def _model_in(file: str) -> str:
+    """What a file's name says of the model: its words, without those for types of values."""
+    stem = os.path.basename(file).lower().removesuffix(".gguf")
+    words = re.split(r"[-. ]+", re.sub(r"\d{5}-of-\d{5}", "", stem))
+    return "-".join(word for word in words if word and not _NOT_THE_MODEL.fullmatch(word))
+
+
+def _rank(name: str) -> tuple[int, str]:
+    words = re.split(r"[-. ]+", os.path.basename(name).lower())
+    return next((i for i, kind in enumerate(_MMPROJ_TYPES) if kind in words), len(_MMPROJ_TYPES)), name
 
 
 def split_names(folder: str, name: str) -> list[str]:

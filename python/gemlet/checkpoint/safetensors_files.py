@@ -61,6 +61,8 @@ _DTYPE_BITS = {
 }
 # dtype -> (name the core uses, NumPy type of the array; bf16 and f16 travel as their bits)
 _READABLE = {"F32": ("f32", "<f4"), "BF16": ("bf16", "<u2"), "F16": ("f16", "<u2")}
+# Integers with scales of their own, which no header names: gemlet.checkpoint.scaled_tensors makes them.
+_READABLE |= {name: (f"i{name[3:].lower()}", "u1") for name in ("INT8", "INT4", "INT2", "INT4X32")}
 
 
 class Checkpoint(TensorFiles):

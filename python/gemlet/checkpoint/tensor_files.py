@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import Self
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from gemlet import _core
 
-__all__ = ["OpenFiles", "TensorFiles", "TensorInfo", "numbers"]
+__all__ = ["OpenFiles", "Scales", "TensorFiles", "TensorInfo", "numbers"]
 
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 
@@ -48,6 +49,14 @@ class TensorInfo:
     shape: tuple[int, ...]
     begin: int
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of a tensor of integers: ``info`` [rows, scales of a row], each for as many columns."""
+
+    info: TensorInfo
+    columns: int
 
 
 class OpenFiles:
@@ -134,6 +143,7 @@ class TensorFiles:
     def __init__(self, files: OpenFiles) -> None:
         self.files = files
         self.tensors: Mapping[str, TensorInfo] = {}
+        self.scales: Mapping[str, Scales] = {}  # of tensors of integers (gemlet.checkpoint.scaled_tensors)
 
     @property
     def folder(self) -> str:
@@ -162,6 +172,7 @@ class TensorFiles:
         """The values of tensor ``name`` and their type: "f32" (float32), "bf16" or "f16" (the bits, uint16),
         or a block type of GGUF (uint8: the last axis counts the bytes of a row).
 
+        Integers with scales of their own come as the weights that they stand for, in float32.
         The array, of the tensor's shape, is the caller's own. Raises :class:`TensorError` for a tensor that
         is not there or has another type, :class:`ModelFileError` when the file cannot be read.
         """
@@ -176,7 +187,7 @@ class TensorFiles:
         except MemoryError:
             raise MemoryLimitError(f"no memory for the {info.nbytes} bytes of tensor {show(name)}") from None
         self.files.fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
-        return array, tag
+        return self._as_weights(name, array, tag, 0)
 
     def read_some(self, name: str, first: int, count: int) -> tuple[NDArray[Any], str]:
         """The values of :meth:`read` in ``count`` rows of a matrix from row ``first`` on."""
@@ -189,7 +200,35 @@ class TensorFiles:
         array: NDArray[Any] = np.empty(shape, dtype=self._readable[info.dtype][1])
         begin = info.begin + first * row_bytes
         self.files.fill(info.file, begin, array.reshape(-1).view(np.uint8).data, show(name))
-        return array, tag
+        return self._as_weights(name, array, tag, first)
+
+    def read_scales(self, name: str, first: int, count: int) -> NDArray[np.float32]:
+        """The scales of ``count`` rows of a tensor of integers from ``first`` on, [rows, scales of a row]."""
+        import numpy as np
+
+        info = self.scales[name].info
+        tag, kind = self._readable[info.dtype]
+        row_bytes = info.nbytes // info.shape[0]
+        array: NDArray[Any] = np.empty((count, info.shape[1]), dtype=kind)
+        begin = info.begin + first * row_bytes
+        self.files.fill(info.file, begin, array.reshape(-1).view(np.uint8).data, show(info.name))
+        return np.ascontiguousarray(numbers(array, tag), dtype=np.float32)
+
+    def _as_weights(self, name: str, array: NDArray[Any], tag: str, first: int) -> tuple[NDArray[Any], str]:
+        """Rows as they are stored from row ``first`` on; of integers the weights that they stand for."""
+        import numpy as np
+
+        if name not in self.scales:
+            return array, tag
+        bits = {"i8": 8, "i2": 2}.get(tag, 4)
+        if bits == 8:
+            q = array.view(np.int8).astype(np.float32)
+        else:
+            shifts = np.arange(0, 8, bits, dtype=np.uint8)
+            parts = (array[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+            q = parts.reshape(len(array), -1).astype(np.float32) - np.float32(1 << (bits - 1))
+        scales = self.read_scales(name, first, len(array))
+        return q * np.repeat(scales, self.scales[name].columns, axis=1), "f32"
 
     def add_alias(self, name: str, of: str) -> None:
         """Makes the tensor ``of`` there a second time, as ``name``."""
@@ -214,7 +253,21 @@ class TensorFiles:
                 self._array_shape(info, shape, nbytes), dtype=self._readable[info.dtype][1]
             )
             self.files.fill(info.file, begin, part.reshape(-1).view(np.uint8).data, show(name))
-            yield part, tag
+            yield self._as_weights(name, part, tag, self._row_at(info, begin))
+
+    def stored_rows(self, name: str, block_bytes: int) -> Iterator[NDArray[np.uint8]]:
+        """The integers of a tensor that has scales of its own, as they are stored, in blocks of rows."""
+        import numpy as np
+
+        info = self.tensors[name]
+        for begin, _, nbytes in self._row_blocks(info, block_bytes, None):
+            part = np.empty((nbytes * info.shape[0] // info.nbytes, info.nbytes // info.shape[0]), np.uint8)
+            self.files.fill(info.file, begin, part.reshape(-1).data, show(name))
+            yield part
+
+    @staticmethod
+    def _row_at(info: TensorInfo, begin: int) -> int:
+        return (begin - info.begin) * info.shape[0] // info.nbytes if info.nbytes else 0
 
     def file_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
@@ -229,7 +282,10 @@ class TensorFiles:
         for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
             # So that the disk is not idle while this block is packed.
             os.posix_fadvise(descriptor, begin + nbytes, 2 * block_bytes, os.POSIX_FADV_WILLNEED)
-            rows = _core.FileRows(descriptor=descriptor, offset=begin, shape=shape, dtype=tag)
+            scales = None
+            if name in self.scales:
+                scales = self.read_scales(name, self._row_at(info, begin), shape[0])
+            rows = _core.FileRows(descriptor=descriptor, offset=begin, shape=shape, dtype=tag, scales=scales)
             yield rows, shape[0] if shape else 1, nbytes
 
     def _row_blocks(

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+from gemlet.base.sizes import size_text
 from gemlet.chat.gemma4 import THINK
 from gemlet.cli.common import (
     CHAT_TOKENS,
@@ -22,7 +23,7 @@ from gemlet.cli.common import (
 )
 from gemlet.cli.conversation import Conversation
 from gemlet.cli.keyboard import Keyboard
-from gemlet.errors import GemletError, InvalidRequestError
+from gemlet.errors import ContextLengthError, GemletError, InvalidRequestError
 
 __all__ = ["run"]
 
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those of :meth:`gemlet.Model.stream_chat`. Who lets the model think leaves it room."""
+    """The options of :meth:`gemlet.Model.stream_chat`. A model that thinks gets the room for it."""
     options = {**sampling_options(arguments), "thinking": arguments.thinking}
     if not arguments.thinking and THINK not in (arguments.system or ""):
         options.setdefault("max_tokens", CHAT_TOKENS)
@@ -99,7 +100,11 @@ def _question(arguments: argparse.Namespace) -> str | None:
     for name in arguments.file or ():
         path = os.path.expanduser(name)
         with open(path, "rb") as file:
-            data = file.read()
+            data = file.read(MOST_INPUT + 1)
+        if len(data) > MOST_INPUT:
+            raise ContextLengthError(
+                f"--file {path}: has more than {size_text(MOST_INPUT)}, and no context holds that; shorten it"
+            )
         try:
             parts.append(data.decode("utf-8-sig").strip())
         except UnicodeDecodeError as error:

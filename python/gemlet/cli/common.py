@@ -90,7 +90,7 @@ def warnings_in_a_line() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A line on standard error that is no error."""
+    """A notice on standard error."""
     print(f"gemlet: note: {one_line(text)}", file=sys.stderr)
 
 

@@ -203,7 +203,7 @@ def _add_inspect(commands: Any) -> None:
     add_load_options(
         parser,
         *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
-        *("prefix_cache", "prefix_cache_size", "vision", "audio", "matformer"),
+        *("prefix_cache", "prefix_cache_size", "vision", "audio", "mmproj", "drafter", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("inspect"))
@@ -233,7 +233,7 @@ def _add_convert(commands: Any) -> None:
         help='choose the format with which the model runs in this much memory, for example "1GB"',
     )
     _add_access(parser)
-    add_load_options(parser, "weights", "embedding", "threads", "vision", "audio", "matformer")
+    add_load_options(parser, "weights", "embedding", "threads", "vision", "audio", "mmproj", "matformer")
     parser.set_defaults(run=_command("convert"))
 
 

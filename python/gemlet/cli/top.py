@@ -41,7 +41,7 @@ class Look:
 
 
 class Server:
-    """The server at an address. Raises :class:`InvalidRequestError` for what is no address."""
+    """The server at an address. Raises :class:`InvalidRequestError` if it is not an address."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         try:

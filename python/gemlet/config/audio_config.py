@@ -50,7 +50,7 @@ class ConformerConfig:
     clipped: bool
 
     def to_core(self, bins: int) -> _core.ConformerConfig:
-        """The core's form, for spectra with so many bins."""
+        """The core's form, for spectra with this many bins."""
         return _core.ConformerConfig(bins=bins, **vars(self))
 
 
@@ -82,7 +82,7 @@ class AudioConfig:
 
     @property
     def width(self) -> int:
-        """Of what the last projection takes."""
+        """The size of the input of the last projection."""
         return self.frame_length if self.encoder is None else self.encoder.output_size
 
 

@@ -23,6 +23,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "chunk_size_feed_forward": (0,),
+    "pretraining_tp": (1,),
+    "num_local_experts": (0,),
 }
 
 _BOOKKEEPING = {
@@ -69,6 +71,24 @@ _BOOKKEEPING = {
     "use_bfloat16",
     "use_cache",
 }
+# What counts in training alone, and what other tools keep here.
+_TRAINING = {
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "embd_pdrop",
+    "gradient_checkpointing",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "keys_to_ignore_at_inference",
+    "label_smoothing",
+    "layerdrop",
+    "loss_type",
+    "output_router_logits",
+    "resid_pdrop",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "transformers.js_config",
+}
 # Sampling defaults that old files carry here; they belong to generation_config.json and to the caller.
 _SAMPLING = {
     "assistant_confidence_threshold",
@@ -105,7 +125,7 @@ _SAMPLING = {
     "top_p",
     "typical_p",
 }
-_IGNORED = frozenset(_BOOKKEEPING | _SAMPLING)
+_IGNORED = frozenset(_BOOKKEEPING | _TRAINING | _SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -326,6 +346,18 @@ _IMAGES = {
 }
 _SOUND = {"audio_config", "audio_token_id", "boa_token_id", "eoa_token_id", "vision_soft_tokens_per_image"}
 _GEMMA4_OUTER = _IGNORED | _IMAGES | _SOUND | {"eoa_token_index", "video_token_id"}
+
+# A drafter of Gemma 4, which guesses for a larger model and computes no keys and values of its own.
+ASSISTANTS = ("gemma4_assistant", "gemma4_unified_assistant")
+ASSISTANT: dict[str, Any] = {
+    "backbone_hidden_size": 1536,
+    "use_ordered_embeddings": False,
+    "num_centroids": 2048,
+    "centroid_intermediate_top_k": 32,
+    "tie_word_embeddings": True,
+    "text_config": None,
+}
+ASSISTANT_IGNORED = _GEMMA4_OUTER
 
 # model_type of a multimodal file -> (that of its text_config, the outer keys that are ignored).
 MULTIMODAL: Mapping[str, tuple[str, frozenset[str]]] = {

@@ -61,8 +61,10 @@ _NOT_FOLLOWED: dict[str, Any] = {
     "min_length": 0,
     "num_beam_groups": 1,
     "num_beams": 1,
+    "num_return_sequences": 1,
     "penalty_alpha": 0.0,
     "sequence_bias": None,
+    "token_healing": False,
     "top_h": None,
     "watermarking_config": None,
 }
@@ -83,7 +85,6 @@ _BOOKKEEPING = {
     "low_memory",
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
-    "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
     "output_logits",

@@ -21,11 +21,16 @@ from gemlet.base.names import not_known
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.config.audio_config import read_audio, read_tables
-from gemlet.config.families import FAMILIES, MULTIMODAL, Family
+from gemlet.config.families import ASSISTANT, ASSISTANT_IGNORED, ASSISTANTS, FAMILIES, MULTIMODAL, Family
 from gemlet.config.layers import is_bidirectional, read_gguf_layers, read_layers, read_size
 from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.placeholders import with_placeholders
-from gemlet.config.quantization import refuse_quantized
+from gemlet.config.quantization import (
+    GEMMA,
+    quantizes_embeddings,
+    read_quantization,
+    refuse_quantized,
+)
 from gemlet.config.shapes import SHAPES
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import read_vision
@@ -71,8 +76,8 @@ def shape_config(name: str) -> TextConfig:
 def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     """The text model a parsed ``config.json`` describes; ``where`` names the file in errors.
 
-    Of a model that came from GGUF it has an object "gguf" with ``intermediate_size`` of each layer and, of
-    Gemma 3n, ``activation_sparsity`` (:class:`LayerSpec`) of each; its norm weights have their 1.
+    Of a model that came from GGUF the text part has an object "gguf" with ``intermediate_size`` of each layer
+    and, of Gemma 3n, ``activation_sparsity`` (:class:`LayerSpec`) of each; its norm weights have their 1.
 
     Raises:
         ConfigError: naming the key: it is missing, unknown or out of range, or asks for what no Gemma does.
@@ -88,17 +93,24 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     model_type = raw.get("model_type")
     if isinstance(model_type, str) and model_type in MULTIMODAL:
         return _parse_multimodal(raw, where, model_type)
+    if isinstance(model_type, str) and model_type in ASSISTANTS:
+        return _parse_assistant(raw, where, model_type)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(repr(name) for name in (*FAMILIES, *MULTIMODAL))
+        known = ", ".join(repr(name) for name in (*FAMILIES, *MULTIMODAL, *ASSISTANTS))
         got = "is missing" if model_type is None else f"is {show(model_type)}"
         raise ConfigError(f"{where}: unknown architecture: model_type {got}; expected one of {known}")
     family = FAMILIES[model_type]
     text = {key: value for key, value in raw.items() if key != "gguf"}
     keys = Keys(text, where, "", family.defaults)
-    refuse_quantized(keys)
-    config = _parse_text(keys, family, model_type)
+    config = _with_quantization(_parse_text(keys, family, model_type), keys)
     if "gguf" not in raw:
         return config
+    config = _with_gguf(config, family, raw, where)
+    return config if config.bidirectional else with_placeholders(config, Keys({}, where, ""))
+
+
+def _with_gguf(config: TextConfig, family: Family, raw: Mapping[str, Any], where: str) -> TextConfig:
+    """``config`` with what only GGUF says, in the object "gguf" of ``raw``."""
     if not isinstance(raw["gguf"], dict):
         raise Keys(raw, where, "").wrong("gguf", "an object")
     names = ["intermediate_size"]
@@ -111,7 +123,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     layers = read_gguf_layers(own, config.layers)
     config = replace(config, model_type=family.name, norm_offset=0.0, layers=layers)
     if not config.bidirectional:
-        return with_placeholders(config, Keys({}, where, ""))
+        return config
     sizes, limit = own.get("dense_sizes"), LIMITS["hidden_size"]
     if (
         not isinstance(sizes, list)
@@ -129,21 +141,19 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     repeated = [key for key in raw if key in family.defaults and key not in ignored]
     read = ["text_config", "eos_token_id", "tie_word_embeddings", *repeated]
     outer = Keys(raw, where, "", dict.fromkeys(read))
-    refuse_quantized(outer)
     outer.refuse_unknown(ignored, family.fixed)
     text = raw.get("text_config")
     if not isinstance(text, dict):
         raise outer.wrong("text_config", f"an object with the keys of a {text_type} configuration")
     if text.get("model_type", text_type) != text_type:
         raise Keys(text, where, "text_config.").wrong("model_type", repr(text_type))
-    merged = dict(text)
+    merged = {key: value for key, value in text.items() if key != "gguf"}
     # The outer object's word counts for these two. Whether the head is tied is decided by the tensors anyway.
     if raw.get("tie_word_embeddings") is not None:
         merged["tie_word_embeddings"] = raw["tie_word_embeddings"]
     if raw.get("eos_token_id") is not None:
         merged["eos_token_id"] = raw["eos_token_id"]
     inner = Keys(merged, where, "text_config.", family.defaults, outer.passed_over)
-    refuse_quantized(inner)
     for key in repeated:
         if key in ("eos_token_id", "tie_word_embeddings"):
             continue
@@ -153,12 +163,72 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     for keys in (outer, inner):
         if is_bidirectional(keys):
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
-    config = with_placeholders(_parse_text(inner, family, model_type), outer)
+    config = _parse_text(inner, family, model_type)
+    if "gguf" in text:  # with images and sound from another file
+        config = _with_gguf(config, family, text, where)
+    config = with_placeholders(config, outer)
+    if (quantized := _with_quantization(config, outer)).quantization is None:
+        quantized = _with_quantization(config, inner)
+    config = quantized
     return replace(
         config,
         vision=read_vision(outer, config.family),
         audio=read_audio(outer, config.family),
         tables=read_tables(outer, config.family),
+    )
+
+
+def _with_quantization(config: TextConfig, keys: Keys) -> TextConfig:
+    method = read_quantization(keys)
+    exact = method == GEMMA and (quantizes_embeddings(keys) or _is_float32(keys))
+    return replace(
+        config, quantization=method, exact_embedding_scale=exact, passed_over=tuple(keys.passed_over)
+    )
+
+
+def _is_float32(keys: Keys) -> bool:
+    return "float32" in (keys.raw.get("dtype"), keys.raw.get("torch_dtype"))
+
+
+def _parse_assistant(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:
+    """A drafter: layers of Gemma 4 without keys and values, whose target is not known here: it gets the
+    layers that they read when it is loaded (:mod:`gemlet.loading.drafter`)."""
+    family = FAMILIES["gemma4_text"]
+    outer = Keys(raw, where, "", ASSISTANT)
+    refuse_quantized(outer)
+    outer.refuse_unknown(ASSISTANT_IGNORED, {})
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        raise outer.wrong("text_config", "an object with the keys of a gemma4_text configuration")
+    given = Keys(text, where, "text_config.", family.defaults)
+    count = read_size(given, "num_hidden_layers")
+    for key, values in (
+        ("num_kv_shared_layers", (count, 0, None)),  # of which the reference makes `count`
+        ("hidden_size_per_layer_input", (0, None)),
+        ("enable_moe_block", (False, None)),
+        ("use_double_wide_mlp", (False, None)),
+    ):
+        if text.get(key) not in values:
+            raise given.wrong(key, f"{show(values[0])}: a drafter has nothing else")
+    if not outer.flag("tie_word_embeddings"):
+        raise outer.wrong("tie_word_embeddings", "true: the embedding of a drafter is its output matrix")
+    own = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "tie_word_embeddings": True}
+    inner = Keys({**text, **own}, where, "text_config.", family.defaults, outer.passed_over)
+    refuse_quantized(inner)
+    config = _parse_text(inner, family, model_type)
+    centroids = chosen = 0
+    if outer.flag("use_ordered_embeddings"):
+        centroids = outer.integer("num_centroids", LIMITS["hidden_size"])
+        chosen = outer.integer("centroid_intermediate_top_k", centroids)
+        if config.vocab_size % centroids:
+            raise outer.wrong("num_centroids", f"a divisor of text_config.vocab_size ({config.vocab_size})")
+    layers = tuple(replace(layer, kv_source=0, key_is_value=False) for layer in config.layers)
+    return replace(
+        config,
+        layers=layers,
+        target_size=outer.integer("backbone_hidden_size", LIMITS["hidden_size"]),
+        centroids=centroids,
+        centroids_per_token=chosen,
     )
 
 
@@ -175,7 +245,10 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         rms_norm_eps=keys.number("rms_norm_eps", *NUMBERS["rms_norm_eps"]),
         final_softcap=_read_final_softcap(keys),
         norm_offset=family.norm_offset,
-        tie_word_embeddings=bidirectional or keys.flag("tie_word_embeddings"),  # it needs no output matrix
+        # An embedding model needs no output matrix; null is as good as no word.
+        tie_word_embeddings=bidirectional
+        or keys.raw.get("tie_word_embeddings") is None
+        or keys.flag("tie_word_embeddings"),
         pad_token_id=keys.token_id("pad_token_id", vocab_size),
         bos_token_id=keys.token_id("bos_token_id", vocab_size),
         eos_token_ids=keys.token_ids("eos_token_id", vocab_size),

@@ -11,7 +11,7 @@ from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_object
 from gemlet.errors import ConfigError
 
-__all__ = ["PREPROCESSOR_FILES", "ImageSettings", "PanAndScan", "read_image_settings"]
+__all__ = ["PREPROCESSOR_FILES", "ImageSettings", "PanAndScan", "parse_image_settings", "read_image_settings"]
 
 # The newer file holds what the older one says as an object inside.
 PREPROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -59,11 +59,14 @@ def read_image_settings(folder: str, defaults: ImageSettings) -> ImageSettings:
         raw = read_json_object(path, error=ConfigError)
         inner = raw.get("image_processor") if name == PREPROCESSOR_FILES[0] else raw
         if isinstance(inner, dict):
-            return _parse(Keys(inner, path, "" if inner is raw else "image_processor."), defaults)
+            return parse_image_settings(
+                Keys(inner, path, "" if inner is raw else "image_processor."), defaults
+            )
     return defaults
 
 
-def _parse(keys: Keys, defaults: ImageSettings) -> ImageSettings:
+def parse_image_settings(keys: Keys, defaults: ImageSettings) -> ImageSettings:
+    """What ``keys`` say of images; ``defaults`` where they say nothing."""
     raw = keys.raw
     for key in ("do_rescale", "do_resize"):
         if raw.get(key) not in (None, True):

@@ -170,7 +170,8 @@ def _wrong_item(keys: Keys, key: str, index: int, value: object, expected: str) 
 
 
 def _read_widths(keys: Keys, family: Family, num_layers: int) -> list[int]:
-    """Of the MLPs: one for all, or one per layer in Gemma 3n, whose small models are cut from larger ones."""
+    """The widths of the MLPs: one for all, or in Gemma 3n, whose small models are cut from larger ones, one
+    for each layer."""
     if family.name != "gemma3n" or not isinstance(keys.get("intermediate_size"), list):
         return [read_size(keys, "intermediate_size")] * num_layers
     return _read_each_width(keys, num_layers)

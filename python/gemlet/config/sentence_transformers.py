@@ -28,6 +28,17 @@ _LIMITS = "sentence_bert_config.json"
 _OUTPUT = "sentence_embedding"  # what a module of sentence-transformers hands on to the next
 # EmbeddingGemma's prompts, for models that come without the file.
 _EMBEDDINGGEMMA = {"query": "task: search result | query: ", "document": "title: none | text: "}
+_DENSE = frozenset(  # the keys of a dense layer
+    [
+        "in_features",
+        "out_features",
+        "bias",
+        "activation_function",
+        "use_residual",
+        "module_input_name",
+        "module_output_name",
+    ]
+)
 MAX_DENSE = 16
 MAX_PROMPTS = 1024
 
@@ -155,8 +166,9 @@ def _check_pooling(path: str) -> None:
 
 
 def _read_dense(path: str, inputs: int) -> int:
-    """The outputs of a dense layer of so many inputs."""
+    """The outputs of a dense layer of this many inputs."""
     keys = Keys(read_json_object(path, error=ConfigError), path, "")
+    keys.refuse_unknown(_DENSE, {})
     if keys.get("in_features") != inputs:
         raise keys.wrong("in_features", f"{inputs}, what comes before it")
     if keys.get("bias") is not False:

@@ -11,7 +11,7 @@ from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_object
 from gemlet.errors import ConfigError
 
-__all__ = ["SoundSettings", "read_sound_settings"]
+__all__ = ["SoundSettings", "parse_sound_settings", "read_sound_settings"]
 
 # The newer file holds what the older one says as an object inside.
 _FILES = ("processor_config.json", "preprocessor_config.json")
@@ -47,7 +47,7 @@ class SoundSettings:
 
     @classmethod
     def of_gemma4(cls) -> SoundSettings:
-        """Those of Gemma 4's files."""
+        """The settings in Gemma 4's files."""
         return cls(
             frame_length=320,
             fft_length=512,
@@ -75,11 +75,14 @@ def read_sound_settings(folder: str, defaults: SoundSettings) -> SoundSettings:
         raw = read_json_object(path, error=ConfigError)
         inner = raw.get("feature_extractor") if name == _FILES[0] else raw
         if isinstance(inner, dict):
-            return _parse(Keys(inner, path, "" if inner is raw else "feature_extractor."), defaults)
+            return parse_sound_settings(
+                Keys(inner, path, "" if inner is raw else "feature_extractor."), defaults
+            )
     return defaults
 
 
-def _parse(keys: Keys, defaults: SoundSettings) -> SoundSettings:
+def parse_sound_settings(keys: Keys, defaults: SoundSettings) -> SoundSettings:
+    """What ``keys`` say of sounds; ``defaults`` where they say nothing."""
     for key, choices in _FIXED.items():
         if key in keys.raw and keys.raw[key] not in choices:
             raise keys.wrong(key, repr(choices[0]))

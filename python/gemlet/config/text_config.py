@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from gemlet import _core
@@ -34,6 +35,12 @@ class TextConfig:
     not embedded as text: Gemma 3n has other tables for them; None where all are.
     ``vision`` is the tower for images; None where there is none. ``audio`` is how the model hears, alike, and
     ``tables`` are those that Gemma 3n has for the ids from ``text_ids`` on.
+    ``quantization`` is how the weights in the files are quantized (:mod:`gemlet.config.quantization`), None
+    where they are not, and ``rounded`` the core's names of the matrices whose inputs and outputs are rounded
+    with fixed scales. ``exact_embedding_scale``: the factor on embeddings is not rounded to bfloat16.
+    ``target_size`` makes it an assistant, which drafts for a model of this hidden size and reads its keys and
+    values; its head may be in groups of rows, one for each of ``centroids``, of which ``centroids_per_token``
+    are multiplied.
     ``passed_over`` are the keys of the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
@@ -68,6 +75,12 @@ class TextConfig:
     vision: VisionConfig | None = None
     audio: AudioConfig | None = None
     tables: tuple[ModalityTable, ...] = ()
+    quantization: str | None = None
+    rounded: tuple[str, ...] = ()
+    exact_embedding_scale: bool = False
+    target_size: int = 0
+    centroids: int = 0
+    centroids_per_token: int = 0
     passed_over: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __repr__(self) -> str:
@@ -116,7 +129,9 @@ class TextConfig:
             hidden_size=self.hidden_size,
             max_context=context,
             rms_norm_eps=self.rms_norm_eps,
-            embedding_scale=embedding_scale(self.hidden_size, weights),
+            embedding_scale=embedding_scale(
+                self.hidden_size, "f32" if self.exact_embedding_scale else weights
+            ),
             layers=[_core.LayerConfig(**vars(layer)) for layer in self.layers],
             final_softcap=self.final_softcap,
             norm_offset=self.norm_offset,
@@ -128,17 +143,24 @@ class TextConfig:
             bidirectional=self.bidirectional,
             dense_sizes=list(self.dense_sizes),
             longest_span=self._longest_span,
+            target_size=self.target_size,
+            centroids=self.centroids,
+            centroids_per_token=self.centroids_per_token,
         )
 
 
-def without_towers(config: TextConfig, *, vision: bool = False, audio: bool = False) -> TextConfig:
-    """``config`` without the towers that are not kept.
+def without_towers(
+    config: TextConfig, *, vision: bool = False, audio: bool = False, tables: Collection[str] | None = None
+) -> TextConfig:
+    """``config`` without the towers that are not kept, and with the ``tables`` of these names; None: with
+    those of the towers.
 
     >>> from gemlet.config import shape_config
     >>> without_towers(shape_config("gemma3-1b")).vision is None
     True
     """
-    kept = tuple(table for table in config.tables if (audio if table.name == "audio" else vision))
+    names = ["vision"] * vision + ["audio"] * audio if tables is None else tables
+    kept = tuple(table for table in config.tables if table.name in names)
     return replace(
         config,
         vision=config.vision if vision else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from gemlet import _core
 from gemlet.base.keys import Keys
 from gemlet.config.gemma4_vision import Gemma4VisionConfig, UnifiedVisionConfig
 from gemlet.config.image_settings import ImageSettings
+from gemlet.config.mobilenet import PUBLISHED_STAGES, MobileNetConfig
 
 __all__ = ["KEPT_BYTES", "SiglipConfig", "VisionConfig", "read_vision"]
 
@@ -73,7 +75,9 @@ class SiglipConfig:
         return self.to_core().activation_bytes(hidden_size, weights)
 
 
-VisionConfig = SiglipConfig | Gemma4VisionConfig | UnifiedVisionConfig
+VisionConfig = SiglipConfig | Gemma4VisionConfig | UnifiedVisionConfig | MobileNetConfig
+
+_log = logging.getLogger("gemlet")
 
 KEPT_BYTES = 64 << 20  # of soft tokens, of the images that were seen last
 
@@ -93,6 +97,7 @@ _SIGLIP_FIXED: Mapping[str, tuple[Any, ...]] = {
     "num_channels": (3,),
 }
 _LIMIT = 1 << 20
+MOST_LAYERS = 512  # of a tower
 
 
 def read_vision(outer: Keys, family: str) -> VisionConfig | None:
@@ -105,6 +110,8 @@ def read_vision(outer: Keys, family: str) -> VisionConfig | None:
         return None
     if family == "gemma4":
         return _read_gemma4(outer)
+    if family == "gemma3n":
+        return _read_mobilenet(outer)
     return _read_siglip(outer) if family == "gemma3" else None
 
 
@@ -119,23 +126,54 @@ def _read_siglip(outer: Keys) -> SiglipConfig:
     def size(key: str) -> int:
         return keys.integer(key, _LIMIT)
 
-    soft = outer.inner(outer.raw, "mm_tokens_per_image", {"mm_tokens_per_image": 256})
-    tokens = soft.integer("mm_tokens_per_image", _LIMIT)
-    if math.isqrt(tokens) ** 2 != tokens:
-        raise outer.wrong("mm_tokens_per_image", "a square number")
     return SiglipConfig(
         hidden_size=size("hidden_size"),
         intermediate_size=size("intermediate_size"),
-        num_layers=size("num_hidden_layers"),
+        num_layers=keys.integer("num_hidden_layers", MOST_LAYERS),
         num_heads=size("num_attention_heads"),
         image_size=size("image_size"),
         patch_size=size("patch_size"),
         layer_norm_eps=keys.number("layer_norm_eps", 1e-12, 0.1),
-        tokens_per_side=math.isqrt(tokens),
+        tokens_per_side=_tokens_per_side(outer, "mm_tokens_per_image"),
         token_id=_id(outer, "image_token", 262144),
         begin_id=_id(outer, "boi_token", 255999),
         end_id=_id(outer, "eoi_token", 256000),
         settings=ImageSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    )
+
+
+def _tokens_per_side(outer: Keys, key: str) -> int:
+    tokens = outer.inner(outer.raw, key, {key: 256}).integer(key, _LIMIT)
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise outer.wrong(key, "a square number")
+    return math.isqrt(tokens)
+
+
+_MOBILENET: Mapping[str, Any] = {
+    "architecture": "mobilenetv5_300m_enc",
+    "hidden_size": 2048,
+    "model_args": None,
+    "rms_norm_eps": 1e-6,
+}
+
+
+def _read_mobilenet(outer: Keys) -> MobileNetConfig | None:
+    keys = outer.inner(outer.mapping("vision_config"), "vision_config", _MOBILENET)
+    if keys.get("architecture") != _MOBILENET["architecture"] or keys.get("model_args"):
+        # The rest of the model does not depend on it.
+        _log.info("the model does not see: its vision_config is of no mobilenetv5_300m_enc")
+        return None
+    return MobileNetConfig(
+        stages=PUBLISHED_STAGES,
+        stem_channels=64,
+        fused_inner=3840,
+        hidden_size=keys.integer("hidden_size", 1 << 15),
+        tokens_per_side=_tokens_per_side(outer, "vision_soft_tokens_per_image"),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-12, 0.1),
+        token_id=_id(outer, "image_token", 262145),
+        begin_id=_id(outer, "boi_token", 255999),
+        end_id=_id(outer, "eoi_token", 262144),
+        settings=ImageSettings(),
     )
 
 
@@ -199,7 +237,7 @@ def _read_gemma4(outer: Keys) -> Gemma4VisionConfig | UnifiedVisionConfig:
         patch_size=size("patch_size"),
         hidden_size=size("hidden_size"),
         intermediate_size=size("intermediate_size"),
-        num_layers=size("num_hidden_layers"),
+        num_layers=keys.integer("num_hidden_layers", MOST_LAYERS),
         num_heads=size("num_attention_heads"),
         num_kv_heads=size("num_key_value_heads"),
         head_dim=size("head_dim"),

@@ -26,6 +26,8 @@ class Timing:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     decode_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     decode_tokens: int = 0
     cached_tokens: int = 0
 
@@ -121,6 +123,8 @@ class Answer:
             decode_seconds=timing.decode_seconds,
             decode_steps=timing.decode_steps,
             decode_tokens=timing.decode_tokens,
+            drafted_tokens=timing.drafted_tokens,
+            accepted_tokens=timing.accepted_tokens,
             seed=self.seed,
             reasoning=reply.reasoning,
             tool_calls=reply.tool_calls,

@@ -96,8 +96,20 @@ class AsyncTextStream:
     ) -> None:
         await self.aclose()
 
-    def cancel(self) -> None:
-        """Asks the stream to end; returns at once. See :meth:`TextStream.cancel`.
+    @property
+    def has_chunk(self) -> bool:
+        """Whether the next chunk is known to be there: whoever asks for it does not wait. (Otherwise it may
+        be there too.) Programs that pass chunks on can send several together.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     model.astream("The door").has_chunk
+        False
+        """
+        return self._stream._has_chunk
+
+    def cancel(self, index: int | None = None) -> None:
+        """Asks the stream to end, or one of its texts; returns at once. See :meth:`TextStream.cancel`.
 
         >>> import asyncio, gemlet
         >>> async def write(model):
@@ -109,7 +121,7 @@ class AsyncTextStream:
         ...     asyncio.run(write(model))
         'cancelled'
         """
-        self._stream.cancel()
+        self._stream.cancel(index)
 
     async def aclose(self) -> None:
         """Cancels the stream if it has not ended, and waits until what it took is given back.

@@ -1,4 +1,4 @@
-"""Texts of a given form: :class:`Grammar` says which tokens may come next.
+"""Structured output: :class:`Grammar` says which tokens may come next.
 
 llguidance reads a grammar over the bytes of the tokens. What it makes of the vocabulary (for 262,144 tokens a
 second of work and 100 MB) is kept as long as the tokenizer lives, and so are the last grammars.

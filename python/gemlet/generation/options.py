@@ -38,7 +38,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _OptionsOfAll(TypedDict, total=False):
-    """Those that have the same form for one prompt and for several."""
+    """Options that have the same form for one prompt and for several."""
 
     max_tokens: int | None
     min_tokens: int | None
@@ -78,7 +78,7 @@ class GenerationOptions(_OptionsOfAll, total=False):
 
 
 class ManyGenerationOptions(_OptionsOfAll, total=False):
-    """Those of a call with several prompts."""
+    """Options of a call with several prompts."""
 
     seed: int | Sequence[int] | None
 
@@ -139,7 +139,7 @@ class GenerationConfig:
             prompt does not count (OpenAI, vLLM).
         presence_penalty: -2 to 2; is taken off the logit of each token that was generated. The prompt does
             not count.
-        no_repeat_ngram_size: a run of so many tokens does not come twice, in prompt and text together (as
+        no_repeat_ngram_size: no run of this many tokens appears twice, in prompt and text together (as
             in transformers); 0 allows all.
         dry_multiplier: 0 to 100; above 0 a token that would continue a repetition of prompt or text loses
             ``dry_multiplier * dry_base ** (length - dry_allowed_length)``, where the tokens before it repeat
@@ -158,7 +158,7 @@ class GenerationConfig:
             those, they are not part of it.
         ignore_eos: do not end at the model's end tokens.
         do_sample: False is greedy whatever the temperature.
-        logprobs: 0 to 20: give the log probability of every token that is generated, and of so many of the
+        logprobs: 0 to 20: give the log probability of every token that is generated, and of this many of the
             most likely ones (:attr:`Generation.logprobs`): as the model has them, before any other option
             counts.
         prompt_logprobs: 0 to 20: the same for the tokens of the prompt (:attr:`Generation.prompt_logprobs`).

@@ -64,6 +64,8 @@ class Generation:
         malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
         earlier_messages: what was added to the conversation before this reply, where gemlet ran tools:
             replies with calls, and the results. The other attributes are those of the last reply.
+        drafted_tokens: guessed tokens that were checked, of a drafter or looked up in the text.
+        accepted_tokens: those of them that were right.
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
             began with them, too.
         audio_tokens: those of the prompt that stand for sound.
@@ -101,6 +103,8 @@ class Generation:
     decode_tokens: int = 0
     audio_tokens: int = 0
     image_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def __str__(self) -> str:
         return self.text

@@ -31,6 +31,8 @@ class _Request(Protocol):
     @property
     def times(self) -> tuple[float, float, float, int, int]: ...
     @property
+    def guesses(self) -> tuple[int, int]: ...
+    @property
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
     def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
     def cancel(self) -> None: ...
@@ -70,6 +72,7 @@ class RunningText:
 
     Attributes:
         result: the whole generation, once the text has ended.
+        index: its place in the stream.
         is_over: whether the engine has given back what the text took.
     """
 
@@ -81,7 +84,7 @@ class RunningText:
         self.is_over = True
         self._prepared = prepared
         self._masks = None if prepared.plan is None else Masks(prepared.plan)
-        self._index = index
+        self.index = index
         self._context_length = context_length
         self._after = after
         self._read_tokens = 0
@@ -105,6 +108,11 @@ class RunningText:
         found = [one.read_tokens for one in (self._scoring, self._request) if one is not None]
         self._read_tokens = max([self._read_tokens, *found])
         return self._read_tokens
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether some have been taken from the engine, and not yet given out."""
+        return bool(self._ids)
 
     @property
     def has_read_prompt(self) -> bool:
@@ -261,6 +269,7 @@ class RunningText:
             _, timing.prefill_seconds, timing.decode_seconds, timing.decode_steps, timing.decode_tokens = (
                 times
             )
+            timing.drafted_tokens, timing.accepted_tokens = self._request.guesses
             timing.cached_tokens = self._request.cached_tokens
         if self._scoring is not None:
             timing.prefill_seconds += self._scoring.times[1]
@@ -298,7 +307,7 @@ class RunningText:
         logprobs = None if self.answer.logprobs is None else [logprob] if logprob is not None else []
         pieces = [event for event in events if isinstance(event, ToolCallPiece)]
         whole: list[ReplyEvent] = [event for event in events if not isinstance(event, ToolCallPiece)]
-        return Chunk(text, list(token_ids), reason, whole, self._index, logprobs, pieces)
+        return Chunk(text, list(token_ids), reason, whole, self.index, logprobs, pieces)
 
 
 def _token_logprob(token_id: int, found: tuple[float, list[tuple[int, float]]]) -> TokenLogprob:

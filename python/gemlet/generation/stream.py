@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gemlet import _core
 from gemlet.base.progress import Progress, in_notebook, reporting
+from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, ModelClosedError
 from gemlet.generation.answer import Prepared
 from gemlet.generation.result import Chunk, Generation
@@ -68,6 +69,7 @@ class TextStream:
         self._closed_early: str | None = None  # that, where the model closed this one
         self._failed = False
         self._is_cancelled = False
+        self._cancelled: set[int] = set()  # the texts that were cancelled alone
         self._close_is_due = False  # asked for by what interrupted a step, such as a signal handler
         self._turn = _core.Turn()  # one step at a time, whoever asks for it
 
@@ -104,6 +106,12 @@ class TextStream:
                 self._fail(wait=False)
                 raise
 
+    @property
+    def _has_chunk(self) -> bool:
+        """Whether a token has been taken from the engine, and not yet given out."""
+        live = self._live
+        return live[0].has_tokens if len(live) == 1 else any(text.has_tokens for text in live)
+
     def _resume(self, seen: int) -> None:
         """In a forked process, where the engine begins to compute again when it is waited for."""
         if self._engine is not None:
@@ -133,10 +141,15 @@ class TextStream:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def cancel(self) -> None:
-        """Asks the stream to end; returns at once. Any thread may call it, any number of times.
+    def cancel(self, index: int | None = None) -> None:
+        """Asks the stream to end, or of several texts the one with this :attr:`Chunk.index`; returns at once.
+        Any thread may call it, any number of times.
 
-        A step that is running stops at its next opportunity; the stream's last chunk then says "cancelled".
+        A step that is running stops at its next opportunity; the stream's last chunk, or that of the text,
+        then says "cancelled".
+
+        Raises:
+            InvalidRequestError: the stream has no such text.
 
         >>> import gemlet
         >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=50) as stream:
@@ -145,9 +158,17 @@ class TextStream:
         >>> chunk.finish_reason, stream.result.completion_tokens
         ('cancelled', 1)
         """
-        self._is_cancelled = True
-        for text in self._texts:
-            text.cancel()
+        if index is None:
+            self._is_cancelled = True
+            for text in self._texts:
+                text.cancel()
+            return
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self._texts):
+            raise InvalidRequestError(
+                f"index: got {show_argument(index)}; the stream has texts 0 to {len(self._texts) - 1}"
+            )
+        self._cancelled.add(index)
+        self._texts[index].cancel()
 
     def close(self) -> None:
         """Cancels the stream if it has not ended, and waits until what it took is given back.
@@ -222,14 +243,15 @@ class TextStream:
             engine = self._engine = self._find_engine()
             if not self._is_cancelled:
                 for text in self._texts:
-                    text.begin(engine, self._news, self._ahead)
+                    if text.index not in self._cancelled:
+                        text.begin(engine, self._news, self._ahead)
         return self._engine
 
     def _ready(self) -> Chunk | None:
         """A chunk that is there, of the texts in turn."""
         for _ in range(len(self._live)):
             text = self._live[0]
-            if self._is_cancelled:
+            if self._is_cancelled or text.index in self._cancelled:
                 chunk: Chunk | None = text.end("cancelled")
             else:
                 text.read()

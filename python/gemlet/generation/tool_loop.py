@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import inspect
 import json
@@ -106,6 +105,8 @@ async def areply_with_tools(
 ) -> Generation:
     """:func:`reply_with_tools` for programs with an event loop: functions run in a thread, one after the
     other, while the event loop goes on. A task that is cancelled does not wait for the one that runs."""
+    import asyncio
+
     steps = _Steps(messages, options)
     while (step := steps.next()) is not None:
         if isinstance(step, _Ask):

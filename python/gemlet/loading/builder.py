@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.progress import reporting
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 
 
 def make_builder(
-    config: TextConfig, options: LoadOptions, *, allocate: bool = True, plan_only: bool = False
+    config: TextConfig,
+    options: LoadOptions,
+    *,
+    allocate: bool = True,
+    plan_only: bool = False,
+    beside: _core.Model | None = None,
 ) -> _core.ModelBuilder:
     """The core's builder. With ``allocate`` False its weights come from a file, or go to one; with
-    ``plan_only`` it starts no threads."""
+    ``plan_only`` it starts no threads, and a drafter ``beside`` a model takes that model's."""
     from gemlet import _core
 
     if config.vision is not None:
@@ -50,25 +55,29 @@ def make_builder(
         fewer_threads=options.threads is None and options.decode_threads is None,
         device=options.device,
         exact_batches=options.exact_batches,
+        rounded=set(config.rounded),
         towers={slot: (list(shape), kind_of(slot, shape)) for slot, shape in tower_slots(config).items()},
+        beside=beside,
     )
 
 
-def filled_builder(files: ModelFiles, options: LoadOptions) -> _core.ModelBuilder:
+def filled_builder(
+    files: ModelFiles, options: LoadOptions, *, beside: _core.Model | None = None
+) -> _core.ModelBuilder:
     """The builder with all weights of ``files``: mapped where they are packed, else packed into memory."""
     packed = files.packed
     if packed is None and options.cache:
-        builder = make_builder(files.config, options, allocate=False)
+        builder = make_builder(files.config, options, allocate=False, beside=beside)
         packed = packed_copy(files, builder, weights=options.weights, progress=options.progress)
     if packed is not None:
         with packed:
-            builder = make_builder(files.config, options, allocate=False)
+            builder = make_builder(files.config, options, allocate=False, beside=beside)
             packed.use(builder)
             set_table(builder, files)
             return builder
     if options.embedding_on_disk:
         raise not_packed(files)
-    builder = make_builder(files.config, options)
+    builder = make_builder(files.config, options, beside=beside)
     with reporting(options.progress, "loading", stored_bytes(files)) as advance:
         fill(builder, files, advance)
     return builder
@@ -105,12 +114,16 @@ def finish_model(
     spare_memory: int | None = None,
     not_followed: Mapping[str, Any] | None = None,
     prefix_cache: PrefixCacheOptions | None = None,
+    drafter: Callable[[_core.Model], _core.Model] | None = None,
+    draft_tokens: int | None = None,
 ) -> Model:
-    """The model from a builder that has all weights; ``started`` is when loading began."""
+    """The model from a builder that has all weights; ``started`` is when loading began. ``drafter`` builds
+    one beside it."""
     if tokenizer is not None and tokenizer.end_of_turn_id is not None:
         end_ids |= {tokenizer.end_of_turn_id}
+    core = builder.finish()
     return Model(
-        core=builder.finish(),
+        core=core,
         config=config,
         tokenizer=tokenizer,
         chat_format=chat_format,
@@ -122,6 +135,8 @@ def finish_model(
         prompts=prompts,
         not_followed=not_followed,
         prefix_cache=prefix_cache,
+        drafter=None if drafter is None else drafter(core),
+        draft_tokens=draft_tokens,
     )
 
 

@@ -24,7 +24,7 @@ _MOST_BYTES = 8 << 20  # of a file that are read
 
 
 def check_calibrate(calibrate: object, weights: str, merge_adapter: object) -> None:
-    """Raises :class:`InvalidRequestError` for what is no such argument, or goes with no such weights."""
+    """Raises :class:`InvalidRequestError` for another argument, or for weights that cannot be calibrated."""
     if calibrate is None or calibrate is False:
         return
     if calibrate is not True:

@@ -41,6 +41,7 @@ def convert(
     matformer: Matformer = None,
     vision: bool = True,
     audio: bool = True,
+    mmproj: str | os.PathLike[str] | bool | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     calibrate: Calibrate = None,
     threads: int | None = None,
@@ -69,8 +70,8 @@ def convert(
             some minutes, and the memory of the model as its files have it. No adapter can be merged then.
         for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
             format that loses least of those with which the model runs there, with a text of 4096 tokens.
-        weights, embedding, matformer, vision, audio, merge_adapter, threads, progress, revision, token: as in
-            :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
+        weights, embedding, matformer, vision, audio, mmproj, merge_adapter, threads, progress, revision,
+            token: as in :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.
@@ -97,6 +98,7 @@ def convert(
         matformer=matformer,
         vision=vision,
         audio=audio,
+        mmproj=mmproj,
     )
     check_calibrate(calibrate, options.weights, merge_adapter)
     path = checked_path("destination", destination, "the path of a folder to make")
@@ -107,7 +109,12 @@ def convert(
     if os.path.ismount(target):
         raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
     with open_model_files(
-        source, revision=revision, token=token, merge_adapter=merge_adapter, progress=progress
+        source,
+        revision=revision,
+        token=token,
+        merge_adapter=merge_adapter,
+        mmproj=options.towers_file,
+        progress=progress,
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")

@@ -53,6 +53,8 @@ def options_for_memory(
 
 def _smaller(options: LoadOptions) -> Iterator[LoadOptions]:
     names = list(PRESETS)
+    if options.weights not in names:  # a quantized file, which nothing is smaller than
+        return
     begin = names.index(options.weights) + (0 if options.own_formats else 1)
     for weights in names[begin:]:
         if weights != "bf12":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
 
@@ -11,6 +12,7 @@ from gemlet.base.front_door import public
 from gemlet.base.sizes import parse_memory
 from gemlet.errors import MemoryLimitError
 from gemlet.loading.builder import not_packed, settle
+from gemlet.loading.drafter import open_drafter
 from gemlet.loading.inspection import Inspection
 from gemlet.loading.memory_plan import check_memory, plan_memory
 from gemlet.loading.options import LoadOptions, Matformer
@@ -35,8 +37,10 @@ def inspect(
     embedding_on_disk: bool = False,
     vision: bool = True,
     audio: bool = True,
+    mmproj: str | os.PathLike[str] | bool | None = None,
     prefix_cache: bool | str | os.PathLike[str] = True,
     prefix_cache_size: int | str | None = None,
+    drafter: str | os.PathLike[str] | None = None,
     matformer: Matformer = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -63,17 +67,23 @@ def inspect(
         embedding_on_disk=embedding_on_disk,
         vision=vision,
         audio=audio,
+        mmproj=mmproj,
         prefix_cache=prefix_cache,
         prefix_cache_size=prefix_cache_size,
+        drafter=drafter,
         matformer=matformer,
     )
-    with open_model_files(source, revision=revision, token=token, headers_only=True) as files:
+    with open_model_files(
+        source, revision=revision, token=token, mmproj=options.towers_file, headers_only=True
+    ) as files:
         files = replace(files, float16_as="f32").with_towers(vision=options.vision, audio=options.audio)
         if matformer is not None:
             files = files.cut(matformer)
         config = files.config
         options = options.with_context(config.max_position_embeddings)
         kept_as = files.formats_by_type() if options.weights == "auto" and files.packed is None else {}
+        with open_drafter(options, files, token=token, headers_only=True) or nullcontext() as opened:
+            beside = opened
         options = options.with_formats(files)
         formats, own = options.formats, options.own_formats
         tables = {"embedding": own.get("embed_tokens", formats.embedding)}
@@ -81,7 +91,7 @@ def inspect(
             tables["output"] = own.get("lm_head", formats.embedding)
         table_type = _table_type(files)
         settle(files)
-        plan = plan_memory(config, options, table_type=table_type or "bf16")
+        plan = plan_memory(config, options, table_type=table_type or "bf16", drafter=beside)
         parameters, on_disk = _parameters(files, options.embedding_on_disk)
         tensors = files.checkpoint.tensors
         problem = str(not_packed(files)) if options.embedding_on_disk and files.packed is None else None
@@ -90,7 +100,7 @@ def inspect(
         else:
             room, name = _core.available_memory() + plan.process, "the memory this process may have"
         try:
-            check_memory(room, config, options, name=name)
+            check_memory(room, config, options, name=name, drafter=beside)
         except MemoryLimitError as error:
             problem = str(error)
         return Inspection(

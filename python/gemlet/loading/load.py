@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import nullcontext
 
 from gemlet.base.front_door import public
 from gemlet.base.progress import Progress
 from gemlet.base.sizes import parse_memory
 from gemlet.loading.builder import digest_of, filled_builder, finish_model, not_packed, settle
+from gemlet.loading.drafter import open_drafter
 from gemlet.loading.memory_plan import check_memory
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.model.model import Model
@@ -37,6 +39,9 @@ def load(
     device: str = "cpu",
     vision: bool = True,
     audio: bool = True,
+    mmproj: str | os.PathLike[str] | bool | None = None,
+    drafter: str | os.PathLike[str] | None = None,
+    draft_tokens: int | None = None,
     matformer: Matformer = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     chat_template: str | os.PathLike[str] | None = None,
@@ -50,12 +55,12 @@ def load(
     """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
 
     A folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
-    shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where there
-    is one: its end tokens end a text, its sampling values are the model's defaults. A GGUF file (versions 2
-    and 3; of a split model, any of its files) says the same in its metadata. Of a multimodal model the text
-    part is loaded. Weights are converted one at a time; a folder that :func:`gemlet.convert` made is mapped
-    and used in place, so it is there at once. The table of per-layer embeddings of Gemma 3n and 4 stays in
-    its file and is read while the model runs.
+    shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` where
+    there is one: its end tokens end a text, its sampling values are the model's defaults. A GGUF file
+    (versions 2 and 3; of a split model, any of its files) says the same in its metadata. Weights are
+    converted one at a time; a folder that :func:`gemlet.convert` made is mapped and used in place, so it
+    is there at once. The table of per-layer embeddings of Gemma 3n and 4 stays in its file and is read
+    while the model runs.
 
     Args:
         source: the folder, or its safetensors file; or a GGUF file, or a folder with only one; or the name of
@@ -95,6 +100,13 @@ def load(
         device: only "cpu".
         vision: False leaves out the tower for images of a model that has one, and its memory.
         audio: False leaves out the encoder for sound, alike.
+        mmproj: the file of llama.cpp with the towers of a GGUF model. None: the one beside the model with
+            "mmproj" in its name, if there is one for this model. False: none.
+        drafter: a smaller Gemma of the same vocabulary, as in ``source``, which guesses how texts go on. The
+            model checks several guessed tokens in one pass. The text is the same as without it, also a drawn
+            one, and it is asked only where that measurably saves time. It is loaded with the same
+            ``weights``, without its towers.
+        draft_tokens: the most tokens that it guesses about a text at a time, 1 to 14. None: as many as pay.
         matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
             E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
             widths, "skip_layers": [...]}`` with a width for each layer that is kept.
@@ -157,6 +169,9 @@ def load(
         device=device,
         vision=vision,
         audio=audio,
+        mmproj=mmproj,
+        drafter=drafter,
+        draft_tokens=draft_tokens,
         matformer=matformer,
         cache=cache,
         progress=progress,
@@ -167,6 +182,7 @@ def load(
         token=token,
         merge_adapter=merge_adapter,
         chat_template=chat_template,
+        mmproj=options.towers_file,
         cache=options.cache,
         progress=progress,
     ) as files:
@@ -180,23 +196,26 @@ def load(
         options = options.with_context(files.config.max_position_embeddings)
         if options.cache and options.weights == "auto":
             know_float16(files)
-        options = options.with_formats(files)
-        spare = None
-        if max_memory is not None:
-            settle(files)
-            spare = check_memory(parse_memory(max_memory), files.config, options)
-        kept_texts = options.prefix_cache_options(digest_of(files, options))
-        return finish_model(
-            filled_builder(files, options),
-            files.config,
-            tokenizer=files.tokenizer,
-            chat_format=files.chat_format,
-            end_ids=files.end_ids,
-            sampling=files.sampling,
-            not_followed=files.not_followed,
-            prompts=files.prompts,
-            source=files.name,
-            started=started,
-            spare_memory=spare,
-            prefix_cache=kept_texts,
-        )
+        with open_drafter(options, files, token=token) or nullcontext() as beside:
+            options = options.with_formats(files)
+            spare = None
+            if max_memory is not None:
+                settle(files)
+                spare = check_memory(parse_memory(max_memory), files.config, options, drafter=beside)
+            kept_texts = options.prefix_cache_options(digest_of(files, options))
+            return finish_model(
+                filled_builder(files, options),
+                files.config,
+                tokenizer=files.tokenizer,
+                chat_format=files.chat_format,
+                end_ids=files.end_ids,
+                sampling=files.sampling,
+                not_followed=files.not_followed,
+                prompts=files.prompts,
+                source=files.name,
+                started=started,
+                spare_memory=spare,
+                prefix_cache=kept_texts,
+                drafter=None if beside is None else beside.build,
+                draft_tokens=options.draft_tokens,
+            )

@@ -13,6 +13,7 @@ from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import KEPT_BYTES
 from gemlet.errors import MemoryLimitError
 from gemlet.loading.builder import make_builder
+from gemlet.loading.drafter import Drafter
 from gemlet.loading.options import LoadOptions
 from gemlet.weights.formats import PRESETS
 
@@ -28,7 +29,8 @@ class MemoryPlan:
     of a full chunk of a prompt with its logits; ``prefix_cache`` what is kept of texts that have ended, if
     ``prefix_cache_size`` says how much of the memory (else it takes a part of what the plan leaves);
     ``process`` what this process had resident when the plan was made: Python, NumPy, the tokenizer.
-    ``on_disk`` is read from the file while the model runs and is no part of the total.
+    ``drafter`` is all that a drafter takes, its keys and values included. ``on_disk`` is read from the file
+    while the model runs and is no part of the total.
 
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), LoadOptions(weights="q4", max_context=4096))
@@ -43,11 +45,12 @@ class MemoryPlan:
     activations: int
     process: int
     on_disk: int
+    drafter: int = 0
 
     @property
     def total(self) -> int:
         kept = self.kv_cache + self.prefix_cache
-        return self.weights + self.embedding + kept + self.activations + self.process
+        return self.weights + self.embedding + kept + self.activations + self.drafter + self.process
 
     def __str__(self) -> str:
         parts = [
@@ -56,13 +59,19 @@ class MemoryPlan:
             f"KV cache {size_text(self.kv_cache)}",
             *([f"prefix cache {size_text(self.prefix_cache)}"] if self.prefix_cache else []),
             f"activations {size_text(self.activations)}",
+            *([f"drafter {size_text(self.drafter)}"] if self.drafter else []),
             f"process {size_text(self.process)}",
         ]
         return f"{size_text(self.total)} = " + " + ".join(parts)
 
 
 def plan_memory(
-    config: TextConfig, options: LoadOptions, *, table_type: str = "bf16", process: int | None = None
+    config: TextConfig,
+    options: LoadOptions,
+    *,
+    table_type: str = "bf16",
+    process: int | None = None,
+    drafter: Drafter | None = None,
 ) -> MemoryPlan:
     """The memory that the model ``config`` describes takes with these options, whose weights are not "auto".
 
@@ -79,7 +88,8 @@ def plan_memory(
     if config.audio is not None:
         plan["activations"] += audio_bytes(config.audio, config.hidden_size, options.formats.matrices)
     own = resident_bytes() if process is None else process
-    return MemoryPlan(process=own, prefix_cache=kept, **plan)
+    beside = 0 if drafter is None else drafter.bytes(options.max_context)
+    return MemoryPlan(process=own, prefix_cache=kept, drafter=beside, **plan)
 
 
 def check_memory(
@@ -89,12 +99,13 @@ def check_memory(
     *,
     name: str = "max_memory",
     process: int | None = None,
+    drafter: Drafter | None = None,
 ) -> int:
     """The bytes that ``limit`` leaves; raises :class:`MemoryLimitError` with the plan and with what would fit
     if it leaves none. ``options`` have a ``max_context``; ``process`` is as in :func:`plan_memory`."""
 
     def plan_of(**changes: Any) -> MemoryPlan:
-        return plan_memory(config, replace(options, **changes), process=process)
+        return plan_memory(config, replace(options, **changes), process=process, drafter=drafter)
 
     plan = plan_of()
     if plan.total <= limit:
@@ -104,8 +115,8 @@ def check_memory(
     if context := _largest_context(plan_of, longest, limit):
         remedies.append(f"max_context={context}")
     sizes = list(PRESETS)
-    smaller = sizes[sizes.index(options.weights) + 1 :]
-    for choice in [options.weights, *smaller] if options.own_formats else smaller:
+    smaller = sizes[sizes.index(options.weights) + 1 :] if options.weights in sizes else []
+    for choice in [options.weights, *smaller] if options.own_formats and smaller else smaller:
         if plan_of(weights=choice, embedding=None, own_formats={}).total <= limit:
             remedies.append(f'weights="{choice}"')
             if choice != "bf12":  # which may not have every matrix
@@ -115,6 +126,8 @@ def check_memory(
         remedies.append('embedding="q4"')
     if plan.prefix_cache and plan.total - plan.prefix_cache <= limit:
         remedies.append("a smaller prefix_cache_size")
+    if plan.drafter and plan.total - plan.drafter <= limit:
+        remedies.append("no drafter")
     if not options.embedding_on_disk and plan_of(embedding_on_disk=True).total <= limit:
         remedies.append("embedding_on_disk=True")
     if not remedies and (context := _largest_context(smallest, longest, limit)):  # no single change is enough

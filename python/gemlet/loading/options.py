@@ -15,7 +15,7 @@ from gemlet.base.text import show, show_argument
 from gemlet.config.matformer import check_matformer
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model.prefix_cache import PrefixCacheOptions, folder_for_texts
-from gemlet.weights.formats import KV_CACHES, PRESETS, Formats, format_named, formats_of
+from gemlet.weights.formats import EVERY, KV_CACHES, PRESETS, STORED, Formats, format_named, formats_of
 
 if TYPE_CHECKING:
     from gemlet.sources.model_files import ModelFiles
@@ -121,6 +121,25 @@ class LoadOptions:
         default=True,
         metadata=_shown("leave out the tower for images, which takes memory", kind=None),
     )
+    mmproj: str | os.PathLike[str] | bool | None = field(
+        default=None,
+        metadata=_shown(
+            "GGUF file with the towers for images and sound of a GGUF model (default: the one beside it)",
+            metavar="FILE",
+        ),
+    )
+    drafter: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata=_shown("smaller model of the same vocabulary that guesses ahead", metavar="DIR_OR_FILE"),
+    )
+    draft_tokens: int | None = field(
+        default=None,
+        metadata=_shown(
+            "the most tokens it guesses at a time (default: as many as pay)",
+            kind=int,
+            metavar="N",
+        ),
+    )
     matformer: Matformer = field(
         default=None,
         metadata=_shown(
@@ -140,8 +159,11 @@ class LoadOptions:
             object.__setattr__(self, name, value)
 
         # None stands for what is not given, whatever the default is.
-        put("weights", "auto" if self.weights is None else _format("weights", self.weights, "auto"))
-        put("embedding", None if self.embedding is None else _format("embedding", self.embedding))
+        # with_formats() looks whether a file has those that only files have.
+        weights = "auto" if self.weights is None else self.weights
+        put("weights", weights if _is_stored(weights) else _format("weights", weights, "auto"))
+        if self.embedding is not None and not _is_stored(self.embedding):
+            put("embedding", _format("embedding", self.embedding))
         if self.kv_cache is not None:
             put("kv_cache", format_named("kv_cache", self.kv_cache, KV_CACHES))
         put("device", _device(self.device))
@@ -157,15 +179,24 @@ class LoadOptions:
         put("embedding_on_disk", _flag("embedding_on_disk", self.embedding_on_disk))
         put("exact_batches", _flag("exact_batches", self.exact_batches))
         put("cache", _flag("cache", self.cache))
+        put("mmproj", _checked_mmproj(self.mmproj))
         put("vision", True if self.vision is None else _flag("vision", self.vision))
         put("audio", True if self.audio is None else _flag("audio", self.audio))
         check_progress(self.progress)
         check_matformer(self.matformer)
+        _check_drafter(self.drafter, self.draft_tokens)
 
     @property
     def formats(self) -> Formats:
         """The formats in memory, once ``weights`` is not "auto" any more."""
         return formats_of(self.weights, self.embedding, self.kv_cache)
+
+    @property
+    def towers_file(self) -> str | bool | None:
+        """The file with the towers of a GGUF model; None to look for it, False for none."""
+        if not self.vision and not self.audio:
+            return False
+        return _checked_mmproj(self.mmproj)
 
     @property
     def kept_texts(self) -> int | None:
@@ -215,10 +246,14 @@ class LoadOptions:
         """
         packed = files.packed
         if packed is None:
+            if self.weights in STORED:
+                _format("weights", self.weights, "auto")
+            if self.embedding in STORED:
+                _format("embedding", self.embedding)
             if self.weights != "auto":
                 return self
             weights = files.stored_weights()
-            preset = PRESETS[weights]
+            preset = EVERY[weights]
             own = files.stored_formats()
             tables = {slot: own.pop(slot) for slot in ("embed_tokens", "lm_head") if slot in own}
             own = {slot: name for slot, name in own.items() if name != preset.matrices}
@@ -240,6 +275,10 @@ class LoadOptions:
 
 def _format(what: str, name: object, *also: str) -> str:
     return format_named(what, name, (*also, *PRESETS))
+
+
+def _is_stored(name: object) -> bool:
+    return isinstance(name, str) and name in STORED
 
 
 def _device(device: object) -> str:
@@ -275,11 +314,34 @@ def _prefix_cache(where: object, size: int | str | None) -> bool | str:
     return checked_path("prefix_cache", where, "True, False or the path of a folder")
 
 
+def _checked_mmproj(value: object) -> str | bool | None:
+    """The argument ``mmproj`` of :func:`gemlet.load`: a path, None or False; True means None."""
+    if value is None or value is True:
+        return None
+    if value is False:
+        return False
+    return checked_path("mmproj", value, "the path of a GGUF file, None to look for it, or False")
+
+
 def _check_threads(name: str, threads: int | None) -> None:
     if threads is not None and (type(threads) is not int or not 1 <= threads <= _core.MAX_THREADS):
         raise InvalidRequestError(
             f"{name} is {show_argument(threads)}; expected 1 to {_core.MAX_THREADS}, or None"
         )
+
+
+def _check_drafter(drafter: object, draft_tokens: object) -> None:
+    if drafter is not None:
+        checked_path("drafter", drafter, "a folder, a file, a name on the hub, or None")
+    if draft_tokens is None:
+        return
+    most = _core.MAX_DRAFT_TOKENS
+    if type(draft_tokens) is not int or not 1 <= draft_tokens <= most:
+        raise InvalidRequestError(
+            f"draft_tokens is {show_argument(draft_tokens)}; expected 1 to {most}, or None"
+        )
+    if drafter is None:
+        raise InvalidRequestError("draft_tokens goes with a drafter, but drafter is None")
 
 
 def _flag(name: str, value: object) -> bool:

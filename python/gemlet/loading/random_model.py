@@ -13,16 +13,19 @@ from gemlet.loading.builder import finish_model, make_builder
 from gemlet.loading.memory_plan import check_memory
 from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
+from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["random_model"]
 
 
-def random_model(name: str, options: LoadOptions | None = None, *, seed: int = 0) -> Model:
+def random_model(
+    name: str, options: LoadOptions | None = None, *, seed: int = 0, tokenizer: Tokenizer | None = None
+) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
 
-    ``weights`` "auto" is "bf16". It has no tokenizer. Raises :class:`InvalidRequestError` for an unknown name
-    (the names are the keys of ``gemlet.config.SHAPES``) and for options that go with files, and
-    :class:`MemoryLimitError` where it would not fit.
+    ``weights`` "auto" is "bf16". It has no tokenizer, unless it is given one. Raises
+    :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``) and
+    for options that go with files, and :class:`MemoryLimitError` where it would not fit.
 
     >>> with random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)) as model:
     ...     model.config.num_layers
@@ -30,7 +33,7 @@ def random_model(name: str, options: LoadOptions | None = None, *, seed: int = 0
     """
     started = time.perf_counter()
     options = options or LoadOptions()
-    for option in ("matformer", "cache", "embedding_on_disk"):
+    for option in ("matformer", "cache", "embedding_on_disk", "drafter"):
         if getattr(options, option):
             raise InvalidRequestError(f"{option} goes with a model in files: random weights are in no file")
     config = shape_config(name)
@@ -49,6 +52,7 @@ def random_model(name: str, options: LoadOptions | None = None, *, seed: int = 0
         config,
         end_ids=frozenset(config.eos_token_ids),
         source=name,
+        tokenizer=tokenizer,
         started=started,
         spare_memory=spare,
         prefix_cache=options.prefix_cache_options(),

@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlet.base.files import open_regular
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MOST_FILE_BYTES", "MOST_PIXELS", "Levels", "read_data_url", "read_image"]
+__all__ = ["MOST_FILE_BYTES", "MOST_PIXELS", "Levels", "decoded_bytes", "read_data_url", "read_image"]
 
 Levels = NDArray[np.uint8]  # [height, width, 3]
 
 MOST_PIXELS = 1 << 26
 MOST_FILE_BYTES = 1 << 26
+_MIXED = 1 << 20  # pixels
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _EXPECTED = "expected a path, the bytes of a file, a Pillow image or a uint8 array [height, width, 3]"
 
@@ -38,7 +40,7 @@ def read_image(image: object, name: str = "image") -> Levels:
     an array ``[height, width]`` or with 1, 3 or 4 channels. It is turned upright as its EXIF data say, and
     what is transparent stands on white.
 
-    Raises :class:`InvalidRequestError` for what is no image, is damaged or too large, and
+    Raises :class:`InvalidRequestError` if it is not an image, is damaged or too large, and
     :class:`UnsupportedError` for a file where Pillow is not installed; ``name`` names the argument.
 
     >>> read_image([[0, 255]])
@@ -79,6 +81,20 @@ def read_data_url(url: str, name: str) -> bytes:
         raise InvalidRequestError(f"{name}: its base64 is damaged: {problem}") from None
 
 
+def decoded_bytes(data: bytes) -> int:
+    """How much memory the image in a file takes when it is decoded, by what its header says; 0 for what
+    :func:`read_image` refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from PIL import Image
+
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                return 4 * image.height * image.width
+        except Exception:  # Pillow's decoders raise nearly everything
+            return 0
+
+
 def _too_many_bytes(name: str, found: int) -> InvalidRequestError:
     return InvalidRequestError(f"{name}: the file has {found} bytes; expected at most {MOST_FILE_BYTES}")
 
@@ -106,14 +122,19 @@ def _from_array(array: NDArray[Any], name: str) -> Levels:
 
 
 def _on_white(array: NDArray[np.uint8]) -> Levels:
-    alpha = array[:, :, 3:].astype(np.float32) / np.float32(255)
-    mixed = alpha * array[:, :, :3] + (np.float32(1) - alpha) * np.float32(255)
-    return np.rint(mixed).astype(np.uint8)
+    found = np.empty((*array.shape[:2], 3), np.uint8)
+    rows = max(1, _MIXED // array.shape[1])  # at a time: numbers take four times the memory of levels
+    for start in range(0, len(array), rows):
+        part = array[start : start + rows]
+        alpha = part[:, :, 3:].astype(np.float32) / np.float32(255)
+        mixed = alpha * part[:, :, :3] + (np.float32(1) - alpha) * np.float32(255)
+        found[start : start + rows] = np.rint(mixed)
+    return found
 
 
 def _read_file(path: str | bytes, name: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_FILE_BYTES:
                 raise _too_many_bytes(name, size)

@@ -13,6 +13,7 @@ from gemlet import _core
 from gemlet.base.text import show_argument
 from gemlet.config.gemma4_vision import TOKEN_BUDGETS, VIDEO_BUDGET, budget_size
 from gemlet.config.image_settings import ImageSettings, PanAndScan, parse_pan_and_scan
+from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.vision_config import SiglipConfig, VisionConfig
 from gemlet.errors import ConfigError, InvalidRequestError, UnsupportedError
 from gemlet.media.images import Levels
@@ -121,7 +122,7 @@ def crops_of(height: int, width: int, how: PanAndScan) -> list[tuple[int, int, i
 def chosen_budget(asked: object, config: VisionConfig) -> int | None:
     """The most tokens of an image that the argument ``image_tokens`` of a call asks for; None where an image
     always has the same number of them."""
-    if isinstance(config, SiglipConfig):
+    if isinstance(config, SiglipConfig | MobileNetConfig):
         if asked is not None:
             raise UnsupportedError(f"image_tokens: every image of this model has {config.tokens} tokens")
         return None
@@ -138,6 +139,8 @@ def views_of(
 ) -> list[ImageView]:
     """The image as a whole, and the parts of it that ``how`` asks for; ``budget`` is the most tokens of it,
     in models where its size decides how many it has."""
+    if isinstance(config, MobileNetConfig):
+        return [_view(levels, config, config.token_id)]
     if not isinstance(config, SiglipConfig):
         return [_view(levels, config, config.token_id, budget or config.settings.max_soft_tokens)]
     height, width = levels.shape[:2]
@@ -150,7 +153,7 @@ def views_of(
 
 def frame_view(levels: Levels, config: VisionConfig) -> ImageView:
     """A frame of a video."""
-    if isinstance(config, SiglipConfig):
+    if isinstance(config, SiglipConfig | MobileNetConfig):
         return _view(levels, config, config.token_id)
     return _view(levels, config, config.video_id, VIDEO_BUDGET)
 
@@ -158,6 +161,8 @@ def frame_view(levels: Levels, config: VisionConfig) -> ImageView:
 def _view(levels: Levels, config: VisionConfig, token_id: int, budget: int = 0) -> ImageView:
     if isinstance(config, SiglipConfig):
         size, tokens = (config.image_size, config.image_size), config.tokens
+    elif isinstance(config, MobileNetConfig):
+        size, tokens = config.size, config.tokens
     else:
         side = config.token_side
         size = budget_size(levels.shape[0], levels.shape[1], side, budget)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.files import open_regular
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
@@ -45,7 +46,7 @@ def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -
     of an array and its sampling rate, or OpenAI's ``{"data": base64, "format": ...}``. Of more than ``most``
     samples the first ones.
 
-    Raises :class:`InvalidRequestError` for what is no sound, is damaged, empty or too long, and
+    Raises :class:`InvalidRequestError` if it is not a sound, is damaged, empty or too long, and
     :class:`UnsupportedError` for a file where soundfile is not installed; ``name`` names the argument.
 
     >>> read_sound((np.zeros(44100, np.int16), 44100)).samples.shape
@@ -87,6 +88,18 @@ def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -
     raise InvalidRequestError(f"{name}: got {show_argument(sound)}, {_EXPECTED}")
 
 
+def decoded_bytes(data: bytes) -> int:
+    """How much memory the sound in a file takes when it is decoded, by what its header says; 0 for what
+    :func:`read_sound` refuses."""
+    try:
+        import soundfile
+
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            return int(4 * max(0, file.frames) * max(1, file.channels))
+    except Exception:  # of soundfile, or of the file
+        return 0
+
+
 def _mapping_bytes(sound: Mapping[Any, Any], name: str) -> bytes:
     data = sound.get("data")
     unknown = [key for key in sound if key not in ("data", "format")]
@@ -112,7 +125,7 @@ def _too_many_bytes(name: str, found: int) -> InvalidRequestError:
 
 def _read_file(path: str | bytes, name: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_FILE_BYTES:
                 raise _too_many_bytes(name, size)

@@ -40,7 +40,7 @@ class _RequestOptions(_OfImages, total=False):
 
 
 class _Forms(TypedDict, total=False):
-    """Of which a text has at most one (:mod:`gemlet.generation.grammar_text`)."""
+    """Options of which a text has at most one (:mod:`gemlet.generation.grammar_text`)."""
 
     json_schema: Mapping[str, Any] | str | type | None
     regex: str | None
@@ -57,17 +57,17 @@ class _OfText(_RequestOptions, total=False):
 
 
 class TextOptions(_OfText, _Forms, GenerationOptions, total=False):
-    """Those of a text that continues a prompt."""
+    """Options of a text that continues a prompt."""
 
 
 class ManyTextOptions(_OfText, _Forms, ManyGenerationOptions, total=False):
-    """Those where there may be several texts."""
+    """Options of calls that may give several texts."""
 
     n: int | None
 
 
 class GenerateOptions(ManyTextOptions, total=False):
-    """Those where all texts are written before any is given."""
+    """Options of calls that return when all texts are complete."""
 
     best_of: int | None
 
@@ -80,23 +80,23 @@ class _OfChat(_RequestOptions, total=False):
 
 
 class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
-    """Those of a reply to a conversation."""
+    """Options of a reply to a conversation."""
 
 
 class ManyChatOptions(ChatOptions, total=False):
-    """Those where there may be several replies."""
+    """Options of calls that may give several replies."""
 
     n: int | None
 
 
 class PromptOptions(_OfChat, total=False):
-    """Those that say what the tokens of a prompt are."""
+    """Options that decide which tokens a prompt has."""
 
     allow_control: bool
 
 
 class ToolOptions(ChatOptions, total=False):
-    """Those of a reply before which tools may be run."""
+    """Options of a reply before which tools may be run."""
 
     run_tools: bool
     max_tool_rounds: int
@@ -104,7 +104,7 @@ class ToolOptions(ChatOptions, total=False):
 
 
 class ManyToolOptions(ToolOptions, total=False):
-    """Those where all replies are written before any is given."""
+    """Options of calls that return when all replies are complete."""
 
     n: int | None
     best_of: int | None
@@ -135,8 +135,8 @@ _MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 
 
 def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of :class:`GenerationConfig` among the ``options`` of a call. None stands for one that is not
-    given.
+    """The options of :class:`GenerationConfig` among the ``options`` of a call. None stands for one that is
+    not given.
 
     >>> generation_options({"seed": 1, "stop": None, "adapter": "mine"})
     {'seed': 1}

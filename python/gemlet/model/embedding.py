@@ -101,6 +101,28 @@ class Embedding:
         return result
 
     @public
+    def embedding_ids(
+        self,
+        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
+        prompt: str | None = None,
+        *,
+        truncate: bool = False,
+    ) -> list[list[int]]:
+        """The token ids that :meth:`embed` reads for each text: with the prompt, BOS and EOS. Given to
+        :meth:`embed` in the place of the texts, they have the same vectors.
+
+        Raises:
+            UnsupportedError, InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`embed`.
+
+        >>> import gemlet
+        >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
+        ...     model.embedding_ids([[2, 5, 1]])
+        [[2, 5, 1]]
+        """
+        prompts = self._checked_prompts()
+        return self.reader.for_embedding(texts, prompts.find(prompt), truncate=truncate)
+
+    @public
     async def aembed(
         self,
         texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
@@ -134,17 +156,21 @@ class Embedding:
         empty: Literal["error", "zero"],
     ) -> tuple[list[tuple[int, list[int]]], NDArray[np.float32], _core.Adapter | None]:
         """The texts that have tokens, each with its place; zeros for all vectors; the adapter."""
-        resident, config = self.reader.resident, self.reader.config
+        prompts = self._checked_prompts()
+        count = checked_dimensions(dimensions, self.reader.config.embedding_size)
+        ids = self.reader.for_embedding(texts, prompts.find(prompt), truncate=truncate, empty=empty)
+        result = np.zeros((len(ids), count), dtype=np.float32)
+        return [(i, text) for i, text in enumerate(ids) if text], result, self.adapters.find(adapter)
+
+    def _checked_prompts(self) -> Prompts:
+        resident = self.reader.resident
         resident.check_open()
         if self.prompts is None:
             raise UnsupportedError(
                 f"embed: {resident.name} writes text and makes no embeddings; use generate(), or load a "
                 "model like EmbeddingGemma (google/embeddinggemma-300m)"
             )
-        count = checked_dimensions(dimensions, config.embedding_size)
-        ids = self.reader.for_embedding(texts, self.prompts.find(prompt), truncate=truncate, empty=empty)
-        result = np.zeros((len(ids), count), dtype=np.float32)
-        return [(i, text) for i, text in enumerate(ids) if text], result, self.adapters.find(adapter)
+        return self.prompts
 
     def _put(self, place: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
         """The embedding ``vector`` [1, n], cut to the size of its ``place`` in the result."""

@@ -81,7 +81,7 @@ class Hearing:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of media in messages."""
+        """The kinds of media in messages."""
         return () if self._config.audio is None else ("audio",)
 
     def _pieces(self, tokenizer: Tokenizer, name: str) -> tuple[str, str, str]:
@@ -122,14 +122,15 @@ class Hearing:
         return "".join(written)
 
     def media(
-        self, ids: NDArray[np.int32], sounds: Sequence[Heard], name: str
+        self, ids: NDArray[np.int32], sounds: Sequence[Heard], seen: Sequence[tuple[int, int]], name: str
     ) -> list[tuple[int, _core.Media]]:
-        """What takes the place of tokens in a prompt, in the engine's form."""
+        """What takes the place of tokens in a prompt, in the engine's form, besides those of images, which
+        are in the spans ``seen``."""
         heard = self.place(ids, sounds, name)
-        rows = [*heard, *self.other_tables(ids, heard, name)]
+        spans = [(first, first + len(rows)) for first, rows in heard]
         return [
             (first, _core.Media(one, digest=hashlib.sha256(one.data).digest(), sees_itself=False))
-            for first, one in rows
+            for first, one in [*heard, *self.other_tables(ids, [*seen, *spans], name)]
         ]
 
     def _audio(self, name: str) -> AudioConfig:
@@ -166,7 +167,7 @@ class Hearing:
         return Heard(samples, config.places or tokens, digest.digest(), found.seconds)
 
     def _tokens(self, samples: int, config: AudioConfig) -> int:
-        """Soft tokens that so many samples have."""
+        """Soft tokens of a sound of this many samples."""
         if config.encoder is None or config.settings is None:
             return -(-samples // config.frame_length)
         frames, valid = config.settings.to_core().count(samples)
@@ -199,9 +200,9 @@ class Hearing:
         return _runs(is_soft, rows)
 
     def other_tables(
-        self, ids: NDArray[np.int32], taken: Sequence[SoftRows] = (), name: str = "ids"
+        self, ids: NDArray[np.int32], taken: Sequence[tuple[int, int]] = (), name: str = "ids"
     ) -> list[SoftRows]:
-        """The rows of ids that Gemma 3n has in other tables than that of its text, where no rows are
+        """The rows of ids that Gemma 3n has in other tables than that of its text, beside the spans that are
         ``taken`` already.
 
         Raises :class:`UnsupportedError` for an id of a table that is not loaded.
@@ -211,8 +212,8 @@ class Hearing:
             return []
         placed: list[SoftRows] = []
         rest = ids >= first
-        for begin, rows in taken:
-            rest[begin : begin + len(rows)] = False
+        for begin, end in taken:
+            rest[begin:end] = False
         for table in self._config.tables:
             inside = rest & (ids >= table.offset) & (ids < table.offset + table.size)
             if inside.any():

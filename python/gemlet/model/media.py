@@ -29,7 +29,7 @@ from gemlet.model.resident import Resident
 __all__ = ["Media", "Placed", "Seen"]
 
 if TYPE_CHECKING:
-    _Tower = _core.SiglipTower | _core.Gemma4VisionTower | _core.UnifiedVisionEmbedder
+    _Tower = _core.SiglipTower | _core.Gemma4VisionTower | _core.UnifiedVisionEmbedder | _core.MobileNetTower
 
 MOST_FRAMES = 32  # of a video
 _MOST_IMAGES = 1024  # of a call
@@ -72,7 +72,7 @@ class Media:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of media in messages."""
+        """The kinds of media in messages."""
         return () if self._config.vision is None else ("image", "video")
 
     def images(

@@ -89,6 +89,8 @@ class Model:
         spare_memory: int | None = None,
         not_followed: Mapping[str, Any] | None = None,
         prefix_cache: PrefixCacheOptions | None = None,
+        drafter: _core.Model | None = None,
+        draft_tokens: int | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -101,7 +103,13 @@ class Model:
         self._prompts = prompts
         self._not_followed = dict(not_followed or {})
         self._resident = own = Resident(
-            core, source, spare_memory, writes=prompts is None, prefix_cache=prefix_cache
+            core,
+            source,
+            spare_memory,
+            writes=prompts is None,
+            prefix_cache=prefix_cache,
+            drafter=drafter,
+            draft_tokens=draft_tokens,
         )
         self.weights, self.kv_cache, self.tier = own.weights, own.kv_cache, own.tier
         self.threads, self.decode_threads = own.threads, own.decode_threads
@@ -140,8 +148,9 @@ class Model:
 
     def memory(self) -> dict[str, int]:
         """Bytes in memory now: "weights", "embedding", "adapters", "kv_cache" of the texts that run, and
-        "prefix_cache" of what is only kept. And what one token takes of the cache in layers without
-        ("kv_cache_per_token") and with a window ("kv_cache_per_window_token").
+        "prefix_cache" of what is only kept; "drafter", all of a drafter's together. And what one token takes
+        of the cache in layers without ("kv_cache_per_token") and with a window
+        ("kv_cache_per_window_token").
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -151,7 +160,7 @@ class Model:
         (0, True)
         """
         self._resident.check_open()
-        return self._resident.core.memory()
+        return self._resident.memory()
 
     def stats(self) -> dict[str, int | float]:
         """What the engine has done since the model was loaded, and does now. It is cheap to ask.
@@ -161,8 +170,8 @@ class Model:
         "prompt_tokens" that were read and "cached_tokens" that need not be; "generated_tokens", and of
         guesses about them "drafted_tokens" and "accepted_tokens"; "preemptions", texts that gave up their
         memory for others and were computed again; "kv_bytes" in use, of which "prefix_cache_bytes" are only
-        kept; "disk_read_bytes" and "disk_written_bytes" of a prefix cache on disk; "step_seconds" in forward
-        passes; and "bytes_read" by them, of weights, keys and values.
+        kept, and "kv_room_bytes" for more; "disk_read_bytes" and "disk_written_bytes" of a prefix cache on
+        disk; "step_seconds" in forward passes; and "bytes_read" by them, of weights, keys and values.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -191,8 +200,8 @@ class Model:
     def close(self, timeout: float | None = None) -> None:
         """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
 
-        With a ``timeout``, what runs may go on to its end for so many seconds before it is cut; what is asked
-        of the model meanwhile raises :class:`~gemlet.errors.ModelClosedError`.
+        With a ``timeout``, running texts have this many seconds to finish before they are ended. Requests
+        made meanwhile raise :class:`~gemlet.errors.ModelClosedError`.
 
         >>> import gemlet
         >>> model = gemlet.load()
@@ -259,8 +268,9 @@ class Model:
         tokens = self._reader.raw(ids, "ids")
         seen = [(one.first, self._media.rows(one)) for one in self._media.place(tokens, views)]
         heard = self._hearing.place(tokens, sounds)
-        others = self._hearing.other_tables(tokens, [*seen, *heard])
         spans = [(first, first + len(rows)) for first, rows in seen]
+        taken = [(first, first + len(rows)) for first, rows in heard]
+        others = self._hearing.other_tables(tokens, [*spans, *taken])
         soft = sorted([*seen, *heard, *others], key=lambda one: one[0])
         adapted = self._adapters.find(adapter)
         for kind in (["vision"] if views else []) + (["audio"] if sounds else []):
@@ -312,9 +322,9 @@ class Model:
                 text from somebody else, takes it as plain characters.
             echo: the text of each result begins with its prompt.
             timeout: seconds after which a text ends with what there is and the reason "timeout".
-            n: give a list of so many continuations of each prompt, at most 16, with the seeds ``seed``,
+            n: give a list of this many continuations of each prompt, at most 16, with the seeds ``seed``,
                 ``seed + 1`` and so on. The prompt is read once.
-            best_of: write so many, and give the ``n`` that the model finds most probable per token.
+            best_of: write this many, and give the ``n`` that the model finds most probable per token.
             images, videos, pan_and_scan, image_tokens: as of :meth:`logits`; ``<start_of_image>`` in the text
                 (Gemma 4: ``<|image|>``, ``<|video|>``) stands for each. Of several prompts a list for each.
             audio: sounds, in the order of their placeholders (``<|audio|>``, of Gemma 3n
@@ -411,6 +421,7 @@ class Model:
     astream_chat = method_of("_chatting", Chatting.astream_chat)
     embed = method_of("_embedding", Embedding.embed)
     aembed = method_of("_embedding", Embedding.aembed)
+    embedding_ids = method_of("_embedding", Embedding.embedding_ids)
     score = method_of("_scoring", Scoring.score)
     choose = method_of("_scoring", Scoring.choose)
     log_likelihoods = method_of("_scoring", Scoring.log_likelihoods)

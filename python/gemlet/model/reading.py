@@ -80,7 +80,7 @@ class Reader:
             position = int(np.argmax(found >= first))
             raise UnsupportedError(
                 f"{name}: token id {found[position]} at position {position} stands for pictures or sound, as "
-                f"all ids from {first} on do in this model, and gemlet reads text only so far; leave it out, "
+                f"all ids from {first} on do in this model, and this call reads text alone; leave it out, "
                 "or encode the text with allow_control=False"
             )
         return self.as_text(found)

@@ -116,7 +116,7 @@ class Requests:
         config: GenerationConfig | None,
         options: Mapping[str, Any],
     ) -> list[Prepared]:
-        """As many replies as the options ``n`` or ``best_of`` say, with seeds that follow one another."""
+        """One reply for each of ``n`` or ``best_of``, with consecutive seeds."""
         self.reader.resident.check_writes("chat")
         settings = resolve_config(config, generation_options(options), self.defaults)
         tokenizer, chat_format = self._chats()

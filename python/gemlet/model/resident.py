@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from gemlet import _core
 from gemlet.errors import ModelClosedError, UnsupportedError
@@ -13,6 +14,7 @@ from gemlet.model.prefix_cache import PrefixCacheOptions
 
 __all__ = ["Resident"]
 
+_BYTES = ("weights", "embedding", "adapters", "kv_cache", "prefix_cache")  # of Model.memory()
 _MOST_RUNNING = 32  # texts that advance together
 
 
@@ -25,6 +27,7 @@ class Resident:
         core: the core's model.
         name: where the model came from, for people to read.
         prefix_cache: what is kept of texts that have ended.
+        drafter: the core's model that guesses; None where there is none.
         lock: guards what may not change while :meth:`close` ends everything: no stream begins, and no adapter
             is added, after it. Whoever holds it asks :meth:`check_open` first.
     """
@@ -37,6 +40,8 @@ class Resident:
         *,
         writes: bool,
         prefix_cache: PrefixCacheOptions | None = None,
+        drafter: _core.Model | None = None,
+        draft_tokens: int | None = None,
     ) -> None:
         self.core = core
         self.name = name
@@ -51,6 +56,8 @@ class Resident:
         self.prefix_cache = prefix_cache or PrefixCacheOptions()
         self._spare_memory = spare_memory
         self._writes = writes
+        self.drafter = drafter
+        self._draft_tokens = draft_tokens or _core.MAX_DRAFT_TOKENS
         self._engine: _core.Engine | None = None
         self._closed = False
         self._draining = False
@@ -102,13 +109,36 @@ class Resident:
                 logits = 4 * self.vocab_size  # bytes of one text
                 most = max(1, min(_MOST_RUNNING, room // (4 * logits)))
                 room = max(0, room - most * logits)
-                shared = self.prefix_cache.for_engine(room)
+                guessed = self._of_drafter(room)
+                shared = self.prefix_cache.for_engine(room - guessed.get("drafter_kv_bytes", 0)) | guessed
                 # A guessed token has logits, too.
                 self._engine = _core.Engine(self.core, most_running=most, most_drafted=most - 1, **shared)
         return self._engine
 
+    def _of_drafter(self, room: int) -> dict[str, Any]:
+        """The engine's arguments for a drafter, whose keys and values take their share of ``room`` bytes."""
+        if self.drafter is None:
+            return {}
+        sizes = [core.memory() for core in (self.drafter, self.core)]
+        own, ours = (one["kv_cache_per_token"] + one["kv_cache_per_window_token"] for one in sizes)
+        share = room * own // max(1, own + ours)
+        return {
+            "drafter": self.drafter,
+            "draft_tokens": self._draft_tokens,
+            "drafter_kv_bytes": share,
+            "drafter_cache_bytes": 0 if self.prefix_cache.memory == 0 else share // 4,
+        }
+
+    def memory(self) -> dict[str, int]:
+        """What :meth:`gemlet.Model.memory` tells."""
+        found = self.core.memory()
+        if self.drafter is not None:
+            own = self.drafter.memory()
+            found["drafter"] = sum(own[name] for name in _BYTES)
+        return found
+
     def drain(self, timeout: float) -> None:
-        """Begins nothing any more, and waits until what runs has ended, at most so many seconds."""
+        """Begins nothing any more, and waits at most this many seconds until the running texts have ended."""
         with self.lock:
             self._draining = True
             engine = self._engine
@@ -130,4 +160,6 @@ class Resident:
             engine.close()
         for stream in streams:
             stream.close()
+        if self.drafter is not None:
+            self.drafter.close()
         self.core.close()

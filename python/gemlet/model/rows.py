@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Literal
@@ -66,6 +65,8 @@ async def arows_of(
 
 async def _change(news: _core.News, seen: int) -> None:
     """Waits in the event loop until the news differ from ``seen``."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     news.clear()

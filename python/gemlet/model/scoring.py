@@ -183,8 +183,8 @@ class Scoring:
         adapter: _core.Adapter | None,
         cache_salt: int = 0,
     ) -> list[list[float]]:
-        """Of the tokens from number ``first`` on of each text, given those before. All have the same ones
-        before."""
+        """The log probabilities of the tokens from number ``first`` on of each text, given those before,
+        which all texts share."""
         found: list[list[float]] = [[] for _ in texts]
         fed = [ids[:-1] for ids in texts]
         resident = self.requests.reader.resident

@@ -24,11 +24,16 @@ __all__ = ["Inputs", "Senses", "of_prompts"]
 
 @dataclass
 class Inputs:
-    """What comes with a prompt, in order."""
+    """The media that come with a prompt, in order.
+
+    Attributes:
+        placed: what it becomes in the prompt, in the engine's form; None: it was not computed yet.
+    """
 
     images: list[Seen] = field(default_factory=list)
     videos: list[Seen] = field(default_factory=list)
     sounds: list[Heard] = field(default_factory=list)
+    placed: list[tuple[int, _core.Media]] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.images or self.videos or self.sounds)
@@ -47,7 +52,7 @@ class Inputs:
 
     @property
     def towers(self) -> list[str]:
-        """Which ones make soft tokens of it."""
+        """The towers that make soft tokens of these inputs."""
         return ["vision"] * bool(self.seen) + ["audio"] * bool(self.sounds)
 
 
@@ -61,7 +66,7 @@ class Senses:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of media in messages."""
+        """The kinds of media in messages."""
         return (*self.sight.kinds, *self.hearing.kinds)
 
     def inputs(
@@ -71,7 +76,7 @@ class Senses:
         audio: Sequence[object],
         options: Mapping[str, Any],
     ) -> Inputs:
-        """Those of a call, of which nothing is computed yet."""
+        """The inputs of a call; nothing is computed yet."""
         found = Inputs()
         if len(images):
             found.images = self.sight.images(images, options.get("pan_and_scan"), options.get("image_tokens"))
@@ -84,7 +89,7 @@ class Senses:
     def of_parts(
         self, parts: Sequence[MediaPart], tokenizer: Tokenizer, options: Mapping[str, Any]
     ) -> tuple[Inputs, dict[str, Place]]:
-        """Those of the parts of messages, and what stands in the prompt for each, by its sentinel."""
+        """The inputs in the parts of messages, and for each sentinel what the prompt has in its place."""
         found, places = Inputs(), {}
         for part in parts:
             if part.kind == "audio":
@@ -127,13 +132,19 @@ class Senses:
         return self.hearing.with_places(text, inputs.sounds, tokenizer, name) if inputs.sounds else text
 
     def placed(self, ids: NDArray[np.int32], inputs: Inputs, name: str) -> list[tuple[int, _core.Media]]:
-        """What takes the place of tokens in a prompt, in the engine's form."""
-        media = list(self.hearing.media(ids, inputs.sounds, name))
-        for one in self.sight.place(ids, inputs.seen, name):
+        """What takes the place of tokens in a prompt, in the engine's form. Computed once, however many texts
+        go on from the prompt."""
+        if inputs.placed is not None:
+            return inputs.placed
+        seen = self.sight.place(ids, inputs.seen, name)
+        spans = [(one.first, one.first + one.tokens) for one in seen]
+        media = list(self.hearing.media(ids, inputs.sounds, spans, name))
+        for one in seen:
             rows = self.sight.rows(one)
             digest = hashlib.sha256(rows.data).digest()
             media.append((one.first, _core.Media(rows, digest=digest, sees_itself=True)))
-        return sorted(media, key=lambda placed: placed[0])
+        inputs.placed = sorted(media, key=lambda placed: placed[0])
+        return inputs.placed
 
     def _marker(self, what: str, tokenizer: Tokenizer, name: str) -> str:
         token, begin, _ = self._pieces(tokenizer, name, video=what == "videos")
@@ -178,7 +189,7 @@ class Senses:
 
 
 def of_prompts(given: object, prompts: int | None, name: str, what: str) -> list[Sequence[object]]:
-    """Those of each prompt, of the argument ``name`` of a call: a list of them, or of such lists where there
+    """The media of each prompt, from the argument ``name`` of a call: a list, or a list of lists where there
     are several ``prompts``.
 
     >>> of_prompts(None, 2, "images", "images"), of_prompts(["a.png"], None, "images", "images")

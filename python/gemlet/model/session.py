@@ -273,8 +273,8 @@ class Session:
 
 
 def _ids_of_shown(tokenizer: Tokenizer, ids: list[int], shown: str) -> list[int]:
-    """Those of ``ids`` that are in ``shown``, the beginning of their text, and those of what is left of it:
-    the part that a token shares with a stop string."""
+    """The members of ``ids`` that are in ``shown``, the beginning of their text, and the ids of the rest of
+    ``shown``: the part that a token shares with a stop string."""
     decoder, rest, count = tokenizer.stream_decoder(), shown.encode("utf-8", "surrogatepass"), 0
     for token in ids:
         data = decoder.bytes_of(token)

@@ -14,8 +14,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
-import stat
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.base.files import checked_path, no_waiting, read_from_start
+from gemlet.base.files import checked_path, open_regular, read_from_start
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.chat.messages import checked_messages
@@ -72,7 +70,7 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
         ) from None
     first = b"gemlet session %d %d\n" % (_VERSION, len(data))
     data = first + data
-    made = f"{path}.{secrets.token_hex(8)}.tmp"
+    made = f"{path}.{os.urandom(8).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     process = os.getpid()
     try:
@@ -102,11 +100,8 @@ def read_session(path: str | os.PathLike[str], requests: Requests) -> SessionSta
     """
     path = checked_path("path", path, "the path of a file")
     try:
-        with open(path, "rb", opener=no_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ModelFileError(f"{path}: not a regular file")
-            return _read(path, file.fileno(), status.st_size, requests)
+        with open_regular(path) as file:
+            return _read(path, file.fileno(), os.fstat(file.fileno()).st_size, requests)
     except OSError as problem:
         raise ModelFileError(f"{path}: cannot be read: {problem.strerror}") from None
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from gemlet.base.text import show
+from gemlet.checkpoint.scaled_tensors import read_rounding
 from gemlet.errors import ModelFileError, TensorError
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
 
-__all__ = ["Block", "blocks", "naming", "stored_bytes", "table_blocks"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Block", "blocks", "naming", "rounding_blocks", "stored_bytes", "table_blocks"]
 
 _BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is seen and progress told
 _CHANGED_BYTES = 4 << 20  # where NumPy makes copies of them, which the memory plan has no room for
@@ -50,11 +54,14 @@ def blocks(files: ModelFiles) -> Iterator[Block]:
     for part, tensors in places.items():
         first_row = 0
         for name, entry in tensors:
-            if files.is_changed(name):
+            if part == "embed_tokens" and files.token_order is not None:
+                yield from _ordered(files, name, files.token_order)
+            elif files.is_changed(name):
                 row_bytes = checkpoint.tensors[name].nbytes // checkpoint.tensors[name].shape[0]
                 for array, dtype in files.read_rows(name, min(_BLOCK_BYTES, _CHANGED_BYTES), entry=entry):
-                    yield Block(part, name, (array, dtype), first_row, len(array) * row_bytes)
-                    first_row += array.shape[0]
+                    count = array.shape[0] if array.ndim else 1
+                    yield Block(part, name, (array, dtype), first_row, count * row_bytes)
+                    first_row += count
             else:
                 for rows, count, nbytes in checkpoint.file_rows(name, _BLOCK_BYTES, entry=entry):
                     yield Block(part, name, (rows,), first_row, nbytes)
@@ -62,8 +69,31 @@ def blocks(files: ModelFiles) -> Iterator[Block]:
                 checkpoint.files.check_unchanged(checkpoint.tensors[name].file, show(name))
 
 
+def rounding_blocks(files: ModelFiles) -> Iterator[Block]:
+    """The two scales of each matrix whose inputs and outputs are rounded."""
+    tensors = {slot: name for name, slot in files.slots.items()}
+    for slot, rounding in files.roundings.items():
+        yield Block(
+            f"{slot}_rounding", tensors[slot], (read_rounding(files.checkpoint, rounding), "f32"), 0, 0
+        )
+
+
+def _ordered(files: ModelFiles, name: str, order: NDArray[np.int32]) -> Iterator[Block]:
+    """The rows of a drafter's head in the order of its centroids."""
+    import numpy as np
+
+    read = list(files.read_rows(name, _BLOCK_BYTES))
+    whole, dtype = np.concatenate([rows for rows, _ in read]), read[0][1]
+    count = max(1, _CHANGED_BYTES // whole[0].nbytes // 16) * 16
+    for first in range(0, len(whole), count):
+        rows = whole[order[first : first + count]]
+        yield Block("embed_tokens", name, (rows, dtype), first, rows.nbytes)
+
+
 def table_blocks(files: ModelFiles, name: str) -> Iterator[NDArray[Any]]:
-    """The rows of the per-layer table, which is the tensor ``name``, block by block."""
+    """The rows of the per-layer table, which is the tensor ``name``, block by block, as they are stored."""
+    if name in files.checkpoint.scales:
+        return files.checkpoint.stored_rows(name, _BLOCK_BYTES)
     return (array for array, _ in files.read_rows(name, _BLOCK_BYTES))
 
 

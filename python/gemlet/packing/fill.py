@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gemlet.errors import readable
 from gemlet.packing.balance import balance_blocks
-from gemlet.packing.blocks import blocks, naming
+from gemlet.packing.blocks import blocks, naming, rounding_blocks
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.slots import PER_LAYER_TABLE
 
@@ -20,11 +20,13 @@ __all__ = ["fill", "set_table"]
 
 def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int], None]) -> None:
     """Packs every tensor of ``files`` into the builder's memory; ``advance`` gets the bytes of each step."""
-    for block in chain(balance_blocks(files, builder), blocks(files)):
+    for block in chain(balance_blocks(files, builder), rounding_blocks(files), blocks(files)):
         with naming(files, block.tensor):
             builder.add(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
         advance(block.nbytes)
     set_table(builder, files)
+    if files.token_order is not None:
+        builder.set_token_order(files.token_order.tolist())
 
 
 def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
@@ -34,6 +36,8 @@ def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
         if slot == PER_LAYER_TABLE:
             info = checkpoint.tensors[name]
             rows, cols = info.shape
+            if (cut := files.cuts.get(name)) is not None and cut.rows:
+                rows = cut.end_row  # runs of rows begin with the first
             builder.set_per_layer_table(
                 descriptor=checkpoint.files.descriptor(info.file),
                 path=readable(checkpoint.path(info.file)),
@@ -41,6 +45,7 @@ def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
                 rows=rows,
                 cols=cols,
                 dtype=checkpoint.dtype(name),
-                kept=files.cuts[name].columns if name in files.cuts else (),
+                kept=() if cut is None else cut.columns,
+                scales=checkpoint.read_scales(name, 0, rows) if name in checkpoint.scales else None,
             )
             checkpoint.files.check_unchanged(info.file, "it")  # from here on the core looks whether it is

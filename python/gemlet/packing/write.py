@@ -16,11 +16,11 @@ from gemlet.base.handlers import only_in
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.errors import ModelFileError
 from gemlet.packing.balance import balance_blocks
-from gemlet.packing.blocks import blocks, naming, table_blocks
+from gemlet.packing.blocks import blocks, naming, rounding_blocks, table_blocks
 from gemlet.packing.calibrated import Grams, calibrated_blocks
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
-from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
+from gemlet.weights.slots import PER_LAYER_TABLE, TABLE_SCALES, core_slots
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -49,7 +49,8 @@ def write_packed(
     sizes, shapes = builder.packed_sizes(), builder.tensors()
     tensors = files.checkpoint.tensors
     balances = list(balance_blocks(files, builder, calibration))
-    parts = [block.part for block in balances]
+    roundings = list(rounding_blocks(files))
+    parts = [block.part for block in (*balances, *roundings)]
     parts += [
         part
         for name, slot in files.slots.items()
@@ -64,11 +65,15 @@ def write_packed(
         shape, nbytes = info.shape, info.nbytes
         if (cut := files.cuts.get(table_name)) is not None:
             shape = cut.shape(shape)
-            nbytes = nbytes // info.shape[1] * shape[1]
+            nbytes = nbytes // (info.shape[0] * info.shape[1]) * shape[0] * shape[1]
         entries[PER_LAYER_TABLE] = (info.dtype, list(shape), nbytes)
-        if info.dtype in BLOCK_TYPES:  # which safetensors does not have
+        integers = table_name in files.checkpoint.scales
+        if info.dtype in BLOCK_TYPES or integers:  # which safetensors does not have
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [files.checkpoint.dtype(table_name), list(info.shape)]
+        if integers:
+            scales = files.checkpoint.scales[table_name].info
+            entries[TABLE_SCALES] = ("F32", list(scales.shape), scales.nbytes)
     head = _header(entries, _metadata(weights, described))
     crc, has_helper = 0, True
     try:
@@ -99,7 +104,7 @@ def write_packed(
                 if calibration is None
                 else calibrated_blocks(files, builder, calibration, balances)
             )
-            for block in chain(balances, rest):
+            for block in chain(balances, roundings, rest):
                 with naming(files, block.tensor):
                     balanced = {"balanced": True} if block.balanced else {}
                     packed = builder.pack(block.part, *block.rows, first_row=block.first_row, **balanced)  # type: ignore[call-overload]
@@ -110,6 +115,9 @@ def write_packed(
                 for array in table_blocks(files, table_name):
                     put(array.reshape(-1).view("u1").data)
                     advance(len(array) * row_bytes)
+                if table_name in files.checkpoint.scales:
+                    kept = files.checkpoint.read_scales(table_name, 0, tensors[table_name].shape[0])
+                    put(kept.reshape(-1).view("u1").data)
             os.fsync(file.fileno())
     except OSError as problem:
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem

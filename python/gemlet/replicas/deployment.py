@@ -79,7 +79,10 @@ class Front:
         self._held = 0
 
     def __serve_build_asgi_app__(self) -> Any:
-        return self._asgi
+        async def asgi(scope: Any, receive: Any, send: Any) -> None:
+            await self._asgi(scope, receive, send)
+
+        return asgi  # uvicorn takes a bound method for an application of ASGI 2
 
     async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -189,7 +192,7 @@ def application(
     Args:
         specs: the models that every replica loads; None: the demo model. Packed models share their memory
             between the replicas of a machine.
-        cpus: processors of a replica. Its models compute on so many threads, unless their options say.
+        cpus: processors of a replica. Its models compute on this many threads, unless their options say.
         most_ahead: see :class:`~gemlet.replicas.router.PrefixRouter`.
 
     Raises:

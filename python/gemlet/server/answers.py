@@ -19,6 +19,7 @@ from gemlet.server.problems import ClientGone, Problem, problem_of
 __all__ = ["JSONAnswer", "StreamAnswer", "as_line", "while_connected"]
 
 _Result = TypeVar("_Result")
+_MOST_HELD = 1 << 14  # bytes of pieces that are sent together
 _as_text = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":")
 ).encode  # made once: every token is a line
@@ -72,7 +73,8 @@ class StreamAnswer(Response):
     """Pieces of an answer as they come.
 
     Args:
-        pieces: what to send. An error that they raise is sent as ``on_error`` writes it, and ends the answer.
+        pieces: what to send, once :meth:`flush` is called or there is much of it. An error that they raise is
+            sent as ``on_error`` writes it, and ends the answer.
         ping: what to send when there was nothing for ``ping_seconds``; None sends nothing.
         stuck_seconds: a client that takes nothing for so long is taken for gone.
     """
@@ -100,6 +102,7 @@ class StreamAnswer(Response):
         self._stuck_seconds = stuck_seconds
         self._sent = time.monotonic()
         self._sending = 0
+        self._held = bytearray()  # not sent yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -110,7 +113,10 @@ class StreamAnswer(Response):
         try:
             try:
                 async for piece in self._pieces:
-                    await self._put(piece)
+                    self._held += piece
+                    if len(self._held) >= _MOST_HELD:
+                        await self.flush()
+                await self.flush()
             finally:
                 close = getattr(self._pieces, "aclose", None)
                 if close is not None:
@@ -121,11 +127,18 @@ class StreamAnswer(Response):
             problem = problem_of(error)
             self._call.problem = problem.code or problem.kind
             await self._call.close()
-            await self._put(self._on_error(problem))
+            self._held += self._on_error(problem)
+            await self.flush()
             if problem.status == 500:
                 await self._end()
                 raise
         await self._end()
+
+    async def flush(self) -> None:
+        """Sends the pieces that are held."""
+        if self._held:
+            held, self._held = bytes(self._held), bytearray()
+            await self._put(held)
 
     async def _end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

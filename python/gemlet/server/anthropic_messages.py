@@ -29,11 +29,13 @@ from gemlet.server.schema import (
     Number,
     Object,
     Refused,
+    Schema,
     Text,
 )
 from gemlet.server.schema import (
     Choice as OneOf,
 )
+from gemlet.server.sent_media import check_part, image_part
 from gemlet.server.service import event, fields_of, service_of
 
 __all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
@@ -55,7 +57,7 @@ COUNT: Mapping[str, Kind] = {
                 "type": OneOf("custom"),
                 "name": Text(64, 1),
                 "description": Text(1 << 16),
-                "input_schema": Anything(dict),
+                "input_schema": Schema(),
                 "cache_control": _NO_CACHE,
             },
             ["name", "input_schema"],
@@ -119,7 +121,7 @@ async def messages(request: Request) -> Response:
     }
     if fields.get("stream"):
         ping = event({"type": "ping"}, "ping")
-        return service.stream(_pieces(running, head), request, ping=ping)
+        return service.stream(_pieces(running, head), request, running, ping=ping)
     return JSONAnswer(await while_connected(request, _whole(running, head)))
 
 
@@ -170,7 +172,7 @@ def _tool_choice(choice: Mapping[str, Any]) -> Any:
 
 
 def _system(content: Any) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": _texts(content, "system")}] if content else []
+    return [{"role": "system", "content": _parts(content, "system", ("text",))}] if content else []
 
 
 def _conversation(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -185,32 +187,55 @@ def _conversation(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             found += [_result(block, where) for block in results]
             rest = [block for block in content if block.get("type") != "tool_result"]
             if rest or not results:
-                found.append({"role": "user", "content": _texts(rest, where)})
+                found.append({"role": "user", "content": _parts(rest, where)})
         else:
             found.append(_assistant(content, where))
     return found
 
 
-def _texts(content: Any, where: str) -> Any:
+def _parts(content: Any, where: str, takes: Sequence[str] = ("text", "image")) -> Any:
     if isinstance(content, str):
         return content
-    return [{"type": "text", "text": _text(block, f"{where}[{i}]")} for i, block in enumerate(content)]
+    return [_part(block, f"{where}[{i}]", takes) for i, block in enumerate(content)]
 
 
-def _text(block: Mapping[str, Any], where: str) -> str:
-    if block.get("type") != "text":
-        kind = block.get("type") if block.get("type") in _KINDS else "of an unknown type"
-        raise Problem(400, f"{where}: the block is {kind}; gemlet takes text here", param=where)
-    return _TEXT.check(block.get("text"), f"{where}.text")
+def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[str, Any]:
+    kind = block.get("type")
+    if kind not in takes:
+        shown = kind if kind in _KINDS else "of an unknown type"
+        raise Problem(
+            400, f"{where}: the block is {shown}; gemlet takes {' and '.join(takes)} here", param=where
+        )
+    if kind == "text":
+        return {"type": "text", "text": _TEXT.check(block.get("text"), f"{where}.text")}
+    source = _SOURCE.check(block.get("source"), f"{where}.source")
+    if source["type"] == "url":
+        part = {"type": "image_url", "image_url": {"url": source.get("url", "")}}
+        check_part(part, where, param=where)
+        return part
+    if "data" not in source:
+        raise Problem(
+            400, f"{where}.source.data is missing", param=f"{where}.source.data", code="missing_field"
+        )
+    return image_part(source["data"], source.get("media_type", "image/png"))
 
 
 _KINDS = ("image", "document", "search_result", "tool_use", "tool_result", "thinking", "redacted_thinking")
+_SOURCE = Object(
+    {
+        "type": OneOf("base64", "url"),
+        "media_type": OneOf("image/jpeg", "image/png", "image/gif", "image/webp"),
+        "data": _TEXT,
+        "url": _TEXT,  # only data URLs, like everywhere
+    },
+    ["type"],
+)
 
 
 def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     called = Text(256, 1).check(block.get("tool_use_id"), f"{where}.tool_use_id")
     content = _CONTENT.check(block.get("content", ""), f"{where}.content")
-    return {"role": "tool", "tool_call_id": called, "content": _texts(content, where)}
+    return {"role": "tool", "tool_call_id": called, "content": _parts(content, f"{where}.content")}
 
 
 def _assistant(content: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
@@ -227,7 +252,7 @@ def _assistant(content: Sequence[Mapping[str, Any]], where: str) -> dict[str, An
             called = Text(256, 1).check(block.get("id"), f"{place}.id")
             calls.append({"id": called, "type": "function", "function": function})
         else:
-            texts.append(_text(block, place))
+            texts.append(_part(block, place, ("text",))["text"])
     message: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         message["reasoning"] = "".join(thoughts)

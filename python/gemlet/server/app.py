@@ -254,7 +254,14 @@ def _engine_gauges(model: Model) -> Mapping[str, float]:
             for name in ("weights", "kv_cache", "prefix_cache", "adapters")
         },
         **{name: stats[key] for name, key in _FROM_STATS.items()},
+        "kv_cache_usage_perc": _kv_usage(stats),
     }
+
+
+def _kv_usage(stats: Mapping[str, float]) -> float:
+    """Which part, 0 to 1, of the memory for keys and values the texts take. What is only kept is free."""
+    used = max(0, stats["kv_bytes"] - stats["prefix_cache_bytes"])
+    return used / max(1, stats["kv_bytes"] + max(0, stats["kv_room_bytes"]))
 
 
 _FROM_STATS = {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
-from gemlet.chat.reply import Reasoning, Reply, ReplyEvent, ToolCall, collect
+from gemlet.chat.reply import Content, Reasoning, Reply, ReplyEvent, ToolCall, collect
 from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
 from gemlet.server.call import Call
@@ -22,12 +23,12 @@ from gemlet.server.sent_media import check_sent_media, has_media, is_media
 _LONG = 20_000  # characters
 _FORMS = {"json_schema", "regex", "choice", "grammar"}
 
-__all__ = ["Ask", "Choice", "Running", "finish_reason"]
+__all__ = ["Ask", "Choice", "Running", "finish_reason", "is_plain_text"]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One reply that is asked of a model.
+    """What is asked of a model: a reply to a prompt, or several.
 
     Attributes:
         prompt: a text, in which control tokens are plain text, or token ids; not of a chat.
@@ -37,6 +38,7 @@ class Ask:
         one_call: the reply ends behind its first call of a tool.
         seconds: how long it may take.
         priority: where replies wait for a place, those of higher priority begin first.
+        count: how many replies; where a seed is given, it counts up.
         own_media: the server made the images and sounds itself, and no client named them.
     """
 
@@ -52,14 +54,8 @@ class Ask:
     salt: str | None = None
     seconds: float | None = None
     priority: int = 0
+    count: int = 1
     own_media: bool = False
-
-    def times(self, count: int) -> list[Ask]:
-        """The ask ``count`` times; a seed that is given counts up."""
-        seed = self.options.get("seed")
-        if count == 1 or seed is None:
-            return [self] * count
-        return [replace(self, options={**self.options, "seed": (seed + i) % 2**64}) for i in range(count)]
 
     @property
     def is_long(self) -> bool:
@@ -95,10 +91,13 @@ class Ask:
         return Said(texts, last, self.salt)
 
     def begin(self) -> AsyncTextStream:
-        """The stream that answers; raises :class:`Problem`."""
+        """The stream that answers, of :attr:`count` texts, whose prompt is read once; raises
+        :class:`Problem`."""
         model = self.served.model
         common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
         common |= {"cache_salt": self.salt, "priority": self.priority}
+        if self.count > 1:
+            common["n"] = self.count
         try:
             if self.messages is None:
                 return model.astream(self.prompt, allow_control=False, **common)
@@ -156,7 +155,7 @@ class Ask:
 
 
 def _texts(value: Any, depth: int = 64) -> Iterator[str]:
-    """All texts in a message, but for names of roles and kinds."""
+    """All texts in a message, except the names of roles and kinds."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping) and not is_media(value):
@@ -182,6 +181,7 @@ class Choice:
 
     ask: Ask
     stream: AsyncTextStream | NoReply
+    place: int = 0  # among the texts of the stream
     gate: ReplyGate | None = None
     is_blocked: bool = False  # the content filter ended it
     events: list[ReplyEvent] = field(default_factory=list)
@@ -189,12 +189,17 @@ class Choice:
     finish: str = ""
     has_called: bool = False  # its only call is complete
     reasoning_tokens: int = 0
+    arrived: float = 0.0  # when its last chunk came
     is_over: bool = False
 
     @property
     def result(self) -> Generation:
         """The whole generation; it has ended."""
-        return self.stream.result
+        return self.stream.results[self.place]
+
+    def cancel(self) -> None:
+        """Ends this reply alone; what the engine has written by then still comes."""
+        self.stream.cancel(self.place)
 
     def stop_string(self) -> str | None:
         """Which stop string ended the reply; its tokens are in the result, its text is not."""
@@ -237,123 +242,154 @@ class Running:
     """The replies to one request, which run together.
 
     Iterate it for ``(index, chunk)``, call :meth:`end` when it has ended, and :meth:`aclose` in any case.
+
+    Attributes:
+        before_waiting: is called before the next chunk is waited for. Until then, those that are there
+            already can be sent together.
     """
 
     asks: Sequence[Ask]
     call: Call
     filter: ContentFilter
     choices: list[Choice] = field(default_factory=list)
+    before_waiting: Callable[[], Awaitable[None]] | None = None
+    _firsts: list[int] = field(default_factory=list)  # of each prompt, the first of its choices
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, threads: anyio.CapacityLimiter) -> Running:
         """Begins all; raises :class:`Problem` for one that is wrong, and the call then ends the others."""
         self.call.closers.append(self.aclose)
-        said: dict[int, tuple[Said, bool]] = {}  # of each prompt, and whether it is to have no answer
         for ask in self.asks:
-            place, gate = id(ask.prompt if ask.messages is None else ask.messages), None
+            said: Said | None = None
+            stream: AsyncTextStream | NoReply | None = None
             if self.filter.is_on("prompt") or self.filter.is_on("reply"):
-                if place not in said:
-                    found = ask.said()
-                    said[place] = found, await self.filter.blocks(self.call, found)
-                if said[place][1]:
-                    self.choices.append(Choice(ask, NoReply()))
-                    continue
-                gate = self.filter.gate(self.call, said[place][0])
-            # A long text takes a while to encode, in which the event loop is to go on.
-            stream = (
-                await anyio.to_thread.run_sync(ask.begin, limiter=threads) if ask.is_long else ask.begin()
-            )
-            self.choices.append(Choice(ask, stream, gate))
+                said = ask.said()
+                if await self.filter.blocks(self.call, said):
+                    said, stream = None, NoReply(ask.count)
+            if stream is None:
+                # A long text takes a while to encode, in which the event loop is to go on.
+                stream = (
+                    await anyio.to_thread.run_sync(ask.begin, limiter=threads) if ask.is_long else ask.begin()
+                )
+            self._firsts.append(len(self.choices))
+            for place in range(ask.count):
+                gate = None if said is None else self.filter.gate(self.call, said)
+                self.choices.append(Choice(ask, stream, place, gate))
         return self
 
     def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
-        return self._one() if len(self.choices) == 1 else self._all()
-
-    async def _one(self) -> AsyncIterator[tuple[int, Chunk]]:
-        async for chunk in self._chunks(self.choices[0]):
-            yield 0, chunk
+        return self._chunks(0, self.before_waiting) if len(self._firsts) == 1 else self._all()
 
     async def _all(self) -> AsyncIterator[tuple[int, Chunk]]:
-        arrived: asyncio.Queue[tuple[int, Chunk | BaseException | None]] = asyncio.Queue(64)
+        arrived: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue(64)
 
-        async def pump(index: int, choice: Choice) -> None:
+        async def pump(first: int) -> None:
             try:
-                async for chunk in self._chunks(choice):
-                    await arrived.put((index, chunk))
-                await arrived.put((index, None))
+                async for found in self._chunks(first):
+                    await arrived.put(found)
+                await arrived.put(None)
             except Exception as error:
-                await arrived.put((index, error))
+                await arrived.put(error)
 
-        self._pumps = [asyncio.create_task(pump(i, choice)) for i, choice in enumerate(self.choices)]
-        left = len(self.choices)
+        self._pumps = [asyncio.create_task(pump(first)) for first in self._firsts]
+        left = len(self._pumps)
         while left:
-            index, item = await arrived.get()
+            if self.before_waiting is not None and arrived.empty():
+                await self.before_waiting()
+            item = await arrived.get()
             if isinstance(item, BaseException):
                 raise item
             if item is None:
                 left -= 1
             else:
-                yield index, item
+                yield item
 
-    async def _chunks(self, choice: Choice) -> AsyncIterator[Chunk]:
-        call = self.call
+    async def _chunks(
+        self, first: int, before_waiting: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[tuple[int, Chunk]]:
+        """Those of one prompt's stream, whose first text is the choice ``first``."""
+        ask, stream = self.choices[first].ask, self.choices[first].stream
+        is_judged = self.choices[first].gate is not None  # which may take long
         try:
-            async for chunk in choice.stream:
-                if call.first_token is None:
-                    call.first_token = call.seconds()
-                if choice.has_called or choice.is_blocked:
-                    continue  # what was computed before the cancelling was noticed
-                call.completion_tokens += len(chunk.token_ids)
-                if any(isinstance(event, Reasoning) for event in chunk.events):
-                    choice.reasoning_tokens += len(chunk.token_ids)
-                if choice.ask.one_call and (kept := _to_first_call(chunk)) is not None:
-                    choice.has_called = True
-                    choice.stream.cancel()
-                    chunk = kept
-                if chunk.finish_reason == "timeout":
-                    raise Problem(
-                        504,
-                        "the reply took longer than the server allows",
-                        kind="timeout_error",
-                        code="timeout",
-                    )
-                if chunk.finish_reason == "cancelled":
-                    raise Problem(503, "the server is stopping", kind="unavailable_error")
-                if choice.gate is not None:
-                    shown = await choice.gate.through(chunk)
-                    if shown is None:
-                        choice.is_blocked = True
-                        choice.stream.cancel()
-                    chunk = shown or as_block()
-                choice.events += chunk.events
-                choice.logprobs += chunk.logprobs or ()
-                choice.finish = chunk.finish_reason or choice.finish
-                yield chunk
+            if before_waiting is not None:
+                await before_waiting()
+            async for chunk in stream:
+                index = first + chunk.index
+                shown = await self._taken(self.choices[index], chunk)
+                if shown is not None:
+                    yield index, shown
+                if before_waiting is not None and (is_judged or not stream.has_chunk):
+                    await before_waiting()
         except Exception as error:
-            raise choice.ask.problem_of(error) from error
-        choice.is_over = True
+            raise ask.problem_of(error) from error
+        for choice in self.choices[first : first + ask.count]:
+            choice.is_over = True
+
+    async def _taken(self, choice: Choice, chunk: Chunk) -> Chunk | None:
+        """What the client gets of a chunk, once it is counted."""
+        call = self.call
+        now = time.monotonic()
+        if call.first_token is None:
+            call.first_token = now - call.started
+        if choice.arrived:
+            call.gaps.append(now - choice.arrived)
+        choice.arrived = now
+        if choice.has_called or choice.is_blocked:
+            return None  # what was computed before the cancelling was noticed
+        call.completion_tokens += len(chunk.token_ids)
+        for event in chunk.events:
+            if isinstance(event, Reasoning):
+                choice.reasoning_tokens += len(chunk.token_ids)
+                break
+        if choice.ask.one_call and (kept := _to_first_call(chunk)) is not None:
+            choice.has_called = True
+            choice.cancel()
+            chunk = kept
+        if chunk.finish_reason == "timeout":
+            raise Problem(
+                504,
+                "the reply took longer than the server allows",
+                kind="timeout_error",
+                code="timeout",
+            )
+        if chunk.finish_reason == "cancelled":
+            raise Problem(503, "the server is stopping", kind="unavailable_error")
+        if choice.gate is not None:
+            shown = await choice.gate.through(chunk)
+            if shown is None:
+                choice.is_blocked = True
+                choice.cancel()
+            chunk = shown or as_block()
+        choice.events += chunk.events
+        choice.logprobs += chunk.logprobs or ()
+        choice.finish = chunk.finish_reason or choice.finish
+        return chunk
 
     def end(self) -> None:
         """All have come to their end: what there was is counted, and the call is settled."""
-        call = self.call
-        results = [choice.result for choice in self.choices]
-        call.prompt_tokens = self.prompt_tokens
-        call.audio_tokens = sum(choice.stream.result.audio_tokens for choice in self._prompts())
-        call.image_tokens = sum(choice.stream.result.image_tokens for choice in self._prompts())
-        call.cached_tokens = results[0].cached_tokens
-        call.completion_tokens = sum(result.completion_tokens for result in results)
+        call, prompts = self.call, self._prompts()
+        call.prompt_tokens = sum(result.prompt_tokens for result in prompts)
+        call.audio_tokens = sum(result.audio_tokens for result in prompts)
+        call.image_tokens = sum(result.image_tokens for result in prompts)
+        call.cached_tokens = sum(result.cached_tokens for result in prompts)
+        call.completion_tokens = sum(choice.result.completion_tokens for choice in self.choices)
+        call.prefill_seconds = prompts[0].prefill_seconds
         call.finish = self.choices[0].finish
         call.settle()
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Those of each prompt once, however many replies it has."""
-        return sum(choice.stream.result.prompt_tokens for choice in self._prompts())
+    def _prompts(self) -> list[Generation]:
+        """One reply to each prompt: it is read once, however many replies it has."""
+        return [self.choices[first].result for first in self._firsts]
 
-    def _prompts(self) -> Iterable[Choice]:
-        """One reply to each prompt."""
-        counts = {id(c.ask.prompt if c.ask.messages is None else c.ask.messages): c for c in self.choices}
-        return counts.values()
+    def texts(self) -> list[dict[str, Any]]:
+        """What was said, for a log that is to have it: of each prompt its texts, and the replies so far.
+        Images and sounds are left out."""
+        found = []
+        for first, ask in zip(self._firsts, self.asks, strict=False):
+            asked = list(_texts(ask.messages)) if ask.messages is not None else ask.prompt
+            replies = self.choices[first : first + ask.count]
+            found.append({"prompt": asked, "replies": [choice.result_message() for choice in replies]})
+        return found
 
     @property
     def reasoning_tokens(self) -> int:
@@ -364,17 +400,19 @@ class Running:
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
-        for choice in self.choices:
-            if not choice.is_over:
-                choice.stream.cancel()
-        for choice in self.choices:
-            await choice.stream.aclose()
-        if any(not choice.is_over for choice in self.choices):
+        streams = [self.choices[first].stream for first in self._firsts]
+        is_over = all(choice.is_over for choice in self.choices)
+        if not is_over:
+            for stream in streams:
+                stream.cancel()
+        for stream in streams:
+            await stream.aclose()
+        if not is_over:
             self._count_what_there_was()
 
     def _count_what_there_was(self) -> None:
         try:
-            self.call.prompt_tokens = self.prompt_tokens
+            self.call.prompt_tokens = sum(result.prompt_tokens for result in self._prompts())
         except Exception:  # a stream that an error ended has no result
             return
 
@@ -387,6 +425,17 @@ def _to_first_call(chunk: Chunk) -> Chunk | None:
             text = "".join(getattr(e, "text", "") for e in events if not isinstance(e, Reasoning))
             return replace(chunk, text=text, events=events, finish_reason="stop")
     return None
+
+
+def is_plain_text(chunk: Chunk) -> bool:
+    """Whether there is nothing to say of a chunk but a text, as of most."""
+    events = chunk.events
+    return (
+        len(events) == 1
+        and type(events[0]) is Content
+        and chunk.finish_reason is None
+        and chunk.logprobs is None
+    )
 
 
 def finish_reason(reason: str, *, has_calls: bool) -> str:

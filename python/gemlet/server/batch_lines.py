@@ -57,7 +57,7 @@ class WrongLineError(ModelFileError):
 
 
 def requests(source: Shown, done: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
-    """The requests in the file, but for those in ``done``."""
+    """The requests in the file, except those in ``done``."""
     for number, line in _lines(source, _MOST_LINE):
         request = read_request(line, source, number, ENDPOINTS)
         if request["custom_id"] not in done:

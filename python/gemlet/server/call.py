@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ class Call:
     cached_tokens: int = 0
     completion_tokens: int = 0
     first_token: float | None = None  # seconds from the beginning
+    gaps: array[float] = field(default_factory=lambda: array("f"))  # seconds between tokens of a reply
+    prefill_seconds: float | None = None  # of the forward passes up to the first token
     finish: str = ""
     problem: str = ""
     verdicts: list[str] = field(default_factory=list)  # of the content filter: place, rule, action

@@ -334,23 +334,23 @@ def as_block() -> Chunk:
 
 
 class NoReply:
-    """The stream of a prompt that is to have no answer."""
+    """The stream of a prompt that is to have no answer, where ``count`` replies were asked for."""
 
-    result = Generation("", [], cast(Any, "content_filter"), 0, 0, 0.0, 0.0, 0, 0)
+    has_chunk = False
 
-    def __init__(self) -> None:
-        self._is_over = False
+    def __init__(self, count: int) -> None:
+        self.results = [Generation("", [], cast(Any, "content_filter"), 0, 0, 0.0, 0.0, 0, 0)] * count
+        self._left = iter(range(count))
 
     def __aiter__(self) -> NoReply:
         return self
 
     async def __anext__(self) -> Chunk:
-        if self._is_over:
-            raise StopAsyncIteration
-        self._is_over = True
-        return as_block()
+        for index in self._left:
+            return replace(as_block(), index=index)
+        raise StopAsyncIteration
 
-    def cancel(self) -> None:
+    def cancel(self, index: int | None = None) -> None:
         """Nothing runs."""
 
     async def aclose(self) -> None:

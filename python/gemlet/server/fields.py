@@ -25,7 +25,6 @@ from gemlet.base.sampling_options import (
 from gemlet.base.text import show
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
-    Anything,
     Choice,
     Either,
     Flag,
@@ -36,6 +35,7 @@ from gemlet.server.schema import (
     Number,
     Object,
     Refused,
+    Schema,
     Text,
 )
 
@@ -75,7 +75,7 @@ _FUNCTION = Object(
     {
         "name": Text(64, 1),
         "description": Text(1 << 16),
-        "parameters": Anything(dict),
+        "parameters": Schema(),
         "strict": Ignored(),
     },
     ["name"],

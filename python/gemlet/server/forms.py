@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Anything, Choice, Either, Flag, Ignored, Kind, ListOf, Object, Text
+from gemlet.server.schema import Choice, Either, Flag, Ignored, Kind, ListOf, Object, Schema, Text
 
 __all__ = ["FORMS", "SCHEMA_FORMAT", "form_of", "of_format"]
 
 _LONGEST = 256_000  # characters of a grammar or of a schema as text
 _NAMED = Object(
-    {"name": Text(64), "description": Text(1 << 16), "schema": Anything(dict), "strict": Ignored()},
+    {"name": Text(64), "description": Text(1 << 16), "schema": Schema(), "strict": Ignored()},
     ["schema"],
 )
 # That of /v1/responses and of Anthropic has no object inside.
@@ -21,7 +21,7 @@ SCHEMA_FORMAT = Object(
         "type": Choice("text", "json_object", "json_schema"),
         "name": Text(64),
         "description": Text(1 << 16),
-        "schema": Anything(dict),
+        "schema": Schema(),
         "strict": Ignored(),
     },
     ["type"],
@@ -32,7 +32,7 @@ FORMS: Mapping[str, Kind] = {
     ),
     "structured_outputs": Object(
         {
-            "json": Either("a JSON schema", Text(_LONGEST, 2), Anything(dict)),
+            "json": Either("a JSON schema of at most 256 KB", Text(_LONGEST, 2), Schema()),
             "regex": Text(_LONGEST, 1),
             "choice": ListOf(Text(1000, 1), 1000, 1),
             "grammar": Text(_LONGEST, 1),

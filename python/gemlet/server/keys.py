@@ -187,7 +187,7 @@ class KeyStore:
         return found
 
     def find(self, token: bytes) -> Key | None:
-        """The key that ``token`` is; None for what is no key or was revoked. It takes as long for all."""
+        """The key that ``token`` is; None if it is not a key or was revoked. All cases take the same time."""
         self._refresh()
         identifier = token[:_ID_END].rpartition(b"-")[2].decode("latin-1")
         wanted, key = self._known.get(identifier, (_NOBODY, None))

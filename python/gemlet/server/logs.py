@@ -1,4 +1,5 @@
-"""The log: a JSON object a line, with lengths, ids and times. It has no text of a prompt or a reply."""
+"""The log: a JSON object a line, with lengths, ids and times. It has no text of a prompt or a reply, unless
+the administrator asked for it."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gemlet.server.call import Call
 
-__all__ = ["JSONLines", "log_call", "to_stderr"]
+__all__ = ["JSONLines", "log_call", "log_text", "to_stderr"]
 
 _log = logging.getLogger("gemlet.server")
 
@@ -58,3 +61,8 @@ def log_call(call: Call) -> None:
     _log.info(
         "request", extra={"fields": {name: value for name, value in fields.items() if value is not None}}
     )
+
+
+def log_text(name: str, texts: Sequence[Mapping[str, Any]]) -> None:
+    """The line with the texts of the request ``name``; of administrators who asked for it alone."""
+    _log.info("text", extra={"fields": {"id": name, "prompts": list(texts)}})

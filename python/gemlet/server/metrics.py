@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from gemlet.server.call import Call
 
@@ -47,6 +50,13 @@ class _Set:
         self.per_token = histogram(
             "request_time_per_output_token_seconds", "mean time between the tokens of a reply", _PER_TOKEN
         )
+        self.queued = histogram(
+            "request_queue_time_seconds", "until the first token, without its forward passes", _WHOLE
+        )
+        self.prefill = histogram(
+            "request_prefill_time_seconds", "forward passes up to the first token", _WHOLE
+        )
+        self.decode = histogram("request_decode_time_seconds", "from the first token to the end", _WHOLE)
         self.whole = histogram("e2e_request_latency_seconds", "from the request to its end", _WHOLE)
         self.prompt_length = histogram("request_prompt_tokens", "tokens of a prompt", _TOKENS)
         self.reply_length = histogram("request_generation_tokens", "tokens of a reply", _TOKENS)
@@ -64,9 +74,34 @@ class _Set:
         self.reply_length.labels(*labels).observe(call.completion_tokens)
         if call.first_token is not None:
             self.first_token.labels(*labels).observe(call.first_token)
+            self.decode.labels(*labels).observe(seconds - call.first_token)
+            if call.prefill_seconds is not None:
+                self.prefill.labels(*labels).observe(call.prefill_seconds)
+                self.queued.labels(*labels).observe(max(0.0, call.first_token - call.prefill_seconds))
             if call.completion_tokens > 1:
                 pace = (seconds - call.first_token) / (call.completion_tokens - 1)
                 self.per_token.labels(*labels).observe(pace)
+
+
+class _Gaps:
+    """A histogram of the times between tokens, of one model. There are too many to count one by one."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(len(_PER_TOKEN) + 1, np.int64)
+        self._sum = 0.0
+
+    def add(self, given: array[float]) -> None:
+        gaps = np.asarray(given, np.float32)
+        steps = np.searchsorted(_PER_TOKEN, gaps)  # a step holds what is not above it
+        self._counts += np.bincount(steps, minlength=len(self._counts))
+        self._sum += float(np.sum(gaps, dtype=np.float64))
+
+    def family(self, name: str, model: str) -> Metric:
+        family = HistogramMetricFamily(name, "time between the tokens of a reply", labels=_LABELS)
+        steps = [*map(floatToGoString, _PER_TOKEN), "+Inf"]
+        counts = [(step, float(n)) for step, n in zip(steps, np.cumsum(self._counts), strict=True)]
+        family.add_metric((model, "0"), counts, self._sum)
+        return family
 
 
 class Metrics:
@@ -94,6 +129,7 @@ class Metrics:
             registry=self.registry,
         )
         self._gauges = gauges
+        self._gaps: dict[str, _Gaps] = {}
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -108,6 +144,9 @@ class Metrics:
                         found[full] = family(full, name.replace("_", " "), labels=_LABELS)
                     found[full].add_metric((alias, "0"), value)
         yield from found.values()
+        for model, gaps in self._gaps.items():
+            for prefix in self._prefixes:
+                yield gaps.family(f"{prefix}:inter_token_latency_seconds", model)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry is not to ask the engines before they are there."""
@@ -117,6 +156,8 @@ class Metrics:
         """A request of a model that has ended."""
         for metrics in self._sets:
             metrics.count(call)
+        if call.gaps:
+            self._gaps.setdefault(call.model, _Gaps()).add(call.gaps)
 
     def count_response(self, call: Call) -> None:
         self._responses.labels(call.route or "other", str(call.status)).inc()
@@ -126,7 +167,7 @@ class Metrics:
         self._verdicts.labels(model, "0", place, rule, action).inc()
 
     def first_tokens(self, model: str) -> list[tuple[float | None, int]]:
-        """How many requests of the model had their first token within so many seconds: the steps of the
+        """How many requests of the model had their first token within this many seconds: the steps of the
         histogram, each with its count. The last one is None: all."""
         [family] = self._sets[0].first_token.collect()
         return [

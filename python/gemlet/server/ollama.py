@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,17 +20,19 @@ from gemlet.server.openai_chat import MESSAGES
 from gemlet.server.openai_embeddings import INPUT, embed
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
-    Anything,
     Choice,
     Either,
     Flag,
     Ignored,
     Integer,
     Kind,
+    ListOf,
     Object,
     Refused,
+    Schema,
     Text,
 )
+from gemlet.server.sent_media import image_part
 from gemlet.server.service import Service, fields_of, service_of
 
 __all__ = ["CHAT", "EMBED", "GENERATE", "chat", "embeddings", "find", "generate"]
@@ -74,10 +75,11 @@ _REPLY: Mapping[str, Kind] = {
     **_EVERYWHERE,
     "stream": Flag(),
     "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
-    "format": Either("json, or a JSON schema", Choice("json"), Anything(dict)),
+    "format": Either("json, or a JSON schema of at most 256 KB", Choice("json"), Schema()),
     "logprobs": Refused("gemlet does not do this over HTTP", False),
     "top_logprobs": Refused("gemlet does not do this over HTTP", 0),
 }
+_IMAGES = ListOf(Text(least=1), 64)  # files as base64
 CHAT: Mapping[str, Kind] = {**_REPLY, "messages": MESSAGES, "tools": TOOLS}
 GENERATE: Mapping[str, Kind] = {
     **_REPLY,
@@ -85,7 +87,7 @@ GENERATE: Mapping[str, Kind] = {
     "system": Text(),
     "raw": Flag(),
     "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
-    "images": Refused("this model takes text only"),
+    "images": _IMAGES,
     "template": Refused("a request cannot bring a template"),
     "context": Refused("send the conversation to /api/chat"),
 }
@@ -121,10 +123,13 @@ async def generate(request: Request) -> Response:
         loaded = {"response": "", "done": True, "done_reason": "load"}
         return JSONAnswer({"model": fields["model"], "created_at": _now(), **loaded})
     if fields.get("raw"):
+        if fields.get("images"):
+            raise Problem(400, "images: a raw prompt has none; leave raw out", param="images")
         ask = _ask(service, request, served, fields, prompt=prompt)
     else:
         system = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
-        conversation = [*system, {"role": "user", "content": prompt}]
+        asked = {"role": "user", "content": prompt, "images": fields.get("images")}
+        conversation = [*system, _message(asked, "prompt")]
         ask = _ask(service, request, served, fields, messages=conversation)
     return await _answer(service, request, ask, fields, _as_response)
 
@@ -133,25 +138,13 @@ async def embeddings(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     fields = fields_of(request)
     served = find(service, request, fields["model"])
-    given, most = fields["input"], None if call.key is None else call.key.limits.max_prompt
+    given = fields["input"]
     texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-    await service.check_texts(call, served, texts)
-    call.at_end.append(service.metrics.count)
     begun = time.monotonic_ns()
-    work = anyio.to_thread.run_sync(
-        embed,
-        served,
-        texts,
-        None,
-        fields.get("dimensions"),
-        most,
-        fields.get("truncate", True),
-        limiter=service.threads,
-        abandon_on_cancel=True,
+    embedded = embed(
+        *(service, call, served, texts, None, fields.get("dimensions")), truncate=fields.get("truncate", True)
     )
-    vectors, call.prompt_tokens = await while_connected(request, work)
-    call.finish = "stop"
-    call.settle()
+    vectors = await while_connected(request, embedded)
     return JSONAnswer(
         {
             "model": fields["model"],
@@ -183,9 +176,7 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """In OpenAI's form: reasoning and the name of a tool are called otherwise."""
-    if message.get("images"):
-        raise Problem(400, f"{where}: images; this model takes text only", param=where)
+    """In OpenAI's form: reasoning and the name of a tool are called otherwise, and images are parts."""
     found = {
         name: value for name, value in message.items() if name not in ("images", "thinking", "tool_name")
     }
@@ -193,6 +184,11 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         found["reasoning"] = message["thinking"]
     if message.get("tool_name"):
         found["name"] = message["tool_name"]
+    if message.get("images"):
+        images = _IMAGES.check(message["images"], f"{where}.images")
+        content = Text().check(message.get("content") or "", f"{where}.content")
+        text = [{"type": "text", "text": content}] if content else []
+        found["content"] = [*map(image_part, images), *text]
     return found
 
 
@@ -220,7 +216,7 @@ async def _answer(
     running = await service.start([ask], call_of(request))
     name = fields["model"]
     if fields.get("stream", True):
-        return service.stream(_pieces(running, name, form), request, ping=None)
+        return service.stream(_pieces(running, name, form), request, running, ping=None)
     return JSONAnswer(await while_connected(request, _whole(running, name, form)))
 
 

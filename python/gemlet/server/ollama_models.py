@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -11,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet import _core
+from gemlet.errors import GemletError
+from gemlet.model.model import Model
 from gemlet.server.answers import JSONAnswer
 from gemlet.server.call import call_of
 from gemlet.server.fields import NAME
@@ -86,10 +89,26 @@ async def show(request: Request) -> Response:
                 f"{family}.embedding_length": config.hidden_size,
                 f"{family}.block_count": len(config.layers),
             },
-            "capabilities": ["embedding"] if model.prompts else ["completion"],
+            "capabilities": _capabilities(model),
             "modified_at": _time(served.created),
         }
     )
+
+
+def _capabilities(model: Model) -> list[str]:
+    """What the model can do, in Ollama's words; clients decide by them what they send."""
+    if model.prompts:
+        return ["embedding"]
+    senses = {"vision": model.config.vision, "audio": model.config.audio}
+    found = ["completion", *(name for name, tower in senses.items() if tower is not None)]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    asked: Mapping[str, Any] = {"tools": {"tools": [tool]}, "thinking": {"thinking": True}}
+    for name, options in asked.items():
+        with contextlib.suppress(GemletError):
+            if model.chat_format is not None:
+                model.chat_format.render([{"role": "user", "content": "x"}], **options)
+                found.append(name)
+    return found
 
 
 async def version(request: Request) -> Response:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from gemlet.errors import GemletError
-from gemlet.media.sounds import MOST_FILE_BYTES, read_sound
+from gemlet.media.sounds import MOST_FILE_BYTES, decoded_bytes, read_sound
 from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.ask import Ask
 from gemlet.server.call import call_of
@@ -21,6 +21,7 @@ from gemlet.server.models import Served
 from gemlet.server.openai_chat import usage_of
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.schema import Choice, Kind, Number, Refused, Text, read
+from gemlet.server.sent_media import MOST_DECODED
 from gemlet.server.service import service_of
 from gemlet.server.uploads import read_form
 
@@ -126,6 +127,10 @@ def _pieces(served: Served, data: bytes) -> list[Any]:
     model = served.model
     if model.config.audio is None:
         raise Problem(400, f"{served.name} hears no sound", param="model", code="unsupported")
+    if decoded_bytes(data) > MOST_DECODED:
+        raise Problem(
+            400, f"file: a recording has at most {MOST_DECODED} bytes when it is decoded", param="file"
+        )
     try:
         sound = read_sound(data, "file", most=_MOST_PIECES * _PIECE + 1)
     except GemletError as error:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from gemlet import _core
 from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
 from gemlet.server.answers import JSONAnswer, while_connected
-from gemlet.server.ask import Ask, Choice, Running, finish_reason
+from gemlet.server.ask import Ask, Choice, Running, finish_reason, is_plain_text
 from gemlet.server.call import call_of
 from gemlet.server.fields import (
     EFFORTS,
@@ -36,7 +36,7 @@ from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object
 from gemlet.server.schema import Choice as OneOf
-from gemlet.server.service import event, fields_of, service_of
+from gemlet.server.service import TextEvent, event, fields_of, service_of
 
 __all__ = ["CHAT", "MESSAGES", "chat", "usage_of"]
 
@@ -76,7 +76,7 @@ async def chat(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
     ask = _ask(fields, served, most, service.settings.request_seconds)
-    running = await service.start(ask.times(fields.get("n", 1)), call)
+    running = await service.start([ask], call)
     head = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": "chat.completion",
@@ -87,7 +87,7 @@ async def chat(request: Request) -> Response:
     if fields.get("stream"):
         wants_usage = fields.get("stream_options", {}).get("include_usage", False)
         head["object"] = "chat.completion.chunk"
-        return service.stream(_pieces(running, head, wants_usage), request)
+        return service.stream(_pieces(running, head, wants_usage), request, running)
     return JSONAnswer(await while_connected(request, _whole(running, head)))
 
 
@@ -115,6 +115,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         salt=fields.get("cache_salt"),
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=seconds,
+        count=fields.get("n", 1),
     )
 
 
@@ -199,9 +200,15 @@ async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) 
 
     try:
         calls = [0] * len(running.choices)
+        plain = []
         for index in range(len(calls)):
+            choice = {"index": index, "delta": {"content": TextEvent.TEXT}, "logprobs": None}
+            plain.append(TextEvent({**head, "choices": [{**choice, "finish_reason": None}], **more}))
             yield piece(index, {"role": "assistant", "content": ""})
         async for index, chunk in running:
+            if is_plain_text(chunk):
+                yield plain[index].of(chunk.text)
+                continue
             for delta in _deltas(chunk.events, calls, index):
                 yield piece(index, delta)
             if chunk.finish_reason is not None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet.server.answers import JSONAnswer, while_connected
-from gemlet.server.ask import Ask, Running, finish_reason
+from gemlet.server.ask import Ask, Running, finish_reason, is_plain_text
 from gemlet.server.call import call_of
 from gemlet.server.fields import (
     GENERATION,
@@ -30,7 +30,7 @@ from gemlet.server.forms import FORMS, form_of
 from gemlet.server.logprobs import of_completion
 from gemlet.server.openai_chat import FINGERPRINT, usage_of
 from gemlet.server.schema import Either, Integer, Kind, ListOf, Refused, Text
-from gemlet.server.service import event, fields_of, service_of
+from gemlet.server.service import TextEvent, event, fields_of, service_of
 
 __all__ = ["COMPLETIONS", "PROMPT", "completions"]
 
@@ -68,12 +68,12 @@ async def completions(request: Request) -> Response:
     options = {**library_options(fields), **form_of(fields), "max_tokens": most}
     if "logprobs" in fields:
         options["logprobs"] = fields["logprobs"]
-    seconds, salt = service.settings.request_seconds, fields.get("cache_salt")
-    asks = [
-        ask
-        for prompt in _prompts(fields["prompt"])
-        for ask in Ask(served, options, prompt, salt=salt, seconds=seconds).times(fields.get("n", 1))
-    ]
+    common: Any = {
+        "salt": fields.get("cache_salt"),
+        "seconds": service.settings.request_seconds,
+        "count": fields.get("n", 1),
+    }
+    asks = [Ask(served, options, prompt, **common) for prompt in _prompts(fields["prompt"])]
     running = await service.start(asks, call)
     head = {
         "id": f"cmpl-{secrets.token_hex(12)}",
@@ -84,7 +84,7 @@ async def completions(request: Request) -> Response:
     }
     if fields.get("stream"):
         wants_usage = fields.get("stream_options", {}).get("include_usage", False)
-        return service.stream(_pieces(running, head, wants_usage), request)
+        return service.stream(_pieces(running, head, wants_usage), request, running)
     return JSONAnswer(await while_connected(request, _whole(running, head)))
 
 
@@ -113,7 +113,14 @@ async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
 async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) -> AsyncIterator[bytes]:
     more = {"usage": None} if wants_usage else {}
     offsets = [0] * len(running.choices)
+    plain = [
+        TextEvent({**head, "choices": [_choice(index, TextEvent.TEXT, None, None)], **more})
+        for index in range(len(running.choices))
+    ]
     async for index, chunk in running:
+        if is_plain_text(chunk):
+            yield plain[index].of(chunk.text)
+            continue
         if not chunk.text and chunk.finish_reason is None:
             continue
         choice, logprobs = running.choices[index], None

@@ -196,7 +196,7 @@ def _conversation(given: Any) -> list[dict[str, Any]]:
     """The input as messages. JSON in a message is written as text."""
     if isinstance(given, list):
         given = [_item(item) for item in given]
-    return conversation_of(given)
+    return conversation_of(given, media=False)
 
 
 def _item(item: Mapping[str, Any]) -> Mapping[str, Any]:

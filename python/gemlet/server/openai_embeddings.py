@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemlet.model.model import Model
 from gemlet.server.answers import JSONAnswer, while_connected
-from gemlet.server.call import call_of
+from gemlet.server.call import Call, call_of
 from gemlet.server.fields import IGNORED, NAME, TOKENS
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.schema import Choice, Either, Integer, Kind, ListOf, Text
-from gemlet.server.service import fields_of, service_of
+from gemlet.server.service import Service, fields_of, service_of
 
 __all__ = ["EMBEDDINGS", "embed", "embeddings"]
 
 MOST_TEXTS = 2048
+_LONG = 20_000  # characters or tokens that are read beside the event loop
 INPUT = Either(
     f"a text, up to {MOST_TEXTS} texts, token ids, or up to {MOST_TEXTS} lists of them",
     Text(least=1),
@@ -46,21 +49,8 @@ async def embeddings(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     given = fields["input"]
     texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-    await service.check_texts(call, served, texts)
-    call.at_end.append(service.metrics.count)
-    work = anyio.to_thread.run_sync(
-        embed,
-        served,
-        texts,
-        fields.get("prompt_name"),
-        fields.get("dimensions"),
-        None if call.key is None else call.key.limits.max_prompt,
-        limiter=service.threads,
-        abandon_on_cancel=True,
-    )
-    vectors, call.prompt_tokens = await while_connected(request, work)
-    call.finish = "stop"
-    call.settle()
+    embedded = embed(service, call, served, texts, fields.get("prompt_name"), fields.get("dimensions"))
+    vectors = await while_connected(request, embedded)
     as_text = fields.get("encoding_format", "float") == "base64"
     data = [
         {"object": "embedding", "index": i, "embedding": _base64(vector) if as_text else vector.tolist()}
@@ -70,37 +60,43 @@ async def embeddings(request: Request) -> Response:
     return JSONAnswer({"object": "list", "data": data, "model": served.name, "usage": usage})
 
 
-def embed(
+async def embed(
+    service: Service,
+    call: Call,
     served: Served,
     texts: Sequence[Any],
     prompt: str | None,
     dimensions: int | None,
-    most: int | None,
+    *,
     truncate: bool = False,
-) -> tuple[Any, int]:
-    """The vectors of ``texts``, and how many tokens these have; in a thread. Raises :class:`Problem`."""
-    model = served.model
+) -> NDArray[np.float32]:
+    """The vectors of ``texts``; their tokens are counted in the call, which is settled. Raises
+    :class:`Problem`."""
+    await service.check_texts(call, served, texts)
+    call.at_end.append(service.metrics.count)
+    model, most = served.model, None if call.key is None else call.key.limits.max_prompt
+    read = partial(model.embedding_ids, texts, prompt, truncate=truncate)
     try:
-        counts = [_count(model, text) for text in texts]
-        if most is not None and max(counts, default=0) > most:
-            raise Problem(
-                400,
-                f"a text has {max(counts)} tokens; this key may send {most}",
-                code="context_length_exceeded",
-            )
-        vectors = model.embed(texts, prompt, dimensions, adapter=served.adapter, truncate=truncate)
+        with anyio.fail_after(service.settings.request_seconds):
+            is_long = sum(map(len, texts)) > _LONG
+            ids = await anyio.to_thread.run_sync(read, limiter=service.threads) if is_long else read()
+            longest = max(map(len, ids))
+            if most is not None and longest > most:
+                raise Problem(
+                    400,
+                    f"a text has {longest} tokens; this key may send {most}",
+                    code="context_length_exceeded",
+                )
+            vectors = await model.aembed(ids, dimensions=dimensions, adapter=served.adapter)
+    except TimeoutError:
+        raise Problem(
+            504, "the vectors took longer than the server allows", kind="timeout_error", code="timeout"
+        ) from None
     except Exception as error:
         raise problem_of(error, hidden=model.source, shown=served.name) from error
-    return vectors, sum(counts)
-
-
-def _count(model: Model, text: str | list[int]) -> int:
-    """The tokens of a text to embed. Without a tokenizer there are none, and the model refuses the text."""
-    if isinstance(text, list):
-        return len(text)
-    if model.tokenizer is None:
-        return 0
-    return len(model.tokenizer.first_ids(text.strip(), model.context_length)) + 1
+    call.prompt_tokens, call.finish = sum(map(len, ids)), "stop"
+    call.settle()
+    return vectors
 
 
 def _base64(vector: Any) -> str:

@@ -28,7 +28,19 @@ from gemlet.server.forms import SCHEMA_FORMAT, of_format
 from gemlet.server.kept_responses import Kept
 from gemlet.server.problems import Problem
 from gemlet.server.response_items import OutputItems, conversation_of
-from gemlet.server.schema import Anything, Choice, Either, Flag, Ignored, Kind, ListOf, Object, Refused, Text
+from gemlet.server.schema import (
+    Anything,
+    Choice,
+    Either,
+    Flag,
+    Ignored,
+    Kind,
+    ListOf,
+    Object,
+    Refused,
+    Schema,
+    Text,
+)
 from gemlet.server.service import Service, event, fields_of, service_of
 
 __all__ = ["RESPONSES", "delete", "respond", "response"]
@@ -38,7 +50,7 @@ _TOOL = Object(
         "type": Choice("function"),
         "name": Text(64, 1),
         "description": Text(1 << 16),
-        "parameters": Anything(dict),
+        "parameters": Schema(),
         "strict": Ignored(),
     },
     ["type", "name"],
@@ -116,7 +128,7 @@ async def respond(request: Request) -> Response:
             service.kept.put(owner, answer, [*said, reply])
 
     if fields.get("stream"):
-        return service.stream(_pieces(running, head, keep), request)
+        return service.stream(_pieces(running, head, keep), request, running)
     return JSONAnswer(await while_connected(request, _whole(running, head, keep)))
 
 

@@ -10,16 +10,19 @@ from typing import Any
 from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Choice, Text
+from gemlet.server.sent_media import check_part
 
 __all__ = ["OutputItems", "conversation_of"]
 
 _TEXT = Text()
 _ROLE = Choice("user", "assistant", "system", "developer")
 _PARTS = ("input_text", "output_text", "text")
+_MEDIA = ("input_image", "input_audio")
 
 
-def conversation_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages of an ``input``. A thought and the calls that follow it belong to one message.
+def conversation_of(given: str | Sequence[Mapping[str, Any]], *, media: bool = True) -> list[dict[str, Any]]:
+    """The messages of an ``input``. A thought and the calls that follow it belong to one message. Images and
+    sounds are taken if ``media``.
 
     >>> conversation_of([{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}])
     [{'role': 'user', 'content': 'Hi'}]
@@ -31,7 +34,8 @@ def conversation_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, 
         where, kind = f"input[{index}]", item.get("type", "message")
         if kind == "message":
             role = _ROLE.check(item.get("role"), f"{where}.role")
-            text = _text(item.get("content"), f"{where}.content", _PARTS)
+            takes_media = media and role != "assistant"
+            text = _content(item.get("content"), f"{where}.content", takes_media)
             if role == "assistant" and found and found[-1].get("content") == "" and _is_open(found[-1]):
                 found[-1]["content"] = text
             else:
@@ -51,7 +55,7 @@ def conversation_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, 
             calls.append({"id": called, "type": "function", "function": function})
         elif kind == "function_call_output":
             called = Text(256, 1).check(item.get("call_id"), f"{where}.call_id")
-            text = _text(item.get("output"), f"{where}.output", _PARTS)
+            text = _content(item.get("output"), f"{where}.output", media)
             found.append({"role": "tool", "tool_call_id": called, "content": text})
         else:
             raise Problem(
@@ -67,6 +71,25 @@ def conversation_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, 
 def _is_open(message: Mapping[str, Any]) -> bool:
     """Whether it is a thought whose answer is still to come."""
     return "reasoning" in message and "tool_calls" not in message
+
+
+def _content(content: Any, where: str, media: bool) -> str | list[dict[str, Any]]:
+    """A text, or where there are images or sounds, the parts."""
+    if not media or not isinstance(content, list) or not any(map(_is_media, content)):
+        return _text(content, where, _PARTS)
+    found: list[dict[str, Any]] = []
+    for index, part in enumerate(content):
+        place = f"{where}[{index}]"
+        if _is_media(part):
+            check_part(part, place, param=place)
+            found.append(dict(part))
+        else:
+            found.append({"type": "text", "text": _text([part], place, _PARTS)})
+    return found
+
+
+def _is_media(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _MEDIA
 
 
 def _text(content: Any, where: str, kinds: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ is refused, unless its value says nothing (null, false, "", [], {}) or the serve
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,13 @@ __all__ = [
     "Number",
     "Object",
     "Refused",
+    "Schema",
     "Text",
     "read",
 ]
+
+
+MOST_SCHEMA = 256 << 10  # bytes
 
 
 def wrong(where: str, value: object, expected: str) -> Problem:
@@ -206,6 +211,23 @@ class Anything(Kind):
 
     def describe(self) -> dict[str, Any]:
         return {"type": "object"} if self.what is dict else {}
+
+
+class Schema(Kind):
+    """A JSON schema, as an object, of a limited length; what it says is for others to check."""
+
+    def check(self, value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise wrong(where, value, "a JSON schema, an object")
+        length = len(json.dumps(value))
+        if length > MOST_SCHEMA:
+            raise Problem(
+                400, f"{where}: the schema has {length} bytes, expected at most {MOST_SCHEMA}", param=where
+            )
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "object"}
 
 
 class Ignored(Kind):

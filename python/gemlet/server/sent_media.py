@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemlet.base.text import show
+from gemlet.media.images import decoded_bytes as image_bytes
+from gemlet.media.sounds import decoded_bytes as sound_bytes
 from gemlet.server.problems import Problem
 
-__all__ = ["check_sent_media", "has_media", "is_media"]
+__all__ = ["MOST_DECODED", "check_part", "check_sent_media", "has_media", "image_part", "is_media"]
 
 # Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
 # library takes from a program may be a path.
@@ -24,38 +27,69 @@ _INSTEAD = {
     "video": "send its frames as images",
 }
 _MOST_PARTS = 64  # images and sounds of a request
+MOST_DECODED = 1 << 28  # bytes, of all in a request
 _BESIDE = {"type", "detail", "cache_control"}  # what a part may have beside its data
 
 
 def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raises :class:`Problem` for a part of a message that is no text and could name a file or an address,
     and for too many parts."""
-    count = 0
+    count = size = 0
     for where, kind, part in _parts(messages):
         if kind == "text":
             continue
-        if kind not in _SENT:
-            instead = _INSTEAD.get(kind, "gemlet takes text, image_url and input_audio")
-            raise Problem(400, f"{where} is of type {show(kind)}; {instead}", param="messages")
-        key = _SENT[kind]
-        other = sorted(name for name in part if name not in _BESIDE and name != key)
-        if other:
-            raise Problem(400, f"{where}: {show(other[0])} is no field of {kind}", param="messages")
-        value = part.get(key)
-        if key == "input_audio":
-            if not isinstance(value, Mapping) or not isinstance(value.get("data"), str):
-                raise Problem(400, f"{where}: input_audio has to be an object with data", param="messages")
-        else:
-            url = value.get("url") if isinstance(value, Mapping) else value
-            if not isinstance(url, str) or not url.startswith("data:"):
-                raise Problem(
-                    400, f"{where}: {kind}: expected a data URL; gemlet fetches nothing", param="messages"
-                )
+        check_part(part, where, param="messages")
         count += 1
+        size += _decoded_bytes(part)
+        if size > MOST_DECODED:
+            expected = f"expected at most {MOST_DECODED} bytes when they are decoded"
+            raise Problem(400, f"{where}: images and sounds of a request: {expected}", param="messages")
         if count > _MOST_PARTS:
             raise Problem(
                 400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param="messages"
             )
+
+
+def _decoded_bytes(part: Mapping[str, Any]) -> int:
+    """What a part says of itself, before anything of it is decoded."""
+    key = _SENT[str(part["type"])]
+    value = part[key]
+    text = value if isinstance(value, str) else value["data" if key == "input_audio" else "url"]
+    try:
+        data = base64.b64decode(text[text.find(",") + 1 :])
+    except ValueError:
+        return 0  # the library says what is wrong
+    return image_bytes(data) if key == "image_url" else sound_bytes(data)
+
+
+def check_part(part: Mapping[str, Any], where: str, param: str) -> None:
+    """Raises :class:`Problem` for a part that is no image or sound of the request itself."""
+    kind = str(part.get("type"))
+    if kind not in _SENT:
+        instead = _INSTEAD.get(kind, "gemlet takes text, image_url and input_audio")
+        raise Problem(400, f"{where} is of type {show(kind)}; {instead}", param=param)
+    key = _SENT[kind]
+    other = sorted(name for name in part if name not in _BESIDE and name != key)
+    if other:
+        raise Problem(400, f"{where}: {show(other[0])} is no field of {kind}", param=param)
+    value = part.get(key)
+    if key == "input_audio":
+        if not isinstance(value, Mapping) or not isinstance(value.get("data"), str):
+            raise Problem(400, f"{where}: input_audio has to be an object with data", param=param)
+        return
+    url = value.get("url") if isinstance(value, Mapping) else value
+    if not isinstance(url, str) or not url.startswith("data:"):
+        raise Problem(400, f"{where}: {kind}: expected a data URL; gemlet fetches nothing", param=param)
+
+
+def image_part(data: str, media_type: str = "image/png") -> dict[str, Any]:
+    """The part of a message with an image that a dialect sends as base64. (What kind of file it is, its first
+    bytes say.)
+
+    >>> image_part("AAEC")["image_url"]["url"]
+    'data:image/png;base64,AAEC'
+    """
+    return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
 
 
 def is_media(part: object) -> bool:

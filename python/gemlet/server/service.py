@@ -22,13 +22,14 @@ from gemlet.server.content_filter import ContentFilter
 from gemlet.server.fields import MOST_CHOICES
 from gemlet.server.kept_responses import KeptResponses
 from gemlet.server.limits import Limiter
+from gemlet.server.logs import log_text
 from gemlet.server.metrics import Metrics
 from gemlet.server.models import Models, Served
 from gemlet.server.problems import Problem, as_json
 from gemlet.server.schema import Integer, Kind, read
 from gemlet.server.settings import Settings
 
-__all__ = ["FIELDS", "Service", "event", "fields_of", "query_of", "salt_of", "service_of"]
+__all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "salt_of", "service_of"]
 
 FIELDS = "gemlet.fields"  # where the router puts the fields of a request
 EVENTS = "text/event-stream"
@@ -40,7 +41,7 @@ class Service:
     """The parts of a running server.
 
     Attributes:
-        threads: how many blocking calls (embeddings, long texts to tokenize) run beside the event loop.
+        threads: how many blocking calls (decisions, long texts to tokenize) run beside the event loop.
         filter: what prompts and replies may say.
         batches: None where the server keeps no files.
         deep_check: one deep check at a time, however many ask for it.
@@ -93,9 +94,10 @@ class Service:
 
     async def start(self, asks: Sequence[Ask], call: Call) -> Running:
         """Begins the replies. What is computed for a key is shared with no other key."""
-        if len(asks) > MOST_CHOICES:
+        count = sum(ask.count for ask in asks)
+        if count > MOST_CHOICES:
             raise Problem(
-                400, f"{len(asks)} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
+                400, f"{count} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
             )
         if call.priority:
             asks = [replace(ask, priority=call.priority) for ask in asks]
@@ -106,7 +108,10 @@ class Service:
             for ask in asks:
                 await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
         call.at_end.append(self.metrics.count)
-        return await Running(asks, call, self.filter).start(self.threads)
+        running = Running(asks, call, self.filter)
+        if self.settings.log_text:
+            call.at_end.append(lambda _: log_text(call.id, running.texts()))
+        return await running.start(self.threads)
 
     async def check_texts(self, call: Call, served: Served, texts: Sequence[Any]) -> None:
         """Raises :class:`Problem` for texts or token ids that the content filter blocks, where there is no
@@ -119,9 +124,15 @@ class Service:
                     )
 
     def stream(
-        self, pieces: AsyncIterator[bytes], request: Request, *, ping: bytes | None = b": ping\n\n"
+        self,
+        pieces: AsyncIterator[bytes],
+        request: Request,
+        running: Running,
+        *,
+        ping: bytes | None = b": ping\n\n",
     ) -> StreamAnswer:
-        """Server-sent events, or lines of JSON where there is no ping."""
+        """Server-sent events, or lines of JSON where there is no ping. Those of chunks of ``running`` that
+        are there at once are sent together."""
         call, path = call_of(request), request.scope["path"]
 
         def on_error(problem: Problem) -> bytes:
@@ -131,7 +142,7 @@ class Service:
             named = b"event: error\n" if path.startswith("/v1/messages") else b""
             return named + b"data: " + body + b"\n\n"
 
-        return StreamAnswer(
+        answer = StreamAnswer(
             pieces,
             call,
             media_type=LINES if ping is None else EVENTS,
@@ -140,6 +151,8 @@ class Service:
             ping_seconds=self.settings.ping_seconds,
             stuck_seconds=self.settings.stuck_seconds,
         )
+        running.before_waiting = answer.flush
+        return answer
 
 
 def service_of(request: Request) -> Service:
@@ -169,6 +182,23 @@ def query_of(request: Request, table: Mapping[str, Kind]) -> dict[str, Any]:
         found[name] = int(value) if is_number else value
     ignore = service_of(request).settings.unknown_fields == "ignore"
     return read(found, table, ignore_unknown=ignore)
+
+
+class TextEvent:
+    """Makes the events of a stream that differ in one text alone, as most do: ``value`` is one of them, with
+    :attr:`TEXT` in the place of the text.
+
+    >>> TextEvent({"a": {"text": TextEvent.TEXT}, "b": None}).of("Hi")
+    b'data: {"a":{"text":"Hi"},"b":null}\\n\\n'
+    """
+
+    TEXT = "\ue000"  # no other text is this one alone
+
+    def __init__(self, value: object, name: str | None = None) -> None:
+        self._before, self._after = event(value, name).split(as_line(self.TEXT))
+
+    def of(self, text: str) -> bytes:
+        return self._before + as_line(text) + self._after
 
 
 def event(value: object, name: str | None = None) -> bytes:

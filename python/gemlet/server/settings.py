@@ -224,6 +224,9 @@ class Settings:
         0.5, "probability from which ShieldGemma's yes counts (default 0.5)", _probability, "P"
     )
     vllm_metrics: bool = _setting(False, "give the metrics under vLLM's names too", _flag)
+    log_text: bool = _setting(
+        False, "write the texts of prompts and replies into the log too, for looking into a fault", _flag
+    )
     otel: bool = _setting(
         False,
         "send OpenTelemetry traces, without any text, to where the variables OTEL_EXPORTER_OTLP_* say",

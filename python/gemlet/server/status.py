@@ -52,6 +52,8 @@ def _model(service: Service, served: Served, *, sees_all: bool) -> dict[str, Any
         "context_length": model.context_length,
         "chats": model.chat_format is not None and model.tokenizer is not None and not model.prompts,
         "thinks": isinstance(model.chat_format, Gemma4Format),
+        "sees": model.config.vision is not None,
+        "hears": model.config.audio is not None,
     }
     if sees_all:
         shown["first_token_seconds"] = service.metrics.first_tokens(served.name)

@@ -24,7 +24,7 @@ from gemlet.errors import ConfigError, ModelFileError, TensorError
 from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name
 from gemlet.weights.slots import PER_LAYER_TABLE
 
-__all__ = ["read_gguf_keys", "read_gguf_sampling"]
+__all__ = ["not_followed", "read_gguf_keys", "read_gguf_sampling"]
 
 # general.architecture -> model_type of config.json
 _MODEL_TYPES = {
@@ -46,8 +46,18 @@ _IGNORED = {
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
     "tensor_data_layout",
+    "attention.layer_norm_epsilon",  # every norm of a Gemma is an RMS norm, and has the other one
 }
+_SCALES = {"logit_scale", "embedding_scale", "residual_scale", "attention.temperature_scale"}  # 1: nothing
 _TOWERS = ("vision.", "audio.", "mm.")
+_SAMPLING = "general.sampling."
+# What switches a way of sampling on -> the numbers that belong to it, and its value when it is off, if not 0.
+_SAMPLING_METHODS = {
+    "xtc_probability": ("xtc_threshold",),
+    "mirostat": ("mirostat_tau", "mirostat_eta"),
+    "penalty_repeat": ("penalty_last_n",),
+}
+_SAMPLING_OFF = {"penalty_repeat": 1}
 _MEAN = 1  # of the numbers of GGUF's pooling_type
 # Layers of Gemma 3n with keys and values of their own, where the file does not say how many share.
 _OWN_KEYS_3N = 20
@@ -125,7 +135,9 @@ class _Metadata:
                 continue
             plain = _plain(value)
             # For llama.cpp a number that is missing is 0.
-            if says_nothing(plain) or (type(plain) in (int, float) and plain == 0):
+            if says_nothing(plain) or (
+                type(plain) in (int, float) and (plain == 0 or (plain == 1 and rest in _SCALES))
+            ):
                 self.passed_over.append(key)
                 continue
             raise ConfigError(
@@ -186,9 +198,7 @@ def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
     be generated), by their names in GenerationConfig. Raises :class:`ConfigError` for one that no sampling
     could use.
     """
-    prefix = "general.sampling."
-    given = {key: value for key, value in gguf.metadata.items() if key.startswith(prefix)}
-    keys = Keys({key.removeprefix(prefix): value for key, value in given.items()}, gguf.path, prefix)
+    keys = Keys(_sampling(gguf), gguf.path, _SAMPLING)
     sampling: dict[str, Any] = {
         name: read_number(keys, option.gguf, name)
         for name, option in OPTIONS.items()
@@ -198,6 +208,23 @@ def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
         own = Keys({"suppress_tokens": _plain(suppressed)}, gguf.path, "tokenizer.ggml.")
         sampling["suppress_tokens"] = read_suppressed(own, "suppress_tokens", vocab_size)
     return sampling
+
+
+def not_followed(gguf: GGUFFile) -> dict[str, Any]:
+    """What the file asks of sampling and gemlet does not do: ``general.sampling.*`` -> the value. A number of
+    a method that is off asks for nothing."""
+    given = _sampling(gguf)
+    known = {option.gguf for option in OPTIONS.values()}
+    for method, numbers in _SAMPLING_METHODS.items():
+        if given.get(method) in (None, 0, _SAMPLING_OFF.get(method, 0)):
+            known.update(numbers)
+    asked = {key: value for key, value in given.items() if key not in known}
+    return {_SAMPLING + key: value for key, value in asked.items() if value != 0 and not says_nothing(value)}
+
+
+def _sampling(gguf: GGUFFile) -> dict[str, Any]:
+    found = {key: _plain(value) for key, value in gguf.metadata.items() if key.startswith(_SAMPLING)}
+    return {key.removeprefix(_SAMPLING): value for key, value in found.items()}
 
 
 def _read_common(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
@@ -223,7 +250,7 @@ def _read_common(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: 
 
 
 def _rows(shapes: Mapping[str, tuple[int, ...]], slot: str) -> int:
-    """Of the tensor; 1 where it is missing, which the check of all tensors will report."""
+    """The rows of the tensor; 1 where it is missing, which the check of all tensors will report."""
     return shapes.get(gguf_name(slot), (1,))[0]
 
 

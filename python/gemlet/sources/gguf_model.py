@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint
@@ -10,15 +11,22 @@ from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.config.hf_config import parse_config
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
-from gemlet.sources.gguf_keys import read_gguf_keys, read_gguf_sampling
+from gemlet.sources.gguf_keys import not_followed, read_gguf_keys, read_gguf_sampling
+from gemlet.sources.mmproj import add_towers
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import asked_of_texts, chat_format_of, open_tokenizer
 from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
 from gemlet.tokenizer.tokenizer import Tokenizer
-from gemlet.weights.gguf_names import ROPE_FREQS, map_gguf_tensors
+from gemlet.weights.cuts import Cut
+from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name, map_gguf_tensors
+from gemlet.weights.slots import PER_LAYER_TABLE
 
 
-def open_gguf(path: str, *, cache: bool, chat_template: str | None = None) -> ModelFiles:
+def open_gguf(
+    path: str, *, cache: bool, chat_template: str | None = None, mmproj: str | bool | None = None
+) -> ModelFiles:
+    """The model in the file ``path``, with the towers in the file ``mmproj``: None looks for it beside the
+    model, False leaves it out."""
     checkpoint = GGUFCheckpoint(path)
     try:
         gguf = checkpoint.gguf
@@ -26,9 +34,17 @@ def open_gguf(path: str, *, cache: bool, chat_template: str | None = None) -> Mo
         keys, passed_over = read_gguf_keys(gguf, shapes, checkpoint.read_vector(ROPE_FREQS))
         config = parse_config(keys, where=f"{gguf.path} (metadata)")
         config = replace(config, passed_over=(*config.passed_over, *passed_over))
+        cuts: dict[str, Cut] = {}
+        towers = add_towers(checkpoint, keys, mmproj)
+        if towers is not None:
+            config = replace(towers.config, passed_over=(*config.passed_over, *towers.left_out))
+            cuts |= towers.cuts
+            shapes |= _shorter_table(shapes, config, cuts)
         slots = map_gguf_tensors(shapes, config, where=gguf.path)
         for tensor in slots:
             checkpoint.dtype(tensor)
+        if towers is not None:
+            slots |= towers.slots
         vocabulary = tokenizer = chat_format = template = None
         if "tokenizer.ggml.model" in gguf.metadata:
             vocabulary, tokenizer = open_tokenizer(
@@ -42,14 +58,16 @@ def open_gguf(path: str, *, cache: bool, chat_template: str | None = None) -> Mo
         checkpoint.close()
         raise
     end_ids = _gguf_end_ids(config, tokenizer)
-    asked = {}
+    asked = not_followed(gguf)
     if not config.bidirectional:
         metadata = gguf.metadata
-        asked = asked_of_texts(*(metadata.get(f"tokenizer.ggml.add_{end}_token") for end in ("bos", "eos")))
+        asked |= asked_of_texts(*(metadata.get(f"tokenizer.ggml.add_{end}_token") for end in ("bos", "eos")))
     texts = {
         "config.json": json.dumps(keys, indent=2),
         "generation_config.json": json.dumps({"eos_token_id": sorted(end_ids), **sampling}, indent=2),
     }
+    if towers is not None:
+        texts |= towers.texts
     if template is not None:
         texts["chat_template.jinja"] = template
     return ModelFiles(
@@ -62,11 +80,25 @@ def open_gguf(path: str, *, cache: bool, chat_template: str | None = None) -> Mo
         chat_format=chat_format,
         checkpoint=checkpoint,
         slots=slots,
+        cuts=cuts,
         vocabulary=vocabulary,
         config_texts=texts,
         prompts=Prompts() if config.bidirectional else None,
         passed_over=config.passed_over,
     )
+
+
+def _shorter_table(
+    shapes: Mapping[str, tuple[int, ...]], config: TextConfig, cuts: dict[str, Cut]
+) -> dict[str, tuple[int, ...]]:
+    """The per-layer table as the model has it, if the file's has further rows, which are of no text; enters
+    its cut in ``cuts``."""
+    name, rows = gguf_name(PER_LAYER_TABLE), config.per_layer_vocab_size
+    shape = shapes.get(name, ())
+    if len(shape) != 2 or not 0 < rows < shape[0]:
+        return {}
+    cuts[name] = Cut(rows=((0, rows),))
+    return {name: (rows, shape[1])}
 
 
 def _chat_template(gguf: GGUFFile) -> str | None:

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
+from gemlet.checkpoint.scaled_tensors import Rounding, with_scales
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.generation_defaults import read_end_ids, read_recommended
 from gemlet.config.hf_config import read_config
 from gemlet.config.image_settings import PREPROCESSOR_FILES, read_image_settings
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
 from gemlet.config.sound_settings import read_sound_settings
-from gemlet.config.text_config import without_towers
+from gemlet.config.text_config import TextConfig
+from gemlet.errors import TensorError
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import asked_by_folder, chat_format_of, open_tokenizer
 from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
 from gemlet.tokenizer.stored import STORED_FILE
-from gemlet.weights.cuts import Cut, Transposed
-from gemlet.weights.hf_names import dense_tensor, map_tensors
-from gemlet.weights.packed_file import PackedCheckpoint, is_packed
-from gemlet.weights.slots import is_balance
+from gemlet.weights.cuts import Cut, Rearranged
+from gemlet.weights.hf_names import (
+    TOKEN_ORDER,
+    dense_tensor,
+    is_tower,
+    map_tensors,
+    matrix_columns,
+    split_prefix,
+    without_wrappers,
+)
+from gemlet.weights.packed_file import PackedCheckpoint, is_packed, packed_towers
+from gemlet.weights.slots import TABLE_SCALES, is_balance, is_rounding, rounded_slots
 from gemlet.weights.tower_slots import is_transposed
 
 # What a folder says of its model besides the weights, the vocabulary and the chat template.
@@ -64,27 +78,42 @@ def open_folder(
             chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
     passed_over = (*config.passed_over, *sampling.passed_over)
     cuts: dict[str, Cut] = {}
+    roundings: dict[str, Rounding] = {}
     opened = Checkpoint(folder)
     checkpoint: TensorFiles = opened
+    order: NDArray[np.int32] | None = None
     try:
         if is_packed(opened):
             config = replace(config, tie_word_embeddings="lm_head" not in opened.tensors)
-            # It was perhaps made of a text model, or without them.
-            kept = {tower: f"{tower}.projection" in opened.tensors for tower in ("vision", "audio")}
-            config = without_towers(config, **kept)
+            config = replace(packed_towers(config, opened), rounded=rounded_slots(opened.tensors))
             checkpoint = PackedCheckpoint(opened, config)
-            slots = {name: name for name in checkpoint.tensors if not is_balance(name)}
+            slots = {
+                name: name
+                for name in checkpoint.tensors
+                if not is_balance(name) and not is_rounding(name) and name != TABLE_SCALES
+            }
         else:
             for index in range(len(config.dense_sizes)):
                 opened.add_folder(os.path.dirname(dense_tensor(index)))
+            if config.quantization is not None:
+                roundings = _read_integers(opened, config)
             shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-            same = None if headers_only else opened.same_values
+
+            def same_values(table: str, head: str) -> bool:
+                return head not in roundings and opened.same_values(table, head)
+
+            same = None if headers_only else same_values
             slots, found, extra = map_tensors(shapes, config, where=folder, same=same)
             passed_over += (*extra, *opened.passed_over)
+            order = _token_order(opened, config)
             if found.tie_word_embeddings != config.tie_word_embeddings:
                 passed_over += ("tie_word_embeddings",)
-            config = found
-            cuts = {name: Transposed() for name, slot in slots.items() if is_transposed(slot, config.family)}
+            config = replace(found, rounded=tuple(sorted(slots[name] for name in roundings if name in slots)))
+            cuts = {
+                name: Rearranged.transposed(shapes[name])
+                for name, slot in slots.items()
+                if is_transposed(slot, config.family)
+            }
             for tensor in slots:
                 checkpoint.dtype(tensor)  # raises for a type that cannot be read
     except BaseException:
@@ -106,5 +135,41 @@ def open_folder(
         config_files=tuple(path for path in paths if os.path.isfile(path)),
         config_texts={} if template is None else {"chat_template.jinja": template},
         prompts=prompts,
+        roundings={slots[name]: rounding for name, rounding in roundings.items() if name in slots},
         passed_over=passed_over,
+        token_order=order,
     )
+
+
+def _read_integers(opened: Checkpoint, config: TextConfig) -> dict[str, Rounding]:
+    """Makes the weights of a quantized checkpoint tensors of their own; returns how products are rounded."""
+    columns = matrix_columns(config)
+
+    def inner(module: str) -> str:
+        return split_prefix(without_wrappers(module))[1]
+
+    return with_scales(
+        opened,
+        lambda module: columns.get(inner(module)),
+        is_read=lambda module: not is_tower(without_wrappers(module), config.family),
+    )
+
+
+def _token_order(checkpoint: Checkpoint, config: TextConfig) -> NDArray[np.int32] | None:
+    """The token of each row of a drafter's head, once its rows are in the order of the centroids."""
+    if not config.centroids:
+        return None
+    info = checkpoint.tensors.get(TOKEN_ORDER)
+    size = config.vocab_size
+    if info is None or info.dtype != "I64" or prod(info.shape) != size:
+        got = "is missing" if info is None else f"has type {info.dtype} and shape {list(info.shape)}"
+        raise TensorError(
+            f"{checkpoint.path('model.safetensors')}: tensor {TOKEN_ORDER!r} {got}; expected [{size}] in I64"
+        )
+    ids = np.frombuffer(checkpoint.files.read(info.file, info.begin, info.nbytes), "<i8")
+    if not np.array_equal(np.sort(ids), np.arange(size)):
+        raise TensorError(
+            f"{checkpoint.path(info.file)}: tensor {TOKEN_ORDER!r} does not have each of the {size} tokens "
+            "once"
+        )
+    return ids.astype(np.int32)

@@ -6,6 +6,7 @@ apply.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -19,7 +20,7 @@ from gemlet.adapters.peft_config import CONFIG_FILE
 from gemlet.base.front_door import public
 from gemlet.base.handlers import undisturbed
 from gemlet.base.text import show
-from gemlet.checkpoint.gguf_files import gguf_models, split_names
+from gemlet.checkpoint.gguf_files import gguf_models, mmproj_among, split_names
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
 from gemlet.tokenizer.stored import STORED_FILE
@@ -114,8 +115,9 @@ def download(
     Args:
         name: as on the hub, "google/gemma-3-1b-it"; or a GGUF file there, with all parts where it is split:
             "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf", or ":Q4_0" where one file has that in its
-            name. A repository without safetensors may be named alone where it holds only one GGUF model.
-            "hf.co/" or the hub's address may stand in front.
+            name; with the file of its towers (mmproj), where there is one. A repository without safetensors
+            may be named alone where it holds only one GGUF model. "hf.co/" or the hub's address may stand in
+            front.
         revision: a branch, tag or commit; None: the main branch.
         token: an access token; None: the one `hf auth login` stored; False: none.
         progress: False shows no bars of the hub.
@@ -159,8 +161,9 @@ class Choice(NamedTuple):
         return [n for n in sorted(self.names) if fits(n, self.patterns) and not fits(n, self.ignored)]
 
 
-def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
-    """What :func:`download` of these arguments fetches; raises as it does."""
+def choose(name: str, revision: str | None, token: str | bool | None, *, mmproj: bool = True) -> Choice:
+    """What :func:`download` of these arguments fetches; raises as it does. Unless ``mmproj``, of a GGUF model
+    only its own file."""
     expected = (
         'expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file there, like '
         '"someone/gemma-GGUF:gemma-Q4_0.gguf" or "someone/gemma-GGUF:Q4_0"'
@@ -179,7 +182,11 @@ def choose(name: str, revision: str | None, token: str | bool | None) -> Choice:
             tokenizers = tokenizers[:1]
         return found._replace(patterns=[*_FILES, *tokenizers], ignored=["[!0-9]*/*"])
     folder, name = os.path.split(file)
-    patterns = [glob.escape(os.path.join(folder, part)) for part in split_names(folder, name)]
+    fetched = [os.path.join(folder, part) for part in split_names(folder, name)]
+    with contextlib.suppress(InvalidRequestError):  # several: none is chosen
+        if mmproj and (towers := mmproj_among(file, names)) is not None:
+            fetched.append(towers)
+    patterns = [glob.escape(one) for one in fetched]
     return found._replace(file=file, patterns=patterns)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -31,19 +30,23 @@ _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 
 
 @contextmanager
-def outline(name: str, *, revision: str | None, token: str | bool | None) -> Iterator[str]:
+def outline(
+    name: str, *, revision: str | None, token: str | bool | None, mmproj: bool = True
+) -> Iterator[str]:
     """The folder (or the GGUF file) of the model ``name``, for as long as this is entered. Files that are in
-    the hub's cache are what they are.
+    the hub's cache are what they are. With ``mmproj``, the file of a GGUF model's towers is there too.
 
     Raises what :func:`gemlet.download` does, and :class:`HubError` for a server that gives no parts of
     files, or others than it was asked for.
     """
-    choice = choose(name, revision, token)
+    choice = choose(name, revision, token, mmproj=mmproj)
     if choice.is_here:
         yield fetch(choice, token)
         return
     weights = [file for file in choice.files() if _is_weights(file)]
     snapshot = fetch(choice, token, without=[glob.escape(file) for file in weights], whole=True)
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="gemlet-") as folder:
         try:
             for file in choice.files():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.adapters.adapter import AdapterFiles
 from gemlet.chat.base import ChatFormat
+from gemlet.checkpoint.scaled_tensors import Rounding
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig, without_towers
@@ -22,6 +23,7 @@ from gemlet.weights.packed_file import PackedCheckpoint
 from gemlet.weights.slots import core_slots, takes_format
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["ModelFiles"]
@@ -46,6 +48,8 @@ class ModelFiles:
             and the vocabulary: the paths of files to copy, and the names and contents of others.
         prompts: what comes before a text; None for a model that makes no embeddings.
         not_followed: what its files ask for and gemlet does not do, by key.
+        roundings: slot of a matrix -> where the scales are by which its inputs and outputs are rounded.
+        token_order: of a drafter with centroids, the token of each row of its head, int32 ``[vocab_size]``.
         passed_over: keys and tensors of the files that change nothing, beside those every model has.
         known_formats: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
         float16_as: that format for all of float16, of which no value is then read; None: as its values need.
@@ -69,7 +73,9 @@ class ModelFiles:
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
     prompts: Prompts | None = field(default=None, repr=False)
     not_followed: Mapping[str, Any] = field(default_factory=dict)
+    roundings: Mapping[str, Rounding] = field(default_factory=dict, repr=False)
     passed_over: tuple[str, ...] = ()
+    token_order: NDArray[np.int32] | None = field(default=None, repr=False)
 
     def cut(self, matformer: object) -> ModelFiles:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.config.matformer`)."""
@@ -108,7 +114,7 @@ class ModelFiles:
             rows = self.adapter.change_rows(self.merged[name], read, entry)
         else:
             rows = read()
-        return rows if cut is None else cut.apply(rows, info.shape[1])
+        return rows if cut is None else cut.apply(rows, info.shape)
 
     def is_changed(self, name: str) -> bool:
         """Whether :meth:`read_rows` gives anything else than the rows of the file."""

@@ -14,7 +14,7 @@ from gemlet.sources.adapters import find_adapter
 from gemlet.sources.finding import find, find_in_folder
 from gemlet.sources.gguf_model import open_gguf
 from gemlet.sources.hf_folder import open_folder
-from gemlet.sources.hub import check_access, download
+from gemlet.sources.hub import check_access, choose, fetch
 from gemlet.sources.hub_headers import outline
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import read_override
@@ -32,14 +32,17 @@ def open_model_files(
     token: str | bool | None = None,
     merge_adapter: str | os.PathLike[str] | None = None,
     chat_template: str | os.PathLike[str] | None = None,
+    mmproj: str | bool | None = None,
     cache: bool = False,
     headers_only: bool = False,
     progress: Progress = None,
+    as_drafter: bool = False,
 ) -> ModelFiles:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
     vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
-    fetched, and nothing can be read of them. Where ``progress`` is False or a function, the hub shows no
-    bars.
+    fetched, and nothing can be read of them. ``mmproj`` is the file with the towers of a GGUF model: None
+    looks for it, False leaves it out. ``as_drafter`` also takes what only drafts for another model. Where
+    ``progress`` is False or a function, the hub shows no bars.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
@@ -54,11 +57,15 @@ def open_model_files(
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
-            with outline(name, revision=revision, token=token) as found:
-                opened = _open(find_in_folder(found), name, template, cache=False, headers_only=True)
+            with outline(name, revision=revision, token=token, mmproj=mmproj is None) as found:
+                path = find_in_folder(found)
+                opened = _open(path, name, template, mmproj=mmproj, cache=False, headers_only=True)
+                _check_use(opened, as_drafter)
                 return replace(opened, name=name)
-        path = find_in_folder(download(name, revision=revision, token=token, progress=bars))
-    opened = _open(path, "demo" if source is None else path, template, cache=cache)
+        choice = choose(name, revision, token, mmproj=mmproj is None)
+        path = find_in_folder(fetch(choice, token, progress=bars))
+    opened = _open(path, "demo" if source is None else path, template, mmproj=mmproj, cache=cache)
+    _check_use(opened, as_drafter)
     if merge_adapter is None:
         return opened
     try:
@@ -68,15 +75,34 @@ def open_model_files(
         raise
 
 
+def _check_use(files: ModelFiles, as_drafter: bool) -> None:
+    if files.config.target_size and not as_drafter:
+        files.close()
+        raise UnsupportedError(
+            f"{files.name} is a drafter ({files.config.model_type}), which writes nothing alone; load the "
+            "model that it is for with drafter= this one"
+        )
+
+
 def _open(
-    path: str, name: str, chat_template: str | None, *, cache: bool, headers_only: bool = False
+    path: str,
+    name: str,
+    chat_template: str | None,
+    *,
+    mmproj: str | bool | None,
+    cache: bool,
+    headers_only: bool = False,
 ) -> ModelFiles:
     if os.path.isdir(path):
+        if isinstance(mmproj, str):
+            raise InvalidRequestError(
+                f"mmproj is {show(mmproj)}, but {name} is no GGUF file; a folder has its own towers"
+            )
         opened = open_folder(
             path, name=name, cache=cache, headers_only=headers_only, chat_template=chat_template
         )
     else:
-        opened = open_gguf(path, cache=cache, chat_template=chat_template)
+        opened = open_gguf(path, cache=cache, chat_template=chat_template, mmproj=mmproj)
     if chat_template is not None and opened.chat_format is None:
         opened.close()
         raise UnsupportedError(f"chat_template: {opened.name} has no tokenizer to chat with")

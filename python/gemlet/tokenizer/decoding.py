@@ -94,7 +94,7 @@ class StreamDecoder:
         return self.next_bytes(token_id)
 
     def next_bytes(self, token_id: int) -> bytes:
-        """As :meth:`bytes_of`, for many ids: without the front door, which costs more than the look-up.
+        """Like :meth:`bytes_of`, for many ids: without the front door, which costs more than the look-up.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer

@@ -14,6 +14,7 @@ from typing import Any
 from gemlet.base.files import checked_path, is_there, read_file
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
+from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.gguf_format import read_gguf
 from gemlet.errors import ModelFileError, TokenizerError
 from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
@@ -79,7 +80,7 @@ def _find(path: Path) -> Path:
     for name in TOKENIZER_FILES:
         if is_there(path / name):
             return path / name
-    found = sorted(path.glob("*.gguf"))
+    found = [path / name for name in gguf_models(file.name for file in path.iterdir())]
     if len(found) > 1:
         names = ", ".join(file.name for file in found[:4])
         raise TokenizerError(f"{path}: holds several GGUF files ({names}); name one of them")

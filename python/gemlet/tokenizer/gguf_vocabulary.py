@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from gemlet.base.text import show
@@ -35,7 +37,7 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     types = gguf.get("tokenizer.ggml.token_type", np.ndarray).tolist()
     if len(types) != len(tokens) or not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
         raise TokenizerError(f"{file}: tokenizer.ggml.token_type has to hold {len(tokens)} types from 1 to 6")
-    _name_bytes(tokens, types)
+    _name_bytes(file, tokens, types)
     ids: dict[str, int | None] = {}
     for name, key in _GGUF_IDS.items():
         identifier = gguf.get(f"tokenizer.ggml.{key}_token_id", int, None)
@@ -60,13 +62,21 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     return draft.finish(ids, draft.build(_scores(gguf, draft), ids))
 
 
-def _name_bytes(tokens: list[str], types: list[int]) -> None:
-    """``<0x00>`` to ``<0xFF>`` are bytes, whatever type the file gives them, where all of them are there."""
-    places = {token: i for i, token in enumerate(tokens) if len(token) == 6 and token.startswith("<0x")}
-    names = [f"<0x{byte:02X}>" for byte in range(256)]
-    if all(name in places for name in names):
-        for name in names:
-            types[places[name]] = BYTE
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
+def _name_bytes(file: str, tokens: list[str], types: list[int]) -> None:
+    """``<0x00>`` to ``<0xFF>`` are bytes, whatever type the file gives them."""
+    places = [i for i, token in enumerate(tokens) if len(token) == 6 and _BYTE.fullmatch(token)]
+    named = {int(tokens[i][3:5], 16) for i in places}
+    if places and (len(named) < 256 or len(places) > 256):
+        raise TokenizerError(
+            f"{file}: tokenizer.ggml.tokens has {len(places)} pieces for bytes, which name {len(named)} of "
+            "the 256; expected <0x00> to <0xFF>, each once, or none"
+        )
+    for i in places:
+        tokens[i] = f"<0x{tokens[i][3:5].upper()}>"
+        types[i] = BYTE
 
 
 def _scores(gguf: GGUFFile, draft: Draft) -> list[float]:

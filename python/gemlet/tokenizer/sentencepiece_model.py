@@ -117,7 +117,7 @@ class ParsedModel:
 
     ``pieces[i]`` is the UTF-8 text of piece ``i``, ``types[i]`` its type, ``tags[i]`` the offset of the tag
     of its ``SentencePiece`` message, ``ends[i]`` the offset behind the message. ``plain`` says that text is
-    taken as it is but for U+0020 becoming U+2581, as in every Gemma vocabulary. ``special_names`` maps
+    taken as it is, except that U+0020 becomes U+2581, as in every Gemma vocabulary. ``special_names`` maps
     ``"unk"``, ``"bos"``, ``"eos"`` and ``"pad"`` to their pieces.
     """
 

@@ -68,7 +68,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
     """The vocabulary in a file that :func:`write_stored` made.
 
     Raises :class:`TokenizerError` for one of another version, and one that is damaged or inconsistent,
-    :class:`ModelFileError` or :class:`TensorError` for what is no safetensors file.
+    :class:`ModelFileError` or :class:`TensorError` if it is not a safetensors file.
     """
     where = os.fspath(path)
     folder, name = os.path.split(where)

@@ -154,7 +154,7 @@ class Tokenizer:
 
     @public
     def most_characters(self, tokens: int) -> int | None:
-        """The most characters that a text of so many tokens has; None where there is no limit, because the
+        """The most characters that a text of this many tokens has; None where there is no limit, because the
         vocabulary lets white space vanish or makes one token of unknown characters.
 
         >>> import gemlet
@@ -166,8 +166,8 @@ class Tokenizer:
 
     @public
     def check_length(self, characters: int, tokens: int, name: str, remedy: str = "shorten it") -> None:
-        """Raises :class:`ContextLengthError`, naming ``name``, if a text of so many ``characters`` cannot fit
-        into a context of so many ``tokens``. This takes no time, unlike encoding the text.
+        """Raises :class:`ContextLengthError`, naming ``name``, if a text of this many ``characters`` cannot
+        fit into a context of this many ``tokens``. This takes no time, unlike encoding the text.
 
         >>> import gemlet
         >>> try:

@@ -73,7 +73,7 @@ class Vocabulary:
         merge_encoder: replaces ``proto`` where a list of merges cannot be said as scores.
         add_dummy_prefix: the model puts a space before each text (never so in Gemma's own files).
         may_cut: text may be cut before the character that follows a newline, and gives the same ids: it
-            reaches the pieces unchanged but for spaces, and no piece has a newline and anything else.
+            reaches the pieces unchanged except for spaces, and no piece has a newline and anything else.
         checked: SentencePiece has taken ``proto`` before.
     """
 
@@ -237,7 +237,7 @@ class Draft:
     def finish(
         self, ids: Mapping[str, int | None], proto: bytes, *, plain: bool = True, **rest: Any
     ) -> Vocabulary:
-        """``plain``: text reaches the pieces unchanged but for spaces."""
+        """``plain``: text reaches the pieces unchanged except for spaces."""
         spans = any("\n" in piece and piece.strip("\n") for piece in self.pieces)
         return Vocabulary(
             source=self.source,
@@ -287,9 +287,15 @@ class Draft:
             raise TokenizerError(
                 f"{self.source}: merge {ranks[stray]} makes {show(stray)}, which is no piece"
             )
-        for i, piece in enumerate(self.pieces[: self.base]):
-            if self.types[i] == NORMAL and len(piece) > 1 and piece not in ranks:
-                self.types[i] = UNUSED  # no merge makes it, so text must never produce it
+        joinable = [i for i in range(self.base) if self.types[i] == NORMAL and len(self.pieces[i]) > 1]
+        unmade = [i for i in joinable if self.pieces[i] not in ranks]
+        if joinable and len(unmade) == len(joinable):
+            raise TokenizerError(
+                f"{self.source}: its {len(merges)} merges make none of the {len(joinable)} pieces of several "
+                "characters, so the list of merges is empty or another vocabulary's; convert the model again"
+            )
+        for i in unmade:
+            self.types[i] = UNUSED  # no merge makes it, so text must never produce it
         proto = self.build([-float(ranks.get(piece, 0)) for piece in piece_ids], ids)
         encoder = None
         if not merges_are_complete(piece_ids, ranks, frozenset(merges)):

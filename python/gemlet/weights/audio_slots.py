@@ -6,7 +6,7 @@ from __future__ import annotations
 from gemlet.config.audio_config import ConformerConfig
 from gemlet.config.text_config import TextConfig
 
-__all__ = ["audio_name", "audio_slots"]
+__all__ = ["audio_name", "audio_slots", "table_slots"]
 
 # The last parts of slots: names in Gemma 3n, and in Gemma 4, inside of a layer.
 _LAYER = {
@@ -42,17 +42,22 @@ _BOUNDS = ("input_min", "input_max", "output_min", "output_max")
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "conv_start", "conv_end")
 
 
+def table_slots(name: str) -> tuple[str, str, str]:
+    """The slots of the table of Gemma 3n of this name, "vision" or "audio".
+
+    >>> table_slots("audio")
+    ('audio.hard_embedding', 'audio.hard_norm', 'audio.projection')
+    """
+    return f"{name}.hard_embedding", f"{name}.hard_norm", f"{name}.projection"
+
+
 def audio_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
     """slot -> shape, for every weight with which the model that ``config`` describes hears, and for the
     tables of Gemma 3n."""
     slots: dict[str, tuple[int, ...]] = {}
     for table in config.tables:
-        at = table.name
-        slots |= {
-            f"{at}.hard_embedding": (table.size, table.width),
-            f"{at}.hard_norm": (table.width,),
-            f"{at}.projection": (config.hidden_size, table.width),
-        }
+        shapes = ((table.size, table.width), (table.width,), (config.hidden_size, table.width))
+        slots |= dict(zip(table_slots(table.name), shapes, strict=True))
     if config.audio is None:
         return slots
     slots["audio.projection"] = (config.hidden_size, config.audio.width)

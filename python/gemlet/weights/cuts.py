@@ -1,11 +1,13 @@
-"""What is kept of the weights of a Gemma 3n when a smaller model is cut out of it."""
+"""What of a tensor in a file becomes a weight, where that is not all of it as it is there: a part, as when a
+smaller Gemma 3n is cut out of a larger one, or the values in another order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gemlet.checkpoint.tensor_files import numbers
 from gemlet.config.matformer import cut_config
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import UnsupportedError
@@ -14,7 +16,7 @@ from gemlet.weights.slots import PER_LAYER_TABLE, STREAMS, all_slots
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Cut", "Transposed", "cut_slots"]
+__all__ = ["Cut", "Rearranged", "Unsoftplussed", "cut_slots"]
 
 _PROJECTION = "per_layer_model_projection"
 
@@ -39,16 +41,16 @@ class Cut:
         return tuple(own or whole for own, whole in zip(kept, shape, strict=True))
 
     def apply(
-        self, blocks: Iterator[tuple[NDArray[Any], str]], columns: int
+        self, blocks: Iterator[tuple[NDArray[Any], str]], shape: tuple[int, ...]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """The kept part of a matrix of so many ``columns`` that comes in blocks of rows; blocks again, one
-        if several runs of rows are kept."""
+        """The kept part of a tensor of this ``shape`` that comes in blocks of rows; blocks again, one if
+        several runs of rows are kept."""
         import numpy as np
 
         parts: list[NDArray[Any]] = []
         dtype, begin = "", 0
         for block, dtype in blocks:
-            if block.shape[1] != columns:
+            if self.columns and block.shape[1] != shape[1]:
                 raise UnsupportedError("matformer: quantized weights cannot be cut; load a float checkpoint")
             end = begin + len(block)
             for first, count in self.rows or ((begin, len(block)),):
@@ -67,21 +69,61 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Transposed(Cut):
-    """A matrix whose rows are the columns of the one in the file."""
+class Rearranged(Cut):
+    """A tensor of the shape ``stored`` whose values, seen in the shape ``seen`` and with its axes in the
+    order ``axes``, are those of the weight, which has the shape ``made``. Blocks of GGUF become float32."""
+
+    stored: tuple[int, ...] = field(kw_only=True)
+    seen: tuple[int, ...] = field(kw_only=True)
+    axes: tuple[int, ...] = field(kw_only=True)
+    made: tuple[int, ...] = field(kw_only=True)
+
+    @classmethod
+    def transposed(cls, shape: tuple[int, ...]) -> Rearranged:
+        """A matrix whose rows are the columns of the one in the file, which has this ``shape``."""
+        return cls(stored=shape, seen=shape, axes=(1, 0), made=shape[::-1])
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape[::-1]
+        return self.made
 
     def apply(
-        self, blocks: Iterator[tuple[NDArray[Any], str]], columns: int
+        self, blocks: Iterator[tuple[NDArray[Any], str]], shape: tuple[int, ...]
     ) -> Iterator[tuple[NDArray[Any], str]]:
         import numpy as np
 
-        parts = [(block.copy(), dtype) for block, dtype in blocks]
-        if parts[0][0].shape[1] != columns:
-            raise UnsupportedError("a quantized matrix cannot be transposed; load a float checkpoint")
-        yield np.ascontiguousarray(np.concatenate([block for block, _ in parts]).T), parts[0][1]
+        values, dtype = _whole(blocks)
+        yield np.ascontiguousarray(values.reshape(self.seen).transpose(self.axes)).reshape(self.made), dtype
+
+
+@dataclass(frozen=True)
+class Unsoftplussed(Cut):
+    """A vector of which the file has the softplus."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def apply(
+        self, blocks: Iterator[tuple[NDArray[Any], str]], shape: tuple[int, ...]
+    ) -> Iterator[tuple[NDArray[Any], str]]:
+        import numpy as np
+
+        values, dtype = _whole(blocks)
+        wide = numbers(values, dtype).astype(np.float64)
+        with np.errstate(all="ignore"):  # what is not finite then is found where it is packed
+            yield (wide + np.log(-np.expm1(-wide))).astype(np.float32), "f32"
+
+
+def _whole(blocks: Iterator[tuple[NDArray[Any], str]]) -> tuple[NDArray[Any], str]:
+    """All rows of a tensor and their type; blocks of GGUF as float32."""
+    import numpy as np
+
+    from gemlet import _core
+
+    parts = [(block.copy(), dtype) for block, dtype in blocks]  # the next block takes its place
+    values, dtype = np.concatenate([np.atleast_1d(block) for block, _ in parts]), parts[0][1]
+    if values.dtype != np.uint8:
+        return values, dtype
+    return _core.widen(values.reshape(-1, values.shape[-1]), dtype), "f32"
 
 
 def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:

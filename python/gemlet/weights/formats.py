@@ -9,7 +9,7 @@ from gemlet import _core
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["PRESETS"]
+__all__ = ["EVERY", "PRESETS"]
 
 
 class Formats(NamedTuple):
@@ -33,6 +33,10 @@ PRESETS = {
     "q4k": Formats("q4k", "q8", "bf16"),
     "q4": Formats("q4", "q8", "bf16"),
 }
+# What only files have, so that nobody chooses it: one scale for a row, as Google's QAT for mobile trains it.
+# Rounded activations multiply small errors, so the cache is exact.
+STORED = {name: Formats(name, name, "f32") for name in ("r8", "r4", "r2")}
+EVERY = PRESETS | STORED
 # Formats whose matrices have balanced channels (csrc/model/balance.h).
 ROUNDED = ("q6k", "q5k", "q5", "q4k", "q4")
 # Format -> the exact formats of types in files that it keeps every bit of.
@@ -66,7 +70,7 @@ _ROUNDED_TO_Q4 = ("q2_k", "q3_k")
 
 def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None = None) -> Formats:
     """The formats in memory that ``weights`` (not "auto"), ``embedding`` and ``kv_cache`` stand for."""
-    preset = PRESETS[weights]
+    preset = EVERY[weights]
     return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
 
 

@@ -11,17 +11,22 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gemlet.base.text import show
+from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.text_config import TextConfig, without_towers
 from gemlet.errors import TensorError
+from gemlet.weights.audio_slots import table_slots
+from gemlet.weights.mobilenet_slots import slot_shapes, with_found_blocks
 from gemlet.weights.slots import all_slots
 from gemlet.weights.tower_slots import is_transposed, plain_tower_name, tower_names, tower_slots
 
 __all__ = [
+    "TOKEN_ORDER",
     "MappedTensors",
     "dense_tensor",
     "is_tower",
     "map_tensors",
     "match_tensors",
+    "matrix_columns",
     "split_prefix",
     "tensor_name",
     "tower_kinds",
@@ -71,6 +76,13 @@ _EXPERTS = {
     "post_dense_norm": "post_feedforward_layernorm_1",
     "post_moe_norm": "post_feedforward_layernorm_2",
 }
+# Of a drafter, whatever its trunk's names begin with.
+_ASSISTANT = {
+    "pre_projection": "pre_projection.weight",
+    "post_projection": "post_projection.weight",
+    "centroids": "masked_embedding.centroids.weight",
+}
+TOKEN_ORDER = "masked_embedding.token_ordering"  # of which token each row of its head is; integers
 _GEMMA3 = _COMMON | _SANDWICH | _HEAD_NORMS
 LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma": _COMMON | {"pre_mlp_norm": "post_attention_layernorm"},
@@ -106,8 +118,19 @@ TOWERS: Mapping[str, tuple[str, ...]] = {
     "gemma4": (*_TOWERS_3N, "vision_embedder."),
 }
 # Constants that some exports wrote out, by the last part of their name, and the scales of an 8-bit KV cache.
-_CONSTANTS = ("inv_freq", "original_inv_freq", "embed_scale")
-_CACHE_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale")
+_CONSTANTS = ("embed_scale", "cos_cached", "sin_cached", "position_ids", "masked_bias")
+# What quantized files have beside their weights, by the end of its name -> who writes it.
+_QUANTIZED = {
+    (".qweight", ".qzeros", ".g_idx"): "GPTQ or AWQ",
+    (".weight_packed", ".weight_zero_point", ".weight_shape"): "compressed-tensors",
+    (".absmax", ".quant_map", ".nested_absmax", ".SCB", ".weight_format"): "bitsandbytes",
+    (".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".input_scale"): "FP8, NVFP4 or int8",
+    (".scales", ".biases"): "MLX",
+}
+_CACHE_SCALES = (
+    *("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale"),
+    *("k_cache_scale", "v_cache_scale"),
+)
 
 
 class MappedTensors(NamedTuple):
@@ -182,21 +205,26 @@ def map_tensors(
 def _whole_towers(
     config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[TextConfig, tuple[str, ...]]:
-    """``config`` with the towers of which all tensors are there, of these ``shapes``, and why others are
-    left out. A file may have a part of one, or be saved as a model of text."""
+    """``config`` with the towers and tables of which all tensors are there, of these ``shapes``, and why
+    others are left out. A file may have a part of one, or be saved as a model of text."""
+    if isinstance(config.vision, MobileNetConfig):
+        config = replace(config, vision=with_found_blocks(config.vision, slot_shapes(shapes)))
     slots = tower_slots(config)
-    kept, reasons = {}, []
+    kept, tables, reasons = {}, [], []
     for tower in ("vision", "audio"):
         own = {slot: shape for slot, shape in slots.items() if slot.startswith(f"{tower}.")}
-        wrong = [
-            name
+        wrong_slots = {
+            slot: name
             for slot, name in tower_names(own, config.family).items()
             if shapes.get(name) != (own[slot][::-1] if is_transposed(slot, config.family) else own[slot])
-        ]
+        }
+        wrong = list(wrong_slots.values())
         kept[tower] = not wrong
+        if not wrong_slots.keys() & table_slots(tower):
+            tables.append(tower)
         if wrong and any(name in shapes for name in tower_names(own, config.family).values()):
             reasons.append(f"the tower for {tower} ({wrong[0]} is missing or has another shape)")
-    return without_towers(config, **kept), tuple(reasons)
+    return without_towers(config, **kept, tables=tables), tuple(reasons)
 
 
 def _plain_names(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, str]:
@@ -287,6 +315,9 @@ def match_tensors(
 
     Raises :class:`TensorError` for a tensor that is missing, mis-shaped, or neither named nor ``ignored``.
     """
+    wrong = any(shapes.get(name) != slots[slot] for slot, name in names.items())
+    if (wrong or len(shapes) > len(names)) and (how := _quantized(shapes, {*names.values(), *ignored})):
+        raise TensorError(f"{where}: {how}")
     for slot, name in names.items():
         if name not in shapes:
             missing = sum(other not in shapes for other in names.values())
@@ -307,10 +338,24 @@ def match_tensors(
     return {name: slot for slot, name in names.items()}
 
 
+def _quantized(shapes: Collection[str], known: Collection[str]) -> str | None:
+    """What to say of tensors that only quantized files have; None if there is none."""
+    for ends, tool in _QUANTIZED.items():
+        for name in shapes:
+            if name not in known and name.endswith(ends):
+                return (
+                    f"tensor {show(name)} belongs to weights that are quantized with {tool}; load the bf16 "
+                    "original, with weights='q8' or 'q4' to make it small, or a GGUF file of the model"
+                )
+    return None
+
+
 def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
     """The tensor that fills ``slot``, where the text model's names begin with ``prefix``."""
     if slot == "lm_head":
         return f"{head_prefix}lm_head.weight"
+    if slot in _ASSISTANT:
+        return _ASSISTANT[slot]
     if slot.startswith("dense."):
         return dense_tensor(int(slot.removeprefix("dense.")))
     if not slot.startswith("layers."):
@@ -318,6 +363,21 @@ def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
     _, index, part = slot.split(".")
     name = LAYER_NAMES[family][part]
     return f"{prefix}layers.{index}.{name[:-1] if name.endswith('.') else f'{name}.weight'}"
+
+
+def matrix_columns(config: TextConfig) -> dict[str, int]:
+    """Module of a text model, without what its name begins with -> the columns of its matrix.
+
+    >>> from gemlet.config import shape_config
+    >>> matrix_columns(shape_config("gemma3-1b"))["layers.0.mlp.down_proj"]
+    6912
+    """
+    slots = all_slots(without_towers(replace(config, tie_word_embeddings=False)))
+    return {
+        tensor_name(slot, config.family, "", "").removesuffix(".weight"): shape[1]
+        for slot, shape in slots.items()
+        if len(shape) == 2
+    }
 
 
 def dense_tensor(index: int) -> str:
@@ -332,6 +392,8 @@ def dense_tensor(index: int) -> str:
 def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:
     """Copies and leftovers that published files hold and no computation reads."""
     unused = {f"{head_prefix}lm_head.weight"} if config.tie_word_embeddings else set()
+    if config.centroids:
+        unused.add(TOKEN_ORDER)  # which is read on its own
     for i, layer in enumerate(config.layers):
         if layer.kv_source >= 0:
             for slot in ("k_proj", "v_proj", "k_norm"):
@@ -349,7 +411,7 @@ def is_tower(name: str, family: str) -> bool:
 
 
 def tower_kinds(modules: Iterable[str]) -> frozenset[str]:
-    """Of modules of towers: whether they see ("vision") or hear ("audio").
+    """The kinds of the towers that the modules belong to: those that see ("vision") or hear ("audio").
 
     >>> sorted(tower_kinds(["model.audio_tower.conformer.0.norm", "vision_tower.encoder", "layers.0.mlp"]))
     ['audio', 'vision']
@@ -368,4 +430,6 @@ def tower_kinds(modules: Iterable[str]) -> frozenset[str]:
 
 def _is_constant(name: str) -> bool:
     last = name.rpartition(".")[2]
-    return last in _CONSTANTS or (last in _CACHE_SCALES and ".self_attn." in name)
+    # transformers calls them inv_freq, original_inv_freq, and full_attention_inv_freq and the like.
+    frequencies = (last.endswith("inv_freq") and "rotary" in name) or last == "inv_freq"
+    return frequencies or last in _CONSTANTS or (last in _CACHE_SCALES and ".self_attn." in name)

@@ -23,22 +23,54 @@ from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.checkpoint.gguf_format import TENSOR_TYPES
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
-from gemlet.checkpoint.tensor_files import TensorFiles, TensorInfo
-from gemlet.config.text_config import TextConfig
+from gemlet.checkpoint.tensor_files import Scales, TensorFiles, TensorInfo
+from gemlet.config.mobilenet import MobileNetConfig
+from gemlet.config.text_config import TextConfig, without_towers
 from gemlet.errors import ModelFileError, TensorError, readable
-from gemlet.weights.formats import PRESETS
-from gemlet.weights.slots import PER_LAYER_TABLE, all_slots, balance_slots, core_slots, takes_format
-from gemlet.weights.tower_slots import in_tower
+from gemlet.weights.audio_slots import table_slots
+from gemlet.weights.formats import EVERY
+from gemlet.weights.mobilenet_slots import with_found_blocks
+from gemlet.weights.slots import (
+    PER_LAYER_TABLE,
+    TABLE_SCALES,
+    all_slots,
+    balance_slots,
+    core_slots,
+    rounding_slots,
+    takes_format,
+)
+from gemlet.weights.tower_slots import in_tower, tower_slots
 
 if TYPE_CHECKING:
     from gemlet import _core
 
-__all__ = ["FORMAT_VERSION", "PackedCheckpoint", "is_packed"]
+__all__ = ["FORMAT_VERSION", "PackedCheckpoint", "is_packed", "packed_towers"]
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:
     """Whether the files hold packed weights, of whatever version."""
     return "gemlet_format" in checkpoint.metadata
+
+
+def packed_towers(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
+    """``config`` with the towers and tables of which the file has weights; it was perhaps made of a text
+    model, or without them."""
+    if isinstance(config.vision, MobileNetConfig):
+        try:
+            described = json.loads(checkpoint.metadata["gemlet_tensors"])
+            shapes = {
+                name: tuple(shape)
+                for name, (_, shape) in described.items()
+                if all(type(size) is int and 0 < size < 1 << 31 for size in shape)
+            }
+            config = replace(config, vision=with_found_blocks(config.vision, shapes))
+        except (ValueError, TypeError, AttributeError, RecursionError, KeyError):
+            pass  # PackedCheckpoint says what is wrong
+    tables = [name for name in ("vision", "audio") if table_slots(name)[0] in checkpoint.tensors]
+    own = {slot for slot in tower_slots(config) if slot in checkpoint.tensors}
+    own -= {slot for name in tables for slot in table_slots(name)}
+    kept = {tower: any(slot.startswith(f"{tower}.") for slot in own) for tower in ("vision", "audio")}
+    return without_towers(config, **kept, tables=tables)
 
 
 class PackedCheckpoint(TensorFiles):
@@ -120,8 +152,8 @@ class PackedCheckpoint(TensorFiles):
 
     def _weights(self) -> str:
         weights = self._metadata.get("gemlet_weights")
-        if weights not in PRESETS:
-            choices = ", ".join(PRESETS)
+        if weights not in EVERY:
+            choices = ", ".join(EVERY)
             raise ModelFileError(
                 f"{self.path(SINGLE_FILE)}: gemlet_weights is {show(weights)}; expected one of {choices}"
             )
@@ -139,7 +171,7 @@ class PackedCheckpoint(TensorFiles):
                 parts = core_slots(slot, shape)
                 expected |= {part: shape if entry is None else shape[1:] for part, entry in parts}
         formats = {name: dtype for name, (dtype, shape) in described.items() if name in expected}
-        expected |= balance_slots(config, formats)
+        expected |= balance_slots(config, formats) | rounding_slots(config)
         tensors: dict[str, TensorInfo] = {}
         for name, shape in expected.items():
             info = self.tensors.get(name)
@@ -148,6 +180,7 @@ class PackedCheckpoint(TensorFiles):
             if name == PER_LAYER_TABLE:
                 if name in described:
                     info = self._table_of_blocks(info, *described[name])
+                    self._take_table_scales(info)
                 else:
                     super().dtype(name)  # raises for a type that cannot be read
                 found, tensors[name] = info.shape, info
@@ -165,20 +198,38 @@ class PackedCheckpoint(TensorFiles):
                     "config.json implies"
                 )
         for name in self.tensors:
-            if name not in expected:
+            if name not in expected and not (name == TABLE_SCALES and self.scales):
                 raise TensorError(f"{path}: unexpected tensor {show(name)}; the model has no such weight")
         self.tensors = MappingProxyType(tensors)
 
     def _table_of_blocks(self, info: TensorInfo, dtype: str, shape: tuple[Any, ...]) -> TensorInfo:
         """The per-layer table in a block type of GGUF, which the file has as U8, a row of bytes for each."""
-        values, nbytes = next((v, n) for name, v, n in TENSOR_TYPES.values() if name.lower() == dtype)
+        sizes = {name.lower(): (v, n) for name, v, n in TENSOR_TYPES.values()}
+        values, nbytes = _INTEGERS[dtype][1:] if dtype in _INTEGERS else sizes[dtype]
         rows, cols = shape if len(shape) == 2 and all(type(size) is int for size in shape) else (0, 0)
         if info.dtype != "U8" or cols % values or info.shape != (rows, cols // values * nbytes):
             raise TensorError(
                 f"{self.path(SINGLE_FILE)}: tensor {info.name!r} is {info.dtype} {list(info.shape)}; "
                 f"gemlet_tensors says {dtype} {show(list(shape))}"
             )
-        return replace(info, dtype=dtype, shape=shape)
+        return replace(info, dtype=_INTEGERS[dtype][0] if dtype in _INTEGERS else dtype, shape=shape)
+
+    def _take_table_scales(self, table: TensorInfo) -> None:
+        """Those of a table of integers, which stand behind it."""
+        if table.dtype not in {name for name, _, _ in _INTEGERS.values()}:
+            return
+        rows, columns = table.shape
+        info = self.tensors.get(TABLE_SCALES)
+        path = self.path(SINGLE_FILE)
+        if info is None:
+            raise TensorError(f"{path}: tensor {TABLE_SCALES!r} is missing; expected F32 [{rows}, 1]")
+        fits = info.dtype == "F32" and len(info.shape) == 2 and info.shape[0] == rows and info.shape[1] > 0
+        if not fits or columns % info.shape[1]:
+            raise TensorError(
+                f"{path}: tensor {TABLE_SCALES!r} is {info.dtype} {list(info.shape)}; expected F32 "
+                f"[{rows}, 1]"
+            )
+        self.scales = {PER_LAYER_TABLE: Scales(info, columns // info.shape[1])}
 
     def _described(self, path: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
         """weight -> (format, shape), as the metadata says."""
@@ -187,15 +238,19 @@ class PackedCheckpoint(TensorFiles):
             described = {name: (dtype, tuple(shape)) for name, (dtype, shape) in raw.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ModelFileError(f"{path}: gemlet_tensors is not a list of formats and shapes") from None
-        choices = [*PRESETS]
+        choices = [*EVERY]
         for name, (dtype, _) in described.items():
             if dtype not in (_block_types() if name == PER_LAYER_TABLE else choices):
                 raise ModelFileError(f"{path}: gemlet_tensors gives {show(name)} the format {show(dtype)}")
         return described
 
 
+# Tables of integers: type -> the name that TensorInfo has, values and bytes of a block.
+_INTEGERS = {"i8": ("INT8", 1, 1), "i4": ("INT4", 2, 1), "i2": ("INT2", 4, 1)}
+
+
 def _block_types() -> list[str]:
-    return [name.lower() for name in BLOCK_TYPES]
+    return [*(name.lower() for name in BLOCK_TYPES), *_INTEGERS]
 
 
 FORMAT_VERSION = 2  # of the file; the core counts the versions of the layout inside the tensors

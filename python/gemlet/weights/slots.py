@@ -6,7 +6,7 @@ experts are two slots per layer here, stacked as the file has them: :func:`core_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gemlet.config.layers import LayerSpec
 from gemlet.config.text_config import TextConfig
@@ -17,16 +17,23 @@ __all__ = [
     "BALANCES",
     "PER_LAYER_TABLE",
     "STREAMS",
+    "TABLE_SCALES",
     "all_slots",
     "balance_slots",
     "core_slots",
     "expected_slots",
     "is_balance",
+    "is_rounding",
+    "rounded_slots",
+    "rounding_slots",
     "takes_format",
 ]
 
 # The table of every layer's own token embeddings: the one slot that is not copied into memory.
 PER_LAYER_TABLE = "embed_tokens_per_layer"
+# The scales of a table that is stored as integers, in a packed file.
+TABLE_SCALES = "embed_tokens_per_layer_scales"
+_ROUNDING = "_rounding"
 
 # Stacked slot -> the core's slot of one expert, inside "layers.N.experts.E."; gate and up, where a GGUF file
 # has them apart, fill the same one in this order.
@@ -67,6 +74,10 @@ def expected_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
     for stream in range(config.altup_streams - 1):
         slots[f"altup_projections.{stream}"] = (hidden, hidden)
         slots[f"altup_unembed_projections.{stream}"] = (hidden, hidden)
+    if target := config.target_size:
+        slots |= {"pre_projection": (hidden, 2 * target), "post_projection": (target, hidden)}
+    if config.centroids:
+        slots["centroids"] = (config.centroids, hidden)
     inputs = hidden
     for i, size in enumerate(config.dense_sizes):
         slots[f"dense.{i}"] = (size, inputs)
@@ -164,8 +175,11 @@ def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, t
         layer = layer.partition(".experts.")[0]
         for balance, (norm, matrices) in BALANCES.items():
             fits = part in matrices or (part == "gate_up" and balance == "moe_balance")
-            # LAuReL adds the output of this norm to the residual, so that it cannot be changed.
-            if name in ROUNDED and fits and not (config.altup_streams > 1 and norm == "pre_attention_norm"):
+            # LAuReL adds the output of this norm to the residual, so that it cannot be changed; and fixed
+            # scales are those of the output as it is.
+            changes = config.altup_streams == 1 or norm != "pre_attention_norm"
+            changes = changes and not any(f"{layer}.{one}" in config.rounded for one in matrices)
+            if name in ROUNDED and fits and changes:
                 found[f"{layer}.{balance}"] = (config.hidden_size,)
     return found
 
@@ -177,6 +191,25 @@ def is_balance(slot: str) -> bool:
     (True, False)
     """
     return slot.rpartition(".")[2] in BALANCES
+
+
+def rounding_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """slot -> shape, for the two scales of each matrix whose inputs and outputs are rounded."""
+    return {f"{slot}{_ROUNDING}": (2,) for slot in config.rounded}
+
+
+def is_rounding(slot: str) -> bool:
+    """Whether it is the scales of :func:`rounding_slots`.
+
+    >>> is_rounding("layers.0.q_proj_rounding"), is_rounding("layers.0.q_proj")
+    (True, False)
+    """
+    return slot.endswith(_ROUNDING)
+
+
+def rounded_slots(names: Iterable[str]) -> tuple[str, ...]:
+    """The matrices that scales of these names belong to, in order."""
+    return tuple(sorted(name.removesuffix(_ROUNDING) for name in names if is_rounding(name)))
 
 
 def takes_format(slot: str, shape: tuple[int, ...]) -> bool:

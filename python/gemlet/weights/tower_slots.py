@@ -9,19 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import SiglipConfig
 from gemlet.weights.audio_slots import audio_name, audio_slots
 from gemlet.weights.gemma4_vision_slots import gemma4_vision_name, gemma4_vision_slots
+from gemlet.weights.mobilenet_slots import mobilenet_name, mobilenet_slots
 
 __all__ = ["Kind", "in_tower", "is_transposed", "kind_of", "plain_tower_name", "tower_names", "tower_slots"]
 
 Kind = Literal["matrix", "exact", "floats", "norm"]
 
 # Slots with more than one dimension that the core keeps as floats, by the last part of their name.
-_FLOATS = ("position_embedding", "conv_depthwise", "hard_embedding")
+_FLOATS = (
+    "position_embedding",
+    "hard_embedding",
+    # convolutions of each channel alone
+    "conv_depthwise",
+    "start",
+    "middle",
+    "key_down",
+    "value_down",
+)
 # Small matrices that stay in float32, as few columns of them share a scale.
-_EXACT = ("audio.conv.0", "audio.conv.1")
+_EXACT = ("audio.conv.0", "audio.conv.1", "vision.stem")
 
 _SIGLIP_LAYER = {
     "norm1": "layer_norm1",
@@ -71,6 +82,8 @@ def tower_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
     slots: dict[str, tuple[int, ...]] = {}
     if isinstance(config.vision, SiglipConfig):
         slots |= _siglip_slots(config.vision, config.hidden_size)
+    elif isinstance(config.vision, MobileNetConfig):
+        slots |= mobilenet_slots(config.vision, config.hidden_size)
     elif config.vision is not None:
         slots |= gemma4_vision_slots(config.vision, config.hidden_size)
     return slots | audio_slots(config)
@@ -112,13 +125,16 @@ def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:
     towers = [slot for slot in slots if in_tower(slot)]
     if family == "gemma3":
         return {slot: _siglip_name(slot) for slot in towers}
-    unified = "vision.patch_dense" in towers
-    return {
-        slot: gemma4_vision_name(slot, unified=unified)
-        if family == "gemma4" and slot.startswith("vision.")
-        else audio_name(slot, family)
-        for slot in towers
-    }
+    unified, every = "vision.patch_dense" in towers, frozenset(towers)
+    names: dict[str, str] = {}
+    for slot in towers:
+        if slot.startswith("audio."):
+            names[slot] = audio_name(slot, family)
+        elif family == "gemma4":
+            names[slot] = gemma4_vision_name(slot, unified=unified)
+        else:
+            names[slot] = mobilenet_name(slot, every)
+    return names
 
 
 def _siglip_name(slot: str) -> str:

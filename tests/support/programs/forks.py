@@ -13,11 +13,9 @@ import warnings
 from collections.abc import Callable
 
 import gemlet
-from support.programs.works import Works
+from support.programs.works import ROUNDS, Works
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
-
-FORKS = 25
 
 
 class Forks:
@@ -95,7 +93,7 @@ def fork_beside(name: str, action: str) -> None:
     for thread in threads:
         thread.start()
     try:
-        for _ in range(FORKS):
+        for _ in range(ROUNDS):
             time.sleep(random.uniform(0.001, 0.02))
             child = os.fork()
             if child == 0:

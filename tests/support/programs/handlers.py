@@ -13,9 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import gemlet
-from support.programs.works import Works
-
-ROUNDS = 30
+from support.programs.works import ROUNDS, Works
 
 
 class OnPurposeError(Exception):

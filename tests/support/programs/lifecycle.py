@@ -148,7 +148,7 @@ ACTIONS: dict[str, Callable[[Shared], object]] = {
 
 
 def act_while_extending(action: str, extends: int, threads: int) -> list[str]:
-    """Runs four times ``extends`` extends. Returns "done" or the name of the error for each."""
+    """Runs twice ``extends`` extends. Returns "done" or the name of the error for each."""
     shared = Shared(threads)
     started = time.monotonic()
     _core.TokenSequence(shared.core).extend(shared.ids[:500])
@@ -163,7 +163,7 @@ def act_while_extending(action: str, extends: int, threads: int) -> list[str]:
         except gemlet.GemletError as error:
             outcomes.append(type(error).__name__)
 
-    for _ in range(4):
+    for _ in range(2):
         shared.begin()
         running = [threading.Thread(target=extend, args=(shared.sequence,)) for _ in range(extends)]
         for thread in running:

@@ -137,7 +137,7 @@ def fill_a_context(weights: str, longest_span: int) -> None:
         intermediate_size=2**13,
         bidirectional_spans=True,
     )
-    config = model_config(layer, layer, max_context=1024, longest_span=longest_span)
+    config = model_config(layer, layer, max_context=544, longest_span=longest_span)
     builder = builder_of(config, weights, kv_cache="bf16")
     plan = builder.plan()
     builder.add_random(seed=1)
@@ -145,7 +145,7 @@ def fill_a_context(weights: str, longest_span: int) -> None:
     before = resident()
     sequence = _core.TokenSequence(core)
     spans = [(3, 3 + longest_span)] if longest_span else []
-    sequence.extend(np.full(1008, 5, np.int32), spans=spans)
+    sequence.extend(np.full(528, 5, np.int32), spans=spans)
     sequence.extend(np.full(16, 5, np.int32))
     grown = (resident() - before) * 2**20
     planned = plan["kv_cache"] + plan["activations"]

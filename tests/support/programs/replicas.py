@@ -21,7 +21,8 @@ WORKS = 9.0
 
 @contextmanager
 def _on_ray() -> Iterator[None]:
-    # On a busy machine, Ray's processes take long to begin.
+    # On a busy machine, Ray's processes take long to begin: by default others go before them (nice 15).
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
     os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"

@@ -30,7 +30,7 @@ struct Meeting {
 struct Warp {
   Meeting meeting;
   unsigned operation[kWarp] = {};
-  Given given[2][kWarp];  // by turns, so that one meeting for each operation is enough
+  Given given[2][kWarp];  // used alternately, so that one meeting for each operation is enough
 };
 
 struct Fiber {

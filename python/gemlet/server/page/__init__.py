@@ -16,6 +16,7 @@ FILES: Mapping[str, tuple[str, str]] = {
     "/page/style.css": ("style.css", "text/css"),
     "/page/main.js": ("main.js", "text/javascript"),
     "/page/chat.js": ("chat.js", "text/javascript"),
+    "/page/attach.js": ("attach.js", "text/javascript"),
     "/page/markdown.js": ("markdown.js", "text/javascript"),
     "/page/server.js": ("server.js", "text/javascript"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
@@ -27,7 +28,7 @@ _HEADERS = {
     "require-trusted-types-for 'script'; trusted-types 'none'",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(self)",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }

@@ -1,11 +1,12 @@
 // The conversation: its turns, and how they are shown.
 
+import { preview } from "/page/attach.js";
 import { render } from "/page/markdown.js";
 
 const KEPT = "gemlet.turns";
 
 export const log = document.getElementById("log");
-export let turns = []; // {role, text, thought, figures, problem, node}
+export let turns = []; // {role, text, media, thought, figures, problem, node}
 
 function element(name, className, text) {
   const made = document.createElement(name);
@@ -31,7 +32,13 @@ export function add(turn, how) {
   if (turn.role === "user") {
     const below = element("div", "below");
     below.append(button("copy", "Copy", "Copy your message"), button("edit", "Edit", "Edit your message"));
-    turn.node.append(element("div", "text", turn.text), below);
+    if (turn.media?.length) {
+      const sent = element("div", "sent");
+      sent.append(...turn.media.map(preview));
+      turn.node.append(sent);
+    }
+    if (turn.text) turn.node.append(element("div", "text", turn.text));
+    turn.node.append(below);
   } else {
     turn.parts = { text: element("div", "text"), below: element("div", "below") };
     turn.node.append(turn.parts.text, turn.parts.below);
@@ -89,9 +96,10 @@ export const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` 
 /** Keeps the conversation in this tab, so that it survives a reload. */
 export function keep() {
   try {
-    const plain = turns.map(({ role, text, thought, thinkingSeconds, figures, problem }) => ({
+    const plain = turns.map(({ role, text, media, thought, thinkingSeconds, figures, problem }) => ({
       role,
       text,
+      media,
       thought,
       thinkingSeconds,
       figures,

@@ -1,5 +1,6 @@
 // The page: what happens when a person writes, clicks and presses keys.
 
+import { allow, contentOf, isEmpty, put, take as takeMedia } from "/page/attach.js";
 import { add, cut, keep, log, restore, seconds, show, turnOf, turns } from "/page/chat.js";
 import { Refused, key, reply, status } from "/page/server.js";
 
@@ -27,16 +28,19 @@ function sampling() {
 
 function request() {
   const messages = [];
-  for (const { role, text } of turns) {
+  for (const { role, text, media } of turns) {
     const before = messages.at(-1);
-    if (role === before?.role) before.content += `\n\n${text}`; // what came before got no reply
-    else if (text) messages.push({ role, content: text });
+    if (role === before?.role) {
+      before.text += `\n\n${text}`; // what came before got no reply
+      before.media = [...(before.media ?? []), ...(media ?? [])];
+    } else if (text || media?.length) messages.push({ role, text, media });
   }
+  const content = messages.map(({ role, text, media }) => ({ role, content: contentOf(text, media) }));
   const system = options.elements.system.value.trim();
-  if (system) messages.unshift({ role: "system", content: system });
+  if (system) content.unshift({ role: "system", content: system });
   const chosen = models.find((one) => one.id === model.value);
   const thinks = chosen?.thinks ? { reasoning_effort: options.elements.thinks.checked ? "medium" : "none" } : {};
-  return { model: model.value, messages, ...sampling(), ...thinks };
+  return { model: model.value, messages: content, ...sampling(), ...thinks };
 }
 
 /** Has the model answer the conversation. */
@@ -111,8 +115,8 @@ function explain(error) {
 
 function submit() {
   const text = question.value.trim();
-  if (!text || writing || send.disabled) return;
-  add({ role: "user", text });
+  if ((!text && isEmpty()) || writing || send.disabled) return;
+  add({ role: "user", text, media: takeMedia() });
   question.value = "";
   follows = true;
   answer();
@@ -128,6 +132,7 @@ function again(index) {
 function edit(index) {
   if (writing) return;
   question.value = turns[index].text;
+  put(turns[index].media ?? []);
   cut(index);
   keep();
   refresh();
@@ -138,7 +143,7 @@ function edit(index) {
 
 function refresh() {
   const canChat = models.some((one) => one.chats);
-  send.disabled = !question.value.trim() || !canChat;
+  send.disabled = (!question.value.trim() && isEmpty()) || !canChat;
   send.hidden = writing !== null;
   stop.hidden = writing === null;
   at("welcome").hidden = turns.length > 0;
@@ -211,8 +216,6 @@ at("to-end").addEventListener("click", () => {
   follow();
   question.focus();
 });
-// A file that is dropped beside its place would take the place of the page.
-for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 
 // --- Settings --------------------------------------------------------------------------------------------
 
@@ -245,7 +248,7 @@ options.addEventListener("input", keepOptions);
 options.addEventListener("submit", (event) => event.preventDefault());
 model.addEventListener("change", () => {
   keepOptions();
-  showThinking();
+  showAbilities();
 });
 at("open-settings").addEventListener("click", () => {
   at("settings").showModal();
@@ -312,7 +315,7 @@ function take(state) {
   at("key-section").hidden = !key.get();
   if (at("settings").open) showServer(state, now);
   last = { state, now };
-  showThinking();
+  showAbilities();
   refresh();
 }
 
@@ -325,8 +328,10 @@ function showModels(names) {
   if (!names.length) model.append(new Option("no chat model", ""));
 }
 
-function showThinking() {
-  at("thinks").hidden = !models.find((one) => one.id === model.value)?.thinks;
+function showAbilities() {
+  const chosen = models.find((one) => one.id === model.value);
+  at("thinks").hidden = !chosen?.thinks;
+  allow({ image: chosen?.sees, sound: chosen?.hears }, refresh);
 }
 
 const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`);

@@ -1,0 +1,113 @@
+// Products with weights that have one scale for a row (r8, r4, r2), on every tier with vectors. A dots_*.h or a header
+// of Arm is included before and defines BitsDot and ByteDot, which multiply unsigned weights of up to 6 and of 8 bits
+// by any bytes.
+#pragma once
+
+#include "kernels/matmul/panels.h"
+#include "kernels/matmul/row_pointers.h"
+
+namespace gemlet::kernels {
+namespace {
+
+// Of a superblock of 64 columns: weights(lines, part, h) is vector h of the weights of columns [column(part), + 4), a
+// byte each, of 16 parts.
+struct EightBitRows {
+  static constexpr int64_t kBytes = kR8SuperblockBytes;
+  static constexpr int32_t kZero = kQ8Zero;
+  static constexpr int column(int part) { return 4 * part; }
+  static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
+    return load_i32(lines + part * kLineBytes + h * kLanes * 4);
+  }
+  using Dot = ByteDot;
+};
+struct FourBitRows {
+  static constexpr int64_t kBytes = kR4SuperblockBytes;
+  static constexpr int32_t kZero = kQ4Zero;
+  // Of each line the low halves, then the high ones.
+  static constexpr int column(int part) { return part / 8 * (int)kBlock + part % 2 * 16 + part % 8 / 2 * 4; }
+  static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
+    return (load_i32(lines + part / 2 * kLineBytes + h * kLanes * 4) >> (part % 2 * 4)) & 0x0f0f0f0f;
+  }
+  using Dot = BitsDot;
+};
+struct TwoBitRows {
+  static constexpr int64_t kBytes = kR2SuperblockBytes;
+  static constexpr int32_t kZero = kR2Zero;
+  static constexpr int column(int part) { return part % 4 * 16 + part / 4 * 4; }
+  static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
+    return (load_i32(lines + part / 4 * kLineBytes + h * kLanes * 4) >> (part % 4 * 2)) & 0x03030303;
+  }
+  using Dot = BitsDot;
+};
+constexpr int kSuperblockParts = 16;
+
+template <typename Rows>
+struct StaticProduct {
+  static constexpr int kRows = kBitsRows;
+  static constexpr int vectors(int rows) { return vectors_at_once(rows); }
+  template <int R, int H>
+  static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
+    const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
+    RowPointers<R> x(first, a.x_stride), ends(first + a.cols, a.x_stride);
+    VI dots[R][H];
+    for (int r = 0; r < R; ++r) {
+      for (int h = 0; h < H; ++h) dots[r][h] = splat_i32(-Rows::kZero * number_at<int32_t>(ends(r) + 4));
+    }
+    const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
+    for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
+#pragma GCC unroll 16
+      for (int part = 0; part < kSuperblockParts; ++part) {
+        for (int h = 0; h < H; ++h) {
+          const VI w = Rows::weights(lines, part, h);
+          for (int r = 0; r < R; ++r) dots[r][h] = Rows::Dot::add(dots[r][h], w, x(r) + Rows::column(part));
+        }
+      }
+      x.advance(kSuperblock);
+    }
+    for (int h = 0; h < H; ++h) {
+      const VF scale = load((const float*)panel + (h0 + h) * kLanes);
+      for (int r = 0; r < R; ++r) sums[r][h] = to_float(dots[r][h]) * (scale * number_at<float>(ends(r)));
+    }
+  }
+};
+
+// Padded columns have no x.
+template <typename Rows>
+struct FloatRowsProduct {
+  static constexpr int kRows = kRowTile;
+  static constexpr int vectors(int rows) { return vectors_at_once(rows); }
+  template <int R, int H>
+  static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
+    const float* x[R];
+    for (int r = 0; r < R; ++r) x[r] = (const float*)((const uint8_t*)a.x + (row + r) * a.x_stride);
+    const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
+    VF odd[R][H] = {};
+    for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
+      for (int part = 0; part < kSuperblockParts; ++part) {
+        const int64_t at = c + Rows::column(part), left = a.cols - at;
+        for (int h = 0; h < H; ++h) {
+          const VI four = Rows::weights(lines, part, h);
+          for (int i = 0; i < 4 && i < left; ++i) {
+            const VF w = to_float(((four >> (8 * i)) & 255) - Rows::kZero);
+            for (int r = 0; r < R; ++r) (i % 2 == 0 ? sums : odd)[r][h] += x[r][at + i] * w;
+          }
+        }
+      }
+    }
+    for (int h = 0; h < H; ++h) {
+      const VF scale = load((const float*)panel + (h0 + h) * kLanes);
+      for (int r = 0; r < R; ++r) sums[r][h] = (sums[r][h] + odd[r][h]) * scale;
+    }
+  }
+};
+
+}  // namespace
+
+namespace GEMLET_TIER {
+
+void matmul_s8_r8(const MatmulArgs& a) { matmul<StaticProduct<EightBitRows>>(a); }
+void matmul_s8_r4(const MatmulArgs& a) { matmul<StaticProduct<FourBitRows>>(a); }
+void matmul_s8_r2(const MatmulArgs& a) { matmul<StaticProduct<TwoBitRows>>(a); }
+
+}  // namespace GEMLET_TIER
+}  // namespace gemlet::kernels

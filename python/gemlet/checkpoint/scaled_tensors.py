@@ -1,0 +1,157 @@
+"""Tensors of integers whose scales stand in tensors of their own, as in Google's quantized checkpoints.
+
+:func:`with_scales` presents each as one tensor of weights under the name that the plain one would have:
+``X.weight`` of ``X.weight``, ``X.embedding_quantized`` or ``X.weight_packed``. How many bits an integer has
+follows from the number of columns that the model has, which the caller knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from gemlet.base.text import show
+from gemlet.checkpoint.tensor_files import Scales, TensorFiles, TensorInfo
+from gemlet.errors import TensorError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Rounding", "read_rounding", "with_scales"]
+
+_MOST_SCALES = 1 << 28  # of a tensor, 1 GB in memory
+_BITS = {1: ("I8", "INT8"), 2: ("U8", "INT4"), 4: ("U8", "INT2")}  # columns in a byte -> dtypes
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The tensors that have the scales by which a module's inputs and outputs are rounded; None: absent."""
+
+    input: TensorInfo | None
+    output: TensorInfo | None
+
+
+def with_scales(
+    files: TensorFiles, columns: Callable[[str], int | None], *, is_read: Callable[[str], bool]
+) -> dict[str, Rounding]:
+    """Gives ``files`` the tensors that are described above in place of their parts.
+
+    ``columns`` says how many columns the matrix of a name has ("model.layers.0.mlp.up_proj"), None for what
+    is no matrix of the model; ``is_read`` whether a module's tensors matter. Returns the rounding of each
+    tensor that has one. Raises :class:`TensorError` for parts that do not fit together.
+    """
+    tensors = dict(files.tensors)
+    scales: dict[str, Scales] = {}
+    roundings: dict[str, Rounding] = {}
+    for name in list(tensors):
+        module, _, part = name.rpartition(".")
+        if part not in ("weight_scale", "embedding_scale") or not is_read(module):
+            continue
+        scale = tensors.pop(name)
+        stored = "embedding_quantized" if part == "embedding_scale" else "weight"
+        words = f"{module}.weight_packed" in tensors
+        info = tensors.pop(f"{module}.{'weight_packed' if words else stored}", None)
+        where = files.path(scale.file)
+        if info is None:
+            raise TensorError(f"{where}: tensor {show(name)} has no {show(f'{module}.{stored}')} beside it")
+        if words:
+            info = _words(files, info, tensors.pop(f"{module}.weight_shape", None), scale)
+        else:
+            roundings[f"{module}.weight"] = Rounding(
+                _scalar(files, tensors.pop(f"{module}.input_activation_scale", None)),
+                _scalar(files, tensors.pop(f"{module}.output_activation_scale", None)),
+            )
+            info = _bytes(files, info, columns(module), scale)
+        name = f"{module}.weight"
+        if name in tensors:
+            raise TensorError(f"{where}: {show(name)} is there twice, as floats and as integers with scales")
+        tensors[name] = replace(info, name=name)
+        scales[name] = Scales(scale, info.shape[1] // scale.shape[1])
+    files.tensors = MappingProxyType(tensors)
+    files.scales = scales
+    return {
+        name: rounding
+        for name, rounding in roundings.items()
+        if rounding.input is not None or rounding.output is not None
+    }
+
+
+def read_rounding(files: TensorFiles, rounding: Rounding) -> NDArray[np.float32]:
+    """The scales of inputs and outputs; 0 where one is absent."""
+    import numpy as np
+
+    found = np.zeros(2, np.float32)
+    for i, info in enumerate((rounding.input, rounding.output)):
+        if info is not None:
+            raw = files.files.read(info.file, info.begin, info.nbytes)
+            found[i] = np.frombuffer(raw, "<f4")[0]
+            if not 0 <= found[i] < np.inf:
+                raise TensorError(
+                    f"{files.path(info.file)}: tensor {show(info.name)} is {found[i]}; expected a finite "
+                    "number, 0 or more"
+                )
+    return found
+
+
+def _bytes(files: TensorFiles, info: TensorInfo, columns: int | None, scale: TensorInfo) -> TensorInfo:
+    """Integers of 2, 4 or 8 bits in bytes."""
+    label = f"{files.path(info.file)}: tensor {show(info.name)}"
+    if len(info.shape) != 2 or not info.shape[0] or not info.shape[1]:
+        raise TensorError(f"{label} has shape {list(info.shape)}; expected rows and columns")
+    rows, width = info.shape
+    if columns is None:  # of a layer that does not read it
+        columns = width
+    per_byte = columns // width if columns % width == 0 else 0
+    if per_byte not in _BITS or info.dtype != _BITS[per_byte][0]:
+        raise TensorError(
+            f"{label} is {info.dtype} {list(info.shape)}; expected for {columns} columns I8 [.., {columns}], "
+            f"U8 [.., {columns // 2}] (4 bits) or U8 [.., {columns // 4}] (2 bits)"
+        )
+    if scale.dtype != "F32" or len(scale.shape) != 2 or scale.shape[0] != rows or not scale.shape[1]:
+        raise _wrong_tensor(files, scale, "F32", [rows, 1])
+    if columns % scale.shape[1] or rows * scale.shape[1] > _MOST_SCALES:
+        raise _wrong_tensor(files, scale, "F32", [rows, 1])
+    return replace(info, dtype=_BITS[per_byte][1], shape=(rows, columns))
+
+
+def _words(files: TensorFiles, info: TensorInfo, shape: TensorInfo | None, scale: TensorInfo) -> TensorInfo:
+    """Integers of 4 bits, eight in a word, with a scale for 32 columns."""
+    import numpy as np
+
+    label = f"{files.path(info.file)}: tensor {show(info.name)}"
+    fits = info.dtype == "I32" and len(info.shape) == 2 and all(info.shape)
+    if not fits or info.shape[1] % 4:
+        raise TensorError(
+            f"{label} is {info.dtype} {list(info.shape)}; expected I32 [rows, columns / 8], whole groups of "
+            "32 columns"
+        )
+    rows, columns = info.shape[0], 8 * info.shape[1]
+    if scale.dtype not in ("BF16", "F16", "F32") or scale.shape != (rows, columns // 32):
+        raise _wrong_tensor(files, scale, "BF16", [rows, columns // 32])
+    if rows * (columns // 32) > _MOST_SCALES:
+        raise _wrong_tensor(files, scale, "BF16", [rows, columns // 32])
+    if shape is not None:
+        if shape.dtype != "I64" or shape.shape != (2,):
+            raise _wrong_tensor(files, shape, "I64", [2])
+        said = np.frombuffer(files.files.read(shape.file, shape.begin, 16), "<i8").tolist()
+        if said != [rows, columns] and any(said):  # of a file whose head alone was fetched it is zeros
+            raise TensorError(
+                f"{files.path(shape.file)}: tensor {show(shape.name)} says {said}; expected {[rows, columns]}"
+            )
+    return replace(info, dtype="INT4X32", shape=(rows, columns))
+
+
+def _scalar(files: TensorFiles, info: TensorInfo | None) -> TensorInfo | None:
+    if info is not None and (info.dtype != "F32" or info.nbytes != 4):
+        raise _wrong_tensor(files, info, "F32", [])
+    return info
+
+
+def _wrong_tensor(files: TensorFiles, scale: TensorInfo, dtype: str, shape: list[int]) -> TensorError:
+    return TensorError(
+        f"{files.path(scale.file)}: tensor {show(scale.name)} is {scale.dtype} {list(scale.shape)}; expected "
+        f"{dtype} {shape}"
+    )
