@@ -9,10 +9,10 @@
 namespace gemlet::audio {
 namespace {
 
-constexpr int64_t kKernel = 3, kStride = 2;  // of both convolutions
+constexpr int64_t kKernel = 3, kStride = 2;  // both convolutions have these
 constexpr int64_t kWide = 4;                 // widths of the residual in the hidden layer of an MLP
 constexpr int64_t kPatchFloats = 1 << 20;    // what the convolutions see, in memory at a time
-constexpr float kNormEps = 1e-6f;            // of the norms that rms_norm_eps does not reach
+constexpr float kNormEps = 1e-6f;            // for the norms that rms_norm_eps does not reach
 
 int64_t half(int64_t count) { return (count + 1) / 2; }
 

@@ -17,14 +17,14 @@ enum class Family : uint8_t { kGemma3n, kGemma4 };
 
 struct ConformerConfig {
   Family family = Family::kGemma4;
-  int64_t bins = 0;             // of the log-mel spectra
-  int64_t first_channels = 0;   // of the first convolution
-  int64_t second_channels = 0;  // of the second one
+  int64_t bins = 0;             // bins of the log-mel spectra
+  int64_t first_channels = 0;   // channels of the first convolution
+  int64_t second_channels = 0;  // channels of the second convolution
   int64_t hidden_size = 0;
   int64_t num_layers = 0;
   int64_t num_heads = 0;
-  int64_t conv_taps = 0;    // of the convolution in a block
-  int64_t keys = 0;         // that a query sees, its own included
+  int64_t conv_taps = 0;    // taps of the convolution in a block
+  int64_t keys = 0;         // keys that a query sees, its own included
   int64_t output_size = 0;  // Gemma 4: of the encoder; Gemma 3n: hidden_size
   int64_t reduction = 1;    // Gemma 3n: one of this many tokens is kept
   double logit_cap = 0;

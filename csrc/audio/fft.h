@@ -17,7 +17,7 @@ class RealFft {
  private:
   int64_t half_;
   std::vector<std::complex<double>> twiddles_;  // e^(-2 pi i k / length), k < length / 2
-  std::vector<int64_t> order_;                  // of the inputs
+  std::vector<int64_t> order_;                  // the order in which it reads the inputs
   std::vector<std::complex<double>> work_;
 };
 

@@ -11,7 +11,7 @@
 namespace gemlet {
 namespace {
 
-constexpr int64_t kMultiple = 128;  // of samples
+constexpr int64_t kMultiple = 128;  // the number of samples is a multiple of this
 constexpr int64_t kMostLength = 1 << 16;
 
 void check(const char* field, double value, double low, double high) {

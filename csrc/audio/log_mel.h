@@ -9,7 +9,7 @@ namespace gemlet {
 
 struct LogMelConfig {
   int64_t frame_length = 0;  // samples of a frame
-  int64_t hop_length = 0;    // from one frame to the next
+  int64_t hop_length = 0;    // samples from one frame to the next
   int64_t fft_length = 0;    // a power of two, at least frame_length
   int64_t bins = 0;
   double min_frequency = 0, max_frequency = 0;  // Hz
@@ -41,7 +41,7 @@ class LogMelExtractor {
   LogMel count(int64_t samples) const;
 
  private:
-  struct Filter {  // of one bin: the frequencies that it weighs
+  struct Filter {  // the frequencies that one bin weighs
     int64_t first;
     std::vector<double> weights;
   };

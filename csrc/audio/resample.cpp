@@ -13,7 +13,7 @@ constexpr double kPi = 3.14159265358979323846;
 // the cutoff is in Nyquist frequencies and the half width in samples.
 constexpr double kCutoff = 0.95687178;
 constexpr double kHalfWidth = 96.84109;
-constexpr double kBeta = 13.042117;    // of the Kaiser window
+constexpr double kBeta = 13.042117;    // the parameter of the Kaiser window
 constexpr int64_t kMostPhases = 4096;  // between two of them, interpolation is exact to 1e-7
 constexpr int64_t kLanes = 16;         // sums that do not wait for each other
 
@@ -30,7 +30,7 @@ double bessel(double x) {
 
 // A low-pass filter for signals whose samples lie 1 apart.
 struct Kernel {
-  explicit Kernel(double lower_rate)  // of the two rates, in samples of the input
+  explicit Kernel(double lower_rate)  // the lower of the two rates, in samples of the input
       : cutoff(kCutoff * lower_rate), half_width(kHalfWidth / lower_rate), window_scale(1 / bessel(kBeta)) {}
   double operator()(double t) const {
     const double place = t / half_width;

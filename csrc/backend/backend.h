@@ -45,7 +45,7 @@ template <typename Byte>
 struct KvView {
   std::span<const KvHeads<Byte>> blocks;  // blocks[i]: tokens [64 (first_block + i), + 64)
   int64_t first_block;
-  int64_t first_head;  // of the layer, in each block
+  int64_t first_head;  // the layer's first head in each block
   Byte* head(int64_t index, int64_t block) const {
     return blocks[static_cast<size_t>(block - first_block)].head(first_head + index);
   }
@@ -79,7 +79,7 @@ struct AttentionShape {
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
-  int64_t rope_parts = 1;  // of a head, each of which rotates like a head of its own, by the next of the angles
+  int64_t rope_parts = 1;  // parts of a head. Each rotates like a head of its own, by the next of the angles
 };
 
 // A convolution with square kernels over a grid [rows, cols, channels], with silence around it: `top` rows of it before
@@ -95,7 +95,7 @@ struct Convolution {
 // Attention of each row over itself and the rows just before it.
 struct LocalAttention {
   int64_t num_heads, head_dim;
-  int64_t keys;  // that a row sees at most, its own included; up to 256
+  int64_t keys;  // the most keys that a row sees, its own included; up to 256
   float softcap;
 };
 
@@ -262,7 +262,7 @@ class Backend {
 
 struct BackendOptions {
   int threads = 1, decode_threads = 1;
-  bool fewer_will_do = false;  // where the system does not grant so many threads; else that is kMemory
+  bool fewer_will_do = false;  // true: fewer threads will do if the system grants no more; false: that is kMemory
   bool exact_batches = false;  // no tiles: the bits of a row do not depend on how many others are multiplied with it
 };
 

@@ -303,7 +303,7 @@ class GuardedBackend : public Backend {
     }
     std::vector<std::vector<KvHeads<Byte>>> blocks;
     std::vector<Given> segments;
-    int64_t rows = 0;  // of the pass
+    int64_t rows = 0;  // rows of the pass
   };
 
   std::shared_ptr<Allocations> allocations_ = std::make_shared<Allocations>();

@@ -139,7 +139,8 @@ int64_t available_memory(const std::string& files) {
                                    read_bytes(directory + "/memory.limit_in_bytes", INT64_MAX));
     if (limit == INT64_MAX) return;
     std::ifstream stat(directory + "/memory.stat");
-    int64_t bytes = 0, used = 0;  // by processes; the page cache does not count, as it is freed when memory is needed
+    int64_t bytes = 0,
+            used = 0;  // what processes use; the page cache does not count, as it is freed when memory is needed
     while (stat >> key >> bytes) {
       if (key == "anon" || key == "total_rss") used = bytes;
     }

@@ -29,13 +29,13 @@ class ForkMutex {
   void lock();
   void unlock();
 
-  bool held() const;  // by any thread, at this moment
+  bool held() const;  // whether any thread holds it at this moment
 
   // Whether another thread held it when this process was forked. That thread does not exist here, and what it was
   // changing may be half changed: whoever locks the mutex, or destroys what it guards, looks, and leaves such parts
   // behind. Stays so until mend().
   bool torn() const;
-  void mend();  // for the holder
+  void mend();  // only the holder may call it
 
  private:
   struct Node {

@@ -217,7 +217,7 @@ Inputs projection_inputs(const std::shared_ptr<Model>& model, const std::vector<
 void register_model(py::module_& m) {
   m.def("check_device", &check_device, py::arg("name"),
         "Raises UnsupportedError if this build or this machine does not have the device.");
-  m.attr("PASS_TEXTS") = kPassTexts;     // to embed in one pass at most
+  m.attr("PASS_TEXTS") = kPassTexts;     // most texts that one pass embeds
   m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")

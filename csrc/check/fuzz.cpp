@@ -181,7 +181,8 @@ struct State {
   InputFile weights{16 << 10}, table{5000};
   std::vector<Tier> tiers;
   std::vector<Kept> packers;
-  std::vector<std::shared_ptr<Model>> models;  // for each tier, family, format and cache; they map the file of weights
+  std::vector<std::shared_ptr<Model>>
+      models;  // one for each tier, family, format and cache; they map the file of weights
 
   State() {
     const std::vector<Tier> all = supported_tiers(detect_cpu());

@@ -120,7 +120,7 @@ struct Case {
   const MatmulOperation& operation;
   int64_t rows, outputs, cols;
   GuardedBytes weights;
-  GuardedBytes x;  // in the form of activations that the operation takes
+  GuardedBytes x;  // it has the form of activations that the operation takes
   MatmulArgs args;
   Expected expected;
 

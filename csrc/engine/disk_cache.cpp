@@ -141,7 +141,7 @@ void DiskCache::do_write(const Write& write) {
 }
 
 // Whether the file has a block that goes on with the beginning of `text`; then its blocks of the kinds that are wanted,
-// which may be none. A file of this name that has anything else is damaged.
+// which may be none. A file of this name with any other content is damaged.
 bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> text, const std::vector<bool>& wanted,
                            const KvOwner& owner, Block& block) const {
   const File file(*folder_, name);

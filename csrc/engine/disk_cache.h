@@ -33,7 +33,7 @@ class DiskCache {
   void write(const KvOwner& owner, std::span<const int32_t> numbers, const std::vector<KvBlockRef>& blocks);
 
   struct Block {
-    std::vector<int32_t> numbers;  // of its 1 to 64 tokens
+    std::vector<int32_t> numbers;  // the numbers of its 1 to 64 tokens
     std::vector<KvBlockRef> blocks;
   };
   // What is being read of a text. Its reader may forget it at any time.
@@ -71,7 +71,7 @@ class DiskCache {
   const std::shared_ptr<DiskFolder> folder_;
   KvPool& pool_;
   Event& news_;
-  std::mutex mutex_;  // of all below
+  std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
   std::deque<Write> writes_;
   std::deque<std::shared_ptr<Reading>> readings_;

@@ -207,7 +207,7 @@ void DiskFolder::make_room() {
     });
   }
   bytes_ = writes_ = 0;
-  std::unordered_map<uint64_t, size_t> places;  // of the text's checksum
+  std::unordered_map<uint64_t, size_t> places;  // key: the checksum of the text
   for (size_t i = 0; i < entries.size(); ++i) {
     bytes_ += entries[i].bytes;
     places[entries[i].name.whole] = i;

@@ -63,7 +63,7 @@ class DiskFolder {
   const int64_t most_bytes_;
   mutable std::atomic<int64_t> read_bytes_{0}, written_bytes_{0};
   // Only for the one thread that writes.
-  int64_t bytes_ = -1;  // of all entries; -1: not counted yet
+  int64_t bytes_ = -1;  // size of all entries; -1: not counted yet
   int64_t writes_ = 0;  // since they were counted
 };
 

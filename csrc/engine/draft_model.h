@@ -28,7 +28,7 @@ class DraftModel {
 
   virtual ~DraftModel() = default;
   virtual bool takes_states() const { return false; }  // the model's, of rows that chose a token
-  // Of how many tokens a guess about a text may be, at most.
+  // The most tokens that a guess about a text may have.
   virtual int64_t most(const Job& job) const = 0;
   // Tokens of a text that have to be read before a guess.
   virtual int64_t behind(Job& job) = 0;

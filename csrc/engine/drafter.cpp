@@ -8,9 +8,9 @@ namespace gemlet {
 namespace {
 
 constexpr size_t kLeast = 2;       // tokens in common
-constexpr size_t kMost = 32;       // that are compared
-constexpr int kMostPlaces = 32;    // that are looked at
-constexpr size_t kSlots = 1 << 8;  // at first
+constexpr size_t kMost = 32;       // tokens that are compared
+constexpr int kMostPlaces = 32;    // places that are looked at
+constexpr size_t kSlots = 1 << 8;  // their number at first
 
 // How many tokens before two places are the same, at most kMost. `place` < `end`.
 size_t common_before(std::span<const int32_t> ids, size_t place, size_t end) {

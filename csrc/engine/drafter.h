@@ -8,7 +8,7 @@
 namespace gemlet {
 
 inline constexpr int64_t kDraftKinds = 4;
-inline constexpr size_t kModelKind = 3;  // of what a model guesses (engine/draft_model.h)
+inline constexpr size_t kModelKind = 3;  // the kind of guesses that a model makes (engine/draft_model.h)
 
 struct Draft {
   std::vector<int32_t> ids;

@@ -7,16 +7,16 @@ namespace gemlet {
 namespace {
 
 constexpr double kMostChance = 0.95;  // so that texts which repeat themselves count the same
-constexpr double kRate = 0.1;         // at which a chance follows what happens
-constexpr double kGrant = 0.01;       // of a step, for each step: what trying may cost
+constexpr double kRate = 0.1;         // how fast a chance follows what happens
+constexpr double kGrant = 0.01;       // what trying may cost for each step, as a share of a step
 constexpr double kMostSaved = 3;      // steps on an account
-constexpr double kLeastGain = 0.03;   // of a step
+constexpr double kLeastGain = 0.03;   // a share of a step
 constexpr int64_t kBeyondKnown = 2;   // rows more than any step had so far
 constexpr int64_t kPatience = 100;    // steps between two looks whether a row still costs too much
 
 // A guessed token that could go through the pass.
 struct Candidate {
-  double chance;  // that it and all before it are right
+  double chance;  // the chance that it and all before it are right
   size_t text;
   double account;
   bool operator<(const Candidate& other) const {

@@ -33,8 +33,8 @@ struct DraftChoice {
 
 struct ModelDrafts {
   Drafts* text;
-  int64_t most;       // that may be guessed
-  int64_t depth = 0;  // that are to be
+  int64_t most;       // the most tokens that may be guessed
+  int64_t depth = 0;  // how many tokens are to be guessed
 };
 
 class Drafts {
@@ -74,8 +74,8 @@ class Drafts {
   Draft draft_;
   std::vector<int32_t> run_;
   int64_t taken_ = 0;
-  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8, 0.6};  // that the next token of a guess is right
-  double account_ = 0.5;                                            // in steps
+  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8, 0.6};  // of the next token of a guess being right
+  double account_ = 0.5;                                            // unit: steps
 };
 
 // Takes guessed tokens, at most `most` in all, of the texts of a step that only writes and has `rows` rows without

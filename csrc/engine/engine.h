@@ -40,7 +40,7 @@ class Engine {
   void wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience);
 
   EngineStats stats() const;
-  int64_t row_width() const;  // of what a request gets besides tokens: the vocabulary, or an embedding
+  int64_t row_width() const;  // width of what a request gets besides tokens: the vocabulary, or an embedding
 
   // The engine's prefix cache, in this process.
   std::shared_ptr<PrefixCache> prefix_cache();
@@ -49,7 +49,7 @@ class Engine {
   void close();
 
  private:
-  Worker& worker();  // of this process
+  Worker& worker();  // the worker of this process
   void start(Worker& worker);
   static void work(const std::shared_ptr<Worker>& worker);
 

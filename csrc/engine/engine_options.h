@@ -15,15 +15,15 @@ namespace gemlet {
 enum class DraftUse : uint8_t { kNever, kWherePaying, kAlways };
 
 struct EngineOptions {
-  int64_t most_running = 32;     // requests that advance together
-  int64_t kv_bytes = INT64_MAX;  // for the keys and values of all texts, besides those of one as long as the context
-  PrefixCache::Options prefix_cache = {};  // of texts that have ended
+  int64_t most_running = 32;               // requests that advance together
+  int64_t kv_bytes = INT64_MAX;            // limit for keys and values, besides those of one whole context
+  PrefixCache::Options prefix_cache = {};  // it keeps texts that have ended
   DraftUse drafts = DraftUse::kWherePaying;
   int64_t most_drafted = StepTimes::kMostRows - 1;     // guessed tokens in a step: each takes a row of logits
   std::shared_ptr<Model> drafter = nullptr;            // guesses too, besides the text itself
   int64_t most_of_drafter = StepTimes::kMostRows - 1;  // tokens that it guesses about a text at a time
-  int64_t drafter_kv_bytes = INT64_MAX;                // for its keys and values, besides those of one whole context
-  int64_t drafter_cache_bytes = 0;                     // of texts that have ended
+  int64_t drafter_kv_bytes = INT64_MAX;                // the same limit for the drafter
+  int64_t drafter_cache_bytes = 0;                     // it keeps texts that have ended
   // For measurements: what becomes of a token that the drafter has guessed, after this many others of a text.
   std::function<int32_t(int64_t position, int32_t id)> rehearse = nullptr;
 };
@@ -31,9 +31,9 @@ struct EngineOptions {
 // Since the engine began. Times are in seconds.
 struct EngineStats {
   int64_t running = 0, waiting = 0;  // requests, now
-  double longest_wait = 0;           // of those that wait for their first pass, so far
+  double longest_wait = 0;           // so far, of the requests that wait for their first pass
   int64_t begun = 0;                 // requests that have had it
-  double waiting_seconds = 0;        // of these before it
+  double waiting_seconds = 0;        // sum of the times before their first pass
   int64_t steps = 0;
   int64_t prompt_tokens = 0;  // computed
   int64_t cached_tokens = 0;  // not computed, thanks to the prefix cache
@@ -42,11 +42,11 @@ struct EngineStats {
   int64_t accepted_tokens = 0;  // those of them that were right
   int64_t preemptions = 0;
   int64_t prefix_cache_bytes = 0;                       // now
-  int64_t kv_bytes = 0;                                 // of blocks in use, now
-  int64_t kv_room_bytes = 0;                            // for more of them, now
-  int64_t disk_read_bytes = 0, disk_written_bytes = 0;  // of keys and values, in the folder of the prefix cache
+  int64_t kv_bytes = 0;                                 // blocks in use now
+  int64_t kv_room_bytes = 0;                            // room for more of them now
+  int64_t disk_read_bytes = 0, disk_written_bytes = 0;  // keys and values in the folder of the prefix cache
   double step_seconds = 0;
-  int64_t bytes_read = 0;  // of weights, keys and values, by all passes of the model
+  int64_t bytes_read = 0;  // weights, keys and values that all passes of the model have read
 };
 
 }  // namespace gemlet

@@ -19,7 +19,7 @@
 
 namespace gemlet {
 
-// Rows of logits that a request for them gets from one step. Of Gemma 3 they take 134 MB.
+// The most rows of logits that a request gets from one step. Those of Gemma 3 take 134 MB.
 inline constexpr int64_t kLogitsRows = 128;
 
 // A text may wait so long for its reader before it makes room for others.
@@ -27,24 +27,24 @@ inline constexpr std::chrono::milliseconds kGrace(100);
 
 struct Job {
   std::shared_ptr<Request> request;
-  uint64_t number;  // in order of arrival
+  uint64_t number;  // numbers follow the order of arrival
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
-  TextKey key;               // of these
-  SoftText soft;             // those of them that are soft tokens
+  TextKey key;               // the key of these ids
+  SoftText soft;             // which of these ids are soft tokens
   std::unique_ptr<Sampler> sampler;
-  std::unique_ptr<Drafts> drafts = nullptr;  // of a text
+  std::unique_ptr<Drafts> drafts = nullptr;  // guesses how the text goes on; null: nobody does
   int64_t unread = 0;                        // tokens that its reader has not taken
   bool paused = false;                       // its reader is slow
-  DraftState draft_state = {};               // what a drafting model has of it
+  DraftState draft_state = {};               // what a drafting model has read and computed for it
   std::vector<float> held = {};  // the logits of its next token, whose mask is missing, and of guesses behind it
   int64_t right = 0;             // guesses of the last pass that have been chosen, while logits are held
   double slowed = 1;             // how many times as long guesses made that pass
   bool needs_mask = false;       // it gave its place up when it waited for that: it begins with the mask
   std::optional<int32_t> chosen = std::nullopt;  // its next token, see Worker::choose_together()
   std::optional<RequestOptions::Clock::time_point> slow_since = std::nullopt;  // waits_for_reader()
-  int64_t kept_blocks = 0;                                                     // that the prefix cache has
-  std::shared_ptr<DiskCache::Reading> reading = nullptr;  // what the disk has of it; it waits for that
+  int64_t kept_blocks = 0;                                                     // blocks that the prefix cache has
+  std::shared_ptr<DiskCache::Reading> reading = nullptr;  // from the disk; the request waits for that
 
   Wanted wanted() const { return request->options.wanted; }
   int64_t priority() const { return request->options.priority; }
@@ -54,16 +54,16 @@ struct Job {
   bool waits_for_reader() const { return paused || !held.empty(); }
   // Whether its reader has been slow for a while. Then it may not keep its place and its memory from others.
   bool has_slow_reader(RequestOptions::Clock::time_point now) const { return slow_since && now - *slow_since > kGrace; }
-  // Tokens before those whose logits are wanted.
+  // The number of tokens before those whose logits are wanted.
   int64_t before_rows() const { return std::max<int64_t>(0, request->options.first_row - kv.length()); }
-  // Of the remaining ones, at most this many in one step.
+  // The most of the remaining tokens that one step can take.
   int64_t most_tokens() const {
     if (wanted() != Wanted::kLogits) return remaining();
     return std::min(remaining(), before_rows() > 0 ? before_rows() : kLogitsRows);
   }
-  // At most this many of the next tokens, so that the step does not end within a span. 0: the next span is longer.
+  // Reduces a number of next tokens so that the step does not end within a span. 0: the next span is longer.
   int64_t whole(int64_t tokens) const { return whole_tokens(soft.spans(), kv.length() + tokens) - kv.length(); }
-  // The least that a step can take.
+  // The fewest tokens that a step can take.
   int64_t least_tokens() const { return next_whole(soft.spans(), kv.length()) - kv.length(); }
   TokenPart next(int64_t tokens, int64_t hidden_size) const {
     return {soft.run(ids), kv.length(), kv.length() + tokens, hidden_size};

@@ -40,7 +40,7 @@ class KvRecord {
   // Those before the block, and its own.
   std::span<const int32_t> before() const;
   std::span<const int32_t> own_numbers() const { return numbers().subspan(before().size()); }
-  int64_t bytes() const { return bytes_; }  // in the file
+  int64_t bytes() const { return bytes_; }  // its size in the file
   bool has(size_t kind) const { return (present_ >> kind & 1) != 0; }
 
   // Reads the blocks of the kinds `wanted` that are there into new ones. False if the bytes are not those that were

@@ -15,7 +15,7 @@ class LogitRow {
     float logit;
     int32_t id;
   };
-  struct ComesBefore {  // in falling order; of equal logits, the lower id comes first
+  struct ComesBefore {  // orders logits from high to low; of equal ones the lower id comes first
     bool operator()(const Entry& a, const Entry& b) const {
       return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
     }

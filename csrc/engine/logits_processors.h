@@ -33,11 +33,11 @@ class LogitsProcessors {
   void count(std::span<const int32_t> ids, size_t vocab);
 
   const SamplerConfig& config_;
-  std::vector<uint32_t> counts_;         // of each id of the vocabulary; 0 between two steps
+  std::vector<uint32_t> counts_;         // count of each id of the vocabulary; 0 between two steps
   std::vector<int32_t> counted_;         // those that are not 0
   std::vector<size_t> repeated_;         // repeated_lengths() of the history
-  std::vector<int32_t> longest_ids_;     // that would continue a repetition
-  std::vector<size_t> longest_lengths_;  // of each id of the vocabulary, of the longest such repetition
+  std::vector<int32_t> longest_ids_;     // ids that would continue a repetition
+  std::vector<size_t> longest_lengths_;  // for each id of the vocabulary the length of the longest such repetition
 };
 
 }  // namespace gemlet

@@ -23,8 +23,8 @@ struct Logprobs {
 
 class LogprobReader {
  public:
-  // Of `chosen` and of the `top` likeliest in logits [vocab]. Throws kInvalidRequest if the logits have no such id or
-  // are all -infinity, and kTensor if they hold NaN or infinity.
+  // The logprobs of `chosen` and of the `top` likeliest in logits [vocab]. Throws kInvalidRequest if the logits have no
+  // such id or are all -infinity, and kTensor if they hold NaN or infinity.
   Logprobs read(std::span<const float> logits, int32_t chosen, size_t top);
 
  private:

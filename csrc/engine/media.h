@@ -17,8 +17,8 @@ using Digest = std::array<uint8_t, 32>;
 struct Media {
   std::vector<float> rows;  // [count, hidden]
   int64_t count, hidden_size;
-  Digest digest;     // of all that the rows depend on: those with other rows have another one
-  bool sees_itself;  // whether its tokens are a span: each sees all of them, where layers look ahead
+  Digest digest;     // over all that the rows depend on: other rows have another digest
+  bool sees_itself;  // true: its tokens are a span, and each sees all of them in layers that look ahead
 };
 
 // It takes the place of the tokens of a prompt from `first` on.

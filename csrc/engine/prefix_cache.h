@@ -34,7 +34,7 @@ namespace gemlet {
 class PrefixCache {
  public:
   struct Options {
-    int64_t most_bytes = 0;                        // of blocks; 0: nothing is kept
+    int64_t most_bytes = 0;                        // most bytes of kept blocks; 0: nothing is kept
     Digest model = {};                             // zeros: not known, and nothing leaves the process
     std::shared_ptr<DiskFolder> folder = nullptr;  // null: none
   };
@@ -89,25 +89,25 @@ class PrefixCache {
   // Gives up all, and writes what waits for the disk.
   void close();
 
-  int64_t bytes() const;  // of the blocks that entries refer to
+  int64_t bytes() const;  // size of the blocks that entries refer to
   // Bytes of keys and values that this process has read from the disk and written there. Takes no lock.
   void count(int64_t& read, int64_t& written) const;
 
  private:
   struct Entry;
   using Lock = std::lock_guard<std::mutex>;
-  using Numbers = std::vector<int32_t>;  // of the tokens of a block
+  using Numbers = std::vector<int32_t>;  // the numbers of a block's tokens
   // No key is the beginning of another one.
   using Children = std::map<Numbers, std::unique_ptr<Entry>>;
   struct Use {
     uint64_t time = 0;
-    std::list<Entry*>::iterator place = {};  // in the list of all
+    std::list<Entry*>::iterator place = {};  // its place in the list of all entries
   };
   struct Entry {
     Entry* parent;
-    Children* siblings;              // where this entry stands
+    Children* siblings;              // the map that this entry is in
     const Numbers* numbers;          // its key there
-    std::vector<KvBlockRef> blocks;  // of each kind of layer; those with a window may be missing
+    std::vector<KvBlockRef> blocks;  // one for each kind of layer; those of kinds with a window may be missing
     Children children = {};
     Use whole = {}, window = {};  // window: only if it has such blocks
     bool has_window = false;
@@ -133,7 +133,7 @@ class PrefixCache {
   const Digest model_;
   const std::shared_ptr<DiskFolder> folder_;
   std::unique_ptr<DiskCache> disk_;
-  mutable std::mutex mutex_;  // of all below
+  mutable std::mutex mutex_;  // guards all below
   int64_t bytes_ = 0;
   uint64_t time_ = 0;
   std::map<Root, Children> roots_;

@@ -33,7 +33,7 @@ class SequenceBreakers {
 
  private:
   std::vector<Group> groups_;
-  std::unordered_map<int32_t, std::vector<size_t>> groups_of_;  // of a head, the longest tail first
+  std::unordered_map<int32_t, std::vector<size_t>> groups_of_;  // key: a head; its groups, the longest tail first
 };
 
 }  // namespace gemlet

@@ -35,34 +35,34 @@ struct RequestOptions {
 
   Wanted wanted = Wanted::kText;
   std::vector<int32_t> prompt;
-  std::vector<PlacedMedia> media;  // in the prompt, in order and without overlap
+  std::vector<PlacedMedia> media;  // media of the prompt; they are in order and do not overlap
   int64_t first_row = 0;
   std::shared_ptr<const Adapter> adapter;     // null: the model alone
   SamplerConfig sampler;                      // this and the next three are for kText
   std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
-  int64_t max_tokens = 1;                     // at least 1
+  int64_t max_tokens = 1;                     // it is at least 1
   bool masked = false;                        // no token of a kText is chosen before set_mask() for it
   std::optional<size_t> logprobs;             // give those of each token, and of this many likely ones
-  int64_t priority = 0;                       // of two that wait, the one with the higher priority begins first
+  int64_t priority = 0;                       // a waiting request with a higher priority begins first
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
   int64_t most_unread = 16;                   // the request pauses while its reader has this many tokens to take
   uint64_t cache_salt = 0;                    // only requests with the same salt share what was computed
-  std::shared_ptr<Event> news;                // for the reader: take() has something. Requests may share it. Not null.
+  std::shared_ptr<Event> news;  // tells the reader that take() has something. Requests may share it. Not null.
 };
 
 class Request {
  public:
   struct Output {
     std::vector<int32_t> ids;                   // chosen since the last take()
-    std::vector<Logprobs> logprobs;             // of each of them, if they are wanted
+    std::vector<Logprobs> logprobs;             // one for each token, if they are wanted
     std::vector<float> values;                  // [rows, width] since the last take(): logits, or the embedding
     FinishReason reason = FinishReason::kNone;  // not kNone: these are the last ones
   };
   // Seconds so far.
   struct Times {
-    double waiting = 0;                 // until its first pass
-    double reading = 0;                 // in passes up to its first token
-    double writing = 0;                 // in steps after that
+    double waiting = 0;                 // time until its first pass
+    double reading = 0;                 // time in passes up to its first token
+    double writing = 0;                 // time in steps after that
     int64_t steps = 0;                  // after that
     int64_t tokens = 0;                 // chosen after that, an end token too
     int64_t drafted = 0, accepted = 0;  // guessed tokens that went through a pass, and those of them that were right
@@ -95,22 +95,23 @@ class Request {
   friend struct Worker;
 
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;                       // of them
-  std::vector<Logprobs> logprobs_;         // of those that were not taken
-  std::shared_ptr<const TokenMask> mask_;  // of the next one, if there were mask_position_ when it came
+  size_t taken_ = 0;                // how many of them the reader has taken
+  std::vector<Logprobs> logprobs_;  // logprobs of the tokens that were not taken
+  std::shared_ptr<const TokenMask>
+      mask_;  // the mask of the next token, if there were mask_position_ tokens when it came
   size_t mask_position_ = 0;
-  std::vector<float> values_;  // that wait for the reader
-  int64_t handed_rows_ = 0;    // of logits, those included
+  std::vector<float> values_;  // values that wait for the reader
+  int64_t handed_rows_ = 0;    // rows of logits so far, with those that wait
   FinishReason reason_ = FinishReason::kNone;
-  std::optional<Error> error_;  // of kFailed
+  std::optional<Error> error_;  // only of kFailed
   std::atomic<bool> cancelled_{false};
   std::atomic<int64_t> cached_tokens_{0}, read_tokens_{0};
   const RequestOptions::Clock::time_point submitted_ = RequestOptions::Clock::now();
   std::optional<RequestOptions::Clock::time_point> began_;
   Times times_;
-  RequestOptions::Clock::time_point counted_;  // until when times_ are complete
+  RequestOptions::Clock::time_point counted_;  // times_ are complete up to this moment
   bool has_first_ = false;                     // token
-  Event* engine_event_ = nullptr;              // to be told when the reader takes or cancels
+  Event* engine_event_ = nullptr;              // the event that it signals when the reader takes or cancels
   uint32_t forks_ = 0;                         // the process that computes it
 };
 

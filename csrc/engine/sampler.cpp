@@ -226,8 +226,8 @@ Sampler::Ranked Sampler::last_of_mass(double mass) {
   return *begin;
 }
 
-// Of the tokens that the other filters keep, those whose surprise is nearest to the mean surprise, the entropy, until
-// their probabilities sum to typical_p (Meister et al. 2022, "Locally typical sampling").
+// Keeps, of the tokens that the other filters left, those whose surprise is nearest to the mean surprise, the entropy,
+// until their probabilities sum to typical_p (Meister et al. 2022, "Locally typical sampling").
 void Sampler::keep_typical() {
   double sum = 0;
   for (const double weight : weights_) sum += weight;

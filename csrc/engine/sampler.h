@@ -56,7 +56,7 @@ class Sampler {
   LogitRow row_;
   std::vector<float> processed_;
   std::vector<LogitRow::Entry> candidates_;
-  std::vector<double> weights_;  // of the candidates that may be drawn, which come first
+  std::vector<double> weights_;  // weights of the candidates that may be drawn, which come first
   std::vector<Ranked> ranked_;
 };
 

@@ -34,12 +34,12 @@ struct SamplerConfig {
   int64_t vocab_limit = 0;          // ids from here on are never chosen; 0: no limit
   double temperature = 1.0;         // 0: greedy, and the rest is without effect
   int64_t top_k = 0;                // 0: all
-  double top_p = 1.0;               // in (0, 1]
-  double min_p = 0.0;               // in [0, 1): least probability relative to the likeliest token's
-  double typical_p = 1.0;           // in (0, 1]
+  double top_p = 1.0;               // range: (0, 1]
+  double min_p = 0.0;               // range: [0, 1). The least probability, relative to the likeliest token's
+  double typical_p = 1.0;           // range: (0, 1]
   uint64_t seed = 0;
   uint64_t drawn = 0;         // random numbers that were drawn before: continues where another sampler stopped
-  int64_t prompt_tokens = 0;  // at the beginning of every history; what follows them was generated
+  int64_t prompt_tokens = 0;  // every history begins with so many; what follows them was generated
 };
 
 // Throws kInvalidRequest, naming the value that is out of range.

@@ -6,7 +6,7 @@ namespace gemlet {
 namespace {
 
 constexpr int64_t kLeastPiece = 16;  // the rows of a tile
-constexpr uint64_t kOldestTurn = 4;  // in one of this many steps, the prompt that has waited longest comes first
+constexpr uint64_t kOldestTurn = 4;  // once in this many steps the prompt that has waited longest comes first
 
 }  // namespace
 

@@ -15,7 +15,7 @@ namespace gemlet {
 class Scheduler {
  public:
   struct Limits {
-    int64_t rows = 512;    // of a step
+    int64_t rows = 512;    // most rows of a step
     int64_t running = 32;  // requests that hold a place
     bool whole = false;    // a text goes through in one step, even if it is longer than a step
   };
@@ -56,9 +56,9 @@ class Scheduler {
   std::vector<Part> whole_texts() const;
 
   const Limits limits_;
-  uint64_t shared_steps_ = 0;                  // in which several prompts could be read
-  std::vector<std::unique_ptr<Job>> running_;  // in the order in which they began
-  std::deque<std::unique_ptr<Job>> waiting_;   // in the order in which they will begin
+  uint64_t shared_steps_ = 0;                  // steps in which several prompts could be read
+  std::vector<std::unique_ptr<Job>> running_;  // those that began first come first
+  std::deque<std::unique_ptr<Job>> waiting_;   // those that will begin first come first
 };
 
 }  // namespace gemlet

@@ -41,7 +41,7 @@ class Sequence {
 
   int64_t length() const;
   std::vector<int32_t> token_ids() const;
-  std::vector<float> logits() const;  // of the last extension, [rows, vocab]
+  std::vector<float> logits() const;  // the logits of the last extension, [rows, vocab]
   const Model& model() const { return *model_; }
   int64_t cache_bytes() const;
 
@@ -55,12 +55,12 @@ class Sequence {
   void leave_torn_behind();
   void make_room_for_logits(int64_t rows);
 
-  mutable ForkMutex mutex_;  // of everything below, except cancel_: one call at a time
+  mutable ForkMutex mutex_;  // guards everything below, except cancel_: one call at a time
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Adapter> adapter_;
   KvTable kv_;
   std::vector<int32_t> ids_;
-  std::vector<TokenSpan> spans_;           // of all tokens so far, if the model has layers that look ahead in them
+  std::vector<TokenSpan> spans_;  // spans of all tokens so far, if the model has layers that look ahead in them
   std::shared_ptr<AlignedBuffer> logits_;  // forks share it; then nobody writes to it
   int64_t logits_rows_ = 0;
   std::atomic<bool> cancel_{false};

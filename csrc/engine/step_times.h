@@ -72,7 +72,7 @@ class StepTimes {
 
   // Seconds.
   double writing(int64_t rows, double Time::* kind) const {
-    constexpr double kRise = 0.1;  // for each row, where nothing larger is known
+    constexpr double kRise = 0.1;  // rise for each row, where nothing larger is known
     const int64_t known = nearest(rows, -1), larger = nearest(rows, 1);
     const double base = of_rows_[static_cast<size_t>(known)].*kind, more = static_cast<double>(rows - known);
     if (larger == 0) return base * (1 + kRise * more);

@@ -30,7 +30,7 @@ class TextKey {
   // `tokens`, or fewer, so that the first ones end within no image whose tokens see each other.
   int64_t whole(int64_t tokens) const { return whole_tokens(spans_, tokens); }
 
-  // Of any numbers: how many tokens they stand for, how many of them the first tokens take, and the ids.
+  // What a list of numbers says: how many tokens it stands for, how many numbers the first tokens take, and the ids.
   static int64_t tokens_in(std::span<const int32_t> numbers);
   static size_t numbers_of(std::span<const int32_t> numbers, int64_t tokens);
   static std::vector<int32_t> ids_in(std::span<const int32_t> numbers);
@@ -39,7 +39,7 @@ class TextKey {
   void push(int32_t number);
 
   std::vector<int32_t> numbers_;
-  std::vector<size_t> ends_;  // where the numbers of each full block end
+  std::vector<size_t> ends_;  // the end of the numbers of each full block
   std::vector<TokenSpan> spans_;
   int64_t tokens_ = 0;
 };

@@ -92,7 +92,7 @@ std::chrono::nanoseconds Worker::patience() const {
   };
   std::for_each(scheduler_.running().begin(), scheduler_.running().end(), look);
   std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), look);
-  if (scheduler_.next_waiting()) {  // until a reader has been slow for long enough
+  if (scheduler_.next_waiting()) {  // it waits until a reader has been slow for long enough
     for (const auto& job : scheduler_.running()) {
       if (job->slow_since) {
         const auto left = *job->slow_since + kGrace + std::chrono::milliseconds(1) - Clock::now();
@@ -319,7 +319,7 @@ bool Worker::put_slow_reader_back() {
 void Worker::make_room(const Error& error) {
   drafts_wait_ = true;
   if (cache.give_up(std::max<int64_t>(cache.bytes() / 4, 1)) || cache.abandon()) return;
-  bool was_read = false;  // from the disk, for texts that wait
+  bool was_read = false;  // whether the disk has been read for texts that wait
   for (const auto& job : scheduler_.waiting()) {
     if (!job->reading || !job->is_ready()) continue;
     was_read = was_read || !job->reading->found.empty();

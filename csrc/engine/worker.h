@@ -40,7 +40,7 @@ struct Worker {
   bool has_thread = false;
   std::thread thread;
 
-  Event event;  // for the worker: there may be work
+  Event event;  // tells the worker that there may be work
 
   // Returns false if there was nothing to compute. What nobody else has caught ends all requests.
   bool step_or_fail();
@@ -49,7 +49,7 @@ struct Worker {
   void end_all(FinishReason reason, const Error* error = nullptr);
   void close();  // its caches
 
-  std::mutex stepping;  // where the system grants no worker, callers of wait() take turns
+  std::mutex stepping;  // if the system grants no thread for a worker, callers of wait() take turns
   PrefixCache cache;    // any thread may use it
 
  private:
@@ -101,15 +101,15 @@ struct Worker {
   bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
   double slowed_ = 1;             // how many times as long guesses made the last step
   std::unique_ptr<DraftModel> draft_model_;
-  double model_chance_ = 0.6;  // that what it guesses is right, in all texts
-  double model_seconds_ = 0;   // of its passes in this step that guess
+  double model_chance_ = 0.6;  // the chance that a guess of it is right, over all texts
+  double model_seconds_ = 0;   // time of its guessing passes in this step
   double read_apart_ = 0;      // and of those that read
-  double pass_seconds_ = 0;    // of one of them that guesses; 0: not known
-  double read_seconds_ = 0;    // for each token that it reads; 0: not known
+  double pass_seconds_ = 0;    // time of one guessing pass; 0: not known
+  double read_seconds_ = 0;    // time for each token that it reads; 0: not known
   double credit_ = 0;          // seconds that it may lose by being tried
-  AlignedBuffer outputs_;      // of the last pass: rows of logits, or of embeddings
+  AlignedBuffer outputs_;      // what the last pass wrote: rows of logits, or embeddings
   std::vector<float> states_;  // [rows, hidden] of these rows of logits, for a drafter that takes them
-  std::vector<int64_t> rows_;  // of each part of the last pass: its first row there, -1 if it has none
+  std::vector<int64_t> rows_;  // for each part of the last pass its first row in outputs_; -1: it has none
   uint64_t arrivals_ = 0;
   RequestOptions::Clock::time_point step_start_;
 };

@@ -13,8 +13,8 @@ using Clock = RequestOptions::Clock;
 constexpr int64_t kNear = 8;          // tokens that the drafter may have to read in the first pass of a guess
 constexpr int64_t kPiece = 448;       // tokens that it reads at once
 constexpr int64_t kTried = 2;         // tokens of a guess that tells whether guesses have become better
-constexpr double kCredit = 0.01;      // of a step without guesses: what trying may cost
-constexpr double kReadingPays = 0.5;  // of what a text could gain: what reading its beginning may cost
+constexpr double kCredit = 0.01;      // what trying may cost, as a share of a step without guesses
+constexpr double kReadingPays = 0.5;  // what reading the beginning of a text may cost, as a share of what it could gain
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kLineWords = 32;
 constexpr int kLines = kBf12Words / kLineWords;
-constexpr int kCodes = 15;  // for exponents other than 0
+constexpr int kCodes = 15;  // codes for exponents other than 0
 constexpr uint16_t kExponent = 0x7f80;
 constexpr int kInfinite = 255;
 

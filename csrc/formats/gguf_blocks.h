@@ -16,7 +16,7 @@ uint16_t integer_block(SourceType type, const uint8_t* block, int8_t* q);
 struct GroupedBlock {
   uint16_t scale, minimum;  // f16; minimum: 0 for q6_k
   uint8_t small[16];        // q4_k, q5_k: scale and minimum of each 32 values; q6_k: scales of each 16, signed
-  uint8_t q[256];           // as the file has them: from 0 on
+  uint8_t q[256];           // values as the file has them, the least is 0
 };
 GroupedBlock grouped_block(SourceType type, const uint8_t* block);
 

@@ -51,14 +51,14 @@ struct LowRank {
   float scale = 0;
   const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y;
                                    // of the embedding table [hidden]
-  const float* changed = nullptr;  // of AltUp's coefficients, instead of all that: the corrected matrix itself
+  const float* changed = nullptr;  // for AltUp's coefficients, instead of all that: the corrected matrix itself
 };
 
 // Rows that an adapter has instead of those of the embedding table or of the output head. The low-rank term, if there
 // is one, is added to them.
 struct OwnRows {
   Matrix rows;               // [ids or vocab, hidden], in the format of the matrix that they replace
-  std::vector<int32_t> ids;  // whose they are, ascending; empty: of all tokens
+  std::vector<int32_t> ids;  // the tokens that the rows belong to, ascending; empty: all tokens
   bool empty() const { return rows.empty(); }
 };
 
@@ -83,9 +83,9 @@ class Adapter {
   }
   const OwnRows& embedding_rows() const { return embedding_rows_; }
   const OwnRows& head_rows() const { return head_rows_; }
-  int64_t max_rank() const { return max_rank_; }  // at least 1
+  int64_t max_rank() const { return max_rank_; }  // it is at least 1
   int64_t bytes() const { return bytes_; }
-  // Of its content; zeros: not known.
+  // A digest of its content; zeros: not known.
   const std::array<uint8_t, 32>& digest() const { return digest_; }
 
  private:

@@ -164,7 +164,7 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   }
   const Place& place = found->second;
   if (adapter_->term(place.target, place.index)) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
-  // Of the embedding table A comes transposed, to be read by row.
+  // The A of the embedding table comes transposed, as it is read by row.
   const bool table = place.target == Target::kEmbedTokens;
   const int64_t rank = b.shape.size() == 2 ? b.shape[1] : 0;
   const std::vector<int64_t> shape_a =

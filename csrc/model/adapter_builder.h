@@ -32,7 +32,7 @@ class AdapterBuilder {
   void add_rows(const std::string& slot, const SourceRows& source, std::span<const int32_t> ids = {});
 
   void share_rows();  // the output head takes the rows that replace those of the embedding table
-  int64_t rows_bytes(const std::string& slot, int64_t count) const;  // that add_rows() keeps of `count` rows
+  int64_t rows_bytes(const std::string& slot, int64_t count) const;  // bytes that add_rows() keeps for `count` rows
 
   // The builder cannot be used afterwards. `digest`: of the adapter's content; zeros: not known.
   std::shared_ptr<Adapter> finish(const std::array<uint8_t, 32>& digest = {});
@@ -50,8 +50,8 @@ class AdapterBuilder {
 
   std::shared_ptr<Model> model_;
   std::shared_ptr<Adapter> adapter_;
-  std::map<std::string, int64_t> rows_filled_;  // by add_rows()
-  std::map<std::string, Place> places_;         // of the matrices that an adapter can change, by slot
+  std::map<std::string, int64_t> rows_filled_;  // how many rows add_rows() has filled
+  std::map<std::string, Place> places_;         // the matrices that an adapter can change; key: the slot
   Format format_;
   int64_t available_bytes_;
 };

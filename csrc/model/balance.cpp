@@ -6,7 +6,7 @@
 namespace gemlet {
 
 std::vector<float> key_factors(std::span<const float> k_norm) {
-  constexpr double kLeast = 1e-2;  // of the largest: channels that matter less are left that much smaller
+  constexpr double kLeast = 1e-2;  // share of the largest: channels that matter less are left that much smaller
   constexpr double kPower = 0.75;
   const size_t half = k_norm.size() / 2;
   std::vector<double> sizes(half);

@@ -16,12 +16,13 @@
 
 namespace gemlet {
 
-inline constexpr float kLeastBalance = 1.0f / 64;  // of s, and the most is 64
+inline constexpr float kLeastBalance = 1.0f / 64;  // least value of s; the largest is 64
 
 struct Balance {
-  std::vector<float> scale;       // s [hidden]; empty: ones
-  std::vector<float> importance;  // of the columns after it, imp / s^2 = s^2, with ones up to a whole superblock
-  bool settled = false;           // it was given, or something was packed without it
+  std::vector<float> scale;  // s [hidden]; empty: ones
+  std::vector<float>
+      importance;        // importance of the columns after it, imp / s^2 = s^2, with ones up to a whole superblock
+  bool settled = false;  // it was given, or something was packed without it
 };
 
 // The same for keys in an int8 cache, which has one scale for a token's key of a head. RMSNorm makes the channels of a

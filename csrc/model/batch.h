@@ -34,8 +34,8 @@ struct SoftRows {
 // Consecutive tokens of a sequence. A token with a soft row has an id too, which says which per-layer row it takes.
 struct TokenRun {
   std::span<const int32_t> ids;
-  std::span<const SoftRows> soft_rows = {};  // in order, without overlap
-  std::span<const TokenSpan> spans = {};     // in order, without overlap; [0, rows()) are the tokens
+  std::span<const SoftRows> soft_rows = {};  // they are in order and do not overlap
+  std::span<const TokenSpan> spans = {};     // they are in order and do not overlap; [0, rows()) are the tokens
 
   int64_t rows() const { return static_cast<int64_t>(ids.size()); }
   // Throws kInvalidRequest if an id is not in the vocabulary, if soft rows or spans lie outside or overlap, if a value
@@ -49,7 +49,7 @@ struct Segment {
   KvTable* kv;
   TokenRun tokens;
   LogitsWanted wanted = LogitsWanted::kLast;
-  const Adapter* adapter = nullptr;  // of this model; the same one for all tokens of a sequence
+  const Adapter* adapter = nullptr;  // an adapter of this model; the same one for all tokens of a sequence
   // Once it is true, nobody wants the segment any more; from any thread. Its rows stay in the pass, so that the others
   // keep their bits, but its cache does not grow and its part of the logits or embeddings means nothing.
   const std::atomic<bool>* cancel = nullptr;
@@ -69,7 +69,7 @@ struct Batch {
   // Of the rows that want logits, in memory of the host; null: not wanted. What the output head is multiplied with
   // [rows, hidden]; of an assistant what takes the place of the target's state for the next token [rows, target_size].
   float* states = nullptr;
-  const Model* target = nullptr;  // of an assistant; nothing else may use it meanwhile, see Model::run()
+  const Model* target = nullptr;  // an assistant's target; nothing else may use it meanwhile, see Model::run()
 
   int64_t rows() const;
   // Throws kInvalidRequest or kContextLength if the model cannot run this.

@@ -12,7 +12,7 @@
 namespace gemlet {
 namespace {
 
-constexpr int64_t kMostTowerValues = int64_t{1} << 36;  // of a tensor
+constexpr int64_t kMostTowerValues = int64_t{1} << 36;  // values in one tensor, at most
 
 }  // namespace
 
@@ -325,7 +325,7 @@ void ModelBuilder::take_roundings() {
 // Norms of their own for queries and keys, in place of those of the slots, which may be in a mapped file.
 void ModelBuilder::balance_keys() {
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    std::vector<LayerWeights*> readers;  // of these keys
+    std::vector<LayerWeights*> readers;  // the layers that read these keys
     bool all_have_norms = true;
     for (size_t j = i; j < weights_.layers.size(); ++j) {
       if (j != i && config_.layers[j].kv_source != static_cast<int64_t>(i)) continue;

@@ -50,7 +50,7 @@ class ModelBuilder {
     std::vector<int64_t> shape;  // [rows, cols] of a matrix; of towers and of a vector (kept as f32) the checkpoint's
     Matrix* matrix = nullptr;    // null: a vector
     const float** vector = nullptr;
-    uint8_t* storage = nullptr;        // in the backend's memory; null: not allocated
+    uint8_t* storage = nullptr;        // lies in the backend's memory; null: not allocated
     float offset = 0;                  // added to a vector's values
     float neutral = 0;                 // what random vectors vary around
     bool routed = false;               // an expert: a token reads only some of them
@@ -149,12 +149,13 @@ class ModelBuilder {
   const BuildMode mode_;
   const std::map<std::string, Format> formats_;
   const std::set<std::string> rounded_;
-  std::map<std::string, const float*> roundings_;  // by the name of the matrix, in the backend's memory
+  std::map<std::string, const float*>
+      roundings_;  // key: the name of the matrix. The values lie in the backend's memory.
   std::map<std::string, Slot> slots_;
-  std::shared_ptr<PanelScratch> rows_scratch_, raw_scratch_;  // for rows as float32, and for rows of the file
+  std::shared_ptr<PanelScratch> rows_scratch_, raw_scratch_;  // one holds rows as float32, the other rows of the file
   bool finished_ = false;
   const int64_t available_bytes_ = available_memory();
-  int64_t promised_bytes_ = 0;  // of the buffers so far; the system grants memory that it does not have
+  int64_t promised_bytes_ = 0;  // size of the buffers so far; the system grants memory that it does not have
   ForkMutex mutex_;             // calls from several threads run one after the other
 };
 

@@ -40,7 +40,7 @@ struct LayerConfig {
   int64_t num_experts = 0;  // routed experts beside the MLP; 0: none
   int64_t experts_per_token = 0;
   int64_t expert_intermediate_size = 0;
-  bool layer_scalar = false;         // at the end of the layer the residual is multiplied by a stored number
+  bool layer_scalar = false;         // the layer multiplies the residual by a stored number at its end
   bool bidirectional_spans = false;  // tokens of a span (model/batch.h) also see the later ones of the same span
 
   // Layers of one kind share their cache blocks.
@@ -77,8 +77,8 @@ struct ModelConfig {
   int64_t laurel_rank = 0;           // rank of the low-rank branch of AltUp layers
   bool bidirectional = false;        // an embedding model: tokens also see later ones, and a text has one output
   std::vector<int64_t> dense_sizes;  // outputs of each matrix that follows the mean over the text's tokens
-  // Of an assistant, which guesses how a text of another model goes on, its target: the hidden size of that one; 0: a
-  // model of its own. `kv_source` of its layers are layers of the target, and windows end before the token itself.
+  // For an assistant, which guesses how a text of its target goes on: the hidden size of the target. 0: this is a
+  // model of its own. The layers of an assistant have `kv_source` in the target; their windows end before the token.
   int64_t target_size = 0;
   int64_t centroids = 0;            // groups of the rows of its output head; 0: it is multiplied as a whole
   int64_t centroids_per_token = 0;  // groups that are multiplied

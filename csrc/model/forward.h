@@ -20,7 +20,7 @@ class ForwardPass {
   void embed();
   void layer(size_t index);
   void logits();
-  void embeddings();  // of a bidirectional model, instead of logits
+  void embeddings();  // the output of a bidirectional model, which has no logits
 
  private:
   // The rows of one segment that are still in the pass.
@@ -57,7 +57,7 @@ class ForwardPass {
   // The (row, choice) pairs of a layer in the order of their experts.
   struct ExpertRows {
     size_t layer;
-    std::span<const int64_t> first;    // of each expert, and the end
+    std::span<const int64_t> first;    // where each expert's rows begin, and the end
     std::span<const int32_t> sources;  // the row of each pair
   };
   struct Rope {
@@ -124,11 +124,11 @@ class ForwardPass {
   std::vector<Part> parts_;
   std::vector<AdapterRun> runs_;  // empty if no row has an adapter
   std::vector<Rope> ropes_;
-  std::vector<Product> products_;  // of the current call of project()
+  std::vector<Product> products_;  // products of the current call of project()
   std::vector<int32_t> ids_;
   int64_t rows_ = 0;
-  int64_t wanted_ = 0;              // of them: the sum over parts_
-  bool keys_are_complete_ = false;  // of the next layer, by complete_keys()
+  int64_t wanted_ = 0;              // how many rows want logits: the sum over parts_
+  bool keys_are_complete_ = false;  // whether complete_keys() has computed those of the next layer
 
   float* residual_;  // [streams, rows, hidden]
   float* normed_;    // [rows, hidden] input of a block

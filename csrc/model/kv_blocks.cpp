@@ -12,7 +12,7 @@ struct KvSlab {
   KvPool* pool;
   size_t kind;
   DeviceMemory memory;
-  std::vector<int32_t> references;  // to each block; 0: it is free
+  std::vector<int32_t> references;  // how many each block has; 0: it is free
   std::vector<int32_t> kept;        // how many of these only keep it
   int64_t free;                     // blocks
 

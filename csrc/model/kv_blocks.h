@@ -72,12 +72,13 @@ class KvPool {
   void download(size_t kind, KvBlock from, uint8_t* to) const;
   void upload(size_t kind, const uint8_t* from, WritableKvBlock to);
 
-  int64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }            // of all slabs
-  int64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }  // of blocks with a reference
-  int64_t kept_bytes() const { return kept_bytes_.load(std::memory_order_relaxed); }  // of those that are only kept
+  // Bytes of all slabs; of the blocks that have a reference; of the blocks that are only kept.
+  int64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
+  int64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }
+  int64_t kept_bytes() const { return kept_bytes_.load(std::memory_order_relaxed); }
   // No slab is allocated that would take bytes() above this.
   void set_limit(int64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
-  int64_t room() const { return limit_.load(std::memory_order_relaxed) - used_bytes(); }  // for more blocks
+  int64_t room() const { return limit_.load(std::memory_order_relaxed) - used_bytes(); }  // bytes left for more blocks
 
  private:
   friend class KvBlockRef;
@@ -92,7 +93,7 @@ class KvPool {
 
   const KvLayout layout_;
   Backend& backend_;
-  std::vector<std::vector<std::unique_ptr<KvSlab>>> slabs_;  // of each kind
+  std::vector<std::vector<std::unique_ptr<KvSlab>>> slabs_;  // the slabs of each kind
   std::atomic<int64_t> bytes_{0}, used_bytes_{0}, kept_bytes_{0};
   std::atomic<int64_t> limit_{INT64_MAX};
 };

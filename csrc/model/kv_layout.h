@@ -18,12 +18,12 @@ namespace gemlet {
 struct KvLayout {
   struct Kind {
     int64_t window;      // 0 = full attention
-    int64_t head_bytes;  // of one head in a block
+    int64_t head_bytes;  // bytes of one head in a block
     int64_t layer_heads;
     int64_t layers;
-    int64_t context_blocks;  // of a sequence as long as the context that keeps all of them
+    int64_t context_blocks;  // blocks of a sequence as long as the context, if it keeps all of them
     int64_t peak_blocks;     // the most that one sequence holds at a time
-    int64_t heads() const { return layer_heads * layers; }  // of a block
+    int64_t heads() const { return layer_heads * layers; }  // heads in a block
     int64_t layer_bytes() const { return head_bytes * layer_heads; }
     int64_t block_bytes() const { return head_bytes * heads(); }
     int64_t slab_blocks() const;  // the most that are allocated at once
@@ -36,12 +36,12 @@ struct KvLayout {
   };
 
   KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend& backend);
-  int64_t bytes_per_token(bool sliding) const;  // of all layers with a window, or of all without
-  int64_t bytes_of(int64_t tokens) const;       // of a sequence with this many tokens
+  int64_t bytes_per_token(bool sliding) const;  // sum over the layers with a window, or over those without
+  int64_t bytes_of(int64_t tokens) const;       // bytes of a sequence with this many tokens
   int64_t peak_bytes() const;                   // the most that one sequence, or a pass over texts, has in memory
 
   KvFormat format;
-  int64_t texts_blocks = 0;  // of the texts in one pass of a bidirectional model
+  int64_t texts_blocks = 0;  // blocks for the texts in one pass of a bidirectional model
   std::vector<Kind> kinds;
   std::vector<Place> layers;
 };

@@ -52,7 +52,7 @@ void KvTable::append(std::vector<KvBlockRef> blocks, int64_t tokens) {
   const int64_t index = length_ / kKvBlockTokens;
   for (size_t i = 0; i < kinds_.size(); ++i) {
     Kind& kind = kinds_[i];
-    kind.keep(static_cast<size_t>(index - kind.first_block));  // without the reserve
+    kind.keep(static_cast<size_t>(index - kind.first_block));  // the reserve does not go to it
     if (blocks[i]) {
       kind.refs.push_back(std::move(blocks[i]));
       kind.sync();

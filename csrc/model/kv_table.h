@@ -16,7 +16,7 @@ class KvTable {
       : pool_(&pool), kinds_(pool.layout().kinds.size()), drops_late_(drops_late), spare_(spare) {}
 
   int64_t length() const { return length_; }  // tokens
-  int64_t bytes() const;                      // of its blocks; a block of several tables counts in each of them
+  int64_t bytes() const;                      // size of its blocks; a block of several tables counts in each of them
 
   // A table with the same tokens. Both share all blocks. Whoever appends first copies the last block if it is not full.
   KvTable fork() const;
@@ -39,8 +39,8 @@ class KvTable {
   friend class KvGrowth;
   struct Kind {
     int64_t first_block = 0;
-    std::vector<KvBlockRef> refs;  // from first_block on. Some may lie behind the last token, in reserve.
-    std::vector<KvBlock> blocks;   // where they are
+    std::vector<KvBlockRef> refs;  // begins with first_block. Some blocks may lie behind the last token, as a reserve.
+    std::vector<KvBlock> blocks;   // where the blocks of refs are
     void sync();                   // blocks = where refs are, for those that were added
     void keep(size_t count);       // the first ones
   };
@@ -74,7 +74,7 @@ class KvGrowth {
 
  private:
   struct Kind {
-    size_t old_count;        // of the table's blocks
+    size_t old_count;        // how many blocks the table had
     KvBlockRef shared = {};  // the block that was replaced by a copy, because another table has it too
     std::vector<WritableKvBlock> slots = {};
   };

@@ -97,7 +97,7 @@ int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_forma
                                  int64_t max_rank) {
   if (max_rank == 0) return 0;
   int64_t widest = config.hidden_size;  // input of a matrix that an adapter may correct
-  int64_t routed = 1;                   // of an expert's, for each row
+  int64_t routed = 1;                   // experts that a row is sent to
   for (const LayerConfig& layer : config.layers) {
     widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
     if (layer.num_experts > 0) routed = std::max(routed, layer.experts_per_token);

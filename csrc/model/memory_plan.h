@@ -14,8 +14,8 @@ struct MemoryPlan {
   int64_t weights = 0;      // all matrices and vectors but the embedding
   int64_t embedding = 0;    // the token embedding, and the output head if it is another matrix; if they are on disk,
                             // what is in memory at a time
-  int64_t kv_cache = 0;     // of one sequence as long as the context
-  int64_t activations = 0;  // of a forward pass over a full chunk of a prompt (bidirectional: a text), its logits
+  int64_t kv_cache = 0;     // keys and values of one sequence as long as the context
+  int64_t activations = 0;  // scratch and logits of a full chunk of a prompt (bidirectional: of a text)
   int64_t on_disk = 0;      // the per-layer table, and the embedding if it is on disk
 };
 

@@ -18,7 +18,7 @@ struct ModelSize {
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // all matrices and vectors, packed
   int64_t dense_bytes = 0;   // read for every token
-  int64_t expert_bytes = 0;  // of all routed experts
+  int64_t expert_bytes = 0;  // size of all routed experts
 };
 
 class Model {
@@ -37,7 +37,7 @@ class Model {
     check_files();
     read(parts_.weights);
   }
-  // Of towers for images and sound. Only run() may use what they lead to.
+  // The towers for images and sound. Only run() may use what these pointers lead to.
   const Tensors& towers() const { return parts_.towers; }
   // Calls fn(backend) for work on `rows` rows while no pass runs and nobody closes the model. Whoever has much to do
   // calls it once for each of the parts, so that texts go on in between. Throws what read_weights() throws.
@@ -74,14 +74,14 @@ class Model {
   // also during the pass.
   [[nodiscard]] std::vector<bool> forward(const Batch& batch);
 
-  bool busy() const { return mutex_.held(); }  // with a pass, at this moment
+  bool busy() const { return mutex_.held(); }  // whether a pass runs at this moment
 
   int64_t weight_bytes() const { return closed() ? 0 : size_.weight_bytes; }
   int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
-  // Of matrices, keys and values, by all passes so far; from any thread.
+  // Bytes of matrices, keys and values that all passes so far have read. Any thread may call it.
   int64_t bytes_read() const { return parts_.backend->bytes_read(); }
   int64_t parameter_count() const { return size_.parameters; }
-  // Of all adapters, including those being built and those that only a sequence still holds.
+  // Size of all adapters, including those being built and those that only a sequence still holds.
   int64_t adapter_bytes() const { return *adapter_total_; }
   const std::shared_ptr<std::atomic<int64_t>>& adapter_total() const { return adapter_total_; }
   // What adapters of at most this rank add to the scratch of a pass. The scratch stays at the largest size that was
@@ -102,7 +102,7 @@ class Model {
   ModelParts parts_;
   std::vector<DeviceMemory> storage_;
   ModelSize size_;
-  ForkMutex mutex_;  // of a forward pass, which uses the scratch and the thread pool
+  ForkMutex mutex_;  // held by a forward pass, which uses the scratch and the thread pool
   std::atomic<bool> closed_{false};
   std::shared_ptr<std::atomic<int64_t>> adapter_total_ = std::make_shared<std::atomic<int64_t>>(0);
 };

@@ -34,7 +34,7 @@ struct Widths {
 
 struct Size {
   Use use;
-  int64_t floats;  // of one row
+  int64_t floats;  // floats of one row
 };
 
 Size size_of(Region region, const ModelConfig& c, const Widths& w, int64_t max_rank) {
@@ -52,7 +52,7 @@ Size size_of(Region region, const ModelConfig& c, const Widths& w, int64_t max_r
       return {Use::kPass, layers * c.per_layer_input_size};
     case Region::kAdapterLow:
       return {Use::kPass, 3 * max_rank};
-    case Region::kAdapterDelta:  // of q, k and v, of gate and up, or of one other matrix
+    case Region::kAdapterDelta:  // the delta of q, k and v, of gate and up, or of one other matrix
       return {Use::kPass, max_rank == 0 ? 0
                                         : std::max({w.queries + 2 * w.keys, 2 * w.intermediate, c.hidden_size,
                                                     layers * c.per_layer_input_size, w.experts,
@@ -96,7 +96,7 @@ Size size_of(Region region, const ModelConfig& c, const Widths& w, int64_t max_r
       return {Use::kHead, c.target_size};
     case Region::kCentroidScores:
       return {Use::kHead, c.centroids};
-    case Region::kCentroidLogits:  // of each row, as if all had theirs at the same time
+    case Region::kCentroidLogits:  // each row has its own, as if all were computed at the same time
       return {Use::kHead, c.centroids > 0 ? c.centroids_per_token * (c.vocab_size / c.centroids + 2 * kPanelRows) : 0};
     case Region::kTextMeans:
       return {Use::kHead, c.bidirectional ? c.hidden_size : 0};
@@ -112,7 +112,7 @@ Size size_of(Region region, const ModelConfig& c, const Widths& w, int64_t max_r
 template <typename Place>
 int64_t lay_out(const ModelConfig& config, int64_t max_rank, const Place& place) {
   const Widths widths(config);
-  std::array<int64_t, kUses> ends = {};  // of each use
+  std::array<int64_t, kUses> ends = {};  // where each use ends
   const auto add = [&](bool whole_pass, int64_t start) {
     for (size_t i = 0; i < kRegions; ++i) {
       const auto region = static_cast<Region>(i);

@@ -16,7 +16,7 @@ enum class Region : uint8_t {
   kResidual,        // [streams, rows, hidden]
   kNormed,          // [rows, hidden] input of a block
   kBranch,          // [rows, hidden] output of a block
-  kRopeAngles,      // for each kind of rotation: cosines [rows, head_dim / 2], then sines
+  kRopeAngles,      // one table for each kind of rotation: cosines [rows, head_dim / 2], then sines
   kPerLayerInputs,  // [rows, layers, per_layer_input]
   kAdapterLow,      // [rows, rank] A x, of up to three matrices
   kAdapterDelta,    // [rows, dim] B (A x), of the same matrices
@@ -43,7 +43,7 @@ enum class Region : uint8_t {
   kTargetInputs,     // [rows, 2 * target_size] of an assistant
   kTargetStates,     // [rows, target_size]
   kCentroidScores,   // [rows, centroids]
-  kCentroidLogits,   // of one row
+  kCentroidLogits,   // centroid logits of one row
   kTextMeans,        // [texts, hidden]
   kDenseOutputs,     // [texts, outputs] of each matrix behind the mean, one after the other
   kCount,

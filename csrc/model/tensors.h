@@ -18,7 +18,7 @@ enum class TensorKind : uint8_t {
 };
 
 struct TensorSpec {
-  std::vector<int64_t> shape;  // as the checkpoint has it
+  std::vector<int64_t> shape;  // the shape in the checkpoint
   TensorKind kind = TensorKind::kFloats;
 };
 
@@ -27,7 +27,7 @@ class Tensors {
  public:
   struct Floats {
     std::vector<int64_t> shape;
-    const float* data = nullptr;  // in the backend's memory
+    const float* data = nullptr;  // lies in the backend's memory
   };
 
   bool has(const std::string& name) const { return matrices_.count(name) > 0 || floats_.count(name) > 0; }

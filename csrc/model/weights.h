@@ -50,12 +50,12 @@ struct LayerWeights {
   Matrix up_proj;                                    // [intermediate, hidden]
   Matrix down_proj;                                  // [hidden, intermediate]
   const float* post_mlp_norm = nullptr;              // [hidden], if post_norms
-  ExpertWeights experts;                             // if num_experts
+  ExpertWeights experts;                             // only if num_experts > 0
   Matrix per_layer_input_gate;                       // [per_layer_input, hidden]
   Matrix per_layer_projection;                       // [hidden, per_layer_input]
   const float* post_per_layer_input_norm = nullptr;  // [hidden]
   const float* layer_scalar = nullptr;               // [1]
-  AltupWeights altup;                                // if altup_streams > 1
+  AltupWeights altup;                                // only if altup_streams > 1
 };
 
 struct ModelWeights {

@@ -115,7 +115,7 @@ MobileNet::MobileNet(std::shared_ptr<Model> model, MobileNetConfig config)
 int64_t MobileNet::activation_bytes(const MobileNetConfig& config, int64_t hidden_size, Format format,
                                     const Backend& backend) {
   const MobileNetPlan plan(config);
-  const int64_t pixels = config.height * config.width * kChannels;  // on the host, too
+  const int64_t pixels = config.height * config.width * kChannels;  // they also lie on the host
   const int64_t floats = plan.floats() + 3 * pixels + 2 * config.tokens() * hidden_size;
   int64_t prepared = 0, kv = 0;
   const auto product = [&](int64_t cols, int64_t rows) {

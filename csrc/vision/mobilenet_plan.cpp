@@ -165,7 +165,8 @@ Resampling resampling(Grid grid, int64_t side) {
   return result;
 }
 
-int64_t nearest(int64_t at, int64_t from, int64_t to) {  // in a grid of `from`, of a place in one of `to`
+int64_t nearest(int64_t at, int64_t from,
+                int64_t to) {  // the place in a grid of `from` that is nearest to a place in one of `to`
   const float scale = static_cast<float>(from) / static_cast<float>(to);
   return std::min(static_cast<int64_t>(static_cast<float>(at) * scale), from - 1);
 }

@@ -79,13 +79,13 @@ struct MobileNetStep {
   int64_t in_floats() const { return block ? places(in) * block->in_channels : 0; }
 };
 
-inline constexpr int kBuffers = 3;  // for the residual, and for what is kept of the last stage but one
+inline constexpr int kBuffers = 3;  // they hold the residual and what is kept of the last stage but one
 
 struct MobileNetPlan {
   std::vector<MobileNetStep> steps;
   std::array<int64_t, kBuffers> buffers = {};  // floats
   int kept = 0;                                // the buffer with the output of the last stage but one
-  int last = 0;                                // that of the last stage
+  int last = 0;                                // the buffer of the last stage
   Grid kept_grid = {}, last_grid = {};
   int64_t joint = 1;     // floats of which both have whole multiples in each place
   int64_t whole = 0;     // of what a block needs of all places besides

@@ -101,7 +101,7 @@ Siglip::Siglip(std::shared_ptr<Model> model, const SiglipConfig& config) : model
 int64_t Siglip::activation_bytes(const SiglipConfig& config, int64_t hidden_size, Format format,
                                  const Backend& backend) {
   const int64_t patches = config.patches(), hidden = config.hidden_size, rows = mlp_rows(config);
-  const int64_t pixels = patches * kChannels * config.patch_size * config.patch_size;  // on the host, twice
+  const int64_t pixels = patches * kChannels * config.patch_size * config.patch_size;  // they lie on the host twice
   const int64_t floats =
       kRowBuffers * patches * hidden + rows * config.intermediate_size + 3 * pixels + config.tokens() * hidden_size * 2;
   const int64_t prepared = std::max({backend.prepared_bytes({format, hidden, hidden}, patches),

@@ -16,7 +16,7 @@ namespace {
 using kernels::kMaxAttentionRows;
 
 constexpr int64_t kMaxSplitRows = 8;  // segments with more rows than this have tasks enough without splitting
-constexpr int64_t kMostPartialBytes = int64_t{4} << 20;  // of the results of pieces in one call
+constexpr int64_t kMostPartialBytes = int64_t{4} << 20;  // size of the results of pieces in one call
 
 int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size; }  // rounded up
 
@@ -28,13 +28,13 @@ int64_t tokens_of_task(int64_t group) { return std::max<int64_t>(1, kMaxAttentio
 
 struct Task {
   const AttentionSegment* segment;
-  size_t blocks;  // where the pointers to this head's blocks begin in kv_blocks_
+  size_t blocks;  // index of the first pointer to this head's blocks in kv_blocks_
   int64_t kv_head;
   int64_t token, tokens;  // rows of the segment
   int64_t head, heads;    // query heads within the group
   int64_t kv_begin, kv_end;
   int64_t ahead;    // how many tokens after its own a row sees, up to kv_end
-  int64_t partial;  // where this task's result begins among those of pieces; -1 = writes the output itself
+  int64_t partial;  // the place of this task's result among those of pieces; -1: it writes the output itself
   int64_t rows() const { return tokens * heads; }
 };
 
@@ -71,7 +71,7 @@ int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t, int64_t head_dim
 
 void CpuBackend::rope_angles(std::span<const float> frequencies, std::span<const int64_t> positions, float* cosines,
                              float* sines) {
-  constexpr size_t kTokens = 16;  // of one task; 512 tokens would take milliseconds on one thread
+  constexpr size_t kTokens = 16;  // tokens of one task; 512 would take milliseconds on one thread
   const size_t count = frequencies.size();
   pool_.run(static_cast<int64_t>((positions.size() + kTokens - 1) / kTokens), [&](int64_t task, int) {
     const size_t first = static_cast<size_t>(task) * kTokens;

@@ -26,7 +26,7 @@ constexpr int64_t kWeightBytes = 256 * 1024;
 constexpr int64_t kActivationBytes = 256 * 1024;
 constexpr int64_t kTasksPerThread = 4;
 
-// Of products in tiles: most rows and panels of a task, and the tasks that each thread should find at least.
+// For products in tiles: the most rows and panels of a task, and the fewest tasks that each thread should find.
 constexpr int64_t kTileRowBlock = 512;
 constexpr int64_t kTilePanels = 12;
 constexpr int64_t kTileTasks = 3;
@@ -195,8 +195,8 @@ void CpuBackend::prepare_inputs(std::span<const Product> products) {
 void CpuBackend::matmul(std::span<const Product> products) {
   prepare_inputs(products);
   tasks_.clear();
-  int64_t expansion = 0;  // of a task
-  int64_t bytes = 0;      // of weights that the tasks read
+  int64_t expansion = 0;  // bytes that a task expands
+  int64_t bytes = 0;      // bytes of weights that the tasks read
   for (size_t i = 0; i < products.size(); ++i) {
     const Product& product = products[i];
     const MatmulInput& input = inputs_[i];

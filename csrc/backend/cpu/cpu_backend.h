@@ -19,10 +19,11 @@ struct MatmulInput {
   const kernels::MatmulOperation* operation;
   int64_t cols;
   int64_t stride;          // bytes from row to row
-  int64_t prepared_bytes;  // of all rows in another form than float32; 0: the kernel takes float32
-  int64_t rounded_bytes;   // of all rows rounded by a fixed scale, in float32; 0: they are not, or on the way
+  int64_t prepared_bytes;  // size of all rows in another form than float32; 0: the kernel takes float32
+  int64_t rounded_bytes;   // size of all rows rounded by a fixed scale, in float32; 0: they are not rounded, or during
+                           // preparation
   const uint8_t* data;
-  bool shared;  // with the product before
+  bool shared;  // whether it is shared with the product before
 };
 
 // One run of panels of one product for one block of rows.
@@ -133,7 +134,7 @@ class CpuBackend final : public Backend {
                  [&](int64_t piece) { fn(piece * kPiece, std::min(kPiece, count - piece * kPiece)); });
   }
   float* scratch(AlignedBuffer& buffer, int64_t floats);           // grows the buffer
-  MatmulInput input_of(const Matrix& weight, int64_t rows) const;  // without the data
+  MatmulInput input_of(const Matrix& weight, int64_t rows) const;  // its data is not set
   void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;
@@ -142,12 +143,12 @@ class CpuBackend final : public Backend {
   kernels::KernelTable kernels_;
   std::atomic<int64_t> bytes_read_{0};
   AlignedBuffer prepared_;           // activations as int8 or bf16
-  std::vector<MatmulInput> inputs_;  // of the matmul call at hand
+  std::vector<MatmulInput> inputs_;  // inputs of the current call of matmul()
   std::vector<MatmulTask> tasks_;
   AlignedBuffer expanded_;                 // per thread, weights in bf12 as bf16
   AlignedBuffer attention_scratch_;        // per thread
   AlignedBuffer partials_;                 // attention split over the cache
-  std::vector<const uint8_t*> kv_blocks_;  // of the current call of attention()
+  std::vector<const uint8_t*> kv_blocks_;  // blocks of the current call of attention()
 };
 
 }  // namespace gemlet

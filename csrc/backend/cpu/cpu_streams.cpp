@@ -78,7 +78,7 @@ void CpuBackend::gaussian_topk(float deviations, int64_t rows, int64_t dim, floa
     float* const at = x + row * dim;
     const double mean = sum_of(at, dim, [](double value) { return value; }) / static_cast<double>(dim);
     const double squares = sum_of(at, dim, [&](double value) { return (value - mean) * (value - mean); });
-    const double deviation = std::sqrt(squares / static_cast<double>(dim));  // of the population: not dim - 1
+    const double deviation = std::sqrt(squares / static_cast<double>(dim));  // the divisor is not dim - 1
     const float cutoff = static_cast<float>(mean + static_cast<double>(deviations) * deviation);
     for (int64_t i = 0; i < dim; ++i) at[i] = at[i] > cutoff ? at[i] - cutoff : 0.0f;
   });
@@ -91,7 +91,7 @@ void CpuBackend::matmul_where(const Product& product, const float* gate) {
     return std::any_of(gate + panel * kPanelRows, end, [](float value) { return value != 0.0f; });
   };
   std::fill_n(product.y, weight.rows, 0.0f);
-  std::vector<Matrix> runs;  // of open panels
+  std::vector<Matrix> runs;  // runs of open panels
   for (int64_t first = 0, last = 0; first < weight.panels(); first = last + 1) {
     for (last = first; last < weight.panels() && is_open(last);) ++last;
     if (last == first) continue;

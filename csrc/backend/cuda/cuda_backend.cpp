@@ -12,10 +12,10 @@ namespace cuda {
 namespace {
 
 constexpr int kMatmulThreads = 128;  // four warps, as matmul.cu has it
-constexpr int64_t kFewRows = 8;      // of one block; more rows are multiplied in tiles
+constexpr int64_t kFewRows = 8;      // most rows of one block; more rows are multiplied in tiles
 constexpr int64_t kSplitRows = 8;    // segments with more rows have blocks enough without splitting their keys
 constexpr int64_t kMostPartialBytes = int64_t{16} << 20;
-constexpr int64_t kTableBytes = int64_t{1} << 20;  // of a per-layer table that are sent at a time
+constexpr int64_t kTableBytes = int64_t{1} << 20;  // bytes of a per-layer table that are sent at a time
 
 static_assert(kKvTokens == kKvBlockTokens);
 static_assert(static_cast<int>(Kernel::matmul_q4_8) - static_cast<int>(Kernel::matmul_f32_1) ==

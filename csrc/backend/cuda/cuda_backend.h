@@ -101,7 +101,7 @@ class CudaBackend : public Backend {
 
   std::shared_ptr<Device> device_;
   bool exact_batches_;
-  ThreadPool pool_;  // for packing weights
+  ThreadPool pool_;  // it packs weights
   Parameters parameters_;
   DeviceMemory partials_, routed_, frame_sums_;
   std::atomic<int64_t> bytes_read_ = 0;

@@ -5,7 +5,7 @@
 
 namespace gemlet::cuda {
 
-inline constexpr int kThreads = 256;             // of a block that works on numbers or on a row
-inline constexpr int64_t kReduceBytes = 40 * 4;  // of shared memory for block_sum()
+inline constexpr int kThreads = 256;             // threads of a block that works on numbers or on a row
+inline constexpr int64_t kReduceBytes = 40 * 4;  // shared memory for block_sum()
 
 }  // namespace gemlet::cuda

@@ -131,7 +131,7 @@ inline void attention(const AttentionArgs& a) {
     cache.scores(keys, panel, end / kPanelRows - panel, scores);
 
     Sight sights[kMaxAttentionRows];
-    bool hidden = false;  // whether a row does not see all of the values that are read, which are whole lines
+    bool hidden = false;  // true: some row does not see all values that are read, as whole lines are read
     constexpr int64_t kColumns = kUnitBytes / Cache::kElement;
     const int64_t read = (used + kColumns - 1) / kColumns * kColumns;
     for (int64_t r = 0; r < a.rows; ++r) {

@@ -23,7 +23,7 @@ struct MatmulArgs {
   const float* x;
   float* y;
   int64_t rows, y_stride;
-  int32_t vectors;    // whether rows of x can be read 16 bytes at a time
+  int32_t vectors;    // 1: rows of x can be read 16 bytes at a time
   const float* gate;  // null, or [weight.rows]: panels of 16 outputs whose gates are all 0 become 0
 };
 
@@ -164,7 +164,7 @@ struct FrameArgs {
   double* squares;  // [frames]: squares, then 1 / standard deviation
   float eps;
   int64_t frames, size, channels;
-  int32_t second;  // whether sums are of squares
+  int32_t second;  // 1: the sums are sums of squares
 };
 struct ConvolutionArgs {
   const float *x, *weight;

@@ -18,7 +18,7 @@ GEMLET_INLINE VI moved(VI bits, int from, int to, int32_t mask) {
 // dot<R, H>(lines, x, part, dots): adds the products of a block, or of 16 columns of it, whose x begins at x(r).
 struct FourBits {
   static constexpr int64_t kBlockBytes = kQ4BlockBytes;
-  static constexpr int kParts = 1;  // that have a scale of their own
+  static constexpr int kParts = 1;  // parts of a block that have a scale of their own
   template <int R, int H, typename X>
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R][H]) {
 #pragma GCC unroll 4

@@ -33,7 +33,7 @@ float* ForwardPass::altup_route(size_t index, const float* x) {
   return modalities;
 }
 
-// Of each row: the layer's coefficients, or those that the row's adapter has made of them.
+// Each row has the layer's coefficients, or those that its adapter has made of them.
 std::vector<const float*> ForwardPass::altup_coefs(size_t index, Target target, const float* coefs) const {
   std::vector<const float*> found(static_cast<size_t>(rows_), coefs);
   for (const AdapterRun& run : runs_) {

@@ -28,7 +28,7 @@ void ForwardPass::read_target() {
 // Queries see the tokens before their own, in a window those up to `sliding_window` + 1 before it, as far as the target
 // has them.
 void ForwardPass::attend_to_target(const LayerConfig& layer, AttentionShape shape, const float* q, float* mixed) {
-  std::vector<std::pair<int64_t, AttentionSegment>> segments;  // with their windows
+  std::vector<std::pair<int64_t, AttentionSegment>> segments;  // each segment with its window
   for (const Part& part : parts_) {
     const KvView<const uint8_t> view = part.segment->kv->view(static_cast<size_t>(layer.kv_source));
     const int64_t there = part.position - view.first_block * kKvBlockTokens;

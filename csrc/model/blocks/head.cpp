@@ -21,7 +21,7 @@ void ForwardPass::logits() {
     backend_.rms_norm(residual_, weights_.final_norm, eps_, rows_, hidden, normed_);
     tap("final_norm", normed_, hidden);
   }
-  std::vector<int32_t> rows(static_cast<size_t>(wanted_));  // of the batch's logits, their row in the pass
+  std::vector<int32_t> rows(static_cast<size_t>(wanted_));  // for each row of logits its row in the pass
   for (const Part& part : parts_) {
     std::iota(rows.begin() + part.output, rows.begin() + part.output + part.wanted,
               static_cast<int32_t>(part.row + part.rows - part.wanted));
@@ -135,7 +135,7 @@ void ForwardPass::adapt_head(const AdapterRun& run, const float* x, float* logit
   }
 }
 
-// Of each text: the mean of its normed tokens, then the dense matrices.
+// Takes the mean of each text's normed tokens, then multiplies it with the dense matrices.
 void ForwardPass::embeddings() {
   const int64_t hidden = config_.hidden_size, texts = static_cast<int64_t>(parts_.size());
   backend_.rms_norm(residual_, weights_.final_norm, eps_, rows_, hidden, normed_);

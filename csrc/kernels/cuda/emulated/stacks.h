@@ -33,7 +33,7 @@ inline void switch_stacks(SavedStack& from, SavedStack& to) { switch_tops(&from.
 inline void begin_stack(SavedStack& saved, unsigned char* stack, size_t bytes, void (*entry)()) {
   constexpr int kRegisters = 6;
   void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15});
-  *--top = nullptr;  // where a return address would be
+  *--top = nullptr;  // the place of a return address
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < kRegisters; ++i) *--top = nullptr;
   saved.top = top;
