@@ -33,7 +33,7 @@ from gemlet.weights.slots import expected_slots
 
 __all__ = ["BenchResult", "iter_bench", "machine_info", "parameter_count", "run_bench", "weight_bytes"]
 
-_BOS = 2  # in every Gemma vocabulary; a speed test needs no more than some first token
+_BOS = 2  # the same in every Gemma vocabulary; a speed test needs some first token
 
 
 @dataclasses.dataclass(frozen=True)

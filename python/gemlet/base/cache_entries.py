@@ -149,7 +149,7 @@ def evict(folder: str, limit: int) -> None:
             path, lock = os.path.join(folder, name), os.path.join(folder, name.partition(".")[0] + ".lock")
             if name.endswith((".tmp", ".lock")):
                 with locked(lock, wait=False) as free:
-                    if free and path != lock:  # which goes by itself
+                    if free and path != lock:  # the lock goes by itself
                         _remove(path)
             with contextlib.suppress(OSError):  # no folder, or gone meanwhile
                 status = os.lstat(path)

@@ -33,7 +33,7 @@ _ITERABLES = (collections.abc.Iterable,)
 _SETS = (set, frozenset, collections.abc.Set, collections.abc.MutableSet)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _MOST_NESTED = 20
-_QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # of members of a TypedDict
+_QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # for members of a TypedDict
 
 
 def hints_of(owner: Any, where: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class PieceWriter:
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are to come
         self._expects = "head"  # or "key", "value", "comma", "string", or "nothing" any more
-        self._first = True  # in its object or list
+        self._first = True  # whether it is the first in its object or list
         self._is_free = False  # the string that is being written ends at its own token only
 
     def push(self, text: str) -> str:

@@ -53,7 +53,7 @@ def read_docstring(text: str) -> Docstring:
     {'x': 'The first of two.', 'y': 'The second.'}
     """
     sections = [_Section("")]
-    fields: list[tuple[str, str, list[str]]] = []  # of Sphinx: what it is, its argument, its lines
+    fields: list[tuple[str, str, list[str]]] = []  # Sphinx's fields: kind, argument, lines
     lines = text.split("\n")
     skip = False
     for index, line in enumerate(lines):

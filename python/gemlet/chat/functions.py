@@ -121,11 +121,13 @@ class PythonTool:
         if problem := problem_of(schema, arguments):
             raise InvalidRequestError(problem)
         bound = inspect.BoundArguments(inspect.signature(self.function), {})
-        for name in bound.signature.parameters:  # in the order of the signature: some are taken by position
+        for (
+            name
+        ) in bound.signature.parameters:  # follows the order of the signature: some are taken by position
             if name in arguments:
                 try:
                     bound.arguments[name] = python_value(self.hints[name], arguments[name])
-                except Exception as problem:  # of a class of the caller's
+                except Exception as problem:  # the caller's class raised it
                     raise InvalidRequestError(f"{name}: {problem}") from None
         bound.apply_defaults()
         return bound

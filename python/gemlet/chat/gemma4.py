@@ -107,7 +107,7 @@ class Gemma4Revision:
 class _Message:
     role: str
     texts: list[str]
-    is_list: bool  # of parts, not one string
+    is_list: bool  # true: a list of parts, not one string
     has_content: bool
     reasoning: str = ""
     calls: list[WrittenCall] = field(default_factory=list)

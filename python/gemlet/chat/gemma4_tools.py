@@ -280,7 +280,7 @@ class _Schema:
             found = _get(schema, "properties")
             if isinstance(found, dict):
                 self._write_block("properties:{", self._write_properties, found, where)
-            else:  # without properties of its own, the templates look for some among the other keys
+            else:  # it has no properties: the templates look for some among the other keys
                 self._write_block("properties:{", self._write_other_keys, schema, where)
             if schema.get("required"):
                 self._write_block("required:", self._write_names, schema["required"], where, end="")

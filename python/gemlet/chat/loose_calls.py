@@ -32,7 +32,7 @@ _KEY = re.compile(f"[^\\s,:={{}}()\\[\\]\"'{QUOTE_SIGN}]+")
 _IN_BARE = f'[^,{{}}()\\[\\]"{QUOTE_SIGN}]'
 _BARE = re.compile(f"(?:{_IN_BARE}|\\({_IN_BARE}*\\))+")
 _COLON = re.compile("[:=]")
-_NO_BEGINNING = (":", "=", ">")  # of a string without quotes; a colon may be written in two signs
+_NO_BEGINNING = (":", "=", ">")  # no string without quotes begins with these; a colon may be two signs
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or nearly one
 _NO_STRING = frozenset(("nan", "inf", "infinity", "undefined"))  # values, but none of JSON
 _BEHIND_STRING = re.compile(r"\s*(?:[,:=})\]]|\Z)")

@@ -29,7 +29,7 @@ __all__ = [
     "text_parts",
 ]
 
-_MAX_BITS = 8192  # of an integer; Python refuses to write much larger ones
+_MAX_BITS = 8192  # size of an integer; Python refuses to write much larger ones
 _JSON = (bool, int, float, str, Sequence, Mapping)
 _COUNTED = ("user", "system", "developer", "assistant")
 _THOUGHT = "<channel|>"  # the end of a thought in a reply

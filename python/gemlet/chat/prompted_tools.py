@@ -39,7 +39,7 @@ _JSON_HEAD = re.compile(
     rf"""\s*(?:(\[)\s*)?\{{\s*["']name["']\s*:\s*["']({NAME})["']\s*,\s*["'](?:parameters|arguments)["']"""
 )
 _JSON_START = '{"name":"'
-_MAYBE_JSON = re.compile(r'\{"name":"[\w.-]*(?:"(?:,(?:"\w{0,10}"?)?)?)?')  # without white space
+_MAYBE_JSON = re.compile(r'\{"name":"[\w.-]*(?:"(?:,(?:"\w{0,10}"?)?)?)?')  # matches text without white space
 _LONGEST_HEAD = 300
 _OPENING, _CLOSING = "([{", ")]}"
 
@@ -142,10 +142,10 @@ class CallFinder:
         self._is_line_start = True
         self._is_beginning = True  # nothing but white space has been given
         self._skips_space = False  # behind a call
-        self._scan: _Scan | None = None  # of a call that has begun
-        self._is_known = False  # whether its function is
+        self._scan: _Scan | None = None  # the scan of a call that has begun
+        self._is_known = False  # whether its function is known
         self._begun = ""  # the name of its function
-        self._id = ""  # of it, where its beginning was given
+        self._id = ""  # the id of the call, once its beginning was given
 
     def push(self, text: str) -> list[ReplyEvent]:
         """The events that ``text`` makes certain."""
@@ -205,7 +205,7 @@ class CallFinder:
         for pattern in (_PYTHON_HEAD, _JSON_HEAD):
             if head := pattern.match(self._text, start):
                 bracket, name = head[1], head[2]
-                is_asked = pattern is _JSON_HEAD or bracket or fence  # in a form that was asked for
+                is_asked = pattern is _JSON_HEAD or bracket or fence  # whether this form was asked for
                 if is_asked and name not in self._parameters:
                     name = name.rpartition(".")[2]  # module.name
                 self._is_known = name in self._parameters

@@ -220,8 +220,8 @@ class ReplyParser:
         self._pieces = pieces
         self._thought_end = thought_end
         self._state: _State = "content"
-        self._after_turn: _State = "between"  # as long as the prompt is read, and "over" in the reply
-        self._line = ""  # of a header or the name of a channel
+        self._after_turn: _State = "between"  # this while the prompt is read, and "over" in the reply
+        self._line = ""  # text of a header or the name of a channel
         self._held = ""  # may turn out to be thought_end
         self._has_thought = False  # the reply has a thought, ended or not, with text
         self._between_thoughts = ""  # what comes before the next text of a thought

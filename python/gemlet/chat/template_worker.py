@@ -26,7 +26,7 @@ import sys
 from datetime import datetime
 from typing import Any
 
-CPU_SECONDS = 0.8  # for a request, and as much again for each 8 MB of it
+CPU_SECONDS = 0.8  # time for a request, and as much again for each 8 MB of it
 HELLO = b"gemlet chat templates\n"
 LEAST_JINJA = (3, 1, 6)  # older ones have known ways out of the sandbox
 _KEPT = 8  # compiled templates

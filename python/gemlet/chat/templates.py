@@ -96,11 +96,11 @@ _KNOWN = {
     "df900edd2fcee5defc268bee887666c43c976d973bb3e87355b52423a651bf91": INTERLEAVED,
     "1d35a24a2a63cc600c0cab43628a6df4cd3318e959b03307cf5f9f7e29ecf783": TOOL_MESSAGES,
     "94899c0f917d93f6fe81c95744d1e8ddab2d21d39228d2e4aec1fb2a25bff413": ALL_PROPERTIES,
-    "33204f1acb5bd0002713e16a593847f24ceeafe711ed88bda2a352dc996a3373": ALL_PROPERTIES,  # of E2B and E4B
+    "33204f1acb5bd0002713e16a593847f24ceeafe711ed88bda2a352dc996a3373": ALL_PROPERTIES,  # E2B and E4B
     "36e3a42e5cf14cd0020e72d92e1fdd9970f59b82170e421f0cbe1bb42bead3f0": ALL_PROPERTIES,  # images in results
-    "2f1b4d75d067bae3fe44e676721c7f077d243bc007156cb9c2f8b5836613d082": ALL_PROPERTIES,  # of E2B and E4B
+    "2f1b4d75d067bae3fe44e676721c7f077d243bc007156cb9c2f8b5836613d082": ALL_PROPERTIES,  # E2B and E4B
     "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": CANONICAL,
-    "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": CANONICAL,  # of E2B and E4B
+    "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": CANONICAL,  # E2B and E4B
 }
 # SHA-256 of those of Gemma 1 to 3n, without blanks at their ends; of 3 and 3n once with line breaks in their
 # strings and once with \\n. And of FunctionGemma's as it is.

@@ -18,7 +18,7 @@ from gemlet.base.text import show
 __all__ = ["MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse_call"]
 
 QUOTE_SIGN = "\ud800"  # stands for the quote token: half a surrogate pair, which no decoded text contains
-MAX_DEPTH = 100  # of objects and lists within each other; much deeper ones would end in a RecursionError
+MAX_DEPTH = 100  # objects and lists within each other; much deeper ones would end in a RecursionError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _HEAD = re.compile(r"[ \t\r\n]*call:([^{}]+)\{")

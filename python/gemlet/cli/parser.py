@@ -485,7 +485,7 @@ def run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         silence_stdout()
         return 0
-    except OSError as error:  # of model files they are GemletErrors
+    except OSError as error:  # those about model files are GemletErrors
         silence_stdout()
         message = f"{error.filename or 'standard output or input'}: {error.strerror or error}"
     except GemletError as error:

@@ -22,8 +22,8 @@ __all__ = [
     "read_tables",
 ]
 
-HEARD_SAMPLES = 480_000  # of a sound, by an encoder: 30 seconds
-KEPT_SOUND_BYTES = 32 << 20  # of soft tokens, of the sounds that were heard last
+HEARD_SAMPLES = 480_000  # what an encoder hears of a sound: 30 seconds
+KEPT_SOUND_BYTES = 32 << 20  # soft tokens of the sounds that were heard last
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ _BOOKKEEPING = {
     "dtype",
     "finetuning_task",
     "id2label",
-    "ignore_index",  # of the loss in training
+    "ignore_index",  # a key of the loss in training
     "initializer_range",
     "is_decoder",
     "label2id",

@@ -12,7 +12,7 @@ from gemlet.errors import InvalidRequestError
 __all__ = ["TOKEN_BUDGETS", "VIDEO_BUDGET", "Gemma4VisionConfig", "UnifiedVisionConfig", "budget_size"]
 
 TOKEN_BUDGETS = (70, 140, 280, 560, 1120)  # the most soft tokens of an image
-VIDEO_BUDGET = 70  # of a frame
+VIDEO_BUDGET = 70  # soft tokens of a frame
 
 
 def budget_size(height: int, width: int, side: int, budget: int) -> tuple[int, int]:

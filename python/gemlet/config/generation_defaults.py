@@ -81,7 +81,7 @@ _BOOKKEEPING = {
     "decoder_start_token_id",
     "disable_compile",
     "early_stopping",
-    "length_penalty",  # of beams
+    "length_penalty",  # a key of beam search
     "low_memory",
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",

@@ -164,7 +164,7 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
         if is_bidirectional(keys):
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
     config = _parse_text(inner, family, model_type)
-    if "gguf" in text:  # with images and sound from another file
+    if "gguf" in text:  # images and sound come from another file
         config = _with_gguf(config, family, text, where)
     config = with_placeholders(config, outer)
     if (quantized := _with_quantization(config, outer)).quantization is None:
@@ -203,7 +203,7 @@ def _parse_assistant(raw: Mapping[str, Any], where: str, model_type: str) -> Tex
     given = Keys(text, where, "text_config.", family.defaults)
     count = read_size(given, "num_hidden_layers")
     for key, values in (
-        ("num_kv_shared_layers", (count, 0, None)),  # of which the reference makes `count`
+        ("num_kv_shared_layers", (count, 0, None)),  # the reference makes `count` of it
         ("hidden_size_per_layer_input", (0, None)),
         ("enable_moe_block", (False, None)),
         ("use_double_wide_mlp", (False, None)),

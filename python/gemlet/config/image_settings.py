@@ -17,7 +17,7 @@ __all__ = ["PREPROCESSOR_FILES", "ImageSettings", "PanAndScan", "parse_image_set
 PREPROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 _MOST_CROPS = 64
-_MOST_PIXELS = 1 << 20  # of a side
+_MOST_PIXELS = 1 << 20  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ImageSettings:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     does_pan_and_scan: bool = False
     pan_and_scan: PanAndScan = PanAndScan()
-    max_soft_tokens: int = 280  # of an image, in models where its size decides how many it has
+    max_soft_tokens: int = 280  # of an image, in models whose images have tokens by their size
     size: tuple[int, int] | None = None  # height and width, where the file says them
 
 

@@ -119,7 +119,7 @@ def _read_window(keys: Keys) -> int:
     window = read_size(keys, "sliding_window")
     if keys.get("sliding_window_size") not in (None, window):
         raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
-    # Of an embedding model it is what a token sees to both sides.
+    # In an embedding model it is what a token sees to both sides.
     return window // 2 + 1 if is_bidirectional(keys) else window
 
 
@@ -131,7 +131,7 @@ def _has_spans(keys: Keys, family: Family, kind: str) -> bool:
     rule = keys.get("use_bidirectional_attention")
     if rule == "vision":
         return kind == "sliding_attention"
-    return family.bidirectional_spans and not rule  # of an embedding model, all tokens see each other
+    return family.bidirectional_spans and not rule  # in an embedding model, all tokens see each other
 
 
 def _read_layer_types(keys: Keys, family: Family, num_layers: int) -> list[str]:

@@ -9,7 +9,7 @@ from gemlet.config.image_settings import ImageSettings
 
 __all__ = ["PUBLISHED_STAGES", "MobileNetBlock", "MobileNetConfig", "Stages"]
 
-_SIZE = 768  # of a side of an image, where no file says it
+_SIZE = 768  # side of an image, if no file says it
 
 
 @dataclass(frozen=True)

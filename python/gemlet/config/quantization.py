@@ -12,7 +12,7 @@ from gemlet.errors import ConfigError
 __all__ = ["COMPRESSED", "GEMMA", "quantizes_embeddings", "read_quantization", "refuse_quantized"]
 
 GEMMA = "gemma"  # Google's QAT for mobile: 2, 4 or 8 bits with a scale for a row, and rounded activations
-COMPRESSED = "compressed-tensors"  # of its forms, 4 bits with a scale for 32 weights
+COMPRESSED = "compressed-tensors"  # only its form of 4 bits with a scale for 32 weights
 
 # quant_method of transformers -> the name people know it by
 _METHODS = {

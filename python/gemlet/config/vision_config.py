@@ -79,7 +79,7 @@ VisionConfig = SiglipConfig | Gemma4VisionConfig | UnifiedVisionConfig | MobileN
 
 _log = logging.getLogger("gemlet")
 
-KEPT_BYTES = 64 << 20  # of soft tokens, of the images that were seen last
+KEPT_BYTES = 64 << 20  # soft tokens of the images that were seen last
 
 # The defaults of the reference's class.
 _SIGLIP: Mapping[str, Any] = {
@@ -97,7 +97,7 @@ _SIGLIP_FIXED: Mapping[str, tuple[Any, ...]] = {
     "num_channels": (3,),
 }
 _LIMIT = 1 << 20
-MOST_LAYERS = 512  # of a tower
+MOST_LAYERS = 512  # layers of a tower
 
 
 def read_vision(outer: Keys, family: str) -> VisionConfig | None:

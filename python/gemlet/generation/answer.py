@@ -98,7 +98,7 @@ class Answer:
         events = self._take_echo() + self._emitter.push(
             token_id, may_stop=len(self.token_ids) > self.config.min_tokens
         )
-        self._events += events  # at once: an interrupt may come before they are handed out
+        self._events += events  # kept at once: an interrupt may come before they are handed out
         if self._emitter.stopped:
             return events, "stop"
         return events, "length" if len(self.token_ids) >= self.config.max_tokens else None

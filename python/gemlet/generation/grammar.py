@@ -217,7 +217,9 @@ def _not_started() -> GemletError:
     )
 
 
-_lock = threading.RLock()  # of what follows; also while llguidance is imported or has a lock of its own
+_lock = (
+    threading.RLock()
+)  # guards what follows; also held while llguidance is imported or holds a lock of its own
 _vocabularies: WeakKeyDictionary[Tokenizer, _Vocabulary] = WeakKeyDictionary()
 _process = LimitedProcess(
     grammar_worker.__file__, grammar_worker.HELLO, _folders, _not_started

@@ -19,16 +19,16 @@ import sys
 import threading
 from typing import Any
 
-CPU_SECONDS = 1.0  # for a grammar
+CPU_SECONDS = 1.0  # time for one grammar
 HELLO = b"gemlet grammars\n"
 MEMORY = 192 << 20  # bytes beside those of the process before its first grammar
 STACK = 512 << 10
 LIMITS: dict[str, Any] = {
-    "initial_lexer_fuel": 1_000_000,  # of the expressions that the terminals are compiled to
+    "initial_lexer_fuel": 1_000_000,  # limits the expressions that the terminals are compiled to
     "step_lexer_fuel": 200_000,  # about 15 ms in a step
-    "step_max_items": 50_000,  # of the parser in a step, about 3 ms
+    "step_max_items": 50_000,  # items of the parser in a step: about 3 ms
     "max_items_in_row": 400,
-    "max_lexer_states": 50_000,  # of 1 to 2 kB
+    "max_lexer_states": 50_000,  # each takes 1 to 2 kB
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }

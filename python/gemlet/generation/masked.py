@@ -44,7 +44,7 @@ class Masks:
 
     def __init__(self, plan: GrammarPlan) -> None:
         self.is_complete = False
-        self.count = 0  # of tokens so far
+        self.count = 0  # number of tokens so far
         self._plan = plan
         self._state = plan.grammar.begin()
         self._aside = plan.begins_in

@@ -85,7 +85,9 @@ class ManyGenerationOptions(_OptionsOfAll, total=False):
 
 class _Option(NamedTuple):
     default: Any
-    check: Callable[[str, object], Any]  # of a value that is not None; returns it as GenerationConfig has it
+    check: Callable[
+        [str, object], Any
+    ]  # takes a value that is not None; returns it as GenerationConfig has it
 
 
 # In the order in which they are shown.
@@ -198,7 +200,7 @@ class GenerationConfig:
     do_sample: bool
     logprobs: int | None
     prompt_logprobs: int | None
-    _limits_tokens: ClassVar[bool]  # of each instance, but no option
+    _limits_tokens: ClassVar[bool]  # each instance has it, but it is no option
 
     @public
     @_shows_defaults

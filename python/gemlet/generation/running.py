@@ -90,10 +90,10 @@ class RunningText:
         self._read_tokens = 0
         self._begun: tuple[Engine, _core.News, int] | None = None
         self._began = 0.0
-        self._scoring: _Request | None = None  # for the log probabilities of the prompt
+        self._scoring: _Request | None = None  # computes the log probabilities of the prompt
         self._request: _Request | None = None
         self._ids: deque[int] = deque()  # not handed out yet
-        self._logprobs: deque[TokenLogprob] = deque()  # of these
+        self._logprobs: deque[TokenLogprob] = deque()  # their log probabilities
         self._reason: FinishReason | None = None  # why none will follow these
         self._error: GemletError | None = None  # or what is to be raised after them
 

@@ -30,7 +30,7 @@ __all__ = [
 
 Approve = Callable[[ToolCall], bool]
 Conversation = str | Sequence[Mapping[str, Any]]
-MOST_ROUNDS = 8  # where nothing is said
+MOST_ROUNDS = 8  # the default
 _LARGEST = 1000
 _log = logging.getLogger("gemlet")
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Calibrate", "check_calibrate", "measure_inputs"]
 
 Calibrate = bool | str | os.PathLike[str] | None
-_TOKENS = 8192  # that are looked at
+_TOKENS = 8192  # tokens that are looked at
 _TEXT = 512  # tokens of a text of its own
-_MOST_BYTES = 8 << 20  # of a file that are read
+_MOST_BYTES = 8 << 20  # bytes of a file that are read
 
 
 def check_calibrate(calibrate: object, weights: str, merge_adapter: object) -> None:

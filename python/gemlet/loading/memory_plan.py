@@ -119,7 +119,7 @@ def check_memory(
     for choice in [options.weights, *smaller] if options.own_formats and smaller else smaller:
         if plan_of(weights=choice, embedding=None, own_formats={}).total <= limit:
             remedies.append(f'weights="{choice}"')
-            if choice != "bf12":  # which may not have every matrix
+            if choice != "bf12":  # bf12 may refuse a matrix
                 break
     smallest = partial(plan_of, weights="q4", embedding="q4", own_formats={})
     if options.weights == "q4" and options.embedding is None and smallest().total <= limit:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandLine", "LoadOptions", "Matformer", "command_line"]
 
-_FOLDER_SIZE = "10GB"  # of a prefix cache on disk
+_FOLDER_SIZE = "10GB"  # size of a prefix cache on disk
 Matformer = str | int | Sequence[int] | Mapping[str, Any] | None
 
 

@@ -58,7 +58,7 @@ def read_image(image: object, name: str = "image") -> Levels:
         if len(image) > MOST_FILE_BYTES:
             raise _too_many_bytes(name, len(image))
         return _from_file(bytes(image), name)
-    pillow = sys.modules.get("PIL.Image")  # where nobody has imported it, this is none of its images
+    pillow = sys.modules.get("PIL.Image")  # if nobody has imported it, this is none of its images
     if pillow is not None and isinstance(image, pillow.Image):
         return _from_pillow(image, name)
     raise InvalidRequestError(f"{name}: got {show_argument(image)}, {_EXPECTED}")
@@ -123,7 +123,7 @@ def _from_array(array: NDArray[Any], name: str) -> Levels:
 
 def _on_white(array: NDArray[np.uint8]) -> Levels:
     found = np.empty((*array.shape[:2], 3), np.uint8)
-    rows = max(1, _MIXED // array.shape[1])  # at a time: numbers take four times the memory of levels
+    rows = max(1, _MIXED // array.shape[1])  # rows at a time: numbers take four times the memory of levels
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
         alpha = part[:, :, 3:].astype(np.float32) / np.float32(255)

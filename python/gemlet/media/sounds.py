@@ -96,7 +96,7 @@ def decoded_bytes(data: bytes) -> int:
 
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             return int(4 * max(0, file.frames) * max(1, file.channels))
-    except Exception:  # of soundfile, or of the file
+    except Exception:  # soundfile is broken, or the file is
         return 0
 
 

@@ -28,7 +28,7 @@ Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray[np.integer[Any]]]
 _KINDS = (str, list, tuple, np.ndarray)
 _MOST = 16  # continuations of a prompt
-_MOST_TEXTS = 65_536  # of one call
+_MOST_TEXTS = 65_536  # texts of one call
 FIRST = 16  # elements of a list that tell what it is of
 
 

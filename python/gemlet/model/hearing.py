@@ -24,7 +24,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Heard", "Hearing", "SoftRows"]
 
-_MOST_SOUNDS = 256  # of a call
+_MOST_SOUNDS = 256  # sounds of a call
 _log = logging.getLogger("gemlet")
 
 SoftRows = tuple[int, NDArray[np.float32]]  # the first token that they take the place of, and the rows

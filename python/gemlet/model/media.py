@@ -31,8 +31,8 @@ __all__ = ["Media", "Placed", "Seen"]
 if TYPE_CHECKING:
     _Tower = _core.SiglipTower | _core.Gemma4VisionTower | _core.UnifiedVisionEmbedder | _core.MobileNetTower
 
-MOST_FRAMES = 32  # of a video
-_MOST_IMAGES = 1024  # of a call
+MOST_FRAMES = 32  # frames of a video
+_MOST_IMAGES = 1024  # images of a call
 
 
 @dataclass(frozen=True)

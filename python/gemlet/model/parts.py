@@ -28,7 +28,7 @@ def method_of(
 
     @functools.wraps(method)
     def call(*arguments: Any, **options: Any) -> _Result:
-        if not arguments:  # without a model: it says what is missing
+        if not arguments:  # there is no model: the error says what is missing
             return method(**options)  # type: ignore[call-arg]
         model, *others = arguments
         return method(getattr(model, part), *others, **options)

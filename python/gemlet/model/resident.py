@@ -14,7 +14,7 @@ from gemlet.model.prefix_cache import PrefixCacheOptions
 
 __all__ = ["Resident"]
 
-_BYTES = ("weights", "embedding", "adapters", "kv_cache", "prefix_cache")  # of Model.memory()
+_BYTES = ("weights", "embedding", "adapters", "kv_cache", "prefix_cache")  # keys of Model.memory()
 _MOST_RUNNING = 32  # texts that advance together
 
 

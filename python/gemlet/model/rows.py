@@ -101,7 +101,7 @@ class _Reading:
         self._name, self._texts, self._adapter = resident.name, texts, adapter
         self._wanted, self._first_row, self._cache_salt = wanted, first_row, cache_salt
         self._submitted: deque[_core.Request] = deque()
-        self._index = 0  # of the text whose rows come now
+        self._index = 0  # index of the text whose rows come now
 
     @property
     def is_over(self) -> bool:

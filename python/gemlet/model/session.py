@@ -55,7 +55,7 @@ class Session:
         self._requests = requests
         self._adapter = adapter
         self._messages: list[_Message] = _taken(messages) if messages else []
-        self._ids = np.zeros(0, np.int32)  # of all that was computed last: a prompt and its reply
+        self._ids = np.zeros(0, np.int32)  # ids of what was computed last: a prompt and its reply
         self._is_text = False
         # The last one, if not added yet. Who reads the stream may drop it, and so ends it.
         self._turn: tuple[list[_Message], Prepared, weakref.ref[TextStream]] | None = None

@@ -34,7 +34,7 @@ __all__ = ["SessionState", "read_session", "write_session"]
 _VERSION = 1
 _FIRST = re.compile(rb"gemlet session (\d{1,6}) (\d{1,9})\n")
 _FIRST_BYTES = 64
-_MOST_BYTES = 64 << 20  # of the JSON object
+_MOST_BYTES = 64 << 20  # size of the JSON object
 
 
 @dataclass(frozen=True)

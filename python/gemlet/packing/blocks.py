@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "blocks", "naming", "rounding_blocks", "stored_bytes", "table_blocks"]
 
-_BLOCK_BYTES = 32 << 20  # of a tensor at a time: between two of them Ctrl-C is seen and progress told
-_CHANGED_BYTES = 4 << 20  # where NumPy makes copies of them, which the memory plan has no room for
+_BLOCK_BYTES = 32 << 20  # part of a tensor; between two parts Ctrl-C is seen and progress told
+_CHANGED_BYTES = 4 << 20  # smaller if NumPy copies them, as the memory plan has no room for copies
 
 
 class Block(NamedTuple):

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["know_float16", "model_digest", "packed_copy"]
 
-_SAMPLES = 64  # of a file, spread over it: what a file rewritten within one tick of the clock differs in
+_SAMPLES = 64  # samples spread over a file; they show that it was rewritten within one tick of the clock
 _SAMPLE_BYTES = 4096
 _STAMP = "stamp"
 _CHUNK = 1 << 24

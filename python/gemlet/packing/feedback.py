@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Rounded", "feedback_of", "round_with_feedback"]
 
 _BLOCK = 32
-_DAMPING = 0.02  # of the mean of the diagonal, added to it: for channels that the text hardly shows
+_DAMPING = 0.02  # share of the diagonal's mean that is added to it, for channels that the text hardly shows
 _LOWEST = {"q4": -8, "q5": -16, "q8": -127}
 FORMATS = tuple(_LOWEST)
 _TYPES = {"q4": "q4_0", "q5": "q5_0", "q8": "q8_0"}

@@ -48,4 +48,4 @@ def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
                 kept=() if cut is None else cut.columns,
                 scales=checkpoint.read_scales(name, 0, rows) if name in checkpoint.scales else None,
             )
-            checkpoint.files.check_unchanged(info.file, "it")  # from here on the core looks whether it is
+            checkpoint.files.check_unchanged(info.file, "it")  # from here on the core checks that

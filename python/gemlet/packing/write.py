@@ -68,7 +68,7 @@ def write_packed(
             nbytes = nbytes // (info.shape[0] * info.shape[1]) * shape[0] * shape[1]
         entries[PER_LAYER_TABLE] = (info.dtype, list(shape), nbytes)
         integers = table_name in files.checkpoint.scales
-        if info.dtype in BLOCK_TYPES or integers:  # which safetensors does not have
+        if info.dtype in BLOCK_TYPES or integers:  # safetensors does not have these types
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [files.checkpoint.dtype(table_name), list(info.shape)]
         if integers:

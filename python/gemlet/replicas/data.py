@@ -38,7 +38,7 @@ class Answers:
         self._concurrent = concurrent
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._life = AsyncExitStack()  # without it, the application would be ended
+        self._life = AsyncExitStack()  # it keeps the application from ending
         entering = self._life.enter_async_context(
             started(settings or Settings(), specs or [ModelSpec(default_alias(None))])
         )

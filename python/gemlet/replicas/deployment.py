@@ -34,7 +34,7 @@ class Replica:
 
     # Ray Serve waits for it.
     async def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:  # type: ignore[misc]
-        self._life = AsyncExitStack()  # without it, the application would be ended
+        self._life = AsyncExitStack()  # it keeps the application from ending
         self._app: Any = await self._life.enter_async_context(started(settings, specs))
 
     async def check_health(self) -> None:

@@ -189,7 +189,7 @@ class Choice:
     finish: str = ""
     has_called: bool = False  # its only call is complete
     reasoning_tokens: int = 0
-    arrived: float = 0.0  # when its last chunk came
+    arrived: float = 0.0  # time of its last chunk
     is_over: bool = False
 
     @property
@@ -253,7 +253,7 @@ class Running:
     filter: ContentFilter
     choices: list[Choice] = field(default_factory=list)
     before_waiting: Callable[[], Awaitable[None]] | None = None
-    _firsts: list[int] = field(default_factory=list)  # of each prompt, the first of its choices
+    _firsts: list[int] = field(default_factory=list)  # the first choice of each prompt
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, threads: anyio.CapacityLimiter) -> Running:
@@ -309,7 +309,7 @@ class Running:
     ) -> AsyncIterator[tuple[int, Chunk]]:
         """Those of one prompt's stream, whose first text is the choice ``first``."""
         ask, stream = self.choices[first].ask, self.choices[first].stream
-        is_judged = self.choices[first].gate is not None  # which may take long
+        is_judged = self.choices[first].gate is not None  # judging may take long
         try:
             if before_waiting is not None:
                 await before_waiting()

@@ -118,7 +118,7 @@ async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterat
         if not ready.done():
             ready.set_exception(error)
 
-    app = make_app(replace(settings, data=None), specs, fail)  # that folder is of a server that runs
+    app = make_app(replace(settings, data=None), specs, fail)  # that folder belongs to a server that runs
 
     async def receive() -> dict[str, Any]:
         if told:

@@ -31,7 +31,7 @@ from gemlet.server.keys import KeyStore
 __all__ = ["MOST_REQUESTS", "Batches"]
 
 _log = logging.getLogger("gemlet.server")
-MOST_REQUESTS = 50_000  # of a batch
+MOST_REQUESTS = 50_000  # requests of one batch
 _LONGEST_LINE = 4 << 20  # bytes; what reads it holds up the event loop for milliseconds
 _RETRY = 30.0  # seconds after which a disk that did not take an answer is tried again
 _ENDS = {"cancelling": "cancelled", "finalizing": "completed"}
@@ -261,7 +261,7 @@ class Batches:
         seconds = document["output_expires_after"]
         names = document["output_file_id"] or new_id("file"), document["error_file_id"] or new_id("file")
         document["output_file_id"], document["error_file_id"] = names
-        self.store.put_batch(owner, document, over=False)  # with the names, should the process end here
+        self.store.put_batch(owner, document, over=False)  # it has the names, should the process end here
         places = [self.store.path(f"{name}.part") for name in names]
         part = partial(_parted, source, work, *places, is_late=end == "expired")
         counts, usage, document["model"] = await anyio.to_thread.run_sync(part, limiter=self._threads)

@@ -42,17 +42,17 @@ class Call:
     status: int = 0
     model: str = ""
     prompt_tokens: int = 0
-    audio_tokens: int = 0  # of these
-    image_tokens: int = 0  # of these
+    audio_tokens: int = 0  # those of prompt_tokens that are sound
+    image_tokens: int = 0  # those of prompt_tokens that are images
     cached_tokens: int = 0
     completion_tokens: int = 0
     first_token: float | None = None  # seconds from the beginning
     gaps: array[float] = field(default_factory=lambda: array("f"))  # seconds between tokens of a reply
-    prefill_seconds: float | None = None  # of the forward passes up to the first token
+    prefill_seconds: float | None = None  # time of the forward passes up to the first token
     finish: str = ""
     problem: str = ""
-    verdicts: list[str] = field(default_factory=list)  # of the content filter: place, rule, action
-    headers: dict[str, str] = field(default_factory=dict)  # of the answer
+    verdicts: list[str] = field(default_factory=list)  # what the content filter found: place, rule, action
+    headers: dict[str, str] = field(default_factory=dict)  # headers of the answer
     at_end: list[Callable[[Call], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 

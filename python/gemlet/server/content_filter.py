@@ -148,7 +148,7 @@ class ShieldFilter(Filter):
         model = self._model()
         form = cast(ShieldGemmaFormat, model.chat_format).with_values(policy=policy)
         assert model.tokenizer is not None
-        # Of a long question, the end is enough to understand the reply.
+        # The end of a long question is enough to understand the reply.
         before = [{**one, "content": one["content"][-model.context_length // 4 :]} for one in messages[:-1]]
         try:
             asked = [*before, messages[-1]]
@@ -266,8 +266,8 @@ class ReplyGate:
         self._note = note
         self._action = action
         self._length = 0  # characters that came
-        self._kind: type | None = None  # of the last event
-        self._held: deque[tuple[int, ReplyEvent]] = deque()  # where an event ends, and it
+        self._kind: type | None = None  # type of the last event
+        self._held: deque[tuple[int, ReplyEvent]] = deque()  # each event with the place where it ends
         self._logprobs: deque[tuple[int, list[TokenLogprob]]] = deque()
         self._unjudged: list[str] = []
 

@@ -57,7 +57,7 @@ __all__ = [
     "library_options",
 ]
 
-MOST_CHOICES = 16  # of n, over all prompts of a request
+MOST_CHOICES = 16  # sum of n over all prompts of a request
 MOST_TOOLS = 128
 NAME = Text(256, 1)
 REPLY = Integer(1, MAX_INT)  # tokens

@@ -30,7 +30,7 @@ create index if not exists batches_of on batches (owner, created, id);
 pragma user_version = 1;
 """
 _VERSION = 1
-_MOST_BATCHES = 10_000  # of an owner that are remembered
+_MOST_BATCHES = 10_000  # batches of one owner that are remembered
 
 
 def new_id(kind: str) -> str:

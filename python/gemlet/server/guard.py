@@ -81,7 +81,7 @@ class Guard:
     ) -> None:
         self.app = app
         self.keys: KeyStore | None = None
-        self.service: Any = None  # of gemlet.server.service; None before the lifespan
+        self.service: Any = None  # a gemlet.server.service.Service; None before the lifespan
         self._asks_for_keys = asks_for_keys
         self._metrics = metrics
         self._tracing = tracing

@@ -15,7 +15,7 @@ from gemlet.server.keys import Key
 __all__ = ["INSIDE", "App", "Inside", "answer"]
 
 App = Callable[..., Any]
-INSIDE = "gemlet.inside"  # where the guard finds an Inside; nothing of a connection can put one there
+INSIDE = "gemlet.inside"  # the guard finds an Inside here; nothing of a connection can put one here
 _PATIENCE = 40  # times that a request is asked again while the server is busy
 _LONGEST_WAIT = 60.0  # seconds
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limiter", "Window"]
 
-_PARTS = 60  # of a window; what is counted leaves it at most a part too late
+_PARTS = 60  # parts of a window; what is counted leaves it at most one part too late
 
 
 class Window:

@@ -29,8 +29,8 @@ __all__ = ["transcribe", "translate"]
 
 _RATE = 16000
 _PIECE = 30 * _RATE  # what a model hears at a time
-_MOST_PIECES = 32  # of a recording
-_MOST_TOKENS = 512  # of the text of a piece; a model that writes more repeats itself
+_MOST_PIECES = 32  # pieces of a recording
+_MOST_TOKENS = 512  # tokens of the text of a piece; a model that writes more repeats itself
 _FIELDS: Mapping[str, Kind] = {
     "model": NAME,
     "language": Text(40, 2),
@@ -144,7 +144,7 @@ def _pieces(served: Served, data: bytes) -> list[Any]:
             f"{_MOST_PIECES * _PIECE // _RATE}",
             param="file",
         )
-    # Of equal length, so that the last one is no scrap.
+    # They have equal lengths, so that the last one is no scrap.
     size = -(-len(samples) // count)
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 

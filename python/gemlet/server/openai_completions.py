@@ -34,7 +34,7 @@ from gemlet.server.service import TextEvent, event, fields_of, service_of
 
 __all__ = ["COMPLETIONS", "PROMPT", "completions"]
 
-_DEFAULT_TOKENS = 16  # as OpenAI's
+_DEFAULT_TOKENS = 16  # OpenAI's default
 
 PROMPT = Either(
     f"a text, up to {MOST_CHOICES} texts, token ids, or up to {MOST_CHOICES} lists of them",

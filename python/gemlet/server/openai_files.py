@@ -24,7 +24,7 @@ from gemlet.server.uploads import nested, read_form
 __all__ = ["EXPIRY", "batches_of", "content", "delete", "file", "files", "owner_of", "page", "upload"]
 
 _PIECE = 1 << 18  # bytes
-_MOST_FILES = 10_000  # of an owner
+_MOST_FILES = 10_000  # files of one owner
 _MONTH = 30 * 86400
 EXPIRY = Object({"anchor": Choice("created_at"), "seconds": Integer(3600, _MONTH)}, ["anchor", "seconds"])
 _UPLOAD: Mapping[str, Kind] = {"purpose": Choice("batch"), "expires_after": EXPIRY}

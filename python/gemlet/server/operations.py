@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _DEADLINE = 10.0  # seconds in which a healthy model writes a token
-_MOST_CHARACTERS = 1 << 20  # of a text to tokenize, which may be longer than the context
+_MOST_CHARACTERS = 1 << 20  # length of a text to tokenize, which may be longer than the context
 
 TOKENIZE: Mapping[str, Kind] = {
     "model": NAME,

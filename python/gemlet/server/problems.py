@@ -66,7 +66,7 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
     """
     if isinstance(error, Problem):
         return error
-    if isinstance(error, HTTPException):  # of the router
+    if isinstance(error, HTTPException):  # the router raised it
         said = {404: "there is no such path here", 405: "this path has other methods"}.get(error.status_code)
         kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
         return Problem(error.status_code, said or error.detail, kind=kind, headers=error.headers)

@@ -31,7 +31,7 @@ from gemlet.server.settings import Settings
 
 __all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "salt_of", "service_of"]
 
-FIELDS = "gemlet.fields"  # where the router puts the fields of a request
+FIELDS = "gemlet.fields"  # the router puts the fields of a request here
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 

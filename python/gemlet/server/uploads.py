@@ -97,7 +97,7 @@ class _Form:
         self._header = [b"", b""]
         self._disposition: bytes = b""
         self._part = ""  # its name
-        self._text: bytearray | None = None  # of a field; None while the file is read
+        self._text: bytearray | None = None  # text of a field; None while the file is read
 
     def callbacks(self) -> Any:
         return {

@@ -58,7 +58,7 @@ _SAMPLING_METHODS = {
     "penalty_repeat": ("penalty_last_n",),
 }
 _SAMPLING_OFF = {"penalty_repeat": 1}
-_MEAN = 1  # of the numbers of GGUF's pooling_type
+_MEAN = 1  # a value of GGUF's pooling_type
 # Layers of Gemma 3n with keys and values of their own, where the file does not say how many share.
 _OWN_KEYS_3N = 20
 # Ollama's own files of Gemma 3 say nothing of rotations; models with a context of this length or more (4B and

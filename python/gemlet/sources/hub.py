@@ -130,7 +130,7 @@ def download(
             none is named; the message lists them.
 
     >>> try:
-    ...     download("gemma-3-1b-it")  # without the owner
+    ...     download("gemma-3-1b-it")  # the owner is missing
     ... except InvalidRequestError as error:
     ...     print('like "google/gemma-3-1b-it"' in str(error))
     True
@@ -288,7 +288,7 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
             )
             found = glob.glob("**", root_dir=snapshot, recursive=True)
             names = {name for name in found if os.path.isfile(os.path.join(snapshot, name))}
-            if not any(name.endswith((".safetensors", ".gguf")) for name in names):  # as inspect() leaves it
+            if not any(name.endswith((".safetensors", ".gguf")) for name in names):  # inspect() leaves it so
                 raise errors.LocalEntryNotFoundError("no weights")
             return names, True
         except Exception as missing:

@@ -59,7 +59,7 @@ def outline(
             yield folder if choice.file is None else os.path.join(folder, choice.file)
         except OSError as problem:
             raise HubError(f"{choice.repository}: {problem.strerror or problem}") from problem
-        except GemletError as problem:  # which names a folder that nobody knows
+        except GemletError as problem:  # it names a folder that nobody knows
             message = str(problem).replace(folder, choice.repository)
             raise type(problem)(message) from problem
 
@@ -89,7 +89,7 @@ def _fetch_head(path: str, choice: Choice, file: str, commit: str, token: str | 
             opened.truncate(part.size)
         except (GemletError, OSError):
             raise
-        except Exception as problem:  # as in fetch()
+        except Exception as problem:  # the same as in fetch()
             raise HubError(f"{where}: {explain(problem, choice.repository, commit)}") from problem
 
 

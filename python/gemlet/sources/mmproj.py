@@ -103,7 +103,7 @@ def _with_settings(config: TextConfig, prepared: Keys) -> TextConfig:
 def _find(own: GGUFFile, hidden_size: int) -> str | None:
     """The path of the file beside the model ``own`` that is for it."""
     if any(name.startswith(("v.", "a.", "mm.")) for name in own.tensors):
-        return None  # as some tools write it: with towers of their own
+        return None  # some tools write it so: it has its own towers
     folder, name = os.path.split(own.path)
     try:
         names = os.listdir(folder or ".")

@@ -59,7 +59,7 @@ _TOKENS = {
     "gemma4": _GEMMA4_TOKENS,
     "gemma4_unified": _GEMMA4_TOKENS,
 }
-_UNUSED = 5  # of the types of tokens
+_UNUSED = 5  # a type of token
 
 
 def mmproj_problem(gguf: GGUFFile, own: GGUFFile, hidden_size: int) -> str | None:

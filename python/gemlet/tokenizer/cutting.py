@@ -17,7 +17,7 @@ _LOOKS = 64  # places that are tried in a row
 _MAX_CHECKS = 4096  # substrings that are looked up for one place: pieces of up to 90 characters
 # The most characters that are encoded at once. SentencePiece takes 60 bytes and up to 2 us for each.
 _MOST_AT_ONCE = 4 * 1024 * 1024
-_MOST_AT_ONCE_BY_MERGES = 256 * 1024  # for the encoder in Python
+_MOST_AT_ONCE_BY_MERGES = 256 * 1024  # limit for the encoder in Python
 
 
 class Cutter:

@@ -25,7 +25,7 @@ from gemlet.tokenizer.vocabulary import SPACE, AddedTokens, Draft, Vocabulary
 
 __all__ = ["TOKENIZER_FILES", "read_contents", "read_vocabulary"]
 
-TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # of a folder, the first counts
+TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # the first one in a folder counts
 MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
 MAX_JSON_BYTES = 256 * 1024 * 1024
 

@@ -30,7 +30,7 @@ __all__ = ["STORED_FILE", "read_stored", "write_stored"]
 
 STORED_FILE = "tokenizer.safetensors"
 _VERSIONS = ("1", "2")  # the second has "strips", which a reader of the first would not look at
-_MAX_BYTES = 256 << 20  # that of Gemma 4 has 8 MB
+_MAX_BYTES = 256 << 20  # Gemma 4's has 8 MB
 _IDS = ("bos_id", "eos_id", "pad_id", "unk_id")
 _NAMES = ("control", "added")
 _FLAGS = ("add_dummy_prefix", "may_cut")

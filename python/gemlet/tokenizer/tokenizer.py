@@ -379,8 +379,8 @@ class _SentencePiece:
         is_finalizing: Callable[[], bool] = sys.is_finalizing,
         waits_for: Callable[..., object] = exit_waits_for,
     ) -> None:
-        if not is_finalizing():  # when this module may be half gone already
-            last = [self._processor]  # whose end is a call of SentencePiece, too
+        if not is_finalizing():  # this module may be half gone already
+            last = [self._processor]  # its end is a call of SentencePiece, too
             self._processor = None
             waits_for(last.clear)
 
@@ -397,7 +397,7 @@ class _SentencePiece:
         if vocabulary is None:
             return
         try:
-            if vocabulary.checked:  # by whoever wrote the file, perhaps
+            if vocabulary.checked:  # whoever wrote the file may have checked it
                 check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
             processor, size = exit_waits_for(self._make_processor, vocabulary.proto)
         except TokenizerError as error:

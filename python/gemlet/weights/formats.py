@@ -56,7 +56,7 @@ _ELSEWHERE = {
 }
 # What no format is exactly -> the one that is probably wanted.
 _NEAREST = {
-    **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # of the same size
+    **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # they have the same size
     **dict.fromkeys(("4bit", "nf4", "fp4", "q4_1", "iq4_xs", "q3_k_m", "q2_k"), "q4"),
     **dict.fromkeys(("8bit", "fp8", "q8_k"), "q8"),
     **dict.fromkeys(("5bit", "q5_1"), "q5"),

@@ -82,7 +82,7 @@ _ASSISTANT = {
     "post_projection": "post_projection.weight",
     "centroids": "masked_embedding.centroids.weight",
 }
-TOKEN_ORDER = "masked_embedding.token_ordering"  # of which token each row of its head is; integers
+TOKEN_ORDER = "masked_embedding.token_ordering"  # says which token each row of its head belongs to; integers
 _GEMMA3 = _COMMON | _SANDWICH | _HEAD_NORMS
 LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma": _COMMON | {"pre_mlp_norm": "post_attention_layernorm"},
@@ -188,7 +188,9 @@ def map_tensors(
         else tensor_name(slot, config.family, prefix, head_prefix)
         for slot in slots
     }
-    slots |= {slot: slots[slot][::-1] for slot in inner if is_transposed(slot, config.family)}  # as stored
+    slots |= {
+        slot: slots[slot][::-1] for slot in inner if is_transposed(slot, config.family)
+    }  # shapes as stored
     unused = unused_tensors(config, prefix, head_prefix)
     constants = {name for name in plain if _is_constant(name)}
     ignored = {name for name in plain if name in unused or name in constants or is_tower(name, config.family)}
@@ -393,7 +395,7 @@ def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str
     """Copies and leftovers that published files hold and no computation reads."""
     unused = {f"{head_prefix}lm_head.weight"} if config.tie_word_embeddings else set()
     if config.centroids:
-        unused.add(TOKEN_ORDER)  # which is read on its own
+        unused.add(TOKEN_ORDER)  # it is read apart
     for i, layer in enumerate(config.layers):
         if layer.kv_source >= 0:
             for slot in ("k_proj", "v_proj", "k_norm"):

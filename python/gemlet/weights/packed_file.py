@@ -95,7 +95,7 @@ class PackedCheckpoint(TensorFiles):
     def __init__(self, checkpoint: Checkpoint, config: TextConfig, *, table_elsewhere: bool = False) -> None:
         super().__init__(checkpoint.files)
         self._metadata = checkpoint.metadata
-        self.tensors = checkpoint.tensors  # as the header has them; _describe() says what they are
+        self.tensors = checkpoint.tensors  # what the header has; _describe() says what they are
         try:
             self._check_versions()
             self.weights = self._weights()
@@ -132,7 +132,7 @@ class PackedCheckpoint(TensorFiles):
                     builder.use_packed(name, info.begin, info.nbytes)
                 except TensorError as problem:
                     raise TensorError(f"{path}: {problem}") from None
-        self.files.check_unchanged(SINGLE_FILE, "it")  # from here on the core looks whether it is
+        self.files.check_unchanged(SINGLE_FILE, "it")  # from here on the core checks that
 
     def _check_versions(self) -> None:
         from gemlet import _core
@@ -253,5 +253,5 @@ def _block_types() -> list[str]:
     return [*(name.lower() for name in BLOCK_TYPES), *_INTEGERS]
 
 
-FORMAT_VERSION = 2  # of the file; the core counts the versions of the layout inside the tensors
+FORMAT_VERSION = 2  # version of the file; the core counts the versions of the layout inside the tensors
 ALIGNMENT = 64
