@@ -121,9 +121,7 @@ class PythonTool:
         if problem := problem_of(schema, arguments):
             raise InvalidRequestError(problem)
         bound = inspect.BoundArguments(inspect.signature(self.function), {})
-        for (
-            name
-        ) in bound.signature.parameters:  # follows the order of the signature: some are taken by position
+        for name in bound.signature.parameters:  # in the signature's order: some are taken by position
             if name in arguments:
                 try:
                     bound.arguments[name] = python_value(self.hints[name], arguments[name])

@@ -94,9 +94,7 @@ class Hiding:
                 out.marker(self._tokenizer.id_to_piece(part))
                 continue
             for private, first in stands_for.items():
-                part = part.replace(
-                    json.dumps(private)[1:-1], first
-                )  # a filter that leaves ASCII only makes these
+                part = part.replace(json.dumps(private)[1:-1], first)  # a filter may leave ASCII only
                 before, *after = part.split(private)
                 for rest in after:
                     before += first
