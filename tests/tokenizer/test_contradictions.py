@@ -147,16 +147,20 @@ def test_files_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "text", "parts"),
     [
-        ({"lstrip": True}, "the \n <x> door", ["the", "<x>", " door"]),
-        ({"rstrip": True}, "the <x> \n door", ["the ", "<x>", "door"]),
+        ({"lstrip": True}, "the \t <x> door", ["the", "<x>", " door"]),
+        ({"rstrip": True}, "the <x> \t door", ["the ", "<x>", "door"]),
         ({"lstrip": True, "rstrip": True}, "the <x> <x>  door", ["the", "<x>", "<x>", "door"]),
         # A normalized token is looked for where spaces are U+2581 already, which is no white space.
         ({"lstrip": True, "normalized": True}, "the\n <x> door", ["the\n ", "<x>", " door"]),
-        ({"lstrip": True, "normalized": True}, "the \n<x> door", ["the ", "<x>", " door"]),
-        ({"rstrip": True, "normalized": True}, "the <x>\n\n door", ["the ", "<x>", " door"]),
+        ({"lstrip": True, "normalized": True}, "the \t<x> door", ["the ", "<x>", " door"]),
+        ({"rstrip": True, "normalized": True}, "the <x>\t\t door", ["the ", "<x>", " door"]),
         ({"lstrip": True, "special": True}, "the\u00a0\u2003<x>", ["the", "<x>"]),
         ({"lstrip": True}, "the\x1c<x>", ["the\x1c", "<x>"]),
         ({"rstrip": True}, "<x>   ", ["<x>"]),
+        # Newlines in a row are tokens of their own, which the reference finds first.
+        ({"lstrip": True, "rstrip": True}, "the\n\n <x> \n door", ["the\n\n", "<x>", "\n door"]),
+        ({"single_word": True}, "the<x> <x>, <x>1", ["the<x> ", "<x>", ", <x>1"]),
+        ({"single_word": True, "lstrip": True}, "the <x>\u0301 <x>", ["the <x>\u0301", "<x>"]),
         ({}, "the <x> door", ["the ", "<x>", " door"]),
     ],
 )
@@ -170,3 +174,30 @@ def test_tokens_that_take_white_space(
     write_stored(tmp_path / STORED_FILE, read_vocabulary(tmp_path / "folder"))
     stored = Tokenizer.from_file(tmp_path / STORED_FILE)
     assert stored.encode(text) == tokenizer.encode(text)
+
+
+def test_tokens_that_are_normalized_are_found_after_the_others(tmp_path: Path) -> None:
+    tokenizer = folder_with(
+        tmp_path / "folder",
+        added(420, "<<x", normalized=True),
+        added(421, "<x>", special=True),
+        added(422, " y z"),
+    )
+    plain = Tokenizer.from_file(save(tmp_path, "tokenizer.model", trained_model()))
+    less = plain.encode("<", add_bos=False)
+    assert tokenizer.encode("<<x><<x y z", add_bos=False) == [*less, 421, 420, 422]
+    spaces = Tokenizer.from_file(
+        save(
+            tmp_path,
+            "tokenizer.json",
+            trained_json() | {"added_tokens": [added(420, " y z", normalized=True)]},
+        )
+    )
+    assert spaces.encode("<\u2581y\u2581z", add_bos=False) == [*less, 420]
+
+
+def test_a_piece_that_is_special_between_words_only_is_refused(tmp_path: Path) -> None:
+    piece = next(piece for piece in trained_json()["model"]["vocab"] if len(piece) == 2 and piece.isalpha())
+    identifier = trained_json()["model"]["vocab"][piece]
+    with pytest.raises(TokenizerError, match=r"special between words \(single_word\)"):
+        folder_with(tmp_path, added(identifier, piece, special=True, single_word=True))

@@ -195,9 +195,9 @@ def test_merges_that_disagree(tmp_path: Path) -> None:
 
 
 def test_other_versions_and_other_files(stored: Path) -> None:
-    save_file({"a": np.zeros(3, np.uint8)}, stored, {"gemlet_tokenizer": "3"})
+    save_file({"a": np.zeros(3, np.uint8)}, stored, {"gemlet_tokenizer": "4"})
     with pytest.raises(
-        TokenizerError, match=r"is of version '3'; this gemlet reads versions 1 and 2\. Convert"
+        TokenizerError, match=r"is of version '4'; this gemlet reads versions 1 and 3\. Convert"
     ):
         read_stored(stored)
     stored.unlink()

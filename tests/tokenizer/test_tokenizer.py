@@ -302,7 +302,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("added_tokens", [{"id": 500, "content": ""}], "500"),
         ("added_tokens", [{"id": 500, "content": "\udfff"}], "surrogate U+DFFF"),
         ("added_tokens", [{"id": 500, "content": "<x>", "lstrip": 1}], "lstrip"),
-        ("added_tokens", [{"id": 500, "content": "<x>", "single_word": True}], "single_word"),
+        ("added_tokens", [{"id": 500, "content": "<x>", "single_word": "no"}], "single_word"),
     ],
 )
 def test_tokenizer_json_of_another_kind(tmp_path: Path, key: str, value: Any, word: str) -> None:

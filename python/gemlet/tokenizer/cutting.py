@@ -67,7 +67,7 @@ class Cutter:
         """The most characters that a token stands for; None if one may stand for any number of them."""
         self._read_pieces()
         vocabulary = self._vocabulary
-        if not vocabulary.may_cut or vocabulary.strips or not self._has_bytes:
+        if not vocabulary.may_cut or vocabulary.loses_text or not self._has_bytes:
             return None  # white space may vanish, or many unknown characters be one token
         return self._longest
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
-from gemlet.tokenizer.vocabulary import STRIP_SPACE
+from gemlet.tokenizer.vocabulary import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD, SPACE
 
 __all__ = ["Splitter"]
 
@@ -14,26 +15,79 @@ _WHITE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-_BUT_U0020 = _WHITE.replace(" ", "")
+_WORD_CATEGORIES = ("Nd", "Nl", "Pc")  # beside letters and marks
+_JOINERS = "\u200c\u200d"
+# Symbols that are letters in circles and squares, which Unicode calls alphabetic.
+_ENCLOSED = ((0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189))
 
 
 class Splitter:
     """Cuts text at literal tokens: the leftmost first, of several at one place the longest.
 
-    ``strips`` says which of them take the white space beside them (``Vocabulary.strips``).
+    ``flags`` says how some of them are found (``Vocabulary.flags``). As in the library ``tokenizers``, those
+    that are normalized are looked for in what the others leave.
 
-    >>> list(Splitter({"<a>": 7}, {"<a>": (STRIP_SPACE, 0)}).split("one  <a> two"))
+    >>> list(Splitter({"<a>": 7}, {"<a>": LSTRIP}).split("one  <a> two"))
     ['one', 7, ' two']
     """
 
-    def __init__(self, tokens: Mapping[str, int], strips: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, tokens: Mapping[str, int], flags: Mapping[str, int]) -> None:
+        late = [text for text in tokens if flags.get(text, 0) & NORMALIZED]
+        self._early = _Finder({text: tokens[text] for text in tokens.keys() - late}, flags, _WHITE)
+        self._late = None
+        if late:
+            # Normalized text has U+2581, which is no white space, in place of U+0020.
+            names = {text.replace(" ", SPACE): text for text in late}
+            self._late = _Finder(
+                {name: tokens[text] for name, text in names.items()},
+                {name: flags[text] for name, text in names.items()},
+                _WHITE.replace(" ", ""),
+            )
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The parts of ``text`` between tokens, and the ids of the tokens, in order; no part is empty."""
+        if self._late is None:
+            yield from self._early.split(text)
+            return
+        for part in self._early.split(text):
+            if isinstance(part, int):
+                yield part
+            else:
+                yield from self._late.split(part.replace(" ", SPACE))
+
+
+class _Finder:
+    """One search over the text, for some of the tokens; ``white`` is what tokens may take beside them."""
+
+    def __init__(self, tokens: Mapping[str, int], flags: Mapping[str, int], white: str) -> None:
         self._tokens = tokens
-        self._strips = strips
+        self._flags = flags
+        self._white = white
         self._lengths = sorted({len(text) for text in tokens}, reverse=True)
         self._first = _begins(tokens)
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The parts of ``text`` between tokens, and the ids of the tokens, in order; no part is empty."""
+        done = 0  # where the last token ends, with the white space that it takes
+        for at, token in self._find(text):
+            flags = self._flags.get(token, 0)
+            end = at + len(token)
+            if flags & SINGLE_WORD and (_is_word(text[at - 1 : at]) or _is_word(text[end : end + 1])):
+                continue
+            if flags & RSTRIP:
+                while end < len(text) and text[end] in self._white:
+                    end += 1
+            if flags & LSTRIP:
+                at = max(done, len(text[:at].rstrip(self._white)))
+            if done < at:
+                yield text[done:at]
+            if at < end:  # otherwise the token before it has taken all of it
+                yield self._tokens[token]
+            done = end
+        if done < len(text):
+            yield text[done:] if done else text
+
+    def _find(self, text: str) -> Iterator[tuple[int, str]]:
+        """Where tokens are, and which, whatever their flags are; they do not overlap."""
         start = 0
         for match in self._first.finditer(text) if self._first else ():
             at = match.start()
@@ -41,23 +95,10 @@ class Splitter:
                 continue
             for length in self._lengths:
                 token = text[at : at + length]
-                identifier = self._tokens.get(token)
-                if identifier is not None:
-                    left, right = self._strips.get(token, (0, 0))
-                    before = text[start:at]
-                    if left:
-                        before = before.rstrip(_white(left))
-                    if before:
-                        yield before
-                    yield identifier
+                if token in self._tokens:
+                    yield at, token
                     start = at + length
-                    if right:
-                        white = _white(right)
-                        while start < len(text) and text[start] in white:
-                            start += 1
                     break
-        if start < len(text):
-            yield text[start:] if start else text
 
 
 def _begins(tokens: Iterable[str]) -> re.Pattern[str] | None:
@@ -72,5 +113,14 @@ def _begins(tokens: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(places)) if places else None
 
 
-def _white(strip: int) -> str:
-    return _WHITE if strip == STRIP_SPACE else _BUT_U0020
+def _is_word(character: str) -> bool:
+    """Whether it is part of a word as Unicode's regular expressions define it (UTS 18, annex C)."""
+    if not character:
+        return False
+    category = unicodedata.category(character)
+    return (
+        category[0] in "LM"
+        or category in _WORD_CATEGORIES
+        or character in _JOINERS
+        or any(low <= ord(character) <= high for low, high in _ENCLOSED)
+    )

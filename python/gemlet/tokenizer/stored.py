@@ -29,7 +29,7 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 __all__ = ["STORED_FILE", "read_stored", "write_stored"]
 
 STORED_FILE = "tokenizer.safetensors"
-_VERSIONS = ("1", "2")  # the second has "strips", which a reader of the first would not look at
+_VERSIONS = ("1", "3")  # the second one has "flags", which a reader of the first would not look at
 _MAX_BYTES = 256 << 20  # Gemma 4's has 8 MB
 _IDS = ("bos_id", "eos_id", "pad_id", "unk_id")
 _NAMES = ("control", "added")
@@ -51,11 +51,11 @@ def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     if vocabulary.merge_encoder is not None:
         tensors["merges"] = json.dumps(vars(vocabulary.merge_encoder)).encode()
     rest = {name: getattr(vocabulary, name) for name in (*_IDS, *_NAMES, *_FLAGS)}
-    if vocabulary.strips:
-        rest["strips"] = vocabulary.strips
+    if vocabulary.flags:
+        rest["flags"] = vocabulary.flags
     described = json.dumps(rest)
     metadata = {
-        "gemlet_tokenizer": _VERSIONS[bool(vocabulary.strips)],
+        "gemlet_tokenizer": _VERSIONS[bool(vocabulary.flags)],
         "vocabulary": described,
         "sha256": _digest(described, tensors),
     }
@@ -122,7 +122,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
         merge_encoder=encoder,
         add_dummy_prefix=rest.flag("add_dummy_prefix"),
         may_cut=rest.flag("may_cut"),
-        strips=rest.strips(),
+        flags=rest.flags(),
         checked=True,
     )
 
@@ -176,14 +176,13 @@ class _Rest:
             raise self.wrong(key, f"an object of ids below {self.size}, none under an empty name")
         return value
 
-    def strips(self) -> dict[str, tuple[int, int]]:
-        value = self.values.get("strips", {})
+    def flags(self) -> dict[str, int]:
+        value = self.values.get("flags", {})
         if not isinstance(value, dict) or not all(
-            isinstance(pair, list) and len(pair) == 2 and all(side in (0, 1, 2) for side in pair)
-            for pair in value.values()
+            type(flags) is int and 0 < flags < 16 for flags in value.values()
         ):
-            raise self.wrong("strips", "an object of pairs of 0, 1 or 2")
-        return {text: (left, right) for text, (left, right) in value.items()}
+            raise self.wrong("flags", "an object of numbers from 1 to 15")
+        return value
 
 
 def _merge_encoder(values: Mapping[str, Any], rest: _Rest) -> MergeEncoder:

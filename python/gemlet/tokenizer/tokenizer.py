@@ -65,8 +65,8 @@ class Tokenizer:
         self._ids: dict[str, int] | None = None
         self._strips_first_space = vocabulary.add_dummy_prefix
         self._bytes = TokenBytes(vocabulary)
-        self._trusted = Splitter({**vocabulary.added, **vocabulary.control}, vocabulary.strips)
-        self._untrusted = Splitter(vocabulary.added, vocabulary.strips)
+        self._trusted = Splitter({**vocabulary.added, **vocabulary.control}, vocabulary.flags)
+        self._untrusted = Splitter(vocabulary.added, vocabulary.flags)
         self._cutter = Cutter(vocabulary)
         self._encode_text: Callable[[str], list[int]] = _SentencePiece(vocabulary)
         if vocabulary.merge_encoder is not None:

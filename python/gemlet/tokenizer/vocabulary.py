@@ -27,12 +27,15 @@ from gemlet.tokenizer.sentencepiece_model import (
     build_model,
 )
 
-__all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "STRIP_SPACE", "AddedTokens", "Draft", "Vocabulary"]
+__all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
 
 SPACE = "\u2581"  # how a piece writes U+0020
 
-# How a token takes white space beside it.
-STRIP_NOTHING, STRIP_SPACE, STRIP_BUT_U0020 = range(3)
+# How an added token is found: it takes the white space on its left, on its right, it is found between words
+# only, or it is looked for after the others, in text whose spaces are U+2581 already.
+LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED = 1, 2, 4, 8
+
+_FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 
 MAX_PIECES = 4 * 1024 * 1024
 MAX_PIECE = (
@@ -66,8 +69,8 @@ class Vocabulary:
         types: piece type of each id (``_sentencepiece_proto``).
         control: text -> id of the control tokens.
         added: text -> id of further tokens that match text literally and are ordinary text when decoded.
-        strips: text of a control or added token that takes the white space beside it -> (on its left, on its
-            right): ``STRIP_NOTHING``, ``STRIP_SPACE`` or ``STRIP_BUT_U0020``.
+        flags: text of a control or added token -> how it is found: the sum of ``LSTRIP``, ``RSTRIP``,
+            ``SINGLE_WORD`` and ``NORMALIZED``. Most have none.
         bos_id, eos_id, pad_id, unk_id: None where there is none.
         proto: the SentencePiece model for ordinary text.
         merge_encoder: replaces ``proto`` where a list of merges cannot be said as scores.
@@ -91,24 +94,26 @@ class Vocabulary:
     add_dummy_prefix: bool = False
     may_cut: bool = True
     checked: bool = False
-    strips: dict[str, tuple[int, int]] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def loses_text(self) -> bool:
+        """Whether some token takes white space that no id stands for."""
+        return any(flags & (LSTRIP | RSTRIP) for flags in self.flags.values())
 
 
 @dataclass
 class AddedTokens:
     """Tokens named beside the vocabulary: ``{id: (text, special)}``, the names of bos, eos, pad, unk, and
-    which tokens take white space beside them (``Vocabulary.strips``)."""
+    how they are found (``Vocabulary.flags``)."""
 
     tokens: dict[int, tuple[str, bool]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    strips: dict[str, tuple[int, int]] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
 
     def add(self, where: str, identifier: Any, entry: Any) -> None:
         if isinstance(entry, dict):
             text, special = entry.get("content"), entry.get("special", False)
-            if entry.get("single_word", False) is not False:
-                got = show(entry["single_word"])
-                raise TokenizerError(f"{where}: single_word of {show(text)} is {got}; expected false")
         else:
             text, special = entry, False
         if type(identifier) is not int or not 0 <= identifier < MAX_PIECES:
@@ -119,22 +124,22 @@ class AddedTokens:
             raise TokenizerError(f"{where}: id {identifier} needs a non-empty content and a boolean special")
         _check_unicode(where, text)
         self.tokens[identifier] = (text, special)
-        self._read_strips(where, text, entry if isinstance(entry, dict) else {}, special)
+        self._read_flags(where, text, entry if isinstance(entry, dict) else {}, special)
 
-    def _read_strips(self, where: str, text: str, entry: Mapping[str, Any], special: bool) -> None:
-        flags = {"lstrip": False, "rstrip": False, "normalized": not special} | {
-            key: value for key, value in entry.items() if value is not None
-        }
-        for key in ("lstrip", "rstrip", "normalized"):
-            if flags[key] is not True and flags[key] is not False:
-                got = show(flags[key])
-                raise TokenizerError(f"{where}: {key} of {show(text)} is {got}; expected true or false")
-        # A normalized token is looked for where U+2581 has taken the place of U+0020, which is then no space.
-        what = STRIP_BUT_U0020 if flags["normalized"] else STRIP_SPACE
-        left, right = (what if flags[key] else STRIP_NOTHING for key in ("lstrip", "rstrip"))
-        self.strips.pop(text, None)
-        if left or right:
-            self.strips[text] = (left, right)
+    def _read_flags(self, where: str, text: str, entry: Mapping[str, Any], special: bool) -> None:
+        flags = 0
+        for key, flag in _FLAGS.items():
+            value = entry.get(key)
+            if value is None:
+                value = key == "normalized" and not special
+            if value is not True and value is not False:
+                raise TokenizerError(
+                    f"{where}: {key} of {show(text)} is {show(value)}; expected true or false"
+                )
+            flags += flag * value
+        self.flags.pop(text, None)
+        if flags:
+            self.flags[text] = flags
 
     def read_siblings(self, folder: Path) -> None:
         """``tokenizer_config.json`` and ``added_tokens.json`` of a Hugging Face folder, where they exist."""
@@ -185,7 +190,7 @@ class Draft:
         self.base = len(pieces)
         self.control: dict[str, int] = {}
         self.literal: dict[str, int] = {}
-        self.strips: dict[str, tuple[int, int]] = {}
+        self.flags: dict[str, int] = {}
         for identifier, (piece, kind) in enumerate(zip(pieces, types, strict=True)):
             if kind in (UNKNOWN, CONTROL) or (piece in CONTROL_NAMES and kind != BYTE):
                 self.make_control(piece, identifier)
@@ -196,7 +201,12 @@ class Draft:
             self.types[identifier] = CONTROL
 
     def add(self, added: AddedTokens) -> None:
-        self.strips |= added.strips
+        self.flags |= added.flags
+        # If white space decides what a token takes, the reference's order counts: first all tokens that are
+        # not normalized, also those of the vocabulary, such as newlines in a row.
+        ordered = any(
+            flags != NORMALIZED or any(map(str.isspace, text)) for text, flags in added.flags.items()
+        )
         for identifier, (text, special) in sorted(added.tokens.items()):
             if identifier >= self.base + MAX_GAP:
                 last = self.base - 1
@@ -213,8 +223,15 @@ class Draft:
             if known and self.types[identifier] == BYTE:
                 continue  # a byte stays a byte, whatever the list calls it
             if special or text in CONTROL_NAMES:
+                if known and self.types[identifier] == NORMAL and self.flags.get(text, 0) & SINGLE_WORD:
+                    raise TokenizerError(
+                        f"{self.source}: {show(text)} is special between words (single_word), and a piece of "
+                        f"other words; save it with special or single_word set to false"
+                    )
                 self.make_control(text, identifier)
-            elif not known or text in self.strips:
+            elif known and self.flags.get(text, 0) & SINGLE_WORD:
+                self.literal[text] = identifier  # within a word it is an ordinary piece
+            elif not known or text in self.flags or (ordered and SPACE not in text):
                 self.literal[text] = identifier
                 self.types[identifier] = CONTROL  # SentencePiece must not find it under its old name
             elif self.types[identifier] in (NORMAL, UNUSED):
@@ -251,7 +268,7 @@ class Draft:
             unk_id=self.unknown(ids),
             proto=proto,
             may_cut=plain and not spans,
-            strips=self.strips,
+            flags=self.flags,
             **rest,
         )
 
