@@ -426,6 +426,7 @@ class Model:
     score = method_of("_scoring", Scoring.score)
     choose = method_of("_scoring", Scoring.choose)
     log_likelihoods = method_of("_scoring", Scoring.log_likelihoods)
+    judge_image = method_of("_scoring", Scoring.judge_image)
     session = method_of("_remembering", Remembering.session)
     load_session = method_of("_remembering", Remembering.load_session)
     explain_prefix = method_of("_remembering", Remembering.explain_prefix)

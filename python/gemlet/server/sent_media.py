@@ -32,7 +32,13 @@ _INSTEAD = {
 _MOST_PARTS = 64  # images, videos and sounds of a request
 _MOST_VIDEOS = 4  # of these: a small file may take long to decode
 MOST_DECODED = 1 << 28  # bytes, of all in a request
-_BESIDE = {"type", "detail", "cache_control"}  # what a part may have beside its data
+_BESIDE = {
+    "type",
+    "detail",
+    "cache_control",
+    "source_lang_code",
+    "target_lang_code",
+}  # what a part may have beside its data
 
 
 def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
