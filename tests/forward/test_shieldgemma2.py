@@ -18,7 +18,7 @@ from gemlet.chat.shieldgemma2 import IMAGE_POLICIES
 from gemlet.errors import ConfigError, InvalidRequestError, UnsupportedError
 from golden.folders import read_tensors
 from support.paths import TESTS
-from support.vision import write_with_vocabulary
+from support.vision import write_shieldgemma2
 
 FOLDER = TESTS / "golden" / "shieldgemma2"
 PROMPTS = json.loads((FOLDER / "prompts.json").read_text(encoding="utf-8"))
@@ -27,11 +27,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
-    """A Gemma 3 with a vocabulary, which says that it is a ShieldGemma 2."""
-    folder = write_with_vocabulary(tmp_path_factory.mktemp("shieldgemma2"))
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | {"model_type": "shieldgemma2", "yes_token_index": 7}
-    path.write_text(json.dumps(config | {"no_token_index": 9}))
+    folder = write_shieldgemma2(tmp_path_factory.mktemp("shieldgemma2"))
     with gemlet.load(folder, weights="f32", threads=2) as loaded:
         yield loaded
 

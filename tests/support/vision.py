@@ -78,6 +78,14 @@ def write_with_vocabulary(folder: Path) -> Path:
     return folder
 
 
+def write_shieldgemma2(folder: Path) -> Path:
+    """A Gemma 3 with a vocabulary, which says that it is a ShieldGemma 2 and says "yes" with token 7."""
+    path = write_with_vocabulary(folder) / "config.json"
+    verdicts = {"yes_token_index": 7, "no_token_index": 9}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "shieldgemma2"} | verdicts))
+    return folder
+
+
 GEMMA3N_MARKERS = ("<start_of_image>", "<start_of_audio>")
 # In tables of their own, behind the pieces of the text.
 GEMMA3N_IMAGE_PIECES = ("<end_of_image>", "<image_soft_token>", *[f"<image{i}>" for i in range(6)])

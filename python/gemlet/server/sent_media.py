@@ -13,7 +13,15 @@ from gemlet.media.sounds import decoded_bytes as sound_bytes
 from gemlet.media.videos import decoded_bytes as video_bytes
 from gemlet.server.problems import Problem
 
-__all__ = ["MOST_DECODED", "check_part", "check_sent_media", "has_media", "image_part", "is_media"]
+__all__ = [
+    "MOST_DECODED",
+    "check_part",
+    "check_sent_media",
+    "has_media",
+    "image_part",
+    "images_of",
+    "is_media",
+]
 
 # Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
 # library takes from a program may be a path.
@@ -50,6 +58,9 @@ def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
             continue
         check_part(part, where, param="messages")
         count += 1
+        videos += kind == "video_url"
+        if videos > _MOST_VIDEOS:
+            raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param="messages")
         size += _decoded_bytes(part)
         if size > MOST_DECODED:
             expected = f"expected at most {MOST_DECODED} bytes when they are decoded"
@@ -60,9 +71,16 @@ def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
             raise Problem(
                 400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param="messages"
             )
-        videos += kind == "video_url"
-        if videos > _MOST_VIDEOS:
-            raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param="messages")
+
+
+def images_of(message: Mapping[str, Any]) -> list[Any]:
+    """The data URLs of the images in a message that :func:`check_sent_media` has passed.
+
+    >>> images_of({"role": "user", "content": [image_part("AAEC")]})
+    ['data:image/png;base64,AAEC']
+    """
+    urls = [part["image_url"] for _, _, part in _parts([message]) if _SENT.get(part["type"]) == "image_url"]
+    return [url["url"] if isinstance(url, Mapping) else url for url in urls]
 
 
 def _decoded_bytes(part: Mapping[str, Any]) -> int:
