@@ -14,7 +14,7 @@ import pytest
 from gemlet import InvalidRequestError, UnsupportedError
 from gemlet.media import videos
 from gemlet.media.videos import read_video
-from support.videos import clip, level_of, turned
+from support.videos import clip, level_of, turned, with_empty_packets
 
 pytestmark = pytest.mark.extra("video")
 
@@ -83,6 +83,14 @@ def test_frames_stand_upright(short: bytes, quarters: int) -> None:
 def test_sound_beside_the_picture_does_not_count() -> None:
     frames, _ = read(clip(40, sound=True))
     assert [seen_of(one) for one in frames] == [i * 40 // 32 for i in range(32)]
+
+
+def test_packets_without_a_frame_do_not_count() -> None:
+    frames, _ = read(with_empty_packets(40, 4))
+    found = [seen_of(one) for one in frames]
+    assert len(found) == 32
+    assert found == sorted(set(found))
+    assert found[-1] >= 38
 
 
 def test_one_frame_is_in_memory_at_a_time(short: bytes) -> None:

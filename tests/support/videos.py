@@ -68,3 +68,26 @@ def turned(video: bytes, quarters: int) -> bytes:
     matrix = b"".join(value.to_bytes(4, "big", signed=True) for value in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
     at = video.index(b"tkhd") + 4 + 40
     return video[:at] + matrix + video[at + 36 :]
+
+
+def with_empty_packets(frames: int, every: int) -> bytes:
+    """A video in which, after each run of so many frames, a packet says that nothing has changed: no frame
+    comes out of it, as of hidden frames of VP8."""
+    out = io.BytesIO()
+    size = (48, 64)
+    count = 0
+    with av.open(out, "w", format="matroska") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.height, stream.width = size
+        stream.bit_rate, stream.pix_fmt = 4_000_000, "yuv420p"
+        for index in range(frames):
+            packets = stream.encode(av.VideoFrame.from_ndarray(levels_of(index, size), format="rgb24"))
+            if index % every == every - 1:  # a plane that is not coded, at its time within the second
+                header = int(f"0101{count % 25:05b}100", 2) << 4 | 0xF
+                packets.append(av.Packet(b"\0\0\1\xb6" + header.to_bytes(2, "big")))
+            for packet in packets:
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                packet.pts = packet.dts = count
+                file.mux(packet)
+                count += 1
+    return out.getvalue()
