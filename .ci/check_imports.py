@@ -57,6 +57,7 @@ IN_FUNCTIONS = {
     "jinja2": "an extra",
     "PIL": "an extra",
     "soundfile": "an extra",
+    "av": "an extra",
     "llguidance": "an extra",
     "re2": "an extra",
     "opentelemetry": "an extra",

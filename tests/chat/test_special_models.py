@@ -12,6 +12,7 @@ import pytest
 
 import gemlet
 from gemlet.chat import SHIELD_GEMMA, ShieldGemmaFormat, TranslateGemmaFormat, chat_format_for
+from gemlet.chat.media_places import take_media
 from gemlet.chat.shieldgemma import POLICIES
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.tokenizer import Tokenizer
@@ -105,6 +106,29 @@ def test_languages_for_plain_texts() -> None:
         assert chosen.render([user(content)]) == expected
     english = TRANSLATE.with_values(source_lang_code="en", target_lang_code="en")
     assert english.render([user([PART])]) == expected  # what a message says counts
+
+
+@pytest.mark.parametrize("key", ["image", "image_url"])
+def test_an_image_to_translate(key: str) -> None:
+    """The words are those that public copies of the template have, which agree in them."""
+    expected = (
+        "<bos><start_of_turn>user\nYou are a professional German (de) to Portuguese (pt-BR) translator. Your "
+        "goal is to accurately convey the meaning and nuances of the original German text while adhering to "
+        "Portuguese grammar, vocabulary, and cultural sensitivities.\nPlease translate the German text in "
+        "the provided image into Portuguese. Produce only the Portuguese translation, without any additional "
+        "explanations, alternatives or commentary. Focus only on the text, do not output where the text is "
+        "located, surrounding objects or any other explanation about the picture. Ignore symbols, pictogram, "
+        "and arrows!\n\n\n<start_of_image><end_of_turn>\n<start_of_turn>model\n"
+    )
+    codes = {name: PART[name] for name in ("source_lang_code", "target_lang_code")}
+    image = {"type": key, key: "data:image/png;base64,"}
+    chosen = TRANSLATE.with_values(**codes)  # type: ignore[arg-type]
+    for asked, part in ((TRANSLATE, image | codes), (chosen, image)):
+        messages, parts = take_media([user([part])], ["image"])
+        assert asked.render(messages).replace(parts[0].sentinel, "<start_of_image>") == expected
+    messages, _ = take_media([user([image])], ["image"])
+    with pytest.raises(InvalidRequestError, match="source_lang_code is missing"):
+        TRANSLATE.render(messages)
 
 
 def test_wrong_use_of_translategemma() -> None:

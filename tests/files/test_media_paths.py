@@ -1,4 +1,4 @@
-"""Paths of images and sounds at which there is no file: they are refused at once, and nothing waits."""
+"""Paths of media at which there is no file: they are refused at once, and nothing waits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ import pytest
 from gemlet import InvalidRequestError
 from gemlet.media.images import read_image
 from gemlet.media.sounds import read_sound
+from gemlet.media.videos import read_video
+
+
+def read_frames(path: Path) -> object:
+    return read_video(path, "video", len, len)
 
 
 def make_socket(path: Path) -> None:
@@ -29,7 +34,7 @@ def make_link_to_pipe(path: Path) -> None:
     path.symlink_to(path.with_suffix(".pipe"))
 
 
-@pytest.mark.parametrize("read", [read_image, read_sound])
+@pytest.mark.parametrize("read", [read_image, read_sound, read_frames])
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -54,7 +59,7 @@ def test_what_is_no_file_is_refused_at_once(
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [read_image, read_sound])
+@pytest.mark.parametrize("read", [read_image, read_sound, read_frames])
 def test_a_pipe_with_a_writer_is_refused_too(read: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "medium"
     os.mkfifo(path)

@@ -21,6 +21,7 @@ import gemlet
 from gemlet import chat, config
 from golden.folders import HERE
 from support.public import MODULES, functions
+from support.vision import write_shieldgemma2
 
 Call = tuple[Callable[..., object], Mapping[str, Any]]  # and arguments that work
 
@@ -53,6 +54,7 @@ def double(x: int) -> int:
 class Loaded:
     model: gemlet.Model
     embedder: gemlet.Model
+    judge: gemlet.Model
     folder: Path
 
     @property
@@ -64,8 +66,13 @@ class Loaded:
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     folder = tmp_path_factory.mktemp("wrong")
-    with gemlet.load(threads=1) as model, gemlet.load(HERE / "embeddinggemma", threads=1) as embedder:
-        yield Loaded(model, embedder, folder)
+    of_images = write_shieldgemma2(tmp_path_factory.mktemp("judge"))
+    with (
+        gemlet.load(threads=1) as model,
+        gemlet.load(HERE / "embeddinggemma", threads=1) as embedder,
+        gemlet.load(of_images, threads=1) as judge,
+    ):
+        yield Loaded(model, embedder, judge, folder)
 
 
 def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,6 +133,7 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.Model.count_tokens": (model.count_tokens, {"messages": "Hello"}),
         "gemlet.Model.choose": (model.choose, {"prompt": "a", "choices": ["b"]}),
         "gemlet.Model.log_likelihoods": (model.log_likelihoods, {"prompt": "a", "choices": ["b"]}),
+        "gemlet.Model.judge_image": (on.judge.judge_image, {"image": np.zeros((9, 9, 3), np.uint8)}),
         "gemlet.Model.embed": (on.embedder.embed, {"texts": [[2, 3]]}),
         "gemlet.Model.embedding_ids": (on.embedder.embedding_ids, {"texts": [[2, 3]]}),
         "gemlet.Model.logits": (model.logits, {"ids": [2]}),
@@ -196,9 +204,21 @@ def calls(on: Loaded) -> dict[str, Call]:
         "gemlet.chat.describe_function": (chat.describe_function, {"function": double}),
         "gemlet.chat.GemmaFormat": (chat.GemmaFormat, {}),
         "gemlet.chat.ShieldGemmaFormat.with_values": (judge.with_values, {"guideline": "No."}),
+        "gemlet.chat.ShieldGemma2Format.with_values": (
+            chat.SHIELD_GEMMA_2.with_values,
+            {"guideline": "No."},
+        ),
         "gemlet.chat.TranslateGemmaFormat.with_values": (translate.with_values, {"source_lang_code": "de"}),
     }
-    formats = (chat.GEMMA, chat.gemma4_format(), chat.FUNCTION_GEMMA, template, judge, translate)
+    formats = (
+        chat.GEMMA,
+        chat.gemma4_format(),
+        chat.FUNCTION_GEMMA,
+        template,
+        judge,
+        translate,
+        chat.SHIELD_GEMMA_2,
+    )
     for chat_format in formats:
         kind = f"gemlet.chat.{type(chat_format).__name__}"
         assert chat_format is not None

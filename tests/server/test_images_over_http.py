@@ -13,6 +13,7 @@ import pytest
 
 from support.extras import optional
 from support.servers import RunningServer, serving
+from support.videos import clip
 from support.vision import write_with_vocabulary
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve"), pytest.mark.extra("vision")]
@@ -56,6 +57,21 @@ def test_images_in_a_chat(client: Any) -> None:
     assert plain.usage.prompt_tokens_details.image_tokens == 0
 
 
+def video_part(frames: int = 3) -> dict[str, Any]:
+    url = "data:video/mp4;base64," + base64.b64encode(clip(frames)).decode()
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+@pytest.mark.extra("video")
+def test_a_video_in_a_chat(client: Any) -> None:
+    reply = client.chat.completions.create(model="sees", messages=question(video_part()), max_tokens=4)
+    details = reply.usage.prompt_tokens_details
+    assert details.image_tokens == 3 * TOKENS
+    assert details.text_tokens == reply.usage.prompt_tokens - 3 * TOKENS
+    with pytest.raises(openai.BadRequestError, match="at most 4 videos"):
+        client.chat.completions.create(model="sees", messages=question(*[video_part(1)] * 5), max_tokens=1)
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -65,6 +81,9 @@ def test_images_in_a_chat(client: Any) -> None:
         {"type": "image_url", "image_url": "file:///etc/passwd"},
         {"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}},
         {"type": "video", "video": [["/etc/passwd"], 1]},
+        {"type": "video", "video": "/etc/passwd"},
+        {"type": "video_url", "video_url": {"url": "/etc/passwd"}},
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
     ],
 )

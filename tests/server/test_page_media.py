@@ -16,6 +16,7 @@ from support.browser import Browser, browsing
 from support.extras import optional
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
+from support.videos import clip
 from support.vision import write_with_vocabulary
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, *map(pytest.mark.extra, ("serve", "vision", "audio"))]
@@ -117,11 +118,25 @@ def test_an_image_is_chosen_or_pasted(page: Any) -> None:
     assert pillow.open(io.BytesIO(drawn)).size == (2048, 14)
 
 
+@pytest.mark.extra("video")
+def test_a_video_is_dropped_and_sent(page: Any) -> None:
+    page.click("#open-settings")
+    page.fill("[name=max_tokens]", "4")
+    page.click("#close-settings")
+    data = clip(3)
+    drop(page, "a.mp4", "video/mp4", data)
+    page.wait_for_selector("#attachments .video >> text=Video, a.mp4")
+    (video,) = sent_parts(page)
+    assert video["video_url"]["url"] == f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+    assert page.locator(".problem").count() == 0
+    page.wait_for_selector(".user .sent .video")
+
+
 def test_what_cannot_be_attached(page: Any) -> None:
     for name, kind, data, message in (
         ("a.png", "image/png", b"no image", "cannot be read as an image"),
-        ("a.pdf", "application/pdf", b"%PDF", "takes images and no sounds"),
-        ("a.wav", "audio/wav", wav(np.zeros(1000, np.float32)), "takes images and no sounds"),
+        ("a.pdf", "application/pdf", b"%PDF", "takes images and videos and no sounds"),
+        ("a.wav", "audio/wav", wav(np.zeros(1000, np.float32)), "takes images and videos and no sounds"),
     ):
         drop(page, name, kind, data)
         page.wait_for_selector(f"#attach-error:has-text('{message}')")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gemlet
 from gemlet.chat import Content
 from gemlet.errors import ConfigError, InvalidRequestError
+from support.extras import optional
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
 from support.tiny_models import write_judge
+from support.vision import write_shieldgemma2, write_with_vocabulary
 
+pillow = optional("PIL.Image")
 pytestmark = pytest.mark.extra("serve")
 GOOD: Any = [{"role": "user", "content": "Who is there?"}]
 BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
@@ -169,3 +175,35 @@ def test_the_model_of_a_folder_judges(tmp_path: Path, monkeypatch: pytest.Monkey
                     answer = server.post("/v1/chat/completions", {**body, "temperature": 0}).json
                     blocked = answer["choices"][0]["finish_reason"] == "content_filter"
                     assert blocked == (found >= threshold), (place, question, found, threshold)
+
+
+@pytest.mark.extra("vision")
+def test_shieldgemma2_judges_images(tmp_path: Path) -> None:
+    from gemlet.server.settings import ModelSpec, Settings
+
+    folder, other = write_shieldgemma2(tmp_path), tmp_path / "sees"
+    other.mkdir()
+    pictures = [np.random.default_rng(i).integers(0, 256, (40, 60, 3), np.uint8) for i in range(2)]
+    files = [io.BytesIO() for _ in pictures]
+    for picture, file in zip(pictures, files, strict=True):
+        pillow.fromarray(picture).save(file, "PNG")
+    urls = ["data:image/png;base64," + base64.b64encode(file.getvalue()).decode() for file in files]
+    with gemlet.load(folder, threads=1) as judge:
+        chances = [judge.judge_image(picture, ["violence"])["violence"] for picture in pictures]
+    low, high = sorted(chances)
+    assert low < high
+    specs = [ModelSpec("sees", str(write_with_vocabulary(other))), ModelSpec("shield", str(folder))]
+    given = Settings(
+        filter_model="shield", filter_policies=["violence", "hate"], filter_threshold=(low + high) / 2
+    )
+    with serving(given, specs) as server:
+        for url, chance in zip(urls, chances, strict=True):
+            content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "what is it?"}]
+            body = {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
+            answer = server.post("/v1/chat/completions", body)
+            assert answer.status == 200, answer.body
+            blocked = answer.json["choices"][0]["finish_reason"] == "content_filter"
+            assert blocked == (chance == high)
+        content[0]["image_url"] = "data:image/png;base64,AAAA"
+        assert server.post("/v1/chat/completions", body).status == 400
+        assert server.post("/v1/chat/completions", {"messages": GOOD, "max_tokens": 2}).status == 200

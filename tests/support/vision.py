@@ -78,6 +78,14 @@ def write_with_vocabulary(folder: Path) -> Path:
     return folder
 
 
+def write_shieldgemma2(folder: Path) -> Path:
+    """A Gemma 3 with a vocabulary, which says that it is a ShieldGemma 2 and says "yes" with token 7."""
+    path = write_with_vocabulary(folder) / "config.json"
+    verdicts = {"yes_token_index": 7, "no_token_index": 9}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "shieldgemma2"} | verdicts))
+    return folder
+
+
 GEMMA3N_MARKERS = ("<start_of_image>", "<start_of_audio>")
 # In tables of their own, behind the pieces of the text.
 GEMMA3N_IMAGE_PIECES = ("<end_of_image>", "<image_soft_token>", *[f"<image{i}>" for i in range(6)])
@@ -125,3 +133,26 @@ def _write_with_rows(name: str, folder: Path, rows: dict[str, int]) -> None:
         data += values
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+GEMMA4_MARKERS = (
+    *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", '<|"|>', "<|think|>", "<|tool>", "<tool|>"),
+    *("<|image>", "<image|>", "<|image|>", "<|video|>"),
+)
+
+
+def write_gemma4_with_vocabulary(folder: Path) -> Path:
+    """The golden Gemma 4 with a vocabulary that has the tokens of its chats, of images and of videos."""
+    vocabulary = trained_model(user_defined_symbols=(*MARKERS, *GEMMA4_MARKERS))
+    processor = SentencePieceProcessor(model_proto=vocabulary)
+    config = json.loads((FOLDERS / "gemma4-small" / "config.json").read_text())
+    for name, piece in zip(("boi", "eoi", "image", "video"), GEMMA4_MARKERS[-4:], strict=True):
+        config[f"{name}_token_id"] = processor.piece_to_id(piece)
+    rows = processor.get_piece_size()
+    config["text_config"] |= {"vocab_size": rows, "vocab_size_per_layer_input": rows}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.model").write_bytes(vocabulary)
+    shutil.copy(FOLDERS / "gemma4-small" / "processor_config.json", folder)
+    _write_with_rows("gemma4-small", folder, {"embed_tokens": rows, "embed_tokens_per_layer": rows})
+    return folder

@@ -8,6 +8,7 @@ sandbox and in a process of its own (:mod:`.template_process`).
 - :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
 - :class:`Gemma4Format`: Gemma 4 in its published revisions, with tools and thinking (:mod:`.gemma4`);
 - :data:`SHIELD_GEMMA`: ShieldGemma, which judges texts by a guideline (:mod:`.shieldgemma`);
+- :data:`SHIELD_GEMMA_2`: ShieldGemma 2, which judges images by a policy (:mod:`.shieldgemma2`);
 - :class:`TranslateGemmaFormat`: TranslateGemma (:mod:`.translategemma`);
 - :class:`TemplateFormat`: a template of the model's own (:mod:`.template_format`).
 
@@ -38,6 +39,7 @@ from gemlet.chat.reply import (
 )
 from gemlet.chat.reply_readers import TextReplyParser, TokenReplyParser
 from gemlet.chat.shieldgemma import SHIELD_GEMMA, ShieldGemmaFormat
+from gemlet.chat.shieldgemma2 import SHIELD_GEMMA_2, ShieldGemma2Format
 from gemlet.chat.template_format import TemplateFormat
 from gemlet.chat.templates import gemma4_format, read_chat_template
 from gemlet.chat.translategemma import TranslateGemmaFormat
@@ -47,6 +49,7 @@ __all__ = [
     "GEMMA",
     "GEMMA4_MARKERS",
     "SHIELD_GEMMA",
+    "SHIELD_GEMMA_2",
     "CallGrammar",
     "ChatFormat",
     "Content",
@@ -60,6 +63,7 @@ __all__ = [
     "ReplyEvent",
     "ReplyParser",
     "Segments",
+    "ShieldGemma2Format",
     "ShieldGemmaFormat",
     "TemplateFormat",
     "TextReplyParser",

@@ -9,6 +9,7 @@ from gemlet.chat.base import ChatFormat
 from gemlet.chat.functiongemma import FUNCTION_GEMMA
 from gemlet.chat.gemma import GEMMA
 from gemlet.chat.gemma4 import Gemma4Format
+from gemlet.chat.shieldgemma2 import SHIELD_GEMMA_2
 from gemlet.chat.template_probes import format_of_template
 from gemlet.chat.template_process import EXTRA, can_run_templates
 from gemlet.chat.templates import gemma4_format, is_published_template, special_format
@@ -20,7 +21,7 @@ _log = logging.getLogger("gemlet")
 _log.addHandler(logging.NullHandler())  # silent unless the program that imports gemlet wants to hear
 
 # model_type of config.json (or general.architecture of GGUF).
-_GEMMA_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text")
+_GEMMA_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "shieldgemma2")
 _CALLS = "<start_function_call>"
 _GEMMA4_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
@@ -65,7 +66,7 @@ def chat_format_for(
     template = template if template and template.strip() else None
     known: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:
-        known = GEMMA
+        known = SHIELD_GEMMA_2 if model_type == "shieldgemma2" else GEMMA
         # A Gemma 3 by its config; only its vocabulary has names for the tokens of calls.
         if tokenizer.token_id(_CALLS) is not None and (template is None or _CALLS in template):
             known = FUNCTION_GEMMA

@@ -8,6 +8,7 @@ its place. So no format has to know of them, and no text of a client can become 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +16,20 @@ from typing import Any
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["MediaPart", "Place", "take_media", "with_places"]
+__all__ = ["MediaPart", "Place", "stands_for_media", "take_media", "with_places"]
 
 # Part of a prompt: texts and control tokens by their names, as in Segments.
 Place = Sequence[tuple[str, bool]]
 
+_CODES = ("source_lang_code", "target_lang_code")  # what TranslateGemma wants to know of a part
+_SENTINEL = re.compile("\uf8ff[0-9a-f]{32}:[0-9]+\uf8ff")
 # Type of a part in a message -> its kind, and the key of its value.
 _TYPES = {
     "image": ("image", ("image", "path", "url")),
     "image_url": ("image", ("image_url",)),
     "input_image": ("image", ("image_url",)),
-    "video": ("video", ("video",)),
+    "video": ("video", ("video", "path", "url")),
+    "video_url": ("video", ("video_url",)),
     "audio": ("audio", ("audio",)),
     "input_audio": ("audio", ("input_audio", "audio")),
     "audio_url": ("audio", ("audio_url", "audio")),
@@ -80,7 +84,8 @@ def take_media(messages: Any, kinds: Collection[str]) -> tuple[Any, list[MediaPa
             where = f"messages[{i}].content[{j}]"
             sentinel = f"\uf8ff{secret}:{len(parts)}\uf8ff"
             parts.append(MediaPart(known[0], _value(part, known[1], where), where, sentinel))
-            written.append({"type": "text", "text": sentinel})
+            codes = {name: part[name] for name in _CODES if name in part}
+            written.append({"type": "text", "text": sentinel, **codes})
         result.append({**message, "content": written})
     return (result, parts) if parts else (messages, [])
 
@@ -99,6 +104,16 @@ def _value(part: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
                 raise InvalidRequestError(f"{where}: the URL is {show(value)}; expected a data URL")
             return value
     raise InvalidRequestError(f"{where} has no {keys[0]}")
+
+
+def stands_for_media(text: str) -> bool:
+    """Whether ``text`` is a sentinel of :func:`take_media`, and nothing else.
+
+    >>> found, _ = take_media([{"content": [{"type": "audio", "audio": b""}]}], ["audio"])
+    >>> stands_for_media(found[0]["content"][0]["text"]), stands_for_media("audio")
+    (True, False)
+    """
+    return _SENTINEL.fullmatch(text) is not None
 
 
 def with_places(segments: Sequence[tuple[str, bool]], places: Mapping[str, Place]) -> list[tuple[str, bool]]:

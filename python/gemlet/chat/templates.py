@@ -21,6 +21,7 @@ from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import Gemma4Format, Gemma4Revision
 from gemlet.chat.gemma4_tools import SchemaStyle
 from gemlet.chat.shieldgemma import SHIELD_GEMMA
+from gemlet.chat.shieldgemma2 import SHIELD_GEMMA_2
 from gemlet.chat.translategemma import TranslateGemmaFormat, split_template
 from gemlet.errors import ModelFileError
 
@@ -114,9 +115,10 @@ _PUBLISHED = frozenset(
         "db61fb01017bd82401d3ffca4f8e066cd56ff6d38d2a30c4058770c0bf7ab49b",  # FunctionGemma
     )
 )
-# SHA-256 of ShieldGemma's, without the white space that its lines begin and end with, and of what follows the
-# languages in TranslateGemma's.
+# SHA-256 of those of ShieldGemma and ShieldGemma 2, without the white space that their lines begin and end
+# with, and of what follows the languages in TranslateGemma's.
 _SHIELD_GEMMA = frozenset(("2c297ce82796105e7bbf4b0424a75107bd6d9e0553a25f140df0bcffa82ee5c5",))
+_SHIELD_GEMMA_2 = frozenset(("c5591cdb459d0d3bc9ae2932ebb5e5b5014582e0e361dc4c0ab3a8ed3be1ee0e",))
 _TRANSLATE_GEMMA = frozenset(("e85d2dd69710537c5b0bae1f3a6501863fa0b875775473c18eae587f23cbc747",))
 # Pieces that the templates of a revision and the later ones have, the latest first; names of variables, so
 # that they do not depend on how a template is indented.
@@ -174,13 +176,16 @@ def is_published_template(template: str) -> bool:
 
 
 def special_format(template: str) -> ChatFormat | None:
-    """The format of a special model, if ``template`` is that of ShieldGemma or of TranslateGemma.
+    """The format of a special model, if ``template`` is that of ShieldGemma, ShieldGemma 2 or TranslateGemma.
 
     >>> special_format("{{ messages }}") is None
     True
     """
-    if _digest("\n".join(line.strip() for line in template.strip().splitlines())) in _SHIELD_GEMMA:
+    lines = _digest("\n".join(line.strip() for line in template.strip().splitlines()))
+    if lines in _SHIELD_GEMMA:
         return SHIELD_GEMMA
+    if lines in _SHIELD_GEMMA_2:
+        return SHIELD_GEMMA_2
     languages, rest = split_template(template)
     return TranslateGemmaFormat(languages) if languages and _digest(rest) in _TRANSLATE_GEMMA else None
 

@@ -8,12 +8,13 @@
     <start_of_turn>model
 
 A message of the user is one part with its languages: ``{"type": "text", "source_lang_code": "de",
-"target_lang_code": "en", "text": "Guten Tag"}``. The names of the languages stand in the model's own
+"target_lang_code": "en", "text": "Guten Tag"}``, or an image with text on it, ``{"type": "image", ...,
+"image": "sign.jpg"}``, which has other words before it. The names of the languages stand in the model's own
 template, which is read for them and not run. The text is the template's to the last byte, its oddities
 included: the model's earlier turns begin with an empty line and eight blanks.
 
 Beyond the template, a message may be a plain text once the languages are given
-(:meth:`TranslateGemmaFormat.with_values`). Pictures are refused.
+(:meth:`TranslateGemmaFormat.with_values`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma import GEMMA
+from gemlet.chat.media_places import stands_for_media
 from gemlet.chat.messages import check_flags, checked_messages, checked_tools, refuse_other_than_text, role_of
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError, UnsupportedError
@@ -42,8 +44,16 @@ _ASK = (
     "You are a professional {source} ({source_code}) to {target} ({target_code}) translator. Your goal is to "
     "accurately convey the meaning and nuances of the original {source} text while adhering to {target} "
     "grammar, vocabulary, and cultural sensitivities.\n"
+)
+_OF_TEXT = (
     "Produce only the {target} translation, without any additional explanations or commentary. Please "
     "translate the following {source} text into {target}:\n\n\n"
+)
+_OF_IMAGE = (
+    "Please translate the {source} text in the provided image into {target}. Produce only the {target} "
+    "translation, without any additional explanations, alternatives or commentary. Focus only on the text, "
+    "do not output where the text is located, surrounding objects or any other explanation about the "
+    "picture. Ignore symbols, pictogram, and arrows!\n\n\n"
 )
 _BEFORE_HISTORY = "\n        "  # what the template puts in front of an earlier reply
 
@@ -156,8 +166,9 @@ class TranslateGemmaFormat(ChatFormat):
         codes = [part.get(name, self.values.get(name)) for name in _CODES]
         source, target = map(self._language, codes, (f"{where}.{name}" for name in _CODES))
         source_code, target_code = (str(code).replace("_", "-") for code in codes)
-        asked = _ASK.format(source=source, source_code=source_code, target=target, target_code=target_code)
-        return asked + str(part["text"]).strip()
+        asked = _ASK + (_OF_IMAGE if stands_for_media(part["text"]) else _OF_TEXT)
+        names = {"source": source, "source_code": source_code, "target": target, "target_code": target_code}
+        return asked.format(**names) + str(part["text"]).strip()
 
     def _language(self, code: Any, where: str) -> str:
         if code is None:

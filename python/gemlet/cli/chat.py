@@ -32,6 +32,7 @@ _COMMANDS = {
     "/reset": "forgets the conversation",
     "/undo": "takes the last turn back",
     "/image FILE": "shows a picture with the next message",
+    "/video FILE": "shows a video with the next message",
     "/audio FILE": "plays a recording with the next message",
     "/save [FILE]": "writes the conversation as JSON",
     "/exit": "leaves, as exit, quit and Ctrl-D do",
@@ -65,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
         for path in arguments.images or ():
             chat.attach("image", path)
+        for path in arguments.videos or ():
+            chat.attach("video", path)
         for path in arguments.sounds or ():
             chat.attach("audio", path)
         if question is not None:
@@ -168,7 +171,7 @@ def _command(chat: Conversation, text: str) -> bool:
             note("there is no turn to take back")
     elif name == "/save":
         note(f"saved as {chat.save(rest.strip() or None)}")
-    elif name in ("/image", "/audio") and rest.strip():
+    elif name in ("/image", "/video", "/audio") and rest.strip():
         chat.attach(name[1:], rest.strip())
         note("it comes with the next message")
     elif name in ("/help", "/?"):

@@ -81,7 +81,7 @@ class Conversation:
         return path
 
     def attach(self, kind: str, path: str) -> None:
-        """Puts a file, an "image" or "audio", in front of the next question.
+        """Puts a file, an "image", a "video" or "audio", in front of the next question.
 
         Raises :class:`InvalidRequestError` for a file that is not there.
         """

@@ -102,20 +102,15 @@ def _add_chat(commands: Any) -> None:
         metavar="FILE",
         help="text file to put behind the question, or in its place; may be given several times",
     )
-    parser.add_argument(
-        "--image",
-        action="append",
-        metavar="FILE",
-        dest="images",
-        help="a picture that the question is about; may be given several times",
-    )
-    parser.add_argument(
-        "--audio",
-        action="append",
-        metavar="FILE",
-        dest="sounds",
-        help="a recording that the question is about; may be given several times",
-    )
+    media = [("--image", "images", "a picture"), ("--video", "videos", "a video")]
+    for option, dest, what in (*media, ("--audio", "sounds", "a recording")):
+        parser.add_argument(
+            option,
+            action="append",
+            metavar="FILE",
+            dest=dest,
+            help=f"{what} that the question is about; may be given several times",
+        )
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     parser.add_argument(

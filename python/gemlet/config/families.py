@@ -345,6 +345,8 @@ _IMAGES = {
     "vision_config",
 }
 _SOUND = {"audio_config", "audio_token_id", "boa_token_id", "eoa_token_id", "vision_soft_tokens_per_image"}
+_GEMMA3_OUTER = _IGNORED | _IMAGES
+_GEMMA3_OUTER |= {"boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image"}
 _GEMMA4_OUTER = _IGNORED | _IMAGES | _SOUND | {"eoa_token_index", "video_token_id"}
 
 # A drafter of Gemma 4, which guesses for a larger model and computes no keys and values of its own.
@@ -361,12 +363,8 @@ ASSISTANT_IGNORED = _GEMMA4_OUTER
 
 # model_type of a multimodal file -> (that of its text_config, the outer keys that are ignored).
 MULTIMODAL: Mapping[str, tuple[str, frozenset[str]]] = {
-    "gemma3": (
-        "gemma3_text",
-        _IGNORED
-        | _IMAGES
-        | {"boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image"},
-    ),
+    "gemma3": ("gemma3_text", _GEMMA3_OUTER),
+    "shieldgemma2": ("gemma3_text", _GEMMA3_OUTER | {"no_token_index", "yes_token_index"}),
     "gemma3n": ("gemma3n_text", _IGNORED | _IMAGES | _SOUND | {"audio_soft_tokens_per_image"}),
     "gemma4": ("gemma4_text", _GEMMA4_OUTER),
     "gemma4_unified": ("gemma4_unified_text", _GEMMA4_OUTER),

@@ -170,6 +170,10 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     if (quantized := _with_quantization(config, outer)).quantization is None:
         quantized = _with_quantization(config, inner)
     config = quantized
+    if model_type == "shieldgemma2":
+        verdicts = Keys(raw, where, "", {"yes_token_index": 10784, "no_token_index": 3771})
+        yes, no = (verdicts.integer(key, config.vocab_size - 1, 0) for key in verdicts.defaults)
+        config = replace(config, verdict_ids=(yes, no))
     return replace(
         config,
         vision=read_vision(outer, config.family),

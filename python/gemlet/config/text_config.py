@@ -38,6 +38,8 @@ class TextConfig:
     ``quantization`` is how the weights in the files are quantized (:mod:`gemlet.config.quantization`), None
     where they are not, and ``rounded`` the core's names of the matrices whose inputs and outputs are rounded
     with fixed scales. ``exact_embedding_scale``: the factor on embeddings is not rounded to bfloat16.
+    ``verdict_ids`` are the tokens with which ShieldGemma 2 says that an image breaks a policy and that it
+    keeps to it.
     ``target_size`` makes it an assistant, which drafts for a model of this hidden size and reads its keys and
     values; its head may be in groups of rows, one for each of ``centroids``, of which ``centroids_per_token``
     are multiplied.
@@ -78,6 +80,7 @@ class TextConfig:
     quantization: str | None = None
     rounded: tuple[str, ...] = ()
     exact_embedding_scale: bool = False
+    verdict_ids: tuple[int, int] | None = None
     target_size: int = 0
     centroids: int = 0
     centroids_per_token: int = 0

@@ -69,7 +69,7 @@ class Generation:
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
             began with them, too.
         audio_tokens: those of the prompt that stand for sound.
-        image_tokens: those of the prompt that stand for images and videos.
+        image_tokens: those of the prompt that stand for images and for the frames of videos.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
         prompt_logprobs: how probable it found each token of the prompt after those before it: None for the
             first token. None as a whole unless it was asked for.

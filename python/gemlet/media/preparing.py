@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,10 @@ class ImageView:
         """The levels in the size that the tower takes."""
         height, width = self.size
         return _core.resize_image(self.levels, height=height, width=width, filter=self.settings.resample)
+
+    def kept_small(self) -> ImageView:
+        """The same view without the levels in their first size."""
+        return replace(self, levels=self.resized())
 
     def pixels(self) -> NDArray[np.float32]:
         """float32 ``[height, width, 3]``, normalised."""

@@ -16,7 +16,7 @@ from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import KEPT_BYTES, SiglipConfig, VisionConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.media.images import read_image
+from gemlet.media.images import Levels, read_image
 from gemlet.media.preparing import (
     ImageView,
     chosen_budget,
@@ -24,6 +24,7 @@ from gemlet.media.preparing import (
     frame_view,
     views_of,
 )
+from gemlet.media.videos import read_video
 from gemlet.model.resident import Resident
 
 __all__ = ["Media", "Placed", "Seen"]
@@ -31,7 +32,6 @@ __all__ = ["Media", "Placed", "Seen"]
 if TYPE_CHECKING:
     _Tower = _core.SiglipTower | _core.Gemma4VisionTower | _core.UnifiedVisionEmbedder | _core.MobileNetTower
 
-MOST_FRAMES = 32  # frames of a video
 _MOST_IMAGES = 1024  # images of a call
 
 
@@ -100,28 +100,19 @@ class Media:
         return Seen(tuple(views_of(read_image(image, name), config, how, budget)))
 
     def videos(self, videos: object, name: str = "videos") -> list[Seen]:
-        """The videos of a call, each ``(frames, frames per second)``."""
+        """The videos of a call, each a file or ``(frames, frames per second)``."""
         self._vision(name)
         return [self.video(one, f"{name}[{i}]") for i, one in enumerate(_listed(videos, name, "videos"))]
 
     def video(self, video: object, name: str) -> Seen:
         """One video, as :meth:`videos` has it."""
         config = self._vision(name)
-        if not isinstance(video, Sequence) or isinstance(video, str | bytes) or len(video) != 2:
-            raise InvalidRequestError(
-                f"{name}: got {show_argument(video)}, expected a pair of frames and frames per second"
-            )
-        frames, rate = video
-        if type(rate) not in (int, float) or not 1e-3 <= rate <= 1e4:
-            raise InvalidRequestError(
-                f"{name}: got {show_argument(rate)} frames per second, expected a number from 0.001 to 10000"
-            )
-        total = len(frames) if isinstance(frames, Sequence | np.ndarray) else 0
-        if total < 1 or isinstance(frames, str | bytes):
-            raise InvalidRequestError(f"{name}: got {show_argument(frames)}, expected a list of frames")
-        chosen = [i * total // min(total, MOST_FRAMES) for i in range(min(total, MOST_FRAMES))]
-        views = [frame_view(read_image(frames[i], f"{name}: frame {i}"), config) for i in chosen]
-        return Seen(tuple(views), tuple(i / rate for i in chosen))
+
+        def see(levels: Levels) -> ImageView:
+            return frame_view(levels, config)
+
+        views, seconds = read_video(video, name, see, lambda levels: see(levels).kept_small())
+        return Seen(tuple(views), tuple(seconds))
 
     def _vision(self, name: str) -> VisionConfig:
         config = self._config.vision

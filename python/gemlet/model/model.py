@@ -242,7 +242,8 @@ class Model:
                 ``min_ratio_to_activate``. None: as the model's files say.
             image_tokens: the most tokens of an image, 70, 140, 280, 560 or 1120, in Gemma 4. None: as the
                 model's files say.
-            videos: pairs of frames, each like an image, and frames per second. At most 32 frames are seen.
+            videos: paths, bytes of files, or pairs of frames, each like an image, and frames per second. At
+                most 32 frames are seen.
             audio: sounds, likewise: paths, bytes of files, arrays of samples at 16 kHz (float32 from -1 to 1,
                 or int16), or pairs of samples ``[n]`` or ``[n, channels]`` and their rate.
 
@@ -425,6 +426,7 @@ class Model:
     score = method_of("_scoring", Scoring.score)
     choose = method_of("_scoring", Scoring.choose)
     log_likelihoods = method_of("_scoring", Scoring.log_likelihoods)
+    judge_image = method_of("_scoring", Scoring.judge_image)
     session = method_of("_remembering", Remembering.session)
     load_session = method_of("_remembering", Remembering.load_session)
     explain_prefix = method_of("_remembering", Remembering.explain_prefix)

@@ -26,14 +26,15 @@ def rows_of(
     wanted: Literal["logits", "embedding"],
     first_row: int = 0,
     cache_salt: int = 0,
+    media: Sequence[tuple[int, _core.Media]] = (),
 ) -> Iterator[Rows]:
     """The index of a text and float32 ``[n, width]``, text by text: the next rows of its logits, from number
     ``first_row`` on, or its embedding. With a first row, the first text is read before the others, which then
-    find what they have in common with it.
+    find what they have in common with it. Each text has the ``media``.
 
     Raises :class:`CancelledError` where another thread closed the model meanwhile.
     """
-    reading = _Reading(resident, texts, adapter, wanted, first_row, cache_salt)
+    reading = _Reading(resident, texts, adapter, wanted, first_row, cache_salt, media)
     try:
         while not reading.is_over:
             seen = reading.news.value
@@ -94,12 +95,14 @@ class _Reading:
         wanted: Literal["logits", "embedding"],
         first_row: int = 0,
         cache_salt: int = 0,
+        media: Sequence[tuple[int, _core.Media]] = (),
         *,
         readable: bool = False,
     ) -> None:
         self.engine, self.news = resident.engine(), _core.News(readable=readable)
         self._name, self._texts, self._adapter = resident.name, texts, adapter
         self._wanted, self._first_row, self._cache_salt = wanted, first_row, cache_salt
+        self._media = media
         self._submitted: deque[_core.Request] = deque()
         self._index = 0  # index of the text whose rows come now
 
@@ -139,5 +142,6 @@ class _Reading:
                 adapter=self._adapter,
                 first_row=self._first_row,
                 cache_salt=self._cache_salt,
+                media=self._media,
             )
             self._submitted.append(request)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.base.front_door import public
 from gemlet.base.text import show_argument
-from gemlet.errors import InvalidRequestError
+from gemlet.chat.shieldgemma2 import IMAGE_POLICIES, ShieldGemma2Format
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.generation.answer import Prepared
 from gemlet.model.batch import Prompt
 from gemlet.model.requests import Requests
 from gemlet.model.rows import rows_of
@@ -79,7 +81,7 @@ class Scoring:
         ids = prepared.ids
         if len(ids) < 2:
             raise InvalidRequestError(f"text: it has {len(ids)} token, expected at least 2")
-        found = self._logprobs([ids], 1, prepared.adapter)[0]
+        found = self._logprobs([ids], 1, prepared)[0]
         return Score(math.fsum(found), ids.tolist(), found)
 
     @public
@@ -172,27 +174,82 @@ class Scoring:
                 ]
             texts.append(reader.checked(ids, name))
         shared = _shared(texts, len(prepared.ids))
-        return [
-            math.fsum(one) for one in self._logprobs(texts, shared, prepared.adapter, prepared.cache_salt)
-        ]
+        return [math.fsum(one) for one in self._logprobs(texts, shared, prepared)]
+
+    @public
+    def judge_image(
+        self,
+        image: Any,
+        policies: Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        adapter: str | None = None,
+        cache_salt: str | None = None,
+    ) -> dict[str, float]:
+        """For each policy, the probability that ``image`` breaks it: of ShieldGemma 2, that it says "Yes" and
+        not "No". The image is read once.
+
+        Args:
+            image: as in :meth:`logits`.
+            policies: names among "dangerous", "sexual" and "violence"; or the texts of policies by names of
+                your own; None: these three.
+            adapter, cache_salt: as in :meth:`generate`.
+
+        Raises:
+            UnsupportedError: the model is no ShieldGemma 2.
+            InvalidRequestError: an unknown policy, or what is no image.
+            ContextLengthError, ModelClosedError: as :meth:`generate` does.
+
+        >>> import gemlet
+        >>> with gemlet.load("shieldgemma-2-4b-it") as model:  # doctest: +SKIP
+        ...     model.judge_image("cat.jpg")
+        {'dangerous': 0.0001, 'sexual': 0.0002, 'violence': 0.0001}
+        """
+        verdicts = self.requests.reader.config.verdict_ids
+        if verdicts is None or not isinstance(self.requests.chat_format, ShieldGemma2Format):
+            raise UnsupportedError(
+                f"judge_image: {self.requests.reader.resident.name} is no ShieldGemma 2, or has another chat "
+                "template than the published one"
+            )
+        options = {"adapter": adapter, "cache_salt": cache_salt}
+        found: dict[str, float] = {}
+        for name, text in _policies(policies).items():
+            content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
+            prepared = self.requests.reply([{"role": "user", "content": content}], None, options)
+            texts = [np.append(prepared.ids, np.int32(verdict)) for verdict in verdicts]
+            (yes,), (no,) = self._logprobs(texts, len(prepared.ids), prepared)
+            found[name] = 1 / (1 + math.exp(min(no - yes, 700)))
+        return found
 
     def _logprobs(
-        self,
-        texts: Sequence[NDArray[np.int32]],
-        first: int,
-        adapter: _core.Adapter | None,
-        cache_salt: int = 0,
+        self, texts: Sequence[NDArray[np.int32]], first: int, prepared: Prepared
     ) -> list[list[float]]:
         """The log probabilities of the tokens from number ``first`` on of each text, given those before,
-        which all texts share."""
+        which all texts share: those of ``prepared``."""
         found: list[list[float]] = [[] for _ in texts]
         fed = [ids[:-1] for ids in texts]
         resident = self.requests.reader.resident
-        for index, rows in rows_of(resident, fed, adapter, "logits", first - 1, cache_salt):
+        adapter, salt, media = prepared.adapter, prepared.cache_salt, prepared.media
+        for index, rows in rows_of(resident, fed, adapter, "logits", first - 1, salt, media):
             start = first + len(found[index])
             chosen = texts[index][start : start + len(rows)]
             found[index] += [one for one, _ in _core.logprobs(rows, chosen, 0)]
         return found
+
+
+def _policies(policies: object) -> Mapping[str, str]:
+    if policies is None:
+        return IMAGE_POLICIES
+    if isinstance(policies, Mapping):
+        if not all(isinstance(part, str) and part for one in policies.items() for part in one):
+            raise InvalidRequestError(f"policies: got {show_argument(policies)}, expected texts by names")
+        return policies
+    listed = ", ".join(IMAGE_POLICIES)
+    if isinstance(policies, str) or not isinstance(policies, Sequence):
+        raise InvalidRequestError(f"policies: got {show_argument(policies)}, expected some of {listed}")
+    for policy in policies:
+        if not isinstance(policy, str) or policy not in IMAGE_POLICIES:
+            raise InvalidRequestError(f"policies: got {show_argument(policy)}, expected some of {listed}")
+    return {policy: IMAGE_POLICIES[policy] for policy in policies}
 
 
 def _checked(choices: object) -> list[str]:

@@ -18,7 +18,7 @@ from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.sent_media import check_sent_media, has_media, is_media
+from gemlet.server.sent_media import check_sent_media, has_media, images_of, is_media
 
 _LONG = 20_000  # characters
 _FORMS = {"json_schema", "regex", "choice", "grammar"}
@@ -78,17 +78,19 @@ class Ask:
             ]
             texts = [text for part in (*parts, _texts(self.tools or ())) for text in part]
             last = of_user[-1] if of_user else ""
+            asked = [message for message in self.messages if message.get("role") == "user"][-1:]
+            images = [image for message in asked for image in images_of(message)]
         else:
             prompt = self.prompt
             if not isinstance(prompt, str):
                 prompt = "" if model.tokenizer is None else model.tokenizer.decode(list(prompt))
-            texts, last = [prompt], prompt
+            texts, last, images = [prompt], prompt, []
         if model.tokenizer is not None:
             try:
                 model.tokenizer.check_length(sum(map(len, texts)), model.context_length, "prompt")
             except Exception as error:
                 raise self.problem_of(error) from error
-        return Said(texts, last, self.salt)
+        return Said(texts, last, self.salt, images)
 
     def begin(self) -> AsyncTextStream:
         """The stream that answers, of :attr:`count` texts, whose prompt is read once; raises

@@ -10,7 +10,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -20,8 +20,10 @@ import anyio.to_thread
 
 from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
 from gemlet.chat.shieldgemma import POLICIES, ShieldGemmaFormat
-from gemlet.errors import ConfigError, ContextLengthError, GemletError
+from gemlet.chat.shieldgemma2 import IMAGE_POLICIES, ShieldGemma2Format
+from gemlet.errors import ConfigError, ContextLengthError, GemletError, InvalidRequestError
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
+from gemlet.media.images import read_image
 from gemlet.model.model import Model
 from gemlet.server.call import Call
 from gemlet.server.problems import Problem
@@ -39,11 +41,13 @@ Action = Literal["off", "report", "block"]
 
 @dataclass(frozen=True)
 class Said:
-    """What a client says: all its texts, and those of the conversation's last message of the user."""
+    """What a client says: all its texts, and those of the conversation's last message of the user, and the
+    images in that message as data URLs."""
 
     texts: Sequence[str]
     last: str = ""
     salt: str | None = None
+    images: Sequence[str] = ()
 
 
 class ReplyCheck(ABC):
@@ -120,7 +124,8 @@ class _ListCheck(ReplyCheck):
 
 
 class ShieldFilter(Filter):
-    """ShieldGemma: the probability that a text breaks one of its policies."""
+    """ShieldGemma: the probability that a text breaks one of its policies, or an image one of ShieldGemma 2,
+    which judges no texts. ``policies`` are names; none: all of the model."""
 
     def __init__(self, model: Callable[[], Model], policies: Sequence[str], threshold: float) -> None:
         self._model = model
@@ -129,16 +134,36 @@ class ShieldFilter(Filter):
         self._threads = anyio.CapacityLimiter(2)
 
     async def judge(self, said: Said) -> str | None:
+        for image in said.images if self._sees else ():
+            try:
+                levels = await anyio.to_thread.run_sync(read_image, image, limiter=self._threads)
+            except InvalidRequestError as error:
+                raise Problem(400, str(error), param="messages") from error
+            for policy in self._chosen(IMAGE_POLICIES):
+                judge = partial(self._model().judge_image, levels, [policy], cache_salt=said.salt)
+                chances = await anyio.to_thread.run_sync(judge, limiter=self._threads)
+                if chances[policy] >= self._threshold:
+                    return policy
         return await self.judge_messages([{"role": "user", "content": said.last}], said.salt)
 
     def reply(self, said: Said) -> ReplyCheck:
         return _ShieldCheck(self, said)
 
+    @property
+    def _sees(self) -> bool:
+        return isinstance(self._model().chat_format, ShieldGemma2Format)
+
+    def _chosen(self, known: Collection[str]) -> Sequence[str]:
+        chosen = [policy for policy in self._policies or known if policy in known]
+        if not chosen:
+            raise ConfigError(f"filter_policies: the model has {', '.join(known)}; expected some of them")
+        return chosen
+
     async def judge_messages(self, messages: Sequence[Mapping[str, Any]], salt: str | None) -> str | None:
         """The policy that the last of the messages breaks."""
-        if not messages[-1]["content"].strip():
+        if self._sees or not messages[-1]["content"].strip():
             return None
-        for policy in self._policies:
+        for policy in self._chosen(POLICIES):
             judge = partial(self._chance, policy, messages, salt)
             if await anyio.to_thread.run_sync(judge, limiter=self._threads) >= self._threshold:
                 return policy
@@ -210,10 +235,10 @@ class ContentFilter:
         ]
         if any(lists):
             self._filters.append(ListFilter(WordList(*lists), settings.filter_window))
-        policies = settings.filter_policies or tuple(POLICIES)
+        policies = settings.filter_policies or ()
         for policy in policies:
-            if policy not in POLICIES:
-                raise ConfigError(f"filter_policies: got {policy!r}, expected some of {', '.join(POLICIES)}")
+            if policy not in (known := list(POLICIES | IMAGE_POLICIES)):
+                raise ConfigError(f"filter_policies: got {policy!r}, expected some of {', '.join(known)}")
         if shield is not None:
             self._filters.append(ShieldFilter(shield, policies, settings.filter_threshold))
 

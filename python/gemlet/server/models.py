@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from gemlet.base.text import show
 from gemlet.chat.shieldgemma import ShieldGemmaFormat
+from gemlet.chat.shieldgemma2 import ShieldGemma2Format
 from gemlet.errors import ConfigError, InvalidRequestError, ModelClosedError
 from gemlet.loading.load import load
 from gemlet.model.model import Model
@@ -35,7 +36,7 @@ class Models:
     """The models by alias; empty until :meth:`load` has ended.
 
     Args:
-        shield: the alias of one that judges texts for the content filter, and serves nobody.
+        shield: the alias of one that judges texts or images for the content filter, and serves nobody.
 
     Raises:
         InvalidRequestError: there is no such alias, or no model beside it.
@@ -59,7 +60,7 @@ class Models:
             model = load(spec.source, progress=False, **spec.options)
             self._models.append(model)
             if spec.name == self._shield_alias:
-                if not isinstance(model.chat_format, ShieldGemmaFormat):
+                if not isinstance(model.chat_format, ShieldGemmaFormat | ShieldGemma2Format):
                     raise ConfigError(f"filter_model: {spec.name} is no ShieldGemma")
                 self._shield = model
                 continue

@@ -1,4 +1,5 @@
-"""Images and sounds that clients send: only what is in the request itself, never a file of this machine."""
+"""Images, videos and sounds that clients send: only what is in the request itself, never a file of this
+machine."""
 
 from __future__ import annotations
 
@@ -9,45 +10,77 @@ from typing import Any
 from gemlet.base.text import show
 from gemlet.media.images import decoded_bytes as image_bytes
 from gemlet.media.sounds import decoded_bytes as sound_bytes
+from gemlet.media.videos import decoded_bytes as video_bytes
 from gemlet.server.problems import Problem
 
-__all__ = ["MOST_DECODED", "check_part", "check_sent_media", "has_media", "image_part", "is_media"]
+__all__ = [
+    "MOST_DECODED",
+    "check_part",
+    "check_sent_media",
+    "has_media",
+    "image_part",
+    "images_of",
+    "is_media",
+]
 
 # Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
 # library takes from a program may be a path.
 _SENT = {
     "image_url": "image_url",
     "input_image": "image_url",
+    "video_url": "video_url",
     "audio_url": "audio_url",
     "input_audio": "input_audio",
 }
 _INSTEAD = {
     "image": 'send {"type": "image_url", "image_url": {"url": "data:..."}}',
     "audio": 'send {"type": "input_audio", "input_audio": {"data": base64, "format": ...}}',
-    "video": "send its frames as images",
+    "video": 'send {"type": "video_url", "video_url": {"url": "data:..."}}',
 }
-_MOST_PARTS = 64  # images and sounds of a request
+_MOST_PARTS = 64  # images, videos and sounds of a request
+_MOST_VIDEOS = 4  # of these: a small file may take long to decode
 MOST_DECODED = 1 << 28  # bytes, of all in a request
-_BESIDE = {"type", "detail", "cache_control"}  # what a part may have beside its data
+_BESIDE = {
+    "type",
+    "detail",
+    "cache_control",
+    "source_lang_code",
+    "target_lang_code",
+}  # what a part may have beside its data
 
 
 def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raises :class:`Problem` for a part of a message that is no text and could name a file or an address,
     and for too many parts."""
-    count = size = 0
+    count = videos = size = 0
     for where, kind, part in _parts(messages):
         if kind == "text":
             continue
         check_part(part, where, param="messages")
         count += 1
+        videos += kind == "video_url"
+        if videos > _MOST_VIDEOS:
+            raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param="messages")
         size += _decoded_bytes(part)
         if size > MOST_DECODED:
             expected = f"expected at most {MOST_DECODED} bytes when they are decoded"
-            raise Problem(400, f"{where}: images and sounds of a request: {expected}", param="messages")
+            raise Problem(
+                400, f"{where}: images, videos and sounds of a request: {expected}", param="messages"
+            )
         if count > _MOST_PARTS:
             raise Problem(
                 400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param="messages"
             )
+
+
+def images_of(message: Mapping[str, Any]) -> list[Any]:
+    """The data URLs of the images in a message that :func:`check_sent_media` has passed.
+
+    >>> images_of({"role": "user", "content": [image_part("AAEC")]})
+    ['data:image/png;base64,AAEC']
+    """
+    urls = [part["image_url"] for _, _, part in _parts([message]) if _SENT.get(part["type"]) == "image_url"]
+    return [url["url"] if isinstance(url, Mapping) else url for url in urls]
 
 
 def _decoded_bytes(part: Mapping[str, Any]) -> int:
@@ -59,14 +92,15 @@ def _decoded_bytes(part: Mapping[str, Any]) -> int:
         data = base64.b64decode(text[text.find(",") + 1 :])
     except ValueError:
         return 0  # the library says what is wrong
-    return image_bytes(data) if key == "image_url" else sound_bytes(data)
+    sizes = {"image_url": image_bytes, "video_url": video_bytes}
+    return sizes.get(key, sound_bytes)(data)
 
 
 def check_part(part: Mapping[str, Any], where: str, param: str) -> None:
-    """Raises :class:`Problem` for a part that is no image or sound of the request itself."""
+    """Raises :class:`Problem` for a part that is no image, video or sound of the request itself."""
     kind = str(part.get("type"))
     if kind not in _SENT:
-        instead = _INSTEAD.get(kind, "gemlet takes text, image_url and input_audio")
+        instead = _INSTEAD.get(kind, "gemlet takes text, image_url, video_url and input_audio")
         raise Problem(400, f"{where} is of type {show(kind)}; {instead}", param=param)
     key = _SENT[kind]
     other = sorted(name for name in part if name not in _BESIDE and name != key)
@@ -93,7 +127,7 @@ def image_part(data: str, media_type: str = "image/png") -> dict[str, Any]:
 
 
 def is_media(part: object) -> bool:
-    """Whether a part of a message is an image or a sound."""
+    """Whether a part of a message is an image, a video or a sound."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     return isinstance(kind, str) and kind in _SENT
 

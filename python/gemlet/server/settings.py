@@ -211,12 +211,15 @@ class Settings:
         "N",
     )
     filter_model: str | None = _setting(
-        None, "alias of a ShieldGemma among the models, which judges texts and serves nobody", _text, "ALIAS"
+        None,
+        "alias of a ShieldGemma among the models, which judges texts or images and serves nobody",
+        _text,
+        "ALIAS",
     )
     filter_policies: tuple[str, ...] = _setting(
         (),
-        "policy of ShieldGemma: dangerous, harassment, hate or sexual; may be given several times (default: "
-        "all)",
+        "policy of ShieldGemma: dangerous, harassment, hate or sexual, of ShieldGemma 2 dangerous, sexual or "
+        "violence; may be given several times (default: all)",
         _texts,
         "POLICY",
     )

@@ -1,7 +1,8 @@
-// Images and sounds that go with a message: chosen, dropped, pasted or recorded.
+// Images, videos and sounds that go with a message: chosen, dropped, pasted or recorded.
 
 const SENT = ["image/png", "image/jpeg", "image/webp", "image/gif"]; // as they are; others are drawn anew
 const MOST_BYTES = 3_000_000;
+const MOST_VIDEO_BYTES = 20_000_000; // base64 makes a third more of them, and the server takes 32 MB
 const LONGEST_SIDE = 2048;
 const RATE = 16000;
 const LONGEST_SOUND = 30; // seconds; what a model hears at a time
@@ -10,7 +11,7 @@ const SHOWN = 96; // pixels of a preview
 const at = (id) => document.getElementById(id);
 const [list, files, attach, record, problem] = ["attachments", "files", "attach", "record", "attach-error"].map(at);
 
-let media = []; // {kind: "image" or "sound", name, url, seconds}
+let media = []; // {kind: "image", "video" or "sound", name, url, seconds}
 let can = { image: false, sound: false };
 let recording = null;
 let changed = () => {};
@@ -79,7 +80,17 @@ async function sound(file) {
   return { url: await asUrl(new Blob([view], { type: "audio/wav" })), seconds: decoded.duration };
 }
 
-const kindOf = (file) => (file.type.startsWith("image/") ? "image" : file.type.startsWith("audio/") ? "sound" : "");
+/** A video as it is: the server reads it. */
+async function video(file) {
+  if (file.size > MOST_VIDEO_BYTES) {
+    throw new Error(`${file.name} has ${Math.ceil(file.size / 1e6)} MB; a video may have ${MOST_VIDEO_BYTES / 1e6}.`);
+  }
+  return { url: await asUrl(file) };
+}
+
+const READ = { image, video, sound };
+const KINDS = { "image/": "image", "video/": "video", "audio/": "sound" };
+const kindOf = (file) => KINDS[file.type.slice(0, 6)] ?? "";
 
 async function add(given) {
   problem.textContent = "";
@@ -87,9 +98,9 @@ async function add(given) {
     const kind = kindOf(file);
     try {
       if (!can[kind]) {
-        throw new Error(`${file.name || "This file"}: this model takes ${can.image ? "images" : "no images"} and ${can.sound ? "sounds" : "no sounds"}.`);
+        throw new Error(`${file.name || "This file"}: this model takes ${can.image ? "images and videos" : "no images"} and ${can.sound ? "sounds" : "no sounds"}.`);
       }
-      media.push({ kind, name: file.name || kind, ...(await (kind === "image" ? image : sound)(file)) });
+      media.push({ kind, name: file.name || kind, ...(await READ[kind](file)) });
     } catch (error) {
       problem.textContent = error.message;
     }
@@ -99,12 +110,12 @@ async function add(given) {
 
 // --- What is shown ---------------------------------------------------------------------------------------
 
-/** A small picture of an image, drawn, so that the page need not be allowed to load any; a sound's length. */
+/** A small picture of an image, drawn, so that the page need not be allowed to load any; what else it is. */
 export function preview({ kind, name, url, seconds }) {
   const made = document.createElement("span");
   made.className = `preview ${kind}`;
-  if (kind === "sound") {
-    made.textContent = `Sound, ${seconds.toFixed(1)} s`;
+  if (kind !== "image") {
+    made.textContent = kind === "sound" ? `Sound, ${seconds.toFixed(1)} s` : `Video, ${name}`;
     return made;
   }
   const bytes = Uint8Array.from(atob(url.slice(url.indexOf(",") + 1)), (c) => c.charCodeAt(0));
@@ -161,7 +172,7 @@ export function allow(abilities, onChange) {
   can = abilities;
   changed = onChange;
   attach.hidden = !can.image && !can.sound;
-  files.accept = [...(can.image ? ["image/*"] : []), ...(can.sound ? ["audio/*"] : [])].join();
+  files.accept = [...(can.image ? ["image/*", "video/*"] : []), ...(can.sound ? ["audio/*"] : [])].join();
   record.hidden = !can.sound || !navigator.mediaDevices; // browsers have a microphone for safe pages alone
 }
 
@@ -169,8 +180,8 @@ export function allow(abilities, onChange) {
 export function contentOf(text, attached = []) {
   if (!attached.length) return text;
   const parts = attached.map(({ kind, url }) =>
-    kind === "image"
-      ? { type: "image_url", image_url: { url } }
+    kind !== "sound"
+      ? { type: `${kind}_url`, [`${kind}_url`]: { url } }
       : { type: "input_audio", input_audio: { data: url.slice(url.indexOf(",") + 1), format: "wav" } },
   );
   return text ? [...parts, { type: "text", text }] : parts;

@@ -331,7 +331,7 @@ function showModels(names) {
 function showAbilities() {
   const chosen = models.find((one) => one.id === model.value);
   at("thinks").hidden = !chosen?.thinks;
-  allow({ image: chosen?.sees, sound: chosen?.hears }, refresh);
+  allow({ image: chosen?.sees, video: chosen?.sees, sound: chosen?.hears }, refresh);
 }
 
 const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`);

@@ -1,0 +1,294 @@
+"""From anything that is a video to the frames that a model sees: :func:`read_video`.
+
+PyAV decodes files, and nothing else: everything after that is the core's. What a file says of itself is not
+trusted. Its packets are counted before one is decoded, only common containers and codecs are read, and one
+frame is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import numpy as np
+
+from gemlet.base.files import open_regular
+from gemlet.base.text import show_argument
+from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.media.images import Levels, read_data_url, read_image
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = ["MOST_FRAMES", "decoded_bytes", "read_video"]
+
+MOST_FRAMES = 32  # that are seen
+MOST_FILE_BYTES = 1 << 30
+MOST_PIXELS = 1 << 24  # of a frame
+MOST_SECONDS = 3600
+MOST_DECODED = 1 << 34  # pixels, of all frames up to the last one that is seen
+_MOST_PACKETS = 1 << 18
+_RATES = (1e-3, 1e4)  # frames per second
+_KEPT_BYTES = MOST_FRAMES * 3 * 768 * 768  # of the frames that are seen, in the size in which they are
+_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg")
+_DECODERS = (*_CODECS, "libdav1d", "libvpx", "libvpx-vp9")  # names of the programs that read these
+_EXPECTED = "expected a path, the bytes of a file, or a pair of frames and frames per second"
+_CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
+_Seen = TypeVar("_Seen")
+
+
+def read_video(
+    video: object, name: str, see: Callable[[Levels], _Seen], see_decoded: Callable[[Levels], _Seen]
+) -> tuple[list[_Seen], list[float]]:
+    """At most 32 frames of ``video`` at equal distances, and the second at which each of them is: of a path,
+    the bytes of a file, a data URL, or a pair of frames (as of :func:`read_image`) and frames per second.
+
+    ``see`` gets the levels of each frame of a pair, ``see_decoded`` those of a file, which nobody else keeps.
+
+    Raises :class:`InvalidRequestError` if it is not a video, is damaged, cut short or too large, and
+    :class:`UnsupportedError` for a file where PyAV is not installed; ``name`` names the argument.
+
+    >>> frames = [np.full((2, 2, 3), i, np.uint8) for i in range(64)]
+    >>> seen, seconds = read_video((frames, 8), "video", np.max, np.max)
+    >>> seen[:3], seconds[:3]
+    ([0, 2, 4], [0.0, 0.25, 0.5])
+    """
+    if isinstance(video, str) and video.startswith("data:"):
+        return _from_file(io.BytesIO(read_data_url(video, name)), name, see_decoded)
+    if isinstance(video, str | os.PathLike):
+        try:
+            with open_regular(os.fspath(video)) as file:
+                return _from_file(file, name, see_decoded)
+        except (OSError, ValueError) as problem:
+            raise InvalidRequestError(f"{name}: {show_argument(video)} cannot be read: {problem}") from None
+    if isinstance(video, bytes | bytearray | memoryview):
+        return _from_file(io.BytesIO(video), name, see_decoded)
+    if not isinstance(video, Sequence) or len(video) != 2:
+        raise InvalidRequestError(f"{name}: got {show_argument(video)}, {_EXPECTED}")
+    frames, rate = video
+    if type(rate) not in (int, float) or not _RATES[0] <= rate <= _RATES[1]:
+        raise InvalidRequestError(
+            f"{name}: got {show_argument(rate)} frames per second, expected a number from 0.001 to 10000"
+        )
+    total = len(frames) if isinstance(frames, Sequence | np.ndarray) else 0
+    if total < 1 or isinstance(frames, str | bytes):
+        raise InvalidRequestError(f"{name}: got {show_argument(frames)}, expected a list of frames")
+    indices = _indices(total)
+    return [see(read_image(frames[i], f"{name}: frame {i}")) for i in indices], [i / rate for i in indices]
+
+
+def decoded_bytes(data: bytes) -> int:
+    """How much memory the video in a file takes while it is decoded, by what its header says; 0 for what
+    :func:`read_video` refuses."""
+    try:
+        with _opened(io.BytesIO(data), "") as (_, stream):
+            return 4 * stream.width * stream.height + _KEPT_BYTES
+    except (InvalidRequestError, UnsupportedError):
+        return 0
+
+
+def _indices(total: int) -> list[int]:
+    """The frames that are seen of so many.
+
+    >>> _indices(3), _indices(80)[:5]
+    ([0, 1, 2], [0, 2, 5, 7, 10])
+    """
+    count = min(total, MOST_FRAMES)
+    return [i * total // count for i in range(count)]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What the packets of a file say: how many frames it has, and how many each second."""
+
+    frames: int
+    rate: float
+
+
+def _from_file(file: BinaryIO, name: str, see: Callable[[Levels], _Seen]) -> tuple[list[_Seen], list[float]]:
+    with _opened(file, name) as (container, stream):
+        scan = _scan(container, stream, name)
+        seen, total = _see(container, stream, scan.frames, name, see)
+        indices = _indices(scan.frames)
+        if len(seen) < len(indices):  # some packets have no frame: VP8 and AVI know such
+            if total == 0:
+                raise InvalidRequestError(f"{name}: no frame of the file can be decoded")
+            indices = _indices(total)
+            seen, _ = _see(container, stream, total, name, see)
+    return seen, [i / scan.rate for i in indices]
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file, and its picture. What PyAV raises in the block is an :class:`InvalidRequestError`."""
+    try:
+        import av
+    except ImportError:
+        raise UnsupportedError(
+            f'{name}: PyAV, which decodes files, is not installed; use pip install "gemlet[video]", or pass '
+            "frames and frames per second"
+        ) from None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not 0 < size <= MOST_FILE_BYTES:
+        raise InvalidRequestError(
+            f"{name}: the file has {size} bytes; expected at least 1 and at most {MOST_FILE_BYTES}"
+        )
+    container = _container(file.read(12))
+    file.seek(0)
+    if container is None:
+        raise InvalidRequestError(f"{name}: the file is no video; expected {_CONTAINERS}")
+    try:
+        options = {"max_pixels": str(MOST_PIXELS), "codec_whitelist": ",".join(_DECODERS)}
+        with av.open(file, mode="r", format=container, options=options) as opened:
+            yield opened, _stream(opened, name)
+    except InvalidRequestError:
+        raise
+    except MemoryError:
+        raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError, LookupError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise InvalidRequestError(
+            f"{name}: the file is damaged or cut short: {show_argument(str(why))}"
+        ) from None
+
+
+def _container(head: bytes) -> str | None:
+    """The name of the reader for a file that begins so. PyAV never guesses: some readers open other files."""
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "mov"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska"
+    return "avi" if head.startswith(b"RIFF") and head[8:] == b"AVI " else None
+
+
+def _stream(container: InputContainer, name: str) -> VideoStream:
+    pictures = [
+        one
+        for one in container.streams.video
+        if not one.disposition & type(one.disposition).attached_pic  # the cover of a recording
+    ]
+    if not pictures:
+        raise InvalidRequestError(f"{name}: the file has no picture, at most sound; pass it as audio")
+    stream = pictures[0]
+    codec = getattr(stream.codec_context, "name", "unknown")
+    if codec not in _DECODERS:
+        raise InvalidRequestError(
+            f"{name}: the video is in {show_argument(codec)}; expected one of {', '.join(_CODECS)}"
+        )
+    _check_size(name, stream.height, stream.width)
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+    return stream
+
+
+def _check_size(name: str, height: int, width: int) -> None:
+    if height * width > MOST_PIXELS:
+        raise InvalidRequestError(
+            f"{name}: a frame has {width} x {height} pixels; expected at most {MOST_PIXELS}"
+        )
+    if height < 1 or width < 1:  # as PyAV has it where max_pixels forbids the size
+        raise InvalidRequestError(f"{name}: the file has no frames of at most {MOST_PIXELS} pixels")
+
+
+def _scan(container: InputContainer, stream: VideoStream, name: str) -> _Scan:
+    """Reads all packets, and decodes none."""
+    frames = packets = count = 0
+    begins: list[Fraction] = []
+    end = Fraction(0)  # of everything
+    for packet in container.demux():
+        count += 1
+        if count > _MOST_PACKETS:
+            raise InvalidRequestError(f"{name}: the file has more than {_MOST_PACKETS} packets; cut it")
+        if not packet.size:
+            continue
+        if packet.is_corrupt:
+            raise InvalidRequestError(f"{name}: the file is cut short within a frame")
+        at = packet.dts if packet.pts is None else packet.pts
+        begin = None if at is None or not packet.time_base else at * packet.time_base
+        if begin is not None:
+            end = max(end, begin + (packet.duration or 0) * packet.time_base)
+        if packet.stream_index != stream.index:
+            continue
+        packets += 1
+        if packet.is_discard:
+            continue
+        frames += 1
+        if begin is not None:
+            begins.append(begin)
+    if frames == 0:
+        raise InvalidRequestError(f"{name}: the file has no frames")
+    _check_complete(container, stream, packets, end, name)
+    seconds = max(begins) - min(begins) if begins else Fraction(0)
+    if seconds > MOST_SECONDS:
+        raise InvalidRequestError(
+            f"{name}: {int(seconds)} seconds, expected at most {MOST_SECONDS}; cut it into pieces"
+        )
+    decoded = (_indices(frames)[-1] + 1) * stream.width * stream.height
+    if decoded > MOST_DECODED:
+        raise InvalidRequestError(
+            f"{name}: {frames} frames of {stream.width} x {stream.height} pixels are {decoded} pixels to "
+            f"decode, expected at most {MOST_DECODED}; make it shorter or smaller, or pass frames and frames "
+            "per second"
+        )
+    rate = _rate(stream, frames, seconds)
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise InvalidRequestError(
+            f"{name}: {show_argument(rate)} frames per second, expected a number from 0.001 to 10000"
+        )
+    return _Scan(frames, rate)
+
+
+def _check_complete(
+    container: InputContainer, stream: VideoStream, packets: int, end: Fraction, name: str
+) -> None:
+    """Of containers whose reader does not notice where a file is cut. (That of MP4 does.)"""
+    kind = container.format.name
+    if kind == "avi" and packets < stream.frames:
+        raise InvalidRequestError(
+            f"{name}: the file is cut short: it has {packets} of {stream.frames} frames"
+        )
+    said = Fraction(container.duration or 0, 1_000_000)
+    if "matroska" in kind and end < said * Fraction(9, 10):
+        raise InvalidRequestError(
+            f"{name}: the file is cut short: it has {float(end):.3g} of {float(said):.3g} seconds"
+        )
+
+
+def _rate(stream: VideoStream, frames: int, seconds: Fraction) -> float:
+    """Frames per second: as the file says, unless its timestamps say something else. ``seconds``: from the
+    first frame to the last one."""
+    said = float(stream.average_rate or 24)
+    found = float((frames - 1) / seconds) if seconds > 0 else said
+    return said if abs(said - found) <= 0.02 * found else found
+
+
+def _see(
+    container: InputContainer, stream: VideoStream, total: int, name: str, see: Callable[[Levels], _Seen]
+) -> tuple[list[_Seen], int]:
+    """What ``see`` makes of the frames that are seen of ``total``, and how many were decoded for it."""
+    wanted = _indices(total)
+    seen: list[_Seen] = []
+    count = 0
+    container.seek(0, backward=True)
+    for frame in container.decode(stream):
+        _check_size(name, frame.height, frame.width)
+        if count == wanted[len(seen)]:
+            seen.append(see(_upright(frame, name, count)))
+            if len(seen) == len(wanted):
+                break
+        count += 1
+    return seen, count
+
+
+def _upright(frame: VideoFrame, name: str, index: int) -> Levels:
+    if frame.is_corrupt:
+        raise InvalidRequestError(f"{name}: frame {index} is damaged")
+    levels: Any = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(levels, round(frame.rotation / 90)), np.uint8)
