@@ -107,7 +107,7 @@ class Service:
         if most is not None:
             for ask in asks:
                 await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
-        call.at_end.append(self.metrics.count)
+        self.metrics.begin(call)
         running = Running(asks, call, self.filter)
         if self.settings.log_text:
             call.at_end.append(lambda _: log_text(call.id, running.texts()))
