@@ -297,8 +297,10 @@ class Running:
             if self.before_waiting is not None and arrived.empty():
                 await self.before_waiting()
             item = await arrived.get()
+            left = ask.count
             if isinstance(item, BaseException):
                 raise item
+                left -= chunk.finish_reason is not None
             if item is None:
                 left -= 1
             else:
@@ -318,7 +320,7 @@ class Running:
                 shown = await self._taken(self.choices[index], chunk)
                 if shown is not None:
                     yield index, shown
-                if before_waiting is not None and (is_judged or not stream.has_chunk):
+                if before_waiting is not None and left and (is_judged or not stream.has_chunk):
                     await before_waiting()
         except Exception as error:
             raise ask.problem_of(error) from error

@@ -132,7 +132,7 @@ class Service:
         ping: bytes | None = b": ping\n\n",
     ) -> StreamAnswer:
         """Server-sent events, or lines of JSON where there is no ping. Those of chunks of ``running`` that
-        are there at once are sent together."""
+        are there at once, or within a moment, are sent together."""
         call, path = call_of(request), request.scope["path"]
 
         def on_error(problem: Problem) -> bytes:
@@ -151,7 +151,7 @@ class Service:
             ping_seconds=self.settings.ping_seconds,
             stuck_seconds=self.settings.stuck_seconds,
         )
-        running.before_waiting = answer.flush
+        running.before_waiting = answer.flush_and_rest
         return answer
 
 
