@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -36,8 +37,8 @@ __all__ = [
 
 _DEADLINE = 10.0  # seconds in which a healthy model writes a token
 _MOST_CHARACTERS = 1 << 20  # of a text to tokenize, which may be longer than the context
-
 _MOST_TOKENS = 1 << 16  # of messages, for the same reason
+
 TOKENIZE: Mapping[str, Kind] = {
     "model": NAME,
     "prompt": Text(_MOST_CHARACTERS),
@@ -134,5 +135,7 @@ async def detokenize(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     if served.model.tokenizer is None:
         raise Problem(400, f"{served.name} has no tokenizer", code="unsupported")
+    decode = partial(served.model.tokenizer.decode, fields["tokens"], skip_control=False)
+    text = await anyio.to_thread.run_sync(decode, limiter=service.threads)
     call.settle()
-    return JSONAnswer({"prompt": served.model.tokenizer.decode(fields["tokens"], skip_control=False)})
+    return JSONAnswer({"prompt": text})
